@@ -1,0 +1,237 @@
+"""FastAPI: sessions that commit before the response goes out, and errors as problem details (RFC 9457).
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Database]]:
+    async with Database(url) as database:
+        yield {"database": database}
+
+app = FastAPI(lifespan=lifespan)
+add_error_handlers(app)
+
+@app.post("/users")
+async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+from weakref import WeakSet
+
+import orjson
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends as DependsMarker
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+
+from howdah import errors
+from howdah.database import Database
+from howdah.pagination import MAX_LIMIT
+
+PROBLEM_JSON: Final = "application/problem+json"
+
+# The one place that decides on statuses; the nearest class in the error's ancestry counts. What isn't here is a fault
+# of the program and answers 500.
+STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.InvalidCursor: HTTPStatus.BAD_REQUEST,
+    errors.StaleRow: HTTPStatus.CONFLICT,
+    errors.UniqueViolation: HTTPStatus.CONFLICT,
+    errors.ExclusionViolation: HTTPStatus.CONFLICT,
+    errors.ForeignKeyViolation: HTTPStatus.CONFLICT,
+    errors.CheckViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NotNullViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Conflict: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.StatementTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+RETRY_AFTER_SECONDS: Final = 1
+
+
+class Problem(BaseModel):
+    """RFC 9457. `type` is stable, and what a client should branch on; `title` and `detail` are for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:howdah:problem:not-found"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str | None = Field(default=None, examples=["no User with key 01977f1e-7c3a-7000-8000-000000000000"])
+
+
+class PageParameters(BaseModel):
+    """Query parameters of a listing, as `Annotated[PageParameters, Query()]`; subclass it to add filters. A parameter
+    that it doesn't name is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="How many at most")
+    after: str | None = Field(default=None, description="The `next` of the page before")
+    before: str | None = Field(default=None, description="The `previous` of the page behind")
+
+
+def database_of(connection: HTTPConnection) -> Database:
+    """The `Database` that the application's lifespan yielded as `{"database": …}`."""
+    database = getattr(connection.state, "database", None)
+    if not isinstance(database, Database):
+        raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
+            'no database: the application\'s lifespan must yield {"database": Database(...)}'
+        )
+    return database
+
+
+async def get_db(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+    """A session for one request: committed when the route has returned and before the response is sent, so that a
+    commit that fails is the response. An exception, a client that disconnects or a cancelled task roll it back.
+
+    Take it as `DbSession`. FastAPI would run the commit after the response had gone out if it were declared without
+    `scope="function"`, so that is refused at the route's first request.
+
+    A response that streams from the database must take `ReadDbSession`: this session is closed by then, and says so.
+    """
+    async for session in _committed(connection, database_of, get_db):
+        yield session
+
+
+async def get_read_db(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+    """A session for one request in which PostgreSQL refuses writes; open until the response has been sent, streams
+    included, then rolled back. Take it as `ReadDbSession`."""
+    async with database_of(connection).session(read_only=True) as session:
+        yield session
+
+
+DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
+ReadDbSession = Annotated[AsyncSession, Depends(get_read_db, scope="request")]
+
+
+def session_dependency(find: Callable[[HTTPConnection], Database]) -> Any:
+    """`DbSession` for a further database: `Annotated[AsyncSession, session_dependency(lambda c: c.state.reports)]`."""
+
+    async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+        async for session in _committed(connection, find, get_session):
+            yield session
+
+    return DependsMarker(get_session, scope="function")
+
+
+async def _committed(
+    connection: HTTPConnection, find: Callable[[HTTPConnection], Database], declared: Callable[..., Any]
+) -> AsyncIterator[AsyncSession]:
+    _refuse_late_commit(connection, declared)
+    async with find(connection).session() as session:
+        yield session
+        await session.commit()
+
+
+_checked_routes: WeakSet[Any] = WeakSet()
+
+
+def _refuse_late_commit(connection: HTTPConnection, declared: Callable[..., Any]) -> None:
+    route = connection.scope.get("route")
+    dependant = getattr(route, "dependant", None)
+    if not isinstance(dependant, Dependant) or route in _checked_routes:
+        return
+    waiting = [dependant]
+    while waiting:
+        each = waiting.pop()
+        if each.call is declared and each.scope != "function":
+            raise RuntimeError(
+                f"{connection.scope['path']}: a session that commits must be declared with scope='function' "
+                "(DbSession is), or its commit would come after the response"
+            )
+        waiting += each.dependencies
+    _checked_routes.add(route)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error of this application as problem details: Howdah's by `STATUS`, with `Retry-After` where
+    trying again may help; FastAPI's validation errors and `HTTPException`; and what nobody foresaw as a bare 500."""
+    app.add_exception_handler(errors.HowdahError, _howdah_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def problem_response(
+    status: int,
+    code: str,
+    *,
+    title: str | None = None,
+    detail: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,
+) -> Response:
+    """A problem details response with the type `urn:howdah:problem:<code>`; `members` extend it."""
+    body = {
+        "type": f"urn:howdah:problem:{code}",
+        "title": title or HTTPStatus(status).phrase,
+        "status": int(status),
+        **({} if detail is None else {"detail": detail}),
+        **members,
+    }
+    return Response(orjson.dumps(body), status, headers=headers, media_type=PROBLEM_JSON)
+
+
+async def _howdah_error(request: Request, error: Exception) -> Response:
+    status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
+    if status is None:
+        raise error
+    return problem_response(
+        status,
+        _code(type(error).__name__),
+        detail=_detail(error),
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None,
+        **_members(error),
+    )
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    shown = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
+    return problem_response(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "validation", detail="the request is not as described", errors=shown
+    )
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem_response(
+        error.status_code,
+        _code(HTTPStatus(error.status_code).phrase),
+        detail=str(error.detail) if error.detail else None,
+        headers=error.headers,
+    )
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
+
+
+def _detail(error: Exception) -> str | None:
+    """What a client may read: never a statement, nor a row's values."""
+    if isinstance(error, errors.IntegrityViolation):
+        return f"refused by {error.constraint}" if error.constraint else f"{error.column} must have a value"
+    if isinstance(error, errors.DatabaseError):
+        return (type(error).__doc__ or "").split("\n")[0]
+    return str(error)
+
+
+def _members(error: Exception) -> dict[str, Any]:
+    if isinstance(error, errors.IntegrityViolation) and error.constraint:
+        return {"constraint": error.constraint}
+    return {}
+
+
+def _code(name: str) -> str:
+    """`UniqueViolation` and `Not Found` as `unique-violation` and `not-found`."""
+    words = "".join(f" {letter}" if letter.isupper() else letter for letter in name.replace("-", " ")).split()
+    return "-".join(words).lower()

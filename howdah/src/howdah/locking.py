@@ -1,0 +1,54 @@
+"""Row locks, taken in one order by everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase
+
+from howdah.errors import NotFound
+from howdah.keys import distinct, has_key_in, key_attributes, key_in, key_of
+
+ModelT = TypeVar("ModelT", bound=DeclarativeBase)
+
+
+async def lock(
+    session: AsyncSession, model: type[ModelT], ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False
+) -> dict[Any, ModelT]:
+    """Lock the rows with these keys `FOR UPDATE` until the transaction ends; the objects by key, in key order.
+
+    One statement locks them in ascending key order, so two callers that lock overlapping rows this way wait for each
+    other but can't deadlock. (Two calls in one transaction are two orders: lock all at once.) Pending changes are
+    flushed first, then every object is read anew even if the session had it: what was read before the lock may be
+    stale. Raises `NotFound` with all missing keys; `LockTimeout` after the session's `lock_timeout`, or at once under
+    `nowait`. With `skip_locked`, rows that others hold are left out, and so are missing ones: nothing tells them
+    apart.
+    """
+    keys = distinct(model, ids)
+    if not keys:
+        return {}
+    await session.flush()
+    statement = (
+        select(model)
+        .where(has_key_in(model, keys))
+        .order_by(*key_attributes(model))
+        .with_for_update(of=model, nowait=nowait, skip_locked=skip_locked)
+        .execution_options(populate_existing=True)
+    )
+    locked = {key_of(row): row for row in await session.scalars(statement)}
+    if not skip_locked and len(locked) < len(keys):
+        raise NotFound(model, [key for key in keys if key not in locked])
+    return locked
+
+
+async def lock_keys(session: AsyncSession, model: type[Any], keys: Sequence[Any]) -> set[Any]:
+    """Lock the rows as `lock` does, without reading them; the keys that exist. For bulk writes."""
+    if not keys:
+        return set()
+    await session.flush()
+    columns = key_attributes(model)
+    statement = select(*columns).where(has_key_in(model, keys)).order_by(*columns).with_for_update(of=model)
+    return {key_in(row) for row in await session.execute(statement)}

@@ -1,0 +1,102 @@
+"""The declarative base and the mixins that most tables want."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+from sqlalchemy import DateTime, Dialect, MetaData, TypeDecorator, event
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty, declared_attr, mapped_column
+from uuid_utils.compat import uuid7 as _uuid7
+
+NAMING_CONVENTION: Final[dict[str, str]] = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def uuid7() -> UUID:
+    """A new UUIDv7 (RFC 9562, section 5.7): ordered by the millisecond of its making, and within a process strictly
+    increasing (section 6.2, a counter). Between processes the order is that of their clocks."""
+    return _uuid7()
+
+
+def utcnow() -> datetime:
+    """Now, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class AwareDateTime(TypeDecorator[datetime]):
+    """`timestamptz`. A naive `datetime` is refused with `ValueError` before it is sent: the driver would read it as
+    local time. What comes back is aware and in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.utcoffset() is None:
+            raise ValueError(
+                f"{value!r} has no time zone: use howdah.utcnow(), datetime.now(UTC) or .replace(tzinfo=...)"
+            )
+        return value
+
+
+class Base(DeclarativeBase):
+    """The base of mapped classes.
+
+    - Constraints and indexes get names from `NAMING_CONVENTION`, so that migrations and errors can name them.
+    - `Mapped[datetime]` is `timestamptz` and refuses naive values (`AwareDateTime`).
+    - A relationship is `lazy="raise"` unless it names another strategy: a lazy load can't work under asyncio, so it is
+      an error where it is written. `lazy="select"`, being SQLAlchemy's default, counts as not naming one; write
+      `lazy=True` to have it (for `AsyncAttrs`).
+    - What the server computes comes back with the flush (`eager_defaults`), never by a later lazy load.
+
+    For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` and a `registry` of its own.
+    """
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map: ClassVar[Mapping[Any, Any]] = {datetime: AwareDateTime()}
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # SQLAlchemy declares it without ClassVar
+
+
+@event.listens_for(Base, "before_mapper_configured", propagate=True)
+def _raise_on_lazy_load(mapper: Mapper[Any], class_: type[Any]) -> None:
+    for prop in mapper._props.values():
+        if not isinstance(prop, RelationshipProperty):
+            continue
+        if prop.lazy == "select":
+            prop.lazy = "raise"
+            prop.strategy_key = (("lazy", "raise"),)
+        if prop.backref is not None:  # the other side, which SQLAlchemy is about to make
+            prop.backref[1].setdefault("lazy", "raise")  # type: ignore[union-attr]  # a string until __init__ has run
+
+
+class UUIDv7PrimaryKey:
+    """`id`: a UUIDv7 made by the application when the row is flushed, or earlier by whoever passes one."""
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7, sort_order=-10)
+
+
+class Timestamps:
+    """`created_at` and `updated_at`, by the application's clock; `updated_at` moves with every UPDATE that SQLAlchemy
+    makes of the row."""
+
+    created_at: Mapped[datetime] = mapped_column(default=utcnow, sort_order=90)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=91)
+
+
+class Versioned:
+    """`version`: 1 for a new row, one more with each UPDATE of the object. An UPDATE or DELETE of an object whose row
+    has moved on since it was read raises `StaleRow`, and nothing is written (optimistic locking)."""
+
+    version: Mapped[int] = mapped_column(default=1, sort_order=92)
+
+    @declared_attr.directive
+    @classmethod
+    def __mapper_args__(cls) -> dict[str, Any]:
+        return {"eager_defaults": True, "version_id_col": cls.version}

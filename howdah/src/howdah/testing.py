@@ -1,0 +1,180 @@
+"""A pytest plugin: tests on a real PostgreSQL that leave nothing behind. In the root `conftest.py`:
+
+    pytest_plugins = ["howdah.testing"]
+
+Fixtures, from the outside in; override any of them:
+
+- `postgres_url` (session): a server's maintenance database. By default an embedded server's, which test runs share;
+  `--postgres-version` chooses its major version, `--postgres-url` uses a server of yours.
+- `migrate` (session): a function that takes the URL of an empty database and makes the tables. By default those of
+  `howdah.Base`; a service puts its migrations here.
+- `database_url` (session): this worker's own database, cloned from a template that `migrate` made.
+- `database`: a `Database` in which everything is rolled back when the test ends. What the code commits becomes a
+  savepoint, so constraints that are deferred to COMMIT aren't checked, and statements can't run at the same time.
+- `session`: a session of it.
+- `committed_database`: a `Database` on a fresh clone of its own, with real commits and a real pool: for races.
+- `committed_url`: the URL of that clone, for tests that open it from elsewhere.
+
+`assert_statements` guards the number of statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, Final
+
+import asyncpg
+import psutil
+import pytest
+import pytest_asyncio
+from sqlalchemy import event, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from howdah.database import Database
+from howdah.models import Base
+
+_PREFIX: Final = "howdah_test"
+_numbers: Final = count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("howdah")
+    group.addoption("--postgres-version", type=int, default=18, help="major version of the embedded PostgreSQL")
+    group.addoption("--postgres-url", default=None, help="use this server instead; its databases are made and dropped")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    given: str | None = request.config.getoption("--postgres-url")
+    if given is not None:
+        yield given
+        return
+    from howdah.embedded import EmbeddedPostgres, default_data_dir
+
+    version: int = request.config.getoption("--postgres-version")
+    data_dir = default_data_dir().with_name(f"testing-{version}")
+    with EmbeddedPostgres(data_dir, version=version) as server:
+        yield server.url()
+
+
+@pytest.fixture(scope="session")
+def migrate() -> Callable[[str], None]:
+    def create_tables(url: str) -> None:
+        async def create() -> None:
+            engine = create_async_engine(url)
+            async with engine.begin() as connection:
+                await connection.run_sync(Base.metadata.create_all)
+            await engine.dispose()
+
+        asyncio.run(create())
+
+    return create_tables
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str, migrate: Callable[[str], None]) -> Iterator[str]:
+    """The name of this worker's migrated template database."""
+    _drop_databases_of_dead_runs(postgres_url)
+    name = f"{_PREFIX}_{os.getpid()}_template"
+    _run(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}"')
+    migrate(_with_database(postgres_url, name))
+    yield name
+    _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="session")
+def database_url(postgres_url: str, template: str) -> Iterator[str]:
+    with _clone(postgres_url, template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with Database(database_url, pool_size=1) as real, real.engine.connect() as connection:
+        transaction = await connection.begin()
+        yield real.bound_to(connection)
+        await transaction.rollback()
+
+
+@pytest_asyncio.fixture
+async def session(database: Database) -> AsyncIterator[AsyncSession]:
+    async with database.session() as session:
+        yield session
+
+
+@pytest.fixture
+def committed_url(postgres_url: str, template: str) -> Iterator[str]:
+    with _clone(postgres_url, template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def committed_database(committed_url: str) -> AsyncIterator[Database]:
+    async with Database(committed_url) as database:
+        yield database
+
+
+@contextmanager
+def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: int) -> Iterator[list[str]]:
+    """Fail unless exactly `expected` statements are sent inside the block, by anybody on the same engine; yields their
+    texts as they come. BEGIN, COMMIT, ROLLBACK and savepoints don't count, an executemany counts once."""
+    if isinstance(target, AsyncSession):
+        engine = target.get_bind().engine
+    else:
+        engine = (target.engine if isinstance(target, Database) else target).sync_engine
+    sent: list[str] = []
+
+    def remember(*args: Any) -> None:
+        sent.append(args[2])
+
+    event.listen(engine, "before_cursor_execute", remember)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", remember)
+    if len(sent) != expected:
+        listed = "\n".join(f"{i}. {statement}" for i, statement in enumerate(sent, start=1))
+        pytest.fail(f"{len(sent)} statements instead of {expected}:\n{listed}")
+
+
+@contextmanager
+def _clone(postgres_url: str, template: str) -> Iterator[str]:
+    name = f"{_PREFIX}_{os.getpid()}_{next(_numbers)}"
+    _run(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    try:
+        yield _with_database(postgres_url, name)
+    finally:
+        _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _drop_databases_of_dead_runs(postgres_url: str) -> None:
+    for (name,) in _run(postgres_url, "SELECT datname FROM pg_database"):
+        if name.startswith(_PREFIX) and not psutil.pid_exists(int(name.split("_")[2])):
+            _run(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def _run(url: str, *statements: str) -> list[asyncpg.Record]:
+    """Run the statements one by one on a connection of their own; the rows of the last one."""
+
+    async def run() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
+        try:
+            rows: list[asyncpg.Record] = []
+            for statement in statements:
+                rows = await connection.fetch(statement)
+            return rows
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def _with_database(url: str, name: str) -> str:
+    parsed = make_url(url)
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+asyncpg")
+    return parsed.set(database=name).render_as_string(hide_password=False)

@@ -1,0 +1,102 @@
+"""Transactions that are run again when they lose a race, and locks that last as long as one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+from weakref import ref
+
+from sqlalchemy import event, func, select
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from howdah.database import Database, IsolationLevel
+from howdah.errors import Conflict, NestedTransaction
+
+ResultT = TypeVar("ResultT")
+
+_FIRST_WAIT_SECONDS: Final = 0.01
+_LONGEST_WAIT_SECONDS: Final = 1.0
+
+# The sessions begun in this context; one that is still in its transaction makes a further `run_transaction` nested.
+_begun: ContextVar[tuple[ref[Session], ...]] = ContextVar("howdah_begun", default=())
+
+
+async def run_transaction(
+    database: Database,
+    work: Callable[[AsyncSession], Awaitable[ResultT]],
+    *,
+    attempts: int = 5,
+    timeout: float = 30.0,  # noqa: ASYNC109  # a bound on starting again, not on the work
+    isolation_level: IsolationLevel | None = None,
+) -> ResultT:
+    """Run `work(session)` in a transaction of its own, commit, and return what it returned.
+
+    When PostgreSQL rolls the transaction back for a race that it lost (40001, 40P01: `Conflict`), the whole of `work`
+    runs again in a fresh session, at most `attempts` times in all and not begun again later than `timeout` seconds
+    after the first start; then the last error is raised. Between them it waits at random up to 10 ms, 20 ms, 40 ms …
+    1 s ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>). So `work` must
+    do nothing outside the database that can't be done twice, and return nothing from a session that was thrown away.
+
+    Every other error is raised at once and rolls back. Raises `NestedTransaction` if this task (or the one that
+    started it) is in a transaction.
+    """
+    if any((session := begun()) is not None and session.in_transaction() for begun in _begun.get()):
+        raise NestedTransaction(
+            "run_transaction was called inside a running transaction: pass that session to the function instead, "
+            "or open a savepoint in it"
+        )
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(Conflict),
+        stop=stop_after_attempt(attempts) | stop_after_delay(timeout),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        reraise=True,
+    )
+
+    async def once() -> ResultT:
+        async with database.begin(isolation_level=isolation_level) as session:
+            return await work(session)
+
+    return await retrying(once)
+
+
+def savepoint(session: AsyncSession) -> AsyncSessionTransaction:
+    """`async with savepoint(session):` what fails inside is rolled back to here, and the transaction lives on.
+
+    Objects that were changed inside are expired by such a rollback; read them again before using them.
+    """
+    return session.begin_nested()
+
+
+async def advisory_lock(session: AsyncSession, *name: object) -> None:
+    """Wait for the lock of this name and hold it until the transaction ends. For what no row stands for.
+
+    The name's parts are hashed to the 64 bits that PostgreSQL keys its advisory locks by; two names that collide only
+    wait for each other needlessly. Raises `LockTimeout` after the session's `lock_timeout`.
+    """
+    await session.execute(select(func.pg_advisory_xact_lock(_lock_key(name))))
+
+
+async def try_advisory_lock(session: AsyncSession, *name: object) -> bool:
+    """As `advisory_lock`, without waiting: False if somebody else holds it."""
+    return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(_lock_key(name)))))
+
+
+def _lock_key(name: tuple[object, ...]) -> int:
+    text = "\x1f".join(str(part) for part in name)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+@event.listens_for(Session, "after_begin")
+def _remember(session: Session, _transaction: SessionTransaction, _connection: Any) -> None:
+    alive = tuple(begun for begun in _begun.get() if (other := begun()) is not None and other is not session)
+    _begun.set((*(begun for begun in alive if begun().in_transaction()), ref(session)))  # type: ignore[union-attr]
