@@ -15,9 +15,10 @@ async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any, Final
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import orjson
 from fastapi import Depends, FastAPI, Request, Response
@@ -98,7 +99,7 @@ async def get_db(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
 
     A response that streams from the database must take `ReadDbSession`: this session is closed by then, and says so.
     """
-    async for session in _committed(connection, database_of, get_db):
+    async with _committed(connection, database_of, get_db) as session:
         yield session
 
 
@@ -117,12 +118,13 @@ def session_dependency(find: Callable[[HTTPConnection], Database]) -> Any:
     """`DbSession` for a further database: `Annotated[AsyncSession, session_dependency(lambda c: c.state.reports)]`."""
 
     async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
-        async for session in _committed(connection, find, get_session):
+        async with _committed(connection, find, get_session) as session:
             yield session
 
     return DependsMarker(get_session, scope="function")
 
 
+@asynccontextmanager
 async def _committed(
     connection: HTTPConnection, find: Callable[[HTTPConnection], Database], declared: Callable[..., Any]
 ) -> AsyncIterator[AsyncSession]:
@@ -132,13 +134,14 @@ async def _committed(
         await session.commit()
 
 
-_checked_routes: WeakSet[Any] = WeakSet()
+# by id, because routes can't be hashed
+_checked_routes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 def _refuse_late_commit(connection: HTTPConnection, declared: Callable[..., Any]) -> None:
     route = connection.scope.get("route")
     dependant = getattr(route, "dependant", None)
-    if not isinstance(dependant, Dependant) or route in _checked_routes:
+    if not isinstance(dependant, Dependant) or id(route) in _checked_routes:
         return
     waiting = [dependant]
     while waiting:
@@ -149,7 +152,7 @@ def _refuse_late_commit(connection: HTTPConnection, declared: Callable[..., Any]
                 "(DbSession is), or its commit would come after the response"
             )
         waiting += each.dependencies
-    _checked_routes.add(route)
+    _checked_routes[id(route)] = route
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -178,7 +181,7 @@ def problem_response(
         **({} if detail is None else {"detail": detail}),
         **members,
     }
-    return Response(orjson.dumps(body), status, headers=headers, media_type=PROBLEM_JSON)
+    return Response(orjson.dumps(body), int(status), headers=headers, media_type=PROBLEM_JSON)
 
 
 async def _howdah_error(request: Request, error: Exception) -> Response:

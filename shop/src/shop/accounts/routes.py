@@ -1,0 +1,57 @@
+"""`/accounts`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from pydantic import AwareDatetime
+
+from howdah import Page, paginate
+from howdah.fastapi import PageParameters
+from shop.accounts.models import Account, Entry
+from shop.accounts.repository import AccountRepository, statement_of
+from shop.accounts.schemas import AccountIn, AccountOut, BalanceOut, EntryPageOut
+from shop.accounts.service import balance_at, open_account
+from shop.web.dependencies import DbSession
+from shop.web.errors import problems
+
+router = APIRouter(prefix="/accounts", tags=["accounts"])
+
+
+@router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut, responses=problems(HTTPStatus.CONFLICT))
+async def create_account(body: AccountIn, db: DbSession, response: Response) -> Account:
+    account = await open_account(db, body)
+    response.headers["Location"] = f"/accounts/{account.id}"
+    return account
+
+
+@router.get("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.NOT_FOUND))
+async def get_account(account_id: UUID, db: DbSession) -> Account:
+    return await AccountRepository(db).get_one(account_id)
+
+
+@router.get("/{account_id}/balance", responses=problems(HTTPStatus.NOT_FOUND))
+async def get_balance(account_id: UUID, at: Annotated[AwareDatetime, Query()], db: DbSession) -> BalanceOut:
+    """The balance at a time, with its time zone."""
+    balance, version = await balance_at(db, account_id, at)
+    return BalanceOut(account_id=account_id, at=at, balance=balance, version=version)
+
+
+@router.get(
+    "/{account_id}/entries",
+    response_model=EntryPageOut,
+    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST),
+)
+async def list_entries(account_id: UUID, parameters: Annotated[PageParameters, Query()], db: DbSession) -> Page[Entry]:
+    """The account's statement, the oldest entry first."""
+    await AccountRepository(db).get_one(account_id)
+    return await paginate(
+        db,
+        statement_of(account_id),
+        limit=parameters.limit,
+        after=parameters.after,
+        before=parameters.before,
+    )

@@ -1,0 +1,103 @@
+"""What is done with accounts, and the proof of the books."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Text, TextClause, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shop.accounts.models import Account, Entry
+from shop.accounts.repository import AccountRepository
+from shop.accounts.schemas import AccountIn
+from shop.transfers.models import Transfer
+
+_SHOWN: Final = 20
+
+# Each finds what must not be, one line of text a finding.
+_FAULTS: Final[dict[str, TextClause]] = {
+    "balances differ from their entries": text("""
+        SELECT format('account %s: balance %s, entries sum to %s', a.id, a.balance, coalesce(e.total, 0))
+        FROM accounts a
+        LEFT JOIN (SELECT account_id, sum(amount) AS total FROM entries GROUP BY account_id) e ON e.account_id = a.id
+        WHERE a.balance <> coalesce(e.total, 0)
+        """),
+    "balances differ from the last entry": text("""
+        SELECT format('account %s: balance %s, last entry says %s', a.id, a.balance, e.balance_after)
+        FROM accounts a JOIN entries e ON e.account_id = a.id AND e.version = a.version
+        WHERE a.balance <> e.balance_after
+        """),
+    "versions have gaps": text("""
+        SELECT format(
+            'account %s: version %s, %s entries up to %s', a.id, a.version, coalesce(e.n, 0), coalesce(e.last, 0)
+        )
+        FROM accounts a
+        LEFT JOIN (SELECT account_id, count(*) AS n, max(version) AS last FROM entries GROUP BY account_id) e
+          ON e.account_id = a.id
+        WHERE a.version <> coalesce(e.n, 0) OR a.version <> coalesce(e.last, 0)
+        """),
+    "entries don't follow from the one before": text("""
+        SELECT format('account %s: entry %s', account_id, version)
+        FROM (SELECT account_id, version, amount, balance_after,
+                     lag(balance_after, 1, 0::bigint) OVER (PARTITION BY account_id ORDER BY version) AS before
+              FROM entries) e
+        WHERE balance_after <> before + amount
+        """),
+    "transfers without their two entries": text("""
+        SELECT format('transfer %s', t.id)
+        FROM transfers t
+        LEFT JOIN entries debit ON debit.transfer_id = t.id AND debit.account_id = t.from_account_id
+        LEFT JOIN entries credit ON credit.transfer_id = t.id AND credit.account_id = t.to_account_id
+        WHERE debit.amount IS DISTINCT FROM -t.amount OR credit.amount IS DISTINCT FROM t.amount
+           OR (SELECT count(*) FROM entries e WHERE e.transfer_id = t.id) <> 2
+        """),
+    "currencies that don't sum to zero": text("""
+        SELECT format('%s: %s', currency, sum(balance)) FROM accounts GROUP BY currency HAVING sum(balance) <> 0
+        """),
+    "balances below zero without leave": text("""
+        SELECT format('account %s: %s', id, balance) FROM accounts WHERE balance < 0 AND NOT allows_negative
+        """),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BooksReport:
+    """`faults` has up to 20 findings of each kind, and is empty when the books are right."""
+
+    accounts: int
+    transfers: int
+    entries: int
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+
+async def open_account(db: AsyncSession, account: AccountIn) -> Account:
+    """A new account with nothing on it. Raises `ForeignKeyViolation` for an unknown user."""
+    return await AccountRepository(db).create(**account.model_dump())
+
+
+async def balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
+    """The balance and the version that the account had at that time. Raises `NotFound`."""
+    accounts = AccountRepository(db)
+    await accounts.get_one(account_id)
+    entry = await accounts.last_entry(account_id, at)
+    return (0, 0) if entry is None else (entry.balance_after, entry.version)
+
+
+async def check_books(db: AsyncSession) -> BooksReport:
+    """Prove that every balance follows from its entries, every transfer balances, every currency sums to zero.
+
+    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or transfers under way would look
+    like faults.
+    """
+    async def count(table: type[Account | Transfer | Entry]) -> int:
+        return await db.scalar(select(func.count()).select_from(table)) or 0
+
+    faults = {}
+    for name, statement in _FAULTS.items():
+        found = await db.scalars(select(text("*")).select_from(statement.columns(fault=Text).subquery()).limit(_SHOWN))
+        if findings := list(found):
+            faults[name] = findings
+    return BooksReport(await count(Account), await count(Transfer), await count(Entry), faults)

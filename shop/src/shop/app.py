@@ -1,0 +1,64 @@
+"""The composition root: everything is put together here, and nothing at import."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TypedDict
+
+from fastapi import FastAPI
+
+from howdah import Database
+from shop import tables
+from shop.accounts.routes import router as accounts
+from shop.orders.routes import router as orders
+from shop.settings import Settings
+from shop.transfers.routes import router as transfers
+from shop.transfers.service import Ledger
+from shop.users.routes import router as users
+from shop.web import errors
+from shop.web.health import router as health
+from shop.web.observability import Observability
+
+_DESCRIPTION = """
+Users, orders, accounts and transfers. Amounts are integers in the currency's smallest unit; times are RFC 3339, in UTC.
+Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457): branch on their `type`.
+"""
+
+
+class State(TypedDict):
+    """What a request finds in `request.state`."""
+
+    database: Database
+    ledger: Ledger
+
+
+def open_database(url: str, settings: Settings, *, application_name: str = "shop") -> Database:
+    """The database at `url` with the operator's bounds."""
+    return Database(
+        url,
+        pool_size=settings.pool_size,
+        pool_timeout=settings.pool_timeout,
+        statement_timeout=settings.statement_timeout,
+        lock_timeout=settings.lock_timeout,
+        application_name=application_name,
+    )
+
+
+def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
+    """The service on this database, whose schema must be current. The pool lives as long as the application runs."""
+    assert tables.Base.metadata.tables
+    chosen = settings if settings is not None else Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        async with open_database(database_url, chosen) as database:
+            yield {"database": database, "ledger": Ledger(database)}
+
+    app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
+    for router in (users, orders, accounts, transfers, health):
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(Observability)
+    return app

@@ -1,0 +1,145 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from howdah.embedded import EmbeddedPostgresError
+from shop import migrations
+from shop.accounts.service import BooksReport, check_books
+from shop.app import create_app, open_database
+from shop.demo import create_demo
+from shop.postgres import located
+from shop.settings import Settings
+from shop.web.observability import configure_logging
+
+app = typer.Typer(help="Users, orders, accounts and transfers.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
+    port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
+) -> None:
+    """Migrate the database and serve."""
+    settings = Settings()
+    configure_logging(settings.log_format)
+    with located(settings) as location:
+        migrations.upgrade(location.url)
+        address = host or settings.host
+        _out.print(f"data:  {location.where}", highlight=False)
+        _out.print(f"docs:  http://{address}:{port}/docs", highlight=False)
+        config = uvicorn.Config(
+            create_app(location.url, settings),
+            host=address,
+            port=port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=settings.shutdown_timeout,
+        )
+        server = uvicorn.Server(config)
+        server.run()
+    if not server.started:
+        raise typer.Exit(1)
+
+
+@app.command()
+def migrate(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only prove, on a database made for it, that migrations and models agree")
+    ] = False,
+    downgrade: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; what is younger is lost")
+    ] = None,
+) -> None:
+    """Bring the schema up to date."""
+    with located(Settings()) as location:
+        if check:
+            found = migrations.differences(location.url)
+            if found is not None:
+                _err.print(f"the models and the migrations differ: {found}", highlight=False)
+                raise typer.Exit(1)
+            _out.print("migrations and models agree", highlight=False)
+        elif downgrade is not None:
+            migrations.downgrade(location.url, downgrade)
+        else:
+            migrations.upgrade(location.url)
+            _out.print(f"the schema is at {migrations.head()}", highlight=False)
+
+
+@app.command()
+def check() -> None:
+    """Prove the books: balances equal their entries, transfers balance, every currency sums to zero."""
+    settings = Settings()
+
+    async def run(url: str) -> BooksReport:
+        # whole tables are read: as long as it takes
+        async with (
+            open_database(url, settings.model_copy(update={"statement_timeout": None})) as database,
+            database.begin(isolation_level="REPEATABLE READ", read_only=True) as session,
+        ):
+            return await check_books(session)
+
+    with located(settings) as location:
+        migrations.upgrade(location.url)
+        report = asyncio.run(run(location.url))
+    _out.print(
+        f"{report.accounts:,} accounts, {report.transfers:,} transfers, {report.entries:,} entries", highlight=False
+    )
+    for fault, findings in report.faults.items():
+        _err.print(f"{fault}:", style="bold red")
+        for finding in findings:
+            _err.print(f"  {finding}", highlight=False)
+    if report.faults:
+        raise typer.Exit(1)
+    _out.print("the books are right", highlight=False)
+
+
+@app.command("create-demo")
+def create_demo_command(
+    users: Annotated[int, typer.Option(min=1, help="How many users, each with ten orders and an account")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same data")] = 1,
+) -> None:
+    """Fill the database with made-up data."""
+    settings = Settings()
+
+    async def run(url: str, progress: Progress) -> int:
+        task = progress.add_task("users", total=users)
+        async with open_database(url, settings, application_name="shop create-demo") as database:
+            return await create_demo(database, users=users, seed=seed, advance=lambda n: progress.advance(task, n))
+
+    with located(settings) as location:
+        migrations.upgrade(location.url)
+        with progress_bar() as progress:
+            created = asyncio.run(run(location.url, progress))
+    _out.print(f"{created:,} users created, {users - created:,} were there", highlight=False)
+
+
+def progress_bar() -> Progress:
+    """Done of all, time gone and time left, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_err,
+    )
+
+
+def main() -> None:
+    """Run the command; what an operator can mend is one line, not a traceback."""
+    try:
+        app()
+    except EmbeddedPostgresError as error:
+        _err.print(str(error), style="bold red", highlight=False)
+        raise SystemExit(1) from error

@@ -1,0 +1,91 @@
+"""The order and its lines."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, Enum, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned, utcnow
+
+if TYPE_CHECKING:
+    from shop.users.models import User
+
+
+class OrderStatus(StrEnum):
+    PENDING = "pending"
+    PAID = "paid"
+    SHIPPED = "shipped"
+    DELIVERED = "delivered"
+    CANCELLED = "cancelled"
+    REFUNDED = "refunded"
+
+    @property
+    def stands(self) -> bool:
+        """Whether the order counts as a sale."""
+        return self not in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)
+
+
+class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
+    """What somebody ordered. `total_cents` is the sum over its items, in the smallest unit of `currency`.
+
+    `reference` is the number that the order has elsewhere, such as on the invoice that it was imported from. An order
+    that takes back another one (`cancels_id`) is cancelled if it takes all of it back, and refunded otherwise.
+    """
+
+    __tablename__ = "orders"
+    __table_args__ = (
+        CheckConstraint("total_cents >= 0", name="total_not_negative"),
+        CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
+        Index("ix_orders_user_id_placed_at_id", "user_id", "placed_at", "id"),
+        Index("ix_orders_placed_at_id", "placed_at", "id"),
+        Index("ix_orders_status_placed_at_id", "status", "placed_at", "id"),
+    )
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    reference: Mapped[str | None] = mapped_column(String(64), unique=True)
+    status: Mapped[OrderStatus] = mapped_column(
+        Enum(
+            OrderStatus,
+            name="status_is_known",
+            native_enum=False,
+            create_constraint=True,
+            length=20,
+            values_callable=lambda statuses: [status.value for status in statuses],
+        ),
+        default=OrderStatus.PENDING,
+    )
+    currency: Mapped[str] = mapped_column(String(3), default="GBP")
+    total_cents: Mapped[int] = mapped_column(BigInteger)
+    placed_at: Mapped[datetime] = mapped_column(default=utcnow)
+    cancels_id: Mapped[UUID | None] = mapped_column(ForeignKey("orders.id"), index=True)
+    transfer_id: Mapped[UUID | None] = mapped_column(ForeignKey("transfers.id"), unique=True)
+
+    user: Mapped[User] = relationship(back_populates="orders")
+    items: Mapped[list[OrderItem]] = relationship(
+        back_populates="order", order_by="OrderItem.line_no", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+
+class OrderItem(UUIDv7PrimaryKey, Base):
+    """A line of an order, numbered from 1."""
+
+    __tablename__ = "order_items"
+    __table_args__ = (
+        UniqueConstraint("order_id", "line_no"),
+        CheckConstraint("quantity > 0", name="quantity_positive"),
+        CheckConstraint("unit_price_cents >= 0", name="unit_price_not_negative"),
+    )
+
+    order_id: Mapped[UUID] = mapped_column(ForeignKey("orders.id", ondelete="CASCADE"))
+    line_no: Mapped[int]
+    sku: Mapped[str] = mapped_column(String(64))
+    description: Mapped[str | None] = mapped_column(String(500))
+    quantity: Mapped[int]
+    unit_price_cents: Mapped[int] = mapped_column(BigInteger)
+
+    order: Mapped[Order] = relationship(back_populates="items")

@@ -1,0 +1,101 @@
+"""What goes in and out over HTTP."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from howdah.fastapi import PageParameters
+from shop.orders.models import OrderStatus
+
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
+
+
+class OrderItemIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    sku: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)] = Field(
+        examples=["85048"]
+    )
+    description: Annotated[str, StringConstraints(max_length=500)] | None = None
+    # the bounds keep the largest order's total within 64 bits
+    quantity: int = Field(ge=1, le=1_000_000, examples=[12])
+    unit_price_cents: int = Field(ge=0, le=1_000_000_000, examples=[695])
+
+
+class OrderIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: UUID
+    currency: Currency = "GBP"
+    items: list[OrderItemIn] = Field(min_length=1, max_length=1000)
+
+
+class OrderItemOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    line_no: int
+    sku: str
+    description: str | None
+    quantity: int
+    unit_price_cents: int
+
+
+class OrderOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    id: UUID
+    user_id: UUID
+    reference: str | None
+    status: OrderStatus
+    currency: str
+    total_cents: int
+    placed_at: datetime
+    cancels_id: UUID | None
+    transfer_id: UUID | None
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+class OrderWithItemsOut(OrderOut):
+    items: list[OrderItemOut]
+
+
+class OrderPageOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    items: list[OrderOut]
+    next: str | None = Field(description="For `after`; null on the last page")
+    previous: str | None = Field(description="For `before`; null on the first page")
+
+
+class OrderPageParameters(PageParameters):
+    user_id: UUID | None = None
+    status: OrderStatus | None = None
+    placed_from: AwareDatetime | None = Field(default=None, description="From then on")
+    placed_before: AwareDatetime | None = Field(default=None, description="Before then")
+
+
+class StatusChangeIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    order_ids: list[UUID] = Field(min_length=1, max_length=100_000)
+    status: OrderStatus = Field(examples=["shipped"])
+
+
+class StatusChangeOut(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    updated: int
+    missing: list[UUID] = Field(description="Ids that no order has, in the order asked")
+
+
+class PaymentIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    from_account_id: UUID
+    to_account_id: UUID

@@ -1,0 +1,67 @@
+"""What is done with orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Matched, bulk, lock
+from shop.orders.models import Order, OrderItem, OrderStatus
+from shop.orders.schemas import OrderIn
+from shop.transfers.service import TransferRequest, post
+
+
+class OrderNotPayable(ValueError):
+    """Only a pending order can be paid, and only once."""
+
+    def __init__(self, order_id: UUID, status: OrderStatus) -> None:
+        self.order_id = order_id
+        self.status = status
+        super().__init__(f"order {order_id} is {status}: only a pending order can be paid")
+
+
+async def place_order(db: AsyncSession, order: OrderIn) -> Order:
+    """A pending order; the total is computed from the items. Raises `ForeignKeyViolation` for an unknown user."""
+    items = [OrderItem(line_no=number, **item.model_dump()) for number, item in enumerate(order.items, start=1)]
+    placed = Order(
+        user_id=order.user_id,
+        currency=order.currency,
+        total_cents=sum(item.quantity * item.unit_price_cents for item in items),
+        items=items,
+    )
+    db.add(placed)
+    await db.flush()
+    return placed
+
+
+async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> Matched:
+    """Set the status of any number of orders; how many there were, and which ids no order has.
+
+    Raises `ValueError` for a text that is no status. Two such calls over the same orders can't deadlock.
+    """
+    return await bulk.update_by_key(db, Order, order_ids, {"status": OrderStatus(new_status)})
+
+
+async def bulk_update_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> int:
+    """As `change_status`; only how many orders there were."""
+    return (await change_status(db, order_ids, new_status)).count
+
+
+async def pay_order(db: AsyncSession, order_id: UUID, from_account_id: UUID, to_account_id: UUID) -> Order:
+    """Move the order's total between the accounts and mark the order paid, both or neither.
+
+    Raises `NotFound`, `OrderNotPayable`, or `TransferRefused` (also for accounts of another currency). Paying twice
+    at the same time: one waits for the other and is then refused.
+    """
+    order = (await lock(db, Order, [order_id]))[order_id]
+    if order.status is not OrderStatus.PENDING:
+        raise OrderNotPayable(order_id, order.status)
+    request = TransferRequest(
+        from_account_id, to_account_id, order.total_cents, currency=order.currency, description=f"order {order_id}"
+    )
+    order.transfer_id = (await post(db, request)).id
+    order.status = OrderStatus.PAID
+    await db.flush()
+    return order

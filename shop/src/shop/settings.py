@@ -1,0 +1,25 @@
+"""What an operator can choose, read once from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Each field is the variable `SHOP_<NAME>`; seconds where it is a time."""
+
+    model_config = SettingsConfigDict(env_prefix="SHOP_", frozen=True)
+
+    database_url: str | None = Field(default=None, description="A PostgreSQL server; without it one is embedded")
+    data_dir: Path | None = Field(default=None, description="Where the embedded server's data lies")
+    host: str = "127.0.0.1"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    pool_size: int = Field(default=20, ge=1)
+    pool_timeout: float = Field(default=5.0, gt=0)
+    statement_timeout: float | None = Field(default=30.0, gt=0)
+    lock_timeout: float = Field(default=5.0, gt=0)
+    shutdown_timeout: int = Field(default=30, ge=0, description="How long requests under way may take to finish")

@@ -1,0 +1,9 @@
+"""Every table of Shop: importing this makes `howdah.Base.metadata` complete."""
+
+from howdah import Base
+from shop.accounts.models import Account, Entry
+from shop.orders.models import Order, OrderItem
+from shop.transfers.models import IdempotencyKey, Transfer
+from shop.users.models import User
+
+__all__ = ["Account", "Base", "Entry", "IdempotencyKey", "Order", "OrderItem", "Transfer", "User"]

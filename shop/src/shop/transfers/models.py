@@ -1,0 +1,51 @@
+"""The transfer, and the memory of what was answered under an idempotency key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from howdah import Base, UUIDv7PrimaryKey, utcnow
+
+
+class Transfer(UUIDv7PrimaryKey, Base):
+    """Money moved from one account to another, in the smallest unit of their currency. Never changed, never deleted;
+    its two entries are `shop.accounts.models.Entry`."""
+
+    __tablename__ = "transfers"
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount_positive"),
+        CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
+    )
+
+    from_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
+    to_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
+    amount: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str] = mapped_column(String(3))
+    description: Mapped[str | None] = mapped_column(String(500))
+    reverses_id: Mapped[UUID | None] = mapped_column(ForeignKey("transfers.id"), unique=True)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class IdempotencyKey(Base):
+    """What was answered to the first request under a key: a transfer, or a refusal.
+
+    Written in the transfer's own transaction, so there is never one without the other. `fingerprint` is a digest of
+    the request; the same key with another one is refused.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        # both NULL only within the transaction that decides
+        CheckConstraint("transfer_id IS NULL OR refusal IS NULL", name="one_outcome"),
+    )
+
+    scope: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
+    transfer_id: Mapped[UUID | None] = mapped_column(ForeignKey("transfers.id"), index=True)
+    refusal: Mapped[str | None] = mapped_column(String(40))
+    created_at: Mapped[datetime] = mapped_column(default=utcnow, index=True)

@@ -1,0 +1,155 @@
+"""`/transfers`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from http import HTTPStatus
+from typing import IO, Annotated, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.concurrency import iterate_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+
+from howdah.fastapi import problem_response
+from shop.transfers.models import Transfer
+from shop.transfers.repository import TransferRepository
+from shop.transfers.schemas import BatchLineIn, BatchLineOut, Key, TransferIn, TransferOut
+from shop.transfers.service import Ledger, TransferRequest, TransferResult, reversal_of
+from shop.web.dependencies import CurrentLedger, DbSession
+from shop.web.errors import problems, refusal_response
+from shop.web.lines import NDJSON, ndjson_lines
+
+router = APIRouter(prefix="/transfers", tags=["transfers"])
+
+BATCH_LINES: Final = 500
+_SPOOL_BYTES: Final = 1_048_576
+
+REFUSALS: Final = (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    response_model=TransferOut,
+    responses=problems(HTTPStatus.BAD_REQUEST, *REFUSALS),
+)
+async def create_transfer(
+    body: TransferIn,
+    ledger: CurrentLedger,
+    response: Response,
+    idempotency_key: Annotated[Key | None, Header()] = None,
+) -> Transfer | Response:
+    """Move money. A request may be sent again under its key after any failure: it is made once, and answered alike,
+    with `Idempotency-Replayed: true`. The same key with another body is refused."""
+    if idempotency_key is None:
+        return problem_response(
+            HTTPStatus.BAD_REQUEST,
+            "idempotency-key-missing",
+            detail="a transfer needs an Idempotency-Key header, so that it can be sent again safely",
+        )
+    result = await ledger.submit(TransferRequest(**body.model_dump(), key=idempotency_key))
+    return _answer(result, response)
+
+
+@router.post(
+    "/batch",
+    response_class=StreamingResponse,
+    responses={200: {"content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchLineOut"}}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchLineIn"}}},
+        }
+    },
+)
+async def create_transfers(request: Request, ledger: CurrentLedger) -> StreamingResponse:
+    """NDJSON in, NDJSON out, of any length: a transfer and its own idempotency key a line, answered in order.
+
+    The lines are posted 500 in a transaction, and each is decided alone. The answer starts when the last line has been
+    posted; a connection that breaks before leaves some posted, and sending all again is safe.
+    """
+    answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed when it has been sent
+    try:
+        waiting: list[tuple[int, bytes]] = []
+        async for line in ndjson_lines(request):
+            waiting.append(line)
+            if len(waiting) == BATCH_LINES:
+                await _post_lines(ledger, waiting, answers)
+                waiting = []
+        await _post_lines(ledger, waiting, answers)
+    except BaseException:
+        answers.close()
+        raise
+    answers.seek(0)
+    return StreamingResponse(_sent(answers), media_type=NDJSON)
+
+
+@router.get("/{transfer_id}", response_model=TransferOut, responses=problems(HTTPStatus.NOT_FOUND))
+async def get_transfer(transfer_id: UUID, db: DbSession) -> Transfer:
+    return await TransferRepository(db).get_one(transfer_id)
+
+
+@router.post(
+    "/{transfer_id}/reverse",
+    status_code=HTTPStatus.CREATED,
+    response_model=TransferOut,
+    responses=problems(HTTPStatus.NOT_FOUND, *REFUSALS),
+)
+async def reverse_transfer(
+    transfer_id: UUID,
+    db: DbSession,
+    ledger: CurrentLedger,
+    response: Response,
+    idempotency_key: Annotated[Key | None, Header()] = None,
+) -> Transfer | Response:
+    """Take the whole of a transfer back, once."""
+    request = await reversal_of(db, transfer_id, key=idempotency_key)
+    await db.commit()  # only read; the ledger has a transaction of its own
+    return _answer(await ledger.submit(request), response)
+
+
+def _answer(result: TransferResult, response: Response) -> Transfer | Response:
+    if result.refusal is not None:
+        return refusal_response(result.refusal, replayed=result.replayed)
+    transfer = result.unwrap()
+    response.headers["Location"] = f"/transfers/{transfer.id}"
+    if result.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return transfer
+
+
+async def _post_lines(ledger: Ledger, lines: Sequence[tuple[int, bytes]], answers: IO[bytes]) -> None:
+    answered: dict[int, BatchLineOut] = {}
+    requests: dict[int, TransferRequest] = {}
+    for number, line in lines:
+        try:
+            read = BatchLineIn.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            answered[number] = BatchLineOut(line=number, outcome="invalid", detail=f"{where}: {first['msg']}")
+        else:
+            values = read.model_dump()
+            requests[number] = TransferRequest(key=values.pop("idempotency_key"), **values)
+    results = await ledger.submit_many(list(requests.values())) if requests else []
+    for number, result in zip(requests, results, strict=True):
+        answered[number] = BatchLineOut(
+            line=number,
+            outcome="posted" if result.refusal is None else "refused",
+            transfer=None if result.transfer is None else TransferOut.model_validate(result.transfer),
+            refusal=result.refusal,
+            replayed=result.replayed,
+        )
+    for number, _ in lines:
+        answers.write(answered[number].model_dump_json(exclude_none=True).encode() + b"\n")
+
+
+async def _sent(answers: IO[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for line in iterate_in_threadpool(answers):
+            yield line
+    finally:
+        answers.close()

@@ -1,0 +1,32 @@
+"""The user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import CheckConstraint, Index, String
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned
+
+if TYPE_CHECKING:
+    from shop.orders.models import Order
+
+
+class User(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
+    """Somebody who orders. `email` is kept in lower case, so that it is unique whatever the case it was written in."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint("email = lower(email)", name="email_is_lower_case"),
+        # a prefix is found by it whatever the database's collation
+        Index("ix_users_email_prefix", "email", postgresql_ops={"email": "text_pattern_ops"}),
+    )
+
+    email: Mapped[str] = mapped_column(String(255), unique=True)
+    name: Mapped[str] = mapped_column(String(100))
+    country: Mapped[str | None] = mapped_column(String(100))
+
+    orders: Mapped[list[Order]] = relationship(
+        back_populates="user", order_by="(Order.placed_at, Order.id)", passive_deletes="all"
+    )

@@ -1,0 +1,31 @@
+"""Finding users."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, select
+
+from howdah import AsyncRepository
+from shop.users.models import User
+
+
+class UserRepository(AsyncRepository[User]):
+    async def get_by_email(self, email: str) -> User | None:
+        """The user with this address, in whatever case."""
+        return (await self.session.scalars(select(User).where(User.email == email.lower()))).one_or_none()
+
+    async def get_with_orders(self, user_id: UUID) -> User | None:
+        """The user with their orders, in the order of placing."""
+        return await self.get(user_id, load=[User.orders])
+
+
+def matching(*, email_prefix: str | None = None, country: str | None = None) -> Select[Any]:
+    """Users in the order of their making. None leaves a filter out."""
+    found = select(User).order_by(User.id)
+    if email_prefix is not None:
+        found = found.where(User.email.startswith(email_prefix.lower(), autoescape=True))
+    if country is not None:
+        found = found.where(User.country == country)
+    return found

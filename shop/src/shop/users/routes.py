@@ -1,0 +1,132 @@
+"""`/users`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
+
+from howdah import NotFound, Page
+from shop.users.models import User
+from shop.users.repository import UserRepository, matching
+from shop.users.schemas import (
+    BulkCreatedOut,
+    OrderSummaryOut,
+    UserChange,
+    UserIn,
+    UserOut,
+    UserPageOut,
+    UserPageParameters,
+    UserWithOrdersOut,
+)
+from shop.users.service import get_user_order_summary
+from shop.web.dependencies import DbSession, IfMatch
+from shop.web.errors import BadLine, problems
+from shop.web.lines import NDJSON, json_rows
+from shop.web.preconditions import etag, require_match
+
+router = APIRouter(prefix="/users", tags=["users"])
+
+
+@router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, responses=problems(HTTPStatus.CONFLICT))
+async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
+    user = await UserRepository(db).create(**body.model_dump())
+    response.headers["Location"] = f"/users/{user.id}"
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.post(
+    "/bulk",
+    status_code=HTTPStatus.CREATED,
+    responses=problems(HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/UserIn"}}},
+                NDJSON: {"schema": {"$ref": "#/components/schemas/UserIn"}},
+            },
+        }
+    },
+)
+async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
+    """Create many users, all or none. NDJSON is read as it arrives and may be of any length."""
+
+    async def users() -> AsyncIterator[dict[str, Any]]:
+        async for number, row in json_rows(request):
+            try:
+                yield UserIn.model_validate_json(row).model_dump()
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise BadLine(number, f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+    created = await UserRepository(db).create_many(users(), keys=False)
+    return BulkCreatedOut(created=created.count)
+
+
+@router.get("", response_model=UserPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
+async def list_users(parameters: Annotated[UserPageParameters, Query()], db: DbSession) -> Page[User]:
+    """Users in the order of their making."""
+    return await UserRepository(db).page(
+        matching(email_prefix=parameters.email_prefix, country=parameters.country),
+        limit=parameters.limit,
+        after=parameters.after,
+        before=parameters.before,
+    )
+
+
+@router.get("/{user_id}", response_model=UserWithOrdersOut, responses=problems(HTTPStatus.NOT_FOUND))
+async def get_user(user_id: UUID, db: DbSession, response: Response) -> User:
+    """The user with their orders."""
+    user = await UserRepository(db).get_with_orders(user_id)
+    if user is None:
+        raise NotFound(User, [user_id])
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.get("/{user_id}/order-summary", response_model=OrderSummaryOut, responses=problems(HTTPStatus.NOT_FOUND))
+async def get_order_summary(user_id: UUID, db: DbSession) -> dict[str, Any]:
+    summary = await get_user_order_summary(db, user_id)
+    if summary is None:
+        raise NotFound(User, [user_id])
+    return summary
+
+
+@router.patch(
+    "/{user_id}",
+    response_model=UserOut,
+    responses=problems(
+        HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.PRECONDITION_REQUIRED
+    ),
+)
+async def change_user(
+    user_id: UUID, body: UserChange, db: DbSession, response: Response, if_match: IfMatch = None
+) -> User:
+    """Change what the body names. `If-Match` must have the user's current `ETag`."""
+    users = UserRepository(db)
+    user = (await users.lock([user_id]))[user_id]
+    require_match(if_match, user.version)
+    await users.update(user, **body.model_dump(exclude_unset=True))
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.delete(
+    "/{user_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED),
+)
+async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch = None) -> None:
+    """Delete a user who has no orders and no accounts."""
+    users = UserRepository(db)
+    user = (await users.lock([user_id]))[user_id]
+    if if_match is not None:
+        require_match(if_match, user.version)
+    await users.delete(user)

@@ -1,0 +1,100 @@
+"""What goes in and out over HTTP."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+
+from howdah.fastapi import PageParameters
+from shop.orders.models import OrderStatus
+
+Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=255, examples=["ada@example.com"])]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), Field(examples=["Ada"])]
+Country = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+
+
+class UserIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    email: Email
+    name: Name
+    country: Country | None = Field(default=None, examples=["United Kingdom"])
+
+
+class UserChange(BaseModel):
+    """What isn't named stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # a factory makes the field optional without making null one of its values
+    email: Email = Field(default_factory=str)
+    name: Name = Field(default_factory=str)
+    country: Country | None = None
+
+
+class UserOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    id: UUID
+    email: str
+    name: str
+    country: str | None
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+class UserOrderOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    id: UUID
+    reference: str | None
+    status: OrderStatus
+    currency: str
+    total_cents: int
+    placed_at: datetime
+
+
+class UserWithOrdersOut(UserOut):
+    orders: list[UserOrderOut] = Field(description="In the order of placing")
+
+
+class UserPageOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    items: list[UserOut]
+    next: str | None = Field(description="For `after`; null on the last page")
+    previous: str | None = Field(description="For `before`; null on the first page")
+
+
+class UserPageParameters(PageParameters):
+    email_prefix: str | None = Field(default=None, min_length=1, max_length=255)
+    country: str | None = Field(default=None, max_length=100)
+
+
+class BulkCreatedOut(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    created: int = Field(examples=[1000])
+
+
+class StatusTotalsOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    orders: int
+    total_cents: int
+
+
+class OrderSummaryOut(BaseModel):
+    """The totals are of orders that stand: not cancelled, not refunded. `by_status` has them all."""
+
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    user: UserOut
+    total_orders: int
+    total_spent_cents: int
+    avg_order_cents: float
+    by_status: dict[OrderStatus, StatusTotalsOut]

@@ -1,0 +1,90 @@
+"""Shop's own errors as problem details, beside those that `howdah.fastapi` answers."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+
+from howdah import errors
+from howdah.fastapi import Problem, add_error_handlers, problem_response
+from shop.orders.service import OrderNotPayable
+from shop.transfers.service import Refusal, TransferRefused
+
+# What the state of the books forbids is a conflict; what could never be right is unprocessable.
+REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
+    Refusal.AMOUNT_OUT_OF_RANGE: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Refusal.SAME_ACCOUNT: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Refusal.UNKNOWN_ACCOUNT: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Refusal.CURRENCY_MISMATCH: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Refusal.KEY_REUSED: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Refusal.INSUFFICIENT_FUNDS: HTTPStatus.CONFLICT,
+    Refusal.BALANCE_OUT_OF_RANGE: HTTPStatus.CONFLICT,
+    Refusal.ALREADY_REVERSED: HTTPStatus.CONFLICT,
+}
+
+
+class PreconditionMissing(Exception):
+    """A change must say, with `If-Match`, which version it is based on."""
+
+
+class PreconditionFailed(Exception):
+    """The row has moved on since the version that the change is based on."""
+
+
+class BadLine(ValueError):
+    """A line of a stream that can't be read."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        self.line = line
+        super().__init__(f"line {line}: {reason}")
+
+
+def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """These statuses as problem details, for a route's `responses`."""
+    return {
+        int(status): {
+            "description": status.phrase,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def refusal_response(code: Refusal, *, replayed: bool = False) -> Response:
+    """The answer to a transfer that was refused."""
+    return problem_response(
+        REFUSAL_STATUS[code],
+        code.replace("_", "-"),
+        detail=str(TransferRefused(code)),
+        headers={"Idempotency-Replayed": "true"} if replayed else None,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error as problem details."""
+    add_error_handlers(app)
+
+    @app.exception_handler(TransferRefused)
+    async def refused(request: Request, error: TransferRefused) -> Response:
+        return refusal_response(error.code)
+
+    @app.exception_handler(OrderNotPayable)
+    async def not_payable(request: Request, error: OrderNotPayable) -> Response:
+        return problem_response(HTTPStatus.CONFLICT, "order-not-payable", detail=str(error), order_status=error.status)
+
+    @app.exception_handler(PreconditionMissing)
+    async def missing(request: Request, error: PreconditionMissing) -> Response:
+        return problem_response(HTTPStatus.PRECONDITION_REQUIRED, "precondition-required", detail=str(error.__doc__))
+
+    @app.exception_handler(PreconditionFailed)
+    async def failed(request: Request, error: PreconditionFailed) -> Response:
+        return problem_response(HTTPStatus.PRECONDITION_FAILED, "precondition-failed", detail=str(error.__doc__))
+
+    @app.exception_handler(BadLine)
+    async def bad_line(request: Request, error: BadLine) -> Response:
+        return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, "bad-line", detail=str(error), line=error.line)
+
+
+__all__ = ["BadLine", "PreconditionFailed", "PreconditionMissing", "Problem", "errors", "install", "problems"]

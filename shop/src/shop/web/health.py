@@ -1,0 +1,57 @@
+"""Whether the service lives, is ready, and how it does."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from pydantic import BaseModel
+
+from howdah import Unavailable
+from howdah.fastapi import database_of, problem_response
+from shop import migrations
+from shop.web.errors import problems
+
+router = APIRouter(tags=["health"])
+
+_pool = Gauge("shop_pool_connections", "Connections of the pool", ["state"])
+
+
+class Health(BaseModel):
+    status: str
+
+
+@router.get("/healthz", summary="The process lives")
+async def healthz() -> Health:
+    return Health(status="ok")
+
+
+@router.get(
+    "/readyz",
+    summary="The database is reachable and its schema is current",
+    response_model=Health,
+    responses=problems(HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def readyz(request: Request) -> Health | Response:
+    database = database_of(request)
+    try:
+        current = await migrations.current(database)
+    except Unavailable as error:
+        return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=type(error).__name__)
+    if current != migrations.head():
+        return problem_response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "not-ready",
+            detail=f"the schema is at {current}, not at {migrations.head()}: run shop migrate",
+        )
+    return Health(status="ready")
+
+
+@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+async def metrics(request: Request) -> Response:
+    status = database_of(request).pool_status()
+    _pool.labels("in_use").set(status.in_use)
+    _pool.labels("idle").set(status.idle)
+    _pool.labels("limit").set(status.size + status.max_overflow)
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,99 @@
+"""A request id, a line in the log and a figure in the metrics for each request."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from typing import Any, Final, Literal
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from howdah import uuid7
+
+REQUEST_ID_HEADER: Final = b"x-request-id"
+_ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+_requests: Final = Counter("shop_requests_total", "Requests by route and status", ["method", "route", "status"])
+_seconds: Final = Histogram("shop_request_seconds", "Time until the response was sent", ["method", "route"])
+
+_log: Final = structlog.get_logger("shop.request")
+
+
+class Observability:
+    """ASGI middleware. The client's `X-Request-ID` is kept if it is a plain one, or else a new one is made; every log
+    line of the request has it, and so has the response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        status = 0
+        started = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        # the route's pattern, not the path: a path for each id would make a time series for each id
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if route != "unmatched" else "any"
+        _requests.labels(method, route, status or "none").inc()
+        _seconds.labels(method, route).observe(seconds)
+        _log.info(
+            "request", method=scope["method"], path=scope["path"], status=status or None, ms=round(seconds * 1000, 1)
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == REQUEST_ID_HEADER:
+            given: str = value.decode("latin-1")
+            if _ACCEPTABLE_ID.fullmatch(given):
+                return given
+    return str(uuid7())
+
+
+def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
+    """Everything to standard error, one line each: for people on a terminal, as JSON elsewhere (`auto`)."""
+    for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *([] if for_people else [structlog.processors.format_exc_info]),
+            renderer,
+        ],
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
