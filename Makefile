@@ -1,15 +1,16 @@
-# Each command needs only Python 3.11+ and make: where uv is missing it is put into .uv/, a virtual environment of its own.
+# Each command needs only Python 3.11+ and make: where uv is missing it is put into .uv/, an environment of its own.
 PORT ?= 8000
-UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
 
-.PHONY: serve test check bench format test-matrix test-wheel
+.PHONY: serve test check format test-matrix test-wheel clean
 
 serve: $(UV)
-	@$(RUN) --no-dev shop serve --port $(PORT)
+	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
 
+# ARGS goes to pytest: make test ARGS="-k transfers"
 test: $(UV)
-	$(RUN) pytest -n 2 --cov --cov-report=term $(ARGS)
+	$(RUN) pytest -n 2 --dist worksteal --cov --cov-report term:skip-covered $(ARGS)
 
 check: $(UV)
 	$(RUN) ruff check
@@ -22,7 +23,19 @@ format: $(UV)
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
+# SQLAlchemy 2.0 and 2.1, PostgreSQL 16 and 18, Python 3.11 to 3.13 as far as they are installed.
+test-matrix: $(UV)
+	UV=$(UV) scripts/test-matrix
+
+# The library's wheel, installed alone, passes the library's tests.
+test-wheel: $(UV)
+	UV=$(UV) scripts/test-wheel
+
+clean:
+	rm -rf .uv .venv .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+
 .uv/bin/uv:
-	@echo "uv not found: putting it into .uv/"
-	@python3 -m venv .uv
+	@echo "uv isn't installed: putting it into .uv/"
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed"; exit 1; }
+	@python3 -m venv .uv || { rm -rf .uv; echo "python3 -m venv failed: install your system's python3-venv, or uv"; exit 1; }
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv

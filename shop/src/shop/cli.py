@@ -15,11 +15,13 @@ from shop import migrations
 from shop.accounts.service import BooksReport, check_books
 from shop.app import create_app, open_database
 from shop.demo import create_demo
-from shop.postgres import located
+from shop.importing.command import commands as import_commands
+from shop.postgres import located, scratch
 from shop.settings import Settings
 from shop.web.observability import configure_logging
 
 app = typer.Typer(help="Users, orders, accounts and transfers.", no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(import_commands, name="import")
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
@@ -60,20 +62,32 @@ def migrate(
     downgrade: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Go back to this revision; what is younger is lost")
     ] = None,
+    new: Annotated[
+        str | None, typer.Option(metavar="MESSAGE", help="Write a new migration from what the models have changed")
+    ] = None,
 ) -> None:
     """Bring the schema up to date."""
-    with located(Settings()) as location:
-        if check:
-            found = migrations.differences(location.url)
-            if found is not None:
-                _err.print(f"the models and the migrations differ: {found}", highlight=False)
-                raise typer.Exit(1)
-            _out.print("migrations and models agree", highlight=False)
-        elif downgrade is not None:
+    settings = Settings()
+    if check:
+        with scratch(settings) as url:
+            migrations.upgrade(url)
+            found = migrations.differences(url)
+        if found is not None:
+            _err.print(f"the models and the migrations differ: {found}", highlight=False)
+            raise typer.Exit(1)
+        _out.print("migrations and models agree", highlight=False)
+        return
+    if new is not None:
+        with scratch(settings) as url:
+            migrations.upgrade(url)
+            migrations.write_revision(url, new)
+        return
+    with located(settings) as location:
+        if downgrade is not None:
             migrations.downgrade(location.url, downgrade)
         else:
             migrations.upgrade(location.url)
-            _out.print(f"the schema is at {migrations.head()}", highlight=False)
+        _out.print(f"the schema is at {downgrade or migrations.head()}", highlight=False)
 
 
 @app.command()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 from howdah.embedded import EmbeddedPostgres
 from shop.settings import Settings
@@ -25,8 +31,32 @@ def located(settings: Settings) -> Iterator[Location]:
     """The database of these settings, reachable inside the block. An embedded server is started if need be, and
     stopped afterwards unless another process uses it."""
     if settings.database_url is not None:
-        yield Location(settings.database_url, "the server in SHOP_DATABASE_URL")
+        url = make_url(settings.database_url)
+        if url.drivername in {"postgres", "postgresql"}:
+            url = url.set(drivername="postgresql+asyncpg")
+        yield Location(url.render_as_string(hide_password=False), f"{url.host or 'local'}, database {url.database}")
         return
     with EmbeddedPostgres(settings.data_dir) as server:
         server.ensure_database(_DATABASE)
         yield Location(server.url(_DATABASE), str(server.data_dir))
+
+
+@contextmanager
+def scratch(settings: Settings) -> Iterator[str]:
+    """The URL of an empty database on the same server, dropped afterwards."""
+    with located(settings) as location:
+        name = f"shop_scratch_{os.getpid()}"
+        _administer(location.url, f'CREATE DATABASE "{name}"')
+        try:
+            yield make_url(location.url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            _administer(location.url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _administer(url: str, statement: str) -> None:
+    async def run() -> None:
+        engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.execute(text(statement))
+
+    asyncio.run(run())
