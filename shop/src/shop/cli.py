@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -35,11 +38,11 @@ def serve(
     """Migrate the database and serve."""
     settings = Settings()
     configure_logging(settings.log_format)
-    with located(settings) as location:
+    # Uvicorn stops gracefully, then sends itself the signal again; by then there is only the server left to leave.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with suppress(KeyboardInterrupt), located(settings) as location:
         migrations.upgrade(location.url)
         address = host or settings.host
-        _out.print(f"data:  {location.where}", highlight=False)
-        _out.print(f"docs:  http://{address}:{port}/docs", highlight=False)
         config = uvicorn.Config(
             create_app(location.url, settings),
             host=address,
@@ -48,10 +51,13 @@ def serve(
             access_log=False,
             timeout_graceful_shutdown=settings.shutdown_timeout,
         )
+        listening = config.bind_socket()  # first, so that what is printed is true
+        _out.print(f"data:  {location.where}", highlight=False)
+        _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
         server = uvicorn.Server(config)
-        server.run()
-    if not server.started:
-        raise typer.Exit(1)
+        server.run(sockets=[listening])
+        if not server.started:
+            raise typer.Exit(1)
 
 
 @app.command()
