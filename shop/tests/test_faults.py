@@ -1,0 +1,137 @@
+"""Faults 6, 8 and 9 of the reference, each beside its control; docs/faults.md says where the others are."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from making import make_order, make_user
+from serving import client_of, served_in_a_thread
+from sqlalchemy import DateTime, ForeignKey, String, literal, select
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import DeclarativeBase, Mapped, configure_mappers, mapped_column, relationship
+
+from howdah import Database, InvalidValue, utcnow
+from howdah.fastapi import DbSession
+from shop import tables
+from shop.users.models import User
+
+
+@pytest.fixture
+def in_new_york() -> Iterator[None]:
+    """The process's local time is not UTC."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "America/New_York"
+    time.tzset()
+    yield
+    if before is None:
+        del os.environ["TZ"]
+    else:
+        os.environ["TZ"] = before
+    time.tzset()
+
+
+# 6. `datetime.utcnow` is naive and read as local time.
+
+
+@pytest.mark.usefixtures("in_new_york")
+async def test_a_time_is_kept_as_the_moment_it_means(committed_database: Database) -> None:
+    before = datetime.now(UTC)
+    async with committed_database.begin() as session:
+        session.add(User(email="a@example.com", name="A"))
+    async with committed_database.session() as session:
+        kept = (await session.scalars(select(User.created_at))).one()
+    assert before <= kept <= utcnow()
+
+
+@pytest.mark.usefixtures("in_new_york")
+async def test_a_naive_time_is_refused(committed_database: Database) -> None:
+    with pytest.raises(InvalidValue):
+        async with committed_database.begin() as session:
+            session.add(User(email="a@example.com", name="A", created_at=datetime.now(UTC).replace(tzinfo=None)))
+
+
+@pytest.mark.usefixtures("in_new_york")
+async def test_control_a_naive_time_in_utc_is_stored_hours_away(committed_database: Database) -> None:
+    now = datetime.now(UTC)
+    async with committed_database.begin() as session:
+        naive = literal(now.replace(tzinfo=None), DateTime(timezone=True))
+        read: datetime = (await session.scalars(select(naive))).one()
+    assert abs((read - now).total_seconds()) >= 4 * 3600
+
+
+# 8. `OrderItem` and `Account` are used and never defined.
+
+
+def test_every_class_that_is_used_is_defined() -> None:
+    configure_mappers()
+    assert {"order_items", "accounts", "entries"} <= set(tables.Base.metadata.tables)
+
+
+def test_control_the_references_models_cannot_be_configured() -> None:
+    class ReferenceBase(DeclarativeBase):
+        pass
+
+    class Order(ReferenceBase):
+        __tablename__ = "orders"
+        id: Mapped[UUID] = mapped_column(primary_key=True)
+        status: Mapped[str] = mapped_column(String(20), default="pending")
+        items: Mapped[list["OrderItem"]] = relationship(lazy="raise")  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(InvalidRequestError, match="OrderItem"):
+        ReferenceBase.registry.configure()
+    ReferenceBase.registry.dispose()
+
+
+# 9. `get_user` returns a mapped object without a response model.
+
+
+async def test_an_answer_has_what_its_model_names_and_no_more(client: httpx.AsyncClient) -> None:
+    user = await make_user(client)
+    await make_order(client, user["id"])
+    answer = (await client.get(f"/users/{user['id']}")).json()
+    described = (await client.get("/openapi.json")).json()["components"]["schemas"]["UserWithOrdersOut"]
+    assert set(answer) == set(described["properties"])
+
+
+async def test_control_without_a_response_model_every_loaded_column_goes_out(committed_database: Database) -> None:
+    class ReferenceBase(DeclarativeBase):
+        pass
+
+    class Customer(ReferenceBase):
+        __tablename__ = "customers"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        password_hash: Mapped[str]
+
+    class Visit(ReferenceBase):
+        __tablename__ = "visits"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        customer_id: Mapped[int] = mapped_column(ForeignKey(Customer.id))
+
+    async with committed_database.engine.begin() as connection:
+        await connection.run_sync(ReferenceBase.metadata.create_all)
+    async with committed_database.begin() as session:
+        session.add(Customer(id=1, name="Ada", password_hash="secret"))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with Database(committed_database.engine.url) as database:
+            yield {"database": database}
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/customers/{customer_id}")
+    async def get_customer(customer_id: int, db: DbSession):  # type: ignore[no-untyped-def]
+        return await db.get(Customer, customer_id)
+
+    with served_in_a_thread(app) as address:
+        async with client_of(address) as client:
+            answer = (await client.get("/customers/1")).json()
+    assert answer["password_hash"] == "secret"
