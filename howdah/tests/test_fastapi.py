@@ -443,6 +443,8 @@ def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
         errors.DatabaseError,
         errors.IntegrityViolation,
         errors.InvalidStatement,
+        errors.ServerFault,
+        errors.EmbeddedPostgresError,
     }
     every = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
     answered = {cls for cls in every if any(base in STATUS for base in cls.__mro__)}

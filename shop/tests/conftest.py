@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
 import pytest_asyncio
-import uvicorn
-from fastapi import FastAPI
+import structlog
 
-from shop import migrations
+from howdah import Database
+from serving import client_of, served_in_a_thread
+from shop import migrations, tables
 from shop.app import create_app
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -22,27 +32,28 @@ def migrate() -> Callable[[str], None]:
     return migrations.upgrade
 
 
-@asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """The application behind uvicorn on a free port of the loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10))
-        running = asyncio.create_task(server.serve(sockets=[listening]))
-        try:
-            while not server.started:
-                if running.done():
-                    await running
-                await asyncio.sleep(0.005)
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            await running
+@pytest.fixture(scope="session")
+def service(database_url: str) -> Iterator[str]:
+    """The address of a service that this worker's tests share."""
+    with served_in_a_thread(create_app(database_url)) as address:
+        yield address
 
 
 @pytest_asyncio.fixture
-async def client(committed_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the service on a database of its own."""
-    async with served(create_app(committed_url)) as client:
+async def stored(database_url: str) -> AsyncIterator[Database]:
+    """The database of that service, with real commits; emptied when the test ends.
+
+    A test that changes the schema or needs the service for itself takes `committed_url` instead.
+    """
+    async with Database(database_url, pool_size=40) as database:
+        yield database
+        async with database.begin() as session:
+            for table in reversed(tables.Base.metadata.sorted_tables):
+                await session.execute(table.delete())
+
+
+@pytest_asyncio.fixture
+async def client(service: str, stored: Database) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of that service."""
+    async with client_of(service) as client:
         yield client

@@ -1,20 +1,37 @@
 """Writing many rows: any number, from any iterable, in chunks of constant size, all or nothing.
 
 Every function works inside the session's transaction and never commits. A row that the database or a type refuses
-fails the whole; the error is the one that the row alone raises, with `row_index` (its place in the input, from 0).
-Objects that the session holds are read anew when their rows are changed here, and expunged when they are deleted.
+fails the whole, also for a caller who catches the error and goes on; the error is the one that the row raises when it
+is written behind the rows before it, with `row_index`, its place in the input from 0. Constraints that are deferred
+are checked by COMMIT, which knows no rows.
+
+Values are those that the database shall have: None is NULL, not a default (in a JSON column it is JSON's null unless
+the type says `none_as_null`, as everywhere in SQLAlchemy). Objects that the session holds are read anew when their
+rows are changed here (what they had loaded of their relationships must be loaded again), and expunged when they are
+deleted.
+
+Updates and upserts lock the rows of a chunk in the order of the keys, so that two of one chunk each wait for each
+other but can't deadlock. Longer ones can, unless their inputs are sorted; the loser raises `DeadlockDetected`, which
+`run_transaction` answers by running it again. `update_by_key` and `delete_many` lock all their rows first.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Hashable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     Boolean,
-    Executable,
+    Insert,
+    Integer,
+    Row,
+    cast,
     column,
     delete,
     func,
@@ -26,15 +43,18 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy import update as sql_update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapper
+from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy.types import TypeDecorator
 
-from howdah.errors import DatabaseError, IntegrityViolation, InvalidValue, StaleRow
-from howdah.keys import distinct, has_key_in, key_attributes, key_in, key_names
+from howdah.errors import StaleRow
+from howdah.keys import Array, has_key_in, key_attributes, key_from, key_in, key_names
 from howdah.locking import lock_keys
-from howdah.rows import CHUNK_ROWS, column_names, in_chunks, refuse_unknown, values_of
+from howdah.refusals import or_name_the_row
+from howdah.rows import CHUNK_ROWS, column_names, in_chunks, in_rounds, read_rows, refuse_non_columns
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
@@ -50,7 +70,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """How many rows had one of the keys, and the keys that no row had, in the order of the input."""
+    """How many rows of the input had a row in the database, and the keys that had none, in the order of the input."""
 
     count: int
     missing: list[Any] = field(default_factory=list)
@@ -58,7 +78,7 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Upserted:
-    """How many rows were new, how many changed an existing one, and how many left it as it was."""
+    """How many rows of the input were new, how many changed an existing row, and how many left it as it was."""
 
     created: int
     updated: int
@@ -70,22 +90,23 @@ async def insert_many(
 ) -> Created:
     """Insert the rows. Defaults, Python's and the database's, apply to what a row leaves out.
 
-    `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory.
+    `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory. Mapped objects are read,
+    not added to the session. Joined-table inheritance works; a row is written as a `model`, not as a subclass of it.
     """
-    known, names = column_names(model), key_names(model)
-    count, made = 0, []
-    async with session.begin_nested():
-        async for chunk in in_chunks(rows, chunk_size):
-            values = [_with_new_key(model, values_of(model, row, known)) for row in chunk]
-            if all(name in row for row in values for name in names):
-                await _execute(session, insert(model), values, first=count, returning=False)
-                if keys:
-                    made += [key_in([row[name] for name in names]) for row in values]
-            else:  # the database makes them
-                statement = insert(model).returning(*key_attributes(model), sort_by_parameter_order=True)
-                returned = await _execute(session, statement, values, first=count)
-                if keys:
-                    made += [key_in(row) for row in returned]
+    names = key_names(model)
+    count = 0
+    made: list[Any] = []
+    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+        async for chunk in chunks:
+            values = [_with_new_key(model, row) for row in read_rows(model, chunk, first=count)]
+            known = all(name in row for row in values for name in names)
+            statement = insert(model)
+            if keys and not known:  # the database makes them
+                statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
+            write = partial(_insert, session, statement)
+            returned = await or_name_the_row(session, list(enumerate(values, start=count)), write)
+            if keys:
+                made += _keys_of(model, values, first=count) if known else [key_in(row) for row in returned]
             count += len(values)
     return Created(count, made)
 
@@ -101,29 +122,31 @@ async def upsert_many(
 ) -> Upserted:
     """Insert the rows, or where one with the same `on` attributes exists (by default the key), set `update` on it.
 
-    `on` must have a unique constraint or index. `update` defaults to all that the rows name, without `on` and the
-    key; with `update=[]` existing rows are left alone. A row that has those values already isn't written at all:
-    `updated_at` and `version` move only with a change. All rows must name the same attributes. Of rows that meet in
-    `on` the last one of a chunk wins and the others count as unchanged. A chunk is written in the order of `on`, so
-    that two upserts of one chunk each can't deadlock.
+    `on` must have a unique constraint or index; NULL in it equals nothing. `update` defaults to all that the rows
+    name, without `on` and the key, which never changes; with `update=[]` existing rows are left alone. A row that has
+    those values already isn't written at all: `updated_at` and `version` move only with a change. All rows must name
+    the same attributes, and can't name `version`. Rows that meet each other in `on` come out, and are counted, as if
+    they had been written one by one.
     """
-    known, names = column_names(model), key_names(model)
-    target = tuple(on) if on is not None else names
-    refuse_unknown(model, (*target, *(update or ())))
-    created = updated = count = 0
-    async with session.begin_nested():
-        async for chunk in in_chunks(rows, chunk_size):
-            values = [values_of(model, row, known) for row in chunk]
-            for index, row in enumerate(values, start=count):
-                if row.keys() != values[0].keys() or not row.keys() >= set(target):
-                    raise ValueError(f"row {index} must name {', '.join(target)} and the same attributes as the others")
-            changed = [name for name in values[0] if name not in (*target, *names)] if update is None else update
-            winners = {tuple(row[name] for name in target): row for row in values}
-            ordered = [_with_new_key(model, winners[key]) for key in sorted(winners)]
-            written = await _execute(session, _upsert(model, target, changed), ordered, first=count)
-            new = sum(1 for row in written if row.is_new)
-            created, updated, count = created + new, updated + len(written) - new, count + len(values)
-            await _refresh(session, model, [key_in(row[1:]) for row in written if not row.is_new])
+    _refuse_many_tables(model)
+    names, version = key_names(model), _version_name(model)
+    target = names if on is None else tuple(on)
+    refuse_non_columns(model, (*target, *(update or ())))
+    if update is not None and not {*target, *names, version}.isdisjoint(update):
+        raise ValueError(f"`update` can't name the key, the version or what the row is found by: {', '.join(update)}")
+    count = created = updated = 0
+    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+        async for chunk in chunks:
+            values = read_rows(model, chunk, first=count)
+            _refuse_uneven(values, {*target, *(update or ())}, first=count)
+            if version in values[0]:
+                raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
+            changed = [n for n in values[0] if n not in (*target, *names)] if update is None else list(update)
+            write = partial(_upsert_rounds, session, model, target, changed)
+            written = await or_name_the_row(session, list(enumerate(values, start=count)), write)
+            old = [key_in(row[1:]) for row in written if not row.is_new]
+            await _refresh(session, model, old)
+            created, updated, count = created + len(written) - len(old), updated + len(old), count + len(values)
     return Upserted(created, updated, count - created - updated)
 
 
@@ -132,148 +155,225 @@ async def update_many(
 ) -> Matched:
     """Update rows, each to values of its own: a row names its key and what to set, all rows the same attributes.
 
-    A chunk's rows are locked in key order first, so two such updates of one chunk each can't deadlock. `onupdate`
-    columns and `version` move. Rows that name their `version` must still have it, or `StaleRow` is raised.
+    `onupdate` columns and `version` move. Rows that name their `version` must still have it, or `StaleRow` is raised.
+    Rows with the same key are written one after the other.
     """
-    known, names = column_names(model), key_names(model)
-    count, matched, missing = 0, 0, []
-    async with session.begin_nested():
-        async for chunk in in_chunks(rows, chunk_size):
-            values = [values_of(model, row, known) for row in chunk]
-            for index, row in enumerate(values, start=count):
-                if row.keys() != values[0].keys() or not row.keys() >= set(names):
-                    raise ValueError(f"row {index} must name {', '.join(names)} and the same attributes as the others")
-            by_key = {key_in([row[name] for name in names]): row for row in values}
-            if len(by_key) < len(values):
-                raise ValueError(f"rows {count} to {count + len(values) - 1} name a key twice")
-            present = await lock_keys(session, model, list(by_key))
-            missing += [key for key in by_key if key not in present]
-            if present:
-                await _update_each(session, model, [row for key, row in by_key.items() if key in present])
-                await _refresh(session, model, present)
-            matched, count = matched + len(present), count + len(values)
-    return Matched(matched, missing)
+    _refuse_many_tables(model)
+    count = 0
+    missing: list[Any] = []
+    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+        async for chunk in chunks:
+            values = read_rows(model, chunk, first=count)
+            _refuse_uneven(values, key_names(model), first=count)
+            _refuse_arrays(model, values[0])
+            keys = _keys_of(model, values, first=count)
+            write = partial(_update_rounds, session, model)
+            present = await or_name_the_row(session, list(enumerate(zip(keys, values, strict=True), count)), write)
+            await _refresh(session, model, present)
+            missing += [key for key in keys if key not in present]
+            count += len(values)
+    return Matched(count - len(missing), missing)
 
 
 async def update_by_key(
     session: AsyncSession, model: type[ModelT], ids: Iterable[Any], values: Mapping[str, Any]
 ) -> Matched:
-    """Set the same `values` on every row with one of these keys, however many. The rows are locked in key order first;
-    `onupdate` columns and `version` move."""
-    refuse_unknown(model, values)
-    keys = distinct(model, ids)
-    present = await lock_keys(session, model, keys)
-    if present and values:
-        statement = sql_update(model).where(has_key_in(model, list(present))).values(_moving_version(model, values))
-        await session.execute(statement, execution_options={"synchronize_session": False})
-        await _refresh(session, model, present)
-    return Matched(len(present), [key for key in keys if key not in present])
+    """Set the same `values` (or SQL expressions) on every row with one of these keys, however many; each key counts
+    once. The rows are locked in key order first; `onupdate` columns and `version` move."""
+    _refuse_many_tables(model)
+    refuse_non_columns(model, values)
+    if not {*key_names(model), _version_name(model)}.isdisjoint(values):
+        raise ValueError(f"the key and the version of {model.__name__} rows can't be set: {', '.join(values)}")
+
+    async def write(keys: Sequence[Any]) -> set[Any]:
+        present = await lock_keys(session, model, keys)
+        if values and present:
+            statement = sql_update(model).where(has_key_in(model, list(present))).values(_moving_version(model, values))
+            await session.execute(statement, execution_options={"synchronize_session": False})
+        return present
+
+    places = _places(model, ids)
+    async with session.begin_nested():
+        present = await or_name_the_row(session, [(place, key) for key, place in places.items()], write)
+    await _refresh(session, model, present)
+    return Matched(len(present), [key for key in places if key not in present])
 
 
 async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[Any]) -> Matched:
-    """Delete every row with one of these keys, however many, locked in key order first. The database's cascades
-    apply, the ORM's don't."""
-    keys = distinct(model, ids)
-    present = await lock_keys(session, model, keys)
-    if present:
-        statement = delete(model).where(has_key_in(model, list(present)))
-        await session.execute(statement, execution_options={"synchronize_session": False})
-        for instance in _held(session, model, present):
+    """Delete every row with one of these keys, however many, locked in key order first; each key counts once. The
+    database's cascades apply, the ORM's don't."""
+    _refuse_many_tables(model)
+
+    async def write(keys: Sequence[Any]) -> set[Any]:
+        present = await lock_keys(session, model, keys)
+        if present:
+            statement = delete(model).where(has_key_in(model, list(present)))
+            await session.execute(statement, execution_options={"synchronize_session": False})
+        return present
+
+    places = _places(model, ids)
+    async with session.begin_nested():
+        present = await or_name_the_row(session, [(place, key) for key, place in places.items()], write)
+    for instance in _held(session, model, present):
+        if instance in session:  # not gone with another one, by a cascade
             session.expunge(instance)
-    return Matched(len(present), [key for key in keys if key not in present])
+    return Matched(len(present), [key for key in places if key not in present])
+
+
+async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> Sequence[Row[Any]]:
+    result = await session.execute(statement, rows, execution_options={"render_nulls": True})
+    return result.all() if statement._returning else ()
 
 
 def _with_new_key(model: type[Any], row: dict[str, Any]) -> dict[str, Any]:
     """The row with the key that the application makes, where it makes one and the row has none."""
     for attribute, key_column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
-        if attribute.key not in row and key_column.default is not None and key_column.default.is_callable:
-            row[attribute.key] = key_column.default.arg(None)
+        if row.get(attribute.key) is None:
+            row.pop(attribute.key, None)
+            if key_column.default is not None and key_column.default.is_callable:
+                row[attribute.key] = key_column.default.arg(None)
     return row
 
 
-def _upsert(model: type[Any], target: Sequence[str], changed: Sequence[str]) -> Executable:
+async def _upsert_rounds(
+    session: AsyncSession,
+    model: type[Any],
+    target: Sequence[str],
+    changed: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+) -> list[Row[Any]]:
+    def meeting(row: dict[str, Any]) -> Hashable:
+        values = tuple(row[name] for name in target)
+        return id(row) if None in values else values
+
+    statement = _upsert(model, target, changed)
+    written: list[Row[Any]] = []
+    for once in in_rounds(rows, meeting):
+        once.sort(key=lambda row: [_rank(row[name]) for name in target])
+        written += await _insert(session, statement, [_with_new_key(model, row) for row in once])
+    return written
+
+
+async def _update_rounds(
+    session: AsyncSession, model: type[Any], rows: Sequence[tuple[Any, dict[str, Any]]]
+) -> set[Any]:
+    present = await lock_keys(session, model, list(dict.fromkeys(key for key, _ in rows)))
+    for once in in_rounds([(key, row) for key, row in rows if key in present], lambda each: each[0]):
+        await _update_each(session, model, [row for _, row in once])
+    return present
+
+
+def _upsert(model: type[Any], target: Sequence[str], changed: Sequence[str]) -> ReturningInsert[Any]:
     mapper: Mapper[Any] = inspect(model)
-    columns = {name: mapper.columns[name] for name in sorted(column_names(model))}
     statement = pg_insert(model)
-    elements = [columns[name] for name in target]
+    elements = [mapper.columns[name] for name in target]
     if changed:
-        values: dict[Any, Any] = {columns[name].key: statement.excluded[columns[name].key] for name in changed}
-        differs = or_(*(columns[name].is_distinct_from(values[columns[name].key]) for name in changed))
-        for each in columns.values():
-            if each.onupdate is not None and each.onupdate.is_callable:
-                values.setdefault(each.key, each.onupdate.arg(None))  # type: ignore[attr-defined]
-        if mapper.version_id_col is not None:
-            values.setdefault(mapper.version_id_col.key, mapper.version_id_col + 1)
-        statement = statement.on_conflict_do_update(index_elements=elements, set_=values, where=differs)
+        columns = [mapper.columns[name] for name in changed]
+        set_to: dict[Any, Any] = {each: statement.excluded[each.key] for each in columns}
+        differs = or_(*(_comparable(old).is_distinct_from(_comparable(new)) for old, new in set_to.items()))
+        for name in column_names(model):
+            onupdate: Any = mapper.columns[name].onupdate
+            if onupdate is not None and name not in changed:
+                set_to[mapper.columns[name]] = onupdate.arg(None) if onupdate.is_callable else onupdate.arg
+        for name, value in _moving_version(model, {}).items():
+            set_to[mapper.columns[name]] = value
+        statement = statement.on_conflict_do_update(index_elements=elements, set_=set_to, where=differs)
     else:
         statement = statement.on_conflict_do_nothing(index_elements=elements)
     # xmax is 0 only in a row version that nobody has locked or replaced: one that this statement made new
     return statement.returning(literal_column("(xmax = 0)", Boolean).label("is_new"), *key_attributes(model))
 
 
+def _comparable(value: Any) -> Any:
+    return cast(value, JSONB) if isinstance(value.type, JSON) and not isinstance(value.type, JSONB) else value
+
+
 async def _update_each(session: AsyncSession, model: type[Any], rows: Sequence[Mapping[str, Any]]) -> None:
     mapper: Mapper[Any] = inspect(model)
     columns = {name: mapper.columns[name] for name in rows[0]}
-    for name, each in columns.items():
-        if isinstance(each.type, ARRAY):
-            raise TypeError(f"update_many can't set {model.__name__}.{name}, an array: update such rows one by one")
-    arrays = [literal([row[name] for row in rows], ARRAY(each.type)) for name, each in columns.items()]
+    arrays = [literal([row[name] for row in rows], Array(each.type)) for name, each in columns.items()]
     named = (column(name, each.type) for name, each in columns.items())
     given = func.unnest(*arrays).table_valued(*named).render_derived(name="given")
     same_row = [attribute == given.c[attribute.key] for attribute in key_attributes(model)]
-    version = mapper.version_id_col
-    values: dict[str, Any] = {name: given.c[name] for name in columns if name not in key_names(model)}
-    if version is not None and version.key in values:
-        same_row.append(version == values.pop(version.key))
+    values = {name: given.c[name] for name in columns if name not in key_names(model)}
+    version = _version_name(model)
+    if version in values:
+        same_row.append(mapper.columns[version] == values.pop(version))
+    elif not values:
+        return
     statement = sql_update(model).where(*same_row).values(_moving_version(model, values))
     statement = statement.returning(*key_attributes(model))
     written = (await session.execute(statement, execution_options={"synchronize_session": False})).all()
     if len(written) < len(rows):
-        raise StaleRow(f"{len(rows) - len(written)} of {len(rows)} {model.__name__} rows have another version by now")
+        current = {key_in(row) for row in written}
+        stale = [str(key) for key in _keys_of(model, rows, first=0) if key not in current]
+        raise StaleRow(f"{len(stale)} {model.__name__} rows have another version by now: {', '.join(stale[:5])}")
+
+
+def _version_name(model: type[Any]) -> str | None:
+    mapper: Mapper[Any] = inspect(model)
+    return None if mapper.version_id_col is None else mapper.get_property_by_column(mapper.version_id_col).key
 
 
 def _moving_version(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    version = inspect(model).version_id_col
-    return dict(values) if version is None else {**values, version.key: version + 1}
+    mapper: Mapper[Any] = inspect(model)
+    name = _version_name(model)
+    if name is None or mapper.version_id_generator is False:  # the database moves it
+        return dict(values)
+    assert mapper.version_id_col is not None
+    if not isinstance(mapper.version_id_col.type, Integer):
+        raise TypeError(f"{model.__name__}.{name} isn't an integer: bulk writes can't move such a version")
+    return {**values, name: mapper.version_id_col + 1}
 
 
-async def _execute(
-    session: AsyncSession,
-    statement: Executable,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    first: int,
-    returning: bool = True,
-) -> Sequence[Any]:
-    """Run the statement with all rows; if one is refused, find out which."""
+def _refuse_many_tables(model: type[Any]) -> None:
+    tables = [str(table) for table in inspect(model).tables]
+    if len(tables) > 1:
+        raise TypeError(f"a {model.__name__} lies in {', '.join(tables)}: only new ones can be written in bulk")
 
-    async def attempt(some: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-        async with session.begin_nested():
-            result = await session.execute(statement, some)
-            return result.all() if returning else []
 
-    try:
-        return await attempt(rows)
-    except StatementError as error:
-        if isinstance(error, DatabaseError) and not isinstance(error, IntegrityViolation | InvalidValue):
-            raise
-    # The caller's savepoint undoes what is written here. Rows before the first bad one stay while it is looked for: it
-    # may be bad only beside them.
-    while len(rows) > 1:
-        half = len(rows) // 2
+def _refuse_arrays(model: type[Any], names: Iterable[str]) -> None:
+    for name in names:
+        kind = inspect(model).columns[name].type
+        if isinstance(kind.impl_instance if isinstance(kind, TypeDecorator) else kind, ARRAY):
+            raise TypeError(f"update_many can't set {model.__name__}.{name}, an array: update such rows one by one")
+
+
+def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, first: int) -> None:
+    for place, row in enumerate(rows, start=first):
+        missing = [name for name in needed if name not in row]
+        if missing:
+            raise ValueError(f"row {place} of the input, counted from 0, must name {', '.join(missing)}")
+        if row.keys() != rows[0].keys():
+            raise ValueError(f"row {place} of the input, counted from 0, names other attributes than row {first}")
+
+
+def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]], *, first: int) -> list[Any]:
+    keys = []
+    for place, row in enumerate(rows, start=first):
         try:
-            await attempt(rows[:half])
-        except StatementError:
-            rows = rows[:half]
-        else:
-            rows, first = rows[half:], first + half
-    try:
-        return await attempt(rows)
-    except StatementError as error:
-        if isinstance(error, DatabaseError):
-            error.row_index = first
-        error.add_note(f"row {first} of the input (counted from 0) was refused, so none was written")
-        raise
+            keys.append(key_from(model, [row[name] for name in key_names(model)]))
+        except ValueError as error:
+            error.add_note(f"in row {place} of the input, counted from 0")
+            raise
+    return keys
+
+
+def _places(model: type[Any], ids: Iterable[Any]) -> dict[Any, int]:
+    """Each key once, with its first place in the input."""
+    places: dict[Any, int] = {}
+    for place, id in enumerate(ids):
+        places.setdefault(key_from(model, id), place)
+    return places
+
+
+def _rank(value: object) -> tuple[int, Any]:
+    """Where a value stands in an order that every process agrees on, whatever the types."""
+    if value is None:
+        return 2, 0
+    if isinstance(value, int | float | Decimal):
+        return 0, value
+    return 1, str(value)
 
 
 def _held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[Any]:
@@ -286,9 +386,7 @@ def _held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[
 
 
 async def _refresh(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> None:
-    held = _held(session, model, keys)
+    held = [key_in(inspect(instance).identity) for instance in _held(session, model, keys)]
     if held:
-        ids = [key_in(inspect(instance).identity) for instance in held]
-        await session.execute(
-            select(model).where(has_key_in(model, ids)), execution_options={"populate_existing": True}
-        )
+        statement = select(model).where(has_key_in(model, held))
+        await session.execute(statement, execution_options={"populate_existing": True})

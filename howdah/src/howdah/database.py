@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final, Literal, Self
+from urllib.parse import urlencode
 
 import orjson
-from sqlalchemy import URL, Engine, event, make_url, text
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy import URL, Connection, Engine, event, make_url, text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.engine import AdaptedConnection, ExceptionContext
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
-from howdah.errors import CannotConnect, PoolExhausted, StaleRow, translate
+from howdah.errors import DRIVER_ERRORS, CannotConnect, DatabaseError, PoolExhausted, StaleRow, translate
 
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+
+# What asyncpg takes from a URL under libpq's names, files included.
+_TLS_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"})
+
+# What making a connection raises: 2.0 of SQLAlchemy passes the driver's own errors on, 2.1 its wrappers.
+_NO_CONNECTION: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
 
 # Past the server's own statement_timeout, so that the client gives up only on a server that no longer answers.
 _GRACE_SECONDS: Final = 5.0
@@ -40,16 +50,25 @@ class Database:
 
     Use it as an async context manager: leaving closes the pool. Nothing connects before the first statement.
 
-    Every time is in seconds; None leaves that bound to the server's own setting. All sessions are in UTC and at READ
-    COMMITTED unless asked otherwise. `pool_timeout` bounds the wait for a free connection (then `PoolExhausted`),
-    `connect_timeout` the making of one (then `CannotConnect`), `lock_timeout` the wait for a row lock (then
-    `LockTimeout`), `statement_timeout` a statement (then `StatementTimeout`; a server that doesn't answer at all is
-    given up 5 s later with `ConnectionLost`), `idle_in_transaction_timeout` a transaction that does nothing (the
-    server closes the connection, so a forgotten one can't hold locks for ever).
+    Every time is in seconds, and None leaves that bound to the server's own setting. All sessions are in UTC and at
+    READ COMMITTED unless asked otherwise. `pool_timeout` bounds the wait for a free connection (then `PoolExhausted`),
+    `connect_timeout` the making of one and the ping of an idle one (then `CannotConnect`), `lock_timeout` the wait for
+    a row lock (then `LockTimeout`), `statement_timeout` a statement (then `StatementTimeout`; a server that doesn't
+    answer at all is given up 5 s later with `ConnectionLost`), `idle_in_transaction_timeout` a transaction that does
+    nothing (the server closes the connection, so a forgotten one can't hold locks for ever).
 
-    A URL without a driver (`postgresql://`) means asyncpg; libpq's `sslmode`, `application_name` and `connect_timeout`
-    in it are understood. Further keywords go to `sqlalchemy.ext.asyncio.create_async_engine`. Statement parameters
-    stay out of error messages unless `hide_parameters=False`: they hold other people's data.
+    A URL without a driver (`postgresql://`) means asyncpg; of libpq's parameters `host`, `port`, `application_name`,
+    `connect_timeout`, `target_session_attrs` and those of TLS (`sslmode`, `sslrootcert`, …) are understood, and go
+    before the keywords here; others are refused. Further keywords go to `sqlalchemy.ext.asyncio.create_async_engine`.
+
+    A transaction that PostgreSQL has aborted for an error can't be committed: where that error was caught, the commit
+    raises it again, or SQLAlchemy's `PendingRollbackError` if it came from a flush. (PostgreSQL would answer such a
+    COMMIT with a silent ROLLBACK.)
+
+    JSON is written and read by orjson: NaN, infinities and integers beyond 64 bits are refused with `InvalidValue`;
+    such integers, written by others, are read as floats.
+
+    Statement parameters stay out of error messages unless `hide_parameters=False`: they hold other people's data.
     """
 
     def __init__(
@@ -71,16 +90,17 @@ class Database:
         **engine_options: Any,
     ) -> None:
         parsed, from_url = _asyncpg_url(url)
-        given = dict(connect_args or {})
+        given = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
         settings = {
             "timezone": "UTC",
-            "application_name": from_url.pop("application_name", application_name),
+            "application_name": given.pop("application_name", application_name),
             **_milliseconds("statement_timeout", statement_timeout),
             **_milliseconds("lock_timeout", lock_timeout),
             **_milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
             **given.pop("server_settings", {}),
         }
         self._max_overflow = max_overflow
+        self._ping_timeout = pool_timeout + connect_timeout
         self._closed = False
         self.engine: AsyncEngine = create_async_engine(
             parsed,
@@ -95,15 +115,15 @@ class Database:
             json_serializer=_dump_json,
             json_deserializer=orjson.loads,
             connect_args={
-                "timeout": connect_timeout,
                 "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,
-                **from_url,
                 **given,
                 "server_settings": settings,
             },
             **engine_options,
         )
-        _translate_errors(self.engine.sync_engine)
+        _listen(self.engine.sync_engine)
+        _bound_pre_ping(self.engine.sync_engine, given["timeout"])
+        event.listen(self.engine.sync_engine, "do_connect", self._refuse_if_closed)
         self._bind: AsyncEngine | AsyncConnection = self.engine
         self._session_factory = _session_factory(self.engine)
 
@@ -114,15 +134,14 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
-        """Close the pool. Connections still in use are closed when they are given back. No session can be had after."""
+        """Close the pool. Connections in use are closed when they are given back. Nothing connects any more."""
         self._closed = True
         await self.engine.dispose()
 
     @property
     def session_factory(self) -> async_sessionmaker[AsyncSession]:
         """Makes sessions; `expire_on_commit=False`, and a closed session is refused rather than opened again."""
-        if self._closed:
-            raise RuntimeError("this Database is closed: make a new one")
+        self._refuse_if_closed()
         return self._session_factory
 
     def session(self, *, isolation_level: IsolationLevel | None = None, read_only: bool = False) -> AsyncSession:
@@ -147,12 +166,18 @@ class Database:
         """A session in a transaction: committed on leaving, rolled back if an exception leaves."""
         async with self.session(isolation_level=isolation_level, read_only=read_only) as session, session.begin():
             yield session
+            if session.in_transaction():  # the context manager ends one in silence in which a flush has failed
+                await session.commit()
 
     async def ping(self) -> None:
-        """One round trip on a pooled connection. Raises `Unavailable` when that can't be had, within `pool_timeout`
-        or `connect_timeout`."""
-        async with self.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+        """One statement on a pooled connection. Raises `Unavailable` when that can't be had, within `pool_timeout` and
+        `connect_timeout` together."""
+        self._refuse_if_closed()
+        try:
+            async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except TimeoutError as error:
+            raise CannotConnect(None, None, error) from error
 
     def pool_status(self) -> PoolStatus:
         """How the pool stands now, in this process."""
@@ -171,9 +196,18 @@ class Database:
         bound._session_factory = _session_factory(connection, join_transaction_mode="create_savepoint")
         return bound
 
+    def _refuse_if_closed(self, *_event: object) -> None:
+        if self._closed:
+            raise RuntimeError("this Database is closed: make a new one")
+
 
 class _Session(Session):
-    """Translates what the flush itself raises; the engine's listener sees only what the database raises."""
+    def commit(self) -> None:
+        try:
+            super().commit()
+        except BaseException:
+            self.rollback()  # closing wouldn't, and a session on somebody else's connection would leave that unusable
+            raise
 
     def flush(self, objects: Any = None) -> None:
         with _stale_rows():
@@ -181,6 +215,14 @@ class _Session(Session):
 
 
 class _Pool(AsyncAdaptedQueuePool):
+    _disposed = False
+
+    def connect(self) -> PoolProxiedConnection:
+        try:
+            return super().connect()
+        except _NO_CONNECTION as error:
+            raise CannotConnect(None, None, error) from error
+
     def _do_get(self) -> ConnectionPoolEntry:
         try:
             return super()._do_get()
@@ -189,6 +231,16 @@ class _Pool(AsyncAdaptedQueuePool):
                 f"all {self.checkedout()} connections were in use for {self.timeout()} s: "
                 "hold sessions for shorter, or raise pool_size"
             ) from error
+
+    def dispose(self) -> None:
+        self._disposed = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
+            record.close()
+        else:
+            super()._do_return_conn(record)
 
 
 @contextmanager
@@ -207,40 +259,109 @@ def _session_factory(bind: AsyncEngine | AsyncConnection, **options: Any) -> asy
     )
 
 
-def _translate_errors(engine: Engine) -> None:
-    event.listen(engine, "handle_error", translate, retval=True)
+def _listen(engine: Engine) -> None:
+    """Translate errors, and raise one that aborted a transaction again where that is to be kept nevertheless."""
+    key = "howdah_aborted_by"
 
-    @event.listens_for(engine, "do_connect")
-    def connect(
-        dialect: Dialect, _entry: ConnectionPoolEntry, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> DBAPIConnection:
+    @event.listens_for(engine, "handle_error", retval=True)
+    def handle_error(context: ExceptionContext) -> DatabaseError | None:
+        error = translate(context)
+        connection = context.connection
+        if error and error.sqlstate and connection and not context.is_disconnect and _is_in_transaction(connection):
+            connection.info.setdefault(key, error)
+        return error
+
+    def forget(connection: Connection, *_savepoint: object) -> None:
+        if not connection.invalidated:
+            connection.info.pop(key, None)
+
+    def refuse_aborted(connection: Connection, *savepoint: str) -> None:
+        error: DatabaseError | None = connection.info.pop(key, None)
+        if error is None:
+            return
+        if savepoint:  # SQLAlchemy does nothing more about one that couldn't be released
+            connection.dialect.do_rollback_to_savepoint(connection, savepoint[0])
+        else:
+            connection.connection.rollback()
+        error.add_note("it was caught, but had aborted the transaction: catch errors around a savepoint")
+        raise error
+
+    for rolled_back in ("begin", "rollback", "rollback_savepoint"):
+        event.listen(engine, rolled_back, forget)
+    for kept in ("commit", "release_savepoint"):
+        event.listen(engine, kept, refuse_aborted)
+
+
+def _is_in_transaction(connection: Connection) -> bool:
+    driver: Any = connection.connection.driver_connection
+    return bool(driver.is_in_transaction())
+
+
+def _bound_pre_ping(engine: Engine, seconds: float | None) -> None:
+    """In place of SQLAlchemy's, which takes three round trips and has only the bound of a statement."""
+
+    def ping(connection: AdaptedConnection) -> bool:
         try:
-            return dialect.connect(*args, **kwargs)
-        except OSError as error:  # the driver lets a refused or timed out connect through as it is
-            raise CannotConnect(None, None, error) from error
+            connection.run_async(lambda driver: driver.execute("SELECT 1", timeout=seconds))
+        except _NO_CONNECTION:
+            connection.driver_connection.terminate()  # an orderly end would be waited for
+            return False  # the pool replaces this connection and every other one that it holds
+        return True
+
+    engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
 
 
 def _dump_json(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    dumped = orjson.dumps(value)
+    if b"null" in dumped and not _is_finite(value):
+        raise ValueError("JSON has no NaN and no infinity")  # orjson writes null for them
+    return dumped.decode()
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    if is_dataclass(value):
+        return all(_is_finite(getattr(value, field.name)) for field in fields(value))
+    return True
 
 
 def _milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
-    return {} if seconds is None else {setting: str(round(seconds * 1000))}
+    if seconds is None:
+        return {}
+    if seconds <= 0:
+        raise ValueError(f"{setting} must be more than 0 seconds, or None for the server's own setting")
+    return {setting: str(math.ceil(seconds * 1000))}
 
 
 def _asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
-    """The URL as SQLAlchemy's asyncpg dialect takes it, and the connect arguments that libpq's spelling of it means."""
+    """The URL as SQLAlchemy's asyncpg dialect takes it, and the connect arguments that libpq's parameters mean."""
     parsed = make_url(url)
     if parsed.drivername in {"postgresql", "postgres"}:
         parsed = parsed.set(drivername="postgresql+asyncpg")
     if parsed.drivername != "postgresql+asyncpg":
         raise ValueError(f"{parsed.drivername!r} isn't supported: use postgresql:// or postgresql+asyncpg://")
     arguments: dict[str, Any] = {}
-    query = dict(parsed.query)
-    if "sslmode" in query:
-        arguments["ssl"] = query.pop("sslmode")
-    if "connect_timeout" in query:
-        arguments["timeout"] = float(str(query.pop("connect_timeout")))
-    if "application_name" in query:
-        arguments["application_name"] = str(query.pop("application_name"))
-    return parsed.set(query=query), arguments
+    kept: dict[str, Any] = {}
+    tls: dict[str, Any] = {}
+    for name, value in parsed.query.items():
+        if name in _TLS_PARAMETERS:
+            tls[name] = value
+        elif name == "connect_timeout":
+            arguments["timeout"] = float(str(value)) or None
+        elif name in {"application_name", "target_session_attrs"}:
+            arguments[name] = value
+        elif name in {"host", "port", "prepared_statement_cache_size"}:
+            kept[name] = value
+        else:
+            raise ValueError(
+                f"the URL's parameter {name!r} isn't supported: take it out, and use connect_args for an argument of "
+                "asyncpg.connect, or connect_args={'server_settings': {...}} for a setting of the server"
+            )
+    if tls:
+        arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
+    return parsed.set(query=kept), arguments

@@ -3,6 +3,7 @@
 HowdahError
 ├── NotFound                        no row has that key
 ├── UnknownAttribute                the model has no such attribute                      (also AttributeError)
+├── EmbeddedPostgresError           the embedded server can't be had                     (also RuntimeError)
 ├── InvalidCursor                   a page cursor is damaged or belongs to another listing   (also ValueError)
 ├── NestedTransaction               a transaction was asked for inside a running one     (also InvalidRequestError)
 ├── StaleRow                        the row's version moved since it was read            (also StaleDataError)
@@ -17,21 +18,24 @@ HowdahError
     │   ├── CheckViolation          23514, 44000
     │   ├── NotNullViolation        23502
     │   └── ExclusionViolation      23P01
-    ├── InvalidValue                class 22, and values that the driver can't encode    (also DataError)
+    ├── InvalidValue                class 22, and values refused before they were sent   (also DataError)
     │   ├── OutOfRange              22003, 22008, 22015
     │   ├── TooLong                 22001
     │   └── InvalidText             22P02, 22021, 22P05, 22007
-    ├── Conflict                    the transaction lost a race: run it again
+    ├── Conflict                    the transaction lost a race: run it again            (also OperationalError)
     │   ├── SerializationFailure    40001
-    │   └── DeadlockDetected        40P01
+    │   ├── DeadlockDetected        40P01
+    │   └── SchemaChanged           a prepared statement's table was altered             (also NotSupportedError)
     ├── LockTimeout                 55P03: a lock wasn't free in time (or NOWAIT)
     ├── StatementTimeout            57014: statement_timeout, or cancelled by an administrator
-    ├── InvalidStatement            class 42: syntax, missing tables, missing rights     (also ProgrammingError)
-    └── ReadOnly                    25006: a write in a read-only transaction or on a standby
+    ├── InvalidStatement            classes 42 and 0A: syntax, missing tables or rights  (also ProgrammingError)
+    ├── ReadOnly                    25006: a write in a read-only transaction or on a standby
+    └── ServerFault                 class XX: PostgreSQL found itself in the wrong       (also InternalError)
 
 Every `DatabaseError` is also the SQLAlchemy class that would have been raised in its place, so `except IntegrityError`
-keeps working; it is raised `from` the driver's own error. Which class it becomes is decided by SQLSTATE alone
-(<https://www.postgresql.org/docs/current/errcodes-appendix.html>), never by the text of a message.
+keeps working; it is raised `from` the driver's own error. Which class it becomes is decided by SQLSTATE
+(<https://www.postgresql.org/docs/current/errcodes-appendix.html>) and by the type of what the driver raised, never by
+the text of a message.
 
 Errors carry facts. What HTTP status they become is decided in `howdah.fastapi`.
 """
@@ -63,6 +67,9 @@ class NotFound(HowdahError):
         more = f" and {len(self.keys) - 5} more" if len(self.keys) > 5 else ""
         super().__init__(f"no {model.__name__} with key {shown}{more}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model, self.keys)
+
 
 class UnknownAttribute(HowdahError, AttributeError):
     """`model` has no mapped attribute of this name, or it can't be written; nothing was sent to the database."""
@@ -70,7 +77,15 @@ class UnknownAttribute(HowdahError, AttributeError):
     def __init__(self, model: type[Any], attribute: str, known: Sequence[str]) -> None:
         self.model = model
         self.attribute = attribute
+        self.known = list(known)
         super().__init__(f"{model.__name__} has no writable attribute {attribute!r}; it has {', '.join(known)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model, self.attribute, self.known)
+
+
+class EmbeddedPostgresError(HowdahError, RuntimeError):
+    """The embedded server can't be had; the message says why and what to do."""
 
 
 class InvalidCursor(HowdahError, ValueError):
@@ -95,42 +110,47 @@ class PoolExhausted(Unavailable, sa.TimeoutError):
 
 
 class DatabaseError(HowdahError, sa.DBAPIError):
-    """PostgreSQL refused a statement.
+    """PostgreSQL refused a statement, or the driver refused to send it.
 
-    `sqlstate` is None when the driver refused before anything was sent. `constraint`, `table` and `column` are what
-    PostgreSQL names, None where it names nothing. `row_index` is the place in the input, from 0, of the row that a
-    bulk write failed for.
+    `sqlstate` is None where PostgreSQL didn't say anything: the driver refused a value before it was sent, or the
+    connection broke. `constraint`, `table` and `column` are what PostgreSQL names, None where it names nothing.
+    `reason` is its DETAIL line, which may hold the row's values: not for the eyes of a client. `row_index` is the place
+    in the input, from 0, of the row that a bulk write failed for.
+
+    Unless the engine was made with `hide_parameters=False`, the error's text holds no value of the statement. That of
+    the driver's error, its `__cause__`, may, and so may a log of the traceback.
     """
 
     row_index: int | None = None
 
-    @property
-    def sqlstate(self) -> str | None:
-        return _fact(self.orig, "sqlstate")
+    def __init__(self, statement: str | None, params: Any, orig: BaseException, *options: Any, **named: Any) -> None:
+        super().__init__(statement, params, orig, *options, **named)
+        self.sqlstate = _fact(orig, "sqlstate") if _fact(orig, "severity") else None
+        self.constraint = _fact(orig, "constraint_name")
+        self.table = _fact(orig, "table_name")
+        self.column = _fact(orig, "column_name")
+        self.reason = _fact(orig, "detail")
+        self.args = (self._describe(orig),)
 
-    @property
-    def constraint(self) -> str | None:
-        return _fact(self.orig, "constraint_name")
+    def _describe(self, orig: BaseException) -> str:
+        error = _driver_error(orig) or orig
+        code = f"{type(error).__name__}, {self.sqlstate}" if self.sqlstate else type(error).__name__
+        if self.hide_parameters and isinstance(self, InvalidValue):
+            return f"({code}) a value was refused; which one is hidden due to hide_parameters=True"
+        # its first argument alone: str() would add the DETAIL line
+        return f"({code}) {error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error}"
 
-    @property
-    def table(self) -> str | None:
-        return _fact(self.orig, "table_name")
-
-    @property
-    def column(self) -> str | None:
-        return _fact(self.orig, "column_name")
-
-    @property
-    def reason(self) -> str | None:
-        """PostgreSQL's DETAIL line. It may hold the row's values: not for the eyes of a client."""
-        return _fact(self.orig, "detail")
+    def __reduce__(self) -> tuple[Any, ...]:
+        made_of = super().__reduce__()
+        assert isinstance(made_of, tuple)
+        return (*made_of[:2], {**self.__dict__, "args": self.args})
 
 
 class CannotConnect(Unavailable, DatabaseError, sa.OperationalError):
     """No connection could be made: refused, timed out, wrong password, no such database, too many clients."""
 
 
-class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError):
+class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.InterfaceError):
     """The connection broke while it was in use. If that was in COMMIT, the outcome is unknown."""
 
 
@@ -159,7 +179,7 @@ class ExclusionViolation(IntegrityViolation):
 
 
 class InvalidValue(DatabaseError, sa.DataError):
-    """A value can't be what its column or function needs."""
+    """A value can't be what its column or function needs: PostgreSQL, the driver or the column's type refused it."""
 
 
 class OutOfRange(InvalidValue):
@@ -187,6 +207,10 @@ class DeadlockDetected(Conflict):
     """Two transactions waited for each other; this one was chosen to give way."""
 
 
+class SchemaChanged(Conflict, sa.NotSupportedError):
+    """A table was altered after the connection had prepared the statement, which is prepared anew next time."""
+
+
 class LockTimeout(DatabaseError, sa.OperationalError):
     """A lock wasn't free within `lock_timeout`, or at once under NOWAIT."""
 
@@ -203,9 +227,22 @@ class ReadOnly(DatabaseError, sa.InternalError):
     """A write in a read-only transaction, or on a standby."""
 
 
+class ServerFault(DatabaseError, sa.InternalError):
+    """PostgreSQL found an error of its own, or damaged data."""
+
+
+DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 # A code first, then its class (the first two characters), then DatabaseError.
 BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "08": ConnectionLost,
+    "08001": CannotConnect,
+    "08004": CannotConnect,
+    "0A": InvalidStatement,
     "22": InvalidValue,
     "22001": TooLong,
     "22003": OutOfRange,
@@ -223,8 +260,11 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "23514": CheckViolation,
     "23P01": ExclusionViolation,
     "25006": ReadOnly,
+    "25P03": ConnectionLost,
+    "25P04": ConnectionLost,
     "28": CannotConnect,
-    "3D000": CannotConnect,
+    "3D000": InvalidStatement,
+    "3F000": InvalidStatement,
     "40001": SerializationFailure,
     "40P01": DeadlockDetected,
     "42": InvalidStatement,
@@ -237,6 +277,7 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "57P03": CannotConnect,
     "57P04": ConnectionLost,
     "57P05": ConnectionLost,
+    "XX": ServerFault,
 }
 
 
@@ -245,43 +286,50 @@ def translate(context: ExceptionContext) -> DatabaseError | None:
     original = context.original_exception
     if not isinstance(original, Exception):  # a cancelled task stays a cancelled task
         return None
-    cls = _class_for(original, is_disconnect=context.is_disconnect)
+    cls = _class_for(original, context)
     if cls is None:
         return None
-    if isinstance(original, TimeoutError):  # the driver's own bound: this connection is of no use, the others may be
+    if issubclass(cls, ConnectionLost) and not context.is_disconnect and context.connection is not None:
+        # Told before the socket closed, or the driver's own bound ran out: this connection is of no use, others may be.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
     raised = context.sqlalchemy_exception
-    known = raised if isinstance(raised, sa.DBAPIError) else None
     return cls(
-        known.statement if known else context.statement,
-        known.params if known else None,
+        raised.statement if raised else context.statement,
+        raised.params if raised else None,
         original,
-        hide_parameters=known.hide_parameters if known else True,
+        hide_parameters=raised.hide_parameters if raised else True,
         connection_invalidated=context.is_disconnect,
-        ismulti=known.ismulti if known else None,
+        ismulti=raised.ismulti if raised else None,
     )
 
 
-def _class_for(error: BaseException, *, is_disconnect: bool) -> type[DatabaseError] | None:
+def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseError] | None:
+    error = _driver_error(original) or original
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
+        return SchemaChanged
+    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # refused by the driver
+        return OutOfRange
+    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, UnicodeError):
+        return InvalidText
     sqlstate = _fact(error, "sqlstate")
     if sqlstate is not None:
         return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or DatabaseError
-    driver_error = _driver_error(error)
-    if isinstance(driver_error, asyncpg.exceptions.DataError):  # refused while encoding, before anything was sent
-        return OutOfRange if isinstance(driver_error.__cause__, OverflowError) else InvalidValue
-    if is_disconnect or isinstance(error, OSError):
+    if context.is_disconnect or isinstance(error, OSError):
         return ConnectionLost
+    if context.sqlalchemy_exception is not None and isinstance(error, ValueError | TypeError | LookupError):
+        return InvalidValue  # refused by the column's type, while the parameters were made
     return None
 
 
-def _driver_error(error: BaseException | None) -> BaseException | None:
+def _driver_error(error: BaseException) -> BaseException | None:
     """asyncpg's own error, which SQLAlchemy's adapter wraps and keeps as the cause."""
-    if error is None or isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+    if isinstance(error, DRIVER_ERRORS):
         return error
-    return error.__cause__
+    cause = error.__cause__
+    return cause if isinstance(cause, DRIVER_ERRORS) else None
 
 
-def _fact(error: BaseException | None, name: str) -> str | None:
+def _fact(error: BaseException, name: str) -> str | None:
     value = getattr(_driver_error(error), name, None)
     return value if isinstance(value, str) else None

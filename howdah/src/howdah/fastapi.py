@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 from weakref import WeakValueDictionary
 
 import orjson
@@ -25,7 +25,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as DependsMarker
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -77,7 +77,13 @@ class PageParameters(BaseModel):
 
     limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="How many at most")
     after: str | None = Field(default=None, description="The `next` of the page before")
-    before: str | None = Field(default=None, description="The `previous` of the page behind")
+    before: str | None = Field(default=None, description="The `previous` of the page behind; not beside `after`")
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> Self:
+        if self.after is not None and self.before is not None:
+            raise ValueError("a page follows `after` or comes before `before`, not both")
+        return self
 
 
 def database_of(connection: HTTPConnection) -> Database:
@@ -184,7 +190,9 @@ def problem_response(
     return Response(orjson.dumps(body), int(status), headers=headers, media_type=PROBLEM_JSON)
 
 
-async def _howdah_error(request: Request, error: Exception) -> Response:
+def error_response(error: errors.HowdahError, **members: Any) -> Response:
+    """The problem details that `STATUS` decides on for this error; `members` extend them, say with the line of the
+    input that it arose from. Raises the error itself where that is a fault of the program."""
     status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
     if status is None:
         raise error
@@ -194,7 +202,13 @@ async def _howdah_error(request: Request, error: Exception) -> Response:
         detail=_detail(error),
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None,
         **_members(error),
+        **members,
     )
+
+
+async def _howdah_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.HowdahError)
+    return error_response(error)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

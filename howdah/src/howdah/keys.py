@@ -5,17 +5,21 @@ A key is the column's value, or for a composite key a tuple in the order of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Uuid, any_, func, inspect, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Uuid, any_, func, inspect, literal, select, tuple_
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgARRAY
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy.types import TypeEngine
 
 
 def key_attributes(model: type[Any]) -> tuple[QueryableAttribute[Any], ...]:
-    """The mapped attributes of the primary key, in the mapper's order."""
-    mapper = inspect(model)
+    """The mapped attributes of the primary key, in the mapper's order; of a mapped class or an alias of one."""
+    mapper = inspect(model).mapper
     return tuple(getattr(model, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
 
 
@@ -34,26 +38,54 @@ def key_in(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def key_from(model: type[Any], given: Any) -> Any:
+    """The key as it compares with what comes back from the database: a UUID written as text is read, a list or a row
+    of a composite key becomes a tuple. Raises `ValueError` for a text that is no UUID or the wrong number of values."""
+    columns: tuple[Column[Any], ...] = inspect(model).primary_key
+    values = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
+    if len(values) != len(columns):
+        raise ValueError(f"a key of {model.__name__} is {', '.join(key_names(model))}: one value each, not {given!r}")
+    return key_in([_read(column, value) for column, value in zip(columns, values, strict=True)])
+
+
 def distinct(model: type[Any], keys: Iterable[Any]) -> list[Any]:
-    """Each key once, in the order of first appearance. A UUID written as text is read, so that it compares with what
-    comes back from the database; a text that is none raises `ValueError`."""
-    columns = inspect(model).primary_key
-    if len(columns) == 1 and isinstance(columns[0].type, Uuid):
-        keys = (UUID(key) if isinstance(key, str) else key for key in keys)
-    return list(dict.fromkeys(keys))
+    """Each key once, as `key_from` makes it, in the order of first appearance."""
+    return list(dict.fromkeys(key_from(model, key) for key in keys))
 
 
 def has_key_in(model: type[Any], keys: Sequence[Any]) -> ColumnElement[bool]:
-    """True for the rows with one of these keys.
+    """True for the rows with one of these keys, given as `distinct` makes them.
 
     The keys travel as one array a key column, so there may be any number of them (a parameter each would end at
     32,767) and the statement's text, which PostgreSQL's and SQLAlchemy's caches go by, is always the same.
     """
     columns = key_attributes(model)
     if len(columns) == 1:
-        return columns[0] == any_(literal(list(keys), ARRAY(columns[0].type)))
-    if any(len(key) != len(columns) for key in keys):
-        raise ValueError(f"a key of {model.__name__} has {len(columns)} values: {', '.join(key_names(model))}")
-    arrays = [literal([key[i] for key in keys], ARRAY(column.type)) for i, column in enumerate(columns)]
+        return columns[0] == any_(literal(list(keys), Array(columns[0].type)))
+    arrays = [literal([key[i] for key in keys], Array(column.type)) for i, column in enumerate(columns)]
     rows = func.unnest(*arrays).table_valued(*(f"key{i}" for i in range(len(columns)))).render_derived()
     return tuple_(*columns).in_(select(*rows.c))
+
+
+class Array(AsyncpgARRAY):
+    """The type of an array parameter. It is cast without the length of its items: a cast to `VARCHAR(5)[]` would cut
+    a longer text silently, where the column refuses it and a comparison finds it different. An item that is a list
+    (of JSON) is an item, not a further dimension."""
+
+    def __init__(self, item_type: TypeEngine[Any]) -> None:
+        super().__init__(item_type, dimensions=1)
+
+
+@compiles(Array, "postgresql")
+def _without_length(array: Array, compiler: Any, **options: Any) -> str:
+    text: str = compiler.visit_ARRAY(array, **options)
+    text = re.sub(r"\(\d+(, ?\d+)?\)", "", text)
+    # without a length these two mean one character and one bit
+    text = re.sub(r"^CHAR\b", "BPCHAR", text)
+    return re.sub(r"^BIT\b(?! VARYING)", "BIT VARYING", text)
+
+
+def _read(column: Column[Any], value: Any) -> Any:
+    if isinstance(value, str) and isinstance(column.type, Uuid) and column.type.as_uuid:
+        return UUID(value)
+    return value

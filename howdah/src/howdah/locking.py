@@ -27,6 +27,8 @@ async def lock(
     `nowait`. With `skip_locked`, rows that others hold are left out, and so are missing ones: nothing tells them
     apart.
     """
+    if nowait and skip_locked:
+        raise ValueError("nowait fails where skip_locked leaves out: choose one")
     keys = distinct(model, ids)
     if not keys:
         return {}
@@ -38,7 +40,7 @@ async def lock(
         .with_for_update(of=model, nowait=nowait, skip_locked=skip_locked)
         .execution_options(populate_existing=True)
     )
-    locked = {key_of(row): row for row in await session.scalars(statement)}
+    locked = {key_of(row): row for row in (await session.scalars(statement)).unique()}
     if not skip_locked and len(locked) < len(keys):
         raise NotFound(model, [key for key in keys if key not in locked])
     return locked

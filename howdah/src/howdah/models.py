@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from sqlalchemy import DateTime, Dialect, MetaData, TypeDecorator, event
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty, declared_attr, mapped_column
+from sqlalchemy.dialects.postgresql import ExcludeConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty, mapped_column
+from sqlalchemy.types import TypeEngine
 from uuid_utils.compat import uuid7 as _uuid7
 
-NAMING_CONVENTION: Final[dict[str, str]] = {
+NAMING_CONVENTION: Final[dict[Any, str]] = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
     "pk": "pk_%(table_name)s",
+    ExcludeConstraint: "ex_%(table_name)s_%(column_0_N_name)s",
 }
 
 
@@ -32,18 +35,22 @@ def utcnow() -> datetime:
 
 
 class AwareDateTime(TypeDecorator[datetime]):
-    """`timestamptz`. A naive `datetime` is refused with `ValueError` before it is sent: the driver would read it as
-    local time. What comes back is aware and in UTC."""
+    """`timestamptz`. A naive `datetime` or a `date` is refused with `InvalidValue` before it is sent: the driver would
+    read it as local time. What comes back is aware and in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is not None and value.utcoffset() is None:
+        if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
             raise ValueError(
                 f"{value!r} has no time zone: use howdah.utcnow(), datetime.now(UTC) or .replace(tzinfo=...)"
             )
         return value
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        """What stands beside it in an expression is of this type if it is a time, of its own (an interval) if not."""
+        return self if isinstance(value, date | None) else self.impl_instance.coerce_compared_value(op, value)
 
 
 class Base(DeclarativeBase):
@@ -56,12 +63,22 @@ class Base(DeclarativeBase):
       `lazy=True` to have it (for `AsyncAttrs`).
     - What the server computes comes back with the flush (`eager_defaults`), never by a later lazy load.
 
-    For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` and a `registry` of its own.
+    For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own.
+    With `MappedAsDataclass` it works too, but SQLAlchemy lets such a class have no mixin that isn't one: it declares
+    the columns of the mixins below itself.
     """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map: ClassVar[Mapping[Any, Any]] = {datetime: AwareDateTime()}
-    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # SQLAlchemy declares it without ClassVar
+
+
+# Listeners rather than __mapper_args__, which a class that has its own would lose.
+@event.listens_for(Base, "instrument_class", propagate=True)
+def _set_mapper_options(mapper: Mapper[Any], class_: type[Any]) -> None:
+    if mapper.eager_defaults == "auto":
+        mapper.eager_defaults = True
+    if issubclass(class_, Versioned) and mapper.version_id_col is None:
+        mapper.version_id_col = mapper.local_table.c.version
 
 
 @event.listens_for(Base, "before_mapper_configured", propagate=True)
@@ -72,8 +89,10 @@ def _raise_on_lazy_load(mapper: Mapper[Any], class_: type[Any]) -> None:
         if prop.lazy == "select":
             prop.lazy = "raise"
             prop.strategy_key = (("lazy", "raise"),)
-        if prop.backref is not None:  # the other side, which SQLAlchemy is about to make
-            prop.backref[1].setdefault("lazy", "raise")  # type: ignore[union-attr]  # a string until __init__ has run
+        if isinstance(prop.backref, str):  # the other side, which SQLAlchemy is about to make
+            prop.backref = (prop.backref, {"lazy": "raise"})
+        elif prop.backref is not None:
+            prop.backref[1].setdefault("lazy", "raise")
 
 
 class UUIDv7PrimaryKey:
@@ -95,8 +114,3 @@ class Versioned:
     has moved on since it was read raises `StaleRow`, and nothing is written (optimistic locking)."""
 
     version: Mapped[int] = mapped_column(default=1, sort_order=92)
-
-    @declared_attr.directive
-    @classmethod
-    def __mapper_args__(cls) -> dict[str, Any]:
-        return {"eager_defaults": True, "version_id_col": cls.version}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args, get_origin
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args, get_origin
 
-from sqlalchemy import Select, func, literal, select
+from sqlalchemy import BigInteger, ScalarResult, Select, inspect, literal, select
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, QueryableAttribute, selectinload
 from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
 from howdah.errors import NotFound
-from howdah.keys import distinct, has_key_in, key_attributes, key_of
+from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_of
 from howdah.locking import lock
-from howdah.pagination import Page, paginate
+from howdah.pagination import Page, count_rows, entity_of, paginate, refuse_own_limit, totally_ordered
 from howdah.rows import CHUNK_ROWS, refuse_unknown
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -35,19 +36,19 @@ class AsyncRepository(Generic[ModelT]):
     loader options for anything deeper. A key is the primary key's value, a tuple where it is composite.
     """
 
-    _declared_model: ClassVar[type[DeclarativeBase] | None] = None
+    _declared_model: ClassVar[Any] = ModelT  # type: ignore[misc]  # the model, or the type parameter that is going to be it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in cls.__dict__.get("__orig_bases__", ()):
             origin = get_origin(base)
-            if isinstance(origin, type) and issubclass(origin, AsyncRepository) and isinstance(get_args(base)[0], type):
-                cls._declared_model = get_args(base)[0]
+            if isinstance(origin, type) and issubclass(origin, AsyncRepository):
+                given = dict(zip(origin.__parameters__, get_args(base), strict=True))  # type: ignore[attr-defined]
+                cls._declared_model = given.get(origin._declared_model, origin._declared_model)
 
     def __init__(self, session: AsyncSession, model: type[ModelT] | None = None) -> None:
-        declared = cast("type[ModelT] | None", self._declared_model)
-        chosen = model if model is not None else declared
-        if chosen is None:
+        chosen = self._declared_model if model is None else model
+        if not isinstance(chosen, type):
             raise TypeError(
                 "which model? Pass it, AsyncRepository(session, User), "
                 "or name it, class UserRepository(AsyncRepository[User])"
@@ -58,9 +59,12 @@ class AsyncRepository(Generic[ModelT]):
     async def get(self, id: Any, *, load: LoadWhat = ()) -> ModelT | None:
         """The object with this key, or None. One that the session holds already comes without a statement, unless
         there is something to load with it."""
+        key = key_from(self.model, id)
         if not load:
-            return await self.session.get(self.model, id)
-        return (await self.session.scalars(self._loading(self._with_key(id), load))).one_or_none()
+            return await self.session.get(self.model, key)
+        values = key if isinstance(key, tuple) else (key,)
+        same_key = (column == value for column, value in zip(key_attributes(self.model), values, strict=True))
+        return (await self._objects(self._all().where(*same_key), load)).one_or_none()
 
     async def get_one(self, id: Any, *, load: LoadWhat = ()) -> ModelT:
         """The object with this key; raises `NotFound`."""
@@ -74,10 +78,8 @@ class AsyncRepository(Generic[ModelT]):
         keys = distinct(self.model, ids)
         if not keys:
             return []
-        found = {
-            key_of(row): row
-            for row in await self.session.scalars(self._loading(self._all().where(has_key_in(self.model, keys)), load))
-        }
+        rows = await self._objects(self._all().where(has_key_in(self.model, keys)), load)
+        found = {key_of(row): row for row in rows}
         return [found[key] for key in keys if key in found]
 
     async def list(
@@ -88,14 +90,20 @@ class AsyncRepository(Generic[ModelT]):
         limit: int | None = 100,
         load: LoadWhat = (),
     ) -> list[ModelT]:
-        """Rows in a stable order: the statement's own, then the key. `limit=None` means all.
+        """Rows in a stable order: the statement's own, then the key, in the direction of what comes before it.
+        `limit=None` means all.
 
-        A high offset is slow, and shifts when rows come and go: for walking a listing take `page`.
+        An object that a join brings several times comes once, but `limit` counts each of them. A high offset is slow,
+        and shifts when rows come and go: for walking a listing take `page`.
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset and limit can't be negative: {offset}, {limit}")
-        listing = self._ordered(statement).offset(offset).limit(limit)
-        return list(await self.session.scalars(self._loading(listing, load)))
+        listing = self._listing(statement)
+        refuse_own_limit(listing)
+        listing = totally_ordered(listing).offset(literal(offset, BigInteger))
+        if limit is not None:
+            listing = listing.limit(literal(limit, BigInteger))
+        return list(await self._objects(listing, load))
 
     async def page(
         self,
@@ -108,34 +116,28 @@ class AsyncRepository(Generic[ModelT]):
         load: LoadWhat = (),
     ) -> Page[ModelT]:
         """A keyset page; see `howdah.pagination.paginate`."""
-        listing = self._loading(self._all() if statement is None else statement, load)
+        listing = self._loading(self._listing(statement), load)
         return await paginate(self.session, listing, limit=limit, after=after, before=before, count=count)
 
     async def count(self, statement: Select[Any] | None = None) -> int:
-        """How many rows there are."""
-        listing = (self._all() if statement is None else statement).order_by(None)
-        counted = select(func.count()).select_from(
-            listing.with_only_columns(literal(1), maintain_column_froms=True).subquery()
-        )
-        return (await self.session.scalars(counted)).one()
+        """How many rows there are; up to the statement's own limit, if it has one."""
+        return await count_rows(self.session, self._all() if statement is None else statement)
 
     async def exists(self, statement: Select[Any] | None = None) -> bool:
         """Whether there is any row."""
-        listing = (self._all() if statement is None else statement).order_by(None)
-        return bool(
-            await self.session.scalar(
-                select(listing.with_only_columns(literal(1), maintain_column_froms=True).exists())
-            )
-        )
+        wanted = (self._all() if statement is None else statement).order_by(None)
+        return (await self.session.scalars(select(wanted.exists()))).one()
 
     async def stream(
         self, statement: Select[Any] | None = None, *, batch: int = 1000, load: LoadWhat = ()
     ) -> AsyncIterator[ModelT]:
         """Rows one after the other, in the order of `list`, `batch` of them in memory at a time (server-side cursor).
 
-        Meant for `async for`. The session can run other statements meanwhile, but mustn't commit.
+        Meant for `async for`. The session can run other statements meanwhile, but mustn't commit before the end.
         """
-        listing = self._loading(self._ordered(statement), load).execution_options(yield_per=batch)
+        if batch < 1:
+            raise ValueError(f"a batch holds at least one row, not {batch}")
+        listing = self._loading(totally_ordered(self._listing(statement)), load).execution_options(yield_per=batch)
         result = await self.session.stream_scalars(listing)
         try:
             async for row in result:
@@ -157,8 +159,10 @@ class AsyncRepository(Generic[ModelT]):
 
     async def update(self, instance: ModelT, **values: Any) -> ModelT:
         """Set attributes and flush. Raises `UnknownAttribute` before anything is set, `StaleRow` for a `Versioned`
-        model whose row has moved on."""
-        refuse_unknown(self.model, values)
+        model whose row has moved on, `InvalidRequestError` for an object that isn't in this session."""
+        if instance not in self.session:
+            raise InvalidRequestError(f"this {type(instance).__name__} isn't in the repository's session")
+        refuse_unknown(type(instance), values)
         for name, value in values.items():
             setattr(instance, name, value)
         await self.session.flush()
@@ -180,7 +184,8 @@ class AsyncRepository(Generic[ModelT]):
         return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)
 
     async def delete(self, instance: ModelT) -> None:
-        """Delete the object's row and flush."""
+        """Delete the object's row and flush. Relationships cascade as they say; without a cascade, rows that refer to
+        this one let go of it, or raise `NotNullViolation` where they can't. Raises `StaleRow` as `update` does."""
         await self.session.delete(instance)
         await self.session.flush()
 
@@ -195,15 +200,16 @@ class AsyncRepository(Generic[ModelT]):
     def _all(self) -> Select[Any]:
         return select(self.model)
 
-    def _with_key(self, key: Any) -> Select[Any]:
-        values = key if isinstance(key, tuple) else (key,)
-        return self._all().where(
-            *(column == value for column, value in zip(key_attributes(self.model), values, strict=True))
-        )
-
-    def _ordered(self, statement: Select[Any] | None) -> Select[Any]:
-        return (self._all() if statement is None else statement).order_by(*key_attributes(self.model))
+    def _listing(self, statement: Select[Any] | None) -> Select[Any]:
+        if statement is None:
+            return self._all()
+        if not inspect(entity_of(statement)).mapper.isa(inspect(self.model)):
+            raise ValueError(f"a listing of this repository is a select({self.model.__name__})")
+        return statement
 
     def _loading(self, statement: Select[Any], load: LoadWhat) -> Select[Any]:
         options = (selectinload(what) if isinstance(what, QueryableAttribute) else what for what in load)
         return statement.options(*options)
+
+    async def _objects(self, statement: Select[Any], load: LoadWhat) -> ScalarResult[ModelT]:
+        return (await self.session.scalars(self._loading(statement, load))).unique()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import inspect
-from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapper
+from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
+from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapper, RelationshipProperty
 from sqlalchemy.schema import Column
 
 from howdah.errors import UnknownAttribute
@@ -21,14 +22,16 @@ CHUNK_ROWS: Final = 1000
 
 def writable_names(model: type[Any]) -> tuple[str, ...]:
     """The attributes of `model` that a value can be assigned to: columns, relationships, synonyms, composites, and
-    hybrid properties with a setter."""
+    hybrid properties with a setter. Not what is computed or only viewed."""
     mapper: Mapper[Any] = inspect(model)
     names = []
     for name, descriptor in mapper.all_orm_descriptors.items():
         prop = mapper.attrs.get(name)
-        if isinstance(prop, ColumnProperty) and not isinstance(prop.columns[0], Column):
-            continue  # computed by a column_property
-        if isinstance(descriptor, hybrid_property) and descriptor.fset is None:
+        if isinstance(prop, ColumnProperty) and not _is_stored(prop):
+            continue
+        if isinstance(prop, RelationshipProperty) and prop.viewonly:
+            continue
+        if isinstance(descriptor, hybrid_method) or (isinstance(descriptor, hybrid_property) and not descriptor.fset):
             continue
         names.append(name)
     return tuple(names)
@@ -36,41 +39,54 @@ def writable_names(model: type[Any]) -> tuple[str, ...]:
 
 def refuse_unknown(model: type[Any], names: Iterable[str]) -> None:
     """Raise `UnknownAttribute` for the first name that can't be assigned to."""
-    known = writable_names(model)
-    for name in names:
-        if name not in known:
-            raise UnknownAttribute(model, name, known)
+    _refuse_others(model, names, writable_names(model))
 
 
-def column_names(model: type[DeclarativeBase]) -> frozenset[str]:
+def column_names(model: type[Any]) -> frozenset[str]:
     """The attributes that are columns: what a bulk write can set."""
     mapper: Mapper[Any] = inspect(model)
-    return frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
+    return frozenset(prop.key for prop in mapper.column_attrs if _is_stored(prop))
 
 
-def values_of(model: type[DeclarativeBase], row: object, known: frozenset[str]) -> dict[str, Any]:
-    """The row as attribute names and values. Unset fields of a Pydantic model or a mapped object are left out, so
-    that defaults apply. Raises `UnknownAttribute` or `TypeError`."""
-    values: dict[str, Any]
-    if isinstance(row, Mapping):
-        values = dict(row)
-    elif isinstance(row, DeclarativeBase):
-        values = {name: value for name, value in vars(row).items() if name in known}
-    elif isinstance(row, BaseModel):
-        values = {name: getattr(row, name) for name in row.model_fields_set}
-    elif dataclasses.is_dataclass(row) and not isinstance(row, type):
-        values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    else:
-        raise TypeError(f"a row is a mapping, a Pydantic model, a dataclass or a {model.__name__}, not {type(row)}")
-    for name in values:
-        if name not in known:
-            raise UnknownAttribute(model, name, sorted(known))
-    return values
+def refuse_non_columns(model: type[Any], names: Iterable[str]) -> None:
+    """Raise `UnknownAttribute` for the first name that a bulk write can't set."""
+    _refuse_others(model, names, column_names(model))
+
+
+def read_rows(model: type[DeclarativeBase], rows: Iterable[object], *, first: int) -> list[dict[str, Any]]:
+    """The rows as attribute names and values, columns only. What is not set in a Pydantic model or a mapped object is
+    left out, so that defaults apply. Raises `UnknownAttribute` or `TypeError` with a note of the row's place, where
+    the first one has the place `first`."""
+    known = column_names(model)
+    read = []
+    for place, row in enumerate(rows, start=first):
+        try:
+            values = _values_of(model, row, known)
+            _refuse_others(model, values, known)
+        except (UnknownAttribute, TypeError) as error:
+            error.add_note(f"in row {place} of the input, counted from 0")
+            raise
+        read.append(values)
+    return read
+
+
+def in_rounds(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[list[ItemT]]:
+    """The items such that no round has a key twice: the second item with a key is in the second round, and so on.
+    Written one round after the other they leave what they would leave written one by one."""
+    rounds: list[list[ItemT]] = []
+    seen: Counter[Hashable] = Counter()
+    for item in items:
+        number = seen[key(item)]
+        seen[key(item)] += 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(item)
+    return rounds
 
 
 async def in_chunks(
     items: Iterable[ItemT] | AsyncIterable[ItemT], size: int = CHUNK_ROWS
-) -> AsyncIterator[list[ItemT]]:
+) -> AsyncGenerator[list[ItemT], None]:
     """Lists of `size` items, the last one shorter, reading no further ahead than that."""
     if size < 1:
         raise ValueError(f"a chunk holds at least one row, not {size}")
@@ -89,3 +105,36 @@ async def in_chunks(
                 chunk = []
     if chunk:
         yield chunk
+
+
+def _is_stored(prop: ColumnProperty[Any]) -> bool:
+    column = prop.columns[0]
+    return isinstance(column, Column) and column.computed is None
+
+
+def _refuse_others(model: type[Any], names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UnknownAttribute(model, name, sorted(known))
+
+
+def _values_of(model: type[DeclarativeBase], row: object, known: frozenset[str]) -> dict[str, Any]:
+    if isinstance(row, Mapping):
+        return dict(row)
+    if isinstance(row, model):
+        return _values_of_object(model, row, known)
+    if isinstance(row, BaseModel):
+        return {name: getattr(row, name) for name in row.model_fields_set}
+    if dataclasses.is_dataclass(row) and not isinstance(row, type | DeclarativeBase):
+        return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    raise TypeError(f"a row is a mapping, a Pydantic model, a dataclass or a {model.__name__}, not a {type(row)}")
+
+
+def _values_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
+    if type(row) is not model:
+        raise TypeError(f"a {type(row).__name__} can't be written as {model.__name__}: what it has more would be lost")
+    state = inspect(row)
+    for name in state.mapper.relationships.keys():  # noqa: SIM118  # not a mapping
+        if state.transient and state.dict.get(name):
+            raise TypeError(f"{model.__name__}.{name} is set: a bulk write writes columns, not related objects")
+    return {name: value for name, value in state.dict.items() if name in known}

@@ -21,7 +21,10 @@ Fixtures, from the outside in; override any of them:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import re
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -32,13 +35,17 @@ import psutil
 import pytest
 import pytest_asyncio
 from sqlalchemy import event, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from howdah.database import Database
 from howdah.models import Base
 
-_PREFIX: Final = "howdah_test"
+# Names of databases say who made them, so that only the runs of this machine are ever taken for dead.
+_PREFIX: Final = f"howdah_test_{hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()}"
 _numbers: Final = count(1)
+_made: Final[set[str]] = set()
+
+_SAVEPOINTS: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,10 +72,8 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
 def migrate() -> Callable[[str], None]:
     def create_tables(url: str) -> None:
         async def create() -> None:
-            engine = create_async_engine(url)
-            async with engine.begin() as connection:
+            async with Database(url) as database, database.engine.begin() as connection:
                 await connection.run_sync(Base.metadata.create_all)
-            await engine.dispose()
 
         asyncio.run(create())
 
@@ -79,17 +84,15 @@ def migrate() -> Callable[[str], None]:
 def template(postgres_url: str, migrate: Callable[[str], None]) -> Iterator[str]:
     """The name of this worker's migrated template database."""
     _drop_databases_of_dead_runs(postgres_url)
-    name = f"{_PREFIX}_{os.getpid()}_template"
-    _run(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}"')
-    migrate(_with_database(postgres_url, name))
-    yield name
-    _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    with _new_database(postgres_url, "template1") as name:
+        migrate(_with_database(postgres_url, name))
+        yield name
 
 
 @pytest.fixture(scope="session")
 def database_url(postgres_url: str, template: str) -> Iterator[str]:
-    with _clone(postgres_url, template) as url:
-        yield url
+    with _new_database(postgres_url, template) as name:
+        yield _with_database(postgres_url, name)
 
 
 @pytest_asyncio.fixture
@@ -108,8 +111,8 @@ async def session(database: Database) -> AsyncIterator[AsyncSession]:
 
 @pytest.fixture
 def committed_url(postgres_url: str, template: str) -> Iterator[str]:
-    with _clone(postgres_url, template) as url:
-        yield url
+    with _new_database(postgres_url, template) as name:
+        yield _with_database(postgres_url, name)
 
 
 @pytest_asyncio.fixture
@@ -128,8 +131,9 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
         engine = (target.engine if isinstance(target, Database) else target).sync_engine
     sent: list[str] = []
 
-    def remember(*args: Any) -> None:
-        sent.append(args[2])
+    def remember(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if not statement.startswith(_SAVEPOINTS):
+            sent.append(statement)
 
     event.listen(engine, "before_cursor_execute", remember)
     try:
@@ -142,18 +146,21 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
 
 
 @contextmanager
-def _clone(postgres_url: str, template: str) -> Iterator[str]:
+def _new_database(postgres_url: str, template: str) -> Iterator[str]:
+    """The name of a database that is dropped in the end."""
     name = f"{_PREFIX}_{os.getpid()}_{next(_numbers)}"
+    _made.add(name)
     _run(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
-        yield _with_database(postgres_url, name)
+        yield name
     finally:
         _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def _drop_databases_of_dead_runs(postgres_url: str) -> None:
     for (name,) in _run(postgres_url, "SELECT datname FROM pg_database"):
-        if name.startswith(_PREFIX) and not psutil.pid_exists(int(name.split("_")[2])):
+        found = re.fullmatch(rf"{_PREFIX}_(\d+)_\d+", name)
+        if found and name not in _made and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
             _run(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 

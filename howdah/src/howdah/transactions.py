@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from weakref import ref
 
 from sqlalchemy import event, func, select
-from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
     stop_after_attempt,
-    stop_after_delay,
+    stop_before_delay,
     wait_random_exponential,
 )
 
@@ -27,7 +28,7 @@ ResultT = TypeVar("ResultT")
 _FIRST_WAIT_SECONDS: Final = 0.01
 _LONGEST_WAIT_SECONDS: Final = 1.0
 
-# The sessions begun in this context; one that is still in its transaction makes a further `run_transaction` nested.
+# The sessions that began in this context; one that is still in its transaction makes a `run_transaction` nested.
 _begun: ContextVar[tuple[ref[Session], ...]] = ContextVar("howdah_begun", default=())
 
 
@@ -50,14 +51,14 @@ async def run_transaction(
     Every other error is raised at once and rolls back. Raises `NestedTransaction` if this task (or the one that
     started it) is in a transaction.
     """
-    if any((session := begun()) is not None and session.in_transaction() for begun in _begun.get()):
+    if any(_is_in_transaction(begun) for begun in _begun.get()):
         raise NestedTransaction(
             "run_transaction was called inside a running transaction: pass that session to the function instead, "
             "or open a savepoint in it"
         )
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(Conflict),
-        stop=stop_after_attempt(attempts) | stop_after_delay(timeout),
+        stop=stop_after_attempt(attempts) | stop_before_delay(timeout),
         wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
         reraise=True,
     )
@@ -69,12 +70,16 @@ async def run_transaction(
     return await retrying(once)
 
 
-def savepoint(session: AsyncSession) -> AsyncSessionTransaction:
+@asynccontextmanager
+async def savepoint(session: AsyncSession) -> AsyncIterator[None]:
     """`async with savepoint(session):` what fails inside is rolled back to here, and the transaction lives on.
 
+    An error of the database that is caught inside is raised on leaving, since what came before it is undone too.
     Objects that were changed inside are expired by such a rollback; read them again before using them.
     """
-    return session.begin_nested()
+    async with session.begin_nested():
+        yield
+        await session.connection()  # raises if a flush has failed: SQLAlchemy would end the savepoint in silence
 
 
 async def advisory_lock(session: AsyncSession, *name: object) -> None:
@@ -96,7 +101,13 @@ def _lock_key(name: tuple[object, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-@event.listens_for(Session, "after_begin")
-def _remember(session: Session, _transaction: SessionTransaction, _connection: Any) -> None:
-    alive = tuple(begun for begun in _begun.get() if (other := begun()) is not None and other is not session)
-    _begun.set((*(begun for begun in alive if begun().in_transaction()), ref(session)))  # type: ignore[union-attr]
+@event.listens_for(Session, "after_transaction_create")
+def _remember(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        others = (begun for begun in _begun.get() if begun() is not session and _is_in_transaction(begun))
+        _begun.set((*others, ref(session)))
+
+
+def _is_in_transaction(begun: ref[Session]) -> bool:
+    session = begun()
+    return session is not None and session.in_transaction()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import TypedDict
 
@@ -20,6 +21,7 @@ from shop.users.routes import router as users
 from shop.web import errors
 from shop.web.health import router as health
 from shop.web.observability import Observability
+from shop.web.openapi import DescribedAPI
 
 _DESCRIPTION = """
 Users, orders, accounts and transfers. Amounts are integers in the currency's smallest unit; times are RFC 3339, in UTC.
@@ -56,9 +58,12 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         async with open_database(database_url, chosen) as database:
             yield {"database": database, "ledger": Ledger(database)}
 
-    app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
-    for router in (users, orders, accounts, transfers, health):
-        app.include_router(router)
+    app = DescribedAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
+    for router in (users, orders, accounts, transfers):
+        app.include_router(
+            router, responses=errors.problems(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
+        )
+    app.include_router(health)
     errors.install(app)
     app.add_middleware(Observability)
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -52,6 +53,8 @@ def serve(
             timeout_graceful_shutdown=settings.shutdown_timeout,
         )
         listening = config.bind_socket()  # first, so that what is printed is true
+        # asyncio does this only for sockets of its own; without it each answer on a kept connection waits 40 ms
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _out.print(f"data:  {location.where}", highlight=False)
         _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
         server = uvicorn.Server(config)

@@ -9,17 +9,18 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from shop.orders.schemas import Currency
+from shop.web.fields import STORABLE
 
 
 class AccountIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)] = Field(
-        examples=["Current account"]
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE)] = (
+        Field(examples=["Current account"])
     )
     currency: Currency
     user_id: UUID | None = Field(default=None, description="Whose it is; null for one of the house")
-    allows_negative: bool = Field(default=False, description="For accounts that money enters the books by")
+    allows_negative: bool = Field(default=False, strict=True, description="For accounts that money enters the books by")
 
 
 class AccountOut(BaseModel):

@@ -44,7 +44,7 @@ _FAULTS: Final[dict[str, TextClause]] = {
         FROM (SELECT account_id, version, amount, balance_after,
                      lag(balance_after, 1, 0::bigint) OVER (PARTITION BY account_id ORDER BY version) AS before
               FROM entries) e
-        WHERE balance_after <> before + amount
+        WHERE balance_after <> before::numeric + amount
         """),
     "transfers without their two entries": text("""
         SELECT format('transfer %s', t.id)
@@ -53,6 +53,21 @@ _FAULTS: Final[dict[str, TextClause]] = {
         LEFT JOIN entries credit ON credit.transfer_id = t.id AND credit.account_id = t.to_account_id
         WHERE debit.amount IS DISTINCT FROM -t.amount OR credit.amount IS DISTINCT FROM t.amount
            OR (SELECT count(*) FROM entries e WHERE e.transfer_id = t.id) <> 2
+        """),
+    "transfers between currencies": text("""
+        SELECT format('transfer %s: %s, from %s to %s', t.id, t.currency, debit.currency, credit.currency)
+        FROM transfers t
+        JOIN accounts debit ON debit.id = t.from_account_id
+        JOIN accounts credit ON credit.id = t.to_account_id
+        WHERE t.currency <> debit.currency OR t.currency <> credit.currency
+        """),
+    "reversals that don't take back the whole of a transfer": text("""
+        SELECT format('transfer %s reverses %s', r.id, t.id)
+        FROM transfers r JOIN transfers t ON t.id = r.reverses_id
+        WHERE r.amount <> t.amount OR r.from_account_id <> t.to_account_id OR r.to_account_id <> t.from_account_id
+        """),
+    "idempotency keys without an outcome": text("""
+        SELECT format('key %s', key) FROM idempotency_keys WHERE transfer_id IS NULL AND refusal IS NULL
         """),
     "currencies that don't sum to zero": text("""
         SELECT format('%s: %s', currency, sum(balance)) FROM accounts GROUP BY currency HAVING sum(balance) <> 0
@@ -92,6 +107,7 @@ async def check_books(db: AsyncSession) -> BooksReport:
     The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or transfers under way would look
     like faults.
     """
+
     async def count(table: type[Account | Transfer | Entry]) -> int:
         return await db.scalar(select(func.count()).select_from(table)) or 0
 

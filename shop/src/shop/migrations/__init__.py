@@ -39,6 +39,12 @@ def differences(url: str) -> str | None:
     return None
 
 
+def write_revision(url: str, message: str) -> None:
+    """Write a migration, to be read and mended, from what the models have and a database at `head` doesn't."""
+    number = f"{int(head()) + 1:04d}"
+    command.revision(_config(url), message, autogenerate=True, rev_id=number)
+
+
 @cache
 def head() -> str:
     """The newest revision."""

@@ -8,10 +8,8 @@ from typing import Any, Literal
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
-from howdah import AwareDateTime
+from howdah import AwareDateTime, Database
 from shop.tables import Base
 
 # Held for as long as a migration runs, so that of several processes that start together one migrates.
@@ -38,13 +36,20 @@ def _run(connection: Connection) -> None:
 
 
 async def _migrate(url: str) -> None:
-    engine = create_async_engine(url, poolclass=NullPool)  # closing the connection frees the lock
-    try:
-        async with engine.connect() as connection:
-            await connection.run_sync(_run)
-            await connection.commit()
-    finally:
-        await engine.dispose()
+    # as long as it takes; closing the connection frees the lock
+    async with (
+        Database(
+            url,
+            pool_size=1,
+            statement_timeout=None,
+            lock_timeout=None,
+            idle_in_transaction_timeout=None,
+            application_name="shop migrate",
+        ) as database,
+        database.engine.connect() as connection,
+    ):
+        await connection.run_sync(_run)
+        await connection.commit()
 
 
 asyncio.run(_migrate(context.config.attributes["url"]))

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from howdah.fastapi import PageParameters
 from shop.orders.models import OrderStatus
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE
 
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
 
@@ -17,19 +18,21 @@ Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(descri
 class OrderItemIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    sku: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)] = Field(
-        examples=["85048"]
+    sku: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=STORABLE)] = (
+        Field(examples=["85048"])
     )
-    description: Annotated[str, StringConstraints(max_length=500)] | None = None
+    description: Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)] | None = Field(
+        default=None, examples=["15CM CHRISTMAS GLASS BALL 20 LIGHTS"]
+    )
     # the bounds keep the largest order's total within 64 bits
-    quantity: int = Field(ge=1, le=1_000_000, examples=[12])
-    unit_price_cents: int = Field(ge=0, le=1_000_000_000, examples=[695])
+    quantity: int = Field(ge=1, le=1_000_000, strict=True, examples=[12])
+    unit_price_cents: int = Field(ge=0, le=1_000_000_000, strict=True, examples=[695])
 
 
 class OrderIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    user_id: UUID
+    user_id: UUID = Field(examples=[EXAMPLE_ID])
     currency: Currency = "GBP"
     items: list[OrderItemIn] = Field(min_length=1, max_length=1000)
 
@@ -83,7 +86,7 @@ class OrderPageParameters(PageParameters):
 class StatusChangeIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    order_ids: list[UUID] = Field(min_length=1, max_length=100_000)
+    order_ids: list[UUID] = Field(min_length=1, max_length=100_000, examples=[[EXAMPLE_ID]])
     status: OrderStatus = Field(examples=["shipped"])
 
 
@@ -97,5 +100,5 @@ class StatusChangeOut(BaseModel):
 class PaymentIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    from_account_id: UUID
-    to_account_id: UUID
+    from_account_id: UUID = Field(examples=[EXAMPLE_ID])
+    to_account_id: UUID = Field(examples=[OTHER_EXAMPLE_ID])

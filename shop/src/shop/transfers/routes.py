@@ -9,7 +9,7 @@ from typing import IO, Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.concurrency import iterate_in_threadpool
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
@@ -20,12 +20,13 @@ from shop.transfers.schemas import BatchLineIn, BatchLineOut, Key, TransferIn, T
 from shop.transfers.service import Ledger, TransferRequest, TransferResult, reversal_of
 from shop.web.dependencies import CurrentLedger, DbSession
 from shop.web.errors import problems, refusal_response
-from shop.web.lines import NDJSON, ndjson_lines
+from shop.web.lines import NDJSON, TOO_LONG, first_fault, ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"])
 
 BATCH_LINES: Final = 500
 _SPOOL_BYTES: Final = 1_048_576
+_PART_BYTES: Final = 65_536
 
 REFUSALS: Final = (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
 
@@ -57,7 +58,10 @@ async def create_transfer(
 @router.post(
     "/batch",
     response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchLineOut"}}}}},
+    responses={
+        200: {"content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchLineOut"}}}},
+        **problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    },
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -73,7 +77,7 @@ async def create_transfers(request: Request, ledger: CurrentLedger) -> Streaming
     """
     answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed when it has been sent
     try:
-        waiting: list[tuple[int, bytes]] = []
+        waiting: list[tuple[int, bytes | None]] = []
         async for line in ndjson_lines(request):
             waiting.append(line)
             if len(waiting) == BATCH_LINES:
@@ -121,18 +125,18 @@ def _answer(result: TransferResult, response: Response) -> Transfer | Response:
     return transfer
 
 
-async def _post_lines(ledger: Ledger, lines: Sequence[tuple[int, bytes]], answers: IO[bytes]) -> None:
+async def _post_lines(ledger: Ledger, lines: Sequence[tuple[int, bytes | None]], answers: IO[bytes]) -> None:
     answered: dict[int, BatchLineOut] = {}
     requests: dict[int, TransferRequest] = {}
     for number, line in lines:
+        if line is None:
+            answered[number] = BatchLineOut(line=number, outcome="invalid", detail=TOO_LONG)
+            continue
         try:
-            read = BatchLineIn.model_validate_json(line)
+            values = BatchLineIn.model_validate_json(line).model_dump()
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            answered[number] = BatchLineOut(line=number, outcome="invalid", detail=f"{where}: {first['msg']}")
+            answered[number] = BatchLineOut(line=number, outcome="invalid", detail=first_fault(error))
         else:
-            values = read.model_dump()
             requests[number] = TransferRequest(key=values.pop("idempotency_key"), **values)
     results = await ledger.submit_many(list(requests.values())) if requests else []
     for number, result in zip(requests, results, strict=True):
@@ -144,12 +148,12 @@ async def _post_lines(ledger: Ledger, lines: Sequence[tuple[int, bytes]], answer
             replayed=result.replayed,
         )
     for number, _ in lines:
-        answers.write(answered[number].model_dump_json(exclude_none=True).encode() + b"\n")
+        answers.write(answered[number].model_dump_json().encode() + b"\n")
 
 
 async def _sent(answers: IO[bytes]) -> AsyncIterator[bytes]:
     try:
-        async for line in iterate_in_threadpool(answers):
-            yield line
+        while part := await run_in_threadpool(answers.read, _PART_BYTES):
+            yield part
     finally:
         answers.close()

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from shop.transfers.service import MAX_AMOUNT, Refusal
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE
 
 Key = Annotated[
     str,
@@ -20,10 +21,12 @@ Key = Annotated[
 class TransferIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    from_account_id: UUID
-    to_account_id: UUID
+    from_account_id: UUID = Field(examples=[EXAMPLE_ID])
+    to_account_id: UUID = Field(examples=[OTHER_EXAMPLE_ID])
     amount: int = Field(ge=1, le=MAX_AMOUNT, strict=True, description="In the smallest unit", examples=[1250])
-    description: Annotated[str, StringConstraints(max_length=500)] | None = None
+    description: Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)] | None = Field(
+        default=None, examples=["rent for May"]
+    )
 
 
 class TransferOut(BaseModel):

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database, NotFound, lock, run_transaction, utcnow, uuid7
 from shop.accounts.models import Account, Entry
 from shop.transfers.models import Transfer
-from shop.transfers.repository import IdempotencyKeyRepository, TransferRepository
+from shop.transfers.repository import IdempotencyKeyRepository, ScopedKey, TransferRepository
 
 MAX_AMOUNT: Final = 2**62  # two of them still fit the column
 MAX_BALANCE: Final = 2**63 - 1
@@ -99,7 +99,7 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
     can't deadlock. This is the only code that writes transfers, entries and balances.
     """
     keys = IdempotencyKeyRepository(session)
-    claims: dict[tuple[str, str], bytes] = {}
+    claims: dict[ScopedKey, bytes] = {}
     for request in requests:
         if request.key is not None:
             claims.setdefault((request.scope, request.key), request.fingerprint())
@@ -109,17 +109,17 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
         {request.reverses for request in requests if request.reverses is not None}
     )
     earlier = await TransferRepository(session).get_by_ids(
-        key.transfer_id for key in used.values() if key.transfer_id is not None
+        outcome.transfer_id for outcome in used.values() if outcome.transfer_id is not None
     )
     transfers = {transfer.id: transfer for transfer in earlier}
-    decided: dict[tuple[str, str], TransferResult] = {
+    decided: dict[ScopedKey, TransferResult] = {
         pair: TransferResult(
-            transfer=None if key.transfer_id is None else transfers[key.transfer_id],
-            refusal=None if key.refusal is None else Refusal(key.refusal),
+            transfer=None if outcome.transfer_id is None else transfers[outcome.transfer_id],
+            refusal=None if outcome.refusal is None else Refusal(outcome.refusal),
         )
-        for pair, key in used.items()
+        for pair, outcome in used.items()
     }
-    fingerprints = claims | {pair: key.fingerprint for pair, key in used.items()}
+    fingerprints = claims | {pair: outcome.fingerprint for pair, outcome in used.items()}
 
     results: list[TransferResult] = []
     new: list[Transfer] = []

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
 
-from howdah import NotFound, Page
+from howdah import DatabaseError, NotFound, Page
 from shop.users.models import User
 from shop.users.repository import UserRepository, matching
 from shop.users.schemas import (
@@ -25,11 +25,13 @@ from shop.users.schemas import (
 )
 from shop.users.service import get_user_order_summary
 from shop.web.dependencies import DbSession, IfMatch
-from shop.web.errors import BadLine, problems
-from shop.web.lines import NDJSON, json_rows
+from shop.web.errors import LineRefused, problems
+from shop.web.lines import JSON, NDJSON, rows
 from shop.web.preconditions import etag, require_match
 
 router = APIRouter(prefix="/users", tags=["users"])
+
+_CHUNK_ROWS: Final = 1000
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, responses=problems(HTTPStatus.CONFLICT))
@@ -43,12 +45,12 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
 @router.post(
     "/bulk",
     status_code=HTTPStatus.CREATED,
-    responses=problems(HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
+    responses=problems(HTTPStatus.CONFLICT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     openapi_extra={
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/UserIn"}}},
+                JSON: {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/UserIn"}}},
                 NDJSON: {"schema": {"$ref": "#/components/schemas/UserIn"}},
             },
         }
@@ -56,17 +58,23 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
 )
 async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
     """Create many users, all or none. NDJSON is read as it arrives and may be of any length."""
+    # the lines of one chunk: it is written before the next is read, so a row that is refused is one of these
+    lines: deque[int] = deque(maxlen=_CHUNK_ROWS)
+    read = 0
 
     async def users() -> AsyncIterator[dict[str, Any]]:
-        async for number, row in json_rows(request):
-            try:
-                yield UserIn.model_validate_json(row).model_dump()
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                where = ".".join(str(part) for part in first["loc"])
-                raise BadLine(number, f"{where}: {first['msg']}" if where else first["msg"]) from error
+        nonlocal read
+        async for number, user in rows(request, UserIn):
+            lines.append(number)
+            read += 1
+            yield user.model_dump()
 
-    created = await UserRepository(db).create_many(users(), keys=False)
+    try:
+        created = await UserRepository(db).create_many(users(), chunk_size=_CHUNK_ROWS, keys=False)
+    except DatabaseError as error:
+        if error.row_index is None:
+            raise
+        raise LineRefused(lines[error.row_index - read], error) from error
     return BulkCreatedOut(created=created.count)
 
 

@@ -10,10 +10,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, Str
 
 from howdah.fastapi import PageParameters
 from shop.orders.models import OrderStatus
+from shop.web.fields import STORABLE
 
 Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=255, examples=["ada@example.com"])]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), Field(examples=["Ada"])]
-Country = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE),
+    Field(examples=["Ada"]),
+]
+Country = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE)]
 
 
 class UserIn(BaseModel):
@@ -71,8 +76,8 @@ class UserPageOut(BaseModel):
 
 
 class UserPageParameters(PageParameters):
-    email_prefix: str | None = Field(default=None, min_length=1, max_length=255)
-    country: str | None = Field(default=None, max_length=100)
+    email_prefix: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=STORABLE)] | None = None
+    country: Annotated[str, StringConstraints(max_length=100, pattern=STORABLE)] | None = None
 
 
 class BulkCreatedOut(BaseModel):

@@ -6,9 +6,10 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
 
-from howdah import errors
-from howdah.fastapi import Problem, add_error_handlers, problem_response
+from howdah import DatabaseError
+from howdah.fastapi import PROBLEM_JSON, add_error_handlers, error_response, problem_response
 from shop.orders.service import OrderNotPayable
 from shop.transfers.service import Refusal, TransferRefused
 
@@ -24,6 +25,9 @@ REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
     Refusal.ALREADY_REVERSED: HTTPStatus.CONFLICT,
 }
 
+# Nobody reads it; it keeps a client that has gone apart from faults of the service in the log and the metrics.
+_CLIENT_CLOSED_REQUEST: Final = 499
+
 
 class PreconditionMissing(Exception):
     """A change must say, with `If-Match`, which version it is based on."""
@@ -31,6 +35,14 @@ class PreconditionMissing(Exception):
 
 class PreconditionFailed(Exception):
     """The row has moved on since the version that the change is based on."""
+
+
+class UnsupportedMediaType(Exception):
+    """The body must be one of `accepted`."""
+
+    def __init__(self, *accepted: str) -> None:
+        self.accepted = accepted
+        super().__init__(f"the body must be {' or '.join(accepted)}, and its Content-Type say so")
 
 
 class BadLine(ValueError):
@@ -41,15 +53,29 @@ class BadLine(ValueError):
         super().__init__(f"line {line}: {reason}")
 
 
+class LineRefused(Exception):
+    """The database refused the row on this line of a stream."""
+
+    def __init__(self, line: int, error: DatabaseError) -> None:
+        self.line = line
+        self.error = error
+        super().__init__(f"line {line}: {error}")
+
+
 def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """These statuses as problem details, for a route's `responses`."""
-    return {
+    described: dict[int | str, dict[str, Any]] = {
         int(status): {
             "description": status.phrase,
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in statuses
     }
+    if HTTPStatus.SERVICE_UNAVAILABLE in described:
+        described[HTTPStatus.SERVICE_UNAVAILABLE]["headers"] = {
+            "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
+        }
+    return described
 
 
 def refusal_response(code: Refusal, *, replayed: bool = False) -> Response:
@@ -82,9 +108,23 @@ def install(app: FastAPI) -> None:
     async def failed(request: Request, error: PreconditionFailed) -> Response:
         return problem_response(HTTPStatus.PRECONDITION_FAILED, "precondition-failed", detail=str(error.__doc__))
 
+    @app.exception_handler(UnsupportedMediaType)
+    async def unsupported(request: Request, error: UnsupportedMediaType) -> Response:
+        return problem_response(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "unsupported-media-type",
+            detail=str(error),
+            headers={"Accept-Post": ", ".join(error.accepted)},
+        )
+
     @app.exception_handler(BadLine)
     async def bad_line(request: Request, error: BadLine) -> Response:
         return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, "bad-line", detail=str(error), line=error.line)
 
+    @app.exception_handler(LineRefused)
+    async def line_refused(request: Request, refused: LineRefused) -> Response:
+        return error_response(refused.error, line=refused.line)
 
-__all__ = ["BadLine", "PreconditionFailed", "PreconditionMissing", "Problem", "errors", "install", "problems"]
+    @app.exception_handler(ClientDisconnect)
+    async def disconnected(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)

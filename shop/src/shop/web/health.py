@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from pydantic import BaseModel
 
 from howdah import Unavailable
-from howdah.fastapi import database_of, problem_response
+from howdah.fastapi import RETRY_AFTER_SECONDS, database_of, problem_response
 from shop import migrations
 from shop.web.errors import problems
 
@@ -38,20 +38,27 @@ async def readyz(request: Request) -> Health | Response:
     try:
         current = await migrations.current(database)
     except Unavailable as error:
-        return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=type(error).__name__)
+        return _not_ready(type(error).__name__)
     if current != migrations.head():
-        return problem_response(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "not-ready",
-            detail=f"the schema is at {current}, not at {migrations.head()}: run shop migrate",
-        )
+        return _not_ready(f"the schema is at {current}, not at {migrations.head()}: run shop migrate")
     return Health(status="ready")
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(request: Request) -> Response:
     status = database_of(request).pool_status()
     _pool.labels("in_use").set(status.in_use)
     _pool.labels("idle").set(status.idle)
     _pool.labels("limit").set(status.size + status.max_overflow)
     return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _not_ready(why: str) -> Response:
+    return problem_response(
+        HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=why, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+    )

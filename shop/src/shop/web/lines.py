@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, TypeVar
 
 import orjson
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 
-from shop.web.errors import BadLine
+from shop.web.errors import BadLine, UnsupportedMediaType
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
-MAX_LINE_BYTES: Final = 1_048_576
+MAX_LINE_BYTES: Final = 65_536
+TOO_LONG: Final = f"longer than {MAX_LINE_BYTES} bytes"
 
 
-async def ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:
-    """The body's lines with their numbers from 1, empty ones left out, as they arrive.
-
-    Raises `BadLine` for one of over a megabyte.
-    """
+async def ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
+    """The body's lines with their numbers from 1 as they arrive; blank ones are left out, and None stands for one that
+    is longer than `MAX_LINE_BYTES`. Raises `UnsupportedMediaType`."""
+    if _media_type(request) != NDJSON:
+        raise UnsupportedMediaType(NDJSON)
     number, rest = 0, b""
     async for part in request.stream():
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             number += 1
-            if line.strip():
-                yield number, line
-        if len(rest) > MAX_LINE_BYTES:
-            raise BadLine(number + 1, f"longer than {MAX_LINE_BYTES} bytes")
-    if rest.strip():
-        yield number + 1, rest
+            if content := _content(number, line):
+                yield number, content if len(content) <= MAX_LINE_BYTES else None
+        rest = rest[: MAX_LINE_BYTES + 1]  # enough to tell that it is too long
+    if content := _content(number + 1, rest):
+        yield number + 1, content if len(content) <= MAX_LINE_BYTES else None
 
 
-async def json_rows(request: Request) -> AsyncIterator[tuple[int, bytes]]:
-    """The rows of a body that is NDJSON by its content type, or else a JSON array, each as JSON text with its number
-    from 1. NDJSON is read as it arrives, at constant memory; an array is held whole. Raises `BadLine`."""
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() == NDJSON:
-        async for line in ndjson_lines(request):
-            yield line
+async def rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int, ModelT]]:
+    """The rows of a body that is NDJSON or a JSON array, by its content type, with the number of the line or of the
+    element, from 1.
+
+    NDJSON is read as it arrives, at constant memory; an array is held whole. Raises `BadLine` for the first row that
+    isn't as the model says, `UnsupportedMediaType` for a body that is neither.
+    """
+    if _media_type(request) == NDJSON:
+        async for number, line in ndjson_lines(request):
+            if line is None:
+                raise BadLine(number, TOO_LONG)
+            try:
+                row = model.model_validate_json(line)
+            except ValidationError as error:
+                raise BadLine(number, first_fault(error)) from error
+            yield number, row
         return
+    if _media_type(request) != JSON:
+        raise UnsupportedMediaType(JSON, NDJSON)
     try:
-        rows = orjson.loads(await request.body())
+        elements = orjson.loads(await request.body())
     except orjson.JSONDecodeError as error:
         raise BadLine(error.lineno, error.msg) from error
-    if not isinstance(rows, list):
+    if not isinstance(elements, list):
         raise BadLine(1, f"a JSON array is expected, or {NDJSON}")
-    for number, row in enumerate(rows, start=1):
-        yield number, orjson.dumps(row)
+    for number, element in enumerate(elements, start=1):
+        try:
+            row = model.model_validate(element)
+        except ValidationError as error:
+            raise BadLine(number, first_fault(error)) from error
+        yield number, row
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, and where; without the value itself."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _content(number: int, line: bytes) -> bytes:
+    return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()

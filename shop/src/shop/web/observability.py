@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import time
+from http import HTTPMethod, HTTPStatus
 from typing import Any, Final, Literal
 
 import structlog
@@ -13,9 +14,13 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah import uuid7
+from howdah.fastapi import problem_response
 
 REQUEST_ID_HEADER: Final = b"x-request-id"
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+# a client may write anything there, and each would be a time series
+_METHODS: Final = frozenset(HTTPMethod)
 
 _requests: Final = Counter("shop_requests_total", "Requests by route and status", ["method", "route", "status"])
 _seconds: Final = Histogram("shop_request_seconds", "Time until the response was sent", ["method", "route"])
@@ -25,7 +30,7 @@ _log: Final = structlog.get_logger("shop.request")
 
 class Observability:
     """ASGI middleware. The client's `X-Request-ID` is kept if it is a plain one, or else a new one is made; every log
-    line of the request has it, and so has the response."""
+    line of the request has it, and so has the response, also that to an error that nobody foresaw."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -48,13 +53,20 @@ class Observability:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except Exception:
+                # here, inside of Starlette's own last resort, so that the answer and the traceback have the request id
+                _log.exception("unforeseen")
+                if status:
+                    raise
+                answer = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
+                await answer(scope, receive, send_with_id)
             finally:
                 self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         # the route's pattern, not the path: a path for each id would make a time series for each id
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if route != "unmatched" else "any"
+        method = scope["method"] if route != "unmatched" and scope["method"] in _METHODS else "any"
         _requests.labels(method, route, status or "none").inc()
         _seconds.labels(method, route).observe(seconds)
         _log.info(
@@ -80,7 +92,11 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
+    # a plain traceback: the default one shows every local variable, and those hold other people's data
+    plain = structlog.dev.plain_traceback
+    renderer = (
+        structlog.dev.ConsoleRenderer(exception_formatter=plain) if for_people else structlog.processors.JSONRenderer()
+    )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
@@ -92,6 +108,8 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    for chatty in ("alembic", "howdah.database"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -1,0 +1,115 @@
+"""Primary keys: their values, and sets of them of any size."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+from sample import Car, Counter, Engineer, Label, Order, Seat, User
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased, mapped_column
+from sqlalchemy.schema import MetaData
+from sqlalchemy.types import Integer
+
+from howdah import Base
+from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_names, key_of
+
+KEY = UUID("01977f1e-7c3a-7000-8000-000000000000")
+
+
+class Separate(Base):
+    """Away from the tables of the test database."""
+
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Renamed(Separate):
+    __tablename__ = "renamed"
+    number = mapped_column("no", Integer, primary_key=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [(User, ("id",)), (Seat, ("row", "number")), (Renamed, ("number",)), (Engineer, ("id",)), (Car, ("id",))],
+)
+def test_names_attributes_rather_than_columns_in_the_mappers_order(model: type, names: tuple[str, ...]) -> None:
+    assert key_names(model) == names
+
+
+def test_the_attributes_of_an_alias_are_the_aliass() -> None:
+    other = aliased(User)
+    assert str(select(*key_attributes(other))) == "SELECT users_1.id \nFROM users AS users_1"
+
+
+def test_a_composite_key_is_a_tuple_and_a_single_one_is_its_value() -> None:
+    assert key_of(Seat(row="A", number=1)) == ("A", 1)
+    assert key_of(User(id=KEY)) == KEY
+
+
+def test_a_uuid_may_be_written_as_text() -> None:
+    assert key_from(User, str(KEY)) == KEY
+    assert key_from(User, KEY) is KEY
+
+
+def test_text_that_is_no_uuid_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="badly formed"):
+        key_from(User, "seven")
+
+
+def test_a_composite_key_may_be_any_sequence_of_its_values() -> None:
+    assert key_from(Seat, ["A", 1]) == ("A", 1)
+    assert distinct(Seat, [("A", 1), ["A", 1], ("B", 2)]) == [("A", 1), ("B", 2)]
+
+
+@pytest.mark.parametrize("given", ["A1", 1, ("A",), ("A", 1, 2), ()])
+def test_a_composite_key_with_the_wrong_number_of_values_is_named(given: object) -> None:
+    with pytest.raises(ValueError, match="a key of Seat is row, number: one value each, not "):
+        key_from(Seat, given)
+
+
+def test_two_values_are_no_key_of_one_column() -> None:
+    with pytest.raises(ValueError, match="a key of User is id"):
+        key_from(User, (KEY, KEY))
+
+
+def test_each_key_once_in_the_order_of_first_appearance_however_it_is_written() -> None:
+    other = uuid4()
+    assert distinct(User, [other, str(KEY), KEY, other]) == [other, KEY]
+
+
+async def test_finds_the_rows_of_composite_keys_and_no_others(session: AsyncSession) -> None:
+    session.add_all([Seat(row=row, number=number) for row in "AB" for number in (1, 2)])
+    found = await session.scalars(select(Seat).where(has_key_in(Seat, [("A", 2), ("B", 1), ("C", 3)])))
+    assert {key_of(seat) for seat in found} == {("A", 2), ("B", 1)}
+
+
+async def test_a_key_that_is_too_long_isnt_cut_to_fit_another_row(session: AsyncSession) -> None:
+    """Control: SQLAlchemy's own array type casts to VARCHAR(5)[], which cuts."""
+    from sqlalchemy import ARRAY, any_, literal
+
+    session.add(Label(name="abcde"))
+    assert (await session.scalars(select(Label).where(has_key_in(Label, ["abcdefgh"])))).all() == []
+    cut = Label.name == any_(literal(["abcdefgh"], ARRAY(Label.name.type)))
+    assert len((await session.scalars(select(Label).where(cut))).all()) == 1
+
+
+async def test_the_statement_is_the_same_for_any_number_of_keys() -> None:
+    texts = {str(select(User).where(has_key_in(User, [uuid4() for _ in range(n)]))) for n in (1, 2, 1000)}
+    assert len(texts) == 1
+
+
+async def test_more_keys_than_a_statement_may_have_parameters(session: AsyncSession) -> None:
+    session.add_all([Counter(id=id) for id in (1, 40_000, 90_000)])
+    keys = list(range(2, 90_001))
+    assert len((await session.scalars(select(Counter).where(has_key_in(Counter, keys)))).all()) == 2
+    pairs = [("A", number) for number in range(90_000)]
+    session.add(Seat(row="A", number=77_777))
+    assert len((await session.scalars(select(Seat).where(has_key_in(Seat, pairs)))).all()) == 1
+
+
+async def test_no_keys_are_no_rows(session: AsyncSession) -> None:
+    session.add_all([Counter(), Seat(row="A", number=1), Order(user=User(email="a@example.org", name="A"))])
+    for model in (Counter, Seat, Order):
+        assert (await session.scalars(select(model).where(has_key_in(model, [])))).all() == []

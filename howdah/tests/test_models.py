@@ -1,0 +1,519 @@
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, date, datetime, timedelta, timezone
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sample import Order, User
+from sqlalchemy import (
+    ARRAY,
+    CheckConstraint,
+    Column,
+    FetchedValue,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    UniqueConstraint,
+    Uuid,
+    cast,
+    func,
+    inspect,
+    literal,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import INT4RANGE, ExcludeConstraint
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession
+from sqlalchemy.orm import (
+    Mapped,
+    MappedAsDataclass,
+    backref,
+    configure_mappers,
+    mapped_column,
+    relationship,
+    selectinload,
+)
+from sqlalchemy.orm.exc import StaleDataError
+
+from howdah import (
+    NAMING_CONVENTION,
+    AwareDateTime,
+    Base,
+    Database,
+    InvalidValue,
+    StaleRow,
+    Timestamps,
+    UUIDv7PrimaryKey,
+    Versioned,
+    bulk,
+    utcnow,
+    uuid7,
+)
+from howdah.testing import assert_statements
+
+
+class Model(Base):
+    """Apart from the sample models: the tests that need these tables make them."""
+
+    __abstract__ = True
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+friendships = Table(
+    "friendships",
+    Model.metadata,
+    Column("one", ForeignKey("people.id"), primary_key=True),
+    Column("other", ForeignKey("people.id"), primary_key=True),
+)
+
+
+class Person(UUIDv7PrimaryKey, Timestamps, Model):
+    __tablename__ = "people"
+
+    name: Mapped[str]
+    boss_id: Mapped[UUID | None] = mapped_column(ForeignKey("people.id"))
+
+    boss: Mapped[Person | None] = relationship(remote_side="Person.id", back_populates="reports")
+    reports: Mapped[list[Person]] = relationship(back_populates="boss")
+    friends: Mapped[list[Person]] = relationship(
+        secondary=friendships,
+        primaryjoin=lambda: Person.id == friendships.c.one,
+        secondaryjoin=lambda: Person.id == friendships.c.other,
+    )
+
+
+class Pet(UUIDv7PrimaryKey, AsyncAttrs, Model):
+    """Every way to say how a relationship is loaded."""
+
+    __tablename__ = "pets"
+
+    owner_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    vet_id: Mapped[UUID | None] = mapped_column(ForeignKey("people.id"))
+
+    owner: Mapped[Person] = relationship(foreign_keys=owner_id, backref="pets")
+    owner_too: Mapped[Person] = relationship(
+        foreign_keys=owner_id, viewonly=True, backref=backref("pets_too", lazy="selectin", viewonly=True)
+    )
+    vet: Mapped[Person | None] = relationship(foreign_keys=vet_id, lazy="joined")
+    vet_on_demand: Mapped[Person | None] = relationship(foreign_keys=vet_id, lazy=True, viewonly=True)
+
+
+class Document(Versioned, Model):
+    """Its own mapper options, and values that the server makes."""
+
+    __tablename__ = "documents"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    made_by: Mapped[str] = mapped_column(server_default=text("current_user"))
+    length: Mapped[int] = mapped_column(server_default="0", server_onupdate=FetchedValue())
+
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "document"}  # noqa: RUF012
+
+
+class Letter(Document):
+    __tablename__ = "letters"
+
+    id: Mapped[int] = mapped_column(ForeignKey("documents.id"), primary_key=True)
+    to: Mapped[str | None]
+
+    __mapper_args__ = {"polymorphic_identity": "letter"}  # noqa: RUF012
+
+
+class Reading(MappedAsDataclass, Model):
+    __tablename__ = "readings"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    value: Mapped[float]
+    at: Mapped[datetime] = mapped_column(default_factory=utcnow)
+    pairs: Mapped[list[Pair]] = relationship(default_factory=list)
+
+
+class Pair(MappedAsDataclass, Model):
+    __tablename__ = "pairs"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    reading_id: Mapped[int] = mapped_column(ForeignKey("readings.id"), init=False)
+
+
+@pytest.fixture
+async def own_tables(session: AsyncSession) -> AsyncSession:
+    await (await session.connection()).run_sync(Model.metadata.create_all)
+    return session
+
+
+async def add(session: AsyncSession, *objects: Any) -> None:
+    session.add_all(objects)
+    await session.flush()
+    session.expunge_all()
+
+
+class TestUuid7:
+    def test_has_the_version_the_variant_and_the_time_of_rfc_9562(self) -> None:
+        before = time.time_ns() // 1_000_000
+        key = uuid7()
+        after = time.time_ns() // 1_000_000
+        assert type(key) is UUID
+        assert key.version == 7
+        assert key.int >> 62 & 0b11 == 0b10
+        assert before <= key.int >> 80 <= after
+
+    def test_grows_with_every_call_however_fast(self) -> None:
+        keys = [uuid7() for _ in range(100_000)]
+        assert all(one < other for one, other in pairwise(keys))
+        assert {(key.version, key.int >> 62 & 0b11) for key in keys} == {(7, 0b10)}
+
+    def test_grows_in_every_thread_and_is_never_given_twice(self) -> None:
+        made: list[list[UUID]] = [[] for _ in range(4)]
+
+        def make(keys: list[UUID]) -> None:
+            keys += [uuid7() for _ in range(25_000)]
+
+        threads = [threading.Thread(target=make, args=(keys,)) for keys in made]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for keys in made:
+            assert all(one < other for one, other in pairwise(keys))
+        assert len({key for keys in made for key in keys}) == 100_000
+
+    async def test_sorts_on_the_server_as_it_does_here(self, session: AsyncSession) -> None:
+        keys = [uuid7() for _ in range(100)]
+        at_random = literal(sorted(keys, key=lambda key: key.int & 0xFFFF), ARRAY(Uuid))
+        shuffled = select(func.unnest(at_random).label("key")).subquery()
+        assert list(await session.scalars(select(shuffled.c.key).order_by(shuffled.c.key))) == keys
+
+    async def test_is_the_key_of_a_row_from_its_flush_on_or_from_its_making(self, session: AsyncSession) -> None:
+        given = uuid7()
+        one, other = User(email="a", name="a"), User(id=given, email="b", name="b")
+        session.add_all([one, other])
+        await session.flush()
+        assert one.id.version == 7
+        assert other.id == given
+
+
+class TestNamingConvention:
+    async def test_names_every_kind_of_constraint(self, session: AsyncSession) -> None:
+        class Other(Base):
+            __abstract__ = True
+            metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+        class Place(Other):
+            __tablename__ = "places"
+            x: Mapped[int] = mapped_column(primary_key=True)
+            y: Mapped[int] = mapped_column(primary_key=True)
+
+        class Thing(Other):
+            __tablename__ = "things"
+            __table_args__ = (
+                PrimaryKeyConstraint("id"),
+                UniqueConstraint("x", "y"),
+                ForeignKeyConstraint(["x", "y"], ["places.x", "places.y"]),
+                CheckConstraint("x <> y", name="x_is_not_y"),
+                ExcludeConstraint(("during", "&&"), ("range", "&&")),
+                Index(None, "y", "x"),
+            )
+            id: Mapped[int]
+            x: Mapped[int] = mapped_column(index=True)
+            y: Mapped[int] = mapped_column(unique=True)
+            code: Mapped[str] = mapped_column("kode", index=True, unique=True)
+            place_x: Mapped[int] = mapped_column(ForeignKey("things.id"))
+            during: Mapped[Any] = mapped_column(INT4RANGE)
+            range: Mapped[Any] = mapped_column(INT4RANGE)
+
+        def make_and_list(connection: Any) -> set[str]:
+            Other.metadata.create_all(connection)
+            seen = inspect(connection)
+            return {
+                seen.get_pk_constraint("places")["name"],
+                seen.get_pk_constraint("things")["name"],
+                *(each["name"] for each in seen.get_foreign_keys("things")),
+                *(each["name"] for each in seen.get_unique_constraints("things")),
+                *(each["name"] for each in seen.get_check_constraints("things")),
+                *(each["name"] for each in seen.get_indexes("things")),
+            }
+
+        named = await (await session.connection()).run_sync(make_and_list)
+        assert named == {
+            "pk_places",
+            "pk_things",
+            "fk_things_x_y",
+            "fk_things_place_x",
+            "uq_things_x_y",
+            "uq_things_y",
+            "ck_things_x_is_not_y",
+            "ex_things_during_range",
+            "ix_things_y_x",
+            "ix_things_x",
+            "ix_things_kode",
+        }
+
+
+DIALECT: Any = postgresql.dialect  # an untyped class
+NAIVE = datetime(2026, 1, 1, 12)  # noqa: DTZ001
+
+
+class TestAwareDateTime:
+    @pytest.mark.parametrize("value", [NAIVE, date(2026, 1, 1)], ids=["naive", "date"])
+    async def test_refuses_what_has_no_time_zone_wherever_it_comes(self, value: Any, session: AsyncSession) -> None:
+        user = User(email="a", name="a")
+        await add(session, user)
+        statements = [
+            select(User).where(User.created_at > value),
+            select(User).where(User.created_at.in_([value])),
+            select(User).where(User.created_at.between(utcnow(), value)),
+            select(User).where(func.coalesce(User.created_at, value) == value),
+            select(User.created_at - value),
+            update(User).values(created_at=value),
+            select(cast(value, AwareDateTime)),
+        ]
+        for statement in statements:
+            with pytest.raises(InvalidValue) as caught:
+                await session.execute(statement)
+            assert "has no time zone" in str(caught.value.__cause__)
+        with pytest.raises(InvalidValue):
+            await bulk.insert_many(session, Order, [{"user_id": user.id, "placed_at": value}])
+        with pytest.raises(InvalidValue):
+            await bulk.update_many(session, User, [{"id": user.id, "created_at": value}])
+        session.add(Order(user_id=user.id, placed_at=value))
+        with pytest.raises(InvalidValue):
+            await session.flush()
+
+    @pytest.mark.parametrize("hours", [0, 5.5, -11])
+    async def test_comes_back_as_the_same_moment_in_utc(self, hours: float, session: AsyncSession) -> None:
+        user = User(email="a", name="a")
+        moment = datetime(2026, 3, 29, 2, 30, 0, 123456, timezone(timedelta(hours=hours)))
+        user.created_at = moment
+        await add(session, user)
+        read = (await session.scalars(select(User.created_at))).one()
+        assert read == moment
+        assert read.tzinfo is UTC
+
+    async def test_takes_part_in_arithmetic(self, session: AsyncSession) -> None:
+        user = User(email="a", name="a", created_at=datetime(2026, 1, 1, tzinfo=UTC))
+        await add(session, user)
+        day = timedelta(days=1)
+        now = datetime(2026, 1, 3, tzinfo=UTC)
+        row: Any = (
+            await session.execute(
+                select(User.created_at + day, now - User.created_at, User.created_at - day).where(
+                    User.created_at + day < now, User.created_at < now - day, User.created_at.is_not(None)
+                )
+            )
+        ).one()
+        assert tuple(row) == (datetime(2026, 1, 2, tzinfo=UTC), 2 * day, datetime(2025, 12, 31, tzinfo=UTC))
+
+    async def test_may_be_null(self, session: AsyncSession) -> None:
+        user = User(email="a", name="a")
+        await add(session, user, order := Order(user=user, placed_at=None))
+        assert await session.scalar(select(Order.placed_at).where(Order.id == order.id)) is None
+
+    def test_is_what_a_datetime_annotation_means(self) -> None:
+        for column in (User.__table__.c.created_at, Order.__table__.c.placed_at, Reading.__table__.c.at):
+            assert isinstance(column.type, AwareDateTime)
+            assert column.type.compile(DIALECT()) == "TIMESTAMP WITH TIME ZONE"
+
+
+class TestRelationships:
+    @pytest.mark.parametrize(
+        ("model", "name", "lazy"),
+        [
+            (User, "orders", "raise"),
+            (Order, "user", "raise"),
+            (Pet, "owner", "raise"),
+            (Person, "pets", "raise"),
+            (Person, "boss", "raise"),
+            (Person, "friends", "raise"),
+            (Reading, "pairs", "raise"),
+            (Person, "pets_too", "selectin"),
+            (Pet, "vet", "joined"),
+            (Pet, "vet_on_demand", True),
+        ],
+    )
+    def test_raise_on_a_lazy_load_unless_they_say_otherwise(self, model: Any, name: str, lazy: Any) -> None:
+        configure_mappers()
+        assert getattr(inspect(model).relationships, name).lazy == lazy
+
+    async def test_raise_where_the_lazy_load_is_written(self, own_tables: AsyncSession) -> None:
+        ada = Person(name="Ada")
+        await add(own_tables, ada, pet := Pet(owner=ada, vet=Person(name="Vera")))
+        for person in await own_tables.scalars(select(Person)):
+            for name in ("boss", "reports", "friends", "pets"):
+                with pytest.raises(InvalidRequestError, match="lazy='raise'"):
+                    getattr(person, name)
+            assert len(person.pets_too) == (person.name == "Ada")  # type: ignore[attr-defined]
+        own_tables.expunge_all()
+        found = (await own_tables.scalars(select(Pet))).one()
+        assert found.id == pet.id
+        assert found.vet is not None
+        with pytest.raises(InvalidRequestError, match="lazy='raise'"):
+            _ = found.owner
+        own_tables.expire(found.vet)
+        assert (await found.awaitable_attrs.vet_on_demand).name == "Vera"
+
+    async def test_load_what_a_statement_names(self, own_tables: AsyncSession) -> None:
+        boss = Person(name="Boss")
+        ada, bob = Person(name="Ada", boss=boss), Person(name="Bob", boss=boss)
+        ada.friends = [bob]
+        await add(own_tables, boss, ada, bob)
+        load = selectinload(Person.reports).selectinload(Person.friends), selectinload(Person.boss)
+        found = (await own_tables.scalars(select(Person).where(Person.id == boss.id).options(*load))).one()
+        assert {person.name: [friend.name for friend in person.friends] for person in found.reports} == {
+            "Ada": ["Bob"],
+            "Bob": [],
+        }
+        assert found.boss is None
+
+    async def test_can_be_appended_to_without_being_loaded(self, session: AsyncSession) -> None:
+        user = User(email="a", name="a")
+        await add(session, user)
+        found = (await session.scalars(select(User))).one()
+        session.add(Order(user=found))
+        await session.flush()
+        assert await session.scalar(select(func.count()).select_from(Order)) == 1
+
+
+class TestTimestamps:
+    async def test_say_when_a_row_was_made_and_last_changed(self, session: AsyncSession) -> None:
+        before = utcnow()
+        user = User(email="a", name="a")
+        session.add(user)
+        await session.flush()
+        created, updated = user.created_at, user.updated_at
+        assert before <= created <= utcnow()
+        assert created - updated < timedelta(milliseconds=100)
+        user.name = "b"
+        await session.flush()
+        assert user.created_at == created
+        assert user.updated_at > updated
+        moved = user.updated_at
+        await session.execute(update(User).values(name="c"))
+        assert (await session.scalars(select(User.updated_at))).one() > moved
+
+    async def test_stay_when_nothing_changes(self, session: AsyncSession) -> None:
+        user = User(email="a", name="a")
+        session.add(user)
+        await session.flush()
+        updated = user.updated_at
+        user.name = "a"
+        with assert_statements(session, 0):
+            await session.flush()
+        assert user.updated_at == updated
+
+
+class TestServerDefaults:
+    async def test_are_there_after_the_flush_without_another_statement(self, own_tables: AsyncSession) -> None:
+        document, letter = Document(), Letter(to="Ada")
+        own_tables.add_all([document, letter])
+        await own_tables.flush()
+        with assert_statements(own_tables, 0):
+            assert (document.made_by, letter.made_by) == ("postgres", "postgres")
+            assert (document.length, document.version) == (0, 1)
+
+    async def test_are_there_after_an_update_too(self, own_tables: AsyncSession) -> None:
+        for statement in (
+            """CREATE FUNCTION measure() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN NEW.length := length(NEW.made_by); RETURN NEW; END $$""",
+            "CREATE TRIGGER measure BEFORE UPDATE ON documents FOR EACH ROW EXECUTE FUNCTION measure()",
+        ):
+            await own_tables.execute(text(statement))
+        document, letter = Document(), Letter(to="Ada")
+        own_tables.add_all([document, letter])
+        await own_tables.flush()
+        document.made_by = letter.made_by = "Grace"
+        await own_tables.flush()
+        with assert_statements(own_tables, 0):
+            assert (document.length, letter.length) == (5, 5)
+
+
+class TestVersioned:
+    async def test_counts_the_updates_of_an_object(self, session: AsyncSession) -> None:
+        order = Order(user=User(email="a", name="a"))
+        session.add(order)
+        await session.flush()
+        assert order.version == 1
+        order.total_cents = 5
+        await session.flush()
+        assert order.version == 2
+        assert await session.scalar(select(Order.version)) == 2
+
+    async def test_counts_where_the_class_has_mapper_options_of_its_own(self, own_tables: AsyncSession) -> None:
+        letter = Letter(to="Ada")
+        own_tables.add(letter)
+        await own_tables.flush()
+        letter.to = "Grace"
+        await own_tables.flush()
+        assert letter.version == 2
+        own_tables.expunge_all()
+        await own_tables.execute(text("UPDATE documents SET version = 3"))
+        letter.to = "Edsger"
+        own_tables.add(letter)
+        with pytest.raises(StaleRow):
+            await own_tables.flush()
+
+    @pytest.mark.parametrize("attempt", ["update", "delete"])
+    async def test_refuses_to_write_over_what_it_has_not_seen(self, attempt: str, committed_database: Database) -> None:
+        async with committed_database.begin() as session:
+            session.add(Order(user=User(email="a", name="a"), total_cents=10))
+        async with committed_database.session() as mine, committed_database.session() as theirs:
+            my_order = (await mine.scalars(select(Order))).one()
+            their_order = (await theirs.scalars(select(Order))).one()
+            their_order.total_cents += 1
+            await theirs.commit()
+            if attempt == "update":
+                my_order.total_cents += 1
+            else:
+                await mine.delete(my_order)
+            with pytest.raises(StaleRow) as caught:
+                await mine.commit()
+            assert isinstance(caught.value, StaleDataError)
+            assert isinstance(caught.value.__cause__, StaleDataError)
+            # once more, from what there is now
+            my_order = (await mine.scalars(select(Order), execution_options={"populate_existing": True})).one()
+            my_order.total_cents += 1
+            await mine.commit()
+        async with committed_database.session() as session:
+            assert await session.scalar(select(Order.total_cents)) == 12
+
+    async def test_without_it_an_update_is_lost(self, committed_database: Database) -> None:
+        async with committed_database.begin() as session:
+            session.add(User(email="a", name="a", age=10))
+        async with committed_database.session() as mine, committed_database.session() as theirs:
+            my_user = (await mine.scalars(select(User))).one()
+            their_user = (await theirs.scalars(select(User))).one()
+            their_user.age = 10 + 1
+            await theirs.commit()
+            my_user.age = 10 + 1
+            await mine.commit()
+        async with committed_database.session() as session:
+            assert await session.scalar(select(User.age)) == 11
+
+
+class TestBase:
+    async def test_maps_dataclasses(self, own_tables: AsyncSession) -> None:
+        reading = Reading(value=1.5)
+        assert reading == Reading(value=1.5, at=reading.at)
+        reading.pairs.append(Pair())
+        await add(own_tables, reading)
+        found = (await own_tables.scalars(select(Reading).options(selectinload(Reading.pairs)))).one()
+        assert (found.value, found.at, len(found.pairs)) == (1.5, reading.at, 1)
+
+    def test_takes_a_second_metadata_with_the_same_rules(self) -> None:
+        assert "people" not in Base.metadata.tables
+        assert "people" in Model.metadata.tables
+        assert isinstance(Person.__table__.c.created_at.type, AwareDateTime)
+
+    def test_leaves_other_column_types_as_sqlalchemy_has_them(self) -> None:
+        assert isinstance(User.__table__.c.age.type, Integer)

@@ -1,0 +1,538 @@
+"""Keyset pages: complete in both directions, whatever the order, whatever happens between two of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import string
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sample import Order, Seat, Specimen, Status, User
+from sqlalchemy import Select, and_, event, func, insert, literal, select, text
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased, joinedload, undefer
+from sqlalchemy.sql.elements import ColumnElement
+
+from howdah import AsyncRepository, InvalidCursor, Page, bulk, paginate
+from howdah.testing import assert_statements
+
+VALUES: dict[str, list[Any]] = {
+    "whole": [None, 0, 1, -5, 2**30 - 1],
+    "words": [None, "", "a", "B", "Ä", "Z🐘", "a\n"],
+    "code": [None, "", "a", "ab"],
+    "moment": [None, datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, 0, 0, 0, 1, tzinfo=UTC)],
+    "day": [None, date(1999, 12, 31), date(2000, 1, 1)],
+    "hour": [None, time(0), time(12, 0, 0, 1)],
+    "exact": [None, Decimal("0.1"), Decimal("0.10000000000000000000000001"), Decimal("NaN")],
+    "rounded": [None, Decimal("0.10000000000000000001"), Decimal("0.10000000000000000002")],
+    "real": [None, 0.0, 0.1, float("nan"), float("inf"), float("-inf")],
+    "state": [None, Status.PENDING, Status.PAID],
+    "place": [None, Status.PENDING, Status.PAID],
+    "token": [None, UUID(int=0), UUID(int=2**127)],
+    "flag": [None, False, True],
+    "raw": [None, b"", b"\x00\xff"],
+    "loud": [None, "a", "b"],
+}
+
+
+def order_clause(name: str, descending: bool, nulls: str | None) -> ColumnElement[Any]:
+    column = getattr(Specimen, name)
+    clause: ColumnElement[Any] = column.desc() if descending else column.asc()
+    if nulls == "first":
+        return clause.nulls_first()
+    return clause if nulls is None else clause.nulls_last()
+
+
+ORDERS = st.lists(
+    st.builds(order_clause, st.sampled_from(list(VALUES)), st.booleans(), st.sampled_from([None, "first", "last"])),
+    min_size=1,
+    max_size=3,
+)
+ROW = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in VALUES.items()})
+exhaustive = settings(
+    max_examples=100,
+    phases=[Phase.generate, Phase.shrink],
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@asynccontextmanager
+async def specimens(session: AsyncSession, rows: list[dict[str, Any]]) -> AsyncIterator[AsyncRepository[Specimen]]:
+    """These rows and no others, for one example."""
+    savepoint = await session.begin_nested()
+    try:
+        await insert_specimens(session, {(i * 7) % 31: row for i, row in enumerate(rows)})
+        yield AsyncRepository(session, Specimen)
+    finally:
+        await savepoint.rollback()
+
+
+async def insert_specimens(session: AsyncSession, rows: dict[int, dict[str, Any]]) -> None:
+    if rows:
+        await session.execute(insert(Specimen), [{"id": id, **row} for id, row in rows.items()])
+
+
+def ids(page: Page[Specimen]) -> list[int]:
+    return [specimen.id for specimen in page.items]
+
+
+async def walk(turn: Callable[[str | None], Any], following: str) -> list[Page[Any]]:
+    pages = [await turn(None)]
+    while (cursor := getattr(pages[-1], following)) is not None:
+        pages.append(await turn(cursor))
+        assert len(pages) < 100, "going round in circles"
+    return pages
+
+
+@exhaustive
+@given(rows=st.lists(ROW, max_size=9), order=ORDERS, limit=st.integers(1, 4))
+async def test_pages_forward_and_backward_are_the_whole_listing(
+    session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int
+) -> None:
+    async with specimens(session, rows) as repository:
+        statement = select(Specimen).order_by(*order)
+        whole = [specimen.id for specimen in await repository.list(statement, limit=None)]
+        forward = await walk(lambda cursor: repository.page(statement, limit=limit, after=cursor), "next")
+        assert [id for page in forward for id in ids(page)] == whole
+        assert all(len(page.items) == limit for page in forward[:-1])
+        assert (forward[0].previous, forward[-1].next) == (None, None)
+        if len(forward) > 1:
+            start = forward[-1].previous
+            backward = await walk(
+                lambda cursor: repository.page(statement, limit=limit, before=cursor or start), "previous"
+            )
+            assert [id for page in reversed(backward) for id in ids(page)] == whole[: -len(forward[-1].items)]
+            assert all(page.next is not None for page in backward)
+            again = await repository.page(statement, limit=limit, after=backward[0].next)
+            assert ids(again) == ids(forward[-1])
+
+
+@exhaustive
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=9),
+    order=ORDERS,
+    limit=st.integers(1, 3),
+    changes=st.lists(st.one_of(ROW, st.integers(0, 8)), max_size=8),
+)
+async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_others(
+    session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int, changes: list[Any]
+) -> None:
+    async with specimens(session, rows) as repository:
+        statement = select(Specimen).order_by(*order)
+        lasting = {(i * 7) % 31 for i in range(len(rows))}
+        to_come = iter(enumerate(changes, start=100))
+
+        async def turn(cursor: str | None) -> Page[Specimen]:
+            page = await repository.page(statement, limit=limit, after=cursor)
+            id, change = next(to_come, (0, None))
+            if isinstance(change, dict):
+                await insert_specimens(session, {id: change})
+            elif change is not None:
+                lasting.discard((change * 7) % 31)
+                await session.execute(text("DELETE FROM specimens WHERE id = :id"), {"id": (change * 7) % 31})
+            return page
+
+        seen = [id for page in await walk(turn, "next") for id in ids(page)]
+        assert len(seen) == len(set(seen))
+        assert lasting <= set(seen)
+
+
+# --- one page
+
+
+@pytest.fixture
+async def users(session: AsyncSession) -> AsyncRepository[User]:
+    """Twenty, whose names are those of ten."""
+    repository = AsyncRepository(session, User)
+    await repository.create_many(
+        {"email": f"{i:02}@example.org", "name": f"{'nN'[i % 2]}ame {i % 10}", "age": i} for i in range(20)
+    )
+    return repository
+
+
+async def ages(users: AsyncRepository[User], statement: Select[Any], limit: int = 3) -> list[int | None]:
+    """Those of all pages, after it was seen that they are those of the listing and that all turn back as well."""
+    pages = await walk(lambda cursor: users.page(statement, limit=limit, after=cursor), "next")
+    found = [user.age for page in pages for user in page.items]
+    assert found == [user.age for user in await users.list(statement, limit=None)]
+    back = await walk(
+        lambda cursor: users.page(statement, limit=limit, before=cursor or pages[-1].previous), "previous"
+    )
+    assert [user.age for page in reversed(back) for user in page.items] == found[: -len(pages[-1].items)]
+    return found
+
+
+async def test_without_an_order_it_is_that_of_the_key(users: AsyncRepository[User]) -> None:
+    assert await ages(users, select(User)) == list(range(20))
+
+
+async def test_a_page_is_one_statement_and_its_count_a_second_one(users: AsyncRepository[User]) -> None:
+    with assert_statements(users.session, 1):
+        page = await users.page(limit=7)
+    assert (len(page.items), page.total, page.total_capped) == (7, None, False)
+    with assert_statements(users.session, 2):
+        assert (await users.page(limit=7, after=page.next, count=True)).total == 20
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "capped"),
+    [(True, 20, False), (False, None, False), (0, 0, True), (19, 19, True), (20, 20, False), (2**40, 20, False)],
+)
+async def test_a_count_is_exact_up_to_its_cap(
+    users: AsyncRepository[User], count: Any, total: int | None, capped: bool
+) -> None:
+    page = await users.page(limit=1, count=count)
+    assert (page.total, page.total_capped) == (total, capped)
+
+
+async def test_a_count_is_of_the_listing_and_not_of_its_joins_duplicates(users: AsyncRepository[User]) -> None:
+    user = (await users.list())[0]
+    await AsyncRepository(users.session, Order).create_many([{"user_id": user.id}, {"user_id": user.id}])
+    page = await users.page(select(User).join(User.orders).distinct(), count=True)
+    assert (len(page.items), page.total) == (1, 1)
+    assert (await users.page(select(User).where(User.age < 5), count=3)).total == 3
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": -1}, {"limit": 1001}, {"count": -1}])
+async def test_bounds_are_kept_before_anything_is_sent(users: AsyncRepository[User], wrong: dict[str, Any]) -> None:
+    with assert_statements(users.session, 0), pytest.raises(ValueError, match=r"must be from 1 to 1000|capped at -1"):
+        await users.page(**wrong)
+
+
+async def test_the_greatest_page_is_a_thousand(users: AsyncRepository[User]) -> None:
+    assert len((await users.page(limit=1000)).items) == 20
+
+
+async def test_a_page_follows_one_cursor_only(users: AsyncRepository[User]) -> None:
+    cursor = (await users.page(limit=1)).next
+    with pytest.raises(ValueError, match="not both"):
+        await users.page(after=cursor, before=cursor)
+
+
+async def test_an_empty_listing_is_one_empty_page(session: AsyncSession) -> None:
+    assert await AsyncRepository(session, User).page(count=True) == Page([], None, None, 0)
+
+
+async def test_a_page_that_ends_with_the_listing_has_no_next(users: AsyncRepository[User]) -> None:
+    page = await users.page(limit=20)
+    assert (len(page.items), page.next, page.previous) == (20, None, None)
+
+
+async def test_a_page_whose_rows_are_gone_is_empty(users: AsyncRepository[User]) -> None:
+    page = await users.page(limit=19)
+    await users.delete_many([(await users.list(limit=None))[-1].id])
+    assert await users.page(after=page.next) == Page([], None, None)
+
+
+# --- orders
+
+
+async def test_expressions_and_computed_columns_can_be_the_order(users: AsyncRepository[User]) -> None:
+    lower = await ages(users, select(User).order_by(func.lower(User.name), User.age.desc()))
+    assert lower == [age for i in range(10) for age in (i + 10, i)]
+    await ages(users, select(User).order_by(User.name_length.desc(), (User.age % 2).label("odd")))
+    await ages(users, select(User).order_by(User.name_length))
+    await ages(users, select(User).order_by(func.coalesce(User.age, 0) % 3, User.name.collate("C").desc()))
+    await ages(users, select(User).order_by((User.age > 5).desc()))
+    await ages(users, select(User).order_by(func.nullif(User.age % 4, 0).desc().nulls_last()))
+
+
+async def test_the_key_follows_the_direction_of_what_comes_before_it(users: AsyncRepository[User]) -> None:
+    ascending = await ages(users, select(User).order_by(func.lower(User.name)))
+    assert await ages(users, select(User).order_by(func.lower(User.name).desc())) == ascending[::-1]
+
+
+async def test_an_order_that_names_the_key_is_left_as_it_is(users: AsyncRepository[User]) -> None:
+    assert await ages(users, select(User).order_by(User.id.desc())) == list(range(19, -1, -1))
+    with assert_statements(users.session, 1) as sent:
+        await users.page(select(User).order_by(User.id.desc()))
+    assert "ORDER BY users.id DESC \n" in sent[0]
+
+
+async def test_a_joined_listing_can_be_ordered_by_a_related_column(users: AsyncRepository[User]) -> None:
+    orders = AsyncRepository(users.session, Order)
+    await orders.create_many({"user_id": user.id, "total_cents": i % 4} for i, user in enumerate(await users.list()))
+    statement = select(Order).join(Order.user).order_by(func.lower(User.name).desc(), Order.total_cents)
+    pages = await walk(lambda c: orders.page(statement, limit=3, after=c, load=[joinedload(Order.user)]), "next")
+    found = [order for page in pages for order in page.items]
+    assert found == await orders.list(statement)
+    assert found[0].user.name.lower() == "name 9"
+
+
+async def test_a_column_that_is_null_only_through_an_outer_join_hides_no_row(users: AsyncRepository[User]) -> None:
+    orders = AsyncRepository(users.session, Order)
+    some = [user.id for user in await users.list()][::3]
+    await orders.create_many({"user_id": id, "total_cents": i} for i, id in enumerate(some))
+    statement = select(User).outerjoin(Order, and_(Order.user_id == User.id, Order.total_cents > 1))
+    for clause in (Order.total_cents, Order.total_cents.desc(), Order.total_cents.nulls_first(), Order.id.desc()):
+        assert sorted(age or 0 for age in await ages(users, statement.order_by(clause))) == list(range(20))
+
+
+async def test_groups_can_be_ordered_by_an_aggregate(users: AsyncRepository[User]) -> None:
+    orders = AsyncRepository(users.session, Order)
+    await orders.create_many({"user_id": user.id} for user in await users.list() for _ in range((user.age or 0) % 3))
+    statement = select(User).join(User.orders).group_by(User.id).having(func.count() > 0)
+    found = await ages(users, statement.order_by(func.count(Order.id).desc()))
+    assert found == [*range(17, 0, -3), *range(19, 0, -3)]
+
+
+async def test_aliases_and_composite_keys_can_be_paged(users: AsyncRepository[User]) -> None:
+    other = aliased(User)
+    assert await ages(users, select(other).where(other.age > 10).order_by(other.age.desc())) == list(range(19, 10, -1))
+    seats = AsyncRepository(users.session, Seat)
+    await seats.create_many({"row": row, "number": n} for n in range(4) for row in "BA")
+    pages = await walk(lambda cursor: seats.page(limit=3, after=cursor), "next")
+    assert [(seat.row, seat.number) for page in pages for seat in page.items] == [
+        (r, n) for r in "AB" for n in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        select(User).order_by(text("name")),
+        select(User).order_by("name"),
+        select(User).order_by(func.row_number().over(order_by=User.name)),
+        select(User).order_by(User.age + func.sum(User.age).over()),
+        select(User, User.name),
+        select(User.id),
+        select(User).limit(5),
+        select(User).offset(5),
+    ],
+    ids=["text", "name", "window", "window inside", "two columns", "a column", "limit", "offset"],
+)
+async def test_what_cant_be_paged_is_refused_at_the_first_page(session: AsyncSession, statement: Select[Any]) -> None:
+    with assert_statements(session, 0), pytest.raises(ValueError, match=r"page can't be|a listing"):
+        await paginate(session, statement)
+
+
+async def test_distinct_on_cant_be_paged(session: AsyncSession) -> None:
+    statement = select(User).order_by(User.name)
+    if hasattr(statement, "ext"):
+        from sqlalchemy.dialects.postgresql import distinct_on
+
+        statement = statement.ext(distinct_on(User.name))
+    else:
+        statement = statement.distinct(User.name)
+    with pytest.raises(ValueError, match="DISTINCT ON can't be paged"):
+        await paginate(session, statement)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("span", timedelta(1)), ("anything", {"a": 1}), ("tags", ["a"]), ("nothing", [1])]
+)
+async def test_values_that_no_cursor_can_hold_are_refused_at_the_first_page_already(
+    session: AsyncSession, name: str, value: Any
+) -> None:
+    repository = AsyncRepository(session, Specimen)
+    await repository.create(id=1, **{name: value})
+    with pytest.raises(TypeError, match=f"can't be ordered by {type(value).__name__} values"):
+        await repository.page(select(Specimen).order_by(getattr(Specimen, name)))
+
+
+async def test_a_collection_is_loaded_by_selectin_and_not_by_a_join(users: AsyncRepository[User]) -> None:
+    assert (await users.page(limit=2, load=[User.orders])).items[1].orders == []
+    with pytest.raises(InvalidRequestError, match="unique"):
+        await users.page(load=[joinedload(User.orders)])
+
+
+async def test_loader_options_dont_belong_to_the_listing(users: AsyncRepository[User]) -> None:
+    cursor = (await users.page(limit=2, load=[User.orders])).next
+    assert (await users.page(limit=2, after=cursor)).items[0].age == 2
+    specimens = AsyncRepository(users.session, Specimen)
+    await specimens.create_many([{"id": 1}, {"id": 2}])
+    cursor = (await specimens.page(limit=1)).next
+    assert ids(await specimens.page(after=cursor, load=[undefer(Specimen.notes)])) == [2]
+
+
+# --- cursors
+
+
+LISTING = select(User).where(User.age < 15).order_by(User.name)
+
+
+async def make_cursor(users: AsyncRepository[User], statement: Select[Any] = LISTING) -> str:
+    cursor = (await users.page(statement, limit=3)).next
+    assert cursor is not None
+    return cursor
+
+
+async def refused(users: AsyncRepository[User], cursor: str, statement: Select[Any] = LISTING) -> None:
+    for side in ("after", "before"):
+        with assert_statements(users.session, 0), pytest.raises(InvalidCursor):
+            await users.page(statement, **{side: cursor})  # type: ignore[arg-type]
+
+
+async def test_a_cursor_is_safe_in_a_url(users: AsyncRepository[User]) -> None:
+    assert set(await make_cursor(users)) <= set(string.ascii_letters + string.digits + "-_")
+
+
+async def test_a_cursor_that_was_tampered_with_is_refused(users: AsyncRepository[User]) -> None:
+    cursor = await make_cursor(users)
+    for i in range(len(cursor)):
+        other = "B" if cursor[i] == "A" else "A"
+        changed = cursor[:i] + other + cursor[i + 1 :]
+        if base64.urlsafe_b64decode(changed + "==") != base64.urlsafe_b64decode(cursor + "=="):
+            await refused(users, changed)
+    for i in range(0, len(cursor), 7):
+        await refused(users, cursor[:i])
+        await refused(users, cursor[:i] + "!" + cursor[i:])
+        await refused(users, cursor[:i] + " " + cursor[i:])
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "",
+        "=",
+        "====",
+        "AAAA",
+        "null",
+        "\x00",
+        "ünïcödé",
+        "🐘",
+        "\ud800",
+        "../..",
+        "' OR 1=1 --",
+        "A" * 3_000_001,
+        "%%%",
+    ],
+    ids=repr,
+)
+async def test_garbage_is_refused(users: AsyncRepository[User], garbage: str) -> None:
+    await refused(users, garbage)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        select(User).where(User.age < 16).order_by(User.name),
+        select(User).where(User.age <= 15).order_by(User.name),
+        select(User).order_by(User.name),
+        select(User).where(User.age < 15).order_by(User.name.desc()),
+        select(User).where(User.age < 15).order_by(User.name.nulls_first()),
+        select(User).where(User.age < 15).order_by(User.email),
+        select(User).where(User.age < 15).order_by(User.name, User.age),
+        select(User).where(User.age < 15),
+    ],
+    ids=["value", "operator", "no filter", "direction", "nulls", "column", "more columns", "no order"],
+)
+async def test_a_cursor_of_another_listing_is_refused(users: AsyncRepository[User], other: Select[Any]) -> None:
+    await refused(users, await make_cursor(users), other)
+
+
+async def test_a_cursor_of_another_version_is_refused(users: AsyncRepository[User]) -> None:
+    raw = bytearray(base64.urlsafe_b64decode(await make_cursor(users) + "=="))
+    raw[0] += 1
+    await refused(users, base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
+
+
+async def test_an_equal_listing_takes_the_cursor_whatever_the_order_of_its_in(users: AsyncRepository[User]) -> None:
+    cursor = await make_cursor(users, select(User).where(User.age.in_([1, 2, 3, 4])))
+    assert len((await users.page(select(User).where(User.age.in_({4, 3, 2, 1})), after=cursor)).items) == 1
+
+
+def test_a_cursor_is_the_same_in_every_process() -> None:
+    program = (
+        "from howdah.pagination import _Cursors, _sort_keys; from sample import User; from sqlalchemy import select\n"
+        "s = select(User).where(User.name.in_({'a', 'b', 'c', 'd'}), User.age > 3).order_by(User.name)\n"
+        "print(_Cursors(s, _sort_keys(s)).encode(['a', User.id.type.python_type(int=7)]))"
+    )
+    made = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(made) == 1
+
+
+async def test_a_cursor_with_its_listings_seal_but_other_contents_is_refused(users: AsyncRepository[User]) -> None:
+    from howdah.pagination import _Cursors, _sort_keys
+
+    cursors = _Cursors(LISTING, _sort_keys(LISTING))
+    name, key = ["s", "a"], ["u", str(uuid4())]
+    contents: list[Any] = [[name], [name, key, key], [name, ["?", 1]], [name, ["u", "x"]], [name, ["e", "PAID"]], {}, 1]
+    contents += [None, [[], []], [name, ["i", "9" * 5000]], [name, ["n", "x"]], [name, ["t", 1]], [name, ["u", None]]]
+    for content in contents:
+        payload = json.dumps(content).encode()
+        raw = bytes([1]) + cursors._seal(payload) + payload
+        await refused(users, base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
+
+
+# --- plans
+
+
+async def plan_of(session: AsyncSession, page: Callable[[], Any]) -> tuple[Page[Any], list[dict[str, Any]]]:
+    """The page, and the nodes of its statement's plan, from the top."""
+    sent: list[tuple[str, Any]] = []
+
+    def remember(*args: Any) -> None:
+        sent.append((args[2], args[3]))
+
+    engine = session.get_bind().engine
+    event.listen(engine, "before_cursor_execute", remember)
+    try:
+        result = await page()
+    finally:
+        event.remove(engine, "before_cursor_execute", remember)
+    raw = (await (await session.connection()).get_raw_connection()).driver_connection
+    assert raw is not None
+    (statement, parameters), *_ = sent
+    nodes = [(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters))[0]["Plan"]]
+    while "Plans" in nodes[-1]:
+        nodes.append(nodes[-1]["Plans"][0])
+    return result, nodes
+
+
+async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_nothing(
+    session: AsyncSession,
+) -> None:
+    """Control: a page by offset reads what it skips."""
+    numbers = select(func.generate_series(1, 20_000).label("n")).subquery()
+    columns = [func.gen_random_uuid(), func.concat(numbers.c.n, "@example.org"), literal("N"), func.now(), func.now()]
+    await session.execute(
+        insert(User).from_select(["id", "email", "name", "created_at", "updated_at"], select(*columns))
+    )
+    await session.execute(text("ANALYZE users"))
+    users = AsyncRepository(session, User)
+    everything = [user.id for user in await users.list(limit=None)]
+    for statement in (select(User), select(User).order_by(User.id.desc())):
+        page = partial(users.page, statement, limit=50)
+        first, nodes = await plan_of(session, page)
+        assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
+        second, nodes = await plan_of(session, partial(page, after=first.next))
+        assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
+        assert "Index Cond" in nodes[1]
+        back, nodes = await plan_of(session, partial(page, before=second.previous))
+        assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
+        assert "Index Cond" in nodes[1]
+        assert back.items == first.items
+    assert [user.id for user in second.items] == everything[::-1][50:100]
+    _, nodes = await plan_of(session, lambda: users.list(offset=19_000, limit=50))
+    assert "Index Cond" not in nodes[-1]
+
+
+async def test_a_bulk_write_between_pages_is_seen(session: AsyncSession, users: AsyncRepository[User]) -> None:
+    page = await users.page(limit=10)
+    await bulk.insert_many(session, User, [{"email": "last@example.org", "name": "Last", "age": 99}])
+    assert [user.age for user in (await users.page(limit=50, after=page.next)).items] == [*range(10, 20), 99]

@@ -1,0 +1,47 @@
+"""The public API as mypy sees it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import howdah
+
+pytest.importorskip("mypy")
+
+TESTS = Path(__file__).parent
+WRONG = """
+from typing import assert_type
+from sample import User, UserRepository
+
+async def wrong(users: UserRepository) -> None:
+    assert_type(await users.get(1), User)
+    (await users.list()).emial
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_type_checker_knows_what_the_api_takes_and_returns(tmp_path: Path) -> None:
+    """Control: what is wrong in a second file is found, and nothing else."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(WRONG)
+    library = Path(howdah.__file__).parents[1]
+    installed = "site-packages" in library.parts
+    options = ["--strict", f"--config-file={os.devnull}", "--no-error-summary", "--follow-imports=silent"]
+    cache = TESTS.parents[1] / ".mypy_cache" / "typing"
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "--cache-dir", cache, TESTS / "typing_api.py", wrong],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": os.pathsep.join([str(TESTS)] + [str(library)] * (not installed))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [line for line in checked.stdout.splitlines() if ": error: " in line]
+    assert [line.split(":")[0:2] for line in found] == [["wrong.py", "6"], ["wrong.py", "7"]], checked
+    assert "assert-type" in found[0]
+    assert "attr-defined" in found[1]

@@ -1,0 +1,1 @@
+"""Brings the history of other systems into the shop."""

@@ -1,0 +1,144 @@
+"""`shop import`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from howdah import ConnectionLost, DatabaseError, HowdahError, LockTimeout, Unavailable
+from shop import migrations
+from shop.app import open_database
+from shop.importing.loading import Loaded, load
+from shop.importing.reading import UnreadableFile
+from shop.importing.rejects import UnwritableFile
+from shop.importing.report import report
+from shop.importing.retail import RetailFile, read_retail
+from shop.postgres import located
+from shop.settings import Settings
+
+commands = typer.Typer(help="Bring in the history of other systems.", no_args_is_help=True)
+
+_out = Console(soft_wrap=True, markup=False, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+
+
+@commands.command("retail")
+def import_retail(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV")],
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="CSV of the lines that can't be imported, with reasons; always written, be it only a header",
+            show_default="FILE.rejects.csv, here",
+        ),
+    ] = None,
+) -> None:
+    """Make users of a retail file's customers, and orders of its invoices.
+
+    What is there already is left alone: run again, it adds what an interrupted import left out, or nothing.
+    """
+    try:
+        _import(file, Path(f"{file.name}.rejects.csv") if rejects is None else rejects)
+    except KeyboardInterrupt:
+        _err.print("interrupted; run it again to finish", style="bold red")
+        raise typer.Exit(130) from None
+    except (UnreadableFile, UnwritableFile, HowdahError) as error:
+        _err.print(_in_a_line(error), style="bold red")
+        raise typer.Exit(1) from error
+
+
+def _import(file: Path, rejects: Path) -> None:
+    settings = Settings()
+    with _progress_bar() as progress:
+        task = progress.add_task(f"reading {file.name}", total=None)
+        retail = read_retail(file)
+        retail.write_rejects(rejects)
+        progress.update(task, description="preparing the database")
+        with located(settings) as location:
+            asyncio.run(_reach(location.url, settings))
+            migrations.upgrade(location.url)
+            progress.remove_task(task)
+            started = perf_counter()
+            loaded = asyncio.run(_load(location.url, settings, retail, progress))
+            seconds = perf_counter() - started
+    lines = _accepted_lines(retail)
+    _err.print(f"{lines:,} lines in {seconds:,.1f} s, {lines / seconds:,.0f} lines/s")
+    _out.print(report(retail.summary, loaded, rejects))
+
+
+async def _reach(url: str, settings: Settings) -> None:
+    """Raise `Unavailable` for a database that can't be reached, before the migrations trip over it."""
+    async with open_database(url, settings, application_name="shop import") as database:
+        await database.ping()
+
+
+async def _load(url: str, settings: Settings, retail: RetailFile, progress: Progress) -> Loaded:
+    task = progress.add_task("importing lines", total=_accepted_lines(retail))
+    async with open_database(url, settings, application_name="shop import") as database:
+        progress.advance(task, 0)  # the first batch is measured from here
+        return await load(database, retail, advance=lambda lines: progress.advance(task, lines))
+
+
+def _accepted_lines(retail: RetailFile) -> int:
+    return retail.summary.sale_lines + retail.summary.cancellation_lines
+
+
+def _in_a_line(error: UnreadableFile | UnwritableFile | HowdahError) -> str:
+    match error:
+        case LockTimeout():
+            problem = "somebody holds a lock for too long, maybe another import; run it again to finish"
+        case ConnectionLost():
+            problem = f"the connection to the database is lost ({_driver_says(error)}); run it again to finish"
+        case Unavailable():
+            problem = f"the database can't be reached: {_driver_says(error)}"
+        case DatabaseError():
+            problem = f"the database refuses: {_driver_says(error)}; nothing is half-done"
+        case _:
+            problem = str(error)
+    return " ".join(problem.split())
+
+
+def _driver_says(error: HowdahError) -> str:
+    """The message of the driver's own error, without what SQLAlchemy puts around it."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original.__cause__ or original).splitlines()
+    return lines[0] if lines else type(original).__name__
+
+
+def _progress_bar() -> Progress:
+    """Done of all, rate, time gone and time left, on standard error if that is a terminal. It goes when it is done, so
+    that an error is one line."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_err,
+        transient=True,
+        disable=not _err.is_terminal,
+    )
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s")

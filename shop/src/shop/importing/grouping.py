@@ -1,0 +1,74 @@
+"""Groups accepted lines into invoices, and rejects what can't be part of its invoice."""
+
+import polars as pl
+
+from shop.importing.classifying import LARGEST_CENTS, REASON_TYPE, Reason
+from shop.importing.linking import link_cancellations
+
+AMOUNT = pl.col("quantity").cast(pl.Int64) * pl.col("unit_price_cents")
+
+
+def reject_in_context(accepted: pl.DataFrame) -> pl.DataFrame:
+    """The lines, each sound by itself, that their invoice can't hold: `line`, `reason`, `detail`.
+
+    An invoice belongs to the customer whom most of its lines name, of several to the one named first; the lines that
+    name another are rejected. An invoice whose total is beyond PostgreSQL's bigint is rejected with all its lines.
+    """
+    shares = (
+        accepted.lazy()
+        .group_by("invoice", "customer")
+        .agg(pl.len().alias("lines"), pl.col("line").min(), AMOUNT.cast(pl.Int128).sum().alias("total"))
+        .collect(engine="streaming")
+    )
+    owners = shares.sort("lines", "line", descending=[True, False]).unique("invoice", keep="first", maintain_order=True)
+    rejected_shares = pl.concat(
+        [
+            shares.join(owners, on=["invoice", "customer"], how="anti")
+            .join(owners.select("invoice", pl.col("customer").alias("owner")), on="invoice")
+            .select(
+                "invoice",
+                "customer",
+                pl.lit(Reason.ANOTHER_CUSTOMER.value, REASON_TYPE).alias("reason"),
+                pl.format("the invoice is customer {}'s", "owner").alias("detail"),
+            ),
+            owners.filter(pl.col("total") > LARGEST_CENTS).select(
+                "invoice",
+                "customer",
+                pl.lit(Reason.OUT_OF_RANGE.value, REASON_TYPE).alias("reason"),
+                pl.lit("the invoice's total").alias("detail"),
+            ),
+        ]
+    )
+    rejected = accepted.select("line", "invoice", "customer").join(rejected_shares, on=["invoice", "customer"])
+    return rejected.select("line", "reason", "detail")
+
+
+def group_into_invoices(accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The invoices, and their lines in the same order, each invoice's in the order of the file.
+
+    Invoices: `position` (by `placed_at`, sales first, then `invoice`), `invoice`, `customer`, `placed_at` (that of the
+    earliest line), `is_cancellation`, `item_count`, `cancels` (an `invoice`), `is_whole` (see `link_cancellations`).
+    Lines: `position`, `stock_code`, `description`, `quantity`, `unit_price_cents`.
+    """
+    invoices = (
+        accepted.lazy()
+        .group_by("invoice")
+        .agg(
+            pl.col("customer", "is_cancellation").first(),
+            pl.col("placed_at").min(),
+            pl.len().alias("item_count"),
+        )
+        .sort("placed_at", "is_cancellation", "invoice")
+        .with_row_index("position")
+        .collect(engine="streaming")
+    )
+    lines = (
+        accepted.select("line", "invoice", "stock_code", "description", "quantity", "unit_price_cents")
+        .join(invoices.select("invoice", "position"), on="invoice")
+        .sort("position", "line")
+        .drop("line", "invoice")
+    )
+    links = link_cancellations(invoices, lines)
+    sales = invoices.select(pl.col("position").alias("sale"), pl.col("invoice").alias("cancels"))
+    links = links.join(sales, on="sale").drop("sale")
+    return invoices.join(links, on="position", how="left", maintain_order="left"), lines

@@ -1,0 +1,139 @@
+"""Puts a retail file into the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import ARRAY, ColumnElement, String, any_, literal, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+from howdah import Database, advisory_lock, bulk, run_transaction, uuid7
+from shop.importing.retail import Customer, Invoice, Item, RetailFile
+from shop.orders.models import Order, OrderItem, OrderStatus
+from shop.users.models import User
+
+CURRENCY: Final = "GBP"
+
+_LOCK: Final = "shop import retail"
+_CUSTOMERS_AT_A_TIME: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What became of a file: created and there are together all of its customers, and all of its invoices."""
+
+    users_created: int
+    users_there: int
+    orders_created: int
+    orders_there: int
+    differing: list[str]
+    """References of the orders there whose total isn't the file's."""
+
+
+async def load(
+    database: Database,
+    retail: RetailFile,
+    *,
+    items: int = 5_000,
+    advance: Callable[[int], None] = lambda _lines: None,
+) -> Loaded:
+    """Make users of the file's customers and orders of its invoices. `advance` is told of the lines after each batch.
+
+    What is there already, a user by email and an order by reference, is left as it is, even if the file differs.
+
+    A batch, whole invoices with about so many `items`, is one transaction. Wherever an import ends, each of its
+    invoices is there whole or not at all, and the same import run again adds what is missing.
+
+    Imports at the same time take turns, batch by batch, and each skips what the other has written. One whose turn
+    doesn't come within the lock timeout raises `LockTimeout`. Where there are no advisory locks, unique references do
+    their work: the slower of two imports raises `UniqueViolation`, and still nothing is there twice.
+    """
+    user_ids: dict[int, UUID] = {}
+    users_created = 0
+    for first in range(0, len(retail.customers), _CUSTOMERS_AT_A_TIME):
+        customers = retail.customers[first : first + _CUSTOMERS_AT_A_TIME]
+        created, ids = await run_transaction(database, partial(_add_users, customers=customers))
+        users_created += created
+        user_ids |= ids
+
+    orders_created, orders_there = 0, 0
+    differing: list[str] = []
+    for invoices in retail.batches(items=items):
+        there = await run_transaction(database, partial(_add_orders, invoices=invoices, user_ids=user_ids))
+        orders_created += len(invoices) - len(there)
+        orders_there += len(there)
+        totals = {invoice.reference: invoice.total_cents for invoice in invoices}
+        differing += [reference for reference, total_cents in there.items() if total_cents != totals[reference]]
+        advance(sum(len(invoice.items) for invoice in invoices))
+    return Loaded(
+        users_created=users_created,
+        users_there=len(retail.customers) - users_created,
+        orders_created=orders_created,
+        orders_there=orders_there,
+        differing=differing,
+    )
+
+
+async def _add_users(session: AsyncSession, *, customers: Sequence[Customer]) -> tuple[int, dict[int, UUID]]:
+    """How many were new, and the id of each by its number."""
+    await advisory_lock(session, _LOCK)
+    numbers = {customer.email: customer.number for customer in customers}
+    rows = ({"email": each.email, "name": each.name, "country": each.country} for each in customers)
+    created = (await bulk.upsert_many(session, User, rows, on=["email"], update=[])).created
+    found = await session.execute(select(User.email, User.id).where(_is_one_of(User.email, numbers)))
+    return created, {numbers[email]: user_id for email, user_id in found}
+
+
+async def _add_orders(
+    session: AsyncSession, *, invoices: Sequence[Invoice], user_ids: Mapping[int, UUID]
+) -> dict[str, int]:
+    """The references of those that were there already, with their totals."""
+    await advisory_lock(session, _LOCK)
+    references = {invoice.reference for invoice in invoices}
+    # A cancelled sale is of this batch or an earlier one, so it is found or is made here.
+    cancelled = {invoice.cancels for invoice in invoices if invoice.cancels is not None}
+    orders = select(Order.reference, Order.id, Order.total_cents)
+    found = (await session.execute(orders.where(_is_one_of(Order.reference, references | cancelled)))).all()
+    there = {order.reference: order.total_cents for order in found if order.reference in references}
+    new = [invoice for invoice in invoices if invoice.reference not in there]
+    ids = {order.reference: order.id for order in found} | {invoice.reference: uuid7() for invoice in new}
+
+    order_rows = (_order(invoice, ids, user_ids) for invoice in new)
+    item_rows = (_order_item(item, ids[invoice.reference]) for invoice in new for item in invoice.items)
+    await bulk.insert_many(session, Order, order_rows, keys=False)
+    await bulk.insert_many(session, OrderItem, item_rows, keys=False)
+    return there
+
+
+def _is_one_of(column: InstrumentedAttribute[Any], texts: Iterable[str]) -> ColumnElement[bool]:
+    """As `in_`, but any number of texts are one parameter, an array."""
+    return column == any_(literal(list(texts), ARRAY(String)))
+
+
+def _order(invoice: Invoice, ids: Mapping[str, UUID], user_ids: Mapping[int, UUID]) -> dict[str, Any]:
+    return {
+        "id": ids[invoice.reference],
+        "user_id": user_ids[invoice.customer_number],
+        "reference": invoice.reference,
+        "status": OrderStatus(invoice.status),
+        "currency": CURRENCY,
+        "total_cents": invoice.total_cents,
+        "placed_at": invoice.placed_at,
+        "cancels_id": None if invoice.cancels is None else ids[invoice.cancels],
+    }
+
+
+def _order_item(item: Item, order_id: UUID) -> dict[str, Any]:
+    return {
+        "order_id": order_id,
+        "line_no": item.line_no,
+        "sku": item.stock_code,
+        "description": item.description,
+        "quantity": item.quantity,
+        "unit_price_cents": item.unit_price_cents,
+    }

@@ -1,0 +1,143 @@
+"""Reads a retail file, Parquet or CSV, into frames of text: nothing is parsed here, so nothing can fail to parse.
+
+Polars reads Parquet. CSV goes through the standard library's reader: polars' own refuses the whole file for one
+unclosed quote and drops the surplus fields of a line without a word, and neither may happen to an import.
+"""
+
+import csv
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import polars as pl
+
+LINES_AT_A_TIME = 32_768
+
+COLUMNS = ("Invoice", "StockCode", "Description", "Quantity", "InvoiceDate", "Price", "Customer ID", "Country")
+
+_SCHEMA = pl.Schema({"line": pl.UInt32(), "malformed": pl.String(), **dict.fromkeys(COLUMNS, pl.String())})
+_PARQUET_MAGIC = b"PAR1"
+
+
+class UnreadableFile(Exception):
+    """The file as a whole can't be imported: it can't be opened, isn't a retail file, or lacks a column."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+def read_lines(path: Path) -> Iterator[pl.DataFrame]:
+    """The file's lines in order, `LINES_AT_A_TIME` in a frame: `line`, `malformed` and the eight columns as text.
+
+    `malformed` says why a record has no eight columns, and is null otherwise. There is always a frame, be it an empty
+    one. The first bytes decide whether a file is Parquet, whatever its name.
+    Parquet rows are numbered from 1, and a float becomes its shortest decimal text. A CSV record has the number of the
+    line on which it starts, the header being line 1; blank lines are no records. CSV is read as UTF-8, and bytes that
+    aren't become U+FFFD. Columns may be in any order and others beside them. Raises `UnreadableFile`.
+
+    A stray quote that a later line's stray quote happens to close reads as one field with line breaks in it, as the
+    format has it: the lines between them are then part of one record, and nothing can tell that they weren't meant so.
+    """
+    try:
+        with path.open("rb") as file:
+            is_parquet = file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+        yield from _parquet_lines(path) if is_parquet else _csv_lines(path)
+    except OSError as error:
+        raise UnreadableFile(path, error.strerror or str(error)) from error
+    except pl.exceptions.PolarsError as error:
+        raise UnreadableFile(path, str(error)) from error
+
+
+def _parquet_lines(path: Path) -> Iterator[pl.DataFrame]:
+    rows = pl.scan_parquet(path, glob=False)
+    _require_columns(path, rows.collect_schema().names())
+    row_count = int(rows.select(pl.len()).collect().item())
+    for start in range(0, max(1, row_count), LINES_AT_A_TIME):
+        part = rows.select(COLUMNS).slice(start, LINES_AT_A_TIME).collect()
+        yield part.select(
+            pl.int_range(start + 1, start + 1 + part.height, dtype=pl.UInt32).alias("line"),
+            pl.lit(None, dtype=pl.String).alias("malformed"),
+            *(pl.col(name).cast(pl.String) for name in COLUMNS),
+        )
+
+
+def _csv_lines(path: Path) -> Iterator[pl.DataFrame]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        records = _csv_records(file)
+        _, header = next(records, (1, []))
+        if isinstance(header, str):
+            raise UnreadableFile(path, f"the header can't be read: {header}")
+        names = [name.strip() for name in header]
+        _require_columns(path, names)
+        places = [names.index(column) for column in COLUMNS]
+        no_values: list[str | None] = [None] * len(COLUMNS)
+
+        rows: list[tuple[int | str | None, ...]] = []
+        for number, fields in records:
+            if isinstance(fields, str):
+                rows.append((number, fields, *no_values))
+            elif len(fields) != len(names):
+                problem = f"{len(fields)} fields instead of {len(names)}: {','.join(fields)}"
+                rows.append((number, problem, *no_values))
+            else:
+                rows.append((number, None, *[fields[place] for place in places]))
+            if len(rows) == LINES_AT_A_TIME:
+                yield pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+                rows.clear()
+        yield pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+
+
+def _require_columns(path: Path, names: list[str]) -> None:
+    missing = [f"'{column}'" for column in COLUMNS if column not in names]
+    if missing:
+        raise UnreadableFile(path, f"it has no column {', '.join(missing)}")
+
+
+def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
+    """Each record's first line number and its fields, or what is wrong with it and its text.
+
+    When a record can't be read, only its first line is given up. A quote that is never closed would otherwise take the
+    sound lines after it along, up to the reader's limit for one field.
+    """
+    lines = _Lines(file)
+    reader = csv.reader(lines, strict=True)
+    while True:
+        lines.taken.clear()
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            first = lines.give_back_all_but_first()
+            yield lines.first_number, f"{error}: {first.rstrip()}"
+            lines.first_number += 1
+            continue
+        if fields is None:
+            return
+        if fields:
+            yield lines.first_number, fields
+        lines.first_number += len(lines.taken)
+
+
+class _Lines:
+    """The lines of a text file, able to take back those that were taken for the current record."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.first_number = 1
+        self.taken: list[str] = []
+        self._file = file
+        self._waiting: deque[str] = deque()
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._waiting.popleft() if self._waiting else next(self._file)
+        self.taken.append(line)
+        return line
+
+    def give_back_all_but_first(self) -> str:
+        first, *others = self.taken
+        self._waiting.extendleft(reversed(others))
+        return first

@@ -1,0 +1,56 @@
+"""Tells what became of a file, so that it adds up to every line of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from shop.importing.loading import Loaded
+from shop.importing.retail import Summary
+
+_REFERENCES_NAMED: Final = 10
+
+
+def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
+    """What an operator wants to know after an import. Amounts are those of the file, be they written now or before."""
+    rows = [(label, f"{count:,}", amount) for label, count, amount in _rows(summary, loaded)]
+    label_width = max(len(label) for label, _, _ in rows)
+    count_width = max(len(count) for _, count, _ in rows)
+    lines = [f"{label:{label_width}}  {count:>{count_width}}  {amount}".rstrip() for label, count, amount in rows]
+    if loaded.differing:
+        named = ", ".join(loaded.differing[:_REFERENCES_NAMED])
+        more = len(loaded.differing) - _REFERENCES_NAMED
+        lines += ["", f"with another total, left as they are: {named}{f' and {more:,} more' if more > 0 else ''}"]
+    lines += [
+        "",
+        "Each unit price is rounded to whole pence, half a penny up, and then multiplied by the quantity.",
+        f"rejected lines, with reasons: {rejects}",
+    ]
+    return "\n".join(lines)
+
+
+def _rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
+    yield "lines of the file", summary.lines, ""
+    yield "  of sales", summary.sale_lines, ""
+    yield "  of cancellations", summary.cancellation_lines, ""
+    yield "  rejected", summary.rejected_lines, ""
+    for reason, count in summary.rejected.items():
+        yield f"    {reason}", count, ""
+    yield "users", summary.customers, ""
+    yield "  created", loaded.users_created, ""
+    yield "  there already", loaded.users_there, ""
+    yield "orders", summary.sales + summary.cancellations, ""
+    yield "  created", loaded.orders_created, ""
+    yield "  there already", loaded.orders_there, ""
+    yield "    with another total", len(loaded.differing), ""
+    yield "sales", summary.sales, _money(summary.sales_cents)
+    yield "cancellations", summary.cancellations, _money(summary.cancellations_cents)
+    yield "  of a whole sale: cancelled", summary.cancelled, ""
+    yield "  of a part of a sale: refunded", summary.linked - summary.cancelled, ""
+    yield "  of a sale that can't be told: refunded", summary.cancellations - summary.linked, ""
+
+
+def _money(cents: int) -> str:
+    pounds, pence = divmod(cents, 100)
+    return f"£{pounds:,}.{pence:02} ({cents:,} pence)"

@@ -1,0 +1,241 @@
+"""A retail file as the shop sees it: customers, invoices with their items, and an account of every line.
+
+Nothing here knows the database, and what comes out depends on the file alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import polars as pl
+
+from shop.importing.classifying import Reason, classify
+from shop.importing.grouping import AMOUNT, group_into_invoices, reject_in_context
+from shop.importing.reading import read_lines
+from shop.importing.rejects import write_rejects
+
+Status = Literal["delivered", "cancelled", "refunded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """Someone whom the file names, be it on rejected lines only."""
+
+    number: int
+    country: str | None
+    """That of the customer's last line in the file which gives one."""
+
+    @property
+    def name(self) -> str:
+        return f"Customer {self.number}"
+
+    @property
+    def email(self) -> str:
+        return f"customer-{self.number}@retail.example"
+
+
+class Item(NamedTuple):
+    """A line of an invoice. A plain tuple, since there are hundreds of thousands and bulk writes take tuples."""
+
+    line_no: int
+    """From 1 within the invoice, in the order of the file, rejected lines left out."""
+    stock_code: str
+    description: str | None
+    quantity: int
+    """Above zero, for a cancellation too."""
+    unit_price_cents: int
+    """Zero for a price below half a penny."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """A sale, or a cancellation, with those of its lines that weren't rejected: at least one."""
+
+    reference: str
+    """`retail:` and the invoice's code, the same in every import."""
+    customer_number: int
+    placed_at: datetime
+    """UTC; the time of the earliest line."""
+    status: Status
+    """A sale is `delivered`. A cancellation is `cancelled` if it reverses a whole sale, otherwise `refunded`."""
+    cancels: str | None
+    """The reference of the sale that a cancellation reverses, if that can be told."""
+    items: tuple[Item, ...]
+
+    @property
+    def total_cents(self) -> int:
+        return sum(item.quantity * item.unit_price_cents for item in self.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """`sale_lines`, `cancellation_lines` and the rejected add up to `lines`, always."""
+
+    lines: int
+    sale_lines: int
+    cancellation_lines: int
+    rejected: dict[Reason, int]
+    """Only the reasons that occur, in their order."""
+    customers: int
+    sales: int
+    sales_cents: int
+    cancellations: int
+    cancellations_cents: int
+    linked: int
+    """Cancellations whose sale could be told."""
+    cancelled: int
+    """Those of the linked that reverse a whole sale."""
+
+    @property
+    def rejected_lines(self) -> int:
+        return sum(self.rejected.values())
+
+
+class RetailFile:
+    """What `read_retail` found in a file."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        customers: tuple[Customer, ...],
+        invoices: pl.DataFrame,
+        lines: pl.DataFrame,
+        rejects: pl.DataFrame,
+        summary: Summary,
+    ) -> None:
+        self.customers = customers
+        """In the order of their numbers."""
+        self.rejects = rejects
+        """`line`, `reason`, `detail` of each rejected line, in the order of the file."""
+        self.summary = summary
+        self._path = path
+        self._invoices = invoices
+        self._lines = lines
+
+    def batches(self, *, items: int = 10_000) -> Iterator[list[Invoice]]:
+        """All invoices, in lists of whole invoices with about so many items; the same lists every time.
+
+        Ordered by `placed_at`, at the same time sales first, then by code: a sale comes before what cancels it.
+        """
+        items_before = pl.col("item_count").cum_sum() - pl.col("item_count")
+        numbered = self._invoices.with_columns((items_before // items).alias("batch"))
+        start = 0
+        for invoices in numbered.partition_by("batch", maintain_order=True):
+            count = int(invoices["item_count"].sum())
+            yield list(_invoices(invoices, self._lines.slice(start, count)))
+            start += count
+
+    def write_rejects(self, target: Path) -> None:
+        """See `shop.importing.rejects.write_rejects`; reads the file again."""
+        write_rejects(self._path, self.rejects, target)
+
+
+def read_retail(path: Path) -> RetailFile:
+    """Reads a whole file. Raises `UnreadableFile` if it is no retail file; no line of one can stop it.
+
+    Every line is a sale, a cancellation or a reject. Exact copies of a line are lines of their own.
+    """
+    accepted_parts, rejects_parts, customers_parts = [], [], []
+    line_count = 0
+    for lines in map(classify, read_lines(path)):
+        line_count += lines.height
+        is_accepted = pl.col("reason").is_null()
+        accepted_parts.append(lines.filter(is_accepted).drop("reason", "detail", "country"))
+        rejects_parts.append(lines.filter(~is_accepted).select("line", "reason", "detail"))
+        customers_parts.append(_customers(lines))
+    accepted = pl.concat(accepted_parts)
+    accepted_parts.clear()
+
+    in_context = reject_in_context(accepted)
+    accepted = accepted.join(in_context, on="line", how="anti", maintain_order="left")
+    rejects = pl.concat([*rejects_parts, in_context]).sort("line")
+    invoices, lines = group_into_invoices(accepted)
+    customers = _customers(pl.concat(customers_parts)).sort("customer")
+    return RetailFile(
+        path,
+        customers=tuple(Customer(number, country) for number, country in customers.iter_rows()),
+        invoices=invoices,
+        lines=lines,
+        rejects=rejects,
+        summary=_summary(line_count, invoices, lines, rejects, customers),
+    )
+
+
+def _customers(lines: pl.DataFrame) -> pl.DataFrame:
+    """Every `customer` whom the lines name, with the last `country` that is given for them."""
+    return (
+        lines.filter(pl.col("customer").is_not_null())
+        .group_by("customer", maintain_order=True)
+        .agg(pl.col("country").drop_nulls().last())
+    )
+
+
+def _summary(
+    line_count: int, invoices: pl.DataFrame, lines: pl.DataFrame, rejects: pl.DataFrame, customers: pl.DataFrame
+) -> Summary:
+    is_cancellation = pl.col("is_cancellation")
+    amounts = lines.select("position", AMOUNT.alias("cents")).join(
+        invoices.select("position", "is_cancellation"), on="position"
+    )
+    sales = amounts.filter(~is_cancellation)
+    cancellations = amounts.filter(is_cancellation)
+    found = dict(rejects.group_by("reason").len().iter_rows())
+    linked = invoices.filter(pl.col("cancels").is_not_null())
+    return Summary(
+        lines=line_count,
+        sale_lines=sales.height,
+        cancellation_lines=cancellations.height,
+        rejected={reason: found[reason] for reason in Reason if reason in found},
+        customers=customers.height,
+        sales=invoices.filter(~is_cancellation).height,
+        sales_cents=_total(sales),
+        cancellations=invoices.filter(is_cancellation).height,
+        cancellations_cents=_total(cancellations),
+        linked=linked.height,
+        cancelled=linked.filter("is_whole").height,
+    )
+
+
+def _total(amounts: pl.DataFrame) -> int:
+    return int(amounts["cents"].cast(pl.Int128).sum())
+
+
+def _invoices(invoices: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Invoice]:
+    counts = invoices["item_count"].to_list()
+    line_numbers = chain.from_iterable(range(1, count + 1) for count in counts)
+    columns = lines.select("stock_code", "description", "quantity", "unit_price_cents").get_columns()
+    items = map(Item, line_numbers, *(column.to_list() for column in columns))
+    for count, (code, customer, placed_at, is_cancellation, is_whole, cancels) in zip(
+        counts,
+        invoices.select(
+            "invoice",
+            "customer",
+            pl.col("placed_at").dt.replace_time_zone(None),
+            "is_cancellation",
+            "is_whole",
+            "cancels",
+        ).iter_rows(),
+        strict=True,
+    ):
+        yield Invoice(
+            reference=_reference(code),
+            customer_number=customer,
+            placed_at=placed_at.replace(tzinfo=UTC),
+            status=_status(is_cancellation=is_cancellation, is_whole=is_whole),
+            cancels=None if cancels is None else _reference(cancels),
+            items=tuple(islice(items, count)),
+        )
+
+
+def _reference(invoice: str) -> str:
+    return f"retail:{invoice}"
+
+
+def _status(*, is_cancellation: bool, is_whole: bool | None) -> Status:
+    if not is_cancellation:
+        return "delivered"
+    return "cancelled" if is_whole else "refunded"

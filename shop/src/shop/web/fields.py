@@ -1,0 +1,10 @@
+"""What the schemas' fields share."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# PostgreSQL's text holds every character but NUL.
+STORABLE: Final = r"^[^\x00]*$"
+EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000000"
+OTHER_EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000001"

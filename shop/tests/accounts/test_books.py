@@ -1,0 +1,217 @@
+"""The proof of the books: `check_books` finds each kind of fault, and none where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Database, lock
+from shop.accounts.models import Account
+from shop.accounts.schemas import AccountIn
+from shop.accounts.service import BooksReport, check_books, open_account
+from shop.transfers.service import Ledger, TransferRequest, post_transfers, reversal_of
+
+
+async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
+    """Right books with two currencies, a reversal, a refusal and a key; a world's account, one with money on it, one
+    whose money came back, and one in another currency."""
+    world, rich, poor = [
+        (await open_account(session, AccountIn(name=name, currency="GBP", allows_negative=name == "world"))).id
+        for name in ("world", "rich", "poor")
+    ]
+    euro_world, euros = [
+        (await open_account(session, AccountIn(name=name, currency="EUR", allows_negative=name == "world"))).id
+        for name in ("world", "euros")
+    ]
+    results = await post_transfers(
+        session,
+        [
+            TransferRequest(world, rich, 1_000, key="a"),
+            TransferRequest(rich, poor, 300),
+            TransferRequest(poor, rich, 9_999, key="b"),
+            TransferRequest(euro_world, euros, 50),
+        ],
+    )
+    await post_transfers(session, [await reversal_of(session, results[1].unwrap().id)])
+    return world, rich, poor, euros
+
+
+async def faults(session: AsyncSession) -> dict[str, list[str]]:
+    return (await check_books(session)).faults
+
+
+async def test_right_books_have_no_fault_and_are_counted(session: AsyncSession) -> None:
+    await books(session)
+    assert await check_books(session) == BooksReport(accounts=5, transfers=4, entries=8)
+
+
+async def test_empty_books_are_right(session: AsyncSession) -> None:
+    assert await check_books(session) == BooksReport(accounts=0, transfers=0, entries=0)
+
+
+@pytest.mark.parametrize(
+    ("found", "plant"),
+    [
+        pytest.param(
+            {
+                "balances differ from their entries",
+                "balances differ from the last entry",
+                "currencies that don't sum to zero",
+            },
+            ["UPDATE accounts SET balance = balance + 1 WHERE id = :rich"],
+            id="a balance",
+        ),
+        pytest.param(
+            {"balances differ from their entries", "balances differ from the last entry"},
+            ["UPDATE accounts SET balance = balance + CASE id WHEN :rich THEN -1 ELSE 1 END WHERE id IN (:rich, :poor)"],
+            id="two balances that cancel out",
+        ),
+        pytest.param(
+            {"balances differ from the last entry", "entries don't follow from the one before"},
+            ["UPDATE entries SET balance_after = balance_after + 1 WHERE account_id = :rich AND version = 3"],
+            id="the last entry's balance",
+        ),
+        pytest.param(
+            {"entries don't follow from the one before"},
+            ["UPDATE entries SET balance_after = 9223372036854775807 WHERE account_id = :rich AND version = 1"],
+            id="an earlier entry's balance",
+        ),
+        pytest.param(
+            {"versions have gaps"},
+            [
+                "UPDATE entries SET version = 7 WHERE account_id = :rich AND version = 3",
+                "UPDATE accounts SET version = 7 WHERE id = :rich",
+            ],
+            id="a gap in the versions",
+        ),
+        pytest.param(
+            {"versions have gaps"}, ["UPDATE accounts SET version = version + 1 WHERE id = :rich"], id="a version"
+        ),
+        pytest.param(
+            {"transfers without their two entries"},
+            [
+                """
+                INSERT INTO transfers (id, from_account_id, to_account_id, amount, currency, created_at)
+                VALUES (gen_random_uuid(), :world, :rich, 5, 'GBP', now())
+                """
+            ],
+            id="a transfer without entries",
+        ),
+        pytest.param(
+            {"transfers without their two entries"},
+            ["UPDATE transfers SET amount = amount + 1 WHERE to_account_id = :euros"],
+            id="a transfer of another amount",
+        ),
+        pytest.param(
+            {"transfers without their two entries"},
+            [
+                "UPDATE entries SET transfer_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
+                " WHERE account_id = :world"
+            ],
+            id="entries of another transfer",
+        ),
+        pytest.param(
+            {"transfers without their two entries"},
+            [
+                """
+                INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+                SELECT account_id, n, transfer_id, CASE n WHEN 4 THEN 5 ELSE -5 END, 1000 + CASE n WHEN 4 THEN 5 ELSE 0 END,
+                       now()
+                FROM entries, (VALUES (4), (5)) further(n) WHERE account_id = :rich AND version = 1
+                """,
+                "UPDATE accounts SET version = 5 WHERE id = :rich",
+            ],
+            id="more than two entries",
+        ),
+        pytest.param(
+            {"transfers between currencies"},
+            ["UPDATE transfers SET currency = 'JPY' WHERE to_account_id = :euros"],
+            id="a transfer in another currency",
+        ),
+        pytest.param(
+            {"transfers between currencies", "currencies that don't sum to zero"},
+            ["UPDATE accounts SET currency = 'EUR' WHERE id = :rich"],
+            id="an account in another currency",
+        ),
+        pytest.param(
+            {"reversals that don't take back the whole of a transfer"},
+            [
+                "UPDATE transfers SET reverses_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
+                " WHERE reverses_id IS NOT NULL"
+            ],
+            id="a reversal of another transfer",
+        ),
+        pytest.param(
+            {"idempotency keys without an outcome"},
+            ["UPDATE idempotency_keys SET transfer_id = NULL WHERE key = 'a'"],
+            id="a key without an outcome",
+        ),
+        pytest.param(
+            {"balances below zero without leave"},
+            [
+                "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance_covered",
+                "UPDATE accounts SET allows_negative = false WHERE id = :world",
+            ],
+            id="a balance below zero",
+        ),
+    ],
+)
+async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: list[str]) -> None:
+    ids = dict(zip(("world", "rich", "poor", "euros"), await books(session), strict=True))
+    for statement in plant:
+        planting = text(statement)
+        await session.execute(planting.bindparams(**{name: ids[name] for name in planting._bindparams}))
+    report = (await check_books(session)).faults
+    assert set(report) == found
+    assert all(report.values())
+
+
+async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -> None:
+    for number in range(25):
+        await open_account(session, AccountIn(name=str(number), currency="GBP"))
+    await session.execute(text("UPDATE accounts SET balance = 1"))
+    report = (await check_books(session)).faults
+    assert len(report["balances differ from their entries"]) == 20
+    assert report["currencies that don't sum to zero"] == ["GBP: 25"]
+
+
+async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Database) -> None:
+    async with stored.begin() as session:
+        accounts = [
+            (await open_account(session, AccountIn(name=str(n), currency="GBP", allows_negative=True))).id
+            for n in range(4)
+        ]
+    ledger, dice, stop = Ledger(stored), Random(1), asyncio.Event()
+
+    async def move_money() -> int:
+        moved = 0
+        while not stop.is_set():
+            source, target = dice.sample(accounts, 2)
+            (await ledger.submit(TransferRequest(source, target, dice.randint(1, 100)))).unwrap()
+            moved += 1
+        return moved
+
+    async def check(isolation_level: str) -> BooksReport:
+        async with stored.begin(isolation_level=isolation_level, read_only=True) as session:  # type: ignore[arg-type]
+            return await check_books(session)
+
+    running = [asyncio.create_task(move_money()) for _ in range(4)]
+    try:
+        reports = [await check("REPEATABLE READ") for _ in range(15)]
+        assert [report.faults for report in reports] == [{}] * 15
+        assert reports[-1].transfers > reports[0].transfers
+        # the control: a statement each, each with a snapshot of its own, counts what has come in between
+        async with asyncio.timeout(30):
+            while (seen := await check("READ COMMITTED")).entries == 2 * seen.transfers:
+                pass
+    finally:
+        stop.set()
+        moved = sum(await asyncio.gather(*running))
+    async with stored.begin() as session:
+        assert (await check_books(session)) == BooksReport(accounts=4, transfers=moved, entries=2 * moved)
+        assert sum(account.balance for account in (await lock(session, Account, accounts)).values()) == 0

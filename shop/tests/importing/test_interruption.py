@@ -1,0 +1,194 @@
+"""An import in a process of its own that ends in the middle of a transaction: by Ctrl-C, by kill -9, or because the
+database drops it; and the import after it."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import text
+
+from howdah import Database, uuid7
+from shop.importing.loading import load
+from shop.importing.retail import RetailFile, read_retail
+from shop.orders.models import Order
+from shop.users.models import User
+
+WriteFile = Callable[..., Path]
+Dump = dict[str, list[tuple[Any, ...]]]
+TakeDump = Callable[[], Awaitable[Dump]]
+
+# A test run in the background ignores SIGINT, and so would what it starts.
+SHOP = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from shop.cli import main
+main()
+"""
+INVOICES = 4000
+ITEMS_AN_INVOICE = 2
+FIRST_BATCH = 2500  # invoices
+PATIENCE = 60
+
+
+@pytest.fixture
+def path(write_csv: WriteFile) -> Path:
+    """Two batches of invoices. The orders of each are written in several chunks."""
+    return write_csv(
+        *(
+            {
+                "Invoice": f"{500_000 + number}",
+                "Customer ID": f"{number % 50}",
+                "InvoiceDate": f"2010-01-05 {number // 3600:02}:{number // 60 % 60:02}:{number % 60:02}",
+                "StockCode": f"{line}",
+            }
+            for number in range(INVOICES)
+            for line in range(ITEMS_AN_INVOICE)
+        )
+    )
+
+
+@asynccontextmanager
+async def stuck_import(path: Path, url: str, database: Database) -> AsyncIterator[Process]:
+    """`shop import retail`, stuck inside the transaction of its second batch, with most of the batch's orders written.
+    It goes on when the block is left."""
+    environment = {
+        **os.environ,
+        "SHOP_DATABASE_URL": url,
+        "SHOP_LOCK_TIMEOUT": f"{PATIENCE}",
+        "FORCE_COLOR": "1",  # with the progress bar of a terminal
+    }
+    async with database.session() as session:
+        # Someone else's transaction has an order of the batch. Whether that counts is open until it ends.
+        user = User(id=uuid7(), email="somebody@shop.example", name="Somebody")
+        reference = f"retail:{500_000 + FIRST_BATCH + 1200}"
+        session.add_all([user, Order(user_id=user.id, reference=reference, total_cents=1)])
+        await session.flush()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", SHOP, "import", "retail", path),
+            cwd=path.parent,
+            env=environment,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        try:
+            waiting = "application_name = 'shop import' AND wait_event_type = 'Lock'"
+            await until(database, f"SELECT count(*) = 1 FROM pg_stat_activity WHERE {waiting}", process)
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            await session.rollback()
+
+
+async def until(database: Database, condition: str, process: Process | None = None) -> None:
+    async with asyncio.timeout(PATIENCE), database.engine.connect() as connection:
+        own = "datname = current_database() AND backend_type = 'client backend'"
+        statement = text(f"{condition} AND {own}")
+        while not await connection.scalar(statement):
+            await connection.rollback()
+            if process is not None and process.returncode is not None:
+                pytest.fail(f"the import ended with {process.returncode}: {await process.communicate()}")
+            await asyncio.sleep(0.01)
+
+
+async def interrupt(process: Process, _database: Database) -> None:
+    process.send_signal(signal.SIGINT)
+
+
+async def kill(process: Process, _database: Database) -> None:
+    process.kill()
+
+
+async def drop_connection(_process: Process, database: Database) -> None:
+    async with database.begin() as session:
+        await session.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'shop import' AND datname = current_database()"
+            )
+        )
+
+
+class Ending(NamedTuple):
+    bring_about: Callable[[Process, Database], Awaitable[None]]
+    exit_code: int
+    message: str
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        Ending(interrupt, 130, "interrupted; run it again to finish"),
+        Ending(kill, -signal.SIGKILL, ""),
+        Ending(drop_connection, 1, "terminating connection due to administrator command); run it again to finish"),
+    ],
+    ids=["ctrl-c", "kill", "connection lost"],
+)
+async def test_an_import_that_ends_early_leaves_whole_batches_and_the_next_one_finishes(
+    committed_database: Database, committed_url: str, path: Path, dump: TakeDump, ending: Ending
+) -> None:
+    async with stuck_import(path, committed_url, committed_database) as process:
+        await ending.bring_about(process, committed_database)
+        async with asyncio.timeout(PATIENCE):
+            stdout, stderr = await process.communicate()
+    assert process.returncode == ending.exit_code
+    assert stdout == b""
+    shown = stderr.decode()
+    assert "Traceback" not in shown
+    assert ending.message in shown.splitlines()[-1]
+
+    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'shop import'"
+    await until(committed_database, gone)
+    part = await dump()
+    assert [order[0] for order in part["orders"]] == [f"retail:{500_000 + n}" for n in range(FIRST_BATCH)]
+    assert len(part["items"]) == FIRST_BATCH * ITEMS_AN_INVOICE
+
+    retail = read_retail(path)
+    loaded = await load(committed_database, retail)
+    assert (loaded.orders_there, loaded.orders_created) == (FIRST_BATCH, INVOICES - FIRST_BATCH)
+    resumed = await dump()
+    await import_anew(committed_database, retail)
+    assert resumed == await dump()
+
+
+async def test_ctrl_c_while_the_file_is_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "retail.csv"
+    os.mkfifo(pipe)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SHOP, "import", "retail", pipe), cwd=tmp_path, stdout=PIPE, stderr=PIPE
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while (writing := end_for_writing(pipe)) is None:
+                assert process.returncode is None, await process.communicate()
+                await asyncio.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            os.close(writing)
+            stdout, stderr = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (process.returncode, stdout, stderr) == (130, b"", b"interrupted; run it again to finish\n")
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def end_for_writing(pipe: Path) -> int | None:
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # nobody reads yet
+        return None
+
+
+async def import_anew(database: Database, retail: RetailFile) -> None:
+    async with database.begin() as session:
+        await session.execute(text("TRUNCATE users, orders, order_items CASCADE"))
+    await load(database, retail)

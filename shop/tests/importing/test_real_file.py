@@ -1,0 +1,129 @@
+"""The whole of the real file against what is known of it. Skipped without the file: the project doesn't need it."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from shop.importing.classifying import Reason
+from shop.importing.retail import Invoice, RetailFile, read_retail
+
+IMPORT_AND_MEASURE = """
+import sys
+from pathlib import Path
+from shop.importing.retail import read_retail
+
+retail = read_retail(Path(sys.argv[1]))
+items = sum(len(invoice.items) for batch in retail.batches() for invoice in batch)
+retail.write_rejects(Path(sys.argv[2]))
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(items, int(status["VmHWM"].split()[0]) // 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def path(real_file: Path) -> Path:
+    return real_file
+
+
+@pytest.fixture(scope="module")
+def retail(path: Path) -> RetailFile:
+    return read_retail(path)
+
+
+@pytest.fixture(scope="module")
+def invoices(retail: RetailFile) -> list[Invoice]:
+    return [invoice for batch in retail.batches() for invoice in batch]
+
+
+def test_accounts_for_all_525461_lines(retail: RetailFile) -> None:
+    summary = retail.summary
+    assert summary.lines == 525_461
+    assert summary.sale_lines + summary.cancellation_lines + summary.rejected_lines == 525_461
+
+
+def test_417534_lines_name_a_customer(retail: RetailFile) -> None:
+    rejected = retail.summary.rejected
+    assert 525_461 - rejected[Reason.NO_CUSTOMER] - rejected[Reason.BAD_DEBT] == 417_534
+
+
+def test_407664_lines_are_sales(retail: RetailFile) -> None:
+    assert retail.summary.sale_lines == 407_664
+
+
+def test_19213_sales_are_worth_883200326_pence(retail: RetailFile, invoices: list[Invoice]) -> None:
+    assert (retail.summary.sales, retail.summary.sales_cents) == (19_213, 883_200_326)
+    totals = [invoice.total_cents for invoice in invoices if invoice.status == "delivered"]
+    assert (len(totals), sum(totals)) == (19_213, 883_200_326)
+
+
+def test_4383_customers(retail: RetailFile) -> None:
+    assert retail.summary.customers == len(retail.customers) == 4_383
+
+
+def test_every_reject_has_the_reason_it_should(retail: RetailFile) -> None:
+    assert retail.summary.rejected == {Reason.BAD_DEBT: 3, Reason.NO_CUSTOMER: 107_924, Reason.NO_PRICE: 31}
+
+
+def test_keeps_the_13283_lines_that_are_copies_of_another(path: Path, invoices: list[Invoice]) -> None:
+    lines = pl.read_parquet(path)
+    accepted = lines.filter(pl.col("Customer ID").is_not_null() & (pl.col("Price") > 0))
+    assert lines.is_duplicated().sum() == 13_283
+    assert sum(len(invoice.items) for invoice in invoices) == accepted.height
+
+
+def test_links_a_cancellation_only_to_an_earlier_sale_of_the_same_customer(invoices: list[Invoice]) -> None:
+    seen: dict[str, Invoice] = {}
+    for invoice in invoices:
+        if invoice.cancels is not None:
+            sale = seen[invoice.cancels]
+            assert sale.customer_number == invoice.customer_number
+            assert sale.status == "delivered"
+            assert sale.placed_at <= invoice.placed_at
+        seen[invoice.reference] = invoice
+
+
+def test_cancellations_never_exceed_their_sale(invoices: list[Invoice]) -> None:
+    def pieces(invoice: Invoice) -> Counter[tuple[str, int]]:
+        count = Counter[tuple[str, int]]()
+        for item in invoice.items:
+            count[item.stock_code, item.unit_price_cents] += item.quantity
+        return count
+
+    left = {invoice.reference: pieces(invoice) for invoice in invoices if invoice.status == "delivered"}
+    for invoice in invoices:
+        if invoice.cancels is not None:
+            assert (invoice.status == "cancelled") == (pieces(invoice) == left[invoice.cancels])
+            left[invoice.cancels].subtract(pieces(invoice))
+            assert min(left[invoice.cancels].values()) >= 0
+
+
+def test_links_what_can_be_told(retail: RetailFile) -> None:
+    """Not known from elsewhere: these figures hold the rules in place."""
+    summary = retail.summary
+    assert (summary.cancellations, summary.linked, summary.cancelled) == (4_372, 2_289, 128)
+
+
+def test_is_the_same_from_csv(path: Path, retail: RetailFile, tmp_path: Path) -> None:
+    copy = tmp_path / "retail.csv"
+    pl.read_parquet(path).write_csv(copy)
+    from_csv = read_retail(copy)
+    assert from_csv.summary == retail.summary
+    assert from_csv.customers == retail.customers
+    for batch, batch_from_csv in zip(retail.batches(), from_csv.batches(), strict=True):
+        assert batch_from_csv == batch
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_needs_less_than_300_mb(path: Path, tmp_path: Path) -> None:
+    rejects = tmp_path / "rejects.csv"
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT_AND_MEASURE, path, rejects], check=True, capture_output=True, text=True
+    )
+    items, megabytes = map(int, run.stdout.split())
+    assert items == 417_503
+    assert megabytes < 300
+    assert pl.read_csv(rejects, infer_schema=False).height == 107_958

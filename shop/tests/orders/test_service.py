@@ -1,0 +1,168 @@
+"""`bulk_update_status` and paying."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import reference
+from howdah import Database, bulk, uuid7
+from making import balances, make_account, make_order, make_user, post_transfer
+from problems import assert_problem
+from shop.orders.models import Order, OrderStatus
+from shop.orders.service import bulk_update_status, change_status
+from shop.users.models import User
+from waiting import until_waiting
+
+MANY = 33_000  # a parameter each would end at 32,767
+
+
+async def make_orders(session: AsyncSession, count: int) -> list[UUID]:
+    user = User(email=f"{uuid4()}@example.com", name="Ada")
+    session.add(user)
+    await session.flush()
+    rows = [{"id": uuid7(), "user_id": user.id, "total_cents": 1} for _ in range(count)]
+    await bulk.insert_many(session, Order, rows, keys=False)
+    return [UUID(str(row["id"])) for row in rows]
+
+
+async def test_the_status_of_more_orders_than_a_statement_has_parameters_is_set(session: AsyncSession) -> None:
+    made = await make_orders(session, 100)
+    ids = [*made[:50], *(uuid4() for _ in range(MANY)), *made[50:]]
+
+    changed = await change_status(session, ids, "shipped")
+
+    assert (changed.count, changed.missing) == (100, ids[50:-50])
+    shipped = select(func.count()).select_from(Order).where(Order.status == OrderStatus.SHIPPED)
+    assert await session.scalar(shipped) == 100
+    assert await bulk_update_status(session, ids, "delivered") == 100
+
+    with pytest.raises(DBAPIError, match="32767"):  # the control
+        await reference.bulk_update_status(session, ids, "shipped")
+
+
+async def test_a_text_that_is_no_status_is_refused(session: AsyncSession) -> None:
+    ids = await make_orders(session, 1)
+    with pytest.raises(ValueError, match="lost"):
+        await bulk_update_status(session, ids, "lost")
+    assert await session.scalar(select(Order.status)) is OrderStatus.PENDING
+
+    connection = await session.connection()  # the control
+    await connection.run_sync(reference.ReferenceBase.metadata.create_all)
+    session.add(reference.ReferenceOrder(id=ids[0]))
+    await session.flush()
+    assert await reference.bulk_update_status(session, ids, "lost", reference.ReferenceOrder) == 1
+
+
+async def test_an_order_that_the_session_holds_shows_the_new_status(session: AsyncSession) -> None:
+    ids = await make_orders(session, 1)
+    order = await session.get_one(Order, ids[0])
+    await bulk_update_status(session, ids, "shipped")
+    assert (order.status, order.version) == (OrderStatus.SHIPPED, 2)
+
+
+async def test_two_changes_of_the_same_orders_in_opposite_orders_both_come_through(stored: Database) -> None:
+    async with stored.begin() as session:
+        ids = await make_orders(session, 200)
+
+    async def change(order_ids: list[UUID], status: str) -> int:
+        async with stored.begin() as session:
+            return await bulk_update_status(session, order_ids, status)
+
+    for _ in range(5):
+        assert await asyncio.gather(change(ids, "paid"), change(ids[::-1], "shipped")) == [200, 200]
+
+
+async def pay(
+    client: httpx.AsyncClient, order: dict[str, str], source: dict[str, str], target: dict[str, str]
+) -> httpx.Response:
+    body = {"from_account_id": source["id"], "to_account_id": target["id"]}
+    return await client.post(f"/orders/{order['id']}/pay", json=body)
+
+
+async def test_a_payment_moves_the_total_and_marks_the_order(client: httpx.AsyncClient) -> None:
+    buyer, till = await make_account(client, 1_000), await make_account(client)
+    order = await make_order(client, (await make_user(client))["id"], 300, 45)
+
+    response = await pay(client, order, buyer, till)
+
+    assert response.status_code == 200
+    paid = response.json()
+    assert (paid["status"], paid["version"]) == ("paid", 2)
+    moved = (await client.get(f"/transfers/{paid['transfer_id']}")).json()
+    assert (moved["from_account_id"], moved["to_account_id"], moved["amount"]) == (buyer["id"], till["id"], 345)
+    assert moved["description"] == f"order {order['id']}"
+    assert await balances(client, buyer, till) == [655, 345]
+    found = (await client.get(f"/orders/{order['id']}")).json()
+    assert {name: found[name] for name in paid} == paid
+
+
+async def test_a_payment_that_is_refused_leaves_the_order_pending_and_the_money_where_it_is(
+    client: httpx.AsyncClient,
+) -> None:
+    user_id = (await make_user(client))["id"]
+    buyer, till = await make_account(client, 100), await make_account(client)
+    euros = await make_account(client, currency="EUR")
+    dear, free = await make_order(client, user_id, 101), await make_order(client, user_id, 0)
+    yen = await make_order(client, user_id, 1, currency="JPY")
+    unknown = {"id": str(uuid4())}
+
+    assert_problem(await pay(client, dear, buyer, till), 409, "insufficient-funds")
+    assert_problem(await pay(client, dear, buyer, euros), 422, "currency-mismatch")
+    assert_problem(await pay(client, yen, buyer, till), 422, "currency-mismatch")
+    assert_problem(await pay(client, dear, buyer, buyer), 422, "same-account")
+    assert_problem(await pay(client, dear, unknown, till), 422, "unknown-account")
+    assert_problem(await pay(client, free, buyer, till), 422, "amount-out-of-range")
+    assert_problem(await pay(client, unknown, buyer, till), 404, "not-found")
+
+    for order in (dear, free, yen):
+        assert (await client.get(f"/orders/{order['id']}")).json() == order
+    assert await balances(client, buyer, till, euros) == [100, 0, 0]
+
+
+@pytest.mark.parametrize("body", [{}, {"from_account_id": "1", "to_account_id": "2"}, {"amount": 1}, []])
+async def test_a_payment_that_is_not_as_described_is_refused(client: httpx.AsyncClient, body: object) -> None:
+    order = await make_order(client, (await make_user(client))["id"])
+    assert_problem(await client.post(f"/orders/{order['id']}/pay", json=body), 422, "validation")
+
+
+@pytest.mark.parametrize("status", ["shipped", "delivered", "cancelled", "refunded", "paid"])
+async def test_an_order_that_is_not_pending_is_not_paid(client: httpx.AsyncClient, status: str) -> None:
+    buyer, till = await make_account(client, 100), await make_account(client)
+    order = await make_order(client, (await make_user(client))["id"], 10)
+    await client.patch("/orders/status", json={"order_ids": [order["id"]], "status": status})
+    assert_problem(await pay(client, order, buyer, till), 409, "order-not-payable", order_status=status)
+    assert await balances(client, buyer, till) == [100, 0]
+
+
+async def test_of_many_payments_at_a_time_one_is_made(client: httpx.AsyncClient) -> None:
+    buyer, other, till = (await make_account(client, 1_000), await make_account(client, 1_000), await make_account(client))
+    order = await make_order(client, (await make_user(client))["id"], 10)
+
+    answers = await asyncio.gather(*(pay(client, order, (buyer, other)[n % 2], till) for n in range(10)))
+
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 9
+    for answer in answers:
+        if answer.status_code == 409:
+            assert_problem(answer, 409, "order-not-payable", order_status="paid")
+    assert await balances(client, till) == [10]
+
+
+async def test_a_payment_that_lost_the_money_while_it_waited_is_refused(
+    client: httpx.AsyncClient, stored: Database
+) -> None:
+    buyer, till = await make_account(client, 100), await make_account(client)
+    order = await make_order(client, (await make_user(client))["id"], 100)
+    async with stored.begin() as session:
+        await session.get_one(Order, UUID(order["id"]), with_for_update=True)
+        paying = asyncio.create_task(pay(client, order, buyer, till))
+        await until_waiting(stored, 1)
+        assert (await post_transfer(client, buyer, till, 1)).status_code == 201
+    assert_problem(await paying, 409, "insufficient-funds")
+    assert (await client.get(f"/orders/{order['id']}")).json()["status"] == "pending"

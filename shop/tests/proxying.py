@@ -1,0 +1,70 @@
+"""A proxy before PostgreSQL that loses answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+
+# asyncpg's COMMIT, as a simple query
+_COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
+
+
+class Proxy:
+    """Forwards everything; while `losing_commits`, a COMMIT is carried out and both connections end instead of its
+    answer."""
+
+    def __init__(self, url: URL, server: URL) -> None:
+        self.url = url
+        self.losing_commits = False
+        self.lost = 0
+        self._server = server
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await _connect(self._server)
+        losing = asyncio.Event()
+
+        async def requests() -> None:
+            while data := await reader.read(65_536):
+                if self.losing_commits and _COMMIT in data:
+                    losing.set()
+                to_server.write(data)
+
+        async def answers() -> None:
+            while data := await from_server.read(65_536):
+                if losing.is_set():
+                    self.lost += 1
+                    return
+                writer.write(data)
+
+        tasks = [asyncio.create_task(requests()), asyncio.create_task(answers())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for each in (writer, to_server):
+                each.close()
+                with suppress(OSError):
+                    await each.wait_closed()
+
+
+@asynccontextmanager
+async def proxied(url: str, folder: Path) -> AsyncIterator[Proxy]:
+    """A proxy before the server of this URL, on a socket in the folder."""
+    server = make_url(url)
+    proxy = Proxy(server.set(host=None, port=None, query={"host": str(folder)}), server)
+    listening = await asyncio.start_unix_server(proxy.serve, folder / ".s.PGSQL.5432")
+    async with listening:
+        yield proxy
+
+
+async def _connect(url: URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    folder = url.query.get("host")
+    if folder is not None and str(folder).startswith("/"):
+        return await asyncio.open_unix_connection(Path(str(folder)) / f".s.PGSQL.{url.query.get('port', 5432)}")
+    return await asyncio.open_connection(url.host or str(folder), url.port or 5432)

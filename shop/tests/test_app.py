@@ -1,0 +1,156 @@
+"""The service as a whole: when the database is slow, busy or gone, and when it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from howdah import Database
+from making import make_user
+from problems import assert_problem
+from serving import client_of, served, shop_serve
+from shop.app import create_app
+from shop.settings import Settings
+from shop.users.models import User
+from waiting import until, until_waiting
+
+_CONNECTIONS = text("""
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'shop'
+    """)
+_KILL = text("""
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'shop'
+    """)
+
+
+async def rename(client: httpx.AsyncClient, user: dict[str, str]) -> httpx.Response:
+    return await client.patch(f"/users/{user['id']}", json={"name": "Grace"}, headers={"If-Match": '"1"'})
+
+
+async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.AsyncClient) -> None:
+    assert_problem(await client.get("/nothing/here"), 404, "not-found")
+    answer = await client.put("/healthz")
+    assert_problem(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "GET"
+
+
+async def test_a_request_that_gets_no_connection_is_told_to_come_again_and_can(
+    committed_url: str, committed_database: Database
+) -> None:
+    app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))  # and ten more under load
+    async with served(app) as client:
+        user = await make_user(client)
+        async with committed_database.begin() as session:
+            await session.get_one(User, UUID(user["id"]), with_for_update=True)
+            waiting = [asyncio.create_task(rename(client, user)) for _ in range(11)]
+            await until_waiting(committed_database, 11)
+            started = time.monotonic()
+            assert_problem(await client.get(f"/users/{user['id']}"), 503, "pool-exhausted")
+            assert 0.25 < time.monotonic() - started < 2
+        assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] + [412] * 10
+        assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Grace"
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        (Settings(lock_timeout=0.2), "lock-timeout"),
+        (Settings(statement_timeout=0.2, lock_timeout=5), "statement-timeout"),
+    ],
+)
+async def test_a_row_that_others_hold_for_long_is_told_to_come_again_for(
+    committed_url: str, committed_database: Database, settings: Settings, code: str
+) -> None:
+    async with served(create_app(committed_url, settings)) as client:
+        user = await make_user(client)
+        async with committed_database.begin() as session:
+            await session.get_one(User, UUID(user["id"]), with_for_update=True)
+            assert_problem(await rename(client, user), 503, code)
+        assert (await rename(client, user)).status_code == 200
+
+
+async def test_connections_that_the_server_closed_cost_no_request(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with served(create_app(committed_url)) as client:
+        user = await make_user(client)
+        await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(5)))
+        async with committed_database.begin() as session:
+            assert await session.scalar(_KILL)
+        answers = await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(5)))
+        assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_backend_killed_in_the_middle_of_a_request_costs_that_one_alone(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with served(create_app(committed_url)) as client:
+        user = await make_user(client)
+        async with committed_database.begin() as session:
+            await session.get_one(User, UUID(user["id"]), with_for_update=True)
+            killed = asyncio.create_task(rename(client, user))
+            await until_waiting(committed_database, 1)
+            await session.scalar(_KILL)
+            assert_problem(await killed, 503, "connection-lost")
+        assert (await client.get(f"/users/{user['id']}")).json() == user | {"orders": []}
+        assert (await rename(client, user)).status_code == 200
+        assert 'shop_pool_connections{state="in_use"} 0.0' in (await client.get("/metrics")).text
+
+
+async def test_answers_on_a_kept_connection_come_at_once(committed_url: str, tmp_path: Path) -> None:
+    """They don't wait for the acknowledgement of the one before (Nagle's algorithm), which takes 40 ms."""
+    async with shop_serve(committed_url, tmp_path / "log") as (_, address), client_of(address) as client:
+        took = []
+        for _ in range(40):
+            started = time.monotonic()
+            await client.get("/healthz")
+            took.append(time.monotonic() - started)
+        assert sorted(took[20:])[5] < 0.03
+
+
+async def test_two_services_in_one_process_keep_to_their_own_databases(
+    client: httpx.AsyncClient, committed_url: str
+) -> None:
+    async with served(create_app(committed_url)) as other:
+        user = await make_user(client)
+        assert_problem(await other.get(f"/users/{user['id']}"), 404, "not-found")
+        assert (await client.get(f"/users/{user['id']}")).status_code == 200
+
+
+async def test_a_stop_lets_the_request_under_way_finish_and_leaves_no_connection(
+    committed_url: str, committed_database: Database, tmp_path: Path
+) -> None:
+    async with shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
+        user = await make_user(client)
+        async with committed_database.begin() as session:
+            await session.get_one(User, UUID(user["id"]), with_for_update=True)
+            under_way = asyncio.create_task(rename(client, user))
+            await until_waiting(committed_database, 1)
+            process.send_signal(signal.SIGTERM)
+
+            async def refuses_connections() -> bool:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+                except ConnectionRefusedError:
+                    return True
+                writer.close()
+                return False
+
+            await until(refuses_connections)
+            assert not under_way.done()
+        assert (await under_way).json()["name"] == "Grace"
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+
+        async def gone() -> bool:
+            async with committed_database.engine.connect() as connection:
+                return await connection.scalar(_CONNECTIONS) == 0
+
+        await until(gone)
+    assert "Traceback" not in (tmp_path / "log").read_text()

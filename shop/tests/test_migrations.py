@@ -1,0 +1,158 @@
+"""The schema's history."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from alembic.util.exc import CommandError
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from howdah import Base, Database
+from shop import migrations
+from shop.demo import create_demo
+
+# What tells two schemas apart, by the names of things and never by their numbers.
+_SCHEMA = (
+    """
+    SELECT table_name, column_name, data_type, is_nullable, column_default, character_maximum_length
+    FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 1, 2
+    """,
+    """
+    SELECT conrelid::regclass::text, conname, contype::text, condeferrable, pg_get_constraintdef(oid)
+    FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+    ORDER BY 1, 2
+    """,
+    """
+    SELECT tablename, indexname, indexdef FROM pg_indexes
+    WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2
+    """,
+)
+
+
+@pytest.fixture
+def empty_url(postgres_url: str) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    name = f"howdah_test_{os.getpid()}_empty_{uuid4().hex[:8]}"
+    _run(postgres_url, f'CREATE DATABASE "{name}"')
+    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+    _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _run(url: str, *statements: str) -> list[list[tuple[Any, ...]]]:
+    async def run() -> list[list[tuple[Any, ...]]]:
+        connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
+        try:
+            return [[tuple(row) for row in await connection.fetch(statement)] for statement in statements]
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def test_an_upgraded_database_has_the_schema_of_the_models(empty_url: str, committed_url: str) -> None:
+    async def create() -> None:
+        engine = create_async_engine(empty_url)
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        await engine.dispose()
+
+    asyncio.run(create())
+    columns, constraints, indexes = _run(empty_url, *_SCHEMA)
+    assert (columns, constraints, indexes) == tuple(_run(committed_url, *_SCHEMA))
+    assert {"ck_accounts_balance_covered", "uq_users_email", "fk_orders_user_id"} <= {row[1] for row in constraints}
+    assert len(columns) > 50
+
+
+def test_every_foreign_key_has_an_index(committed_url: str) -> None:
+    without = """
+        SELECT conname FROM pg_constraint c WHERE contype = 'f' AND connamespace = 'public'::regnamespace
+        AND NOT EXISTS (
+            SELECT FROM pg_index i WHERE i.indrelid = c.conrelid
+            AND (i.indkey::int2[])[0:cardinality(c.conkey) - 1] = c.conkey
+        )
+        """
+    assert _run(committed_url, without) == [[]]
+
+
+def test_an_empty_database_goes_up_down_and_up_again(empty_url: str) -> None:
+    for _ in range(2):
+        migrations.upgrade(empty_url)
+        assert migrations.differences(empty_url) is None
+        assert _run(empty_url, "SELECT version_num FROM alembic_version") == [[(migrations.head(),)]]
+        migrations.downgrade(empty_url, "base")
+        assert _run(empty_url, *_SCHEMA) == [[], [], []]
+    migrations.upgrade(empty_url)
+    migrations.upgrade(empty_url)
+
+
+def test_a_filled_database_goes_down_and_up_again(committed_url: str) -> None:
+    async def fill() -> None:
+        async with Database(committed_url) as database:
+            assert await create_demo(database, users=5, seed=1) == 5
+
+    asyncio.run(fill())
+    before = _run(committed_url, *_SCHEMA)
+    migrations.downgrade(committed_url, "base")
+    assert _run(committed_url, *_SCHEMA) == [[], [], []]
+    migrations.upgrade(committed_url)
+    assert _run(committed_url, *_SCHEMA) == before
+    asyncio.run(fill())
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "ALTER TABLE users ADD COLUMN age int",
+        "ALTER TABLE users DROP COLUMN country",
+        "ALTER TABLE users ALTER COLUMN country SET NOT NULL",
+        "ALTER TABLE users ALTER COLUMN name TYPE text",
+        "ALTER TABLE users ALTER COLUMN name SET DEFAULT 'nobody'",
+        "ALTER TABLE users DROP CONSTRAINT uq_users_email",
+        "ALTER TABLE orders DROP CONSTRAINT fk_orders_user_id",
+        "DROP INDEX ix_orders_cancels_id",
+        "CREATE TABLE more (id int)",
+    ],
+)
+def test_a_difference_between_models_and_database_is_found(committed_url: str, planted: str) -> None:
+    assert migrations.differences(committed_url) is None
+    _run(committed_url, planted)
+    assert migrations.differences(committed_url)
+
+
+def test_a_database_that_is_behind_cannot_be_compared(empty_url: str) -> None:
+    with pytest.raises(CommandError, match="not up to date"):
+        migrations.differences(empty_url)
+
+
+def test_processes_that_upgrade_at_once_wait_for_each_other(empty_url: str) -> None:
+    code = "import sys; from shop import migrations; migrations.upgrade(sys.argv[1])"
+    upgrading = [
+        subprocess.Popen([sys.executable, "-c", code, empty_url], stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in upgrading]
+    assert [process.returncode for process in upgrading] == [0, 0, 0], errors
+    assert migrations.differences(empty_url) is None
+
+
+def test_a_url_is_understood_as_the_service_understands_it(empty_url: str) -> None:
+    url = make_url(empty_url).set(drivername="postgresql").update_query_dict({"sslmode": "disable"})
+    migrations.upgrade(url.render_as_string(hide_password=False))
+    assert migrations.differences(url.render_as_string(hide_password=False)) is None
+
+
+async def test_the_revision_of_a_database_is_told(empty_url: str, committed_database: Database) -> None:
+    assert await migrations.current(committed_database) == migrations.head()
+    async with Database(empty_url) as database:
+        assert await migrations.current(database) is None
+        async with database.begin() as session:
+            await session.execute(text("CREATE TABLE alembic_version (version_num text)"))
+        assert await migrations.current(database) is None

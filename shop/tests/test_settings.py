@@ -1,0 +1,41 @@
+"""What an operator can choose."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+from sqlalchemy import text
+
+from howdah import Database
+from shop.app import open_database
+from shop.settings import Settings
+
+
+def test_each_setting_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_DATABASE_URL", "postgresql://db/shop")
+    monkeypatch.setenv("SHOP_POOL_SIZE", "7")
+    monkeypatch.setenv("SHOP_LOCK_TIMEOUT", "0.5")
+    settings = Settings()
+    assert (settings.database_url, settings.pool_size, settings.lock_timeout) == ("postgresql://db/shop", 7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("POOL_SIZE", "0"), ("POOL_TIMEOUT", "-1"), ("LOG_FORMAT", "xml"), ("SHUTDOWN_TIMEOUT", "soon")],
+)
+def test_a_setting_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"SHOP_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+async def test_the_bounds_reach_the_server(committed_url: str) -> None:
+    settings = Settings(pool_size=3, statement_timeout=7, lock_timeout=0.25)
+    async with open_database(committed_url, settings) as database:
+        assert database.pool_status().size == 3
+        assert await _shown(database, "statement_timeout", "lock_timeout", "application_name") == ["7s", "250ms", "shop"]
+
+
+async def _shown(database: Database, *names: str) -> list[str]:
+    async with database.session() as session:
+        return [str(await session.scalar(text(f"SHOW {name}"))) for name in names]

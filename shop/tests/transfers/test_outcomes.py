@@ -1,0 +1,155 @@
+"""Commits that fail, and commits whose outcome nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from howdah import Database
+from making import balances, make_account, make_order, make_user, post_transfer
+from problems import assert_problem
+from proxying import proxied
+from serving import served
+from shop.accounts.service import check_books
+from shop.app import create_app
+from waiting import until_waiting
+
+# A trigger that runs in COMMIT, and what it does there.
+_IN_COMMIT = (
+    """
+    CREATE FUNCTION in_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {}; RETURN NULL; END $$
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER in_commit AFTER INSERT ON transfers
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION in_commit()
+    """,
+)
+_LOCK = 4711
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="pg") as folder:  # tmp_path is too long for a socket
+        yield Path(folder)
+
+
+async def do_in_commit(database: Database, what: str) -> None:
+    async with database.begin() as session:
+        for statement in _IN_COMMIT:
+            await session.execute(text(statement.format(what)))
+
+
+async def undo(database: Database) -> None:
+    async with database.begin() as session:
+        await session.execute(text("DROP TRIGGER in_commit ON transfers"))
+
+
+async def transfers(database: Database) -> int:
+    async with database.session() as session:
+        report = await check_books(session)
+        assert report.faults == {}
+        return report.transfers
+
+
+async def test_a_commit_that_fails_is_the_answer_and_leaves_the_key_free(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with served(create_app(committed_url)) as client:
+        a, b = await make_account(client, 100), await make_account(client)
+        await do_in_commit(committed_database, "RAISE unique_violation USING CONSTRAINT = 'in_commit'")
+
+        answer = await post_transfer(client, a, b, 60, key="k")
+
+        assert_problem(answer, 409, "unique-violation", constraint="in_commit")
+        assert await balances(client, a, b) == [100, 0]
+        await undo(committed_database)
+        answer = await post_transfer(client, a, b, 60, key="k")
+        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
+        assert await balances(client, a, b) == [40, 60]
+
+
+async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with served(create_app(committed_url)) as client:
+        a, b = await make_account(client, 100), await make_account(client)
+        order = await make_order(client, (await make_user(client))["id"], 60)
+        await do_in_commit(committed_database, "RAISE EXCEPTION USING ERRCODE = 'XX000'")
+        body = {"from_account_id": a["id"], "to_account_id": b["id"]}
+
+        answer = await client.post(f"/orders/{order['id']}/pay", json=body)
+
+        assert_problem(answer, 500, "internal-error")
+        assert (await client.get(f"/orders/{order['id']}")).json() == order
+        assert await balances(client, a, b) == [100, 0]
+
+
+async def test_a_backend_killed_in_commit_moves_nothing_and_the_request_can_be_sent_again(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with served(create_app(committed_url)) as client:
+        a, b = await make_account(client, 100), await make_account(client)
+        await do_in_commit(committed_database, f"PERFORM pg_advisory_xact_lock({_LOCK})")
+        async with committed_database.begin() as session:
+            await session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            sent = asyncio.create_task(post_transfer(client, a, b, 60, key="k"))
+            await until_waiting(committed_database, 1, query="COMMIT%")
+            await session.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'COMMIT%' AND"
+                     " datname = current_database() AND wait_event_type = 'Lock'")
+            )
+            answer = await sent
+        assert_problem(answer, 503, "connection-lost")
+
+        again = await post_transfer(client, a, b, 60, key="k")
+
+        assert (again.status_code, "idempotency-replayed" in again.headers) == (201, False)
+        assert await balances(client, a, b) == [40, 60]
+        assert await transfers(committed_database) == 2
+
+
+async def test_a_commit_whose_answer_is_lost_is_replayed_to_who_sends_again(
+    committed_url: str, committed_database: Database, socket_folder: Path
+) -> None:
+    async with (
+        proxied(committed_url, socket_folder) as proxy,
+        served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+    ):
+        a, b = await make_account(client, 100), await make_account(client)
+        proxy.losing_commits = True
+        assert_problem(await post_transfer(client, a, b, 60, key="k"), 503, "connection-lost")
+        assert proxy.lost == 1
+        proxy.losing_commits = False
+
+        again = await post_transfer(client, a, b, 60, key="k")
+
+        assert (again.status_code, again.headers.get("idempotency-replayed")) == (201, "true")
+        assert await balances(client, a, b) == [40, 60]
+        assert await transfers(committed_database) == 2
+
+
+async def test_without_the_key_a_lost_answer_would_pay_twice(
+    committed_url: str, committed_database: Database, socket_folder: Path
+) -> None:
+    """The control: who doesn't know the outcome and sends again under another key moves the money again."""
+
+    async def balance(client: httpx.AsyncClient, key: str) -> int:
+        await post_transfer(client, a, b, 30, key=key)
+        return (await balances(client, b))[0]
+
+    async with (
+        proxied(committed_url, socket_folder) as proxy,
+        served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+    ):
+        a, b = await make_account(client, 100), await make_account(client)
+        proxy.losing_commits = True
+        await post_transfer(client, a, b, 30, key="first")
+        proxy.losing_commits = False
+        assert await balance(client, "second") == 60
+        assert await transfers(committed_database) == 3

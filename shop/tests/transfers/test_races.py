@@ -1,0 +1,178 @@
+"""Transfers at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, select
+
+import reference
+from howdah import Database, DeadlockDetected
+from shop.accounts.models import Account
+from shop.accounts.schemas import AccountIn
+from shop.accounts.service import check_books, open_account
+from shop.transfers.models import Transfer
+from shop.transfers.service import (
+    Ledger,
+    Refusal,
+    TransferRequest,
+    TransferResult,
+    post_transfers,
+    reversal_of,
+    transfer_funds,
+)
+from waiting import until_waiting
+
+
+async def open_accounts(database: Database, *balances: int) -> list[UUID]:
+    async with database.begin() as session:
+        world = (await open_account(session, AccountIn(name="World", currency="GBP", allows_negative=True))).id
+        accounts = [(await open_account(session, AccountIn(name="Account", currency="GBP"))).id for _ in balances]
+        for account, balance in zip(accounts, balances, strict=True):
+            if balance:
+                await transfer_funds(session, world, account, balance)
+    return accounts
+
+
+async def balances(database: Database, accounts: list[UUID]) -> list[int]:
+    async with database.session() as session:
+        return [(await session.get_one(Account, account)).balance for account in accounts]
+
+
+def elsewhere(work: Coroutine[Any, Any, TransferResult]) -> asyncio.Task[TransferResult]:
+    """The work in a task that isn't in this one's transaction."""
+    return asyncio.create_task(work, context=Context())
+
+
+async def test_opposed_transfers_neither_deadlock_nor_lose_money(stored: Database) -> None:
+    """5,120 transfers by 32 clients, singly and 13 in a transaction, each from one of two accounts to the other."""
+    a, b = await open_accounts(stored, 10_000, 10_000)
+    clients, singly, batches, batch = 32, 30, 10, 13
+
+    async def client(number: int, database: Database) -> int:
+        """What went from a to b in all."""
+        dice = Random(number)
+        ledger = Ledger(database)
+        moved = 0
+        for turn in range(singly + batches):
+            amounts = [dice.choice((-1, 1)) * dice.randint(1, 9) for _ in range(1 if turn % 4 else batch)]
+            requests = [TransferRequest(*((a, b) if amount > 0 else (b, a)), abs(amount)) for amount in amounts]
+            if len(requests) > 1:
+                assert all(result.refusal is None for result in await ledger.submit_many(requests))
+            else:
+                async with database.session() as session:
+                    await transfer_funds(
+                        session, requests[0].from_account_id, requests[0].to_account_id, requests[0].amount
+                    )
+            moved += sum(amounts)
+        return moved
+
+    # neither the disk nor a ping at each checkout is what they race for
+    faster = {"server_settings": {"synchronous_commit": "off"}}
+    async with Database(stored.engine.url, pool_size=clients, pool_pre_ping=False, connect_args=faster) as database:
+        moved = sum(await asyncio.gather(*(client(number, database) for number in range(clients))))
+
+    assert await balances(stored, [a, b]) == [10_000 - moved, 10_000 + moved]
+    async with stored.session() as session:
+        report = await check_books(session)
+        assert (report.faults, report.transfers) == ({}, 2 + clients * (singly + batches * batch))
+
+
+async def test_locking_in_the_order_of_the_arguments_deadlocks(stored: Database) -> None:
+    """The control for the test above."""
+    a, b = await open_accounts(stored, 10_000, 10_000)
+
+    async def client(number: int) -> None:
+        while True:
+            async with stored.session() as session:
+                await reference.transfer_funds(session, *((a, b) if number % 2 else (b, a)), 1)
+
+    async with asyncio.timeout(60):
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                for number in range(8):
+                    group.create_task(client(number))
+    assert caught.group_contains(DeadlockDetected)
+
+
+async def test_transfers_of_shuffled_accounts_in_batches_do_not_deadlock(stored: Database) -> None:
+    accounts = await open_accounts(stored, *[1_000] * 6)
+    ledger = Ledger(stored)
+
+    async def client(number: int) -> None:
+        dice = Random(number)
+        for turn in range(8):
+            requests = [
+                TransferRequest(*dice.sample(accounts, 2), dice.randint(1, 200), key=f"{number}/{turn}/{n}")
+                for n in range(20)
+            ]
+            dice.shuffle(requests)
+            await ledger.submit_many(requests)
+
+    await asyncio.gather(*(client(number) for number in range(8)))
+    assert sum(await balances(stored, accounts)) == 6_000
+    async with stored.session() as session:
+        assert (await check_books(session)).faults == {}
+
+
+async def test_the_last_money_is_spent_once(stored: Database) -> None:
+    a, *others = await open_accounts(stored, 100, *[0] * 10)
+    ledger = Ledger(stored)
+    results = await asyncio.gather(*(ledger.submit(TransferRequest(a, other, 60)) for other in others))
+    assert sorted(str(result.refusal) for result in results) == sorted(["None"] + [Refusal.INSUFFICIENT_FUNDS] * 9)
+    assert sorted(await balances(stored, [a, *others])) == [0] * 9 + [40, 60]
+
+
+async def test_of_many_reversals_at_a_time_one_is_made(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 1_000)
+    ledger = Ledger(stored)
+    moved = (await ledger.submit(TransferRequest(a, b, 60))).unwrap()
+    async with stored.session() as session:
+        reversal = await reversal_of(session, moved.id)
+    results = await asyncio.gather(*(ledger.submit(reversal) for _ in range(10)))
+    assert sorted(str(result.refusal) for result in results) == sorted(["None"] + [Refusal.ALREADY_REVERSED] * 9)
+    assert await balances(stored, [a, b]) == [100, 1_000]
+
+
+async def test_concurrent_requests_under_one_key_make_one_transfer_and_get_one_answer(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    ledger = Ledger(stored)
+    results = await asyncio.gather(*(ledger.submit(TransferRequest(a, b, 60, key="k")) for _ in range(20)))
+    assert len({result.unwrap().id for result in results}) == 1
+    assert sorted(result.replayed for result in results) == [False] + [True] * 19
+    assert await balances(stored, [a, b]) == [40, 60]
+
+
+async def test_a_key_whose_transaction_rolls_back_is_free_for_who_waited(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    ledger = Ledger(stored)
+    async with stored.session() as session:
+        await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
+        waiting = elsewhere(ledger.submit(TransferRequest(a, b, 70, key="k")))
+        await until_waiting(stored, 1, query="INSERT INTO idempotency_keys%")
+        await session.rollback()
+    result = await waiting
+    assert (result.unwrap().amount, result.replayed) == (70, False)
+    assert await balances(stored, [a, b]) == [30, 70]
+
+
+async def test_a_key_whose_transaction_commits_is_replayed_to_who_waited(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    ledger = Ledger(stored)
+    async with stored.session() as session:
+        [first] = await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
+        same = elsewhere(ledger.submit(TransferRequest(a, b, 60, key="k")))
+        other = elsewhere(ledger.submit(TransferRequest(a, b, 61, key="k")))
+        await until_waiting(stored, 2, query="INSERT INTO idempotency_keys%")
+        await session.commit()
+    assert (await same).unwrap().id == first.unwrap().id
+    assert (await same).replayed
+    assert (await other).refusal is Refusal.KEY_REUSED
+    async with stored.session() as session:
+        assert await session.scalar(select(func.count()).select_from(Transfer)) == 2

@@ -1,0 +1,139 @@
+"""`bulk_create_users` and `get_user_order_summary`."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import reference
+from howdah import Database, UniqueViolation, bulk
+from howdah.testing import assert_statements
+from shop.orders.models import Order, OrderStatus
+from shop.users.models import User
+from shop.users.repository import UserRepository
+from shop.users.service import bulk_create_users, get_user_order_summary
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"email": f"User{n}@example.com", "name": "Ada"} for n in range(count)]
+
+
+async def a_user_with_orders(session: AsyncSession, orders: int) -> User:
+    user = await UserRepository(session).create(email=f"{uuid4()}@example.com", name="Ada")
+    dice = Random(orders)
+    await bulk.insert_many(
+        session,
+        Order,
+        [
+            {"user_id": user.id, "total_cents": dice.randrange(10**9), "status": dice.choice(list(OrderStatus))}
+            for _ in range(orders)
+        ],
+    )
+    return user
+
+
+async def test_bulk_create_users_makes_all_and_says_how_many(session: AsyncSession) -> None:
+    assert await bulk_create_users(session, rows(2_500), chunk_size=1_000) == 2_500
+    assert await session.scalar(select(func.count()).select_from(User)) == 2_500
+    assert await UserRepository(session).get_by_email("user2499@example.com") is not None
+
+
+async def test_bulk_create_users_reads_any_iterable_and_keeps_nothing_in_the_session(session: AsyncSession) -> None:
+    assert await bulk_create_users(session, (row for row in rows(10)), chunk_size=3) == 10
+    assert len(session.identity_map) == 0
+    assert await bulk_create_users(session, [], chunk_size=3) == 0
+
+
+async def test_bulk_create_users_is_all_or_nothing_and_names_the_row(session: AsyncSession) -> None:
+    with pytest.raises(UniqueViolation) as caught:
+        await bulk_create_users(session, [*rows(1_500), *rows(1)])
+    assert (caught.value.row_index, caught.value.constraint) == (1_500, "uq_users_email")
+    assert await session.scalar(select(func.count()).select_from(User)) == 0  # the session is still of use
+
+
+async def test_the_order_summary_of_nobody_is_none(session: AsyncSession) -> None:
+    assert await get_user_order_summary(session, uuid4()) is None
+
+
+@pytest.mark.parametrize("orders", [0, 1, 10, 500])
+async def test_the_order_summary_agrees_with_adding_the_orders_up(session: AsyncSession, orders: int) -> None:
+    user = await a_user_with_orders(session, orders)
+    await a_user_with_orders(session, 7)
+    all_orders = list(await session.scalars(select(Order).where(Order.user_id == user.id)))
+    standing = [
+        order.total_cents
+        for order in all_orders
+        if order.status not in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)
+    ]
+
+    summary = await get_user_order_summary(session, user.id)
+
+    assert summary is not None
+    assert summary["user"] is user
+    assert summary["total_orders"] == len(standing)
+    assert summary["total_spent_cents"] == sum(standing)
+    assert summary["avg_order_cents"] == pytest.approx(sum(standing) / len(standing) if standing else 0.0)
+    assert {status: (totals.orders, totals.total_cents) for status, totals in summary["by_status"].items()} == {
+        status: (len(totals), sum(totals))
+        for status in OrderStatus
+        if (totals := [order.total_cents for order in all_orders if order.status is status])
+    }
+
+
+async def test_the_order_summary_agrees_with_the_reference_where_all_orders_stand(session: AsyncSession) -> None:
+    user = await UserRepository(session).create(email="ada@example.com", name="Ada")
+    await bulk.insert_many(session, Order, [{"user_id": user.id, "total_cents": n} for n in (1, 2, 4)])
+    ours = await get_user_order_summary(session, user.id)
+    theirs = await reference.get_user_order_summary(session, user.id)
+    assert ours is not None
+    assert {name: ours[name] for name in theirs or {}} == theirs
+
+
+async def test_the_order_summary_takes_two_statements_and_loads_no_order(stored: Database) -> None:
+    async with stored.begin() as session:
+        user = await a_user_with_orders(session, 50)
+
+    async with stored.session() as session:
+        with assert_statements(session, 2):
+            await get_user_order_summary(session, user.id)
+        assert not [each for each in session.identity_map.values() if isinstance(each, Order)]
+
+    async with stored.session() as session:  # the control
+        with assert_statements(session, 3):
+            found = await reference.get_user_order_summary(session, user.id)
+        assert found is not None
+        assert len(found["user"].orders) == 50
+
+
+async def test_the_figures_of_the_summary_are_from_one_snapshot(
+    stored: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stored.begin() as session:
+        user = await a_user_with_orders(session, 5)
+
+    async with stored.session() as session:
+        held = await session.get(User, user.id)
+        with assert_statements(session, 1):
+            summary = await get_user_order_summary(session, user.id)
+        assert summary is not None
+        assert summary["user"] is held
+
+    async with stored.session() as session:  # the control: somebody orders between its two statements
+        execute = session.execute
+
+        async def interrupted(statement: Any) -> Any:
+            result = await execute(statement)
+            if "FROM users" in str(statement):
+                async with stored.begin() as other:
+                    other.add(Order(user_id=user.id, total_cents=1))
+            return result
+
+        monkeypatch.setattr(session, "execute", interrupted)
+        found = await reference.get_user_order_summary(session, user.id)
+        assert found is not None
+        assert (len(found["user"].orders), found["total_orders"]) == (5, 6)

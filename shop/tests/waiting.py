@@ -1,0 +1,31 @@
+"""Waiting for conditions instead of for times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy import text
+
+from howdah import Database
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 10) -> None:
+    """Return once the condition holds; fail if it doesn't in time."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
+async def until_waiting(database: Database, sessions: int, *, query: str = "%", event: str = "Lock") -> None:
+    """Return once exactly this many sessions of the database wait for a lock (or in another kind of wait event)."""
+    waiting = text("""
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = :event AND query ILIKE :query
+        """)
+
+    async def reached() -> bool:
+        async with database.engine.connect() as connection:
+            return await connection.scalar(waiting, {"event": event, "query": query}) == sessions
+
+    await until(reached)

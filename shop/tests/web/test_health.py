@@ -1,0 +1,130 @@
+"""Life, readiness and figures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlalchemy.schema import DropTable
+
+from howdah import Database
+from making import make_user
+from problems import assert_problem
+from proxying import proxied
+from serving import served
+from shop import migrations, tables
+from shop.app import create_app
+from shop.settings import Settings
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="pg") as folder:  # tmp_path is too long for a socket
+        yield Path(folder)
+
+
+async def test_the_process_lives_and_tells_its_figures_without_a_database() -> None:
+    async with served(create_app(NOWHERE)) as client:
+        response = await client.get("/healthz")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+        assert (await client.get("/metrics")).status_code == 200
+        assert (await client.get("/openapi.json")).status_code == 200
+
+
+async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
+    async with served(create_app(NOWHERE)) as client:
+        started = time.monotonic()
+        assert_problem(await client.get("/readyz"), 503, "not-ready", detail="CannotConnect")
+        assert_problem(await client.get("/users"), 503, "cannot-connect")
+        assert time.monotonic() - started < 5
+
+
+async def test_it_is_ready_once_the_database_can_be_reached(committed_url: str, socket_folder: Path) -> None:
+    async with proxied(committed_url, socket_folder) as proxy:
+        url = proxy.url.render_as_string(hide_password=False)
+    async with served(create_app(url)) as client:
+        assert_problem(await client.get("/readyz"), 503, "not-ready")
+        async with proxied(committed_url, socket_folder):
+            response = await client.get("/readyz")
+            assert (response.status_code, response.json()) == (200, {"status": "ready"})
+            assert (await client.get("/users")).status_code == 200
+
+
+async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, committed_database: Database) -> None:
+    async with served(create_app(committed_url)) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        async with committed_database.begin() as session:
+            await session.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+        answer = await client.get("/readyz")
+        assert_problem(answer, 503, "not-ready")
+        assert "0000" in answer.json()["detail"]
+        async with committed_database.begin() as session:
+            await session.execute(text("DROP TABLE alembic_version"))
+        assert_problem(await client.get("/readyz"), 503, "not-ready")
+        async with committed_database.begin() as session:
+            for table in reversed(tables.Base.metadata.sorted_tables):
+                await session.execute(DropTable(table))
+        await asyncio.to_thread(migrations.upgrade, committed_url)
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_it_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
+    settings = Settings(pool_size=1, pool_timeout=0.2)
+    app = create_app(committed_url, settings)
+    async with served(app) as client:
+        user = await make_user(client)
+        async with Database(committed_url) as database, database.begin() as session:
+            await session.execute(text("LOCK TABLE users"))
+            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}")) for _ in range(11)]
+            await _in_use(client, 11)
+            started = time.monotonic()
+            assert_problem(await client.get("/readyz"), 503, "not-ready", detail="PoolExhausted")
+            assert_problem(await client.get("/users"), 503, "pool-exhausted")
+            assert time.monotonic() - started < 3
+        assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+        await _in_use(client, 0)
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_the_figures_name_routes_by_their_patterns(client: httpx.AsyncClient) -> None:
+    user = await make_user(client)
+    await client.get(f"/users/{user['id']}/order-summary")
+    await client.get("/nothing/here")
+    await client.request("BREW", "/users")
+    await client.get("/accounts/nonsense/entries")
+
+    response = await client.get("/metrics")
+
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    figures = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in _lines(response)}
+    for labels in (
+        'method="POST",route="/users",status="201"',
+        'method="GET",route="/users/{user_id}/order-summary",status="200"',
+        'method="GET",route="/accounts/{account_id}/entries",status="422"',
+        'method="any",route="unmatched",status="404"',
+        'method="any",route="/users",status="405"',
+    ):
+        assert figures[f"shop_requests_total{{{labels}}}"] >= 1
+    assert figures['shop_request_seconds_count{method="POST",route="/users"}'] >= 1
+    assert figures['shop_pool_connections{state="limit"}'] == 30
+    assert figures['shop_pool_connections{state="in_use"}'] == 0
+    assert figures['shop_pool_connections{state="idle"}'] >= 1
+    assert user["id"] not in response.text
+
+
+def _lines(response: httpx.Response) -> list[str]:
+    return [line for line in response.text.splitlines() if line and not line.startswith("#")]
+
+
+async def _in_use(client: httpx.AsyncClient, connections: int) -> None:
+    async with asyncio.timeout(10):
+        while f'shop_pool_connections{{state="in_use"}} {float(connections)}' not in _lines(await client.get("/metrics")):
+            await asyncio.sleep(0.005)

@@ -1,0 +1,209 @@
+"""Requests that nobody in their right mind sends: each is refused as a problem, and none is an error of the service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from making import make_account, make_order, make_user, transfer
+from shop.app import create_app
+
+DESCRIBED = create_app("postgresql://unused/").openapi()
+JSON, NDJSON = "application/json", "application/x-ndjson"
+
+
+def operations() -> Iterator[Any]:
+    for path, methods in DESCRIBED["paths"].items():
+        for method, operation in methods.items():
+            yield pytest.param(method.upper(), path, operation, id=f"{method.upper()} {path}")
+
+
+def with_a_body() -> list[Any]:
+    return [each for each in operations() if "requestBody" in each.values[2]]
+
+
+def assert_never_at_fault(response: httpx.Response) -> None:
+    assert response.status_code < 500, response.text
+    if response.status_code >= 400 and response.content:
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["type"].startswith("urn:howdah:problem:")
+
+
+def url_of(path: str, value: object = None) -> str:
+    for name in ("user_id", "order_id", "account_id", "transfer_id"):
+        path = path.replace(f"{{{name}}}", str(value or uuid4()))
+    return path
+
+
+BODIES = [
+    pytest.param(b"", id="nothing"),
+    pytest.param(b"{", id="broken"),
+    pytest.param(b"[" * 100_000, id="deep and broken"),
+    pytest.param(b"[" * 500 + b"]" * 500, id="deep"),
+    pytest.param(b'{"a":' * 300 + b"1" + b"}" * 300, id="deep objects"),
+    pytest.param(b"NaN", id="NaN"),
+    pytest.param(b'{"amount": NaN, "quantity": Infinity, "name": -Infinity}', id="NaN inside"),
+    pytest.param(b"9" * 5_000, id="a huge number"),
+    pytest.param(b'{"amount": 1e999999, "name": ' + b"9" * 5_000 + b"}", id="huge numbers inside"),
+    pytest.param(rb'"\ud800"', id="half a surrogate pair"),
+    pytest.param(rb'{"\ud800": "\udfff", "name": "\ud800", "email": "\ud800@\udc00.com"}', id="halves inside"),
+    pytest.param(rb'{"\u0000": "\u0000", "name": "\u0000"}', id="NUL"),
+    pytest.param(b'{"name": "\x00"}', id="raw NUL"),
+    pytest.param(b"\xff\xfe\x00", id="no text"),
+    pytest.param('{"name": "Ada"}'.encode("utf-16"), id="UTF-16"),
+    pytest.param(b'\xef\xbb\xbf{"name": "Ada"}', id="a byte order mark"),
+    pytest.param(b"null", id="null"),
+    pytest.param(b"true", id="true"),
+    pytest.param(b'{"__proto__": {}, "__class__": "x", "": 1}', id="odd names"),
+    pytest.param(b'{"name": "a", "name": "b"}', id="a name twice"),
+    pytest.param(b"[" + b"{}," * 5_000 + b"{}]", id="many faults"),
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_a_hostile_body_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
+    headers = {"If-Match": "*", "Idempotency-Key": "k"}
+    for parameter in with_a_body():
+        method, path, _ = parameter.values
+        for kind in (JSON, "application/json; charset=utf-16", "application/problem+json", NDJSON, "text/plain", "x"):
+            response = await client.request(
+                method, url_of(path), content=body, headers=headers | {"Content-Type": kind}
+            )
+            assert_never_at_fault(response)
+            if path != "/transfers/batch":  # answers each line
+                assert response.status_code in (400, 404, 415, 422) or (body == b"" and path == "/users/bulk")
+
+
+@pytest.mark.parametrize(
+    "value", ["1", "x" * 5_000, "%00", "%ff", "%ed%a0%80", "..%2f..", "null", "%F0%9F%98%80", "{id}", "0" * 32 + "0"]
+)
+async def test_a_hostile_path_is_refused(client: httpx.AsyncClient, value: str) -> None:
+    for parameter in operations():
+        method, path, _ = parameter.values
+        if "{" in path:
+            response = await client.request(method, url_of(path, value), headers={"If-Match": "*"})
+            assert_never_at_fault(response)
+            assert response.status_code in (404, 405, 422), path
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "%00", "%ff", "%ed%a0%80", "9" * 5_000, "-1", "1e400", "nan", "true", "null", "[]", "x" * 5_000, "%F0%9F%98%80"],
+)
+async def test_a_hostile_query_is_refused_or_finds_nothing(client: httpx.AsyncClient, value: str) -> None:
+    for parameter in operations():
+        method, path, operation = parameter.values
+        named = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
+        for name in named:
+            response = await client.request(method, f"{url_of(path)}?{name}={value}")
+            assert_never_at_fault(response)
+            response = await client.request(method, f"{url_of(path)}?{name}={value}&{name}={value}")
+            assert_never_at_fault(response)
+
+
+async def test_a_parameter_that_no_listing_has_is_refused(client: httpx.AsyncClient) -> None:
+    listings = ("/users", "/orders", f"/accounts/{uuid4()}/entries")
+    for path in listings:
+        response = await client.get(path, params={"nonsense": 1})
+        assert (response.status_code, response.json()["type"]) == (422, "urn:howdah:problem:validation")
+
+
+@pytest_asyncio.fixture
+async def existing(client: httpx.AsyncClient) -> list[str]:
+    """The ids of a user, an order, accounts and a transfer."""
+    user = await make_user(client)
+    order, rich, poor = await make_order(client, user["id"]), await make_account(client, 10**6), await make_account(client)
+    moved = await transfer(client, rich, poor, 1)
+    return [each["id"] for each in (user, order, rich, poor, moved)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation"),
+    [each for each in operations() if {"parameters", "requestBody"} & each.values[2].keys()],
+)
+@settings(max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
+    client: httpx.AsyncClient,
+    existing: list[str],
+    method: str,
+    path: str,
+    operation: dict[str, Any],
+    data: st.DataObject,
+) -> None:
+    values = _Values(existing)
+    query, headers = {}, {}
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "path" or not (parameter.get("required") or data.draw(st.booleans())):
+            continue
+        value = data.draw(values.about(parameter["schema"]), label=parameter["name"])
+        text = value if isinstance(value, str) else json.dumps(value)
+        if parameter["in"] == "query":
+            query[parameter["name"]] = text.encode("utf-8", "replace").decode()
+        else:
+            headers[parameter["name"]] = "".join(each for each in text if each.isprintable()).strip()
+    contents = operation.get("requestBody", {}).get("content", {})
+    content = None
+    if contents:
+        headers["Content-Type"] = kind = data.draw(st.sampled_from(sorted(contents)), label="type")
+        bodies = st.lists(values.about(contents[kind]["schema"]), min_size=1, max_size=1 if kind == JSON else 3)
+        content = "\n".join(json.dumps(body) for body in data.draw(bodies, label="body")).encode()
+    url = url_of(path, data.draw(st.sampled_from([*existing, str(uuid4())]), label="id"))
+    encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    assert_never_at_fault(await client.request(method, url, params=query, headers=encoded, content=content))
+
+
+class _Values:
+    """Values for the schemas of the description, with these ids among the UUIDs."""
+
+    def __init__(self, ids: list[str]) -> None:
+        self._ids = ids
+
+    def about(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+        """What the schema describes, most of the time; else something near it, or nothing like it."""
+        return st.integers(0, 19).flatmap(lambda dice: anything() if dice == 0 else self._near(schema))
+
+    def _near(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+        if "$ref" in schema:
+            named = DESCRIBED["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+            return st.deferred(lambda: self._near(named))
+        if "anyOf" in schema:
+            return st.one_of([self._near(each) for each in schema["anyOf"]])
+        if "enum" in schema:
+            return st.sampled_from(schema["enum"])
+        match schema.get("type"):
+            case "null":
+                return st.none()
+            case "boolean":
+                return st.booleans()
+            case "integer":
+                low, high = schema.get("minimum", -(2**65)), schema.get("maximum", 2**65)
+                return st.integers(low, high) | st.sampled_from([low - 1, low, high, high + 1])
+            case "array":
+                return st.lists(self.about(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
+            case "object":
+                fields = {name: self.about(inner) for name, inner in schema["properties"].items()}
+                required = {name: fields.pop(name) for name in schema.get("required", ())}
+                return st.fixed_dictionaries(required, optional=fields)
+        match schema.get("format"):
+            case "uuid":
+                return st.sampled_from(self._ids) | st.uuids().map(str)
+            case "date-time":
+                return st.datetimes(timezones=st.timezones()).map(lambda time: time.isoformat())
+            case "email":
+                return st.emails()
+        text = st.text(min_size=schema.get("minLength", 0), max_size=schema.get("maxLength", 50))
+        return st.sampled_from(schema["examples"]) | text if "examples" in schema else text
+
+
+def anything() -> st.SearchStrategy[Any]:
+    leaves = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(codec=None))
+    return st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))

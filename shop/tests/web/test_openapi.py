@@ -1,0 +1,143 @@
+"""The description of the interface."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from making import make_user
+from shop.app import create_app
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, Any]:
+    return create_app("postgresql://unused/").openapi()
+
+
+def operations(described: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "$ref":
+                yield inner
+            else:
+                yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+async def test_the_description_and_its_page_are_served(client: httpx.AsyncClient, described: dict[str, Any]) -> None:
+    assert (await client.get("/openapi.json")).json() == described
+    page = await client.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "/openapi.json" in page.text
+
+
+def test_every_route_of_the_design_is_described(described: dict[str, Any]) -> None:
+    assert {f"{method} {path}" for method, path, _ in operations(described)} >= {
+        "POST /users",
+        "GET /users",
+        "GET /users/{user_id}",
+        "PATCH /users/{user_id}",
+        "DELETE /users/{user_id}",
+        "POST /users/bulk",
+        "GET /users/{user_id}/order-summary",
+        "POST /orders",
+        "GET /orders",
+        "GET /orders/{order_id}",
+        "PATCH /orders/status",
+        "POST /orders/{order_id}/pay",
+        "POST /accounts",
+        "GET /accounts/{account_id}",
+        "GET /accounts/{account_id}/entries",
+        "POST /transfers",
+        "GET /transfers/{transfer_id}",
+        "POST /transfers/{transfer_id}/reverse",
+        "POST /transfers/batch",
+        "GET /healthz",
+        "GET /readyz",
+        "GET /metrics",
+    }
+
+
+def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
+    found = set(references(described))
+    assert {"#/components/schemas/Problem", "#/components/schemas/UserIn", "#/components/schemas/BatchLineIn"} <= found
+    for reference in found:
+        prefix, name = reference.rsplit("/", 1)
+        assert prefix == "#/components/schemas"
+        assert name in described["components"]["schemas"], reference
+
+
+def test_every_operation_has_a_summary_and_says_what_it_answers(described: dict[str, Any]) -> None:
+    for method, path, operation in operations(described):
+        assert operation["summary"], path
+        [success] = [status for status in operation["responses"] if status.startswith("2")]
+        assert ("content" in operation["responses"][success]) == (success != "204"), f"{method} {path}"
+
+
+def test_every_refusal_is_described_as_a_problem(described: dict[str, Any]) -> None:
+    for _, path, operation in operations(described):
+        refusals = {status: told for status, told in operation["responses"].items() if not status.startswith("2")}
+        if path not in ("/healthz", "/metrics"):
+            assert "503" in refusals
+            assert "Retry-After" in refusals["503"]["headers"]
+        if operation.get("parameters") or operation.get("requestBody"):
+            assert "422" in refusals
+        for told in refusals.values():
+            assert told["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+
+
+async def test_every_body_has_an_example_that_the_service_accepts(
+    client: httpx.AsyncClient, described: dict[str, Any]
+) -> None:
+    user = await make_user(client)
+    for method, path, operation in operations(described):
+        if "requestBody" not in operation or "application/json" not in operation["requestBody"]["content"]:
+            continue
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        body = example_of(schema, described["components"]["schemas"])
+        url = re.sub(r"\{user_id\}", user["id"], path)
+        url = re.sub(r"\{\w+\}", str(uuid4()), url)
+        answer = await client.request(
+            method, url, json=body, headers={"If-Match": "*", "Idempotency-Key": "k"} if path != "/users/bulk" else {}
+        )
+        problem = answer.json()["type"].rsplit(":", 1)[1] if answer.status_code >= 400 else None
+        # accepted as described; what the examples name isn't there
+        assert problem in (None, "foreign-key-violation", "unknown-account", "not-found", "unique-violation"), (
+            path,
+            body,
+            answer.text,
+        )
+
+
+def example_of(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    """What the schema's examples make together; fails where a required field has none."""
+    if "examples" in schema:
+        return schema["examples"][0]
+    if "$ref" in schema:
+        return example_of(schemas[schema["$ref"].rsplit("/", 1)[1]], schemas)
+    if "default" in schema:
+        return schema["default"]
+    if schema.get("type") == "array":
+        return [example_of(schema["items"], schemas)]
+    if schema.get("type") == "object":
+        required = schema.get("required", ())
+        return {
+            name: example_of(inner, schemas)
+            for name, inner in schema["properties"].items()
+            if name in required or "examples" in inner
+        }
+    raise AssertionError(f"no example: {schema}")
