@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -30,12 +30,14 @@ from sample import (
     Vehicle,
     Wide,
 )
-from sqlalchemy import event, func, select, text, update
+from sqlalchemy import MetaData, String, event, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Mapped, mapped_column, undefer
 
 from howdah import (
     AsyncRepository,
+    Base,
     CheckViolation,
     Created,
     Database,
@@ -55,7 +57,35 @@ from howdah import (
     bulk,
     utcnow,
 )
+from howdah.refusals import or_name_the_row
 from howdah.testing import assert_statements
+
+
+class Separate(Base):
+    """Away from the tables of the test database."""
+
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Touched(Separate):
+    __tablename__ = "touched"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+    by_constant: Mapped[str | None] = mapped_column(onupdate="constant")
+    by_expression: Mapped[str | None] = mapped_column(onupdate=func.lower("EXPRESSION"))
+    by_function: Mapped[str | None] = mapped_column(onupdate=lambda: "function")
+
+
+class Tagged(Separate):
+    __tablename__ = "tagged"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+    tag = mapped_column(String)
+    __mapper_args__ = {"version_id_col": tag, "version_id_generator": lambda version: uuid4().hex}  # noqa: RUF012
+
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -121,7 +151,7 @@ async def generated_async() -> AsyncIterator[dict[str, Any]]:
     ],
     ids=["list", "tuple", "generator", "async generator", "map", "Pydantic", "dataclass", "mapped", "mixed"],
 )
-@pytest.mark.parametrize("chunk_size", [1, 2, 5, 1000])
+@pytest.mark.parametrize("chunk_size", [2, 5])
 async def test_takes_rows_of_every_kind_from_every_iterable(session: AsyncSession, make: Any, chunk_size: int) -> None:
     created = await bulk.insert_many(session, User, make(), chunk_size=chunk_size)
     assert created.count == 5
@@ -224,8 +254,6 @@ async def test_defaults_apply_to_what_is_left_out_and_to_nothing_else(session: A
     assert (caught.value.column, caught.value.row_index) == ("nickname", 0)
     with pytest.raises(NotNullViolation):
         await bulk.insert_many(session, User, [{"email": "c", "name": "C", "created_at": None}])
-    from sqlalchemy import insert
-
     await session.execute(insert(User), [{"email": "c", "name": "C", "nickname": None}])
     assert await session.scalar(select(User.nickname).where(User.email == "c")) == "nobody"
 
@@ -279,8 +307,6 @@ def values_of(specimen: Specimen) -> dict[str, Any]:
 
 
 async def read_specimens(session: AsyncSession) -> list[dict[str, Any]]:
-    from sqlalchemy.orm import undefer
-
     session.expunge_all()
     found = await session.scalars(select(Specimen).options(undefer(Specimen.notes)).order_by(Specimen.id))
     return [values_of(specimen) for specimen in found]
@@ -431,7 +457,7 @@ async def settled(session: AsyncSession) -> AsyncSession:
     return session
 
 
-ROWS = user_rows(2600)
+ROWS = user_rows(260)  # three chunks of 100
 
 
 def bad_rows(place: int, **values: Any) -> list[dict[str, Any]]:
@@ -441,17 +467,17 @@ def bad_rows(place: int, **values: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("place", "values", "error", "constraint"),
     [
-        (2500, {"email": "first@example.org"}, UniqueViolation, "uq_users_email"),
-        (2599, {"email": "user3@example.org"}, UniqueViolation, "uq_users_email"),
-        (2150, {"email": "user2100@example.org"}, UniqueViolation, "uq_users_email"),
-        (2345, {"age": -1}, CheckViolation, "ck_users_age_not_negative"),
-        (2345, {"name": None}, NotNullViolation, None),
-        (2000, {"name": "x" * 21}, TooLong, None),
-        (999, {"age": 2**31}, OutOfRange, None),
-        (2345, {"age": "seven"}, InvalidValue, None),
-        (2345, {"email": "nul\x00"}, InvalidValue, None),
-        (1000, {"created_at": datetime(2024, 1, 1)}, InvalidValue, None),  # noqa: DTZ001
-        (2345, {"created_at": "yesterday"}, InvalidValue, None),
+        (250, {"email": "first@example.org"}, UniqueViolation, "uq_users_email"),
+        (259, {"email": "user3@example.org"}, UniqueViolation, "uq_users_email"),
+        (215, {"email": "user210@example.org"}, UniqueViolation, "uq_users_email"),
+        (234, {"age": -1}, CheckViolation, "ck_users_age_not_negative"),
+        (234, {"name": None}, NotNullViolation, None),
+        (200, {"name": "x" * 21}, TooLong, None),
+        (99, {"age": 2**31}, OutOfRange, None),
+        (234, {"age": "seven"}, InvalidValue, None),
+        (234, {"email": "nul\x00"}, InvalidValue, None),
+        (100, {"created_at": datetime(2024, 1, 1)}, InvalidValue, None),  # noqa: DTZ001
+        (234, {"created_at": "yesterday"}, InvalidValue, None),
         (0, {"id": "no key"}, InvalidValue, None),
     ],
     ids=["unique", "far", "near", "check", "null", "long", "range", "type", "nul", "naive", "text", "key"],
@@ -460,7 +486,7 @@ async def test_a_bad_row_fails_the_whole_and_is_named(
     settled: AsyncSession, place: int, values: dict[str, Any], error: Any, constraint: str | None
 ) -> None:
     with pytest.raises(error) as caught:
-        await bulk.insert_many(settled, User, bad_rows(place, **values))
+        await bulk.insert_many(settled, User, bad_rows(place, **values), chunk_size=100)
     assert caught.value.row_index == place
     assert caught.value.constraint == constraint
     assert f"row {place} of the input" in caught.value.__notes__[-1]
@@ -471,18 +497,18 @@ async def test_a_bad_row_fails_the_whole_and_is_named(
 
 async def test_what_fails_is_still_caught_by_sqlalchemys_classes(settled: AsyncSession) -> None:
     with pytest.raises(IntegrityError):
-        await bulk.insert_many(settled, User, bad_rows(2345, age=-1))
+        await bulk.insert_many(settled, User, bad_rows(234, age=-1))
     with pytest.raises(StatementError) as caught:
-        await bulk.insert_many(settled, User, bad_rows(2345, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
+        await bulk.insert_many(settled, User, bad_rows(234, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
     assert "has no time zone" in str(caught.value.__cause__)
 
 
 async def test_the_first_of_several_bad_rows_is_named(settled: AsyncSession) -> None:
-    rows = bad_rows(400, age=-1)
-    rows[300] = {**rows[300], "name": "x" * 21}
+    rows = bad_rows(140, age=-1)
+    rows[130] = {**rows[130], "name": "x" * 21}
     with pytest.raises(TooLong) as caught:
         await bulk.insert_many(settled, User, rows)
-    assert caught.value.row_index == 300
+    assert caught.value.row_index == 130
 
 
 async def test_a_statement_that_is_wrong_itself_isnt_blamed_on_a_row(settled: AsyncSession) -> None:
@@ -492,22 +518,22 @@ async def test_a_statement_that_is_wrong_itself_isnt_blamed_on_a_row(settled: As
 
 
 async def test_a_bad_row_of_an_update_is_named_and_nothing_stays(session: AsyncSession) -> None:
-    keys = await make_users(session, 2500)
+    keys = await make_users(session, 250)
     for place, values, error in (
-        (2222, {"age": -1}, CheckViolation),
-        (2222, {"email": "user0@example.org"}, UniqueViolation),
+        (222, {"age": -1}, CheckViolation),
+        (222, {"email": "user0@example.org"}, UniqueViolation),
         (1, {"name": "x" * 21}, TooLong),
-        (2499, {"age": 2**31}, OutOfRange),
-        (2222, {"created_at": datetime(2024, 1, 1)}, InvalidValue),  # noqa: DTZ001
-        (2222, {"name": None}, NotNullViolation),
+        (249, {"age": 2**31}, OutOfRange),
+        (222, {"created_at": datetime(2024, 1, 1)}, InvalidValue),  # noqa: DTZ001
+        (222, {"name": None}, NotNullViolation),
     ):
         rows = [
             {"id": key, **row, "name": "New", "created_at": LONG_AGO}
-            for key, row in zip(keys, user_rows(2500), strict=True)
+            for key, row in zip(keys, user_rows(250), strict=True)
         ]
         rows[place] |= values
         with pytest.raises(error) as caught:
-            await bulk.update_many(session, User, rows)
+            await bulk.update_many(session, User, rows, chunk_size=100)
         assert caught.value.row_index == place
         assert await session.scalar(select(func.count()).where(User.name == "New")) == 0
 
@@ -515,12 +541,12 @@ async def test_a_bad_row_of_an_update_is_named_and_nothing_stays(session: AsyncS
 async def test_a_bad_row_of_an_upsert_is_named_by_its_place_in_the_input_though_it_is_sorted(
     session: AsyncSession,
 ) -> None:
-    rows = list(reversed(user_rows(2500)))
-    rows[1234] = {**rows[1234], "age": -1}
+    rows = list(reversed(user_rows(250)))
+    rows[123] = {**rows[123], "age": -1}
     with pytest.raises(CheckViolation) as caught:
-        await bulk.upsert_many(session, User, rows, on=["email"])
-    assert caught.value.row_index == 1234
-    twice = [*rows[:10], *rows[:10], rows[1234], *rows[20:30]]
+        await bulk.upsert_many(session, User, rows, on=["email"], chunk_size=100)
+    assert caught.value.row_index == 123
+    twice = [*rows[:10], *rows[:10], rows[123], *rows[20:30]]
     with pytest.raises(CheckViolation) as caught:
         await bulk.upsert_many(session, User, twice, on=["email"])
     assert caught.value.row_index == 20
@@ -550,6 +576,22 @@ async def test_a_key_of_another_type_is_named(session: AsyncSession) -> None:
     assert await AsyncRepository(session, Counter).count() == 0
 
 
+async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: AsyncSession) -> None:
+    times = 0
+
+    async def write(ids: Sequence[int]) -> None:
+        nonlocal times
+        times += 1
+        await session.execute(insert(Counter), [{"id": 7 if times == 1 else id} for id in ids])
+
+    with pytest.raises(UniqueViolation) as caught:
+        async with session.begin_nested():
+            await or_name_the_row(session, [(0, 1), (1, 2), (2, 3)], write)
+    assert caught.value.row_index is None
+    assert times == 4
+    assert await AsyncRepository(session, Counter).count() == 0
+
+
 async def test_a_lock_that_isnt_free_in_time_isnt_blamed_on_a_row(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         keys = await make_users(session, 10)
@@ -568,12 +610,12 @@ async def test_without_the_library_s_engine_errors_are_sqlalchemys_and_name_the_
     engine = create_async_engine(committed_database.engine.url)
     async with AsyncSession(engine) as session:
         with pytest.raises(IntegrityError) as caught:
-            await bulk.insert_many(session, User, bad_rows(345, age=-1))
+            await bulk.insert_many(session, User, bad_rows(134, age=-1))
         assert type(caught.value) is IntegrityError
         with pytest.raises(StatementError) as refused:
-            await bulk.insert_many(session, User, bad_rows(345, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
+            await bulk.insert_many(session, User, bad_rows(134, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
         for error in (caught.value, refused.value):
-            assert error.__notes__ == ["row 345 of the input, counted from 0, was refused, so none was written"]
+            assert error.__notes__ == ["row 134 of the input, counted from 0, was refused, so none was written"]
         assert await emails(session) == []
     await engine.dispose()
 
@@ -968,6 +1010,26 @@ async def test_an_upsert_moves_the_version_of_what_it_changes_and_cant_set_it(se
         await bulk.upsert_many(session, Order, rows, update=["version"])
 
 
+async def test_an_upsert_moves_what_onupdate_makes_of_every_kind(session: AsyncSession) -> None:
+    await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
+    rows = [{"id": 1, "value": 1}, {"id": 2, "value": 2}]
+    await bulk.upsert_many(session, Touched, rows)
+    assert await bulk.upsert_many(session, Touched, [{"id": 1, "value": 1}, {"id": 2, "value": 3}]) == Upserted(0, 1, 1)
+    found = (await session.scalars(select(Touched).order_by(Touched.id))).all()
+    assert [(each.by_constant, each.by_expression, each.by_function) for each in found] == [
+        (None, None, None),
+        ("constant", "expression", "function"),
+    ]
+
+
+async def test_a_version_that_is_no_number_cant_be_moved_in_bulk(session: AsyncSession) -> None:
+    await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
+    await bulk.insert_many(session, Tagged, [{"id": 1, "value": 1}])
+    with pytest.raises(TypeError, match=r"Tagged\.tag isn't an integer: bulk writes can't move such a version"):
+        await bulk.update_many(session, Tagged, [{"id": 1, "value": 2}])
+    assert await session.scalar(select(Tagged.value)) == 1
+
+
 async def test_an_upsert_that_sees_none_of_its_rows_change_still_inserts_the_others(session: AsyncSession) -> None:
     assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": 1}]) == Upserted(1, 0, 0)
     assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": n} for n in (2, 1)]) == Upserted(1, 0, 1)
@@ -1028,7 +1090,7 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_dont_deadlock(comm
     async def one_by_one(session: AsyncSession, ids: list[int]) -> None:
         await session.execute(update(Counter), [{"id": id, "value": 1} for id in ids])
 
-    for _ in range(10):
+    for _ in range(5):
         assert await _race(committed_database, in_key_order, inputs=opposite) == [None, None]
     for _ in range(20):
         if any(
@@ -1065,7 +1127,7 @@ async def test_two_upserts_of_the_same_rows_in_opposite_order_dont_deadlock(comm
     async def upsert(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
         await bulk.upsert_many(session, User, rows, on=["email"])
 
-    for round in range(10):
+    for round in range(5):
         rows = user_rows(200, name=f"Round {round}")
         assert await _race(committed_database, upsert, inputs=(rows, rows[::-1])) == [None, None]
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 import pytest_asyncio
 import structlog
+from serving import client_of, served_in_a_thread
 
 from howdah import Database
-from serving import client_of, served_in_a_thread
 from shop import migrations, tables
 from shop.app import create_app
 

@@ -22,8 +22,20 @@ class Proxy:
         self.losing_commits = False
         self.lost = 0
         self._server = server
+        self._serving: set[asyncio.Task[None]] = set()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def close(self) -> None:
+        """Break all connections."""
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_server, to_server = await _connect(self._server)
         losing = asyncio.Event()
 
@@ -58,9 +70,13 @@ async def proxied(url: str, folder: Path) -> AsyncIterator[Proxy]:
     """A proxy before the server of this URL, on a socket in the folder."""
     server = make_url(url)
     proxy = Proxy(server.set(host=None, port=None, query={"host": str(folder)}), server)
-    listening = await asyncio.start_unix_server(proxy.serve, folder / ".s.PGSQL.5432")
-    async with listening:
+    listening = await asyncio.start_unix_server(proxy.accept, folder / ".s.PGSQL.5432")
+    try:
         yield proxy
+    finally:
+        listening.close()
+        await proxy.close()
+        await listening.wait_closed()
 
 
 async def _connect(url: URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -33,7 +33,11 @@ async def test_the_bounds_reach_the_server(committed_url: str) -> None:
     settings = Settings(pool_size=3, statement_timeout=7, lock_timeout=0.25)
     async with open_database(committed_url, settings) as database:
         assert database.pool_status().size == 3
-        assert await _shown(database, "statement_timeout", "lock_timeout", "application_name") == ["7s", "250ms", "shop"]
+        assert await _shown(database, "statement_timeout", "lock_timeout", "application_name") == [
+            "7s",
+            "250ms",
+            "shop",
+        ]
 
 
 async def _shown(database: Database, *names: str) -> list[str]:

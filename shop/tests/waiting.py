@@ -26,6 +26,7 @@ async def until_waiting(database: Database, sessions: int, *, query: str = "%", 
 
     async def reached() -> bool:
         async with database.engine.connect() as connection:
-            return await connection.scalar(waiting, {"event": event, "query": query}) == sessions
+            found: int = (await connection.scalars(waiting, {"event": event, "query": query})).one()
+            return found == sessions
 
     await until(reached)

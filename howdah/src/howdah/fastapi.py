@@ -57,6 +57,9 @@ STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
 
 RETRY_AFTER_SECONDS: Final = 1
 
+# A body of a hundred thousand faults would be answered by one much larger.
+_SHOWN_FAULTS: Final = 20
+
 
 class Problem(BaseModel):
     """RFC 9457. `type` is stable, and what a client should branch on; `title` and `detail` are for people."""
@@ -213,7 +216,8 @@ async def _howdah_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    shown = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
+    found = error.errors()[:_SHOWN_FAULTS]
+    shown = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in found]
     return problem_response(
         HTTPStatus.UNPROCESSABLE_ENTITY, "validation", detail="the request is not as described", errors=shown
     )

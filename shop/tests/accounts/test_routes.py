@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-
 from making import make_account, make_user, transfer, walk, walk_back
 from problems import assert_problem
 

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-
 from making import make_order, make_user, walk, walk_back
 from problems import assert_problem
 
@@ -182,3 +181,8 @@ async def test_a_change_of_status_that_is_not_as_described_is_refused(client: ht
 async def test_more_than_a_hundred_thousand_orders_at_a_time_are_refused(client: httpx.AsyncClient) -> None:
     body = {"order_ids": [str(uuid4())] * 100_001, "status": "paid"}
     assert_problem(await client.patch("/orders/status", json=body), 422, "validation")
+
+
+async def test_the_first_twenty_of_many_faults_are_told(client: httpx.AsyncClient) -> None:
+    response = await client.patch("/orders/status", json={"order_ids": [""] * 10_000, "status": "paid"})
+    assert len(assert_problem(response, 422, "validation")["errors"]) == 20

@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-
-from howdah import Database
 from making import balances, make_account, transfer
 from problems import assert_problem
+
+from howdah import Database
 from shop.accounts.service import check_books
 from shop.transfers.routes import BATCH_LINES
 from shop.transfers.schemas import BatchLineOut

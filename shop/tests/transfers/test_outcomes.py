@@ -9,16 +9,16 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from sqlalchemy import text
-
-from howdah import Database
 from making import balances, make_account, make_order, make_user, post_transfer
 from problems import assert_problem
 from proxying import proxied
 from serving import served
+from sqlalchemy import text
+from waiting import until_waiting
+
+from howdah import Database
 from shop.accounts.service import check_books
 from shop.app import create_app
-from waiting import until_waiting
 
 # A trigger that runs in COMMIT, and what it does there.
 _IN_COMMIT = (
@@ -101,8 +101,10 @@ async def test_a_backend_killed_in_commit_moves_nothing_and_the_request_can_be_s
             sent = asyncio.create_task(post_transfer(client, a, b, 60, key="k"))
             await until_waiting(committed_database, 1, query="COMMIT%")
             await session.execute(
-                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'COMMIT%' AND"
-                     " datname = current_database() AND wait_event_type = 'Lock'")
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'COMMIT%' AND"
+                    " datname = current_database() AND wait_event_type = 'Lock'"
+                )
             )
             answer = await sent
         assert_problem(answer, 503, "connection-lost")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 import pytest
+import reference
 from sqlalchemy import func, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import reference
 from howdah import Database, NotFound, uuid7
 from howdah.testing import assert_statements
 from shop.accounts.models import Account, Entry

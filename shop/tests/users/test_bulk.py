@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
-
-from howdah import Database
 from making import make_user, walk
 from problems import assert_problem
 from serving import client_of, shop_serve
-from shop.web.lines import MAX_LINE_BYTES
+from sqlalchemy import text
 from waiting import until
+
+from howdah import Database
+from shop.web.lines import MAX_LINE_BYTES
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -204,5 +204,6 @@ async def test_a_client_that_goes_in_the_middle_leaves_nothing_and_frees_the_con
         return await in_transaction() == 0 and not await in_use()
 
     await until(over)
+    assert 'route="/users/bulk",status="499"' in (await client.get("/metrics")).text
     assert await emails(client) == []
     assert (await client.post("/users/bulk", json=[])).status_code == 201

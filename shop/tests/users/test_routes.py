@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-
-from howdah import Database
 from making import make_account, make_order, make_user, walk, walk_back
 from problems import assert_problem
+
+from howdah import Database
 from shop.users.repository import UserRepository
 
 
@@ -79,7 +79,7 @@ async def test_a_user_comes_with_their_orders_in_the_order_of_placing(client: ht
 async def test_an_unknown_user_is_not_found_and_a_bad_id_is_refused(
     client: httpx.AsyncClient, method: str, path: str
 ) -> None:
-    options = {"json": {"name": "Ada"}, "headers": {"If-Match": '"1"'}} if method == "PATCH" else {}
+    options: dict[str, Any] = {"json": {"name": "Ada"}, "headers": {"If-Match": '"1"'}} if method == "PATCH" else {}
     assert_problem(await client.request(method, path.format(uuid4()), **options), 404, "not-found")
     for bad in ("1", "x" * 500, "%00", "%ff", "0" * 33):
         assert_problem(await client.request(method, path.format(bad), **options), 422, "validation")
@@ -178,7 +178,9 @@ async def test_a_change_sets_what_it_names_and_answers_the_next_version(client: 
 
 
 @pytest.mark.parametrize("body", [{}, {"name": "Ada"}])
-async def test_a_change_that_changes_nothing_leaves_the_version(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_a_change_that_changes_nothing_leaves_the_version(
+    client: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
     user = await make_user(client, name="Ada")
     response = await client.patch(f"/users/{user['id']}", json=body, headers={"If-Match": '"1"'})
     assert response.status_code == 200
@@ -231,9 +233,7 @@ async def test_of_two_changes_of_one_version_at_a_time_one_is_made(client: httpx
     user = await make_user(client)
 
     async def rename(number: int) -> httpx.Response:
-        return await client.patch(
-            f"/users/{user['id']}", json={"name": f"name {number}"}, headers={"If-Match": '"1"'}
-        )
+        return await client.patch(f"/users/{user['id']}", json={"name": f"name {number}"}, headers={"If-Match": '"1"'})
 
     answers = await asyncio.gather(*(rename(number) for number in range(10)))
 

@@ -7,10 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import reference
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import reference
 from howdah import Database, UniqueViolation, bulk
 from howdah.testing import assert_statements
 from shop.orders.models import Order, OrderStatus
@@ -66,9 +66,7 @@ async def test_the_order_summary_agrees_with_adding_the_orders_up(session: Async
     await a_user_with_orders(session, 7)
     all_orders = list(await session.scalars(select(Order).where(Order.user_id == user.id)))
     standing = [
-        order.total_cents
-        for order in all_orders
-        if order.status not in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)
+        order.total_cents for order in all_orders if order.status not in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)
     ]
 
     summary = await get_user_order_summary(session, user.id)

@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import pytest
+import reference
 from fastapi import Depends, FastAPI
+from problems import assert_problem
+from serving import served
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import reference
 from howdah import Database
 from howdah.fastapi import add_error_handlers
-from problems import assert_problem
-from serving import served
 from shop.users.models import User
 from shop.web.dependencies import DbSession, get_db
 

@@ -10,14 +10,14 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from sqlalchemy import text
-from sqlalchemy.schema import DropTable
-
-from howdah import Database
 from making import make_user
 from problems import assert_problem
 from proxying import proxied
 from serving import served
+from sqlalchemy import text
+from sqlalchemy.schema import DropTable
+
+from howdah import Database
 from shop import migrations, tables
 from shop.app import create_app
 from shop.settings import Settings
@@ -126,5 +126,7 @@ def _lines(response: httpx.Response) -> list[str]:
 
 async def _in_use(client: httpx.AsyncClient, connections: int) -> None:
     async with asyncio.timeout(10):
-        while f'shop_pool_connections{{state="in_use"}} {float(connections)}' not in _lines(await client.get("/metrics")):
+        while f'shop_pool_connections{{state="in_use"}} {float(connections)}' not in _lines(
+            await client.get("/metrics")
+        ):
             await asyncio.sleep(0.005)

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from making import make_account, make_order, make_user, transfer
+
 from shop.app import create_app
 
 DESCRIBED = create_app("postgresql://unused/").openapi()
@@ -73,7 +73,7 @@ async def test_a_hostile_body_is_refused(client: httpx.AsyncClient, body: bytes)
     headers = {"If-Match": "*", "Idempotency-Key": "k"}
     for parameter in with_a_body():
         method, path, _ = parameter.values
-        for kind in (JSON, "application/json; charset=utf-16", "application/problem+json", NDJSON, "text/plain", "x"):
+        for kind in (JSON, NDJSON, "text/plain"):
             response = await client.request(
                 method, url_of(path), content=body, headers=headers | {"Content-Type": kind}
             )
@@ -96,7 +96,21 @@ async def test_a_hostile_path_is_refused(client: httpx.AsyncClient, value: str) 
 
 @pytest.mark.parametrize(
     "value",
-    ["", "%00", "%ff", "%ed%a0%80", "9" * 5_000, "-1", "1e400", "nan", "true", "null", "[]", "x" * 5_000, "%F0%9F%98%80"],
+    [
+        "",
+        "%00",
+        "%ff",
+        "%ed%a0%80",
+        "9" * 5_000,
+        "-1",
+        "1e400",
+        "nan",
+        "true",
+        "null",
+        "[]",
+        "x" * 5_000,
+        "%F0%9F%98%80",
+    ],
 )
 async def test_a_hostile_query_is_refused_or_finds_nothing(client: httpx.AsyncClient, value: str) -> None:
     for parameter in operations():
@@ -117,29 +131,33 @@ async def test_a_parameter_that_no_listing_has_is_refused(client: httpx.AsyncCli
 
 
 @pytest_asyncio.fixture
-async def existing(client: httpx.AsyncClient) -> list[str]:
-    """The ids of a user, an order, accounts and a transfer."""
-    user = await make_user(client)
-    order, rich, poor = await make_order(client, user["id"]), await make_account(client, 10**6), await make_account(client)
+async def existing(client: httpx.AsyncClient) -> dict[str, str]:
+    """Ids, by the names that they have in paths."""
+    user, poor = await make_user(client), await make_account(client)
+    order, rich = await make_order(client, user["id"]), await make_account(client, 2**40)
     moved = await transfer(client, rich, poor, 1)
-    return [each["id"] for each in (user, order, rich, poor, moved)]
+    made = {"user_id": user, "order_id": order, "account_id": rich, "other_account_id": poor, "transfer_id": moved}
+    return {name: each["id"] for name, each in made.items()}
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "operation"),
-    [each for each in operations() if {"parameters", "requestBody"} & each.values[2].keys()],
-)
+WITH_INPUT = [
+    pytest.param(each.values, id=each.id)
+    for each in operations()
+    if {"parameters", "requestBody"} & each.values[2].keys()
+]
+
+
+@pytest.mark.parametrize("route", WITH_INPUT)
 @settings(max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
     client: httpx.AsyncClient,
-    existing: list[str],
-    method: str,
-    path: str,
-    operation: dict[str, Any],
+    existing: dict[str, str],
+    route: tuple[str, str, dict[str, Any]],
     data: st.DataObject,
 ) -> None:
-    values = _Values(existing)
+    method, path, operation = route
+    values = _Values(list(existing.values()))
     query, headers = {}, {}
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path" or not (parameter.get("required") or data.draw(st.booleans())):
@@ -156,7 +174,7 @@ async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
         headers["Content-Type"] = kind = data.draw(st.sampled_from(sorted(contents)), label="type")
         bodies = st.lists(values.about(contents[kind]["schema"]), min_size=1, max_size=1 if kind == JSON else 3)
         content = "\n".join(json.dumps(body) for body in data.draw(bodies, label="body")).encode()
-    url = url_of(path, data.draw(st.sampled_from([*existing, str(uuid4())]), label="id"))
+    url = url_of(path.format_map(existing) if data.draw(st.integers(0, 4), label="id") else path)
     encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
     assert_never_at_fault(await client.request(method, url, params=query, headers=encoded, content=content))
 
@@ -206,4 +224,6 @@ class _Values:
 
 def anything() -> st.SearchStrategy[Any]:
     leaves = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(codec=None))
-    return st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+    )

@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-
-from howdah import Database
 from problems import assert_problem
 from serving import client_of, served, shop_serve
+
+from howdah import Database
 from shop.app import create_app
 
 

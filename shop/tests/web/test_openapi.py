@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
-
 from making import make_user
+
 from shop.app import create_app
 
 
