@@ -1,38 +1,28 @@
+"""What the base and its mixins give a mapped class."""
+
 from __future__ import annotations
 
-import threading
-import time
 from datetime import UTC, date, datetime, timedelta, timezone
-from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sample import Order, User
 from sqlalchemy import (
-    ARRAY,
-    CheckConstraint,
     Column,
     FetchedValue,
     ForeignKey,
-    ForeignKeyConstraint,
-    Index,
     Integer,
     MetaData,
-    PrimaryKeyConstraint,
     Table,
-    UniqueConstraint,
-    Uuid,
     cast,
     func,
     inspect,
-    literal,
     select,
     text,
     update,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import INT4RANGE, ExcludeConstraint
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession
 from sqlalchemy.orm import (
@@ -58,7 +48,6 @@ from howdah import (
     Versioned,
     bulk,
     utcnow,
-    uuid7,
 )
 from howdah.testing import assert_statements
 
@@ -157,108 +146,6 @@ async def add(session: AsyncSession, *objects: Any) -> None:
     session.add_all(objects)
     await session.flush()
     session.expunge_all()
-
-
-class TestUuid7:
-    def test_has_the_version_the_variant_and_the_time_of_rfc_9562(self) -> None:
-        before = time.time_ns() // 1_000_000
-        key = uuid7()
-        after = time.time_ns() // 1_000_000
-        assert type(key) is UUID
-        assert key.version == 7
-        assert key.int >> 62 & 0b11 == 0b10
-        assert before <= key.int >> 80 <= after
-
-    def test_grows_with_every_call_however_fast(self) -> None:
-        keys = [uuid7() for _ in range(100_000)]
-        assert all(one < other for one, other in pairwise(keys))
-        assert {(key.version, key.int >> 62 & 0b11) for key in keys} == {(7, 0b10)}
-
-    def test_grows_in_every_thread_and_is_never_given_twice(self) -> None:
-        made: list[list[UUID]] = [[] for _ in range(4)]
-
-        def make(keys: list[UUID]) -> None:
-            keys += [uuid7() for _ in range(25_000)]
-
-        threads = [threading.Thread(target=make, args=(keys,)) for keys in made]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for keys in made:
-            assert all(one < other for one, other in pairwise(keys))
-        assert len({key for keys in made for key in keys}) == 100_000
-
-    async def test_sorts_on_the_server_as_it_does_here(self, session: AsyncSession) -> None:
-        keys = [uuid7() for _ in range(100)]
-        at_random = literal(sorted(keys, key=lambda key: key.int & 0xFFFF), ARRAY(Uuid))
-        shuffled = select(func.unnest(at_random).label("key")).subquery()
-        assert list(await session.scalars(select(shuffled.c.key).order_by(shuffled.c.key))) == keys
-
-    async def test_is_the_key_of_a_row_from_its_flush_on_or_from_its_making(self, session: AsyncSession) -> None:
-        given = uuid7()
-        one, other = User(email="a", name="a"), User(id=given, email="b", name="b")
-        session.add_all([one, other])
-        await session.flush()
-        assert one.id.version == 7
-        assert other.id == given
-
-
-class TestNamingConvention:
-    async def test_names_every_kind_of_constraint(self, session: AsyncSession) -> None:
-        class Other(Base):
-            __abstract__ = True
-            metadata = MetaData(naming_convention=NAMING_CONVENTION)
-
-        class Place(Other):
-            __tablename__ = "places"
-            x: Mapped[int] = mapped_column(primary_key=True)
-            y: Mapped[int] = mapped_column(primary_key=True)
-
-        class Thing(Other):
-            __tablename__ = "things"
-            __table_args__ = (
-                PrimaryKeyConstraint("id"),
-                UniqueConstraint("x", "y"),
-                ForeignKeyConstraint(["x", "y"], ["places.x", "places.y"]),
-                CheckConstraint("x <> y", name="x_is_not_y"),
-                ExcludeConstraint(("during", "&&"), ("range", "&&")),
-                Index(None, "y", "x"),
-            )
-            id: Mapped[int]
-            x: Mapped[int] = mapped_column(index=True)
-            y: Mapped[int] = mapped_column(unique=True)
-            code: Mapped[str] = mapped_column("kode", index=True, unique=True)
-            place_x: Mapped[int] = mapped_column(ForeignKey("things.id"))
-            during: Mapped[Any] = mapped_column(INT4RANGE)
-            range: Mapped[Any] = mapped_column(INT4RANGE)
-
-        def make_and_list(connection: Any) -> set[str]:
-            Other.metadata.create_all(connection)
-            seen = inspect(connection)
-            return {
-                seen.get_pk_constraint("places")["name"],
-                seen.get_pk_constraint("things")["name"],
-                *(each["name"] for each in seen.get_foreign_keys("things")),
-                *(each["name"] for each in seen.get_unique_constraints("things")),
-                *(each["name"] for each in seen.get_check_constraints("things")),
-                *(each["name"] for each in seen.get_indexes("things")),
-            }
-
-        named = await (await session.connection()).run_sync(make_and_list)
-        assert named == {
-            "pk_places",
-            "pk_things",
-            "fk_things_x_y",
-            "fk_things_place_x",
-            "uq_things_x_y",
-            "uq_things_y",
-            "ck_things_x_is_not_y",
-            "ex_things_during_range",
-            "ix_things_y_x",
-            "ix_things_x",
-            "ix_things_kode",
-        }
 
 
 DIALECT: Any = postgresql.dialect  # an untyped class

@@ -1,4 +1,4 @@
-"""Keyset pages: complete in both directions, whatever the order, whatever happens between two of them."""
+"""Keyset pages: one page, the orders that it can have, and its cursors."""
 
 from __future__ import annotations
 
@@ -8,149 +8,20 @@ import os
 import string
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
-from functools import partial
+from datetime import timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from sample import Order, Seat, Specimen, Status, User
-from sqlalchemy import Select, and_, event, func, insert, literal, select, text
+from paging import ids, walk
+from sample import Order, Seat, Specimen, User
+from sqlalchemy import Select, and_, func, select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, joinedload, undefer
-from sqlalchemy.sql.elements import ColumnElement
 
 from howdah import AsyncRepository, InvalidCursor, Page, bulk, paginate
 from howdah.testing import assert_statements
-
-VALUES: dict[str, list[Any]] = {
-    "whole": [None, 0, 1, -5, 2**30 - 1],
-    "words": [None, "", "a", "B", "Ä", "Z🐘", "a\n"],
-    "code": [None, "", "a", "ab"],
-    "moment": [None, datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, 0, 0, 0, 1, tzinfo=UTC)],
-    "day": [None, date(1999, 12, 31), date(2000, 1, 1)],
-    "hour": [None, time(0), time(12, 0, 0, 1)],
-    "exact": [None, Decimal("0.1"), Decimal("0.10000000000000000000000001"), Decimal("NaN")],
-    "rounded": [None, Decimal("0.10000000000000000001"), Decimal("0.10000000000000000002")],
-    "real": [None, 0.0, 0.1, float("nan"), float("inf"), float("-inf")],
-    "state": [None, Status.PENDING, Status.PAID],
-    "place": [None, Status.PENDING, Status.PAID],
-    "token": [None, UUID(int=0), UUID(int=2**127)],
-    "flag": [None, False, True],
-    "raw": [None, b"", b"\x00\xff"],
-    "loud": [None, "a", "b"],
-}
-
-
-def order_clause(name: str, descending: bool, nulls: str | None) -> ColumnElement[Any]:
-    column = getattr(Specimen, name)
-    clause: ColumnElement[Any] = column.desc() if descending else column.asc()
-    if nulls == "first":
-        return clause.nulls_first()
-    return clause if nulls is None else clause.nulls_last()
-
-
-ORDERS = st.lists(
-    st.builds(order_clause, st.sampled_from(list(VALUES)), st.booleans(), st.sampled_from([None, "first", "last"])),
-    min_size=1,
-    max_size=3,
-)
-ROW = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in VALUES.items()})
-exhaustive = settings(
-    max_examples=100,
-    phases=[Phase.generate, Phase.shrink],
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-@asynccontextmanager
-async def specimens(session: AsyncSession, rows: list[dict[str, Any]]) -> AsyncIterator[AsyncRepository[Specimen]]:
-    """These rows and no others, for one example."""
-    savepoint = await session.begin_nested()
-    try:
-        await insert_specimens(session, {(i * 7) % 31: row for i, row in enumerate(rows)})
-        yield AsyncRepository(session, Specimen)
-    finally:
-        await savepoint.rollback()
-
-
-async def insert_specimens(session: AsyncSession, rows: dict[int, dict[str, Any]]) -> None:
-    if rows:
-        await session.execute(insert(Specimen), [{"id": id, **row} for id, row in rows.items()])
-
-
-def ids(page: Page[Specimen]) -> list[int]:
-    return [specimen.id for specimen in page.items]
-
-
-async def walk(turn: Callable[[str | None], Any], following: str) -> list[Page[Any]]:
-    pages = [await turn(None)]
-    while (cursor := getattr(pages[-1], following)) is not None:
-        pages.append(await turn(cursor))
-        assert len(pages) < 100, "going round in circles"
-    return pages
-
-
-@exhaustive
-@given(rows=st.lists(ROW, max_size=9), order=ORDERS, limit=st.integers(1, 4))
-async def test_pages_forward_and_backward_are_the_whole_listing(
-    session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int
-) -> None:
-    async with specimens(session, rows) as repository:
-        statement = select(Specimen).order_by(*order)
-        whole = [specimen.id for specimen in await repository.list(statement, limit=None)]
-        forward = await walk(lambda cursor: repository.page(statement, limit=limit, after=cursor), "next")
-        assert [id for page in forward for id in ids(page)] == whole
-        assert all(len(page.items) == limit for page in forward[:-1])
-        assert (forward[0].previous, forward[-1].next) == (None, None)
-        if len(forward) > 1:
-            start = forward[-1].previous
-            backward = await walk(
-                lambda cursor: repository.page(statement, limit=limit, before=cursor or start), "previous"
-            )
-            assert [id for page in reversed(backward) for id in ids(page)] == whole[: -len(forward[-1].items)]
-            assert all(page.next is not None for page in backward)
-            again = await repository.page(statement, limit=limit, after=backward[0].next)
-            assert ids(again) == ids(forward[-1])
-
-
-@exhaustive
-@given(
-    rows=st.lists(ROW, min_size=1, max_size=9),
-    order=ORDERS,
-    limit=st.integers(1, 3),
-    changes=st.lists(st.one_of(ROW, st.integers(0, 8)), max_size=8),
-)
-async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_others(
-    session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int, changes: list[Any]
-) -> None:
-    async with specimens(session, rows) as repository:
-        statement = select(Specimen).order_by(*order)
-        lasting = {(i * 7) % 31 for i in range(len(rows))}
-        to_come = iter(enumerate(changes, start=100))
-
-        async def turn(cursor: str | None) -> Page[Specimen]:
-            page = await repository.page(statement, limit=limit, after=cursor)
-            id, change = next(to_come, (0, None))
-            if isinstance(change, dict):
-                await insert_specimens(session, {id: change})
-            elif change is not None:
-                lasting.discard((change * 7) % 31)
-                await session.execute(text("DELETE FROM specimens WHERE id = :id"), {"id": (change * 7) % 31})
-            return page
-
-        seen = [id for page in await walk(turn, "next") for id in ids(page)]
-        assert len(seen) == len(set(seen))
-        assert lasting <= set(seen)
-
 
 # --- one page
 
@@ -237,6 +108,12 @@ async def test_a_page_whose_rows_are_gone_is_empty(users: AsyncRepository[User])
     page = await users.page(limit=19)
     await users.delete_many([(await users.list(limit=None))[-1].id])
     assert await users.page(after=page.next) == Page([], None, None)
+
+
+async def test_a_bulk_write_between_pages_is_seen(session: AsyncSession, users: AsyncRepository[User]) -> None:
+    page = await users.page(limit=10)
+    await bulk.insert_many(session, User, [{"email": "last@example.org", "name": "Last", "age": 99}])
+    assert [user.age for user in (await users.page(limit=50, after=page.next)).items] == [*range(10, 20), 99]
 
 
 # --- orders
@@ -477,62 +354,3 @@ async def test_a_cursor_with_its_listings_seal_but_other_contents_is_refused(use
         payload = json.dumps(content).encode()
         raw = bytes([1]) + cursors._seal(payload) + payload
         await refused(users, base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
-
-
-# --- plans
-
-
-async def plan_of(session: AsyncSession, page: Callable[[], Any]) -> tuple[Page[Any], list[dict[str, Any]]]:
-    """The page, and the nodes of its statement's plan, from the top."""
-    sent: list[tuple[str, Any]] = []
-
-    def remember(*args: Any) -> None:
-        sent.append((args[2], args[3]))
-
-    engine = session.get_bind().engine
-    event.listen(engine, "before_cursor_execute", remember)
-    try:
-        result = await page()
-    finally:
-        event.remove(engine, "before_cursor_execute", remember)
-    raw = (await (await session.connection()).get_raw_connection()).driver_connection
-    assert raw is not None
-    (statement, parameters), *_ = sent
-    nodes = [(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters))[0]["Plan"]]
-    while "Plans" in nodes[-1]:
-        nodes.append(nodes[-1]["Plans"][0])
-    return result, nodes
-
-
-async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_nothing(
-    session: AsyncSession,
-) -> None:
-    """Control: a page by offset reads what it skips."""
-    numbers = select(func.generate_series(1, 20_000).label("n")).subquery()
-    columns = [func.gen_random_uuid(), func.concat(numbers.c.n, "@example.org"), literal("N"), func.now(), func.now()]
-    await session.execute(
-        insert(User).from_select(["id", "email", "name", "created_at", "updated_at"], select(*columns))
-    )
-    await session.execute(text("ANALYZE users"))
-    users = AsyncRepository(session, User)
-    everything = [user.id for user in await users.list(limit=None)]
-    for statement in (select(User), select(User).order_by(User.id.desc())):
-        page = partial(users.page, statement, limit=50)
-        first, nodes = await plan_of(session, page)
-        assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
-        second, nodes = await plan_of(session, partial(page, after=first.next))
-        assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
-        assert "Index Cond" in nodes[1]
-        back, nodes = await plan_of(session, partial(page, before=second.previous))
-        assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
-        assert "Index Cond" in nodes[1]
-        assert back.items == first.items
-    assert [user.id for user in second.items] == everything[::-1][50:100]
-    _, nodes = await plan_of(session, lambda: users.list(offset=19_000, limit=50))
-    assert "Index Cond" not in nodes[-1]
-
-
-async def test_a_bulk_write_between_pages_is_seen(session: AsyncSession, users: AsyncRepository[User]) -> None:
-    page = await users.page(limit=10)
-    await bulk.insert_many(session, User, [{"email": "last@example.org", "name": "Last", "age": 99}])
-    assert [user.age for user in (await users.page(limit=50, after=page.next)).items] == [*range(10, 20), 99]

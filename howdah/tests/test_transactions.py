@@ -1,20 +1,18 @@
+"""Transactions in transactions, savepoints, and advisory locks."""
+
 from __future__ import annotations
 
 import asyncio
 import os
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from contextvars import copy_context
-from typing import Any
 
 import pytest
-from sample import Counter, User
+from sample import User
 from server import until_waiting
-from sqlalchemy import func, select, text, update
-from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import (
@@ -23,244 +21,13 @@ from howdah import (
     InvalidValue,
     LockTimeout,
     NestedTransaction,
-    SerializationFailure,
     UniqueViolation,
     advisory_lock,
-    lock,
     run_transaction,
     savepoint,
     transactions,
     try_advisory_lock,
 )
-
-
-@pytest.fixture
-async def real_database(database_url: str) -> AsyncIterator[Database]:
-    """With a real pool, for tests that commit nothing."""
-    async with Database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-async def counters(committed_database: Database) -> Database:
-    """A database with the committed counters 1 and 2, both 0."""
-    async with committed_database.begin() as session:
-        session.add_all([Counter(id=1), Counter(id=2)])
-    return committed_database
-
-
-async def values(database: Database) -> list[int]:
-    async with database.session() as session:
-        return list(await session.scalars(select(Counter.value).order_by(Counter.id)))
-
-
-async def change(database: Database, value: int) -> None:
-    """Somebody else's transaction, committed."""
-    async with database.begin() as session:
-        await session.execute(update(Counter).values(value=value))
-
-
-def losing(times: int, database: Database, seen: list[AsyncSession]) -> Any:
-    """Work that loses the race for the counters so many times, as two sessions do."""
-
-    async def work(session: AsyncSession) -> int:
-        seen.append(session)
-        counter = (await session.scalars(select(Counter).where(Counter.id == 1))).one()
-        if len(seen) <= times:
-            await change(database, 100 * len(seen))
-        counter.value += 1
-        await session.flush()
-        return int(counter.value)
-
-    return work
-
-
-class TestRunTransaction:
-    async def test_commits_and_returns_what_the_work_returned(self, counters: Database) -> None:
-        seen: list[AsyncSession] = []
-        assert await run_transaction(counters, losing(0, counters, seen)) == 1
-        assert await values(counters) == [1, 0]
-        with pytest.raises(InvalidRequestError, match="permanently closed"):
-            await seen[0].execute(text("SELECT 1"))
-
-    async def test_runs_the_whole_work_again_in_a_fresh_session_when_it_lost_a_race(self, counters: Database) -> None:
-        seen: list[AsyncSession] = []
-        work = losing(2, counters, seen)
-        assert await run_transaction(counters, work, isolation_level="REPEATABLE READ") == 201
-        assert await values(counters) == [201, 200]
-        assert len({id(session) for session in seen}) == 3
-        assert counters.pool_status().in_use == 0
-
-    async def test_without_it_the_race_is_lost(self, counters: Database) -> None:
-        with pytest.raises(SerializationFailure):
-            async with counters.begin(isolation_level="REPEATABLE READ") as session:
-                await losing(1, counters, [])(session)
-
-    async def test_runs_again_when_the_commit_is_what_failed(self, counters: Database) -> None:
-        """Write skew: each of two reads what the other writes, and only the second commit can tell."""
-        runs = 0
-
-        async def work(session: AsyncSession) -> None:
-            nonlocal runs
-            runs += 1
-            total = await session.scalar(select(func.sum(Counter.value)))
-            if runs == 1:
-                async with counters.begin(isolation_level="SERIALIZABLE") as other:
-                    await other.scalar(select(func.sum(Counter.value)))
-                    await other.execute(update(Counter).where(Counter.id == 2).values(value=5))
-                    await session.execute(update(Counter).where(Counter.id == 1).values(value=total))
-                return
-            await session.execute(update(Counter).where(Counter.id == 1).values(value=total))
-
-        await run_transaction(counters, work, isolation_level="SERIALIZABLE")
-        assert runs == 2
-        assert await values(counters) == [5, 5]
-
-    async def test_runs_the_victim_of_a_deadlock_again(self, counters: Database) -> None:
-        reached = asyncio.Barrier(2)
-        runs = 0
-
-        def work(first: int, second: int) -> Any:
-            async def locks_in_argument_order(session: AsyncSession) -> None:
-                nonlocal runs
-                runs += 1
-                await session.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
-                for key in (first, second):
-                    (await lock(session, Counter, [key]))[key].value += 1
-                    await session.flush()
-                    if runs <= 2:
-                        with suppress(asyncio.BrokenBarrierError):
-                            await reached.wait()
-                    await reached.abort()
-
-            return locks_in_argument_order
-
-        await asyncio.gather(run_transaction(counters, work(1, 2)), run_transaction(counters, work(2, 1)))
-        assert runs == 3
-        assert await values(counters) == [2, 2]
-
-    async def test_gives_up_after_so_many_attempts_with_the_last_error(self, counters: Database) -> None:
-        seen: list[AsyncSession] = []
-        with pytest.raises(SerializationFailure):
-            await run_transaction(counters, losing(99, counters, seen), attempts=3, isolation_level="REPEATABLE READ")
-        assert len(seen) == 3
-        assert await values(counters) == [300, 300]
-
-    async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
-        seen: list[AsyncSession] = []
-        started = time.monotonic()
-        with pytest.raises(SerializationFailure):
-            await run_transaction(
-                counters,
-                losing(10**6, counters, seen),
-                attempts=10**6,
-                timeout=0.3,
-                isolation_level="REPEATABLE READ",
-            )
-        assert len(seen) >= 2
-        assert time.monotonic() - started < 2
-
-    async def test_raises_any_other_error_at_once_and_rolls_back(self, counters: Database) -> None:
-        runs = 0
-
-        def work(error: type[BaseException], statement: str) -> Any:
-            async def fail(session: AsyncSession) -> None:
-                nonlocal runs
-                runs += 1
-                await session.execute(update(Counter).values(value=9))
-                await session.execute(text(statement))
-                raise error
-
-            return fail
-
-        for n, (error, statement) in enumerate(
-            [
-                (LookupError, "SELECT 1"),
-                (UniqueViolation, "INSERT INTO counters VALUES (1, 1)"),
-                (InvalidValue, "SELECT 1/0"),
-                (asyncio.CancelledError, "SELECT 1"),
-            ],
-            start=1,
-        ):
-            with pytest.raises(error):
-                await run_transaction(counters, work(error, statement))
-            assert runs == n
-        assert await values(counters) == [0, 0]
-
-    async def test_runs_again_even_if_the_work_swallowed_the_conflict(self, counters: Database) -> None:
-        runs = 0
-
-        async def work(session: AsyncSession) -> None:
-            nonlocal runs
-            runs += 1
-            await session.scalar(select(Counter.value))
-            if runs == 1:
-                await change(counters, 100)
-            with suppress(SerializationFailure):
-                await session.execute(update(Counter).values(value=Counter.value + 1))
-
-        await run_transaction(counters, work, isolation_level="REPEATABLE READ")
-        assert runs == 2
-        assert await values(counters) == [101, 101]
-
-    async def test_does_not_hide_a_flush_that_failed(self, counters: Database) -> None:
-        async def work(session: AsyncSession) -> None:
-            with suppress(SerializationFailure):
-                await losing(1, counters, [])(session)
-
-        with pytest.raises(PendingRollbackError):
-            await run_transaction(counters, work, isolation_level="REPEATABLE READ")
-        assert await values(counters) == [100, 100]
-
-    async def test_can_be_cancelled_between_two_attempts(
-        self, counters: Database, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(transactions, "_FIRST_WAIT_SECONDS", 1000)
-        monkeypatch.setattr(transactions, "_LONGEST_WAIT_SECONDS", 1000)
-        seen: list[AsyncSession] = []
-        work = losing(99, counters, seen)
-        task = asyncio.create_task(run_transaction(counters, work, isolation_level="REPEATABLE READ", timeout=10**6))
-        while not seen or counters.pool_status().in_use:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert len(seen) == 1
-        assert counters.pool_status().in_use == 0
-
-    async def test_waits_longer_and_at_random_from_attempt_to_attempt(
-        self, counters: Database, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        waits: list[float] = []
-        real_sleep = asyncio.sleep
-
-        async def sleep(seconds: float) -> None:
-            waits.append(seconds)
-            await real_sleep(0)
-
-        monkeypatch.setattr(asyncio, "sleep", sleep)
-        with pytest.raises(SerializationFailure):
-            await run_transaction(
-                counters, losing(99, counters, []), attempts=12, timeout=99, isolation_level="REPEATABLE READ"
-            )
-        waits = [each for each in waits if each > 0]
-        bounds = [min(0.01 * 2**n, 1.0) for n in range(11)]
-        assert len(waits) == len(bounds)
-        assert all(0 <= wait <= bound for wait, bound in zip(waits, bounds, strict=True))
-        assert len(set(waits)) > 1
-
-    async def test_serves_many_at_the_same_time(self, counters: Database) -> None:
-        async def work(session: AsyncSession) -> None:
-            counter = (await session.scalars(select(Counter).where(Counter.id == 1))).one()
-            counter.value += 1
-
-        await asyncio.gather(
-            *(
-                run_transaction(counters, work, attempts=100, timeout=60, isolation_level="REPEATABLE READ")
-                for _ in range(20)
-            )
-        )
-        assert await values(counters) == [20, 0]
 
 
 async def nothing(session: AsyncSession) -> None:

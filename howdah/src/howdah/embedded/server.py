@@ -8,12 +8,10 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,15 +21,22 @@ from urllib.parse import quote
 
 from sqlalchemy.engine import URL
 
+from howdah.embedded.data_directory import (
+    DEFAULT_VERSION,
+    beside,
+    check_data_dir,
+    check_version,
+    data_version,
+    default_data_dir,
+    initialise,
+)
 from howdah.embedded.locks import locked, open_lock, wait
 from howdah.embedded.processes import alive, command_line, processes, send, served_directory
 from howdah.embedded.programs import (
     ENVIRONMENT,
-    ROOT_HOME,
     STOP_SECONDS,
     WHEEL_FOLDERS,
     ServerUser,
-    initdb_options,
     prepare_parent,
     programs_for,
     server_user,
@@ -43,10 +48,8 @@ from howdah.errors import EmbeddedPostgresError
 if sys.platform != "win32":
     import fcntl
 with contextlib.suppress(ImportError):  # of the extra; wheel_folder() says so when it is missing
-    import platformdirs
     import psutil
 
-DEFAULT_VERSION = 18
 # Given on the command line at each start, so that they follow the library's version and not the day of initdb.
 DEFAULT_SETTINGS: Mapping[str, str] = {
     "checkpoint_timeout": "15min",
@@ -114,8 +117,8 @@ class EmbeddedPostgres:
         self._wheel = wheel_folder()
         self.data_dir = Path(data_dir or default_data_dir(version or DEFAULT_VERSION)).expanduser().resolve()
         with _explained(f"{self.data_dir} can't be used"):
-            self.version = version or _data_version(self.data_dir) or DEFAULT_VERSION
-            self._check_version()
+            self.version = version or data_version(self.data_dir) or DEFAULT_VERSION
+            check_version(self.data_dir, self.version, self._wheel)
         self.bin_dir = self._wheel / WHEEL_FOLDERS[self.version] / "bin"
         self.log_file = self.data_dir / "server.log"
         fingerprint = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
@@ -155,7 +158,7 @@ class EmbeddedPostgres:
         with self._mutex, _explained(f"PostgreSQL at {self.data_dir} can't be started"):
             user = server_user()
             prepare_parent(self.data_dir, user)
-            self._check_data_dir(user)
+            check_data_dir(self.data_dir, user)
             programs = programs_for(user, self._wheel, self.bin_dir, deadline)
             with locked(self._beside("lock"), deadline):
                 self._take_lease()
@@ -220,7 +223,7 @@ class EmbeddedPostgres:
     # shared. The kernel frees both with the process. They lie beside the data directory, which initdb wants empty.
 
     def _beside(self, kind: str) -> Path:
-        return self.data_dir.with_name(f".{self.data_dir.name}.{kind}")
+        return beside(self.data_dir, kind)
 
     def _take_lease(self) -> None:
         if self._lease is None:
@@ -255,66 +258,14 @@ class EmbeddedPostgres:
         self._close_lease()
         self._mutex = threading.Lock()
 
-    # The data directory.
-
-    def _check_version(self) -> None:
-        shipped = [v for v, folder in WHEEL_FOLDERS.items() if (self._wheel / folder / "bin" / "postgres").exists()]
-        found = _data_version(self.data_dir)
-        if found not in {None, self.version}:
-            raise EmbeddedPostgresError(
-                f"{self.data_dir} holds data of PostgreSQL {found}, and {self.version} is wanted: leave the version "
-                "out, name another data directory, or dump the data and restore it into a new one"
-            )
-        if self.version not in shipped:
-            choice = " and ".join(map(str, shipped)) or "none"
-            raise EmbeddedPostgresError(
-                f"PostgreSQL {self.version} is wanted{f' for the data in {self.data_dir}' if found else ''}, and the "
-                f"wheel ships {choice}: name one of these, with a data directory of its own"
-            )
-
-    def _check_data_dir(self, user: ServerUser) -> None:
-        if not self.data_dir.exists():
-            return
-        owner = self.data_dir.stat().st_uid
-        empty = next(self.data_dir.iterdir(), None) is None
-        if not (owner == user.uid or (empty and owner == os.geteuid())):
-            raise EmbeddedPostgresError(
-                f"{self.data_dir} belongs to the user {user_name(owner)}, and PostgreSQL would run as "
-                f"{user_name(user.uid)}: name another data directory, or start it as its owner"
-            )
-        if not empty and _data_version(self.data_dir) is None:
-            raise EmbeddedPostgresError(f"{self.data_dir} holds files, but no PostgreSQL data: name a new folder")
-
-    def _initialise(self, user: ServerUser, programs: Path, deadline: float) -> None:
-        """Makes the data directory beside its place and moves it there whole: no start ever meets half of one."""
-        parent, prefix = self.data_dir.parent, self._beside("initdb-").name
-        for remains in parent.iterdir():
-            if remains.name.startswith(prefix) and remains.lstat().st_uid in {user.uid, os.geteuid()}:
-                shutil.rmtree(remains, ignore_errors=True)
-        fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        try:
-            os.chown(fresh, user.uid, user.gid)
-            made = user.run(programs / "initdb", "-D", fresh, *initdb_options(self.version), deadline=deadline)
-            if made.returncode != 0:
-                raise EmbeddedPostgresError(f"initdb failed for {self.data_dir}:\n{made.stderr.strip()}")
-            try:
-                fresh.rename(self.data_dir)
-            except OSError as error:
-                hint = "if it is a mount point, name a folder inside it"
-                raise EmbeddedPostgresError(f"{self.data_dir} can't be made ({error.strerror}); {hint}") from error
-            _sync_folder(parent)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-        _logger.info("initialised a data directory of PostgreSQL %d at %s", self.version, self.data_dir)
-
     # The server.
 
     def _ensure_running(self, user: ServerUser, programs: Path, deadline: float) -> None:
-        self._check_data_dir(user)  # again: under the lock it is final
-        self._check_version()
-        if _data_version(self.data_dir) is None:
+        check_data_dir(self.data_dir, user)  # again: under the lock it is final
+        check_version(self.data_dir, self.version, self._wheel)
+        if data_version(self.data_dir) is None:
             self._end_remains(user, deadline)
-            self._initialise(user, programs, deadline)
+            initialise(self.data_dir, self.version, user, programs, deadline)
         postmaster = self._postmaster()
         if postmaster is not None and self._pid_file()[7] == "stopping":
             wait(lambda: not alive(postmaster), deadline)
@@ -445,14 +396,6 @@ class EmbeddedPostgres:
         return EmbeddedPostgresError(f"{message}. The end of {self.log_file}:\n{output.strip()}")
 
 
-def default_data_dir(version: int = DEFAULT_VERSION) -> Path:
-    """`howdah/postgresql-18` in the user's data folder; for root, whose home the server can't enter, in /var/lib."""
-    if sys.platform != "win32" and os.geteuid() == 0:
-        return ROOT_HOME / f"postgresql-{version}"
-    wheel_folder()
-    return platformdirs.user_data_path("howdah", appauthor=False) / f"postgresql-{version}"
-
-
 _started: set[EmbeddedPostgres] = set()
 
 
@@ -474,15 +417,6 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forget_all)
 
 
-def _data_version(data_dir: Path) -> int | None:
-    try:
-        return int((data_dir / "PG_VERSION").read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise EmbeddedPostgresError(f"{data_dir} is damaged: its PG_VERSION doesn't name a version") from None
-
-
 def _holds_a_socket(folder: Path) -> bool:
     return len(os.fsencode(folder / _SOCKET)) <= _SOCKET_PATH_BYTES and bool(_PLAIN_PATH.fullmatch(str(folder)))
 
@@ -493,11 +427,3 @@ def _explained(problem: str) -> Iterator[None]:
         yield
     except (OSError, psutil.Error) as error:
         raise EmbeddedPostgresError(f"{problem}: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,9 @@
-"""Every error, provoked on the server and compared with what SQLAlchemy raises without Howdah."""
+"""Errors of statements and commits, provoked on the server and compared with what SQLAlchemy raises without Howdah."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import inspect
-import pickle
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,13 +11,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+from pickling import pickled
 from sample import Order, User
-from server import kill, until_gone, until_waiting
-from sqlalchemy import Date, DateTime, Integer, bindparam, exc, insert, make_url, select, text
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from server import until_waiting
+from sqlalchemy import Date, DateTime, Integer, bindparam, exc, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-import howdah
 from howdah import AwareDateTime, Database, errors
 
 TABLES = (
@@ -128,16 +124,6 @@ PROVOKED = [
     ),
 ]
 
-# The codes that mean nothing more particular than DatabaseError, each on purpose: SQL that PostgreSQL itself never
-# raises, faults of a program rather than of a request, and what an operator must see as a fault (disk full).
-LEFT_PLAIN = """
-    03000 09000 0B000 0F000 0F001 0L000 0LP01 0P000 0Z000 0Z002 10608 20000 21000 24000 25000 25001 25002 25003 25004
-    25005 25007 25008 25P01 25P02 26000 27000 2B000 2BP01 2D000 2F000 2F002 2F003 2F004 2F005 34000 38000 38001 38002
-    38003 38004 39000 39001 39004 39P01 39P02 39P03 3B000 3B001 40000 40002 40003 53000 53100 53200 53400 54000 54001
-    54011 54023 55000 55006 55P02 55P04 57000 58000 58030 58P01 58P02 58P03 72000 F0000 F0001 P0000 P0001 P0002 P0003
-    P0004
-"""
-
 
 @pytest.fixture
 async def engines(database_url: str) -> AsyncIterator[tuple[AsyncEngine, AsyncEngine]]:
@@ -146,17 +132,6 @@ async def engines(database_url: str) -> AsyncIterator[tuple[AsyncEngine, AsyncEn
     async with Database(database_url, pool_size=1) as database:
         yield database.engine, plain
     await plain.dispose()
-
-
-@pytest.fixture
-async def real_database(database_url: str) -> AsyncIterator[Database]:
-    """With a real pool, for tests that commit nothing."""
-    async with Database(database_url) as database:
-        yield database
-
-
-def pickled(error: Exception) -> Any:
-    return pickle.loads(pickle.dumps(error))  # noqa: S301
 
 
 async def raised_by(engine: AsyncEngine, statements: Sequence[Any], parameters: dict[str, Any]) -> Exception:
@@ -326,213 +301,3 @@ async def test_reports_a_table_that_was_altered_under_a_prepared_statement(commi
         assert isinstance(caught.value, exc.NotSupportedError)
         await session.rollback()
         assert (await session.execute(emails)).all() == []
-
-
-async def test_reports_a_backend_that_was_killed(real_database: Database) -> None:
-    lock = text("SELECT pg_advisory_xact_lock(1)")
-    async with real_database.session() as holder, real_database.session() as session:
-        pid = await session.scalar(text("SELECT pg_backend_pid()"))
-        await holder.execute(lock)
-        waiting = asyncio.create_task(session.execute(lock))
-        await until_waiting(real_database)
-        await kill(real_database, pid)
-        with pytest.raises(errors.ConnectionLost) as caught:
-            await waiting
-    error = caught.value
-    assert isinstance(error, errors.Unavailable)
-    assert isinstance(error, exc.OperationalError)
-    assert error.connection_invalidated
-    assert isinstance(pickled(error), errors.ConnectionLost)
-
-
-async def test_reports_a_connection_that_was_lost_while_idle_in_a_transaction(
-    database_url: str, real_database: Database
-) -> None:
-    async with Database(database_url, idle_in_transaction_timeout=0.05) as database, database.session() as session:
-        pid = await session.scalar(text("SELECT pg_backend_pid()"))
-        await until_gone(real_database, pid)
-        with pytest.raises(errors.ConnectionLost):
-            await session.execute(text("SELECT 1"))
-        await session.rollback()
-        assert await session.scalar(text("SELECT 1")) == 1
-
-
-async def test_reports_a_transaction_that_took_too_long(real_database: Database) -> None:
-    async with real_database.session() as session:
-        if await session.scalar(text("SELECT CAST(current_setting('server_version_num') AS int) < 170000")):
-            pytest.skip("transaction_timeout came with PostgreSQL 17")
-        await session.execute(text("SET LOCAL transaction_timeout = '20ms'"))
-        with pytest.raises(errors.ConnectionLost):
-            await session.execute(text("SELECT pg_sleep(9)"))
-
-
-async def test_gives_up_on_a_statement_that_the_server_never_ends(database_url: str) -> None:
-    async with (
-        Database(database_url, statement_timeout=None, connect_args={"command_timeout": 0.05}) as database,
-        database.session() as session,
-    ):
-        with pytest.raises(errors.ConnectionLost) as caught:
-            await session.execute(text("SELECT pg_sleep(9)"))
-        assert isinstance(caught.value.__cause__, TimeoutError)
-        await session.rollback()
-        assert await session.scalar(text("SELECT 1")) == 1
-
-
-@pytest.fixture
-async def full_url(real_database: Database) -> AsyncIterator[str]:
-    """Of a role that may have no connection."""
-    async with real_database.begin() as session:
-        await session.execute(text("CREATE ROLE howdah_limited LOGIN CONNECTION LIMIT 0"))
-    yield real_database.engine.url.set(username="howdah_limited").render_as_string(hide_password=False)
-    async with real_database.begin() as session:
-        await session.execute(text("DROP ROLE howdah_limited"))
-
-
-async def is_refused(url: str) -> errors.CannotConnect:
-    async with Database(url) as database:
-        for attempt in (database.ping, database.session().connection):
-            with pytest.raises(errors.CannotConnect) as caught:
-                await attempt()
-            error = caught.value
-            assert isinstance(error, errors.Unavailable)
-            assert isinstance(error, exc.OperationalError)
-            assert error.__cause__ is error.orig
-            assert type(pickled(error)) is errors.CannotConnect
-        assert database.pool_status().in_use == 0
-    return error
-
-
-async def test_reports_a_server_that_is_not_there(database_url: str) -> None:
-    assert isinstance((await is_refused("postgresql://?host=/nowhere")).orig, OSError)
-    assert isinstance((await is_refused("postgresql://127.0.0.1:1/nowhere")).orig, OSError)
-    assert isinstance((await is_refused("postgresql://nowhere.invalid/nowhere")).orig, OSError)
-
-
-async def test_reports_a_database_that_does_not_exist(database_url: str) -> None:
-    nowhere = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
-    assert (await is_refused(nowhere)).sqlstate == "3D000"
-
-
-async def test_reports_a_login_that_is_refused(database_url: str) -> None:
-    nobody = make_url(database_url).set(username="nobody").render_as_string(hide_password=False)
-    assert (await is_refused(nobody)).sqlstate in {"28000", "28P01"}
-
-
-async def test_reports_a_server_that_takes_no_more_clients(full_url: str) -> None:
-    assert (await is_refused(full_url)).sqlstate == "53300"
-
-
-async def test_reports_a_pool_without_a_free_connection(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05) as database:
-        async with database.session() as holder:
-            await holder.execute(text("SELECT 1"))
-            with pytest.raises(errors.PoolExhausted, match="all 1 connections") as caught:
-                await database.session().execute(text("SELECT 1"))
-        assert isinstance(caught.value, exc.TimeoutError)
-        assert isinstance(caught.value, errors.Unavailable)
-        assert isinstance(caught.value.__cause__, exc.TimeoutError)
-        assert str(pickled(caught.value)) == str(caught.value)
-
-
-async def test_a_cancelled_task_stays_cancelled(real_database: Database) -> None:
-    lock = text("SELECT pg_advisory_xact_lock(1)")
-    async with real_database.session() as holder, real_database.session() as session:
-        await holder.execute(lock)
-        waiting = asyncio.create_task(session.execute(lock))
-        await until_waiting(real_database)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        errors.NotFound(User, [1, 2, 3, 4, 5, 6, 7]),
-        errors.UnknownAttribute(User, "mail", ["email", "name"]),
-        errors.InvalidCursor("damaged"),
-        errors.NestedTransaction("nested"),
-        errors.StaleRow("stale"),
-        errors.PoolExhausted("exhausted"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_errors_of_the_library_survive_pickling(error: Exception) -> None:
-    for twin in (copy.copy(error), pickled(error)):
-        assert type(twin) is type(error)
-        assert str(twin) == str(error)
-        assert vars(twin) == vars(error)
-
-
-def test_not_found_names_all_keys_and_shows_a_few() -> None:
-    error = errors.NotFound(User, range(7))
-    assert error.keys == [0, 1, 2, 3, 4, 5, 6]
-    assert str(error) == "no User with key 0, 1, 2, 3, 4 and 2 more"
-
-
-def test_unknown_attribute_is_an_attribute_error_that_names_what_there_is() -> None:
-    assert isinstance(errors.UnknownAttribute(User, "mail", ["email"]), AttributeError)
-    assert str(errors.UnknownAttribute(User, "mail", ["email", "name"])).endswith("it has email, name")
-
-
-def driver_errors() -> list[Any]:
-    """Those with a SQLSTATE that stand for an error: not the warnings, nor foreign data wrappers' (class HV)."""
-    classes: list[Any] = list(vars(asyncpg.exceptions).values())
-    with_code: list[Any] = [c for c in classes if inspect.isclass(c) and issubclass(c, asyncpg.PostgresError)]
-    return [each for each in with_code if each.sqlstate is not None and not each.sqlstate.startswith("HV")]
-
-
-def becomes(sqlstate: str) -> type[errors.DatabaseError]:
-    return errors.BY_SQLSTATE.get(sqlstate) or errors.BY_SQLSTATE.get(sqlstate[:2]) or errors.DatabaseError
-
-
-def test_every_code_of_the_driver_is_mapped_or_left_plain_on_purpose() -> None:
-    plain = {each.sqlstate for each in driver_errors() if becomes(each.sqlstate) is errors.DatabaseError}
-    assert plain == set(LEFT_PLAIN.split())
-
-
-def test_the_table_holds_no_code_that_does_not_exist() -> None:
-    known = {each.sqlstate for each in driver_errors()}
-    assert {code for code in errors.BY_SQLSTATE if len(code) == 5} <= known
-    assert {code for code in errors.BY_SQLSTATE if len(code) == 2} <= {code[:2] for code in known}
-
-
-def test_every_code_becomes_what_sqlalchemy_would_raise_too() -> None:
-    dbapi: Any = PGDialect_asyncpg.import_dbapi()  # type: ignore[no-untyped-call]
-    for driver_error in driver_errors():
-        if driver_error is asyncpg.InvalidCachedStatementError:
-            continue  # told by its class, not its code; provoked above
-        adapters = dbapi._asyncpg_error_translate
-        adapted = next(adapters[each] for each in driver_error.__mro__ if each in adapters)
-        known = (getattr(exc, each.__name__, None) for each in adapted.__mro__)
-        theirs = next((each for each in known if each and issubclass(each, exc.DBAPIError)), exc.DBAPIError)
-        assert issubclass(becomes(driver_error.sqlstate), theirs), driver_error.sqlstate
-
-
-def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
-    drawn: dict[str, str | None] = {"HowdahError": None}
-    above = ["HowdahError"]
-    for line in (errors.__doc__ or "").splitlines():
-        found = re.match(r"([│ ]*)[├└]── (\w+)", line)
-        if found:
-            depth = len(found[1]) // 4 + 1
-            drawn[found[2]] = above[depth - 1]
-            above[depth:] = [found[2]]
-    classes = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.HowdahError)]
-    real = {each.__name__: each.__bases__[0].__name__ for each in classes}
-    assert drawn == {**real, "HowdahError": None}
-
-
-def test_the_tree_names_the_codes_of_the_table() -> None:
-    for line in (errors.__doc__ or "").splitlines():
-        found = re.search(r"── (\w+) ", line)
-        codes = re.findall(r"\b(?=\w*\d)[0-9A-Z]{5}\b", line)
-        if found and codes:
-            table = {code for code, cls in errors.BY_SQLSTATE.items() if cls.__name__ == found[1]}
-            assert set(codes) <= table, line
-
-
-def test_every_name_of_the_tree_is_public() -> None:
-    classes = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.HowdahError)]
-    elsewhere = {"EmbeddedPostgresError"}  # by howdah.embedded
-    assert {each.__name__ for each in classes} <= {*howdah.__all__, *elsewhere}

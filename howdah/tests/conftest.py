@@ -1,0 +1,51 @@
+"""Fixtures of several modules here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from embedded_servers import open_folder, query
+from sample import UserRepository
+from sample_rows import user_rows
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Database
+from howdah.embedded import EmbeddedPostgres
+
+
+@pytest.fixture
+async def real_database(database_url: str) -> AsyncIterator[Database]:
+    """With a real pool, for tests that commit nothing."""
+    async with Database(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def users(session: AsyncSession) -> UserRepository:
+    return UserRepository(session)
+
+
+@pytest.fixture
+async def twenty(users: UserRepository) -> list[UUID]:
+    """The keys of twenty users, in key order."""
+    return (await users.create_many(user_rows(20))).keys
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with open_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def used_data() -> Iterator[Path]:
+    """The data directory of a stopped server with a table and a database, for the tests that need no new one."""
+    with open_folder() as folder:
+        (folder / "data").mkdir(mode=0o755)
+        with EmbeddedPostgres(folder / "data") as server:
+            query(server, "create table kept as select 42 as n")
+            query(server, 'create database "a?b c"')
+        yield server.data_dir

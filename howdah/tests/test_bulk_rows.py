@@ -1,0 +1,205 @@
+"""What a row of a bulk write may be, and how long it is held."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+from sample import Order, Seat, User, UserRepository
+from sample_rows import emails, make_users, user_rows
+from sqlalchemy import event, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Created, Matched, UnknownAttribute, Upserted, bulk
+from howdah.testing import assert_statements
+
+# --- what a row may be
+
+
+class UserIn(BaseModel):
+    email: str
+    name: str
+    age: int | None = None
+    nickname: str | None = None
+
+
+@dataclass
+class UserData:
+    email: str
+    name: str
+    age: int | None = None
+    nickname: str = "from data"
+
+
+def generated() -> Iterator[dict[str, Any]]:
+    yield from user_rows(5)
+
+
+async def generated_async() -> AsyncIterator[dict[str, Any]]:
+    for row in user_rows(5):
+        await asyncio.sleep(0)
+        yield row
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: user_rows(5),
+        lambda: tuple(user_rows(5)),
+        generated,
+        generated_async,
+        lambda: map(dict, user_rows(5)),
+        lambda: [UserIn(**row) for row in user_rows(5)],
+        lambda: [UserData(**row) for row in user_rows(5)],
+        lambda: [User(**row) for row in user_rows(5)],
+        lambda: [kind(**row) for kind, row in zip([dict, UserIn, UserData, User, dict], user_rows(5), strict=True)],
+    ],
+    ids=["list", "tuple", "generator", "async generator", "map", "Pydantic", "dataclass", "mapped", "mixed"],
+)
+@pytest.mark.parametrize("chunk_size", [2, 5])
+async def test_takes_rows_of_every_kind_from_every_iterable(session: AsyncSession, make: Any, chunk_size: int) -> None:
+    created = await bulk.insert_many(session, User, make(), chunk_size=chunk_size)
+    assert created.count == 5
+    assert await emails(session) == [row["email"] for row in user_rows(5)]
+    assert list(await session.scalars(select(User.id).order_by(User.email))) == created.keys
+
+
+async def test_takes_the_rows_of_another_statement_and_of_a_stream_in_the_same_session(session: AsyncSession) -> None:
+    await make_users(session, 25)
+    rows = (await session.execute(select(User.email.label("row"), User.age.label("number")))).mappings()
+    assert (await bulk.insert_many(session, Seat, rows)).count == 25
+    await bulk.delete_many(
+        session, Seat, [tuple(seat) for seat in await session.execute(select(Seat.row, Seat.number))]
+    )
+
+    async def streamed() -> AsyncIterator[dict[str, Any]]:
+        async for user in UserRepository(session).stream(batch=3):
+            yield {"row": user.email, "number": user.age}
+
+    assert (await bulk.insert_many(session, Seat, streamed(), chunk_size=4)).count == 25
+
+
+@pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
+async def test_no_rows_are_no_work(session: AsyncSession, write: Any) -> None:
+    result = await write(session, User, [])
+    assert result in (Created(0, []), Matched(0, []), Upserted(0, 0, 0))
+
+
+@pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
+@pytest.mark.parametrize("size", [0, -1])
+async def test_a_chunk_of_no_rows_is_refused(session: AsyncSession, write: Any, size: int) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        await write(session, User, user_rows(1), chunk_size=size)
+
+
+@pytest.mark.parametrize("wrong", [{"email": "a"}, "ab", [1, 2], [("a", "b")], [None], [Order()], [UserIn]])
+async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> None:
+    with assert_statements(session, 0), pytest.raises(TypeError, match="a row is a mapping") as caught:
+        await bulk.insert_many(session, User, wrong)
+    assert caught.value.__notes__ == ["in row 0 of the input, counted from 0"]
+
+
+@pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
+async def test_an_unknown_attribute_is_named_with_its_row_before_its_chunk_is_sent(
+    session: AsyncSession, write: Any
+) -> None:
+    rows = [{"id": uuid4(), "email": f"{i}@example.org", "name": "A"} for i in range(3)]
+    rows[2]["emial"] = "x"
+    with assert_statements(session, 0), pytest.raises(UnknownAttribute, match="'emial'") as caught:
+        await write(session, User, rows)
+    assert caught.value.__notes__ == ["in row 2 of the input, counted from 0"]
+
+
+class LooseUser(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    email: str
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"email": "a", "name": "A", "orders": []},
+        {"email": "a", "name": "A", "name_length": 1},
+        {"email": "a", "name": "A", "shout": "A"},
+        {"email": "a", "name": "A", "metadata": None},
+        LooseUser.model_validate({"email": "a", "orders": []}),
+    ],
+    ids=["relationship", "column_property", "hybrid", "metadata", "Pydantic extra"],
+)
+async def test_only_columns_can_be_set_in_bulk(session: AsyncSession, row: Any) -> None:
+    with pytest.raises(UnknownAttribute):
+        await bulk.insert_many(session, User, [row])
+
+
+async def test_related_objects_of_a_mapped_object_arent_silently_lost(session: AsyncSession) -> None:
+    with pytest.raises(TypeError, match=r"User\.orders is set: a bulk write writes columns"):
+        await bulk.insert_many(session, User, [User(email="a", name="A", orders=[Order()])])
+    assert (await bulk.insert_many(session, User, [User(email="a", name="A", orders=[])])).count == 1
+
+
+async def test_a_mapped_object_is_read_and_not_added(session: AsyncSession) -> None:
+    user = User(email="a@example.org", name="A")
+    created = await bulk.insert_many(session, User, [user])
+    assert user not in session
+    assert user.id is None
+    assert len(created.keys) == 1
+
+
+async def test_what_a_pydantic_model_leaves_unset_is_left_out(session: AsyncSession) -> None:
+    await bulk.insert_many(session, User, [UserIn(email="a", name="A"), UserIn(email="b", name="B", nickname="b")])
+    assert list(await session.scalars(select(User.nickname).order_by(User.email))) == ["nobody", "b"]
+
+
+# --- memory
+
+
+class Counted(dict[str, Any]):
+    """A row that can be counted while it lives."""
+
+    alive = 0
+    most = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+async def test_rows_are_let_go_chunk_by_chunk_and_no_object_stays_in_the_session(session: AsyncSession) -> None:
+    """Fault 5. Control: the reference's way makes an object of every row, and the caller's list holds every row."""
+    Counted.most = 0
+    made = 0
+
+    @event.listens_for(User, "init")
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+
+    async def reference_bulk_create_users(db: AsyncSession, users_data: list[Any], chunk_size: int) -> int:
+        held = 0
+        for i in range(0, len(users_data), chunk_size):
+            users = [User(**data) for data in users_data[i : i + chunk_size]]
+            db.add_all(users)
+            await db.flush()
+            held = max(held, len(db.identity_map))
+        return held
+
+    try:
+        await bulk.insert_many(session, User, (Counted(row) for row in user_rows(5000)), chunk_size=500)
+        gc.collect()
+        assert len(session.identity_map) == made == 0
+        assert Counted.most <= 1001
+        more = [{**row, "email": row["email"] + ".org"} for row in user_rows(5000)]
+        assert await reference_bulk_create_users(session, more, 500) >= 500
+        assert made == 5000
+    finally:
+        event.remove(User, "init", count)

@@ -1,0 +1,186 @@
+"""`upsert_many`: what it counts, finds, changes and leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sample import Order, Seat, Specimen, Status, User
+from sample_rows import LONG_AGO, make_orders, make_users, user_rows
+from sqlalchemy import MetaData, String, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from howdah import Base, Database, UnknownAttribute, Upserted, bulk, utcnow
+
+
+class Separate(Base):
+    """Away from the tables of the test database."""
+
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Touched(Separate):
+    __tablename__ = "touched"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+    by_constant: Mapped[str | None] = mapped_column(onupdate="constant")
+    by_expression: Mapped[str | None] = mapped_column(onupdate=func.lower("EXPRESSION"))
+    by_function: Mapped[str | None] = mapped_column(onupdate=lambda: "function")
+
+
+class Tagged(Separate):
+    __tablename__ = "tagged"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+    tag = mapped_column(String)
+    __mapper_args__ = {"version_id_col": tag, "version_id_generator": lambda version: uuid4().hex}  # noqa: RUF012
+
+
+async def test_upserts_count_created_updated_and_unchanged_rows(session: AsyncSession) -> None:
+    await make_users(session, 10)
+    rows = [row if i < 4 else {**row, "age": 100 + i} for i, row in enumerate(user_rows(15))]
+    assert await bulk.upsert_many(session, User, rows, on=["email"], chunk_size=4) == Upserted(5, 6, 4)
+    found = list(await session.scalars(select(User).order_by(User.age)))
+    assert [user.age for user in found] == [0, 1, 2, 3, *range(104, 115)]
+    assert [user.updated_at > LONG_AGO for user in found] == [False] * 4 + [True] * 11
+
+
+async def test_an_upsert_never_changes_the_key_of_an_existing_row(session: AsyncSession) -> None:
+    keys = await make_users(session, 2)
+    rows = [{**row, "id": uuid4(), "name": "New"} for row in user_rows(3)]
+    assert await bulk.upsert_many(session, User, rows, on=["email"]) == Upserted(1, 2, 0)
+    assert list(await session.scalars(select(User.id).order_by(User.age))) == [*keys, rows[2]["id"]]
+    for name in ("id", "email"):
+        with pytest.raises(ValueError, match="`update` can't name the key"):
+            await bulk.upsert_many(session, User, rows, on=["email"], update=[name])
+
+
+async def test_an_upsert_makes_keys_for_new_rows_only(session: AsyncSession) -> None:
+    keys = await make_users(session, 1)
+    await bulk.upsert_many(session, User, user_rows(2, nickname="x"), on=["email"])
+    assert (await session.scalars(select(User.id).order_by(User.age).limit(1))).one() == keys[0]
+
+
+async def test_update_chooses_what_an_existing_row_gets(session: AsyncSession) -> None:
+    await make_users(session, 2)
+    rows = user_rows(3, name="New", nickname="new")
+    assert await bulk.upsert_many(session, User, rows, on=["email"], update=["nickname"]) == Upserted(1, 2, 0)
+    found = list(await session.scalars(select(User).order_by(User.age)))
+    assert [(user.name, user.nickname) for user in found] == [("User 0", "new"), ("User 1", "new"), ("New", "new")]
+    assert await bulk.upsert_many(session, User, user_rows(4), on=["email"], update=[]) == Upserted(1, 0, 3)
+    assert [user.name for user in found] == ["User 0", "User 1", "New"]
+
+
+async def test_what_update_names_the_rows_must_name(session: AsyncSession) -> None:
+    """Otherwise existing rows would get the default of a column that nobody gave."""
+    with pytest.raises(ValueError, match="row 0 of the input, counted from 0, must name nickname"):
+        await bulk.upsert_many(session, User, user_rows(2), on=["email"], update=["nickname"])
+    wrongs: list[dict[str, Any]] = [{"on": ["orders"]}, {"update": ["emial"]}, {"on": ["emial"]}]
+    for wrong in wrongs:
+        with pytest.raises(UnknownAttribute):
+            await bulk.upsert_many(session, User, user_rows(2), **wrong)
+
+
+async def test_rows_that_meet_come_out_as_if_written_one_by_one_whatever_the_chunks(
+    committed_database: Database,
+) -> None:
+    rows = [
+        {"email": "a", "name": "1", "age": 1},
+        {"email": "b", "name": "1", "age": 1},
+        {"email": "a", "name": "2", "age": 2},
+        {"email": "a", "name": "2", "age": 2},
+        {"email": "a", "name": "3", "age": 3},
+    ]
+    for update_names, counts, a in (
+        (None, Upserted(2, 2, 1), ("3", 3)),
+        (["name"], Upserted(2, 2, 1), ("3", 1)),
+        ([], Upserted(2, 0, 3), ("1", 1)),
+    ):
+        for chunk_size in (1, 2, 3, 1000):
+            async with committed_database.session() as session:
+                options: dict[str, Any] = {"on": ["email"], "update": update_names, "chunk_size": chunk_size}
+                assert await bulk.upsert_many(session, User, rows, **options) == counts
+                assert (await session.execute(select(User.name, User.age).where(User.email == "a"))).one() == a
+
+
+async def test_null_meets_nothing(session: AsyncSession) -> None:
+    await session.execute(text("CREATE UNIQUE INDEX ON specimens (words)"))
+    rows = [{"id": i, "words": word} for i, word in enumerate([None, "a", None, "b", None])]
+    assert await bulk.upsert_many(session, Specimen, rows, on=["words"]) == Upserted(5, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("state", [Status.PAID, None, Status.PENDING]),
+        ("exact", [Decimal(2), 1, None, 3]),
+        ("token", [UUID(int=3), None, UUID(int=1)]),
+        ("moment", [utcnow(), None, LONG_AGO]),
+        ("flag", [True, None, False]),
+        ("raw", [b"b", None, b"a"]),
+        ("loud", ["b", None, "a"]),
+    ],
+)
+async def test_values_that_cant_be_sorted_among_each_other_can_still_be_what_rows_are_found_by(
+    session: AsyncSession, name: str, values: list[Any]
+) -> None:
+    await session.execute(text(f"CREATE UNIQUE INDEX ON specimens ({name}, whole)"))
+    rows = [{"id": i, "whole": None if i == 0 else 1, name: value} for i, value in enumerate(values)]
+    assert await bulk.upsert_many(session, Specimen, rows, on=[name, "whole"]) == Upserted(len(values), 0, 0)
+
+
+async def test_an_upsert_moves_the_version_of_what_it_changes_and_cant_set_it(session: AsyncSession) -> None:
+    keys = await make_orders(session, 2)
+    user = await session.scalar(select(User.id))
+    rows = [{"id": key, "user_id": user, "total_cents": 1} for key in [*keys, uuid4()]]
+    assert await bulk.upsert_many(session, Order, rows) == Upserted(1, 1, 1)
+    assert sorted(await session.scalars(select(Order.version))) == [1, 1, 2]
+    with pytest.raises(ValueError, match="can't check a version"):
+        await bulk.upsert_many(session, Order, [{**row, "version": 1} for row in rows])
+    with pytest.raises(ValueError, match="the version"):
+        await bulk.upsert_many(session, Order, rows, update=["version"])
+
+
+async def test_an_upsert_moves_what_onupdate_makes_of_every_kind(session: AsyncSession) -> None:
+    await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
+    rows = [{"id": 1, "value": 1}, {"id": 2, "value": 2}]
+    await bulk.upsert_many(session, Touched, rows)
+    assert await bulk.upsert_many(session, Touched, [{"id": 1, "value": 1}, {"id": 2, "value": 3}]) == Upserted(0, 1, 1)
+    found = (await session.scalars(select(Touched).order_by(Touched.id))).all()
+    assert [(each.by_constant, each.by_expression, each.by_function) for each in found] == [
+        (None, None, None),
+        ("constant", "expression", "function"),
+    ]
+
+
+async def test_a_version_that_is_no_number_cant_be_moved_in_bulk(session: AsyncSession) -> None:
+    await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
+    await bulk.insert_many(session, Tagged, [{"id": 1, "value": 1}])
+    with pytest.raises(TypeError, match=r"Tagged\.tag isn't an integer: bulk writes can't move such a version"):
+        await bulk.update_many(session, Tagged, [{"id": 1, "value": 2}])
+    assert await session.scalar(select(Tagged.value)) == 1
+
+
+async def test_an_upsert_that_sees_none_of_its_rows_change_still_inserts_the_others(session: AsyncSession) -> None:
+    assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": 1}]) == Upserted(1, 0, 0)
+    assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": n} for n in (2, 1)]) == Upserted(1, 0, 1)
+
+
+@dataclass
+class SeatData:
+    row: str
+    number: int
+    taken_by: str | None = None
+    history: list[str] = field(default_factory=list)
+
+
+async def test_an_upsert_takes_dataclasses_and_names_what_they_have_too_many(session: AsyncSession) -> None:
+    with pytest.raises(UnknownAttribute, match="'history'"):
+        await bulk.upsert_many(session, Seat, [SeatData("A", 1)])

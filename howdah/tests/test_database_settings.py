@@ -1,0 +1,180 @@
+"""What a database is given: bounds, URLs, and values as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from sample import Order
+from sample_rows import a_user
+from server import proxy_before
+from sqlalchemy import URL, literal, make_url, select, text
+from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import CannotConnect, Database, InvalidValue
+
+
+async def setting(database: Database, name: str) -> Any:
+    async with database.session() as session:
+        return await session.scalar(text("SELECT current_setting(:name)"), {"name": name})
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("timezone", "UTC"),
+            ("statement_timeout", "30s"),
+            ("lock_timeout", "5s"),
+            ("idle_in_transaction_session_timeout", "1min"),
+            ("application_name", "howdah"),
+            ("transaction_isolation", "read committed"),
+            ("transaction_read_only", "off"),
+        ],
+    )
+    async def test_every_session_has_bounds_and_utc(self, name: str, value: str, real_database: Database) -> None:
+        assert await setting(real_database, name) == value
+
+    async def test_takes_other_bounds_in_seconds(self, database_url: str) -> None:
+        async with Database(
+            database_url,
+            statement_timeout=1.5,
+            lock_timeout=0.0001,
+            idle_in_transaction_timeout=2,
+            application_name="shop",
+        ) as database:
+            assert await setting(database, "statement_timeout") == "1500ms"
+            assert await setting(database, "lock_timeout") == "1ms"  # 0 would mean no bound at all
+            assert await setting(database, "idle_in_transaction_session_timeout") == "2s"
+            assert await setting(database, "application_name") == "shop"
+
+    @pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "idle_in_transaction_timeout"])
+    def test_refuses_a_bound_of_no_time(self, name: str) -> None:
+        given: dict[str, Any] = {name: 0}
+        with pytest.raises(ValueError, match="more than 0 seconds, or None"):
+            Database("postgresql://", **given)
+
+    async def test_none_leaves_a_bound_to_the_server(self, database_url: str) -> None:
+        async with Database(database_url, statement_timeout=None, lock_timeout=None) as database:
+            assert await setting(database, "statement_timeout") == "0"
+            assert await setting(database, "lock_timeout") == "0"
+
+    async def test_takes_further_settings_of_the_server(self, database_url: str) -> None:
+        async with Database(database_url, connect_args={"server_settings": {"work_mem": "5MB"}}) as database:
+            assert await setting(database, "work_mem") == "5MB"
+            assert await setting(database, "timezone") == "UTC"
+
+    async def test_says_read_committed_where_the_server_says_otherwise(self, database_url: str) -> None:
+        serializable = {"server_settings": {"default_transaction_isolation": "serializable"}}
+        async with Database(database_url, connect_args=serializable) as database:
+            assert await setting(database, "default_transaction_isolation") == "serializable"
+            assert await setting(database, "transaction_isolation") == "read committed"
+
+    def test_pools_as_the_reference_does(self) -> None:
+        pool: Any = Database("postgresql://").engine.pool
+        assert pool.size() == 20
+        assert pool._max_overflow == 10
+        assert pool._pre_ping is True
+        assert pool._recycle == 3600
+
+    async def test_objects_stay_readable_after_a_commit(self, database: Database) -> None:
+        async with database.session() as session:
+            user = a_user()
+            session.add(user)
+            await session.commit()
+        assert user.name == "Ada"
+
+
+class TestUrl:
+    @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+    async def test_means_asyncpg(self, scheme: str, database_url: str) -> None:
+        url = make_url(database_url).set(drivername=scheme)
+        for given in (url, url.render_as_string(hide_password=False)):
+            async with Database(given) as database:
+                assert database.engine.driver == "asyncpg"
+                await database.ping()
+
+    @pytest.mark.parametrize("url", ["postgresql+psycopg://", "postgresql+psycopg2://", "sqlite://", "mysql://"])
+    def test_refuses_other_drivers(self, url: str) -> None:
+        with pytest.raises(ValueError, match=r"use postgresql:// or postgresql\+asyncpg://"):
+            Database(url)
+
+    async def test_may_carry_an_application_name(self, database_url: str) -> None:
+        url = make_url(database_url).update_query_dict({"application_name": "from-url"})
+        async with Database(url) as database:
+            assert await setting(database, "application_name") == "from-url"
+
+    async def test_may_carry_a_connect_timeout(self, database_url: str) -> None:
+        async with proxy_before(database_url) as proxy:
+            proxy.freeze()
+            async with Database(f"{proxy.url}?connect_timeout=0.05") as database:
+                with pytest.raises(CannotConnect) as caught:
+                    await database.ping()
+                assert isinstance(caught.value.orig, TimeoutError)
+            proxy.thaw()
+            async with Database(f"{proxy.url}?connect_timeout=0") as database:  # libpq's "no bound"
+                await database.ping()
+
+    async def test_may_carry_libpqs_tls_parameters(self, database_url: str) -> None:
+        async with proxy_before(database_url) as proxy:
+            for sslmode in ("disable", "prefer"):
+                async with Database(f"{proxy.url}?sslmode={sslmode}") as database:
+                    await database.ping()
+            for query in ("sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslmode=nonsense"):
+                async with Database(f"{proxy.url}?{query}") as database:  # a server without TLS, as tests have it
+                    with pytest.raises(CannotConnect):
+                        await database.ping()
+
+    async def test_may_ask_for_a_primary(self, database_url: str) -> None:
+        for attributes, is_met in (("read-write", True), ("standby", False)):
+            url = make_url(database_url).update_query_dict({"target_session_attrs": attributes})
+            async with Database(url) as database:
+                if is_met:
+                    await database.ping()
+                else:
+                    with pytest.raises(CannotConnect):
+                        await database.ping()
+
+    @pytest.mark.parametrize("name", ["channel_binding", "options", "statement_cache_size", "gssencmode"])
+    def test_refuses_what_the_driver_does_not_understand_and_says_what_to_do(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"'{name}' isn't supported: take it out, and use connect_args"):
+            Database(f"postgresql://localhost/shop?{name}=1")
+
+    def test_keeps_the_password_out_of_sight(self) -> None:
+        database = Database(URL.create("postgresql", "ada", "s3cret", "localhost", 5432, "shop"))
+        assert "s3cret" not in repr(database.engine)
+
+
+@dataclass
+class Reading:
+    value: float
+
+
+class TestJson:
+    @pytest.mark.parametrize("kind", [JSON, JSONB])
+    @pytest.mark.parametrize(
+        "value",
+        [{"a": [1, 2.5, None, True, "é\u2028"]}, [], "null", 2**63, 10**15 + 0.5, None, {"null": [None]}],
+    )
+    async def test_comes_back_as_it_went(self, kind: Any, value: Any, session: AsyncSession) -> None:
+        assert await session.scalar(select(literal(value, kind()))) == value
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            float("nan"),
+            [float("inf")],
+            {"a": {"b": (1, -float("inf"))}},
+            Reading(float("nan")),
+            2**64,
+            {1: 1},
+        ],
+        ids=repr,
+    )
+    async def test_refuses_what_it_would_change(self, value: Any, session: AsyncSession) -> None:
+        order = Order(details={"value": value})
+        session.add(order)
+        with pytest.raises(InvalidValue):
+            await session.flush()

@@ -1,0 +1,133 @@
+"""An embedded server starts over what was killed, deleted or damaged."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from embedded_servers import PATIENCE, Rider, is_dead, query
+
+from howdah.embedded import EmbeddedPostgres
+from howdah.embedded import server as server_module
+
+GARBAGE = "\0not a pid\n"
+
+
+@pytest.fixture
+def unrelated(used_data: Path) -> Iterator[int]:
+    """A living process of the server's own user."""
+    with subprocess.Popen(["/bin/sleep", "100"], user=used_data.stat().st_uid) as process:
+        yield process.pid
+        process.kill()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it didn't come to pass"
+        time.sleep(0.01)
+
+
+def test_recovers_after_the_server_was_killed(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as server:
+        query(server, "create table survivors as select 7 as n")
+        first = server.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        server.start()
+        assert server.pid != first
+        assert query(server, "select n from survivors") == "7"
+
+
+def test_ends_a_backend_that_outlives_its_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_ORPHAN_SECONDS", 0.2)
+    with EmbeddedPostgres(used_data) as server:
+        command = [str(server.bin_dir / "psql"), "-h", str(used_data), "-U", "postgres", "-c"]
+        with subprocess.Popen([*command, "do $$ begin loop end loop; end $$"], stderr=subprocess.DEVNULL):
+            busy = "select pid from pg_stat_activity where query like 'do $$ %' and state = 'active'"
+            wait_until(lambda: query(server, busy) != "")
+            orphan, postmaster = int(query(server, busy)), server.pid
+            assert postmaster is not None
+            os.kill(postmaster, signal.SIGKILL)
+            wait_until(lambda: is_dead(postmaster))
+            assert not is_dead(orphan)
+            server.start()
+            assert is_dead(orphan)
+            assert query(server, "select n from kept") == "42"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["{pid}", "{pid}\n{data}\n1\n5432\n{data}\n\n 1 2\nready\n", "", GARBAGE, "9" * 5000],
+    ids=["truncated", "whole", "empty", "garbage", "huge"],
+)
+def test_starts_over_a_stale_pid_file(used_data: Path, unrelated: int, lines: str) -> None:
+    stale = lines.format(pid=unrelated, data=used_data)
+    for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+        (used_data / name).write_text(stale)
+    server = EmbeddedPostgres(used_data)
+    assert server.pid is None
+    with server:
+        assert query(server, "select n from kept") == "42"
+    assert not is_dead(unrelated)
+
+
+def test_is_not_misled_by_the_server_of_another_directory(used_data: Path, home: Path) -> None:
+    with EmbeddedPostgres(home / "data") as other:
+        shutil.copy(home / "data" / "postmaster.pid", used_data)
+        with EmbeddedPostgres(used_data) as server:
+            assert server.pid != other.pid
+        assert query(other, "select 1") == "1"
+
+
+def test_never_runs_two_servers_on_one_directory(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as server:
+        first = server.pid
+        (used_data / "postmaster.pid").write_text(GARBAGE)
+        server.start()
+        assert is_dead(first)
+        assert query(server, "select n from kept") == "42"
+
+
+def test_a_directory_deleted_under_its_server_is_made_anew(home: Path) -> None:
+    with Rider(home / "data") as rider, EmbeddedPostgres(home / "data") as server:
+        first = rider.says()
+        shutil.rmtree(home / "data")
+        server.start()
+        assert is_dead(first)
+        assert query(server, "select 1") == "1"
+        rider.leaves()
+        assert query(server, "select 1") == "1"
+
+
+def test_a_start_killed_in_initdb_leaves_nothing_that_is_taken_for_data(home: Path) -> None:
+    with Rider(home / "data") as rider:
+        wait_until(lambda: any(home.glob(".data.initdb-*/base")))
+        rider.is_killed()
+    assert not (home / "data").exists()
+    assert any(home.glob(".data.initdb-*"))
+    with EmbeddedPostgres(home / "data") as server:
+        assert query(server, "select 1") == "1"
+    assert not any(home.glob(".data.initdb-*"))
+
+
+def test_a_failing_initdb_is_explained_and_cleaned_up(home: Path) -> None:
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    EmbeddedPostgres(data_dir).start()
+except EmbeddedPostgresError as error:
+    pipe.send(str(error))
+pipe.recv()
+"""
+    with Rider(home / "data", script) as rider:
+        problem = str(rider.says())
+        assert "initdb failed" in problem
+        assert "File too large" in problem
+        rider.leaves()
+    assert not [path for path in home.iterdir() if path.is_dir()]

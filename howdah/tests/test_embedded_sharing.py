@@ -1,0 +1,146 @@
+"""An embedded server is shared by processes, and waited for."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from embedded_servers import PATIENCE, Rider, is_dead, query
+
+from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
+
+
+def test_processes_share_one_server_and_the_last_stops_it(used_data: Path) -> None:
+    with Rider(used_data) as one, Rider(used_data) as two, EmbeddedPostgres(used_data) as server:
+        pid = server.pid
+        assert one.says() == two.says() == pid
+        one.leaves()
+        server.stop()
+        assert server.pid == pid
+        two.leaves()
+        assert server.pid is None
+        assert is_dead(pid)
+
+
+def test_several_processes_may_start_a_new_server_at_once(home: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        riders = [stack.enter_context(Rider(home / "data")) for _ in range(5)]
+        pids = {rider.says() for rider in riders}
+        assert len(pids) == 1
+        for rider in riders:
+            rider.leaves()
+    assert all(map(is_dead, pids))
+
+
+def test_processes_that_come_and_go_always_find_a_server(used_data: Path) -> None:
+    script = f"""
+import subprocess
+for _ in range(8):
+    with EmbeddedPostgres(data_dir) as server:
+        subprocess.run([server.bin_dir / "psql", "-h", data_dir, "-U", "postgres", "-c", "select 1"], check=True,
+                       stdout=subprocess.DEVNULL, timeout={PATIENCE})
+pipe.send("done")
+pipe.recv()
+"""
+    with contextlib.ExitStack() as stack:
+        riders = [stack.enter_context(Rider(used_data, script)) for _ in range(3)]
+        for rider in riders:
+            assert rider.says() == "done"
+            rider.leaves()
+    assert EmbeddedPostgres(used_data).pid is None
+
+
+def test_two_objects_of_one_process_have_a_share_each(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as one, EmbeddedPostgres(used_data) as two:
+        one.start()
+        one.stop()
+        assert query(two, "select 1") == "1"
+        two.stop()
+        assert two.pid is None
+
+
+def test_a_forked_child_has_no_share_and_the_parent_gives_its_own_up_at_exit(used_data: Path) -> None:
+    script = """
+import os, sys
+from howdah.embedded import EmbeddedPostgres
+server = EmbeddedPostgres(sys.argv[1]).start()
+print(server.pid)
+here, there = os.pipe()
+child = os.fork()
+if child == 0:
+    server.stop()
+    os.write(there, b".")
+    sys.exit()
+os.read(here, 1)
+os.waitpid(child, 0)
+assert server.pid is not None, "the child stopped its parent's server"
+child = os.fork()
+if child == 0:
+    os.close(there)
+    os.read(here, 1)  # until its parent has ended
+    os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, used_data], check=True, stdout=subprocess.PIPE, timeout=PATIENCE
+    )
+    assert is_dead(int(done.stdout.split()[0]))
+
+
+def test_a_server_whose_last_user_was_killed_is_found_again(used_data: Path) -> None:
+    with Rider(used_data) as rider:
+        pid = rider.says()
+        rider.is_killed()
+        with EmbeddedPostgres(used_data) as server:
+            assert server.pid == pid
+        assert is_dead(pid)
+
+
+def test_the_server_outlives_an_interrupt_from_the_terminal(used_data: Path) -> None:
+    with Rider(used_data) as rider:
+        pid = rider.says()
+        assert rider.process.pid is not None
+        os.killpg(rider.process.pid, signal.SIGINT)
+        assert rider.says() == "interrupted"
+        with EmbeddedPostgres(used_data) as server:
+            assert server.pid == pid
+        rider.leaves()
+        assert is_dead(pid)
+
+
+def test_an_interrupted_start_leaves_no_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: EmbeddedPostgres, *args: object) -> None:
+        await_ready(self, *args)
+        raise KeyboardInterrupt
+
+    await_ready: Callable[..., None] = EmbeddedPostgres._await_ready
+    monkeypatch.setattr(EmbeddedPostgres, "_await_ready", interrupted)
+    server = EmbeddedPostgres(used_data)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert server.pid is None
+
+
+def test_a_start_waits_no_longer_than_it_was_told(used_data: Path) -> None:
+    server = EmbeddedPostgres(used_data, start_timeout=0.2)
+    with open(server._beside("lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EmbeddedPostgresError, match="another process holds"):
+            server.start()
+
+
+def test_a_server_that_does_not_answer_is_an_error_and_is_found_once_it_does(used_data: Path) -> None:
+    with EmbeddedPostgres(used_data) as server:
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(EmbeddedPostgresError, match=r"accepts no connections[^$]*ready to accept connections"):
+                EmbeddedPostgres(used_data, start_timeout=0.2).start()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        with EmbeddedPostgres(used_data) as found:
+            assert found.pid == server.pid

@@ -1,0 +1,130 @@
+"""Errors of connections: lost, refused, or not to be had."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from pickling import pickled
+from server import kill, until_gone, until_waiting
+from sqlalchemy import exc, make_url, text
+
+from howdah import Database, errors
+
+
+async def test_reports_a_backend_that_was_killed(real_database: Database) -> None:
+    lock = text("SELECT pg_advisory_xact_lock(1)")
+    async with real_database.session() as holder, real_database.session() as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        await holder.execute(lock)
+        waiting = asyncio.create_task(session.execute(lock))
+        await until_waiting(real_database)
+        await kill(real_database, pid)
+        with pytest.raises(errors.ConnectionLost) as caught:
+            await waiting
+    error = caught.value
+    assert isinstance(error, errors.Unavailable)
+    assert isinstance(error, exc.OperationalError)
+    assert error.connection_invalidated
+    assert isinstance(pickled(error), errors.ConnectionLost)
+
+
+async def test_reports_a_connection_that_was_lost_while_idle_in_a_transaction(
+    database_url: str, real_database: Database
+) -> None:
+    async with Database(database_url, idle_in_transaction_timeout=0.05) as database, database.session() as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        await until_gone(real_database, pid)
+        with pytest.raises(errors.ConnectionLost):
+            await session.execute(text("SELECT 1"))
+        await session.rollback()
+        assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def test_reports_a_transaction_that_took_too_long(real_database: Database) -> None:
+    async with real_database.session() as session:
+        if await session.scalar(text("SELECT CAST(current_setting('server_version_num') AS int) < 170000")):
+            pytest.skip("transaction_timeout came with PostgreSQL 17")
+        await session.execute(text("SET LOCAL transaction_timeout = '20ms'"))
+        with pytest.raises(errors.ConnectionLost):
+            await session.execute(text("SELECT pg_sleep(9)"))
+
+
+async def test_gives_up_on_a_statement_that_the_server_never_ends(database_url: str) -> None:
+    async with (
+        Database(database_url, statement_timeout=None, connect_args={"command_timeout": 0.05}) as database,
+        database.session() as session,
+    ):
+        with pytest.raises(errors.ConnectionLost) as caught:
+            await session.execute(text("SELECT pg_sleep(9)"))
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        await session.rollback()
+        assert await session.scalar(text("SELECT 1")) == 1
+
+
+@pytest.fixture
+async def full_url(real_database: Database) -> AsyncIterator[str]:
+    """Of a role that may have no connection."""
+    async with real_database.begin() as session:
+        await session.execute(text("CREATE ROLE howdah_limited LOGIN CONNECTION LIMIT 0"))
+    yield real_database.engine.url.set(username="howdah_limited").render_as_string(hide_password=False)
+    async with real_database.begin() as session:
+        await session.execute(text("DROP ROLE howdah_limited"))
+
+
+async def is_refused(url: str) -> errors.CannotConnect:
+    async with Database(url) as database:
+        for attempt in (database.ping, database.session().connection):
+            with pytest.raises(errors.CannotConnect) as caught:
+                await attempt()
+            error = caught.value
+            assert isinstance(error, errors.Unavailable)
+            assert isinstance(error, exc.OperationalError)
+            assert error.__cause__ is error.orig
+            assert type(pickled(error)) is errors.CannotConnect
+        assert database.pool_status().in_use == 0
+    return error
+
+
+async def test_reports_a_server_that_is_not_there(database_url: str) -> None:
+    assert isinstance((await is_refused("postgresql://?host=/nowhere")).orig, OSError)
+    assert isinstance((await is_refused("postgresql://127.0.0.1:1/nowhere")).orig, OSError)
+    assert isinstance((await is_refused("postgresql://nowhere.invalid/nowhere")).orig, OSError)
+
+
+async def test_reports_a_database_that_does_not_exist(database_url: str) -> None:
+    nowhere = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
+    assert (await is_refused(nowhere)).sqlstate == "3D000"
+
+
+async def test_reports_a_login_that_is_refused(database_url: str) -> None:
+    nobody = make_url(database_url).set(username="nobody").render_as_string(hide_password=False)
+    assert (await is_refused(nobody)).sqlstate in {"28000", "28P01"}
+
+
+async def test_reports_a_server_that_takes_no_more_clients(full_url: str) -> None:
+    assert (await is_refused(full_url)).sqlstate == "53300"
+
+
+async def test_reports_a_pool_without_a_free_connection(database_url: str) -> None:
+    async with Database(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05) as database:
+        async with database.session() as holder:
+            await holder.execute(text("SELECT 1"))
+            with pytest.raises(errors.PoolExhausted, match="all 1 connections") as caught:
+                await database.session().execute(text("SELECT 1"))
+        assert isinstance(caught.value, exc.TimeoutError)
+        assert isinstance(caught.value, errors.Unavailable)
+        assert isinstance(caught.value.__cause__, exc.TimeoutError)
+        assert str(pickled(caught.value)) == str(caught.value)
+
+
+async def test_a_cancelled_task_stays_cancelled(real_database: Database) -> None:
+    lock = text("SELECT pg_advisory_xact_lock(1)")
+    async with real_database.session() as holder, real_database.session() as session:
+        await holder.execute(lock)
+        waiting = asyncio.create_task(session.execute(lock))
+        await until_waiting(real_database)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting

@@ -1,0 +1,121 @@
+"""The tree of errors, and the table of the codes that become them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from typing import Any
+
+import asyncpg
+import pytest
+from pickling import pickled
+from sample import User
+from sqlalchemy import exc
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+
+import howdah
+from howdah import errors
+
+# The codes that mean nothing more particular than DatabaseError, each on purpose: SQL that PostgreSQL itself never
+# raises, faults of a program rather than of a request, and what an operator must see as a fault (disk full).
+LEFT_PLAIN = """
+    03000 09000 0B000 0F000 0F001 0L000 0LP01 0P000 0Z000 0Z002 10608 20000 21000 24000 25000 25001 25002 25003 25004
+    25005 25007 25008 25P01 25P02 26000 27000 2B000 2BP01 2D000 2F000 2F002 2F003 2F004 2F005 34000 38000 38001 38002
+    38003 38004 39000 39001 39004 39P01 39P02 39P03 3B000 3B001 40000 40002 40003 53000 53100 53200 53400 54000 54001
+    54011 54023 55000 55006 55P02 55P04 57000 58000 58030 58P01 58P02 58P03 72000 F0000 F0001 P0000 P0001 P0002 P0003
+    P0004
+"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.NotFound(User, [1, 2, 3, 4, 5, 6, 7]),
+        errors.UnknownAttribute(User, "mail", ["email", "name"]),
+        errors.InvalidCursor("damaged"),
+        errors.NestedTransaction("nested"),
+        errors.StaleRow("stale"),
+        errors.PoolExhausted("exhausted"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_the_library_survive_pickling(error: Exception) -> None:
+    for twin in (copy.copy(error), pickled(error)):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert vars(twin) == vars(error)
+
+
+def test_not_found_names_all_keys_and_shows_a_few() -> None:
+    error = errors.NotFound(User, range(7))
+    assert error.keys == [0, 1, 2, 3, 4, 5, 6]
+    assert str(error) == "no User with key 0, 1, 2, 3, 4 and 2 more"
+
+
+def test_unknown_attribute_is_an_attribute_error_that_names_what_there_is() -> None:
+    assert isinstance(errors.UnknownAttribute(User, "mail", ["email"]), AttributeError)
+    assert str(errors.UnknownAttribute(User, "mail", ["email", "name"])).endswith("it has email, name")
+
+
+def driver_errors() -> list[Any]:
+    """Those with a SQLSTATE that stand for an error: not the warnings, nor foreign data wrappers' (class HV)."""
+    classes: list[Any] = list(vars(asyncpg.exceptions).values())
+    with_code: list[Any] = [c for c in classes if inspect.isclass(c) and issubclass(c, asyncpg.PostgresError)]
+    return [each for each in with_code if each.sqlstate is not None and not each.sqlstate.startswith("HV")]
+
+
+def becomes(sqlstate: str) -> type[errors.DatabaseError]:
+    return errors.BY_SQLSTATE.get(sqlstate) or errors.BY_SQLSTATE.get(sqlstate[:2]) or errors.DatabaseError
+
+
+def test_every_code_of_the_driver_is_mapped_or_left_plain_on_purpose() -> None:
+    plain = {each.sqlstate for each in driver_errors() if becomes(each.sqlstate) is errors.DatabaseError}
+    assert plain == set(LEFT_PLAIN.split())
+
+
+def test_the_table_holds_no_code_that_does_not_exist() -> None:
+    known = {each.sqlstate for each in driver_errors()}
+    assert {code for code in errors.BY_SQLSTATE if len(code) == 5} <= known
+    assert {code for code in errors.BY_SQLSTATE if len(code) == 2} <= {code[:2] for code in known}
+
+
+def test_every_code_becomes_what_sqlalchemy_would_raise_too() -> None:
+    dbapi: Any = PGDialect_asyncpg.import_dbapi()  # type: ignore[no-untyped-call]
+    for driver_error in driver_errors():
+        if driver_error is asyncpg.InvalidCachedStatementError:
+            continue  # told by its class, not its code; provoked above
+        adapters = dbapi._asyncpg_error_translate
+        adapted = next(adapters[each] for each in driver_error.__mro__ if each in adapters)
+        known = (getattr(exc, each.__name__, None) for each in adapted.__mro__)
+        theirs = next((each for each in known if each and issubclass(each, exc.DBAPIError)), exc.DBAPIError)
+        assert issubclass(becomes(driver_error.sqlstate), theirs), driver_error.sqlstate
+
+
+def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
+    drawn: dict[str, str | None] = {"HowdahError": None}
+    above = ["HowdahError"]
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"([│ ]*)[├└]── (\w+)", line)
+        if found:
+            depth = len(found[1]) // 4 + 1
+            drawn[found[2]] = above[depth - 1]
+            above[depth:] = [found[2]]
+    classes = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.HowdahError)]
+    real = {each.__name__: each.__bases__[0].__name__ for each in classes}
+    assert drawn == {**real, "HowdahError": None}
+
+
+def test_the_tree_names_the_codes_of_the_table() -> None:
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.search(r"── (\w+) ", line)
+        codes = re.findall(r"\b(?=\w*\d)[0-9A-Z]{5}\b", line)
+        if found and codes:
+            table = {code for code, cls in errors.BY_SQLSTATE.items() if cls.__name__ == found[1]}
+            assert set(codes) <= table, line
+
+
+def test_every_name_of_the_tree_is_public() -> None:
+    classes = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.HowdahError)]
+    elsewhere = {"EmbeddedPostgresError"}  # by howdah.embedded
+    assert {each.__name__ for each in classes} <= {*howdah.__all__, *elsewhere}

@@ -1,0 +1,59 @@
+"""`uuid7`: keys that grow, here and on the server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+from uuid import UUID
+
+from sample import User
+from sqlalchemy import ARRAY, Uuid, func, literal, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import uuid7
+
+
+class TestUuid7:
+    def test_has_the_version_the_variant_and_the_time_of_rfc_9562(self) -> None:
+        before = time.time_ns() // 1_000_000
+        key = uuid7()
+        after = time.time_ns() // 1_000_000
+        assert type(key) is UUID
+        assert key.version == 7
+        assert key.int >> 62 & 0b11 == 0b10
+        assert before <= key.int >> 80 <= after
+
+    def test_grows_with_every_call_however_fast(self) -> None:
+        keys = [uuid7() for _ in range(100_000)]
+        assert all(one < other for one, other in pairwise(keys))
+        assert {(key.version, key.int >> 62 & 0b11) for key in keys} == {(7, 0b10)}
+
+    def test_grows_in_every_thread_and_is_never_given_twice(self) -> None:
+        made: list[list[UUID]] = [[] for _ in range(4)]
+
+        def make(keys: list[UUID]) -> None:
+            keys += [uuid7() for _ in range(25_000)]
+
+        threads = [threading.Thread(target=make, args=(keys,)) for keys in made]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for keys in made:
+            assert all(one < other for one, other in pairwise(keys))
+        assert len({key for keys in made for key in keys}) == 100_000
+
+    async def test_sorts_on_the_server_as_it_does_here(self, session: AsyncSession) -> None:
+        keys = [uuid7() for _ in range(100)]
+        at_random = literal(sorted(keys, key=lambda key: key.int & 0xFFFF), ARRAY(Uuid))
+        shuffled = select(func.unnest(at_random).label("key")).subquery()
+        assert list(await session.scalars(select(shuffled.c.key).order_by(shuffled.c.key))) == keys
+
+    async def test_is_the_key_of_a_row_from_its_flush_on_or_from_its_making(self, session: AsyncSession) -> None:
+        given = uuid7()
+        one, other = User(email="a", name="a"), User(id=given, email="b", name="b")
+        session.add_all([one, other])
+        await session.flush()
+        assert one.id.version == 7
+        assert other.id == given

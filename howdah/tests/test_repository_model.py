@@ -1,0 +1,75 @@
+"""Which model a repository is of."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+import pytest
+from sample import Car, Seat, User, UserRepository, Vehicle
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import AsyncRepository, Base
+
+ModelT = TypeVar("ModelT", bound=Base)
+OtherT = TypeVar("OtherT")
+
+
+class Tenanted(AsyncRepository[ModelT]):
+    """An intermediate that leaves the model open."""
+
+
+class TenantedUsers(Tenanted[User]): ...
+
+
+class OnlyActiveUsers(TenantedUsers): ...
+
+
+class WithContext(AsyncRepository[ModelT], Generic[OtherT, ModelT]):
+    """The model isn't its first type parameter."""
+
+
+class UsersWithContext(WithContext[int, User]): ...
+
+
+class Mixin: ...
+
+
+class MixedUsers(Mixin, UserRepository): ...
+
+
+class ByArgument(AsyncRepository[User]):
+    """The constructor of the reference."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        super().__init__(session, User)
+
+
+@pytest.mark.parametrize(
+    "repository", [UserRepository, TenantedUsers, OnlyActiveUsers, UsersWithContext, MixedUsers, ByArgument]
+)
+def test_the_model_comes_from_the_type_parameter(repository: Any) -> None:
+    assert repository(AsyncSession()).model is User
+
+
+def test_the_model_may_be_the_second_argument() -> None:
+    assert AsyncRepository(AsyncSession(), Seat).model is Seat
+    assert Tenanted(AsyncSession(), Seat).model is Seat
+
+
+def test_a_second_argument_goes_before_the_type_parameter() -> None:
+    class Vehicles(AsyncRepository[Vehicle]): ...
+
+    assert Vehicles(AsyncSession(), Car).model is Car
+
+
+@pytest.mark.parametrize("repository", [AsyncRepository, Tenanted, type("Plain", (AsyncRepository,), {})])
+def test_without_a_model_it_says_how_to_name_one(repository: Any) -> None:
+    with pytest.raises(TypeError, match=r"which model\? Pass it, AsyncRepository\(session, User\), or name it, class"):
+        repository(AsyncSession())
+
+
+def test_a_models_name_as_text_is_no_model() -> None:
+    class Quoted(AsyncRepository["User"]): ...
+
+    with pytest.raises(TypeError, match="which model"):
+        Quoted(AsyncSession())

@@ -1,0 +1,105 @@
+"""Repositories stream: a batch at a time, inside a session in use."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import pytest
+from sample import Counter, Order, User, UserRepository
+from sample_rows import user_rows
+from sqlalchemy import func, insert, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import AsyncRepository, Database
+from howdah.testing import assert_statements
+
+
+@pytest.fixture
+async def crowd(session: AsyncSession) -> int:
+    numbers = select(func.generate_series(1, 20_000).label("n")).subquery()
+    await session.execute(insert(Counter).from_select(["id"], select(numbers.c.n)))
+    return 20_000
+
+
+async def test_streams_every_row_in_order_in_one_statement(session: AsyncSession, crowd: int) -> None:
+    with assert_statements(session, 1):
+        ids = [counter.id async for counter in AsyncRepository(session, Counter).stream()]
+    assert ids == list(range(1, crowd + 1))
+
+
+async def test_a_stream_holds_no_more_than_its_batch(session: AsyncSession, crowd: int) -> None:
+    """Control: a list of them holds all."""
+    counters = AsyncRepository(session, Counter)
+    most = 0
+    async for _ in counters.stream(batch=100):
+        most = max(most, len(session.identity_map))
+    assert 0 < most <= 201, most  # one batch, the next one, and the row in hand
+    held = await counters.list(limit=None)
+    assert len(session.identity_map) == len(held) == crowd
+
+
+async def test_a_stream_takes_the_statements_order_and_limit_and_loads(
+    users: UserRepository, twenty: list[UUID]
+) -> None:
+    await AsyncRepository(users.session, Order).create(user_id=twenty[19])
+    statement = select(User).order_by(User.age.desc()).limit(3)
+    found = [(user.age, len(user.orders)) async for user in users.stream(statement, batch=2, load=[User.orders])]
+    assert found == [(19, 1), (18, 0), (17, 0)]
+
+
+async def test_an_empty_stream_ends_at_once(users: UserRepository) -> None:
+    assert [user async for user in users.stream()] == []
+
+
+async def test_a_batch_of_no_rows_is_refused(users: UserRepository) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        await anext(users.stream(batch=0))
+
+
+async def test_the_session_is_usable_inside_a_stream_and_at_once_after_leaving_it(
+    committed_database: Database,
+) -> None:
+    async with committed_database.session() as session:
+        users = UserRepository(session)
+        await users.create_many(user_rows(500))
+        await session.commit()
+        seen = 0
+        async for user in users.stream(batch=10):
+            await users.update(user, nickname="seen")
+            seen += 1
+            assert await users.count(select(User).where(User.nickname == "seen")) == seen
+            if seen == 25:
+                break
+        assert await users.count() == 500
+        await session.commit()
+        assert await users.count(select(User).where(User.nickname == "seen")) == 25
+    assert committed_database.pool_status().in_use == 0
+
+
+async def test_a_stream_left_by_an_error_or_never_finished_gives_the_connection_back(
+    committed_database: Database,
+) -> None:
+    async with committed_database.session() as session:
+        await UserRepository(session).create_many(user_rows(100))
+        await session.commit()
+    left: list[AsyncIterator[User]] = []
+    for _ in range(3):
+        async with committed_database.session() as session:
+            stream = UserRepository(session).stream(batch=10)
+            await anext(stream)
+            left.append(stream)
+
+    async def fail() -> None:
+        async with committed_database.session() as session:
+            async for user in UserRepository(session).stream(batch=10):
+                raise KeyError(user.name)
+
+    with pytest.raises(KeyError):
+        await fail()
+    assert committed_database.pool_status().in_use == 0
+    left.clear()
+    gc.collect()
+    async with committed_database.session() as session:
+        assert await UserRepository(session).count() == 100
