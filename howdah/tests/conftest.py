@@ -47,5 +47,5 @@ def used_data() -> Iterator[Path]:
         (folder / "data").mkdir(mode=0o755)
         with EmbeddedPostgres(folder / "data") as server:
             query(server, "create table kept as select 42 as n")
-            query(server, 'create database "a?b c"')
+            query(server, 'create database "a b"')
         yield server.data_dir

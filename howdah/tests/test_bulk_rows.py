@@ -98,11 +98,24 @@ async def test_a_chunk_of_no_rows_is_refused(session: AsyncSession, write: Any, 
         await write(session, User, user_rows(1), chunk_size=size)
 
 
-@pytest.mark.parametrize("wrong", [{"email": "a"}, "ab", [1, 2], [("a", "b")], [None], [Order()], [UserIn]])
+@pytest.mark.parametrize("wrong", [[1, 2], [("a", "b")], [None], [Order()], [UserIn]])
 async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> None:
     with assert_statements(session, 0), pytest.raises(TypeError, match="a row is a mapping") as caught:
         await bulk.insert_many(session, User, wrong)
     assert caught.value.__notes__ == ["in row 0 of the input, counted from 0"]
+
+
+@pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
+@pytest.mark.parametrize("single", [{"email": "a"}, "ab", UserIn, 1])
+async def test_a_single_row_in_place_of_many_is_refused(session: AsyncSession, write: Any, single: Any) -> None:
+    with assert_statements(session, 0), pytest.raises(TypeError, match="rows are an iterable of them"):
+        await write(session, User, single)
+
+
+async def test_a_single_name_in_place_of_many_is_refused(session: AsyncSession) -> None:
+    for given in ({"on": "email"}, {"on": ["email"], "update": "name"}):
+        with pytest.raises(TypeError, match="lists of attribute names"):
+            await bulk.upsert_many(session, User, user_rows(1), **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sample import User
 from sample_rows import a_user, users
-from sqlalchemy import exc, func, select, text
+from sqlalchemy import exc, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from howdah import (
@@ -244,6 +244,16 @@ class TestBoundDatabase:
             await session.execute(text("SELECT 1"))
             with pytest.raises(NestedTransaction):
                 await run_transaction(bound, work)
+        assert await users(bound) == 1
+
+    async def test_refuses_writes_when_read_only_and_takes_them_afterwards(self, bound: Database) -> None:
+        for read_only in (bound.session(read_only=True), bound.begin(read_only=True)):
+            async with read_only as session:
+                with pytest.raises(ReadOnly):
+                    await session.execute(insert(User).values(email="a@example.org", name="a"))
+                await session.rollback()
+        async with bound.begin() as session:
+            session.add(a_user())
         assert await users(bound) == 1
 
     async def test_refuses_to_commit_after_an_error_too(self, bound: Database) -> None:

@@ -56,6 +56,13 @@ class TestSettings:
         with pytest.raises(ValueError, match="more than 0 seconds, or None"):
             Database("postgresql://", **given)
 
+    @pytest.mark.parametrize(
+        "given", [{"pool_size": 0}, {"max_overflow": -1}, {"pool_timeout": 0}, {"connect_timeout": -1}]
+    )
+    def test_refuses_a_pool_without_bounds(self, given: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"a pool has at least 1 connection|more than 0 seconds"):
+            Database("postgresql://", **given)
+
     async def test_none_leaves_a_bound_to_the_server(self, database_url: str) -> None:
         async with Database(database_url, statement_timeout=None, lock_timeout=None) as database:
             assert await setting(database, "statement_timeout") == "0"

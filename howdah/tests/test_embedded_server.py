@@ -51,9 +51,9 @@ def test_only_the_owner_enters_and_nothing_listens_on_tcp(used_data: Path) -> No
 @pytest.mark.parametrize("name", ["plain", "with a space", "a,b & 100%"])
 async def test_the_url_is_right_for_sqlalchemy(used_data: Path, home: Path, name: str) -> None:
     with moved(used_data, home / name) as data_dir, EmbeddedPostgres(data_dir) as server:
-        engine = create_async_engine(server.url("a?b c"))
+        engine = create_async_engine(server.url("a b"))
         async with engine.connect() as connection:
-            assert await connection.scalar(text("select current_database()")) == "a?b c"
+            assert await connection.scalar(text("select current_database()")) == "a b"
         await engine.dispose()
 
 

@@ -189,22 +189,24 @@ async def test_shows_values_when_asked_to(database_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "refused"),
+    ("statement", "says"),
     [
-        (select(bindparam("at", datetime(2026, 1, 1), AwareDateTime())), ValueError),  # noqa: DTZ001
-        (insert(Order).values(details={"n": float("nan")}), ValueError),
-        (insert(Order).values(details={"n": 2**64}), TypeError),
-        (insert(Order).values(details={"n": {1, 2}}), TypeError),
+        (select(bindparam("at", datetime(2026, 1, 1), AwareDateTime())), "datetime without a time zone"),  # noqa: DTZ001
+        (insert(Order).values(details={"n": float("nan")}), "no NaN"),
+        (insert(Order).values(details={"n": 2**64}), "64-bit"),
+        (insert(Order).values(details={"n": {1, 2}}), "not JSON serializable: set"),
     ],
     ids=["naive", "nan", "huge", "set"],
 )
 async def test_says_what_a_column_type_refused_before_anything_was_sent(
-    statement: Any, refused: type[Exception], engines: tuple[AsyncEngine, AsyncEngine]
+    statement: Any, says: str, engines: tuple[AsyncEngine, AsyncEngine]
 ) -> None:
     error = await raised_by(engines[0], [statement], {})
     assert type(error) is errors.InvalidValue
     assert error.sqlstate is None
-    assert isinstance(error.__cause__, refused)
+    assert isinstance(error.__cause__, ValueError)
+    assert says in str(error)
+    assert "2026" not in str(error)
     assert pickled(error).statement == error.statement
 
 

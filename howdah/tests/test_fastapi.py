@@ -25,6 +25,7 @@ from howdah.fastapi import (
     PageParameters,
     ReadDbSession,
     add_error_handlers,
+    get_database,
     get_db,
     session_dependency,
 )
@@ -303,6 +304,23 @@ async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(comm
         await returns_to_the_pool(committed_database)
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 0
+
+
+async def test_another_database_takes_its_place_without_a_lifespan(database: Database) -> None:
+    app = FastAPI()
+
+    @app.post(USERS)
+    async def create(db: DbSession) -> None:
+        await AsyncRepository(db, User).create(email="a@x", name="a")
+
+    @app.get(USERS)
+    async def count(db: ReadDbSession) -> int:
+        return await AsyncRepository(db, User).count()
+
+    app.dependency_overrides[get_database] = lambda: database
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.post(USERS)).status_code == 200
+        assert (await client.get(USERS)).json() == 1
 
 
 async def test_a_further_database_has_a_session_dependency_of_its_own(committed_database: Database) -> None:

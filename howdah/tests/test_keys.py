@@ -43,6 +43,12 @@ def test_the_attributes_of_an_alias_are_the_aliass() -> None:
     assert str(select(*key_attributes(other))) == "SELECT users_1.id \nFROM users AS users_1"
 
 
+@pytest.mark.parametrize("single", [KEY, str(KEY), 1])
+def test_a_single_key_in_place_of_many_is_refused(single: object) -> None:
+    with pytest.raises(TypeError, match=f"not a single {type(single).__name__}"):
+        distinct(User, single)  # type: ignore[arg-type]
+
+
 def test_a_composite_key_is_a_tuple_and_a_single_one_is_its_value() -> None:
     assert key_of(Seat(row="A", number=1)) == ("A", 1)
     assert key_of(User(id=KEY)) == KEY

@@ -169,7 +169,7 @@ class TestAwareDateTime:
         for statement in statements:
             with pytest.raises(InvalidValue) as caught:
                 await session.execute(statement)
-            assert "has no time zone" in str(caught.value.__cause__)
+            assert "without a time zone" in str(caught.value.__cause__)
         with pytest.raises(InvalidValue):
             await bulk.insert_many(session, Order, [{"user_id": user.id, "placed_at": value}])
         with pytest.raises(InvalidValue):

@@ -119,8 +119,17 @@ async def test_an_object_of_no_or_another_session_isnt_silently_left_unwritten(
         for instance in (user, User(email="b@example.org", name="B")):
             with pytest.raises(InvalidRequestError, match="isn't in the repository's session"):
                 await UserRepository(other).update(instance, name="C")
+            with pytest.raises(InvalidRequestError, match="isn't in the repository's session"):
+                await UserRepository(other).delete(instance)
         with assert_statements(other, 0):
             await ReferenceRepository(other, User).update(User(), name="C")
+
+
+async def test_a_key_in_place_of_an_object_is_refused(users: UserRepository) -> None:
+    user = await users.create(email="a@example.org", name="A")
+    for write in (users.update, users.delete):
+        with pytest.raises(TypeError, match="takes a User, not a UUID: get it first"):
+            await write(user.id)  # type: ignore[operator]
 
 
 async def _paid_order(database: Database) -> UUID:

@@ -121,6 +121,10 @@ class TestRunTransaction:
         assert len(seen) == 3
         assert await values(counters) == [300, 300]
 
+    async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
+        with pytest.raises(ValueError, match="at least once, not 0 times"):
+            await run_transaction(counters, values, attempts=0)
+
     async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         started = time.monotonic()

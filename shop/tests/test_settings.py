@@ -21,12 +21,26 @@ def test_each_setting_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("POOL_SIZE", "0"), ("POOL_TIMEOUT", "-1"), ("LOG_FORMAT", "xml"), ("SHUTDOWN_TIMEOUT", "soon")],
+    [
+        ("POOL_SIZE", "0"),
+        ("POOL_TIMEOUT", "-1"),
+        ("LOG_FORMAT", "xml"),
+        ("SHUTDOWN_TIMEOUT", "soon"),
+        ("DATABASE_URL", "somewhere"),
+        ("DATABASE_URL", "mysql://db/shop"),
+        ("DATABASE_URL", "postgresql://db:port/shop"),
+    ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"SHOP_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_DATABASE_URL", "")
+    monkeypatch.setenv("SHOP_DATA_DIR", "")
+    assert (Settings().database_url, Settings().data_dir) == (None, None)
 
 
 async def test_the_bounds_reach_the_server(committed_url: str) -> None:

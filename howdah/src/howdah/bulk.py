@@ -129,6 +129,8 @@ async def upsert_many(
     they had been written one by one.
     """
     _refuse_many_tables(model)
+    if isinstance(on, str) or isinstance(update, str):
+        raise TypeError("`on` and `update` are lists of attribute names, not one name")
     names, version = key_names(model), _version_name(model)
     target = names if on is None else tuple(on)
     refuse_non_columns(model, (*target, *(update or ())))

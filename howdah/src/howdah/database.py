@@ -21,7 +21,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
-from howdah.errors import DRIVER_ERRORS, CannotConnect, DatabaseError, PoolExhausted, StaleRow, translate
+from howdah.errors import (
+    DRIVER_ERRORS,
+    CannotConnect,
+    DatabaseError,
+    PoolExhausted,
+    RefusedValue,
+    StaleRow,
+    translate,
+)
 
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
@@ -89,6 +97,13 @@ class Database:
         connect_args: Mapping[str, Any] | None = None,
         **engine_options: Any,
     ) -> None:
+        if pool_size < 1 or max_overflow < 0:
+            raise ValueError(
+                f"a pool has at least 1 connection, not {pool_size}, and no fewer than 0 more, not {max_overflow}"
+            )
+        for name, seconds in (("pool_timeout", pool_timeout), ("connect_timeout", connect_timeout)):
+            if seconds <= 0:
+                raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
         parsed, from_url = _asyncpg_url(url)
         given = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
         settings = {
@@ -155,9 +170,12 @@ class Database:
             options["isolation_level"] = isolation_level
         if read_only:
             options["postgresql_readonly"] = True
-        if options and isinstance(self._bind, AsyncEngine):
-            return factory(bind=self._bind.execution_options(**options))
-        return factory()
+        if isinstance(self._bind, AsyncEngine):
+            return factory(bind=self._bind.execution_options(**options)) if options else factory()
+        session = factory()
+        if read_only:
+            event.listen(session.sync_session, "after_begin", _make_read_only)
+        return session
 
     @asynccontextmanager
     async def begin(
@@ -190,7 +208,8 @@ class Database:
     def bound_to(self, connection: AsyncConnection) -> Database:
         """This database seen through one open connection, for tests: sessions join the connection's transaction, a
         commit releases a savepoint, and who began the transaction may roll all of it back. Sessions share the
-        connection, so they can't run statements at the same time, nor choose an isolation level or read-only."""
+        connection, so they can't run statements at the same time, and an isolation level that they ask for is that of
+        the connection's transaction all the same."""
         bound = copy(self)
         bound._bind = connection
         bound._session_factory = _session_factory(connection, join_transaction_mode="create_savepoint")
@@ -292,6 +311,11 @@ def _listen(engine: Engine) -> None:
         event.listen(engine, kept, refuse_aborted)
 
 
+def _make_read_only(_session: Session, _transaction: Any, connection: Connection) -> None:
+    """Of a session whose transaction is a savepoint: PostgreSQL takes this back with the savepoint's end."""
+    connection.exec_driver_sql("SET LOCAL transaction_read_only = on")
+
+
 def _is_in_transaction(connection: Connection) -> bool:
     driver: Any = connection.connection.driver_connection
     return bool(driver.is_in_transaction())
@@ -312,9 +336,12 @@ def _bound_pre_ping(engine: Engine, seconds: float | None) -> None:
 
 
 def _dump_json(value: Any) -> str:
-    dumped = orjson.dumps(value)
+    try:
+        dumped = orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise RefusedValue(f"a value can't be written as JSON: {error}") from error
     if b"null" in dumped and not _is_finite(value):
-        raise ValueError("JSON has no NaN and no infinity")  # orjson writes null for them
+        raise RefusedValue("a value can't be written as JSON: it has no NaN and no infinity")  # orjson writes null
     return dumped.decode()
 
 

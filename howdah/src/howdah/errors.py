@@ -135,7 +135,9 @@ class DatabaseError(HowdahError, sa.DBAPIError):
     def _describe(self, orig: BaseException) -> str:
         error = _driver_error(orig) or orig
         code = f"{type(error).__name__}, {self.sqlstate}" if self.sqlstate else type(error).__name__
-        if self.hide_parameters and isinstance(self, InvalidValue):
+        if isinstance(error, RefusedValue):
+            return str(error)
+        if self.hide_parameters and isinstance(self, InvalidValue) and not isinstance(self, TooLong):
             return f"({code}) a value was refused; which one is hidden due to hide_parameters=True"
         # its first argument alone: str() would add the DETAIL line
         return f"({code}) {error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error}"
@@ -229,6 +231,11 @@ class ReadOnly(DatabaseError, sa.InternalError):
 
 class ServerFault(DatabaseError, sa.InternalError):
     """PostgreSQL found an error of its own, or damaged data."""
+
+
+class RefusedValue(ValueError):
+    """Raised by a column's type of this library; the text says what is wrong without showing the value. What a caller
+    gets is an `InvalidValue` with this text."""
 
 
 DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (

@@ -99,7 +99,15 @@ def database_of(connection: HTTPConnection) -> Database:
     return database
 
 
-async def get_db(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+async def get_database(connection: HTTPConnection) -> Database:
+    """`database_of` as a dependency: what the sessions below are made of. Tests put another one in its place:
+    `app.dependency_overrides[get_database] = lambda: database`."""
+    return database_of(connection)
+
+
+async def get_db(
+    connection: HTTPConnection, database: Annotated[Database, Depends(get_database)]
+) -> AsyncIterator[AsyncSession]:
     """A session for one request: committed when the route has returned and before the response is sent, so that a
     commit that fails is the response. An exception, a client that disconnects or a cancelled task roll it back.
 
@@ -108,14 +116,14 @@ async def get_db(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
 
     A response that streams from the database must take `ReadDbSession`: this session is closed by then, and says so.
     """
-    async with _committed(connection, database_of, get_db) as session:
+    async with _committed(connection, database, get_db) as session:
         yield session
 
 
-async def get_read_db(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+async def get_read_db(database: Annotated[Database, Depends(get_database)]) -> AsyncIterator[AsyncSession]:
     """A session for one request in which PostgreSQL refuses writes; open until the response has been sent, streams
     included, then rolled back. Take it as `ReadDbSession`."""
-    async with database_of(connection).session(read_only=True) as session:
+    async with database.session(read_only=True) as session:
         yield session
 
 
@@ -127,7 +135,7 @@ def session_dependency(find: Callable[[HTTPConnection], Database]) -> Any:
     """`DbSession` for a further database: `Annotated[AsyncSession, session_dependency(lambda c: c.state.reports)]`."""
 
     async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
-        async with _committed(connection, find, get_session) as session:
+        async with _committed(connection, find(connection), get_session) as session:
             yield session
 
     return DependsMarker(get_session, scope="function")
@@ -135,10 +143,10 @@ def session_dependency(find: Callable[[HTTPConnection], Database]) -> Any:
 
 @asynccontextmanager
 async def _committed(
-    connection: HTTPConnection, find: Callable[[HTTPConnection], Database], declared: Callable[..., Any]
+    connection: HTTPConnection, database: Database, declared: Callable[..., Any]
 ) -> AsyncIterator[AsyncSession]:
     _refuse_late_commit(connection, declared)
-    async with find(connection).session() as session:
+    async with database.session() as session:
         yield session
         await session.commit()
 

@@ -49,7 +49,9 @@ def key_from(model: type[Any], given: Any) -> Any:
 
 
 def distinct(model: type[Any], keys: Iterable[Any]) -> list[Any]:
-    """Each key once, as `key_from` makes it, in the order of first appearance."""
+    """Each key once, as `key_from` makes it, in the order of first appearance. Raises `TypeError` for a single key."""
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise TypeError(f"keys of {model.__name__} are an iterable of them, not a single {type(keys).__name__}")
     return list(dict.fromkeys(key_from(model, key) for key in keys))
 
 

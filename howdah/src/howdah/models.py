@@ -13,6 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty
 from sqlalchemy.types import TypeEngine
 from uuid_utils.compat import uuid7 as _uuid7
 
+from howdah.errors import RefusedValue
+
 NAMING_CONVENTION: Final[dict[Any, str]] = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -43,8 +45,9 @@ class AwareDateTime(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
-            raise ValueError(
-                f"{value!r} has no time zone: use howdah.utcnow(), datetime.now(UTC) or .replace(tzinfo=...)"
+            raise RefusedValue(
+                f"a {type(value).__name__} without a time zone was refused: "
+                "use howdah.utcnow(), datetime.now(UTC) or .replace(tzinfo=...)"
             )
         return value
 

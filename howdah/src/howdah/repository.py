@@ -160,8 +160,7 @@ class AsyncRepository(Generic[ModelT]):
     async def update(self, instance: ModelT, **values: Any) -> ModelT:
         """Set attributes and flush. Raises `UnknownAttribute` before anything is set, `StaleRow` for a `Versioned`
         model whose row has moved on, `InvalidRequestError` for an object that isn't in this session."""
-        if instance not in self.session:
-            raise InvalidRequestError(f"this {type(instance).__name__} isn't in the repository's session")
+        self._refuse_foreign(instance)
         refuse_unknown(type(instance), values)
         for name, value in values.items():
             setattr(instance, name, value)
@@ -185,7 +184,9 @@ class AsyncRepository(Generic[ModelT]):
 
     async def delete(self, instance: ModelT) -> None:
         """Delete the object's row and flush. Relationships cascade as they say; without a cascade, rows that refer to
-        this one let go of it, or raise `NotNullViolation` where they can't. Raises `StaleRow` as `update` does."""
+        this one let go of it, or raise `NotNullViolation` where they can't. Raises `StaleRow` and
+        `InvalidRequestError` as `update` does."""
+        self._refuse_foreign(instance)
         await self.session.delete(instance)
         await self.session.flush()
 
@@ -196,6 +197,12 @@ class AsyncRepository(Generic[ModelT]):
     async def lock(self, ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False) -> dict[Any, ModelT]:
         """Lock rows in key order and read them anew; see `howdah.locking.lock`."""
         return await lock(self.session, self.model, ids, nowait=nowait, skip_locked=skip_locked)
+
+    def _refuse_foreign(self, instance: ModelT) -> None:
+        if not isinstance(instance, self.model):
+            raise TypeError(f"this takes a {self.model.__name__}, not a {type(instance).__name__}: get it first")
+        if instance not in self.session:
+            raise InvalidRequestError(f"this {type(instance).__name__} isn't in the repository's session")
 
     def _all(self) -> Select[Any]:
         return select(self.model)

@@ -90,6 +90,8 @@ async def in_chunks(
     """Lists of `size` items, the last one shorter, reading no further ahead than that."""
     if size < 1:
         raise ValueError(f"a chunk holds at least one row, not {size}")
+    if isinstance(items, Mapping | str | bytes) or not isinstance(items, Iterable | AsyncIterable):
+        raise TypeError(f"rows are an iterable of them, not a single {type(items).__name__}")
     chunk: list[ItemT] = []
     if isinstance(items, AsyncIterable):
         async for item in items:

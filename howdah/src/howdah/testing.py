@@ -2,6 +2,8 @@
 
     pytest_plugins = ["howdah.testing"]
 
+and `asyncio_mode = "auto"` in pytest's configuration, so that pytest-asyncio runs `async def` tests without a mark.
+
 Fixtures, from the outside in; override any of them:
 
 - `postgres_url` (session): a server's maintenance database. By default an embedded server's, which test runs share;
@@ -10,7 +12,8 @@ Fixtures, from the outside in; override any of them:
   `howdah.Base`; a service puts its migrations here.
 - `database_url` (session): this worker's own database, cloned from a template that `migrate` made.
 - `database`: a `Database` in which everything is rolled back when the test ends. What the code commits becomes a
-  savepoint, so constraints that are deferred to COMMIT aren't checked, and statements can't run at the same time.
+  savepoint, so constraints that are deferred to COMMIT aren't checked, statements can't run at the same time, and
+  every session is at READ COMMITTED, whatever isolation level it asks for.
 - `session`: a session of it.
 - `committed_database`: a `Database` on a fresh clone of its own, with real commits and a real pool: for races.
 - `committed_url`: the URL of that clone, for tests that open it from elsewhere.
@@ -45,7 +48,7 @@ _PREFIX: Final = f"howdah_test_{hashlib.blake2b(socket.gethostname().encode(), d
 _numbers: Final = count(1)
 _made: Final[set[str]] = set()
 
-_SAVEPOINTS: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
+_OF_TRANSACTIONS: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -124,7 +127,7 @@ async def committed_database(committed_url: str) -> AsyncIterator[Database]:
 @contextmanager
 def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: int) -> Iterator[list[str]]:
     """Fail unless exactly `expected` statements are sent inside the block, by anybody on the same engine; yields their
-    texts as they come. BEGIN, COMMIT, ROLLBACK and savepoints don't count, an executemany counts once."""
+    texts as they come. BEGIN, COMMIT, ROLLBACK, SET LOCAL and savepoints don't count, an executemany counts once."""
     if isinstance(target, AsyncSession):
         engine = target.get_bind().engine
     else:
@@ -132,7 +135,7 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
     sent: list[str] = []
 
     def remember(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if not statement.startswith(_SAVEPOINTS):
+        if not statement.startswith(_OF_TRANSACTIONS):
             sent.append(statement)
 
     event.listen(engine, "before_cursor_execute", remember)

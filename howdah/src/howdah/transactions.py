@@ -51,6 +51,8 @@ async def run_transaction(
     Every other error is raised at once and rolls back. Raises `NestedTransaction` if this task (or the one that
     started it) is in a transaction.
     """
+    if attempts < 1:
+        raise ValueError(f"work is attempted at least once, not {attempts} times")
     if any(_is_in_transaction(begun) for begun in _begun.get()):
         raise NestedTransaction(
             "run_transaction was called inside a running transaction: pass that session to the function instead, "
@@ -75,7 +77,8 @@ async def savepoint(session: AsyncSession) -> AsyncIterator[None]:
     """`async with savepoint(session):` what fails inside is rolled back to here, and the transaction lives on.
 
     An error of the database that is caught inside is raised on leaving, since what came before it is undone too.
-    Objects that were changed inside are expired by such a rollback; read them again before using them.
+    Objects that were changed inside are expired by such a rollback: `await session.refresh(object)` before using one,
+    or SQLAlchemy raises `MissingGreenlet`.
     """
     async with session.begin_nested():
         yield

@@ -14,17 +14,22 @@ import uvicorn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from howdah.embedded import EmbeddedPostgresError
 from shop import migrations
 from shop.accounts.service import BooksReport, check_books
 from shop.app import create_app, open_database
 from shop.demo import create_demo
+from shop.explaining import CannotListen, ExplainingGroup
 from shop.importing.command import commands as import_commands
 from shop.postgres import located, scratch
 from shop.settings import Settings
 from shop.web.observability import configure_logging
 
-app = typer.Typer(help="Users, orders, accounts and transfers.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=ExplainingGroup,
+    help="Users, orders, accounts and transfers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(import_commands, name="import")
 
 _out = Console(soft_wrap=True)
@@ -41,26 +46,35 @@ def serve(
     configure_logging(settings.log_format)
     # Uvicorn stops gracefully, then sends itself the signal again; by then there is only the server left to leave.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with suppress(KeyboardInterrupt), located(settings) as location:
+    address = host or settings.host
+    with suppress(KeyboardInterrupt), _listening(address, port) as listening, located(settings) as location:
         migrations.upgrade(location.url)
-        address = host or settings.host
         config = uvicorn.Config(
             create_app(location.url, settings),
-            host=address,
-            port=port,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=settings.shutdown_timeout,
         )
-        listening = config.bind_socket()  # first, so that what is printed is true
-        # asyncio does this only for sockets of its own; without it each answer on a kept connection waits 40 ms
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _out.print(f"data:  {location.where}", highlight=False)
         _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
         server = uvicorn.Server(config)
         server.run(sockets=[listening])
         if not server.started:
             raise typer.Exit(1)
+
+
+def _listening(address: str, port: int) -> socket.socket:
+    """Bound before anything is printed or migrated; it takes connections once the service is ready for them."""
+    listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # asyncio does this only for sockets of its own; without it each answer on a kept connection waits 40 ms
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listening.bind((address, port))
+    except OSError as error:
+        listening.close()
+        raise CannotListen(f"can't listen on {address}, port {port}: {error.strerror}") from error
+    return listening
 
 
 @app.command()
@@ -160,9 +174,5 @@ def progress_bar() -> Progress:
 
 
 def main() -> None:
-    """Run the command; what an operator can mend is one line, not a traceback."""
-    try:
-        app()
-    except EmbeddedPostgresError as error:
-        _err.print(str(error), style="bold red", highlight=False)
-        raise SystemExit(1) from error
+    """Run the command."""
+    app()

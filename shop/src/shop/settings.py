@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class Settings(BaseSettings):
-    """Each field is the variable `SHOP_<NAME>`; seconds where it is a time."""
+    """Each field is the variable `SHOP_<NAME>`, and one that is empty counts as not set; seconds where it is a time."""
 
-    model_config = SettingsConfigDict(env_prefix="SHOP_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SHOP_", env_ignore_empty=True, frozen=True)
 
     database_url: str | None = Field(default=None, description="A PostgreSQL server; without it one is embedded")
     data_dir: Path | None = Field(default=None, description="Where the embedded server's data lies")
@@ -23,3 +25,16 @@ class Settings(BaseSettings):
     statement_timeout: float | None = Field(default=30.0, gt=0)
     lock_timeout: float = Field(default=5.0, gt=0)
     shutdown_timeout: int = Field(default=30, ge=0, description="How long requests under way may take to finish")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            scheme = make_url(url).drivername
+        except (ArgumentError, ValueError):  # whose texts show the password
+            raise ValueError("not a URL: write postgresql://user:password@host:port/database") from None
+        if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
+            raise ValueError(f"{scheme}:// isn't supported: write postgresql://user:password@host:port/database")
+        return url

@@ -120,7 +120,7 @@ async def test_a_payment_that_is_refused_leaves_the_order_pending_and_the_money_
     assert_problem(await pay(client, yen, buyer, till), 422, "currency-mismatch")
     assert_problem(await pay(client, dear, buyer, buyer), 422, "same-account")
     assert_problem(await pay(client, dear, unknown, till), 422, "unknown-account")
-    assert_problem(await pay(client, free, buyer, till), 422, "amount-out-of-range")
+    assert_problem(await pay(client, free, buyer, till), 409, "order-not-payable")
     assert_problem(await pay(client, unknown, buyer, till), 404, "not-found")
 
     for order in (dear, free, yen):
@@ -141,6 +141,17 @@ async def test_an_order_that_is_not_pending_is_not_paid(client: httpx.AsyncClien
     await client.patch("/orders/status", json={"order_ids": [order["id"]], "status": status})
     assert_problem(await pay(client, order, buyer, till), 409, "order-not-payable", order_status=status)
     assert await balances(client, buyer, till) == [100, 0]
+
+
+async def test_an_order_that_was_paid_is_not_paid_again_whatever_its_status(client: httpx.AsyncClient) -> None:
+    buyer, till = await make_account(client, 100), await make_account(client)
+    order = await make_order(client, (await make_user(client))["id"], 10)
+    paid = (await pay(client, order, buyer, till)).json()
+    await client.patch("/orders/status", json={"order_ids": [order["id"]], "status": "pending"})
+    again = await pay(client, order, buyer, till)
+    assert_problem(again, 409, "order-not-payable", order_status="pending")
+    assert paid["transfer_id"] in again.json()["detail"]
+    assert await balances(client, buyer, till) == [90, 10]
 
 
 async def test_of_many_payments_at_a_time_one_is_made(client: httpx.AsyncClient, stored: Database) -> None:

@@ -21,12 +21,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from howdah import ConnectionLost, DatabaseError, HowdahError, LockTimeout, Unavailable
 from shop import migrations
 from shop.app import open_database
 from shop.importing.loading import Loaded, load
-from shop.importing.reading import UnreadableFile
-from shop.importing.rejects import UnwritableFile
 from shop.importing.report import report
 from shop.importing.retail import RetailFile, read_retail
 from shop.postgres import located
@@ -59,9 +56,6 @@ def import_retail(
     except KeyboardInterrupt:
         _err.print("interrupted; run it again to finish", style="bold red")
         raise typer.Exit(130) from None
-    except (UnreadableFile, UnwritableFile, HowdahError) as error:
-        _err.print(_in_a_line(error), style="bold red")
-        raise typer.Exit(1) from error
 
 
 def _import(file: Path, rejects: Path) -> None:
@@ -98,28 +92,6 @@ async def _load(url: str, settings: Settings, retail: RetailFile, progress: Prog
 
 def _accepted_lines(retail: RetailFile) -> int:
     return retail.summary.sale_lines + retail.summary.cancellation_lines
-
-
-def _in_a_line(error: UnreadableFile | UnwritableFile | HowdahError) -> str:
-    match error:
-        case LockTimeout():
-            problem = "somebody holds a lock for too long, maybe another import; run it again to finish"
-        case ConnectionLost():
-            problem = f"the connection to the database is lost ({_driver_says(error)}); run it again to finish"
-        case Unavailable():
-            problem = f"the database can't be reached: {_driver_says(error)}"
-        case DatabaseError():
-            problem = f"the database refuses: {_driver_says(error)}; nothing is half-done"
-        case _:
-            problem = str(error)
-    return " ".join(problem.split())
-
-
-def _driver_says(error: HowdahError) -> str:
-    """The message of the driver's own error, without what SQLAlchemy puts around it."""
-    original = getattr(error, "orig", None) or error
-    lines = str(original.__cause__ or original).splitlines()
-    return lines[0] if lines else type(original).__name__
 
 
 def _progress_bar() -> Progress:

@@ -14,12 +14,18 @@ from shop.transfers.service import TransferRequest, post
 
 
 class OrderNotPayable(ValueError):
-    """Only a pending order can be paid, and only once."""
+    """Only a pending order can be paid, only once, and only if it costs something."""
 
-    def __init__(self, order_id: UUID, status: OrderStatus) -> None:
-        self.order_id = order_id
-        self.status = status
-        super().__init__(f"order {order_id} is {status}: only a pending order can be paid")
+    def __init__(self, order: Order) -> None:
+        self.order_id = order.id
+        self.status = order.status
+        if order.transfer_id is not None:
+            reason = f"it was paid with transfer {order.transfer_id}"
+        elif order.total_cents == 0:
+            reason = "it costs nothing: set its status"
+        else:
+            reason = f"it is {order.status}, and only a pending order can be paid"
+        super().__init__(f"order {order.id} can't be paid: {reason}")
 
 
 async def place_order(db: AsyncSession, order: OrderIn) -> Order:
@@ -37,7 +43,8 @@ async def place_order(db: AsyncSession, order: OrderIn) -> Order:
 
 
 async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> Matched:
-    """Set the status of any number of orders; how many there were, and which ids no order has.
+    """Set the status of any number of orders; how many there were, and which ids no order has. No money moves: an
+    order that has been paid for can't be paid for again, whatever status it is given.
 
     Raises `ValueError` for a text that is no status. Two such calls over the same orders can't deadlock.
     """
@@ -56,8 +63,8 @@ async def pay_order(db: AsyncSession, order_id: UUID, from_account_id: UUID, to_
     at the same time: one waits for the other and is then refused.
     """
     order = (await lock(db, Order, [order_id]))[order_id]
-    if order.status is not OrderStatus.PENDING:
-        raise OrderNotPayable(order_id, order.status)
+    if order.status is not OrderStatus.PENDING or order.transfer_id is not None or order.total_cents == 0:
+        raise OrderNotPayable(order)
     request = TransferRequest(
         from_account_id, to_account_id, order.total_cents, currency=order.currency, description=f"order {order_id}"
     )

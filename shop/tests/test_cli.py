@@ -1,0 +1,69 @@
+"""What an operator gets wrong is told in a line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
+
+
+def shop(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from shop.cli import main; main()", *arguments],
+        cwd=folder,
+        env={**os.environ, **{f"SHOP_{name}": value for name, value in variables.items()}},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", ["serve --port 0", "migrate", "check", "create-demo", "import retail FILE"])
+def test_a_database_that_cannot_be_reached_is_told_in_a_line(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "retail.csv"
+    file.write_text("Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country\n")
+    finished = shop(*command.replace("FILE", str(file)).split(), folder=tmp_path, DATABASE_URL=NOWHERE)
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1].startswith("the database can't be reached: ")
+    assert "Traceback" not in finished.stderr
+    assert "secret" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("DATABASE_URL", "somewhere:secret", "SHOP_DATABASE_URL: Value error, not a URL: write postgresql://"),
+        ("DATABASE_URL", "mysql://shop:secret@db/shop", "SHOP_DATABASE_URL: Value error, mysql:// isn't supported"),
+        ("POOL_SIZE", "0", "SHOP_POOL_SIZE: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_told_by_its_name(name: str, value: str, problem: str) -> None:
+    finished = shop("check", **{name: value})
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(problem)
+    assert len(finished.stderr.splitlines()) == 1
+    assert "secret" not in finished.stderr
+
+
+def test_a_port_that_is_taken_is_told_in_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        finished = shop("serve", "--port", str(port), DATABASE_URL=NOWHERE)
+    assert (finished.returncode, finished.stderr) == (
+        1,
+        f"can't listen on 127.0.0.1, port {port}: Address already in use\n",
+    )
+
+
+def test_a_revision_that_does_not_exist_is_told_in_a_line(committed_url: str) -> None:
+    finished = shop("migrate", "--downgrade", "nonsense", DATABASE_URL=committed_url)
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1] == "Can't locate revision identified by 'nonsense'"
+    assert "Traceback" not in finished.stderr
