@@ -143,5 +143,5 @@ def test_refuses_a_column_that_is_no_text_and_no_number(tmp_path: Path) -> None:
 def test_says_why_a_file_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match=r"none\.csv: No such file or directory"):
         read(tmp_path / "none.csv")
-    with pytest.raises(UnreadableFile, match="it isn't a file"):
+    with pytest.raises(UnreadableFile, match="Is a directory"):
         read(tmp_path)

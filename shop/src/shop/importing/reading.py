@@ -42,8 +42,6 @@ def read_lines(path: Path) -> Iterator[pl.DataFrame]:
     format has it: the lines between them are then part of one record, and nothing can tell that they weren't meant so.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise UnreadableFile(path, "it isn't a file")  # a pipe, which can't be read twice, or a folder
         with path.open("rb") as file:
             is_parquet = file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
         yield from _parquet_lines(path) if is_parquet else _csv_lines(path)
