@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 from sample import User
-from sqlalchemy import event, func, insert, literal, select, text
+from sqlalchemy import TextClause, event, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Page
@@ -35,15 +36,20 @@ async def plan_of(session: AsyncSession, page: Callable[[], Any]) -> tuple[Page[
     return result, nodes
 
 
+async def add_users(session: AsyncSession, *, created_at: TextClause) -> None:
+    await session.execute(
+        text(f"""
+            INSERT INTO users (id, email, name, created_at, updated_at)
+            SELECT gen_random_uuid(), n || '@example.org', 'N', {created_at}, now() FROM generate_series(1, 20000) AS n
+            """)
+    )
+
+
 async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_nothing(
     session: AsyncSession,
 ) -> None:
     """Control: a page by offset reads what it skips."""
-    numbers = select(func.generate_series(1, 20_000).label("n")).subquery()
-    columns = [func.gen_random_uuid(), func.concat(numbers.c.n, "@example.org"), literal("N"), func.now(), func.now()]
-    await session.execute(
-        insert(User).from_select(["id", "email", "name", "created_at", "updated_at"], select(*columns))
-    )
+    await add_users(session, created_at=text("now()"))
     await session.execute(text("ANALYZE users"))
     users = AsyncRepository(session, User)
     everything = [user.id for user in await users.list(limit=None)]
@@ -61,3 +67,35 @@ async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_
     assert [user.id for user in second.items] == everything[::-1][50:100]
     _, nodes = await plan_of(session, lambda: users.list(offset=19_000, limit=50))
     assert "Index Cond" not in nodes[-1]
+
+
+@pytest.mark.parametrize(
+    ("order", "bounded"),
+    [
+        (["created_at"], "ROW(created_at, id) > ROW("),
+        (["created_at desc"], "ROW(created_at, id) < ROW("),
+        (["created_at", "id desc"], "created_at >= "),
+    ],
+)
+async def test_a_page_in_another_order_reads_that_orders_index_from_the_cursor_on(
+    session: AsyncSession, order: list[str], bounded: str
+) -> None:
+    """Many rows have each time. Control: alternatives alone bound no index."""
+    await add_users(session, created_at=text("'2026-01-01'::timestamptz + n / 100 * interval '1 minute'"))
+    directions = ", ".join(order if len(order) > 1 else [*order, order[0].replace("created_at", "id")])
+    await session.execute(text(f"CREATE INDEX ON users ({directions})"))
+    await session.execute(text("ANALYZE users"))
+    users = AsyncRepository(session, User)
+    clauses = [getattr(User, each.split()[0]) for each in order]
+    listing = select(User).order_by(
+        *(clause.desc() if "desc" in each else clause for clause, each in zip(clauses, order, strict=True))
+    )
+    everything = [user.id for user in await users.list(listing, limit=None)]
+    deep = (await users.page(listing, limit=1000)).next
+    for page_number in range(2, 10):
+        deep = (await users.page(listing, limit=1000, after=deep)).next
+        assert deep is not None, page_number
+    page, nodes = await plan_of(session, partial(users.page, listing, limit=50, after=deep))
+    assert [user.id for user in page.items] == everything[9000:9050]
+    assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
+    assert bounded in nodes[1]["Index Cond"].replace("users.", "").replace("(created_at >= ", "created_at >= ")

@@ -34,6 +34,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    tuple_,
     type_coerce,
 )
 from sqlalchemy import Enum as EnumType
@@ -184,29 +185,55 @@ class _SortKey:
         return clause.nulls_first() if self.nulls_first else clause.nulls_last()
 
     def equals(self, value: Any) -> ColumnElement[bool]:
-        return self.column.is_(None) if value is None else self.column == self._literal(value)
+        return self.column.is_(None) if value is None else self.column == self.literal(value)
 
     def after(self, value: Any) -> ColumnElement[bool]:
         """True for values that sort behind this one."""
         if value is None:
             return self.column.is_not(None) if self.nulls_first else false()
-        bound = self._literal(value)
+        bound = self.literal(value)
         behind: ColumnElement[bool] = self.column < bound if self.descending else self.column > bound
         if self.nulls_first or not self.nullable:
             return behind
         return or_(behind, self.column.is_(None))
 
-    def _literal(self, value: Any) -> ColumnElement[Any]:
+    def literal(self, value: Any) -> ColumnElement[Any]:
         return literal(value, self.column.type)
 
 
 def _follows(keys: Sequence[_SortKey], values: Sequence[Any]) -> ColumnElement[bool]:
-    """(a, b, c) behind (x, y, z): a > x, or a = x and b > y, or both equal and c > z; each key in its own direction."""
+    """(a, b, c) behind (x, y, z): a > x, or a = x and b > y, or both equal and c > z; each key in its own direction.
+
+    PostgreSQL enters an index at a comparison of rows, not at alternatives: as many keys as lie in one direction, and
+    can't be NULL, are compared as one row; that is all there is to say, or bounds what else is said.
+    """
+    side_by_side = 0
+    for key in keys:
+        if key.nullable or key.descending is not keys[0].descending:
+            break
+        side_by_side += 1
+    bound = _behind_as_row(keys[:side_by_side], values[:side_by_side], or_equal=side_by_side < len(keys))
+    if bound is not None and side_by_side == len(keys):
+        return bound
     alternatives = []
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
         equal = [k.equals(v) for k, v in zip(keys[:i], values[:i], strict=True)]
         alternatives.append(and_(*equal, key.after(value)))
-    return or_(*alternatives)
+    return or_(*alternatives) if bound is None else and_(bound, or_(*alternatives))
+
+
+def _behind_as_row(keys: Sequence[_SortKey], values: Sequence[Any], *, or_equal: bool) -> ColumnElement[bool] | None:
+    if not keys or None in values:
+        return None
+    row: ColumnElement[Any]
+    if len(keys) == 1:
+        row, bound = keys[0].column, keys[0].literal(values[0])
+    else:
+        row = tuple_(*(key.column for key in keys))
+        bound = tuple_(*(key.literal(value) for key, value in zip(keys, values, strict=True)))
+    if keys[0].descending:
+        return row <= bound if or_equal else row < bound
+    return row >= bound if or_equal else row > bound
 
 
 def _sort_keys(statement: Select[Any]) -> list[_SortKey]:
