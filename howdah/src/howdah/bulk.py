@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -50,11 +51,20 @@ from sqlalchemy.orm import DeclarativeBase, Mapper
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import TypeDecorator
 
+from howdah.copying import WORTHWHILE_ROWS, copy_rows
 from howdah.errors import StaleRow
 from howdah.keys import Array, has_key_in, key_attributes, key_from, key_in, key_names
 from howdah.locking import lock_keys
 from howdah.refusals import or_name_the_row
-from howdah.rows import CHUNK_ROWS, column_names, in_chunks, in_rounds, read_rows, refuse_non_columns
+from howdah.rows import (
+    CHUNK_ROWS,
+    column_names,
+    in_chunks,
+    in_rounds,
+    read_rows,
+    refuse_non_columns,
+    with_new_keys,
+)
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
@@ -98,13 +108,15 @@ async def insert_many(
     made: list[Any] = []
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            values = [_with_new_key(model, row) for row in read_rows(model, chunk, first=count)]
-            known = all(name in row for row in values for name in names)
-            statement = insert(model)
-            if keys and not known:  # the database makes them
-                statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
-            write = partial(_insert, session, statement)
-            returned = await or_name_the_row(session, list(enumerate(values, start=count)), write)
+            values = with_new_keys(model, read_rows(model, chunk, first=count))
+            known = not keys or all(name in row for row in values for name in names)
+            returned: Sequence[Row[Any]] = ()
+            if not (known and len(values) >= WORTHWHILE_ROWS and await copy_rows(session, model, values)):
+                statement = insert(model)
+                if not known:  # the database makes them
+                    statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
+                write = partial(_insert, session, statement)
+                returned = await or_name_the_row(session, list(enumerate(values, start=count)), write)
             if keys:
                 made += _keys_of(model, values, first=count) if known else [key_in(row) for row in returned]
             count += len(values)
@@ -227,16 +239,6 @@ async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mappi
     return result.all() if statement._returning else ()
 
 
-def _with_new_key(model: type[Any], row: dict[str, Any]) -> dict[str, Any]:
-    """The row with the key that the application makes, where it makes one and the row has none."""
-    for attribute, key_column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
-        if row.get(attribute.key) is None:
-            row.pop(attribute.key, None)
-            if key_column.default is not None and key_column.default.is_callable:
-                row[attribute.key] = key_column.default.arg(None)
-    return row
-
-
 async def _upsert_rounds(
     session: AsyncSession,
     model: type[Any],
@@ -252,7 +254,7 @@ async def _upsert_rounds(
     written: list[Row[Any]] = []
     for once in in_rounds(rows, meeting):
         once.sort(key=lambda row: [_rank(row[name]) for name in target])
-        written += await _insert(session, statement, [_with_new_key(model, row) for row in once])
+        written += await _insert(session, statement, with_new_keys(model, once))
     return written
 
 
@@ -351,10 +353,14 @@ def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, 
 
 
 def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]], *, first: int) -> list[Any]:
+    names = key_names(model)
+    given = [row[names[0]] for row in rows] if len(names) == 1 else [tuple(row[name] for name in names) for row in rows]
+    if all(type(key) is UUID for key in given):
+        return given
     keys = []
-    for place, row in enumerate(rows, start=first):
+    for place, key in enumerate(given, start=first):
         try:
-            keys.append(key_from(model, [row[name] for name in key_names(model)]))
+            keys.append(key_from(model, key))
         except ValueError as error:
             error.add_note(f"in row {place} of the input, counted from 0")
             raise

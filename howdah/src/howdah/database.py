@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
+from howdah.copying import COPY_OPTION
 from howdah.errors import (
     DRIVER_ERRORS,
     CannotConnect,
@@ -76,6 +77,8 @@ class Database:
     JSON is written and read by orjson: NaN, infinities and integers beyond 64 bits are refused with `InvalidValue`;
     such integers, written by others, are read as floats.
 
+    `copy=False` has bulk writes insert instead of COPY, for a pooler or an engine that doesn't know it.
+
     Statement parameters stay out of error messages unless `hide_parameters=False`: they hold other people's data.
     """
 
@@ -94,6 +97,7 @@ class Database:
         idle_in_transaction_timeout: float | None = 60.0,
         application_name: str = "howdah",
         hide_parameters: bool = True,
+        copy: bool = True,
         connect_args: Mapping[str, Any] | None = None,
         **engine_options: Any,
     ) -> None:
@@ -127,6 +131,7 @@ class Database:
             pool_recycle=pool_recycle,
             isolation_level="READ COMMITTED",
             hide_parameters=hide_parameters,
+            execution_options={COPY_OPTION: copy, **engine_options.pop("execution_options", {})},
             json_serializer=_dump_json,
             json_deserializer=orjson.loads,
             connect_args={
