@@ -19,7 +19,7 @@ class TestUuid7:
         before = time.time_ns() // 1_000_000
         key = uuid7()
         after = time.time_ns() // 1_000_000
-        assert type(key) is UUID
+        assert isinstance(key, UUID)
         assert key.version == 7
         assert key.int >> 62 & 0b11 == 0b10
         assert before <= key.int >> 80 <= after

@@ -17,21 +17,22 @@ other but can't deadlock. Longer ones can, unless their inputs are sorted; the l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
-from uuid import UUID
+from typing import Any, Final, TypeAlias, TypeVar
 
 from sqlalchemy import (
     ARRAY,
     JSON,
     Boolean,
+    CursorResult,
     Insert,
     Integer,
     Row,
+    Update,
     cast,
     column,
     delete,
@@ -53,8 +54,8 @@ from sqlalchemy.types import TypeDecorator
 
 from howdah.copying import WORTHWHILE_ROWS, copy_rows
 from howdah.errors import StaleRow
-from howdah.keys import Array, has_key_in, key_attributes, key_from, key_in, key_names
-from howdah.locking import lock_keys
+from howdah.keys import Array, has_key_in, key_attributes, key_in, key_names, keys_from, listed
+from howdah.locking import lock_keys, locked
 from howdah.refusals import or_name_the_row
 from howdah.rows import (
     CHUNK_ROWS,
@@ -67,6 +68,9 @@ from howdah.rows import (
 )
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
+
+# what the session holds is read anew afterwards
+_UNSYNCHRONIZED: Final = {"synchronize_session": False}
 Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
 
 
@@ -100,6 +104,7 @@ async def insert_many(
 ) -> Created:
     """Insert the rows. Defaults, Python's and the database's, apply to what a row leaves out.
 
+    Twenty rows or more go by COPY where that can be had (see `howdah.copying`).
     `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory. Mapped objects are read,
     not added to the session. Joined-table inheritance works; a row is written as a `model`, not as a subclass of it.
     """
@@ -184,7 +189,8 @@ async def update_many(
             write = partial(_update_rounds, session, model)
             present = await or_name_the_row(session, list(enumerate(zip(keys, values, strict=True), count)), write)
             await _refresh(session, model, present)
-            missing += [key for key in keys if key not in present]
+            if len(present) < len(keys):
+                missing += [key for key in keys if key not in present]
             count += len(values)
     return Matched(count - len(missing), missing)
 
@@ -200,15 +206,18 @@ async def update_by_key(
         raise ValueError(f"the key and the version of {model.__name__} rows can't be set: {', '.join(values)}")
 
     async def write(keys: Sequence[Any]) -> set[Any]:
-        present = await lock_keys(session, model, keys)
-        if values and present:
-            statement = sql_update(model).where(has_key_in(model, list(present))).values(_moving_version(model, values))
-            await session.execute(statement, execution_options={"synchronize_session": False})
-        return present
+        if not values or not keys:
+            return await lock_keys(session, model, keys)
+        given = locked(model, keys)
+        same_row = [attribute == given.c[attribute.key] for attribute in key_attributes(model)]
+        statement = sql_update(model).where(*same_row).values(_moving_version(model, values))
+        if await _written(session, statement) == len(keys):
+            return set(keys)
+        return await lock_keys(session, model, keys)
 
     places = _places(model, ids)
     async with session.begin_nested():
-        present = await or_name_the_row(session, [(place, key) for key, place in places.items()], write)
+        present = await or_name_the_row(session, list(zip(places.values(), places, strict=True)), write)
     await _refresh(session, model, present)
     return Matched(len(present), [key for key in places if key not in present])
 
@@ -222,12 +231,12 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
         present = await lock_keys(session, model, keys)
         if present:
             statement = delete(model).where(has_key_in(model, list(present)))
-            await session.execute(statement, execution_options={"synchronize_session": False})
+            await session.execute(statement, execution_options=_UNSYNCHRONIZED)
         return present
 
     places = _places(model, ids)
     async with session.begin_nested():
-        present = await or_name_the_row(session, [(place, key) for key, place in places.items()], write)
+        present = await or_name_the_row(session, list(zip(places.values(), places, strict=True)), write)
     for instance in _held(session, model, present):
         if instance in session:  # not gone with another one, by a cascade
             session.expunge(instance)
@@ -260,10 +269,14 @@ async def _upsert_rounds(
 
 async def _update_rounds(
     session: AsyncSession, model: type[Any], rows: Sequence[tuple[Any, dict[str, Any]]]
-) -> set[Any]:
-    present = await lock_keys(session, model, list(dict.fromkeys(key for key, _ in rows)))
-    for once in in_rounds([(key, row) for key, row in rows if key in present], lambda each: each[0]):
-        await _update_each(session, model, [row for _, row in once])
+) -> Set[Any]:
+    by_key = dict(rows)
+    if len(by_key) == len(rows) and await _update_each(session, model, list(by_key), list(by_key.values())):
+        return by_key.keys()
+    present = await lock_keys(session, model, list(by_key))
+    if len(by_key) < len(rows):
+        for once in in_rounds([(key, row) for key, row in rows if key in present], lambda each: each[0]):
+            await _update_each(session, model, [key for key, _ in once], [row for _, row in once])
     return present
 
 
@@ -292,26 +305,46 @@ def _comparable(value: Any) -> Any:
     return cast(value, JSONB) if isinstance(value.type, JSON) and not isinstance(value.type, JSONB) else value
 
 
-async def _update_each(session: AsyncSession, model: type[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+async def _update_each(
+    session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Write the rows, whose keys differ; False if some have no row in the database."""
     mapper: Mapper[Any] = inspect(model)
     columns = {name: mapper.columns[name] for name in rows[0]}
     arrays = [literal([row[name] for row in rows], Array(each.type)) for name, each in columns.items()]
     named = (column(name, each.type) for name, each in columns.items())
     given = func.unnest(*arrays).table_valued(*named).render_derived(name="given")
-    same_row = [attribute == given.c[attribute.key] for attribute in key_attributes(model)]
+    there = locked(model, keys)
+    same_row = [
+        condition
+        for attribute in key_attributes(model)
+        for condition in (attribute == given.c[attribute.key], attribute == there.c[attribute.key])
+    ]
     values = {name: given.c[name] for name in columns if name not in key_names(model)}
     version = _version_name(model)
-    if version in values:
+    checked = version is not None and version in values
+    if version is not None and checked:
         same_row.append(mapper.columns[version] == values.pop(version))
     elif not values:
-        return
+        return False
     statement = sql_update(model).where(*same_row).values(_moving_version(model, values))
+    if not checked:
+        return await _written(session, statement) == len(rows)
     statement = statement.returning(*key_attributes(model))
-    written = (await session.execute(statement, execution_options={"synchronize_session": False})).all()
-    if len(written) < len(rows):
-        current = {key_in(row) for row in written}
-        stale = [str(key) for key in _keys_of(model, rows, first=0) if key not in current]
+    current = {key_in(row) for row in await session.execute(statement, execution_options=_UNSYNCHRONIZED)}
+    if len(current) == len(rows):
+        return True
+    present = await lock_keys(session, model, keys)
+    stale = [str(key) for key in keys if key in present and key not in current]
+    if stale:
         raise StaleRow(f"{len(stale)} {model.__name__} rows have another version by now: {', '.join(stale[:5])}")
+    return False
+
+
+async def _written(session: AsyncSession, statement: Update) -> int:
+    result = await session.execute(statement, execution_options=_UNSYNCHRONIZED)
+    assert isinstance(result, CursorResult)
+    return result.rowcount
 
 
 def _version_name(model: type[Any]) -> str | None:
@@ -352,26 +385,19 @@ def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, 
             raise ValueError(f"row {place} of the input, counted from 0, names other attributes than row {first}")
 
 
-def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]], *, first: int) -> list[Any]:
+def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]], *, first: int) -> Sequence[Any]:
     names = key_names(model)
-    given = [row[names[0]] for row in rows] if len(names) == 1 else [tuple(row[name] for name in names) for row in rows]
-    if all(type(key) is UUID for key in given):
-        return given
-    keys = []
-    for place, key in enumerate(given, start=first):
-        try:
-            keys.append(key_from(model, key))
-        except ValueError as error:
-            error.add_note(f"in row {place} of the input, counted from 0")
-            raise
-    return keys
+    given = [row[names[0]] for row in rows] if len(names) == 1 else [[row[name] for name in names] for row in rows]
+    return keys_from(model, given, first=first)
 
 
 def _places(model: type[Any], ids: Iterable[Any]) -> dict[Any, int]:
     """Each key once, with its first place in the input."""
-    places: dict[Any, int] = {}
-    for place, id in enumerate(ids):
-        places.setdefault(key_from(model, id), place)
+    keys = keys_from(model, listed(model, ids))
+    places = dict(zip(keys, range(len(keys)), strict=True))
+    if len(places) < len(keys):
+        for place in reversed(range(len(keys))):
+            places[keys[place]] = place
     return places
 
 
@@ -385,6 +411,8 @@ def _rank(value: object) -> tuple[int, Any]:
 
 
 def _held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[Any]:
+    if not session.identity_map:
+        return []
     wanted = set(keys)
     return [
         instance

@@ -10,6 +10,7 @@ from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlencode
+from uuid import UUID
 
 import orjson
 from sqlalchemy import URL, Connection, Engine, event, make_url, text
@@ -342,12 +343,18 @@ def _bound_pre_ping(engine: Engine, seconds: float | None) -> None:
 
 def _dump_json(value: Any) -> str:
     try:
-        dumped = orjson.dumps(value)
+        dumped = orjson.dumps(value, default=_plain)
     except orjson.JSONEncodeError as error:
         raise RefusedValue(f"a value can't be written as JSON: {error}") from error
     if b"null" in dumped and not _is_finite(value):
         raise RefusedValue("a value can't be written as JSON: it has no NaN and no infinity")  # orjson writes null
     return dumped.decode()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, UUID):  # a subclass, such as the driver's
+        return str(value)
+    raise TypeError
 
 
 def _is_finite(value: Any) -> bool:

@@ -50,9 +50,28 @@ def key_from(model: type[Any], given: Any) -> Any:
 
 def distinct(model: type[Any], keys: Iterable[Any]) -> list[Any]:
     """Each key once, as `key_from` makes it, in the order of first appearance. Raises `TypeError` for a single key."""
+    return list(dict.fromkeys(keys_from(model, listed(model, keys))))
+
+
+def listed(model: type[Any], keys: Iterable[Any]) -> list[Any]:
+    """The keys as a list. Raises `TypeError` for a single key."""
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise TypeError(f"keys of {model.__name__} are an iterable of them, not a single {type(keys).__name__}")
-    return list(dict.fromkeys(key_from(model, key) for key in keys))
+    return list(keys)
+
+
+def keys_from(model: type[Any], given: Sequence[Any], *, first: int = 0) -> Sequence[Any]:
+    """Each as `key_from` makes it. An error has a note of the place, where the first one has the place `first`."""
+    if all(isinstance(key, UUID | int) for key in given) and len(inspect(model).primary_key) == 1:
+        return given  # the ordinary case, several times faster
+    keys = []
+    for place, key in enumerate(given, start=first):
+        try:
+            keys.append(key_from(model, key))
+        except ValueError as error:
+            error.add_note(f"in row {place} of the input, counted from 0")
+            raise
+    return keys
 
 
 def has_key_in(model: type[Any], keys: Sequence[Any]) -> ColumnElement[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import CTE, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
 
@@ -51,6 +51,14 @@ async def lock_keys(session: AsyncSession, model: type[Any], keys: Sequence[Any]
     if not keys:
         return set()
     await session.flush()
+    return {key_in(row) for row in await session.execute(_locking(model, keys))}
+
+
+def locked(model: type[Any], keys: Sequence[Any]) -> CTE:
+    """The keys that exist, for a write to join: their rows are locked in key order, each before it is written."""
+    return _locking(model, keys).cte("locked")
+
+
+def _locking(model: type[Any], keys: Sequence[Any]) -> Select[Any]:
     columns = key_attributes(model)
-    statement = select(*columns).where(has_key_in(model, keys)).order_by(*columns).with_for_update(of=model)
-    return {key_in(row) for row in await session.execute(statement)}
+    return select(*columns).where(has_key_in(model, keys)).order_by(*columns).with_for_update(of=model)

@@ -7,11 +7,12 @@ from datetime import UTC, date, datetime
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
+import asyncpg.pgproto.pgproto
 from sqlalchemy import DateTime, Dialect, MetaData, TypeDecorator, event
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty, mapped_column
 from sqlalchemy.types import TypeEngine
-from uuid_utils.compat import uuid7 as _uuid7
+from uuid_utils import uuid7 as _uuid7
 
 from howdah.errors import RefusedValue
 
@@ -27,8 +28,10 @@ NAMING_CONVENTION: Final[dict[Any, str]] = {
 
 def uuid7() -> UUID:
     """A new UUIDv7 (RFC 9562, section 5.7): ordered by the millisecond of its making, and within a process strictly
-    increasing (section 6.2, a counter). Between processes the order is that of their clocks."""
-    return _uuid7()
+    increasing (section 6.2, a counter). Between processes the order is that of their clocks. It is of the class that
+    the driver reads and writes, a subclass of `uuid.UUID`, and made several times faster than one of that."""
+    made: UUID = asyncpg.pgproto.pgproto.UUID(_uuid7().bytes)
+    return made
 
 
 def utcnow() -> datetime:

@@ -1,0 +1,123 @@
+"""COPY is taken where it can be, and where it can't rows are inserted all the same."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+
+import pytest
+from sample import User
+from sample_rows import user_rows
+from sqlalchemy import String, func, select, text
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import MetaData
+from sqlalchemy.types import UserDefinedType
+
+from howdah import Base, Database, UUIDv7PrimaryKey, bulk
+from howdah.copying import WORTHWHILE_ROWS
+from howdah.testing import assert_statements
+
+
+class Upper(UserDefinedType[str]):
+    """Written by an SQL expression."""
+
+    cache_ok = True
+
+    def get_col_spec(self) -> str:
+        return "TEXT"
+
+    def bind_expression(self, bindvalue):  # type: ignore[no-untyped-def]
+        return func.upper(bindvalue)
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Parcel(UUIDv7PrimaryKey, Separate):
+    __tablename__ = "parcels"
+
+    label: Mapped[str] = mapped_column(Upper())
+    sent_at: Mapped[datetime] = mapped_column(default=func.now())
+
+
+class Numbered(UUIDv7PrimaryKey, Separate):
+    __tablename__ = "numbered"
+
+    name: Mapped[str] = mapped_column(String(20))
+    shout: Mapped[str] = mapped_column(default=lambda context: context.get_current_parameters()["name"].upper())
+
+
+async def test_many_rows_are_copied_and_few_are_inserted(database: Database) -> None:
+    async with database.begin() as session:
+        await session.connection()
+        with assert_statements(session, 0):  # COPY is no statement of SQLAlchemy's
+            assert (await bulk.insert_many(session, User, user_rows(WORTHWHILE_ROWS))).count == WORTHWHILE_ROWS
+        few = [{"email": f"{n}@few", "name": "F"} for n in range(WORTHWHILE_ROWS - 1)]
+        with assert_statements(session, 1):
+            await bulk.insert_many(session, User, few)
+        assert await session.scalar(select(func.count()).select_from(User)) == 2 * WORTHWHILE_ROWS - 1
+
+
+async def test_rows_are_inserted_where_the_operator_says_so(database_url: str) -> None:
+    async with Database(database_url, copy=False) as database, database.session() as session:
+        with assert_statements(session, 1):
+            assert (await bulk.insert_many(session, User, user_rows(100))).count == 100
+
+
+async def test_rows_that_name_different_attributes_are_copied_too(database: Database) -> None:
+    rows = [{"email": f"{n}@x", "name": "N", **({"nickname": "odd"} if n % 2 else {})} for n in range(100)]
+    async with database.begin() as session:
+        await session.connection()
+        with assert_statements(session, 0):
+            keys = (await bulk.insert_many(session, User, rows)).keys
+        found = dict((await session.execute(select(User.id, User.nickname))).all())
+    assert [found[key] == "odd" for key in keys] == [bool(n % 2) for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "column", "value"),
+    [
+        (Parcel, [{"label": "a"}], "label", "A"),
+        (Numbered, [{"name": "b"}], "shout", "B"),
+    ],
+)
+async def test_what_only_an_insert_can_do_is_inserted(
+    database: Database, model: type[Base], rows: list[dict[str, str]], column: str, value: str
+) -> None:
+    """An SQL expression as a type's or a default's value; a default that looks at the other values."""
+    async with database.begin() as session:
+        await (await session.connection()).run_sync(Separate.metadata.create_all)
+        assert (await bulk.insert_many(session, model, rows * 100)).count == 100
+        found = await session.scalars(select(getattr(model, column)).distinct())
+        assert list(found) == [value]
+        await session.rollback()
+
+
+async def test_where_postgresql_refuses_to_copy_rows_are_inserted_and_the_log_says_so_once(
+    committed_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Row-level security: COPY isn't supported for those that it holds for."""
+    async with committed_database.begin() as session:
+        await session.execute(text("ALTER TABLE users ENABLE ROW LEVEL SECURITY"))
+        await session.execute(text("CREATE POLICY everyone ON users USING (true)"))
+        await session.execute(text("DROP ROLE IF EXISTS howdah_restricted"))
+        await session.execute(text("CREATE ROLE howdah_restricted"))
+        await session.execute(text("GRANT ALL ON users TO howdah_restricted"))
+    try:
+        with caplog.at_level(logging.WARNING, "howdah.copying"):
+            for letter in "ab":
+                async with committed_database.begin() as session:
+                    await session.execute(text("SET LOCAL ROLE howdah_restricted"))
+                    rows = ({"email": f"{letter}{n}@x", "name": "N"} for n in range(100))
+                    assert (await bulk.insert_many(session, User, rows)).count == 100
+        async with committed_database.session() as session:
+            assert await session.scalar(select(func.count()).select_from(User)) == 200
+        assert [record.message.split(":")[0] for record in caplog.records] == [
+            "COPY into users isn't possible, so rows are inserted"
+        ]
+    finally:
+        async with committed_database.begin() as session:
+            await session.execute(text("DROP OWNED BY howdah_restricted"))
+            await session.execute(text("DROP ROLE howdah_restricted"))
