@@ -124,7 +124,7 @@ async def test_a_hostile_query_is_refused_or_finds_nothing(client: httpx.AsyncCl
 
 
 async def test_a_parameter_that_no_listing_has_is_refused(client: httpx.AsyncClient) -> None:
-    listings = ("/users", "/orders", f"/accounts/{uuid4()}/entries")
+    listings = ("/users", "/orders", "/orders/export", f"/accounts/{uuid4()}/entries")
     for path in listings:
         response = await client.get(path, params={"nonsense": 1})
         assert (response.status_code, response.json()["type"]) == (422, "urn:howdah:problem:validation")

@@ -56,6 +56,7 @@ def test_every_route_of_the_design_is_described(described: dict[str, Any]) -> No
         "POST /orders",
         "GET /orders",
         "GET /orders/{order_id}",
+        "GET /orders/export",
         "PATCH /orders/status",
         "POST /orders/{order_id}/pay",
         "POST /accounts",

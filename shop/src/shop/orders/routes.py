@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Select
 
 from howdah import NotFound, Page
 from shop.orders.models import Order
 from shop.orders.repository import OrderRepository, matching
 from shop.orders.schemas import (
+    OrderExportParameters,
+    OrderFilters,
     OrderIn,
     OrderOut,
     OrderPageOut,
@@ -22,8 +26,10 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.web.dependencies import DbSession
+from shop.web.dependencies import DbSession, ReadDbSession
 from shop.web.errors import problems
+from shop.web.exports import CSV, exported
+from shop.web.lines import NDJSON
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 
@@ -42,16 +48,30 @@ async def create_order(body: OrderIn, db: DbSession, response: Response) -> Orde
 async def list_orders(parameters: Annotated[OrderPageParameters, Query()], db: DbSession) -> Page[Order]:
     """Orders in the order of placing."""
     return await OrderRepository(db).page(
-        matching(
-            user_id=parameters.user_id,
-            status=parameters.status,
-            placed_from=parameters.placed_from,
-            placed_before=parameters.placed_before,
-        ),
-        limit=parameters.limit,
-        after=parameters.after,
-        before=parameters.before,
+        _matching(parameters), limit=parameters.limit, after=parameters.after, before=parameters.before
     )
+
+
+@router.get(
+    "/export",
+    response_class=StreamingResponse,
+    responses={
+        int(HTTPStatus.OK): {
+            "description": "An order a line",
+            "content": {
+                NDJSON: {"schema": {"$ref": "#/components/schemas/OrderOut"}},
+                CSV: {"schema": {"type": "string"}},
+            },
+        }
+    },
+)
+async def export_orders(parameters: Annotated[OrderExportParameters, Query()], db: ReadDbSession) -> StreamingResponse:
+    """All orders that the filters leave, in the order of placing, as NDJSON or as CSV with a header line.
+
+    The answer is of one moment. If it breaks off before its end, the connection does, too.
+    """
+    columns = (getattr(Order, name) for name in OrderOut.model_fields)
+    return await exported(db, _matching(parameters).with_only_columns(*columns), parameters.format, name="orders")
 
 
 @router.patch("/status")
@@ -74,3 +94,12 @@ async def get_order(order_id: UUID, db: DbSession) -> Order:
 async def pay(order_id: UUID, body: PaymentIn, db: DbSession) -> Order:
     """Move the order's total between two accounts and mark it paid, both or neither."""
     return await pay_order(db, order_id, body.from_account_id, body.to_account_id)
+
+
+def _matching(filters: OrderFilters) -> Select[Any]:
+    return matching(
+        user_id=filters.user_id,
+        status=filters.status,
+        placed_from=filters.placed_from,
+        placed_before=filters.placed_before,
+    )

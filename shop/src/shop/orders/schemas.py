@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from howdah.fastapi import PageParameters
 from shop.orders.models import OrderStatus
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ExportFormat
 
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
 
@@ -76,11 +76,21 @@ class OrderPageOut(BaseModel):
     previous: str | None = Field(description="For `before`; null on the first page")
 
 
-class OrderPageParameters(PageParameters):
+class OrderFilters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     user_id: UUID | None = None
     status: OrderStatus | None = None
     placed_from: AwareDatetime | None = Field(default=None, description="From then on")
     placed_before: AwareDatetime | None = Field(default=None, description="Before then")
+
+
+class OrderPageParameters(OrderFilters, PageParameters):
+    pass
+
+
+class OrderExportParameters(OrderFilters):
+    format: ExportFormat = ExportFormat.NDJSON
 
 
 class StatusChangeIn(BaseModel):

@@ -1,0 +1,254 @@
+"""`/orders/export`: orders of any number, as NDJSON or CSV."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from making import make_order, make_user, walk
+from problems import assert_problem
+from serving import client_of, shop_serve
+from sqlalchemy import text
+from waiting import until
+
+from howdah import Database
+from shop.orders.models import Order, OrderStatus
+
+ODD = ('a "b", c\r\nd', "=1+1", " é ", "a\nb")
+MANY = 30_000  # more than fits between the server and a client that has stopped reading
+
+_MAKE_ORDERS = text("""
+    INSERT INTO orders (id, user_id, status, currency, total_cents, placed_at, created_at, updated_at, version)
+    SELECT gen_random_uuid(), :user_id, 'paid', 'GBP', n, now() - n * interval '1 minute', now(), now(), 1
+    FROM generate_series(1, :count) AS n
+    """)
+_STREAMING = """
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'shop' AND state = 'idle in transaction'
+    """
+
+
+async def make_orders(database: Database, user: dict[str, Any], count: int) -> None:
+    async with database.begin() as session:
+        await session.execute(_MAKE_ORDERS, {"user_id": UUID(user["id"]), "count": count})
+
+
+@pytest.fixture
+async def orders(client: httpx.AsyncClient, stored: Database) -> list[dict[str, Any]]:
+    """A listing with several batches of orders, nulls, and texts that must be quoted."""
+    ada, grace = await make_user(client), await make_user(client)
+    await make_order(client, grace["id"], 100)
+    async with stored.begin() as session:
+        session.add_all(
+            Order(
+                user_id=UUID(grace["id"]),
+                reference=reference,
+                total_cents=2**62,
+                status=OrderStatus.SHIPPED,
+                placed_at=datetime(2026, 1, day, tzinfo=UTC),
+            )
+            for day, reference in enumerate(ODD, start=1)
+        )
+    await make_orders(stored, ada, 2_500)
+    return await listed(client)
+
+
+async def listed(client: httpx.AsyncClient, **filters: Any) -> list[dict[str, Any]]:
+    return [order for page in await walk(client, "/orders", limit=1_000, **filters) for order in page]
+
+
+async def exported(client: httpx.AsyncClient, **parameters: Any) -> httpx.Response:
+    response = await client.get("/orders/export", params=parameters)
+    assert response.status_code == 200, response.text
+    return response
+
+
+def as_csv_has_it(orders: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{name: "" if value is None else str(value) for name, value in order.items()} for order in orders]
+
+
+async def test_ndjson_has_the_listing_an_order_a_line(client: httpx.AsyncClient, orders: list[dict[str, Any]]) -> None:
+    response = await exported(client)
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert response.headers["content-disposition"] == 'attachment; filename="orders.ndjson"'
+    assert len(orders) == 2_505
+    assert [json.loads(line) for line in response.content.split(b"\n")[:-1]] == orders
+    assert response.content.endswith(b"}\n")
+    assert (await exported(client, format="ndjson")).content == response.content
+
+
+async def test_csv_has_the_listing_under_a_header(client: httpx.AsyncClient, orders: list[dict[str, Any]]) -> None:
+    response = await exported(client, format="csv")
+    assert response.headers["content-type"] == "text/csv; charset=utf-8"
+    assert response.headers["content-disposition"] == 'attachment; filename="orders.csv"'
+    rows = csv.DictReader(io.StringIO(response.text, newline=""), strict=True)
+    assert list(rows) == as_csv_has_it(orders)
+    assert rows.fieldnames == list(orders[0])
+    assert response.text.startswith("id,user_id,")
+    assert ',"a ""b"", c\r\nd",shipped,' in response.text
+    assert response.text.endswith("\r\n")
+
+
+async def test_an_export_of_nothing_is_empty_but_for_the_header(client: httpx.AsyncClient) -> None:
+    assert (await exported(client)).content == b""
+    header = (await exported(client, format="csv")).text
+    assert header.split(",")[:2] == ["id", "user_id"]
+    assert header.count("\r\n") == 1
+
+
+async def test_an_export_has_the_filters_of_the_listing(
+    client: httpx.AsyncClient, orders: list[dict[str, Any]]
+) -> None:
+    shipped = next(order for order in orders if order["status"] == "shipped")
+    for filters in (
+        {"user_id": shipped["user_id"]},
+        {"status": "shipped"},
+        {"placed_from": "2026-01-02T00:00:00Z", "placed_before": "2026-01-03T00:00:00Z"},
+    ):
+        expected = await listed(client, **filters)
+        assert 0 < len(expected) < 2_500
+        response = await exported(client, **filters)
+        assert [json.loads(line) for line in response.content.split(b"\n")[:-1]] == expected
+
+
+@pytest.mark.parametrize("query", ["format=xml", "format=CSV", "status=lost", "limit=5", "after=x"])
+async def test_an_export_that_is_not_as_described_is_refused(client: httpx.AsyncClient, query: str) -> None:
+    assert_problem(await client.get(f"/orders/export?{query}"), 422, "validation")
+
+
+async def test_what_the_database_refuses_is_a_problem_and_no_broken_answer(client: httpx.AsyncClient) -> None:
+    response = await client.get("/orders/export", params={"placed_from": "0001-01-01T00:00:00+14:00"})
+    assert_problem(response, 422, "out-of-range")
+
+
+async def streaming(database: Database) -> int:
+    async with database.engine.connect() as connection:
+        return await connection.scalar(text(f"SELECT count(*) {_STREAMING}")) or 0
+
+
+def slow_client_of(service: str) -> httpx.AsyncClient:
+    """A client for which little waits between the service and itself."""
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)]
+    return client_of(service, transport=httpx.AsyncHTTPTransport(socket_options=small))
+
+
+async def in_use(client: httpx.AsyncClient) -> bool:
+    return 'shop_pool_connections{state="in_use"} 0.0' not in (await client.get("/metrics")).text.splitlines()
+
+
+def over(client: httpx.AsyncClient, database: Database) -> Callable[[], Awaitable[bool]]:
+    async def is_over() -> bool:
+        return await streaming(database) == 0 and not await in_use(client)
+
+    return is_over
+
+
+async def test_clients_that_leave_early_give_their_connections_back(
+    service: str, client: httpx.AsyncClient, stored: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "shop.request")
+    await make_orders(stored, await make_user(client), MANY)
+
+    async def all_stream() -> bool:
+        return await streaming(stored) == 3
+
+    async with slow_client_of(service) as slow, AsyncExitStack() as opened:
+        leaving = [await opened.enter_async_context(slow.stream("GET", "/orders/export")) for _ in range(3)]
+        reading = [response.aiter_raw() for response in leaving]
+        await asyncio.gather(*map(anext, reading))
+        await until(all_stream)
+        assert await in_use(client)
+    await until(over(client, stored))
+
+    async def all_logged() -> bool:
+        return sum("/orders/export" in record.getMessage() for record in caplog.records) >= 3
+
+    await until(all_logged)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_an_export_that_fails_on_its_way_breaks_off(
+    service: str, client: httpx.AsyncClient, stored: Database
+) -> None:
+    """The control is every whole export: the client takes it for complete."""
+    await make_orders(stored, await make_user(client), MANY)
+
+    async def read(parts: AsyncIterator[bytes]) -> None:
+        async for _ in parts:
+            pass
+
+    async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
+        assert response.status_code == 200
+        parts = response.aiter_raw()
+        await anext(parts)
+        async with stored.engine.connect() as connection:
+            assert await connection.scalar(text(f"SELECT count(pg_terminate_backend(pid)) {_STREAMING}")) == 1
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            await read(parts)
+    await until(over(client, stored))
+    assert len((await exported(client)).content.splitlines()) == MANY
+
+
+_LOAD_ALL = """
+import asyncio, sys
+from howdah import Database
+from shop.orders.repository import OrderRepository
+from shop import tables
+
+async def main():
+    async with Database(sys.argv[1]) as database, database.session(read_only=True) as session:
+        await OrderRepository(session).list(limit=1)
+        print(open("/proc/self/status").read())
+        orders = await OrderRepository(session).list(limit=None)
+        print(len(orders), open("/proc/self/status").read())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+async def test_two_hundred_thousand_orders_are_exported_at_constant_memory(
+    committed_url: str, committed_database: Database, tmp_path: Path
+) -> None:
+    """Control: a list of them."""
+
+    def peaks_mib(status: str) -> list[int]:
+        return [int(kib) // 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status)]
+
+    async with shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
+        status = Path(f"/proc/{process.pid}/status")
+        user = await make_user(client)
+
+        async def export() -> int:
+            async with client.stream("GET", "/orders/export") as response:
+                return sum([part.count(b"\n") async for part in response.aiter_raw()])
+
+        await make_orders(committed_database, user, 3_000)
+        assert await export() == 3_000
+        [before] = peaks_mib(status.read_text())
+        await make_orders(committed_database, user, 197_000)
+        assert await export() == 200_000
+        [after] = peaks_mib(status.read_text())
+        print(f"export: {before} MiB, then {after} MiB")
+        assert after - before < 15
+
+    loading = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _LOAD_ALL, committed_url), stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await loading.communicate()
+    before, after = peaks_mib(told.decode())
+    print(f"list: {before} MiB, then {after} MiB")
+    assert after - before > 150
