@@ -116,6 +116,7 @@ async def test_an_export_has_the_filters_of_the_listing(
     for filters in (
         {"user_id": shipped["user_id"]},
         {"status": "shipped"},
+        {"total_from": 2_400, "total_to": 2_450},
         {"placed_from": "2026-01-02T00:00:00Z", "placed_before": "2026-01-03T00:00:00Z"},
     ):
         expected = await listed(client, **filters)

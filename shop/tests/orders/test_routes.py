@@ -122,6 +122,21 @@ async def test_orders_are_found_by_user_status_and_time(client: httpx.AsyncClien
     assert await found(placed_from=elsewhere.isoformat(), user_id=grace["id"], status="pending") == [3]
 
 
+async def test_orders_are_found_by_their_total(client: httpx.AsyncClient) -> None:
+    user = await make_user(client)
+    orders = [(await make_order(client, user["id"], price))["id"] for price in (300, 0, 100, 200, 2**29)]
+
+    async def found(**filters: Any) -> list[int]:
+        pages = await walk(client, "/orders", limit=1, **filters)
+        return [orders.index(order["id"]) for page in pages for order in page]
+
+    assert await found(total_from=200) == [0, 3, 4]
+    assert await found(total_to=100) == [1, 2]
+    assert await found(total_from=100, total_to=200) == [2, 3]
+    assert await found(total_from=0, total_to=2**63 - 1, user_id=user["id"], status="pending") == [0, 1, 2, 3, 4]
+    assert await found(total_from=200, total_to=100) == []
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -131,6 +146,10 @@ async def test_orders_are_found_by_user_status_and_time(client: httpx.AsyncClien
         "placed_from=2026-01-01T00:00:00",
         "placed_from=yesterday",
         "placed_before=1e300",
+        "total_from=-1",
+        "total_to=9223372036854775808",
+        "total_to=1.5",
+        "total=100",
         "limit=0",
         "offset=5",
         "after=x&before=y",

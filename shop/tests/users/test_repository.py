@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
+import pytest
+from plans import found_by, plan_of
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import utcnow
 from howdah.testing import assert_statements
 from shop.orders.models import Order
-from shop.users.repository import UserRepository
+from shop.users.repository import UserRepository, matching
 
 
 async def test_a_user_is_found_by_address_in_whatever_case(session: AsyncSession) -> None:
@@ -31,3 +37,45 @@ async def test_a_user_comes_with_their_orders_in_two_statements(session: AsyncSe
     assert found is ada
     assert found.orders == [earlier, later]
     assert await users.get_with_orders(uuid4()) is None
+
+
+@pytest.fixture
+async def crowd(session: AsyncSession) -> None:
+    """Twenty thousand users of a thousand countries, one made a minute."""
+    made = text("""
+        INSERT INTO users (id, email, name, country, created_at, updated_at, version)
+        SELECT gen_random_uuid(), n || '@example.com', 'Ada', 'Country ' || n % 1000,
+            '2026-01-01T00:00Z'::timestamptz + n * interval '1 minute', now(), 1
+        FROM generate_series(1, 20000) AS n
+        """)
+    # in the order of code points, which not every server has, this one's index would do for prefixes, too
+    unordered = text("ALTER TABLE users DROP CONSTRAINT uq_users_email")
+    for statement in (made, unordered, text("ANALYZE users")):
+        await session.execute(statement)
+
+
+@pytest.mark.usefixtures("crowd")
+@pytest.mark.parametrize(
+    ("filters", "index", "found"),
+    [
+        ({"email_prefix": "1234"}, "ix_users_email_prefix", 11),
+        ({"country": "Country 7"}, "ix_users_country_id", 20),
+        ({"created_before": datetime(2026, 1, 1, 0, 31, tzinfo=UTC)}, "ix_users_created_at", 30),
+        (
+            {
+                "created_from": datetime(2026, 1, 3, tzinfo=UTC),
+                "created_before": datetime(2026, 1, 3, 0, 40, tzinfo=UTC),
+            },
+            "ix_users_created_at",
+            40,
+        ),
+    ],
+)
+async def test_each_filter_of_users_reads_its_index(
+    session: AsyncSession, filters: dict[str, Any], index: str, found: int
+) -> None:
+    page = partial(UserRepository(session).page, matching(**filters), limit=50)
+    assert len((await page()).items) == found
+    assert found_by(await plan_of(session, page), index)
+    await session.execute(text(f"DROP INDEX {index}"))  # the control
+    assert not found_by(await plan_of(session, page), index)

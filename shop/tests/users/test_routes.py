@@ -100,6 +100,8 @@ async def test_the_order_summary_counts_the_orders_that_stand(client: httpx.Asyn
         "cancelled": {"orders": 1, "total_cents": 1000},
         "refunded": {"orders": 1, "total_cents": 5000},
     }
+    months = {order["placed_at"][:7] for order in orders}
+    assert sum(summary["by_month"][month]["total_cents"] for month in months) == 301
 
 
 async def test_the_summary_of_a_user_without_orders_is_zeros(client: httpx.AsyncClient) -> None:
@@ -111,6 +113,7 @@ async def test_the_summary_of_a_user_without_orders_is_zeros(client: httpx.Async
         "total_spent_cents": 0,
         "avg_order_cents": 0.0,
         "by_status": {},
+        "by_month": {},
     }
 
 
@@ -133,6 +136,7 @@ async def test_users_are_found_by_the_beginning_of_their_address_and_by_country(
     ada = await make_user(client, email="ada@example.com", country="France")
     adam = await make_user(client, email="adam@example.com")
     odd = await make_user(client, email="a_d%x@example.com", country="France")
+    slashed = await make_user(client, email="a/d@example.com")
 
     async def found(**filters: str) -> list[str]:
         return [user["id"] for user in (await client.get("/users", params=filters)).json()["items"]]
@@ -143,7 +147,23 @@ async def test_users_are_found_by_the_beginning_of_their_address_and_by_country(
     assert await found(email_prefix="a", country="France") == [ada["id"], odd["id"]]
     assert await found(email_prefix="a_d") == [odd["id"]]
     assert await found(email_prefix="%") == []
+    assert await found(email_prefix="a\\") == []
+    assert await found(email_prefix="a/") == [slashed["id"]]
     assert await found(country="Spain") == []
+
+
+async def test_users_are_found_by_the_time_of_their_making(client: httpx.AsyncClient) -> None:
+    users = [await make_user(client) for _ in range(4)]
+    ids, times = [user["id"] for user in users], [user["created_at"] for user in users]
+
+    async def found(**filters: str) -> list[str]:
+        pages = await walk(client, "/users", limit=1, **filters)
+        return [user["id"] for page in pages for user in page]
+
+    assert await found(created_from=times[1]) == ids[1:]
+    assert await found(created_before=times[1]) == ids[:1]
+    assert await found(created_from=times[1], created_before=times[3]) == ids[1:3]
+    assert await found(created_from="2999-01-01T00:00:00Z") == []
 
 
 async def test_a_cursor_belongs_to_its_listing(client: httpx.AsyncClient) -> None:
@@ -157,7 +177,18 @@ async def test_a_cursor_belongs_to_its_listing(client: httpx.AsyncClient) -> Non
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=x", "limit=1e2", "page=2", "after=x&before=y", "email_prefix=", "country=%00"],
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "limit=1e2",
+        "page=2",
+        "after=x&before=y",
+        "email_prefix=",
+        "country=%00",
+        "created_from=2026-01-01T00:00:00",
+        "created_before=today",
+    ],
 )
 async def test_a_query_that_is_not_as_described_is_refused(client: httpx.AsyncClient, query: str) -> None:
     assert_problem(await client.get(f"/users?{query}"), 422, "validation")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import reference
-from sqlalchemy import func, select
+from plans import plan_of
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, UniqueViolation, bulk
 from howdah.testing import assert_statements
 from shop.orders.models import Order, OrderStatus
+from shop.orders.repository import OrderRepository
 from shop.users.models import User
 from shop.users.repository import UserRepository
 from shop.users.service import bulk_create_users, get_user_order_summary
@@ -30,7 +34,12 @@ async def a_user_with_orders(session: AsyncSession, orders: int) -> User:
         session,
         Order,
         [
-            {"user_id": user.id, "total_cents": dice.randrange(10**9), "status": dice.choice(list(OrderStatus))}
+            {
+                "user_id": user.id,
+                "total_cents": dice.randrange(10**9),
+                "status": dice.choice(list(OrderStatus)),
+                "placed_at": datetime(2025, 12, 1, tzinfo=UTC) + timedelta(days=dice.randrange(120)),
+            }
             for _ in range(orders)
         ],
     )
@@ -81,6 +90,55 @@ async def test_the_order_summary_agrees_with_adding_the_orders_up(session: Async
         for status in OrderStatus
         if (totals := [order.total_cents for order in all_orders if order.status is status])
     }
+    by_month: dict[str, list[int]] = {}
+    for order in sorted(all_orders, key=lambda order: order.placed_at):
+        if order.status.stands:
+            by_month.setdefault(f"{order.placed_at:%Y-%m}", []).append(order.total_cents)
+    assert [(month, totals.orders, totals.total_cents) for month, totals in summary["by_month"].items()] == [
+        (month, len(totals), sum(totals)) for month, totals in by_month.items()
+    ]
+
+
+async def test_the_months_of_the_summary_are_those_of_utc_and_of_orders_that_stand(session: AsyncSession) -> None:
+    user = await UserRepository(session).create(email="ada@example.com", name="Ada")
+    placed = {
+        "2025-12-31T23:59:59.999999+00:00": OrderStatus.PENDING,
+        "2026-01-01T00:00:00+00:00": OrderStatus.PAID,
+        "2026-03-01T00:30:00+01:00": OrderStatus.SHIPPED,
+        "2026-04-02T00:00:00+00:00": OrderStatus.CANCELLED,
+        "0999-05-01T00:00:00+00:00": OrderStatus.DELIVERED,
+    }
+    rows = [
+        {"user_id": user.id, "total_cents": 1, "status": status, "placed_at": datetime.fromisoformat(time)}
+        for time, status in placed.items()
+    ]
+    await bulk.insert_many(session, Order, rows)
+    await session.execute(text("SET LOCAL timezone = 'America/New_York'"))
+
+    summary = await get_user_order_summary(session, user.id)
+
+    assert summary is not None
+    assert list(summary["by_month"]) == ["0999-05", "2025-12", "2026-01", "2026-02"]
+
+
+async def test_the_order_summary_reads_nothing_but_the_index(committed_database: Database) -> None:
+    """Control: the same index without what the summary adds up."""
+    async with committed_database.begin() as session:
+        user, *_ = [await a_user_with_orders(session, 500) for _ in range(10)]
+
+    async def scans(*before: str) -> list[tuple[str, str]]:
+        engine = committed_database.engine.execution_options(isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            for statement in (*before, "VACUUM (ANALYZE) orders"):
+                await connection.execute(text(statement))
+        async with committed_database.session() as session:
+            nodes = await plan_of(session, partial(OrderRepository(session).totals_of, user.id))
+            return [(node["Node Type"], node["Index Name"]) for node in nodes if "Index Name" in node]
+
+    index = "ix_orders_user_id_placed_at_id"
+    assert await scans() == [("Index Only Scan", index)]
+    without = f"CREATE INDEX {index} ON orders (user_id, placed_at, id)"
+    assert ("Index Only Scan", index) not in await scans(f"DROP INDEX {index}", without)
 
 
 async def test_the_order_summary_agrees_with_the_reference_where_all_orders_stand(session: AsyncSession) -> None:

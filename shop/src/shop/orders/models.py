@@ -41,9 +41,15 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
     __table_args__ = (
         CheckConstraint("total_cents >= 0", name="total_not_negative"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
-        Index("ix_orders_user_id_placed_at_id", "user_id", "placed_at", "id"),
+        # what is included makes a user's summary an index-only scan
+        Index(
+            "ix_orders_user_id_placed_at_id",
+            *("user_id", "placed_at", "id"),
+            postgresql_include=["status", "total_cents"],
+        ),
         Index("ix_orders_placed_at_id", "placed_at", "id"),
         Index("ix_orders_status_placed_at_id", "status", "placed_at", "id"),
+        Index("ix_orders_total_cents", "total_cents"),
     )
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))

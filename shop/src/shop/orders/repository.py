@@ -14,9 +14,12 @@ from shop.orders.models import Order, OrderStatus
 
 
 @dataclass(frozen=True, slots=True)
-class StatusTotals:
-    orders: int
-    total_cents: int
+class Totals:
+    orders: int = 0
+    total_cents: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.orders + other.orders, self.total_cents + other.total_cents)
 
 
 class OrderRepository(AsyncRepository[Order]):
@@ -24,16 +27,22 @@ class OrderRepository(AsyncRepository[Order]):
         """The order with its items, in their order."""
         return await self.get(order_id, load=[Order.items])
 
-    async def totals_by_status(self, user_id: UUID) -> dict[OrderStatus, StatusTotals]:
-        """The number and the total of a user's orders of each status that occurs."""
+    async def totals_of(self, user_id: UUID) -> dict[tuple[str, OrderStatus], Totals]:
+        """The number and the total of a user's orders of each month and status that occur; the month in UTC, as
+        `YYYY-MM`, in the order of time."""
+        # one grouping, to be added up either way: GROUPING SETS take twice the time
+        month = func.date_trunc("month", func.timezone("UTC", Order.placed_at)).label("month")
         totals = (
-            select(Order.status, func.count(), func.sum(Order.total_cents))
+            select(month, Order.status, func.count(), func.sum(Order.total_cents))
             .where(Order.user_id == user_id)
-            .group_by(Order.status)
-            .order_by(Order.status)
+            .group_by(month, Order.status)
+            .order_by(month, Order.status)
         )
         rows = await self.session.execute(totals)
-        return {status: StatusTotals(orders, int(total_cents)) for status, orders, total_cents in rows}
+        return {
+            (placed.isoformat()[:7], status): Totals(orders, int(total_cents))
+            for placed, status, orders, total_cents in rows
+        }
 
 
 def matching(
@@ -42,6 +51,8 @@ def matching(
     status: OrderStatus | None = None,
     placed_from: datetime | None = None,
     placed_before: datetime | None = None,
+    total_from: int | None = None,
+    total_to: int | None = None,
 ) -> Select[Any]:
     """Orders in the order of placing. None leaves a filter out."""
     found = select(Order).order_by(Order.placed_at, Order.id)
@@ -53,4 +64,8 @@ def matching(
         found = found.where(Order.placed_at >= placed_from)
     if placed_before is not None:
         found = found.where(Order.placed_at < placed_before)
+    if total_from is not None:
+        found = found.where(Order.total_cents >= total_from)
+    if total_to is not None:
+        found = found.where(Order.total_cents <= total_to)
     return found

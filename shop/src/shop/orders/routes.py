@@ -102,4 +102,6 @@ def _matching(filters: OrderFilters) -> Select[Any]:
         status=filters.status,
         placed_from=filters.placed_from,
         placed_before=filters.placed_before,
+        total_from=filters.total_from,
+        total_to=filters.total_to,
     )

@@ -14,6 +14,8 @@ from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ExportFormat
 
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
 
+Total = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
 
 class OrderItemIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -83,6 +85,8 @@ class OrderFilters(BaseModel):
     status: OrderStatus | None = None
     placed_from: AwareDatetime | None = Field(default=None, description="From then on")
     placed_before: AwareDatetime | None = Field(default=None, description="Before then")
+    total_from: Total | None = Field(default=None, description="At least this, in the currency's smallest unit")
+    total_to: Total | None = Field(default=None, description="At most this, in the currency's smallest unit")
 
 
 class OrderPageParameters(OrderFilters, PageParameters):

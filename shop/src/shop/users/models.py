@@ -21,6 +21,8 @@ class User(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
         CheckConstraint("email = lower(email)", name="email_is_lower_case"),
         # a prefix is found by it whatever the database's collation
         Index("ix_users_email_prefix", "email", postgresql_ops={"email": "text_pattern_ops"}),
+        Index("ix_users_country_id", "country", "id"),
+        Index("ix_users_created_at", "created_at"),
     )
 
     email: Mapped[str] = mapped_column(String(255), unique=True)

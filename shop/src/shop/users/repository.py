@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,11 +22,21 @@ class UserRepository(AsyncRepository[User]):
         return await self.get(user_id, load=[User.orders])
 
 
-def matching(*, email_prefix: str | None = None, country: str | None = None) -> Select[Any]:
+def matching(
+    *,
+    email_prefix: str | None = None,
+    country: str | None = None,
+    created_from: datetime | None = None,
+    created_before: datetime | None = None,
+) -> Select[Any]:
     """Users in the order of their making. None leaves a filter out."""
     found = select(User).order_by(User.id)
     if email_prefix is not None:
         found = found.where(User.email.startswith(email_prefix.lower(), autoescape=True))
     if country is not None:
         found = found.where(User.country == country)
+    if created_from is not None:
+        found = found.where(User.created_at >= created_from)
+    if created_before is not None:
+        found = found.where(User.created_at < created_before)
     return found

@@ -82,7 +82,12 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
 async def list_users(parameters: Annotated[UserPageParameters, Query()], db: DbSession) -> Page[User]:
     """Users in the order of their making."""
     return await UserRepository(db).page(
-        matching(email_prefix=parameters.email_prefix, country=parameters.country),
+        matching(
+            email_prefix=parameters.email_prefix,
+            country=parameters.country,
+            created_from=parameters.created_from,
+            created_before=parameters.created_before,
+        ),
         limit=parameters.limit,
         after=parameters.after,
         before=parameters.before,

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 
 from howdah.fastapi import PageParameters
 from shop.orders.models import OrderStatus
@@ -76,8 +76,12 @@ class UserPageOut(BaseModel):
 
 
 class UserPageParameters(PageParameters):
-    email_prefix: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=STORABLE)] | None = None
+    email_prefix: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=STORABLE)] | None = Field(
+        default=None, description="What the address begins with, in whatever case"
+    )
     country: Annotated[str, StringConstraints(max_length=100, pattern=STORABLE)] | None = None
+    created_from: AwareDatetime | None = Field(default=None, description="From then on")
+    created_before: AwareDatetime | None = Field(default=None, description="Before then")
 
 
 class BulkCreatedOut(BaseModel):
@@ -86,7 +90,7 @@ class BulkCreatedOut(BaseModel):
     created: int = Field(examples=[1000])
 
 
-class StatusTotalsOut(BaseModel):
+class TotalsOut(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
     orders: int
@@ -94,12 +98,18 @@ class StatusTotalsOut(BaseModel):
 
 
 class OrderSummaryOut(BaseModel):
-    """The totals are of orders that stand: not cancelled, not refunded. `by_status` has them all."""
+    """The totals are of orders that stand: not cancelled, not refunded; `by_month`, too. `by_status` has them all."""
 
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
     user: UserOut
-    total_orders: int
-    total_spent_cents: int
-    avg_order_cents: float
-    by_status: dict[OrderStatus, StatusTotalsOut]
+    total_orders: int = Field(examples=[3])
+    total_spent_cents: int = Field(examples=[4500])
+    avg_order_cents: float = Field(examples=[1500.0])
+    by_status: dict[OrderStatus, TotalsOut] = Field(
+        examples=[{"cancelled": {"orders": 1, "total_cents": 700}, "paid": {"orders": 3, "total_cents": 4500}}]
+    )
+    by_month: dict[str, TotalsOut] = Field(
+        description="By the month of placing, in UTC; in the order of time, without months in which nothing stands",
+        examples=[{"2026-09": {"orders": 1, "total_cents": 500}, "2026-11": {"orders": 2, "total_cents": 4000}}],
+    )

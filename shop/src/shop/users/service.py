@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import bulk
-from shop.orders.repository import OrderRepository
+from shop.orders.models import OrderStatus
+from shop.orders.repository import OrderRepository, Totals
 from shop.users.models import User
 
 
@@ -27,20 +29,25 @@ async def get_user_order_summary(db: AsyncSession, user_id: UUID) -> dict[str, A
     """The user and what they ordered, or None if there is no such user.
 
     `total_orders`, `total_spent_cents` and `avg_order_cents` are of the orders that stand (neither cancelled nor
-    refunded); `by_status` has the number and the total of every status. All come from one statement and so from one
+    refunded), and so is `by_month`, whose keys are the months in UTC in which any was placed (`2026-11`), in the order
+    of time; `by_status` has the number and the total of every status. All come from one statement and so from one
     snapshot; no order is loaded.
     """
     user = await db.get(User, user_id)
     if user is None:
         return None
-    totals = await OrderRepository(db).totals_by_status(user_id)
-    standing = [totals_of for status, totals_of in totals.items() if status.stands]
-    orders = sum(each.orders for each in standing)
-    spent = sum(each.total_cents for each in standing)
+    by_status: defaultdict[OrderStatus, Totals] = defaultdict(Totals)
+    by_month: defaultdict[str, Totals] = defaultdict(Totals)
+    for (month, status), totals in (await OrderRepository(db).totals_of(user_id)).items():
+        by_status[status] += totals
+        if status.stands:
+            by_month[month] += totals
+    standing = sum(by_month.values(), Totals())
     return {
         "user": user,
-        "total_orders": orders,
-        "total_spent_cents": spent,
-        "avg_order_cents": spent / orders if orders else 0.0,
-        "by_status": totals,
+        "total_orders": standing.orders,
+        "total_spent_cents": standing.total_cents,
+        "avg_order_cents": standing.total_cents / standing.orders if standing.orders else 0.0,
+        "by_status": dict(sorted(by_status.items())),
+        "by_month": dict(by_month),
     }
