@@ -26,6 +26,7 @@ from waiting import until
 
 from howdah import Database
 from shop.orders.models import Order, OrderStatus
+from shop.web import exports
 
 ODD = ('a "b", c\r\nd', "=1+1", " é ", "a\nb")
 MANY = 30_000  # more than fits between the server and a client that has stopped reading
@@ -181,15 +182,30 @@ async def test_clients_that_leave_early_give_their_connections_back(
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
+async def test_a_client_that_takes_nothing_is_cut_off_and_its_connection_given_back(
+    service: str, client: httpx.AsyncClient, stored: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "PATIENCE_SECONDS", 0.5)
+    await make_orders(stored, await make_user(client), MANY)
+
+    async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
+        parts = response.aiter_raw()
+        await anext(parts)
+        await until(over(client, stored))
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            await read(parts)
+
+
+async def read(parts: AsyncIterator[bytes]) -> None:
+    async for _ in parts:
+        pass
+
+
 async def test_an_export_that_fails_on_its_way_breaks_off(
     service: str, client: httpx.AsyncClient, stored: Database
 ) -> None:
     """The control is every whole export: the client takes it for complete."""
     await make_orders(stored, await make_user(client), MANY)
-
-    async def read(parts: AsyncIterator[bytes]) -> None:
-        async for _ in parts:
-            pass
 
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
         assert response.status_code == 200
