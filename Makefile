@@ -3,7 +3,7 @@ PORT ?= 8000
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
 
-.PHONY: serve test check format test-matrix test-wheel clean
+.PHONY: serve test check format bench bench-plot bench-docs test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -23,6 +23,17 @@ check: $(UV)
 format: $(UV)
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
+
+# Every claim of speed beside its peers; make bench ONLY=bulk-create,pages ARGS="--rounds 3 --json figures.json"
+bench: $(UV)
+	$(RUN) --group bench python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+# Throughput against size, and the table in docs/benchmarks.md, from the figures in benchmarks/results/.
+bench-plot: $(UV)
+	$(RUN) --group bench python -m benchmarks.plot $(ARGS)
+
+bench-docs: $(UV)
+	$(RUN) --group bench python -m benchmarks.page $(ARGS)
 
 # SQLAlchemy 2.0 and 2.1, PostgreSQL 16 and 18, Python 3.11 to 3.13 as far as they are installed.
 test-matrix: $(UV)

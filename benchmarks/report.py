@@ -1,0 +1,71 @@
+"""A comparison as a person reads it: the goals and their ratios first, then every contender's figures.
+
+It is made of the JSON, so that the terminal, the documentation and the file say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def goal_text(goal: Mapping[str, Any]) -> str:
+    against = f" {goal['against']}" if goal["against"] else ""
+    bound = f"{goal['bound']:g}"
+    return {
+        "times as fast": f"≥ {bound} × the speed of{against}",
+        "of the time": f"≤ {bound} × the time of{against}",
+        "MB": f"≤ {bound} MB",
+    }[goal["kind"]]
+
+
+def ratio(goal: Mapping[str, Any]) -> str:
+    if goal["kind"] == "MB":
+        return f"{goal['median']:.0f} MB ({goal['least']:.0f}-{goal['most']:.0f})"
+    return f"{goal['median']:.2f} ({goal['least']:.2f}-{goal['most']:.2f})"
+
+
+def verdict(goal: Mapping[str, Any]) -> str:
+    return "met" if goal["met"] else "not met"
+
+
+def per_second(contender: Mapping[str, Any]) -> str:
+    return f"{contender['per_second']:,.{0 if contender['per_second'] >= 100 else 2}f}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1000:.2f} ms"
+
+
+def show(console: Console, comparison: Mapping[str, Any]) -> None:
+    console.print()
+    console.print(f"[bold]{comparison['name']}[/]: {comparison['work']}")
+    if comparison["goals"]:
+        goals = Table("", "ratio", "goal", "", box=SIMPLE_HEAD)
+        for goal in comparison["goals"]:
+            colour = "green" if goal["met"] else "red"
+            goals.add_row(goal["contender"], ratio(goal), goal_text(goal), f"[{colour}]{verdict(goal)}[/]")
+        console.print(goals)
+    figures = Table("contender", "role", box=SIMPLE_HEAD)
+    for heading in ("median", "spread", "rounds", comparison["unit"], f"{comparison['unit']}/s"):
+        figures.add_column(heading, justify="right")
+    peaks = any("peak" in each for each in comparison["contenders"])
+    if peaks:
+        figures.add_column("peak MB", justify="right")
+    for each in comparison["contenders"]:
+        seconds = each["seconds"]
+        figures.add_row(
+            each["name"],
+            each["role"],
+            duration(each["median"]),
+            f"{duration(min(seconds))} - {duration(max(seconds))}",
+            str(len(seconds)),
+            f"{each['units']:,}",
+            per_second(each),
+            *([f"{each['peak']:.0f}" if "peak" in each else ""] if peaks else []),
+        )
+    console.print(figures)
