@@ -16,13 +16,28 @@ from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
 from benchmarks.comparison import Comparison, measure
+from benchmarks.memory import Memory
+from benchmarks.overhead import Overhead
+from benchmarks.pages import Pages
+from benchmarks.retail_import import RetailImport
 from benchmarks.server import connections, embedded_server, new_database, settings
+from benchmarks.summary import Summary
+from benchmarks.upsert import Upsert
 
 COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     BulkCreate,
     BulkUpdateStatus,
     BulkUpdateRows,
+    Upsert,
+    Pages,
+    Summary,
+    Overhead,
+    Memory,
+    RetailImport,
 )
+
+LARGE: Final = 10_000_000
+"""Rows of `memory` under `--large`."""
 
 
 async def run(
@@ -68,6 +83,7 @@ def main() -> None:
     options.add_argument("--only", metavar="NAME[,NAME]", default=",".join(names), help=", ".join(names))
     options.add_argument("--rounds", type=int, default=5, help="after a warm-up; small sizes have more")
     options.add_argument("--size", metavar="N[,N]", default="", help="in place of each comparison's own")
+    options.add_argument("--large", action="store_true", help=f"memory with {LARGE:,} rows")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     given = options.parse_args()
     unknown = [name for name in given.only.split(",") if name not in names]
@@ -80,6 +96,8 @@ def main() -> None:
         async with new_database(server) as url:
             await run(url, chosen, sizes=sizes, rounds=given.rounds, file=given.json)
 
+    if given.large:
+        Memory.size = LARGE
     with embedded_server() as server:
         asyncio.run(in_a_database())
 

@@ -47,6 +47,9 @@ class BulkCreate(Comparison):
             Goal("howdah create_many", "times as fast", 8, "advanced-alchemy add_many"),
         ]
 
+    def rounds(self, asked: int) -> int:
+        return max(asked, min(50, 20_000 // self.count))  # of short runs, for the plot
+
     async def reset(self, contender: Contender) -> None:
         await contents.empty(self.connections.driver)
         if contender.role == "limit":

@@ -69,3 +69,6 @@ def show(console: Console, comparison: Mapping[str, Any]) -> None:
             *([f"{each['peak']:.0f}" if "peak" in each else ""] if peaks else []),
         )
     console.print(figures)
+    for each in comparison["contenders"]:
+        if each["lacks"]:
+            console.print(f"  {each['name']} does less: {each['lacks']}")

@@ -94,6 +94,7 @@ def _comparison(result: Result) -> dict[str, Any]:
                 "name": name,
                 "role": each.role,
                 "units": each.units,
+                "lacks": each.lacks,
                 "median": each.median,
                 "per_second": 1 / each.per_unit,
                 "seconds": each.seconds,

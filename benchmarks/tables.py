@@ -40,10 +40,3 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
     status: Mapped[str] = mapped_column(String(20), default="pending")
     total_cents: Mapped[int]
     user: Mapped[User] = relationship(back_populates="orders")
-
-
-class Person(Base):
-    """A user's row without relationships: only for such a class does advanced-alchemy upsert in one statement."""
-
-    __table__ = User.__table__
-    __mapper_args__ = {"version_id_col": User.__table__.c.version}  # noqa: RUF012 (SQLAlchemy reads it)
