@@ -18,7 +18,7 @@ SHOP, COPY = "shop import", "asyncpg COPY of ready-made tuples"
 
 class RetailImport(Comparison):
     name = "import"
-    work = "load the accepted lines of a retail file into Shop's tables; peak of the whole process"
+    work = "load the {size} accepted lines of a retail file into Shop's tables; peak of the whole process"
     unit = "lines"
     warm_up = False
 
@@ -30,13 +30,13 @@ class RetailImport(Comparison):
 
         self.file = Path(os.environ[FILE])
         self.summary = read_retail(self.file).summary
-        self.lines = self.summary.sale_lines + self.summary.cancellation_lines
+        self.count = self.summary.sale_lines + self.summary.cancellation_lines
         url = make_url(self.connections.url)
         self.database = f"{url.database}_shop"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
 
     def contenders(self) -> list[Contender]:
-        return [Contender(SHOP, "howdah", self.shop, self.lines), Contender(COPY, "limit", self.copy, self.lines)]
+        return [Contender(SHOP, "howdah", self.shop, self.count), Contender(COPY, "limit", self.copy, self.count)]
 
     def goals(self) -> list[Goal]:
         return [Goal(SHOP, "times as fast", 0.5, COPY), Goal(SHOP, "MB", 300)]
@@ -71,6 +71,6 @@ class RetailImport(Comparison):
         same(
             "users, orders, items, sum of orders, sum of items, linked, cancelled, version",
             tuple(found),
-            (wanted.customers, orders, self.lines, cents, cents, wanted.linked, wanted.cancelled, 1),
+            (wanted.customers, orders, self.count, cents, cents, wanted.linked, wanted.cancelled, 1),
         )
         await self.connections.driver.execute(f'DROP DATABASE "{self.database}" WITH (FORCE)')

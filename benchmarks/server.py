@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
+import psutil
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
@@ -28,6 +29,9 @@ SHOWN: Final = (
     "wal_level",
     "work_mem",
 )
+
+
+_PREFIX: Final = "benchmarks_"
 
 
 class NotDurable(Exception):
@@ -54,14 +58,15 @@ def embedded_server() -> EmbeddedPostgres:
 
 
 @asynccontextmanager
-async def new_database(server: EmbeddedPostgres, name: str = "benchmarks") -> AsyncIterator[str]:
+async def new_database(server: EmbeddedPostgres) -> AsyncIterator[str]:
     """The URL of an empty database that is dropped in the end."""
-    name = f"{name}_{os.getpid()}"
-    server.ensure_database(name)
-    try:
-        yield server.url(name)
-    finally:
-        async with driver(server.url()) as connection:
+    async with driver(server.url()) as connection:
+        await _drop_those_of_dead_runs(connection)
+        name = f"{_PREFIX}{os.getpid()}"
+        await connection.execute(f'CREATE DATABASE "{name}"')
+        try:
+            yield server.url(name)
+        finally:
             await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
@@ -94,3 +99,11 @@ async def settings(connection: Any) -> dict[str, str]:
         if shown[name] != "on":
             raise NotDurable(f"{name} is {shown[name]}: figures are taken with it on, or not at all")
     return shown
+
+
+async def _drop_those_of_dead_runs(connection: Any) -> None:
+    """A run that is killed leaves its databases behind; their names say whose they are."""
+    for (name,) in await connection.fetch("SELECT datname FROM pg_database WHERE starts_with(datname, $1)", _PREFIX):
+        pid = int(name.removeprefix(_PREFIX).partition("_")[0])
+        if pid == os.getpid() or not psutil.pid_exists(pid):
+            await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')

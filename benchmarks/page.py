@@ -1,0 +1,98 @@
+"""`make bench-docs`: writes the figures of a run between the markers of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import report, results
+
+FIGURES: Final = Path("benchmarks/results/latest.json")
+PAGE: Final = Path("docs/benchmarks.md")
+START: Final = "<!-- figures: made by `make bench-docs` from benchmarks/results/latest.json -->"
+END: Final = "<!-- end of figures -->"
+
+
+def written(page: str, run: dict[str, Any]) -> str:
+    """The page with the run's figures. Raises `ValueError` for a page without markers."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"the page needs the lines {START} and {END}")
+    return f"{before}{START}\n{figures(run)}\n{END}{after}"
+
+
+def figures(run: dict[str, Any]) -> str:
+    return "\n".join([*_place(run["place"]), "", *_goals(run), *_left_out(run), *_contenders(run)])
+
+
+def _place(place: dict[str, Any]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version)
+    settings = ", ".join(f"`{name}` {value}" for name, value in place["settings"].items())
+    yield f"Taken {place['taken_at'][:10]} on {place['cores']} cores ({place['processor']}, {place['system']})."
+    yield ""
+    yield f"{versions}."
+    yield ""
+    yield f"The server: {settings}."
+
+
+def _goals(run: dict[str, Any]) -> Iterator[str]:
+    yield "| | contender | ratio (least-most) | goal | |"
+    yield "| --- | --- | --- | --- | --- |"
+    for comparison in run["comparisons"]:
+        for goal in comparison["goals"]:
+            cells = (comparison["name"], goal["contender"], report.ratio(goal), report.goal_text(goal))
+            yield f"| {' | '.join(cells)} | {report.verdict(goal)} |"
+
+
+def _left_out(run: dict[str, Any]) -> Iterator[str]:
+    for name, reason in run["left_out"].items():
+        yield ""
+        yield f"`{name}` was left out: {reason}."
+
+
+def _contenders(run: dict[str, Any]) -> Iterator[str]:
+    for comparison in run["comparisons"]:
+        unit = comparison["unit"]
+        yield ""
+        yield f"**{comparison['name']}**: {comparison['work']}."
+        yield ""
+        yield f"| contender | role | median | spread | rounds | {unit} | {unit}/s | peak MB |"
+        yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+        for each in comparison["contenders"]:
+            seconds = each["seconds"]
+            cells = (
+                each["name"],
+                each["role"],
+                report.duration(statistics.median(seconds)),
+                f"{report.duration(min(seconds))} - {report.duration(max(seconds))}",
+                str(len(seconds)),
+                f"{each['units']:,}",
+                report.per_second(each),
+                f"{each['peak']:.0f}" if "peak" in each else "",
+            )
+            yield f"| {' | '.join(cells)} |"
+        for each in comparison["contenders"]:
+            if each["lacks"]:
+                yield ""
+                yield f"{each['name']} does less: {each['lacks']}."
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="benchmarks.page", description=__doc__)
+    options.add_argument("--figures", type=Path, default=FIGURES, metavar="JSON")
+    options.add_argument("--page", type=Path, default=PAGE, metavar="MD")
+    options.add_argument("--check", action="store_true", help="only fail if the page isn't that of the figures")
+    given = options.parse_args()
+    page = given.page.read_text()
+    new = written(page, results.read(given.figures))
+    if given.check:
+        raise SystemExit(0 if new == page else f"{given.page} isn't made from {given.figures}: make bench-docs")
+    given.page.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
