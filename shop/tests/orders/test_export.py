@@ -236,6 +236,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 async def test_two_hundred_thousand_orders_are_exported_at_constant_memory(
     committed_url: str, committed_database: Database, tmp_path: Path
