@@ -26,7 +26,7 @@ def goal_text(goal: Mapping[str, Any]) -> str:
 def ratio(goal: Mapping[str, Any]) -> str:
     if goal["kind"] == "MB":
         return f"{goal['median']:.0f} MB ({goal['least']:.0f}-{goal['most']:.0f})"
-    return f"{goal['median']:.2f} ({goal['least']:.2f}-{goal['most']:.2f})"
+    return f"{_number(goal['median'])} ({_number(goal['least'])}-{_number(goal['most'])})"
 
 
 def verdict(goal: Mapping[str, Any]) -> str:
@@ -72,3 +72,7 @@ def show(console: Console, comparison: Mapping[str, Any]) -> None:
     for each in comparison["contenders"]:
         if each["lacks"]:
             console.print(f"  {each['name']} does less: {each['lacks']}")
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
