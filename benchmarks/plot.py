@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks import results
 
 FIGURES: Final = Path("benchmarks/results/sizes.json")
-PLOT: Final = Path("docs/bulk-create.svg")
+PLOT: Final = Path("benchmarks/results/bulk-create.svg")
 
 _COLOURS: Final = {"howdah": "#c2410c", "limit": "#525252", "reference": "#2563eb", "peer": "#059669"}
 _DASHES: Final = ("-", "--", ":", "-.")

@@ -75,4 +75,4 @@ def show(console: Console, comparison: Mapping[str, Any]) -> None:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
