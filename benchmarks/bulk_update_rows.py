@@ -17,6 +17,9 @@ BY_HAND = """
     WHERE orders.id = given.id
 """
 
+# It finds a versioned class's rows with a parameter a key, of which a statement has 32,767 at most.
+PEERS_PART = 30_000
+
 
 class Repository(SQLAlchemyAsyncRepository[Order]):
     model_type = Order
@@ -67,7 +70,8 @@ class BulkUpdateRows(Comparison):
         # SQLAlchemy's bulk UPDATE of a versioned class wants the version that the row has.
         async with self.connections.sessions() as db, db.begin():
             orders = [Order(**row, version=1) for row in self.rows]
-            await Repository(session=db).update_many(orders)
+            for first in range(0, len(orders), PEERS_PART):
+                await Repository(session=db).update_many(orders[first : first + PEERS_PART])
             return len(orders)
 
     async def verify(self, contender: Contender, returned: Any) -> None:

@@ -18,7 +18,7 @@ from howdah.keys import key_attributes
 
 ItemT = TypeVar("ItemT")
 
-CHUNK_ROWS: Final = 5000
+CHUNK_ROWS: Final = 20_000
 
 
 def writable_names(model: type[Any]) -> tuple[str, ...]:
