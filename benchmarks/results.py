@@ -39,7 +39,7 @@ class Place:
     def as_dict(self) -> dict[str, Any]:
         return {
             "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "system": f"{platform.system()} {platform.machine()}",
             "processor": _processor(),
             "cores": os.cpu_count(),
             "versions": {
