@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 from sqlalchemy.types import UserDefinedType
 
-from howdah import Base, Database, UUIDv7PrimaryKey, bulk
+from howdah import Base, Database, LockTimeout, UUIDv7PrimaryKey, bulk
 from howdah.copying import WORTHWHILE_ROWS
 from howdah.testing import assert_statements
 
@@ -121,3 +121,19 @@ async def test_where_postgresql_refuses_to_copy_rows_are_inserted_and_the_log_sa
         async with committed_database.begin() as session:
             await session.execute(text("DROP OWNED BY howdah_restricted"))
             await session.execute(text("DROP ROLE howdah_restricted"))
+
+
+async def test_an_error_that_is_of_no_row_is_raised_as_that_of_a_statement(
+    committed_database: Database, committed_url: str
+) -> None:
+    """The same email is being written by somebody else, so COPY waits."""
+    rows = user_rows(100)
+    async with Database(committed_url, lock_timeout=0.05) as impatient, committed_database.begin() as other:
+        await bulk.insert_many(other, User, rows[-1:])
+        with pytest.raises(LockTimeout) as caught:
+            async with impatient.begin() as session:
+                await bulk.insert_many(session, User, rows)
+        assert caught.value.statement == "COPY users"
+        assert caught.value.row_index is None
+        async with impatient.begin() as session:
+            assert (await bulk.insert_many(session, User, rows[:-1])).count == 99
