@@ -19,8 +19,8 @@ from sqlalchemy import Column, Connection, Dialect, FromClause, Table, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper
 
-# COPY took 0.9 of the INSERT's time for 1 to 10 rows of seven columns, 0.8 for 20, 0.6 for 1,000 (medians of 30). Below this
-# the gain is a fraction of a millisecond, and an INSERT is what SQLAlchemy's events and logs show.
+# COPY took 0.9 of the INSERT's time for 1 to 10 rows of seven columns, 0.8 for 20, 0.6 for 1,000 (medians of 30). Below
+# this the gain is under a millisecond, and an INSERT is what SQLAlchemy's events and logs show.
 WORTHWHILE_ROWS: Final = 20
 
 COPY_OPTION: Final = "howdah_copy"
