@@ -168,7 +168,7 @@ async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: Asy
 
     with pytest.raises(UniqueViolation) as caught:
         async with session.begin_nested():
-            await or_name_the_row(session, [(0, 1), (1, 2), (2, 3)], write)
+            await or_name_the_row(session, [1, 2, 3], write)
     assert caught.value.row_index is None
     assert times == 4
     assert await AsyncRepository(session, Counter).count() == 0

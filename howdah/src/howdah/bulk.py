@@ -17,55 +17,26 @@ other but can't deadlock. Longer ones can, unless their inputs are sorted; the l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    Boolean,
-    CursorResult,
-    Insert,
-    Integer,
-    Row,
-    Update,
-    cast,
-    column,
-    delete,
-    func,
-    insert,
-    inspect,
-    literal,
-    literal_column,
-    or_,
-    select,
-)
+from sqlalchemy import ColumnElement, CursorResult, Insert, Row, Update, delete, insert, inspect, select
 from sqlalchemy import update as sql_update
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapper
-from sqlalchemy.sql.dml import ReturningInsert
-from sqlalchemy.types import TypeDecorator
 
+from howdah.arrays import fits_in_array, given
+from howdah.columns import columns_of, keys_in, moving_version, new_keys, version_name, with_keys
 from howdah.copying import WORTHWHILE_ROWS, copy_rows
 from howdah.errors import StaleRow
-from howdah.keys import Array, has_key_in, key_attributes, key_in, key_names, keys_from, listed
+from howdah.keys import has_key_in, key_attributes, key_in, key_names, keys_from, listed
 from howdah.locking import lock_keys, locked
 from howdah.refusals import or_name_the_row
-from howdah.rows import (
-    CHUNK_ROWS,
-    column_names,
-    in_chunks,
-    in_rounds,
-    read_rows,
-    refuse_non_columns,
-    with_new_keys,
-)
+from howdah.rows import in_chunks, in_rounds, read_rows, refuse_non_columns
+from howdah.upserting import upsert_rows
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -100,7 +71,7 @@ class Upserted:
 
 
 async def insert_many(
-    session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int = CHUNK_ROWS, keys: bool = True
+    session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int | None = None, keys: bool = True
 ) -> Created:
     """Insert the rows. Defaults, Python's and the database's, apply to what a row leaves out.
 
@@ -108,22 +79,13 @@ async def insert_many(
     `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory. Mapped objects are read,
     not added to the session. Joined-table inheritance works; a row is written as a `model`, not as a subclass of it.
     """
-    names = key_names(model)
     count = 0
     made: list[Any] = []
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            values = with_new_keys(model, read_rows(model, chunk, first=count))
-            known = not keys or all(name in row for row in values for name in names)
-            returned: Sequence[Row[Any]] = ()
-            if not (known and len(values) >= WORTHWHILE_ROWS and await copy_rows(session, model, values)):
-                statement = insert(model)
-                if not known:  # the database makes them
-                    statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
-                write = partial(_insert, session, statement)
-                returned = await or_name_the_row(session, list(enumerate(values, start=count)), write)
-            if keys:
-                made += _keys_of(model, values, first=count) if known else [key_in(row) for row in returned]
+            values = read_rows(model, chunk, first=count)
+            new = await copy_rows(session, model, values, keys=keys) if len(values) >= WORTHWHILE_ROWS else None
+            made += await _insert_rows(session, model, values, first=count, keys=keys) if new is None else new
             count += len(values)
     return Created(count, made)
 
@@ -135,7 +97,7 @@ async def upsert_many(
     *,
     on: Sequence[str] | None = None,
     update: Sequence[str] | None = None,
-    chunk_size: int = CHUNK_ROWS,
+    chunk_size: int | None = None,
 ) -> Upserted:
     """Insert the rows, or where one with the same `on` attributes exists (by default the key), set `update` on it.
 
@@ -148,7 +110,7 @@ async def upsert_many(
     _refuse_many_tables(model)
     if isinstance(on, str) or isinstance(update, str):
         raise TypeError("`on` and `update` are lists of attribute names, not one name")
-    names, version = key_names(model), _version_name(model)
+    names, version = key_names(model), version_name(model)
     target = names if on is None else tuple(on)
     refuse_non_columns(model, (*target, *(update or ())))
     if update is not None and not {*target, *names, version}.isdisjoint(update):
@@ -161,16 +123,15 @@ async def upsert_many(
             if version in values[0]:
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
             changed = [n for n in values[0] if n not in (*target, *names)] if update is None else list(update)
-            write = partial(_upsert_rounds, session, model, target, changed)
-            written = await or_name_the_row(session, list(enumerate(values, start=count)), write)
-            old = [key_in(row[1:]) for row in written if not row.is_new]
-            await _refresh(session, model, old)
-            created, updated, count = created + len(written) - len(old), updated + len(old), count + len(values)
+            write = partial(upsert_rows, session, model, target, changed, keys=_holds_any(session, model))
+            written = await or_name_the_row(session, values, write, first=count)
+            await _refresh(session, model, written.changed)
+            created, updated, count = created + written.created, updated + written.updated, count + len(values)
     return Upserted(created, updated, count - created - updated)
 
 
 async def update_many(
-    session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int = CHUNK_ROWS
+    session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int | None = None
 ) -> Matched:
     """Update rows, each to values of its own: a row names its key and what to set, all rows the same attributes.
 
@@ -183,14 +144,14 @@ async def update_many(
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             values = read_rows(model, chunk, first=count)
-            _refuse_uneven(values, key_names(model), first=count)
-            _refuse_arrays(model, values[0])
-            keys = _keys_of(model, values, first=count)
+            columns = _refuse_uneven(values, key_names(model), first=count)
+            _refuse_what_no_array_holds(model, columns)
+            keys = keys_in(model, columns, first=count)
             write = partial(_update_rounds, session, model)
-            present = await or_name_the_row(session, list(enumerate(zip(keys, values, strict=True), count)), write)
-            await _refresh(session, model, present)
-            if len(present) < len(keys):
-                missing += [key for key in keys if key not in present]
+            gone = await or_name_the_row(session, values, write, first=count)
+            await _refresh(session, model, keys)
+            if gone:
+                missing += [key for key in keys if key in gone]
             count += len(values)
     return Matched(count - len(missing), missing)
 
@@ -200,26 +161,41 @@ async def update_by_key(
 ) -> Matched:
     """Set the same `values` (or SQL expressions) on every row with one of these keys, however many; each key counts
     once. The rows are locked in key order first; `onupdate` columns and `version` move."""
-    _refuse_many_tables(model)
-    refuse_non_columns(model, values)
-    if not {*key_names(model), _version_name(model)}.isdisjoint(values):
-        raise ValueError(f"the key and the version of {model.__name__} rows can't be set: {', '.join(values)}")
+    _refuse_to_set(model, values)
 
     async def write(keys: Sequence[Any]) -> set[Any]:
-        if not values or not keys:
-            return await lock_keys(session, model, keys)
-        given = locked(model, keys)
-        same_row = [attribute == given.c[attribute.key] for attribute in key_attributes(model)]
-        statement = sql_update(model).where(*same_row).values(_moving_version(model, values))
-        if await _written(session, statement) == len(keys):
-            return set(keys)
-        return await lock_keys(session, model, keys)
+        if not values:
+            return {*keys} - await lock_keys(session, model, keys)
+        if await _written(session, _update(model, has_key_in(model, keys), values)) == len(keys):
+            return set()
+        return {*keys} - await lock_keys(session, model, keys)
 
-    places = _places(model, ids)
+    keys, places = _once_each(model, ids)
+    if not keys:
+        return Matched(0, [])
     async with session.begin_nested():
-        present = await or_name_the_row(session, list(zip(places.values(), places, strict=True)), write)
-    await _refresh(session, model, present)
-    return Matched(len(present), [key for key in places if key not in present])
+        gone = await or_name_the_row(session, keys, write, places=places)
+    await _refresh(session, model, keys)
+    return Matched(len(keys) - len(gone), [key for key in keys if key in gone] if gone else [])
+
+
+async def update_where(
+    session: AsyncSession, model: type[ModelT], criterion: ColumnElement[bool], values: Mapping[str, Any]
+) -> int:
+    """Set the same `values` (or SQL expressions) on every row that the criterion finds; how many those were. The rows
+    are locked in key order first; `onupdate` columns and `version` move."""
+    _refuse_to_set(model, values)
+    async with session.begin_nested():
+        if not values:
+            keys, _ = locked(model, criterion)
+            return len((await session.execute(select(*keys.c))).all())
+        statement = _update(model, criterion, values)
+        if not _holds_any(session, model):
+            return await _written(session, statement)
+        statement = statement.returning(*key_attributes(model))
+        changed = [key_in(row) for row in await session.execute(statement, execution_options=_UNSYNCHRONIZED)]
+    await _refresh(session, model, changed)
+    return len(changed)
 
 
 async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[Any]) -> Matched:
@@ -228,19 +204,35 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     _refuse_many_tables(model)
 
     async def write(keys: Sequence[Any]) -> set[Any]:
-        present = await lock_keys(session, model, keys)
-        if present:
-            statement = delete(model).where(has_key_in(model, list(present)))
-            await session.execute(statement, execution_options=_UNSYNCHRONIZED)
-        return present
+        _, same_row = locked(model, has_key_in(model, keys))
+        statement = delete(model).where(*same_row).returning(*key_attributes(model))
+        return {key_in(row) for row in await session.execute(statement, execution_options=_UNSYNCHRONIZED)}
 
-    places = _places(model, ids)
+    keys, places = _once_each(model, ids)
+    if not keys:
+        return Matched(0, [])
     async with session.begin_nested():
-        present = await or_name_the_row(session, list(zip(places.values(), places, strict=True)), write)
-    for instance in _held(session, model, present):
+        deleted = await or_name_the_row(session, keys, write, places=places)
+    for instance in _held(session, model, deleted):
         if instance in session:  # not gone with another one, by a cascade
             session.expunge(instance)
-    return Matched(len(present), [key for key in places if key not in present])
+    return Matched(len(deleted), [key for key in keys if key not in deleted])
+
+
+async def _insert_rows(
+    session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]], *, first: int, keys: bool
+) -> Sequence[Any]:
+    given = {name: [row.get(name) for row in rows] for name in key_names(model)}
+    new = new_keys(model, given, len(rows))
+    statement = insert(model)
+    known = not keys or not any(None in column for column in new.values())
+    if not known:  # the database makes them
+        statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
+    write = partial(_insert, session, statement)
+    returned = await or_name_the_row(session, with_keys(rows, new), write, first=first)
+    if known:
+        return keys_in(model, new, first=first) if keys else ()
+    return [key_in(row) for row in returned]
 
 
 async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> Sequence[Row[Any]]:
@@ -248,86 +240,36 @@ async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mappi
     return result.all() if statement._returning else ()
 
 
-async def _upsert_rounds(
-    session: AsyncSession,
-    model: type[Any],
-    target: Sequence[str],
-    changed: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-) -> list[Row[Any]]:
-    def meeting(row: dict[str, Any]) -> Hashable:
-        values = tuple(row[name] for name in target)
-        return id(row) if None in values else values
-
-    statement = _upsert(model, target, changed)
-    written: list[Row[Any]] = []
-    for once in in_rounds(rows, meeting):
-        once.sort(key=lambda row: [_rank(row[name]) for name in target])
-        written += await _insert(session, statement, with_new_keys(model, once))
-    return written
-
-
-async def _update_rounds(
-    session: AsyncSession, model: type[Any], rows: Sequence[tuple[Any, dict[str, Any]]]
-) -> Set[Any]:
-    by_key = dict(rows)
-    if len(by_key) == len(rows) and await _update_each(session, model, list(by_key), list(by_key.values())):
-        return by_key.keys()
-    present = await lock_keys(session, model, list(by_key))
-    if len(by_key) < len(rows):
-        for once in in_rounds([(key, row) for key, row in rows if key in present], lambda each: each[0]):
-            await _update_each(session, model, [key for key, _ in once], [row for _, row in once])
-    return present
-
-
-def _upsert(model: type[Any], target: Sequence[str], changed: Sequence[str]) -> ReturningInsert[Any]:
-    mapper: Mapper[Any] = inspect(model)
-    statement = pg_insert(model)
-    elements = [mapper.columns[name] for name in target]
-    if changed:
-        columns = [mapper.columns[name] for name in changed]
-        set_to: dict[Any, Any] = {each: statement.excluded[each.key] for each in columns}
-        differs = or_(*(_comparable(old).is_distinct_from(_comparable(new)) for old, new in set_to.items()))
-        for name in column_names(model):
-            onupdate: Any = mapper.columns[name].onupdate
-            if onupdate is not None and name not in changed:
-                set_to[mapper.columns[name]] = onupdate.arg(None) if onupdate.is_callable else onupdate.arg
-        for name, value in _moving_version(model, {}).items():
-            set_to[mapper.columns[name]] = value
-        statement = statement.on_conflict_do_update(index_elements=elements, set_=set_to, where=differs)
-    else:
-        statement = statement.on_conflict_do_nothing(index_elements=elements)
-    # xmax is 0 only in a row version that nobody has locked or replaced: one that this statement made new
-    return statement.returning(literal_column("(xmax = 0)", Boolean).label("is_new"), *key_attributes(model))
-
-
-def _comparable(value: Any) -> Any:
-    return cast(value, JSONB) if isinstance(value.type, JSON) and not isinstance(value.type, JSONB) else value
+async def _update_rounds(session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]]) -> set[Any]:
+    """The keys that have no row."""
+    keys = _keys_of(model, rows)
+    once = {*keys}
+    if len(once) == len(keys) and await _update_each(session, model, keys, rows):
+        return set()
+    present = await lock_keys(session, model, list(once))
+    if len(once) < len(keys):
+        there = [row for key, row in zip(keys, rows, strict=True) if key in present]
+        for part in in_rounds([*zip(_keys_of(model, there), there, strict=True)], lambda each: each[0]):
+            await _update_each(session, model, [key for key, _ in part], [row for _, row in part])
+    return once - present
 
 
 async def _update_each(
-    session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[Mapping[str, Any]]
+    session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[dict[str, Any]]
 ) -> bool:
     """Write the rows, whose keys differ; False if some have no row in the database."""
     mapper: Mapper[Any] = inspect(model)
-    columns = {name: mapper.columns[name] for name in rows[0]}
-    arrays = [literal([row[name] for row in rows], Array(each.type)) for name, each in columns.items()]
-    named = (column(name, each.type) for name, each in columns.items())
-    given = func.unnest(*arrays).table_valued(*named).render_derived(name="given")
-    there = locked(model, keys)
-    same_row = [
-        condition
-        for attribute in key_attributes(model)
-        for condition in (attribute == given.c[attribute.key], attribute == there.c[attribute.key])
-    ]
-    values = {name: given.c[name] for name in columns if name not in key_names(model)}
-    version = _version_name(model)
+    columns = columns_of(rows) or {}
+    _, values = given({name: (mapper.columns[name], each) for name, each in columns.items()})
+    same_row = locked(model, has_key_in(model, keys))[1]
+    same_row += [attribute == values.pop(attribute.key) for attribute in key_attributes(model)]
+    version = version_name(model)
     checked = version is not None and version in values
     if version is not None and checked:
         same_row.append(mapper.columns[version] == values.pop(version))
     elif not values:
         return False
-    statement = sql_update(model).where(*same_row).values(_moving_version(model, values))
+    statement = sql_update(model).where(*same_row).values(moving_version(model, values))
     if not checked:
         return await _written(session, statement) == len(rows)
     statement = statement.returning(*key_attributes(model))
@@ -335,10 +277,16 @@ async def _update_each(
     if len(current) == len(rows):
         return True
     present = await lock_keys(session, model, keys)
-    stale = [str(key) for key in keys if key in present and key not in current]
+    stale = [key for key in keys if key in present and key not in current]
     if stale:
-        raise StaleRow(f"{len(stale)} {model.__name__} rows have another version by now: {', '.join(stale[:5])}")
+        shown = ", ".join(map(str, stale[:5])) + (", …" if len(stale) > 5 else "")
+        raise StaleRow(f"{len(stale)} {model.__name__} rows have another version by now: {shown}", stale)
     return False
+
+
+def _update(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
+    _, same_row = locked(model, criterion)
+    return sql_update(model).where(*same_row).values(moving_version(model, values))
 
 
 async def _written(session: AsyncSession, statement: Update) -> int:
@@ -347,73 +295,65 @@ async def _written(session: AsyncSession, statement: Update) -> int:
     return result.rowcount
 
 
-def _version_name(model: type[Any]) -> str | None:
-    mapper: Mapper[Any] = inspect(model)
-    return None if mapper.version_id_col is None else mapper.get_property_by_column(mapper.version_id_col).key
-
-
-def _moving_version(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    mapper: Mapper[Any] = inspect(model)
-    name = _version_name(model)
-    if name is None or mapper.version_id_generator is False:  # the database moves it
-        return dict(values)
-    assert mapper.version_id_col is not None
-    if not isinstance(mapper.version_id_col.type, Integer):
-        raise TypeError(f"{model.__name__}.{name} isn't an integer: bulk writes can't move such a version")
-    return {**values, name: mapper.version_id_col + 1}
-
-
 def _refuse_many_tables(model: type[Any]) -> None:
     tables = [str(table) for table in inspect(model).tables]
     if len(tables) > 1:
         raise TypeError(f"a {model.__name__} lies in {', '.join(tables)}: only new ones can be written in bulk")
 
 
-def _refuse_arrays(model: type[Any], names: Iterable[str]) -> None:
+def _refuse_to_set(model: type[Any], values: Mapping[str, Any]) -> None:
+    _refuse_many_tables(model)
+    refuse_non_columns(model, values)
+    if not {*key_names(model), version_name(model)}.isdisjoint(values):
+        raise ValueError(f"the key and the version of {model.__name__} rows can't be set: {', '.join(values)}")
+
+
+def _refuse_what_no_array_holds(model: type[Any], names: Iterable[str]) -> None:
     for name in names:
-        kind = inspect(model).columns[name].type
-        if isinstance(kind.impl_instance if isinstance(kind, TypeDecorator) else kind, ARRAY):
-            raise TypeError(f"update_many can't set {model.__name__}.{name}, an array: update such rows one by one")
+        if not fits_in_array(inspect(model).columns[name]):
+            raise TypeError(
+                f"update_many can't set {model.__name__}.{name}, an array or what an SQL expression writes: "
+                "update such rows one by one"
+            )
 
 
-def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, first: int) -> None:
+def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, first: int) -> dict[str, list[Any]]:
+    """The rows by column."""
+    columns = columns_of(rows)
+    if columns is not None and columns.keys() >= {*needed}:
+        return columns
     for place, row in enumerate(rows, start=first):
         missing = [name for name in needed if name not in row]
         if missing:
             raise ValueError(f"row {place} of the input, counted from 0, must name {', '.join(missing)}")
         if row.keys() != rows[0].keys():
             raise ValueError(f"row {place} of the input, counted from 0, names other attributes than row {first}")
+    raise AssertionError("they are even")
 
 
-def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]], *, first: int) -> Sequence[Any]:
-    names = key_names(model)
-    given = [row[names[0]] for row in rows] if len(names) == 1 else [[row[name] for name in names] for row in rows]
-    return keys_from(model, given, first=first)
+def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+    return keys_in(model, columns_of(rows) or {}) if rows else ()
 
 
-def _places(model: type[Any], ids: Iterable[Any]) -> dict[Any, int]:
-    """Each key once, with its first place in the input."""
+def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int] | None]:
+    """Each key once, and its first place in the input where that isn't its place here."""
     keys = keys_from(model, listed(model, ids))
-    places = dict(zip(keys, range(len(keys)), strict=True))
-    if len(places) < len(keys):
-        for place in reversed(range(len(keys))):
-            places[keys[place]] = place
-    return places
+    if len({*keys}) == len(keys):
+        return keys, None
+    places: dict[Any, int] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, place)
+    return list(places), list(places.values())
 
 
-def _rank(value: object) -> tuple[int, Any]:
-    """Where a value stands in an order that every process agrees on, whatever the types."""
-    if value is None:
-        return 2, 0
-    if isinstance(value, int | float | Decimal):
-        return 0, value
-    return 1, str(value)
+def _holds_any(session: AsyncSession, model: type[Any]) -> bool:
+    return any(isinstance(instance, model) for instance in session.identity_map.values())
 
 
 def _held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[Any]:
-    if not session.identity_map:
+    if not _holds_any(session, model):
         return []
-    wanted = set(keys)
+    wanted = {*keys}
     return [
         instance
         for instance in session.identity_map.values()

@@ -98,7 +98,13 @@ class NestedTransaction(HowdahError, sa.InvalidRequestError):
 
 
 class StaleRow(HowdahError, orm.StaleDataError):
-    """A row that was read has been changed or deleted by somebody else since: read it again and decide again."""
+    """A row that was read has been changed or deleted by somebody else since: read it again and decide again.
+
+    `keys` are those of the rows, where a bulk write found them stale; it has written none."""
+
+    def __init__(self, message: str, keys: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.keys = list(keys)
 
 
 class Unavailable(HowdahError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import CTE, Select, select
+from sqlalchemy import CTE, ColumnElement, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
 
@@ -51,14 +51,16 @@ async def lock_keys(session: AsyncSession, model: type[Any], keys: Sequence[Any]
     if not keys:
         return set()
     await session.flush()
-    return {key_in(row) for row in await session.execute(_locking(model, keys))}
+    return {key_in(row) for row in await session.execute(_locking(model, has_key_in(model, keys)))}
 
 
-def locked(model: type[Any], keys: Sequence[Any]) -> CTE:
-    """The keys that exist, for a write to join: their rows are locked in key order, each before it is written."""
-    return _locking(model, keys).cte("locked")
+def locked(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
+    """The keys of the rows that the criterion finds, and the condition that joins them to a write of the model's rows:
+    these are locked in key order, each before it is written."""
+    keys = _locking(model, criterion).cte("locked")
+    return keys, [attribute == keys.c[attribute.key] for attribute in key_attributes(model)]
 
 
-def _locking(model: type[Any], keys: Sequence[Any]) -> Select[Any]:
+def _locking(model: type[Any], criterion: ColumnElement[bool]) -> Select[Any]:
     columns = key_attributes(model)
-    return select(*columns).where(has_key_in(model, keys)).order_by(*columns).with_for_update(of=model)
+    return select(*columns).where(criterion).order_by(*columns).with_for_update(of=model)

@@ -26,11 +26,14 @@ NAMING_CONVENTION: Final[dict[Any, str]] = {
 }
 
 
+_UUID: Final = asyncpg.pgproto.pgproto.UUID
+
+
 def uuid7() -> UUID:
     """A new UUIDv7 (RFC 9562, section 5.7): ordered by the millisecond of its making, and within a process strictly
     increasing (section 6.2, a counter). Between processes the order is that of their clocks. It is of the class that
     the driver reads and writes, a subclass of `uuid.UUID`, and made several times faster than one of that."""
-    made: UUID = asyncpg.pgproto.pgproto.UUID(_uuid7().bytes)
+    made: UUID = _UUID(_uuid7().bytes)
     return made
 
 

@@ -16,35 +16,40 @@ ResultT = TypeVar("ResultT")
 
 async def or_name_the_row(
     session: AsyncSession,
-    placed: Sequence[tuple[int, ItemT]],
+    items: Sequence[ItemT],
     write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],
+    *,
+    places: Sequence[int] | None = None,
+    first: int = 0,
 ) -> ResultT:
-    """Write all the items, each given with its place in the input, and return what `write` returned.
+    """Write all the items, and return what `write` returned.
 
-    If one is refused, find out which by writing ever smaller parts, and raise its error with `row_index`. What is
-    written on the way is for the caller's savepoint to undo.
+    If one is refused, find out which by writing ever smaller parts, and raise its error with `row_index`: its place in
+    the input, which is in `places`, or counts from `first`. What is written on the way is for the caller's savepoint
+    to undo.
     """
-    suspects, some = placed, placed
+    start, end = 0, len(items)  # the suspects
+    some = end
     refused: StatementError | None = None
     while True:
         try:
             async with session.begin_nested():
-                result = await write([item for _, item in some])
+                result = await write(items[start:some])
         except StatementError as error:
             if not _is_of_a_row(error):
                 raise
-            if len(some) == 1:
-                _name(error, some[0][0])
+            if some - start == 1:
+                _name(error, first + start if places is None else places[start])
                 raise
-            refused, suspects = error, some
+            refused, end = error, some
         else:
             if refused is None:
                 return result
             # Those before a bad one stay written while it is looked for: it may be bad only beside them.
-            suspects = suspects[len(some) :]
-            if not suspects:  # what it met was undone by somebody else meanwhile
+            start = some
+            if start == end:  # what it met was undone by somebody else meanwhile
                 raise refused
-        some = suspects[: max(1, len(suspects) // 2)]
+        some = start + max(1, (end - start) // 2)
 
 
 def _is_of_a_row(error: StatementError) -> bool:

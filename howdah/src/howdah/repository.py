@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args, get_origin
 
-from sqlalchemy import BigInteger, ScalarResult, Select, inspect, literal, select
+from sqlalchemy import BigInteger, ColumnElement, ScalarResult, Select, inspect, literal, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, QueryableAttribute, selectinload
@@ -16,7 +16,7 @@ from howdah.errors import NotFound
 from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_of
 from howdah.locking import lock
 from howdah.pagination import Page, count_rows, entity_of, paginate, refuse_own_limit, totally_ordered
-from howdah.rows import CHUNK_ROWS, refuse_unknown
+from howdah.rows import refuse_unknown
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 LoadWhat: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
@@ -153,7 +153,7 @@ class AsyncRepository(Generic[ModelT]):
         await self.session.flush()
         return instance
 
-    async def create_many(self, rows: bulk.Rows, *, chunk_size: int = CHUNK_ROWS, keys: bool = True) -> bulk.Created:
+    async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> bulk.Created:
         """New rows from mappings, Pydantic models, dataclasses or objects; see `howdah.bulk.insert_many`."""
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
 
@@ -167,9 +167,13 @@ class AsyncRepository(Generic[ModelT]):
         await self.session.flush()
         return instance
 
-    async def update_many(self, rows: bulk.Rows, *, chunk_size: int = CHUNK_ROWS) -> bulk.Matched:
+    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.Matched:
         """Each row to its own values, by the key that it names; see `howdah.bulk.update_many`."""
         return await bulk.update_many(self.session, self.model, rows, chunk_size=chunk_size)
+
+    async def update_where(self, criterion: ColumnElement[bool], **values: Any) -> int:
+        """The same values for every row that the criterion finds; how many. See `howdah.bulk.update_where`."""
+        return await bulk.update_where(self.session, self.model, criterion, values)
 
     async def upsert_many(
         self,
@@ -177,7 +181,7 @@ class AsyncRepository(Generic[ModelT]):
         *,
         on: Sequence[str] | None = None,
         update: Sequence[str] | None = None,
-        chunk_size: int = CHUNK_ROWS,
+        chunk_size: int | None = None,
     ) -> bulk.Upserted:
         """Insert, or update what is there; see `howdah.bulk.upsert_many`."""
         return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from itertools import chain, islice
+from typing import Any, Final, TypeVar, cast
 
 from pydantic import BaseModel
 from sqlalchemy import inspect
@@ -14,11 +15,12 @@ from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapper, Relationship
 from sqlalchemy.schema import Column
 
 from howdah.errors import UnknownAttribute
-from howdah.keys import key_attributes
 
 ItemT = TypeVar("ItemT")
 
+# Of a list, more: it is in memory anyway. Between two chunks PostgreSQL waits for a few milliseconds.
 CHUNK_ROWS: Final = 20_000
+LIST_CHUNK_ROWS: Final = 100_000
 
 
 def writable_names(model: type[Any]) -> tuple[str, ...]:
@@ -54,11 +56,15 @@ def refuse_non_columns(model: type[Any], names: Iterable[str]) -> None:
     _refuse_others(model, names, column_names(model))
 
 
-def read_rows(model: type[DeclarativeBase], rows: Iterable[object], *, first: int) -> list[dict[str, Any]]:
-    """The rows as attribute names and values, columns only. What is not set in a Pydantic model or a mapped object is
-    left out, so that defaults apply. Raises `UnknownAttribute` or `TypeError` with a note of the row's place, where
-    the first one has the place `first`."""
+def read_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
+    """The rows as attribute names and values, columns only; not to be changed, for they may be the caller's. What is
+    not set in a Pydantic model or a mapped object is left out, so that defaults apply. Raises `UnknownAttribute` or
+    `TypeError` with a note of the row's place, where the first one has the place `first`."""
     known = column_names(model)
+    if {*map(type, rows)} == {dict}:  # the ordinary case, many times faster
+        plain = cast("Sequence[dict[str, Any]]", rows)
+        if known.issuperset(chain.from_iterable(plain)):
+            return plain
     read = []
     for place, row in enumerate(rows, start=first):
         try:
@@ -70,20 +76,6 @@ def read_rows(model: type[DeclarativeBase], rows: Iterable[object], *, first: in
             raise
         read.append(values)
     return read
-
-
-def with_new_keys(model: type[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the keys that the application makes, where it makes them and a row has none."""
-    for attribute, key_column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
-        name, default = attribute.key, key_column.default
-        make = default.arg if default is not None and default.is_callable else None
-        for row in rows:
-            if row.get(name) is None:
-                if make is not None:
-                    row[name] = make(None)
-                else:
-                    row.pop(name, None)
-    return rows
 
 
 def in_rounds(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[list[ItemT]]:
@@ -101,28 +93,29 @@ def in_rounds(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[
 
 
 async def in_chunks(
-    items: Iterable[ItemT] | AsyncIterable[ItemT], size: int = CHUNK_ROWS
+    items: Iterable[ItemT] | AsyncIterable[ItemT], size: int | None = None
 ) -> AsyncGenerator[list[ItemT], None]:
-    """Lists of `size` items, the last one shorter, reading no further ahead than that."""
+    """Lists of `size` items (by default 20,000, of a list 100,000), the last one shorter, reading no further ahead than
+    that."""
+    if size is None:
+        size = LIST_CHUNK_ROWS if isinstance(items, Sequence) else CHUNK_ROWS
     if size < 1:
         raise ValueError(f"a chunk holds at least one row, not {size}")
     if isinstance(items, Mapping | str | bytes) or not isinstance(items, Iterable | AsyncIterable):
         raise TypeError(f"rows are an iterable of them, not a single {type(items).__name__}")
-    chunk: list[ItemT] = []
     if isinstance(items, AsyncIterable):
+        chunk: list[ItemT] = []
         async for item in items:
             chunk.append(item)
             if len(chunk) == size:
                 yield chunk
                 chunk = []
+        if chunk:
+            yield chunk
     else:
-        for item in items:
-            chunk.append(item)
-            if len(chunk) == size:
-                yield chunk
-                chunk = []
-    if chunk:
-        yield chunk
+        left = iter(items)
+        while chunk := [*islice(left, size)]:
+            yield chunk
 
 
 def _is_stored(prop: ColumnProperty[Any]) -> bool:
@@ -137,8 +130,6 @@ def _refuse_others(model: type[Any], names: Iterable[str], known: Iterable[str])
 
 
 def _values_of(model: type[DeclarativeBase], row: object, known: frozenset[str]) -> dict[str, Any]:
-    if type(row) is dict:  # the ordinary case, several times faster
-        return row.copy()
     if isinstance(row, Mapping):
         return dict(row)
     if isinstance(row, model):

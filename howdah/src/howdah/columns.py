@@ -1,0 +1,128 @@
+"""Rows by column: what they name, and what an INSERT adds to it in Python, for writes that send a column at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat, starmap
+from operator import itemgetter
+from typing import Any
+
+from sqlalchemy import Column, Integer, inspect
+from sqlalchemy.orm import Mapper
+
+from howdah.keys import key_attributes, key_names, keys_from
+from howdah.models import utcnow
+
+
+class OnlyByInsert(Exception):
+    """These rows need an INSERT with VALUES: something of theirs is made by SQL, or from other values of the row."""
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None:
+    """The values of the rows by attribute; None if the rows don't all name the same attributes."""
+    names = rows[0].keys()
+    if {*map(len, rows)} != {len(names)}:
+        return None
+    try:
+        return {name: [*map(itemgetter(name), rows)] for name in names}
+    except KeyError:
+        return None
+
+
+def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -> dict[str, Sequence[Any]]:
+    """The key columns of so many rows, of which these columns are given, with a value that the application makes where
+    it does and a row has none. None is what the database is to make."""
+    columns: dict[str, Sequence[Any]] = {}
+    for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
+        make, values = _maker(column), given.get(attribute.key)
+        if values is None:
+            values = [None] * count if make is None else [*starmap(make, repeat((), count))]
+        elif make is not None and None in values:
+            values = [make() if value is None else value for value in values]
+        columns[attribute.key] = values
+    return columns
+
+
+def keys_in(model: type[Any], columns: Mapping[str, Sequence[Any]], *, first: int = 0) -> Sequence[Any]:
+    """The keys in these columns, as `keys_from` makes them."""
+    values = [columns[name] for name in key_names(model)]
+    return keys_from(model, values[0] if len(values) == 1 else [*zip(*values, strict=True)], first=first)
+
+
+def with_keys(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The rows with these keys, as new mappings; without a key where it is None."""
+    complete = []
+    for row, values in zip(rows, zip(*keys.values(), strict=True), strict=True):
+        named = {**row, **dict(zip(keys, values, strict=True))}
+        if None in values:
+            named = {name: value for name, value in named.items() if value is not None or name not in keys}
+        complete.append(named)
+    return complete
+
+
+def inserted_columns(
+    model: type[Any], given: Mapping[str, Sequence[Any]], count: int
+) -> dict[Column[Any], Iterable[Any]]:
+    """What an INSERT of so many rows writes, before it is bound: what is given, and Python's defaults for the rest.
+    What is the same in all rows is an `itertools.repeat`; so are times that `utcnow` makes. Raises `OnlyByInsert`."""
+    mapper: Mapper[Any] = inspect(model)
+    if len(mapper.tables) > 1:
+        raise OnlyByInsert
+    columns: dict[Column[Any], Iterable[Any]] = {}
+    for prop in mapper.column_attrs:
+        column = prop.columns[0]
+        if not isinstance(column, Column) or column.computed is not None:
+            continue
+        if column is mapper.version_id_col and callable(mapper.version_id_generator):
+            columns[column] = map(mapper.version_id_generator, repeat(None, count))
+        elif prop.key in given:
+            columns[column] = given[prop.key]
+        elif column is mapper.polymorphic_on:
+            columns[column] = repeat(mapper.polymorphic_identity, count)
+        elif column.default is not None:
+            columns[column] = _defaults(column, count)
+    if not columns:
+        raise OnlyByInsert  # rows of the database's defaults only
+    return columns
+
+
+def version_name(model: type[Any]) -> str | None:
+    """The attribute that is the version of a row, if there is one."""
+    mapper: Mapper[Any] = inspect(model)
+    return None if mapper.version_id_col is None else mapper.get_property_by_column(mapper.version_id_col).key
+
+
+def moving_version(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What an UPDATE sets, by attribute: the values, and one version more. Raises `TypeError` for a version that isn't
+    an integer."""
+    mapper: Mapper[Any] = inspect(model)
+    name = version_name(model)
+    if name is None or mapper.version_id_generator is False:  # the database moves it
+        return dict(values)
+    assert mapper.version_id_col is not None
+    if not isinstance(mapper.version_id_col.type, Integer):
+        raise TypeError(f"{model.__name__}.{name} isn't an integer: bulk writes can't move such a version")
+    return {**values, name: mapper.version_id_col + 1}
+
+
+def _defaults(column: Column[Any], count: int) -> Iterable[Any]:
+    default: Any = column.default
+    if default.is_scalar:
+        return repeat(default.arg, count)
+    make = _maker(column)
+    if make is None:
+        raise OnlyByInsert
+    if make is utcnow:
+        return repeat(utcnow(), count)
+    return starmap(make, repeat((), count))
+
+
+def _maker(column: Column[Any]) -> Callable[[], Any] | None:
+    """What makes the column's default in Python, or None: there is none, it is no function, or one that looks at the
+    other values."""
+    default: Any = column.default
+    if default is None or not default.is_callable:
+        return None
+    # SQLAlchemy wraps a function that takes no context, and leaves one that does as it is
+    maker: Callable[[], Any] | None = getattr(default.arg, "__wrapped__", None)
+    return maker
