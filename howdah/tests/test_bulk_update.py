@@ -127,6 +127,38 @@ async def test_a_row_that_names_only_its_version_is_checked_too(session: AsyncSe
     assert await session.scalar(select(Order.version)) == 2
 
 
+async def test_all_stale_rows_are_told_and_none_is_written(session: AsyncSession) -> None:
+    keys = await make_orders(session, 9)
+    await bulk.update_by_key(session, Order, keys[::2], {"total_cents": 100})
+    rows = [{"id": key, "version": 1, "total_cents": 7} for key in reversed(keys)]
+    with pytest.raises(StaleRow, match=r"^5 Order rows have another version by now: .*") as caught:
+        await bulk.update_many(session, Order, rows)
+    assert caught.value.keys == keys[::-2]
+    assert await session.scalar(select(func.count()).where(Order.total_cents == 7)) == 1  # which began with it
+
+
+async def test_rows_are_updated_where_a_criterion_finds_them(session: AsyncSession) -> None:
+    keys = await make_orders(session, 6)
+    orders = AsyncRepository(session, Order)
+    held = await orders.get_by_ids(keys[:2])
+    held[0].total_cents = 50  # pending: flushed first
+    assert await orders.update_where(Order.total_cents >= 3, total_cents=Order.total_cents + 1) == 4
+    found = (await session.execute(select(Order.total_cents, Order.version).order_by(Order.id))).all()
+    assert found == [(51, 3), (1, 1), (2, 1), (4, 2), (5, 2), (6, 2)]
+    assert [(order.total_cents, order.version) for order in held] == [(51, 3), (1, 1)]
+    assert await orders.update_where(Order.total_cents < 0, total_cents=0) == 0
+    assert await orders.update_where(Order.total_cents > 4) == 3
+    session.expunge_all()
+    assert await orders.update_where(Order.total_cents > 4, status=Status.PAID) == 3
+    assert (await session.scalars(select(Order.updated_at > LONG_AGO).order_by(Order.id))).all() == [
+        *(True, False, False, True, True, True)
+    ]
+    with pytest.raises(ValueError, match="can't be set"):
+        await orders.update_where(Order.total_cents > 4, version=1)
+    with pytest.raises(UnknownAttribute):
+        await orders.update_where(Order.total_cents > 4, totl=1)
+
+
 async def test_the_key_and_the_version_cant_be_set_for_many(session: AsyncSession) -> None:
     keys = await make_orders(session, 1)
     for values in ({"id": uuid4()}, {"version": 7}):

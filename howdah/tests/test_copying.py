@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from typing import Any
 
 import pytest
 from sample import User
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 from sqlalchemy.types import UserDefinedType
 
-from howdah import Base, Database, LockTimeout, UUIDv7PrimaryKey, bulk
+from howdah import Base, Database, LockTimeout, UnknownAttribute, UUIDv7PrimaryKey, bulk
 from howdah.copying import WORTHWHILE_ROWS
 from howdah.testing import assert_statements
 
@@ -74,6 +75,42 @@ async def test_rows_that_name_different_attributes_are_copied_too(database: Data
             keys = (await bulk.insert_many(session, User, rows)).keys
         found = dict((await session.execute(select(User.id, User.nickname))).all())
     assert [found[key] == "odd" for key in keys] == [bool(n % 2) for n in range(100)]
+
+
+@pytest.mark.parametrize("place", [0, 999, 1000, 2500, 2999])
+async def test_what_differs_only_far_behind_is_found(database: Database, place: int) -> None:
+    """Rows are made ready a thousand at a time."""
+    rows: list[Any] = [{"email": f"{n}@x", "name": "N"} for n in range(3000)]
+    rows[place]["nickname"] = "odd"
+    async with database.begin() as session:
+        keys = (await bulk.insert_many(session, User, rows)).keys
+        assert len(set(keys)) == 3000
+        assert await session.scalar(select(User.id).where(User.nickname == "odd")) == keys[place]
+        rows[place] = {"emial": "x"}
+        with pytest.raises(UnknownAttribute) as caught:
+            await bulk.insert_many(session, User, rows)
+        assert caught.value.__notes__ == [f"in row {place} of the input, counted from 0"]
+        rows[place] = None
+        with pytest.raises(TypeError, match="a row is a mapping") as refused:
+            await bulk.insert_many(session, User, rows)
+        assert refused.value.__notes__ == [f"in row {place} of the input, counted from 0"]
+        assert await session.scalar(select(func.count()).select_from(User)) == 3000
+
+
+async def test_each_row_has_a_default_of_its_own_and_no_more_are_made_than_rows(database: Database) -> None:
+    numbers = iter(range(100))
+
+    class Ticket(UUIDv7PrimaryKey, Separate):
+        __tablename__ = "tickets"
+
+        number: Mapped[int] = mapped_column(default=lambda: next(numbers))
+
+    async with database.begin() as session:
+        await (await session.connection()).run_sync(Separate.metadata.create_all)
+        assert (await bulk.insert_many(session, Ticket, [{} for _ in range(40)])).count == 40
+        assert list(await session.scalars(select(Ticket.number).order_by(Ticket.id))) == list(range(40))
+        assert next(numbers) == 40
+        await session.rollback()
 
 
 @pytest.mark.parametrize(

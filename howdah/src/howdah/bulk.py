@@ -5,6 +5,9 @@ fails the whole, also for a caller who catches the error and goes on; the error 
 is written behind the rows before it, with `row_index`, its place in the input from 0. Constraints that are deferred
 are checked by COMMIT, which knows no rows.
 
+`chunk_size` is how many rows are held at a time and go in one statement: by default 20,000, of a list, which is in
+memory anyway, 100,000.
+
 Values are those that the database shall have: None is NULL, not a default (in a JSON column it is JSON's null unless
 the type says `none_as_null`, as everywhere in SQLAlchemy). Objects that the session holds are read anew when their
 rows are changed here (what they had loaded of their relationships must be loaded again), and expunged when they are
@@ -75,7 +78,7 @@ async def insert_many(
 ) -> Created:
     """Insert the rows. Defaults, Python's and the database's, apply to what a row leaves out.
 
-    Twenty rows or more go by COPY where that can be had (see `howdah.copying`).
+    Twenty rows or more go by COPY where that can be had (see `howdah.copying`); `utcnow` then makes one time for many.
     `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory. Mapped objects are read,
     not added to the session. Joined-table inheritance works; a row is written as a `model`, not as a subclass of it.
     """
@@ -83,10 +86,9 @@ async def insert_many(
     made: list[Any] = []
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            values = read_rows(model, chunk, first=count)
-            new = await copy_rows(session, model, values, keys=keys) if len(values) >= WORTHWHILE_ROWS else None
-            made += await _insert_rows(session, model, values, first=count, keys=keys) if new is None else new
-            count += len(values)
+            new = await copy_rows(session, model, chunk, keys=keys) if len(chunk) >= WORTHWHILE_ROWS else None
+            made += await _insert_rows(session, model, chunk, first=count, keys=keys) if new is None else new
+            count += len(chunk)
     return Created(count, made)
 
 
@@ -135,7 +137,8 @@ async def update_many(
 ) -> Matched:
     """Update rows, each to values of its own: a row names its key and what to set, all rows the same attributes.
 
-    `onupdate` columns and `version` move. Rows that name their `version` must still have it, or `StaleRow` is raised.
+    `onupdate` columns and `version` move. Rows that name their `version` must still have it, or `StaleRow` is raised,
+    with the keys of a chunk's stale rows. Arrays, and what a type writes by an SQL expression, can't be set so.
     Rows with the same key are written one after the other.
     """
     _refuse_many_tables(model)
@@ -220,8 +223,9 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
 
 
 async def _insert_rows(
-    session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]], *, first: int, keys: bool
+    session: AsyncSession, model: type[Any], chunk: Sequence[object], *, first: int, keys: bool
 ) -> Sequence[Any]:
+    rows = read_rows(model, chunk, first=first)
     given = {name: [row.get(name) for row in rows] for name in key_names(model)}
     new = new_keys(model, given, len(rows))
     statement = insert(model)

@@ -74,7 +74,7 @@ def inserted_columns(
         if not isinstance(column, Column) or column.computed is not None:
             continue
         if column is mapper.version_id_col and callable(mapper.version_id_generator):
-            columns[column] = map(mapper.version_id_generator, repeat(None, count))
+            columns[column] = repeat(mapper.version_id_generator(None), count)
         elif prop.key in given:
             columns[column] = given[prop.key]
         elif column is mapper.polymorphic_on:

@@ -8,7 +8,7 @@ table that PostgreSQL lets nobody copy into (row-level security), a pooler or en
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any, Final
@@ -19,6 +19,7 @@ from sqlalchemy import Column, Connection, Dialect, FromClause, Table, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys
+from howdah.rows import read_rows
 
 # COPY took 0.9 of the INSERT's time for 1 to 10 rows of seven columns, 0.8 for 20, 0.6 for 1,000 (medians of 30). Below
 # this the gain is under a millisecond, and an INSERT is what SQLAlchemy's events and logs show.
@@ -42,33 +43,46 @@ _NO_COPY: Final = (
 
 
 async def copy_rows(
-    session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]], *, keys: bool
-) -> list[Any] | None:
-    """Write all the rows, attribute names and values, or none of them; their keys in the order of the rows, an empty
-    list if `keys` aren't wanted.
+    session: AsyncSession, model: type[Any], rows: Sequence[object], *, keys: bool
+) -> Sequence[Any] | None:
+    """Write all the rows, of whatever kind, or none of them; their keys in the order of the rows, none if `keys` aren't
+    wanted.
 
-    None if a value was refused, or if it can't be done at all; an INSERT then says what is wrong, and with which row.
+    None if a row was refused, or if it can't be done at all; an INSERT then says what is wrong, and with which row.
     Any other error is raised as that of a statement is.
     """
     await session.flush()
-    placed: list[tuple[int, Any]] = []
-    made: list[Any] = []
     try:
-        async with session.begin_nested():
-            connection = await session.connection()  # here, for this is what makes the savepoint
-            await connection.run_sync(_refuse_where_it_was_refused, inspect(model).local_table)
-            for places, alike in _grouped(rows):
-                made = []
-                parts = _Parts(model, alike, connection.dialect, made if keys else None)
-                await connection.run_sync(_copy, parts)
-                placed += zip(places, made, strict=False) if places else ()
+        try:
+            return await _copy_groups(session, model, [rows], keys)
+        except _Mixed:
+            groups = _grouped(read_rows(model, rows, first=0))
+            made = await _copy_groups(session, model, [rows for _, rows in groups], keys)
+            places = chain.from_iterable(places for places, _ in groups)
+            return [key for _, key in sorted(zip(places, made, strict=False), key=itemgetter(0))]
     except (_Refused, OnlyByInsert):
         return None
-    return [key for _, key in sorted(placed, key=itemgetter(0))] if placed else made
 
 
 class _Refused(Exception):
     """Not by COPY."""
+
+
+class _Mixed(Exception):
+    """The rows don't all name the same attributes."""
+
+
+async def _copy_groups(
+    session: AsyncSession, model: type[Any], groups: Sequence[Sequence[object]], keys: bool
+) -> list[Any]:
+    """COPY each group, whose rows name the same attributes, and return their keys in this order."""
+    made: list[Any] = []
+    async with session.begin_nested():
+        connection = await session.connection()  # here, for this is what makes the savepoint
+        await connection.run_sync(_refuse_where_it_was_refused, inspect(model).local_table)
+        for rows in groups:
+            await connection.run_sync(_copy, model, rows, made if keys else None)
+    return made
 
 
 def _refuse_where_it_was_refused(connection: Connection, table: FromClause) -> None:
@@ -80,10 +94,11 @@ def _refuse_where_it_was_refused(connection: Connection, table: FromClause) -> N
         raise _Refused
 
 
-def _copy(connection: Connection, parts: _Parts) -> None:
+def _copy(connection: Connection, model: type[Any], rows: Sequence[object], keys: list[Any] | None) -> None:
     adapted: Any = connection.connection.dbapi_connection
-    table = parts.table
+    table = inspect(model).local_table
     try:
+        parts = _Parts(model, rows, connection.dialect, keys)
         adapted.run_async(
             lambda driver: driver.copy_records_to_table(
                 table.name, schema_name=table.schema, columns=parts.names, records=parts.records()
@@ -97,7 +112,9 @@ def _copy(connection: Connection, parts: _Parts) -> None:
         raise _Refused from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         _raise_as_of_a_statement(connection, f"COPY {table.fullname}", error)
-    except Exception as error:  # a value that the driver can't write
+    except (_Mixed, OnlyByInsert):
+        raise
+    except Exception as error:  # a row that can't be read, or a value that the driver can't write
         raise _Refused from error
 
 
@@ -111,14 +128,11 @@ def _raise_as_of_a_statement(connection: Connection, statement: str, error: Exce
 
 class _Parts:
     """Rows that name the same attributes, made ready a few at a time: while the driver sends some, PostgreSQL is busy
-    with those before."""
+    with those before. Raises `_Mixed` when it comes upon others."""
 
-    def __init__(self, model: type[Any], rows: Sequence[dict[str, Any]], dialect: Dialect, keys: list[Any] | None):
+    def __init__(self, model: type[Any], rows: Sequence[object], dialect: Dialect, keys: list[Any] | None):
         self._model, self._rows, self._dialect, self._keys = model, rows, dialect, keys
-        table = inspect(model).local_table
-        assert isinstance(table, Table)
-        self.table = table
-        first = self._columns(rows[:_PART_ROWS], keys)
+        first = self._columns(0)
         self.names = [*first]
         self._first = zip(*first.values(), strict=False)
 
@@ -127,33 +141,33 @@ class _Parts:
         return chain(self._first, chain.from_iterable(map(self._part, range(_PART_ROWS, len(self._rows), _PART_ROWS))))
 
     def _part(self, start: int) -> Iterator[tuple[Any, ...]]:
-        rows = self._rows[start : start + _PART_ROWS]
-        columns = self._columns(rows, self._keys)
+        columns = self._columns(start)
         if [*columns] != self.names:
-            raise OnlyByInsert  # the database makes the keys of some
+            raise _Mixed
         return zip(*columns.values(), strict=False)
 
-    def _columns(self, rows: Sequence[dict[str, Any]], made: list[Any] | None) -> dict[str, Iterable[Any]]:
-        given: dict[str, Sequence[Any]] = {**(columns_of(rows) or {})}
+    def _columns(self, start: int) -> dict[str, Iterable[Any]]:
+        rows = read_rows(self._model, self._rows[start : start + _PART_ROWS], first=start)
+        named = columns_of(rows)
+        if named is None:
+            raise _Mixed
+        given: dict[str, Sequence[Any]] = {**named}
         new = new_keys(self._model, given, len(rows))
         for name, values in new.items():
             if None not in values:
                 given[name] = values
-            elif made is not None or not all(value is None for value in values):
-                raise OnlyByInsert
+            elif self._keys is not None or not all(value is None for value in values):
+                raise OnlyByInsert  # the database makes the keys of some
             else:
                 given.pop(name, None)
-        if made is not None:
-            made += keys_in(self._model, new)
+        if self._keys is not None:
+            self._keys += keys_in(self._model, new)
         columns = inserted_columns(self._model, given, len(rows))
         return {column.name: _bound(column, values, self._dialect) for column, values in columns.items()}
 
 
-def _grouped(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[Sequence[int], Sequence[dict[str, Any]]]]:
-    """The rows that name the same attributes, together, with their places; with none where that is all of them."""
-    names = rows[0].keys()
-    if all(map(names.__eq__, map(dict.keys, rows))):
-        return [((), rows)]
+def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], Sequence[dict[str, Any]]]]:
+    """The rows that name the same attributes, together, with their places."""
     groups: dict[frozenset[str], tuple[list[int], list[dict[str, Any]]]] = {}
     for place, row in enumerate(rows):
         places, group = groups.setdefault(frozenset(row), ([], []))

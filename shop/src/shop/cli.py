@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -57,6 +58,9 @@ def serve(
         )
         _out.print(f"data:  {location.where}", highlight=False)
         _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
+        # What is loaded by now stays: the collector needn't walk through it again and again.
+        gc.collect()
+        gc.freeze()
         server = uvicorn.Server(config)
         server.run(sockets=[listening])
         if not server.started:
