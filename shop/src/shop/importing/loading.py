@@ -39,7 +39,7 @@ async def load(
     database: Database,
     retail: RetailFile,
     *,
-    items: int = 5_000,
+    items: int = 20_000,
     advance: Callable[[int], None] = lambda _lines: None,
 ) -> Loaded:
     """Make users of the file's customers and orders of its invoices. `advance` is told of the lines after each batch.
