@@ -16,6 +16,7 @@ from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
 from benchmarks.comparison import Comparison, measure
+from benchmarks.few_rows import FewRows
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.pages import Pages
@@ -29,6 +30,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     BulkUpdateStatus,
     BulkUpdateRows,
     Upsert,
+    FewRows,
     Pages,
     Summary,
     Overhead,

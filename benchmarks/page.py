@@ -1,4 +1,4 @@
-"""`make bench-docs`: writes the figures of a run between the markers of docs/benchmarks.md."""
+"""`make bench-docs`: writes the figures of a run between the markers of docs/benchmarks.md and of the README."""
 
 from __future__ import annotations
 
@@ -12,21 +12,33 @@ from benchmarks import report, results
 
 FIGURES: Final = Path("benchmarks/results/latest.json")
 PAGE: Final = Path("docs/benchmarks.md")
+README: Final = Path("README.md")
 START: Final = "<!-- figures: made by `make bench-docs` from benchmarks/results/latest.json -->"
 END: Final = "<!-- end of figures -->"
 
 
-def written(page: str, run: dict[str, Any]) -> str:
-    """The page with the run's figures. Raises `ValueError` for a page without markers."""
+def written(page: str, text: str) -> str:
+    """The page with this text as its figures. Raises `ValueError` for a page without markers."""
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"the page needs the lines {START} and {END}")
-    return f"{before}{START}\n{figures(run)}\n{END}{after}"
+    return f"{before}{START}\n{text}\n{END}{after}"
 
 
 def figures(run: dict[str, Any]) -> str:
     return "\n".join([*_place(run["place"]), "", *_goals(run), *_left_out(run), *_contenders(run)])
+
+
+def brief(run: dict[str, Any]) -> str:
+    """What the README shows: each goal's ratio."""
+    lines = ["| | measured | goal |", "| --- | --- | --- |"]
+    for comparison in run["comparisons"]:
+        for goal in comparison["goals"]:
+            name, unit = comparison["name"], comparison["unit"]
+            size = f", {comparison['size']:,} rows" if unit == "rows" else ""
+            lines.append(f"| {name}{size} | {report.measured(goal)} | {report.bound(goal)} |")
+    return "\n".join(lines)
 
 
 def _place(place: dict[str, Any]) -> Iterator[str]:
@@ -84,14 +96,15 @@ def _contenders(run: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     options = argparse.ArgumentParser(prog="benchmarks.page", description=__doc__)
     options.add_argument("--figures", type=Path, default=FIGURES, metavar="JSON")
-    options.add_argument("--page", type=Path, default=PAGE, metavar="MD")
-    options.add_argument("--check", action="store_true", help="only fail if the page isn't that of the figures")
+    options.add_argument("--check", action="store_true", help="only fail if the pages aren't those of the figures")
     given = options.parse_args()
-    page = given.page.read_text()
-    new = written(page, results.read(given.figures))
-    if given.check:
-        raise SystemExit(0 if new == page else f"{given.page} isn't made from {given.figures}: make bench-docs")
-    given.page.write_text(new)
+    run = results.read(given.figures)
+    for page, text in ((PAGE, figures(run)), (README, brief(run))):
+        old = page.read_text()
+        new = written(old, text)
+        if given.check and new != old:
+            raise SystemExit(f"{page} isn't made from {given.figures}: make bench-docs")
+        page.write_text(new)
 
 
 if __name__ == "__main__":

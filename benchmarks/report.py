@@ -14,12 +14,25 @@ from rich.table import Table
 
 
 def goal_text(goal: Mapping[str, Any]) -> str:
+    return f"{bound(goal)}{_of(goal)}"
+
+
+def bound(goal: Mapping[str, Any]) -> str:
+    return f"{'≥' if goal['kind'] == 'times as fast' else '≤'} {goal['bound']:g}"
+
+
+def measured(goal: Mapping[str, Any]) -> str:
+    """The goal's contender and its figure, as a sentence."""
+    figure = f"{goal['median']:.0f}" if goal["kind"] == "MB" else _number(goal["median"])
+    return f"{goal['contender']}: **{figure}**{_of(goal)}"
+
+
+def _of(goal: Mapping[str, Any]) -> str:
     against = f" {goal['against']}" if goal["against"] else ""
-    bound = f"{goal['bound']:g}"
     return {
-        "times as fast": f"≥ {bound} × the speed of{against}",
-        "of the time": f"≤ {bound} × the time of{against}",
-        "MB": f"≤ {bound} MB",
+        "times as fast": f" × the speed of{against}",
+        "of the time": f" × the time of{against}",
+        "MB": " MB",
     }[goal["kind"]]
 
 

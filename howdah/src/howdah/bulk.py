@@ -13,9 +13,10 @@ the type says `none_as_null`, as everywhere in SQLAlchemy). Objects that the ses
 rows are changed here (what they had loaded of their relationships must be loaded again), and expunged when they are
 deleted.
 
-Updates and upserts lock the rows of a chunk in the order of the keys, so that two of one chunk each wait for each
-other but can't deadlock. Longer ones can, unless their inputs are sorted; the loser raises `DeadlockDetected`, which
-`run_transaction` answers by running it again. `update_by_key` and `delete_many` lock all their rows first.
+Rows that are there are locked in the order of their keys before they are written, so that two updates or deletes of
+the same rows wait for each other but can't deadlock. Where not all rows can be known before (an update of more than a
+chunk from something else than a list, an upsert of more than a chunk), they can, unless the inputs are sorted; the
+loser raises `DeadlockDetected`, which `run_transaction` answers by running it again.
 """
 
 from __future__ import annotations
@@ -146,6 +147,8 @@ async def update_many(
     missing: list[Any] = []
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
+            if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
+                await lock_keys(session, model, _all_keys(model, rows, len(chunk)))
             values = read_rows(model, chunk, first=count)
             columns = _refuse_uneven(values, key_names(model), first=count)
             _refuse_what_no_array_holds(model, columns)
@@ -337,6 +340,14 @@ def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, 
 
 def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
     return keys_in(model, columns_of(rows) or {}) if rows else ()
+
+
+def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
+    keys: list[Any] = []
+    for first in range(0, len(rows), chunk_size):
+        part = read_rows(model, rows[first : first + chunk_size], first=first)
+        keys += keys_in(model, _refuse_uneven(part, key_names(model), first=first), first=first)
+    return keys
 
 
 def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int] | None]:

@@ -21,8 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys
 from howdah.rows import read_rows
 
-# COPY took 0.9 of the INSERT's time for 1 to 10 rows of seven columns, 0.8 for 20, 0.6 for 1,000 (medians of 30). Below
-# this the gain is under a millisecond, and an INSERT is what SQLAlchemy's events and logs show.
+# A transaction that creates rows of seven columns takes 0.9 of the time with COPY for 1 to 10 of them, 0.8 for 20, 0.5
+# for 200 (`make bench ONLY=few-rows`). Below this the gain is under a millisecond, and an INSERT is what SQLAlchemy's
+# events and logs show.
 WORTHWHILE_ROWS: Final = 20
 
 _PART_ROWS: Final = 1000
