@@ -33,9 +33,9 @@ class BulkCreate(Comparison):
         return [
             Contender("howdah create_many", "howdah", self.howdah, self.count),
             Contender("asyncpg COPY of ready-made tuples", "limit", self.copy, self.count),
-            Contender("reference bulk_create_users", "reference", self.reference, self.count),
-            Contender("advanced-alchemy add_many", "peer", self.advanced_alchemy, self.count),
-            Contender("SQLAlchemy Core insert, RETURNING", "peer", self.core, self.count),
+            Contender("reference bulk_create_users", "reference", self.reference, self.count, self.rounds_of_slow),
+            Contender("advanced-alchemy add_many", "peer", self.advanced_alchemy, self.count, self.rounds_of_slow),
+            Contender("SQLAlchemy Core insert, RETURNING", "peer", self.core, self.count, self.rounds_of_slow),
         ]
 
     def goals(self) -> list[Goal]:
@@ -46,7 +46,8 @@ class BulkCreate(Comparison):
         ]
 
     def rounds(self, asked: int) -> int:
-        return max(asked, min(50, 20_000 // self.count))  # of short runs, for the plot
+        self.rounds_of_slow = max(asked, min(50, 20_000 // self.count))
+        return max(3 * asked, self.rounds_of_slow)  # half a second is soon disturbed
 
     async def reset(self, contender: Contender) -> None:
         await contents.empty(self.connections.driver)

@@ -14,7 +14,7 @@ class Overhead(Comparison):
     name = "overhead"
     work = "read {size} orders by their keys, one by one, each in a session of its own, so that each is a statement"
     unit = "reads"
-    size = 2_000
+    size = 200
 
     async def set_up(self) -> None:
         self.ids = contents.shuffled(await contents.fill_orders(self.connections.driver, self.count))
@@ -34,7 +34,7 @@ class Overhead(Comparison):
         ]
 
     def rounds(self, asked: int) -> int:
-        return 2 * asked  # so small a difference needs more of them
+        return 30 * asked  # so small a difference needs many of them
 
     async def howdah(self) -> int:
         total = 0

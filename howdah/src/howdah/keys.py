@@ -43,6 +43,8 @@ def key_from(model: type[Any], given: Any) -> Any:
     """The key as it compares with what comes back from the database: a UUID written as text is read, a list or a row
     of a composite key becomes a tuple. Raises `ValueError` for a text that is no UUID or the wrong number of values."""
     columns: tuple[Column[Any], ...] = inspect(model).primary_key
+    if type(given) in _PLAIN and len(columns) == 1:
+        return given  # the ordinary case
     values = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
     if len(values) != len(columns):
         raise ValueError(f"a key of {model.__name__} is {', '.join(key_names(model))}: one value each, not {given!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import sys
@@ -21,6 +20,7 @@ from shop.app import create_app, open_database
 from shop.demo import create_demo
 from shop.explaining import CannotListen, ExplainingGroup
 from shop.importing.command import commands as import_commands
+from shop.memory import settle
 from shop.postgres import located, scratch
 from shop.settings import Settings
 from shop.web.observability import configure_logging
@@ -58,9 +58,7 @@ def serve(
         )
         _out.print(f"data:  {location.where}", highlight=False)
         _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
-        # What is loaded by now stays: the collector needn't walk through it again and again.
-        gc.collect()
-        gc.freeze()
+        settle()
         server = uvicorn.Server(config)
         server.run(sockets=[listening])
         if not server.started:

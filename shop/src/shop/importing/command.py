@@ -26,6 +26,7 @@ from shop.app import open_database
 from shop.importing.loading import Loaded, load
 from shop.importing.report import report
 from shop.importing.retail import RetailFile, read_retail
+from shop.memory import settle
 from shop.postgres import located
 from shop.settings import Settings
 
@@ -69,6 +70,7 @@ def _import(file: Path, rejects: Path) -> None:
             asyncio.run(_reach(location.url, settings))
             migrations.upgrade(location.url)
             progress.remove_task(task)
+            settle()
             started = perf_counter()
             loaded = asyncio.run(_load(location.url, settings, retail, progress))
             seconds = perf_counter() - started
