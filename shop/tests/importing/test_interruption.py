@@ -32,7 +32,7 @@ from shop.cli import main
 main()
 """
 INVOICES = 4000
-ITEMS_AN_INVOICE = 2
+ITEMS_AN_INVOICE = 8
 FIRST_BATCH = 2500  # invoices
 PATIENCE = 60
 
