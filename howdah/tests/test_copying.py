@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import pytest
 from sample import User
 from sample_rows import user_rows
-from sqlalchemy import String, func, select, text
+from sqlalchemy import String, event, func, make_url, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 from sqlalchemy.types import UserDefinedType
 
-from howdah import Base, Database, LockTimeout, UnknownAttribute, UUIDv7PrimaryKey, bulk
+from howdah import Base, ConnectionLost, Database, LockTimeout, UnknownAttribute, UUIDv7PrimaryKey, bulk
 from howdah.copying import WORTHWHILE_ROWS
 from howdah.testing import assert_statements
 
@@ -158,6 +161,52 @@ async def test_where_postgresql_refuses_to_copy_rows_are_inserted_and_the_log_sa
         async with committed_database.begin() as session:
             await session.execute(text("DROP OWNED BY howdah_restricted"))
             await session.execute(text("DROP ROLE howdah_restricted"))
+
+
+def kill(url: str, pid: int) -> None:
+    """End a backend and wait until it is gone, with this thread's event loop standing still."""
+
+    async def end() -> None:
+        connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
+        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        while await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid):
+            await asyncio.sleep(0.001)
+        await connection.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(end()))
+    thread.start()
+    thread.join(10)
+
+
+@pytest.mark.parametrize("turns", range(10))
+async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_is_a_lost_connection(
+    committed_database: Database, committed_url: str, turns: int
+) -> None:
+    """The driver, when it hears of it between two messages, refuses the next with an error of its own."""
+    async with committed_database.session() as session:
+        pid = (await session.scalars(select(func.pg_backend_pid()))).one()
+        loop = asyncio.get_running_loop()
+        savepoints = 0
+
+        def wait(left: int) -> None:
+            if left:
+                loop.call_soon(wait, left - 1)
+            else:
+                kill(committed_url, pid)
+
+        @event.listens_for(committed_database.engine.sync_engine, "before_cursor_execute")
+        def at_the_second_savepoint(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            nonlocal savepoints
+            savepoints += statement.startswith("SAVEPOINT")
+            if savepoints == 2:  # the one around COPY
+                savepoints += 1
+                loop.call_soon(wait, turns)
+
+        with pytest.raises(ConnectionLost):
+            await bulk.insert_many(session, User, user_rows(100))
+    assert committed_database.pool_status().in_use == 0
+    async with committed_database.begin() as session:
+        assert (await bulk.insert_many(session, User, user_rows(100))).count == 100
 
 
 async def test_an_error_that_is_of_no_row_is_raised_as_that_of_a_statement(

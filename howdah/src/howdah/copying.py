@@ -109,14 +109,29 @@ def _copy(connection: Connection, model: type[Any], rows: Sequence[object], keys
         _refusing.setdefault(connection.dialect, set()).add(table.fullname)
         _log.warning("COPY into %s isn't possible, so rows are inserted: %s", table.fullname, error.args[0])
         raise _Refused from error
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.InternalClientError) as error:
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
         raise _Refused from error
+    except asyncpg.InternalClientError as error:
+        if _is_alive(adapted):  # a type that the driver writes as text only
+            raise _Refused from error
+        _raise_as_of_a_statement(connection, f"COPY {table.fullname}", ConnectionError(error.args[0]))
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         _raise_as_of_a_statement(connection, f"COPY {table.fullname}", error)
     except (_Mixed, OnlyByInsert):
         raise
     except Exception as error:  # a row that can't be read, or a value that the driver can't write
         raise _Refused from error
+
+
+def _is_alive(adapted: Any) -> bool:
+    """Whether the connection answers; told that its backend is ending, the driver lets nothing more be sent."""
+    try:
+        adapted.run_async(lambda driver: driver.execute("SELECT 1"))
+    except asyncpg.PostgresError:
+        return True  # the transaction is aborted
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+        return False
+    return True
 
 
 def _raise_as_of_a_statement(connection: Connection, statement: str, error: Exception) -> None:
