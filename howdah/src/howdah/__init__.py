@@ -2,10 +2,12 @@
 
 from howdah import bulk
 from howdah.bulk import Created, Matched, Upserted
+from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel, PoolStatus
 from howdah.errors import (
     CannotConnect,
     CheckViolation,
+    CoalescerClosed,
     Conflict,
     ConnectionLost,
     DatabaseError,
@@ -23,6 +25,7 @@ from howdah.errors import (
     NotFound,
     NotNullViolation,
     OutOfRange,
+    Overloaded,
     PoolExhausted,
     ReadOnly,
     SchemaChanged,
@@ -31,6 +34,7 @@ from howdah.errors import (
     StaleRow,
     StatementTimeout,
     TooLong,
+    TripAbandoned,
     Unavailable,
     UniqueViolation,
     UnknownAttribute,
@@ -57,6 +61,9 @@ __all__ = [
     "Base",
     "CannotConnect",
     "CheckViolation",
+    "Coalescer",
+    "CoalescerClosed",
+    "CoalescerStatus",
     "Conflict",
     "ConnectionLost",
     "Created",
@@ -78,6 +85,7 @@ __all__ = [
     "NotFound",
     "NotNullViolation",
     "OutOfRange",
+    "Overloaded",
     "Page",
     "PoolExhausted",
     "PoolStatus",
@@ -89,6 +97,7 @@ __all__ = [
     "StatementTimeout",
     "Timestamps",
     "TooLong",
+    "TripAbandoned",
     "UUIDv7PrimaryKey",
     "Unavailable",
     "UniqueViolation",

@@ -9,6 +9,9 @@ HowdahError
 ├── StaleRow                        the row's version moved since it was read            (also StaleDataError)
 ├── Unavailable                     nothing was wrong with the request: try again later
 │   ├── PoolExhausted               no connection became free in time                    (also sqlalchemy TimeoutError)
+│   ├── Overloaded                  a Coalescer's queue is full
+│   ├── TripAbandoned               a shared trip was given up; what it was to write may be written
+│   ├── CoalescerClosed             it takes no more items
 │   ├── CannotConnect               the server can't be reached or refuses the login     (also DatabaseError)
 │   └── ConnectionLost              the connection broke; in COMMIT the outcome is unknown   (also DatabaseError)
 └── DatabaseError                   PostgreSQL refused a statement                       (also DBAPIError)
@@ -113,6 +116,18 @@ class Unavailable(HowdahError):
 
 class PoolExhausted(Unavailable, sa.TimeoutError):
     """Every connection of the pool was in use for the whole `pool_timeout`."""
+
+
+class Overloaded(Unavailable):
+    """A Coalescer's queue is full: as many tasks wait as `max_waiting` allows. Nothing was done."""
+
+
+class TripAbandoned(Unavailable):
+    """A Coalescer's trip took longer than its `timeout`, or ended with its event loop. The outcome is unknown."""
+
+
+class CoalescerClosed(Unavailable):
+    """A Coalescer takes no more items: it is closed, or closing. Nothing was done."""
 
 
 class DatabaseError(HowdahError, sa.DBAPIError):

@@ -1,0 +1,306 @@
+"""Many riders, one trip: tasks that wait for the database at the same moment share one call.
+
+    async def prices(skus: Sequence[str]) -> list[int | NotFound]:
+        found = dict(await connection.fetch("SELECT sku, price FROM items WHERE sku = ANY($1)", skus))
+        return [found.get(sku) or NotFound(Item, [sku]) for sku in skus]
+
+    async with Coalescer(prices, key=lambda sku: sku) as coalescer:
+        price = await coalescer.submit("A-1")  # in many tasks at once
+
+There is no timer. While a trip is under way the next batch gathers, so an idle system adds no latency, and a busy one
+grows its batches by itself: group commit, as PostgreSQL does it with its log
+(<https://www.postgresql.org/docs/current/wal-configuration.html>).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from howdah.errors import CannotConnect, CoalescerClosed, Conflict, Overloaded, TripAbandoned, Unavailable
+from howdah.tracing import current_link, trip_span
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
+
+_AGAIN: Final = (Conflict, CannotConnect)
+_FIRST_WAIT_SECONDS: Final = 0.01
+_LONGEST_WAIT_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CoalescerStatus:
+    """Figures to be exported. All but `waiting` and `under_way` only grow."""
+
+    waiting: int
+    """Tasks whose item isn't on a trip yet."""
+    under_way: int
+    """Trips."""
+    trips: int
+    """Calls of `apply`, those under way included."""
+    items: int
+    """That those calls were given."""
+    refused: int
+    """Submits that found the queue full."""
+    batch_sizes: Mapping[int, int]
+    """How many calls were given at most so many items (and more than the next smaller number, half of it)."""
+    waits: Mapping[float, int]
+    """How many tasks waited at most so many seconds for their trip to begin (and more than half of it)."""
+    waited_seconds: float
+    """All of them together."""
+
+
+class Coalescer(Generic[ItemT, ResultT]):
+    """Gathers the items that tasks `submit`, and calls `apply` with all that wait when a trip is free.
+
+    `apply` gets at least one item and returns a result for each, in their order. It sees none of the submitters'
+    context variables, and if it writes, returns after its commit. At most `trips` calls run at a time, each with at
+    most `max_batch` items. With `key`, items that are waiting with the same key travel as one and share the result
+    (the object itself): for reads.
+
+    What goes wrong:
+
+    - a result that is an `Exception` is raised for its item's waiters alone;
+    - `Conflict` and `CannotConnect`, after which nothing has been done, have the batch tried again, `attempts` times
+      in all, at random intervals;
+    - any other error that `apply` raises is raised for every waiter of the batch, each getting a copy of its own, with
+      the error as its cause. With `isolate`, a batch of several items that fails with something else than `Unavailable`
+      is halved and tried again, until only the items at fault fail: for an `apply` that does all or nothing;
+    - a call that takes longer than `timeout` seconds is cancelled, and its waiters get `TripAbandoned`: as after any
+      lost connection, what it was to write may have been written;
+    - a waiter that is cancelled leaves, and its neighbours don't notice; if nobody waits for an item any more it isn't
+      sent, unless it is under way already;
+    - the submit that would be one too many for `max_waiting` raises `Overloaded` at once.
+
+    A waiter always gets an answer: within the time of the batches before it, each of which is bounded by `timeout` and
+    `attempts`. `async with` drains: leaving it, no more items are taken (`CoalescerClosed`), and those there are
+    carried through. It belongs to the event loop that uses it first.
+
+    A task that submits while it holds a transaction open keeps a connection and locks that the trip may need.
+    """
+
+    def __init__(
+        self,
+        apply: Apply[ItemT, ResultT],
+        *,
+        max_batch: int = 1_000,
+        max_waiting: int = 10_000,
+        trips: int = 1,
+        key: Callable[[ItemT], Hashable] | None = None,
+        isolate: bool = False,
+        attempts: int = 3,
+        timeout: float = 30.0,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_waiting", max_waiting), ("trips", trips)):
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, not {value}")
+        if attempts < 1 or timeout <= 0:
+            raise ValueError(f"attempts are at least 1, and a timeout is more than 0 s, not {attempts} and {timeout}")
+        self._apply = apply
+        self._max_batch, self._max_waiting, self._trips = max_batch, max_waiting, trips
+        self._key, self._isolate, self._attempts, self._timeout = key, isolate, attempts, timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queue: OrderedDict[Hashable, _Entry[ItemT, ResultT]] = OrderedDict()
+        self._waiting = 0
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._about_to_start = False
+        self._closed = False
+        self._calls = self._items = self._refused = 0
+        self._sizes: Counter[int] = Counter()
+        self._waits: Counter[int] = Counter()
+        self._waited_seconds = 0.0
+
+    async def __aenter__(self) -> Coalescer[ItemT, ResultT]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Take no more items, and wait until those there are have their answers."""
+        self._closed = True
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def submit(self, item: ItemT) -> ResultT:
+        """The item's result, or its error. Raises `Overloaded` and `CoalescerClosed` before the item is taken."""
+        loop = asyncio.get_running_loop()
+        self._refuse(loop)
+        key = object() if self._key is None else self._key(item)
+        entry = self._queue.get(key)
+        if entry is None:
+            entry = self._queue[key] = _Entry(item)
+        waiter: asyncio.Future[ResultT] = loop.create_future()
+        entry.waiters[waiter] = loop.time()
+        link = current_link()
+        if link is not None:
+            entry.links.append(link)
+        self._waiting += 1
+        self._set_off(loop)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if self._queue.get(key) is entry and entry.waiters.pop(waiter, None) is not None:
+                self._waiting -= 1
+                if not entry.waiters:
+                    del self._queue[key]
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # seen: it came in the same moment
+            raise
+
+    def status(self) -> CoalescerStatus:
+        """How it stands now, in this process."""
+        return CoalescerStatus(
+            waiting=self._waiting,
+            under_way=len(self._under_way) - self._about_to_start,
+            trips=self._calls,
+            items=self._items,
+            refused=self._refused,
+            batch_sizes={2**power: count for power, count in sorted(self._sizes.items())},
+            waits={2**power / 1000: count for power, count in sorted(self._waits.items())},
+            waited_seconds=self._waited_seconds,
+        )
+
+    def _refuse(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise RuntimeError("this coalescer belongs to another event loop: make one in each")
+        if self._closed:
+            raise CoalescerClosed("the coalescer takes no more items: it is closed, or closing")
+        if self._waiting >= self._max_waiting:
+            self._refused += 1
+            raise Overloaded(f"{self._waiting:,} tasks wait already")
+
+    def _set_off(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start a trip if one is free. It departs in the loop's next round, so that all who come in this one are on."""
+        if not self._queue or self._about_to_start or len(self._under_way) >= self._trips:
+            return
+        self._about_to_start = True
+        trip = loop.create_task(self._travel(loop), context=Context())
+        self._under_way.add(trip)
+        trip.add_done_callback(self._arrived)
+
+    async def _travel(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._about_to_start = False
+        while self._queue:
+            batch = self._board(loop)
+            try:
+                await self._carry(batch)
+            finally:
+                _fail(batch, TripAbandoned("the trip was given up before there was an answer"))
+
+    def _arrived(self, trip: asyncio.Task[None]) -> None:
+        self._under_way.discard(trip)
+        if not trip.cancelled() and trip.exception() is None:
+            self._set_off(trip.get_loop())  # with those who came after its last look at the queue
+            return
+        # Somebody ends the event loop, or the process: there are no more trips.
+        self._about_to_start = False
+        self._closed = True
+        left = list(self._queue.values())
+        self._queue.clear()
+        self._waiting = 0
+        _fail(left, TripAbandoned("the event loop is ending"))
+
+    def _board(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[ItemT, ResultT]]:
+        batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch, len(self._queue)))]
+        now = loop.time()
+        for entry in batch:
+            self._waiting -= len(entry.waiters)
+            for since in entry.waiters.values():
+                self._waits[int((now - since) * 1000).bit_length()] += 1
+                self._waited_seconds += now - since
+        return batch
+
+    async def _carry(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
+        """Answer everybody in the batch."""
+        try:
+            with trip_span(link for entry in batch for link in entry.links):
+                results = await self._results([entry.item for entry in batch])
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            _fail(batch, TripAbandoned("what the trip waited for was cancelled"))
+        except Exception as error:
+            if self._isolate and len(batch) > 1 and not isinstance(error, Unavailable | Conflict):
+                half = len(batch) // 2
+                await self._carry(batch[:half])
+                await self._carry(batch[half:])
+            else:
+                _fail(batch, error)
+        else:
+            for entry, result in zip(batch, results, strict=True):
+                if isinstance(result, Exception):
+                    _fail([entry], result)
+                    continue
+                for waiter in entry.waiters:
+                    if not waiter.done():
+                        waiter.set_result(result)
+
+    async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_AGAIN),
+            stop=stop_after_attempt(self._attempts),
+            wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+            reraise=True,
+        )
+        results: Sequence[ResultT | Exception] = await retrying(self._once, items)
+        if len(results) != len(items):
+            raise TypeError(f"apply was given {len(items)} items and returned {len(results)} results")
+        return results
+
+    async def _once(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        self._calls += 1
+        self._items += len(items)
+        self._sizes[(len(items) - 1).bit_length()] += 1
+        bound = asyncio.timeout(self._timeout)
+        try:
+            async with bound:
+                return await self._apply(items)
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            raise TripAbandoned(f"the trip took longer than {self._timeout:g} s") from error
+
+
+class _Entry(Generic[ItemT, ResultT]):
+    """An item, and who waits for it since when."""
+
+    __slots__ = ("item", "links", "waiters")
+
+    def __init__(self, item: ItemT) -> None:
+        self.item = item
+        self.waiters: dict[asyncio.Future[ResultT], float] = {}
+        self.links: list[Any] = []
+
+
+def _fail(batch: Sequence[_Entry[Any, Any]], error: Exception) -> None:
+    """Raise the error for all who still wait, for each a copy of its own."""
+    left = [waiter for entry in batch for waiter in entry.waiters if not waiter.done()]
+    for waiter in left:
+        waiter.set_exception(error if len(left) == 1 else _copy_of(error))
+
+
+def _copy_of(error: Exception) -> Exception:
+    """As itself where it can't be copied: its type tells more than whose it is."""
+    try:
+        own = copy.copy(error)
+    except Exception:
+        return error
+    if type(own) is not type(error):
+        return error
+    own.__cause__ = error
+    return own

@@ -1,0 +1,180 @@
+"""The Coalescer: who shares a trip, what each gets, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from trips import Trips, until
+
+from howdah import Coalescer, CoalescerClosed, Overloaded
+
+
+async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> None:
+    trips = Trips()
+    async with Coalescer(trips) as coalescer:
+        first = asyncio.create_task(coalescer.submit("a"))
+        await trips.departed(1)
+        rest = [asyncio.create_task(coalescer.submit(letter)) for letter in "bcd"]
+        await until(lambda: coalescer.status().waiting == 3)
+        assert trips.batches == [["a"]]
+        trips.let_go(1)
+        assert await first == "A"
+        await trips.departed(2)
+        trips.let_go(1)
+        assert await asyncio.gather(*rest) == ["B", "C", "D"]
+    assert trips.batches == [["a"], ["b", "c", "d"]]
+
+
+async def test_those_who_come_in_the_same_moment_travel_together() -> None:
+    trips = Trips(waiting=False)
+    async with Coalescer(trips, trips=4) as coalescer:
+        assert await asyncio.gather(*(coalescer.submit(letter) for letter in "abc")) == ["A", "B", "C"]
+    assert trips.batches == [["a", "b", "c"]]
+
+
+async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
+    trips = Trips()
+    async with Coalescer(trips, max_batch=2, trips=2) as coalescer:
+        tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefg"]
+        await trips.departed(1)
+        late = asyncio.create_task(coalescer.submit("h"))
+        await trips.departed(2)
+        assert trips.batches == [["a", "b"], ["c", "d"]]
+        assert coalescer.status().under_way == 2
+        trips.let_go(10)
+        assert await asyncio.gather(*tasks, late) == list("ABCDEFGH")
+    assert trips.most_at_once == 2
+    assert max(map(len, trips.batches)) == 2
+
+
+async def test_the_same_key_travels_once_and_never_joins_a_trip_that_has_left() -> None:
+    """A read is never older than its submit."""
+    reads: list[list[str]] = []
+    value = 0
+    go = asyncio.Event()
+
+    async def read(keys: Sequence[str]) -> list[tuple[str, int]]:
+        reads.append(list(keys))
+        seen = value
+        await go.wait()
+        return [(key, seen) for key in keys]
+
+    async with Coalescer(read, key=lambda key: key) as coalescer:
+        early = [asyncio.create_task(coalescer.submit(key)) for key in "aab"]
+        await until(lambda: len(reads) == 1)
+        value = 1
+        late = [asyncio.create_task(coalescer.submit(key)) for key in "aab"]
+        await until(lambda: coalescer.status().waiting == 3)
+        go.set()
+        assert await asyncio.gather(*early) == [("a", 0), ("a", 0), ("b", 0)]
+        assert await asyncio.gather(*late) == [("a", 1), ("a", 1), ("b", 1)]
+    assert reads == [["a", "b"], ["a", "b"]]
+
+
+async def test_without_a_key_equal_items_are_items_of_their_own() -> None:
+    trips = Trips(waiting=False)
+    async with Coalescer(trips) as coalescer:
+        assert await asyncio.gather(*(coalescer.submit("a") for _ in range(3))) == ["A", "A", "A"]
+    assert trips.batches == [["a", "a", "a"]]
+
+
+async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() -> None:
+    trips = Trips()
+    async with Coalescer(trips, max_waiting=2) as coalescer:
+        first = asyncio.create_task(coalescer.submit("a"))
+        await trips.departed(1)
+        waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "bc"]
+        await until(lambda: coalescer.status().waiting == 2)
+        with pytest.raises(Overloaded, match="2 tasks wait already"):
+            await coalescer.submit("d")
+        waiting[0].cancel()
+        await asyncio.wait(waiting[:1])
+        instead = asyncio.create_task(coalescer.submit("e"))
+        trips.let_go(9)
+        assert await asyncio.gather(first, waiting[1], instead) == ["A", "C", "E"]
+        assert coalescer.status().refused == 1
+
+
+async def test_leaving_drains_and_takes_no_more() -> None:
+    trips = Trips()
+    async with Coalescer(trips, max_batch=1) as coalescer:
+        tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
+        await trips.departed(1)
+        closing = asyncio.create_task(coalescer.aclose())
+        await asyncio.sleep(0)
+        with pytest.raises(CoalescerClosed):
+            await coalescer.submit("d")
+        assert not closing.done()
+        trips.let_go(9)
+        await closing
+        assert [task.result() for task in tasks] == ["A", "B", "C"]
+    await coalescer.aclose()
+    with pytest.raises(CoalescerClosed):
+        await coalescer.submit("e")
+
+
+async def test_leaving_with_an_error_drains_too() -> None:
+    tasks: list[asyncio.Task[str]] = []
+
+    async def fail() -> None:
+        async with Coalescer(Trips(waiting=False)) as coalescer:
+            tasks.append(asyncio.create_task(coalescer.submit("a")))
+            await asyncio.sleep(0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert await tasks[0] == "A"
+
+
+async def test_apply_sees_no_submitters_context() -> None:
+    """The first one's would be everybody's: a request's id, its user, its open transaction."""
+    user = contextvars.ContextVar("user", default="nobody")
+    seen: list[str] = []
+
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        seen.append(user.get())
+        return items
+
+    async with Coalescer(apply) as coalescer:
+        user.set("ada")
+        assert await coalescer.submit(1) == 1
+    assert seen == ["nobody"]
+
+
+async def test_its_figures() -> None:
+    trips = Trips()
+    async with Coalescer(trips, key=lambda item: item) as coalescer:
+        tasks = [asyncio.create_task(coalescer.submit("x"))]
+        await trips.departed(1)
+        tasks += [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdea"]
+        await until(lambda: coalescer.status().waiting == 6)
+        status = coalescer.status()
+        assert (status.waiting, status.under_way, status.trips, status.items) == (6, 1, 1, 1)
+        trips.let_go(2)
+        await asyncio.gather(*tasks)
+        status = coalescer.status()
+        assert (status.waiting, status.trips, status.items, status.refused) == (0, 2, 6, 0)
+        assert status.batch_sizes == {1: 1, 8: 1}
+        assert sum(status.waits.values()) == 7
+        assert 0 < status.waited_seconds < 5
+    assert coalescer.status().under_way == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_batch": 0}, {"max_waiting": 0}, {"trips": 0}, {"attempts": 0}, {"timeout": 0}, {"timeout": -1}]
+)
+def test_senseless_bounds_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Coalescer(Trips(), **wrong)
+
+
+def test_it_belongs_to_one_event_loop() -> None:
+    coalescer = Coalescer(Trips(waiting=False))
+    assert asyncio.run(coalescer.submit("a")) == "A"
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(coalescer.submit("b"))

@@ -1,0 +1,114 @@
+"""A Coalescer before a real PostgreSQL: killed backends, an exhausted pool, a cancelled neighbour's row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from sample import Counter
+from sqlalchemy import func, select, text
+from trips import until
+
+from howdah import Coalescer, ConnectionLost, Database, PoolExhausted, UniqueViolation, bulk, run_transaction
+
+
+def inserting(database: Database) -> Any:
+    async def apply(rows: Sequence[dict[str, int]]) -> Sequence[int]:
+        async def write(session: Any) -> Sequence[int]:
+            return (await bulk.insert_many(session, Counter, rows)).keys
+
+        return await run_transaction(database, write)
+
+    return apply
+
+
+async def count(database: Database) -> int:
+    async with database.session() as session:
+        return (await session.scalars(select(func.count()).select_from(Counter))).one()
+
+
+async def test_many_writers_share_few_transactions_and_are_answered_after_the_commit(
+    committed_database: Database,
+) -> None:
+    async with Coalescer(inserting(committed_database)) as coalescer:
+
+        async def write(id: int) -> None:
+            assert await coalescer.submit({"id": id, "value": id}) == id
+            async with committed_database.session() as session:
+                assert await session.get(Counter, id) is not None
+
+        await asyncio.gather(*(write(id) for id in range(1, 201)))
+        assert coalescer.status().trips < 100
+    assert await count(committed_database) == 200
+
+
+async def test_a_bad_row_fails_alone_in_a_shared_transaction(committed_database: Database) -> None:
+    """Control: without `isolate` its neighbours fail with it."""
+    async with committed_database.begin() as session:
+        await bulk.insert_many(session, Counter, [{"id": 7}, {"id": 13}])
+    for isolate, wanted in ((False, 2), (True, 20)):
+        async with Coalescer(inserting(committed_database), isolate=isolate) as coalescer:
+            rows = ({"id": id} for id in range(1, 21))
+            results = await asyncio.gather(*map(coalescer.submit, rows), return_exceptions=True)
+        assert await count(committed_database) == wanted
+    assert [id for id, result in enumerate(results, 1) if isinstance(result, UniqueViolation)] == [7, 13]
+    assert sum(isinstance(result, int) for result in results) == 18
+
+
+async def test_a_killed_backend_ends_its_trip_with_a_clear_error_and_not_the_next(committed_database: Database) -> None:
+    pids: list[int] = []
+
+    async def apply(seconds: Sequence[float]) -> Sequence[int]:
+        async with committed_database.session() as session:
+            pids.append((await session.scalars(select(func.pg_backend_pid()))).one())
+            await session.execute(text("SELECT pg_sleep(:s)"), {"s": max(seconds)})
+        return [pids[-1]] * len(seconds)
+
+    async with Coalescer(apply) as coalescer:
+        waiting = [asyncio.create_task(coalescer.submit(60)) for _ in range(3)]
+        await until_really(lambda: len(pids) == 1)
+        async with committed_database.session() as session:
+            await session.execute(select(func.pg_terminate_backend(pids[0])))
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(result) for result in results] == [ConnectionLost] * 3
+        assert await coalescer.submit(0) == pids[1] != pids[0]
+    assert committed_database.pool_status().in_use == 0
+
+
+async def test_an_exhausted_pool_ends_every_waiter_in_time(committed_url: str) -> None:
+    async with Database(committed_url, pool_size=1, max_overflow=0, pool_timeout=0.05) as database:
+        async with database.session() as holder, Coalescer(inserting(database)) as coalescer:
+            await holder.connection()
+            results = await asyncio.gather(*(coalescer.submit({"value": n}) for n in range(5)), return_exceptions=True)
+            assert [type(result) for result in results] == [PoolExhausted] * 5
+            await holder.close()
+            assert await coalescer.submit({"value": 1}) > 0
+        assert database.pool_status().in_use == 0
+
+
+async def until_really(condition: Any) -> None:
+    """For what a server does in its own time."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_under_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop isn't installed")
+
+    async def main() -> list[int]:
+        async def apply(items: Sequence[int]) -> Sequence[int]:
+            await asyncio.sleep(0)
+            return [-item for item in items]
+
+        async with Coalescer(apply, max_batch=7, trips=2) as coalescer:
+            tasks = [asyncio.create_task(coalescer.submit(n)) for n in range(50)]
+            await until(lambda: coalescer.status().trips > 0)
+            tasks[0].cancel()
+            return [
+                result for result in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(result, int)
+            ]
+
+    assert uvloop.run(main())[-1] == -49

@@ -1,0 +1,241 @@
+"""What a failing, slow or cancelled trip does to those who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from trips import Trips, until
+
+from howdah import Coalescer, CoalescerClosed, HowdahError, NotFound, TripAbandoned, Unavailable
+from howdah.errors import CannotConnect, Conflict, SerializationFailure
+
+
+class Refused(HowdahError):
+    """An item that can't be applied."""
+
+
+class Uncopyable(Exception):
+    def __init__(self, *, detail: str) -> None:
+        super().__init__(detail)
+
+
+def database_error(kind: type[Conflict | CannotConnect]) -> Exception:
+    return kind("SELECT 1", None, Exception("lost"))
+
+
+async def test_an_error_is_raised_for_all_of_its_batch_each_with_a_copy_and_the_cause() -> None:
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        raise NotFound(Refused, items)
+
+    async with Coalescer(apply) as coalescer:
+        errors = await asyncio.gather(*(coalescer.submit(n) for n in range(3)), return_exceptions=True)
+    assert len(set(map(id, errors))) == 3
+    assert {type(error) for error in errors} == {NotFound}
+    causes = {id(error.__cause__) for error in errors if isinstance(error, NotFound)}
+    assert len(causes) == 1
+    assert all(error.keys == [0, 1, 2] for error in errors if isinstance(error, NotFound))
+
+
+async def test_an_error_that_cant_be_copied_is_raised_as_itself() -> None:
+    error = Uncopyable(detail="x")
+
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        raise error
+
+    async with Coalescer(apply) as coalescer:
+        assert await asyncio.gather(*map(coalescer.submit, range(2)), return_exceptions=True) == [error, error]
+
+
+async def test_an_error_among_the_results_is_its_items_alone() -> None:
+    async def apply(items: Sequence[str]) -> Sequence[str | Exception]:
+        return [Refused(item) if item == "b" else item.upper() for item in items]
+
+    async with Coalescer(apply, key=lambda item: item) as coalescer:
+        results = await asyncio.gather(*map(coalescer.submit, "abcb"), return_exceptions=True)
+    assert (results[0], results[2]) == ("A", "C")
+    assert [str(result) for result in results[1::2]] == ["b", "b"]
+    assert results[1] is not results[3]
+
+
+async def test_the_next_trip_leaves_after_a_failed_one() -> None:
+    async def apply(items: Sequence[int]) -> Sequence[float]:
+        return [1 / item for item in items]
+
+    async with Coalescer(apply) as coalescer:
+        with pytest.raises(ZeroDivisionError):
+            await coalescer.submit(0)
+        assert await coalescer.submit(2) == 0.5
+
+
+@pytest.mark.parametrize("kind", [SerializationFailure, CannotConnect])
+async def test_a_lost_race_has_the_batch_tried_again(kind: type[Conflict | CannotConnect]) -> None:
+    tries = 0
+
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        nonlocal tries
+        tries += 1
+        if tries % 3:
+            raise database_error(kind)
+        return items
+
+    async with Coalescer(apply, attempts=3) as coalescer:
+        assert await asyncio.gather(*map(coalescer.submit, range(3))) == [0, 1, 2]
+        assert (tries, coalescer.status().trips, coalescer.status().items) == (3, 3, 9)
+    async with Coalescer(apply, attempts=2) as coalescer:
+        with pytest.raises(kind):
+            await coalescer.submit(1)
+    assert tries == 5
+
+
+async def test_isolate_finds_the_items_at_fault() -> None:
+    """Control: without it, their neighbours fail with them."""
+    applied: list[int] = []
+    calls = 0
+
+    async def all_or_nothing(items: Sequence[int]) -> Sequence[int]:
+        nonlocal calls
+        calls += 1
+        if any(item % 100 == 7 for item in items):
+            raise Refused(str(items))
+        applied.extend(items)
+        return items
+
+    async with Coalescer(all_or_nothing, isolate=True) as coalescer:
+        results = await asyncio.gather(*map(coalescer.submit, range(300)), return_exceptions=True)
+    assert [n for n, result in enumerate(results) if result != n] == [7, 107, 207]
+    assert all(type(results[n]) is Refused for n in (7, 107, 207))
+    assert sorted(applied) == [n for n in range(300) if n % 100 != 7]
+    assert calls < 3 * 2 * 10
+    async with Coalescer(all_or_nothing) as coalescer:
+        results = await asyncio.gather(*map(coalescer.submit, range(300)), return_exceptions=True)
+    assert {type(result) for result in results} == {Refused}
+
+
+async def test_isolate_doesnt_halve_what_is_nobodys_fault() -> None:
+    calls = 0
+
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        nonlocal calls
+        calls += 1
+        raise Unavailable
+
+    async with Coalescer(apply, isolate=True) as coalescer:
+        results = await asyncio.gather(*map(coalescer.submit, range(8)), return_exceptions=True)
+    assert {type(result) for result in results} == {Unavailable}
+    assert calls == 1
+
+
+@pytest.mark.parametrize("returned", [[], ["A", "B", "C"]])
+async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]) -> None:
+    async def apply(items: Sequence[str]) -> list[str]:
+        return returned
+
+    async with Coalescer(apply) as coalescer:
+        results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
+    assert [str(result) for result in results] == [f"apply was given 2 items and returned {len(returned)} results"] * 2
+
+
+async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice() -> None:
+    trips = Trips()
+    async with Coalescer(trips, key=lambda item: item) as coalescer:
+        under_way = [asyncio.create_task(coalescer.submit(letter)) for letter in "ab"]
+        await trips.departed(1)
+        waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "ccde"]
+        await until(lambda: coalescer.status().waiting == 4)
+        for task in (under_way[0], waiting[0], waiting[2]):
+            task.cancel()
+        await asyncio.wait([under_way[0], waiting[0], waiting[2]])
+        assert coalescer.status().waiting == 2
+        trips.let_go(9)
+        assert await asyncio.gather(under_way[1], waiting[1], waiting[3]) == ["B", "C", "E"]
+    assert trips.batches == [["a", "b"], ["c", "e"]]
+    assert [task.cancelled() for task in (*under_way, *waiting)] == [True, False, True, False, True, False]
+
+
+async def test_a_waiters_own_deadline_is_kept() -> None:
+    trips = Trips()
+    async with Coalescer(trips) as coalescer:
+        first = asyncio.create_task(coalescer.submit("a"))
+        await trips.departed(1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await coalescer.submit("b")
+        trips.let_go(9)
+        assert await first == "A"
+    assert trips.batches == [["a"]]
+
+
+async def test_a_trip_that_takes_too_long_is_given_up() -> None:
+    trips = Trips()
+    async with Coalescer(trips, timeout=0.01) as coalescer:
+        results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
+        assert [type(result) for result in results] == [TripAbandoned, TripAbandoned]
+        assert trips.at_once == 0, "it was cancelled"
+        trips.let_go(1)
+        assert await coalescer.submit("c") == "C"
+
+
+async def test_a_timeout_of_applys_own_stays_what_it_is() -> None:
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        raise TimeoutError("mine")
+
+    async with Coalescer(apply) as coalescer:
+        with pytest.raises(TimeoutError, match="mine"):
+            await coalescer.submit(1)
+
+
+async def test_a_cancellation_that_comes_from_inside_of_apply_is_an_error_and_not_the_waiters() -> None:
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        inner = asyncio.get_running_loop().create_future()
+        inner.cancel()
+        await inner
+        return items
+
+    async with Coalescer(apply) as coalescer:
+        with pytest.raises(TripAbandoned):
+            await coalescer.submit(1)
+        with pytest.raises(TripAbandoned):
+            await coalescer.submit(2)
+
+
+def test_the_loops_end_ends_every_waiter() -> None:
+    """`asyncio.run` cancels all tasks, in no order: one that shields itself still gets an answer."""
+    answers: list[object] = []
+    begun = asyncio.Event()
+
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        begun.set()
+        await asyncio.Event().wait()
+        return items
+
+    async def main() -> None:
+        coalescer = Coalescer(apply, max_batch=1)
+
+        async def wait(n: int) -> None:
+            submitted = asyncio.ensure_future(coalescer.submit(n))
+            try:
+                answers.append(await asyncio.shield(submitted))
+            except asyncio.CancelledError:
+                answers.append(await asyncio.gather(submitted, return_exceptions=True))
+
+        tasks = [asyncio.create_task(wait(n)) for n in range(3)]
+        await begun.wait()
+        del tasks
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    assert len(answers) == 3
+
+
+async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None:
+    trips = Trips()
+    coalescer = Coalescer(trips, max_batch=1)
+    waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
+    await trips.departed(1)
+    for task in asyncio.all_tasks() - {asyncio.current_task(), *waiting}:
+        task.cancel()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [TripAbandoned] * 3
+    with pytest.raises(CoalescerClosed):
+        await coalescer.submit("d")

@@ -1,0 +1,213 @@
+"""No waiter is lost, whatever is submitted, cancelled and failed, in whatever order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from howdah import Coalescer, CoalescerClosed, Overloaded, TripAbandoned, Unavailable
+from howdah.errors import SerializationFailure
+
+PATIENCE_SECONDS = 10.0
+"""In which a schedule of a few steps ends, many times over."""
+
+
+class Refused(Exception):
+    """An item at fault."""
+
+
+@dataclass
+class Item:
+    key: int
+    submitted_at: int
+
+
+@dataclass
+class World:
+    """What happens to a coalescer, and what is seen of it."""
+
+    trips: int
+    max_batch: int
+    keyed: bool
+    isolate: bool
+    now: int = 0
+    at_once: int = 0
+    outcomes: list[str] = field(default_factory=list)
+    gates: list[asyncio.Event] = field(default_factory=list)
+    open: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    async def apply(self, items: Sequence[Item]) -> Sequence[Any]:
+        began = self.now
+        self.at_once += 1
+        try:
+            if self.at_once > self.trips:
+                self.faults.append("more trips than allowed")
+            if not 1 <= len(items) <= self.max_batch:
+                self.faults.append(f"a batch of {len(items)}")
+            if self.keyed and len({item.key for item in items}) < len(items):
+                self.faults.append("a key twice in a batch")
+            gate = asyncio.Event()
+            if not self.open:
+                self.gates.append(gate)
+                await gate.wait()
+            return self._end(items, began)
+        finally:
+            self.at_once -= 1
+
+    def _end(self, items: Sequence[Item], began: int) -> Sequence[Any]:
+        outcome = self.outcomes.pop() if self.outcomes else "ok"
+        if outcome == "raise":
+            raise Refused
+        if outcome == "unavailable":
+            raise Unavailable
+        if outcome == "conflict":
+            raise SerializationFailure("SELECT 1", None, Exception())
+        if outcome == "cancelled":
+            raise asyncio.CancelledError
+        if outcome == "short":
+            return []
+        if outcome == "item":
+            return [Refused() if item.key % 2 else (item.key, began) for item in items]
+        if outcome == "at fault" and any(item.key == 0 for item in items):
+            raise Refused
+        return [(item.key, began) for item in items]
+
+    def release(self, outcome: str) -> None:
+        if self.gates:
+            self.outcomes.append(outcome)
+            self.gates.pop(0).set()
+
+
+OUTCOMES = st.sampled_from(["ok", "ok", "raise", "unavailable", "conflict", "cancelled", "short", "item", "at fault"])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 4)),
+        st.tuples(st.just("submit again and again"), st.integers(0, 4)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("release"), OUTCOMES),
+        st.tuples(st.just("turn"), st.integers(1, 4)),
+    ),
+    max_size=40,
+)
+ALLOWED = (Refused, Unavailable, SerializationFailure, TripAbandoned, TypeError, Overloaded, CoalescerClosed)
+
+
+@contextmanager
+def without_waits() -> Iterator[None]:
+    with mock.patch("howdah.coalescing._FIRST_WAIT_SECONDS", 0):
+        yield
+
+
+async def again_and_again(coalescer: Coalescer[Any, Any], item: Item) -> Any:
+    """Submits in the moment in which it gets its answer."""
+    for _ in range(2):
+        with suppress(*ALLOWED):
+            await coalescer.submit(item)
+    return await coalescer.submit(item)
+
+
+async def play(
+    world: World,
+    steps: list[tuple[str, Any]],
+    kind: type[Coalescer[Any, Any]],
+    max_waiting: int,
+    patience: float = PATIENCE_SECONDS,
+) -> None:
+    """Raises `AssertionError` if a waiter is lost or gets what isn't its own."""
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    tasks: list[tuple[Item, asyncio.Task[Any]]] = []
+    cancelled: set[int] = set()
+    coalescer = kind(
+        world.apply,
+        max_batch=world.max_batch,
+        max_waiting=max_waiting,
+        trips=world.trips,
+        key=(lambda item: item.key) if world.keyed else None,
+        isolate=world.isolate,
+        attempts=2,
+    )
+    for what, value in steps:
+        world.now += 1
+        if what.startswith("submit"):
+            item = Item(value, world.now)
+            answer = coalescer.submit(item) if what == "submit" else again_and_again(coalescer, item)
+            tasks.append((item, asyncio.create_task(answer)))
+        elif what == "cancel" and value < len(tasks):
+            cancelled.add(value)
+            tasks[value][1].cancel()
+        elif what == "release":
+            world.release(value)
+        elif what == "turn":
+            for _ in range(value):
+                await asyncio.sleep(0)
+    world.open = True
+    while world.gates:
+        world.release("ok")
+    await asyncio.sleep(0)
+    _, lost = await asyncio.wait(
+        [asyncio.create_task(coalescer.aclose()), *(task for _, task in tasks)], timeout=patience
+    )
+    for task in lost:
+        task.cancel()
+    assert not lost, "a waiter is lost"
+    for number, (item, task) in enumerate(tasks):
+        if task.cancelled():
+            assert number in cancelled, "a waiter was cancelled by somebody else"
+        elif task.exception() is not None:
+            assert isinstance(task.exception(), ALLOWED)
+        else:
+            key, began = task.result()
+            assert key == item.key, "a waiter got what is another's"
+            assert began >= item.submitted_at, "a read is older than its submit"
+    status = coalescer.status()
+    assert (status.waiting, status.under_way) == (0, 0)
+    assert world.faults == []
+    assert problems == []
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    steps=STEPS,
+    world=st.builds(World, st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans()),
+    max_waiting=st.integers(1, 12),
+)
+def test_every_waiter_gets_an_answer_and_its_own(steps: list[tuple[str, Any]], world: World, max_waiting: int) -> None:
+    with without_waits():
+        asyncio.run(play(world, steps, Coalescer, max_waiting))
+
+
+class Forgetful(Coalescer[Any, Any]):
+    """Without a cure: doesn't look again for those who came as a trip ended."""
+
+    def _arrived(self, trip: asyncio.Task[None]) -> None:
+        self._under_way.discard(trip)
+
+
+class Careless(Coalescer[Any, Any]):
+    """Without a cure: an error ends the trip, and nobody tells those who were on it."""
+
+    async def _travel(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._about_to_start = False
+        while self._queue:
+            batch = self._board(loop)
+            for entry, result in zip(batch, await self._results([entry.item for entry in batch]), strict=True):
+                for waiter in entry.waiters:
+                    waiter.set_result(result)
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Careless])
+def test_the_play_finds_lost_waiters(kind: type[Coalescer[Any, Any]]) -> None:
+    """Control."""
+    steps = [("submit again and again", 1), ("turn", 3), ("release", "raise"), ("turn", 4)]
+    with pytest.raises(AssertionError, match="a waiter is lost"):
+        asyncio.run(play(World(1, 4, keyed=False, isolate=False), steps, kind, 10, patience=0.1))
