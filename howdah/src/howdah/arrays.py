@@ -26,6 +26,8 @@ class Array(AsyncpgARRAY):
 @compiles(Array, "postgresql")
 def _without_length(array: Array, compiler: Any, **options: Any) -> str:
     text: str = compiler.visit_ARRAY(array, **options)
+    if '"' in text:  # a name of its own, which may have anything in it
+        return text
     text = re.sub(r"\(\d+(, ?\d+)?\)", "", text)
     # without a length these two mean one character and one bit
     text = re.sub(r"^CHAR\b", "BPCHAR", text)
@@ -41,13 +43,13 @@ def fits_in_array(column: Column[Any]) -> bool:
 
 
 def given(columns: Mapping[str, tuple[Column[Any], Iterable[Any]]]) -> tuple[TableValuedAlias, dict[str, Any]]:
-    """The table `given`, whose columns have these names, the types of these columns of a table, and these values; and
+    """A table whose columns have these names, the types of these columns of a table, and these values; and
     what a write takes, by the same names: its columns, or where a value is the same in all rows, an
     `itertools.repeat`, a parameter."""
     varying = {name: (each, values) for name, (each, values) in columns.items() if not isinstance(values, repeat)}
     arrays = [literal([*values], Array(each.type)) for each, values in varying.values()]
     named = [column(name, each.type) for name, (each, _) in varying.items()]
-    table = func.unnest(*arrays).table_valued(*named).render_derived(name="given")
+    table = func.unnest(*arrays).table_valued(*named).render_derived(name="howdah_given")
     taken = {
         name: literal(next(values), each.type) if isinstance(values, repeat) else table.c[name]
         for name, (each, values) in columns.items()

@@ -222,7 +222,8 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     for instance in _held(session, model, deleted):
         if instance in session:  # not gone with another one, by a cascade
             session.expunge(instance)
-    return Matched(len(deleted), [key for key in keys if key not in deleted])
+    missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
+    return Matched(len(deleted), missing)
 
 
 async def _insert_rows(
@@ -377,7 +378,9 @@ def _held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[
 
 
 async def _refresh(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> None:
-    held = [key_in(inspect(instance).identity) for instance in _held(session, model, keys)]
-    if held:
-        statement = select(model).where(has_key_in(model, held))
+    by_class: dict[type[Any], list[Any]] = {}
+    for instance in _held(session, model, keys):
+        by_class.setdefault(type(instance), []).append(key_in(inspect(instance).identity))
+    for kind, held in by_class.items():
+        statement = select(kind).where(has_key_in(kind, held))
         await session.execute(statement, execution_options={"populate_existing": True})

@@ -36,7 +36,7 @@ def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -
     for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
         make, values = _maker(column), given.get(attribute.key)
         if values is None:
-            values = [None] * count if make is None else [*starmap(make, repeat((), count))]
+            values = [None] * count if make is None else _made(make, count)
         elif make is not None and None in values:
             values = [make() if value is None else value for value in values]
         columns[attribute.key] = values
@@ -66,7 +66,7 @@ def inserted_columns(
     """What an INSERT of so many rows writes, before it is bound: what is given, and Python's defaults for the rest.
     What is the same in all rows is an `itertools.repeat`; so are times that `utcnow` makes. Raises `OnlyByInsert`."""
     mapper: Mapper[Any] = inspect(model)
-    if len(mapper.tables) > 1:
+    if len(mapper.tables) > 1 or not _maps_all_defaults(mapper):
         raise OnlyByInsert
     columns: dict[Column[Any], Iterable[Any]] = {}
     for prop in mapper.column_attrs:
@@ -76,6 +76,8 @@ def inserted_columns(
         if column is mapper.version_id_col and callable(mapper.version_id_generator):
             columns[column] = repeat(mapper.version_id_generator(None), count)
         elif prop.key in given:
+            if column.identity is not None and column.identity.always:
+                raise OnlyByInsert  # which PostgreSQL refuses, and COPY doesn't
             columns[column] = given[prop.key]
         elif column is mapper.polymorphic_on:
             columns[column] = repeat(mapper.polymorphic_identity, count)
@@ -114,15 +116,35 @@ def _defaults(column: Column[Any], count: int) -> Iterable[Any]:
         raise OnlyByInsert
     if make is utcnow:
         return repeat(utcnow(), count)
-    return starmap(make, repeat((), count))
+    return _made(make, count)
+
+
+def _made(make: Callable[[], Any], count: int) -> list[Any]:
+    values = [*starmap(make, repeat((), count))]
+    if len(values) < count:  # it would end the rows instead of failing them
+        raise RuntimeError(f"{make!r}, a column's default, raised StopIteration")
+    return values
+
+
+def _maps_all_defaults(mapper: Mapper[Any]) -> bool:
+    """Whether the table has no default in Python that belongs to a subclass, or to nobody."""
+    mapped = {column for prop in mapper.column_attrs for column in prop.columns}
+    made = (column for column in mapper.local_table.c if isinstance(column, Column) and column.default is not None)
+    return mapped.issuperset(made)
 
 
 def _maker(column: Column[Any]) -> Callable[[], Any] | None:
     """What makes the column's default in Python, or None: there is none, it is no function, or one that looks at the
     other values."""
-    default: Any = column.default
+    return without_context(column.default)
+
+
+def without_context(default: Any) -> Callable[[], Any] | None:
+    """The function of a default or onupdate that takes no context; None if it isn't such a one."""
     if default is None or not default.is_callable:
         return None
-    # SQLAlchemy wraps a function that takes no context, and leaves one that does as it is
-    maker: Callable[[], Any] | None = getattr(default.arg, "__wrapped__", None)
-    return maker
+    # SQLAlchemy wraps a function that takes no context, and leaves one that does as it is, a wrapped one too.
+    if getattr(default.arg, "__globals__", {}).get("__name__") != "sqlalchemy.sql.schema":
+        return None
+    function: Callable[[], Any] | None = getattr(default.arg, "__wrapped__", None)
+    return function

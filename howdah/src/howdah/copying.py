@@ -1,8 +1,9 @@
 """COPY: rows into a table at the speed of PostgreSQL's loader, through the session's own connection and transaction.
 
-It takes what an INSERT takes in all ordinary cases. Where it doesn't, `copy_rows` says so and has written nothing, and
-the caller inserts: a default that is an SQL expression, a type that is written by one, joined-table inheritance, a
-table that PostgreSQL lets nobody copy into (row-level security), a pooler or engine that doesn't know COPY.
+It takes what an INSERT takes in all ordinary cases; only rules (`CREATE RULE`), unlike triggers, it passes by. Where it
+doesn't, `copy_rows` says so and has written nothing, and the caller inserts: a default that is an SQL expression, a
+type that is written by one, joined-table inheritance, a table that PostgreSQL lets nobody copy into (row-level
+security), a pooler or engine that doesn't know COPY.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ async def copy_rows(
             made = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             places = chain.from_iterable(places for places, _ in groups)
             return [key for _, key in sorted(zip(places, made, strict=False), key=itemgetter(0))]
-    except (_Refused, OnlyByInsert):
+    except (_Refused, _Mixed, OnlyByInsert):
         return None
 
 
@@ -79,7 +80,8 @@ async def _copy_groups(
     """COPY each group, whose rows name the same attributes, and return their keys in this order."""
     made: list[Any] = []
     async with session.begin_nested():
-        connection = await session.connection()  # here, for this is what makes the savepoint
+        # here, for this is what makes the savepoint
+        connection = await session.connection(bind_arguments={"mapper": inspect(model)})
         await connection.run_sync(_refuse_where_it_was_refused, inspect(model).local_table)
         for rows in groups:
             await connection.run_sync(_copy, model, rows, made if keys else None)
@@ -87,8 +89,10 @@ async def _copy_groups(
 
 
 def _refuse_where_it_was_refused(connection: Connection, table: FromClause) -> None:
+    options = connection.get_execution_options()
     if (
-        not connection.get_execution_options().get(COPY_OPTION, True)
+        not options.get(COPY_OPTION, True)
+        or options.get("schema_translate_map")
         or not isinstance(table, Table)
         or table.fullname in _refusing.get(connection.dialect, ())
     ):
@@ -109,7 +113,7 @@ def _copy(connection: Connection, model: type[Any], rows: Sequence[object], keys
         _refusing.setdefault(connection.dialect, set()).add(table.fullname)
         _log.warning("COPY into %s isn't possible, so rows are inserted: %s", table.fullname, error.args[0])
         raise _Refused from error
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError) as error:
         raise _Refused from error
     except asyncpg.InternalClientError as error:
         if _is_alive(adapted):  # a type that the driver writes as text only
@@ -150,7 +154,7 @@ class _Parts:
         self._model, self._rows, self._dialect, self._keys = model, rows, dialect, keys
         first = self._columns(0)
         self.names = [*first]
-        self._first = zip(*first.values(), strict=False)
+        self._first = zip(*first.values(), strict=True)
 
     def records(self) -> Iterator[tuple[Any, ...]]:
         """As the driver takes them, in the order of `names`."""
@@ -160,9 +164,9 @@ class _Parts:
         columns = self._columns(start)
         if [*columns] != self.names:
             raise _Mixed
-        return zip(*columns.values(), strict=False)
+        return zip(*columns.values(), strict=True)
 
-    def _columns(self, start: int) -> dict[str, Iterable[Any]]:
+    def _columns(self, start: int) -> dict[str, Sequence[Any]]:
         rows = read_rows(self._model, self._rows[start : start + _PART_ROWS], first=start)
         named = columns_of(rows)
         if named is None:
@@ -179,7 +183,7 @@ class _Parts:
         if self._keys is not None:
             self._keys += keys_in(self._model, new)
         columns = inserted_columns(self._model, given, len(rows))
-        return {column.name: _bound(column, values, self._dialect) for column, values in columns.items()}
+        return {column.name: _bound(column, values, len(rows), self._dialect) for column, values in columns.items()}
 
 
 def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], Sequence[dict[str, Any]]]]:
@@ -192,13 +196,15 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], 
     return groups.values()
 
 
-def _bound(column: Column[Any], values: Iterable[Any], dialect: Dialect) -> Iterable[Any]:
+def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dialect) -> Sequence[Any]:
     """The values as the driver takes them."""
     if column.type._has_bind_expression:
         raise OnlyByInsert
     bind = column.type.dialect_impl(dialect).bind_processor(dialect)
-    if bind is None:
-        return values
     if isinstance(values, repeat):
-        return repeat(bind(next(values)))
-    return map(bind, values)
+        value = next(values)
+        return [value if bind is None else bind(value)] * count
+    bound = [*values] if bind is None else [*map(bind, values)]
+    if len(bound) < count:  # a type raised StopIteration, which would end the rows instead of failing them
+        raise _Refused
+    return bound

@@ -57,7 +57,7 @@ async def lock_keys(session: AsyncSession, model: type[Any], keys: Sequence[Any]
 def locked(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
     """The keys of the rows that the criterion finds, and the condition that joins them to a write of the model's rows:
     these are locked in key order, each before it is written."""
-    keys = _locking(model, criterion).cte("locked")
+    keys = _locking(model, criterion).cte("howdah_locked")
     return keys, [attribute == keys.c[attribute.key] for attribute in key_attributes(model)]
 
 

@@ -53,7 +53,9 @@ async def or_name_the_row(
 
 
 def _is_of_a_row(error: StatementError) -> bool:
-    return isinstance(error, IntegrityError | DataError) or not isinstance(error, DBAPIError)
+    if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError | DataError):
+        return True
+    return (getattr(error.orig, "sqlstate", None) or "").startswith("P0")  # a trigger's RAISE
 
 
 def _name(error: StatementError, place: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import JSON, Boolean, Table, cast, func, inspect, literal_column, or_, select
+from sqlalchemy import JSON, Boolean, Table, TypeDecorator, and_, cast, func, inspect, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import JSONB, Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import DBAPIError
@@ -14,7 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper
 
 from howdah.arrays import fits_in_array, given
-from howdah.columns import OnlyByInsert, columns_of, inserted_columns, moving_version, new_keys, with_keys
+from howdah.columns import (
+    OnlyByInsert,
+    columns_of,
+    inserted_columns,
+    moving_version,
+    new_keys,
+    with_keys,
+    without_context,
+)
 from howdah.keys import key_attributes, key_in
 from howdah.rows import column_names, in_rounds
 
@@ -64,14 +72,23 @@ def _sum(one: Written, other: Written) -> Written:
 def _rounds(rows: Sequence[dict[str, Any]], target: Sequence[str]) -> Sequence[Sequence[dict[str, Any]]]:
     columns = columns_of(rows)
     assert columns is not None
-    if len({*zip(*(columns[name] for name in target), strict=True)}) == len(rows):
+    meetings = [*map(_hashable, zip(*(columns[name] for name in target), strict=True))]
+    if len({*meetings}) == len(rows):
         return [rows]
 
     def meeting(row: dict[str, Any]) -> Hashable:
         values = tuple(row[name] for name in target)
-        return id(row) if None in values else values
+        return id(row) if None in values else _hashable(values)
 
     return in_rounds(rows, meeting)
+
+
+def _hashable(values: tuple[Any, ...]) -> Hashable:
+    try:
+        hash(values)
+    except TypeError:  # arrays and JSON
+        return repr(values)
+    return values
 
 
 async def _upsert_once(
@@ -84,9 +101,10 @@ async def _upsert_once(
     keys: bool,
 ) -> Written:
     mapper: Mapper[Any] = inspect(model)
-    dialect = (await session.connection()).dialect
+    dialect = (await session.connection(bind_arguments={"mapper": mapper})).dialect
     # Before 18 by xmax, which is 0 only in a row version that nobody has locked or replaced: one made new.
-    is_new = literal_column("(old.ctid IS NULL)" if _has_old(dialect) else "(xmax = 0)", Boolean).label("is_new")
+    has_old = _has_old(dialect) and mapper.local_table.description != "old"
+    is_new = literal_column("(old.ctid IS NULL)" if has_old else "(xmax = 0)", Boolean).label("is_new")
     try:
         statement = _from_arrays(model, target, changed, rows)
     except OnlyByInsert:
@@ -119,7 +137,15 @@ def _from_arrays(
     table = mapper.local_table
     assert isinstance(table, Table)
     named = columns_of(rows) or {}
-    columns = inserted_columns(model, {**named, **new_keys(model, named, len(rows))}, len(rows))
+    given_and_made: dict[str, Sequence[Any]] = {**named}
+    for name, made in new_keys(model, named, len(rows)).items():
+        if None not in made:
+            given_and_made[name] = made
+        elif any(value is not None for value in made):
+            raise OnlyByInsert  # the database makes the keys of some
+        else:
+            given_and_made.pop(name, None)
+    columns = inserted_columns(model, given_and_made, len(rows))
     if not all(map(fits_in_array, columns)):
         raise OnlyByInsert
     source, values = given({column.key: (column, each) for column, each in columns.items()})
@@ -140,14 +166,21 @@ def _on_conflict(model: type[Any], statement: Insert, target: Sequence[str], cha
     for name in column_names(model):
         onupdate: Any = mapper.columns[name].onupdate
         if onupdate is not None and name not in changed:
-            set_to[mapper.columns[name]] = onupdate.arg(None) if onupdate.is_callable else onupdate.arg
+            make = without_context(onupdate)
+            if make is None and onupdate.is_callable:
+                raise TypeError(f"upsert_many can't make {model.__name__}.{name}: its onupdate looks at other values")
+            set_to[mapper.columns[name]] = onupdate.arg if make is None else make()
     for name, value in moving_version(model, {}).items():
         set_to[mapper.columns[name]] = value
+    if mapper.single and mapper.polymorphic_on is not None:  # a row of another class is none of this one's
+        identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
+        differs = and_(differs, mapper.polymorphic_on.in_(identities))
     return statement.on_conflict_do_update(index_elements=elements, set_=set_to, where=differs)
 
 
 def _comparable(value: Any) -> Any:
-    return cast(value, JSONB) if isinstance(value.type, JSON) and not isinstance(value.type, JSONB) else value
+    kind = value.type.impl_instance if isinstance(value.type, TypeDecorator) else value.type
+    return cast(value, JSONB) if isinstance(kind, JSON) and not isinstance(kind, JSONB) else value
 
 
 def _rank(value: object) -> tuple[int, Any]:

@@ -1,0 +1,295 @@
+"""Bulk writes of tables that are made differently: COPY and arrays do what an INSERT of each row would."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from sample import Label, User, Vehicle
+from sample_rows import user_rows
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Column,
+    Dialect,
+    Enum,
+    Identity,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Mapped, mapped_column
+
+from howdah import Base, Database, DatabaseError, Upserted, UUIDv7PrimaryKey, bulk
+
+MANY = 40
+
+
+class Odd(Base):
+    """Away from the tables of the test database."""
+
+    __abstract__ = True
+    metadata = MetaData()
+
+
+def at_once() -> str:
+    return next(iter(()))
+
+
+class Exhausted(Odd):
+    __tablename__ = "exhausted"
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    word: Mapped[str] = mapped_column(default=at_once)
+
+
+class Known(TypeDecorator[int]):
+    """Written as its number."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> int:
+        return next(number for number, word in enumerate(["one", "two"]) if word == value)
+
+
+class Worded(Odd):
+    __tablename__ = "worded"
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    word: Mapped[Any] = mapped_column(Known)
+
+
+class Defaulted(Odd):
+    __tablename__ = "defaulted"
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    at = mapped_column(String, default="then")
+
+
+def with_name(function: Callable[[], str]) -> Callable[[Any], str]:
+    @functools.wraps(function)
+    def wrapped(context: Any) -> str:
+        return f"{function()} {context.get_current_parameters()['name']}"
+
+    return wrapped
+
+
+class Slugged(Odd):
+    __tablename__ = "slugged"
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str]
+    slug: Mapped[str] = mapped_column(default=with_name(lambda: "slug"))
+
+
+class Unmapped(Odd):
+    __table__ = Table(
+        "unmapped",
+        Odd.metadata,
+        Column("id", Integer, Identity(), primary_key=True),
+        Column("name", String, unique=True),
+        Column("hidden", String, default="hidden"),
+    )
+    __mapper_args__ = {"exclude_properties": ["hidden"]}  # noqa: RUF012
+
+
+class Always(Odd):
+    __tablename__ = "always"
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class Old(Odd):
+    __tablename__ = "old"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+
+
+class Locked(Odd):
+    __tablename__ = "locked"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+
+
+class Given(Odd):
+    __tablename__ = "given"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Documented(TypeDecorator[Any]):
+    impl = JSON
+    cache_ok = True
+
+
+class Described(Odd):
+    __tablename__ = "described"
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    tags: Mapped[Any] = mapped_column(ARRAY(String), unique=True)
+    document: Mapped[Any] = mapped_column(JSONB, unique=True)
+    plain: Mapped[Any] = mapped_column(Documented)
+    colour: Mapped[Any] = mapped_column(Enum(Colour, name="a colour(5)"), default=Colour.RED)
+
+
+class Contextual(Odd):
+    __tablename__ = "contextual"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str]
+    shown: Mapped[str | None] = mapped_column(onupdate=lambda context: context.get_current_parameters()["name"])
+
+
+class Employee(UUIDv7PrimaryKey, Odd):
+    __tablename__ = "employees"
+    kind: Mapped[str]
+    name: Mapped[str]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "employee"}  # noqa: RUF012
+
+
+class Manager(Employee):
+    bonus: Mapped[int | None] = mapped_column(default=5)
+    __mapper_args__ = {"polymorphic_identity": "manager"}  # noqa: RUF012
+
+
+@pytest.fixture
+async def odd(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    await session.run_sync(lambda sync: Odd.metadata.create_all(sync.connection()))
+    yield session
+    await session.rollback()
+
+
+async def count(session: AsyncSession, model: type[Any]) -> int:
+    return (await session.scalars(select(func.count()).select_from(model))).one()
+
+
+@pytest.mark.parametrize("many", [3, MANY])
+async def test_a_default_or_a_type_that_stops_an_iteration_fails_instead_of_ending_the_rows(
+    odd: AsyncSession, many: int
+) -> None:
+    with pytest.raises((StatementError, RuntimeError)):
+        await bulk.insert_many(odd, Exhausted, [{} for _ in range(many)])
+    with pytest.raises(StatementError) as caught:
+        await bulk.insert_many(odd, Worded, [{"word": "one"}] * (many - 1) + [{"word": "three"}], keys=False)
+    assert getattr(caught.value, "row_index", many - 1) == many - 1
+    assert (await count(odd, Exhausted), await count(odd, Worded)) == (0, 0)
+
+
+@pytest.mark.parametrize("many", [3, MANY])
+@pytest.mark.parametrize("keys", [True, False])
+async def test_rows_of_defaults_alone_are_as_many_as_given(odd: AsyncSession, many: int, keys: bool) -> None:
+    assert (await bulk.insert_many(odd, Defaulted, [{}] * many, keys=keys)).count == many
+    assert await count(odd, Defaulted) == many
+
+
+@pytest.mark.parametrize("many", [3, MANY])
+async def test_defaults_that_are_wrapped_hidden_or_a_subclasss_apply(odd: AsyncSession, many: int) -> None:
+    rows = [{"name": f"{n}"} for n in range(many)]
+    await bulk.insert_many(odd, Slugged, rows, keys=False)
+    assert set(await odd.scalars(select(Slugged.slug))) == {f"slug {n}" for n in range(many)}
+    await bulk.insert_many(odd, Unmapped, rows, keys=False)
+    await bulk.upsert_many(odd, Unmapped, [{"name": f"more {n}"} for n in range(many)], on=["name"])
+    assert list(await odd.scalars(text("SELECT DISTINCT hidden FROM unmapped"))) == ["hidden"]
+    await bulk.insert_many(odd, Employee, rows)
+    assert list(await odd.scalars(text("SELECT DISTINCT bonus FROM employees"))) == [5]
+
+
+@pytest.mark.parametrize("many", [3, MANY])
+async def test_a_key_that_only_the_database_may_make_cant_be_given(odd: AsyncSession, many: int) -> None:
+    with pytest.raises(DBAPIError, match="non-DEFAULT"):
+        await bulk.insert_many(odd, Always, [{"id": n, "name": f"{n}"} for n in range(many)])
+
+
+async def test_rows_are_upserted_by_another_column_where_the_database_makes_the_keys(odd: AsyncSession) -> None:
+    rows = [{"name": f"{n}"} for n in range(5)]
+    for model in (Always, Unmapped):
+        assert await bulk.upsert_many(odd, model, rows[:3], on=["name"]) == Upserted(3, 0, 0)
+        assert await bulk.upsert_many(odd, model, rows, on=["name"]) == Upserted(2, 0, 3)
+        assert await count(odd, model) == 5
+
+
+async def test_rows_with_and_without_a_key_far_apart(odd: AsyncSession) -> None:
+    rows = [{"id": None if n < 1000 else 5000 + n, "at": "now"} for n in range(2000)]
+    assert (await bulk.insert_many(odd, Defaulted, rows, keys=False)).count == 2000
+    assert await count(odd, Defaulted) == 2000
+
+
+@pytest.mark.parametrize("model", [Old, Locked, Given])
+async def test_tables_may_have_any_name(odd: AsyncSession, model: Any) -> None:
+    rows = [{"id": n, "value": n} for n in range(30)]
+    assert await bulk.upsert_many(odd, model, rows[:10]) == Upserted(10, 0, 0)
+    assert await bulk.upsert_many(odd, model, [{"id": n, "value": -n} for n in range(1, 20)]) == Upserted(10, 9, 0)
+    assert (await bulk.update_many(odd, model, rows)).count == 20
+    assert (await bulk.update_by_key(odd, model, range(5), {"value": 1})).count == 5
+    assert await bulk.update_where(odd, model, model.value == 1, {"value": 2}) == 5
+    assert (await bulk.delete_many(odd, model, range(5))).count == 5
+
+
+async def test_rows_are_found_by_arrays_and_documents(odd: AsyncSession) -> None:
+    rows = [{"tags": [f"{n % 3}"], "document": {"n": n % 3}, "plain": {"n": n}} for n in range(6)]
+    assert await bulk.upsert_many(odd, Described, rows, on=["tags"]) == Upserted(3, 3, 0)
+    assert await bulk.upsert_many(odd, Described, rows[3:], on=["document"]) == Upserted(0, 0, 3)
+
+
+async def test_an_onupdate_that_upsert_cant_make_is_named(odd: AsyncSession) -> None:
+    with pytest.raises(TypeError, match=r"can't make Contextual\.shown"):
+        await bulk.upsert_many(odd, Contextual, [{"id": 1, "name": "a"}])
+
+
+async def test_an_upsert_leaves_rows_of_another_class_alone(odd: AsyncSession) -> None:
+    (key,) = (await bulk.insert_many(odd, Employee, [{"name": "E"}])).keys
+    assert await bulk.upsert_many(odd, Manager, [{"id": key, "name": "M", "bonus": 1}]) == Upserted(0, 0, 1)
+    assert await odd.scalar(select(Employee.name)) == "E"
+    (boss,) = (await bulk.insert_many(odd, Manager, [{"name": "B"}])).keys
+    assert await bulk.upsert_many(odd, Manager, [{"id": boss, "name": "C", "bonus": 1}]) == Upserted(0, 1, 0)
+
+
+async def test_a_subclass_that_is_held_is_read_anew_whole(odd: AsyncSession) -> None:
+    (key,) = (await bulk.insert_many(odd, Manager, [{"name": "M", "bonus": 7}])).keys
+    manager = await odd.get_one(Manager, key)
+    await bulk.update_many(odd, Employee, [{"id": key, "name": "N"}])
+    assert (manager.name, manager.bonus) == ("N", 7)
+
+
+@pytest.mark.parametrize("many", [5, MANY])
+async def test_a_row_that_a_trigger_refuses_is_named(session: AsyncSession, many: int) -> None:
+    await session.execute(
+        text(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN IF NEW.age = 3 THEN RAISE 'no threes'; END IF; RETURN NEW; END $$"
+        )
+    )
+    await session.execute(text("CREATE TRIGGER refuse BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION refuse()"))
+    with pytest.raises(DatabaseError, match="no threes") as caught:
+        await bulk.insert_many(session, User, user_rows(many))
+    assert caught.value.row_index == 3
+
+
+@pytest.mark.parametrize("many", [5, MANY])
+async def test_a_schema_that_is_another_ones_for_this_session_is_minded(
+    committed_database: Database, many: int
+) -> None:
+    tenant = committed_database.engine.execution_options(schema_translate_map={None: "tenant"})
+    async with AsyncSession(tenant) as session:
+        await session.execute(text("CREATE SCHEMA tenant"))
+        await session.execute(text("CREATE TABLE tenant.labels (LIKE public.labels INCLUDING ALL)"))
+        await bulk.insert_many(session, Label, [{"name": f"{n}"} for n in range(many)])
+        assert (await session.scalars(text("SELECT count(*) FROM tenant.labels"))).one() == many
+
+
+async def test_a_session_with_an_engine_for_each_class(committed_url: str) -> None:
+    engine = create_async_engine(committed_url)
+    async with AsyncSession(binds={User: engine, Vehicle: engine}) as session:
+        assert (await bulk.insert_many(session, User, user_rows(MANY))).count == MANY
+        assert await bulk.upsert_many(session, User, user_rows(MANY), on=["email"]) == Upserted(0, 0, MANY)
+    await engine.dispose()
