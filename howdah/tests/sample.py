@@ -48,7 +48,7 @@ class User(UUIDv7PrimaryKey, Timestamps, Base):
 
     orders: Mapped[list[Order]] = relationship(back_populates="user", order_by="Order.id")
 
-    name_length = column_property(func.length(name))
+    name_length = column_property(func.length(name, type_=Integer))
 
     @hybrid_property
     def shout(self) -> str:

@@ -6,6 +6,7 @@ from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel, PoolStatus
 from howdah.errors import (
     CannotConnect,
+    CannotRender,
     CheckViolation,
     CoalescerClosed,
     Conflict,
@@ -53,6 +54,7 @@ from howdah.models import (
 from howdah.pagination import Page, paginate
 from howdah.repository import AsyncRepository
 from howdah.transactions import advisory_lock, run_transaction, savepoint, try_advisory_lock
+from howdah.views import JsonView, OpenView
 
 __all__ = [
     "NAMING_CONVENTION",
@@ -60,6 +62,7 @@ __all__ = [
     "AwareDateTime",
     "Base",
     "CannotConnect",
+    "CannotRender",
     "CheckViolation",
     "Coalescer",
     "CoalescerClosed",
@@ -79,11 +82,13 @@ __all__ = [
     "InvalidText",
     "InvalidValue",
     "IsolationLevel",
+    "JsonView",
     "LockTimeout",
     "Matched",
     "NestedTransaction",
     "NotFound",
     "NotNullViolation",
+    "OpenView",
     "OutOfRange",
     "Overloaded",
     "Page",

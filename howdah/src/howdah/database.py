@@ -193,6 +193,16 @@ class Database:
             if session.in_transaction():  # the context manager ends one in silence in which a flush has failed
                 await session.commit()
 
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for statements that read, each by itself: no transaction is begun or ended for them."""
+        self._refuse_if_closed()
+        if isinstance(self._bind, AsyncConnection):
+            yield self._bind
+        else:
+            async with self._bind.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                yield connection
+
     async def ping(self) -> None:
         """One statement on a pooled connection. Raises `Unavailable` when that can't be had, within `pool_timeout` and
         `connect_timeout` together."""

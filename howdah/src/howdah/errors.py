@@ -3,6 +3,7 @@
 HowdahError
 ├── NotFound                        no row has that key
 ├── UnknownAttribute                the model has no such attribute                      (also AttributeError)
+├── CannotRender                    a JsonView's field can't be written by PostgreSQL    (also TypeError)
 ├── EmbeddedPostgresError           the embedded server can't be had                     (also RuntimeError)
 ├── InvalidCursor                   a page cursor is damaged or belongs to another listing   (also ValueError)
 ├── NestedTransaction               a transaction was asked for inside a running one     (also InvalidRequestError)
@@ -85,6 +86,18 @@ class UnknownAttribute(HowdahError, AttributeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.model, self.attribute, self.known)
+
+
+class CannotRender(HowdahError, TypeError):
+    """A field of a `JsonView`, at this `path`, can't be written by PostgreSQL as its Pydantic model would."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path} can't be rendered: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
 
 
 class EmbeddedPostgresError(HowdahError, RuntimeError):

@@ -5,12 +5,12 @@ A key is the column's value, or for a composite key a tuple in the order of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg.pgproto.pgproto
-from sqlalchemy import Column, ColumnElement, Uuid, any_, func, inspect, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Uuid, any_, bindparam, func, inspect, literal, select, tuple_
 from sqlalchemy.orm import QueryableAttribute
 
 from howdah.arrays import Array
@@ -85,8 +85,25 @@ def has_key_in(model: type[Any], keys: Sequence[Any]) -> ColumnElement[bool]:
     """
     columns = key_attributes(model)
     if len(columns) == 1:
-        return columns[0] == any_(literal(list(keys), Array(columns[0].type)))
-    arrays = [literal([key[i] for key in keys], Array(column.type)) for i, column in enumerate(columns)]
+        return _is_in(columns, [literal(list(keys), Array(columns[0].type))])
+    return _is_in(columns, [literal([key[i] for key in keys], Array(each.type)) for i, each in enumerate(columns)])
+
+
+def has_bound_key_in(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
+    """As `has_key_in`, for keys that are given when the statement is executed; and what makes them its parameters."""
+    columns = key_attributes(model)
+    names = [f"key_{place}" for place in range(len(columns))]
+
+    def bind(keys: Sequence[Any]) -> dict[str, list[Any]]:
+        return dict(zip(names, [[*keys]] if len(names) == 1 else map(list, zip(*keys, strict=True)), strict=False))
+
+    arrays = [bindparam(name, type_=Array(each.type)) for name, each in zip(names, columns, strict=True)]
+    return _is_in(columns, arrays), bind
+
+
+def _is_in(columns: Sequence[QueryableAttribute[Any]], arrays: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    if len(columns) == 1:
+        return columns[0] == any_(arrays[0])
     rows = func.unnest(*arrays).table_valued(*(f"key{i}" for i in range(len(columns)))).render_derived()
     return tuple_(*columns).in_(select(*rows.c))
 

@@ -39,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import _label_reference, _textual_label_reference
 from sqlalchemy.types import TypeEngine
@@ -89,6 +89,20 @@ async def paginate(
     Raises `InvalidCursor` for a cursor that isn't this listing's, `ValueError` or `TypeError` for a listing that can't
     be paged or a limit out of bounds.
     """
+    return await paginate_as(None, session, statement, limit=limit, after=after, before=before, count=count)
+
+
+async def paginate_as(
+    what: ColumnElement[Any] | None,
+    session: AsyncSession | AsyncConnection,
+    statement: Select[Any],
+    *,
+    limit: int,
+    after: str | None,
+    before: str | None,
+    count: bool | int,
+) -> Page[Any]:
+    """As `paginate`, with an expression for each item in place of the object."""
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
     if after is not None and before is not None:
@@ -100,7 +114,10 @@ async def paginate(
     backward = before is not None
     directed = [key.reversed() for key in keys] if backward else keys
     position = after if after is not None else before
-    rows_wanted = statement.order_by(None).add_columns(*(key.column.label(None) for key in keys))
+    rows_wanted = statement.order_by(None)
+    if what is not None:
+        rows_wanted = rows_wanted.with_only_columns(what, maintain_column_froms=True)
+    rows_wanted = rows_wanted.add_columns(*(key.column.label(None) for key in keys))
     if position is not None:
         follows = _follows(directed, cursors.decode(position))
         # what is behind an aggregate can only be told of the group
@@ -153,7 +170,9 @@ def totally_ordered(statement: Select[Any]) -> Select[Any]:
     return statement.order_by(*(column.desc() if descending else column for column in missing))
 
 
-async def count_rows(session: AsyncSession, statement: Select[Any], *, at_most: int | None = None) -> int:
+async def count_rows(
+    session: AsyncSession | AsyncConnection, statement: Select[Any], *, at_most: int | None = None
+) -> int:
     """How many rows the statement has, its own limit and DISTINCT minded; with `at_most` it stops counting there."""
     counted = statement.order_by(None).subquery()
     if at_most is not None:
@@ -161,7 +180,9 @@ async def count_rows(session: AsyncSession, statement: Select[Any], *, at_most: 
     return (await session.scalars(select(func.count()).select_from(counted))).one()
 
 
-async def _capped_count(session: AsyncSession, statement: Select[Any], count: bool | int) -> tuple[int, bool]:
+async def _capped_count(
+    session: AsyncSession | AsyncConnection, statement: Select[Any], count: bool | int
+) -> tuple[int, bool]:
     if count is True:
         return await count_rows(session, statement), False
     total = await count_rows(session, statement, at_most=count + 1)

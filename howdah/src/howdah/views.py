@@ -1,0 +1,155 @@
+"""Rows as JSON that PostgreSQL itself writes: no object, no second validation, one statement for all who wait.
+
+UserView = JsonView(User, UserOut)  # at import: what can't be rendered is an error here
+
+async with UserView.open(database) as users:  # as long as the application runs
+    body = await users.get(user_id)  # bytes, ready to send; in many tasks at once
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import LargeBinary, Select, Text, cast, func, select
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.elements import ColumnElement
+
+from howdah.coalescing import Coalescer, CoalescerStatus
+from howdah.database import Database
+from howdah.errors import NotFound
+from howdah.keys import distinct, has_bound_key_in, key_attributes, key_from, key_in
+from howdah.pagination import Page, paginate_as, totally_ordered
+from howdah.rendering import Renderer, Where
+
+ModelT = TypeVar("ModelT", bound=DeclarativeBase)
+
+
+class JsonView(Generic[ModelT]):
+    """Rows of `model` as `schema` writes them.
+
+    The schema's fields are read from the mapped attributes of the same name (or `alias`): columns, `column_property`,
+    hybrid expressions, synonyms, and relationships, to any depth, each in its own order. The bytes, read by the
+    schema, equal `schema.model_validate(row)`, and have the same keys in the same order as its JSON; a time has its
+    offset as `+00:00`. What would run in Python (validators, serializers, computed fields, types that make their
+    values) can't be rendered: `CannotRender`, when the view is made, names the field and the reason.
+
+    `where` has criteria that no reading of the view can leave out, for the model and whatever it contains:
+
+        JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
+    """
+
+    def __init__(self, model: type[ModelT], schema: type[BaseModel], *, where: Where | None = None) -> None:
+        self.model = model
+        self.schema = schema
+        self._renderer = Renderer(schema, where or {})
+        self.body: Final[ColumnElement[bytes]] = func.convert_to(
+            cast(self._renderer.object_of(model), Text), "UTF8", type_=LargeBinary
+        )
+        """The expression of a row's JSON, as bytes, for a `select()` of yours."""
+        self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.criteria(model)
+        """What a row of the model must fulfil to be seen, for the same `select()`."""
+
+    def open(
+        self, database: Database, *, trips: int = 4, max_batch: int = 100, max_waiting: int = 10_000
+    ) -> OpenView[ModelT]:
+        """The view of a database. Bounds are those of its `Coalescer`."""
+        return OpenView(self, database, trips=trips, max_batch=max_batch, max_waiting=max_waiting)
+
+
+class OpenView(Generic[ModelT]):
+    """A view of one database, in one event loop; `async with` it, or `aclose` it.
+
+    Reads run by themselves, outside of any transaction: each sees what was committed when its trip left, which is never
+    before it was asked for. Raises what a `Coalescer` does (`Overloaded`, …), and the database's errors.
+    """
+
+    def __init__(
+        self, view: JsonView[ModelT], database: Database, *, trips: int, max_batch: int, max_waiting: int
+    ) -> None:
+        self._view, self._database = view, database
+        self._has_key, self._bind = has_bound_key_in(view.model)
+        self._by_key = self._reading(select(*key_attributes(view.model), view.body).where(self._has_key))
+        self._coalescer: Coalescer[Any, bytes] = Coalescer(
+            self._read,
+            key=lambda key: key,
+            trips=trips,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+        )
+
+    async def __aenter__(self) -> OpenView[ModelT]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Answer those who wait, and take no more."""
+        await self._coalescer.aclose()
+
+    def status(self) -> CoalescerStatus:
+        """Figures of the shared trips of `get`."""
+        return self._coalescer.status()
+
+    async def get(self, id: Any) -> bytes:
+        """The row with this key, or `NotFound`. Tasks that ask at the same moment share a statement."""
+        return await self._coalescer.submit(key_from(self._view.model, id))
+
+    async def get_many(self, ids: Iterable[Any]) -> list[bytes]:
+        """The rows with these keys, any number, in the order asked, each once; missing ones are left out. One
+        statement."""
+        keys = distinct(self._view.model, ids)
+        found = await self._found(keys)
+        return [found[key] for key in keys if key in found]
+
+    async def page(
+        self,
+        statement: Select[Any] | None = None,
+        *,
+        limit: int = 50,
+        after: str | None = None,
+        before: str | None = None,
+        count: bool | int = False,
+    ) -> Page[bytes]:
+        """A keyset page of a `select()` of the model, its items as bytes; see `howdah.pagination.paginate`. One
+        statement, and another one to count."""
+        async with self._database.reading() as connection:
+            return await paginate_as(
+                self._view.body,
+                connection,
+                self._reading(select(self._view.model) if statement is None else statement),
+                limit=limit,
+                after=after,
+                before=before,
+                count=count,
+            )
+
+    async def stream(self, statement: Select[Any] | None = None, *, batch: int = 500) -> AsyncIterator[bytes]:
+        """Rows in the order of the statement, then the key: each a line of its own (NDJSON). `batch` of them are in
+        memory at a time; they come from one snapshot."""
+        listing = totally_ordered(self._reading(select(self._view.model) if statement is None else statement))
+        async with self._database.session(read_only=True) as session:
+            bodies = listing.with_only_columns(self._view.body, maintain_column_froms=True)
+            result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
+            try:
+                async for body in result:
+                    yield body + b"\n"
+            finally:
+                await result.close()
+
+    def _reading(self, statement: Select[Any]) -> Select[Any]:
+        return statement.where(*self._view.criteria)
+
+    async def _read(self, keys: Sequence[Any]) -> Sequence[bytes | Exception]:
+        found = await self._found(keys)
+        return [found[key] if key in found else NotFound(self._view.model, [key]) for key in keys]
+
+    async def _found(self, keys: Sequence[Any]) -> Mapping[Any, bytes]:
+        async with self._database.reading() as connection:
+            rows = await connection.execute(self._by_key, self._bind(keys))
+            return {key_in(row[:-1]): row[-1] for row in rows}

@@ -1,0 +1,359 @@
+"""JsonView: what PostgreSQL writes is what the Pydantic model reads from the object."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+from sample import Album, Order, Seat, Specimen, Status, Track, User
+from sample_rows import make_users, user_rows
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
+
+from howdah import AsyncRepository, Database, JsonView, NotFound, bulk
+from howdah.testing import assert_statements
+
+
+class Out(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class OrderOut(Out):
+    id: UUID
+    status: Status
+    total_cents: int
+    placed_at: datetime | None
+    weight: Decimal | None
+    details: dict[str, Any] | None
+
+
+class UserOut(Out):
+    id: UUID
+    email: str
+    name: str
+    age: int | None
+    nickname: str
+    created_at: datetime
+    name_length: int
+    orders: list[OrderOut]
+
+
+class SpecimenOut(Out):
+    id: int
+    whole: int | None
+    big: int | None
+    words: str | None
+    code: str | None
+    moment: datetime | None
+    day: date | None
+    hour: time | None
+    exact: Decimal | None
+    rounded: float | None
+    real: float | None
+    state: Status | None
+    place: Status | None
+    token: UUID | None
+    flag: bool | None
+    raw: bytes | None
+    span: timedelta | None
+    anything: Any
+    nothing: Any
+    plain_json: Any
+    tags: list[str] | None
+    notes: str | None
+    doubled: int | None
+    alias: str | None
+    half: int | None
+
+
+def keys_of(value: Any) -> Any:
+    """The keys of all objects in a JSON value, in their order."""
+    if isinstance(value, dict):
+        return [(key, keys_of(inner)) for key, inner in value.items()]
+    return [keys_of(inner) for inner in value] if isinstance(value, list) else None
+
+
+def assert_same(body: bytes, schema: type[BaseModel], row: object) -> None:
+    expected = schema.model_validate(row)
+    assert schema.model_validate_json(body) == expected
+    assert keys_of(json.loads(body)) == keys_of(json.loads(expected.model_dump_json(by_alias=True)))
+
+
+SPECIMENS: list[dict[str, Any]] = [
+    {"id": 0},
+    {
+        "id": 1,
+        "whole": -(2**30),
+        "big": 2**63 - 1,
+        "words": 'Straße\n\t"\\/\x01\x7f\u2028 🐘 </script>',
+        "code": "ab",
+        "moment": datetime(1, 1, 1, 0, 0, 1, tzinfo=UTC),
+        "day": date(9999, 12, 31),
+        "hour": time(23, 59, 59, 999999),
+        "exact": Decimal("-12345678901234567890.12345678900"),
+        "rounded": 0.1,
+        "real": float("-inf"),
+        "state": Status.PAID,
+        "place": Status.PENDING,
+        "token": UUID(int=7),
+        "flag": False,
+        "raw": "ä".encode(),
+        "span": timedelta(days=-1, microseconds=1),
+        "anything": {"a": [1, None, 1.5, "x"], "b": {}},
+        "nothing": [],
+        "plain_json": {"b": 1, "a": 2},
+        "tags": ["", "a,b", '"', "NULL"],
+        "notes": "",
+    },
+    {
+        "id": 2,
+        "moment": datetime(9999, 12, 31, 23, 59, 59, 999998, tzinfo=UTC),
+        "hour": time(0),
+        "exact": Decimal("0.10"),
+        "real": 1e-300,
+        "span": timedelta(days=400, seconds=7),
+        "tags": [],
+        "anything": "text",
+        "plain_json": [None],
+    },
+]
+
+
+async def test_values_of_every_type_are_read_back_as_they_are(session: AsyncSession, database: Database) -> None:
+    await bulk.insert_many(session, Specimen, SPECIMENS)
+    await session.commit()
+    async with JsonView(Specimen, SpecimenOut).open(database) as view:
+        for row in await session.scalars(select(Specimen)):
+            await session.refresh(row, ["notes"])
+            assert_same(await view.get(row.id), SpecimenOut, row)
+
+
+async def test_infinite_times_are_the_least_and_the_greatest(session: AsyncSession, database: Database) -> None:
+    await session.execute(
+        text(
+            "INSERT INTO specimens (id, moment, day) VALUES (1, 'infinity', 'infinity'), (2, '-infinity', '-infinity')"
+        )
+    )
+    await session.commit()
+    async with JsonView(Specimen, SpecimenOut).open(database) as view:
+        greatest, least = (SpecimenOut.model_validate_json(body) for body in await view.get_many([1, 2]))
+    assert (greatest.moment, greatest.day) == (datetime.max.replace(tzinfo=UTC), date.max)
+    assert (least.moment, least.day) == (datetime.min.replace(tzinfo=UTC), date.min)
+
+
+async def test_relationships_are_nested_in_their_order(session: AsyncSession, database: Database) -> None:
+    users = await make_users(session, 3)
+    rows = [
+        {"user_id": users[n % 2], "total_cents": n, "weight": Decimal(n) / 8, "details": {"n": n}} for n in range(7)
+    ]
+    await bulk.insert_many(session, Order, rows)
+    await session.commit()
+    async with JsonView(User, UserOut).open(database) as view:
+        bodies = await view.get_many(reversed(users))
+        found = await AsyncRepository(session, User).get_by_ids(reversed(users), load=[User.orders])
+        for body, user in zip(bodies, found, strict=True):
+            assert_same(body, UserOut, user)
+        assert [len(json.loads(body)["orders"]) for body in bodies] == [0, 3, 4]
+
+
+class TrackOut(Out):
+    position: int
+    album: TitleOut
+
+
+class TitleOut(Out):
+    title: str | None
+
+
+class AlbumOut(Out):
+    id: UUID
+    tracks: list[TrackOut]
+    first_tracks: list[TrackOut]
+
+
+async def test_to_one_inside_of_to_many_and_relationships_that_are_only_viewed(
+    session: AsyncSession, database: Database
+) -> None:
+    albums = AsyncRepository(session, Album)
+    album = await albums.create(title="A", tracks=[Track(position=n) for n in (2, 1, 1)])
+    await session.commit()
+    load = [selectinload(Album.tracks).selectinload(Track.album), selectinload(Album.first_tracks)]
+    row = await albums.get_one(album.id, load=load)
+    async with JsonView(Album, AlbumOut).open(database) as view:
+        body = json.loads(await view.get(album.id))
+    assert [track["position"] for track in body["first_tracks"]] == [1, 1]
+    assert [track["album"] for track in body["tracks"]] == [{"title": "A"}] * 3
+    row.tracks.sort(key=lambda track: track.id)
+    row.first_tracks.sort(key=lambda track: track.id)
+    assert AlbumOut.model_validate(body) == AlbumOut.model_validate(row)
+
+
+class Inner(BaseModel):
+    size: int = Field(7, alias="Size")
+    tags: list[str] = []
+    note: str | None = None
+
+
+class Details(BaseModel):
+    colour: str
+    inner: Inner | None = None
+    inners: list[Inner] = []
+    anything: dict[str, list[int]] = {}
+
+
+class DetailedOut(Out):
+    id: UUID
+    details: Details | None
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        None,
+        {"colour": "red"},
+        {"colour": "blue", "superfluous": 1, "inner": {"note": "x", "Size": 3}, "inners": [{"Size": 1}, {}]},
+        {"anything": {"a": [1, 2]}, "colour": "", "inners": [], "inner": None},
+    ],
+)
+async def test_a_model_in_a_json_column_has_its_fields_and_its_defaults(
+    session: AsyncSession, database: Database, details: Any
+) -> None:
+    user = (await make_users(session, 1))[0]
+    (key,) = (await bulk.insert_many(session, Order, [{"user_id": user, "details": details}])).keys
+    await session.commit()
+    async with JsonView(Order, DetailedOut).open(database) as view:
+        assert_same(await view.get(key), DetailedOut, await session.get(Order, key))
+
+
+class AliasedOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True, validate_by_name=True)
+
+    name: str = Field(serialization_alias="Full name")
+    email: str = Field(validation_alias="email", serialization_alias='e\'mail:"%s"')
+    kept: str = Field(alias="nickname")
+    age: int | None = Field(exclude=True)
+
+
+async def test_aliases_say_where_from_and_as_what(session: AsyncSession, database: Database) -> None:
+    (key,) = await make_users(session, 1)
+    await session.commit()
+    async with JsonView(User, AliasedOut).open(database) as view:
+        body = json.loads(await view.get(key))
+    user = await session.get(User, key)
+    assert list(body.items()) == list(
+        json.loads(AliasedOut.model_validate(user).model_dump_json(by_alias=True)).items()
+    )
+
+
+async def test_what_may_not_be_seen_cant_be_read_in_any_way(session: AsyncSession, database: Database) -> None:
+    users = await make_users(session, 3)
+    await bulk.insert_many(session, Order, [{"user_id": users[0], "total_cents": n} for n in range(5)])
+    await session.commit()
+    where = {User: lambda user: user.age != 1, Order: lambda order: order.total_cents > 2}
+    async with JsonView(User, UserOut, where=where).open(database) as view:
+        with pytest.raises(NotFound):
+            await view.get(users[1])
+        assert len(json.loads(await view.get(users[0]))["orders"]) == 2
+        assert len(await view.get_many(users)) == 2
+        page = await view.page(limit=10, count=True)
+        assert (len(page.items), page.total) == (2, 2)
+        assert len([line async for line in view.stream()]) == 2
+        assert len((await view.page(select(User).where(User.age < 2), limit=10)).items) == 1
+
+
+async def test_those_who_ask_at_once_share_a_statement_and_each_gets_its_own(
+    session: AsyncSession, database: Database
+) -> None:
+    users = await make_users(session, 20)
+    await session.commit()
+    async with JsonView(User, UserOut).open(database) as view:
+        with assert_statements(session, 1):
+            bodies = await asyncio.gather(*(view.get(key) for key in [*users, *users]))
+        assert [json.loads(body)["id"] for body in bodies] == [str(key) for key in [*users, *users]]
+        gone = uuid4()
+        results = await asyncio.gather(view.get(gone), view.get(str(users[3])), return_exceptions=True)
+        assert isinstance(results[0], NotFound)
+        assert results[0].keys == [gone]
+        assert json.loads(results[1])["email"] == "user3@example.org"  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="badly formed"):
+            await view.get("no key")
+        assert await view.get_many([]) == []
+
+
+class SeatOut(Out):
+    row: str
+    number: int
+
+
+async def test_composite_keys(session: AsyncSession, database: Database) -> None:
+    await bulk.insert_many(session, Seat, [{"row": row, "number": n} for row in "AB" for n in range(3)])
+    await session.commit()
+    async with JsonView(Seat, SeatOut).open(database) as view:
+        assert await view.get(["B", 2]) == b'{"row":"B","number":2}'
+        assert await view.get_many([("A", 1), ("C", 1), ("A", 0)]) == [
+            b'{"row":"A","number":1}',
+            b'{"row":"A","number":0}',
+        ]
+
+
+async def test_pages_are_those_of_the_repository(session: AsyncSession, database: Database) -> None:
+    await bulk.insert_many(session, User, user_rows(25))
+    await session.commit()
+    listing = select(User).where(User.age > 2).order_by(User.name.desc())
+    async with JsonView(User, UserOut).open(database) as view:
+        cursor, seen = None, []
+        while True:
+            page = await view.page(listing, limit=7, after=cursor, count=True)
+            other = await AsyncRepository(session, User).page(listing, limit=7, after=cursor, load=[User.orders])
+            for body, user in zip(page.items, other.items, strict=True):
+                assert_same(body, UserOut, user)
+            assert (page.next, page.previous, page.total) == (other.next, other.previous, 22)
+            seen += page.items
+            cursor = page.next
+            if cursor is None:
+                break
+        assert len(seen) == 22
+        assert [line async for line in view.stream(listing, batch=4)] == [body + b"\n" for body in seen]
+
+
+async def test_a_stream_of_lines_can_be_left_early(committed_database: Database) -> None:
+    async with committed_database.begin() as session:
+        await make_users(session, 50)
+    async with JsonView(User, UserOut).open(committed_database) as view:
+        lines = view.stream(batch=5)
+        assert isinstance(lines, AsyncIterator)
+        assert orjson.loads(await anext(lines))["email"] == "user0@example.org"
+        await lines.aclose()  # type: ignore[attr-defined]
+    assert committed_database.pool_status().in_use == 0
+
+
+async def test_a_migration_between_two_reads_is_no_error(committed_database: Database) -> None:
+    async with committed_database.begin() as session:
+        (key,) = await make_users(session, 1)
+    async with JsonView(User, AliasedOut).open(committed_database) as view:
+        before = await view.get(key)
+        async with committed_database.begin() as session:
+            await session.execute(text("ALTER TABLE users ALTER name TYPE text"))
+        assert await view.get(key) == before
+
+
+async def test_a_view_reads_what_was_committed_and_holds_no_connection(committed_database: Database) -> None:
+    async with committed_database.begin() as session:
+        (key,) = await make_users(session, 1)
+    async with JsonView(User, AliasedOut).open(committed_database) as view, committed_database.begin() as session:
+        user = await session.get_one(User, key)
+        user.name = "New"
+        await session.flush()
+        assert b"New" not in await view.get(key)
+        await session.commit()
+        assert b"New" in await view.get(key)
+    assert committed_database.pool_status().in_use == 0

@@ -1,0 +1,149 @@
+"""What JsonView can't render is an error when the view is made, which names the field and the reason."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+import pytest
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    PlainSerializer,
+    RootModel,
+    SecretStr,
+    StringConstraints,
+    computed_field,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from sample import Album, Corner, Order, Specimen, Staff, Track, User
+
+from howdah import CannotRender, JsonView
+
+
+class Other(StrEnum):
+    A = "a"
+
+
+class WithComputed(BaseModel):
+    id: UUID
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def shown(self) -> str:
+        return str(self.id)
+
+
+class WithValidator(BaseModel):
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def check(cls, name: str) -> str:
+        return name
+
+
+class WithModelValidator(BaseModel):
+    name: str
+
+    @model_validator(mode="after")
+    def check(self) -> WithModelValidator:
+        return self
+
+
+class WithSerializer(BaseModel):
+    name: str
+
+    @field_serializer("name")
+    def hide(self, name: str) -> str:
+        return "*"
+
+
+class WithModelSerializer(BaseModel):
+    name: str
+
+    @model_serializer
+    def hide(self) -> dict[str, str]:
+        return {}
+
+
+class Lower(BaseModel):
+    model_config = ConfigDict(str_to_lower=True)
+    name: str
+
+
+class Endless(BaseModel):
+    tracks: list[EndlessTrack]
+
+
+class EndlessTrack(BaseModel):
+    album: Endless
+
+
+class Detail(BaseModel):
+    made_at: datetime = Field(default_factory=datetime.now)
+
+
+def model(**fields: Any) -> type[BaseModel]:
+    from pydantic import create_model
+
+    return create_model("Made", **{name: (kind, ...) for name, kind in fields.items()})
+
+
+@pytest.mark.parametrize(
+    ("mapped", "schema", "path", "reason"),
+    [
+        (User, model(emial=str), "Made.emial", "no mapped attribute 'emial'"),
+        (User, model(age=int), "Made.age", "may be NULL"),
+        (User, model(email=int), "Made.email", "a int isn't made of String"),
+        (User, model(id=str), "Made.id", "a str isn't made of Uuid"),
+        (User, model(email=SecretStr), "Made.email", "isn't made of"),
+        (User, model(email=HttpUrl), "Made.email", "runs in Python"),
+        (User, model(email=Annotated[str, AfterValidator(str.lower)]), "Made.email", "a validator"),
+        (User, model(email=Annotated[str, PlainSerializer(str.upper)]), "Made.email", "serializer"),
+        (
+            User,
+            model(email=Annotated[str, StringConstraints(strip_whitespace=True)]),
+            "Made.email",
+            "a str isn't made of",
+        ),
+        (User, model(email=str | int), "Made.email", "a union isn't made of"),
+        (User, model(orders=model(id=UUID)), "Made.orders", "a list for a to-many"),
+        (User, model(orders=list[model(nothing=int)]), "Made.orders.nothing", "no mapped attribute"),  # type: ignore[misc]
+        (User, model(orders=list[UUID]), "Made.orders", "isn't a Pydantic model"),
+        (User, model(shout=str), "Made.shout", "no SQL expression"),
+        (Track, model(album=list[model(id=UUID)]), "Made.album", "a model for a to-one"),  # type: ignore[misc]
+        (Specimen, model(loud=str | None), "Made.loud", "makes its values in Python"),
+        (Specimen, model(corner=Corner), "Made.corner", "composite"),
+        (Specimen, model(state=Other | None), "Made.state", "a enum isn't made of"),
+        (Specimen, model(rounded=Decimal | None), "Made.rounded", "a decimal isn't made of"),
+        (Specimen, model(tags=list[int] | None), "Made.tags", "a list of int isn't made of"),
+        (Specimen, model(tags=list[list[str]] | None), "Made.tags", "a list isn't made of"),
+        (Order, model(details=Detail | None), "Made.details.made_at", "default_factory"),
+        (Order, model(details=dict[str, Decimal] | None), "Made.details", "a decimal isn't rendered"),
+        (User, model(**{"n" * 64: str}), "Made." + "n" * 64, "longer than 63 bytes"),
+        (User, WithComputed, "WithComputed", "computed fields"),
+        (User, WithValidator, "WithValidator.name", "a validator"),
+        (User, WithModelValidator, "WithModelValidator", "validator"),
+        (User, WithSerializer, "WithSerializer.name", "serializer"),
+        (User, WithModelSerializer, "WithModelSerializer", "serializer"),
+        (User, Lower, "Lower", "str_to_lower"),
+        (User, RootModel[dict[str, int]], "RootModel[dict[str, int]]", "isn't a Pydantic model"),
+        (Album, Endless, "Endless.tracks.album", "contains itself"),
+        (Staff, model(name=str, language=str), "Made.language", "no mapped attribute"),
+    ],
+)
+def test_it_names_the_field_and_the_reason(mapped: type[Any], schema: type[BaseModel], path: str, reason: str) -> None:
+    with pytest.raises(CannotRender) as caught:
+        JsonView(mapped, schema)
+    assert caught.value.path == path
+    assert reason in caught.value.reason
