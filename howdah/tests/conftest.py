@@ -8,12 +8,17 @@ from uuid import UUID
 
 import pytest
 from embedded_servers import open_folder, query
+from hypothesis import settings
 from sample import UserRepository
 from sample_rows import user_rows
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
 from howdah.embedded import EmbeddedPostgres
+
+settings.register_profile("ordinary", max_examples=300)
+settings.register_profile("thorough", max_examples=2000)  # pytest --hypothesis-profile=thorough
+settings.load_profile("ordinary")
 
 
 @pytest.fixture

@@ -175,7 +175,8 @@ async def play(
     assert problems == []
 
 
-@settings(max_examples=2000, deadline=None)
+@pytest.mark.timeout(600)
+@settings(deadline=None)
 @given(
     steps=STEPS,
     world=st.builds(World, st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans()),

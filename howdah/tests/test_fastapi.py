@@ -456,6 +456,7 @@ async def test_page_parameters_refuse_what_they_do_not_name(committed_database: 
 def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
     faults_of_the_program = {
         errors.HowdahError,
+        errors.CannotRender,
         errors.UnknownAttribute,
         errors.NestedTransaction,
         errors.DatabaseError,

@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 
 import orjson
 import pytest
+from fastapi import FastAPI, Request, Response
+from httpx import ASGITransport, AsyncClient
 from pydantic import BaseModel, ConfigDict, Field
 from sample import Album, Order, Seat, Specimen, Status, Track, User
 from sample_rows import make_users, user_rows
@@ -20,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from howdah import AsyncRepository, Database, JsonView, NotFound, bulk
+from howdah.fastapi import add_error_handlers, json_response
 from howdah.testing import assert_statements
 
 
@@ -357,3 +360,45 @@ async def test_a_view_reads_what_was_committed_and_holds_no_connection(committed
         await session.commit()
         assert b"New" in await view.get(key)
     assert committed_database.pool_status().in_use == 0
+
+
+async def test_an_entity_tag_is_of_just_these_bytes_and_begins_with_the_version(
+    session: AsyncSession, database: Database
+) -> None:
+    (user,) = await make_users(session, 1)
+    (key,) = (await bulk.insert_many(session, Order, [{"user_id": user}])).keys
+    await session.commit()
+    async with JsonView(Order, OrderOut).open(database) as orders, JsonView(User, UserOut).open(database) as users:
+        before, around = await orders.get(key), await users.get(user)
+        assert before.etag == (await orders.get(key)).etag
+        assert before.etag.startswith('"1-')
+        assert "-" not in around.etag
+        await bulk.update_by_key(session, Order, [key], {"total_cents": 5})
+        await session.commit()
+        assert (await orders.get(key)).etag.startswith('"2-')
+        assert (await users.get(user)).etag != around.etag, "what is nested counts"
+
+
+async def test_a_route_answers_with_the_bytes_or_with_304(committed_database: Database) -> None:
+    async with committed_database.begin() as session:
+        (key,) = await make_users(session, 1)
+    app = FastAPI()
+    add_error_handlers(app)
+    async with JsonView(User, UserOut).open(committed_database) as users:
+
+        @app.get("/users/{user_id}", response_model=UserOut)
+        async def get_user(user_id: UUID, request: Request) -> Response:
+            return json_response(await users.get(user_id), request)
+
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+            first = await client.get(f"/users/{key}")
+            assert (first.status_code, first.headers["content-type"]) == (200, "application/json")
+            assert UserOut.model_validate(first.json()).id == key
+            etag = first.headers["etag"]
+            for known, status in ((etag, 304), (f'"x", W/{etag}', 304), ("*", 304), ('"x"', 200)):
+                again = await client.get(f"/users/{key}", headers={"If-None-Match": known})
+                assert (again.status_code, again.headers["etag"]) == (status, etag)
+                assert (again.content == b"") is (status == 304)
+            assert (await client.get(f"/users/{uuid4()}")).status_code == 404
+            schema = (await client.get("/openapi.json")).json()["paths"]["/users/{user_id}"]["get"]["responses"]["200"]
+            assert schema["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/UserOut"}

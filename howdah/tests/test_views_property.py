@@ -65,8 +65,7 @@ MODELS = st.lists(st.sampled_from(FIELDS), unique=True, min_size=1).map(
         **{name: (SpecimenOut.model_fields[name].annotation, ...) for name in names},
     )
 )
-thorough = settings(
-    max_examples=2000,
+patient = settings(
     phases=[Phase.generate, Phase.shrink],
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -85,7 +84,7 @@ async def undone(session: AsyncSession) -> AsyncIterator[None]:
 
 
 @pytest.mark.timeout(600)
-@thorough
+@patient
 @given(rows=ROWS, model=MODELS)
 async def test_any_fields_of_any_values(
     session: AsyncSession, database: Database, rows: list[dict[str, Any]], model: Any
@@ -114,7 +113,8 @@ ORDERS = st.lists(
 )
 
 
-@settings(thorough, max_examples=500)
+@pytest.mark.timeout(600)
+@patient
 @given(users=st.lists(ORDERS, max_size=3))
 async def test_any_rows_within_rows(
     session: AsyncSession, database: Database, users: list[list[dict[str, Any]]]

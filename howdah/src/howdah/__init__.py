@@ -54,13 +54,14 @@ from howdah.models import (
 from howdah.pagination import Page, paginate
 from howdah.repository import AsyncRepository
 from howdah.transactions import advisory_lock, run_transaction, savepoint, try_advisory_lock
-from howdah.views import JsonView, OpenView
+from howdah.views import Body, JsonView, OpenView
 
 __all__ = [
     "NAMING_CONVENTION",
     "AsyncRepository",
     "AwareDateTime",
     "Base",
+    "Body",
     "CannotConnect",
     "CannotRender",
     "CheckViolation",

@@ -33,6 +33,7 @@ from starlette.requests import HTTPConnection
 from howdah import errors
 from howdah.database import Database
 from howdah.pagination import MAX_LIMIT
+from howdah.views import Body
 
 PROBLEM_JSON: Final = "application/problem+json"
 
@@ -215,6 +216,20 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
         **_members(error),
         **members,
     )
+
+
+def json_response(body: Body, request: HTTPConnection | None = None) -> Response:
+    """What a `JsonView` wrote, with its `ETag`; of a request whose `If-None-Match` has it, 304 without the body.
+
+    For a route that names the Pydantic model as its `response_model`: the OpenAPI schema stays that of the model, and
+    FastAPI leaves a response as it is.
+    """
+    etag = body.etag
+    known = "" if request is None else request.headers.get("if-none-match", "")
+    # a comparison of weak tags: RFC 9110, section 13.1.2
+    if known == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
+    return Response(bytes(body), headers={"ETag": etag}, media_type="application/json")
 
 
 async def _howdah_error(request: Request, error: Exception) -> Response:

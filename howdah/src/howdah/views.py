@@ -8,16 +8,18 @@ async with UserView.open(database) as users:  # as long as the application runs
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import LargeBinary, Select, Text, cast, func, select
+from sqlalchemy import LargeBinary, Select, Text, cast, func, null, select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 
 from howdah.coalescing import Coalescer, CoalescerStatus
+from howdah.columns import version_name
 from howdah.database import Database
 from howdah.errors import NotFound
 from howdah.keys import distinct, has_bound_key_in, key_attributes, key_from, key_in
@@ -25,6 +27,18 @@ from howdah.pagination import Page, paginate_as, totally_ordered
 from howdah.rendering import Renderer, Where
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
+
+
+class Body(bytes):
+    """A row's JSON. `etag` is the entity tag of just these bytes (RFC 9110, section 8.8.3), quotes included; where the
+    model has a version it begins with it, `"7-…"`, so that an `If-Match` can be held against a row that is locked."""
+
+    version: Any = None
+
+    @property
+    def etag(self) -> str:
+        digest = hashlib.blake2b(self, digest_size=12).hexdigest()
+        return f'"{digest}"' if self.version is None else f'"{self.version}-{digest}"'
 
 
 class JsonView(Generic[ModelT]):
@@ -71,8 +85,12 @@ class OpenView(Generic[ModelT]):
     ) -> None:
         self._view, self._database = view, database
         self._has_key, self._bind = has_bound_key_in(view.model)
-        self._by_key = self._reading(select(*key_attributes(view.model), view.body).where(self._has_key))
-        self._coalescer: Coalescer[Any, bytes] = Coalescer(
+        version = version_name(view.model)
+        version_column = null() if version is None else getattr(view.model, version)
+        self._by_key = self._reading(
+            select(*key_attributes(view.model), version_column, view.body).where(self._has_key)
+        )
+        self._coalescer: Coalescer[Any, Body] = Coalescer(
             self._read,
             key=lambda key: key,
             trips=trips,
@@ -96,11 +114,11 @@ class OpenView(Generic[ModelT]):
         """Figures of the shared trips of `get`."""
         return self._coalescer.status()
 
-    async def get(self, id: Any) -> bytes:
+    async def get(self, id: Any) -> Body:
         """The row with this key, or `NotFound`. Tasks that ask at the same moment share a statement."""
         return await self._coalescer.submit(key_from(self._view.model, id))
 
-    async def get_many(self, ids: Iterable[Any]) -> list[bytes]:
+    async def get_many(self, ids: Iterable[Any]) -> list[Body]:
         """The rows with these keys, any number, in the order asked, each once; missing ones are left out. One
         statement."""
         keys = distinct(self._view.model, ids)
@@ -145,11 +163,14 @@ class OpenView(Generic[ModelT]):
     def _reading(self, statement: Select[Any]) -> Select[Any]:
         return statement.where(*self._view.criteria)
 
-    async def _read(self, keys: Sequence[Any]) -> Sequence[bytes | Exception]:
+    async def _read(self, keys: Sequence[Any]) -> Sequence[Body | Exception]:
         found = await self._found(keys)
         return [found[key] if key in found else NotFound(self._view.model, [key]) for key in keys]
 
-    async def _found(self, keys: Sequence[Any]) -> Mapping[Any, bytes]:
+    async def _found(self, keys: Sequence[Any]) -> Mapping[Any, Body]:
+        found = {}
         async with self._database.reading() as connection:
-            rows = await connection.execute(self._by_key, self._bind(keys))
-            return {key_in(row[:-1]): row[-1] for row in rows}
+            for *key, version, body in await connection.execute(self._by_key, self._bind(keys)):
+                found[key_in(key)] = made = Body(body)
+                made.version = version
+        return found
