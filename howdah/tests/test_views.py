@@ -19,7 +19,7 @@ from sample import Album, Order, Seat, Specimen, Status, Track, User
 from sample_rows import make_users, user_rows
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import aliased, selectinload
 
 from howdah import AsyncRepository, Database, JsonView, NotFound, bulk
 from howdah.fastapi import add_error_handlers, json_response
@@ -326,6 +326,16 @@ async def test_pages_are_those_of_the_repository(session: AsyncSession, database
                 break
         assert len(seen) == 22
         assert [line async for line in view.stream(listing, batch=4)] == [body + b"\n" for body in seen]
+
+
+async def test_a_listing_of_something_else_is_refused(session: AsyncSession, database: Database) -> None:
+    """Its rows would be joined to all of the view's."""
+    async with JsonView(User, AliasedOut).open(database) as view:
+        for wrong in (select(aliased(User)), select(Order), select(User.id)):
+            with pytest.raises(ValueError, match=r"select\("):
+                await view.page(wrong)
+            with pytest.raises(ValueError, match=r"select\("):
+                await anext(view.stream(wrong))
 
 
 async def test_a_stream_of_lines_can_be_left_early(committed_database: Database) -> None:

@@ -23,7 +23,7 @@ from howdah.columns import version_name
 from howdah.database import Database
 from howdah.errors import NotFound
 from howdah.keys import distinct, has_bound_key_in, key_attributes, key_from, key_in
-from howdah.pagination import Page, paginate_as, totally_ordered
+from howdah.pagination import Page, entity_of, paginate_as, totally_ordered
 from howdah.rendering import Renderer, Where
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -140,7 +140,7 @@ class OpenView(Generic[ModelT]):
             return await paginate_as(
                 self._view.body,
                 connection,
-                self._reading(select(self._view.model) if statement is None else statement),
+                self._listing(statement),
                 limit=limit,
                 after=after,
                 before=before,
@@ -150,7 +150,7 @@ class OpenView(Generic[ModelT]):
     async def stream(self, statement: Select[Any] | None = None, *, batch: int = 500) -> AsyncIterator[bytes]:
         """Rows in the order of the statement, then the key: each a line of its own (NDJSON). `batch` of them are in
         memory at a time; they come from one snapshot."""
-        listing = totally_ordered(self._reading(select(self._view.model) if statement is None else statement))
+        listing = totally_ordered(self._listing(statement))
         async with self._database.session(read_only=True) as session:
             bodies = listing.with_only_columns(self._view.body, maintain_column_froms=True)
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
@@ -159,6 +159,13 @@ class OpenView(Generic[ModelT]):
                     yield body + b"\n"
             finally:
                 await result.close()
+
+    def _listing(self, statement: Select[Any] | None) -> Select[Any]:
+        if statement is None:
+            return self._reading(select(self._view.model))
+        if entity_of(statement) is not self._view.model:
+            raise ValueError(f"a listing of this view is a select({self._view.model.__name__}), not of an alias of it")
+        return self._reading(statement)
 
     def _reading(self, statement: Select[Any]) -> Select[Any]:
         return statement.where(*self._view.criteria)
