@@ -302,6 +302,7 @@ async def test_composite_keys(session: AsyncSession, database: Database) -> None
     await session.commit()
     async with JsonView(Seat, SeatOut).open(database) as view:
         assert await view.get(["B", 2]) == b'{"row":"B","number":2}'
+        assert await view.get_many([]) == []
         assert await view.get_many([("A", 1), ("C", 1), ("A", 0)]) == [
             b'{"row":"A","number":1}',
             b'{"row":"A","number":0}',

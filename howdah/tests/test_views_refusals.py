@@ -89,6 +89,10 @@ class EndlessTrack(BaseModel):
     album: Endless
 
 
+class Tree(BaseModel):
+    branches: list[Tree] = []
+
+
 class Detail(BaseModel):
     made_at: datetime = Field(default_factory=datetime.now)
 
@@ -128,6 +132,7 @@ def model(**fields: Any) -> type[BaseModel]:
         (Specimen, model(rounded=Decimal | None), "Made.rounded", "a decimal isn't made of"),
         (Specimen, model(tags=list[int] | None), "Made.tags", "a list of int isn't made of"),
         (Specimen, model(tags=list[list[str]] | None), "Made.tags", "a list isn't made of"),
+        (Order, model(details=Tree | None), "Made.details.branches", "contains itself"),
         (Order, model(details=Detail | None), "Made.details.made_at", "default_factory"),
         (Order, model(details=dict[str, Decimal] | None), "Made.details", "a decimal isn't rendered"),
         (User, model(**{"n" * 64: str}), "Made." + "n" * 64, "longer than 63 bytes"),
@@ -147,3 +152,10 @@ def test_it_names_the_field_and_the_reason(mapped: type[Any], schema: type[BaseM
         JsonView(mapped, schema)
     assert caught.value.path == path
     assert reason in caught.value.reason
+
+
+def test_what_may_be_hidden_must_be_optional() -> None:
+    where = {Album: lambda album: album.title.is_not(None)}
+    with pytest.raises(CannotRender, match=r"Made\.album can't be rendered: there may be none"):
+        JsonView(Track, model(album=model(id=UUID)), where=where)
+    JsonView(Track, model(album=model(id=UUID) | None), where=where)

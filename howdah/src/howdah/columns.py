@@ -43,6 +43,18 @@ def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -
     return columns
 
 
+def with_made_keys(given: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """The columns with these key columns; without those that the database makes. Raises `OnlyByInsert` if it makes the
+    keys of some of the rows."""
+    columns = {**given, **new}
+    for name, values in new.items():
+        if None in values:
+            if not all(value is None for value in values):
+                raise OnlyByInsert
+            del columns[name]
+    return columns
+
+
 def keys_in(model: type[Any], columns: Mapping[str, Sequence[Any]], *, first: int = 0) -> Sequence[Any]:
     """The keys in these columns, as `keys_from` makes them."""
     values = [columns[name] for name in key_names(model)]

@@ -95,7 +95,9 @@ def has_bound_key_in(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[S
     names = [f"key_{place}" for place in range(len(columns))]
 
     def bind(keys: Sequence[Any]) -> dict[str, list[Any]]:
-        return dict(zip(names, [[*keys]] if len(names) == 1 else map(list, zip(*keys, strict=True)), strict=False))
+        if len(names) == 1:
+            return {names[0]: [*keys]}
+        return {name: [key[place] for key in keys] for place, name in enumerate(names)}
 
     arrays = [bindparam(name, type_=Array(each.type)) for name, each in zip(names, columns, strict=True)]
     return _is_in(columns, arrays), bind

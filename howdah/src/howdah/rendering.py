@@ -192,14 +192,13 @@ class Renderer:
             raise CannotRender(place.path, "the relationship isn't a list")
         if bool(prop.uselist) is not (node["type"] == "list"):
             raise CannotRender(place.path, "a list for a to-many relationship, a model for a to-one")
-        if not prop.uselist and not optional and not _is_always_there(prop):
-            raise CannotRender(place.path, "there may be none: make the field Optional")
         target = aliased(prop.mapper)
+        hidden = self.criteria(target)
+        if not prop.uselist and not optional and (hidden or not _is_always_there(prop)):
+            raise CannotRender(place.path, "there may be none, or none to be seen: make the field Optional")
         item = self._entity(target, node["items_schema"] if prop.uselist else node, place)
         rows: Select[Any] = (
-            select(item.label("item"))
-            .where(getattr(entity, prop.key).of_type(target), *self.criteria(target))
-            .correlate(entity)
+            select(item.label("item")).where(getattr(entity, prop.key).of_type(target), *hidden).correlate(entity)
         )
         if not prop.uselist:
             return rows.scalar_subquery()
@@ -210,7 +209,7 @@ class Renderer:
         """A column's value, such that `row_to_json` writes it as the model does."""
         kind = _stored(value.type, place.path)
         if isinstance(kind, JSON):
-            return self._json(value, node, place.path)
+            return self._json(value, node, place.path, ())
         if isinstance(kind, ARRAY):
             return self._array(value, kind, node, place)
         render = _SCALARS.get(node["type"])
@@ -235,24 +234,26 @@ class Renderer:
             raise CannotRender(path, f"a list of {items['type']} isn't made of {value.type!r}")
         return value
 
-    def _json(self, value: ColumnElement[Any], node: Any, path: str) -> ColumnElement[Any]:
+    def _json(
+        self, value: ColumnElement[Any], node: Any, path: str, above: tuple[type[Any], ...]
+    ) -> ColumnElement[Any]:
         """What lies in a JSON column: as it is, but a model's fields are picked out, and its defaults filled in."""
         node = self._optional(node, path)[1]
         plain, value = value, value if isinstance(value.type, JSONB) else cast(value, JSONB)
         if node["type"] == "model":
             model = self._model(node, path)
+            if model["cls"] in above:
+                raise CannotRender(path, f"{model['cls'].__name__} contains itself, which has no end")
             pairs: list[Any] = []
             for name, output, source, inner in self._fields(model, path):
-                picked = self._json(value[source], inner, f"{path}.{name}")
-                pairs += [
-                    literal_column(_quoted(output)),
-                    self._or_default(value, source, picked, inner, f"{path}.{name}"),
-                ]
+                here = f"{path}.{name}"
+                picked = self._json(value[source], inner, here, (*above, model["cls"]))
+                pairs += [literal_column(_quoted(output)), self._or_default(value, source, picked, inner, here)]
             built = func.json_build_object(*pairs)
             return case((func.jsonb_typeof(value) == "object", built), else_=null())
         if node["type"] == "list" and self._optional(node["items_schema"], path)[1]["type"] == "model":
             each = func.jsonb_array_elements(value).table_valued("value", with_ordinality="place").render_derived()
-            item = self._json(each.c.value, node["items_schema"], path)
+            item = self._json(each.c.value, node["items_schema"], path, above)
             every = select(func.json_agg(aggregate_order_by(item, each.c.place)))
             listed = func.coalesce(every.select_from(each).scalar_subquery(), _json_literal([]))
             return case((func.jsonb_typeof(value) == "array", listed), else_=null())
@@ -317,7 +318,7 @@ def _decimal(
 def _moment(
     value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
-    """A date or a time of a day. The driver reads PostgreSQL's infinities as Python's least and greatest."""
+    """A date, or a date with a time. The driver reads PostgreSQL's infinities as Python's least and greatest."""
     least, greatest = ("0001-01-01", "9999-12-31")
     if node["type"] == "datetime":
         offset = "+00:00" if getattr(kind, "timezone", False) else ""

@@ -21,6 +21,7 @@ from howdah.columns import (
     moving_version,
     new_keys,
     with_keys,
+    with_made_keys,
     without_context,
 )
 from howdah.keys import key_attributes, key_in
@@ -137,15 +138,8 @@ def _from_arrays(
     table = mapper.local_table
     assert isinstance(table, Table)
     named = columns_of(rows) or {}
-    given_and_made: dict[str, Sequence[Any]] = {**named}
-    for name, made in new_keys(model, named, len(rows)).items():
-        if None not in made:
-            given_and_made[name] = made
-        elif any(value is not None for value in made):
-            raise OnlyByInsert  # the database makes the keys of some
-        else:
-            given_and_made.pop(name, None)
-    columns = inserted_columns(model, given_and_made, len(rows))
+    complete = with_made_keys(named, new_keys(model, named, len(rows)))
+    columns = inserted_columns(model, complete, len(rows))
     if not all(map(fits_in_array, columns)):
         raise OnlyByInsert
     source, values = given({column.key: (column, each) for column, each in columns.items()})
