@@ -81,6 +81,11 @@ class Lower(BaseModel):
     name: str
 
 
+class Seconds(BaseModel):
+    model_config = ConfigDict(ser_json_temporal="seconds")
+    created_at: datetime
+
+
 class Endless(BaseModel):
     tracks: list[EndlessTrack]
 
@@ -142,6 +147,7 @@ def model(**fields: Any) -> type[BaseModel]:
         (User, WithSerializer, "WithSerializer.name", "serializer"),
         (User, WithModelSerializer, "WithModelSerializer", "serializer"),
         (User, Lower, "Lower", "str_to_lower"),
+        (User, Seconds, "Seconds.created_at", "ser_json_temporal"),
         (User, RootModel[dict[str, int]], "RootModel[dict[str, int]]", "isn't a Pydantic model"),
         (Album, Endless, "Endless.tracks.album", "contains itself"),
         (Staff, model(name=str, language=str), "Made.language", "no mapped attribute"),

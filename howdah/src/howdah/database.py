@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -32,7 +32,9 @@ from howdah.errors import (
     StaleRow,
     translate,
 )
+from howdah.reading import Readers
 
+ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 # What asyncpg takes from a URL under libpq's names, files included.
@@ -43,6 +45,8 @@ _NO_CONNECTION: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncp
 
 # Past the server's own statement_timeout, so that the client gives up only on a server that no longer answers.
 _GRACE_SECONDS: Final = 5.0
+
+_OF_WHICH_READ: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ class Database:
         event.listen(self.engine.sync_engine, "do_connect", self._refuse_if_closed)
         self._bind: AsyncEngine | AsyncConnection = self.engine
         self._session_factory = _session_factory(self.engine)
+        self._readers = Readers(self.engine, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
 
     async def __aenter__(self) -> Self:
         return self
@@ -157,6 +162,7 @@ class Database:
     async def close(self) -> None:
         """Close the pool. Connections in use are closed when they are given back. Nothing connects any more."""
         self._closed = True
+        await self._readers.close()
         await self.engine.dispose()
 
     @property
@@ -193,15 +199,17 @@ class Database:
             if session.in_transaction():  # the context manager ends one in silence in which a flush has failed
                 await session.commit()
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for statements that read, each by itself: no transaction is begun or ended for them."""
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+        """What `work` returns, given a connection for statements that read, each by itself: no transaction is begun or
+        ended for them.
+
+        A fifth of `pool_size` connections stay with those who read, so that a read is one trip. `work` is called a
+        second time if the connection it was given turns out to be lost.
+        """
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
-            yield self._bind
-        else:
-            async with self._bind.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-                yield connection
+            return await work(self._bind)
+        return await self._readers.read(work)
 
     async def ping(self) -> None:
         """One statement on a pooled connection. Raises `Unavailable` when that can't be had, within `pool_timeout` and
@@ -217,8 +225,12 @@ class Database:
         """How the pool stands now, in this process."""
         pool = self.engine.pool
         assert isinstance(pool, _Pool)
+        resting = self._readers.resting
         return PoolStatus(
-            size=pool.size(), max_overflow=self._max_overflow, in_use=pool.checkedout(), idle=pool.checkedin()
+            size=pool.size(),
+            max_overflow=self._max_overflow,
+            in_use=pool.checkedout() - resting,
+            idle=pool.checkedin() + resting,
         )
 
     def bound_to(self, connection: AsyncConnection) -> Database:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import asyncpg.pgproto.pgproto
-from sqlalchemy import Column, ColumnElement, Uuid, any_, bindparam, func, inspect, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Uuid, and_, any_, bindparam, func, inspect, literal, select, tuple_
 from sqlalchemy.orm import QueryableAttribute
 
 from howdah.arrays import Array
@@ -101,6 +101,17 @@ def has_bound_key_in(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[S
 
     arrays = [bindparam(name, type_=Array(each.type)) for name, each in zip(names, columns, strict=True)]
     return _is_in(columns, arrays), bind
+
+
+def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any], dict[str, Any]]]:
+    """As `has_bound_key_in`, for a single key: PostgreSQL plans a comparison once, but one with an array each time."""
+    columns = key_attributes(model)
+    names = [f"key_{place}" for place in range(len(columns))]
+
+    def bind(key: Any) -> dict[str, Any]:
+        return dict(zip(names, key if len(names) > 1 else [key], strict=True))
+
+    return and_(*(each == bindparam(name, type_=each.type) for name, each in zip(names, columns, strict=True))), bind
 
 
 def _is_in(columns: Sequence[QueryableAttribute[Any]], arrays: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:

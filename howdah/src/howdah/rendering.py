@@ -24,7 +24,6 @@ from sqlalchemy import (
     Interval,
     LargeBinary,
     Numeric,
-    Select,
     String,
     Text,
     Time,
@@ -61,10 +60,14 @@ Where = Mapping[type[Any], Callable[[Any], ColumnElement[bool]]]
 # PostgreSQL cuts longer names of columns, and a row's JSON has its columns' names.
 _LONGEST_NAME_BYTES: Final = 63
 
+_ROW: Final = "howdah_row"
+_WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")  # a field may have this name, too
+
 _DAY_SECONDS: Final = 86_400
 
 # These change a text before it is compared or sent.
 _TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper", "coerce_numbers_to_str")
+_TIMES: Final = frozenset({"date", "datetime", "time", "timedelta"})
 _MODEL_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
 
 
@@ -90,25 +93,25 @@ class Renderer:
     def object_of(self, entity: Any) -> ColumnElement[Any]:
         """The JSON object of one row of the entity, an alias of a mapped class."""
         root = _Place(self._schema.__name__, (), {})
-        return self._entity(entity, self._schema.__pydantic_core_schema__, root)
+        return _object(self._columns(entity, self._schema.__pydantic_core_schema__, root), entity)
 
     def criteria(self, entity: Any) -> list[ColumnElement[bool]]:
         """What the rows of an entity must fulfil to be seen."""
         mapped = inspect(entity).mapper
         return [criterion(entity) for model, criterion in self._where.items() if mapped.isa(inspect(model))]
 
-    def _entity(self, entity: Any, node: Any, place: _Place) -> ColumnElement[Any]:
+    def _columns(self, entity: Any, node: Any, place: _Place) -> list[ColumnElement[Any]]:
+        """An expression for each field, under the name that it has in the JSON."""
         model = self._model(node, place.path)
         if model["cls"] in place.above:
             raise CannotRender(place.path, f"{model['cls'].__name__} contains itself, which has no end")
-        columns = []
+        columns: list[ColumnElement[Any]] = []
         for name, output, source, inner in self._fields(model, place.path):
             here = _Place(f"{place.path}.{name}", (*place.above, model["cls"]), model.get("config", {}))
             if len(output.encode()) > _LONGEST_NAME_BYTES:
                 raise CannotRender(here.path, f"its name is longer than {_LONGEST_NAME_BYTES} bytes")
             columns.append(self._attribute(entity, source, inner, here).label(output))
-        row = select(*columns).correlate(entity).subquery("r")
-        return select(func.row_to_json(literal_column("r"))).select_from(row).scalar_subquery()
+        return columns
 
     def _model(self, node: Any, path: str) -> Any:
         node = self._plain(node, path)
@@ -196,14 +199,13 @@ class Renderer:
         hidden = self.criteria(target)
         if not prop.uselist and not optional and (hidden or not _is_always_there(prop)):
             raise CannotRender(place.path, "there may be none, or none to be seen: make the field Optional")
-        item = self._entity(target, node["items_schema"] if prop.uselist else node, place)
-        rows: Select[Any] = (
-            select(item.label("item")).where(getattr(entity, prop.key).of_type(target), *hidden).correlate(entity)
-        )
+        columns = self._columns(target, node["items_schema"] if prop.uselist else node, place)
+        related = getattr(entity, prop.key).of_type(target)
         if not prop.uselist:
-            return rows.scalar_subquery()
-        items = rows.order_by(*_order_of(prop, target)).subquery("items")
-        return select(func.coalesce(func.json_agg(items.c.item), _json_literal([]))).scalar_subquery()
+            return select(_object(columns, target)).where(related, *hidden).correlate(entity).scalar_subquery()
+        rows = select(*columns).where(related, *hidden).correlate(entity).order_by(*_order_of(prop, target))
+        items = func.coalesce(func.json_agg(_WHOLE_ROW), _json_literal([]))
+        return select(items).select_from(rows.subquery(_ROW)).scalar_subquery()
 
     def _value(self, value: ColumnElement[Any], node: Any, place: _Place) -> ColumnElement[Any]:
         """A column's value, such that `row_to_json` writes it as the model does."""
@@ -212,6 +214,8 @@ class Renderer:
             return self._json(value, node, place.path, ())
         if isinstance(kind, ARRAY):
             return self._array(value, kind, node, place)
+        if node["type"] in _TIMES and place.config.get("ser_json_temporal", "iso8601") != "iso8601":
+            raise CannotRender(place.path, "its model_config has ser_json_temporal")
         render = _SCALARS.get(node["type"])
         rendered = None if render is None else render(value, kind, node, place.config)
         if rendered is None:
@@ -321,16 +325,32 @@ def _moment(
     """A date, or a date with a time. The driver reads PostgreSQL's infinities as Python's least and greatest."""
     least, greatest = ("0001-01-01", "9999-12-31")
     if node["type"] == "datetime":
-        offset = "+00:00" if getattr(kind, "timezone", False) else ""
-        least, greatest = f"{least}T00:00:00{offset}", f"{greatest}T23:59:59.999999{offset}"
+        zone = "Z" if getattr(kind, "timezone", False) else ""
+        least, greatest = f"{least}T00:00:00{zone}", f"{greatest}T23:59:59.999999{zone}"
+        moment = func.timezone(literal_column("'UTC'"), value) if zone else value
+        text = func.to_char(moment, literal_column(_quoted('YYYY-MM-DD"T"HH24:MI:SS.US' + (zone and f'"{zone}"'))))
+        finite = func.replace(text, literal_column(f"'.000000{zone}'"), literal_column(f"'{zone}'"))
+    else:
+        finite = func.to_char(value, literal_column("'YYYY-MM-DD'"))
     if not isinstance(kind, DateTime if node["type"] == "datetime" else Date):
         return None
     return case(
-        (func.isfinite(value), func.to_json(value)),
+        (func.isfinite(value), finite),
         (value.is_(None), null()),
-        (value == literal_column("'infinity'"), _json_literal(greatest)),
-        else_=_json_literal(least),
+        (value == literal_column("'infinity'"), literal_column(_quoted(greatest))),
+        else_=literal_column(_quoted(least)),
     )
+
+
+def _time(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if not isinstance(kind, Time):
+        return None
+    if kind.timezone:
+        return value
+    text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
+    return func.replace(text, literal_column("'.000000'"), literal_column("''"))
 
 
 def _timedelta(
@@ -388,7 +408,7 @@ _SCALARS: Final[Mapping[str, Render]] = {
     "int": _as_it_is(Integer),
     "literal": _as_it_is(String, Integer, Boolean),
     "str": _text,
-    "time": _as_it_is(Time),
+    "time": _time,
     "timedelta": _timedelta,
     "uuid": _as_it_is(Uuid),
 }
@@ -418,6 +438,12 @@ def _order_of(prop: RelationshipProperty[Any], target: Any) -> Sequence[Any]:
     given = prop.order_by or ()
     adapter = ClauseAdapter(inspect(target).selectable)
     return [*(adapter.traverse(clause) for clause in given), *key_attributes(target)]
+
+
+def _object(columns: Sequence[ColumnElement[Any]], entity: Any) -> ColumnElement[Any]:
+    """The JSON object of one row."""
+    row = select(*columns).correlate(entity).subquery(_ROW)
+    return select(func.row_to_json(_WHOLE_ROW)).select_from(row).scalar_subquery()
 
 
 def _json_literal(value: Any) -> ColumnElement[Any]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import LargeBinary, Select, Text, cast, func, null, select
+from sqlalchemy import LargeBinary, Select, Text, cast, func, literal_column, null, select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -22,7 +22,7 @@ from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.columns import version_name
 from howdah.database import Database
 from howdah.errors import NotFound
-from howdah.keys import distinct, has_bound_key_in, key_attributes, key_from, key_in
+from howdah.keys import distinct, has_bound_key, has_bound_key_in, key_attributes, key_from, key_in
 from howdah.pagination import Page, entity_of, paginate_as, totally_ordered
 from howdah.rendering import Renderer, Where
 
@@ -46,9 +46,10 @@ class JsonView(Generic[ModelT]):
 
     The schema's fields are read from the mapped attributes of the same name (or `alias`): columns, `column_property`,
     hybrid expressions, synonyms, and relationships, to any depth, each in its own order. The bytes, read by the
-    schema, equal `schema.model_validate(row)`, and have the same keys in the same order as its JSON; a time has its
-    offset as `+00:00`. What would run in Python (validators, serializers, computed fields, types that make their
-    values) can't be rendered: `CannotRender`, when the view is made, names the field and the reason.
+    schema, equal `schema.model_validate(row)`, and have the same keys in the same order as its JSON, and the same
+    texts, but that a duration is written in days and seconds, and a decimal never with an exponent. What would run in
+    Python (validators, serializers, computed fields, types that make their values) can't be rendered: `CannotRender`,
+    when the view is made, names the field and the reason.
 
     `where` has criteria that no reading of the view can leave out, for the model and whatever it contains:
 
@@ -60,7 +61,7 @@ class JsonView(Generic[ModelT]):
         self.schema = schema
         self._renderer = Renderer(schema, where or {})
         self.body: Final[ColumnElement[bytes]] = func.convert_to(
-            cast(self._renderer.object_of(model), Text), "UTF8", type_=LargeBinary
+            cast(self._renderer.object_of(model), Text), literal_column("'UTF8'"), type_=LargeBinary
         )
         """The expression of a row's JSON, as bytes, for a `select()` of yours."""
         self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.criteria(model)
@@ -84,12 +85,12 @@ class OpenView(Generic[ModelT]):
         self, view: JsonView[ModelT], database: Database, *, trips: int, max_batch: int, max_waiting: int
     ) -> None:
         self._view, self._database = view, database
-        self._has_key, self._bind = has_bound_key_in(view.model)
         version = version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
-        self._by_key = self._reading(
-            select(*key_attributes(view.model), version_column, view.body).where(self._has_key)
-        )
+        rows = self._reading(select(*key_attributes(view.model), version_column, view.body))
+        has_key, self._bind_one = has_bound_key(view.model)
+        has_any_key, self._bind_many = has_bound_key_in(view.model)
+        self._one, self._many = rows.where(has_key), rows.where(has_any_key)
         self._coalescer: Coalescer[Any, Body] = Coalescer(
             self._read,
             key=lambda key: key,
@@ -136,16 +137,12 @@ class OpenView(Generic[ModelT]):
     ) -> Page[bytes]:
         """A keyset page of a `select()` of the model, its items as bytes; see `howdah.pagination.paginate`. One
         statement, and another one to count."""
-        async with self._database.reading() as connection:
-            return await paginate_as(
-                self._view.body,
-                connection,
-                self._listing(statement),
-                limit=limit,
-                after=after,
-                before=before,
-                count=count,
+        listing = self._listing(statement)
+        return await self._database.read(
+            lambda connection: paginate_as(
+                self._view.body, connection, listing, limit=limit, after=after, before=before, count=count
             )
+        )
 
     async def stream(self, statement: Select[Any] | None = None, *, batch: int = 500) -> AsyncIterator[bytes]:
         """Rows in the order of the statement, then the key: each a line of its own (NDJSON). `batch` of them are in
@@ -175,9 +172,14 @@ class OpenView(Generic[ModelT]):
         return [found[key] if key in found else NotFound(self._view.model, [key]) for key in keys]
 
     async def _found(self, keys: Sequence[Any]) -> Mapping[Any, Body]:
+        if len(keys) == 1:
+            statement, parameters = self._one, self._bind_one(keys[0])
+        else:
+            statement, parameters = self._many, self._bind_many(keys)
         found = {}
-        async with self._database.reading() as connection:
-            for *key, version, body in await connection.execute(self._by_key, self._bind(keys)):
-                found[key_in(key)] = made = Body(body)
-                made.version = version
+        for *key, version, body in await self._database.read(
+            lambda connection: connection.execute(statement, parameters)
+        ):
+            found[key_in(key)] = made = Body(body)
+            made.version = version
         return found

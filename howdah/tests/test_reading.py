@@ -1,0 +1,165 @@
+"""Short reads on connections that are kept between them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from sample_rows import a_user
+from server import kill, proxy_before, until, until_gone
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from howdah import ConnectionLost, Database, DatabaseError, PoolStatus, reading
+from howdah.testing import assert_statements
+
+PID = text("SELECT pg_backend_pid()")
+
+
+async def pid(connection: AsyncConnection) -> int:
+    found: int = (await connection.scalars(PID)).one()
+    return found
+
+
+async def test_a_connection_is_kept_and_counts_as_idle(real_database: Database) -> None:
+    with assert_statements(real_database, 3):
+        assert len({await real_database.read(pid) for _ in range(3)}) == 1
+    assert real_database.pool_status() == PoolStatus(size=20, max_overflow=10, in_use=0, idle=1)
+    assert len(set(await asyncio.gather(*(real_database.read(pid) for _ in range(10))))) > 1
+    assert real_database.pool_status().in_use == 0
+    assert real_database._readers.resting == 4
+
+
+async def test_no_transaction_is_open_between_two_reads(real_database: Database) -> None:
+    kept = await real_database.read(pid)
+    async with real_database.session() as session:
+        statement = text("SELECT state, xact_start FROM pg_stat_activity WHERE pid = :pid")
+        assert tuple((await session.execute(statement, {"pid": kept})).one()) == ("idle", None)
+
+
+async def test_a_small_pool_keeps_none_so_that_sessions_have_them_all(database_url: str) -> None:
+    async with Database(database_url, pool_size=4, max_overflow=0, pool_timeout=0.5) as database:
+        await asyncio.gather(*(database.read(pid) for _ in range(8)))
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                await (await stack.enter_async_context(database.session())).execute(text("SELECT 1"))
+            assert database.pool_status().in_use == 4
+
+
+async def test_a_lost_connection_is_replaced(real_database: Database) -> None:
+    calls = 0
+
+    async def counted(connection: AsyncConnection) -> int:
+        nonlocal calls
+        calls += 1
+        return await pid(connection)
+
+    first = await real_database.read(counted)
+    await kill(real_database, first)
+    assert await real_database.read(counted) != first
+    assert calls == 3
+    assert real_database.pool_status().in_use == 0
+
+
+async def test_a_read_that_loses_every_connection_says_so(real_database: Database) -> None:
+    await real_database.read(pid)
+    calls = 0
+
+    async def suicidal(connection: AsyncConnection) -> None:
+        nonlocal calls
+        calls += 1
+        await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(ConnectionLost):
+        await real_database.read(suicidal)
+    assert calls == 2
+    assert real_database.pool_status().in_use == 0
+
+
+async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> None:
+    async with proxy_before(database_url) as proxy, Database(proxy.url) as database:
+        before = set(await asyncio.gather(*(database.read(pid) for _ in range(4))))
+        await proxy.down()
+        await proxy.up()
+        after = set(await asyncio.gather(*(database.read(pid) for _ in range(4))))
+        assert not before & after
+
+
+async def test_one_that_has_rested_is_asked_first(real_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_RESTED_SECONDS", 0.0)
+    first = await real_database.read(pid)
+    await kill(real_database, first)
+    calls = 0
+
+    async def counted(connection: AsyncConnection) -> int:
+        nonlocal calls
+        calls += 1
+        return await pid(connection)
+
+    assert await real_database.read(counted) != first
+    assert calls == 1
+
+
+async def test_one_that_is_too_old_is_replaced(database_url: str, real_database: Database) -> None:
+    async with Database(database_url, pool_recycle=0) as database:
+        first = await database.read(pid)
+        assert await database.read(pid) != first
+        await until_gone(real_database, first)
+
+
+async def test_one_with_an_error_goes_back_and_the_next_read_has_another(real_database: Database) -> None:
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            await real_database.read(lambda connection: connection.execute(text("SELECT 1/0")))
+        assert real_database._readers.resting == 0
+        assert real_database.pool_status() == PoolStatus(size=20, max_overflow=10, in_use=0, idle=1)
+    await real_database.read(pid)
+
+
+async def test_a_cancelled_read_gives_its_connection_back(real_database: Database) -> None:
+    await real_database.read(pid)
+    asleep = asyncio.create_task(real_database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)"))))
+
+    async def sleeps() -> bool:
+        async with real_database.session() as session:
+            statement = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+            return bool(await session.scalar(statement))
+
+    await until(sleeps)
+    asleep.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asleep
+    assert real_database.pool_status().in_use == 0
+    await real_database.read(pid)
+
+
+async def test_closing_the_database_closes_them(database_url: str, real_database: Database) -> None:
+    async with Database(database_url) as database:
+        kept = await database.read(pid)
+    await until_gone(real_database, kept)
+    with pytest.raises(RuntimeError, match="closed: make a new one"):
+        await database.read(pid)
+
+
+async def test_one_that_is_in_use_is_closed_when_it_is_done(database_url: str, real_database: Database) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: AsyncConnection) -> int:
+        found = await pid(connection)
+        begun.set()
+        await go_on.wait()
+        return found
+
+    async with Database(database_url) as database:
+        under_way = asyncio.create_task(database.read(slow))
+        await begun.wait()
+    go_on.set()
+    await until_gone(real_database, await under_way)
+
+
+async def test_within_a_tests_transaction_reads_see_what_it_wrote(session: AsyncSession, database: Database) -> None:
+    session.add(a_user())
+    await session.commit()
+    names = await database.read(lambda connection: connection.scalars(text("SELECT name FROM users")))
+    assert names.all() == ["Ada"]
