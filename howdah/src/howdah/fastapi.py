@@ -32,7 +32,7 @@ from starlette.requests import HTTPConnection
 
 from howdah import errors
 from howdah.database import Database
-from howdah.pagination import MAX_LIMIT
+from howdah.pagination import MAX_LIMIT, Page
 from howdah.views import Body
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -230,6 +230,17 @@ def json_response(body: Body, request: HTTPConnection | None = None) -> Response
     if known == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     return Response(bytes(body), headers={"ETag": etag}, media_type="application/json")
+
+
+def page_response(page: Page[bytes]) -> Response:
+    """A page of a `JsonView`: an object with `items`, `next` and `previous`, and where the page was counted with
+    `total` and `total_capped`. As with `json_response`, the route names the Pydantic model."""
+    members: dict[str, Any] = {"next": page.next, "previous": page.previous}
+    if page.total is not None:
+        members |= {"total": page.total, "total_capped": page.total_capped}
+    return Response(
+        b'{"items":[' + b",".join(page.items) + b"]," + orjson.dumps(members)[1:], media_type="application/json"
+    )
 
 
 async def _howdah_error(request: Request, error: Exception) -> Response:

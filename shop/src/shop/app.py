@@ -12,14 +12,17 @@ from fastapi import FastAPI
 
 from howdah import Database
 from shop import tables
-from shop.accounts.routes import router as accounts
-from shop.orders.routes import router as orders
+from shop.accounts.routes import router as account_routes
+from shop.orders.routes import router as order_routes
+from shop.orders.service import OrderViews, open_order_views
 from shop.settings import Settings
-from shop.transfers.routes import router as transfers
+from shop.transfers.routes import router as transfer_routes
 from shop.transfers.service import Ledger
-from shop.users.routes import router as users
+from shop.users.routes import router as user_routes
+from shop.users.service import UserViews, open_user_views
 from shop.web import errors
-from shop.web.health import router as health
+from shop.web.health import router as health_routes
+from shop.web.metrics import router as metrics_routes
 from shop.web.observability import Observability
 from shop.web.openapi import DescribedAPI
 
@@ -34,6 +37,8 @@ class State(TypedDict):
 
     database: Database
     ledger: Ledger
+    users: UserViews
+    orders: OrderViews
 
 
 def open_database(url: str, settings: Settings, *, application_name: str = "shop") -> Database:
@@ -55,15 +60,20 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        async with open_database(database_url, chosen) as database:
-            yield {"database": database, "ledger": Ledger(database)}
+        async with (
+            open_database(database_url, chosen) as database,
+            open_user_views(database) as users,
+            open_order_views(database) as orders,
+        ):
+            yield {"database": database, "ledger": Ledger(database), "users": users, "orders": orders}
 
     app = DescribedAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
-    for router in (users, orders, accounts, transfers):
+    for router in (user_routes, order_routes, account_routes, transfer_routes):
         app.include_router(
             router, responses=errors.problems(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
         )
-    app.include_router(health)
+    app.include_router(health_routes)
+    app.include_router(metrics_routes)
     errors.install(app)
     app.add_middleware(Observability)
     return app

@@ -66,10 +66,32 @@ async def test_a_user_comes_with_their_orders_in_the_order_of_placing(client: ht
     response = await client.get(f"/users/{user['id']}")
 
     assert response.status_code == 200
-    assert response.headers["etag"] == '"1"'
+    assert response.headers["etag"].startswith('"1-')
     assert [order["id"] for order in response.json()["orders"]] == [order["id"] for order in orders]
     assert [order["total_cents"] for order in response.json()["orders"]] == [100, 200, 300]
     assert set(response.json()["orders"][0]) == {"id", "reference", "status", "currency", "total_cents", "placed_at"}
+
+
+async def test_the_etag_saves_the_body_while_nothing_shown_has_changed(client: httpx.AsyncClient) -> None:
+    user = await make_user(client)
+    etag = (await client.get(f"/users/{user['id']}")).headers["etag"]
+
+    same = await client.get(f"/users/{user['id']}", headers={"If-None-Match": etag})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+
+    await make_order(client, user["id"])
+    other = await client.get(f"/users/{user['id']}", headers={"If-None-Match": etag})
+    assert (other.status_code, len(other.json()["orders"])) == (200, 1)
+    assert other.headers["etag"] != etag
+
+
+async def test_the_etag_of_the_user_with_their_orders_is_one_to_change_the_user_by(client: httpx.AsyncClient) -> None:
+    user = await make_user(client)
+    etag = (await client.get(f"/users/{user['id']}")).headers["etag"]
+    await make_order(client, user["id"])  # which is no change of the user
+    for status in (200, 412):
+        response = await client.patch(f"/users/{user['id']}", json={"name": "Grace"}, headers={"If-Match": etag})
+        assert response.status_code == status
 
 
 @pytest.mark.parametrize(

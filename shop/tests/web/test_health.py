@@ -83,7 +83,7 @@ async def test_it_is_not_ready_while_every_connection_is_in_use(committed_url: s
         user = await make_user(client)
         async with Database(committed_url) as database, database.begin() as session:
             await session.execute(text("LOCK TABLE users"))
-            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}")) for _ in range(11)]
+            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}/order-summary")) for _ in range(11)]
             await _in_use(client, 11)
             started = time.monotonic()
             assert_problem(await client.get("/readyz"), 503, "not-ready", detail="PoolExhausted")
@@ -118,6 +118,28 @@ async def test_the_figures_name_routes_by_their_patterns(client: httpx.AsyncClie
     assert figures['shop_pool_connections{state="in_use"}'] == 0
     assert figures['shop_pool_connections{state="idle"}'] >= 1
     assert user["id"] not in response.text
+
+
+async def test_the_figures_tell_of_the_trips_that_requests_share(client: httpx.AsyncClient) -> None:
+    user = await make_user(client)
+
+    async def shared() -> dict[str, float]:
+        lines = [line.rsplit(" ", 1) for line in _lines(await client.get("/metrics"))]
+        return {name: float(value) for name, value in lines if 'of="user"' in name}
+
+    before = await shared()
+    await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(20)))
+    after = await shared()
+
+    trips = after['shop_shared_trip_items_count{of="user"}'] - before['shop_shared_trip_items_count{of="user"}']
+    assert 1 <= trips <= 20
+    for figure in ("trip_items", "wait_seconds"):
+        buckets = [value for name, value in after.items() if name.startswith(f"shop_shared_{figure}_bucket")]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == after[f'shop_shared_{figure}_count{{of="user"}}']
+    assert after['shop_shared_wait_seconds_count{of="user"}'] >= 20
+    assert after['shop_shared_waiting{of="user"}'] == 0
+    assert after['shop_shared_refused_total{of="user"}'] == 0
 
 
 def _lines(response: httpx.Response) -> list[str]:

@@ -23,10 +23,6 @@ class Totals:
 
 
 class OrderRepository(AsyncRepository[Order]):
-    async def get_with_items(self, order_id: UUID) -> Order | None:
-        """The order with its items, in their order."""
-        return await self.get(order_id, load=[Order.items])
-
     async def totals_of(self, user_id: UUID) -> dict[tuple[str, OrderStatus], Totals]:
         """The number and the total of a user's orders of each month and status that occur; the month in UTC, as
         `YYYY-MM`, in the order of time."""

@@ -6,13 +6,13 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
-from howdah import NotFound, Page
+from howdah.fastapi import json_response, page_response
 from shop.orders.models import Order
-from shop.orders.repository import OrderRepository, matching
+from shop.orders.repository import matching
 from shop.orders.schemas import (
     OrderExportParameters,
     OrderFilters,
@@ -26,10 +26,11 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.web.dependencies import DbSession, ReadDbSession
+from shop.web.dependencies import CurrentOrders, DbSession, ReadDbSession
 from shop.web.errors import problems
 from shop.web.exports import CSV, exported
 from shop.web.lines import NDJSON
+from shop.web.preconditions import CACHED
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 
@@ -45,11 +46,12 @@ async def create_order(body: OrderIn, db: DbSession, response: Response) -> Orde
 
 
 @router.get("", response_model=OrderPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
-async def list_orders(parameters: Annotated[OrderPageParameters, Query()], db: DbSession) -> Page[Order]:
+async def list_orders(parameters: Annotated[OrderPageParameters, Query()], orders: CurrentOrders) -> Response:
     """Orders in the order of placing."""
-    return await OrderRepository(db).page(
+    page = await orders.listed.page(
         _matching(parameters), limit=parameters.limit, after=parameters.after, before=parameters.before
     )
+    return page_response(page)
 
 
 @router.get(
@@ -81,13 +83,10 @@ async def change_order_status(body: StatusChangeIn, db: DbSession) -> StatusChan
     return StatusChangeOut(updated=changed.count, missing=changed.missing)
 
 
-@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=problems(HTTPStatus.NOT_FOUND))
-async def get_order(order_id: UUID, db: DbSession) -> Order:
+@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=CACHED | problems(HTTPStatus.NOT_FOUND))
+async def get_order(order_id: UUID, request: Request, orders: CurrentOrders) -> Response:
     """The order with its items."""
-    order = await OrderRepository(db).get_with_items(order_id)
-    if order is None:
-        raise NotFound(Order, [order_id])
-    return order
+    return json_response(await orders.with_items.get(order_id), request)
 
 
 @router.post("/{order_id}/pay", response_model=OrderOut, responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))

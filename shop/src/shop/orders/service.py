@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Matched, bulk, lock
+from howdah import Database, JsonView, Matched, OpenView, bulk, lock
 from shop.orders.models import Order, OrderItem, OrderStatus
-from shop.orders.schemas import OrderIn
+from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
 from shop.transfers.service import TransferRequest, post
+
+
+@dataclass(frozen=True, slots=True)
+class OrderViews:
+    """Orders as they are shown."""
+
+    with_items: OpenView[Order]
+    listed: OpenView[Order]
+
+
+@asynccontextmanager
+async def open_order_views(database: Database) -> AsyncIterator[OrderViews]:
+    async with (
+        JsonView(Order, OrderWithItemsOut).open(database) as with_items,
+        JsonView(Order, OrderOut).open(database) as listed,
+    ):
+        yield OrderViews(with_items, listed)
 
 
 class OrderNotPayable(ValueError):

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
-from howdah import DatabaseError, NotFound, Page
+from howdah import DatabaseError, NotFound
+from howdah.fastapi import json_response, page_response
 from shop.users.models import User
 from shop.users.repository import UserRepository, matching
 from shop.users.schemas import (
@@ -24,10 +25,10 @@ from shop.users.schemas import (
     UserWithOrdersOut,
 )
 from shop.users.service import get_user_order_summary
-from shop.web.dependencies import DbSession, IfMatch
+from shop.web.dependencies import CurrentUsers, DbSession, IfMatch
 from shop.web.errors import LineRefused, problems
 from shop.web.lines import JSON, NDJSON, rows
-from shop.web.preconditions import etag, require_match
+from shop.web.preconditions import CACHED, etag, require_match
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -79,29 +80,23 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
 
 
 @router.get("", response_model=UserPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
-async def list_users(parameters: Annotated[UserPageParameters, Query()], db: DbSession) -> Page[User]:
+async def list_users(parameters: Annotated[UserPageParameters, Query()], users: CurrentUsers) -> Response:
     """Users in the order of their making."""
-    return await UserRepository(db).page(
-        matching(
-            email_prefix=parameters.email_prefix,
-            country=parameters.country,
-            created_from=parameters.created_from,
-            created_before=parameters.created_before,
-        ),
-        limit=parameters.limit,
-        after=parameters.after,
-        before=parameters.before,
+    found = matching(
+        email_prefix=parameters.email_prefix,
+        country=parameters.country,
+        created_from=parameters.created_from,
+        created_before=parameters.created_before,
     )
+    page = await users.listed.page(found, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    return page_response(page)
 
 
-@router.get("/{user_id}", response_model=UserWithOrdersOut, responses=problems(HTTPStatus.NOT_FOUND))
-async def get_user(user_id: UUID, db: DbSession, response: Response) -> User:
-    """The user with their orders."""
-    user = await UserRepository(db).get_with_orders(user_id)
-    if user is None:
-        raise NotFound(User, [user_id])
-    response.headers["ETag"] = etag(user.version)
-    return user
+@router.get("/{user_id}", response_model=UserWithOrdersOut, responses=CACHED | problems(HTTPStatus.NOT_FOUND))
+async def get_user(user_id: UUID, request: Request, users: CurrentUsers) -> Response:
+    """The user with their orders. The `ETag` is for `If-None-Match`, and for the `If-Match` of a change, which minds
+    the user alone."""
+    return json_response(await users.with_orders.get(user_id), request)
 
 
 @router.get("/{user_id}/order-summary", response_model=OrderSummaryOut, responses=problems(HTTPStatus.NOT_FOUND))

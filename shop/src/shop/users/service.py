@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import bulk
+from howdah import Database, JsonView, OpenView, bulk
 from shop.orders.models import OrderStatus
 from shop.orders.repository import OrderRepository, Totals
 from shop.users.models import User
+from shop.users.schemas import UserOut, UserWithOrdersOut
+
+
+@dataclass(frozen=True, slots=True)
+class UserViews:
+    """Users as they are shown."""
+
+    with_orders: OpenView[User]
+    listed: OpenView[User]
+
+
+@asynccontextmanager
+async def open_user_views(database: Database) -> AsyncIterator[UserViews]:
+    async with (
+        JsonView(User, UserWithOrdersOut).open(database) as with_orders,
+        JsonView(User, UserOut).open(database) as listed,
+    ):
+        yield UserViews(with_orders, listed)
 
 
 async def bulk_create_users(db: AsyncSession, users_data: Iterable[Mapping[str, Any]], chunk_size: int = 1000) -> int:

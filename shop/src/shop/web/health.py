@@ -1,11 +1,10 @@
-"""Whether the service lives, is ready, and how it does."""
+"""Whether the service lives, and is ready."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from pydantic import BaseModel
 
 from howdah import Unavailable
@@ -14,8 +13,6 @@ from shop import migrations
 from shop.web.errors import problems
 
 router = APIRouter(tags=["health"])
-
-_pool = Gauge("shop_pool_connections", "Connections of the pool", ["state"])
 
 
 class Health(BaseModel):
@@ -42,20 +39,6 @@ async def readyz(request: Request) -> Health | Response:
     if current != migrations.head():
         return _not_ready(f"the schema is at {current}, not at {migrations.head()}: run shop migrate")
     return Health(status="ready")
-
-
-@router.get(
-    "/metrics",
-    summary="Figures for Prometheus",
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-async def metrics(request: Request) -> Response:
-    status = database_of(request).pool_status()
-    _pool.labels("in_use").set(status.in_use)
-    _pool.labels("idle").set(status.idle)
-    _pool.labels("limit").set(status.size + status.max_overflow)
-    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _not_ready(why: str) -> Response:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+from typing import Any, Final
+
 from shop.web.errors import PreconditionFailed, PreconditionMissing
+
+CACHED: Final[dict[int | str, dict[str, Any]]] = {
+    int(HTTPStatus.NOT_MODIFIED): {"description": "`If-None-Match` has the current `ETag`"}
+}
 
 
 def etag(version: int) -> str:
@@ -10,8 +17,15 @@ def etag(version: int) -> str:
 
 
 def require_match(if_match: str | None, version: int) -> None:
-    """Raise `PreconditionMissing` or `PreconditionFailed` unless the header names this version, or `*`."""
+    """Raise `PreconditionMissing` or `PreconditionFailed` unless the header names this version, or `*`.
+
+    A view's tag, `"7-…"`, is of the version that it begins with: what is nested in the answer may have changed since.
+    """
     if if_match is None:
         raise PreconditionMissing
-    if if_match.strip() != "*" and etag(version) not in (tag.strip() for tag in if_match.split(",")):
+    if if_match.strip() != "*" and not any(_has_version(tag.strip(), version) for tag in if_match.split(",")):
         raise PreconditionFailed
+
+
+def _has_version(tag: str, version: int) -> bool:
+    return tag == etag(version) or (tag.startswith(f'"{version}-') and len(tag) > 1 and tag.endswith('"'))
