@@ -40,15 +40,38 @@ async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
     trips = Trips()
     async with Coalescer(trips, max_batch=2, trips=2) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefg"]
-        await trips.departed(1)
-        late = asyncio.create_task(coalescer.submit("h"))
         await trips.departed(2)
         assert trips.batches == [["a", "b"], ["c", "d"]]
         assert coalescer.status().under_way == 2
         trips.let_go(10)
-        assert await asyncio.gather(*tasks, late) == list("ABCDEFGH")
+        assert await asyncio.gather(*tasks) == list("ABCDEFG")
     assert trips.most_at_once == 2
     assert max(map(len, trips.batches)) == 2
+
+
+async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> None:
+    """Or a busy system's batches would be split among the trips instead of growing."""
+    trips = Trips()
+    async with Coalescer(trips, trips=3) as coalescer:
+        tasks = []
+
+        async def submit(letters: str) -> None:
+            tasks.extend(asyncio.create_task(coalescer.submit(letter)) for letter in letters)
+            await until(lambda: coalescer.status().items + coalescer.status().waiting == len(tasks))
+            await asyncio.sleep(0)  # a trip that sets off does so in the next round
+
+        await submit("abc")
+        await submit("de")
+        assert trips.batches == [["a", "b", "c"]]
+        await submit("f")
+        assert trips.batches == [["a", "b", "c"], ["d", "e", "f"]]
+        await submit("ghijk")
+        assert len(trips.batches) == 2
+        trips.let_go(1)  # the first returns, and takes those who wait
+        await trips.departed(3)
+        assert trips.batches[2] == list("ghijk")
+        trips.let_go(10)
+        assert await asyncio.gather(*tasks) == list("ABCDEFGHIJK")
 
 
 async def test_the_same_key_travels_once_and_never_joins_a_trip_that_has_left() -> None:

@@ -64,7 +64,7 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     `apply` gets at least one item and returns a result for each, in their order. It sees none of the submitters'
     context variables, and if it writes, returns after its commit. At most `trips` calls run at a time, each with at
-    most `max_batch` items. With `key`, items that are waiting with the same key travel as one and share the result
+    most `max_batch` items; a further one sets off beside others when as many items wait as those carry. With `key`, items that are waiting with the same key travel as one and share the result
     (the object itself): for reads.
 
     What goes wrong:
@@ -112,6 +112,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._queue: OrderedDict[Hashable, _Entry[ItemT, ResultT]] = OrderedDict()
         self._waiting = 0
         self._under_way: set[asyncio.Task[None]] = set()
+        self._aboard = 0
         self._about_to_start = False
         self._closed = False
         self._calls = self._items = self._refused = 0
@@ -184,8 +185,11 @@ class Coalescer(Generic[ItemT, ResultT]):
             raise Overloaded(f"{self._waiting:,} tasks wait already")
 
     def _set_off(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start a trip if one is free. It departs in the loop's next round, so that all who come in this one are on."""
+        """Start a trip if one is free, and as many wait as are under way: batches are to grow with the load, not to be
+        split among the trips. It departs in the loop's next round, so that all who come in this one are on."""
         if not self._queue or self._about_to_start or len(self._under_way) >= self._trips:
+            return
+        if len(self._queue) < min(self._aboard, self._max_batch):
             return
         self._about_to_start = True
         trip = loop.create_task(self._travel(loop), context=Context())
@@ -196,9 +200,12 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._about_to_start = False
         while self._queue:
             batch = self._board(loop)
+            self._aboard += len(batch)
+            self._set_off(loop)  # for those who found no room
             try:
                 await self._carry(batch)
             finally:
+                self._aboard -= len(batch)
                 _fail(batch, TripAbandoned("the trip was given up before there was an answer"))
 
     def _arrived(self, trip: asyncio.Task[None]) -> None:
@@ -251,16 +258,32 @@ class Coalescer(Generic[ItemT, ResultT]):
                         waiter.set_result(result)
 
     async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        try:
+            results = await self._once(items)
+        except _AGAIN as error:
+            results = await self._retried(items, error)
+        if len(results) != len(items):
+            raise TypeError(f"apply was given {len(items)} items and returned {len(results)} results")
+        return results
+
+    async def _retried(self, items: Sequence[ItemT], error: Exception) -> Sequence[ResultT | Exception]:
+        """What comes of the attempts after a first one that has failed."""
+        failed: Exception | None = error  # the first attempt is in the count, and out of the ordinary trip's way
+
+        async def attempt() -> Sequence[ResultT | Exception]:
+            nonlocal failed
+            if failed is not None:
+                first, failed = failed, None
+                raise first
+            return await self._once(items)
+
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_AGAIN),
             stop=stop_after_attempt(self._attempts),
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
             reraise=True,
         )
-        results: Sequence[ResultT | Exception] = await retrying(self._once, items)
-        if len(results) != len(items):
-            raise TypeError(f"apply was given {len(items)} items and returned {len(results)} results")
-        return results
+        return await retrying(attempt)
 
     async def _once(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         self._calls += 1

@@ -68,7 +68,7 @@ class JsonView(Generic[ModelT]):
         """What a row of the model must fulfil to be seen, for the same `select()`."""
 
     def open(
-        self, database: Database, *, trips: int = 4, max_batch: int = 100, max_waiting: int = 10_000
+        self, database: Database, *, trips: int = 2, max_batch: int = 100, max_waiting: int = 10_000
     ) -> OpenView[ModelT]:
         """The view of a database. Bounds are those of its `Coalescer`."""
         return OpenView(self, database, trips=trips, max_batch=max_batch, max_waiting=max_waiting)

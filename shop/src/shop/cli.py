@@ -20,7 +20,7 @@ from shop.app import create_app, open_database
 from shop.demo import create_demo
 from shop.explaining import CannotListen, ExplainingGroup
 from shop.importing.command import commands as import_commands
-from shop.memory import settle
+from shop.memory import collect_seldom, settle
 from shop.postgres import located, scratch
 from shop.settings import Settings
 from shop.web.observability import configure_logging
@@ -59,6 +59,7 @@ def serve(
         _out.print(f"data:  {location.where}", highlight=False)
         _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
         settle()
+        collect_seldom()
         server = uvicorn.Server(config)
         server.run(sockets=[listening])
         if not server.started:

@@ -98,7 +98,7 @@ async def test_the_figures_name_routes_by_their_patterns(client: httpx.AsyncClie
     user = await make_user(client)
     await client.get(f"/users/{user['id']}/order-summary")
     await client.get("/nothing/here")
-    await client.request("BREW", "/users")
+    await client.request("PROPFIND", "/users")
     await client.get("/accounts/nonsense/entries")
 
     response = await client.get("/metrics")

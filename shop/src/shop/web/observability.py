@@ -9,6 +9,7 @@ import time
 from http import HTTPMethod, HTTPStatus
 from typing import Any, Final, Literal
 
+import orjson
 import structlog
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -92,26 +93,32 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # a plain traceback: the default one shows every local variable, and those hold other people's data
-    plain = structlog.dev.plain_traceback
-    renderer = (
-        structlog.dev.ConsoleRenderer(exception_formatter=plain) if for_people else structlog.processors.JSONRenderer()
+    rendered: list[Any] = (
+        # a plain traceback: the default one shows every local variable, and those hold other people's data
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if for_people
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
     )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *([] if for_people else [structlog.processors.format_exc_info]),
-            renderer,
-        ],
-    )
+    unwrapped = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[unwrapped, *rendered])
+    )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     for chatty in ("alembic", "howdah.database"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
+    structlog.configure(cache_logger_on_first_use=True)
+    if for_people:
+        structlog.configure(
+            processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+        )
+    else:  # straight to the stream: the line of a request takes a quarter of the time that it does through `logging`
+        structlog.configure(
+            processors=[*shared, *rendered[:-1], structlog.processors.JSONRenderer(orjson.dumps, default=str)],
+            logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        )
+
+
+def _as_json(event: Any, **_options: Any) -> str:
+    return orjson.dumps(event, default=str).decode()

@@ -1,0 +1,184 @@
+"""The routes that `get-user` compares, in one application: `/<contender>/<user id>` answers the user with their orders.
+
+`python -m benchmarks.routes URL PORT` serves them as Shop serves its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+import uvicorn
+from advanced_alchemy.repository import SQLAlchemyAsyncRepository
+from advanced_alchemy.service import SQLAlchemyAsyncRepositoryService
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastcrud import FastCRUD, JoinConfig
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import make_url, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import selectinload
+
+from benchmarks import sqlmodels
+from benchmarks.tables import Order, User
+from howdah import Database, JsonView
+from howdah.fastapi import add_error_handlers, json_response
+from shop.memory import collect_seldom, settle
+
+
+class OrderOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    status: str
+    total_cents: int
+    created_at: datetime
+
+
+class UserOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    email: str
+    name: str
+    country: str | None
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    orders: list[OrderOut]
+
+
+# As somebody would write it who knows PostgreSQL and asyncpg: one statement, and what it returns is sent.
+BY_HAND = """
+SELECT json_build_object(
+    'id', u.id, 'email', u.email, 'name', u.name, 'country', u.country, 'created_at', u.created_at,
+    'updated_at', u.updated_at, 'version', u.version,
+    'orders', (
+        SELECT coalesce(json_agg(json_build_object(
+            'id', o.id, 'status', o.status, 'total_cents', o.total_cents, 'created_at', o.created_at
+        ) ORDER BY o.id), '[]')
+        FROM orders o WHERE o.user_id = u.id
+    )
+)
+FROM users u WHERE u.id = $1
+"""
+
+
+class UserService(SQLAlchemyAsyncRepositoryService[User]):
+    class Repository(SQLAlchemyAsyncRepository[User]):
+        model_type = User
+
+    repository_type = Repository
+
+
+async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
+    """As the reference has it."""
+    async with request.state.sessions() as session:
+        try:
+            yield session
+            await session.commit()
+        except Exception:
+            await session.rollback()
+            raise
+
+
+Db = Annotated[AsyncSession, Depends(get_db)]
+
+
+def create_app(url: str) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        engine = create_async_engine(url, pool_size=20, max_overflow=10, pool_pre_ping=True, pool_recycle=3600)
+        driver_url = make_url(url).set(drivername="postgresql").render_as_string(False)
+        view = JsonView(User, UserOut)
+        async with (
+            asyncpg.create_pool(driver_url, min_size=20, max_size=20) as pool,
+            Database(url) as database,
+            view.open(database) as users,
+            view.open(database, trips=20, max_batch=1) as alone,
+        ):
+            yield {
+                "sessions": async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False),
+                "pool": pool,
+                "users": users,
+                "alone": alone,
+            }
+        await engine.dispose()
+
+    app = FastAPI(lifespan=lifespan)
+    add_error_handlers(app)
+    crud: Any = FastCRUD(User)
+    orders = JoinConfig(
+        model=Order,
+        join_on=User.id == Order.user_id,
+        join_prefix="orders_",
+        schema_to_select=OrderOut,
+        relationship_type="one-to-many",
+        sort_columns="id",
+    )
+
+    with_orders: Any = selectinload(sqlmodels.User.orders)  # type: ignore[arg-type]
+
+    @app.get("/nothing/{user_id}")
+    async def nothing(user_id: str) -> Response:
+        return Response(b"{}", media_type="application/json")
+
+    @app.get("/reference/{user_id}", response_model=UserOut)
+    async def reference(user_id: UUID, db: Db) -> User:
+        result = await db.execute(select(User).options(selectinload(User.orders)).where(User.id == user_id))
+        user = result.scalar_one_or_none()
+        if not user:
+            raise HTTPException(404, "User not found")
+        return user
+
+    @app.get("/sqlmodel/{user_id}", response_model=UserOut)
+    async def with_sqlmodel(user_id: UUID, db: Db) -> Any:
+        user = await db.get(sqlmodels.User, user_id, options=[with_orders])
+        if not user:
+            raise HTTPException(404, "User not found")
+        return user
+
+    @app.get("/fastcrud/{user_id}", response_model=UserOut)
+    async def with_fastcrud(user_id: UUID, db: Db) -> Any:
+        user = await crud.get_joined(db, joins_config=[orders], nest_joins=True, id=user_id)
+        if user is None:
+            raise HTTPException(404, "User not found")
+        return user
+
+    @app.get("/advanced-alchemy/{user_id}", response_model=UserOut)
+    async def with_advanced_alchemy(user_id: UUID, db: Db) -> Any:
+        service = UserService(session=db, load=[User.orders])
+        return service.to_schema(await service.get(user_id), schema_type=UserOut)
+
+    @app.get("/asyncpg/{user_id}")
+    async def with_asyncpg(user_id: UUID, request: Request) -> Response:
+        body = await request.state.pool.fetchval(BY_HAND, user_id)
+        if body is None:
+            raise HTTPException(404, "User not found")
+        return Response(body, media_type="application/json")
+
+    @app.get("/view-alone/{user_id}", response_model=UserOut)
+    async def view_alone(user_id: UUID, request: Request) -> Response:
+        return json_response(await request.state.alone.get(user_id), request)
+
+    @app.get("/view/{user_id}", response_model=UserOut)
+    async def view(user_id: UUID, request: Request) -> Response:
+        return json_response(await request.state.users.get(user_id), request)
+
+    return app
+
+
+def main() -> None:
+    url, port = sys.argv[1:]
+    app = create_app(url)
+    settle()
+    collect_seldom()
+    uvicorn.run(app, port=int(port), log_config=None, access_log=False)
+
+
+if __name__ == "__main__":
+    main()
