@@ -17,6 +17,7 @@ from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
 from benchmarks.comparison import Comparison, measure
 from benchmarks.few_rows import FewRows
+from benchmarks.get_user import GetUser, Servers
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.pages import Pages
@@ -34,6 +35,8 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Pages,
     Summary,
     Overhead,
+    GetUser,
+    Servers,
     Memory,
     RetailImport,
 )
@@ -64,12 +67,15 @@ async def run(
                     console.print(f"\n[bold]{kind.name}[/] is left out: {reason}")
                     break
                 with console.status(f"{kind.name}: making the data") as status:
-                    await comparison.set_up()
 
                     def say(text: str, name: str = kind.name, status: Status = status) -> None:
                         status.update(f"{name}: {text}")
 
-                    figures = await measure(comparison, rounds=comparison.rounds(rounds), say=say)
+                    try:
+                        await comparison.set_up()
+                        figures = await measure(comparison, rounds=comparison.rounds(rounds), say=say)
+                    finally:
+                        await comparison.tear_down()
                 done.append(results.Result(comparison, figures))
                 so_far = results.as_dict(place, done, left_out)
                 report.show(console, so_far["comparisons"][-1])

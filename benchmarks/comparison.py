@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a process that measures Shop must not have tables of the sa
     from benchmarks.server import Connections
 
 Role: TypeAlias = Literal["howdah", "limit", "reference", "peer"]
-Kind: TypeAlias = Literal["times as fast", "of the time", "MB"]
+Kind: TypeAlias = Literal["times as fast", "of the time", "of the p50", "MB"]
 
 
 class NotTheSameWork(Exception):
@@ -37,8 +37,8 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`contender` is to be at least `bound` times as fast as `against`, to take at most `bound` of its time, or to
-    stay within `bound` MB."""
+    """`contender` is to be at least `bound` times as fast as `against`, to take at most `bound` of its time or of its
+    median latency, or to stay within `bound` MB."""
 
     contender: str
     kind: Kind
@@ -52,6 +52,8 @@ class Measured:
 
     seconds: float
     megabytes: float | None = None
+    latency: tuple[float, float] | None = None
+    """p50 and p99 of its units, in seconds."""
 
 
 @dataclass(slots=True)
@@ -63,6 +65,8 @@ class Figures:
     lacks: str | None = None
     seconds: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)
+    latencies: list[tuple[float, float]] = field(default_factory=list)
+    """Of each round the p50 and the p99, in seconds."""
 
     @property
     def median(self) -> float:
@@ -120,6 +124,9 @@ class Comparison(ABC):
     async def verify(self, contender: Contender, returned: Any) -> None:
         """Raise `NotTheSameWork` unless the run did what it was to. Not timed."""
 
+    async def tear_down(self) -> None:  # noqa: B027  # most have nothing to stop
+        """Stop what `set_up` has started."""
+
     async def left_out(self) -> str | None:
         """Why it can't be run here, if so."""
         return None
@@ -153,6 +160,8 @@ async def measure(
             figures[contender.name].seconds.append(measured.seconds)
             if measured.megabytes is not None:
                 figures[contender.name].megabytes.append(measured.megabytes)
+            if measured.latency is not None:
+                figures[contender.name].latencies.append(measured.latency)
     return figures
 
 
@@ -161,9 +170,12 @@ def outcome(goal: Goal, figures: Mapping[str, Figures]) -> Outcome:
     ours = figures[goal.contender]
     if goal.kind == "MB":
         values = ours.megabytes
+        return Outcome(goal, statistics.median(values), min(values), max(values))
+    assert goal.against is not None
+    theirs = figures[goal.against]
+    if goal.kind == "of the p50":
+        values = [mine / other for (mine, _), (other, _) in zip(ours.latencies, theirs.latencies, strict=True)]
     else:
-        assert goal.against is not None
-        theirs = figures[goal.against]
         times = [
             (mine / ours.units) / (other / theirs.units)
             for mine, other in zip(ours.seconds, theirs.seconds, strict=False)  # a slow one has fewer rounds

@@ -72,8 +72,9 @@ def _contenders(run: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield f"**{comparison['name']}**: {comparison['work']}."
         yield ""
-        yield f"| contender | role | median | spread | rounds | {unit} | {unit}/s | peak MB |"
-        yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+        latency = " p50 | p99 |" if any("p50" in each for each in comparison["contenders"]) else ""
+        yield f"| contender | role | median | spread | rounds | {unit} | {unit}/s | peak MB |{latency}"
+        yield f"| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |{' ---: | ---: |' if latency else ''}"
         for each in comparison["contenders"]:
             seconds = each["seconds"]
             cells = (
@@ -85,6 +86,7 @@ def _contenders(run: dict[str, Any]) -> Iterator[str]:
                 f"{each['units']:,}",
                 report.per_second(each),
                 f"{each['peak']:.0f}" if "peak" in each else "",
+                *([report.duration(each["p50"]), report.duration(each["p99"])] if latency else []),
             )
             yield f"| {' | '.join(cells)} |"
         for each in comparison["contenders"]:

@@ -32,6 +32,7 @@ def _of(goal: Mapping[str, Any]) -> str:
     return {
         "times as fast": f" × the speed of{against}",
         "of the time": f" × the time of{against}",
+        "of the p50": f" × the p50 of{against}",
         "MB": " MB",
     }[goal["kind"]]
 
@@ -69,6 +70,10 @@ def show(console: Console, comparison: Mapping[str, Any]) -> None:
     peaks = any("peak" in each for each in comparison["contenders"])
     if peaks:
         figures.add_column("peak MB", justify="right")
+    latencies = any("p50" in each for each in comparison["contenders"])
+    if latencies:
+        figures.add_column("p50", justify="right")
+        figures.add_column("p99", justify="right")
     for each in comparison["contenders"]:
         seconds = each["seconds"]
         figures.add_row(
@@ -80,6 +85,7 @@ def show(console: Console, comparison: Mapping[str, Any]) -> None:
             f"{each['units']:,}",
             per_second(each),
             *([f"{each['peak']:.0f}" if "peak" in each else ""] if peaks else []),
+            *([duration(each["p50"]), duration(each["p99"])] if latencies else []),
         )
     console.print(figures)
     for each in comparison["contenders"]:

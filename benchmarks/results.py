@@ -15,7 +15,10 @@ from typing import Any, Final
 
 from benchmarks.comparison import Comparison, Figures, Outcome, outcome
 
-PACKAGES: Final = ("howdah", "shop", "sqlalchemy", "asyncpg", "advanced-alchemy", "pydantic", "polars")
+PACKAGES: Final = (
+    *("howdah", "shop", "sqlalchemy", "asyncpg", "advanced-alchemy", "fastcrud", "sqlmodel", "fastapi", "uvicorn"),
+    *("granian", "pydantic", "polars"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +102,18 @@ def _comparison(result: Result) -> dict[str, Any]:
                 "per_second": 1 / each.per_unit,
                 "seconds": each.seconds,
                 **({"megabytes": each.megabytes, "peak": statistics.median(each.megabytes)} if each.megabytes else {}),
+                **_latency(each),
             }
             for name, each in result.figures.items()
         ],
     }
+
+
+def _latency(figures: Figures) -> dict[str, Any]:
+    if not figures.latencies:
+        return {}
+    p50s, p99s = zip(*figures.latencies, strict=True)
+    return {"p50": statistics.median(p50s), "p99": statistics.median(p99s), "latencies": figures.latencies}
 
 
 def _version(name: str) -> str | None:

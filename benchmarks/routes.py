@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -169,6 +170,14 @@ def create_app(url: str) -> FastAPI:
     async def view(user_id: UUID, request: Request) -> Response:
         return json_response(await request.state.users.get(user_id), request)
 
+    return app
+
+
+def from_environment() -> FastAPI:
+    """For servers that are started by commands of their own; the URL is in `BENCHMARK_URL`."""
+    app = create_app(os.environ["BENCHMARK_URL"])
+    settle()
+    collect_seldom()
     return app
 
 

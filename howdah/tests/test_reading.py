@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack
 import pytest
 from sample_rows import a_user
 from server import kill, proxy_before, until, until_gone
-from sqlalchemy import text
+from sqlalchemy import Integer, Numeric, bindparam, func, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from howdah import ConnectionLost, Database, DatabaseError, PoolStatus, reading
+from howdah import ConnectionLost, Database, DatabaseError, InvalidValue, PoolStatus, StatementTimeout, reading
+from howdah.reading import Prepared
 from howdah.testing import assert_statements
 
 PID = text("SELECT pg_backend_pid()")
@@ -163,3 +164,84 @@ async def test_within_a_tests_transaction_reads_see_what_it_wrote(session: Async
     await session.commit()
     names = await database.read(lambda connection: connection.scalars(text("SELECT name FROM users")))
     assert names.all() == ["Ada"]
+
+
+class TestPrepared:
+    """Straight to the driver, and yet as if SQLAlchemy had sent it."""
+
+    SUM = Prepared(select(literal(1) + bindparam("n", type_=Integer), func.pg_backend_pid()))
+
+    async def answer(
+        self, database: Database, prepared: Prepared = SUM, **parameters: object
+    ) -> list[tuple[object, ...]]:
+        rows = await database.read(lambda connection: prepared.rows(connection, parameters))
+        return [tuple(row) for row in rows]
+
+    async def test_it_is_prepared_once(self, real_database: Database) -> None:
+        for n in range(5):
+            assert (await self.answer(real_database, n=n))[0][0] == n + 1
+        listed = select(text("statement, generic_plans + custom_plans")).select_from(text("pg_prepared_statements"))
+        rows = await self.answer(real_database, Prepared(listed))
+        assert [plans for statement, plans in rows if "pg_backend_pid" in str(statement)] == [5]
+
+    async def test_who_watches_statements_sees_it(self, real_database: Database) -> None:
+        with assert_statements(real_database, 2):
+            await self.answer(real_database, n=1)
+            await self.answer(real_database, n=1)
+
+    async def test_the_log_shows_it(self, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+        async with Database(database_url, echo=True) as database:
+            await self.answer(database, n=1)
+        assert any("pg_backend_pid" in record.message for record in caplog.records)
+
+    async def test_values_in_lists_and_decimals_come_as_sqlalchemy_brings_them(self, real_database: Database) -> None:
+        listed = Prepared(select(bindparam("n", type_=Integer)).where(literal(2).in_([1, 2, 3])))
+        assert await self.answer(real_database, listed, n=7) == [(7,)]
+        floats = Prepared(select(bindparam("n", type_=Numeric(asdecimal=False))))
+        [(found,)] = await self.answer(real_database, floats, n=1.5)
+        assert (type(found), found) == (float, 1.5)
+
+    @pytest.mark.parametrize("prepared", [SUM, Prepared(select(bindparam("n", type_=Integer)))])
+    async def test_a_value_of_the_wrong_type_is_refused(self, real_database: Database, prepared: Prepared) -> None:
+        with pytest.raises(InvalidValue):
+            await self.answer(real_database, prepared, n="x")
+        assert real_database.pool_status().in_use == 0
+
+    async def test_an_error_is_that_of_the_library(self, database_url: str) -> None:
+        async with Database(database_url, statement_timeout=0.05) as database:
+            with pytest.raises(StatementTimeout):
+                await self.answer(database, Prepared(select(func.pg_sleep(60))))
+        async with Database(database_url) as database:
+            suicidal = Prepared(select(func.pg_terminate_backend(func.pg_backend_pid())))
+            with pytest.raises(ConnectionLost) as caught:
+                await self.answer(database, suicidal)
+            assert caught.value.connection_invalidated
+            assert database.pool_status().in_use == 0
+            assert (await self.answer(database, n=1))[0][0] == 2
+
+    async def test_a_lost_connection_is_replaced(self, real_database: Database) -> None:
+        [(_, first)] = await self.answer(real_database, n=1)
+        await kill(real_database, int(str(first)))
+        [(_, second)] = await self.answer(real_database, n=1)
+        assert first != second
+
+    async def test_one_that_is_cancelled_leaves_nothing_behind(self, real_database: Database) -> None:
+        asleep = asyncio.create_task(self.answer(real_database, Prepared(select(func.pg_sleep(60)))))
+        sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+
+        async def sleeps() -> bool:
+            async with real_database.session() as session:
+                return bool(await session.scalar(sleeping))
+
+        await until(sleeps)
+        asleep.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asleep
+        assert real_database.pool_status().in_use == 0
+        assert (await self.answer(real_database, n=1))[0][0] == 2
+
+    async def test_in_a_transaction_it_is_a_statement_of_it(self, session: AsyncSession, database: Database) -> None:
+        session.add(a_user())
+        await session.commit()
+        count = Prepared(select(func.count()).select_from(text("users")))
+        assert await self.answer(database, count) == [(1,)]

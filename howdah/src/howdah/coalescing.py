@@ -64,8 +64,8 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     `apply` gets at least one item and returns a result for each, in their order. It sees none of the submitters'
     context variables, and if it writes, returns after its commit. At most `trips` calls run at a time, each with at
-    most `max_batch` items; a further one sets off beside others when as many items wait as those carry. With `key`, items that are waiting with the same key travel as one and share the result
-    (the object itself): for reads.
+    most `max_batch` items; a further one sets off beside others when as many items wait as those carry. With `key`,
+    items that are waiting with the same key travel as one and share the result (the object itself): for reads.
 
     What goes wrong:
 

@@ -20,6 +20,7 @@ from sqlalchemy import Column, Connection, Dialect, FromClause, Table, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_made_keys
+from howdah.errors import raise_as_of_a_statement
 from howdah.rows import read_rows
 
 # A transaction that creates rows of seven columns takes 0.9 of the time with COPY for 1 to 10 of them, 0.8 for 20, 0.5
@@ -118,9 +119,9 @@ def _copy(connection: Connection, model: type[Any], rows: Sequence[object], keys
     except asyncpg.InternalClientError as error:
         if _is_alive(adapted):  # a type that the driver writes as text only
             raise _Refused from error
-        _raise_as_of_a_statement(connection, f"COPY {table.fullname}", ConnectionError(error.args[0]))
+        raise_as_of_a_statement(connection, f"COPY {table.fullname}", ConnectionError(error.args[0]))
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        _raise_as_of_a_statement(connection, f"COPY {table.fullname}", error)
+        raise_as_of_a_statement(connection, f"COPY {table.fullname}", error)
     except (_Mixed, OnlyByInsert):
         raise
     except Exception as error:  # a row that can't be read, or a value that the driver can't write
@@ -136,14 +137,6 @@ def _is_alive(adapted: Any) -> bool:
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
         return False
     return True
-
-
-def _raise_as_of_a_statement(connection: Connection, statement: str, error: Exception) -> None:
-    adapted: Any = connection.connection.dbapi_connection
-    try:
-        adapted._handle_exception(error)
-    except Exception as translated:
-        connection._handle_dbapi_exception(translated, statement, None, None, None)
 
 
 class _Parts:

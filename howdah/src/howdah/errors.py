@@ -47,9 +47,10 @@ Errors carry facts. What HTTP status they become is decided in `howdah.fastapi`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import asyncpg
+from sqlalchemy import Connection
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
@@ -343,6 +344,16 @@ def translate(context: ExceptionContext) -> DatabaseError | None:
         connection_invalidated=context.is_disconnect,
         ismulti=raised.ismulti if raised else None,
     )
+
+
+def raise_as_of_a_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
+    """Raise what SQLAlchemy would, had it been it that sent the statement in which the driver met with this error."""
+    adapted: Any = connection.connection.dbapi_connection
+    try:
+        adapted._handle_exception(error)
+    except Exception as translated:
+        connection._handle_dbapi_exception(translated, statement, None, None, None)
+    raise AssertionError("unreachable") from error
 
 
 def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseError] | None:

@@ -24,6 +24,7 @@ from howdah.database import Database
 from howdah.errors import NotFound
 from howdah.keys import distinct, has_bound_key, has_bound_key_in, key_attributes, key_from, key_in
 from howdah.pagination import Page, entity_of, paginate_as, totally_ordered
+from howdah.reading import Prepared
 from howdah.rendering import Renderer, Where
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -90,7 +91,7 @@ class OpenView(Generic[ModelT]):
         rows = self._reading(select(*key_attributes(view.model), version_column, view.body))
         has_key, self._bind_one = has_bound_key(view.model)
         has_any_key, self._bind_many = has_bound_key_in(view.model)
-        self._one, self._many = rows.where(has_key), rows.where(has_any_key)
+        self._one, self._many = Prepared(rows.where(has_key)), Prepared(rows.where(has_any_key))
         self._coalescer: Coalescer[Any, Body] = Coalescer(
             self._read,
             key=lambda key: key,
@@ -177,9 +178,7 @@ class OpenView(Generic[ModelT]):
         else:
             statement, parameters = self._many, self._bind_many(keys)
         found = {}
-        for *key, version, body in await self._database.read(
-            lambda connection: connection.execute(statement, parameters)
-        ):
+        for *key, version, body in await self._database.read(lambda connection: statement.rows(connection, parameters)):
             found[key_in(key)] = made = Body(body)
             made.version = version
         return found
