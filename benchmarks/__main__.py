@@ -46,7 +46,13 @@ LARGE: Final = 10_000_000
 
 
 async def run(
-    url: str, chosen: Sequence[type[Comparison]], *, sizes: Sequence[int], rounds: int, file: Path | None
+    url: str,
+    chosen: Sequence[type[Comparison]],
+    *,
+    sizes: Sequence[int],
+    rounds: int,
+    file: Path | None,
+    before: Path | None,
 ) -> None:
     """What is done is written down after each comparison, so that an end before time leaves it."""
     console = Console()
@@ -80,7 +86,7 @@ async def run(
                 so_far = results.as_dict(place, done, left_out)
                 report.show(console, so_far["comparisons"][-1])
                 if file is not None:
-                    results.write(file, so_far)
+                    results.write(file, so_far if before is None else results.with_others_of(before, so_far))
     goals = [outcome for each in done for outcome in each.outcomes()]
     console.print(f"\n{sum(outcome.met for outcome in goals)} of {len(goals)} goals met")
 
@@ -93,6 +99,7 @@ def main() -> None:
     options.add_argument("--size", metavar="N[,N]", default="", help="in place of each comparison's own")
     options.add_argument("--large", action="store_true", help=f"memory with {LARGE:,} rows")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options.add_argument("--with", type=Path, metavar="FILE", dest="before", help="and its figures of the others")
     given = options.parse_args()
     unknown = [name for name in given.only.split(",") if name not in names]
     if unknown:
@@ -102,7 +109,7 @@ def main() -> None:
 
     async def in_a_database() -> None:
         async with new_database(server) as url:
-            await run(url, chosen, sizes=sizes, rounds=given.rounds, file=given.json)
+            await run(url, chosen, sizes=sizes, rounds=given.rounds, file=given.json, before=given.before)
 
     if given.large:
         Memory.size = LARGE

@@ -77,6 +77,9 @@ class GetUser(Comparison):
             Goal(_at(view, 1), "of the p50", 1.1, _at(by_hand, 1)),
         ]
 
+    def rounds(self, asked: int) -> int:
+        return 3 * asked  # short ones, for a machine's speed changes from second to second
+
     async def reset(self, contender: Contender) -> None:
         """Nothing is written."""
 
@@ -152,6 +155,9 @@ class Servers(Comparison):
 
     def goals(self) -> list[Goal]:
         return []
+
+    def rounds(self, asked: int) -> int:
+        return 3 * asked
 
     async def reset(self, contender: Contender) -> None:
         """Nothing is written."""

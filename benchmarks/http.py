@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from benchmarks.comparison import Measured
 
-SECONDS: Final = 2
+SECONDS: Final = 1
 _READY_SECONDS: Final = 30.0
 
 # What is asked for is drawn anew for each request; what came of it is printed as one line of JSON.

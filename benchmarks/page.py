@@ -70,7 +70,8 @@ def _contenders(run: dict[str, Any]) -> Iterator[str]:
     for comparison in run["comparisons"]:
         unit = comparison["unit"]
         yield ""
-        yield f"**{comparison['name']}**: {comparison['work']}."
+        taken = f" (taken {comparison['taken_at'][:10]})" if "taken_at" in comparison else ""
+        yield f"**{comparison['name']}**{taken}: {comparison['work']}."
         yield ""
         latency = " p50 | p99 |" if any("p50" in each for each in comparison["contenders"]) else ""
         yield f"| contender | role | median | spread | rounds | {unit} | {unit}/s | peak MB |{latency}"

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +27,7 @@ class Result:
 
     comparison: Comparison
     figures: Mapping[str, Figures]
+    taken_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def outcomes(self) -> list[Outcome]:
         return [outcome(goal, self.figures) for goal in self.comparison.goals()]
@@ -57,7 +58,7 @@ class Place:
 def as_dict(place: Place, results: Sequence[Result], left_out: Mapping[str, str]) -> dict[str, Any]:
     return {
         "place": place.as_dict(),
-        "comparisons": [_comparison(result) for result in results],
+        "comparisons": [{**_comparison(result), "taken_at": result.taken_at} for result in results],
         "left_out": dict(left_out),
     }
 
@@ -65,6 +66,20 @@ def as_dict(place: Place, results: Sequence[Result], left_out: Mapping[str, str]
 def write(file: Path, run: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+
+
+def with_others_of(file: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The run, and of the one in the file what this one hasn't taken anew."""
+    if not file.exists():
+        return run
+    old = read(file)
+    place = old["place"] | {"versions": old["place"]["versions"] | run["place"]["versions"]}
+    if any(place[name] != run["place"][name] for name in ("processor", "cores", "settings", "versions")):
+        raise ValueError(f"the figures in {file} are of another place, or of other versions: take all of them anew")
+    new = {each["name"]: each for each in run["comparisons"]}
+    kept = [new.pop(each["name"], each) for each in old["comparisons"]]
+    left_out = {name: why for name, why in old["left_out"].items() if name not in new} | run["left_out"]
+    return {"place": run["place"], "comparisons": [*kept, *new.values()], "left_out": left_out}
 
 
 def read(file: Path) -> dict[str, Any]:

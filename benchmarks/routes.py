@@ -1,4 +1,6 @@
-"""The routes that `get-user` compares, in one application: `/<contender>/<user id>` answers the user with their orders.
+"""The routes that `get-user` compares: `/<contender>/<user id>` answers the user with their orders.
+
+Each is the only route of an application of its own, or those that FastAPI comes to later would wait for the earlier.
 
 `python -m benchmarks.routes URL PORT` serves them as Shop serves its own.
 """
@@ -7,10 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -23,12 +25,16 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import selectinload
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks import sqlmodels
 from benchmarks.tables import Order, User
 from howdah import Database, JsonView
 from howdah.fastapi import add_error_handlers, json_response
 from shop.memory import collect_seldom, settle
+
+
+RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
 
 class OrderOut(BaseModel):
@@ -90,7 +96,7 @@ async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
 Db = Annotated[AsyncSession, Depends(get_db)]
 
 
-def create_app(url: str) -> FastAPI:
+def create_app(url: str) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         engine = create_async_engine(url, pool_size=20, max_overflow=10, pool_pre_ping=True, pool_recycle=3600)
@@ -110,8 +116,18 @@ def create_app(url: str) -> FastAPI:
             }
         await engine.dispose()
 
-    app = FastAPI(lifespan=lifespan)
-    add_error_handlers(app)
+    whole = FastAPI(lifespan=lifespan)
+    apps: dict[str, FastAPI] = {}
+
+    def get(contender: str, **options: Any) -> Callable[[RouteT], RouteT]:
+        apps[contender] = app = FastAPI()
+        add_error_handlers(app)
+        return app.get(f"/{contender}/{{user_id}}", **options)
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        app = whole if scope["type"] == "lifespan" else apps[scope["path"].split("/")[1]]
+        await app(scope, receive, send)
+
     crud: Any = FastCRUD(User)
     orders = JoinConfig(
         model=Order,
@@ -124,11 +140,11 @@ def create_app(url: str) -> FastAPI:
 
     with_orders: Any = selectinload(sqlmodels.User.orders)  # type: ignore[arg-type]
 
-    @app.get("/nothing/{user_id}")
+    @get("nothing")
     async def nothing(user_id: str) -> Response:
         return Response(b"{}", media_type="application/json")
 
-    @app.get("/reference/{user_id}", response_model=UserOut)
+    @get("reference", response_model=UserOut)
     async def reference(user_id: UUID, db: Db) -> User:
         result = await db.execute(select(User).options(selectinload(User.orders)).where(User.id == user_id))
         user = result.scalar_one_or_none()
@@ -136,44 +152,44 @@ def create_app(url: str) -> FastAPI:
             raise HTTPException(404, "User not found")
         return user
 
-    @app.get("/sqlmodel/{user_id}", response_model=UserOut)
+    @get("sqlmodel", response_model=UserOut)
     async def with_sqlmodel(user_id: UUID, db: Db) -> Any:
         user = await db.get(sqlmodels.User, user_id, options=[with_orders])
         if not user:
             raise HTTPException(404, "User not found")
         return user
 
-    @app.get("/fastcrud/{user_id}", response_model=UserOut)
+    @get("fastcrud", response_model=UserOut)
     async def with_fastcrud(user_id: UUID, db: Db) -> Any:
         user = await crud.get_joined(db, joins_config=[orders], nest_joins=True, id=user_id)
         if user is None:
             raise HTTPException(404, "User not found")
         return user
 
-    @app.get("/advanced-alchemy/{user_id}", response_model=UserOut)
+    @get("advanced-alchemy", response_model=UserOut)
     async def with_advanced_alchemy(user_id: UUID, db: Db) -> Any:
         service = UserService(session=db, load=[User.orders])
         return service.to_schema(await service.get(user_id), schema_type=UserOut)
 
-    @app.get("/asyncpg/{user_id}")
+    @get("asyncpg")
     async def with_asyncpg(user_id: UUID, request: Request) -> Response:
         body = await request.state.pool.fetchval(BY_HAND, user_id)
         if body is None:
             raise HTTPException(404, "User not found")
         return Response(body, media_type="application/json")
 
-    @app.get("/view-alone/{user_id}", response_model=UserOut)
+    @get("view-alone", response_model=UserOut)
     async def view_alone(user_id: UUID, request: Request) -> Response:
         return json_response(await request.state.alone.get(user_id), request)
 
-    @app.get("/view/{user_id}", response_model=UserOut)
+    @get("view", response_model=UserOut)
     async def view(user_id: UUID, request: Request) -> Response:
         return json_response(await request.state.users.get(user_id), request)
 
-    return app
+    return dispatch
 
 
-def from_environment() -> FastAPI:
+def from_environment() -> ASGIApp:
     """For servers that are started by commands of their own; the URL is in `BENCHMARK_URL`."""
     app = create_app(os.environ["BENCHMARK_URL"])
     settle()

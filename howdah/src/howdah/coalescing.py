@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
 from howdah.errors import CannotConnect, CoalescerClosed, Conflict, Overloaded, TripAbandoned, Unavailable
+from howdah.retrying import retried
 from howdah.tracing import current_link, trip_span
 
 ItemT = TypeVar("ItemT")
@@ -33,8 +32,6 @@ ResultT = TypeVar("ResultT")
 Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
 _AGAIN: Final = (Conflict, CannotConnect)
-_FIRST_WAIT_SECONDS: Final = 0.01
-_LONGEST_WAIT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,32 +255,10 @@ class Coalescer(Generic[ItemT, ResultT]):
                         waiter.set_result(result)
 
     async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        try:
-            results = await self._once(items)
-        except _AGAIN as error:
-            results = await self._retried(items, error)
+        results = await retried(lambda: self._once(items), on=_AGAIN, attempts=self._attempts)
         if len(results) != len(items):
             raise TypeError(f"apply was given {len(items)} items and returned {len(results)} results")
         return results
-
-    async def _retried(self, items: Sequence[ItemT], error: Exception) -> Sequence[ResultT | Exception]:
-        """What comes of the attempts after a first one that has failed."""
-        failed: Exception | None = error  # the first attempt is in the count, and out of the ordinary trip's way
-
-        async def attempt() -> Sequence[ResultT | Exception]:
-            nonlocal failed
-            if failed is not None:
-                first, failed = failed, None
-                raise first
-            return await self._once(items)
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_AGAIN),
-            stop=stop_after_attempt(self._attempts),
-            wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
-            reraise=True,
-        )
-        return await retrying(attempt)
 
     async def _once(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         self._calls += 1

@@ -6,27 +6,18 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Final, TypeVar
+from typing import TypeVar
 from weakref import ref
 
 from sqlalchemy import event, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_random_exponential,
-)
 
 from howdah.database import Database, IsolationLevel
 from howdah.errors import Conflict, NestedTransaction
+from howdah.retrying import retried
 
 ResultT = TypeVar("ResultT")
-
-_FIRST_WAIT_SECONDS: Final = 0.01
-_LONGEST_WAIT_SECONDS: Final = 1.0
 
 # The sessions that began in this context; one that is still in its transaction makes a `run_transaction` nested.
 _begun: ContextVar[tuple[ref[Session], ...]] = ContextVar("howdah_begun", default=())
@@ -58,18 +49,12 @@ async def run_transaction(
             "run_transaction was called inside a running transaction: pass that session to the function instead, "
             "or open a savepoint in it"
         )
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(Conflict),
-        stop=stop_after_attempt(attempts) | stop_before_delay(timeout),
-        wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
-        reraise=True,
-    )
 
     async def once() -> ResultT:
         async with database.begin(isolation_level=isolation_level) as session:
             return await work(session)
 
-    return await retrying(once)
+    return await retried(once, on=(Conflict,), attempts=attempts, timeout=timeout)
 
 
 @asynccontextmanager
