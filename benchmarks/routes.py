@@ -33,7 +33,6 @@ from howdah import Database, JsonView
 from howdah.fastapi import add_error_handlers, json_response
 from shop.memory import collect_seldom, settle
 
-
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
 
