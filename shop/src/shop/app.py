@@ -64,8 +64,9 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             open_database(database_url, chosen) as database,
             open_user_views(database) as users,
             open_order_views(database) as orders,
+            Ledger(database) as ledger,
         ):
-            yield {"database": database, "ledger": Ledger(database), "users": users, "orders": orders}
+            yield {"database": database, "ledger": ledger, "users": users, "orders": orders}
 
     app = DescribedAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
     for router in (user_routes, order_routes, account_routes, transfer_routes):

@@ -9,8 +9,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from tampering import without_guards
 
-from howdah import Database, lock
+from howdah import Database, DatabaseError, lock, savepoint
 from shop.accounts.models import Account
 from shop.accounts.schemas import AccountIn
 from shop.accounts.service import BooksReport, check_books, open_account
@@ -165,6 +166,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
 )
 async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: list[str]) -> None:
     ids = dict(zip(("world", "rich", "poor", "euros"), await books(session), strict=True))
+    await without_guards(session)
     for statement in plant:
         planting = text(statement)
         await session.execute(planting.bindparams(**{name: ids[name] for name in planting._bindparams}))
@@ -217,3 +219,14 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
     async with stored.begin() as session:
         assert (await check_books(session)) == BooksReport(accounts=4, transfers=moved, entries=2 * moved)
         assert sum(account.balance for account in (await lock(session, Account, accounts)).values()) == 0
+
+
+@pytest.mark.parametrize("table", ["transfers", "entries"])
+@pytest.mark.parametrize("change", ["UPDATE {} SET amount = amount + 1", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
+async def test_what_is_in_the_books_is_never_changed(session: AsyncSession, table: str, change: str) -> None:
+    await books(session)
+    with pytest.raises(DatabaseError, match="never changed or deleted") as caught:
+        async with savepoint(session):
+            await session.execute(text(change.format(table)))
+    assert caught.value.sqlstate == "55000"
+    assert (await check_books(session)).faults == {}

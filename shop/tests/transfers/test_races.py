@@ -8,8 +8,9 @@ from contextvars import Context
 from itertools import permutations
 from random import Random
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import pytest
 import reference
 from sqlalchemy import func, select
 from waiting import until_waiting
@@ -20,6 +21,7 @@ from shop.accounts.schemas import AccountIn
 from shop.accounts.service import check_books, open_account
 from shop.transfers.models import Transfer
 from shop.transfers.service import (
+    KeyInUse,
     Ledger,
     Refusal,
     TransferRequest,
@@ -155,7 +157,7 @@ async def test_a_key_whose_transaction_rolls_back_is_free_for_who_waited(stored:
     async with stored.session() as session:
         await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
         waiting = elsewhere(ledger.submit(TransferRequest(a, b, 70, key="k")))
-        await until_waiting(stored, 1, query="INSERT INTO idempotency_keys%")
+        await until_waiting(stored, 1, query="SELECT accounts.%")
         await session.rollback()
     result = await waiting
     assert (result.unwrap().amount, result.replayed) == (70, False)
@@ -168,11 +170,41 @@ async def test_a_key_whose_transaction_commits_is_replayed_to_who_waited(stored:
     async with stored.session() as session:
         [first] = await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
         same = elsewhere(ledger.submit(TransferRequest(a, b, 60, key="k")))
-        other = elsewhere(ledger.submit(TransferRequest(a, b, 61, key="k")))
-        await until_waiting(stored, 2, query="INSERT INTO idempotency_keys%")
+        other = elsewhere(Ledger(stored).submit(TransferRequest(a, b, 61, key="k")))
+        await until_waiting(stored, 2, query="SELECT accounts.%")
         await session.commit()
     assert (await same).unwrap().id == first.unwrap().id
     assert (await same).replayed
     assert (await other).refusal is Refusal.KEY_REUSED
     async with stored.session() as session:
         assert await session.scalar(select(func.count()).select_from(Transfer)) == 2
+
+
+async def test_requests_under_one_key_that_lock_nothing_in_common_meet_at_the_key(stored: Database) -> None:
+    a, b, c, d = await open_accounts(stored, 100, 0, 100, 0)
+    for first, later, expected in (
+        (TransferRequest(uuid4(), uuid4(), 1, key="same"), None, (Refusal.UNKNOWN_ACCOUNT, True)),
+        (TransferRequest(a, b, 1, key="other"), TransferRequest(c, d, 1, key="other"), (Refusal.KEY_REUSED, False)),
+    ):
+        async with stored.session() as session:
+            await post_transfers(session, [first])
+            waiting = elsewhere(Ledger(stored).submit(later or first))
+            await until_waiting(stored, 1, query="%new_transfers%")
+            await session.commit()
+        result = await waiting
+        assert (result.refusal, result.replayed) == expected
+    assert await balances(stored, [a, b, c, d]) == [99, 1, 100, 0]
+
+
+async def test_who_meets_a_key_in_a_transaction_of_their_own_is_told(stored: Database) -> None:
+    """The control for the test above: it is the ledger that begins again."""
+    a, b, c, d = await open_accounts(stored, 100, 0, 100, 0)
+    async with stored.session() as session, stored.session() as other:
+        await post_transfers(session, [TransferRequest(a, b, 1, key="k")])
+        waiting = asyncio.create_task(post_transfers(other, [TransferRequest(c, d, 1, key="k")]))
+        await until_waiting(stored, 1, query="%new_transfers%")
+        await session.commit()
+        with pytest.raises(KeyInUse):
+            await waiting
+        await other.rollback()
+    assert await balances(stored, [a, b, c, d]) == [99, 1, 100, 0]

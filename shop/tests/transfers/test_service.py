@@ -15,7 +15,7 @@ from howdah.testing import assert_statements
 from shop.accounts.models import Account, Entry
 from shop.accounts.service import check_books
 from shop.transfers.models import IdempotencyKey, Transfer
-from shop.transfers.repository import IdempotencyKeyRepository, TransferRepository
+from shop.transfers.repository import TransferRepository
 from shop.transfers.service import (
     MAX_AMOUNT,
     MAX_BALANCE,
@@ -287,18 +287,20 @@ async def test_the_reference_decides_on_the_row_read_before(stored: Database) ->
         assert total != 100
 
 
-async def test_any_number_of_keys_is_claimed_in_one_statement(stored: Database) -> None:
-    pairs = {("", f"key {number}"): str(number).encode() for number in range(40_000)}
+async def test_any_number_of_requests_is_three_statements(stored: Database) -> None:
+    """To lock, to see what the keys were used for, and to write; however many parameters a statement may have."""
     async with stored.session() as session:
-        keys = IdempotencyKeyRepository(session)
-        with assert_statements(session, 1):
-            assert await keys.claim(pairs) == {}
-        with assert_statements(session, 2):
-            used = await keys.claim(pairs | {("", "new"): b"new"})
-        assert used.keys() == pairs.keys()
-        assert all(used[pair].fingerprint == pairs[pair] for pair in pairs)
-        assert await session.scalar(select(func.count()).select_from(IdempotencyKey)) == 40_001
+        a, b = (await account(session, 40_000)).id, (await account(session)).id
+        requests = [TransferRequest(a, b, 1, key=f"key {number}") for number in range(40_000)]
+        with assert_statements(session, 3):
+            results = await post_transfers(session, requests)
+        assert not any(result.refusal or result.replayed for result in results)
+        again = await post_transfers(session, requests)
+        assert [result.unwrap().id for result in again] == [result.unwrap().id for result in results]
+        assert all(result.replayed for result in again)
+        assert await session.scalar(select(func.count()).select_from(IdempotencyKey)) == 40_000
         assert await TransferRepository(session).reversals_of([uuid4() for _ in range(40_000)]) == set()
+        assert (await check_books(session)).faults == {}
 
 
 async def test_a_key_is_one_of_its_scope(session: AsyncSession) -> None:

@@ -1,20 +1,50 @@
-"""Finding transfers, and claiming idempotency keys."""
+"""Finding transfers, and writing the books: three statements for any number of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ARRAY, LargeBinary, String, TableValuedAlias, any_, column, func, literal, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    LargeBinary,
+    String,
+    Uuid,
+    any_,
+    bindparam,
+    column,
+    func,
+    literal,
+    select,
+    text,
+)
+from sqlalchemy.orm import attributes
+from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
-from howdah import AsyncRepository, utcnow
+from howdah import AsyncRepository
+from shop.accounts.models import Account, Entry
 from shop.transfers.models import IdempotencyKey, Transfer
 
 ScopedKey: TypeAlias = tuple[str, str]
+
+
+class PostedTransfer(NamedTuple):
+    """A transfer's row. No mapped object: making one takes longer than everything else that a transfer needs."""
+
+    id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+    amount: int
+    currency: str
+    description: str | None
+    reverses_id: UUID | None
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +56,52 @@ class Outcome:
     refusal: str | None
 
 
+@dataclass(slots=True)
+class LockedAccount:
+    """An account's row as it stands under the lock, and then as it is to be."""
+
+    id: UUID
+    currency: str
+    balance: int
+    allows_negative: bool
+    version: int
+    moved: bool = False
+
+
+@dataclass(slots=True)
+class Writing:
+    """What a call of `post_transfers` amounts to."""
+
+    at: datetime
+    transfers: list[PostedTransfer] = field(default_factory=list)
+    entries: list[tuple[UUID, int, UUID, int, int]] = field(default_factory=list)
+    """Account, version, transfer, amount, balance after."""
+    accounts: list[LockedAccount] = field(default_factory=list)
+    keys: dict[ScopedKey, Outcome] = field(default_factory=dict)
+
+
 class TransferRepository(AsyncRepository[Transfer]):
+    async def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, LockedAccount]:
+        """Those of the accounts that exist, locked in key order until the transaction ends."""
+        rows = await self.session.execute(_LOCK, {"ids": list(ids)})
+        return {row.id: LockedAccount(*row) for row in rows}
+
+    async def outcomes_of(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, Outcome]:
+        """What came of these (scope, key) pairs, any number, of those that were used before."""
+        if not keys:
+            return {}
+        found = await self.session.execute(
+            _OUTCOMES, {"scopes": [scope for scope, _ in keys], "keys": [key for _, key in keys]}
+        )
+        return {(row.scope, row.key): Outcome(row.fingerprint, row.transfer_id, row.refusal) for row in found}
+
+    async def posted(self, transfer_ids: Collection[UUID]) -> dict[UUID, PostedTransfer]:
+        """These transfers."""
+        if not transfer_ids:
+            return {}
+        rows = await self.session.execute(_POSTED, {"ids": list(transfer_ids)})
+        return {row.id: PostedTransfer(*row) for row in rows}
+
     async def reversals_of(self, transfer_ids: Collection[UUID]) -> set[UUID]:
         """Which of these transfers have been reversed."""
         if not transfer_ids:
@@ -35,56 +110,129 @@ class TransferRepository(AsyncRepository[Transfer]):
         found = await self.session.scalars(select(Transfer.reverses_id).where(Transfer.reverses_id == any_of_them))
         return {reversed_id for reversed_id in found if reversed_id is not None}
 
+    async def write(self, writing: Writing) -> bool:
+        """Write transfers, entries, balances and keys in one statement. False if one of the keys was used meanwhile by
+        a transaction that this one didn't wait for: then the whole transaction must be rolled back and begun again."""
+        keys = sorted(writing.keys)  # in one order for all, so that two can't wait for each other
+        outcomes = [writing.keys[pair] for pair in keys]
+        values = {
+            **_columns("t", _TRANSFER, writing.transfers),
+            **_columns("e", _ENTRY, writing.entries),
+            **_columns("a", _BALANCE, [(each.id, each.balance, each.version) for each in writing.accounts]),
+            **_columns(
+                "k",
+                _KEY,
+                [
+                    (*pair, each.fingerprint, each.transfer_id, each.refusal)
+                    for pair, each in zip(keys, outcomes, strict=True)
+                ],
+            ),
+            "at": writing.at,
+        }
+        (new_keys,) = (await self.session.execute(_WRITE, values)).one()
+        self._show_held(writing)
+        return bool(new_keys == len(keys))
 
-class IdempotencyKeyRepository(AsyncRepository[IdempotencyKey]):
-    async def claim(self, fingerprints: Mapping[ScopedKey, bytes]) -> dict[ScopedKey, Outcome]:
-        """Claim these (scope, key) pairs, any number, for this transaction; what the ones used before came to.
+    def _show_held(self, writing: Writing) -> None:
+        """What objects of the session hold is what was written."""
+        held = self.session.identity_map
+        if not held:
+            return
+        for account in writing.accounts:
+            instance = held.get(identity_key(Account, account.id))
+            if instance is not None:
+                attributes.set_committed_value(instance, "balance", account.balance)
+                attributes.set_committed_value(instance, "version", account.version)
+                attributes.set_committed_value(instance, "updated_at", writing.at)
 
-        They are claimed in one order by everybody, so claims can't deadlock. A pair that a running transaction has
-        claimed is waited for: it is free if that one rolls back, and used if it commits.
-        """
-        if not fingerprints:
-            return {}
-        given = _as_rows({pair: fingerprints[pair] for pair in sorted(fingerprints)})
-        claimed = await self.session.execute(
-            insert(IdempotencyKey)
-            .from_select(["scope", "key", "fingerprint", "created_at"], select(*given.c, literal(utcnow())))
-            .on_conflict_do_nothing()
-            .returning(IdempotencyKey.scope, IdempotencyKey.key)
+
+_TRANSFER: Final[dict[str, TypeEngine[Any]]] = {
+    "id": Uuid(),
+    "from_account_id": Uuid(),
+    "to_account_id": Uuid(),
+    "amount": BigInteger(),
+    "currency": String(),
+    "description": String(),
+    "reverses_id": Uuid(),
+    "created_at": DateTime(timezone=True),
+}
+_ENTRY: Final[dict[str, TypeEngine[Any]]] = {
+    "account_id": Uuid(),
+    "version": BigInteger(),
+    "transfer_id": Uuid(),
+    "amount": BigInteger(),
+    "balance_after": BigInteger(),
+}
+_BALANCE: Final[dict[str, TypeEngine[Any]]] = {"id": Uuid(), "balance": BigInteger(), "version": BigInteger()}
+_KEY: Final[dict[str, TypeEngine[Any]]] = {
+    "scope": String(),
+    "key": String(),
+    "fingerprint": LargeBinary(),
+    "transfer_id": Uuid(),
+    "refusal": String(),
+}
+
+
+def _columns(prefix: str, kinds: dict[str, TypeEngine[Any]], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+    """A parameter for each column, as `_given` names them."""
+    turned = zip(*rows, strict=True) if rows else [[]] * len(kinds)
+    return {f"{prefix}_{name}": list(values) for name, values in zip(kinds, turned, strict=True)}
+
+
+def _given(prefix: str, kinds: dict[str, TypeEngine[Any]]) -> str:
+    return f"unnest({', '.join(f':{prefix}_{name}' for name in kinds)}) AS given ({', '.join(kinds)})"
+
+
+_LOCK: Final = (
+    select(Account.id, Account.currency, Account.balance, Account.allows_negative, Account.version)
+    .where(Account.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
+    .order_by(Account.id)
+    .with_for_update(key_share=True)
+)
+
+_POSTED: Final = select(*(getattr(Transfer, name) for name in PostedTransfer._fields)).where(
+    Transfer.id == any_(bindparam("ids", type_=ARRAY(Uuid())))
+)
+
+_pairs: Final = (
+    func.unnest(bindparam("scopes", type_=ARRAY(String())), bindparam("keys", type_=ARRAY(String())))
+    .table_valued(column("scope", String()), column("key", String()))
+    .render_derived(name="given")
+)
+_OUTCOMES: Final = select(
+    IdempotencyKey.scope,
+    IdempotencyKey.key,
+    IdempotencyKey.fingerprint,
+    IdempotencyKey.transfer_id,
+    IdempotencyKey.refusal,
+).join(_pairs, (IdempotencyKey.scope == _pairs.c.scope) & (IdempotencyKey.key == _pairs.c.key))
+
+_WRITE: Final = (
+    text(f"""
+        WITH new_transfers AS (
+            INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)})
+            SELECT * FROM {_given("t", _TRANSFER)}
+        ), new_entries AS (
+            INSERT INTO {Entry.__tablename__} ({", ".join(_ENTRY)}, created_at)
+            SELECT *, :at FROM {_given("e", _ENTRY)}
+        ), new_balances AS (
+            UPDATE {Account.__tablename__} AS account
+            SET balance = given.balance, version = given.version, updated_at = :at
+            FROM {_given("a", _BALANCE)} WHERE account.id = given.id
+        ), new_keys AS (
+            INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY)}, created_at)
+            SELECT *, :at FROM {_given("k", _KEY)}
+            ON CONFLICT DO NOTHING RETURNING 1
         )
-        used = fingerprints.keys() - {(scope, key) for scope, key in claimed}
-        if not used:
-            return {}
-        # a statement of its own: what was committed while the insert waited isn't in the insert's snapshot
-        given = _as_rows({pair: fingerprints[pair] for pair in used})
-        found = await self.session.execute(
-            select(
-                IdempotencyKey.scope,
-                IdempotencyKey.key,
-                IdempotencyKey.fingerprint,
-                IdempotencyKey.transfer_id,
-                IdempotencyKey.refusal,
-            ).join(given, (IdempotencyKey.scope == given.c.scope) & (IdempotencyKey.key == given.c.key))
-        )
-        return {(row.scope, row.key): Outcome(row.fingerprint, row.transfer_id, row.refusal) for row in found}
-
-    async def settle(self, outcomes: Mapping[ScopedKey, tuple[UUID | None, str | None]]) -> None:
-        """Write the outcome of each claimed (scope, key): a transfer's id, or a refusal."""
-        rows = [
-            {"scope": scope, "key": key, "transfer_id": transfer_id, "refusal": refusal}
-            for (scope, key), (transfer_id, refusal) in outcomes.items()
-        ]
-        if rows:
-            await self.session.execute(update(IdempotencyKey), rows)
-
-
-def _as_rows(fingerprints: Mapping[ScopedKey, bytes]) -> TableValuedAlias:
-    """The pairs and their fingerprints as a table to select from: three parameters, however many they are."""
-    columns: dict[str, tuple[TypeEngine[Any], list[Any]]] = {
-        "scope": (String(), [scope for scope, _ in fingerprints]),
-        "key": (String(), [key for _, key in fingerprints]),
-        "fingerprint": (LargeBinary(), list(fingerprints.values())),
-    }
-    arrays = [literal(values, ARRAY(kind)) for kind, values in columns.values()]
-    names = [column(name, kind) for name, (kind, _) in columns.items()]
-    return func.unnest(*arrays).table_valued(*names).render_derived(name="given")
+        SELECT count(*) AS new_keys FROM new_keys
+        """)  # noqa: S608  # of names from above
+    .bindparams(
+        *(
+            bindparam(f"{prefix}_{name}", type_=ARRAY(kind))
+            for prefix, kinds in (("t", _TRANSFER), ("e", _ENTRY), ("a", _BALANCE), ("k", _KEY))
+            for name, kind in kinds.items()
+        ),
+        bindparam("at", type_=DateTime(timezone=True)),
+    )
+    .columns(new_keys=BigInteger)
+)

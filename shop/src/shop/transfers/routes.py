@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from howdah.fastapi import problem_response
 from shop.transfers.models import Transfer
-from shop.transfers.repository import TransferRepository
+from shop.transfers.repository import PostedTransfer, TransferRepository
 from shop.transfers.schemas import BatchLineIn, BatchLineOut, Key, TransferIn, TransferOut
 from shop.transfers.service import Ledger, TransferRequest, TransferResult, reversal_of
 from shop.web.dependencies import CurrentLedger, DbSession
@@ -42,7 +42,7 @@ async def create_transfer(
     ledger: CurrentLedger,
     response: Response,
     idempotency_key: Annotated[Key | None, Header()] = None,
-) -> Transfer | Response:
+) -> PostedTransfer | Response:
     """Move money. A request may be sent again under its key after any failure: it is made once, and answered alike,
     with `Idempotency-Replayed: true`. The same key with another body is refused."""
     if idempotency_key is None:
@@ -108,14 +108,14 @@ async def reverse_transfer(
     ledger: CurrentLedger,
     response: Response,
     idempotency_key: Annotated[Key | None, Header()] = None,
-) -> Transfer | Response:
+) -> PostedTransfer | Response:
     """Take the whole of a transfer back, once."""
     request = await reversal_of(db, transfer_id, key=idempotency_key)
     await db.commit()  # only read; the ledger has a transaction of its own
     return _answer(await ledger.submit(request), response)
 
 
-def _answer(result: TransferResult, response: Response) -> Transfer | Response:
+def _answer(result: TransferResult, response: Response) -> PostedTransfer | Response:
     if result.refusal is not None:
         return refusal_response(result.refusal, replayed=result.replayed)
     transfer = result.unwrap()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
+import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, NotFound, lock, run_transaction, utcnow, uuid7
-from shop.accounts.models import Account, Entry
-from shop.transfers.models import Transfer
-from shop.transfers.repository import IdempotencyKeyRepository, ScopedKey, TransferRepository
+from howdah import Coalescer, CoalescerStatus, Database, run_transaction, utcnow, uuid7
+from shop.transfers.repository import (
+    LockedAccount,
+    Outcome,
+    PostedTransfer,
+    ScopedKey,
+    TransferRepository,
+    Writing,
+)
 
 MAX_AMOUNT: Final = 2**62  # two of them still fit the column
 MAX_BALANCE: Final = 2**63 - 1
@@ -32,6 +37,14 @@ class Refusal(StrEnum):
     BALANCE_OUT_OF_RANGE = "balance_out_of_range"
     ALREADY_REVERSED = "already_reversed"
     KEY_REUSED = "key_reused"
+
+
+# A batch that met another one's keys sees them the next time, and would have to meet still others then.
+_ATTEMPTS_AT_KEYS: Final = 5
+
+
+class KeyInUse(Exception):
+    """Another transaction has used one of the idempotency keys meanwhile: roll this one back, and begin it again."""
 
 
 class TransferRefused(ValueError):
@@ -71,18 +84,18 @@ class TransferRequest:
     def fingerprint(self) -> bytes:
         """A digest of what is asked for, without the key."""
         asked = [self.from_account_id, self.to_account_id, self.amount, self.currency, self.description, self.reverses]
-        return hashlib.sha256(json.dumps(asked, default=str).encode()).digest()
+        return hashlib.sha256(orjson.dumps(asked, default=str)).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class TransferResult:
     """Either a transfer or a refusal. `replayed`: it is the answer to an earlier request under the same key."""
 
-    transfer: Transfer | None = None
+    transfer: PostedTransfer | None = None
     refusal: Refusal | None = None
     replayed: bool = False
 
-    def unwrap(self) -> Transfer:
+    def unwrap(self) -> PostedTransfer:
         """The transfer; raises `TransferRefused`."""
         if self.refusal is not None:
             raise TransferRefused(self.refusal)
@@ -94,73 +107,71 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
     """Decide the requests in the order given and write what they amount to; a result for each, in that order.
 
     A refusal is a result and doesn't touch its neighbours: one is decided on the balances that those before it left.
-    All of it belongs to the caller's transaction, and nothing may be reported before that is committed. Idempotency
-    keys are claimed first, then the accounts are locked in key order, so concurrent calls wait for each other and
-    can't deadlock. This is the only code that writes transfers, entries and balances.
-    """
-    keys = IdempotencyKeyRepository(session)
-    claims: dict[ScopedKey, bytes] = {}
-    for request in requests:
-        if request.key is not None:
-            claims.setdefault((request.scope, request.key), request.fingerprint())
-    used = await keys.claim(claims)
-    accounts = await _lock_accounts(session, requests)
-    reversed_ids = await TransferRepository(session).reversals_of(
-        {request.reverses for request in requests if request.reverses is not None}
-    )
-    earlier = await TransferRepository(session).get_by_ids(
-        outcome.transfer_id for outcome in used.values() if outcome.transfer_id is not None
-    )
-    transfers = {transfer.id: transfer for transfer in earlier}
-    decided: dict[ScopedKey, TransferResult] = {
-        pair: TransferResult(
-            transfer=None if outcome.transfer_id is None else transfers[outcome.transfer_id],
-            refusal=None if outcome.refusal is None else Refusal(outcome.refusal),
-        )
-        for pair, outcome in used.items()
-    }
-    fingerprints = claims | {pair: outcome.fingerprint for pair, outcome in used.items()}
+    All of it belongs to the caller's transaction, and nothing may be reported before that is committed. The accounts
+    are locked in key order by one statement, and another one writes transfers, entries, balances and idempotency keys,
+    so concurrent calls wait for each other and can't deadlock. This is the only code that writes any of them.
 
+    Requests under the same key lock the same accounts, so that the later one sees what the earlier one came to. Those
+    that don't (another body, or accounts that don't exist) may meet only when they are written: `KeyInUse`, after
+    which the whole transaction must be rolled back and may be begun again.
+    """
+    if not requests:
+        return []
+    books = TransferRepository(session)
+    asked = [None if request.key is None else request.fingerprint() for request in requests]
+    fingerprints: dict[ScopedKey, bytes] = {}
+    for request, fingerprint in zip(requests, asked, strict=True):
+        if request.key is not None and fingerprint is not None:
+            fingerprints.setdefault((request.scope, request.key), fingerprint)
+    accounts = await books.lock_accounts(
+        {id_ for request in requests for id_ in (request.from_account_id, request.to_account_id)}
+    )
+    used = await books.outcomes_of(fingerprints.keys())
+    decided = await _answered_before(books, used)
+    fingerprints |= {pair: outcome.fingerprint for pair, outcome in used.items()}
+    reversed_ids = await books.reversals_of({request.reverses for request in requests if request.reverses is not None})
+
+    writing = Writing(at=utcnow())
     results: list[TransferResult] = []
-    new: list[Transfer] = []
-    entries: list[Entry] = []
-    for request in requests:
+    for request, fingerprint in zip(requests, asked, strict=True):
         pair = (request.scope, request.key) if request.key is not None else None
-        if pair is not None and fingerprints[pair] != request.fingerprint():
+        if pair is not None and fingerprints[pair] != fingerprint:
             results.append(TransferResult(refusal=Refusal.KEY_REUSED))
             continue
         if pair is not None and pair in decided:
             first = decided[pair]
             results.append(TransferResult(first.transfer, first.refusal, replayed=True))
             continue
-        result = _decide(request, accounts, reversed_ids)
-        if result.transfer is not None:
-            new.append(result.transfer)
-            entries += _apply(result.transfer, accounts)
+        result = _decide(request, accounts, reversed_ids, writing)
         if pair is not None:
             decided[pair] = result
+            transfer_id = None if result.transfer is None else result.transfer.id
+            writing.keys[pair] = Outcome(fingerprints[pair], transfer_id, result.refusal)
         results.append(result)
-    # in the order of their foreign keys; the accounts' new balances go with the first
-    session.add_all(new)
-    await session.flush()
-    session.add_all(entries)
-    await session.flush()
-    await keys.settle(
-        {
-            pair: (None if result.transfer is None else result.transfer.id, result.refusal)
-            for pair, result in decided.items()
-            if pair not in used
-        }
-    )
+    if (writing.transfers or writing.keys) and not await books.write(writing):
+        raise KeyInUse
     return results
 
 
-async def post(session: AsyncSession, request: TransferRequest) -> Transfer:
+async def _answered_before(
+    books: TransferRepository, used: Mapping[ScopedKey, Outcome]
+) -> dict[ScopedKey, TransferResult]:
+    transfers = await books.posted([each.transfer_id for each in used.values() if each.transfer_id is not None])
+    return {
+        pair: TransferResult(
+            transfer=None if outcome.transfer_id is None else transfers[outcome.transfer_id],
+            refusal=None if outcome.refusal is None else Refusal(outcome.refusal),
+        )
+        for pair, outcome in used.items()
+    }
+
+
+async def post(session: AsyncSession, request: TransferRequest) -> PostedTransfer:
     """`post_transfers` with one request; raises `TransferRefused`."""
     return (await post_transfers(session, [request]))[0].unwrap()
 
 
-async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> Transfer:
+async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> PostedTransfer:
     """Move `amount` of the accounts' smallest unit. Raises `TransferRefused`, a `ValueError`, and moves nothing then.
 
     In a session that has begun it is part of that transaction, which the caller commits; in a fresh one it commits
@@ -184,31 +195,53 @@ async def reversal_of(db: AsyncSession, transfer_id: UUID, *, key: str | None = 
 
 
 class Ledger:
-    """Transfers, each in a transaction of its own that is committed before the result is given."""
+    """Transfers that are committed before the result is given; those that wait at the same moment share a transaction.
 
-    def __init__(self, database: Database) -> None:
+    `async with` it: leaving, it takes no more requests (`CoalescerClosed`) and answers those there are. Raises
+    `Overloaded` when too many wait.
+    """
+
+    def __init__(self, database: Database, *, trips: int = 2, max_batch: int = 500, max_waiting: int = 10_000) -> None:
         self._database = database
+        self._coalescer: Coalescer[TransferRequest, TransferResult] = Coalescer(
+            self.submit_many, trips=trips, max_batch=max_batch, max_waiting=max_waiting, isolate=True
+        )
+
+    async def __aenter__(self) -> Ledger:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._coalescer.aclose()
+
+    def status(self) -> CoalescerStatus:
+        """Figures of the shared transactions."""
+        return self._coalescer.status()
 
     async def submit(self, request: TransferRequest) -> TransferResult:
         """Post one request. Under a key it may be sent again after any failure, and is made once."""
-        return (await self.submit_many([request]))[0]
+        return await self._coalescer.submit(request)
 
     async def submit_many(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
         """Post the requests in order, in one transaction; run again if it loses a race."""
+        for _ in range(_ATTEMPTS_AT_KEYS - 1):
+            try:
+                return await self._post(requests)
+            except KeyInUse:  # by now it is committed and will be seen, or rolled back and free
+                continue
+        return await self._post(requests)
+
+    async def _post(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
         return await run_transaction(self._database, lambda session: post_transfers(session, requests))
 
 
-async def _lock_accounts(session: AsyncSession, requests: Sequence[TransferRequest]) -> dict[UUID, Account]:
-    """The accounts that exist, locked; those that don't are each request's own refusal."""
-    ids = {id_ for request in requests for id_ in (request.from_account_id, request.to_account_id)}
-    try:
-        return await lock(session, Account, ids)
-    except NotFound as error:
-        return await lock(session, Account, ids.difference(error.keys))
-
-
-def _decide(request: TransferRequest, accounts: Mapping[UUID, Account], reversed_ids: set[UUID]) -> TransferResult:
-    if not 1 <= request.amount <= MAX_AMOUNT:
+def _decide(
+    request: TransferRequest, accounts: Mapping[UUID, LockedAccount], reversed_ids: set[UUID], writing: Writing
+) -> TransferResult:
+    amount = request.amount
+    if not 1 <= amount <= MAX_AMOUNT:
         return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
     if request.from_account_id == request.to_account_id:
         return TransferResult(refusal=Refusal.SAME_ACCOUNT)
@@ -219,37 +252,21 @@ def _decide(request: TransferRequest, accounts: Mapping[UUID, Account], reversed
         return TransferResult(refusal=Refusal.CURRENCY_MISMATCH)
     if request.reverses in reversed_ids:
         return TransferResult(refusal=Refusal.ALREADY_REVERSED)
-    if debit.balance < request.amount and not debit.allows_negative:
+    if debit.balance < amount and not debit.allows_negative:
         return TransferResult(refusal=Refusal.INSUFFICIENT_FUNDS)
-    if credit.balance + request.amount > MAX_BALANCE or debit.balance - request.amount < -MAX_BALANCE:
+    if credit.balance + amount > MAX_BALANCE or debit.balance - amount < -MAX_BALANCE:
         return TransferResult(refusal=Refusal.BALANCE_OUT_OF_RANGE)
     if request.reverses is not None:
         reversed_ids.add(request.reverses)
-    return TransferResult(
-        transfer=Transfer(
-            id=uuid7(),
-            from_account_id=debit.id,
-            to_account_id=credit.id,
-            amount=request.amount,
-            currency=debit.currency,
-            description=request.description,
-            reverses_id=request.reverses,
-            created_at=utcnow(),
-        )
+    transfer = PostedTransfer(
+        uuid7(), debit.id, credit.id, amount, debit.currency, request.description, request.reverses, writing.at
     )
-
-
-def _apply(transfer: Transfer, accounts: Mapping[UUID, Account]) -> Iterator[Entry]:
-    """Move the balances; the entries that say so."""
-    for account_id, amount in ((transfer.from_account_id, -transfer.amount), (transfer.to_account_id, transfer.amount)):
-        account = accounts[account_id]
-        account.balance += amount
+    writing.transfers.append(transfer)
+    for account, change in ((debit, -amount), (credit, amount)):
+        account.balance += change
         account.version += 1
-        yield Entry(
-            account_id=account_id,
-            version=account.version,
-            transfer_id=transfer.id,
-            amount=amount,
-            balance_after=account.balance,
-            created_at=transfer.created_at,
-        )
+        writing.entries.append((account.id, account.version, transfer.id, change, account.balance))
+        if not account.moved:
+            account.moved = True
+            writing.accounts.append(account)
+    return TransferResult(transfer)

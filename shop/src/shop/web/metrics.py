@@ -36,7 +36,15 @@ async def metrics(request: Request) -> Response:
     _pool.labels("limit").set(status.size + status.max_overflow)
     shared = CollectorRegistry()
     state = request.state
-    shared.register(_Shared({"user": state.users.with_orders.status(), "order": state.orders.with_items.status()}))
+    shared.register(
+        _Shared(
+            {
+                "user": state.users.with_orders.status(),
+                "order": state.orders.with_items.status(),
+                "transfer": state.ledger.status(),
+            }
+        )
+    )
     return Response(generate_latest() + generate_latest(shared), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
