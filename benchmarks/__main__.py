@@ -24,6 +24,7 @@ from benchmarks.pages import Pages
 from benchmarks.retail_import import RetailImport
 from benchmarks.server import connections, embedded_server, new_database, settings
 from benchmarks.summary import Summary
+from benchmarks.transfers import Transfers
 from benchmarks.upsert import Upsert
 
 COMPARISONS: Final[tuple[type[Comparison], ...]] = (
@@ -37,6 +38,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Overhead,
     GetUser,
     Servers,
+    Transfers,
     Memory,
     RetailImport,
 )

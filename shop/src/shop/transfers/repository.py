@@ -83,7 +83,7 @@ class Writing:
 class TransferRepository(AsyncRepository[Transfer]):
     async def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, LockedAccount]:
         """Those of the accounts that exist, locked in key order until the transaction ends."""
-        rows = await self.session.execute(_LOCK, {"ids": list(ids)})
+        rows = await self.session.execute(LOCK, {"ids": list(ids)})
         return {row.id: LockedAccount(*row) for row in rows}
 
     async def outcomes_of(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, Outcome]:
@@ -91,7 +91,7 @@ class TransferRepository(AsyncRepository[Transfer]):
         if not keys:
             return {}
         found = await self.session.execute(
-            _OUTCOMES, {"scopes": [scope for scope, _ in keys], "keys": [key for _, key in keys]}
+            OUTCOMES, {"scopes": [scope for scope, _ in keys], "keys": [key for _, key in keys]}
         )
         return {(row.scope, row.key): Outcome(row.fingerprint, row.transfer_id, row.refusal) for row in found}
 
@@ -129,7 +129,7 @@ class TransferRepository(AsyncRepository[Transfer]):
             ),
             "at": writing.at,
         }
-        (new_keys,) = (await self.session.execute(_WRITE, values)).one()
+        (new_keys,) = (await self.session.execute(WRITE, values)).one()
         self._show_held(writing)
         return bool(new_keys == len(keys))
 
@@ -183,7 +183,7 @@ def _given(prefix: str, kinds: dict[str, TypeEngine[Any]]) -> str:
     return f"unnest({', '.join(f':{prefix}_{name}' for name in kinds)}) AS given ({', '.join(kinds)})"
 
 
-_LOCK: Final = (
+LOCK: Final = (
     select(Account.id, Account.currency, Account.balance, Account.allows_negative, Account.version)
     .where(Account.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
     .order_by(Account.id)
@@ -199,7 +199,7 @@ _pairs: Final = (
     .table_valued(column("scope", String()), column("key", String()))
     .render_derived(name="given")
 )
-_OUTCOMES: Final = select(
+OUTCOMES: Final = select(
     IdempotencyKey.scope,
     IdempotencyKey.key,
     IdempotencyKey.fingerprint,
@@ -207,7 +207,7 @@ _OUTCOMES: Final = select(
     IdempotencyKey.refusal,
 ).join(_pairs, (IdempotencyKey.scope == _pairs.c.scope) & (IdempotencyKey.key == _pairs.c.key))
 
-_WRITE: Final = (
+WRITE: Final = (
     text(f"""
         WITH new_transfers AS (
             INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)})

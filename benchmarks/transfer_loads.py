@@ -1,0 +1,184 @@
+"""The loads that `transfers` compares, each in a process of its own, in a database with Shop's tables:
+`python -m benchmarks.transfer_loads URL KIND SPREAD WAITING SECONDS`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from bisect import bisect
+from collections.abc import Awaitable, Callable
+from itertools import accumulate
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import uvloop
+from sqlalchemy import make_url, select, text
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+import shop.tables  # noqa: F401 (tables refer to each other)
+from benchmarks.transfer_names import ACCOUNTS, HOT, SPREAD
+from howdah import Database, utcnow, uuid7
+from shop import migrations
+from shop.accounts.models import Account
+from shop.memory import collect_seldom, settle
+from shop.transfers.repository import LOCK, OUTCOMES, WRITE
+from shop.transfers.service import Ledger, TransferRequest
+
+Transfer = Callable[[UUID, UUID], Awaitable[None]]
+
+
+def account(number: int) -> UUID:
+    """Numbered from 1, so that pgbench can name them."""
+    return UUID(int=0x7000_8000_0000_0000_0000 | number)
+
+
+def drawn(spread: str, dice: random.Random) -> Callable[[], tuple[UUID, UUID]]:
+    """Two accounts at random."""
+    count = ACCOUNTS[spread]
+    if spread == SPREAD:
+        return lambda: tuple(map(account, dice.sample(range(1, count + 1), 2)))  # type: ignore[return-value]
+    if spread == HOT:
+        return lambda: (account(1), account(dice.randint(2, count)))
+    bounds = list(accumulate(1 / rank for rank in range(1, count + 1)))
+
+    def zipf() -> int:
+        return 1 + bisect(bounds, dice.random() * bounds[-1])
+
+    def pair() -> tuple[UUID, UUID]:
+        a = b = zipf()
+        while a == b:
+            b = zipf()
+        return account(a), account(b)
+
+    return pair
+
+
+async def fill(url: str) -> None:
+    await asyncio.to_thread(migrations.upgrade, url)
+    async with Database(url) as database, database.begin() as session:
+        await session.execute(
+            text("""
+                INSERT INTO accounts (id, name, currency, balance, allows_negative, version, created_at, updated_at)
+                SELECT id, 'Account', 'GBP', 0, true, 0, now(), now() FROM unnest(CAST(:ids AS uuid[])) AS given (id)
+                """),
+            {"ids": [account(number) for number in range(1, max(ACCOUNTS.values()) + 1)]},
+        )
+
+
+async def load(transfer: Transfer, spread: str, waiting: int, seconds: float) -> None:
+    """As many tasks as are to wait, one transfer after the other; and print what came of it."""
+    pair = drawn(spread, random.Random(7))
+    await asyncio.gather(*(transfer(*pair()) for _ in range(min(waiting, 10))))  # connected, compiled, prepared
+    settle()
+    collect_seldom()
+    latencies: list[float] = []
+    started = time.perf_counter()
+
+    async def work() -> None:
+        while (begun := time.perf_counter()) < started + seconds:
+            await transfer(*pair())
+            latencies.append(time.perf_counter() - begun)
+
+    await asyncio.gather(*(work() for _ in range(waiting)))
+    each = (time.perf_counter() - started) / len(latencies)
+    latencies.sort()
+    p50, p99 = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
+    print(json.dumps({"seconds": each, "latency": [p50, p99]}))
+
+
+async def with_ledger(url: str, spread: str, waiting: int, seconds: float) -> None:
+    async with Database(url) as database, Ledger(database) as ledger:
+
+        async def transfer(source: UUID, target: UUID) -> None:
+            result = await ledger.submit(TransferRequest(source, target, 1, key=str(uuid7())))
+            result.unwrap()
+
+        await load(transfer, spread, waiting, seconds)
+
+
+async def with_reference(url: str, spread: str, waiting: int, seconds: float) -> None:
+    """The pattern of the reference, the locks in one order so that it survives."""
+    engine = create_async_engine(url, pool_size=20, max_overflow=10, pool_pre_ping=True, pool_timeout=600)
+    sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+
+    async def transfer(source: UUID, target: UUID) -> None:
+        async with sessions() as db, db.begin():
+            accounts = {}
+            for id in sorted((source, target)):
+                found = await db.execute(select(Account).where(Account.id == id).with_for_update())
+                accounts[id] = found.scalar_one()
+            accounts[source].balance -= 1
+            accounts[target].balance += 1
+            await db.flush()
+
+    await load(transfer, spread, waiting, seconds)
+    await engine.dispose()
+
+
+async def by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
+    """The ledger's own statements for one transfer, in a transaction of asyncpg."""
+    pool = await asyncpg.create_pool(
+        make_url(url).set(drivername="postgresql").render_as_string(False), min_size=waiting, max_size=waiting
+    )
+    lock, outcomes, write = (_Statement(each) for each in (LOCK, OUTCOMES, WRITE))
+
+    async def transfer(source: UUID, target: UUID) -> None:
+        key, id, now = str(uuid7()), uuid7(), utcnow()
+        async with pool.acquire() as connection, connection.transaction():
+            rows = await connection.fetch(lock.text, *lock.values({"ids": [source, target]}))
+            found = {row["id"]: row for row in rows}
+            await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
+            entries = [
+                (each, found[each]["version"] + 1, id, amount, found[each]["balance"] + amount)
+                for each, amount in ((source, -1), (target, 1))
+            ]
+            values: dict[str, Any] = {"at": now}
+            for prefix, names, rows in (
+                (
+                    "t",
+                    "id from_account_id to_account_id amount currency description reverses_id created_at",
+                    [(id, source, target, 1, "GBP", None, None, now)],
+                ),
+                ("e", "account_id version transfer_id amount balance_after", entries),
+                ("a", "id balance version", [(account, after, version) for account, version, _, _, after in entries]),
+                ("k", "scope key fingerprint transfer_id refusal", [("", key, b"x" * 32, id, None)]),
+            ):
+                turned = zip(*rows, strict=True)
+                values |= {f"{prefix}_{name}": list(each) for name, each in zip(names.split(), turned, strict=True)}
+            await connection.fetch(write.text, *write.values(values))
+
+    await load(transfer, spread, waiting, seconds)
+    await pool.close()
+
+
+class _Statement:
+    """As the driver is given it."""
+
+    def __init__(self, statement: Any) -> None:
+        compiled = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
+        self.text, self._names = str(compiled), compiled.positiontup
+
+    def values(self, given: dict[str, Any]) -> list[Any]:
+        return [given[name] for name in self._names]
+
+
+KINDS: Final = {"ledger": with_ledger, "reference": with_reference, "hand": by_hand}
+
+
+def main() -> None:
+    _, url, kind, *rest = sys.argv
+    if kind == "fill":
+        asyncio.run(fill(url))
+        print(json.dumps({"seconds": 0}))
+    else:
+        spread, waiting, seconds = rest
+        uvloop.run(KINDS[kind](url, spread, int(waiting), float(seconds)))
+
+
+if __name__ == "__main__":
+    main()
