@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from trips import Trips, until
@@ -239,3 +240,30 @@ async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None
     assert [type(result) for result in results] == [TripAbandoned] * 3
     with pytest.raises(CoalescerClosed):
         await coalescer.submit("d")
+
+
+@pytest.mark.parametrize("returned", [None, [], [1], [1, 2, 3, 4]])
+async def test_what_is_done_isnt_done_again_for_a_wrong_number_of_results(returned: Any) -> None:
+    calls: list[list[int]] = []
+
+    async def write(items: Sequence[int]) -> Any:
+        calls.append(list(items))
+        return returned
+
+    async with Coalescer(write, isolate=True) as coalescer:
+        results = await asyncio.gather(*map(coalescer.submit, (1, 2, 3)), return_exceptions=True)
+    assert [type(result) for result in results] == [TypeError] * 3
+    assert "was given 3 items" in str(results[0])
+    assert calls == [[1, 2, 3]]
+
+
+async def test_an_item_may_fail_with_an_error_that_no_future_takes() -> None:
+    async def work(items: Sequence[int]) -> list[int | Exception]:
+        return [StopIteration() if item == 2 else item for item in items]
+
+    async with Coalescer(work) as coalescer:
+        for _ in range(2):
+            results = await asyncio.gather(*map(coalescer.submit, (1, 2, 3)), return_exceptions=True)
+            assert (results[0], results[2]) == (1, 3)
+            assert isinstance(results[1], RuntimeError)
+            assert isinstance(results[1].__cause__, StopIteration)

@@ -103,7 +103,7 @@ ALLOWED = (Refused, Unavailable, SerializationFailure, TripAbandoned, TypeError,
 
 @contextmanager
 def without_waits() -> Iterator[None]:
-    with mock.patch("howdah.coalescing._FIRST_WAIT_SECONDS", 0):
+    with mock.patch("howdah.retrying._FIRST_WAIT_SECONDS", 0):
         yield
 
 

@@ -196,6 +196,47 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
         assert await AsyncRepository(session, User).count() == 0
 
 
+@pytest.mark.parametrize(
+    ("status", "detail", "expected"),
+    [
+        (
+            499,
+            "gone",
+            {"type": "urn:howdah:problem:status-499", "title": "Status 499", "status": 499, "detail": "gone"},
+        ),
+        (
+            422,
+            {"field": "x", "why": ["y"]},
+            {
+                "type": "urn:howdah:problem:unprocessable-entity",
+                "title": "Unprocessable Entity",
+                "status": 422,
+                "errors": {"field": "x", "why": ["y"]},
+            },
+        ),
+        (204, None, None),
+        (304, None, None),
+    ],
+)
+async def test_an_http_exception_of_any_status_and_detail_is_answered(
+    committed_database: Database, status: int, detail: Any, expected: Any
+) -> None:
+    app = an_app(committed_database)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise HTTPException(status, detail)
+
+    async with served(app) as client:
+        answer = await client.get("/")
+    assert answer.status_code == status
+    if expected is None:
+        assert answer.content == b""
+    else:
+        found = answer.json()
+        assert found | {"type": expected["type"], "title": expected["title"]} == expected
+
+
 async def test_a_streaming_response_reads_from_the_read_session(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         await AsyncRepository(session, User).create_many({"email": f"{n}@x", "name": "a"} for n in range(3000))

@@ -11,7 +11,16 @@ from server import kill, proxy_before, until, until_gone
 from sqlalchemy import Integer, Numeric, bindparam, func, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from howdah import ConnectionLost, Database, DatabaseError, InvalidValue, PoolStatus, StatementTimeout, reading
+from howdah import (
+    ConnectionLost,
+    Database,
+    DatabaseError,
+    InvalidValue,
+    PoolExhausted,
+    PoolStatus,
+    StatementTimeout,
+    reading,
+)
 from howdah.reading import Prepared
 from howdah.testing import assert_statements
 
@@ -46,6 +55,27 @@ async def test_a_small_pool_keeps_none_so_that_sessions_have_them_all(database_u
             for _ in range(4):
                 await (await stack.enter_async_context(database.session())).execute(text("SELECT 1"))
             assert database.pool_status().in_use == 4
+
+
+async def test_a_session_that_finds_the_pool_empty_has_one_of_the_kept(database_url: str) -> None:
+    async with Database(database_url, pool_size=5, max_overflow=0, pool_timeout=0.5) as database:
+        kept = await database.read(pid)
+        async with AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(database.session()) for _ in range(5)]
+            pids = [(await session.scalars(PID)).one() for session in sessions]
+            assert kept in pids
+            assert database.pool_status() == PoolStatus(size=5, max_overflow=0, in_use=5, idle=0)
+            with pytest.raises(PoolExhausted):  # the control
+                await database.read(pid)
+        assert await database.read(pid) in pids
+
+
+async def test_nothing_of_a_read_is_left_to_the_next(real_database: Database) -> None:
+    async def begin(connection: AsyncConnection) -> int:
+        async with connection.begin():  # which SQLAlchemy refuses where something has begun already
+            return await pid(connection)
+
+    assert await real_database.read(pid) == await real_database.read(begin)
 
 
 async def test_a_lost_connection_is_replaced(real_database: Database) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, selectinload
 
 from howdah import AsyncRepository, Database, JsonView, NotFound, bulk
-from howdah.fastapi import add_error_handlers, json_response
+from howdah.fastapi import add_error_handlers, json_response, page_response
 from howdah.testing import assert_statements
 
 
@@ -341,6 +341,23 @@ async def test_pages_are_those_of_the_repository(session: AsyncSession, database
         assert [line async for line in view.stream(listing, batch=4)] == [body + b"\n" for body in seen]
 
 
+async def test_a_page_is_a_response(session: AsyncSession, database: Database) -> None:
+    await bulk.insert_many(session, User, user_rows(3))
+    await session.commit()
+    async with JsonView(User, AliasedOut).open(database) as view:
+        first = await view.page(limit=2)
+        answer = page_response(first)
+        assert answer.media_type == "application/json"
+        assert json.loads(answer.body) == {
+            "items": [json.loads(body) for body in first.items],
+            "next": first.next,
+            "previous": None,
+        }
+        counted = json.loads(page_response(await view.page(limit=2, after=first.next, count=2)).body)
+        assert (len(counted["items"]), counted["next"], counted["total"], counted["total_capped"]) == (1, None, 2, True)
+        assert json.loads(page_response(await view.page(select(User).where(User.age < 0))).body)["items"] == []
+
+
 async def test_a_listing_of_something_else_is_refused(session: AsyncSession, database: Database) -> None:
     """Its rows would be joined to all of the view's."""
     async with JsonView(User, AliasedOut).open(database) as view:
@@ -422,6 +439,8 @@ async def test_a_route_answers_with_the_bytes_or_with_304(committed_database: Da
                 again = await client.get(f"/users/{key}", headers={"If-None-Match": known})
                 assert (again.status_code, again.headers["etag"]) == (status, etag)
                 assert (again.content == b"") is (status == 304)
+            twice = await client.get(f"/users/{key}", headers=[("If-None-Match", '"x"'), ("If-None-Match", etag)])
+            assert twice.status_code == 304
             assert (await client.get(f"/users/{uuid4()}")).status_code == 404
             schema = (await client.get("/openapi.json")).json()["paths"]["/users/{user_id}"]["get"]["responses"]["200"]
             assert schema["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/UserOut"}

@@ -207,7 +207,10 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     def _arrived(self, trip: asyncio.Task[None]) -> None:
         self._under_way.discard(trip)
-        if not trip.cancelled() and trip.exception() is None:
+        error = None if trip.cancelled() else trip.exception()
+        if not trip.cancelled() and (error is None or isinstance(error, Exception)):
+            if error is not None:
+                trip.get_loop().call_exception_handler({"message": "a trip failed", "exception": error, "task": trip})
             self._set_off(trip.get_loop())  # with those who came after its last look at the queue
             return
         # Somebody ends the event loop, or the process: there are no more trips.
@@ -246,6 +249,11 @@ class Coalescer(Generic[ItemT, ResultT]):
             else:
                 _fail(batch, error)
         else:
+            given = len(results) if isinstance(results, Sequence) else None
+            if given != len(batch):  # what it was to do is done: nothing to be tried again
+                what = "no sequence" if given is None else f"{given} results"
+                _fail(batch, TypeError(f"apply was given {len(batch)} items and returned {what}"))
+                return
             for entry, result in zip(batch, results, strict=True):
                 if isinstance(result, Exception):
                     _fail([entry], result)
@@ -255,10 +263,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                         waiter.set_result(result)
 
     async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        results = await retried(lambda: self._once(items), on=_AGAIN, attempts=self._attempts)
-        if len(results) != len(items):
-            raise TypeError(f"apply was given {len(items)} items and returned {len(results)} results")
-        return results
+        return await retried(lambda: self._once(items), on=_AGAIN, attempts=self._attempts)
 
     async def _once(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         self._calls += 1
@@ -287,6 +292,10 @@ class _Entry(Generic[ItemT, ResultT]):
 
 def _fail(batch: Sequence[_Entry[Any, Any]], error: Exception) -> None:
     """Raise the error for all who still wait, for each a copy of its own."""
+    if isinstance(error, StopIteration):  # which would end whatever awaits it
+        wrapped = RuntimeError("an item failed with StopIteration")
+        wrapped.__cause__ = error
+        error = wrapped
     left = [waiter for entry in batch for waiter in entry.waiters if not waiter.done()]
     for waiter in left:
         waiter.set_exception(error if len(left) == 1 else _copy_of(error))

@@ -152,6 +152,8 @@ class Database:
         self._bind: AsyncEngine | AsyncConnection = self.engine
         self._session_factory = _session_factory(self.engine)
         self._readers = Readers(self.engine, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
+        assert isinstance(self.engine.pool, _Pool)
+        self.engine.pool.relief = self._readers.give_one_back
 
     async def __aenter__(self) -> Self:
         return self
@@ -203,8 +205,9 @@ class Database:
         """What `work` returns, given a connection for statements that read, each by itself: no transaction is begun or
         ended for them.
 
-        A fifth of `pool_size` connections stay with those who read, so that a read is one trip. `work` is called a
-        second time if the connection it was given turns out to be lost.
+        A fifth of `pool_size` connections stay with those who read until others need them, so that a read is one trip;
+        what is set on one (`SET`) stays with it. `work` is called a second time if the connection it was given turns
+        out to be lost.
         """
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
@@ -263,6 +266,8 @@ class _Session(Session):
 
 class _Pool(AsyncAdaptedQueuePool):
     _disposed = False
+    relief: Callable[[], None] | None = None
+    """Called when there is no connection left, to get one back."""
 
     def connect(self) -> PoolProxiedConnection:
         try:
@@ -271,6 +276,8 @@ class _Pool(AsyncAdaptedQueuePool):
             raise CannotConnect(None, None, error) from error
 
     def _do_get(self) -> ConnectionPoolEntry:
+        if self.relief is not None and self.checkedin() == 0 and self.overflow() >= self._max_overflow:
+            self.relief()
         try:
             return super()._do_get()
         except PoolTimeoutError as error:

@@ -23,8 +23,10 @@ from weakref import WeakValueDictionary
 import orjson
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
+from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as DependsMarker
+from fastapi.utils import is_body_allowed_for_status_code
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
@@ -225,7 +227,7 @@ def json_response(body: Body, request: HTTPConnection | None = None) -> Response
     FastAPI leaves a response as it is.
     """
     etag = body.etag
-    known = "" if request is None else request.headers.get("if-none-match", "")
+    known = "" if request is None else ",".join(request.headers.getlist("if-none-match"))
     # a comparison of weak tags: RFC 9110, section 13.1.2
     if known == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
@@ -259,11 +261,18 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if not is_body_allowed_for_status_code(error.status_code):
+        return Response(status_code=error.status_code, headers=error.headers)
+    known = error.status_code in HTTPStatus.__members__.values()
+    phrase = HTTPStatus(error.status_code).phrase if known else f"Status {error.status_code}"
+    detail = error.detail
     return problem_response(
         error.status_code,
-        _code(HTTPStatus(error.status_code).phrase),
-        detail=str(error.detail) if error.detail else None,
+        _code(phrase),
+        title=phrase,
+        detail=detail if isinstance(detail, str) and detail else None,
         headers=error.headers,
+        **({} if detail is None or isinstance(detail, str) else {"errors": jsonable_encoder(detail)}),
     )
 
 

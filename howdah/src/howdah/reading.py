@@ -57,6 +57,13 @@ class Readers:
         now = time.monotonic()
         return await self._do(_Kept(await self._engine.connect(), now, now), work)
 
+    def give_one_back(self) -> None:
+        """For somebody who finds the pool empty; called where SQLAlchemy's own code runs."""
+        if self._resting:
+            sync = self._resting.pop(0).connection.sync_connection
+            assert sync is not None
+            sync.close()
+
     async def close(self) -> None:
         """Give all connections back, those in use when they are done."""
         self._closed = True
@@ -74,6 +81,8 @@ class Readers:
     async def _do(self, kept: _Kept, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         try:
             result = await work(kept.connection)
+            if kept.connection.in_transaction():  # SQLAlchemy's own notion, in which there is nothing of PostgreSQL's
+                await kept.connection.rollback()
         except BaseException:
             await _close(kept)
             raise

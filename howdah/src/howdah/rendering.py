@@ -19,11 +19,13 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     Float,
     Integer,
     Interval,
     LargeBinary,
     Numeric,
+    Select,
     String,
     Text,
     Time,
@@ -50,6 +52,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import ClauseAdapter
+from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from howdah.errors import CannotRender
@@ -59,6 +62,9 @@ Where = Mapping[type[Any], Callable[[Any], ColumnElement[bool]]]
 
 # PostgreSQL cuts longer names of columns, and a row's JSON has its columns' names.
 _LONGEST_NAME_BYTES: Final = 63
+
+# What PostgreSQL's functions take.
+_MOST_ARGUMENTS: Final = 100
 
 _ROW: Final = "howdah_row"
 _WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")  # a field may have this name, too
@@ -88,6 +94,7 @@ class Renderer:
     def __init__(self, schema: type[BaseModel], where: Where) -> None:
         self._where = where
         self._definitions: dict[str, Any] = {}
+        self._checked: set[int] = set()
         self._schema = schema
 
     def object_of(self, entity: Any) -> ColumnElement[Any]:
@@ -176,6 +183,7 @@ class Renderer:
             expression = expression.__clause_element__() if hasattr(expression, "__clause_element__") else expression
         except InvalidRequestError as error:
             raise CannotRender(place.path, "it is no SQL expression of the class") from error
+        expression = _correlated(expression, entity)
         column = prop.columns[0] if isinstance(prop, ColumnProperty) else None
         if isinstance(column, Column) and column.nullable and not optional:
             raise CannotRender(place.path, f"{column} may be NULL: make the field Optional, or the column NOT NULL")
@@ -201,9 +209,13 @@ class Renderer:
             raise CannotRender(place.path, "there may be none, or none to be seen: make the field Optional")
         columns = self._columns(target, node["items_schema"] if prop.uselist else node, place)
         related = getattr(entity, prop.key).of_type(target)
+        order = _order_of(prop, target, related)
         if not prop.uselist:
-            return select(_object(columns, target)).where(related, *hidden).correlate(entity).scalar_subquery()
-        rows = select(*columns).where(related, *hidden).correlate(entity).order_by(*_order_of(prop, target))
+            found = select(_object(columns, target)).where(related, *hidden).correlate(entity)
+            if prop.direction is not RelationshipDirection.MANYTOONE:  # of which there can be several, in spite of all
+                found = found.order_by(*order).limit(1)
+            return found.scalar_subquery()
+        rows = select(*columns).where(related, *hidden).correlate(entity).order_by(*order)
         items = func.coalesce(func.json_agg(_WHOLE_ROW), _json_literal([]))
         return select(items).select_from(rows.subquery(_ROW)).scalar_subquery()
 
@@ -232,6 +244,8 @@ class Renderer:
         item = _stored(kind.item_type, path)
         if items["type"] == "decimal" and isinstance(item, Numeric):
             return cast(value, ARRAY(Text))
+        if items["type"] == "float" and isinstance(item, Float):
+            return cast(value, ARRAY(Double))
         render = _SCALARS.get(items["type"])
         sample = column("item", kind.item_type)
         if render is None or render(sample, item, items, place.config) is not sample:
@@ -248,9 +262,15 @@ class Renderer:
             model = self._model(node, path)
             if model["cls"] in above:
                 raise CannotRender(path, f"{model['cls'].__name__} contains itself, which has no end")
+            if model.get("config", {}).get("extra_fields_behavior") == "allow":
+                raise CannotRender(path, "its model_config has extra='allow'")
             pairs: list[Any] = []
             for name, output, source, inner in self._fields(model, path):
                 here = f"{path}.{name}"
+                if source != name and model.get("config", {}).get("validate_by_name"):
+                    raise CannotRender(here, "it is read by its name or by its alias, whichever is there")
+                if len(pairs) >= _MOST_ARGUMENTS:
+                    raise CannotRender(path, f"it has more than {_MOST_ARGUMENTS // 2} fields")
                 picked = self._json(value[source], inner, here, (*above, model["cls"]))
                 pairs += [literal_column(_quoted(output)), self._or_default(value, source, picked, inner, here)]
             built = func.json_build_object(*pairs)
@@ -280,6 +300,9 @@ class Renderer:
     def _refuse_code(self, node: Any, path: str) -> None:
         """Raise `CannotRender` if something under the node runs in Python, or names fields."""
         node = self._optional(node, path)[1]
+        if id(node) in self._checked:  # of a type that contains itself
+            return
+        self._checked.add(id(node))
         if node["type"] not in _PLAIN_JSON:
             raise CannotRender(path, f"a {node['type']} isn't rendered from inside of JSON")
         if any(node.get(change) for change in _TEXT_CHANGES):
@@ -345,10 +368,8 @@ def _moment(
 def _time(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
-    if not isinstance(kind, Time):
+    if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic doesn't read
         return None
-    if kind.timezone:
-        return value
     text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
     return func.replace(text, literal_column("'.000000'"), literal_column("''"))
 
@@ -358,7 +379,8 @@ def _timedelta(
 ) -> ColumnElement[Any] | None:
     if not isinstance(kind, Interval | INTERVAL):
         return None
-    seconds = func.extract("epoch", value)
+    # a year is 365.25 days here, and 365 to the driver
+    seconds = func.extract("epoch", value) - func.extract("year", value) * (_DAY_SECONDS // 4)
     if config.get("ser_json_timedelta", "iso8601") == "float":
         return seconds
     size = func.abs(seconds)  # in one number of seconds Pydantic reads no more than 32 bits
@@ -378,6 +400,14 @@ def _bytes(
     if written_as == "base64":  # of RFC 4648, section 5; PostgreSQL breaks its lines
         return func.translate(func.encode(value, "base64"), "+/\n", "-_")
     return func.convert_from(value, "UTF8")
+
+
+def _float(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if isinstance(kind, Float) and not isinstance(kind, Double):  # in as many digits as Python has of it
+        return cast(value, Double)
+    return value if isinstance(kind, Float | Numeric | Integer) else None
 
 
 def _enum(
@@ -404,7 +434,7 @@ _SCALARS: Final[Mapping[str, Render]] = {
     "datetime": _moment,
     "decimal": _decimal,
     "enum": _enum,
-    "float": _as_it_is(Float, Numeric, Integer),
+    "float": _float,
     "int": _as_it_is(Integer),
     "literal": _as_it_is(String, Integer, Boolean),
     "str": _text,
@@ -433,11 +463,27 @@ def _is_always_there(prop: RelationshipProperty[Any]) -> bool:
     return prop.direction is RelationshipDirection.MANYTOONE and not any(c.nullable for c in prop.local_columns)
 
 
-def _order_of(prop: RelationshipProperty[Any], target: Any) -> Sequence[Any]:
+def _order_of(prop: RelationshipProperty[Any], target: Any, related: Any) -> Sequence[Any]:
     """The relationship's own order, then the key: without one the order would be PostgreSQL's mood."""
-    given = prop.order_by or ()
-    adapter = ClauseAdapter(inspect(target).selectable)
-    return [*(adapter.traverse(clause) for clause in given), *key_attributes(target)]
+    given = list(prop.order_by or ())
+    between = (
+        each for each in related.__clause_element__()._from_objects if getattr(each, "element", None) is prop.secondary
+    )
+    for selectable in (inspect(target).selectable, *(between if prop.secondary is not None else ())):
+        given = [ClauseAdapter(selectable).traverse(clause) for clause in given]
+    return [*given, *key_attributes(target)]
+
+
+def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
+    """With its subqueries bound to the entity's row, which SQLAlchemy itself would do only if that row were selected
+    from right around them."""
+
+    def bind(element: Any, **_options: Any) -> Any:
+        if not isinstance(element, Select):
+            return None
+        return element.correlate(entity) if element._auto_correlate else element
+
+    return replacement_traverse(expression, {}, bind)
 
 
 def _object(columns: Sequence[ColumnElement[Any]], entity: Any) -> ColumnElement[Any]:

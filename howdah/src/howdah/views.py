@@ -48,9 +48,9 @@ class JsonView(Generic[ModelT]):
     The schema's fields are read from the mapped attributes of the same name (or `alias`): columns, `column_property`,
     hybrid expressions, synonyms, and relationships, to any depth, each in its own order. The bytes, read by the
     schema, equal `schema.model_validate(row)`, and have the same keys in the same order as its JSON, and the same
-    texts, but that a duration is written in days and seconds, and a decimal never with an exponent. What would run in
-    Python (validators, serializers, computed fields, types that make their values) can't be rendered: `CannotRender`,
-    when the view is made, names the field and the reason.
+    texts, but that a duration is written in days and seconds, a decimal never with an exponent, and a float that is
+    infinite or not a number as a text. What would run in Python (validators, serializers, computed fields, types that
+    make their values) can't be rendered: `CannotRender`, when the view is made, names the field and the reason.
 
     `where` has criteria that no reading of the view can leave out, for the model and whatever it contains:
 
@@ -95,6 +95,7 @@ class OpenView(Generic[ModelT]):
         self._coalescer: Coalescer[Any, Body] = Coalescer(
             self._read,
             key=lambda key: key,
+            isolate=True,  # a key that can't be sent, or a row that can't be written, is its own reader's
             trips=trips,
             max_batch=max_batch,
             max_waiting=max_waiting,
@@ -154,7 +155,7 @@ class OpenView(Generic[ModelT]):
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
             try:
                 async for body in result:
-                    yield body + b"\n"
+                    yield body.replace(b"\n", b" ") + b"\n"  # between two values: in a text it is written as \\n
             finally:
                 await result.close()
 
