@@ -173,7 +173,12 @@ async def test_ctrl_c_while_the_file_is_read(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
             process.send_signal(signal.SIGINT)
             os.close(writing)
-            stdout, stderr = await process.communicate()
+            ending = asyncio.create_task(process.communicate())
+            while not ending.done():  # it may be about to open the pipe once more, which waits for who writes
+                if (writing := end_for_writing(pipe)) is not None:
+                    os.close(writing)
+                await asyncio.sleep(0.01)
+            stdout, stderr = await ending
     finally:
         if process.returncode is None:
             process.kill()
