@@ -142,12 +142,25 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="an account in another currency",
         ),
         pytest.param(
-            {"reversals that don't take back the whole of a transfer"},
+            {"reversals that don't go back the way of the transfer", "reversals of more than there was"},
             [
                 "UPDATE transfers SET reverses_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
                 " WHERE reverses_id IS NOT NULL"
             ],
             id="a reversal of another transfer",
+        ),
+        pytest.param(
+            {"reversals of more than there was"},
+            ["UPDATE transfers SET reversed_total = reversed_total + 1 WHERE reverses_id IS NOT NULL"],
+            id="a reversal's running total",
+        ),
+        pytest.param(
+            {"balances above their limit"},
+            [
+                "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance_within_limit",
+                "UPDATE accounts SET balance_limit = 0 WHERE id = :rich",
+            ],
+            id="a limit",
         ),
         pytest.param(
             {"idempotency keys without an outcome"},

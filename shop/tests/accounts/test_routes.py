@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import make_account, make_user, transfer, walk, walk_back
+from making import make_account, make_user, post_transfer, transfer, walk, walk_back
 from problems import assert_problem
 
 
@@ -26,6 +26,8 @@ async def test_a_new_account_has_nothing_on_it(client: httpx.AsyncClient) -> Non
 async def test_an_account_is_of_the_house_and_covered_unless_it_says_otherwise(client: httpx.AsyncClient) -> None:
     account = await make_account(client)
     assert (account["user_id"], account["allows_negative"]) == (None, False)
+    assert (account["state"], account["overdraft_limit"], account["balance_limit"]) == ("open", 0, None)
+    assert account["metadata"] == {}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,13 @@ async def test_an_account_is_of_the_house_and_covered_unless_it_says_otherwise(c
         {"allows_negative": 1},
         {"balance": 100},
         {"version": 1},
+        {"overdraft_limit": -1},
+        {"balance_limit": "many"},
+        {"metadata": {"x": 1}},
+        {"metadata": {"": "x"}},
+        {"metadata": {"x": "\x00"}},
+        {"metadata": {str(n): "" for n in range(51)}},
+        {"state": "frozen"},
     ],
 )
 async def test_an_account_that_is_not_as_described_is_refused(
@@ -124,3 +133,48 @@ async def test_a_time_that_cannot_be_told_is_refused(client: httpx.AsyncClient, 
     account = await make_account(client)
     assert_problem(await client.get(f"/accounts/{account['id']}/balance", params={"at": at}), 422, code)
     assert_problem(await client.get(f"/accounts/{account['id']}/balance"), 422, "validation")
+
+
+async def test_a_frozen_account_takes_part_in_nothing_until_it_is_opened_again(client: httpx.AsyncClient) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    frozen = await client.patch(f"/accounts/{a['id']}", json={"state": "frozen"})
+    assert (frozen.status_code, frozen.json()["state"]) == (200, "frozen")
+    for source, target in ((a, b), (b, a)):
+        assert_problem(await post_transfer(client, source, target, 1), 409, "account-frozen")
+    await client.patch(f"/accounts/{a['id']}", json={"state": "open"})
+    assert (await post_transfer(client, a, b, 1)).status_code == 201
+
+
+async def test_an_empty_account_is_closed_for_good(client: httpx.AsyncClient) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    path = f"/accounts/{a['id']}"
+    assert_problem(await client.patch(path, json={"state": "closed"}), 409, "account-unchangeable")
+    await transfer(client, a, b, 100)
+    assert (await client.patch(path, json={"state": "closed"})).json()["state"] == "closed"
+    assert_problem(await post_transfer(client, b, a, 1), 409, "account-closed")
+    for change in ({"state": "open"}, {"name": "New"}):
+        assert_problem(await client.patch(path, json=change), 409, "account-unchangeable")
+    assert (await client.patch(path, json={})).status_code == 200
+
+
+async def test_limits_can_be_changed_to_what_the_balance_is_within(client: httpx.AsyncClient) -> None:
+    a = await make_account(client, overdraft_limit=50, balance_limit=200, metadata={"region": "north"})
+    b = await make_account(client, 100)
+    path = f"/accounts/{a['id']}"
+    assert_problem(await post_transfer(client, a, b, 51), 409, "insufficient-funds")
+    assert (await post_transfer(client, a, b, 50)).status_code == 201
+    assert_problem(await client.patch(path, json={"overdraft_limit": 49}), 409, "account-unchangeable")
+    await transfer(client, b, a, 150)
+    assert_problem(await client.patch(path, json={"balance_limit": 99}), 409, "account-unchangeable")
+    changed = (await client.patch(path, json={"balance_limit": 100, "overdraft_limit": 0, "name": " New "})).json()
+    assert (changed["balance_limit"], changed["overdraft_limit"], changed["name"]) == (100, 0, "New")
+    assert (changed["balance"], changed["metadata"]) == (100, {"region": "north"})
+    assert (await client.get(path)).json() == changed
+    assert (await client.patch(path, json={"balance_limit": None})).json()["balance_limit"] is None
+
+
+@pytest.mark.parametrize("body", [{"state": "gone"}, {"state": None}, {"balance": 1}, {"overdraft_limit": None}, []])
+async def test_a_change_of_an_account_that_is_not_as_described_is_refused(client: httpx.AsyncClient, body: Any) -> None:
+    account = await make_account(client)
+    assert_problem(await client.patch(f"/accounts/{account['id']}", json=body), 422, "validation")
+    assert_problem(await client.patch(f"/accounts/{uuid4()}", json={"name": "x"}), 404, "not-found")

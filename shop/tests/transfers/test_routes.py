@@ -215,3 +215,21 @@ async def test_of_two_reversals_at_a_time_one_is_made(client: httpx.AsyncClient)
         if answer.status_code == 409:
             assert_problem(answer, 409, "already-reversed")
     assert await balances(client, a, b) == [100, 1_000]
+
+
+async def test_a_part_of_a_transfer_is_taken_back_under_a_key(client: httpx.AsyncClient) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    moved = (await post_transfer(client, a, b, 60)).json()
+    path = f"/transfers/{moved['id']}/reverse"
+    assert_problem(await client.post(path, json={"amount": 20}), 400, "idempotency-key-missing")
+    for replayed in (False, True):
+        answer = await client.post(path, json={"amount": 20}, headers={"Idempotency-Key": "part"})
+        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, replayed)
+        assert (answer.json()["amount"], answer.json()["reversed_total"]) == (20, 20)
+    over = await client.post(path, json={"amount": 41}, headers={"Idempotency-Key": "more"})
+    assert_problem(over, 409, "more-than-is-left")
+    assert (await client.post(path)).json()["amount"] == 40
+    assert_problem(await client.post(path), 409, "already-reversed")
+    assert await balances(client, a, b) == [100, 0]
+    for body in ({"amount": 0}, {"amount": "1"}, {"sum": 1}, []):
+        assert_problem(await client.post(path, json=body), 422, "validation")

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, NotFound, uuid7
 from howdah.testing import assert_statements
-from shop.accounts.models import Account, Entry
+from shop.accounts.models import Account, AccountState, Entry
 from shop.accounts.service import check_books
 from shop.transfers.models import IdempotencyKey, Transfer
 from shop.transfers.repository import TransferRepository
@@ -111,6 +111,10 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
     [reversed_] = await post(session, TransferRequest(a.id, b.id, 1))
     reversal = await reversal_of(session, reversed_.unwrap().id)
     await post(session, reversal)
+    [to_reverse] = await post(session, TransferRequest(a.id, b.id, 3))
+    frozen, closed = await account(session), await account(session)
+    small = await account(session)
+    frozen.state, closed.state, small.balance_limit = AccountState.FROZEN, AccountState.CLOSED, 10
     before = await session.scalar(select(func.count()).select_from(Transfer))
 
     results = await post(
@@ -129,6 +133,11 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         TransferRequest(drained.id, b.id, 1),
         reversal,
         TransferRequest(a.id, b.id, 2, key="used"),
+        TransferRequest(a.id, frozen.id, 1),
+        TransferRequest(frozen.id, a.id, 1),
+        TransferRequest(a.id, closed.id, 1),
+        TransferRequest(a.id, small.id, 11),
+        await reversal_of(session, to_reverse.unwrap().id, amount=4),
     )
 
     assert [result.refusal for result in results] == [
@@ -140,10 +149,14 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         *[Refusal.BALANCE_OUT_OF_RANGE] * 3,
         Refusal.ALREADY_REVERSED,
         Refusal.KEY_REUSED,
+        *[Refusal.ACCOUNT_FROZEN] * 2,
+        Refusal.ACCOUNT_CLOSED,
+        Refusal.LIMIT_EXCEEDED,
+        Refusal.MORE_THAN_IS_LEFT,
     ]
     assert {result.refusal for result in results} == set(Refusal)
     assert await session.scalar(select(func.count()).select_from(Transfer)) == before
-    assert (a.balance, b.balance) == (99, 1)
+    assert (a.balance, b.balance) == (96, 4)
     with pytest.raises(TransferRefused) as caught:
         results[0].unwrap()
     assert caught.value.code is Refusal.AMOUNT_OUT_OF_RANGE
@@ -174,6 +187,34 @@ async def test_a_transfer_is_reversed_whole_and_once(session: AsyncSession) -> N
     assert again.unwrap().reverses_id == back.id
     with pytest.raises(NotFound):
         await reversal_of(session, uuid4())
+
+
+async def test_a_transfer_is_reversed_in_parts_that_never_exceed_it(session: AsyncSession) -> None:
+    a, b = await account(session, 100), await account(session, 100)
+    moved = (await post(session, TransferRequest(a.id, b.id, 60)))[0].unwrap()
+
+    async def back(amount: int | None) -> TransferRequest:
+        return await reversal_of(session, moved.id, amount=amount)
+
+    results = await post(session, await back(10), await back(51), await back(20))
+    [rest] = await post(session, await back(None))
+    [late] = await post(session, await back(1))
+
+    assert [result.refusal for result in results] == [None, Refusal.MORE_THAN_IS_LEFT, None]
+    assert [result.unwrap().reversed_total for result in (results[0], results[2], rest)] == [10, 30, 60]
+    assert rest.unwrap().amount == 30
+    assert late.refusal is Refusal.ALREADY_REVERSED
+    assert (a.balance, b.balance) == (100, 100)
+    assert (await check_books(session)).faults == {}
+
+
+async def test_an_account_may_be_overdrawn_as_far_as_it_says(session: AsyncSession) -> None:
+    a, b = await account(session, 10), await account(session)
+    a.overdraft_limit = 5
+    results = await post(session, TransferRequest(a.id, b.id, 16), TransferRequest(a.id, b.id, 15))
+    assert [result.refusal for result in results] == [Refusal.INSUFFICIENT_FUNDS, None]
+    assert a.balance == -5
+    assert (await check_books(session)).faults == {}
 
 
 async def test_a_reversal_that_was_refused_can_be_made_later(session: AsyncSession) -> None:
@@ -299,7 +340,7 @@ async def test_any_number_of_requests_is_three_statements(stored: Database) -> N
         assert [result.unwrap().id for result in again] == [result.unwrap().id for result in results]
         assert all(result.replayed for result in again)
         assert await session.scalar(select(func.count()).select_from(IdempotencyKey)) == 40_000
-        assert await TransferRepository(session).reversals_of([uuid4() for _ in range(40_000)]) == set()
+        assert await TransferRepository(session).reversible([uuid4() for _ in range(40_000)]) == {}
         assert (await check_books(session)).faults == {}
 
 

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String
+from sqlalchemy import BigInteger, CheckConstraint, Enum, ForeignKey, Index, String
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, Timestamps, UUIDv7PrimaryKey, utcnow
+
+
+class AccountState(StrEnum):
+    """Money moves into and out of an open account only. A frozen one can be opened again, a closed one is empty and
+    stays closed."""
+
+    OPEN = "open"
+    FROZEN = "frozen"
+    CLOSED = "closed"
 
 
 class Account(UUIDv7PrimaryKey, Timestamps, Base):
     """Money of one currency, in its smallest unit.
 
     `version` counts the entries, from 0. Only `shop.transfers.service.post_transfers` changes it and `balance`.
-    An account that money enters or leaves the books by `allows_negative`; so every currency sums to zero.
+    The balance stays from `-overdraft_limit` to `balance_limit`. An account that money enters or leaves the books by
+    `allows_negative`, however much; so every currency sums to zero.
     """
 
     __tablename__ = "accounts"
     __table_args__ = (
-        CheckConstraint("balance >= 0 OR allows_negative", name="balance_covered"),
+        CheckConstraint("balance >= -overdraft_limit OR allows_negative", name="balance_covered"),
+        CheckConstraint("balance <= balance_limit", name="balance_within_limit"),
+        CheckConstraint("overdraft_limit >= 0", name="overdraft_limit_not_negative"),
+        CheckConstraint("balance_limit >= 0", name="balance_limit_not_negative"),
+        CheckConstraint("state <> 'closed' OR balance = 0", name="closed_is_empty"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
         CheckConstraint("version >= 0", name="version_not_negative"),
     )
@@ -30,6 +47,20 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
     currency: Mapped[str] = mapped_column(String(3))
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
     allows_negative: Mapped[bool] = mapped_column(default=False)
+    overdraft_limit: Mapped[int] = mapped_column(BigInteger, default=0)
+    balance_limit: Mapped[int | None] = mapped_column(BigInteger)
+    state: Mapped[AccountState] = mapped_column(
+        Enum(
+            AccountState,
+            name="state_is_known",
+            native_enum=False,
+            create_constraint=True,
+            length=10,
+            values_callable=lambda states: [state.value for state in states],
+        ),
+        default=AccountState.OPEN,
+    )
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
     version: Mapped[int] = mapped_column(BigInteger, default=0)
 
 

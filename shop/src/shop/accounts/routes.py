@@ -13,8 +13,8 @@ from howdah import Page, paginate
 from howdah.fastapi import PageParameters
 from shop.accounts.models import Account, Entry
 from shop.accounts.repository import AccountRepository, statement_of
-from shop.accounts.schemas import AccountIn, AccountOut, BalanceOut, EntryPageOut
-from shop.accounts.service import balance_at, open_account
+from shop.accounts.schemas import AccountChange, AccountIn, AccountOut, BalanceOut, EntryPageOut
+from shop.accounts.service import balance_at, change_account, open_account
 from shop.web.dependencies import DbSession
 from shop.web.errors import problems
 
@@ -31,6 +31,12 @@ async def create_account(body: AccountIn, db: DbSession, response: Response) -> 
 @router.get("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.NOT_FOUND))
 async def get_account(account_id: UUID, db: DbSession) -> Account:
     return await AccountRepository(db).get_one(account_id)
+
+
+@router.patch("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
+async def patch_account(account_id: UUID, body: AccountChange, db: DbSession) -> Account:
+    """Freeze, open again or close an account, and change its limits, its name or its metadata: what the body names."""
+    return await change_account(db, account_id, body)
 
 
 @router.get("/{account_id}/balance", responses=problems(HTTPStatus.NOT_FOUND))

@@ -8,19 +8,44 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from shop.accounts.models import AccountState
 from shop.orders.schemas import Currency
-from shop.web.fields import STORABLE
+from shop.web.fields import STORABLE, Metadata
+
+AccountName = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE),
+    Field(examples=["Current account"]),
+]
+OverdraftLimit = Annotated[
+    int, Field(ge=0, le=2**62, strict=True, description="How far below zero the balance may go", examples=[0])
+]
+BalanceLimit = Annotated[int, Field(ge=0, le=2**62, strict=True, examples=[1_000_000])]
 
 
 class AccountIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE)] = (
-        Field(examples=["Current account"])
-    )
+    name: AccountName
     currency: Currency
     user_id: UUID | None = Field(default=None, description="Whose it is; null for one of the house")
     allows_negative: bool = Field(default=False, strict=True, description="For accounts that money enters the books by")
+    overdraft_limit: OverdraftLimit = 0
+    balance_limit: BalanceLimit | None = Field(default=None, description="What the balance may not exceed")
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class AccountChange(BaseModel):
+    """What isn't named stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # a factory makes the field optional without making null one of its values
+    name: AccountName = Field(default_factory=str)
+    state: AccountState = Field(default_factory=lambda: AccountState.OPEN, examples=["open"])
+    overdraft_limit: OverdraftLimit = Field(default_factory=int)
+    balance_limit: BalanceLimit | None = None
+    metadata: Metadata = Field(default_factory=dict)
 
 
 class AccountOut(BaseModel):
@@ -30,8 +55,12 @@ class AccountOut(BaseModel):
     user_id: UUID | None
     name: str
     currency: str
+    state: AccountState
     balance: int = Field(description="In the currency's smallest unit")
     allows_negative: bool
+    overdraft_limit: int
+    balance_limit: int | None
+    details: dict[str, str] = Field(serialization_alias="metadata")
     version: int = Field(description="How many entries it has")
     created_at: datetime
     updated_at: datetime

@@ -10,9 +10,9 @@ from uuid import UUID
 from sqlalchemy import Text, TextClause, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shop.accounts.models import Account, Entry
+from shop.accounts.models import Account, AccountState, Entry
 from shop.accounts.repository import AccountRepository
-from shop.accounts.schemas import AccountIn
+from shop.accounts.schemas import AccountChange, AccountIn
 from shop.transfers.models import Transfer
 
 _SHOWN: Final = 20
@@ -61,10 +61,17 @@ _FAULTS: Final[dict[str, TextClause]] = {
         JOIN accounts credit ON credit.id = t.to_account_id
         WHERE t.currency <> debit.currency OR t.currency <> credit.currency
         """),
-    "reversals that don't take back the whole of a transfer": text("""
+    "reversals that don't go back the way of the transfer": text("""
         SELECT format('transfer %s reverses %s', r.id, t.id)
         FROM transfers r JOIN transfers t ON t.id = r.reverses_id
-        WHERE r.amount <> t.amount OR r.from_account_id <> t.to_account_id OR r.to_account_id <> t.from_account_id
+        WHERE r.from_account_id <> t.to_account_id OR r.to_account_id <> t.from_account_id
+        """),
+    "reversals of more than there was": text("""
+        SELECT format('transfer %s: %s, reversed %s', t.id, t.amount, r.total)
+        FROM (SELECT reverses_id, sum(amount) AS total, max(reversed_total) AS told
+              FROM transfers WHERE reverses_id IS NOT NULL GROUP BY reverses_id) r
+        JOIN transfers t ON t.id = r.reverses_id
+        WHERE r.total > t.amount OR r.total <> r.told
         """),
     "idempotency keys without an outcome": text("""
         SELECT format('key %s', key) FROM idempotency_keys WHERE transfer_id IS NULL AND refusal IS NULL
@@ -73,7 +80,11 @@ _FAULTS: Final[dict[str, TextClause]] = {
         SELECT format('%s: %s', currency, sum(balance)) FROM accounts GROUP BY currency HAVING sum(balance) <> 0
         """),
     "balances below zero without leave": text("""
-        SELECT format('account %s: %s', id, balance) FROM accounts WHERE balance < 0 AND NOT allows_negative
+        SELECT format('account %s: %s', id, balance) FROM accounts
+        WHERE balance < -overdraft_limit AND NOT allows_negative
+        """),
+    "balances above their limit": text("""
+        SELECT format('account %s: %s', id, balance) FROM accounts WHERE balance > balance_limit
         """),
 }
 
@@ -88,9 +99,41 @@ class BooksReport:
     faults: dict[str, list[str]] = field(default_factory=dict)
 
 
+class AccountUnchangeable(ValueError):
+    """A closed account stays as it is, only an empty one can be closed, and a balance must be within its limits."""
+
+    def __init__(self, account: Account, reason: str) -> None:
+        self.account_id = account.id
+        super().__init__(f"account {account.id} can't be changed: {reason}")
+
+
 async def open_account(db: AsyncSession, account: AccountIn) -> Account:
     """A new account with nothing on it. Raises `ForeignKeyViolation` for an unknown user."""
-    return await AccountRepository(db).create(**account.model_dump())
+    values = account.model_dump()
+    return await AccountRepository(db).create(details=values.pop("metadata"), **values)
+
+
+async def change_account(db: AsyncSession, account_id: UUID, change: AccountChange) -> Account:
+    """Change what `change` names. Transfers of the account wait for it, and it for them.
+
+    Raises `NotFound`, and `AccountUnchangeable`.
+    """
+    accounts = AccountRepository(db)
+    account = (await accounts.lock([account_id]))[account_id]
+    values = change.model_dump(exclude_unset=True)
+    if "metadata" in values:
+        values["details"] = values.pop("metadata")
+    if account.state is AccountState.CLOSED and values:
+        raise AccountUnchangeable(account, "it is closed")
+    if values.get("state") is AccountState.CLOSED and account.balance != 0:
+        raise AccountUnchangeable(account, f"there are {account.balance} on it, and only an empty one can be closed")
+    if -account.balance > values.get("overdraft_limit", account.overdraft_limit) and not account.allows_negative:
+        raise AccountUnchangeable(account, "its overdraft is more than the new limit")
+    limit = values.get("balance_limit", account.balance_limit)
+    if limit is not None and account.balance > limit:
+        raise AccountUnchangeable(account, "its balance is more than the new limit")
+    await accounts.update(account, **values)
+    return account
 
 
 async def balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:

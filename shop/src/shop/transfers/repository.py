@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
@@ -19,16 +19,15 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
-    literal,
     select,
     text,
 )
-from sqlalchemy.orm import attributes
+from sqlalchemy.orm import aliased, attributes
 from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
 from howdah import AsyncRepository
-from shop.accounts.models import Account, Entry
+from shop.accounts.models import Account, AccountState, Entry
 from shop.transfers.models import IdempotencyKey, Transfer
 
 ScopedKey: TypeAlias = tuple[str, str]
@@ -44,6 +43,7 @@ class PostedTransfer(NamedTuple):
     currency: str
     description: str | None
     reverses_id: UUID | None
+    reversed_total: int | None
     created_at: datetime
 
 
@@ -64,8 +64,22 @@ class LockedAccount:
     currency: str
     balance: int
     allows_negative: bool
+    overdraft_limit: int
+    balance_limit: int | None
+    state: AccountState
     version: int
     moved: bool = False
+
+
+@dataclass(slots=True)
+class Reversible:
+    """A transfer that is to be reversed, and how much of it has been."""
+
+    id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+    amount: int
+    taken_back: int
 
 
 @dataclass(slots=True)
@@ -102,13 +116,12 @@ class TransferRepository(AsyncRepository[Transfer]):
         rows = await self.session.execute(_POSTED, {"ids": list(transfer_ids)})
         return {row.id: PostedTransfer(*row) for row in rows}
 
-    async def reversals_of(self, transfer_ids: Collection[UUID]) -> set[UUID]:
-        """Which of these transfers have been reversed."""
+    async def reversible(self, transfer_ids: Collection[UUID]) -> dict[UUID, Reversible]:
+        """Those of these transfers that exist, and how much of each has been taken back."""
         if not transfer_ids:
-            return set()
-        any_of_them = any_(literal(list(transfer_ids), ARRAY(Transfer.id.type)))
-        found = await self.session.scalars(select(Transfer.reverses_id).where(Transfer.reverses_id == any_of_them))
-        return {reversed_id for reversed_id in found if reversed_id is not None}
+            return {}
+        rows = await self.session.execute(_REVERSIBLE, {"ids": list(transfer_ids)})
+        return {row.id: Reversible(*row) for row in rows}
 
     async def write(self, writing: Writing) -> bool:
         """Write transfers, entries, balances and keys in one statement. False if one of the keys was used meanwhile by
@@ -154,6 +167,7 @@ _TRANSFER: Final[dict[str, TypeEngine[Any]]] = {
     "currency": String(),
     "description": String(),
     "reverses_id": Uuid(),
+    "reversed_total": BigInteger(),
     "created_at": DateTime(timezone=True),
 }
 _ENTRY: Final[dict[str, TypeEngine[Any]]] = {
@@ -184,7 +198,7 @@ def _given(prefix: str, kinds: dict[str, TypeEngine[Any]]) -> str:
 
 
 LOCK: Final = (
-    select(Account.id, Account.currency, Account.balance, Account.allows_negative, Account.version)
+    select(*(getattr(Account, each.name) for each in fields(LockedAccount) if each.name != "moved"))
     .where(Account.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
     .order_by(Account.id)
     .with_for_update(key_share=True)
@@ -193,6 +207,17 @@ LOCK: Final = (
 _POSTED: Final = select(*(getattr(Transfer, name) for name in PostedTransfer._fields)).where(
     Transfer.id == any_(bindparam("ids", type_=ARRAY(Uuid())))
 )
+
+_reversal: Final = aliased(Transfer)
+_REVERSIBLE: Final = select(
+    Transfer.id,
+    Transfer.from_account_id,
+    Transfer.to_account_id,
+    Transfer.amount,
+    select(func.coalesce(func.max(_reversal.reversed_total), 0))
+    .where(_reversal.reverses_id == Transfer.id)
+    .scalar_subquery(),
+).where(Transfer.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
 
 _pairs: Final = (
     func.unnest(bindparam("scopes", type_=ARRAY(String())), bindparam("keys", type_=ARRAY(String())))

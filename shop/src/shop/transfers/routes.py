@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import IO, Annotated, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Body, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from howdah.fastapi import problem_response
 from shop.transfers.models import Transfer
 from shop.transfers.repository import PostedTransfer, TransferRepository
-from shop.transfers.schemas import BatchLineIn, BatchLineOut, Key, TransferIn, TransferOut
+from shop.transfers.schemas import BatchLineIn, BatchLineOut, Key, ReversalIn, TransferIn, TransferOut
 from shop.transfers.service import Ledger, TransferRequest, TransferResult, reversal_of
 from shop.web.dependencies import CurrentLedger, DbSession
 from shop.web.errors import problems, refusal_response
@@ -46,11 +46,7 @@ async def create_transfer(
     """Move money. A request may be sent again under its key after any failure: it is made once, and answered alike,
     with `Idempotency-Replayed: true`. The same key with another body is refused."""
     if idempotency_key is None:
-        return problem_response(
-            HTTPStatus.BAD_REQUEST,
-            "idempotency-key-missing",
-            detail="a transfer needs an Idempotency-Key header, so that it can be sent again safely",
-        )
+        return _key_missing()
     result = await ledger.submit(TransferRequest(**body.model_dump(), key=idempotency_key))
     return _answer(result, response)
 
@@ -100,19 +96,32 @@ async def get_transfer(transfer_id: UUID, db: DbSession) -> Transfer:
     "/{transfer_id}/reverse",
     status_code=HTTPStatus.CREATED,
     response_model=TransferOut,
-    responses=problems(HTTPStatus.NOT_FOUND, *REFUSALS),
+    responses=problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, *REFUSALS),
 )
 async def reverse_transfer(
+    *,
     transfer_id: UUID,
     db: DbSession,
     ledger: CurrentLedger,
     response: Response,
+    body: Annotated[ReversalIn, Body(default_factory=ReversalIn)],
     idempotency_key: Annotated[Key | None, Header()] = None,
 ) -> PostedTransfer | Response:
-    """Take the whole of a transfer back, once."""
-    request = await reversal_of(db, transfer_id, key=idempotency_key)
+    """Take a transfer back: the amount that the body names, or all that is left of it. Several reversals never take
+    back more than there was."""
+    if idempotency_key is None and body.amount is not None:
+        return _key_missing()  # sent twice, it would be taken back twice
+    request = await reversal_of(db, transfer_id, amount=body.amount, key=idempotency_key)
     await db.commit()  # only read; the ledger has a transaction of its own
     return _answer(await ledger.submit(request), response)
+
+
+def _key_missing() -> Response:
+    return problem_response(
+        HTTPStatus.BAD_REQUEST,
+        "idempotency-key-missing",
+        detail="a transfer needs an Idempotency-Key header, so that it can be sent again safely",
+    )
 
 
 def _answer(result: TransferResult, response: Response) -> PostedTransfer | Response:

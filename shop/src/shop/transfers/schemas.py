@@ -29,6 +29,14 @@ class TransferIn(BaseModel):
     )
 
 
+class ReversalIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    amount: int | None = Field(
+        default=None, ge=1, le=MAX_AMOUNT, strict=True, description="Null for all that is left", examples=[250]
+    )
+
+
 class TransferOut(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
@@ -39,6 +47,7 @@ class TransferOut(BaseModel):
     currency: str
     description: str | None
     reverses_id: UUID | None
+    reversed_total: int | None = Field(description="Of a reversal: how much has been taken back with it in all")
     created_at: datetime
 
 

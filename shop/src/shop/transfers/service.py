@@ -13,10 +13,12 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Coalescer, CoalescerStatus, Database, run_transaction, utcnow, uuid7
+from shop.accounts.models import AccountState
 from shop.transfers.repository import (
     LockedAccount,
     Outcome,
     PostedTransfer,
+    Reversible,
     ScopedKey,
     TransferRepository,
     Writing,
@@ -35,7 +37,11 @@ class Refusal(StrEnum):
     CURRENCY_MISMATCH = "currency_mismatch"
     INSUFFICIENT_FUNDS = "insufficient_funds"
     BALANCE_OUT_OF_RANGE = "balance_out_of_range"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    ACCOUNT_FROZEN = "account_frozen"
+    ACCOUNT_CLOSED = "account_closed"
     ALREADY_REVERSED = "already_reversed"
+    MORE_THAN_IS_LEFT = "more_than_is_left"
     KEY_REUSED = "key_reused"
 
 
@@ -60,9 +66,13 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.SAME_ACCOUNT: "the two accounts are the same",
     Refusal.UNKNOWN_ACCOUNT: "there is no such account",
     Refusal.CURRENCY_MISMATCH: "the accounts, or the order, are in different currencies",
-    Refusal.INSUFFICIENT_FUNDS: "the balance doesn't cover the amount",
+    Refusal.INSUFFICIENT_FUNDS: "the balance, and what the account may be overdrawn, don't cover the amount",
     Refusal.BALANCE_OUT_OF_RANGE: "a balance would be larger than can be kept",
-    Refusal.ALREADY_REVERSED: "the transfer has been reversed already",
+    Refusal.LIMIT_EXCEEDED: "the balance would be more than the account may hold",
+    Refusal.ACCOUNT_FROZEN: "one of the accounts is frozen",
+    Refusal.ACCOUNT_CLOSED: "one of the accounts is closed",
+    Refusal.ALREADY_REVERSED: "the whole of the transfer has been reversed already",
+    Refusal.MORE_THAN_IS_LEFT: "that is more than is left of the transfer to be reversed",
     Refusal.KEY_REUSED: "the idempotency key was used for another request",
 }
 
@@ -70,11 +80,12 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
 @dataclass(frozen=True, slots=True)
 class TransferRequest:
     """`amount` in the smallest unit. `currency`, where given, must be that of both accounts. `reverses` names the
-    transfer that this one takes back. `key` is the idempotency key, `scope` whose key it is."""
+    transfer of which this one takes that much back, the way it came; without an amount, all that is left. `key` is the
+    idempotency key, `scope` whose key it is."""
 
     from_account_id: UUID
     to_account_id: UUID
-    amount: int
+    amount: int | None
     currency: str | None = None
     description: str | None = None
     reverses: UUID | None = None
@@ -129,7 +140,7 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
     used = await books.outcomes_of(fingerprints.keys())
     decided = await _answered_before(books, used)
     fingerprints |= {pair: outcome.fingerprint for pair, outcome in used.items()}
-    reversed_ids = await books.reversals_of({request.reverses for request in requests if request.reverses is not None})
+    reversible = await books.reversible({request.reverses for request in requests if request.reverses is not None})
 
     writing = Writing(at=utcnow())
     results: list[TransferResult] = []
@@ -142,7 +153,7 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
             first = decided[pair]
             results.append(TransferResult(first.transfer, first.refusal, replayed=True))
             continue
-        result = _decide(request, accounts, reversed_ids, writing)
+        result = _decide(request, accounts, reversible, writing)
         if pair is not None:
             decided[pair] = result
             transfer_id = None if result.transfer is None else result.transfer.id
@@ -181,13 +192,15 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
         return await post(db, TransferRequest(from_account_id, to_account_id, amount))
 
 
-async def reversal_of(db: AsyncSession, transfer_id: UUID, *, key: str | None = None) -> TransferRequest:
-    """The request that takes the whole of a transfer back. Raises `NotFound`."""
+async def reversal_of(
+    db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None
+) -> TransferRequest:
+    """The request that takes a transfer back: so much of it, or all that is left then. Raises `NotFound`."""
     transfer = await TransferRepository(db).get_one(transfer_id)
     return TransferRequest(
         transfer.to_account_id,
         transfer.from_account_id,
-        transfer.amount,
+        amount,
         description=f"reversal of {transfer_id}",
         reverses=transfer_id,
         key=key,
@@ -238,10 +251,17 @@ class Ledger:
 
 
 def _decide(
-    request: TransferRequest, accounts: Mapping[UUID, LockedAccount], reversed_ids: set[UUID], writing: Writing
+    request: TransferRequest,
+    accounts: Mapping[UUID, LockedAccount],
+    reversible: Mapping[UUID, Reversible],
+    writing: Writing,
 ) -> TransferResult:
-    amount = request.amount
-    if not 1 <= amount <= MAX_AMOUNT:
+    taken = None if request.reverses is None else reversible.get(request.reverses)
+    left = None if taken is None else taken.amount - taken.taken_back
+    amount = left if request.amount is None else request.amount
+    if left == 0:
+        return TransferResult(refusal=Refusal.ALREADY_REVERSED)
+    if amount is None or not 1 <= amount <= MAX_AMOUNT:
         return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
     if request.from_account_id == request.to_account_id:
         return TransferResult(refusal=Refusal.SAME_ACCOUNT)
@@ -250,16 +270,23 @@ def _decide(
         return TransferResult(refusal=Refusal.UNKNOWN_ACCOUNT)
     if debit.currency != credit.currency or request.currency not in (None, debit.currency):
         return TransferResult(refusal=Refusal.CURRENCY_MISMATCH)
-    if request.reverses in reversed_ids:
-        return TransferResult(refusal=Refusal.ALREADY_REVERSED)
-    if debit.balance < amount and not debit.allows_negative:
-        return TransferResult(refusal=Refusal.INSUFFICIENT_FUNDS)
-    if credit.balance + amount > MAX_BALANCE or debit.balance - amount < -MAX_BALANCE:
-        return TransferResult(refusal=Refusal.BALANCE_OUT_OF_RANGE)
-    if request.reverses is not None:
-        reversed_ids.add(request.reverses)
+    if left is not None and amount > left:
+        return TransferResult(refusal=Refusal.MORE_THAN_IS_LEFT)
+    refusal = _refused_by_accounts(debit, credit, amount)
+    if refusal is not None:
+        return TransferResult(refusal=refusal)
+    if taken is not None:
+        taken.taken_back += amount
     transfer = PostedTransfer(
-        uuid7(), debit.id, credit.id, amount, debit.currency, request.description, request.reverses, writing.at
+        uuid7(),
+        debit.id,
+        credit.id,
+        amount,
+        debit.currency,
+        request.description,
+        request.reverses,
+        None if taken is None else taken.taken_back,
+        writing.at,
     )
     writing.transfers.append(transfer)
     for account, change in ((debit, -amount), (credit, amount)):
@@ -270,3 +297,18 @@ def _decide(
             account.moved = True
             writing.accounts.append(account)
     return TransferResult(transfer)
+
+
+def _refused_by_accounts(debit: LockedAccount, credit: LockedAccount, amount: int) -> Refusal | None:
+    states = (debit.state, credit.state)
+    if AccountState.CLOSED in states:
+        return Refusal.ACCOUNT_CLOSED
+    if AccountState.FROZEN in states:
+        return Refusal.ACCOUNT_FROZEN
+    if debit.balance - amount < -debit.overdraft_limit and not debit.allows_negative:
+        return Refusal.INSUFFICIENT_FUNDS
+    if credit.balance_limit is not None and credit.balance + amount > credit.balance_limit:
+        return Refusal.LIMIT_EXCEEDED
+    if credit.balance + amount > MAX_BALANCE or debit.balance - amount < -MAX_BALANCE:
+        return Refusal.BALANCE_OUT_OF_RANGE
+    return None

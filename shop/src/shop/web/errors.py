@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from howdah import DatabaseError
 from howdah.fastapi import PROBLEM_JSON, add_error_handlers, error_response, problem_response
+from shop.accounts.service import AccountUnchangeable
 from shop.orders.service import OrderNotPayable
 from shop.transfers.service import Refusal, TransferRefused
 
@@ -22,6 +23,10 @@ REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
     Refusal.KEY_REUSED: HTTPStatus.UNPROCESSABLE_ENTITY,
     Refusal.INSUFFICIENT_FUNDS: HTTPStatus.CONFLICT,
     Refusal.BALANCE_OUT_OF_RANGE: HTTPStatus.CONFLICT,
+    Refusal.LIMIT_EXCEEDED: HTTPStatus.CONFLICT,
+    Refusal.ACCOUNT_FROZEN: HTTPStatus.CONFLICT,
+    Refusal.ACCOUNT_CLOSED: HTTPStatus.CONFLICT,
+    Refusal.MORE_THAN_IS_LEFT: HTTPStatus.CONFLICT,
     Refusal.ALREADY_REVERSED: HTTPStatus.CONFLICT,
 }
 
@@ -99,6 +104,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(OrderNotPayable)
     async def not_payable(request: Request, error: OrderNotPayable) -> Response:
         return problem_response(HTTPStatus.CONFLICT, "order-not-payable", detail=str(error), order_status=error.status)
+
+    @app.exception_handler(AccountUnchangeable)
+    async def unchangeable(request: Request, error: AccountUnchangeable) -> Response:
+        return problem_response(HTTPStatus.CONFLICT, "account-unchangeable", detail=str(error))
 
     @app.exception_handler(PreconditionMissing)
     async def missing(request: Request, error: PreconditionMissing) -> Response:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import Field, StringConstraints
 
 # PostgreSQL's text holds every character but NUL.
 STORABLE: Final = r"^[^\x00]*$"
 EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000000"
 OTHER_EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000001"
+
+_Text = Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=STORABLE)]
+Metadata: TypeAlias = Annotated[
+    dict[_Name, _Text],
+    Field(max_length=50, description="The client's own, up to 50 names", examples=[{"region": "north"}]),
+]
 
 
 class ExportFormat(StrEnum):
