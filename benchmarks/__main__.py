@@ -24,7 +24,7 @@ from benchmarks.pages import Pages
 from benchmarks.retail_import import RetailImport
 from benchmarks.server import connections, embedded_server, new_database, settings
 from benchmarks.summary import Summary
-from benchmarks.transfers import Transfers
+from benchmarks.transfers import Transfers, TransfersOverHttp
 from benchmarks.upsert import Upsert
 
 COMPARISONS: Final[tuple[type[Comparison], ...]] = (
@@ -39,6 +39,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     GetUser,
     Servers,
     Transfers,
+    TransfersOverHttp,
     Memory,
     RetailImport,
 )

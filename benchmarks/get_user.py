@@ -50,7 +50,7 @@ class GetUser(Comparison):
     async def set_up(self) -> None:
         await contents.fill_orders(self.connections.driver, self.count * _ORDERS_EACH, users=self.count)
         ids = [record["id"] for record in await self.connections.driver.fetch("SELECT id FROM users")]
-        self.server = Server("benchmarks.routes", "{url}", "{port}", url=self.connections.url, ids=ids)
+        self.server = Server("-m", "benchmarks.routes", "{url}", "{port}", url=self.connections.url, ids=ids)
         await self.server.start()
         some = random.Random(7).sample(ids, min(COMPARED, len(ids)))
         await self._compare("view", some)
@@ -138,7 +138,7 @@ class Servers(Comparison):
                 "uvicorn": ("--factory", "--port", "{port}", "--log-level", "error", "--no-access-log"),
                 "granian": ("--factory", "--port", "{port}", "--log-level", "error", "--interface", "asgi", "--no-ws"),
             }
-            command = (kind, "benchmarks.routes:from_environment", *common[kind], *options)
+            command = ("-m", kind, "benchmarks.routes:from_environment", *common[kind], *options)
             self.servers[name] = server = Server(*command, url=self.connections.url, ids=ids)
             await server.start()
 

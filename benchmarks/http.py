@@ -26,7 +26,20 @@ local ids = {}
 for line in io.lines(os.getenv("IDS")) do ids[#ids + 1] = line end
 math.randomseed(os.time())
 local prefix = os.getenv("PREFIX")
-request = function() return wrk.format("GET", prefix .. ids[math.random(#ids)]) end
+local get = function() return wrk.format("GET", prefix .. ids[math.random(#ids)]) end
+
+-- a transfer between two of them, under a key of its own
+local run, number = string.format("%d-%d", os.time(), math.random(1000000000)), 0
+local post = function()
+    local a = math.random(#ids)
+    local b = math.random(#ids - 1)
+    if b >= a then b = b + 1 end
+    number = number + 1
+    local headers = {["Content-Type"] = "application/json", ["Idempotency-Key"] = run .. "-" .. number}
+    local body = '{"from_account_id":"' .. ids[a] .. '","to_account_id":"' .. ids[b] .. '","amount":1}'
+    return wrk.format("POST", prefix, headers, body)
+end
+request = os.getenv("METHOD") == "POST" and post or get
 done = function(summary, latency)
     local errors = summary.errors
     local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
@@ -47,7 +60,8 @@ def missing() -> str | None:
 
 
 class Server:
-    """`python -m MODULE URL PORT …` in a process of its own, and what clients ask of it."""
+    """`python COMMAND …` in a process of its own, and what clients ask of it. `{url}` and `{port}` in the command are
+    filled in, and the URL is in its environment."""
 
     def __init__(self, *command: str, url: str, ids: Sequence[Any]) -> None:
         with socket.socket() as free:
@@ -59,13 +73,19 @@ class Server:
         self._ids, self._script = Path(self._folder.name, "ids"), Path(self._folder.name, "get.lua")
         self._ids.write_text("\n".join(map(str, ids)))
         self._script.write_text(_SCRIPT)
+        self._log = Path(self._folder.name, "log").open("wb")  # noqa: SIM115  # closed when it is stopped
         self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self._port
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", *self._command),
-            env=os.environ | {"BENCHMARK_URL": self._url},
+            *(sys.executable, *self._command),
+            env=os.environ | {"BENCHMARK_URL": self._url, "SHOP_DATABASE_URL": self._url, "SHOP_LOG_FORMAT": "json"},
             stdout=asyncio.subprocess.DEVNULL,
+            stderr=self._log,
         )
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline and self._process.returncode is None:
@@ -80,6 +100,7 @@ class Server:
             if self._process.returncode is None:
                 self._process.terminate()
             await self._process.wait()
+        self._log.close()
         self._folder.cleanup()
 
     async def get(self, path: str) -> bytes:
@@ -92,12 +113,13 @@ class Server:
             raise Failed(f"{path}: {head.decode()}")
         return body
 
-    async def load(self, prefix: str, connections: int) -> Measured:
-        """Ask for `prefix` and an id at random, again and again, over so many connections."""
+    async def load(self, prefix: str, connections: int, *, post: bool = False) -> Measured:
+        """Ask for `prefix` and an id at random, again and again, over so many connections; or post there a transfer
+        between two ids."""
         wrk = await asyncio.create_subprocess_exec(
             *("wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{SECONDS}s"),
             *("--script", str(self._script), f"http://127.0.0.1:{self._port}"),
-            env=os.environ | {"IDS": str(self._ids), "PREFIX": prefix},
+            env=os.environ | {"IDS": str(self._ids), "PREFIX": prefix, "METHOD": "POST" if post else "GET"},
             stdout=asyncio.subprocess.PIPE,
         )
         out, _ = await wrk.communicate()

