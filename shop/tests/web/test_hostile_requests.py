@@ -208,10 +208,11 @@ class _Values:
             case "array":
                 return st.lists(self.about(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
             case "object" if "properties" not in schema:
-                names = self.about(schema.get("propertyNames", {"type": "string"})).filter(
+                [values] = schema["patternProperties"].values()
+                names = self.about({"type": "string"} | schema["propertyNames"]).filter(
                     lambda name: isinstance(name, str)
                 )
-                return st.dictionaries(names, self.about(schema["additionalProperties"]), max_size=3)
+                return st.dictionaries(names, self.about(values), max_size=3)
             case "object":
                 fields = {name: self.about(inner) for name, inner in schema["properties"].items()}
                 required = {name: fields.pop(name) for name in schema.get("required", ())}
