@@ -3,7 +3,7 @@ PORT ?= 8000
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
 
-.PHONY: serve test check format bench bench-plot bench-docs test-matrix test-wheel clean
+.PHONY: serve test check format bench bench-plot bench-docs soak test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -38,6 +38,11 @@ bench-docs: $(UV)
 # SQLAlchemy 2.0 and 2.1, PostgreSQL 16 and 18, Python 3.11 to 3.13 as far as they are installed.
 test-matrix: $(UV)
 	UV=$(UV) scripts/test-matrix
+
+# Long runs under cancellations and kills: shared trips, then the service's books.
+soak: $(UV)
+	$(RUN) python scripts/soak-coalescer --seconds 300
+	$(RUN) python scripts/crash-ledger --kills 50
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)

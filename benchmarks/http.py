@@ -77,8 +77,8 @@ class Server:
         self._process: asyncio.subprocess.Process | None = None
 
     @property
-    def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(

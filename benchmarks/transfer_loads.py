@@ -16,13 +16,13 @@ from uuid import UUID
 
 import asyncpg
 import uvloop
-from sqlalchemy import make_url, select, text
+from sqlalchemy import make_url, select
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import shop.tables  # noqa: F401 (tables refer to each other)
 from benchmarks.transfer_names import ACCOUNTS, HOT, SPREAD
-from howdah import Database, utcnow, uuid7
+from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
 from shop.accounts.models import Account
 from shop.memory import collect_seldom, settle
@@ -61,13 +61,11 @@ def drawn(spread: str, dice: random.Random) -> Callable[[], tuple[UUID, UUID]]:
 async def fill(url: str) -> None:
     await asyncio.to_thread(migrations.upgrade, url)
     async with Database(url) as database, database.begin() as session:
-        await session.execute(
-            text("""
-                INSERT INTO accounts (id, name, currency, balance, allows_negative, version, created_at, updated_at)
-                SELECT id, 'Account', 'GBP', 0, true, 0, now(), now() FROM unnest(CAST(:ids AS uuid[])) AS given (id)
-                """),
-            {"ids": [account(number) for number in range(1, max(ACCOUNTS.values()) + 1)]},
+        accounts = (
+            {"id": account(number), "name": "Account", "currency": "GBP", "allows_negative": True}
+            for number in range(1, max(ACCOUNTS.values()) + 1)
         )
+        await bulk.insert_many(session, Account, accounts, keys=False)
 
 
 async def load(transfer: Transfer, spread: str, waiting: int, seconds: float) -> None:
@@ -141,8 +139,9 @@ async def by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
             for prefix, names, rows in (
                 (
                     "t",
-                    "id from_account_id to_account_id amount currency description reverses_id created_at",
-                    [(id, source, target, 1, "GBP", None, None, now)],
+                    "id from_account_id to_account_id amount currency description reverses_id reversed_total "
+                    "created_at",
+                    [(id, source, target, 1, "GBP", None, None, None, now)],
                 ),
                 ("e", "account_id version transfer_id amount balance_after", entries),
                 ("a", "id balance version", [(account, after, version) for account, version, _, _, after in entries]),
