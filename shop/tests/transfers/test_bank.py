@@ -9,8 +9,8 @@ from asyncio.subprocess import PIPE
 from collections import Counter
 from pathlib import Path
 
+from books import open_accounts
 from sqlalchemy import text
-from test_races import open_accounts
 
 from howdah import Database
 from shop.accounts.service import check_books
@@ -26,7 +26,7 @@ async def busy(database: Database, transfers: int, how: str) -> tuple[Counter[st
     """What the clients were told, and what was seen meanwhile: the sum of all balances, how many were below zero."""
     accounts = await open_accounts(database, *[FUNDS] * ACCOUNTS)
     url = database.engine.url.render_as_string(hide_password=False)
-    program = str(Path(__file__).with_name("bank_clients.py"))
+    program = str(Path(__file__).parents[1] / "bank_clients.py")
     processes = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, program, url, str(seed), str(CLIENTS), str(transfers // PROCESSES), how),

@@ -12,13 +12,13 @@ from uuid import UUID, uuid4
 
 import pytest
 import reference
+from books import open_accounts
 from sqlalchemy import func, select
 from waiting import until_waiting
 
 from howdah import Database, DeadlockDetected
 from shop.accounts.models import Account
-from shop.accounts.schemas import AccountIn
-from shop.accounts.service import check_books, open_account
+from shop.accounts.service import check_books
 from shop.transfers.models import Transfer
 from shop.transfers.service import (
     KeyInUse,
@@ -30,16 +30,6 @@ from shop.transfers.service import (
     reversal_of,
     transfer_funds,
 )
-
-
-async def open_accounts(database: Database, *balances: int) -> list[UUID]:
-    async with database.begin() as session:
-        world = (await open_account(session, AccountIn(name="World", currency="GBP", allows_negative=True))).id
-        accounts = [(await open_account(session, AccountIn(name="Account", currency="GBP"))).id for _ in balances]
-        for account, balance in zip(accounts, balances, strict=True):
-            if balance:
-                await transfer_funds(session, world, account, balance)
-    return accounts
 
 
 async def balances(database: Database, accounts: list[UUID]) -> list[int]:

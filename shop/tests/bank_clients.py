@@ -29,7 +29,7 @@ async def without_locks(database: Database, source: UUID, target: UUID, amount: 
         balances = {row.id: row.balance for row in rows}
         if balances[source] < amount:
             return "insufficient_funds"
-        for id, change in ((source, -amount), (target, amount)):
+        for id, change in sorted(((source, -amount), (target, amount))):  # or it would deadlock, too
             await session.execute(update(Account).where(Account.id == id).values(balance=balances[id] + change))
     return "made"
 

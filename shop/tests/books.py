@@ -1,0 +1,21 @@
+"""Accounts with money on them."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from howdah import Database
+from shop.accounts.schemas import AccountIn
+from shop.accounts.service import open_account
+from shop.transfers.service import transfer_funds
+
+
+async def open_accounts(database: Database, *balances: int) -> list[UUID]:
+    """An account for each balance, which comes from an account made for that."""
+    async with database.begin() as session:
+        world = (await open_account(session, AccountIn(name="World", currency="GBP", allows_negative=True))).id
+        accounts = [(await open_account(session, AccountIn(name="Account", currency="GBP"))).id for _ in balances]
+        for account, balance in zip(accounts, balances, strict=True):
+            if balance:
+                await transfer_funds(session, world, account, balance)
+    return accounts
