@@ -138,6 +138,9 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         TransferRequest(a.id, closed.id, 1),
         TransferRequest(a.id, small.id, 11),
         await reversal_of(session, to_reverse.unwrap().id, amount=4),
+        TransferRequest(b.id, a.id, 1, reverses=uuid4()),
+        TransferRequest(a.id, b.id, 1, reverses=to_reverse.unwrap().id),
+        TransferRequest(b.id, small.id, 1, reverses=to_reverse.unwrap().id),
     )
 
     assert [result.refusal for result in results] == [
@@ -153,6 +156,7 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         Refusal.ACCOUNT_CLOSED,
         Refusal.LIMIT_EXCEEDED,
         Refusal.MORE_THAN_IS_LEFT,
+        *[Refusal.NOT_ITS_REVERSAL] * 3,
     ]
     assert {result.refusal for result in results} == set(Refusal)
     assert await session.scalar(select(func.count()).select_from(Transfer)) == before

@@ -34,7 +34,7 @@ ScopedKey: TypeAlias = tuple[str, str]
 
 
 class PostedTransfer(NamedTuple):
-    """A transfer's row. No mapped object: making one takes longer than everything else that a transfer needs."""
+    """A transfer's row. No mapped object: making one is most of the time in which a transfer is decided."""
 
     id: UUID
     from_account_id: UUID

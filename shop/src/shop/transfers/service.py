@@ -42,6 +42,7 @@ class Refusal(StrEnum):
     ACCOUNT_CLOSED = "account_closed"
     ALREADY_REVERSED = "already_reversed"
     MORE_THAN_IS_LEFT = "more_than_is_left"
+    NOT_ITS_REVERSAL = "not_its_reversal"
     KEY_REUSED = "key_reused"
 
 
@@ -73,6 +74,7 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.ACCOUNT_CLOSED: "one of the accounts is closed",
     Refusal.ALREADY_REVERSED: "the whole of the transfer has been reversed already",
     Refusal.MORE_THAN_IS_LEFT: "that is more than is left of the transfer to be reversed",
+    Refusal.NOT_ITS_REVERSAL: "there is no such transfer to be reversed between these accounts",
     Refusal.KEY_REUSED: "the idempotency key was used for another request",
 }
 
@@ -257,6 +259,11 @@ def _decide(
     writing: Writing,
 ) -> TransferResult:
     taken = None if request.reverses is None else reversible.get(request.reverses)
+    if request.reverses is not None and (
+        taken is None
+        or (taken.from_account_id, taken.to_account_id) != (request.to_account_id, request.from_account_id)
+    ):
+        return TransferResult(refusal=Refusal.NOT_ITS_REVERSAL)
     left = None if taken is None else taken.amount - taken.taken_back
     amount = left if request.amount is None else request.amount
     if left == 0:

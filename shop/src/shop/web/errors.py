@@ -27,6 +27,7 @@ REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
     Refusal.ACCOUNT_FROZEN: HTTPStatus.CONFLICT,
     Refusal.ACCOUNT_CLOSED: HTTPStatus.CONFLICT,
     Refusal.MORE_THAN_IS_LEFT: HTTPStatus.CONFLICT,
+    Refusal.NOT_ITS_REVERSAL: HTTPStatus.CONFLICT,
     Refusal.ALREADY_REVERSED: HTTPStatus.CONFLICT,
 }
 
