@@ -49,6 +49,28 @@ async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
     assert max(map(len, trips.batches)) == 2
 
 
+async def test_pipelined_trips_share_those_who_wait() -> None:
+    """The control is the same without: all are on one trip, and nothing is prepared while it is under way."""
+    for pipelined, sizes in ((True, [50, 50]), (False, [100])):
+        trips = Trips()
+        async with Coalescer(trips, trips=2, pipelined=pipelined) as coalescer:
+            tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefghij" * 10]
+            await trips.departed(len(sizes))
+            assert [len(batch) for batch in trips.batches] == sizes
+            trips.let_go(10)
+            assert await asyncio.gather(*tasks) == list("ABCDEFGHIJ" * 10)
+
+
+async def test_pipelined_trips_leave_a_few_together() -> None:
+    trips = Trips()
+    async with Coalescer(trips, trips=2, pipelined=True) as coalescer:
+        tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefgh" * 4]
+        await trips.departed(1)
+        trips.let_go(10)
+        await asyncio.gather(*tasks)
+    assert [len(batch) for batch in trips.batches] == [32]
+
+
 async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> None:
     """Or a busy system's batches would be split among the trips instead of growing."""
     trips = Trips()

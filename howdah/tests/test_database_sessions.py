@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from howdah import (
     Database,
+    InvalidStatement,
     InvalidValue,
     NestedTransaction,
     ReadOnly,
@@ -271,3 +272,34 @@ class TestBoundDatabase:
         with pytest.raises(RuntimeError):
             bound.session()
         real_database.session()
+
+    async def test_autocommit_is_undone_with_the_rest(self, bound: Database, real_database: Database) -> None:
+        async with bound.autocommit() as same:
+            await same.execute(insert(User).values(email="ada@example.com", name="Ada"))
+        with pytest.raises(InvalidStatement):
+            async with bound.autocommit() as same:
+                await same.execute(text("SELECT nothing FROM nowhere"))
+        assert await users(bound) == 1
+        assert await users(real_database) == 0
+
+
+class TestAutocommit:
+    async def test_what_is_sent_is_committed_at_once(self, real_database: Database) -> None:
+        """Control: in a session it isn't."""
+        async with real_database.autocommit() as connection:
+            await connection.execute(insert(User).values(email="ada@example.com", name="Ada"))
+            assert await users(real_database) == 1
+            with pytest.raises(InvalidStatement):
+                await connection.execute(text("SELECT nothing FROM nowhere"))
+            await connection.execute(insert(User).values(email="grace@example.com", name="Grace"))
+            assert await users(real_database) == 2
+        async with real_database.session() as session:
+            await session.execute(insert(User).values(email="alan@example.com", name="Alan"))
+            assert await users(real_database) == 2
+
+    async def test_a_closed_database_has_none(self, database_url: str) -> None:
+        database = Database(database_url)
+        await database.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            async with database.autocommit():
+                pass

@@ -32,6 +32,8 @@ ResultT = TypeVar("ResultT")
 Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
 _AGAIN: Final = (Conflict, CannotConnect)
+_WORTH_A_TRIP: Final = 32
+"""Fewer items aren't shared out: what a trip takes by itself would be more than what is won."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ class Coalescer(Generic[ItemT, ResultT]):
     `apply` gets at least one item and returns a result for each, in their order. It sees none of the submitters'
     context variables, and if it writes, returns after its commit. At most `trips` calls run at a time, each with at
     most `max_batch` items; a further one sets off beside others when as many items wait as those carry. With `key`,
-    items that are waiting with the same key travel as one and share the result (the object itself): for reads.
+    items that are waiting with the same key travel as one and share the result (the object itself): for reads. With
+    `pipelined`, for an `apply` part of which waits for its turn, those who wait are shared out among the trips that are
+    free, so that one is prepared while another one is under way.
 
     What goes wrong:
 
@@ -94,6 +98,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         trips: int = 1,
         key: Callable[[ItemT], Hashable] | None = None,
         isolate: bool = False,
+        pipelined: bool = False,
         attempts: int = 3,
         timeout: float = 30.0,
     ) -> None:
@@ -105,6 +110,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._apply = apply
         self._max_batch, self._max_waiting, self._trips = max_batch, max_waiting, trips
         self._key, self._isolate, self._attempts, self._timeout = key, isolate, attempts, timeout
+        self._pipelined = pipelined
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: OrderedDict[Hashable, _Entry[ItemT, ResultT]] = OrderedDict()
         self._waiting = 0
@@ -222,7 +228,10 @@ class Coalescer(Generic[ItemT, ResultT]):
         _fail(left, TripAbandoned("the event loop is ending"))
 
     def _board(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[ItemT, ResultT]]:
-        batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch, len(self._queue)))]
+        waiting = len(self._queue)
+        free = self._trips - len(self._under_way) + 1 if self._pipelined else 1
+        share = max(-(-waiting // free), min(waiting, _WORTH_A_TRIP))
+        batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch, share))]
         now = loop.time()
         for entry in batch:
             self._waiting -= len(entry.waiters)

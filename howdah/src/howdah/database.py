@@ -214,6 +214,21 @@ class Database:
             return await work(self._bind)
         return await self._readers.read(work)
 
+    @asynccontextmanager
+    async def autocommit(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which each statement is a transaction of its own: one trip where BEGIN and COMMIT make it
+        three. What a statement wrote is committed when it returns, whatever comes after it.
+
+        Of a `bound_to` database it is the open connection in a savepoint.
+        """
+        self._refuse_if_closed()
+        if isinstance(self._bind, AsyncConnection):
+            async with self._bind.begin_nested():
+                yield self._bind
+        else:
+            async with self.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                yield connection
+
     async def ping(self) -> None:
         """One statement on a pooled connection. Raises `Unavailable` when that can't be had, within `pool_timeout` and
         `connect_timeout` together."""
