@@ -9,17 +9,18 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-# asyncpg's COMMIT, as a simple query
-_COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
+COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
+"""asyncpg's, as a simple query."""
 
 
 class Proxy:
-    """Forwards everything; while `losing_commits`, a COMMIT is carried out and both connections end instead of its
-    answer."""
+    """Forwards everything; what has the bytes `losing` in it is carried out, and both connections end instead of its
+    answer, `times` times if that is set."""
 
     def __init__(self, url: URL, server: URL) -> None:
         self.url = url
-        self.losing_commits = False
+        self.losing: bytes | None = None
+        self.times: int | None = None
         self.lost = 0
         self._server = server
         self._serving: set[asyncio.Task[None]] = set()
@@ -41,7 +42,8 @@ class Proxy:
 
         async def requests() -> None:
             while data := await reader.read(65_536):
-                if self.losing_commits and _COMMIT in data:
+                if self.losing is not None and self.losing in data and self.times != 0:
+                    self.times = None if self.times is None else self.times - 1
                     losing.set()
                 to_server.write(data)
 

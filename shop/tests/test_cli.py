@@ -1,4 +1,4 @@
-"""What an operator gets wrong is told in a line."""
+"""What an operator gets wrong is told in a line; the books are proven."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+
+from howdah import Database
 
 NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
@@ -67,3 +70,19 @@ def test_a_revision_that_does_not_exist_is_told_in_a_line(committed_url: str) ->
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1] == "Can't locate revision identified by 'nonsense'"
     assert "Traceback" not in finished.stderr
+
+
+async def test_right_books_are_told_and_wrong_ones_are_exit_code_1(committed_url: str) -> None:
+    assert shop("create-demo", "--users", "3", DATABASE_URL=committed_url).returncode == 0
+    finished = shop("check", DATABASE_URL=committed_url)
+    assert (finished.returncode, finished.stdout) == (
+        0,
+        "4 accounts, 3 transfers, 6 entries\nthe books are right\n",
+    )
+    assert "9/9" in finished.stderr
+    async with Database(committed_url) as database, database.begin() as session:
+        await session.execute(text("UPDATE accounts SET held = 1 WHERE purpose IS NULL"))
+    finished = shop("check", DATABASE_URL=committed_url)
+    assert (finished.returncode, finished.stdout) == (1, "4 accounts, 3 transfers, 6 entries\n")
+    assert "held amounts differ from what is pending:\n  account " in finished.stderr
+    assert finished.stderr.count(": 1 held, 0 pending\n") == 3

@@ -9,7 +9,7 @@ from tampering import without_guards
 
 from howdah import Database
 from shop.accounts.models import Account, Entry
-from shop.accounts.service import check_books
+from shop.accounts.proof import check_books
 from shop.demo import create_demo
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User

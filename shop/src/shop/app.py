@@ -16,8 +16,9 @@ from shop.accounts.routes import router as account_routes
 from shop.orders.routes import router as order_routes
 from shop.orders.service import OrderViews, open_order_views
 from shop.settings import Settings
+from shop.transfers.ledger import Ledger
 from shop.transfers.routes import router as transfer_routes
-from shop.transfers.service import Ledger
+from shop.transfers.upkeep import upkeep
 from shop.users.routes import router as user_routes
 from shop.users.service import UserViews, open_user_views
 from shop.web import errors
@@ -65,6 +66,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             open_user_views(database) as users,
             open_order_views(database) as orders,
             Ledger(database) as ledger,
+            upkeep(database, ledger, key_retention_days=chosen.key_retention_days),
         ):
             yield {"database": database, "ledger": ledger, "users": users, "orders": orders}
 

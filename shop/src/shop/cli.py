@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from shop import migrations
-from shop.accounts.service import BooksReport, check_books
+from shop.accounts.proof import STEPS, BooksReport, check_books
 from shop.app import create_app, open_database
 from shop.demo import create_demo
 from shop.explaining import CannotListen, ExplainingGroup
@@ -121,17 +121,26 @@ def check() -> None:
     """Prove the books: balances equal their entries, transfers balance, every currency sums to zero."""
     settings = Settings()
 
-    async def run(url: str) -> BooksReport:
+    async def run(url: str, progress: Progress) -> BooksReport:
+        task = progress.add_task(STEPS[0], total=len(STEPS))
+
+        def begin(step: str) -> None:
+            progress.update(task, description=step, completed=STEPS.index(step))
+
         # whole tables are read: as long as it takes
+        patient = settings.model_copy(update={"statement_timeout": None})
         async with (
-            open_database(url, settings.model_copy(update={"statement_timeout": None})) as database,
+            open_database(url, patient, application_name="shop check") as database,
             database.begin(isolation_level="REPEATABLE READ", read_only=True) as session,
         ):
-            return await check_books(session)
+            report = await check_books(session, begin=begin)
+        progress.update(task, description="checked", completed=len(STEPS))
+        return report
 
     with located(settings) as location:
         migrations.upgrade(location.url)
-        report = asyncio.run(run(location.url))
+        with progress_bar() as progress:
+            report = asyncio.run(run(location.url, progress))
     _out.print(
         f"{report.accounts:,} accounts, {report.transfers:,} transfers, {report.entries:,} entries", highlight=False
     )

@@ -12,10 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, run_transaction, uuid7
+from shop.accounts.models import AccountPurpose
 from shop.accounts.schemas import AccountIn
-from shop.accounts.service import open_account
+from shop.accounts.service import open_account, system_account
 from shop.orders.models import Order, OrderItem, OrderStatus
-from shop.transfers.service import TransferRequest, post_transfers
+from shop.transfers.requests import TransferRequest
+from shop.transfers.service import post_transfers
 from shop.users.models import User
 
 _FIRST: Final = ("Ada", "Alan", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Hedy", "Ken", "Radia")
@@ -56,7 +58,7 @@ async def _make(session: AsyncSession, seed: int, numbers: range) -> int:
     await bulk.insert_many(session, Order, (order for order, _ in orders), keys=False)
     await bulk.insert_many(session, OrderItem, (item for _, items in orders for item in items), keys=False)
     if new:
-        bank = await open_account(session, AccountIn(name="Cash in", currency="GBP", allows_negative=True))
+        bank = await system_account(session, AccountPurpose.CASH_IN, "GBP")
         accounts = [
             await open_account(session, AccountIn(name="Current account", currency="GBP", user_id=user_id))
             for user_id in ids

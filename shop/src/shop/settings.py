@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     pool_timeout: float = Field(default=5.0, gt=0)
     statement_timeout: float | None = Field(default=30.0, gt=0)
     lock_timeout: float = Field(default=5.0, gt=0)
+    key_retention_days: float = Field(default=30.0, ge=1, description="How long an idempotency key counts at least")
     shutdown_timeout: int = Field(default=30, ge=0, description="How long requests under way may take to finish")
 
     @field_validator("database_url")

@@ -3,7 +3,7 @@
 from howdah import Base
 from shop.accounts.models import Account, Entry
 from shop.orders.models import Order, OrderItem
-from shop.transfers.models import IdempotencyKey, Transfer
+from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.users.models import User
 
-__all__ = ["Account", "Base", "Entry", "IdempotencyKey", "Order", "OrderItem", "Transfer", "User"]
+__all__ = ["Account", "Base", "Entry", "IdempotencyKey", "Order", "OrderItem", "PendingTransfer", "Transfer", "User"]

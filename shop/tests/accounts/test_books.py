@@ -13,14 +13,18 @@ from tampering import without_guards
 
 from howdah import Database, DatabaseError, lock, savepoint
 from shop.accounts.models import Account
+from shop.accounts.proof import STEPS, BooksReport, check_books
 from shop.accounts.schemas import AccountIn
-from shop.accounts.service import BooksReport, check_books, open_account
-from shop.transfers.service import Ledger, TransferRequest, post_transfers, reversal_of
+from shop.accounts.service import open_account
+from shop.transfers.ledger import Ledger
+from shop.transfers.requests import TransferRequest
+from shop.transfers.service import post_transfers, reversal_of
 
 
 async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
-    """Right books with two currencies, a reversal, a refusal and a key; a world's account, one with money on it, one
-    whose money came back, and one in another currency."""
+    """Right books with two currencies, a reversal, a refusal, keys, and one transfer each that is pending, posted in
+    part and voided; a world's account, one with money on it, one whose money came back, and one in another currency,
+    where the pending ones are."""
     world, rich, poor = [
         (await open_account(session, AccountIn(name=name, currency="GBP", allows_negative=name == "world"))).id
         for name in ("world", "rich", "poor")
@@ -39,6 +43,22 @@ async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
         ],
     )
     await post_transfers(session, [await reversal_of(session, results[1].unwrap().id)])
+    pending = await post_transfers(
+        session,
+        [
+            TransferRequest(euros, euro_world, amount, key=key, pending_seconds=60)
+            for amount, key in ((10, "c"), (20, "d"), (5, None))
+        ],
+    )
+    _, posted, voided = [each.unwrap().id for each in pending]
+    settled = await post_transfers(
+        session,
+        [
+            TransferRequest(euros, euro_world, 15, posts=posted),
+            TransferRequest(euros, euro_world, None, voids=voided),
+        ],
+    )
+    assert [each.refusal for each in settled] == [None, None]
     return world, rich, poor, euros
 
 
@@ -48,7 +68,7 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
 
 async def test_right_books_have_no_fault_and_are_counted(session: AsyncSession) -> None:
     await books(session)
-    assert await check_books(session) == BooksReport(accounts=5, transfers=4, entries=8)
+    assert await check_books(session) == BooksReport(accounts=5, transfers=5, entries=10)
 
 
 async def test_empty_books_are_right(session: AsyncSession) -> None:
@@ -89,6 +109,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             {"versions have gaps"},
             [
                 "UPDATE entries SET version = 7 WHERE account_id = :rich AND version = 3",
+                "UPDATE transfers SET to_version = 7 WHERE to_account_id = :rich AND to_version = 3",
                 "UPDATE accounts SET version = 7 WHERE id = :rich",
             ],
             id="a gap in the versions",
@@ -100,19 +121,21 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             {"transfers without their two entries"},
             [
                 """
-                INSERT INTO transfers (id, from_account_id, to_account_id, amount, currency, created_at)
-                VALUES (gen_random_uuid(), :world, :rich, 5, 'GBP', now())
+                INSERT INTO transfers (
+                    id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at,
+                    created_at
+                ) VALUES (gen_random_uuid(), :world, 2, :rich, 4, 5, 'GBP', now(), now())
                 """
             ],
             id="a transfer without entries",
         ),
         pytest.param(
-            {"transfers without their two entries"},
+            {"transfers without their two entries", "entries of no transfer that says the same"},
             ["UPDATE transfers SET amount = amount + 1 WHERE to_account_id = :euros"],
             id="a transfer of another amount",
         ),
         pytest.param(
-            {"transfers without their two entries"},
+            {"transfers without their two entries", "entries of no transfer that says the same"},
             [
                 "UPDATE entries SET transfer_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
                 " WHERE account_id = :world"
@@ -120,16 +143,44 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="entries of another transfer",
         ),
         pytest.param(
-            {"transfers without their two entries"},
+            {"entries of no transfer that says the same"},
             [
                 """
                 INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
-                SELECT :poor, n, id, further, greatest(further, 0), now()
+                SELECT :poor, n, id, further, greatest(further, 0), clock_timestamp()
                 FROM transfers, (VALUES (3, 5), (4, -5)) added(n, further) WHERE to_account_id = :euros
                 """,
                 "UPDATE accounts SET version = 4 WHERE id = :poor",
             ],
             id="more than two entries",
+        ),
+        pytest.param(
+            {"entries of no transfer that says the same"},
+            [
+                """
+                INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+                VALUES
+                    (:poor, 3, gen_random_uuid(), 5, 5, clock_timestamp()),
+                    (:poor, 4, gen_random_uuid(), -5, 0, clock_timestamp())
+                """,
+                "UPDATE accounts SET version = 4 WHERE id = :poor",
+            ],
+            id="an entry of no transfer",
+        ),
+        pytest.param(
+            {"entries of no account", "entries of no transfer that says the same"},
+            [
+                """
+                INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+                VALUES (gen_random_uuid(), 1, gen_random_uuid(), 5, 5, now())
+                """
+            ],
+            id="an entry of no account",
+        ),
+        pytest.param(
+            {"entries older than the one before"},
+            ["UPDATE entries SET created_at = created_at + interval '1 day' WHERE account_id = :rich AND version = 1"],
+            id="an entry's time",
         ),
         pytest.param(
             {"transfers between currencies"},
@@ -163,9 +214,39 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="a limit",
         ),
         pytest.param(
-            {"idempotency keys without an outcome"},
-            ["UPDATE idempotency_keys SET transfer_id = NULL WHERE key = 'a'"],
-            id="a key without an outcome",
+            {"idempotency keys of no transfer"},
+            ["UPDATE idempotency_keys SET transfer_id = gen_random_uuid() WHERE key = 'a'"],
+            id="a key of no transfer",
+        ),
+        pytest.param(
+            {"held amounts differ from what is pending"},
+            ["UPDATE accounts SET held = held + 1 WHERE id = :euros"],
+            id="a held amount",
+        ),
+        pytest.param(
+            {"held amounts differ from what is pending"},
+            ["UPDATE accounts SET held = 1 WHERE id = :rich"],
+            id="a held amount where nothing is pending",
+        ),
+        pytest.param(
+            {"pending transfers posted and not made, or made and not posted"},
+            ["UPDATE pending_transfers SET state = 'posted' WHERE state = 'voided'"],
+            id="a pending transfer posted and not made",
+        ),
+        pytest.param(
+            {"pending transfers posted and not made, or made and not posted"},
+            ["UPDATE pending_transfers SET state = 'voided' WHERE state = 'posted'"],
+            id="a pending transfer made and not posted",
+        ),
+        pytest.param(
+            {"pending transfers made otherwise than they were held"},
+            ["UPDATE pending_transfers SET amount = 14 WHERE state = 'posted'"],
+            id="more than was pending",
+        ),
+        pytest.param(
+            {"pending transfers made otherwise than they were held"},
+            ["UPDATE pending_transfers SET to_account_id = :rich WHERE state = 'posted'"],
+            id="a pending transfer made to another account",
         ),
         pytest.param(
             {"balances below zero without leave"},
@@ -191,10 +272,25 @@ async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: l
 async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -> None:
     for number in range(25):
         await open_account(session, AccountIn(name=str(number), currency="GBP"))
-    await session.execute(text("UPDATE accounts SET balance = 1"))
+    await session.execute(text("UPDATE accounts SET balance = 1, version = 1"))
     report = (await check_books(session)).faults
     assert len(report["balances differ from their entries"]) == 20
+    assert len(report["versions have gaps"]) == 20
     assert report["currencies that don't sum to zero"] == ["GBP: 25"]
+
+
+async def test_each_step_is_told_when_it_begins(session: AsyncSession) -> None:
+    begun: list[str] = []
+    await check_books(session, begin=begun.append)
+    assert begun == list(STEPS)
+
+
+async def test_it_takes_as_long_as_it_takes_and_little_memory(session: AsyncSession) -> None:
+    await session.execute(text("SET LOCAL statement_timeout = '30s'"))
+    await session.execute(text("SET LOCAL work_mem = '1GB'"))
+    await check_books(session)
+    for name, value in (("statement_timeout", "0"), ("work_mem", "64MB")):
+        assert await session.scalar(text(f"SHOW {name}")) == value
 
 
 async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Database) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 import reference
-from making import balances, make_account, make_order, make_user, post_transfer
+from making import balances, make_account, make_order, make_user, post_transfer, transfer
 from problems import assert_problem
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
@@ -82,10 +82,16 @@ async def test_two_changes_of_the_same_orders_in_opposite_orders_both_come_throu
 
 
 async def pay(
-    client: httpx.AsyncClient, order: dict[str, str], source: dict[str, str], target: dict[str, str]
+    client: httpx.AsyncClient,
+    order: dict[str, str],
+    source: dict[str, str],
+    target: dict[str, str],
+    *,
+    key: str | None = None,
 ) -> httpx.Response:
     body = {"from_account_id": source["id"], "to_account_id": target["id"]}
-    return await client.post(f"/orders/{order['id']}/pay", json=body)
+    headers = {"Idempotency-Key": key or str(uuid4())}
+    return await client.post(f"/orders/{order['id']}/pay", json=body, headers=headers)
 
 
 async def test_a_payment_moves_the_total_and_marks_the_order(client: httpx.AsyncClient) -> None:
@@ -103,6 +109,41 @@ async def test_a_payment_moves_the_total_and_marks_the_order(client: httpx.Async
     assert await balances(client, buyer, till) == [655, 345]
     found = (await client.get(f"/orders/{order['id']}")).json()
     assert {name: found[name] for name in paid} == paid
+
+
+async def test_a_payment_sent_again_under_its_key_gets_the_first_answer(client: httpx.AsyncClient) -> None:
+    buyer, till = await make_account(client, 10), await make_account(client)
+    user_id = (await make_user(client))["id"]
+    order, dear = await make_order(client, user_id, 10), await make_order(client, user_id, 11)
+    refused = [await pay(client, dear, buyer, till, key="much") for _ in range(2)]
+    paid = [await pay(client, order, buyer, till, key="k") for _ in range(2)]
+    await transfer(client, till, buyer, 5)
+    refused.append(await pay(client, dear, buyer, till, key="much"))
+
+    assert [answer.status_code for answer in paid] == [200, 200]
+    assert paid[0].content == paid[1].content
+    for answer in refused:
+        assert_problem(answer, 409, "insufficient-funds")
+    assert ["idempotency-replayed" in answer.headers for answer in (*paid, *refused)] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert_problem(await pay(client, dear, buyer, till, key="k"), 422, "key-reused")
+    body = {"from_account_id": buyer["id"], "to_account_id": till["id"]}
+    assert_problem(await client.post(f"/orders/{dear['id']}/pay", json=body), 400, "idempotency-key-missing")
+    assert await balances(client, buyer, till) == [5, 5]
+
+
+async def test_of_twenty_payments_under_one_key_one_is_made_and_all_get_its_answer(client: httpx.AsyncClient) -> None:
+    buyer, till = await make_account(client, 100), await make_account(client)
+    order = await make_order(client, (await make_user(client))["id"], 10)
+    answers = await asyncio.gather(*(pay(client, order, buyer, till, key="k") for _ in range(20)))
+    assert {answer.content for answer in answers} == {answers[0].content}
+    assert sum("idempotency-replayed" in answer.headers for answer in answers) == 19
+    assert await balances(client, buyer, till) == [90, 10]
 
 
 async def test_a_payment_that_is_refused_leaves_the_order_pending_and_the_money_where_it_is(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from asyncio.subprocess import PIPE
 from collections import Counter
-from pathlib import Path
+from uuid import UUID
 
+import pytest
+from bank_clients import Told, told_by_processes
 from books import open_accounts
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from howdah import Database
-from shop.accounts.service import check_books
+from shop.accounts.proof import check_books
+from shop.transfers.models import Transfer
 
 ACCOUNTS, FUNDS = 8, 1_000
 PROCESSES, CLIENTS = 4, 8
@@ -22,43 +22,40 @@ PROCESSES, CLIENTS = 4, 8
 TOTALS = text("SELECT sum(balance), count(*) FILTER (WHERE balance < 0 AND NOT allows_negative) FROM accounts")
 
 
-async def busy(database: Database, transfers: int, how: str) -> tuple[Counter[str], set[tuple[int, int]]]:
+async def busy(
+    database: Database, accounts: list[UUID], transfers: int, how: str
+) -> tuple[list[Told], set[tuple[int, int]]]:
     """What the clients were told, and what was seen meanwhile: the sum of all balances, how many were below zero."""
-    accounts = await open_accounts(database, *[FUNDS] * ACCOUNTS)
-    url = database.engine.url.render_as_string(hide_password=False)
-    program = str(Path(__file__).parents[1] / "bank_clients.py")
-    processes = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, program, url, str(seed), str(CLIENTS), str(transfers // PROCESSES), how),
-            *map(str, accounts),
-            stdout=PIPE,
-        )
-        for seed in range(PROCESSES)
-    ]
-    done = asyncio.gather(*(process.communicate() for process in processes))
+    done = asyncio.create_task(
+        told_by_processes(database, accounts, processes=PROCESSES, clients=CLIENTS, transfers=transfers, how=how)
+    )
     seen = set()
     while not done.done():
         async with database.session() as session:
             seen.add(tuple((await session.execute(TOTALS)).one()))
-    told: Counter[str] = Counter()
-    for process, (out, _) in zip(processes, await done, strict=True):
-        assert process.returncode == 0
-        told.update(json.loads(out))
-    return told, seen
+    return await done, seen
 
 
-async def test_nothing_is_created_or_lost_at_any_moment(stored: Database) -> None:
-    transfers = 20_000
-    told, seen = await busy(stored, transfers, "ledger")
+@pytest.mark.parametrize(
+    "transfers", [12_000, pytest.param(50_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+async def test_nothing_is_created_or_lost_at_any_moment(stored: Database, transfers: int) -> None:
+    """Every transfer that a client was told of is in the books as it was told, and no other one is."""
+    accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
+    told, seen = await busy(stored, accounts, transfers, "singly")
     assert seen == {(0, 0)}
-    assert told.total() == transfers
-    assert set(told) == {"made", "insufficient_funds"}
+    assert len(told) == transfers
+    assert set(Counter(each.what for each in told)) == {"posted", "insufficient_funds", "linked_refused"}
     async with stored.session(isolation_level="REPEATABLE READ") as session:
-        report = await check_books(session)
-    assert (report.faults, report.transfers) == ({}, told["made"] + ACCOUNTS)
+        assert (await check_books(session)).faults == {}
+        columns = (Transfer.id, Transfer.from_account_id, Transfer.to_account_id, Transfer.amount)
+        booked = await session.execute(select(*columns).where(Transfer.from_account_id.in_(accounts)))
+        found = sorted((*map(str, ids), amount) for *ids, amount in booked)
+    assert found == sorted(each[1:] for each in told if each.what == "posted")
 
 
 async def test_without_locks_money_is_created_and_lost(stored: Database) -> None:
     """The control."""
-    _, seen = await busy(stored, 1_000, "without locks")
+    accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
+    _, seen = await busy(stored, accounts, 1_000, "without locks")
     assert any(total for total, _ in seen)

@@ -13,8 +13,8 @@ from making import balances, make_account, transfer
 from problems import assert_problem
 
 from howdah import Database
-from shop.accounts.service import check_books
-from shop.transfers.routes import BATCH_LINES
+from shop.accounts.proof import check_books
+from shop.transfers.batch import BATCH_LINES
 from shop.transfers.schemas import BatchLineOut
 from shop.web.lines import MAX_LINE_BYTES
 

@@ -1,9 +1,12 @@
-"""The ledger against a model of it that fits on a page: whatever is asked for, both answer and hold the same."""
+"""The ledger against a model of it that can be read: whatever is asked for, both answer and hold the same."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import permutations
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,83 +14,178 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from ledger_model import Model, ModelAccount, Step
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah import Database, utcnow
 from shop.accounts.models import Account, AccountState, Entry
-from shop.accounts.service import check_books
-from shop.transfers.service import MAX_AMOUNT, Refusal, TransferRequest, post_transfers
+from shop.accounts.proof import check_books
+from shop.accounts.schemas import AccountChange
+from shop.accounts.service import change_account
+from shop.transfers.models import PendingTransfer
+from shop.transfers.requests import MAX_AMOUNT, BookedTransfer, TransferRequest
+from shop.transfers.service import post_transfers
 
-ACCOUNTS = 4
-NOBODY = ACCOUNTS  # an account that doesn't exist
+ACCOUNTS, MOST_ACCOUNTS = 4, 6
+NOBODY, NOTHING = 99, 9_999  # an account and a transfer that never exist
+DAY_SECONDS = 86_400
+LEAP_DAYS = 1.5  # never what is pending for whole days, so that the moment doesn't matter
 
 
 @dataclass(frozen=True)
-class Step:
-    """A request, by the places of the accounts and of the transfer that it reverses."""
+class Wish:
+    """A step that is yet to find the transfer it names: `which`, five times in six, of those it could be about. With
+    `beyond` the amount is so much more than is held, or left."""
 
-    source: int
-    target: int
-    amount: int
+    kind: str
+    places: tuple[int, int]
+    amount: int | None
+    beyond: int | None
+    which: int
+    days: int
     key: int | None
-    reverses: int | None
 
 
-@dataclass
-class Model:
-    balances: list[int] = field(default_factory=lambda: [0] * ACCOUNTS)
-    entries: list[list[tuple[int, int]]] = field(default_factory=lambda: [[] for _ in range(ACCOUNTS)])
-    made: list[tuple[int, int, int]] = field(default_factory=list)
-    """Source, target, amount."""
-    taken_back: dict[int, int] = field(default_factory=dict)
-    answers: dict[int, tuple[Step, Refusal | None]] = field(default_factory=dict)
+class Both:
+    """The ledger and the model side by side; fails as soon as they differ. All of it belongs to the session's
+    transaction."""
 
-    def post(self, step: Step, accounts: Sequence[dict[str, Any]]) -> tuple[Refusal | None, bool]:
-        """The refusal, and whether it is an earlier answer."""
-        if step.key is not None and step.key in self.answers:
-            first, refusal = self.answers[step.key]
-            return (refusal, True) if first == step else (Refusal.KEY_REUSED, False)
-        refusal = self._refused(step, accounts)
-        if refusal is None:
-            self._move(step)
-        if step.key is not None:
-            self.answers[step.key] = (step, refusal)
-        return refusal, False
+    def __init__(self, session: AsyncSession) -> None:
+        self.model = Model()
+        self.accounts: list[UUID] = []
+        self._session = session
+        self._began = utcnow()
+        self._made: list[UUID] = []
+        self._told: dict[tuple[UUID, str], BookedTransfer] = {}
+        self._scope = str(uuid4())
+        self._nobody, self._nothing = uuid4(), uuid4()
+        self._compared: list[tuple[int, int, int, str]] = []
 
-    def _refused(self, step: Step, accounts: Sequence[dict[str, Any]]) -> Refusal | None:
-        left = None
-        if step.reverses is not None:
-            left = self.made[step.reverses][2] - self.taken_back.get(step.reverses, 0)
-            if left == 0:
-                return Refusal.ALREADY_REVERSED
-        if not 1 <= step.amount <= MAX_AMOUNT:
-            return Refusal.AMOUNT_OUT_OF_RANGE
-        if step.source == step.target:
-            return Refusal.SAME_ACCOUNT
-        if NOBODY in (step.source, step.target):
-            return Refusal.UNKNOWN_ACCOUNT
-        source, target = accounts[step.source], accounts[step.target]
-        if source["currency"] != target["currency"]:
-            return Refusal.CURRENCY_MISMATCH
-        if left is not None and step.amount > left:
-            return Refusal.MORE_THAN_IS_LEFT
-        for state, refusal in (("closed", Refusal.ACCOUNT_CLOSED), ("frozen", Refusal.ACCOUNT_FROZEN)):
-            if state in (source["state"], target["state"]):
-                return refusal
-        if not source["allows_negative"] and self.balances[step.source] + source["overdraft_limit"] < step.amount:
-            return Refusal.INSUFFICIENT_FUNDS
-        limit = target["balance_limit"]
-        if limit is not None and self.balances[step.target] + step.amount > limit:
-            return Refusal.LIMIT_EXCEEDED
-        return None
+    async def open(self, terms: dict[str, Any]) -> None:
+        now = self._began + timedelta(days=self.model.day)
+        values = {"id": uuid4(), "name": "Account", "currency": "GBP", "updated_at": now, **terms}
+        await self._session.execute(insert(Account).values(**values))
+        self.accounts.append(values["id"])
+        self.model.accounts.append(ModelAccount(**terms))
 
-    def _move(self, step: Step) -> None:
-        for place, change in ((step.source, -step.amount), (step.target, step.amount)):
-            self.balances[place] += change
-            self.entries[place].append((change, self.balances[place]))
-        self.made.append((step.source, step.target, step.amount))
-        if step.reverses is not None:
-            self.taken_back[step.reverses] = self.taken_back.get(step.reverses, 0) + step.amount
+    async def change(self, place: int, state: AccountState) -> None:
+        await change_account(self._session, self.accounts[place], AccountChange(state=state))
+        self.model.accounts[place].state = state
+
+    async def leap(self) -> None:
+        """Time goes on: the ledger's is never before the last change of an account."""
+        later = update(Account).where(Account.id.in_(self.accounts))
+        await self._session.execute(later.values(updated_at=Account.updated_at + timedelta(days=LEAP_DAYS)))
+        self.model.day += LEAP_DAYS
+
+    def step(self, wish: Wish) -> Step:
+        made = self.model.made
+        source, target = (place if place < len(self.accounts) else NOBODY for place in wish.places)
+        match wish.kind:
+            case "transfer":
+                return Step(source, target, wish.amount, wish.key)
+            case "hold":
+                return Step(source, target, wish.amount, wish.key, days=wish.days)
+            case "reverse":
+                fitting = list(range(len(made)))
+            case _:
+                fitting = [number for number, each in enumerate(made) if each.until is not None]
+        dice, number = wish.which % 6, wish.which // 6
+        if dice and fitting:
+            number = fitting[number % len(fitting)]
+            source, target = made[number].source, made[number].target
+            if wish.kind == "reverse":
+                source, target = target, source
+        else:
+            number = number if number < len(made) else NOTHING
+        amount = wish.amount
+        if wish.beyond is not None and number != NOTHING:
+            amount = made[number].amount - made[number].taken_back + wish.beyond
+        names = {"post": "posts", "void": "voids", "reverse": "reverses"}
+        return Step(source, target, amount, wish.key, **{names[wish.kind]: number})  # type: ignore[arg-type]
+
+    async def post(self, wanted: Sequence[Step]) -> None:
+        steps = all_or_no_keys(wanted)
+        results = await post_transfers(self._session, [self._request(step) for step in steps])
+        for result, answer in zip(results, self.model.post(steps), strict=True):
+            assert (result.refusal, result.replayed) == (answer.refusal, answer.replayed)
+            if answer.number is None:
+                assert result.transfer is None
+                continue
+            told = result.unwrap()
+            if answer.number == len(self._made):
+                self._made.append(told.id)
+            assert (told.id, told.state, told.amount) == (self._made[answer.number], answer.state, answer.amount)
+            assert self._told.setdefault((told.id, told.state), told) == told  # whenever it is told again
+
+    def _request(self, step: Step) -> TransferRequest:
+        def account(place: int) -> UUID:
+            return self._nobody if place == NOBODY else self.accounts[place]
+
+        def made(number: int | None) -> UUID | None:
+            if number is None:
+                return None
+            return self._nothing if number == NOTHING else self._made[number]
+
+        return TransferRequest(
+            account(step.source),
+            account(step.target),
+            step.amount,
+            key=None if step.key is None else f"{step.key}",
+            scope=self._scope,
+            pending_seconds=None if step.days is None else step.days * DAY_SECONDS,
+            posts=made(step.posts),
+            voids=made(step.voids),
+            reverses=made(step.reverses),
+            linked=step.linked,
+        )
+
+    async def compare(self) -> None:
+        """Everything of both, but for what can't have changed."""
+        balances = select(Account.id, Account.balance, Account.held, Account.version, Account.state)
+        rows = {row.id: tuple(row)[1:] for row in await self._session.execute(balances.where(self._among(Account.id)))}
+        expected = [(each.balance, each.held, len(each.entries), each.state) for each in self.model.accounts]
+        assert [rows[id_] for id_ in self.accounts] == expected
+        if self._compared == expected:
+            return
+        self._compared = expected
+        entries: dict[UUID, list[tuple[int, int]]] = {id_: [] for id_ in self.accounts}
+        numbered = select(Entry.account_id, Entry.amount, Entry.balance_after).where(self._among(Entry.account_id))
+        for account_id, *entry in await self._session.execute(numbered.order_by(Entry.version)):
+            entries[account_id].append(tuple(entry))
+        assert list(entries.values()) == [each.entries for each in self.model.accounts]
+        states = select(PendingTransfer.id, PendingTransfer.state).where(self._among(PendingTransfer.from_account_id))
+        assert {row.id: row.state for row in await self._session.execute(states)} == {
+            self._made[number]: each.state for number, each in enumerate(self.model.made) if each.until is not None
+        }
+
+    async def check(self) -> None:
+        assert (await check_books(self._session)).faults == {}
+
+    def _among(self, column: Any) -> Any:
+        return column.in_(self.accounts)
+
+
+def all_or_no_keys(steps: Sequence[Step]) -> list[Step]:
+    """Linked ones of which one has no key have none: the ledger takes nothing else."""
+    chosen: list[Step] = []
+    chain: list[Step] = []
+    for step in steps:
+        chain.append(step)
+        if not step.linked:
+            keyed = all(each.key is not None for each in chain)
+            chosen += chain if keyed else [replace(each, key=None) for each in chain]
+            chain = []
+    return chosen
 
 
 def mostly(usual: Any, *, else_: Any) -> Any:
@@ -104,18 +202,48 @@ ACCOUNT = st.fixed_dictionaries(
         "state": mostly(st.just(AccountState.OPEN), else_=st.sampled_from(AccountState)),
     }
 )
-PLACES = mostly(st.sampled_from(list(permutations(range(ACCOUNTS), 2))), else_=st.tuples(*[st.integers(0, NOBODY)] * 2))
-STEP = st.builds(
-    lambda places, amount, key: Step(*places, amount, key, None),
-    PLACES,
-    mostly(st.integers(1, 40), else_=st.sampled_from([0, -1, MAX_AMOUNT + 1])),
-    st.none() | st.integers(0, 9),
+PLACES = mostly(
+    st.sampled_from(list(permutations(range(ACCOUNTS), 2))), else_=st.tuples(*[st.integers(0, MOST_ACCOUNTS)] * 2)
 )
-# a batch, and of which transfers before it how much is taken back
-BATCH = st.tuples(
-    st.lists(STEP, min_size=2, max_size=10), st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), max_size=4)
+PLAIN_AMOUNT = mostly(st.integers(1, 40), else_=st.sampled_from([None, 0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
+AMOUNT_OR_ALL = mostly(st.none() | st.integers(1, 40), else_=st.sampled_from([0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
+KINDS = ("transfer", "hold", "post", "void", "reverse")
+
+
+def wishes(*kinds: str) -> st.SearchStrategy[Wish]:
+    return st.sampled_from(kinds).flatmap(
+        lambda kind: st.builds(
+            Wish,
+            kind=st.just(kind),
+            places=PLACES,
+            amount=PLAIN_AMOUNT if kind in ("transfer", "hold") else AMOUNT_OR_ALL,
+            beyond=st.none() | st.sampled_from([-1, 0, 1]),
+            which=st.integers(0, 299),
+            days=st.sampled_from([1, 2]),
+            key=st.none() | st.integers(0, 19),
+        )
+    )
+
+
+# one, or some that are linked; in the second case with keys of their own, if there is a first one
+CHAIN = mostly(
+    st.tuples(st.lists(wishes("transfer", *KINDS), min_size=1, max_size=1), st.none()),
+    else_=st.tuples(st.lists(wishes("transfer", *KINDS), min_size=2, max_size=4), st.none() | st.integers(0, 9)),
 )
-BATCHES = st.lists(BATCH, min_size=1, max_size=6)
+# what is asked for in one call, and whether time leaps before it
+BATCHES = st.lists(
+    st.tuples(st.lists(CHAIN, min_size=2, max_size=10), mostly(st.just(False), else_=st.just(True))),
+    min_size=1,
+    max_size=6,
+)
+
+
+def steps_of(both: Both, chain: tuple[list[Wish], int | None]) -> list[Step]:
+    wished, first_key = chain
+    steps = [replace(both.step(wish), linked=place < len(wished)) for place, wish in enumerate(wished, start=1)]
+    if first_key is None:
+        return steps
+    return [replace(step, key=100 + 10 * first_key + place) for place, step in enumerate(steps)]
 
 
 @pytest.mark.timeout(600)
@@ -131,40 +259,158 @@ async def test_it_answers_and_holds_what_the_model_does(
 ) -> None:
     savepoint = await session.begin_nested()
     try:
-        accounts = [Account(id=uuid4(), name="Account", **values) for values in described]
-        session.add_all(accounts)
-        await session.flush()
-        ids = [*(account.id for account in accounts), uuid4()]
-        model, transfers, scope = Model(), list[UUID](), str(uuid4())
-        for steps, reversals in batches:
-            back = [
-                Step(model.made[place][1], model.made[place][0], amount, None, place)
-                for place, amount in reversals
-                if place < len(model.made)
-            ]
-            asked = [*steps, *back]
-            requests = [
-                TransferRequest(
-                    ids[step.source],
-                    ids[step.target],
-                    step.amount,
-                    key=None if step.key is None else f"{step.key}",
-                    scope=scope,
-                    reverses=None if step.reverses is None else transfers[step.reverses],
-                )
-                for step in asked
-            ]
-            results = await post_transfers(session, requests)
-            for step, result in zip(asked, results, strict=True):
-                assert (result.refusal, result.replayed) == model.post(step, described)
-                if result.transfer is not None and not result.replayed:
-                    transfers.append(result.transfer.id)
-        assert [account.balance for account in accounts] == model.balances
-        for account, expected in zip(accounts, model.entries, strict=True):
-            found = select(Entry.amount, Entry.balance_after).where(Entry.account_id == account.id)
-            rows = await session.execute(found.order_by(Entry.version))
-            assert [tuple(row) for row in rows] == expected
-        assert (await check_books(session)).faults == {}
+        both = Both(session)
+        for terms in described:
+            await both.open(terms)
+        for batch, leaps in batches:
+            if leaps:
+                await both.leap()
+            await both.post([step for chain in batch for step in steps_of(both, chain)])
+        await both.compare()
+        await both.check()
     finally:
         session.expunge_all()
         await savepoint.rollback()
+
+
+async def opened(session: AsyncSession) -> Both:
+    """With two accounts, of which the first may be overdrawn."""
+    both = Both(session)
+    await both.open({"allows_negative": True})
+    await both.open({})
+    return both
+
+
+async def test_what_a_call_posts_the_same_call_reverses(session: AsyncSession) -> None:
+    both = await opened(session)
+    await both.post([Step(0, 1, 40, days=1)])
+    await both.post([Step(0, 1, 30, posts=0), Step(1, 0, 31, reverses=0), Step(1, 0, 20, reverses=0)])
+    await both.post([Step(1, 0, None, reverses=0)])
+    assert [entry[0] for entry in both.model.accounts[1].entries] == [30, -20, -10]
+    await both.compare()
+
+
+async def test_what_an_undone_chain_posts_is_not_there_to_be_reversed(session: AsyncSession) -> None:
+    both = await opened(session)
+    await both.post([Step(0, 1, 40, days=1)])
+    await both.post([Step(0, 1, 30, posts=0, linked=True), Step(1, 0, 31), Step(1, 0, None, reverses=0)])
+    assert both.model.made[0].state == "pending"
+    await both.compare()
+
+
+async def test_a_chain_that_uses_a_key_twice_is_refused(session: AsyncSession) -> None:
+    both = await opened(session)
+    await both.post([Step(0, 1, 1, key=1, linked=True), Step(0, 1, 2, key=1, linked=True), Step(0, 1, 3, key=2)])
+    assert both.model.made == []
+    await both.compare()
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """A step is a call; all of them are rolled back in the end."""
+
+    def __init__(self, run: Callable[[Coroutine[Any, Any, None]], None], database: Database) -> None:
+        super().__init__()
+        self.run = run
+        self.session = database.session()
+        self.both = Both(self.session)
+        self.calls: list[list[Step]] = []
+        self.steps = 0
+
+    def teardown(self) -> None:
+        self.run(self.session.close())
+
+    def post(self, steps: list[Step]) -> None:
+        if any(step.key is not None for step in steps):
+            self.calls.append(steps)
+        self.run(self.both.post(steps))
+
+    @initialize(described=st.lists(ACCOUNT, min_size=ACCOUNTS, max_size=ACCOUNTS))
+    def begin(self, described: list[dict[str, Any]]) -> None:
+        for terms in described:
+            self.run(self.both.open(terms))
+
+    @precondition(lambda self: len(self.both.accounts) < MOST_ACCOUNTS)
+    @rule(terms=ACCOUNT)
+    def open(self, terms: dict[str, Any]) -> None:
+        self.run(self.both.open(terms))
+
+    @rule(wish=wishes("transfer"))
+    def transfer(self, wish: Wish) -> None:
+        self.post([self.both.step(wish)])
+
+    @rule(wish=wishes("hold"))
+    def hold(self, wish: Wish) -> None:
+        self.post([self.both.step(wish)])
+
+    @rule(wish=wishes("post"))
+    def post_pending(self, wish: Wish) -> None:
+        self.post([self.both.step(wish)])
+
+    @rule(wish=wishes("void"))
+    def void(self, wish: Wish) -> None:
+        self.post([self.both.step(wish)])
+
+    @rule(wish=wishes("reverse"))
+    def reverse(self, wish: Wish) -> None:
+        self.post([self.both.step(wish)])
+
+    @rule(wished=st.lists(wishes(*KINDS), min_size=2, max_size=4), key=st.none() | st.integers(0, 9))
+    def linked(self, wished: list[Wish], key: int | None) -> None:
+        self.post(steps_of(self.both, (wished, key)))
+
+    @precondition(lambda self: self.calls)
+    @rule(which=st.integers(0, 99))
+    def replay(self, which: int) -> None:
+        self.run(self.both.post(self.calls[which % len(self.calls)]))
+
+    @rule(place=st.integers(0, MOST_ACCOUNTS - 1), state=st.sampled_from(AccountState))
+    def change(self, place: int, state: AccountState) -> None:
+        place %= len(self.both.accounts)
+        account = self.both.model.accounts[place]
+        if account.state == AccountState.CLOSED or (state is AccountState.CLOSED and (account.balance or account.held)):
+            state = AccountState(account.state)
+        if account.state != state:
+            self.run(self.both.change(place, state))
+
+    @rule()
+    def leap(self) -> None:
+        self.run(self.both.leap())
+
+    @invariant()
+    def both_hold_the_same(self) -> None:
+        self.run(self.both.compare())
+        self.steps += 1
+        if self.steps % 25 == 0:
+            self.run(self.both.check())
+
+
+@contextmanager
+def connected(url: str) -> Iterator[tuple[Callable[[Coroutine[Any, Any, None]], None], Database]]:
+    """A loop of its own, for what isn't asynchronous, and one connection."""
+    with asyncio.Runner() as runner:
+        database = Database(url, pool_size=1)
+        try:
+            yield runner.run, database
+        finally:
+            runner.run(database.close())
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pytest.param(30, marks=pytest.mark.timeout(600)),  # most of it to shrink what fails
+        pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)]),
+    ],
+    ids="{} runs".format,
+)
+def test_it_does_what_the_model_does_step_by_step(committed_url: str, runs: int) -> None:
+    with connected(committed_url) as (run, database):
+        run_state_machine_as_test(
+            lambda: LedgerMachine(run, database),
+            settings=settings(
+                max_examples=runs,
+                stateful_step_count=50,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

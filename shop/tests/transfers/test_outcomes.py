@@ -9,16 +9,20 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
+from books import open_accounts
 from making import balances, make_account, make_order, make_user, post_transfer
 from problems import assert_problem
-from proxying import proxied
+from proxying import COMMIT, proxied
 from serving import served
 from sqlalchemy import text
 from waiting import until_waiting
 
-from howdah import Database
-from shop.accounts.service import check_books
+from howdah import ConnectionLost, Database
+from shop.accounts.models import Account
+from shop.accounts.proof import check_books
 from shop.app import create_app
+from shop.transfers.ledger import Ledger
+from shop.transfers.requests import TransferRequest, TransferResult
 
 # A trigger that runs in COMMIT, and what it does there.
 _IN_COMMIT = (
@@ -83,14 +87,14 @@ async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
         await do_in_commit(committed_database, "RAISE EXCEPTION USING ERRCODE = 'XX000'")
         body = {"from_account_id": a["id"], "to_account_id": b["id"]}
 
-        answer = await client.post(f"/orders/{order['id']}/pay", json=body)
+        answer = await client.post(f"/orders/{order['id']}/pay", json=body, headers={"Idempotency-Key": "k"})
 
         assert_problem(answer, 500, "internal-error")
         assert (await client.get(f"/orders/{order['id']}")).json() == order
         assert await balances(client, a, b) == [100, 0]
 
 
-async def test_a_backend_killed_in_commit_moves_nothing_and_the_request_can_be_sent_again(
+async def test_what_a_killed_backend_has_lost_in_commit_is_made_by_another(
     committed_url: str, committed_database: Database
 ) -> None:
     async with served(create_app(committed_url)) as client:
@@ -99,24 +103,45 @@ async def test_a_backend_killed_in_commit_moves_nothing_and_the_request_can_be_s
         async with committed_database.begin() as session:
             await session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             sent = asyncio.create_task(post_transfer(client, a, b, 60, key="k"))
-            await until_waiting(committed_database, 1, query="COMMIT%")
-            await session.execute(
+            await until_waiting(committed_database, 1, query="%given_transfers%")
+            killed = await session.scalar(
                 text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'COMMIT%' AND"
-                    " datname = current_database() AND wait_event_type = 'Lock'"
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    " AND datname = current_database() AND query ILIKE '%given_transfers%'"
                 )
             )
-            answer = await sent
-        assert_problem(answer, 503, "connection-lost")
+            assert killed == 1
+        answer = await sent
 
-        again = await post_transfer(client, a, b, 60, key="k")
-
-        assert (again.status_code, "idempotency-replayed" in again.headers) == (201, False)
+        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
         assert await balances(client, a, b) == [40, 60]
         assert await transfers(committed_database) == 2
 
 
-async def test_a_commit_whose_answer_is_lost_is_replayed_to_who_sends_again(
+@pytest.mark.parametrize("pending", [False, True], ids=["on known accounts", "under locks"])
+async def test_a_commit_whose_answer_is_lost_is_found_by_its_key(
+    committed_url: str, committed_database: Database, socket_folder: Path, pending: bool
+) -> None:
+    async with (
+        proxied(committed_url, socket_folder) as proxy,
+        served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+    ):
+        a, b = await make_account(client, 100), await make_account(client)
+        proxy.losing, proxy.times = (COMMIT if pending else b"lost-key"), 1
+        body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 60}
+        if pending:
+            body["pending_seconds"] = 600
+
+        answer = await client.post("/transfers", json=body, headers={"Idempotency-Key": "lost-key"})
+
+        assert proxy.times == 0
+        assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, "true")
+        account = (await client.get(f"/accounts/{a['id']}")).json()
+        assert (account["balance"], account["held"]) == ((100, 60) if pending else (40, 0))
+        assert await transfers(committed_database) == (1 if pending else 2)
+
+
+async def test_answers_that_are_lost_again_and_again_are_an_error_and_the_request_can_be_sent_again(
     committed_url: str, committed_database: Database, socket_folder: Path
 ) -> None:
     async with (
@@ -124,16 +149,43 @@ async def test_a_commit_whose_answer_is_lost_is_replayed_to_who_sends_again(
         served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
-        proxy.losing_commits = True
-        assert_problem(await post_transfer(client, a, b, 60, key="k"), 503, "connection-lost")
-        assert proxy.lost == 1
-        proxy.losing_commits = False
+        proxy.losing = b"lost-key"
+        assert_problem(await post_transfer(client, a, b, 60, key="lost-key"), 503, "connection-lost")
+        assert proxy.lost > 1
+        proxy.losing = None
 
-        again = await post_transfer(client, a, b, 60, key="k")
+        again = await post_transfer(client, a, b, 60, key="lost-key")
 
         assert (again.status_code, again.headers.get("idempotency-replayed")) == (201, "true")
         assert await balances(client, a, b) == [40, 60]
         assert await transfers(committed_database) == 2
+
+
+async def test_who_has_no_key_is_told_that_nobody_knows_and_their_neighbours_are_answered(
+    committed_url: str, committed_database: Database, socket_folder: Path
+) -> None:
+    a, b = await open_accounts(committed_database, 100, 0)
+    async with (
+        proxied(committed_url, socket_folder) as proxy,
+        Database(proxy.url) as database,
+        Ledger(database) as ledger,
+    ):
+        await ledger.submit(TransferRequest(a, b, 1))
+        proxy.losing, proxy.times = b"lost-key", 1
+        answers = await asyncio.gather(
+            ledger.submit(TransferRequest(a, b, 10)),
+            ledger.submit(TransferRequest(a, b, 20, key="lost-key")),
+            ledger.submit_many([TransferRequest(a, b, 3, key="other"), TransferRequest(a, b, 4)]),
+            return_exceptions=True,
+        )
+    lost, kept, mixed = answers
+    assert isinstance(lost, ConnectionLost)
+    assert isinstance(mixed, ConnectionLost)
+    assert isinstance(kept, TransferResult)
+    assert kept.replayed
+    async with committed_database.session() as session:
+        assert (await session.get_one(Account, b)).balance == 38
+    assert await transfers(committed_database) == 6
 
 
 async def test_without_the_key_a_lost_answer_would_pay_twice(
@@ -150,8 +202,8 @@ async def test_without_the_key_a_lost_answer_would_pay_twice(
         served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
-        proxy.losing_commits = True
-        await post_transfer(client, a, b, 30, key="first")
-        proxy.losing_commits = False
-        assert await balance(client, "second") == 60
+        proxy.losing = b"lost-key"
+        await post_transfer(client, a, b, 30, key="lost-key")
+        proxy.losing = None
+        assert await balance(client, "another") == 60
         assert await transfers(committed_database) == 3

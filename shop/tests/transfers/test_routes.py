@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +13,12 @@ import pytest
 from making import balances, make_account, post_transfer, transfer
 from problems import assert_problem
 
-from shop.transfers.service import MAX_AMOUNT
+from shop.transfers.requests import MAX_AMOUNT
+
+
+async def reverse(client: httpx.AsyncClient, transfer: dict[str, Any], **options: Any) -> httpx.Response:
+    headers = {"Idempotency-Key": str(uuid4())}
+    return await client.post(f"/transfers/{transfer['id']}/reverse", headers=headers, **options)
 
 
 def replayed(response: httpx.Response) -> bool:
@@ -93,9 +100,11 @@ async def test_a_key_that_is_none_is_refused(client: httpx.AsyncClient, key: str
 
 
 async def test_an_unknown_transfer_is_not_found_and_a_bad_id_is_refused(client: httpx.AsyncClient) -> None:
-    for method, path in (("GET", "/transfers/{}"), ("POST", "/transfers/{}/reverse")):
-        assert_problem(await client.request(method, path.format(uuid4())), 404, "not-found")
-        assert_problem(await client.request(method, path.format("nonsense")), 422, "validation")
+    paths = [("GET", "/transfers/{}"), *(("POST", f"/transfers/{{}}/{what}") for what in ("reverse", "post", "void"))]
+    for method, path in paths:
+        headers = {"Idempotency-Key": "k"}
+        assert_problem(await client.request(method, path.format(uuid4()), headers=headers), 404, "not-found")
+        assert_problem(await client.request(method, path.format("nonsense"), headers=headers), 422, "validation")
 
 
 async def test_the_same_request_under_the_same_key_gets_the_same_answer(client: httpx.AsyncClient) -> None:
@@ -119,6 +128,60 @@ async def test_a_refusal_is_replayed_too_even_if_it_would_now_be_granted(client:
     assert (replayed(first), replayed(second)) == (False, True)
     assert await balances(client, a, b) == [1_100, 0]
     assert (await post_transfer(client, a, b, 101, key="another")).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"metadata": {"zz": "1", "b": "2", "a": "3", "é": "4"}},
+        {"effective_at": "2026-01-01T00:00:00.5+05:00"},
+        {"effective_at": "9999-12-29T23:59:59.999999Z"},
+        {"effective_at": "0001-01-02T00:00:00Z"},
+        {"metadata": {"b": "x", "aa": "y"}, "pending_seconds": 60, "effective_at": "2026-01-01T00:00:00-01:00"},
+    ],
+)
+async def test_an_answer_is_the_same_to_the_byte_when_it_is_replayed(
+    client: httpx.AsyncClient, values: dict[str, Any]
+) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 10} | values
+    first, again = [await client.post("/transfers", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert (first.status_code, again.content) == (201, first.content)
+    assert (await client.get(f"/transfers/{first.json()['id']}")).content == first.content
+    if "effective_at" in values:
+        moment = datetime.fromisoformat(values["effective_at"]).astimezone(timezone(timedelta(hours=-3)))
+        same = await client.post(
+            "/transfers", json=body | {"effective_at": moment.isoformat()}, headers={"Idempotency-Key": "k"}
+        )
+        assert (same.status_code, same.content) == (201, first.content)
+
+
+@pytest.mark.parametrize(
+    "at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", "", 5e300]
+)
+async def test_a_time_that_cannot_be_kept_is_refused_and_fails_its_line_alone(
+    client: httpx.AsyncClient, at: Any
+) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
+    answer = await client.post("/transfers", json=body | {"effective_at": at}, headers={"Idempotency-Key": "k"})
+    assert_problem(answer, 422, "validation")
+    lines = [body | {"idempotency_key": f"{n}"} | ({"effective_at": at} if n == 1 else {}) for n in range(3)]
+    batch = await client.post(
+        "/transfers/batch",
+        content="\n".join(map(json.dumps, lines)),
+        headers={"Content-Type": "application/x-ndjson"},
+    )
+    assert [json.loads(line)["outcome"] for line in batch.iter_lines()] == ["posted", "invalid", "posted"]
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "X-Client-Id"])
+async def test_a_header_that_is_sent_twice_is_refused(client: httpx.AsyncClient, name: str) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
+    headers = [("Idempotency-Key", "k"), ("X-Client-Id", "good"), (name, "evil")]
+    assert_problem(await client.post("/transfers", json=body, headers=headers), 400, "repeated-header")
+    assert await balances(client, a, b) == [100, 0]
 
 
 async def test_the_same_key_with_another_body_is_refused(client: httpx.AsyncClient) -> None:
@@ -174,7 +237,7 @@ async def test_a_transfer_is_reversed_once(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     moved = await transfer(client, a, b, 60)
 
-    response = await client.post(f"/transfers/{moved['id']}/reverse")
+    response = await reverse(client, moved)
 
     assert response.status_code == 201
     back = response.json()
@@ -182,7 +245,7 @@ async def test_a_transfer_is_reversed_once(client: httpx.AsyncClient) -> None:
     assert (back["from_account_id"], back["to_account_id"], back["amount"]) == (b["id"], a["id"], 60)
     assert back["reverses_id"] == moved["id"]
     assert await balances(client, a, b) == [100, 0]
-    assert_problem(await client.post(f"/transfers/{moved['id']}/reverse"), 409, "already-reversed")
+    assert_problem(await reverse(client, moved), 409, "already-reversed")
     assert await balances(client, a, b) == [100, 0]
 
 
@@ -190,10 +253,10 @@ async def test_a_reversal_that_the_balance_does_not_cover_is_refused(client: htt
     a, b, c = await make_account(client, 100), await make_account(client), await make_account(client)
     moved = await transfer(client, a, b, 60)
     await transfer(client, b, c, 1)
-    assert_problem(await client.post(f"/transfers/{moved['id']}/reverse"), 409, "insufficient-funds")
+    assert_problem(await reverse(client, moved), 409, "insufficient-funds")
     assert await balances(client, a, b, c) == [40, 59, 1]
     await transfer(client, c, b, 1)
-    assert (await client.post(f"/transfers/{moved['id']}/reverse")).status_code == 201
+    assert (await reverse(client, moved)).status_code == 201
 
 
 async def test_a_reversal_under_a_key_is_replayed(client: httpx.AsyncClient) -> None:
@@ -209,7 +272,7 @@ async def test_a_reversal_under_a_key_is_replayed(client: httpx.AsyncClient) -> 
 async def test_of_two_reversals_at_a_time_one_is_made(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client, 1_000)
     moved = await transfer(client, a, b, 60)
-    answers = await asyncio.gather(*(client.post(f"/transfers/{moved['id']}/reverse") for _ in range(8)))
+    answers = await asyncio.gather(*(reverse(client, moved) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
     for answer in answers:
         if answer.status_code == 409:
@@ -228,8 +291,8 @@ async def test_a_part_of_a_transfer_is_taken_back_under_a_key(client: httpx.Asyn
         assert (answer.json()["amount"], answer.json()["reversed_total"]) == (20, 20)
     over = await client.post(path, json={"amount": 41}, headers={"Idempotency-Key": "more"})
     assert_problem(over, 409, "more-than-is-left")
-    assert (await client.post(path)).json()["amount"] == 40
-    assert_problem(await client.post(path), 409, "already-reversed")
+    assert (await reverse(client, moved)).json()["amount"] == 40
+    assert_problem(await reverse(client, moved), 409, "already-reversed")
     assert await balances(client, a, b) == [100, 0]
     for body in ({"amount": 0}, {"amount": "1"}, {"sum": 1}, []):
-        assert_problem(await client.post(path, json=body), 422, "validation")
+        assert_problem(await reverse(client, moved, json=body), 422, "validation")

@@ -6,27 +6,19 @@ from uuid import UUID, uuid4
 
 import pytest
 import reference
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, NotFound, uuid7
+from howdah import Database, NotFound, utcnow, uuid7
 from howdah.testing import assert_statements
 from shop.accounts.models import Account, AccountState, Entry
-from shop.accounts.service import check_books
-from shop.transfers.models import IdempotencyKey, Transfer
+from shop.accounts.proof import check_books
+from shop.transfers.books import MAX_BALANCE
+from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.repository import TransferRepository
-from shop.transfers.service import (
-    MAX_AMOUNT,
-    MAX_BALANCE,
-    Refusal,
-    TransferRefused,
-    TransferRequest,
-    TransferResult,
-    post_transfers,
-    reversal_of,
-    transfer_funds,
-)
+from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRefused, TransferRequest, TransferResult
+from shop.transfers.service import post_transfers, reversal_of, transfer_funds
 
 
 async def account(session: AsyncSession, balance: int = 0, *, currency: str = "GBP", covered: bool = True) -> Account:
@@ -115,6 +107,15 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
     frozen, closed = await account(session), await account(session)
     small = await account(session)
     frozen.state, closed.state, small.balance_limit = AccountState.FROZEN, AccountState.CLOSED, 10
+    posted, voided, held = [
+        result.unwrap().id for result in await post(session, *[TransferRequest(a.id, b.id, 5, pending_seconds=60)] * 3)
+    ]
+    await post(
+        session, TransferRequest(a.id, b.id, None, posts=posted), TransferRequest(a.id, b.id, None, voids=voided)
+    )
+    late = (await post(session, TransferRequest(a.id, b.id, 1, pending_seconds=1)))[0].unwrap().id
+    await session.execute(text("SET LOCAL session_replication_role = replica"))
+    await session.execute(update(PendingTransfer).where(PendingTransfer.id == late).values(expires_at=utcnow()))
     before = await session.scalar(select(func.count()).select_from(Transfer))
 
     results = await post(
@@ -141,6 +142,16 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         TransferRequest(b.id, a.id, 1, reverses=uuid4()),
         TransferRequest(a.id, b.id, 1, reverses=to_reverse.unwrap().id),
         TransferRequest(b.id, small.id, 1, reverses=to_reverse.unwrap().id),
+        TransferRequest(a.id, b.id, None, posts=uuid4()),
+        TransferRequest(b.id, a.id, None, voids=held),
+        TransferRequest(a.id, b.id, None, posts=posted),
+        TransferRequest(a.id, b.id, None, voids=voided),
+        TransferRequest(a.id, b.id, None, posts=late),
+        TransferRequest(a.id, b.id, 6, posts=held),
+        TransferRequest(a.id, b.id, 0, posts=held),
+        TransferRequest(a.id, b.id, 1, linked=True),
+        TransferRequest(a.id, b.id, 1_000, linked=True),
+        TransferRequest(a.id, b.id, 1),
     )
 
     assert [result.refusal for result in results] == [
@@ -157,10 +168,21 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         Refusal.LIMIT_EXCEEDED,
         Refusal.MORE_THAN_IS_LEFT,
         *[Refusal.NOT_ITS_REVERSAL] * 3,
+        *[Refusal.UNKNOWN_PENDING] * 2,
+        Refusal.ALREADY_POSTED,
+        Refusal.ALREADY_VOIDED,
+        Refusal.PENDING_EXPIRED,
+        Refusal.MORE_THAN_IS_HELD,
+        Refusal.AMOUNT_OUT_OF_RANGE,
+        Refusal.LINKED_REFUSED,
+        Refusal.INSUFFICIENT_FUNDS,
+        Refusal.LINKED_REFUSED,
     ]
-    assert {result.refusal for result in results} == set(Refusal)
+    with pytest.raises(TransferRefused, match="pending") as not_posted:
+        await reversal_of(session, held)
+    assert {not_posted.value.code, *(result.refusal for result in results)} == set(Refusal)
     assert await session.scalar(select(func.count()).select_from(Transfer)) == before
-    assert (a.balance, b.balance) == (96, 4)
+    assert (a.balance, a.held, b.balance) == (91, 6, 9)
     with pytest.raises(TransferRefused) as caught:
         results[0].unwrap()
     assert caught.value.code is Refusal.AMOUNT_OUT_OF_RANGE

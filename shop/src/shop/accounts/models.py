@@ -7,11 +7,22 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Enum, ForeignKey, Index, String
+from sqlalchemy import BigInteger, CheckConstraint, Enum, FetchedValue, ForeignKey, Index, String
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, Timestamps, UUIDv7PrimaryKey, utcnow
+
+
+def _one_of(kind: type[StrEnum], name: str) -> Enum:
+    return Enum(
+        kind,
+        name=name,
+        native_enum=False,
+        create_constraint=True,
+        length=10,
+        values_callable=lambda members: [member.value for member in members],
+    )
 
 
 class AccountState(StrEnum):
@@ -23,63 +34,74 @@ class AccountState(StrEnum):
     CLOSED = "closed"
 
 
+class AccountPurpose(StrEnum):
+    """What an account of the house is for: money comes into the books from `cash_in` and leaves them for `cash_out`."""
+
+    CASH_IN = "cash_in"
+    CASH_OUT = "cash_out"
+    FEES = "fees"
+
+
 class Account(UUIDv7PrimaryKey, Timestamps, Base):
     """Money of one currency, in its smallest unit.
 
-    `version` counts the entries, from 0. Only `shop.transfers.service.post_transfers` changes it and `balance`.
-    The balance stays from `-overdraft_limit` to `balance_limit`. An account that money enters or leaves the books by
-    `allows_negative`, however much; so every currency sums to zero.
+    `version` counts the entries, from 0. Only `shop.transfers.service.post_transfers` changes it, `balance` and `held`,
+    which is the part of the balance that pending transfers will take. What is free of the balance stays at
+    `-overdraft_limit` or more, and the balance within `balance_limit`. An account that money enters or leaves the books
+    by `allows_negative`, however much; so every currency sums to zero. There is one account of a purpose and currency.
+
+    `revision` counts what changes without an entry: state, limits, what is held. A trigger counts, whoever changes it;
+    another one refuses that an account is deleted or becomes one of another currency.
     """
 
     __tablename__ = "accounts"
     __table_args__ = (
-        CheckConstraint("balance >= -overdraft_limit OR allows_negative", name="balance_covered"),
+        CheckConstraint("balance - held >= -overdraft_limit OR allows_negative", name="balance_covered"),
         CheckConstraint("balance <= balance_limit", name="balance_within_limit"),
         CheckConstraint("overdraft_limit >= 0", name="overdraft_limit_not_negative"),
         CheckConstraint("balance_limit >= 0", name="balance_limit_not_negative"),
-        CheckConstraint("state <> 'closed' OR balance = 0", name="closed_is_empty"),
+        CheckConstraint("held >= 0", name="held_not_negative"),
+        CheckConstraint("state <> 'closed' OR (balance = 0 AND held = 0)", name="closed_is_empty"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
         CheckConstraint("version >= 0", name="version_not_negative"),
+        Index(
+            "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
+        ),
+        {"postgresql_with": {"fillfactor": 70}},  # room for a balance's next version on its page
     )
 
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
     name: Mapped[str] = mapped_column(String(100))
     currency: Mapped[str] = mapped_column(String(3))
+    purpose: Mapped[AccountPurpose | None] = mapped_column(_one_of(AccountPurpose, "purpose_is_known"))
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
+    held: Mapped[int] = mapped_column(BigInteger, default=0)
     allows_negative: Mapped[bool] = mapped_column(default=False)
     overdraft_limit: Mapped[int] = mapped_column(BigInteger, default=0)
     balance_limit: Mapped[int | None] = mapped_column(BigInteger)
-    state: Mapped[AccountState] = mapped_column(
-        Enum(
-            AccountState,
-            name="state_is_known",
-            native_enum=False,
-            create_constraint=True,
-            length=10,
-            values_callable=lambda states: [state.value for state in states],
-        ),
-        default=AccountState.OPEN,
-    )
+    state: Mapped[AccountState] = mapped_column(_one_of(AccountState, "state_is_known"), default=AccountState.OPEN)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
     version: Mapped[int] = mapped_column(BigInteger, default=0)
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())
 
 
 class Entry(Base):
     """One side of a transfer: `amount` is what came in, negative for what went out. Never changed, never deleted.
 
-    An account's entries are numbered from 1 without gaps by `version`; `balance_after` is the account's balance then.
+    An account's entries are numbered from 1 without gaps by `version`, and not older than the one before;
+    `balance_after` is the account's balance then. There are no foreign keys: a trigger proves once a statement that the
+    entries follow from those before, lead to their accounts' balances, and belong to transfers that say the same.
     """
 
     __tablename__ = "entries"
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount_not_zero"),
         CheckConstraint("version > 0", name="version_positive"),
-        Index("ix_entries_account_id_created_at", "account_id", "created_at"),
     )
 
-    account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
+    account_id: Mapped[UUID] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    transfer_id: Mapped[UUID] = mapped_column(ForeignKey("transfers.id"), index=True)
+    transfer_id: Mapped[UUID]
     amount: Mapped[int] = mapped_column(BigInteger)
     balance_after: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)

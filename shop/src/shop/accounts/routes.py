@@ -7,15 +7,24 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AwareDatetime
+from sqlalchemy import select
 
 from howdah import Page, paginate
 from howdah.fastapi import PageParameters
 from shop.accounts.models import Account, Entry
 from shop.accounts.repository import AccountRepository, statement_of
-from shop.accounts.schemas import AccountChange, AccountIn, AccountOut, BalanceOut, EntryPageOut
-from shop.accounts.service import balance_at, change_account, open_account
-from shop.web.dependencies import DbSession
+from shop.accounts.schemas import (
+    AccountChange,
+    AccountIn,
+    AccountOut,
+    AccountPageOut,
+    AccountPageParameters,
+    BalanceOut,
+    BalanceParameters,
+    EntryPageOut,
+)
+from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance, open_account
+from shop.web.dependencies import DbSession, ReadDbSession
 from shop.web.errors import problems
 
 router = APIRouter(prefix="/accounts", tags=["accounts"])
@@ -26,6 +35,14 @@ async def create_account(body: AccountIn, db: DbSession, response: Response) -> 
     account = await open_account(db, body)
     response.headers["Location"] = f"/accounts/{account.id}"
     return account
+
+
+@router.get("", response_model=AccountPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
+async def list_accounts(parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession) -> Page[Account]:
+    """Accounts in the order of opening: those of a user, of a purpose, in a currency."""
+    wanted = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
+    chosen = select(Account).filter_by(**wanted).order_by(Account.id)
+    return await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
 
 
 @router.get("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.NOT_FOUND))
@@ -40,10 +57,27 @@ async def patch_account(account_id: UUID, body: AccountChange, db: DbSession) ->
 
 
 @router.get("/{account_id}/balance", responses=problems(HTTPStatus.NOT_FOUND))
-async def get_balance(account_id: UUID, at: Annotated[AwareDatetime, Query()], db: DbSession) -> BalanceOut:
-    """The balance at a time, with its time zone."""
-    balance, version = await balance_at(db, account_id, at)
-    return BalanceOut(account_id=account_id, at=at, balance=balance, version=version)
+async def get_balance(
+    account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
+) -> BalanceOut:
+    """The balance now, after an entry, or at a time: by when it was booked, or by when it counts from."""
+    version: int | None
+    if parameters.effective_at is not None:
+        balance, version = await effective_balance(db, account_id, parameters.effective_at), None
+    elif parameters.version is not None:
+        balance, version = await balance_of_version(db, account_id, parameters.version), parameters.version
+    elif parameters.at is not None:
+        balance, version = await balance_at(db, account_id, parameters.at)
+    else:
+        account = await AccountRepository(db).get_one(account_id)
+        balance, version = account.balance, account.version
+    return BalanceOut(
+        account_id=account_id,
+        at=parameters.at,
+        effective_at=parameters.effective_at,
+        balance=balance,
+        version=version,
+    )
 
 
 @router.get(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from shop.accounts.models import AccountState
+from howdah.fastapi import PageParameters
+from shop.accounts.models import AccountPurpose, AccountState
 from shop.orders.schemas import Currency
 from shop.web.fields import STORABLE, Metadata
 
@@ -29,6 +30,9 @@ class AccountIn(BaseModel):
     name: AccountName
     currency: Currency
     user_id: UUID | None = Field(default=None, description="Whose it is; null for one of the house")
+    purpose: AccountPurpose | None = Field(
+        default=None, description="What one of the house is for; one of a purpose and currency", examples=[None]
+    )
     allows_negative: bool = Field(default=False, strict=True, description="For accounts that money enters the books by")
     overdraft_limit: OverdraftLimit = 0
     balance_limit: BalanceLimit | None = Field(default=None, description="What the balance may not exceed")
@@ -55,8 +59,10 @@ class AccountOut(BaseModel):
     user_id: UUID | None
     name: str
     currency: str
+    purpose: AccountPurpose | None
     state: AccountState
     balance: int = Field(description="In the currency's smallest unit")
+    held: int = Field(description="The part of the balance that pending transfers will take")
     allows_negative: bool
     overdraft_limit: int
     balance_limit: int | None
@@ -84,12 +90,43 @@ class EntryPageOut(BaseModel):
     previous: str | None = Field(description="For `before`; null on the first page")
 
 
-class BalanceOut(BaseModel):
-    """The balance after the last entry up to `at`."""
+class AccountPageOut(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    items: list[AccountOut]
+    next: str | None = Field(description="For `after`; null on the last page")
+    previous: str | None = Field(description="For `before`; null on the first page")
+
+
+class AccountPageParameters(PageParameters):
+    user_id: UUID | None = None
+    currency: Currency | None = None
+    purpose: AccountPurpose | None = None
+
+
+class BalanceParameters(BaseModel):
+    """One of these, or none for the balance now."""
 
     model_config = ConfigDict(extra="forbid")
 
+    at: AwareDatetime | None = Field(default=None, description="After the last entry booked up to then")
+    version: Annotated[int, Field(ge=0, le=2**62)] | None = Field(default=None, description="After this entry")
+    effective_at: AwareDatetime | None = Field(
+        default=None, description="Of the entries whose transfers count from then or earlier, whenever they were booked"
+    )
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> Self:
+        if len(self.model_fields_set) > 1:
+            raise ValueError("at, version and effective_at exclude each other")
+        return self
+
+
+class BalanceOut(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     account_id: UUID
-    at: datetime
+    at: datetime | None
+    effective_at: datetime | None
     balance: int
-    version: int
+    version: int | None = Field(description="The last entry that is in it; null for a balance by `effective_at`")

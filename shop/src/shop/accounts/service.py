@@ -1,102 +1,19 @@
-"""What is done with accounts, and the proof of the books."""
+"""What is done with accounts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Text, TextClause, func, select, text
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shop.accounts.models import Account, AccountState, Entry
+from howdah import NotFound, utcnow, uuid7
+from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
 from shop.accounts.repository import AccountRepository
 from shop.accounts.schemas import AccountChange, AccountIn
-from shop.transfers.models import Transfer
-
-_SHOWN: Final = 20
-
-# Each finds what must not be, one line of text a finding.
-_FAULTS: Final[dict[str, TextClause]] = {
-    "balances differ from their entries": text("""
-        SELECT format('account %s: balance %s, entries sum to %s', a.id, a.balance, coalesce(e.total, 0))
-        FROM accounts a
-        LEFT JOIN (SELECT account_id, sum(amount) AS total FROM entries GROUP BY account_id) e ON e.account_id = a.id
-        WHERE a.balance <> coalesce(e.total, 0)
-        """),
-    "balances differ from the last entry": text("""
-        SELECT format('account %s: balance %s, last entry says %s', a.id, a.balance, e.balance_after)
-        FROM accounts a JOIN entries e ON e.account_id = a.id AND e.version = a.version
-        WHERE a.balance <> e.balance_after
-        """),
-    "versions have gaps": text("""
-        SELECT format(
-            'account %s: version %s, %s entries up to %s', a.id, a.version, coalesce(e.n, 0), coalesce(e.last, 0)
-        )
-        FROM accounts a
-        LEFT JOIN (SELECT account_id, count(*) AS n, max(version) AS last FROM entries GROUP BY account_id) e
-          ON e.account_id = a.id
-        WHERE a.version <> coalesce(e.n, 0) OR a.version <> coalesce(e.last, 0)
-        """),
-    "entries don't follow from the one before": text("""
-        SELECT format('account %s: entry %s', account_id, version)
-        FROM (SELECT account_id, version, amount, balance_after,
-                     lag(balance_after, 1, 0::bigint) OVER (PARTITION BY account_id ORDER BY version) AS before
-              FROM entries) e
-        WHERE balance_after <> before::numeric + amount
-        """),
-    "transfers without their two entries": text("""
-        SELECT format('transfer %s', t.id)
-        FROM transfers t
-        LEFT JOIN entries debit ON debit.transfer_id = t.id AND debit.account_id = t.from_account_id
-        LEFT JOIN entries credit ON credit.transfer_id = t.id AND credit.account_id = t.to_account_id
-        WHERE debit.amount IS DISTINCT FROM -t.amount OR credit.amount IS DISTINCT FROM t.amount
-           OR (SELECT count(*) FROM entries e WHERE e.transfer_id = t.id) <> 2
-        """),
-    "transfers between currencies": text("""
-        SELECT format('transfer %s: %s, from %s to %s', t.id, t.currency, debit.currency, credit.currency)
-        FROM transfers t
-        JOIN accounts debit ON debit.id = t.from_account_id
-        JOIN accounts credit ON credit.id = t.to_account_id
-        WHERE t.currency <> debit.currency OR t.currency <> credit.currency
-        """),
-    "reversals that don't go back the way of the transfer": text("""
-        SELECT format('transfer %s reverses %s', r.id, t.id)
-        FROM transfers r JOIN transfers t ON t.id = r.reverses_id
-        WHERE r.from_account_id <> t.to_account_id OR r.to_account_id <> t.from_account_id
-        """),
-    "reversals of more than there was": text("""
-        SELECT format('transfer %s: %s, reversed %s', t.id, t.amount, r.total)
-        FROM (SELECT reverses_id, sum(amount) AS total, max(reversed_total) AS told
-              FROM transfers WHERE reverses_id IS NOT NULL GROUP BY reverses_id) r
-        JOIN transfers t ON t.id = r.reverses_id
-        WHERE r.total > t.amount OR r.total <> r.told
-        """),
-    "idempotency keys without an outcome": text("""
-        SELECT format('key %s', key) FROM idempotency_keys WHERE transfer_id IS NULL AND refusal IS NULL
-        """),
-    "currencies that don't sum to zero": text("""
-        SELECT format('%s: %s', currency, sum(balance)) FROM accounts GROUP BY currency HAVING sum(balance) <> 0
-        """),
-    "balances below zero without leave": text("""
-        SELECT format('account %s: %s', id, balance) FROM accounts
-        WHERE balance < -overdraft_limit AND NOT allows_negative
-        """),
-    "balances above their limit": text("""
-        SELECT format('account %s: %s', id, balance) FROM accounts WHERE balance > balance_limit
-        """),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class BooksReport:
-    """`faults` has up to 20 findings of each kind, and is empty when the books are right."""
-
-    accounts: int
-    transfers: int
-    entries: int
-    faults: dict[str, list[str]] = field(default_factory=dict)
 
 
 class AccountUnchangeable(ValueError):
@@ -107,9 +24,15 @@ class AccountUnchangeable(ValueError):
         super().__init__(f"account {account.id} can't be changed: {reason}")
 
 
+_BOUNDARIES: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
+
+
 async def open_account(db: AsyncSession, account: AccountIn) -> Account:
-    """A new account with nothing on it. Raises `ForeignKeyViolation` for an unknown user."""
+    """A new account with nothing on it; one that money enters or leaves the books by may go below zero unless told
+    otherwise. Raises `ForeignKeyViolation` for an unknown user."""
     values = account.model_dump()
+    if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
+        values["allows_negative"] = True
     return await AccountRepository(db).create(details=values.pop("metadata"), **values)
 
 
@@ -125,38 +48,57 @@ async def change_account(db: AsyncSession, account_id: UUID, change: AccountChan
         values["details"] = values.pop("metadata")
     if account.state is AccountState.CLOSED and values:
         raise AccountUnchangeable(account, "it is closed")
-    if values.get("state") is AccountState.CLOSED and account.balance != 0:
-        raise AccountUnchangeable(account, f"there are {account.balance} on it, and only an empty one can be closed")
-    if -account.balance > values.get("overdraft_limit", account.overdraft_limit) and not account.allows_negative:
+    if values.get("state") is AccountState.CLOSED and account.purpose is not None:
+        raise AccountUnchangeable(
+            account, f"it is the {account.currency} account for {account.purpose}, of which there is one"
+        )
+    if values.get("state") is AccountState.CLOSED and (account.balance or account.held):
+        on_it = f"{account.balance} on it, {account.held} of it held"
+        raise AccountUnchangeable(account, f"there are {on_it}, and only an empty one can be closed")
+    free = account.balance - account.held
+    if -free > values.get("overdraft_limit", account.overdraft_limit) and not account.allows_negative:
         raise AccountUnchangeable(account, "its overdraft is more than the new limit")
     limit = values.get("balance_limit", account.balance_limit)
     if limit is not None and account.balance > limit:
         raise AccountUnchangeable(account, "its balance is more than the new limit")
-    await accounts.update(account, **values)
+    await accounts.update(account, **values, updated_at=max(utcnow(), account.updated_at))  # see `Books.at`
     return account
+
+
+async def system_account(db: AsyncSession, purpose: AccountPurpose, currency: str) -> Account:
+    """The account of the house for this purpose and currency, which is opened if there is none. It may go below zero,
+    so that what comes into the books comes from somewhere. Two who open it at the same time get the same."""
+    values = {"id": uuid7(), "name": purpose.replace("_", " ").capitalize(), "allows_negative": True}
+    opening = insert(Account).values(purpose=purpose, currency=currency, **values)
+    await db.execute(opening.on_conflict_do_nothing())
+    found = select(Account).where(Account.purpose == purpose, Account.currency == currency)
+    return (await db.scalars(found)).one()
 
 
 async def balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
     """The balance and the version that the account had at that time. Raises `NotFound`."""
     accounts = AccountRepository(db)
     await accounts.get_one(account_id)
-    entry = await accounts.last_entry(account_id, at)
-    return (0, 0) if entry is None else (entry.balance_after, entry.version)
+    version = await accounts.last_version(account_id, at)
+    return await balance_of_version(db, account_id, version), version
 
 
-async def check_books(db: AsyncSession) -> BooksReport:
-    """Prove that every balance follows from its entries, every transfer balances, every currency sums to zero.
+async def balance_of_version(db: AsyncSession, account_id: UUID, version: int) -> int:
+    """The balance after the entry of this number, 0 before the first. Raises `NotFound`, for the entry if there is no
+    such yet."""
+    if version == 0:
+        await AccountRepository(db).get_one(account_id)
+        return 0
+    entry = await db.get(Entry, (account_id, version))
+    if entry is None:
+        await AccountRepository(db).get_one(account_id)
+        raise NotFound(Entry, [(account_id, version)])
+    return entry.balance_after
 
-    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or transfers under way would look
-    like faults.
-    """
 
-    async def count(table: type[Account | Transfer | Entry]) -> int:
-        return await db.scalar(select(func.count()).select_from(table)) or 0
-
-    faults = {}
-    for name, statement in _FAULTS.items():
-        found = await db.scalars(select(text("*")).select_from(statement.columns(fault=Text).subquery()).limit(_SHOWN))
-        if findings := list(found):
-            faults[name] = findings
-    return BooksReport(await count(Account), await count(Transfer), await count(Entry), faults)
+async def effective_balance(db: AsyncSession, account_id: UUID, at: datetime) -> int:
+    """What the account had at that time by what counts from then or earlier, whenever it was booked. Raises
+    `NotFound`."""
+    accounts = AccountRepository(db)
+    await accounts.get_one(account_id)
+    return await accounts.effective_balance(account_id, at)

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
@@ -26,8 +26,9 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.web.dependencies import CurrentOrders, DbSession, ReadDbSession
-from shop.web.errors import problems
+from shop.transfers.schemas import Key
+from shop.web.dependencies import Caller, CurrentOrders, DbSession, ReadDbSession
+from shop.web.errors import key_missing, problems, refusal_response
 from shop.web.exports import CSV, exported
 from shop.web.lines import NDJSON
 from shop.web.preconditions import CACHED
@@ -89,10 +90,29 @@ async def get_order(order_id: UUID, request: Request, orders: CurrentOrders) -> 
     return json_response(await orders.with_items.get(order_id), request)
 
 
-@router.post("/{order_id}/pay", response_model=OrderOut, responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
-async def pay(order_id: UUID, body: PaymentIn, db: DbSession) -> Order:
-    """Move the order's total between two accounts and mark it paid, both or neither."""
-    return await pay_order(db, order_id, body.from_account_id, body.to_account_id)
+@router.post(
+    "/{order_id}/pay",
+    response_model=OrderOut,
+    responses=problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+)
+async def pay(
+    *,
+    order_id: UUID,
+    body: PaymentIn,
+    db: DbSession,
+    caller: Caller,
+    response: Response,
+    idempotency_key: Annotated[Key | None, Header()] = None,
+) -> Order | Response:
+    """Move the order's total between two accounts and mark it paid, both or neither. Keys are those of transfers."""
+    if idempotency_key is None:
+        return key_missing()
+    payment = await pay_order(db, order_id, body.from_account_id, body.to_account_id, key=idempotency_key, scope=caller)
+    if payment.result.refusal is not None:
+        return refusal_response(payment.result.refusal, replayed=payment.result.replayed)
+    if payment.result.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return payment.order
 
 
 def _matching(filters: OrderFilters) -> Select[Any]:

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database, JsonView, Matched, OpenView, bulk, lock
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
-from shop.transfers.service import TransferRequest, post
+from shop.transfers.requests import TransferRequest, TransferResult
+from shop.transfers.service import answer_before, post_transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +76,46 @@ async def bulk_update_status(db: AsyncSession, order_ids: Iterable[UUID], new_st
     return (await change_status(db, order_ids, new_status)).count
 
 
-async def pay_order(db: AsyncSession, order_id: UUID, from_account_id: UUID, to_account_id: UUID) -> Order:
-    """Move the order's total between the accounts and mark the order paid, both or neither.
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """What came of a payment; `result` says whether the money was moved."""
 
-    Raises `NotFound`, `OrderNotPayable`, or `TransferRefused` (also for accounts of another currency). Paying twice
-    at the same time: one waits for the other and is then refused.
+    order: Order
+    result: TransferResult
+
+
+async def pay_order(
+    db: AsyncSession,
+    order_id: UUID,
+    from_account_id: UUID,
+    to_account_id: UUID,
+    *,
+    key: str | None = None,
+    scope: str = "",
+) -> Payment:
+    """Move the order's total between the accounts and mark the order paid, both or neither. A refusal is a result, to
+    be committed with its idempotency key, as that of a transfer.
+
+    Raises `NotFound` and `OrderNotPayable`. Paying twice at the same time: one waits for the other, and gets its answer
+    if it has the same key and body.
     """
     order = (await lock(db, Order, [order_id]))[order_id]
+    request = TransferRequest(
+        from_account_id,
+        to_account_id,
+        order.total_cents,
+        currency=order.currency,
+        description=f"order {order_id}",
+        key=key,
+        scope=scope,
+    )
+    if key is not None and (before := await answer_before(db, request)) is not None:
+        return Payment(order, before)
     if order.status is not OrderStatus.PENDING or order.transfer_id is not None or order.total_cents == 0:
         raise OrderNotPayable(order)
-    request = TransferRequest(
-        from_account_id, to_account_id, order.total_cents, currency=order.currency, description=f"order {order_id}"
-    )
-    order.transfer_id = (await post(db, request)).id
-    order.status = OrderStatus.PAID
-    await db.flush()
-    return order
+    [result] = await post_transfers(db, [request])
+    if result.refusal is None:
+        order.transfer_id = result.unwrap().id
+        order.status = OrderStatus.PAID
+        await db.flush()
+    return Payment(order, result)

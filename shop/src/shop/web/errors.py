@@ -12,7 +12,7 @@ from howdah import DatabaseError
 from howdah.fastapi import PROBLEM_JSON, add_error_handlers, error_response, problem_response
 from shop.accounts.service import AccountUnchangeable
 from shop.orders.service import OrderNotPayable
-from shop.transfers.service import Refusal, TransferRefused
+from shop.transfers.requests import Refusal, TransferRefused
 
 # What the state of the books forbids is a conflict; what could never be right is unprocessable.
 REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
@@ -29,10 +29,21 @@ REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
     Refusal.MORE_THAN_IS_LEFT: HTTPStatus.CONFLICT,
     Refusal.NOT_ITS_REVERSAL: HTTPStatus.CONFLICT,
     Refusal.ALREADY_REVERSED: HTTPStatus.CONFLICT,
+    Refusal.NOT_POSTED: HTTPStatus.CONFLICT,
+    Refusal.UNKNOWN_PENDING: HTTPStatus.CONFLICT,
+    Refusal.ALREADY_POSTED: HTTPStatus.CONFLICT,
+    Refusal.ALREADY_VOIDED: HTTPStatus.CONFLICT,
+    Refusal.PENDING_EXPIRED: HTTPStatus.CONFLICT,
+    Refusal.MORE_THAN_IS_HELD: HTTPStatus.CONFLICT,
+    Refusal.LINKED_REFUSED: HTTPStatus.CONFLICT,
 }
 
 # Nobody reads it; it keeps a client that has gone apart from faults of the service in the log and the metrics.
 _CLIENT_CLOSED_REQUEST: Final = 499
+
+
+class RepeatedHeader(Exception):
+    """A header that has one value was sent several times; nobody can tell which was meant."""
 
 
 class PreconditionMissing(Exception):
@@ -84,13 +95,23 @@ def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     return described
 
 
-def refusal_response(code: Refusal, *, replayed: bool = False) -> Response:
+def key_missing() -> Response:
+    """The answer to a request that moves money and has no key."""
+    return problem_response(
+        HTTPStatus.BAD_REQUEST,
+        "idempotency-key-missing",
+        detail="what moves money needs an Idempotency-Key header, so that it can be sent again safely",
+    )
+
+
+def refusal_response(code: Refusal, *, replayed: bool = False, **members: Any) -> Response:
     """The answer to a transfer that was refused."""
     return problem_response(
         REFUSAL_STATUS[code],
         code.replace("_", "-"),
         detail=str(TransferRefused(code)),
         headers={"Idempotency-Replayed": "true"} if replayed else None,
+        **members,
     )
 
 
@@ -109,6 +130,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(AccountUnchangeable)
     async def unchangeable(request: Request, error: AccountUnchangeable) -> Response:
         return problem_response(HTTPStatus.CONFLICT, "account-unchangeable", detail=str(error))
+
+    @app.exception_handler(RepeatedHeader)
+    async def repeated(request: Request, error: RepeatedHeader) -> Response:
+        return problem_response(HTTPStatus.BAD_REQUEST, "repeated-header", detail=f"{error}: {error.__doc__}")
 
     @app.exception_handler(PreconditionMissing)
     async def missing(request: Request, error: PreconditionMissing) -> Response:

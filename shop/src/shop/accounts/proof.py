@@ -1,0 +1,218 @@
+"""The proof of the books: whole tables are read, each a few times, in bounded memory on both sides."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shop.accounts.models import Account, Entry
+from shop.transfers.models import Transfer
+
+_SHOWN: Final = 20
+
+# As long as it takes, and in memory that doesn't grow with the books: what is more goes to temporary files. The planner
+# is told that little is cached, or it fetches entries one by one in the order of their key, many of them from a disk.
+_SETTINGS: Final = {
+    "statement_timeout": "0",
+    "work_mem": "'64MB'",
+    "hash_mem_multiplier": "1",
+    "max_parallel_workers_per_gather": "0",
+    "random_page_cost": "4",
+    "effective_cache_size": "'64MB'",
+}
+
+# Each finds what must not be: the kind of fault, and a line of text.
+_CHECKS: Final = {
+    "accounts": """
+        SELECT fault, finding
+        FROM accounts a
+        LEFT JOIN (
+            SELECT from_account_id, sum(amount) AS total FROM pending_transfers WHERE state = 'pending' GROUP BY 1
+        ) p ON p.from_account_id = a.id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'held amounts differ from what is pending', a.held <> coalesce(p.total, 0),
+                format('account %s: %s held, %s pending', a.id, a.held, coalesce(p.total, 0))
+            ),
+            (
+                'balances below zero without leave',
+                a.balance::numeric - a.held < -a.overdraft_limit AND NOT a.allows_negative,
+                format('account %s: %s, %s of it held', a.id, a.balance, a.held)
+            ),
+            (
+                'balances above their limit', a.balance > a.balance_limit,
+                format('account %s: %s', a.id, a.balance)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    "currencies": """
+        SELECT 'currencies that don''t sum to zero' AS fault, format('%s: %s', currency, sum(balance)) AS finding
+        FROM accounts GROUP BY currency HAVING sum(balance) <> 0
+        """,
+    # in the order of the primary key, once: of each account what its row must agree with, and the first entry astray
+    "entries of accounts": """
+        SELECT fault, finding
+        FROM accounts a
+        FULL JOIN (
+            SELECT account_id, count(*) AS entries, max(version) AS last, sum(amount) AS total,
+                max(balance_after) FILTER (WHERE version_after IS NULL) AS last_balance,
+                min(version) FILTER (WHERE balance_after <> balance_before::numeric + amount) AS astray,
+                min(version) FILTER (WHERE created_at < created_before) AS older
+            FROM (
+                SELECT account_id, version, amount, balance_after, created_at,
+                    lag(balance_after, 1, 0::bigint) OVER w AS balance_before,
+                    lag(created_at) OVER w AS created_before,
+                    lead(version) OVER w AS version_after
+                FROM entries WINDOW w AS (PARTITION BY account_id ORDER BY version)
+            ) entry
+            GROUP BY account_id
+        ) e ON e.account_id = a.id
+        CROSS JOIN LATERAL (VALUES
+            ('entries of no account', a.id IS NULL, format('account %s: %s entries', e.account_id, e.entries)),
+            (
+                'balances differ from their entries', a.balance <> coalesce(e.total, 0),
+                format('account %s: balance %s, entries sum to %s', a.id, a.balance, coalesce(e.total, 0))
+            ),
+            (
+                'balances differ from the last entry', a.balance <> e.last_balance,
+                format('account %s: balance %s, last entry says %s', a.id, a.balance, e.last_balance)
+            ),
+            (
+                'versions have gaps', a.version <> coalesce(e.entries, 0) OR a.version <> coalesce(e.last, 0),
+                format(
+                    'account %s: version %s, %s entries up to %s',
+                    a.id, a.version, coalesce(e.entries, 0), coalesce(e.last, 0)
+                )
+            ),
+            (
+                'entries don''t follow from the one before', e.astray IS NOT NULL,
+                format('account %s: entry %s', e.account_id, e.astray)
+            ),
+            (
+                'entries older than the one before', e.older IS NOT NULL,
+                format('account %s: entry %s', e.account_id, e.older)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    # what transfers say of their entries, and what the entries say, are the same
+    "entries of transfers": """
+        SELECT
+            CASE WHEN e.account_id IS NULL THEN 'transfers without their two entries'
+                ELSE 'entries of no transfer that says the same' END AS fault,
+            format('transfer %s: account %s, entry %s, %s', transfer_id, account_id, version, amount) AS finding
+        FROM (
+            SELECT id AS transfer_id, from_account_id AS account_id, from_version AS version, -amount AS amount
+            FROM transfers
+            UNION ALL
+            SELECT id, to_account_id, to_version, amount FROM transfers
+        ) t
+        FULL JOIN entries e USING (account_id, version, transfer_id, amount)
+        WHERE t.account_id IS NULL OR e.account_id IS NULL
+        """,
+    "currencies of transfers": """
+        SELECT 'transfers between currencies' AS fault,
+            format('transfer %s: %s, from %s to %s', t.id, t.currency, debit.currency, credit.currency) AS finding
+        FROM transfers t
+        JOIN accounts debit ON debit.id = t.from_account_id
+        JOIN accounts credit ON credit.id = t.to_account_id
+        WHERE t.currency <> debit.currency OR t.currency <> credit.currency
+        """,
+    "reversals": """
+        SELECT fault, finding
+        FROM (
+            SELECT id, reverses_id, from_account_id, to_account_id, reversed_total,
+                sum(amount) OVER (PARTITION BY reverses_id ORDER BY reversed_total) AS total
+            FROM transfers WHERE reverses_id IS NOT NULL
+        ) r
+        JOIN transfers t ON t.id = r.reverses_id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'reversals that don''t go back the way of the transfer',
+                r.from_account_id <> t.to_account_id OR r.to_account_id <> t.from_account_id,
+                format('transfer %s reverses %s', r.id, t.id)
+            ),
+            (
+                'reversals of more than there was', r.total > t.amount OR r.total <> r.reversed_total,
+                format('transfer %s: %s, reversed %s', t.id, t.amount, r.total)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    "pending transfers": """
+        SELECT fault, finding
+        FROM pending_transfers p
+        LEFT JOIN transfers t ON t.id = p.id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'pending transfers posted and not made, or made and not posted',
+                (p.state = 'posted') <> (t.id IS NOT NULL),
+                format('transfer %s: %s', p.id, p.state)
+            ),
+            (
+                'pending transfers made otherwise than they were held',
+                t.amount > p.amount
+                OR (t.from_account_id, t.to_account_id, t.currency) <> (p.from_account_id, p.to_account_id, p.currency),
+                format('transfer %s: %s %s of %s %s', p.id, t.amount, t.currency, p.amount, p.currency)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    "idempotency keys": """
+        SELECT 'idempotency keys of no transfer' AS fault, format('key %s', k.key) AS finding
+        FROM idempotency_keys k
+        WHERE k.transfer_id IS NOT NULL
+            AND NOT EXISTS (SELECT FROM transfers t WHERE t.id = k.transfer_id)
+            AND NOT EXISTS (SELECT FROM pending_transfers p WHERE p.id = k.transfer_id)
+        """,
+}
+
+_COUNTING: Final = "counting"
+STEPS: Final = (*_CHECKS, _COUNTING)
+
+
+@dataclass(frozen=True, slots=True)
+class BooksReport:
+    """`faults` has up to 20 findings of each kind, and is empty when the books are right."""
+
+    accounts: int
+    transfers: int
+    entries: int
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+
+async def check_books(db: AsyncSession, *, begin: Callable[[str], None] = lambda _step: None) -> BooksReport:
+    """Prove that every balance follows from its entries, every transfer balances, every currency sums to zero.
+
+    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or transfers under way would look
+    like faults. Until its transaction ends it has no statement timeout, and little `work_mem`. `begin` is told of each
+    of `STEPS` when it begins.
+    """
+    for name, value in _SETTINGS.items():
+        await db.execute(text(f"SET LOCAL {name} = {value}"))
+    faults: defaultdict[str, list[str]] = defaultdict(list)
+    for step, check in _CHECKS.items():
+        begin(step)
+        for fault, finding in await db.execute(text(_first_of_each_kind(check))):
+            faults[fault].append(finding)
+    begin(_COUNTING)
+
+    async def count(table: type[Account | Transfer | Entry]) -> int:
+        return await db.scalar(select(func.count()).select_from(table)) or 0
+
+    return BooksReport(await count(Account), await count(Transfer), await count(Entry), dict(faults))
+
+
+def _first_of_each_kind(check: str) -> str:
+    return f"""
+        SELECT fault, finding
+        FROM (SELECT *, row_number() OVER (PARTITION BY fault ORDER BY finding) AS nth FROM ({check}) AS every) numbered
+        WHERE nth <= {_SHOWN}
+        ORDER BY fault, nth
+        """  # noqa: S608  # of statements from above

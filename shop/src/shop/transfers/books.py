@@ -1,0 +1,367 @@
+"""Accounts in memory, and what becomes of requests on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from howdah import utcnow, uuid7
+from shop.accounts.models import AccountState
+from shop.transfers.models import TransferState
+from shop.transfers.requests import (
+    MAX_AMOUNT,
+    BookedTransfer,
+    Refusal,
+    ScopedKey,
+    TransferRequest,
+    TransferResult,
+    chains,
+    fingerprints,
+)
+
+MAX_BALANCE: Final = 2**63 - 1
+
+
+@dataclass(slots=True)
+class BookAccount:
+    """What of an account's row is decided on; first as it stands, then as it is to be."""
+
+    id: UUID
+    currency: str
+    balance: int
+    held: int
+    allows_negative: bool
+    overdraft_limit: int
+    balance_limit: int | None
+    state: AccountState
+    version: int
+    revision: int
+    updated_at: datetime
+
+
+@dataclass(slots=True)
+class Reversible:
+    """A transfer that is to be reversed, and how much of it has been."""
+
+    id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+    amount: int
+    taken_back: int
+
+
+@dataclass(slots=True)
+class Hold:
+    """A pending transfer's row; `settled`: its state is to be written."""
+
+    id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+    amount: int
+    currency: str
+    description: str | None
+    details: Mapping[str, str] | None
+    effective_at: datetime | None
+    group_id: UUID | None
+    state: TransferState
+    expires_at: datetime
+    created_at: datetime
+    settled: bool = False
+
+    def shown(self, state: TransferState) -> BookedTransfer:
+        """As an answer, in this state."""
+        return BookedTransfer(
+            self.id,
+            self.from_account_id,
+            None,
+            self.to_account_id,
+            None,
+            self.amount,
+            self.currency,
+            self.description,
+            self.details,
+            self.effective_at or self.created_at,
+            None,
+            None,
+            self.group_id,
+            self.created_at,
+            state,
+            self.expires_at if state is TransferState.PENDING else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the first request under a key, whose digest is `fingerprint`, came to."""
+
+    fingerprint: bytes
+    result: TransferResult
+
+
+@dataclass(slots=True)
+class Books:
+    """What a list of requests is decided on, and what it amounts to: `transfers`, `entries`, `holds` and `keys` that
+    are new, and the accounts as they are to be.
+
+    `at`, the time of all that is new, isn't before the last entry of any account, so that an account's entries are in
+    the order of time, too, whatever the clocks of several machines say.
+    """
+
+    accounts: Mapping[UUID, BookAccount]
+    used: Mapping[ScopedKey, Outcome] = field(default_factory=dict)
+    reversible: dict[UUID, Reversible] = field(default_factory=dict)
+    pending: Mapping[UUID, Hold] = field(default_factory=dict)
+    at: datetime = field(init=False)
+    transfers: list[BookedTransfer] = field(default_factory=list)
+    entries: list[tuple[UUID, int, UUID, int, int]] = field(default_factory=list)
+    """Account, version, transfer, amount, balance after."""
+    holds: list[Hold] = field(default_factory=list)
+    keys: dict[ScopedKey, Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.at = max([utcnow(), *(account.updated_at for account in self.accounts.values())])
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is to be written."""
+        return not (self.keys or self.transfers or self.holds or self.settled())
+
+    def settled(self) -> list[Hold]:
+        """The pending transfers that were there before and aren't any more."""
+        return [hold for hold in self.pending.values() if hold.settled]
+
+    def moved(self) -> list[BookAccount]:
+        """The accounts that have changed, in key order."""
+        ids = {entry[0] for entry in self.entries}
+        ids.update(hold.from_account_id for hold in (*self.holds, *self.settled()))
+        return [self.accounts[id_] for id_ in sorted(ids)]
+
+    def decide(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
+        """A result for each, in that order; one is decided on what those before it left."""
+        results: list[TransferResult] = []
+        for chain in chains(requests):
+            if chain[0].key is None and not chain[0].linked:
+                results.append(self._decide(chain[0]))
+            else:
+                results.extend(self._keyed(chain))
+        return results
+
+    def _keyed(self, chain: Sequence[TransferRequest]) -> Iterable[TransferResult]:
+        digests = fingerprints(chain)
+        pairs = [None if request.key is None else (request.scope, request.key) for request in chain]
+        earlier = [None if pair is None else self.keys.get(pair) or self.used.get(pair) for pair in pairs]
+        if any(earlier) or (pairs[0] is not None and len({*pairs}) < len(pairs)):
+            return _answered_before(earlier, digests)
+        results = [self._decide(chain[0])] if len(chain) == 1 else self._linked(chain)
+        for pair, digest, result in zip(pairs, digests, results, strict=True):
+            if pair is not None:
+                self.keys[pair] = Outcome(digest, result)
+        return results
+
+    def _linked(self, chain: Sequence[TransferRequest]) -> list[TransferResult]:
+        undo = self._remembered(chain)
+        group, first = uuid7(), len(self.transfers)
+        results: list[TransferResult] = []
+        for request in chain:
+            result = self._decide(request, group)
+            results.append(result)
+            if result.refusal is not None:
+                _restore(undo)
+                del self.transfers[first:]
+                refused = TransferResult(refusal=Refusal.LINKED_REFUSED)
+                return [*[refused] * (len(results) - 1), result, *[refused] * (len(chain) - len(results))]
+        return results
+
+    def _remembered(self, chain: Sequence[TransferRequest]) -> list[tuple[Any, str, Any]]:
+        """What a chain may change, as it is now."""
+        kept: list[tuple[Any, str, Any]] = []
+        for request in chain:
+            for id_ in (request.from_account_id, request.to_account_id):
+                if (account := self.accounts.get(id_)) is not None:
+                    kept += [(account, name, getattr(account, name)) for name in ("balance", "held", "version")]
+            if request.reverses is not None and (taken := self.reversible.get(request.reverses)) is not None:
+                kept.append((taken, "taken_back", taken.taken_back))
+            subject = request.posts or request.voids
+            if subject is not None and (hold := self.pending.get(subject)) is not None:
+                kept += [(hold, "state", hold.state), (hold, "settled", hold.settled)]
+        kept += [(self, name, list(getattr(self, name))) for name in ("entries", "holds")]
+        kept.append((self, "reversible", dict(self.reversible)))
+        return kept
+
+    def _decide(self, request: TransferRequest, group: UUID | None = None) -> TransferResult:
+        if request.reverses is not None:
+            return self._reverse(request, group)
+        if request.posts is not None or request.voids is not None:
+            return self._settle(request, group)
+        amount = request.amount
+        if amount is None or not 1 <= amount <= MAX_AMOUNT:
+            return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
+        return self._move(request, amount, group)
+
+    def _reverse(self, request: TransferRequest, group: UUID | None) -> TransferResult:
+        assert request.reverses is not None
+        taken = self.reversible.get(request.reverses)
+        ways = (request.to_account_id, request.from_account_id)
+        if taken is None or (taken.from_account_id, taken.to_account_id) != ways:
+            return TransferResult(refusal=Refusal.NOT_ITS_REVERSAL)
+        left = taken.amount - taken.taken_back
+        if left == 0:
+            return TransferResult(refusal=Refusal.ALREADY_REVERSED)
+        amount = left if request.amount is None else request.amount
+        if not 1 <= amount <= MAX_AMOUNT:
+            return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
+        if amount > left:
+            return TransferResult(refusal=Refusal.MORE_THAN_IS_LEFT)
+        result = self._move(request, amount, group, taken.taken_back + amount)
+        if result.refusal is None:
+            taken.taken_back += amount
+        return result
+
+    def _settle(self, request: TransferRequest, group: UUID | None) -> TransferResult:
+        subject = request.posts or request.voids
+        assert subject is not None
+        hold = self.pending.get(subject)
+        ways = (request.from_account_id, request.to_account_id)
+        if hold is None or (hold.from_account_id, hold.to_account_id) != ways:
+            return TransferResult(refusal=Refusal.UNKNOWN_PENDING)
+        if hold.state is not TransferState.PENDING:
+            posted = hold.state is TransferState.POSTED
+            return TransferResult(refusal=Refusal.ALREADY_POSTED if posted else Refusal.ALREADY_VOIDED)
+        account = self.accounts[hold.from_account_id]
+        if request.voids is not None:
+            account.held -= hold.amount
+            hold.state, hold.settled = TransferState.VOIDED, True
+            return TransferResult(hold.shown(TransferState.VOIDED))
+        amount = hold.amount if request.amount is None else request.amount
+        if not 1 <= amount <= MAX_AMOUNT:
+            return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
+        if amount > hold.amount:
+            return TransferResult(refusal=Refusal.MORE_THAN_IS_HELD)
+        if self.at >= hold.expires_at:
+            return TransferResult(refusal=Refusal.PENDING_EXPIRED)
+        account.held -= hold.amount
+        result = self._move(request, amount, hold.group_id or group, hold=hold)
+        if result.refusal is None:
+            hold.state, hold.settled = TransferState.POSTED, True
+            self.reversible[hold.id] = Reversible(hold.id, hold.from_account_id, hold.to_account_id, amount, 0)
+        else:
+            account.held += hold.amount
+        return result
+
+    def _move(
+        self,
+        request: TransferRequest,
+        amount: int,
+        group: UUID | None,
+        reversed_total: int | None = None,
+        hold: Hold | None = None,
+    ) -> TransferResult:
+        debit, credit = self.accounts.get(request.from_account_id), self.accounts.get(request.to_account_id)
+        if request.from_account_id == request.to_account_id:
+            return TransferResult(refusal=Refusal.SAME_ACCOUNT)
+        if debit is None or credit is None:
+            return TransferResult(refusal=Refusal.UNKNOWN_ACCOUNT)
+        if debit.currency != credit.currency or request.currency not in (None, debit.currency):
+            return TransferResult(refusal=Refusal.CURRENCY_MISMATCH)
+        refusal = _refused_by(debit, credit, amount)
+        if refusal is not None:
+            return TransferResult(refusal=refusal)
+        if request.pending_seconds is not None:
+            return self._hold(request, amount, debit, group, request.pending_seconds)
+        debit.balance -= amount
+        credit.balance += amount
+        debit.version += 1
+        credit.version += 1
+        transfer = BookedTransfer(
+            uuid7() if hold is None else hold.id,
+            request.from_account_id,
+            debit.version,
+            request.to_account_id,
+            credit.version,
+            amount,
+            debit.currency,
+            request.description if hold is None else hold.description,
+            _as_kept(request.metadata) if hold is None else hold.details,
+            (_in_utc(request.effective_at) if hold is None else hold.effective_at) or self.at,
+            request.reverses,
+            reversed_total,
+            group,
+            self.at,
+        )
+        self.transfers.append(transfer)
+        self.entries.append((transfer.from_account_id, debit.version, transfer.id, -amount, debit.balance))
+        self.entries.append((transfer.to_account_id, credit.version, transfer.id, amount, credit.balance))
+        return TransferResult(transfer)
+
+    def _hold(
+        self, request: TransferRequest, amount: int, debit: BookAccount, group: UUID | None, seconds: int
+    ) -> TransferResult:
+        if debit.held + amount > MAX_BALANCE:
+            return TransferResult(refusal=Refusal.BALANCE_OUT_OF_RANGE)
+        debit.held += amount
+        hold = Hold(
+            uuid7(),
+            request.from_account_id,
+            request.to_account_id,
+            amount,
+            debit.currency,
+            request.description,
+            _as_kept(request.metadata),
+            _in_utc(request.effective_at),
+            group,
+            TransferState.PENDING,
+            self.at + timedelta(seconds=seconds),
+            self.at,
+        )
+        self.holds.append(hold)
+        return TransferResult(hold.shown(TransferState.PENDING))
+
+
+def _answered_before(earlier: Sequence[Outcome | None], digests: Sequence[bytes]) -> list[TransferResult]:
+    """To a chain of which a key was used: the first answers, if it was this chain."""
+    if all(
+        outcome is not None and outcome.fingerprint == digest for outcome, digest in zip(earlier, digests, strict=True)
+    ):
+        return [
+            TransferResult(outcome.result.transfer, outcome.result.refusal, replayed=True)
+            for outcome in earlier
+            if outcome is not None
+        ]
+    reused = [
+        outcome is not None and outcome.fingerprint != digest for outcome, digest in zip(earlier, digests, strict=True)
+    ]
+    if not any(reused):
+        reused = [True] * len(earlier)
+    return [TransferResult(refusal=Refusal.KEY_REUSED if each else Refusal.LINKED_REFUSED) for each in reused]
+
+
+def _as_kept(metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """In the order of PostgreSQL's jsonb, shorter names first: so that it is told the same before and after."""
+    if not metadata:
+        return None
+    return dict(sorted(metadata.items(), key=lambda item: (len(item[0].encode()), item[0].encode())))
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC)
+
+
+def _restore(kept: Iterable[tuple[Any, str, Any]]) -> None:
+    for thing, name, value in kept:
+        setattr(thing, name, value)
+
+
+def _refused_by(debit: BookAccount, credit: BookAccount, amount: int) -> Refusal | None:
+    if debit.state is not AccountState.OPEN or credit.state is not AccountState.OPEN:
+        closed = AccountState.CLOSED in (debit.state, credit.state)
+        return Refusal.ACCOUNT_CLOSED if closed else Refusal.ACCOUNT_FROZEN
+    if debit.balance - debit.held - amount < -debit.overdraft_limit and not debit.allows_negative:
+        return Refusal.INSUFFICIENT_FUNDS
+    if credit.balance_limit is not None and credit.balance + amount > credit.balance_limit:
+        return Refusal.LIMIT_EXCEEDED
+    if credit.balance + amount > MAX_BALANCE or debit.balance - debit.held - amount < -MAX_BALANCE:
+        return Refusal.BALANCE_OUT_OF_RANGE
+    return None

@@ -1,0 +1,248 @@
+"""Transfers of many tasks in shared transactions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, LockTimeout, run_transaction
+from shop.transfers.books import BookAccount, Books
+from shop.transfers.repository import accounts_now
+from shop.transfers.requests import TransferRequest, TransferResult, chains
+from shop.transfers.service import accounts_of, posted_under_locks, posted_where_free
+from shop.transfers.writing import KeyInUse, values_to_write, write_if
+
+# A batch that met another one's keys sees them the next time, and would have to meet still others then.
+_ATTEMPTS_AT_KEYS: Final = 5
+_MOST_KNOWN: Final = 100_000
+_LONGEST_CAUTION: Final = 64
+
+ResultT = TypeVar("ResultT")
+_Item = Sequence[TransferRequest]
+_Answer = list[TransferResult] | Exception
+
+
+class Ledger:
+    """Transfers that are committed before the result is given; those that wait at the same moment share a transaction.
+
+    As long as this process alone moves the money of some accounts, it knows how they stand: the next transaction is
+    decided while PostgreSQL writes the last one, and written by one statement, which does nothing if an account isn't
+    as it was assumed. What was mistaken, and everything that isn't plain, is decided by `post_transfers` under the
+    accounts' locks; after a mistake so are the next few, twice as many each time.
+
+    An account that somebody else keeps locked keeps only its own transfers waiting, at most for the session's
+    `lock_timeout`, after which they raise `LockTimeout`.
+
+    When the connection breaks, so that nobody knows whether the transaction was committed, the requests with keys are
+    looked up by these, and made if they weren't; those without get the error.
+
+    `async with` it: leaving, it takes no more requests (`CoalescerClosed`) and answers those there are. Raises
+    `Overloaded` when too many wait.
+    """
+
+    def __init__(self, database: Database, *, trips: int = 2, max_batch: int = 500, max_waiting: int = 10_000) -> None:
+        self._database = database
+        self._coalescer: Coalescer[_Item, list[TransferResult] | None] = Coalescer(
+            self._carry, trips=trips, max_batch=max_batch, max_waiting=max_waiting, isolate=True, pipelined=True
+        )
+        self._patient: Coalescer[_Item, list[TransferResult]] = Coalescer(
+            self._carry_patiently, trips=trips, max_batch=max_batch, max_waiting=max_waiting, isolate=True
+        )
+        self._lists = asyncio.Semaphore(trips)
+        self._turn = asyncio.Lock()
+        self._known = _Known()
+        self._inside, self._empty = 0, asyncio.Event()
+        self._empty.set()
+
+    async def __aenter__(self) -> Ledger:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._coalescer.aclose()
+        await self._empty.wait()  # until nobody is on the way from one to the other
+        await self._patient.aclose()
+
+    def status(self) -> CoalescerStatus:
+        """Figures of the shared transactions."""
+        return self._coalescer.status()
+
+    async def submit(self, request: TransferRequest) -> TransferResult:
+        """Post one request. Under a key it may be sent again after any failure, and is made once."""
+        if not request.is_plain or request.linked:
+            _refuse_contradictions((request,))
+        return (await self._submit((request,)))[0]
+
+    async def submit_many(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
+        """Post the requests in order, in one transaction with whatever else waits. Raises `ValueError` for requests
+        that contradict themselves."""
+        _refuse_contradictions(requests)
+        if not requests:
+            return []
+        async with self._lists:  # not any number of long lists before those who come singly
+            return await self._submit(requests)
+
+    async def _submit(self, item: _Item) -> list[TransferResult]:
+        self._inside += 1
+        self._empty.clear()
+        try:
+            results = await self._coalescer.submit(item)
+            return await self._patient.submit(item) if results is None else results
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    async def _carry(self, items: Sequence[_Item]) -> Sequence[_Answer | None]:
+        """None for those of whose accounts somebody else has locked one: who waits for them keeps nobody waiting who
+        doesn't."""
+        requests = [request for item in items for request in item]
+        try:
+            if self._known.may_be_relied_on() and all(request.is_plain for request in requests):
+                results = await self._as_known(requests)
+                if results is not None:
+                    return _dealt(items, results)
+        except ConnectionLost as lost:
+            return await self._carry_again(items, lost)
+        return await self._carry_free(items)
+
+    async def _carry_patiently(self, items: Sequence[_Item]) -> Sequence[_Answer]:
+        answers: list[_Answer | None] = list(await self._carry_free(items))  # most are free by now
+        blocked = [item for item, answer in zip(items, answers, strict=True) if answer is None]
+        waited: Sequence[_Answer | None] = []
+        if blocked:
+            try:
+                waited = _dealt(blocked, await self._under_locks([request for item in blocked for request in item]))
+            except ConnectionLost as lost:
+                waited = await self._carry_again(blocked, lost)
+            except LockTimeout as error:  # of one account, perhaps
+                waited = [error if answer is None else answer for answer in await self._carry_free(blocked)]
+        left = iter(waited)
+        return [answer for each in answers if (answer := next(left) if each is None else each) is not None]
+
+    async def _carry_free(self, items: Sequence[_Item]) -> Sequence[_Answer | None]:
+        try:
+            return await self._where_free(items)
+        except ConnectionLost as lost:
+            return await self._carry_again(items, lost)
+
+    async def _carry_again(self, items: Sequence[_Item], lost: ConnectionLost) -> list[_Answer]:
+        """After a transaction whose outcome nobody knows. Nothing may be raised: it could be tried again with those
+        who have no keys."""
+        keyed = [all(request.key is not None for request in item) for item in items]
+        safe = [item for item, has_keys in zip(items, keyed, strict=True) if has_keys]
+        answers: list[_Answer]
+        try:
+            answers = _dealt(safe, await self._under_locks([request for item in safe for request in item]))
+        except Exception as error:
+            answers = [error] * len(safe)
+        left = iter(answers)
+        return [next(left) if has_keys else lost for has_keys in keyed]
+
+    async def _as_known(self, requests: Sequence[TransferRequest]) -> list[TransferResult] | None:
+        """None, and nothing done, if what is known is wrong."""
+        known, ids = self._known, accounts_of(requests)
+        async with self._database.autocommit() as connection:
+            if unknown := [id_ for id_ in ids if id_ not in known.accounts]:
+                known.learn(await accounts_now(connection, unknown))
+            since = known.mistakes
+            if any(id_ not in known.accounts for id_ in ids):  # there is none, or somebody's mistake made us forget it
+                return None
+            try:
+                # Nothing else runs from here until the turn is taken or waited for, so the turns are in the order in
+                # which it was decided.
+                accounts = {id_: known.accounts[id_] for id_ in ids}
+                assumed = {id_: (account.version, account.revision) for id_, account in accounts.items()}
+                books = Books(accounts)
+                results = books.decide(requests)
+                for account in books.moved():
+                    account.updated_at = books.at
+                values = values_to_write(books, assumed)
+                async with self._turn:
+                    if known.mistakes != since:  # it was decided on what another one was to make of the accounts
+                        return None
+                    written = await write_if(connection, values)
+            except KeyInUse:
+                written = False
+            except BaseException:
+                known.forget()
+                raise
+            if not written:  # at once: whoever has the next turn has to know
+                known.was_wrong()
+                return None
+        known.was_right()
+        return results
+
+    async def _under_locks(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
+        return await self._committed(lambda session: posted_under_locks(session, requests))
+
+    async def _where_free(self, items: Sequence[_Item]) -> list[list[TransferResult] | None]:
+        async with self._turn:  # or two of this process would take each other for somebody else
+            return await self._committed(lambda session: posted_where_free(session, items))
+
+    async def _committed(
+        self, work: Callable[[AsyncSession], Awaitable[tuple[ResultT, Mapping[UUID, BookAccount]]]]
+    ) -> ResultT:
+        """What the work made of some accounts, which are known then."""
+        for attempt in range(1, _ATTEMPTS_AT_KEYS + 1):
+            try:
+                result, accounts = await run_transaction(self._database, work)
+            except KeyInUse:  # by now it is committed and will be seen, or rolled back and free
+                if attempt == _ATTEMPTS_AT_KEYS:
+                    raise
+            else:
+                self._known.accounts.update(accounts)
+                return result
+        raise AssertionError
+
+
+@dataclass(slots=True)
+class _Known:
+    """The accounts as they are once all that is under way has been committed."""
+
+    accounts: dict[UUID, BookAccount] = field(default_factory=dict)
+    mistakes: int = 0
+    _penalty: int = 1
+    _cautious_for: int = 0
+    """Trips."""
+
+    def may_be_relied_on(self) -> bool:
+        if self._cautious_for == 0:
+            return True
+        self._cautious_for -= 1
+        return False
+
+    def learn(self, accounts: Mapping[UUID, BookAccount]) -> None:
+        if len(self.accounts) > _MOST_KNOWN:
+            self.forget()
+        for id_, account in accounts.items():
+            self.accounts.setdefault(id_, account)  # somebody may have learned of it, and decided on it, meanwhile
+
+    def was_right(self) -> None:
+        self._penalty = 1
+
+    def was_wrong(self) -> None:
+        self.forget()
+        self._penalty = min(2 * self._penalty, _LONGEST_CAUTION)
+        self._cautious_for = self._penalty - 1
+
+    def forget(self) -> None:
+        self.accounts.clear()
+        self.mistakes += 1
+
+
+def _refuse_contradictions(requests: Sequence[TransferRequest]) -> None:
+    for _ in chains(requests):
+        pass
+
+
+def _dealt(items: Sequence[_Item], results: Sequence[TransferResult]) -> list[_Answer]:
+    left = iter(results)
+    return [[next(left) for _ in item] for item in items]

@@ -1,0 +1,207 @@
+"""What can be asked of the ledger, and what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+import orjson
+
+from shop.transfers.models import TransferState
+
+MAX_AMOUNT: Final = 2**62  # two of them still fit the column
+MAX_LINKED: Final = 100
+MAX_PENDING_SECONDS: Final = 30 * 86_400
+
+ScopedKey: TypeAlias = tuple[str, str]
+
+
+class Refusal(StrEnum):
+    """Why a transfer isn't made. The codes are part of the interface and stay."""
+
+    AMOUNT_OUT_OF_RANGE = "amount_out_of_range"
+    SAME_ACCOUNT = "same_account"
+    UNKNOWN_ACCOUNT = "unknown_account"
+    CURRENCY_MISMATCH = "currency_mismatch"
+    INSUFFICIENT_FUNDS = "insufficient_funds"
+    BALANCE_OUT_OF_RANGE = "balance_out_of_range"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    ACCOUNT_FROZEN = "account_frozen"
+    ACCOUNT_CLOSED = "account_closed"
+    ALREADY_REVERSED = "already_reversed"
+    MORE_THAN_IS_LEFT = "more_than_is_left"
+    NOT_ITS_REVERSAL = "not_its_reversal"
+    NOT_POSTED = "not_posted"
+    UNKNOWN_PENDING = "unknown_pending"
+    ALREADY_POSTED = "already_posted"
+    ALREADY_VOIDED = "already_voided"
+    PENDING_EXPIRED = "pending_expired"
+    MORE_THAN_IS_HELD = "more_than_is_held"
+    LINKED_REFUSED = "linked_refused"
+    KEY_REUSED = "key_reused"
+
+
+class TransferRefused(ValueError):
+    """The rules of the books don't allow the transfer; nothing was moved."""
+
+    def __init__(self, code: Refusal) -> None:
+        self.code = code
+        super().__init__(_EXPLANATIONS[code])
+
+
+_EXPLANATIONS: Final[dict[Refusal, str]] = {
+    Refusal.AMOUNT_OUT_OF_RANGE: f"the amount must be from 1 to {MAX_AMOUNT}",
+    Refusal.SAME_ACCOUNT: "the two accounts are the same",
+    Refusal.UNKNOWN_ACCOUNT: "there is no such account",
+    Refusal.CURRENCY_MISMATCH: "the accounts, or the order, are in different currencies",
+    Refusal.INSUFFICIENT_FUNDS: "what is free of the balance, and what the account may be overdrawn, don't cover it",
+    Refusal.BALANCE_OUT_OF_RANGE: "a balance would be larger than can be kept",
+    Refusal.LIMIT_EXCEEDED: "the balance would be more than the account may hold",
+    Refusal.ACCOUNT_FROZEN: "one of the accounts is frozen",
+    Refusal.ACCOUNT_CLOSED: "one of the accounts is closed",
+    Refusal.ALREADY_REVERSED: "the whole of the transfer has been reversed already",
+    Refusal.MORE_THAN_IS_LEFT: "that is more than is left of the transfer to be reversed",
+    Refusal.NOT_ITS_REVERSAL: "there is no such transfer to be reversed between these accounts",
+    Refusal.NOT_POSTED: "the transfer is pending or voided, and only a posted one can be reversed",
+    Refusal.UNKNOWN_PENDING: "there is no such pending transfer between these accounts",
+    Refusal.ALREADY_POSTED: "the pending transfer has been posted already",
+    Refusal.ALREADY_VOIDED: "the pending transfer has been voided already",
+    Refusal.PENDING_EXPIRED: "the time of the pending transfer is over",
+    Refusal.MORE_THAN_IS_HELD: "that is more than the pending transfer holds",
+    Refusal.LINKED_REFUSED: "a transfer that this one is linked to was refused",
+    Refusal.KEY_REUSED: "the idempotency key was used for another request",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRequest:
+    """`amount` in the smallest unit. `currency`, where given, must be that of both accounts. `effective_at` is when it
+    counts from for who reckons by that, now if not given; what is booked is booked now.
+
+    At most one of these: `pending_seconds` only holds the amount, for so long, until it is posted or voided; `posts`
+    and `voids` name the pending transfer, `reverses` the transfer of which this one takes that much back, the way it
+    came. Posting and reversing without an amount mean all there is.
+
+    `linked`: made together with the next request of the list, or neither. `key` is the idempotency key, `scope` whose
+    key it is.
+    """
+
+    from_account_id: UUID
+    to_account_id: UUID
+    amount: int | None
+    currency: str | None = None
+    description: str | None = None
+    reverses: UUID | None = None
+    key: str | None = None
+    scope: str = ""
+    metadata: Mapping[str, str] | None = None
+    effective_at: datetime | None = None
+    pending_seconds: int | None = None
+    posts: UUID | None = None
+    voids: UUID | None = None
+    linked: bool = False
+
+    def asked(self) -> list[object]:
+        """What is asked for, without the key. What came with time is only there where it is used, so that keys from
+        before keep their fingerprints."""
+        asked: list[object] = [
+            self.from_account_id,
+            self.to_account_id,
+            self.amount if self.amount is None or abs(self.amount) < 2**63 else str(self.amount),
+            self.currency,
+            self.description,
+            self.reverses,
+        ]
+        if not (self.is_plain and self.metadata is None and self.effective_at is None and self.reverses is None):
+            later = ("metadata", "effective_at", "pending_seconds", "posts", "voids")
+            if given := {name: value for name in later if (value := getattr(self, name)) is not None}:
+                if self.effective_at is not None:
+                    given["effective_at"] = self.effective_at.astimezone(UTC)
+                asked.append(given)
+        return asked
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the two accounts are all that has to be looked at."""
+        return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
+
+
+class BookedTransfer(NamedTuple):
+    """A transfer's row. No mapped object: making one is most of the time in which a transfer is decided.
+
+    The versions are the numbers of its two entries; a pending or voided one has none.
+    """
+
+    id: UUID
+    from_account_id: UUID
+    from_version: int | None
+    to_account_id: UUID
+    to_version: int | None
+    amount: int
+    currency: str
+    description: str | None
+    details: Mapping[str, str] | None
+    effective_at: datetime
+    reverses_id: UUID | None
+    reversed_total: int | None
+    group_id: UUID | None
+    created_at: datetime
+    state: TransferState = TransferState.POSTED
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransferResult:
+    """Either a transfer or a refusal. `replayed`: it is the answer to an earlier request under the same key."""
+
+    transfer: BookedTransfer | None = None
+    refusal: Refusal | None = None
+    replayed: bool = False
+
+    def unwrap(self) -> BookedTransfer:
+        """The transfer; raises `TransferRefused`."""
+        if self.refusal is not None:
+            raise TransferRefused(self.refusal)
+        assert self.transfer is not None
+        return self.transfer
+
+
+def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferRequest]]:
+    """The requests, those together that are linked. Raises `ValueError` if the last one is linked to nothing, if more
+    than 100 are linked, if only some linked ones have keys, or if one is of two kinds."""
+    first = 0
+    for number, request in enumerate(requests, start=1):
+        if not request.is_plain:
+            kinds = (request.pending_seconds, request.posts, request.voids, request.reverses)
+            if sum(kind is not None for kind in kinds) > 1:
+                raise ValueError("a request is pending, posts, voids or reverses: one of these")
+            if request.pending_seconds is not None and not 1 <= request.pending_seconds <= MAX_PENDING_SECONDS:
+                raise ValueError(f"a transfer is pending for 1 to {MAX_PENDING_SECONDS} seconds")
+        if request.linked:
+            continue
+        if number - first > MAX_LINKED:
+            raise ValueError(f"at most {MAX_LINKED} transfers are linked, not {number - first}")
+        chain = requests[first:number]
+        if len(chain) > 1 and len({each.key is None for each in chain}) > 1:
+            raise ValueError("of linked transfers either all have keys or none: or they couldn't be sent again")
+        yield chain
+        first = number
+    if first < len(requests):
+        raise ValueError("the last request is linked to a next one, and there is none")
+
+
+def fingerprints(chain: Sequence[TransferRequest]) -> list[bytes]:
+    """A digest of what each asks for; of linked ones also of all that they are linked to."""
+    if len(chain) == 1:
+        return [hashlib.sha256(_dumped(chain[0].asked())).digest()]
+    together = _dumped([request.asked() for request in chain])
+    return [hashlib.sha256(together + b"%d" % place).digest() for place in range(len(chain))]
+
+
+def _dumped(asked: list[object]) -> bytes:
+    return orjson.dumps(asked, default=str, option=orjson.OPT_SORT_KEYS)
