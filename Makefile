@@ -39,10 +39,14 @@ bench-docs: $(UV)
 test-matrix: $(UV)
 	UV=$(UV) scripts/test-matrix
 
-# Long runs under cancellations and kills: shared trips, then the service's books.
+# Long runs: shared trips under cancellations, the service's books under kills, opposed batches, the proof of
+# large books, the slow tests of the ledger.
 soak: $(UV)
 	$(RUN) python scripts/soak-coalescer --seconds 300
 	$(RUN) python scripts/crash-ledger --kills 50
+	$(RUN) python scripts/opposed-batches --seconds 60
+	$(RUN) python scripts/check-at-scale
+	$(RUN) pytest -m slow shop/tests
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)

@@ -9,7 +9,8 @@ import random
 import sys
 import time
 from bisect import bisect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
@@ -26,8 +27,10 @@ from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
 from shop.accounts.models import Account
 from shop.memory import collect_seldom, settle
-from shop.transfers.repository import LOCK, OUTCOMES, WRITE
-from shop.transfers.service import Ledger, TransferRequest
+from shop.transfers.ledger import Ledger
+from shop.transfers.repository import LOCK, OUTCOMES
+from shop.transfers.requests import TransferRequest
+from shop.transfers.writing import WRITE, WRITE_IF
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
@@ -119,40 +122,101 @@ async def with_reference(url: str, spread: str, waiting: int, seconds: float) ->
 
 
 async def by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
-    """The ledger's own statements for one transfer, in a transaction of asyncpg."""
-    pool = await asyncpg.create_pool(
-        make_url(url).set(drivername="postgresql").render_as_string(False), min_size=waiting, max_size=waiting
-    )
+    """The statements of `post_transfers` for one transfer, in a transaction of asyncpg."""
     lock, outcomes, write = (_Statement(each) for each in (LOCK, OUTCOMES, WRITE))
 
-    async def transfer(source: UUID, target: UUID) -> None:
-        key, id, now = str(uuid7()), uuid7(), utcnow()
-        async with pool.acquire() as connection, connection.transaction():
-            rows = await connection.fetch(lock.text, *lock.values({"ids": [source, target]}))
-            found = {row["id"]: row for row in rows}
-            await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
-            entries = [
-                (each, found[each]["version"] + 1, id, amount, found[each]["balance"] + amount)
-                for each, amount in ((source, -1), (target, 1))
-            ]
-            values: dict[str, Any] = {"at": now}
-            for prefix, names, rows in (
-                (
-                    "t",
-                    "id from_account_id to_account_id amount currency description reverses_id reversed_total "
-                    "created_at",
-                    [(id, source, target, 1, "GBP", None, None, None, now)],
-                ),
-                ("e", "account_id version transfer_id amount balance_after", entries),
-                ("a", "id balance version", [(account, after, version) for account, version, _, _, after in entries]),
-                ("k", "scope key fingerprint transfer_id refusal", [("", key, b"x" * 32, id, None)]),
-            ):
-                turned = zip(*rows, strict=True)
-                values |= {f"{prefix}_{name}": list(each) for name, each in zip(names.split(), turned, strict=True)}
-            await connection.fetch(write.text, *write.values(values))
+    async with _pool(url, waiting) as pool:
 
-    await load(transfer, spread, waiting, seconds)
-    await pool.close()
+        async def transfer(source: UUID, target: UUID) -> None:
+            key = str(uuid7())
+            async with pool.acquire() as connection, connection.transaction():
+                rows = await connection.fetch(lock.text, *lock.values({"ids": [source, target]}))
+                found = {row["id"]: (row["balance"], row["version"]) for row in rows}
+                await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
+                after, values = _written(source, target, found, key)
+                values |= {"a_id": [*after], **_columns("a", ("balance", "version"), after.values())}
+                await connection.fetch(write.text, *write.values(values))
+
+        await load(transfer, spread, waiting, seconds)
+
+
+async def one_by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
+    """The one statement that the ledger writes accounts by that it knows, on a connection of asyncpg that knows them,
+    too; only for one task, which nobody comes in between."""
+    write = _Statement(WRITE_IF)
+    known: dict[UUID, tuple[int, int]] = {}
+
+    async with _pool(url, waiting) as pool:
+
+        async def transfer(source: UUID, target: UUID) -> None:
+            async with pool.acquire() as connection:
+                if unknown := [each for each in (source, target) if each not in known]:
+                    rows = await connection.fetch(
+                        "SELECT id, balance, version FROM accounts WHERE id = ANY($1)", unknown
+                    )
+                    known.update({row["id"]: (row["balance"], row["version"]) for row in rows})
+                before = {each: known[each] for each in sorted((source, target))}
+                after, values = _written(source, target, before, str(uuid7()))
+                values |= {
+                    "a_id": [*before],
+                    **_columns("a", ("balance", "version"), (after[each] for each in before)),
+                    "a_assumed_version": [version for _, version in before.values()],
+                    "a_assumed_revision": [],
+                }
+                if not await connection.fetchval(write.text, *write.values(values)):
+                    raise AssertionError("somebody else has moved the money of these accounts")
+                known.update(after)
+
+        await load(transfer, spread, waiting, seconds)
+
+
+@asynccontextmanager
+async def _pool(url: str, size: int) -> AsyncIterator[Any]:
+    own = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    async with asyncpg.create_pool(own, min_size=size, max_size=size) as pool:
+        yield pool
+
+
+def _written(
+    source: UUID, target: UUID, before: dict[UUID, tuple[int, int]], key: str
+) -> tuple[dict[UUID, tuple[int, int]], dict[str, Any]]:
+    """Balance and version afterwards, and what the statements are given for one transfer of 1."""
+    id, now = uuid7(), utcnow()
+    after = {each: (before[each][0] + amount, before[each][1] + 1) for each, amount in ((source, -1), (target, 1))}
+    values: dict[str, Any] = {
+        "t_id": [id],
+        "t_from_account_id": [source],
+        "t_from_version": [after[source][1]],
+        "t_to_account_id": [target],
+        "t_to_version": [after[target][1]],
+        "t_amount": [1],
+        "t_from_balance": [after[source][0]],
+        "t_to_balance": [after[target][0]],
+        **dict.fromkeys(
+            f"t_{name}"
+            for name in (
+                "currency",
+                "description",
+                "metadata",
+                "effective_at",
+                "reverses_id",
+                "reversed_total",
+                "group_id",
+            )
+        ),
+        "k_scope": [],
+        "k_key": [key],
+        "k_fingerprint": [b"x" * 32],
+        "k_transfer_id": [id],
+        "k_refusal": [],
+        "currency": "GBP",
+        "at": now,
+    }
+    return after, {name: [] if value is None else value for name, value in values.items()}
+
+
+def _columns(prefix: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
+    return {f"{prefix}_{name}": list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 class _Statement:
@@ -166,7 +230,7 @@ class _Statement:
         return [given[name] for name in self._names]
 
 
-KINDS: Final = {"ledger": with_ledger, "reference": with_reference, "hand": by_hand}
+KINDS: Final = {"ledger": with_ledger, "reference": with_reference, "hand": by_hand, "one by hand": one_by_hand}
 
 
 def main() -> None:
