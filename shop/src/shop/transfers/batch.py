@@ -16,6 +16,8 @@ from shop.transfers.schemas import BatchLineIn, rendered, shown
 from shop.web.lines import TOO_LONG, first_fault
 
 BATCH_LINES: Final = 500
+_BETWEEN_OTHERS: Final = 50
+"""So many lines are read before other tasks have their turn, those that post the lines before among them."""
 _SPOOL_BYTES: Final = 1_048_576
 _PART_BYTES: Final = 65_536
 _SPOILED: Final = "linked: a line that it was to be made together with is invalid"
@@ -34,17 +36,26 @@ async def posted_lines(
     """Post the lines as they come, and return the answers. One part is posted while the next one is read; the answers
     wait on the disk, since a client may send all before it reads anything."""
     answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed when it has been sent
-    under_way: asyncio.Task[None] | None = None
+    posting: asyncio.Task[list[TransferResult]] | None = None
+    posted: list[TransferResult] = []
+    before: _Lines = {}
+    under_way: _Lines = {}
     try:
         async for part in _parts(lines, caller):
-            if under_way is not None:
-                await under_way
-            under_way = asyncio.create_task(_post(ledger, part, answers))
-        if under_way is not None:
-            await under_way
+            _answer_lines(before, posted, answers)  # while those after them are being posted
+            before, posted = {}, []
+            if posting is not None:
+                before, posted = under_way, await posting
+            under_way = part
+            posting = asyncio.create_task(
+                ledger.submit_many([asked for asked in part.values() if not isinstance(asked, str)])
+            )
+        _answer_lines(before, posted, answers)
+        if posting is not None:
+            _answer_lines(under_way, await posting, answers)
     except BaseException:
-        if under_way is not None:
-            await asyncio.wait([under_way])
+        if posting is not None:
+            await asyncio.wait([posting])
         answers.close()
         raise
     answers.seek(0)
@@ -57,6 +68,8 @@ async def _parts(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) ->
     chain: list[int] = []
     wrong = ""
     async for number, line in lines:
+        if number % _BETWEEN_OTHERS == 0:
+            await asyncio.sleep(0)
         asked, is_linked = _read(line, caller, in_chain=bool(chain or wrong))
         if wrong and not isinstance(asked, str):
             asked = wrong
@@ -119,14 +132,13 @@ def _spoil(part: _Lines, chain: list[int], reason: str) -> None:
             part[number] = reason
 
 
-async def _post(ledger: Ledger, lines: _Lines, answers: IO[bytes]) -> None:
-    requests = [asked for asked in lines.values() if not isinstance(asked, str)]
-    results = iter(await ledger.submit_many(requests))
+def _answer_lines(lines: _Lines, results: list[TransferResult], answers: IO[bytes]) -> None:
+    left = iter(results)
     for number, asked in lines.items():
         if isinstance(asked, str):
             content: dict[str, Any] = {"outcome": "invalid", "detail": asked}
         else:
-            content = _answer(next(results))
+            content = _answer(next(left))
         answers.write(rendered({"line": number, **_NOTHING, **content}) + b"\n")
 
 
