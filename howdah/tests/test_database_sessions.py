@@ -284,18 +284,18 @@ class TestBoundDatabase:
 
 
 class TestAutocommit:
-    async def test_what_is_sent_is_committed_at_once(self, real_database: Database) -> None:
+    async def test_what_is_sent_is_committed_at_once(self, committed_database: Database) -> None:
         """Control: in a session it isn't."""
-        async with real_database.autocommit() as connection:
+        async with committed_database.autocommit() as connection:
             await connection.execute(insert(User).values(email="ada@example.com", name="Ada"))
-            assert await users(real_database) == 1
+            assert await users(committed_database) == 1
             with pytest.raises(InvalidStatement):
                 await connection.execute(text("SELECT nothing FROM nowhere"))
             await connection.execute(insert(User).values(email="grace@example.com", name="Grace"))
-            assert await users(real_database) == 2
-        async with real_database.session() as session:
+            assert await users(committed_database) == 2
+        async with committed_database.session() as session:
             await session.execute(insert(User).values(email="alan@example.com", name="Alan"))
-            assert await users(real_database) == 2
+            assert await users(committed_database) == 2
 
     async def test_a_closed_database_has_none(self, database_url: str) -> None:
         database = Database(database_url)
