@@ -87,7 +87,7 @@ def _contenders(run: dict[str, Any]) -> Iterator[str]:
                 f"{each['units']:,}",
                 report.per_second(each),
                 f"{each['peak']:.0f}" if "peak" in each else "",
-                *([report.duration(each["p50"]), report.duration(each["p99"])] if latency else []),
+                *([report.duration(each[part]) if part in each else "" for part in ("p50", "p99")] if latency else []),
             )
             yield f"| {' | '.join(cells)} |"
         for each in comparison["contenders"]:

@@ -85,7 +85,7 @@ def show(console: Console, comparison: Mapping[str, Any]) -> None:
             f"{each['units']:,}",
             per_second(each),
             *([f"{each['peak']:.0f}" if "peak" in each else ""] if peaks else []),
-            *([duration(each["p50"]), duration(each["p99"])] if latencies else []),
+            *([duration(each[part]) if part in each else "" for part in ("p50", "p99")] if latencies else []),
         )
     console.print(figures)
     for each in comparison["contenders"]:

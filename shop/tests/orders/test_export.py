@@ -211,6 +211,11 @@ async def test_an_export_that_fails_on_its_way_breaks_off(
         assert response.status_code == 200
         parts = response.aiter_raw()
         await anext(parts)
+
+        async def is_held_up() -> bool:
+            return await streaming(stored) == 1
+
+        await until(is_held_up)  # the next batch may just be on its way from the database
         async with stored.engine.connect() as connection:
             assert await connection.scalar(text(f"SELECT count(pg_terminate_backend(pid)) {_STREAMING}")) == 1
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):

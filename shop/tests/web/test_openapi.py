@@ -133,7 +133,7 @@ def example_of(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
     if "default" in schema:
         return schema["default"]
     if schema.get("type") == "array":
-        return [example_of(schema["items"], schemas)]
+        return [example_of(schema["items"], schemas)] * max(1, schema.get("minItems", 1))
     if schema.get("type") == "object":
         required = schema.get("required", ())
         return {
