@@ -137,7 +137,7 @@ def example_of(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
         required = schema.get("required", ())
         return {
             name: example_of(inner, schemas)
-            for name, inner in schema["properties"].items()
+            for name, inner in schema.get("properties", {}).items()
             if name in required or "examples" in inner
         }
     raise AssertionError(f"no example: {schema}")

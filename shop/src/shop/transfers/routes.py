@@ -158,7 +158,7 @@ async def void_pending_transfer(
     db: ReadDbSession,
     ledger: CurrentLedger,
     caller: Caller,
-    body: Annotated[VoidIn | None, Body()] = None,
+    body: Annotated[VoidIn, Body(default_factory=VoidIn)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Let go what a pending transfer holds, all of it."""
