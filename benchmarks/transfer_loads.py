@@ -9,7 +9,7 @@ import random
 import sys
 import time
 from bisect import bisect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import accumulate
 from typing import Any, Final
@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import shop.tables  # noqa: F401 (tables refer to each other)
-from benchmarks.transfer_names import ACCOUNTS, HOT, SPREAD
+from benchmarks.transfer_names import ACCOUNTS, BARE, HOT, SPREAD
 from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
 from shop.accounts.models import Account
@@ -104,7 +104,14 @@ async def with_ledger(url: str, spread: str, waiting: int, seconds: float) -> No
 
 async def with_reference(url: str, spread: str, waiting: int, seconds: float) -> None:
     """The pattern of the reference, the locks in one order so that it survives."""
-    engine = create_async_engine(url, pool_size=20, max_overflow=10, pool_pre_ping=True, pool_timeout=600)
+    engine = create_async_engine(
+        url,
+        pool_size=20,
+        max_overflow=10,
+        pool_pre_ping=True,
+        pool_timeout=600,
+        connect_args={"server_settings": {"search_path": BARE}},
+    )
     sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
 
     async def transfer(source: UUID, target: UUID) -> None:
@@ -131,11 +138,9 @@ async def by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
             key = str(uuid7())
             async with pool.acquire() as connection, connection.transaction():
                 rows = await connection.fetch(lock.text, *lock.values({"ids": [source, target]}))
-                found = {row["id"]: (row["balance"], row["version"]) for row in rows}
+                versions = {row["id"]: row["version"] for row in rows}
                 await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
-                after, values = _written(source, target, found, key)
-                values |= {"a_id": [*after], **_columns("a", ("balance", "version"), after.values())}
-                await connection.fetch(write.text, *write.values(values))
+                await connection.fetch(write.text, *write.values(_written(source, target, versions, key)))
 
         await load(transfer, spread, waiting, seconds)
 
@@ -144,28 +149,22 @@ async def one_by_hand(url: str, spread: str, waiting: int, seconds: float) -> No
     """The one statement that the ledger writes accounts by that it knows, on a connection of asyncpg that knows them,
     too; only for one task, which nobody comes in between."""
     write = _Statement(WRITE_IF)
-    known: dict[UUID, tuple[int, int]] = {}
+    known: dict[UUID, int] = {}
 
     async with _pool(url, waiting) as pool:
 
         async def transfer(source: UUID, target: UUID) -> None:
             async with pool.acquire() as connection:
                 if unknown := [each for each in (source, target) if each not in known]:
-                    rows = await connection.fetch(
-                        "SELECT id, balance, version FROM accounts WHERE id = ANY($1)", unknown
-                    )
-                    known.update({row["id"]: (row["balance"], row["version"]) for row in rows})
-                before = {each: known[each] for each in sorted((source, target))}
-                after, values = _written(source, target, before, str(uuid7()))
-                values |= {
-                    "a_id": [*before],
-                    **_columns("a", ("balance", "version"), (after[each] for each in before)),
-                    "a_assumed_version": [version for _, version in before.values()],
-                    "a_assumed_revision": [],
-                }
+                    rows = await connection.fetch("SELECT id, version FROM accounts WHERE id = ANY($1)", unknown)
+                    known.update({row["id"]: row["version"] for row in rows})
+                ids = sorted((source, target))
+                values = _written(source, target, known, str(uuid7()))
+                values |= {"a_id": ids, "a_version": [known[each] for each in ids], "a_revision": []}
                 if not await connection.fetchval(write.text, *write.values(values)):
                     raise AssertionError("somebody else has moved the money of these accounts")
-                known.update(after)
+                for each in ids:
+                    known[each] += 1
 
         await load(transfer, spread, waiting, seconds)
 
@@ -177,21 +176,16 @@ async def _pool(url: str, size: int) -> AsyncIterator[Any]:
         yield pool
 
 
-def _written(
-    source: UUID, target: UUID, before: dict[UUID, tuple[int, int]], key: str
-) -> tuple[dict[UUID, tuple[int, int]], dict[str, Any]]:
-    """Balance and version afterwards, and what the statements are given for one transfer of 1."""
+def _written(source: UUID, target: UUID, versions: dict[UUID, int], key: str) -> dict[str, Any]:
+    """What the statements are given for one transfer of 1."""
     id, now = uuid7(), utcnow()
-    after = {each: (before[each][0] + amount, before[each][1] + 1) for each, amount in ((source, -1), (target, 1))}
     values: dict[str, Any] = {
         "t_id": [id],
         "t_from_account_id": [source],
-        "t_from_version": [after[source][1]],
+        "t_from_version": [versions[source] + 1],
         "t_to_account_id": [target],
-        "t_to_version": [after[target][1]],
+        "t_to_version": [versions[target] + 1],
         "t_amount": [1],
-        "t_from_balance": [after[source][0]],
-        "t_to_balance": [after[target][0]],
         **dict.fromkeys(
             f"t_{name}"
             for name in (
@@ -212,11 +206,7 @@ def _written(
         "currency": "GBP",
         "at": now,
     }
-    return after, {name: [] if value is None else value for name, value in values.items()}
-
-
-def _columns(prefix: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
-    return {f"{prefix}_{name}": list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+    return {name: [] if value is None else value for name, value in values.items()}
 
 
 class _Statement:

@@ -10,6 +10,7 @@ from fastapi import Request
 from sqlalchemy import String, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, selectinload
+from tampering import without_guards
 
 from howdah.fastapi import database_of
 from shop.accounts.models import Account
@@ -33,7 +34,11 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 
 async def move(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> None:
-    """The inside of its `transfer_funds`, which can't be entered once the session has been used."""
+    """The inside of its `transfer_funds`, which can't be entered once the session has been used.
+
+    Shop's database has to be kept from refusing it.
+    """
+    await without_guards(db)
     from_account = await db.get(Account, from_account_id, with_for_update=True)
     to_account = await db.get(Account, to_account_id, with_for_update=True)
     if not from_account or not to_account:

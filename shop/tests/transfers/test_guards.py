@@ -1,4 +1,4 @@
-"""What the database itself refuses, whoever writes: books that don't add up, or that change."""
+"""What the database itself makes and refuses, whoever writes: books that don't add up, or that change."""
 
 from __future__ import annotations
 
@@ -8,111 +8,110 @@ import pytest
 from books import open_accounts
 from sqlalchemy import text
 
-from howdah import CheckViolation, Database, DatabaseError
+from howdah import CheckViolation, Database, DatabaseError, UniqueViolation
 
-_TRANSFER = """
-    INSERT INTO transfers (id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at,
-        created_at)
-    VALUES ('00000000-0000-7000-8000-000000000001', :a, {from_version}, :b, {to_version}, 30, 'GBP', now(), now())
-    """
-_ENTRIES = """
-    INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
-    VALUES {}
-    """
-_ID = "'00000000-0000-7000-8000-000000000001'"
-_FROM = (":a", 2, _ID, -30, 70)
-_TO = (":b", 1, _ID, 30, 30)
-_BALANCES = """
-    UPDATE accounts SET balance = CASE WHEN id = :a THEN 70 ELSE 30 END, version = CASE WHEN id = :a THEN 2 ELSE 1 END
-    WHERE id IN (:a, :b)
-    """
+_COLUMNS = "id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at, created_at"
 
 
-def written(
-    *entries: tuple[object, ...], transfer: str | None = _TRANSFER, balances: str | None = _BALANCES, at: str = "now()"
-) -> str:
-    """One statement that does all of it."""
-    rows = ", ".join(f"({', '.join(map(str, entry))}, {at})" for entry in entries)
-    parts = [
-        None if transfer is None else transfer.format(from_version=2, to_version=1),
-        _ENTRIES.format(rows) if entries else None,
-        balances,
-    ]
-    given = [part for part in parts if part is not None]
-    return f"WITH {', '.join(f'part{n} AS ({part})' for n, part in enumerate(given))} SELECT 1"
+def transfers(*rows: str) -> str:
+    """A statement that makes these: from, its version, to, its version, amount; and, where they are others, currency
+    and time."""
+
+    def row(place: int, given: str) -> str:
+        from_, from_version, to, to_version, amount, *others = given.split(", ")
+        currency, at = [*others, *["'GBP'", "now()"][len(others) :]]
+        id_ = f"'00000000-0000-7000-8000-{place:012}'"
+        return f"({', '.join((id_, from_, from_version, to, to_version, amount, currency, at, at))})"
+
+    return f"INSERT INTO transfers ({_COLUMNS}) VALUES {', '.join(row(n, each) for n, each in enumerate(rows))}"
 
 
-async def write(database: Database, statement: str, accounts: list[UUID]) -> None:
+async def write(database: Database, statement: str, accounts: dict[str, UUID]) -> None:
     async with database.begin() as session:
         asked = text(statement)
-        await session.execute(asked.bindparams(**dict(zip(sorted(asked._bindparams), accounts, strict=False))))
+        await session.execute(asked.bindparams(**{name: accounts[name] for name in asked._bindparams}))
 
 
-async def test_books_that_add_up_are_accepted(stored: Database) -> None:
-    """The control for those below."""
-    accounts = await open_accounts(stored, 100, 0)
-    await write(stored, written(_FROM, _TO), accounts)
+@pytest.fixture
+async def accounts(stored: Database) -> dict[str, UUID]:
+    """One with a hundred, one empty; one that is closed, one that is frozen, one of no book."""
+    a, b, frozen, closed = await open_accounts(stored, 100, 0, 0, 0)
+    for id_, state in ((frozen, "frozen"), (closed, "closed")):
+        await write(stored, f"UPDATE accounts SET state = '{state}' WHERE id = :id", {"id": id_})
+    return {"a": a, "b": b, "frozen": frozen, "closed": closed, "unknown": UUID(int=15)}
+
+
+async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accounts: dict[str, UUID]) -> None:
+    """However many of an account there are in a statement, and in whatever order they are given."""
+    await write(stored, transfers(":b, 2, :a, 3, 10", ":a, 2, :b, 1, 30", ":a, 4, :b, 3, 80"), accounts)
+    async with stored.session() as session:
+        entries = await session.execute(
+            text(
+                "SELECT version, amount, balance_after FROM entries WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
+            ),
+            {name: accounts[name] for name in ("a", "b")},
+        )
+        of_a = [(1, 100, 100), (2, -30, 70), (3, 10, 80), (4, -80, 0)]
+        of_b = [(1, 30, 30), (2, -10, 20), (3, 80, 100)]
+        both = sorted(((accounts["a"], of_a), (accounts["b"], of_b)))
+        assert [tuple(entry) for entry in entries] == both[0][1] + both[1][1]
+        rows = await session.execute(text("SELECT id, balance, version FROM accounts WHERE version > 0"))
+        found = {row.id: (row.balance, row.version) for row in rows}
+        assert (found[accounts["a"]], found[accounts["b"]]) == ((0, 4), (100, 3))
 
 
 @pytest.mark.parametrize(
-    ("statement", "constraint"),
+    ("rows", "constraint"),
     [
-        pytest.param(written(), "transfer_balances", id="a transfer without entries"),
-        pytest.param(written(_FROM), "transfer_balances", id="without one of them"),
-        pytest.param(written(_FROM, (":b", 1, _ID, 29, 29)), "entry_of_a_transfer", id="of another amount"),
+        pytest.param([":a, 3, :b, 1, 30"], "transfer_follows", id="a gap"),
+        pytest.param([":a, 1, :b, 1, 30"], "transfer_follows", id="a number that is taken"),
+        pytest.param([":a, 2, :b, 1, 30", ":a, 4, :b, 2, 30"], "transfer_follows", id="a gap between two"),
+        pytest.param([":a, 2, :b, 1, 30", ":a, 2, :b, 2, 30"], "transfer_follows", id="a number twice"),
+        pytest.param([":a, 2, :b, 1, 30", ":b, 3, :a, 3, 30"], "transfer_follows", id="a gap of the other account"),
+        pytest.param([":a, 2, :b, 1, 30, 'EUR'"], "transfer_follows", id="of another currency"),
+        pytest.param([":a, 2, :b, 1, 30", ":a, 3, :b, 2, 30, 'EUR'"], "transfer_follows", id="of two currencies"),
+        pytest.param([":a, 2, :unknown, 1, 30"], "transfer_follows", id="to an account that doesn't exist"),
+        pytest.param([":a, 2, :frozen, 1, 30"], "transfer_follows", id="to an account that is frozen"),
+        pytest.param([":a, 2, :closed, 1, 30"], "transfer_follows", id="to an account that is closed"),
         pytest.param(
-            written((":a", 2, _ID, 30, 130), (":b", 1, _ID, -30, -30)), "entry_of_a_transfer", id="turned round"
-        ),
-        pytest.param(written(_FROM, _TO, transfer=None), "entry_of_a_transfer", id="entries without a transfer"),
-        pytest.param(
-            written(_FROM, _TO, (":b", 2, _ID, 30, 60), (":a", 3, _ID, -30, 40)),
-            "entry_of_a_transfer",
-            id="twice as many",
-        ),
-        pytest.param(written((":a", 2, _ID, -30, 71), _TO), "entry_follows", id="a balance that doesn't follow"),
-        pytest.param(written(_FROM, _TO, balances=None), "entry_follows", id="balances that stay as they are"),
-        pytest.param(
-            written(_FROM, _TO, balances=_BALANCES.replace("70", "75")), "entry_follows", id="a balance that is another"
+            [":a, 2, :b, 1, 30, 'GBP', now() - interval '1 day'"], "transfer_follows", id="older than the one before"
         ),
         pytest.param(
-            written(_FROM, _TO, balances=_BALANCES.replace("THEN 2", "THEN 3")), "entry_follows", id="a version too far"
+            [":a, 2, :b, 1, 30", ":a, 3, :b, 2, 30, 'GBP', now() - interval '1 us'"],
+            "transfer_follows",
+            id="older than the one before of the statement",
         ),
-        pytest.param(
-            written(_FROM, _TO, at="now() - interval '1 day'"), "entry_follows", id="older than the one before"
-        ),
-        pytest.param(
-            written(("gen_random_uuid()", 1, _ID, -30, -30), _TO), "entry_of_a_transfer", id="an account of no transfer"
-        ),
-        pytest.param(
-            written(
-                ("'00000000-0000-7000-8000-00000000000f'", 2, _ID, -30, -30),
-                _TO,
-                transfer=_TRANSFER.replace(":a", "'00000000-0000-7000-8000-00000000000f'"),
-                balances="UPDATE accounts SET balance = 30, version = 1 WHERE id = :b",
-            ),
-            "entry_follows",
-            id="an account that doesn't exist",
-        ),
+        pytest.param([":a, 2, :b, 1, 101"], "ck_accounts_balance_covered", id="more than there is"),
+        pytest.param([":a, 2, :b, 1, 0"], "ck_transfers_amount_positive", id="nothing"),
+        pytest.param([":a, 2, :b, 1, -1"], "ck_transfers_amount_positive", id="turned round"),
+        pytest.param([":a, 2, :a, 3, 30"], "ck_transfers_accounts_differ", id="to itself"),
     ],
 )
-async def test_books_that_do_not_add_up_are_refused(stored: Database, statement: str, constraint: str) -> None:
-    a, b = await open_accounts(stored, 100, 0)
+async def test_a_transfer_that_does_not_follow_is_refused(
+    stored: Database, accounts: dict[str, UUID], rows: list[str], constraint: str
+) -> None:
     with pytest.raises(CheckViolation) as refused:
-        await write(stored, statement, [b] if ":a" not in statement else [a, b])
+        await write(stored, transfers(*rows), accounts)
     assert refused.value.constraint == constraint
 
 
-async def test_a_gap_between_the_entries_is_refused(stored: Database) -> None:
-    accounts = await open_accounts(stored, 100, 0)
-    statement = written((":a", 3, _ID, -30, 70), _TO, balances=_BALANCES.replace("THEN 2", "THEN 3"))
-    with pytest.raises(CheckViolation) as refused:
-        await write(stored, statement.replace(":a, 2, :b", ":a, 3, :b"), accounts)
-    assert refused.value.constraint == "entry_follows"
+async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts: dict[str, UUID]) -> None:
+    """Even if their number makes up for a gap."""
+    with pytest.raises((CheckViolation, UniqueViolation)):
+        await write(
+            stored, transfers(":a, 2, :b, 1, 1", ":a, 3, :b, 3, 1", ":a, 4, :b, 3, 1", ":a, 5, :b, 4, 1"), accounts
+        )
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        "UPDATE accounts SET balance = balance + 1",
+        "UPDATE accounts SET version = version + 1",
+        """
+        INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+        SELECT account_id, 99, transfer_id, 1, 1, now() FROM entries LIMIT 1
+        """,
         "UPDATE transfers SET amount = 1",
         "DELETE FROM transfers",
         "TRUNCATE transfers CASCADE",
@@ -125,30 +124,44 @@ async def test_a_gap_between_the_entries_is_refused(stored: Database) -> None:
         "UPDATE accounts SET id = gen_random_uuid()",
     ],
 )
-async def test_what_is_in_the_books_stays_as_it_is(stored: Database, change: str) -> None:
-    await open_accounts(stored, 100, 0)
+async def test_what_is_in_the_books_stays_as_it_is(stored: Database, accounts: dict[str, UUID], change: str) -> None:
     with pytest.raises(DatabaseError, match="never"):
-        await write(stored, change, [])
+        await write(stored, change, accounts)
 
 
-async def test_every_change_that_makes_no_entry_is_counted(stored: Database) -> None:
+async def test_an_account_is_opened_with_nothing_in_it(stored: Database) -> None:
+    opened = """
+        INSERT INTO accounts (
+            id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, version, revision,
+            created_at, updated_at
+        ) VALUES (gen_random_uuid(), 'A', 'GBP', {}, 0, false, 0, 'open', '{{}}', 0, 0, now(), now())
+        """
+    await write(stored, opened.format(0), {})
+    with pytest.raises(CheckViolation) as refused:
+        await write(stored, opened.format(100), {})
+    assert refused.value.constraint == "ck_accounts_empty_without_entries"
+
+
+async def test_every_change_that_makes_no_entry_is_counted(stored: Database, accounts: dict[str, UUID]) -> None:
     """So that nobody goes on deciding on what an account was."""
-    account, *_ = await open_accounts(stored, 100)
 
     async def revision() -> int:
         async with stored.session() as session:
-            return int(await session.scalar(text("SELECT revision FROM accounts WHERE id = :id"), {"id": account}) or 0)
+            found = await session.scalar(text("SELECT revision FROM accounts WHERE id = :a"), {"a": accounts["a"]})
+            return int(found or 0)
 
     before = await revision()
     for column, value in (
         ("state", "'frozen'"),
+        ("state", "'open'"),
         ("overdraft_limit", "5"),
         ("balance_limit", "500"),
         ("allows_negative", "true"),
         ("held", "1"),
+        ("updated_at", "now()"),
     ):
-        await write(stored, f"UPDATE accounts SET {column} = {value} WHERE id = :id", [account])
+        await write(stored, f"UPDATE accounts SET {column} = {value} WHERE id = :a", accounts)
         before += 1
         assert await revision() == before
-    await write(stored, "UPDATE accounts SET name = 'another' WHERE id = :id", [account])
+    await write(stored, transfers(":a, 2, :b, 1, 30"), accounts)
     assert await revision() == before

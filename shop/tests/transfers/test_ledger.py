@@ -37,7 +37,7 @@ class Seen:
         names = {
             "as_assumed": "write if",
             "FOR NO KEY UPDATE": "lock",
-            "given_transfers": "write",
+            "new_transfers": "write",
             "accounts.id": "read",
         }
         found = []

@@ -103,11 +103,11 @@ async def test_what_a_killed_backend_has_lost_in_commit_is_made_by_another(
         async with committed_database.begin() as session:
             await session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             sent = asyncio.create_task(post_transfer(client, a, b, 60, key="k"))
-            await until_waiting(committed_database, 1, query="%given_transfers%")
+            await until_waiting(committed_database, 1, query="%new_transfers%")
             killed = await session.scalar(
                 text(
                     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                    " AND datname = current_database() AND query ILIKE '%given_transfers%'"
+                    " AND datname = current_database() AND query ILIKE '%new_transfers%'"
                 )
             )
             assert killed == 1

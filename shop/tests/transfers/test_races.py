@@ -173,7 +173,7 @@ async def test_requests_under_one_key_that_lock_nothing_in_common_meet_at_the_ke
         async with stored.session() as session:
             await post_transfers(session, [first])
             waiting = elsewhere(Ledger(stored).submit(later or first))
-            await until_waiting(stored, 1, query="%given_transfers%")
+            await until_waiting(stored, 1, query="%new_transfers%")
             await session.commit()
         result = await waiting
         assert (result.refusal, result.replayed) == expected
@@ -186,7 +186,7 @@ async def test_who_meets_a_key_in_a_transaction_of_their_own_is_told(stored: Dat
     async with stored.session() as session, stored.session() as other:
         await post_transfers(session, [TransferRequest(a, b, 1, key="k")])
         waiting = asyncio.create_task(post_transfers(other, [TransferRequest(c, d, 1, key="k")]))
-        await until_waiting(stored, 1, query="%given_transfers%")
+        await until_waiting(stored, 1, query="%new_transfers%")
         await session.commit()
         with pytest.raises(KeyInUse):
             await waiting

@@ -45,13 +45,14 @@ class AccountPurpose(StrEnum):
 class Account(UUIDv7PrimaryKey, Timestamps, Base):
     """Money of one currency, in its smallest unit.
 
-    `version` counts the entries, from 0. Only `shop.transfers.service.post_transfers` changes it, `balance` and `held`,
-    which is the part of the balance that pending transfers will take. What is free of the balance stays at
-    `-overdraft_limit` or more, and the balance within `balance_limit`. An account that money enters or leaves the books
-    by `allows_negative`, however much; so every currency sums to zero. There is one account of a purpose and currency.
+    `version` counts the entries, from 0. A trigger on new transfers changes it and `balance`, and
+    `shop.transfers.service.post_transfers` what is `held`: the part of the balance that pending transfers will take.
+    What is free of the balance stays at `-overdraft_limit` or more, and the balance within `balance_limit`. An account
+    that money enters or leaves the books by `allows_negative`, however much; so every currency sums to zero. There is
+    one account of a purpose and currency.
 
-    `revision` counts what changes without an entry: state, limits, what is held. A trigger counts, whoever changes it;
-    another one refuses that an account is deleted or becomes one of another currency.
+    `revision` counts the changes that make no entry: a trigger does, whoever changes what. Others refuse that a balance
+    is changed but by a transfer, and that an account is deleted or becomes one of another currency.
     """
 
     __tablename__ = "accounts"
@@ -64,6 +65,7 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
         CheckConstraint("state <> 'closed' OR (balance = 0 AND held = 0)", name="closed_is_empty"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
         CheckConstraint("version >= 0", name="version_not_negative"),
+        CheckConstraint("version > 0 OR balance = 0", name="empty_without_entries"),
         Index(
             "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
         ),
@@ -89,8 +91,8 @@ class Entry(Base):
     """One side of a transfer: `amount` is what came in, negative for what went out. Never changed, never deleted.
 
     An account's entries are numbered from 1 without gaps by `version`, and not older than the one before;
-    `balance_after` is the account's balance then. There are no foreign keys: a trigger proves once a statement that the
-    entries follow from those before, lead to their accounts' balances, and belong to transfers that say the same.
+    `balance_after` is the account's balance then. There are no foreign keys: a trigger makes the entries of new
+    transfers, once a statement, and another one refuses any from somebody else.
     """
 
     __tablename__ = "entries"

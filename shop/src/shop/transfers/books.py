@@ -103,8 +103,8 @@ class Outcome:
 
 @dataclass(slots=True)
 class Books:
-    """What a list of requests is decided on, and what it amounts to: `transfers`, `entries`, `holds` and `keys` that
-    are new, and the accounts as they are to be.
+    """What a list of requests is decided on, and what it amounts to: `transfers`, `holds` and `keys` that are
+    new, and the accounts as they are to be.
 
     `at`, the time of all that is new, isn't before the last entry of any account, so that an account's entries are in
     the order of time, too, whatever the clocks of several machines say.
@@ -116,8 +116,6 @@ class Books:
     pending: Mapping[UUID, Hold] = field(default_factory=dict)
     at: datetime = field(init=False)
     transfers: list[BookedTransfer] = field(default_factory=list)
-    entries: list[tuple[UUID, int, UUID, int, int]] = field(default_factory=list)
-    """Account, version, transfer, amount, balance after."""
     holds: list[Hold] = field(default_factory=list)
     keys: dict[ScopedKey, Outcome] = field(default_factory=dict)
 
@@ -135,7 +133,8 @@ class Books:
 
     def moved(self) -> list[BookAccount]:
         """The accounts that have changed, in key order."""
-        ids = {entry[0] for entry in self.entries}
+        ids = {transfer.from_account_id for transfer in self.transfers}
+        ids.update(transfer.to_account_id for transfer in self.transfers)
         ids.update(hold.from_account_id for hold in (*self.holds, *self.settled()))
         return [self.accounts[id_] for id_ in sorted(ids)]
 
@@ -187,8 +186,7 @@ class Books:
             subject = request.posts or request.voids
             if subject is not None and (hold := self.pending.get(subject)) is not None:
                 kept += [(hold, "state", hold.state), (hold, "settled", hold.settled)]
-        kept += [(self, name, list(getattr(self, name))) for name in ("entries", "holds")]
-        kept.append((self, "reversible", dict(self.reversible)))
+        kept += [(self, "holds", list(self.holds)), (self, "reversible", dict(self.reversible))]
         return kept
 
     def _decide(self, request: TransferRequest, group: UUID | None = None) -> TransferResult:
@@ -292,8 +290,6 @@ class Books:
             self.at,
         )
         self.transfers.append(transfer)
-        self.entries.append((transfer.from_account_id, debit.version, transfer.id, -amount, debit.balance))
-        self.entries.append((transfer.to_account_id, credit.version, transfer.id, amount, credit.balance))
         return TransferResult(transfer)
 
     def _hold(

@@ -26,7 +26,7 @@ class Transfer(UUIDv7PrimaryKey, Base):
     """Money moved from one account to another, in the smallest unit of their currency. Never changed, never deleted.
 
     Its two entries, `shop.accounts.models.Entry`, are those of `from_account_id` and `to_account_id` with the numbers
-    `from_version` and `to_version`; a trigger proves that they are there, once a statement. `effective_at` is when the
+    `from_version` and `to_version`; a trigger makes them, once a statement, if these follow. `effective_at` is when the
     transfer counts from, which may be another time than that of its booking. Those that were made
     together, all or none, share a `group_id`.
 

@@ -1,10 +1,10 @@
-"""Writing the books: one statement for any number of transfers, two if some are pending or settled."""
+"""Writing the books: one statement for any number of transfers, which PostgreSQL makes the entries and balances of, and
+one each for what is held no longer, and anew."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,8 +16,8 @@ from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
 from howdah import UniqueViolation
-from shop.accounts.models import Account, Entry
-from shop.transfers.books import BookAccount, Books
+from shop.accounts.models import Account
+from shop.transfers.books import BookAccount, Books, Hold
 from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 
 _Kinds = dict[str, TypeEngine[Any]]
@@ -30,21 +30,37 @@ class KeyInUse(Exception):
 async def write(session: AsyncSession, books: Books) -> None:
     """Write what was decided under locks. Raises `KeyInUse` if one of the keys was used meanwhile by a transaction
     that this one didn't wait for."""
-    holding = bool(books.holds or books.settled())
-    if holding:
-        await _write_holds(session, books)
-    moved = books.moved()
+    if settled := books.settled():  # first, for others may take what it leaves free
+        states = {"settled": [each.id for each in settled], "states": [each.state.value for each in settled]}
+        await _write_held(session, books, settled, _SETTLE, states)
     with _keys_not_in_use():
-        await session.execute(WRITE_WITH_HOLDS if holding else WRITE, _values(books, moved, holding=holding))
-    _show_held(session, moved, books.at)
+        await session.execute(WRITE, _shared_values(books))
+    if books.holds:  # last, for it may hold what others have brought
+        rows = [
+            (
+                each.id,
+                each.from_account_id,
+                each.to_account_id,
+                each.amount,
+                each.currency,
+                each.description,
+                _dumped(each.details),
+                each.effective_at,
+                each.group_id,
+                each.expires_at,
+            )
+            for each in books.holds
+        ]
+        await _write_held(session, books, books.holds, _HOLD, _columns("h", _HELD, rows))
+    moved = books.moved()
+    for account in moved:
+        account.updated_at = books.at
+    _show(session, moved)
 
 
 def values_to_write(books: Books, assumed: Mapping[UUID, tuple[int, int]]) -> dict[str, Any]:
     """What `write_if` is given: taken at once, for what is decided next changes the accounts further."""
-    rows = [
-        (id_, books.accounts[id_].balance, books.accounts[id_].version, version, revision or None)
-        for id_, (version, revision) in sorted(assumed.items())
-    ]
+    rows = [(id_, version, revision or None) for id_, (version, revision) in sorted(assumed.items())]
     return _shared_values(books) | _columns("a", _ASSUMED, rows)
 
 
@@ -56,32 +72,16 @@ async def write_if(connection: AsyncConnection, values: Mapping[str, Any]) -> bo
         return bool((await connection.execute(WRITE_IF, values)).scalar_one())
 
 
-async def _write_holds(session: AsyncSession, books: Books) -> None:
-    rows = [
-        (
-            each.id,
-            each.from_account_id,
-            each.to_account_id,
-            each.amount,
-            each.currency,
-            each.description,
-            _dumped(each.details),
-            each.effective_at,
-            each.group_id,
-            each.expires_at,
-        )
-        for each in books.holds
-    ]
-    settled = books.settled()
-    values = _columns("h", _HOLD, rows) | {
-        "settled": [each.id for each in settled],
-        "states": [each.state.value for each in settled],
-        "at": books.at,
-    }
-    await session.execute(_WRITE_HOLDS, values)
+async def _write_held(
+    session: AsyncSession, books: Books, holds: Iterable[Hold], statement: Any, values: Mapping[str, Any]
+) -> None:
+    accounts = [books.accounts[id_] for id_ in sorted({each.from_account_id for each in holds})]
+    given = {"a_id": [each.id for each in accounts], "a_held": [each.held for each in accounts], "at": books.at}
+    for id_, revision in await session.execute(statement, {**values, **given}):
+        books.accounts[id_].revision = revision
 
 
-def _show_held(session: AsyncSession, accounts: Iterable[BookAccount], at: datetime) -> None:
+def _show(session: AsyncSession, accounts: Iterable[BookAccount]) -> None:
     """What objects of the session hold is what was written."""
     kept = session.identity_map
     if not kept:
@@ -89,9 +89,8 @@ def _show_held(session: AsyncSession, accounts: Iterable[BookAccount], at: datet
     for account in accounts:
         instance = kept.get(identity_key(Account, account.id))
         if instance is not None:
-            for name in ("balance", "held", "version"):
+            for name in ("balance", "held", "version", "revision", "updated_at"):
                 attributes.set_committed_value(instance, name, getattr(account, name))
-            attributes.set_committed_value(instance, "updated_at", at)
 
 
 @contextmanager
@@ -104,19 +103,9 @@ def _keys_not_in_use() -> Iterator[None]:
         raise KeyInUse from error
 
 
-def _values(books: Books, moved: Sequence[BookAccount], *, holding: bool) -> dict[str, Any]:
-    rows: Sequence[Sequence[Any]] = [
-        (each.id, each.balance, each.version, each.held) if holding else (each.id, each.balance, each.version)
-        for each in moved
-    ]
-    return _shared_values(books) | _columns("a", _ACCOUNT_AND_HELD if holding else _ACCOUNT, rows)
-
-
 def _shared_values(books: Books) -> dict[str, Any]:
     """The parameters that all the writing statements share."""
-    values = _columns("t", _TRANSFER, [each[: len(_TRANSFER) - 2] for each in books.transfers])
-    values["t_from_balance"] = [entry[-1] for entry in books.entries[::2]]
-    values["t_to_balance"] = [entry[-1] for entry in books.entries[1::2]]
+    values = _columns("t", _TRANSFER, [each[: len(_TRANSFER)] for each in books.transfers])
     values["t_effective_at"] = _without([None if each == books.at else each for each in values["t_effective_at"]])
     values["t_metadata"] = [_dumped(each) for each in values["t_metadata"]]
     currencies = set(values["t_currency"])
@@ -162,7 +151,7 @@ def _given(prefix: str, kinds: _Kinds) -> str:
 def _parameters(*tables: tuple[str, _Kinds]) -> list[Any]:
     return [
         bindparam(f"{prefix}_{name}", type_=ARRAY(kind)) for prefix, kinds in tables for name, kind in kinds.items()
-    ] + [bindparam("at", type_=DateTime(timezone=True))]
+    ]
 
 
 _TRANSFER: Final[_Kinds] = {
@@ -179,12 +168,8 @@ _TRANSFER: Final[_Kinds] = {
     "reverses_id": Uuid(),
     "reversed_total": BigInteger(),
     "group_id": Uuid(),
-    "from_balance": BigInteger(),
-    "to_balance": BigInteger(),
 }
-_ACCOUNT: Final[_Kinds] = {"id": Uuid(), "balance": BigInteger(), "version": BigInteger()}
-_ACCOUNT_AND_HELD: Final[_Kinds] = {**_ACCOUNT, "held": BigInteger()}
-_ASSUMED: Final[_Kinds] = {**_ACCOUNT, "assumed_version": BigInteger(), "assumed_revision": BigInteger()}
+_ASSUMED: Final[_Kinds] = {"id": Uuid(), "version": BigInteger(), "revision": BigInteger()}
 _KEY: Final[_Kinds] = {
     "scope": String(),
     "key": String(),
@@ -192,7 +177,7 @@ _KEY: Final[_Kinds] = {
     "transfer_id": Uuid(),
     "refusal": String(),
 }
-_HOLD: Final[_Kinds] = {
+_HELD: Final[_Kinds] = {
     "id": Uuid(),
     "from_account_id": Uuid(),
     "to_account_id": Uuid(),
@@ -214,36 +199,18 @@ _AS_ASSUMED: Final = f"""
         ), as_assumed AS MATERIALIZED (
             SELECT count(*) = cardinality(:a_id) AS yes
             FROM locked JOIN {_given("a", _ASSUMED)} ON locked.id = given.id
-                AND locked.version = assumed_version AND locked.revision = coalesce(assumed_revision, 0)
+                AND locked.version = given.version AND locked.revision = coalesce(given.revision, 0)
         ),"""  # noqa: S608  # of names from above
 
 
-def _write(*, accounts: _Kinds) -> Any:
-    """The statement that writes transfers, entries, balances and keys."""
-    conditional = accounts is _ASSUMED
-    condition = "(SELECT yes FROM as_assumed)" if conditional else "true"
-    held = ", held = given.held" if "held" in accounts else ""
+def _write(*, as_assumed: bool) -> Any:
+    """The statement that writes transfers and keys. A trigger makes the entries and balances."""
+    condition = "(SELECT yes FROM as_assumed)" if as_assumed else "true"
     statement = text(f"""
-        WITH {_AS_ASSUMED if conditional else ""} given_transfers AS (
-            SELECT * FROM {_given("t", _TRANSFER)} WHERE {condition}
-        ), new_transfers AS (
-            INSERT INTO {Transfer.__tablename__} (
-                id, from_account_id, from_version, to_account_id, to_version, amount, currency, description, metadata,
-                effective_at, reverses_id, reversed_total, group_id, created_at
-            )
-            SELECT id, from_account_id, from_version, to_account_id, to_version, amount, coalesce(currency, :currency),
-                description, metadata::jsonb, coalesce(effective_at, :at), reverses_id, reversed_total, group_id, :at
-            FROM given_transfers
-        ), new_entries AS (
-            INSERT INTO {Entry.__tablename__} (account_id, version, transfer_id, amount, balance_after, created_at)
-            SELECT from_account_id, from_version, id, -amount, from_balance, :at FROM given_transfers
-            UNION ALL
-            SELECT to_account_id, to_version, id, amount, to_balance, :at FROM given_transfers
-        ), new_balances AS (
-            UPDATE {Account.__tablename__} AS account
-            SET balance = given.balance, version = given.version {held}, updated_at = :at
-            FROM {_given("a", accounts)}
-            WHERE {condition} AND account.id = given.id {"AND given.version <> assumed_version" if conditional else ""}
+        WITH {_AS_ASSUMED if as_assumed else ""} new_transfers AS (
+            INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)}, created_at)
+            SELECT {", ".join(_GIVEN_AS.get(name, name) for name in _TRANSFER)}, :at
+            FROM {_given("t", _TRANSFER)} WHERE {condition}
         ), new_keys AS (
             INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY)}, created_at)
             SELECT coalesce(scope, ''), key, fingerprint, transfer_id, refusal, :at
@@ -251,25 +218,52 @@ def _write(*, accounts: _Kinds) -> Any:
         )
         SELECT {condition} AS written
         """).bindparams(  # noqa: S608  # of names from above
-        *_parameters(("t", _TRANSFER), ("a", accounts), ("k", _KEY)), bindparam("currency", type_=String())
+        *_parameters(("t", _TRANSFER), *([("a", _ASSUMED)] if as_assumed else []), ("k", _KEY)),
+        bindparam("currency", type_=String()),
+        bindparam("at", type_=DateTime(timezone=True)),
     )
     return statement.columns(written=Boolean)
 
 
-WRITE: Final = _write(accounts=_ACCOUNT)
-WRITE_WITH_HOLDS: Final = _write(accounts=_ACCOUNT_AND_HELD)
-WRITE_IF: Final = _write(accounts=_ASSUMED)
+_GIVEN_AS: Final = {
+    "currency": "coalesce(currency, :currency)",
+    "metadata": "metadata::jsonb",
+    "effective_at": "coalesce(effective_at, :at)",
+}
 
-_WRITE_HOLDS: Final = text(f"""
-    WITH new_holds AS (
-        INSERT INTO {PendingTransfer.__tablename__} ({", ".join(_HOLD)}, state, created_at)
-        SELECT {", ".join(f"{name}::jsonb" if name == "metadata" else name for name in _HOLD)}, 'pending', :at
-        FROM {_given("h", _HOLD)}
+WRITE: Final = _write(as_assumed=False)
+WRITE_IF: Final = _write(as_assumed=True)
+
+
+def _holding(first: str, *, change: str, parameters: Sequence[Any]) -> Any:
+    """A statement that changes pending transfers and, where it is `change`, what of their accounts is held."""
+    return text(f"""
+        WITH first AS ({first})
+        UPDATE {Account.__tablename__} AS account SET held = given.held, updated_at = :at
+        FROM unnest(:a_id, :a_held) AS given (id, held) WHERE account.id = given.id AND {change}
+        RETURNING account.id, revision
+        """).bindparams(  # noqa: S608  # of names from above
+        *parameters,
+        bindparam("a_id", type_=ARRAY(Uuid())),
+        bindparam("a_held", type_=ARRAY(BigInteger())),
+        bindparam("at", type_=DateTime(timezone=True)),
     )
-    UPDATE {PendingTransfer.__tablename__} AS hold SET state = given.state, settled_at = :at
-    FROM unnest(:settled, :states) AS given (id, state) WHERE hold.id = given.id
-    """).bindparams(  # noqa: S608  # of names from above
-    *_parameters(("h", _HOLD)),
-    bindparam("settled", type_=ARRAY(Uuid())),
-    bindparam("states", type_=ARRAY(String())),
+
+
+_SETTLE: Final = _holding(
+    f"""
+        UPDATE {PendingTransfer.__tablename__} AS hold SET state = given.state, settled_at = :at
+        FROM unnest(:settled, :states) AS given (id, state) WHERE hold.id = given.id
+        """,  # noqa: S608  # of names from above
+    change="given.held < account.held",
+    parameters=[bindparam("settled", type_=ARRAY(Uuid())), bindparam("states", type_=ARRAY(String()))],
+)
+_HOLD: Final = _holding(
+    f"""
+        INSERT INTO {PendingTransfer.__tablename__} ({", ".join(_HELD)}, state, created_at)
+        SELECT {", ".join(f"{name}::jsonb" if name == "metadata" else name for name in _HELD)}, 'pending', :at
+        FROM {_given("h", _HELD)}
+        """,  # noqa: S608  # of names from above
+    change="given.held > account.held",
+    parameters=_parameters(("h", _HELD)),
 )

@@ -98,18 +98,13 @@ _FUNCTIONS = {
         $$
         """,
 }
+_PROVEN = ("entries", "transfers")
+REVISED = """
+    CREATE TRIGGER revised BEFORE UPDATE OF state, allows_negative, overdraft_limit, balance_limit, held ON accounts
+    FOR EACH ROW EXECUTE FUNCTION count_revision()
+    """
 _TRIGGERS = {
-    "entries": """
-        CREATE TRIGGER proven AFTER INSERT ON entries REFERENCING NEW TABLE AS added
-        FOR EACH STATEMENT EXECUTE FUNCTION prove_entries()
-        """,
-    "transfers": """
-        CREATE TRIGGER proven AFTER INSERT ON transfers REFERENCING NEW TABLE AS added
-        FOR EACH STATEMENT EXECUTE FUNCTION prove_transfers()
-        """,
     "accounts": """
-        CREATE TRIGGER revised BEFORE UPDATE OF state, allows_negative, overdraft_limit, balance_limit, held ON accounts
-        FOR EACH ROW EXECUTE FUNCTION count_revision();
         CREATE TRIGGER kept BEFORE DELETE OR TRUNCATE OR UPDATE OF id, currency ON accounts
         FOR EACH STATEMENT EXECUTE FUNCTION refuse_on_accounts()
         """,
@@ -128,14 +123,23 @@ def upgrade() -> None:
     _pending_transfers()
     _entries()
     _idempotency_keys()
-    for function in _FUNCTIONS.values():
-        op.execute(function)
-    for function in ("prove_entries", "prove_transfers"):
-        for way in _OTHER_PLANS:
-            op.execute(f"ALTER FUNCTION {function} SET {way} = off")
-    for trigger in _TRIGGERS.values():
+    for name in ("count_revision", "refuse_on_accounts", "settle_once"):
+        op.execute(_FUNCTIONS[name])
+    for trigger in (REVISED, *_TRIGGERS.values()):
         for statement in trigger.split(";"):
             op.execute(statement)
+    prove_by_the_statement()
+
+
+def prove_by_the_statement() -> None:
+    for table in _PROVEN:
+        op.execute(_FUNCTIONS[f"prove_{table}"])
+        for way in _OTHER_PLANS:
+            op.execute(f"ALTER FUNCTION prove_{table} SET {way} = off")
+        op.execute(f"""
+            CREATE TRIGGER proven AFTER INSERT ON {table} REFERENCING NEW TABLE AS added
+            FOR EACH STATEMENT EXECUTE FUNCTION prove_{table}()
+            """)
 
 
 def _accounts() -> None:
@@ -274,7 +278,7 @@ def _idempotency_keys() -> None:
 
 def downgrade() -> None:
     """What is pending is voided; fails if the key of a linked transfer is too long for before."""
-    for table in ("entries", "transfers"):
+    for table in _PROVEN:
         op.execute(f"DROP TRIGGER proven ON {table}")
     for name in ("revised", "kept"):
         op.execute(f"DROP TRIGGER {name} ON accounts")
