@@ -32,7 +32,7 @@ from howdah.errors import (
     StaleRow,
     translate,
 )
-from howdah.reading import Readers
+from howdah.reading import Lasting
 
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -150,10 +150,11 @@ class Database:
         _bound_pre_ping(self.engine.sync_engine, given["timeout"])
         event.listen(self.engine.sync_engine, "do_connect", self._refuse_if_closed)
         self._bind: AsyncEngine | AsyncConnection = self.engine
+        self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
         self._session_factory = _session_factory(self.engine)
-        self._readers = Readers(self.engine, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
+        self._lasting = Lasting(self.engine, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
         assert isinstance(self.engine.pool, _Pool)
-        self.engine.pool.relief = self._readers.give_one_back
+        self.engine.pool.relief = self._lasting.give_one_back
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,7 +165,7 @@ class Database:
     async def close(self) -> None:
         """Close the pool. Connections in use are closed when they are given back. Nothing connects any more."""
         self._closed = True
-        await self._readers.close()
+        await self._lasting.close()
         await self.engine.dispose()
 
     @property
@@ -185,11 +186,18 @@ class Database:
         if read_only:
             options["postgresql_readonly"] = True
         if isinstance(self._bind, AsyncEngine):
-            return factory(bind=self._bind.execution_options(**options)) if options else factory()
+            return factory(bind=self._engine_with(options)) if options else factory()
         session = factory()
         if read_only:
             event.listen(session.sync_session, "after_begin", _make_read_only)
         return session
+
+    def _engine_with(self, options: Mapping[str, Any]) -> AsyncEngine:
+        """Kept, for SQLAlchemy takes a quarter of a millisecond to make one."""
+        key = frozenset(options.items())
+        if key not in self._engines:
+            self._engines[key] = self.engine.execution_options(**options)
+        return self._engines[key]
 
     @asynccontextmanager
     async def begin(
@@ -212,12 +220,14 @@ class Database:
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
             return await work(self._bind)
-        return await self._readers.read(work)
+        return await self._lasting.read(work)
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
         """A connection on which each statement is a transaction of its own: one trip where BEGIN and COMMIT make it
         three. What a statement wrote is committed when it returns, whatever comes after it.
+
+        It may be one of those that stay with `read`, so what is set on it (`SET`) stays with it.
 
         Of a `bound_to` database it is the open connection in a savepoint.
         """
@@ -226,7 +236,7 @@ class Database:
             async with self._bind.begin_nested():
                 yield self._bind
         else:
-            async with self.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            async with self._lasting.lent() as connection:
                 yield connection
 
     async def ping(self) -> None:
@@ -243,7 +253,7 @@ class Database:
         """How the pool stands now, in this process."""
         pool = self.engine.pool
         assert isinstance(pool, _Pool)
-        resting = self._readers.resting
+        resting = self._lasting.resting
         return PoolStatus(
             size=pool.size(),
             max_overflow=self._max_overflow,

@@ -1,12 +1,13 @@
-"""Short reads, each by itself: connections are kept between them, and statements that are run again and again go
-straight to the driver, so that a read is one trip and nothing else."""
+"""Statements each by themselves: connections are kept between them, and reads that are run again and again go straight
+to the driver, so that one is one trip and nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -30,9 +31,9 @@ class _Kept:
     used: float
 
 
-class Readers:
-    """At most `keep` connections of the engine that stay out of its pool between reads, each for at most `recycle`
-    seconds (-1: any time)."""
+class Lasting:
+    """At most `keep` connections of the engine, on which each statement is a transaction of its own, that stay out of
+    its pool between uses, each for at most `recycle` seconds (-1: any time)."""
 
     def __init__(self, engine: AsyncEngine, *, keep: int, recycle: float) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -45,17 +46,24 @@ class Readers:
         """How many are kept that nobody uses now."""
         return len(self._resting)
 
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[AsyncConnection]:
+        """A kept connection, or one of the pool."""
+        async with self._until_done(await self._rested() or await self._fresh()) as connection:
+            yield connection
+
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """What `work` returns, which only reads: on a kept connection that turns out to be lost, or to have plans from
         before a migration, it is begun again on another one."""
         kept = await self._rested()
         if kept is not None:
             try:
-                return await self._do(kept, work)
+                async with self._until_done(kept) as connection:
+                    return await work(connection)
             except (ConnectionLost, Conflict):
                 await self._give_back()
-        now = time.monotonic()
-        return await self._do(_Kept(await self._engine.connect(), now, now), work)
+        async with self._until_done(await self._fresh()) as connection:
+            return await work(connection)
 
     def give_one_back(self) -> None:
         """For somebody who finds the pool empty; called where SQLAlchemy's own code runs."""
@@ -73,14 +81,20 @@ class Readers:
         if not self._resting:
             return None
         kept, now = self._resting.pop(), time.monotonic()
-        if now - kept.used < _RESTED_SECONDS and not 0 <= self._recycle <= now - kept.opened:
+        rested = now - kept.used < _RESTED_SECONDS and not 0 <= self._recycle <= now - kept.opened
+        if rested and _is_open(kept.connection):
             return kept
         await _close(kept)
         return None
 
-    async def _do(self, kept: _Kept, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+    async def _fresh(self) -> _Kept:
+        now = time.monotonic()
+        return _Kept(await self._engine.connect(), now, now)
+
+    @asynccontextmanager
+    async def _until_done(self, kept: _Kept) -> AsyncIterator[AsyncConnection]:
         try:
-            result = await work(kept.connection)
+            yield kept.connection
             if kept.connection.in_transaction():  # SQLAlchemy's own notion, in which there is nothing of PostgreSQL's
                 await kept.connection.rollback()
         except BaseException:
@@ -91,11 +105,18 @@ class Readers:
         else:
             kept.used = time.monotonic()
             self._resting.append(kept)
-        return result
 
     async def _give_back(self) -> None:
         while self._resting:
             await _close(self._resting.pop())
+
+
+def _is_open(connection: AsyncConnection) -> bool:
+    """As far as the driver has heard."""
+    sync = connection.sync_connection
+    assert sync is not None
+    driver: Any = None if sync.closed or sync.invalidated else sync.connection.driver_connection
+    return driver is not None and not driver.is_closed()
 
 
 async def _close(kept: _Kept) -> None:
