@@ -10,7 +10,6 @@ import json
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
-from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 from uuid import UUID
@@ -78,14 +77,14 @@ class Clients:
         for turn in self._left:
             request = self._request(dice, f"{self._seed}/{turn}")
             if dice.random() < 0.1 and (other := next(self._left, None)) is not None:
-                requests = [replace(request, linked=True), self._request(dice, f"{self._seed}/{other}")]
+                requests = [request._replace(linked=True), self._request(dice, f"{self._seed}/{other}")]
                 results = await self._ledger.submit_many(requests)
             else:
                 requests = [request]
                 results = [await self._ledger.submit(request)]
             if dice.random() < 0.02:
                 again = await self._ledger.submit_many(requests)
-                assert again == [replace(result, replayed=True) for result in results]
+                assert again == [result._replace(replayed=True) for result in results]
             self._note(results)
 
     async def in_batches(self, number: int) -> None:
@@ -98,7 +97,7 @@ class Clients:
         held: list[BookedTransfer] = []
         while asked := [turn for _, turn in zip(range(dice.randint(20, 60)), self._left, strict=False)]:
             requests = [self._of_any_kind(dice, f"{self._seed}/{turn}", made, held) for turn in asked]
-            requests[-1] = replace(requests[-1], linked=False)
+            requests[-1] = requests[-1]._replace(linked=False)
             if dice.random() < 0.5:
                 results = await self._ledger.submit_many(requests)
             else:
@@ -143,12 +142,12 @@ class Clients:
             each = held.pop(dice.randrange(len(held)))
             request = TransferRequest(each.from_account_id, each.to_account_id, None, key=key)
             if dice.random() < 0.3:
-                return replace(request, voids=each.id)
-            return replace(request, posts=each.id, amount=dice.choice((None, dice.randint(1, each.amount))))
+                return request._replace(voids=each.id)
+            return request._replace(posts=each.id, amount=dice.choice((None, dice.randint(1, each.amount))))
         request = self._request(dice, key)
         if kind < 0.3:
-            return replace(request, pending_seconds=3_600)
-        return replace(request, linked=kind > 0.9)
+            return request._replace(pending_seconds=3_600)
+        return request._replace(linked=kind > 0.9)
 
     def _note(self, results: Sequence[TransferResult]) -> None:
         for result in results:

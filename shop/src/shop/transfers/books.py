@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from howdah import utcnow, uuid7
@@ -93,8 +93,7 @@ class Hold:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the first request under a key, whose digest is `fingerprint`, came to."""
 
     fingerprint: bytes
@@ -132,29 +131,40 @@ class Books:
         return [hold for hold in self.pending.values() if hold.settled]
 
     def moved(self) -> list[BookAccount]:
-        """The accounts that have changed, in key order."""
+        """The accounts that have changed."""
         ids = {transfer.from_account_id for transfer in self.transfers}
         ids.update(transfer.to_account_id for transfer in self.transfers)
         ids.update(hold.from_account_id for hold in (*self.holds, *self.settled()))
-        return [self.accounts[id_] for id_ in sorted(ids)]
+        return [self.accounts[id_] for id_ in ids]
 
     def decide(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
         """A result for each, in that order; one is decided on what those before it left."""
         results: list[TransferResult] = []
         for chain in chains(requests):
-            if chain[0].key is None and not chain[0].linked:
-                results.append(self._decide(chain[0]))
+            if len(chain) == 1:
+                results.append(self._single(chain[0]))
             else:
-                results.extend(self._keyed(chain))
+                results.extend(self._chain(chain))
         return results
 
-    def _keyed(self, chain: Sequence[TransferRequest]) -> Iterable[TransferResult]:
+    def _single(self, request: TransferRequest) -> TransferResult:
+        if request.key is None:
+            return self._decide(request)
+        [digest], pair = fingerprints((request,)), (request.scope, request.key)
+        earlier = self.keys.get(pair) or self.used.get(pair)
+        if earlier is not None:
+            return _answered_before([earlier], [digest])[0]
+        result = self._decide(request)
+        self.keys[pair] = Outcome(digest, result)
+        return result
+
+    def _chain(self, chain: Sequence[TransferRequest]) -> Iterable[TransferResult]:
         digests = fingerprints(chain)
         pairs = [None if request.key is None else (request.scope, request.key) for request in chain]
         earlier = [None if pair is None else self.keys.get(pair) or self.used.get(pair) for pair in pairs]
         if any(earlier) or (pairs[0] is not None and len({*pairs}) < len(pairs)):
             return _answered_before(earlier, digests)
-        results = [self._decide(chain[0])] if len(chain) == 1 else self._linked(chain)
+        results = self._linked(chain)
         for pair, digest, result in zip(pairs, digests, results, strict=True):
             if pair is not None:
                 self.keys[pair] = Outcome(digest, result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from uuid import UUID
@@ -150,19 +150,20 @@ class Ledger:
         """None, and nothing done, if what is known is wrong."""
         known, ids = self._known, accounts_of(requests)
         async with self._database.autocommit() as connection:
-            if unknown := [id_ for id_ in ids if id_ not in known.accounts]:
-                known.learn(await accounts_now(connection, unknown))
+            accounts = known.those_of(ids)
+            if len(accounts) < len(ids):
+                known.learn(await accounts_now(connection, [id_ for id_ in ids if id_ not in accounts]))
+                accounts = known.those_of(ids)
+                if len(accounts) < len(ids):  # there is none, or somebody's mistake made us forget it
+                    return None
             since = known.mistakes
-            if any(id_ not in known.accounts for id_ in ids):  # there is none, or somebody's mistake made us forget it
-                return None
             try:
                 # Nothing else runs from here until the turn is taken or waited for, so the turns are in the order in
                 # which it was decided.
-                accounts = {id_: known.accounts[id_] for id_ in ids}
-                assumed = {id_: (account.version, account.revision) for id_, account in accounts.items()}
+                assumed = [(account.id, account.version, account.revision or None) for account in accounts.values()]
                 books = Books(accounts)
                 results = books.decide(requests)
-                for account in books.moved():
+                for account in accounts.values():
                     account.updated_at = books.at
                 values = values_to_write(books, assumed)
                 async with self._turn:
@@ -218,6 +219,10 @@ class _Known:
             return True
         self._cautious_for -= 1
         return False
+
+    def those_of(self, ids: Iterable[UUID]) -> dict[UUID, BookAccount]:
+        """Those of them that are known."""
+        return {id_: account for id_ in ids if (account := self.accounts.get(id_)) is not None}
 
     def learn(self, accounts: Mapping[UUID, BookAccount]) -> None:
         if len(self.accounts) > _MOST_KNOWN:

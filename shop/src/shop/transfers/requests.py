@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple, TypeAlias
@@ -78,8 +77,7 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TransferRequest:
+class TransferRequest(NamedTuple):
     """`amount` in the smallest unit. `currency`, where given, must be that of both accounts. `effective_at` is when it
     counts from for who reckons by that, now if not given; what is booked is booked now.
 
@@ -155,8 +153,7 @@ class BookedTransfer(NamedTuple):
     expires_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TransferResult:
+class TransferResult(NamedTuple):
     """Either a transfer or a refusal. `replayed`: it is the answer to an earlier request under the same key."""
 
     transfer: BookedTransfer | None = None
@@ -184,12 +181,16 @@ def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferReq
                 raise ValueError(f"a transfer is pending for 1 to {MAX_PENDING_SECONDS} seconds")
         if request.linked:
             continue
-        if number - first > MAX_LINKED:
-            raise ValueError(f"at most {MAX_LINKED} transfers are linked, not {number - first}")
-        chain = requests[first:number]
-        if len(chain) > 1 and len({each.key is None for each in chain}) > 1:
-            raise ValueError("of linked transfers either all have keys or none: or they couldn't be sent again")
-        yield chain
+        length = number - first
+        if length == 1:
+            yield (request,)
+        else:
+            if length > MAX_LINKED:
+                raise ValueError(f"at most {MAX_LINKED} transfers are linked, not {length}")
+            chain = requests[first:number]
+            if len({each.key is None for each in chain}) > 1:
+                raise ValueError("of linked transfers either all have keys or none: or they couldn't be sent again")
+            yield chain
         first = number
     if first < len(requests):
         raise ValueError("the last request is linked to a next one, and there is none")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -122,7 +121,7 @@ def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[Transfer
     client can choose."""
     last = len(requests) - 1
     return [
-        replace(request, key=key if place == 0 else f"{key} {place}", linked=place < last)
+        request._replace(key=key if place == 0 else f"{key} {place}", linked=place < last)
         for place, request in enumerate(requests)
     ]
 

@@ -58,10 +58,10 @@ async def write(session: AsyncSession, books: Books) -> None:
     _show(session, moved)
 
 
-def values_to_write(books: Books, assumed: Mapping[UUID, tuple[int, int]]) -> dict[str, Any]:
-    """What `write_if` is given: taken at once, for what is decided next changes the accounts further."""
-    rows = [(id_, version, revision or None) for id_, (version, revision) in sorted(assumed.items())]
-    return _shared_values(books) | _columns("a", _ASSUMED, rows)
+def values_to_write(books: Books, assumed: Sequence[tuple[UUID, int, int | None]]) -> dict[str, Any]:
+    """What `write_if` is given: taken at once, for what is decided next changes the accounts further. `assumed`: an
+    account, and the version and revision, None for 0, that it was decided on."""
+    return _shared_values(books) | _columns("a", _ASSUMED, assumed)
 
 
 async def write_if(connection: AsyncConnection, values: Mapping[str, Any]) -> bool:
