@@ -11,7 +11,7 @@ import time
 from bisect import bisect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any, Final
 from uuid import UUID
 
@@ -41,22 +41,28 @@ def account(number: int) -> UUID:
 
 
 def drawn(spread: str, dice: random.Random) -> Callable[[], tuple[UUID, UUID]]:
-    """Two accounts at random."""
-    count = ACCOUNTS[spread]
+    """Two accounts at random; for next to nothing, for it isn't what is measured."""
+    size, random = ACCOUNTS[spread], dice.random
+    accounts = [account(number) for number in range(1, size + 1)]
+
+    def two() -> tuple[UUID, UUID]:
+        first = int(random() * size)
+        return accounts[first], accounts[first - 1 - int(random() * (size - 1))]
+
     if spread == SPREAD:
-        return lambda: tuple(map(account, dice.sample(range(1, count + 1), 2)))  # type: ignore[return-value]
+        return two
     if spread == HOT:
-        return lambda: (account(1), account(dice.randint(2, count)))
-    bounds = list(accumulate(1 / rank for rank in range(1, count + 1)))
+        return lambda: (accounts[0], accounts[1 + int(random() * (size - 1))])
+    bounds = list(accumulate(1 / rank for rank in range(1, size + 1)))
 
     def zipf() -> int:
-        return 1 + bisect(bounds, dice.random() * bounds[-1])
+        return bisect(bounds, random() * bounds[-1], hi=size - 1)
 
     def pair() -> tuple[UUID, UUID]:
         a = b = zipf()
         while a == b:
             b = zipf()
-        return account(a), account(b)
+        return accounts[a], accounts[b]
 
     return pair
 
@@ -93,11 +99,11 @@ async def load(transfer: Transfer, spread: str, waiting: int, seconds: float) ->
 
 
 async def with_ledger(url: str, spread: str, waiting: int, seconds: float) -> None:
+    keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
     async with Database(url) as database, Ledger(database) as ledger:
 
         async def transfer(source: UUID, target: UUID) -> None:
-            result = await ledger.submit(TransferRequest(source, target, 1, key=str(uuid7())))
-            result.unwrap()
+            (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
 
         await load(transfer, spread, waiting, seconds)
 
