@@ -172,6 +172,8 @@ async def test_ctrl_c_while_the_file_is_read(tmp_path: Path) -> None:
                 assert process.returncode is None, await process.communicate()
                 await asyncio.sleep(0.01)
             process.send_signal(signal.SIGINT)
+            while is_pending(process.pid, signal.SIGINT):  # or the end of the file could be heard of first
+                await asyncio.sleep(0.01)
             os.close(writing)
             ending = asyncio.create_task(process.communicate())
             while not ending.done():  # it may be about to open the pipe once more, which waits for who writes
@@ -185,6 +187,16 @@ async def test_ctrl_c_while_the_file_is_read(tmp_path: Path) -> None:
             await process.wait()
     assert (process.returncode, stdout, stderr) == (130, b"", b"interrupted; run it again to finish\n")
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether the signal has been sent and not taken; False where the system doesn't tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    masks = (int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd")))
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def end_for_writing(pipe: Path) -> int | None:

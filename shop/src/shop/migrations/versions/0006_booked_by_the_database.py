@@ -20,7 +20,7 @@ _PLANS = {
 
 _FUNCTIONS = {
     "book_transfers": """
-        CREATE FUNCTION book_transfers() RETURNS trigger LANGUAGE plpgsql AS $$
+        CREATE OR REPLACE FUNCTION book_transfers() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE
             ids CONSTANT uuid[] := ARRAY(SELECT from_account_id FROM added UNION ALL SELECT to_account_id FROM added);
             booked bigint;
@@ -61,7 +61,7 @@ _FUNCTIONS = {
         $$
         """,
     "refuse_by_hand": """
-        CREATE FUNCTION refuse_by_hand() RETURNS trigger LANGUAGE plpgsql AS $$
+        CREATE OR REPLACE FUNCTION refuse_by_hand() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             RAISE EXCEPTION 'entries and balances are never written by hand: a new transfer makes them'
                 USING ERRCODE = 'object_not_in_prerequisite_state';
