@@ -227,7 +227,8 @@ class Database:
         """A connection on which each statement is a transaction of its own: one trip where BEGIN and COMMIT make it
         three. What a statement wrote is committed when it returns, whatever comes after it.
 
-        It may be one of those that stay with `read`, so what is set on it (`SET`) stays with it.
+        It may be one of those that stay with `read`: what is set on it (`SET`) stays with it, and whether it is still
+        there isn't asked when it was used within a second, so `ConnectionLost` is a little more likely.
 
         Of a `bound_to` database it is the open connection in a savepoint.
         """

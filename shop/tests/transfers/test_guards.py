@@ -129,17 +129,39 @@ async def test_what_is_in_the_books_stays_as_it_is(stored: Database, accounts: d
         await write(stored, change, accounts)
 
 
-async def test_an_account_is_opened_with_nothing_in_it(stored: Database) -> None:
+@pytest.mark.parametrize(("balance", "held", "version"), [(100, 0, 0), (100, 0, 1), (0, 0, 1), (0, 1, 0)])
+async def test_an_account_is_opened_with_nothing_in_it(stored: Database, balance: int, held: int, version: int) -> None:
     opened = """
         INSERT INTO accounts (
             id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, version, revision,
             created_at, updated_at
-        ) VALUES (gen_random_uuid(), 'A', 'GBP', {}, 0, false, 0, 'open', '{{}}', 0, 0, now(), now())
+        ) VALUES (gen_random_uuid(), 'A', 'GBP', {}, {}, true, 0, 'open', '{{}}', {}, 0, now(), now())
         """
-    await write(stored, opened.format(0), {})
+    await write(stored, opened.format(0, 0, 0), {})
     with pytest.raises(CheckViolation) as refused:
-        await write(stored, opened.format(100), {})
-    assert refused.value.constraint == "ck_accounts_empty_without_entries"
+        await write(stored, opened.format(balance, held, version), {})
+    assert refused.value.constraint == "opened_empty"
+
+
+async def test_entries_stay_in_order_whatever_time_an_account_is_said_to_be_of(
+    stored: Database, accounts: dict[str, UUID]
+) -> None:
+    await write(stored, "UPDATE accounts SET updated_at = now() - interval '1 year' WHERE id = :a", accounts)
+    with pytest.raises(CheckViolation) as refused:
+        await write(stored, transfers(":a, 2, :b, 1, 30, 'GBP', now() - interval '1 day'"), accounts)
+    assert refused.value.constraint == "transfer_follows"
+
+
+async def test_the_entries_are_those_of_the_books_whatever_else_is_called_so(
+    stored: Database, accounts: dict[str, UUID]
+) -> None:
+    async with stored.begin() as session:
+        await session.execute(text("CREATE TEMPORARY TABLE entries ON COMMIT DROP AS SELECT * FROM entries LIMIT 0"))
+        made = text(transfers(":a, 2, :b, 1, 30"))
+        await session.execute(made.bindparams(a=accounts["a"], b=accounts["b"]))
+    async with stored.session() as session:
+        found = text("SELECT count(*) FROM entries WHERE account_id IN (:a, :b)")
+        assert await session.scalar(found, {"a": accounts["a"], "b": accounts["b"]}) == 3
 
 
 async def test_every_change_that_makes_no_entry_is_counted(stored: Database, accounts: dict[str, UUID]) -> None:

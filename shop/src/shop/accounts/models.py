@@ -52,7 +52,8 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
     one account of a purpose and currency.
 
     `revision` counts the changes that make no entry: a trigger does, whoever changes what. Others refuse that a balance
-    is changed but by a transfer, and that an account is deleted or becomes one of another currency.
+    is changed but by a transfer, that an account is opened with one, and that one is deleted or becomes one of another
+    currency.
     """
 
     __tablename__ = "accounts"
@@ -65,7 +66,6 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
         CheckConstraint("state <> 'closed' OR (balance = 0 AND held = 0)", name="closed_is_empty"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
         CheckConstraint("version >= 0", name="version_not_negative"),
-        CheckConstraint("version > 0 OR balance = 0", name="empty_without_entries"),
         Index(
             "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
         ),

@@ -13,7 +13,7 @@ depends_on = None
 # by the primary keys can be slow beyond measure.
 _OTHER_PLANS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
 
-_FUNCTIONS = {
+FUNCTIONS = {
     # each entry is one of the two that its transfer names
     "prove_entries": """
         CREATE OR REPLACE FUNCTION prove_entries() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -124,7 +124,7 @@ def upgrade() -> None:
     _entries()
     _idempotency_keys()
     for name in ("count_revision", "refuse_on_accounts", "settle_once"):
-        op.execute(_FUNCTIONS[name])
+        op.execute(FUNCTIONS[name])
     for trigger in (REVISED, *_TRIGGERS.values()):
         for statement in trigger.split(";"):
             op.execute(statement)
@@ -133,7 +133,7 @@ def upgrade() -> None:
 
 def prove_by_the_statement() -> None:
     for table in _PROVEN:
-        op.execute(_FUNCTIONS[f"prove_{table}"])
+        op.execute(FUNCTIONS[f"prove_{table}"])
         for way in _OTHER_PLANS:
             op.execute(f"ALTER FUNCTION prove_{table} SET {way} = off")
         op.execute(f"""
@@ -327,5 +327,5 @@ def downgrade() -> None:
     op.drop_constraint(op.f("ck_accounts_purpose_is_known"), "accounts", type_="check")
     for name in ("revision", "held", "purpose"):
         op.drop_column("accounts", name)
-    for function in _FUNCTIONS:
+    for function in FUNCTIONS:
         op.execute(f"DROP FUNCTION {function}")

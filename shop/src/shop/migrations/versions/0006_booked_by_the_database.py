@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
@@ -60,6 +61,17 @@ _FUNCTIONS = {
         END
         $$
         """,
+    "refuse_opened_with_money": """
+        CREATE OR REPLACE FUNCTION refuse_opened_with_money() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF EXISTS (SELECT FROM added WHERE balance <> 0 OR held <> 0 OR version <> 0) THEN
+                RAISE EXCEPTION 'an account is opened with nothing in it: money comes by transfers'
+                    USING ERRCODE = 'check_violation', CONSTRAINT = 'opened_empty', TABLE = 'accounts';
+            END IF;
+            RETURN NULL;
+        END
+        $$
+        """,
     "refuse_by_hand": """
         CREATE OR REPLACE FUNCTION refuse_by_hand() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -69,10 +81,24 @@ _FUNCTIONS = {
         $$
         """,
 }
+# Also keeps what the entries' order in time is proven by from going back, whosever clock it is.
+_COUNT_REVISION = """
+    CREATE OR REPLACE FUNCTION count_revision() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        NEW.revision := OLD.revision + 1;
+        NEW.updated_at := greatest(OLD.updated_at, NEW.updated_at);
+        RETURN NEW;
+    END
+    $$
+    """
 _TRIGGERS = (
     """
     CREATE TRIGGER booked AFTER INSERT ON transfers REFERENCING NEW TABLE AS added
     FOR EACH STATEMENT EXECUTE FUNCTION book_transfers()
+    """,
+    """
+    CREATE TRIGGER opened_empty AFTER INSERT ON accounts REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_opened_with_money()
     """,
     """
     CREATE TRIGGER made_by_transfers BEFORE INSERT ON entries
@@ -87,26 +113,32 @@ _TRIGGERS = (
     FOR EACH ROW WHEN (NEW.version = OLD.version) EXECUTE FUNCTION count_revision()
     """,
 )
+# In the order of those who move money.
+_LOCK = "LOCK TABLE accounts, transfers, entries IN ACCESS EXCLUSIVE MODE"
 _before = import_module("shop.migrations.versions.0005_ledger")
 
 
 def upgrade() -> None:
+    op.execute(_LOCK)
     for table in ("entries", "transfers"):
         op.execute(f"DROP TRIGGER proven ON {table}")
         op.execute(f"DROP FUNCTION prove_{table}")
     op.execute("DROP TRIGGER revised ON accounts")
-    op.create_check_constraint(op.f("ck_accounts_empty_without_entries"), "accounts", "version > 0 OR balance = 0")
-    for function in _FUNCTIONS.values():
+    for function in (*_FUNCTIONS.values(), _COUNT_REVISION):
         op.execute(function)
     for name, value in _PLANS.items():
         op.execute(f"ALTER FUNCTION book_transfers SET {name} = {value}")
+    schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()
+    op.execute(f"ALTER FUNCTION book_transfers SET search_path = {schema}, pg_temp")  # no temporary table of that name
     for trigger in _TRIGGERS:
         op.execute(trigger)
 
 
 def downgrade() -> None:
+    op.execute(_LOCK)
     for trigger, table in (
         ("booked", "transfers"),
+        ("opened_empty", "accounts"),
         ("made_by_transfers", "entries"),
         ("moved_by_transfers", "accounts"),
         ("revised", "accounts"),
@@ -114,6 +146,6 @@ def downgrade() -> None:
         op.execute(f"DROP TRIGGER {trigger} ON {table}")
     for function in _FUNCTIONS:
         op.execute(f"DROP FUNCTION {function}")
-    op.drop_constraint(op.f("ck_accounts_empty_without_entries"), "accounts", type_="check")
     _before.prove_by_the_statement()
+    op.execute(_before.FUNCTIONS["count_revision"])
     op.execute(_before.REVISED)
