@@ -36,12 +36,12 @@ assert not [each for each in gc.get_objects() if isinstance(each, (Engine, Sessi
         subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
     async def test_counts_its_connections(self, database_url: str) -> None:
-        async with Database(database_url, pool_size=1, max_overflow=1) as database:
+        async with Database(database_url, pool_size=1, max_overflow=2) as database:
             async with database.session() as one, database.session() as other:
                 await one.execute(text("SELECT 1"))
                 await other.execute(text("SELECT 1"))
-                assert database.pool_status() == PoolStatus(size=1, max_overflow=1, in_use=2, idle=0)
-            assert database.pool_status() == PoolStatus(size=1, max_overflow=1, in_use=0, idle=1)
+                assert database.pool_status() == PoolStatus(size=1, max_overflow=2, in_use=2, idle=0)
+            assert database.pool_status() == PoolStatus(size=1, max_overflow=2, in_use=0, idle=1)
         assert database.pool_status().idle == 0
 
     async def test_refuses_use_after_it_was_closed(self, database_url: str, real_database: Database) -> None:

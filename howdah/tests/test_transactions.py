@@ -6,12 +6,11 @@ import asyncio
 import os
 import subprocess
 import sys
-from contextvars import copy_context
 
 import pytest
 from sample import User
 from server import until_waiting
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -40,19 +39,9 @@ class TestNesting:
             await nothing(session)
             await run_transaction(real_database, nothing)
 
-        with pytest.raises(NestedTransaction, match="pass that session") as caught:
+        with pytest.raises(NestedTransaction, match="pass that work's session") as caught:
             await run_transaction(real_database, work)
         assert isinstance(caught.value, InvalidRequestError)
-
-    async def test_is_refused_in_a_session_that_has_begun(self, real_database: Database) -> None:
-        async with real_database.begin() as session:
-            await nothing(session)
-            with pytest.raises(NestedTransaction):
-                await run_transaction(real_database, nothing)
-        async with real_database.session() as session:
-            await nothing(session)
-            with pytest.raises(NestedTransaction):
-                await run_transaction(real_database, nothing)
 
     async def test_is_refused_in_a_run_that_has_sent_nothing_yet(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
@@ -61,24 +50,28 @@ class TestNesting:
         with pytest.raises(NestedTransaction):
             await run_transaction(real_database, work)
 
-    async def test_is_refused_in_a_task_that_the_transaction_started(self, real_database: Database) -> None:
-        async with real_database.session() as session:
-            await nothing(session)
-            with pytest.raises(NestedTransaction):
-                await asyncio.create_task(run_transaction(real_database, nothing))
+    async def test_is_refused_in_a_task_that_the_work_started_and_awaits(self, real_database: Database) -> None:
+        async def work(session: AsyncSession) -> None:
+            await asyncio.create_task(run_transaction(real_database, nothing))
 
-    async def test_is_not_seen_in_a_session_that_has_not_begun(self, real_database: Database) -> None:
-        async with real_database.session():
+        with pytest.raises(NestedTransaction):
+            await run_transaction(real_database, work)
+
+    async def test_is_allowed_in_a_task_that_outlives_the_work(self, real_database: Database) -> None:
+        committed = asyncio.Event()
+
+        async def later() -> None:
+            await committed.wait()
             await run_transaction(real_database, nothing)
 
-    async def test_ends_with_the_outer_transaction(self, real_database: Database) -> None:
-        async with real_database.session() as session:
-            for end in (session.commit, session.rollback, session.close):
-                await nothing(session)
-                await end()
-                await run_transaction(real_database, nothing)
+        async def work(session: AsyncSession) -> asyncio.Task[None]:
+            return asyncio.create_task(later())
 
-    async def test_ends_with_a_transaction_that_failed(self, real_database: Database) -> None:
+        task = await run_transaction(real_database, work)
+        committed.set()
+        await task
+
+    async def test_ends_with_a_run_that_failed(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
             await session.execute(text("SELECT 1/0"))
 
@@ -86,38 +79,31 @@ class TestNesting:
             with pytest.raises(InvalidValue):
                 await run_transaction(real_database, work)
 
-    async def test_is_not_seen_by_a_task_that_was_there_before(self, real_database: Database) -> None:
-        begun, asked = asyncio.Event(), asyncio.Event()
 
-        async def worker() -> None:
-            await begun.wait()
-            await run_transaction(real_database, nothing)
-            asked.set()
+class TestBesideAnOpenSession:
+    async def test_a_run_commits_on_its_own(self, committed_database: Database) -> None:
+        async def work(session: AsyncSession) -> None:
+            session.add(User(email="b", name="b"))
 
-        task = asyncio.create_task(worker())
-        async with real_database.session() as session:
-            await nothing(session)
-            begun.set()
-            await asked.wait()
-        await task
+        async with committed_database.session() as outer:
+            outer.add(User(email="a", name="a"))
+            await outer.flush()
+            await run_transaction(committed_database, work)
+        async with committed_database.session() as session:
+            assert list(await session.scalars(select(User.email))) == ["b"]
 
-    async def test_is_seen_in_a_session_that_another_task_began(self, real_database: Database) -> None:
-        """A session's transaction belongs to the context in which it began: what a helper task began isn't seen."""
-        async with real_database.session() as session:
-            await asyncio.create_task(nothing(session))
-            await run_transaction(real_database, nothing)
+    async def test_its_wait_for_a_row_of_the_open_session_is_bounded(self, committed_url: str) -> None:
+        async with Database(committed_url, lock_timeout=0.05) as database:
+            async with database.begin() as session:
+                session.add(User(email="a", name="a"))
 
-    async def test_is_remembered_without_growing(self, real_database: Database) -> None:
-        for _ in range(50):
-            async with real_database.session() as session:
-                await nothing(session)
-        remembered = copy_context()[transactions._begun]
-        assert len(remembered) <= 1
-        async with real_database.session() as session:
-            for _ in range(5):
-                await nothing(session)
-                await session.commit()
-        assert len(copy_context()[transactions._begun]) <= 1
+            async def work(session: AsyncSession) -> None:
+                await session.execute(update(User).values(name="b"))
+
+            async with database.session() as outer:
+                await outer.execute(update(User).values(name="c"))
+                with pytest.raises(LockTimeout):
+                    await run_transaction(database, work)
 
 
 class TestSavepoint:

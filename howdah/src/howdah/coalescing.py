@@ -18,12 +18,12 @@ import asyncio
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from contextvars import Context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from howdah.errors import CannotConnect, CoalescerClosed, Conflict, Overloaded, TripAbandoned, Unavailable
+from howdah.pooling import batch_context
 from howdah.retrying import retried
 from howdah.tracing import current_link, trip_span
 
@@ -86,7 +86,9 @@ class Coalescer(Generic[ItemT, ResultT]):
     `attempts`. `async with` drains: leaving it, no more items are taken (`CoalescerClosed`), and those there are
     carried through. It belongs to the event loop that uses it first.
 
-    A task that submits while it holds a transaction open keeps a connection and locks that the trip may need.
+    A task may submit while it holds a transaction open: the sessions, reads and statements of a batch may use
+    connections that other sessions never get. The locks of that transaction are held meanwhile; a batch that needs one
+    of them waits for it until `lock_timeout`.
     """
 
     def __init__(
@@ -195,7 +197,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         if len(self._queue) < min(self._aboard, self._max_batch):
             return
         self._about_to_start = True
-        trip = loop.create_task(self._travel(loop), context=Context())
+        trip = loop.create_task(self._travel(loop), context=batch_context())
         self._under_way.add(trip)
         trip.add_done_callback(self._arrived)
 

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeVar
-from urllib.parse import urlencode
-from uuid import UUID
 
 import orjson
-from sqlalchemy import URL, Connection, Engine, event, make_url, text
-from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
-from sqlalchemy.engine import AdaptedConnection, ExceptionContext
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy import URL, Connection, Engine, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
-from howdah.copying import COPY_OPTION
-from howdah.errors import (
-    DRIVER_ERRORS,
-    CannotConnect,
-    DatabaseError,
-    PoolExhausted,
-    RefusedValue,
-    StaleRow,
-    translate,
+from howdah.connecting import (
+    COMMIT_EACH,
+    Pooler,
+    asyncpg_url,
+    behind_transaction_pooler,
+    bound_pre_ping,
+    listen_for_single_statements,
+    milliseconds,
 )
+from howdah.copying import COPY_OPTION
+from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
+from howdah.json_values import dump_json
+from howdah.pooling import BoundedPool, Slots
 from howdah.reading import Lasting
 
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
-
-# What asyncpg takes from a URL under libpq's names, files included.
-_TLS_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"})
-
-# What making a connection raises: 2.0 of SQLAlchemy passes the driver's own errors on, 2.1 its wrappers.
-_NO_CONNECTION: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
 
 # Past the server's own statement_timeout, so that the client gives up only on a server that no longer answers.
 _GRACE_SECONDS: Final = 5.0
@@ -82,6 +73,15 @@ class Database:
     JSON is written and read by orjson: NaN, infinities and integers beyond 64 bits are refused with `InvalidValue`;
     such integers, written by others, are read as floats.
 
+    The pool opens at most `pool_size + max_overflow` connections and serves in order of arrival. A quarter of
+    `pool_size` (at least two) is reserved: sessions never take these last connections. They serve reads and views,
+    batches, `autocommit`, and sessions that a task opens while it holds a connection, so that a task which holds a
+    session and waits for one of these always gets its answer. A pool of one connection has no reserve.
+
+    `pooler="transaction"` is for a pooler that gives each transaction another server connection, such as PgBouncer with
+    `pool_mode = transaction`. The settings above are then sent with each BEGIN, statements are prepared anew for each
+    execution, and a read or an `autocommit` statement is a transaction of three round trips instead of one.
+
     `copy=False` has bulk writes insert instead of COPY, for a pooler or an engine that doesn't know it.
 
     Statement parameters stay out of error messages unless `hide_parameters=False`: they hold other people's data.
@@ -103,6 +103,7 @@ class Database:
         application_name: str = "howdah",
         hide_parameters: bool = True,
         copy: bool = True,
+        pooler: Pooler | None = None,
         connect_args: Mapping[str, Any] | None = None,
         **engine_options: Any,
     ) -> None:
@@ -113,22 +114,31 @@ class Database:
         for name, seconds in (("pool_timeout", pool_timeout), ("connect_timeout", connect_timeout)):
             if seconds <= 0:
                 raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
-        parsed, from_url = _asyncpg_url(url)
+        if pooler not in (None, "transaction"):
+            raise ValueError(f"pooler must be 'transaction', or None for a direct connection, not {pooler!r}")
+        parsed, from_url = asyncpg_url(url)
         given = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
         settings = {
             "timezone": "UTC",
             "application_name": given.pop("application_name", application_name),
-            **_milliseconds("statement_timeout", statement_timeout),
-            **_milliseconds("lock_timeout", lock_timeout),
-            **_milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
+            **milliseconds("statement_timeout", statement_timeout),
+            **milliseconds("lock_timeout", lock_timeout),
+            **milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
             **given.pop("server_settings", {}),
         }
+        arguments = {
+            "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,
+            **given,
+            "server_settings": settings,
+        }
+        if pooler is not None:
+            arguments = behind_transaction_pooler(arguments)
         self._max_overflow = max_overflow
         self._ping_timeout = pool_timeout + connect_timeout
         self._closed = False
         self.engine: AsyncEngine = create_async_engine(
             parsed,
-            poolclass=_Pool,
+            poolclass=BoundedPool,
             pool_size=pool_size,
             max_overflow=max_overflow,
             pool_timeout=pool_timeout,
@@ -137,23 +147,23 @@ class Database:
             isolation_level="READ COMMITTED",
             hide_parameters=hide_parameters,
             execution_options={COPY_OPTION: copy, **engine_options.pop("execution_options", {})},
-            json_serializer=_dump_json,
+            json_serializer=dump_json,
             json_deserializer=orjson.loads,
-            connect_args={
-                "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,
-                **given,
-                "server_settings": settings,
-            },
+            connect_args=arguments,
             **engine_options,
         )
         _listen(self.engine.sync_engine)
-        _bound_pre_ping(self.engine.sync_engine, given["timeout"])
+        if pooler is not None:
+            listen_for_single_statements(self.engine.sync_engine)
+        bound_pre_ping(self.engine.sync_engine, given["timeout"])
         event.listen(self.engine.sync_engine, "do_connect", self._refuse_if_closed)
         self._bind: AsyncEngine | AsyncConnection = self.engine
         self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
         self._session_factory = _session_factory(self.engine)
-        self._lasting = Lasting(self.engine, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
-        assert isinstance(self.engine.pool, _Pool)
+        single = {"isolation_level": "AUTOCOMMIT"} if pooler is None else {COMMIT_EACH: True}
+        self._lasting = Lasting(self.engine, single, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
+        assert isinstance(self.engine.pool, BoundedPool)
+        self.engine.pool.slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
         self.engine.pool.relief = self._lasting.give_one_back
 
     async def __aenter__(self) -> Self:
@@ -214,13 +224,19 @@ class Database:
         ended for them.
 
         A fifth of `pool_size` connections stay with those who read until others need them, so that a read is one trip;
-        what is set on one (`SET`) stays with it. `work` is called a second time if the connection it was given turns
-        out to be lost.
+        what `work` sets on one (`SET`) stays with it. `work` is called a second time if the connection it was given
+        turns out to be lost. If the application listens to the pool's `checkout`, `checkin` or `reset` events, each
+        read is a checkout of its own, in the caller's context; if it listens to the engine's `begin`, a transaction.
         """
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
             return await work(self._bind)
         return await self._lasting.read(work)
+
+    def shares_reads(self) -> bool:
+        """Whether one statement may read for several callers. Not if the application listens to the pool's `checkout`,
+        `checkin` or `reset`, or to the engine's `begin`: what a listener sets on a connection is for one caller."""
+        return self._lasting.is_shared()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
@@ -253,7 +269,7 @@ class Database:
     def pool_status(self) -> PoolStatus:
         """How the pool stands now, in this process."""
         pool = self.engine.pool
-        assert isinstance(pool, _Pool)
+        assert isinstance(pool, BoundedPool)
         resting = self._lasting.resting
         return PoolStatus(
             size=pool.size(),
@@ -288,39 +304,6 @@ class _Session(Session):
     def flush(self, objects: Any = None) -> None:
         with _stale_rows():
             super().flush(objects)
-
-
-class _Pool(AsyncAdaptedQueuePool):
-    _disposed = False
-    relief: Callable[[], None] | None = None
-    """Called when there is no connection left, to get one back."""
-
-    def connect(self) -> PoolProxiedConnection:
-        try:
-            return super().connect()
-        except _NO_CONNECTION as error:
-            raise CannotConnect(None, None, error) from error
-
-    def _do_get(self) -> ConnectionPoolEntry:
-        if self.relief is not None and self.checkedin() == 0 and self.overflow() >= self._max_overflow:
-            self.relief()
-        try:
-            return super()._do_get()
-        except PoolTimeoutError as error:
-            raise PoolExhausted(
-                f"all {self.checkedout()} connections were in use for {self.timeout()} s: "
-                "hold sessions for shorter, or raise pool_size"
-            ) from error
-
-    def dispose(self) -> None:
-        self._disposed = True
-        super().dispose()
-
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if self._disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
-            record.close()
-        else:
-            super()._do_return_conn(record)
 
 
 @contextmanager
@@ -380,82 +363,3 @@ def _make_read_only(_session: Session, _transaction: Any, connection: Connection
 def _is_in_transaction(connection: Connection) -> bool:
     driver: Any = connection.connection.driver_connection
     return bool(driver.is_in_transaction())
-
-
-def _bound_pre_ping(engine: Engine, seconds: float | None) -> None:
-    """In place of SQLAlchemy's, which takes three round trips and has only the bound of a statement."""
-
-    def ping(connection: AdaptedConnection) -> bool:
-        try:
-            connection.run_async(lambda driver: driver.execute("SELECT 1", timeout=seconds))
-        except _NO_CONNECTION:
-            connection.driver_connection.terminate()  # an orderly end would be waited for
-            return False  # the pool replaces this connection and every other one that it holds
-        return True
-
-    engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
-
-
-def _dump_json(value: Any) -> str:
-    try:
-        dumped = orjson.dumps(value, default=_plain)
-    except orjson.JSONEncodeError as error:
-        raise RefusedValue(f"a value can't be written as JSON: {error}") from error
-    if b"null" in dumped and not _is_finite(value):
-        raise RefusedValue("a value can't be written as JSON: it has no NaN and no infinity")  # orjson writes null
-    return dumped.decode()
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, UUID):  # a subclass, such as the driver's
-        return str(value)
-    raise TypeError
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
-    if is_dataclass(value):
-        return all(_is_finite(getattr(value, field.name)) for field in fields(value))
-    return True
-
-
-def _milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
-    if seconds is None:
-        return {}
-    if seconds <= 0:
-        raise ValueError(f"{setting} must be more than 0 seconds, or None for the server's own setting")
-    return {setting: str(math.ceil(seconds * 1000))}
-
-
-def _asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
-    """The URL as SQLAlchemy's asyncpg dialect takes it, and the connect arguments that libpq's parameters mean."""
-    parsed = make_url(url)
-    if parsed.drivername in {"postgresql", "postgres"}:
-        parsed = parsed.set(drivername="postgresql+asyncpg")
-    if parsed.drivername != "postgresql+asyncpg":
-        raise ValueError(f"{parsed.drivername!r} isn't supported: use postgresql:// or postgresql+asyncpg://")
-    arguments: dict[str, Any] = {}
-    kept: dict[str, Any] = {}
-    tls: dict[str, Any] = {}
-    for name, value in parsed.query.items():
-        if name in _TLS_PARAMETERS:
-            tls[name] = value
-        elif name == "connect_timeout":
-            arguments["timeout"] = float(str(value)) or None
-        elif name in {"application_name", "target_session_attrs"}:
-            arguments[name] = value
-        elif name in {"host", "port", "prepared_statement_cache_size"}:
-            kept[name] = value
-        else:
-            raise ValueError(
-                f"the URL's parameter {name!r} isn't supported: take it out, and use connect_args for an argument of "
-                "asyncpg.connect, or connect_args={'server_settings': {...}} for a setting of the server"
-            )
-    if tls:
-        arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
-    return parsed.set(query=kept), arguments

@@ -6,7 +6,7 @@ HowdahError
 ├── CannotRender                    a JsonView's field can't be written by PostgreSQL    (also TypeError)
 ├── EmbeddedPostgresError           the embedded server can't be had                     (also RuntimeError)
 ├── InvalidCursor                   a page cursor is damaged or belongs to another listing   (also ValueError)
-├── NestedTransaction               a transaction was asked for inside a running one     (also InvalidRequestError)
+├── NestedTransaction               run_transaction inside the work of another one       (also InvalidRequestError)
 ├── StaleRow                        the row's version moved since it was read            (also StaleDataError)
 ├── Unavailable                     nothing was wrong with the request: try again later
 │   ├── PoolExhausted               no connection became free in time                    (also sqlalchemy TimeoutError)
@@ -110,8 +110,8 @@ class InvalidCursor(HowdahError, ValueError):
 
 
 class NestedTransaction(HowdahError, sa.InvalidRequestError):
-    """`run_transaction` was called while this task had a transaction open: the inner one could commit alone, or wait
-    for a lock that the outer one holds. Pass the open session down instead."""
+    """`run_transaction` was called inside the work of another `run_transaction`: if that is run again, what the inner
+    one committed would be done twice. Pass the session of the outer one down instead."""
 
 
 class StaleRow(HowdahError, orm.StaleDataError):

@@ -15,11 +15,15 @@ from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from howdah.errors import DRIVER_ERRORS, Conflict, ConnectionLost, raise_as_of_a_statement
+from howdah.pooling import BoundedPool, Priority, Slot, assign, unassign, using
 
 ResultT = TypeVar("ResultT")
 
 # One that has rested for longer goes through the pool, which asks whether it is still there.
 _RESTED_SECONDS: Final = 1.0
+
+# That of `howdah.database`, which only forgets what went before.
+_OWN_BEGIN_LISTENERS: Final = 1
 
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
@@ -30,13 +34,32 @@ class _Kept:
     opened: float
     used: float
 
+    @property
+    def sync(self) -> Connection:
+        sync = self.connection.sync_connection
+        assert sync is not None
+        return sync
+
+    @property
+    def is_open(self) -> bool:
+        """As far as the driver has heard."""
+        sync = self.sync
+        driver: Any = None if sync.closed or sync.invalidated else sync.connection.driver_connection
+        return driver is not None and not driver.is_closed()
+
 
 class Lasting:
-    """At most `keep` connections of the engine, on which each statement is a transaction of its own, that stay out of
-    its pool between uses, each for at most `recycle` seconds (-1: any time)."""
+    """Connections of an engine on which each statement is a transaction of its own. At most `keep` of them stay out of
+    its pool between uses, each for at most `recycle` seconds (-1: any time).
 
-    def __init__(self, engine: AsyncEngine, *, keep: int, recycle: float) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+    A connection that nobody uses has no slot: it is closed as soon as somebody needs its place. None is kept while the
+    pool's connections are prepared for each use (see `BoundedPool`): each use is then a checkout of its own. While the
+    application listens to the engine's `begin`, a read is a transaction, so that `SET LOCAL` in the listener holds.
+    """
+
+    def __init__(self, engine: AsyncEngine, single: Mapping[str, Any], *, keep: int, recycle: float) -> None:
+        self._transactional = engine
+        self._engine = engine.execution_options(**single)
         self._keep, self._recycle = keep, recycle
         self._resting: list[_Kept] = []
         self._closed = False
@@ -49,78 +72,115 @@ class Lasting:
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[AsyncConnection]:
         """A kept connection, or one of the pool."""
-        async with self._until_done(await self._rested() or await self._fresh()) as connection:
-            yield connection
+        async with self._slot(Priority.BATCH) as slot:
+            kept = await self._rested(slot) or await self._fresh(slot)
+            async with self._until_done(kept) as connection:
+                yield connection
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """What `work` returns, which only reads: on a kept connection that turns out to be lost, or to have plans from
         before a migration, it is begun again on another one."""
-        kept = await self._rested()
-        if kept is not None:
+        if self._begins_are_heard():
+            async with self._slot(Priority.READ) as slot:
+                with using(slot):
+                    connection = await self._transactional.connect()
+                try:
+                    return await work(connection)
+                finally:
+                    await _close(connection)
+        async with self._slot(Priority.READ) as slot:
+            kept = await self._rested(slot)
+            if kept is None:
+                async with self._until_done(await self._fresh(slot)) as connection:
+                    return await work(connection)
             try:
                 async with self._until_done(kept) as connection:
                     return await work(connection)
             except (ConnectionLost, Conflict):
                 await self._give_back()
-        async with self._until_done(await self._fresh()) as connection:
+        async with self._slot(Priority.READ) as slot, self._until_done(await self._fresh(slot)) as connection:
             return await work(connection)
+
+    def is_shared(self) -> bool:
+        """Whether a connection is the same for every caller: nobody prepares it for one."""
+        return not self._begins_are_heard() and not self._pool.is_prepared_for_each_use()
 
     def give_one_back(self) -> None:
         """For somebody who finds the pool empty; called where SQLAlchemy's own code runs."""
         if self._resting:
-            sync = self._resting.pop(0).connection.sync_connection
-            assert sync is not None
-            sync.close()
+            self._resting.pop(0).sync.close()
 
     async def close(self) -> None:
         """Give all connections back, those in use when they are done."""
         self._closed = True
         await self._give_back()
 
-    async def _rested(self) -> _Kept | None:
+    @property
+    def _pool(self) -> BoundedPool:
+        pool = self._engine.pool
+        assert isinstance(pool, BoundedPool)
+        return pool
+
+    @asynccontextmanager
+    async def _slot(self, priority: Priority) -> AsyncIterator[Slot]:
+        slot = await self._pool.take_slot(priority)
+        try:
+            yield slot
+        finally:
+            self._pool.slots.give_back(slot)
+
+    async def _rested(self, slot: Slot) -> _Kept | None:
+        """A kept connection, which then has the slot."""
         if not self._resting:
             return None
         kept, now = self._resting.pop(), time.monotonic()
         rested = now - kept.used < _RESTED_SECONDS and not 0 <= self._recycle <= now - kept.opened
-        if rested and _is_open(kept.connection):
+        if rested and kept.is_open and not self._pool.is_prepared_for_each_use():
+            assign(kept.sync.connection, slot)
             return kept
-        await _close(kept)
+        await _close(kept.connection)
         return None
 
-    async def _fresh(self) -> _Kept:
+    async def _fresh(self, slot: Slot) -> _Kept:
         now = time.monotonic()
-        return _Kept(await self._engine.connect(), now, now)
+        with using(slot):
+            return _Kept(await self._engine.connect(), now, now)
 
     @asynccontextmanager
     async def _until_done(self, kept: _Kept) -> AsyncIterator[AsyncConnection]:
         try:
             yield kept.connection
-            if kept.connection.in_transaction():  # SQLAlchemy's own notion, in which there is nothing of PostgreSQL's
-                await kept.connection.rollback()
+            if kept.connection.in_transaction():  # SQLAlchemy's own notion; PostgreSQL has one only behind a pooler
+                await kept.connection.commit()
         except BaseException:
-            await _close(kept)
+            await _close(kept.connection)
             raise
-        if self._closed or len(self._resting) >= self._keep:
-            await _close(kept)
-        else:
+        if self._may_keep(kept):
+            unassign(kept.sync.connection)
             kept.used = time.monotonic()
             self._resting.append(kept)
+        else:
+            await _close(kept.connection)
+
+    def _may_keep(self, kept: _Kept) -> bool:
+        return (
+            not self._closed
+            and kept.is_open
+            and len(self._resting) < self._keep
+            and not self._pool.is_exhausted()
+            and not self._pool.is_prepared_for_each_use()
+        )
+
+    def _begins_are_heard(self) -> bool:
+        return len(self._engine.sync_engine.dispatch.begin) > _OWN_BEGIN_LISTENERS
 
     async def _give_back(self) -> None:
         while self._resting:
-            await _close(self._resting.pop())
+            await _close(self._resting.pop().connection)
 
 
-def _is_open(connection: AsyncConnection) -> bool:
-    """As far as the driver has heard."""
-    sync = connection.sync_connection
-    assert sync is not None
-    driver: Any = None if sync.closed or sync.invalidated else sync.connection.driver_connection
-    return driver is not None and not driver.is_closed()
-
-
-async def _close(kept: _Kept) -> None:
-    await asyncio.shield(asyncio.ensure_future(kept.connection.close()))
+async def _close(connection: AsyncConnection) -> None:
+    await asyncio.shield(asyncio.ensure_future(connection.close()))
 
 
 class Prepared:

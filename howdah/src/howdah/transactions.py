@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TypeVar
-from weakref import ref
 
-from sqlalchemy import event, func, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session, SessionTransaction
 
 from howdah.database import Database, IsolationLevel
 from howdah.errors import Conflict, NestedTransaction
@@ -19,8 +17,15 @@ from howdah.retrying import retried
 
 ResultT = TypeVar("ResultT")
 
-# The sessions that began in this context; one that is still in its transaction makes a `run_transaction` nested.
-_begun: ContextVar[tuple[ref[Session], ...]] = ContextVar("howdah_begun", default=())
+
+class _Run:
+    """One call of `run_transaction`."""
+
+    is_over = False
+
+
+# The call whose work this context is part of.
+_run: ContextVar[_Run | None] = ContextVar("howdah_run", default=None)
 
 
 async def run_transaction(
@@ -39,22 +44,36 @@ async def run_transaction(
     1 s ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>). So `work` must
     do nothing outside the database that can't be done twice, and return nothing from a session that was thrown away.
 
-    Every other error is raised at once and rolls back. Raises `NestedTransaction` if this task (or the one that
-    started it) is in a transaction.
+    Every other error is raised at once and rolls back.
+
+    It may be called while another session of this task is open, such as a request's `DbSession`. It uses a session and
+    a connection of its own: what it commits stays, even if the other session is rolled back, and it doesn't see what
+    the other session hasn't committed. Its wait for a connection ends with `PoolExhausted` after `pool_timeout`, its
+    wait for a row that the other session has locked with `LockTimeout` after `lock_timeout`.
+
+    Raises `NestedTransaction` inside the `work` of another `run_transaction`: if that is run again, what the inner one
+    committed would be done twice.
     """
     if attempts < 1:
         raise ValueError(f"work is attempted at least once, not {attempts} times")
-    if any(_is_in_transaction(begun) for begun in _begun.get()):
+    outer = _run.get()
+    if outer is not None and not outer.is_over:
         raise NestedTransaction(
-            "run_transaction was called inside a running transaction: pass that session to the function instead, "
-            "or open a savepoint in it"
+            "run_transaction was called inside the work of another run_transaction, which may run again: pass that "
+            "work's session to the function instead, or open a savepoint in it"
         )
 
     async def once() -> ResultT:
         async with database.begin(isolation_level=isolation_level) as session:
             return await work(session)
 
-    return await retried(once, on=(Conflict,), attempts=attempts, timeout=timeout)
+    run = _Run()
+    token = _run.set(run)
+    try:
+        return await retried(once, on=(Conflict,), attempts=attempts, timeout=timeout)
+    finally:
+        run.is_over = True  # for tasks that the work has started, which have the context too
+        _run.reset(token)
 
 
 @asynccontextmanager
@@ -87,15 +106,3 @@ async def try_advisory_lock(session: AsyncSession, *name: object) -> bool:
 def _lock_key(name: tuple[object, ...]) -> int:
     text = "\x1f".join(str(part) for part in name)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
-
-
-@event.listens_for(Session, "after_transaction_create")
-def _remember(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        others = (begun for begun in _begun.get() if begun() is not session and _is_in_transaction(begun))
-        _begun.set((*others, ref(session)))
-
-
-def _is_in_transaction(begun: ref[Session]) -> bool:
-    session = begun()
-    return session is not None and session.in_transaction()

@@ -119,7 +119,13 @@ class OpenView(Generic[ModelT]):
 
     async def get(self, id: Any) -> Body:
         """The row with this key, or `NotFound`. Tasks that ask at the same moment share a statement."""
-        return await self._coalescer.submit(key_from(self._view.model, id))
+        key = key_from(self._view.model, id)
+        if not self._database.shares_reads():
+            (body,) = await self._read([key])
+            if isinstance(body, Exception):
+                raise body
+            return body
+        return await self._coalescer.submit(key)
 
     async def get_many(self, ids: Iterable[Any]) -> list[Body]:
         """The rows with these keys, any number, in the order asked, each once; missing ones are left out. One

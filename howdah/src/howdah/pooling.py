@@ -1,0 +1,252 @@
+"""The connection pool, and who may take how many of its connections.
+
+A task that holds a connection may wait for something that needs another one: a route with an open session awaits a
+view, a batch, or a transaction of its own. If both came from one supply, as many such tasks as the pool has connections
+would wait for each other until `pool_timeout`. So a few connections are reserved: sessions never take the last ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
+from enum import IntEnum
+from typing import Any, Final
+
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, ManagesConnection, PoolProxiedConnection
+from sqlalchemy.util import await_only
+
+from howdah.errors import DRIVER_ERRORS, CannotConnect, PoolExhausted
+
+# What making a connection raises: 2.0 of SQLAlchemy passes the driver's own errors on, 2.1 its wrappers.
+CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
+
+_SLOT: Final = "howdah_slot"
+
+# Their listeners count and trace, and set nothing on a connection.
+_OBSERVERS: Final = frozenset({"ddtrace", "elasticapm", "newrelic", "opentelemetry", "sentry_sdk"})
+
+
+class Priority(IntEnum):
+    """What a connection is for. A use waits only for uses of a higher priority, so one of them always makes progress."""
+
+    SESSION = 0
+    """A session of a task that holds no connection: a request, a job."""
+    BATCH = 1
+    """The work of a batch, a statement of its own (`autocommit`), or a session of a task that holds a connection."""
+    READ = 2
+    """A read: it waits for nothing else while it holds the connection."""
+
+
+class Slot:
+    """The right to use one connection. `kind` is the supply it came from, and returns to."""
+
+    __slots__ = ("is_free", "kind")
+
+    def __init__(self, kind: Priority) -> None:
+        self.kind = kind
+        self.is_free = False
+
+
+# What a connection that is checked out in this context is for, unless the context holds one already.
+_priority: ContextVar[Priority] = ContextVar("howdah_priority", default=Priority.SESSION)
+
+# The slots that were taken in this context. A task inherits those of the task that started it, which may await it.
+_held: ContextVar[tuple[Slot, ...]] = ContextVar("howdah_held", default=())
+
+# A slot for the next checkout in this context, which then takes no further one.
+_taken: ContextVar[Slot | None] = ContextVar("howdah_taken", default=None)
+
+
+def batch_context() -> Context:
+    """An empty context in which every checkout has the priority of a batch."""
+    context = Context()
+    context.run(_priority.set, Priority.BATCH)
+    return context
+
+
+def priority_here() -> Priority:
+    """What a session that is opened in this context is for."""
+    priority = _priority.get()
+    if priority is Priority.SESSION and any(not slot.is_free for slot in _held.get()):
+        return Priority.BATCH
+    return priority
+
+
+class Slots:
+    """As many slots as the pool may have connections, in three supplies: one for everybody, and two reserves.
+
+    A use takes from the reserves that its priority allows first, then from what everybody may have, and waits in order
+    of arrival if there is none.
+    """
+
+    def __init__(self, *, pool_size: int, max_overflow: int) -> None:
+        total = pool_size + max_overflow
+        # A quarter of the lasting connections: one for reads, which need it for milliseconds, the others for batches.
+        reserved = min(total - 1, max(2, pool_size // 4))
+        reads = min(1, reserved)
+        self._supplies = (total - reserved, reserved - reads, reads)
+        self._free = [*self._supplies]
+        self._waiting: deque[tuple[Priority, asyncio.Future[Slot]]] = deque()
+
+    def limit(self, priority: Priority) -> int:
+        """How many slots the uses of this priority may have together."""
+        return sum(self._supplies[: priority + 1])
+
+    async def take(self, priority: Priority, timeout: float) -> Slot:  # noqa: ASYNC109
+        """A slot, after at most `timeout` seconds; then `TimeoutError`."""
+        for kind in reversed(Priority):
+            if kind <= priority and self._free[kind] > 0:
+                self._free[kind] -= 1
+                return _remembered(Slot(kind))
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Slot] = loop.create_future()
+        entry = (priority, waiter)
+        self._waiting.append(entry)
+        expiry = loop.call_later(timeout, _expire, waiter)
+        try:
+            return _remembered(await waiter)
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.give_back(waiter.result())  # granted in the moment in which the task was cancelled
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+            raise
+        finally:
+            expiry.cancel()
+
+    def give_back(self, slot: Slot) -> None:
+        """Pass the slot's supply on to the first one who waits for it. A slot that is free already stays free."""
+        if slot.is_free:
+            return
+        slot.is_free = True
+        for place, (priority, waiter) in enumerate(self._waiting):
+            if priority >= slot.kind and not waiter.done():
+                del self._waiting[place]
+                waiter.set_result(Slot(slot.kind))
+                return
+        self._free[slot.kind] += 1
+
+
+def _expire(waiter: asyncio.Future[Slot]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
+def _remembered(slot: Slot) -> Slot:
+    _held.set((*(held for held in _held.get() if not held.is_free), slot))
+    return slot
+
+
+@contextmanager
+def using(slot: Slot) -> Iterator[None]:
+    """The next checkout in this context uses the slot instead of taking one."""
+    token = _taken.set(slot)
+    try:
+        yield
+    finally:
+        _taken.reset(token)
+
+
+class BoundedPool(AsyncAdaptedQueuePool):
+    """SQLAlchemy's pool, whose connections in use each have a slot. `slots` must be set before its first use."""
+
+    slots: Slots
+    relief: Callable[[], None] | None = None
+    """Called when every connection is checked out, to get one back that nobody uses."""
+    _disposed = False
+
+    def connect(self) -> PoolProxiedConnection:
+        try:
+            return super().connect()
+        except CONNECTION_ERRORS as error:
+            raise CannotConnect(None, None, error) from error
+
+    def is_exhausted(self) -> bool:
+        """Whether no further connection can be had before one is given back."""
+        return self.checkedin() == 0 and self.overflow() >= self._max_overflow
+
+    def is_prepared_for_each_use(self) -> bool:
+        """Whether the application listens to what happens at each use of a connection. What such a listener sets there,
+        a tenant for row-level security say, is for that use and its caller alone."""
+        return any(
+            _top_package(listener) not in _OBSERVERS
+            for listeners in (self.dispatch.checkout, self.dispatch.checkin, self.dispatch.reset)
+            for listener in listeners
+        )
+
+    def recreate(self) -> BoundedPool:
+        new = super().recreate()
+        assert isinstance(new, BoundedPool)
+        new.slots, new.relief = self.slots, self.relief  # those who hold a connection of the old pool still count
+        return new
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        slot = _taken.get()
+        if slot is None:
+            slot = await_only(self.take_slot(priority_here()))
+        else:
+            _taken.set(None)
+        try:
+            if self.relief is not None and self.is_exhausted():
+                self.relief()
+            record = super()._do_get()
+            assign(record, slot)
+        except PoolTimeoutError as error:  # connections that are being closed still count as open
+            self.slots.give_back(slot)
+            raise PoolExhausted(f"no connection was given back for {self.timeout()} s") from error
+        except BaseException:
+            self.slots.give_back(slot)
+            raise
+        return record
+
+    async def take_slot(self, priority: Priority) -> Slot:
+        """A slot for one connection. Raises `PoolExhausted` if none becomes free within `pool_timeout`."""
+        try:
+            return await self.slots.take(priority, self.timeout())
+        except TimeoutError as error:
+            limit = self.slots.limit(priority)
+            reserved = self.slots.limit(Priority.READ) - limit
+            kept = f" ({reserved} more are reserved for reads and batches)" if reserved else ""
+            raise PoolExhausted(
+                f"all {limit} connections{kept} were in use for {self.timeout()} s: "
+                "hold sessions for shorter, or raise pool_size"
+            ) from error
+
+    def dispose(self) -> None:
+        self._disposed = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        slot = unassign(record)
+        try:
+            if self._disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
+                record.close()
+            else:
+                super()._do_return_conn(record)
+        finally:
+            if slot is not None:
+                self.slots.give_back(slot)
+
+
+def assign(connection: ManagesConnection, slot: Slot) -> None:
+    """Let the connection be used with this slot until it is given back to its pool."""
+    info = connection.record_info
+    assert info is not None
+    info[_SLOT] = slot
+
+
+def unassign(connection: ManagesConnection) -> Slot | None:
+    """Take the connection's slot from it, if it has one."""
+    info = connection.record_info
+    slot: Slot | None = None if info is None else info.pop(_SLOT, None)
+    return slot
+
+
+def _top_package(listener: Callable[..., Any]) -> str:
+    return str(getattr(inspect.unwrap(listener), "__module__", "")).partition(".")[0]

@@ -1,0 +1,299 @@
+"""The pool's slots: sessions leave some connections to reads and batches, so nobody waits for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import Context
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response
+from pydantic import BaseModel
+from sample import Counter, User
+from sample_rows import a_user
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from test_fastapi import served
+
+from howdah import Coalescer, Database, JsonView, PoolExhausted, PoolStatus, run_transaction
+from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
+from howdah.pooling import BoundedPool, Priority, Slots
+
+REQUESTS = 300
+
+
+class UserOut(BaseModel):
+    id: UUID
+    name: str
+
+
+UserView = JsonView(User, UserOut)
+
+
+def slots_of(database: Database) -> Slots:
+    pool = database.engine.pool
+    assert isinstance(pool, BoundedPool)
+    return pool.slots
+
+
+def without_reserve(database: Database) -> None:
+    """The control: every connection may be a session's."""
+    slots = slots_of(database)
+    slots._supplies = (slots.limit(Priority.READ), 0, 0)
+    slots._free = [*slots._supplies]
+
+
+@pytest.fixture
+async def user_id(committed_url: str) -> UUID:
+    async with Database(committed_url) as database, database.begin() as session:
+        session.add(user := a_user())
+        await session.flush()
+        return user.id
+
+
+@asynccontextmanager
+async def application(url: str, *, has_reserve: bool = True) -> AsyncIterator[tuple[httpx.AsyncClient, Database]]:
+    """A service whose routes have a login that reads the user from a session which stays open."""
+
+    async def login(db: DbSession) -> None:
+        await db.scalar(select(func.count()).select_from(User))
+
+    async def reading_login(db: ReadDbSession) -> None:
+        await db.scalar(select(func.count()).select_from(User))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with UserView.open(database) as users, Coalescer(count_up) as counts:
+            yield {"database": database, "users": users, "counts": counts}
+
+    async def count_up(items: Sequence[int]) -> list[int]:
+        async def work(session: AsyncSession) -> list[int]:
+            await session.execute(text("SELECT 1"))
+            return list(items)
+
+        return await run_transaction(database, work)
+
+    async def count_one(session: AsyncSession) -> int:
+        return (await session.scalars(text("SELECT 1"))).one()
+
+    app = FastAPI(lifespan=lifespan)
+    add_error_handlers(app)
+
+    for path, dependency in (("", login), ("/reading", reading_login)):
+
+        @app.get(f"{path}/view/{{id}}", dependencies=[Depends(dependency)])
+        async def view(id: UUID, request: Request) -> Response:
+            return json_response(await request.state.users.get(id))
+
+        @app.get(f"{path}/batch", dependencies=[Depends(dependency)])
+        async def batch(request: Request) -> int:
+            found: int = await request.state.counts.submit(1)
+            return found
+
+        @app.get(f"{path}/autocommit", dependencies=[Depends(dependency)])
+        async def autocommit() -> int:
+            async with database.autocommit() as connection:
+                found: int = (await connection.scalars(text("SELECT 1"))).one()
+                return found
+
+        @app.get(f"{path}/transaction", dependencies=[Depends(dependency)])
+        async def transaction() -> int:
+            return await run_transaction(database, count_one)
+
+        @app.get(f"{path}/background", dependencies=[Depends(dependency)])
+        async def background(tasks: BackgroundTasks) -> int:
+            tasks.add_task(run_transaction, database, an_insert)
+            return 1
+
+    async def an_insert(session: AsyncSession) -> None:
+        session.add(Counter())
+
+    async with Database(url, pool_timeout=20 if has_reserve else 0.5) as database:
+        if not has_reserve:
+            without_reserve(database)
+        async with served(app) as client:
+            yield client, database
+
+
+async def statuses(client: httpx.AsyncClient, path: str) -> list[int]:
+    limits = httpx.Limits(max_connections=REQUESTS)
+    async with httpx.AsyncClient(base_url=client.base_url, limits=limits, timeout=60) as many:
+        answers = await asyncio.gather(*(many.get(path) for _ in range(REQUESTS)))
+    return sorted({answer.status_code for answer in answers})
+
+
+@pytest.mark.parametrize("path", ["/view/{}", "/batch", "/autocommit", "/transaction", "/reading/view/{}"])
+async def test_a_request_with_an_open_session_gets_the_second_connection_that_it_needs(
+    committed_url: str, user_id: UUID, path: str
+) -> None:
+    async with application(committed_url) as (client, database):
+        assert await statuses(client, path.format(user_id)) == [200]
+        assert database.pool_status().in_use == 0
+
+
+@pytest.mark.parametrize("path", ["/view/{}", "/batch", "/autocommit", "/transaction"])
+async def test_control_without_a_reserve_such_requests_wait_for_each_other(
+    committed_url: str, user_id: UUID, path: str
+) -> None:
+    async with application(committed_url, has_reserve=False) as (client, _):
+        assert 503 in await statuses(client, path.format(user_id))
+
+
+async def test_a_background_task_may_run_a_transaction_while_the_request_has_a_session_open(
+    committed_url: str, user_id: UUID
+) -> None:
+    async with application(committed_url) as (client, database):
+        assert await statuses(client, "/reading/background") == [200]
+        async with database.session() as session:
+            assert await session.scalar(select(func.count()).select_from(Counter)) == REQUESTS
+
+
+@pytest.mark.parametrize(
+    ("pool_size", "max_overflow", "limits"),
+    [
+        (20, 10, (25, 29, 30)),
+        (1, 10, (9, 10, 11)),
+        (4, 0, (2, 3, 4)),
+        (2, 1, (1, 2, 3)),
+        (1, 1, (1, 1, 2)),
+        (1, 0, (1, 1, 1)),
+    ],
+)
+def test_a_quarter_is_reserved_and_at_least_one_connection_is_for_sessions(
+    pool_size: int, max_overflow: int, limits: tuple[int, int, int]
+) -> None:
+    slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
+    assert tuple(map(slots.limit, Priority)) == limits
+
+
+class TestSlots:
+    @pytest.fixture
+    def slots(self) -> Slots:
+        """One for everybody, one for batches, one for reads."""
+        return Slots(pool_size=3, max_overflow=0)
+
+    async def test_are_given_in_order_of_arrival(self, slots: Slots) -> None:
+        held = await slots.take(Priority.SESSION, 1)
+        order: list[int] = []
+
+        async def use(number: int) -> None:
+            slot = await slots.take(Priority.SESSION, 5)
+            order.append(number)
+            slots.give_back(slot)
+
+        tasks = [asyncio.create_task(use(n)) for n in range(10)]
+        await asyncio.sleep(0)
+        slots.give_back(held)
+        late = asyncio.create_task(use(10))
+        await asyncio.gather(*tasks, late)
+        assert order == list(range(11))
+
+    async def test_of_the_reserves_are_not_for_sessions(self, slots: Slots) -> None:
+        session = await slots.take(Priority.SESSION, 1)
+        with pytest.raises(TimeoutError):
+            await slots.take(Priority.SESSION, 0.01)
+        batch = await slots.take(Priority.BATCH, 0.01)
+        with pytest.raises(TimeoutError):
+            await slots.take(Priority.BATCH, 0.01)
+        read = await slots.take(Priority.READ, 0.01)
+        with pytest.raises(TimeoutError):
+            await slots.take(Priority.READ, 0.01)
+        waiting = asyncio.create_task(slots.take(Priority.SESSION, 5))
+        await asyncio.sleep(0)
+        slots.give_back(batch)
+        slots.give_back(read)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        slots.give_back(session)
+        assert (await waiting).kind is Priority.SESSION
+
+    async def test_are_lent_to_reads_by_all_supplies(self, slots: Slots) -> None:
+        kinds = [(await slots.take(Priority.READ, 0.01)).kind for _ in range(3)]
+        assert kinds == [Priority.READ, Priority.BATCH, Priority.SESSION]
+
+    async def test_are_given_back_once_only(self, slots: Slots) -> None:
+        slot = await slots.take(Priority.SESSION, 1)
+        slots.give_back(slot)
+        slots.give_back(slot)
+        assert slots._free == [1, 1, 1]
+
+    async def test_of_cancelled_and_late_waiters_are_not_lost(self, slots: Slots) -> None:
+        held = await slots.take(Priority.SESSION, 1)
+        cancelled = asyncio.create_task(slots.take(Priority.SESSION, 5))
+        granted = asyncio.create_task(slots.take(Priority.SESSION, 5))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(TimeoutError):
+            await slots.take(Priority.SESSION, 0.01)
+        slots.give_back(held)  # to the second task, which is cancelled before it learns of it
+        granted.cancel()
+        for task in (cancelled, granted):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert slots._free == [1, 1, 1]
+        assert not slots._waiting
+
+
+async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserve(database_url: str) -> None:
+    async with (
+        Database(database_url, pool_size=5, max_overflow=0, pool_timeout=0.1) as database,
+        AsyncExitStack() as stack,
+    ):
+
+        async def hold() -> None:
+            session = await stack.enter_async_context(database.session())
+            await session.execute(text("SELECT 1"))
+
+        for _ in range(3):
+            await asyncio.create_task(hold())  # each task has a context of its own
+        with pytest.raises(PoolExhausted, match=r"all 3 connections \(2 more are reserved for reads and batches\)"):
+            await asyncio.create_task(hold())
+        holder = stack.pop_all()
+        await holder.aclose()
+        for _ in range(4):
+            await hold()
+        assert database.pool_status() == PoolStatus(size=5, max_overflow=0, in_use=4, idle=0)
+
+
+async def test_slots_survive_a_disposed_engine(database_url: str) -> None:
+    async with Database(database_url, pool_size=3, max_overflow=0, pool_timeout=0.1) as database:
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+            await database.engine.dispose()
+            with pytest.raises(PoolExhausted):
+                await asyncio.create_task(database.ping(), context=Context())
+        await database.ping()
+        assert slots_of(database)._free == [1, 1, 1]
+
+
+async def test_cancelled_and_failing_uses_of_every_kind_leave_all_slots_free(database_url: str) -> None:
+    async with Database(database_url, pool_size=4, max_overflow=0) as database:
+
+        async def read() -> None:
+            await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(0.02)")))
+
+        async def fail() -> None:
+            await database.read(lambda connection: connection.execute(text("SELECT 1/0")))
+
+        async def write() -> None:
+            async with database.autocommit() as connection:
+                await connection.execute(text("SELECT pg_sleep(0.02)"))
+
+        async def transact() -> None:
+            async with database.begin() as session:
+                await session.execute(text("SELECT pg_sleep(0.02)"))
+
+        uses: list[Callable[[], Awaitable[None]]] = [read, fail, write, transact]
+        tasks = [asyncio.ensure_future(uses[n % 4]()) for n in range(80)]
+        for n, task in enumerate(tasks):
+            if n % 3 == 0:
+                asyncio.get_running_loop().call_later(n / 500, task.cancel)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert database.pool_status().in_use == 0
+        slots = slots_of(database)
+        assert tuple(slots._free) == slots._supplies
+        assert not slots._waiting

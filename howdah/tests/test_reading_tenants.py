@@ -1,0 +1,201 @@
+"""What a listener sets on a connection for its caller, a tenant for row-level security, reaches no other caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import Connection, event, make_url, select, text
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import MetaData
+
+from howdah import Base, Database, JsonView, OpenView, bulk
+from howdah.pooling import BoundedPool
+from howdah.reading import Lasting
+from howdah.testing import assert_statements
+
+tenant: ContextVar[str] = ContextVar("tenant")
+ROWS = 6
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Note(Separate):
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant: Mapped[str]
+
+
+class NoteOut(BaseModel):
+    id: int
+    tenant: str
+
+
+NoteView = JsonView(Note, NoteOut)
+
+
+@pytest.fixture
+async def restricted_url(committed_url: str) -> AsyncIterator[str]:
+    """A role that sees the rows of `app.tenant` only. Half of the notes belong to each of two tenants."""
+    role = make_url(committed_url).database
+    async with Database(committed_url) as database:
+        async with database.begin() as session:
+            await (await session.connection()).run_sync(Separate.metadata.create_all)
+            for statement in (
+                "ALTER TABLE notes ENABLE ROW LEVEL SECURITY",
+                "CREATE POLICY own ON notes USING (tenant = current_setting('app.tenant'))",
+                f'CREATE ROLE "{role}" LOGIN',
+                f'GRANT ALL ON notes TO "{role}"',
+            ):
+                await session.execute(text(statement))
+            await bulk.insert_many(session, Note, [{"id": n, "tenant": "ab"[n % 2]} for n in range(ROWS)])
+        yield make_url(committed_url).set(username=role).render_as_string(hide_password=False)
+        async with database.begin() as session:
+            await session.execute(text(f'DROP OWNED BY "{role}"'))
+            await session.execute(text(f'DROP ROLE "{role}"'))
+
+
+def set_at_checkout(database: Database) -> None:
+    """As a service does it: the setting lasts until the next checkout sets another one."""
+
+    @event.listens_for(database.engine.sync_engine, "checkout")
+    def checkout(connection: Any, _record: Any, _proxy: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SELECT set_config('app.tenant', $1, false)", (tenant.get(),))
+        cursor.close()
+        connection.commit()
+
+
+def set_at_begin(database: Database) -> None:
+    @event.listens_for(database.engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("SELECT set_config('app.tenant', $1, true)", (tenant.get(),))
+
+
+async def in_a_session(database: Database, view: OpenView[Note]) -> set[str]:
+    async with database.session() as session:
+        return set(await session.scalars(select(Note.tenant)))
+
+
+async def in_a_read(database: Database, view: OpenView[Note]) -> set[str]:
+    return set(await database.read(lambda connection: connection.scalars(select(Note.tenant))))
+
+
+async def in_autocommit(database: Database, view: OpenView[Note]) -> set[str]:
+    async with database.autocommit() as connection:
+        return set(await connection.scalars(select(Note.tenant)))
+
+
+async def by_key(database: Database, view: OpenView[Note]) -> set[str]:
+    bodies = await asyncio.gather(*(view.get(n) for n in range(ROWS)), return_exceptions=True)
+    return {NoteOut.model_validate_json(body).tenant for body in bodies if isinstance(body, bytes)}
+
+
+async def by_keys(database: Database, view: OpenView[Note]) -> set[str]:
+    return {NoteOut.model_validate_json(body).tenant for body in await view.get_many(range(ROWS))}
+
+
+async def by_page(database: Database, view: OpenView[Note]) -> set[str]:
+    page = await view.page(count=True)
+    assert page.total == ROWS // 2
+    return {NoteOut.model_validate_json(body).tenant for body in page.items}
+
+
+async def by_stream(database: Database, view: OpenView[Note]) -> set[str]:
+    return {NoteOut.model_validate_json(line).tenant async for line in view.stream()}
+
+
+READS: list[Callable[[Database, OpenView[Note]], Awaitable[set[str]]]] = [
+    in_a_session,
+    in_a_read,
+    in_autocommit,
+    by_key,
+    by_keys,
+    by_page,
+    by_stream,
+]
+
+
+@asynccontextmanager
+async def service(url: str, listen: Callable[[Database], None]) -> AsyncIterator[tuple[Database, OpenView[Note]]]:
+    async with Database(url) as database, NoteView.open(database) as view:
+        listen(database)
+        yield database, view
+
+
+async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *given: Any) -> set[str]:
+    tenant.set(name)
+    return await read(*given)
+
+
+@pytest.mark.parametrize(
+    ("listen", "read"),
+    [
+        *((set_at_checkout, read) for read in READS),
+        # autocommit has no transaction for a setting to hold in: see below
+        *((set_at_begin, read) for read in READS if read is not in_autocommit),
+    ],
+)
+async def test_each_tenant_sees_its_own_rows_one_after_the_other_and_at_once(
+    restricted_url: str,
+    listen: Callable[[Database], None],
+    read: Callable[[Database, OpenView[Note]], Awaitable[set[str]]],
+) -> None:
+    async with service(restricted_url, listen) as given:
+        for name in "abab":
+            assert await asyncio.create_task(seen_by(name, read, *given)) == {name}
+        names = ["ab"[n % 2] for n in range(40)]
+        seen = await asyncio.gather(*(seen_by(name, read, *given) for name in names))
+        assert seen == [{name} for name in names]
+
+
+async def test_a_statement_in_autocommit_sees_nothing_of_what_a_begin_listener_set(restricted_url: str) -> None:
+    """The setting of a transaction that is over is empty."""
+    async with service(restricted_url, set_at_begin) as given:
+        for name in "ab":
+            assert await asyncio.create_task(seen_by(name, in_a_session, *given)) == {name}
+            assert await asyncio.create_task(seen_by(name, in_autocommit, *given)) == set()
+
+
+@pytest.mark.parametrize("read", [in_a_read, in_autocommit, by_keys, by_page])
+async def test_control_a_connection_that_is_kept_shows_one_tenant_the_rows_of_another(
+    restricted_url: str,
+    read: Callable[[Database, OpenView[Note]], Awaitable[set[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BoundedPool, "is_prepared_for_each_use", lambda self: False)
+    async with service(restricted_url, set_at_checkout) as given:
+        assert await asyncio.create_task(seen_by("a", read, *given)) == {"a"}
+        assert await asyncio.create_task(seen_by("b", read, *given)) == {"a"}
+
+
+async def test_control_a_batch_has_no_tenant(restricted_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lasting, "is_shared", lambda self: True)
+    async with service(restricted_url, set_at_checkout) as given:
+        assert await seen_by("a", by_key, *given) == set()
+
+
+async def test_a_listener_that_only_observes_leaves_reads_shared(committed_url: str) -> None:
+    def observe(*_event: Any) -> None: ...
+
+    observe.__module__ = "opentelemetry.instrumentation.sqlalchemy.engine"
+    async with Database(committed_url) as database:
+        event.listen(database.engine.sync_engine, "checkout", observe)
+        assert database.shares_reads()
+        async with database.begin() as session:
+            await (await session.connection()).run_sync(Separate.metadata.create_all)
+            await bulk.insert_many(session, Note, [{"id": n, "tenant": "a"} for n in range(ROWS)])
+        async with NoteView.open(database) as view:
+            with assert_statements(database, 1):
+                await asyncio.gather(*(view.get(n) for n in range(ROWS)))
+        observe.__module__ = "service"
+        assert not database.shares_reads()
