@@ -35,7 +35,7 @@ bench-plot: $(UV)
 bench-docs: $(UV)
 	$(RUN) --group bench python -m benchmarks.page $(ARGS)
 
-# SQLAlchemy 2.0 and 2.1, PostgreSQL 16 and 18, Python 3.11 to 3.13 as far as they are installed.
+# SQLAlchemy 2.0 and 2.1, PostgreSQL 15, 16 and 18, Python 3.11 to 3.13, as far as they are installed.
 test-matrix: $(UV)
 	UV=$(UV) scripts/test-matrix
 

@@ -115,7 +115,7 @@ async def test_reports_a_pool_without_a_free_connection(database_url: str) -> No
                 await database.session().execute(text("SELECT 1"))
         assert isinstance(caught.value, exc.TimeoutError)
         assert isinstance(caught.value, errors.Unavailable)
-        assert isinstance(caught.value.__cause__, exc.TimeoutError)
+        assert isinstance(caught.value.__cause__, TimeoutError)
         assert str(pickled(caught.value)) == str(caught.value)
 
 

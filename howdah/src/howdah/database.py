@@ -330,7 +330,7 @@ def _listen(engine: Engine) -> None:
     def handle_error(context: ExceptionContext) -> DatabaseError | None:
         error = translate(context)
         connection = context.connection
-        if error and error.sqlstate and connection and not context.is_disconnect and _is_in_transaction(connection):
+        if error and error.sqlstate and connection and not context.is_disconnect and _is_aborted(connection):
             connection.info.setdefault(key, error)
         return error
 
@@ -360,6 +360,7 @@ def _make_read_only(_session: Session, _transaction: Any, connection: Connection
     connection.exec_driver_sql("SET LOCAL transaction_read_only = on")
 
 
-def _is_in_transaction(connection: Connection) -> bool:
+def _is_aborted(connection: Connection) -> bool:
+    """Whether the transaction of a statement that failed goes on, of no use."""
     driver: Any = connection.connection.driver_connection
-    return bool(driver.is_in_transaction())
+    return bool(driver.is_in_transaction()) and not connection.get_execution_options().get(COMMIT_EACH)
