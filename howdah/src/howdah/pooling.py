@@ -33,7 +33,7 @@ _OBSERVERS: Final = frozenset({"ddtrace", "elasticapm", "newrelic", "opentelemet
 
 
 class Priority(IntEnum):
-    """What a connection is for. A use waits only for uses of a higher priority, so one of them always makes progress."""
+    """What a connection is for. A use waits only for uses of a higher priority, so the highest makes progress."""
 
     SESSION = 0
     """A session of a task that holds no connection: a request, a job."""
