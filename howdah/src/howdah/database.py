@@ -33,6 +33,7 @@ from howdah.errors import (
     translate,
 )
 from howdah.reading import Lasting
+from howdah.times import use_exact_times
 
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -147,6 +148,7 @@ class Database:
             **engine_options,
         )
         _listen(self.engine.sync_engine)
+        use_exact_times(self.engine.sync_engine)
         _bound_pre_ping(self.engine.sync_engine, given["timeout"])
         event.listen(self.engine.sync_engine, "do_connect", self._refuse_if_closed)
         self._bind: AsyncEngine | AsyncConnection = self.engine

@@ -170,8 +170,9 @@ class DatabaseError(HowdahError, sa.DBAPIError):
     def _describe(self, orig: BaseException) -> str:
         error = _driver_error(orig) or orig
         code = f"{type(error).__name__}, {self.sqlstate}" if self.sqlstate else type(error).__name__
-        if isinstance(error, RefusedValue):
-            return str(error)
+        for refused in (error, error.__cause__):  # a codec's error is the cause of the driver's
+            if isinstance(refused, RefusedValue):
+                return str(refused)
         if self.hide_parameters and isinstance(self, InvalidValue) and not isinstance(self, TooLong):
             return f"({code}) a value was refused; which one is hidden due to hide_parameters=True"
         # its first argument alone: str() would add the DETAIL line
@@ -273,6 +274,14 @@ class RefusedValue(ValueError):
     gets is an `InvalidValue` with this text."""
 
 
+class RefusedTime(RefusedValue, OverflowError):
+    """A time that couldn't be read again. What a caller gets is an `OutOfRange` with this text."""
+
+
+class UnreadableTime(asyncpg.InterfaceError, RefusedTime):  # type: ignore[misc]  # asyncpg has no types
+    """A time in the database that Python's type can't hold. It is raised inside the driver while a result is read."""
+
+
 DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -360,6 +369,8 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
     error = _driver_error(original) or original
     if isinstance(error, asyncpg.InvalidCachedStatementError):
         return SchemaChanged
+    if isinstance(error, RefusedTime):
+        return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # refused by the driver
         return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, UnicodeError):
