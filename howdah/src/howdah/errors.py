@@ -335,6 +335,13 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
 def translate(context: ExceptionContext) -> DatabaseError | None:
     """The error to raise in place of SQLAlchemy's; a listener for the engine's `handle_error` event."""
     original = context.original_exception
+    if isinstance(original, sa.MissingGreenlet):
+        original.add_note(
+            "An attribute was read that isn't loaded, or that a rollback or expire() has expired. Load it before you "
+            "read it: load=[...], .options(selectinload(...)), .options(undefer(...)), or "
+            "await session.refresh(object, [names])"
+        )
+        return None
     if not isinstance(original, Exception):  # a cancelled task stays a cancelled task
         return None
     cls = _class_for(original, context)

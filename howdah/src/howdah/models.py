@@ -24,6 +24,7 @@ from sqlalchemy.types import TypeEngine
 from uuid_utils import uuid7 as _uuid7
 
 from howdah.errors import RefusedValue
+from howdah.loading import explain_raising_loads
 from howdah.times import without_time_zone
 
 NAMING_CONVENTION: Final[dict[Any, str]] = {
@@ -77,8 +78,8 @@ class Base(DeclarativeBase):
     - `Mapped[datetime]` is `timestamptz` and refuses naive values (`AwareDateTime`). So are the items of
       `Mapped[list[datetime]]` and the bounds of `Mapped[Range[datetime]]` and `Mapped[MultiRange[datetime]]`.
     - A relationship is `lazy="raise"` unless it names another strategy: a lazy load can't work under asyncio, so it is
-      an error where it is written. `lazy="select"`, being SQLAlchemy's default, counts as not naming one; write
-      `lazy=True` to have it (for `AsyncAttrs`).
+      an error where it is written, which says how to load it. `lazy="select"`, being SQLAlchemy's default, counts as
+      not naming one; write `lazy=True` to have it (for `AsyncAttrs`). A flush loads what it needs by itself.
     - What the server computes comes back with the flush (`eager_defaults`), never by a later lazy load.
 
     For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own.
@@ -120,6 +121,9 @@ def _raise_on_lazy_load(mapper: Mapper[Any], class_: type[Any]) -> None:
             prop.backref = (prop.backref, {"lazy": "raise"})
         elif prop.backref is not None:
             prop.backref[1].setdefault("lazy", "raise")
+
+
+event.listen(Base, "attribute_instrument", explain_raising_loads, propagate=True)
 
 
 class UUIDv7PrimaryKey:
