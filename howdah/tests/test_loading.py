@@ -20,7 +20,7 @@ from sqlalchemy.orm import (
     undefer,
 )
 
-from howdah import AsyncRepository, Base, UniqueViolation
+from howdah import AsyncRepository, Base, Database, UniqueViolation
 
 
 class Ours(Base):
@@ -432,6 +432,18 @@ class TestTheError:
         session.expunge(book)
         with pytest.raises(InvalidRequestError, match=r"load=\[Volume\.author\]"):
             _ = book.author  # type: ignore[attr-defined]
+
+
+async def test_reading_what_is_expired_while_no_connection_is_held_says_what_to_do(
+    committed_database: Database,
+) -> None:
+    async with committed_database.session() as session:
+        session.add(user := User(email="a", name="A"))
+        await session.commit()
+        session.expire(user)
+        with pytest.raises(MissingGreenlet) as caught:
+            _ = user.name
+        assert "await session.refresh(" in "".join(caught.value.__notes__)
 
 
 async def test_reading_after_a_flush_still_raises(session: AsyncSession, twenty: list[Any]) -> None:

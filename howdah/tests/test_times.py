@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import ARRAY, DateTime, MetaData, Time, func, insert, inspect, literal, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import TSRANGE, TSTZRANGE, Range
+from sqlalchemy.dialects.postgresql import JSONB, TSRANGE, TSTZRANGE, Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, composite, mapped_column
@@ -316,15 +316,16 @@ def with_naive(name: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", WITH_ZONE)
 async def test_naive_values_are_refused_on_every_way(moments: AsyncSession, name: str, value: Any) -> None:
     for way in WAYS:
-        for count in (1, 25):
+        for count in (1, 25, 1100) if name == "plain_at" else (1, 25):
             nothing = dict.fromkeys(with_naive(name, value))
             rows = [{"id": id, **writable(way, nothing)} for id in range(count - 1)]
             rows.append({"id": count, **writable(way, with_naive(name, value))})
             if len(rows[-1]) > 1:
-                with pytest.raises(InvalidValue, match=r"without (a time zone|an offset)"):
+                with pytest.raises(InvalidValue, match=r"without (a time zone|an offset)") as caught:
                     async with moments.begin_nested():
                         await write(moments, way, rows)
                 moments.expunge_all()
+                assert caught.value.row_index == (count - 1 if way.endswith("_many") else None)
     if name == "period":
         return
     column, given = getattr(Moment, name), with_naive(name, value)[name]
@@ -483,6 +484,10 @@ class TestInfiniteDates:
         ):
             assert type(made) is date
         assert repr(INFINITY) == "howdah.times.INFINITY"
+
+    async def test_are_written_as_json_like_other_dates(self, session: AsyncSession) -> None:
+        days = {"first": MINUS_INFINITY, "last": INFINITY}
+        assert await session.scalar(select(literal(days, JSONB))) == {"first": "0001-01-01", "last": "9999-12-31"}
 
 
 def test_annotations_mean_columns_with_time_zones() -> None:

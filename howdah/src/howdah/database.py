@@ -16,6 +16,7 @@ import orjson
 from sqlalchemy import URL, Connection, Engine, event, make_url, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.engine import AdaptedConnection, ExceptionContext
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
@@ -32,8 +33,9 @@ from howdah.errors import (
     StaleRow,
     translate,
 )
+from howdah.loading import explain_missing_await
 from howdah.reading import Lasting
-from howdah.times import use_exact_times
+from howdah.times import InfiniteDate, use_exact_times
 
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -300,6 +302,9 @@ class _Pool(AsyncAdaptedQueuePool):
     def connect(self) -> PoolProxiedConnection:
         try:
             return super().connect()
+        except MissingGreenlet as error:
+            explain_missing_await(error)
+            raise
         except _NO_CONNECTION as error:
             raise CannotConnect(None, None, error) from error
 
@@ -409,7 +414,7 @@ def _dump_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, UUID):  # a subclass, such as the driver's
+    if isinstance(value, UUID | InfiniteDate):  # a subclass, such as the driver's
         return str(value)
     raise TypeError
 

@@ -56,6 +56,7 @@ from sqlalchemy.orm import exc as orm
 
 from howdah.driver_errors import DRIVER_ERRORS as DRIVER_ERRORS  # noqa: PLC0414  # for the modules that catch them
 from howdah.driver_errors import driver_error, fact, timeout_that_closed, told_error
+from howdah.loading import explain_missing_await
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
@@ -340,11 +341,7 @@ def translate(context: ExceptionContext) -> DatabaseError | None:
     """The error to raise in place of SQLAlchemy's; a listener for the engine's `handle_error` event."""
     original = context.original_exception
     if isinstance(original, sa.MissingGreenlet):
-        original.add_note(
-            "An attribute was read that isn't loaded, or that a rollback or expire() has expired. Load it before you "
-            "read it: load=[...], .options(selectinload(...)), .options(undefer(...)), or "
-            "await session.refresh(object, [names])"
-        )
+        explain_missing_await(original)
         return None
     if not isinstance(original, Exception):  # a cancelled task stays a cancelled task
         return None

@@ -1,4 +1,5 @@
-"""What happens when an attribute is read that isn't loaded, where that is an error (`lazy="raise"`, `raiseload=True`).
+"""What happens when an attribute is read that isn't loaded, where that is an error: with `lazy="raise"` and
+`raiseload=True`, and where nothing can be awaited.
 
 - The error says how to load the attribute.
 - During a flush the attribute is loaded. The unit of work reads relationships to put deletes in the right order; it
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 from sqlalchemy.orm import ColumnProperty, InstanceState, PassiveFlag, QueryableAttribute, RelationshipProperty
 
 
@@ -36,6 +37,14 @@ def explain_raising_loads(_class: type[Any], _key: str, attribute: QueryableAttr
 
     assert impl is not None
     impl.callable_ = load_or_explain
+
+
+def explain_missing_await(error: MissingGreenlet) -> None:
+    """Add to SQLAlchemy's error, which doesn't say that an attribute was read, what to do."""
+    error.add_note(
+        "An attribute was read that isn't loaded, or that a rollback or expire() has expired. Load it before you read "
+        "it: load=[...], .options(selectinload(...)), .options(undefer(...)), or await session.refresh(object, [names])"
+    )
 
 
 def _remedy(attribute: QueryableAttribute[Any]) -> str | None:
