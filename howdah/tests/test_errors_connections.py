@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from pickling import pickled
+from sample import User
+from sample_rows import user_rows
 from server import kill, until_gone, until_waiting
 from sqlalchemy import exc, make_url, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, errors
+from howdah import Database, bulk, errors
 
 
 async def test_reports_a_backend_that_was_killed(real_database: Database) -> None:
@@ -30,25 +35,82 @@ async def test_reports_a_backend_that_was_killed(real_database: Database) -> Non
     assert isinstance(pickled(error), errors.ConnectionLost)
 
 
-async def test_reports_a_connection_that_was_lost_while_idle_in_a_transaction(
-    database_url: str, real_database: Database
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda session: session.execute(text("SELECT 1")),
+        lambda session: session.commit(),
+        lambda session: bulk.insert_many(session, User, user_rows(30)),
+    ],
+    ids=["execute", "commit", "bulk"],
+)
+async def test_names_the_timeout_of_a_transaction_that_was_idle(
+    database_url: str, real_database: Database, attempt: Callable[[AsyncSession], Awaitable[object]]
 ) -> None:
-    async with Database(database_url, idle_in_transaction_timeout=0.05) as database, database.session() as session:
+    async with Database(database_url, idle_in_transaction_timeout=0.1) as database, database.session() as session:
         pid = await session.scalar(text("SELECT pg_backend_pid()"))
         await until_gone(real_database, pid)
-        with pytest.raises(errors.ConnectionLost):
-            await session.execute(text("SELECT 1"))
+        with pytest.raises(errors.ConnectionLost, match="idle_in_transaction_timeout") as caught:
+            await attempt(session)
+        assert "idle_in_transaction_timeout" in str(pickled(caught.value))
         await session.rollback()
         assert await session.scalar(text("SELECT 1")) == 1
 
 
-async def test_reports_a_transaction_that_took_too_long(real_database: Database) -> None:
+async def test_names_the_timeout_before_the_driver_has_heard_of_it(database_url: str) -> None:
+    """Control: this event loop runs nothing until the backend is gone."""
+
+    def wait(pid: int) -> None:
+        async def watch() -> None:
+            async with Database(database_url) as watching:
+                await until_gone(watching, pid)
+
+        asyncio.run(watch())
+
+    async with Database(database_url, idle_in_transaction_timeout=0.1) as database, database.session() as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        thread = threading.Thread(target=wait, args=(pid,))
+        thread.start()
+        thread.join()
+        with pytest.raises(errors.ConnectionLost, match="idle_in_transaction_timeout"):
+            await session.execute(text("SELECT 1"))
+
+
+async def test_names_the_timeout_of_a_transaction_that_took_too_long(real_database: Database) -> None:
     async with real_database.session() as session:
         if await session.scalar(text("SELECT CAST(current_setting('server_version_num') AS int) < 170000")):
             pytest.skip("transaction_timeout came with PostgreSQL 17")
         await session.execute(text("SET LOCAL transaction_timeout = '20ms'"))
-        with pytest.raises(errors.ConnectionLost):
+        with pytest.raises(errors.ConnectionLost, match="setting transaction_timeout") as caught:
             await session.execute(text("SELECT pg_sleep(9)"))
+        assert caught.value.sqlstate == "25P04"
+
+
+async def test_names_the_timeout_of_a_connection_that_was_idle(real_database: Database) -> None:
+    async with real_database.session() as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        await session.execute(text("SET idle_session_timeout = '20ms'"))
+        connection = await session.connection()
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        await driver.execute("COMMIT")  # which SQLAlchemy doesn't know of
+        await until_gone(real_database, pid)
+        with pytest.raises(errors.ConnectionLost, match="idle_session_timeout"):
+            await session.execute(text("SELECT 1"))
+
+
+async def test_names_no_timeout_where_none_is_known(real_database: Database) -> None:
+    lock = text("SELECT pg_advisory_xact_lock(1)")
+    async with real_database.session() as holder, real_database.session() as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        await holder.execute(lock)
+        waiting = asyncio.create_task(session.execute(lock))
+        await until_waiting(real_database)
+        await kill(real_database, pid)
+        with pytest.raises(errors.ConnectionLost) as caught:
+            await waiting
+    assert caught.value.sqlstate == "57P01"
+    assert "timeout" not in str(caught.value)
 
 
 async def test_gives_up_on_a_statement_that_the_server_never_ends(database_url: str) -> None:

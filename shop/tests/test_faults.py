@@ -15,6 +15,7 @@ from making import make_order, make_user
 from serving import client_of, served_in_a_thread
 from sqlalchemy import DateTime, ForeignKey, String, literal, select
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, configure_mappers, mapped_column, relationship
 
 from howdah import Database, InvalidValue, utcnow
@@ -60,9 +61,11 @@ async def test_a_naive_time_is_refused(committed_database: Database) -> None:
 @pytest.mark.usefixtures("in_new_york")
 async def test_control_a_naive_time_in_utc_is_stored_hours_away(committed_database: Database) -> None:
     now = datetime.now(UTC)
-    async with committed_database.begin() as session:
+    plain = create_async_engine(committed_database.engine.url)
+    async with plain.connect() as connection:
         naive = literal(now.replace(tzinfo=None), DateTime(timezone=True))
-        read: datetime = (await session.scalars(select(naive))).one()
+        read: datetime = (await connection.scalars(select(naive))).one()
+    await plain.dispose()
     assert abs((read - now).total_seconds()) >= 4 * 3600
 
 

@@ -30,6 +30,7 @@ from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
 from howdah.json_values import dump_json
 from howdah.pooling import BoundedPool, Slots
 from howdah.reading import Lasting
+from howdah.times import use_exact_times
 
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -153,6 +154,7 @@ class Database:
             **engine_options,
         )
         _listen(self.engine.sync_engine)
+        use_exact_times(self.engine.sync_engine)
         if pooler is not None:
             listen_for_single_statements(self.engine.sync_engine)
         bound_pre_ping(self.engine.sync_engine, given["timeout"])

@@ -54,6 +54,10 @@ from sqlalchemy import Connection
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
+from howdah.driver_errors import DRIVER_ERRORS as DRIVER_ERRORS  # noqa: PLC0414  # for the modules that catch them
+from howdah.driver_errors import driver_error, fact, timeout_that_closed, told_error
+from howdah.loading import explain_missing_await
+
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
@@ -160,18 +164,19 @@ class DatabaseError(HowdahError, sa.DBAPIError):
 
     def __init__(self, statement: str | None, params: Any, orig: BaseException, *options: Any, **named: Any) -> None:
         super().__init__(statement, params, orig, *options, **named)
-        self.sqlstate = _fact(orig, "sqlstate") if _fact(orig, "severity") else None
-        self.constraint = _fact(orig, "constraint_name")
-        self.table = _fact(orig, "table_name")
-        self.column = _fact(orig, "column_name")
-        self.reason = _fact(orig, "detail")
+        self.sqlstate = fact(orig, "sqlstate") if fact(orig, "severity") else None
+        self.constraint = fact(orig, "constraint_name")
+        self.table = fact(orig, "table_name")
+        self.column = fact(orig, "column_name")
+        self.reason = fact(orig, "detail")
         self.args = (self._describe(orig),)
 
     def _describe(self, orig: BaseException) -> str:
-        error = _driver_error(orig) or orig
+        error = told_error(orig) or orig
         code = f"{type(error).__name__}, {self.sqlstate}" if self.sqlstate else type(error).__name__
-        if isinstance(error, RefusedValue):
-            return str(error)
+        for refused in (error, error.__cause__):  # a codec's error is the cause of the driver's
+            if isinstance(refused, RefusedValue):
+                return str(refused)
         if self.hide_parameters and isinstance(self, InvalidValue) and not isinstance(self, TooLong):
             return f"({code}) a value was refused; which one is hidden due to hide_parameters=True"
         # its first argument alone: str() would add the DETAIL line
@@ -188,7 +193,14 @@ class CannotConnect(Unavailable, DatabaseError, sa.OperationalError):
 
 
 class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.InterfaceError):
-    """The connection broke while it was in use. If that was in COMMIT, the outcome is unknown."""
+    """The connection broke while it was in use. If that was in COMMIT, the outcome is unknown.
+
+    Where a timeout of the server closed it, the text names the timeout. The driver doesn't keep what the server says
+    while no statement runs, so that it was `idle_in_transaction_timeout` is then only likely."""
+
+    def _describe(self, orig: BaseException) -> str:
+        cause = timeout_that_closed(orig)
+        return super()._describe(orig) + (f": {cause}" if cause else "")
 
 
 class IntegrityViolation(DatabaseError, sa.IntegrityError):
@@ -273,11 +285,13 @@ class RefusedValue(ValueError):
     gets is an `InvalidValue` with this text."""
 
 
-DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
+class RefusedTime(RefusedValue, OverflowError):
+    """A time that couldn't be read again. What a caller gets is an `OutOfRange` with this text."""
+
+
+class UnreadableTime(asyncpg.InterfaceError, RefusedTime):  # type: ignore[misc]  # asyncpg has no types
+    """A time in the database that Python's type can't hold. It is raised inside the driver while a result is read."""
+
 
 # A code first, then its class (the first two characters), then DatabaseError.
 BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
@@ -326,6 +340,9 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
 def translate(context: ExceptionContext) -> DatabaseError | None:
     """The error to raise in place of SQLAlchemy's; a listener for the engine's `handle_error` event."""
     original = context.original_exception
+    if isinstance(original, sa.MissingGreenlet):
+        explain_missing_await(original)
+        return None
     if not isinstance(original, Exception):  # a cancelled task stays a cancelled task
         return None
     cls = _class_for(original, context)
@@ -357,14 +374,18 @@ def raise_as_of_a_statement(connection: Connection, statement: str, error: Excep
 
 
 def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseError] | None:
-    error = _driver_error(original) or original
+    error = driver_error(original) or original
     if isinstance(error, asyncpg.InvalidCachedStatementError):
         return SchemaChanged
+    if isinstance(error, RefusedTime):
+        return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # refused by the driver
         return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, UnicodeError):
         return InvalidText
-    sqlstate = _fact(error, "sqlstate")
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
+        return ConnectionLost
+    sqlstate = fact(error, "sqlstate")
     if sqlstate is not None:
         return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or DatabaseError
     if context.is_disconnect or isinstance(error, OSError):
@@ -372,16 +393,3 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
     if context.sqlalchemy_exception is not None and isinstance(error, ValueError | TypeError | LookupError):
         return InvalidValue  # refused by the column's type, while the parameters were made
     return None
-
-
-def _driver_error(error: BaseException) -> BaseException | None:
-    """asyncpg's own error, which SQLAlchemy's adapter wraps and keeps as the cause."""
-    if isinstance(error, DRIVER_ERRORS):
-        return error
-    cause = error.__cause__
-    return cause if isinstance(cause, DRIVER_ERRORS) else None
-
-
-def _fact(error: BaseException, name: str) -> str | None:
-    value = getattr(_driver_error(error), name, None)
-    return value if isinstance(value, str) else None

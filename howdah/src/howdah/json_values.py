@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from howdah.errors import RefusedValue
+from howdah.times import InfiniteDate
 
 
 def dump_json(value: Any) -> str:
@@ -23,7 +24,7 @@ def dump_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, UUID):  # a subclass, such as the driver's
+    if isinstance(value, UUID | InfiniteDate):  # a subclass, such as the driver's
         return str(value)
     raise TypeError
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import asyncpg.pgproto.pgproto
-from sqlalchemy import DateTime, Dialect, MetaData, TypeDecorator, event
-from sqlalchemy.dialects.postgresql import ExcludeConstraint
+from sqlalchemy import Date, DateTime, Dialect, MetaData, Time, TypeDecorator, event
+from sqlalchemy.dialects.postgresql import (
+    ARRAY,
+    DATEMULTIRANGE,
+    DATERANGE,
+    TSTZMULTIRANGE,
+    TSTZRANGE,
+    ExcludeConstraint,
+    Range,
+)
+from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty, mapped_column
 from sqlalchemy.types import TypeEngine
 from uuid_utils import uuid7 as _uuid7
 
 from howdah.errors import RefusedValue
+from howdah.loading import explain_raising_loads
+from howdah.times import without_time_zone
 
 NAMING_CONVENTION: Final[dict[Any, str]] = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -44,17 +55,15 @@ def utcnow() -> datetime:
 
 class AwareDateTime(TypeDecorator[datetime]):
     """`timestamptz`. A naive `datetime` or a `date` is refused with `InvalidValue` before it is sent: the driver would
-    read it as local time. What comes back is aware and in UTC."""
+    read it as local time. What comes back is aware and in UTC; PostgreSQL's infinities come back as `datetime.max` and
+    `datetime.min` in UTC and are written as infinities again (see `howdah.times`)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
-            raise RefusedValue(
-                f"a {type(value).__name__} without a time zone was refused: "
-                "use howdah.utcnow(), datetime.now(UTC) or .replace(tzinfo=...)"
-            )
+            raise RefusedValue(without_time_zone(value))
         return value
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
@@ -66,10 +75,11 @@ class Base(DeclarativeBase):
     """The base of mapped classes.
 
     - Constraints and indexes get names from `NAMING_CONVENTION`, so that migrations and errors can name them.
-    - `Mapped[datetime]` is `timestamptz` and refuses naive values (`AwareDateTime`).
+    - `Mapped[datetime]` is `timestamptz` and refuses naive values (`AwareDateTime`). So are the items of
+      `Mapped[list[datetime]]` and the bounds of `Mapped[Range[datetime]]` and `Mapped[MultiRange[datetime]]`.
     - A relationship is `lazy="raise"` unless it names another strategy: a lazy load can't work under asyncio, so it is
-      an error where it is written. `lazy="select"`, being SQLAlchemy's default, counts as not naming one; write
-      `lazy=True` to have it (for `AsyncAttrs`).
+      an error where it is written, which says how to load it. `lazy="select"`, being SQLAlchemy's default, counts as
+      not naming one; write `lazy=True` to have it (for `AsyncAttrs`). A flush loads what it needs by itself.
     - What the server computes comes back with the flush (`eager_defaults`), never by a later lazy load.
 
     For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own.
@@ -78,7 +88,16 @@ class Base(DeclarativeBase):
     """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map: ClassVar[Mapping[Any, Any]] = {datetime: AwareDateTime()}
+    type_annotation_map: ClassVar[Mapping[Any, Any]] = {
+        datetime: AwareDateTime(),
+        list[datetime]: ARRAY(AwareDateTime()),
+        Range[datetime]: TSTZRANGE(),
+        MultiRange[datetime]: TSTZMULTIRANGE(),
+        list[date]: ARRAY(Date()),
+        Range[date]: DATERANGE(),
+        MultiRange[date]: DATEMULTIRANGE(),
+        list[time]: ARRAY(Time()),
+    }
 
 
 # Listeners rather than __mapper_args__, which a class that has its own would lose.
@@ -102,6 +121,9 @@ def _raise_on_lazy_load(mapper: Mapper[Any], class_: type[Any]) -> None:
             prop.backref = (prop.backref, {"lazy": "raise"})
         elif prop.backref is not None:
             prop.backref[1].setdefault("lazy", "raise")
+
+
+event.listen(Base, "attribute_instrument", explain_raising_loads, propagate=True)
 
 
 class UUIDv7PrimaryKey:

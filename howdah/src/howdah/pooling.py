@@ -17,11 +17,13 @@ from enum import IntEnum
 from typing import Any, Final
 
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, ManagesConnection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from howdah.errors import DRIVER_ERRORS, CannotConnect, PoolExhausted
+from howdah.loading import explain_missing_await
 
 # What making a connection raises: 2.0 of SQLAlchemy passes the driver's own errors on, 2.1 its wrappers.
 CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
@@ -164,6 +166,9 @@ class BoundedPool(AsyncAdaptedQueuePool):
     def connect(self) -> PoolProxiedConnection:
         try:
             return super().connect()
+        except MissingGreenlet as error:
+            explain_missing_await(error)
+            raise
         except CONNECTION_ERRORS as error:
             raise CannotConnect(None, None, error) from error
 

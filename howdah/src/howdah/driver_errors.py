@@ -1,0 +1,60 @@
+"""What the driver's errors say."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import asyncpg
+
+DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+_BE_SHORT: Final = "end transactions before you wait for anything else, or raise that argument of Database"
+
+_TIMEOUTS: Final = {
+    "25P03": f"the transaction had done nothing for longer than idle_in_transaction_timeout: {_BE_SHORT}",
+    "25P04": "the transaction had taken longer than PostgreSQL's setting transaction_timeout",
+    "57P05": "the connection had done nothing for longer than PostgreSQL's setting idle_session_timeout",
+}
+_CLOSED_WHILE_IDLE: Final = (
+    "it was closed while no statement was running. If the transaction had done nothing for longer than "
+    f"idle_in_transaction_timeout, PostgreSQL closed it: {_BE_SHORT}. Its settings transaction_timeout and "
+    "idle_session_timeout close connections likewise"
+)
+
+
+def driver_error(error: BaseException) -> BaseException | None:
+    """asyncpg's own error, which SQLAlchemy's adapter wraps and keeps as the cause."""
+    if isinstance(error, DRIVER_ERRORS):
+        return error
+    cause = error.__cause__
+    return cause if isinstance(cause, DRIVER_ERRORS) else None
+
+
+def told_error(error: BaseException) -> BaseException | None:
+    """What PostgreSQL said before it closed the connection, if the driver has kept it; else the driver's error."""
+    driver: Any = driver_error(error)
+    if isinstance(driver, asyncpg.ConnectionDoesNotExistError) and isinstance(driver.__cause__, asyncpg.PostgresError):
+        driver = driver.__cause__
+    return driver  # type: ignore[no-any-return]  # asyncpg has no types
+
+
+def fact(error: BaseException, name: str) -> str | None:
+    """A field of PostgreSQL's message, such as `constraint_name`."""
+    value = getattr(told_error(error), name, None)
+    return value if isinstance(value, str) else None
+
+
+def timeout_that_closed(error: BaseException) -> str | None:
+    """Which timeout of the server closed the connection, as far as this error tells. The driver doesn't keep what the
+    server says while no statement runs."""
+    driver = told_error(error)
+    if driver is None:
+        return None
+    # not of a subclass: the driver refuses to use a connection that has been closed already
+    if type(driver) is asyncpg.InterfaceError or isinstance(driver.__cause__, BrokenPipeError):
+        return _CLOSED_WHILE_IDLE
+    return _TIMEOUTS.get(fact(error, "sqlstate") or "")

@@ -1,0 +1,62 @@
+"""What happens when an attribute is read that isn't loaded, where that is an error: with `lazy="raise"` and
+`raiseload=True`, and where nothing can be awaited.
+
+- The error says how to load the attribute.
+- During a flush the attribute is loaded. The unit of work reads relationships to put deletes in the right order; it
+  runs where SQLAlchemy can await, and the caller couldn't know what to load for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
+from sqlalchemy.orm import ColumnProperty, InstanceState, PassiveFlag, QueryableAttribute, RelationshipProperty
+
+
+def explain_raising_loads(_class: type[Any], _key: str, attribute: QueryableAttribute[Any]) -> None:
+    """A listener for the event `attribute_instrument` of mapped classes."""
+    remedy = _remedy(attribute)
+    # The function that loads the attribute has no public name, nor has the strategy that it is a method of.
+    impl = getattr(attribute, "impl", None)
+    load = getattr(impl, "callable_", None)
+    if remedy is None or load is None:
+        return
+
+    def load_or_explain(state: InstanceState[Any], passive: PassiveFlag) -> Any:
+        session = state.session
+        # private, for no event tells that a flush has failed
+        if session is not None and session._flushing:
+            passive |= PassiveFlag.NO_RAISE
+        try:
+            return load(state, passive)
+        except InvalidRequestError as error:
+            if type(error) is not InvalidRequestError:  # what a load that was allowed has met with
+                raise
+            raise InvalidRequestError(f"{error}: {remedy}") from None
+
+    assert impl is not None
+    impl.callable_ = load_or_explain
+
+
+def explain_missing_await(error: MissingGreenlet) -> None:
+    """Add to SQLAlchemy's error, which doesn't say that an attribute was read, what to do."""
+    error.add_note(
+        "An attribute was read that isn't loaded, or that a rollback or expire() has expired. Load it before you read "
+        "it: load=[...], .options(selectinload(...)), .options(undefer(...)), or await session.refresh(object, [names])"
+    )
+
+
+def _remedy(attribute: QueryableAttribute[Any]) -> str | None:
+    """How to load an attribute that raises when it isn't loaded; None for other attributes."""
+    prop: Any = attribute.comparator.prop  # `attribute.property` would configure the mappers, which is under way
+    if isinstance(prop, RelationshipProperty) and prop.lazy in {"raise", "raise_on_sql"}:
+        name = f"{attribute.class_.__name__}.{attribute.key}"
+        return (
+            f"load it with its object, by load=[{name}] in a call of a repository or "
+            f".options(selectinload({name})) of a select()"
+        )
+    if isinstance(prop, ColumnProperty) and getattr(prop, "raiseload", False):
+        name = f"{attribute.class_.__name__}.{attribute.key}"
+        return f"load it with its object, by .options(undefer({name})) of a select()"
+    return None
