@@ -27,7 +27,7 @@ def spans_of(session: AsyncSession) -> Iterator[list[str]]:
 
     def before(_connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, many: bool) -> None:
         assert not many or not statement.startswith("COPY")
-        context.span = statement.split()[0]
+        context.span = statement.partition(" ")[0]
         opened.append(context)
 
     def after(_connection: Any, _cursor: Any, _statement: str, _parameters: Any, context: Any, _many: bool) -> None:

@@ -130,7 +130,9 @@ CHANGES = [
     pytest.param(Numeric(10, 4), [Decimal("1.7549"), None], [ALTER + "numeric(10, 1)"], id="numeric smaller scale"),
     pytest.param(String(20), ["ä", None, ""], [ALTER + "text"], id="varchar to text"),
     pytest.param(String(20), ["ä", None, ""], [ALTER + "char(5)"], id="varchar to char"),
-    pytest.param(DateTime(), [datetime(2024, 7, 1, 23), None], [ALTER + "timestamptz"], id="to timestamptz"),
+    pytest.param(
+        DateTime(), [datetime.fromisoformat("2024-07-01T23:00:00"), None], [ALTER + "timestamptz"], id="to timestamptz"
+    ),
     pytest.param(
         DateTime(timezone=True), [datetime(2024, 7, 1, 23, tzinfo=UTC), None], [ALTER + "timestamp"], id="to timestamp"
     ),
@@ -141,7 +143,9 @@ CHANGES = [
         id="timestamptz to date",
     ),
     pytest.param(Date(), [date(2024, 7, 1), None], [ALTER + "timestamptz"], id="date to timestamptz"),
-    pytest.param(ARRAY(BigInteger), [[1250, None], None, []], [ALTER + "double precision[]"], id="bigint[] to double[]"),
+    pytest.param(
+        ARRAY(BigInteger), [[1250, None], None, []], [ALTER + "double precision[]"], id="bigint[] to double[]"
+    ),
     pytest.param(ARRAY(Float), [[1.7, None], None, []], [ALTER + "bigint[]"], id="double[] to bigint[]"),
     pytest.param(Enum("sad", "happy", name="mood"), ["sad", None], [ALTER + "text"], id="enum to text"),
     pytest.param(

@@ -69,7 +69,8 @@ async def copy_rows(
         try:
             return await _copy_groups(session, model, [rows], keys)
         except _Mixed:
-            groups = _grouped(read_rows(model, rows, first=0))
+            # A row that leaves its parent out may be the parent of others.
+            groups = sorted(_grouped(read_rows(model, rows, first=0)), key=lambda group: len(group[1][0]))
             made = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             places = chain.from_iterable(places for places, _ in groups)
             return [key for _, key in sorted(zip(places, made, strict=False), key=itemgetter(0))]
@@ -151,10 +152,10 @@ def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
 
 
 def _copy(connection: Connection, table: Table, parts: _Parts) -> None:
-    quote = connection.dialect.identifier_preparer
-    names = ", ".join(map(quote.format_column, parts.columns))
-    statement = f"COPY {quote.format_table(table)} ({names}) FROM STDIN (FORMAT binary)"
-    parts.description = f"SELECT {names} FROM {quote.format_table(table)}"
+    preparer = connection.dialect.identifier_preparer
+    quoted, names = preparer.format_table(table), ", ".join(map(preparer.format_column, parts.columns))
+    statement = f"COPY {quoted} ({names}) FROM STDIN (FORMAT binary)"
+    parts.description = f"SELECT {names} FROM {quoted}"  # noqa: S608  # quoted
     try:
         connection.exec_driver_sql(statement, execution_options={_ROWS_OPTION: parts})
     except _TableRejected as error:
