@@ -196,10 +196,10 @@ async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_is_a_lost_connec
                 kill(committed_url, pid)
 
         @event.listens_for(committed_database.engine.sync_engine, "before_cursor_execute")
-        def at_the_second_savepoint(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        def at_the_savepoint(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             nonlocal savepoints
             savepoints += statement.startswith("SAVEPOINT")
-            if savepoints == 2:  # the one around COPY
+            if savepoints == 1:  # the one around COPY
                 savepoints += 1
                 loop.call_soon(wait, turns)
 

@@ -22,7 +22,7 @@ loser raises `DeadlockDetected`, which `run_transaction` answers by running it a
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -41,7 +41,7 @@ from howdah.keys import has_key_in, key_attributes, key_in, key_names, keys_from
 from howdah.locking import lock_keys, locked
 from howdah.references import self_references
 from howdah.refusals import or_name_the_row
-from howdah.rows import in_chunks, in_rounds, read_rows, refuse_non_columns
+from howdah.rows import LIST_CHUNK_ROWS, in_chunks, in_rounds, read_rows, refuse_non_columns
 from howdah.tables import class_of
 from howdah.upserting import upsert_rows
 
@@ -107,11 +107,15 @@ async def insert_many(
     min_rows = 2 if references else WORTHWHILE_ROWS
     count = 0
     made: list[Any] = []
-    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+    # A single chunk that is copied has a savepoint of its own.
+    is_one_chunk = isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
+    savepoint = nullcontext() if is_one_chunk else session.begin_nested()
+    async with savepoint, aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             new = await copy_rows(session, mapped, chunk, keys=keys) if len(chunk) >= min_rows else None
             if new is None:
-                new = await insert_rows(session, mapped, chunk, references, first=count, keys=keys)
+                async with session.begin_nested():
+                    new = await insert_rows(session, mapped, chunk, references, first=count, keys=keys)
             made += new
             count += len(chunk)
     return Created(count, made)
