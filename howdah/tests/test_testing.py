@@ -13,7 +13,7 @@ from sample import User
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, savepoint
+from howdah import Database, bulk, savepoint
 from howdah.testing import assert_statements
 
 pytest_plugins = ["pytester"]
@@ -233,6 +233,13 @@ class TestAssertStatements:
             async with database.begin() as session, savepoint(session):
                 await session.execute(insert(User), users)
                 assert await session.scalar(select(func.count()).select_from(User)) == 3
+
+    async def test_counts_a_copy_once(self, database: Database) -> None:
+        with assert_statements(database, 1) as sent:
+            async with database.begin() as session:
+                await bulk.insert_many(session, User, [{"email": f"{n}@x", "name": "N"} for n in range(1100)])
+        assert sent[0].startswith("COPY users (id, email, ")
+        assert " FROM STDIN" in sent[0]
 
     async def test_lets_the_error_of_the_block_through(self, session: AsyncSession) -> None:
         with pytest.raises(ZeroDivisionError), assert_statements(session, 1):

@@ -22,24 +22,27 @@ loser raises `DeadlockDetected`, which `run_transaction` answers by running it a
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement, CursorResult, Insert, Row, Update, delete, insert, inspect, select
+from sqlalchemy import ColumnElement, CursorResult, Table, Update, delete, inspect, select
 from sqlalchemy import update as sql_update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapper
 
 from howdah.arrays import fits_in_array, given
-from howdah.columns import columns_of, keys_in, moving_version, new_keys, version_name, with_keys
+from howdah.columns import columns_of, keys_in, moving_version, version_name
 from howdah.copying import WORTHWHILE_ROWS, copy_rows
 from howdah.errors import StaleRow
+from howdah.inserting import insert_rows
 from howdah.keys import has_key_in, key_attributes, key_in, key_names, keys_from, listed
 from howdah.locking import lock_keys, locked
+from howdah.references import self_references
 from howdah.refusals import or_name_the_row
-from howdah.rows import in_chunks, in_rounds, read_rows, refuse_non_columns
+from howdah.rows import LIST_CHUNK_ROWS, in_chunks, in_rounds, read_rows, refuse_non_columns
+from howdah.tables import class_of
 from howdah.upserting import upsert_rows
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -75,20 +78,45 @@ class Upserted:
 
 
 async def insert_many(
-    session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int | None = None, keys: bool = True
+    session: AsyncSession,
+    model: type[ModelT] | Table,
+    rows: Rows,
+    *,
+    chunk_size: int | None = None,
+    keys: bool = True,
 ) -> Created:
     """Insert the rows. Defaults, Python's and the database's, apply to what a row leaves out.
 
     Twenty rows or more go by COPY where that can be had (see `howdah.copying`); `utcnow` then makes one time for many.
     `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory. Mapped objects are read,
     not added to the session. Joined-table inheritance works; a row is written as a `model`, not as a subclass of it.
+
+    In place of a class it takes a `Table`, such as the `secondary` of a relationship; rows then name columns by their
+    `key`. The keys of a table without a primary key are not returned.
+
+    A row may refer to any other row of its chunk, by a foreign key that the model declares, whichever comes first. A
+    reference to a later chunk is refused with `ForeignKeyViolation`.
     """
+    if isinstance(model, Table):
+        mapped: type[Any] = class_of(model)
+        keys = keys and bool(model.primary_key.columns)
+    else:
+        mapped = model
+    references = self_references(mapped)
+    # One statement for all rows, after which PostgreSQL checks the foreign keys: two rows that refer to each other.
+    min_rows = 2 if references else WORTHWHILE_ROWS
     count = 0
     made: list[Any] = []
-    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+    # A single chunk that is copied has a savepoint of its own.
+    is_one_chunk = isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
+    savepoint = nullcontext() if is_one_chunk else session.begin_nested()
+    async with savepoint, aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            new = await copy_rows(session, model, chunk, keys=keys) if len(chunk) >= WORTHWHILE_ROWS else None
-            made += await _insert_rows(session, model, chunk, first=count, keys=keys) if new is None else new
+            new = await copy_rows(session, mapped, chunk, keys=keys) if len(chunk) >= min_rows else None
+            if new is None:
+                async with session.begin_nested():
+                    new = await insert_rows(session, mapped, chunk, references, first=count, keys=keys)
+            made += new
             count += len(chunk)
     return Created(count, made)
 
@@ -224,28 +252,6 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
             session.expunge(instance)
     missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
     return Matched(len(deleted), missing)
-
-
-async def _insert_rows(
-    session: AsyncSession, model: type[Any], chunk: Sequence[object], *, first: int, keys: bool
-) -> Sequence[Any]:
-    rows = read_rows(model, chunk, first=first)
-    given = {name: [row.get(name) for row in rows] for name in key_names(model)}
-    new = new_keys(model, given, len(rows))
-    statement = insert(model)
-    known = not keys or not any(None in column for column in new.values())
-    if not known:  # the database makes them
-        statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
-    write = partial(_insert, session, statement)
-    returned = await or_name_the_row(session, with_keys(rows, new), write, first=first)
-    if known:
-        return keys_in(model, new, first=first) if keys else ()
-    return [key_in(row) for row in returned]
-
-
-async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> Sequence[Row[Any]]:
-    result = await session.execute(statement, rows, execution_options={"render_nulls": True})
-    return result.all() if statement._returning else ()
 
 
 async def _update_rounds(session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]]) -> set[Any]:

@@ -3,7 +3,12 @@
 It takes what an INSERT takes in all ordinary cases; only rules (`CREATE RULE`), unlike triggers, it passes by. Where it
 doesn't, `copy_rows` says so and has written nothing, and the caller inserts: a default that is an SQL expression, a
 type that is written by one, joined-table inheritance, a table that PostgreSQL lets nobody copy into (row-level
-security), a pooler or engine that doesn't know COPY.
+security), a column whose type in the database isn't that of the model, a pooler or engine that doesn't know COPY.
+
+The column types are asked for before each COPY, in its transaction: a lock on the table then keeps them until the
+transaction ends.
+
+For SQLAlchemy a COPY is a statement: its events and its log show it, without parameters.
 """
 
 from __future__ import annotations
@@ -12,30 +17,33 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from operator import itemgetter
+from time import monotonic
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Column, Connection, Dialect, FromClause, Table, inspect
+from sqlalchemy import Column, Connection, Dialect, FromClause, Table, event, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah._asyncpg import copy_in
 from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_made_keys
-from howdah.errors import raise_as_of_a_statement
+from howdah.encoding import is_encoded_as_inserted
 from howdah.rows import read_rows
 
 # A transaction that creates rows of seven columns takes 0.9 of the time with COPY for 1 to 10 of them, 0.8 for 20, 0.5
-# for 200 (`make bench ONLY=few-rows`). Below this the gain is under a millisecond, and an INSERT is what SQLAlchemy's
-# events and logs show.
+# for 200 (`make bench ONLY=few-rows`). Below this the gain is under a millisecond.
 WORTHWHILE_ROWS: Final = 20
 
 _PART_ROWS: Final = 1000
 
 COPY_OPTION: Final = "howdah_copy"
 
-_log: Final = logging.getLogger(__name__)
+_ROWS_OPTION: Final = "howdah_copied_rows"
 
-# Where the server or what stands before it has refused to copy: not tried again.
-_refusing: WeakKeyDictionary[Dialect, set[str]] = WeakKeyDictionary()
+# Where COPY isn't possible, an attempt costs an error in the server's log, and INSERTs in its place cost time.
+_RETRY_SECONDS: Final = 60.0
+
+_log: Final = logging.getLogger(__name__)
 
 _NO_COPY: Final = (
     asyncpg.FeatureNotSupportedError,
@@ -56,23 +64,65 @@ async def copy_rows(
     """
     await session.flush()
     try:
+        connection = await session.connection(bind_arguments={"mapper": inspect(model)})
+        await connection.run_sync(_check_copy_allowed, inspect(model).local_table)
         try:
             return await _copy_groups(session, model, [rows], keys)
         except _Mixed:
-            groups = _grouped(read_rows(model, rows, first=0))
+            # A row that leaves its parent out may be the parent of others.
+            groups = sorted(_grouped(read_rows(model, rows, first=0)), key=lambda group: len(group[1][0]))
             made = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             places = chain.from_iterable(places for places, _ in groups)
             return [key for _, key in sorted(zip(places, made, strict=False), key=itemgetter(0))]
-    except (_Refused, _Mixed, OnlyByInsert):
+    except (_Rejected, _Mixed, OnlyByInsert):
         return None
 
 
-class _Refused(Exception):
-    """Not by COPY."""
+class _Rejected(Exception):
+    """These rows can't be copied."""
+
+
+class _TableRejected(_Rejected):
+    """No rows can be copied into the table; the argument says why. Never raised from the driver's error: for the
+    engine's listeners, which look for that, the connection may be lost."""
 
 
 class _Mixed(Exception):
     """The rows don't all name the same attributes."""
+
+
+class _DisabledTables:
+    """The tables of one engine for which COPY was rejected in the last minute.
+
+    They are known by name only. The next one of that name (with another `search_path`, for another role, or made anew)
+    may be one that COPY is possible for; it is inserted into for that minute, too.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return self._until.get(name, 0.0) > monotonic()
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def add(self, name: str) -> None:
+        now = monotonic()
+        self._until = {name: until for name, until in self._until.items() if until > now}
+        self._until[name] = now + _RETRY_SECONDS
+
+
+_disabled: WeakKeyDictionary[Dialect, _DisabledTables] = WeakKeyDictionary()
+
+
+def _disabled_tables(dialect: Dialect) -> _DisabledTables:
+    """Those of the engine, to which its dialect belongs. At the first call for it, it learns to run COPY."""
+    tables = _disabled.get(dialect)
+    if tables is None:
+        event.listen(dialect, "do_execute", _execute_copy)
+        tables = _disabled.setdefault(dialect, _DisabledTables())
+    return tables
 
 
 async def _copy_groups(
@@ -81,51 +131,77 @@ async def _copy_groups(
     """COPY each group, whose rows name the same attributes, and return their keys in this order."""
     made: list[Any] = []
     async with session.begin_nested():
-        # here, for this is what makes the savepoint
-        connection = await session.connection(bind_arguments={"mapper": inspect(model)})
-        await connection.run_sync(_refuse_where_it_was_refused, inspect(model).local_table)
         for rows in groups:
-            await connection.run_sync(_copy, model, rows, made if keys else None)
+            dialect = session.get_bind(inspect(model)).dialect
+            parts = _read_first_part(model, rows, dialect, made if keys else None)
+            # not before: this makes the savepoint
+            connection = await session.connection(bind_arguments={"mapper": inspect(model)})
+            await connection.run_sync(_copy, inspect(model).local_table, parts)
     return made
 
 
-def _refuse_where_it_was_refused(connection: Connection, table: FromClause) -> None:
+def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
     options = connection.get_execution_options()
     if (
         not options.get(COPY_OPTION, True)
         or options.get("schema_translate_map")
         or not isinstance(table, Table)
-        or table.fullname in _refusing.get(connection.dialect, ())
+        or table.fullname in _disabled_tables(connection.dialect)
     ):
-        raise _Refused
+        raise _Rejected
 
 
-def _copy(connection: Connection, model: type[Any], rows: Sequence[object], keys: list[Any] | None) -> None:
-    adapted: Any = connection.connection.dbapi_connection
-    table = inspect(model).local_table
+def _copy(connection: Connection, table: Table, parts: _Parts) -> None:
+    preparer = connection.dialect.identifier_preparer
+    quoted, names = preparer.format_table(table), ", ".join(map(preparer.format_column, parts.columns))
+    statement = f"COPY {quoted} ({names}) FROM STDIN (FORMAT binary)"
+    parts.description = f"SELECT {names} FROM {quoted}"  # noqa: S608  # quoted
     try:
-        parts = _Parts(model, rows, connection.dialect, keys)
-        adapted.run_async(
-            lambda driver: driver.copy_records_to_table(
-                table.name, schema_name=table.schema, columns=parts.names, records=parts.records()
-            )
+        connection.exec_driver_sql(statement, execution_options={_ROWS_OPTION: parts})
+    except _TableRejected as error:
+        _disabled_tables(connection.dialect).add(table.fullname)
+        reason = error.args[0]
+        _log.warning(
+            "COPY into %s isn't possible, so rows are inserted for %d s: %s", table.fullname, _RETRY_SECONDS, reason
         )
+        raise
+
+
+def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) -> bool:
+    """Run a statement that has rows to copy. Listens for the dialect's `do_execute`, so that SQLAlchemy does what it
+    does for every statement: call the listeners of the engine, write the log, translate errors."""
+    parts: _Parts | None = context.execution_options.get(_ROWS_OPTION)
+    if parts is None:
+        return False
+    adapted: Any = context.root_connection.connection.dbapi_connection
+    try:
+        adapted.run_async(lambda driver: _send(driver, statement, parts, context.dialect))
     except _NO_COPY as error:
-        _refusing.setdefault(connection.dialect, set()).add(table.fullname)
-        _log.warning("COPY into %s isn't possible, so rows are inserted: %s", table.fullname, error.args[0])
-        raise _Refused from error
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError) as error:
-        raise _Refused from error
+        raise _TableRejected(error.args[0]) from None
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError):
+        raise _Rejected from None
     except asyncpg.InternalClientError as error:
         if _is_alive(adapted):  # a type that the driver writes as text only
-            raise _Refused from error
-        raise_as_of_a_statement(connection, f"COPY {table.fullname}", ConnectionError(error.args[0]))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise_as_of_a_statement(connection, f"COPY {table.fullname}", error)
-    except (_Mixed, OnlyByInsert):
+            raise _Rejected from None
+        raise ConnectionError(error.args[0]) from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver knows a composite type as it was once
+            adapted.run_async(lambda driver: driver.reload_schema_state())
+        adapted._handle_exception(error)  # as SQLAlchemy's own cursor does
+    except (_Rejected, _Mixed, OnlyByInsert, OSError):
         raise
-    except Exception as error:  # a row that can't be read, or a value that the driver can't write
-        raise _Refused from error
+    except Exception:  # a row that can't be read, or a value that the driver can't write
+        raise _Rejected from None
+    return True
+
+
+async def _send(driver: Any, statement: str, parts: _Parts, dialect: Dialect) -> None:
+    # Without a name: PostgreSQL forgets it with the next one, and a pooler may be there.
+    described = await driver.prepare(parts.description, name="")
+    for column, found in zip(parts.columns, described.get_attributes(), strict=True):
+        if not is_encoded_as_inserted(column.type, found.type.name, dialect):
+            raise _TableRejected(f"{column.name} is {found.type.name} in the database, and {column.type} in the model")
+    await copy_in(driver, statement, described, parts.records())
 
 
 def _is_alive(adapted: Any) -> bool:
@@ -139,6 +215,15 @@ def _is_alive(adapted: Any) -> bool:
     return True
 
 
+def _read_first_part(model: type[Any], rows: Sequence[object], dialect: Dialect, keys: list[Any] | None) -> _Parts:
+    try:
+        return _Parts(model, rows, dialect, keys)
+    except (_Mixed, OnlyByInsert):
+        raise
+    except Exception as error:
+        raise _Rejected from error
+
+
 class _Parts:
     """Rows that name the same attributes, made ready a few at a time: while the driver sends some, PostgreSQL is busy
     with those before. Raises `_Mixed` when it comes upon others."""
@@ -146,20 +231,22 @@ class _Parts:
     def __init__(self, model: type[Any], rows: Sequence[object], dialect: Dialect, keys: list[Any] | None):
         self._model, self._rows, self._dialect, self._keys = model, rows, dialect, keys
         first = self._columns(0)
-        self.names = [*first]
+        self.columns = [*first]
+        self._names = [column.name for column in first]
+        self.description = ""
         self._first = zip(*first.values(), strict=True)
 
     def records(self) -> Iterator[tuple[Any, ...]]:
-        """As the driver takes them, in the order of `names`."""
+        """As the driver takes them, in the order of `columns`."""
         return chain(self._first, chain.from_iterable(map(self._part, range(_PART_ROWS, len(self._rows), _PART_ROWS))))
 
     def _part(self, start: int) -> Iterator[tuple[Any, ...]]:
         columns = self._columns(start)
-        if [*columns] != self.names:
+        if [column.name for column in columns] != self._names:
             raise _Mixed
         return zip(*columns.values(), strict=True)
 
-    def _columns(self, start: int) -> dict[str, Sequence[Any]]:
+    def _columns(self, start: int) -> dict[Column[Any], Sequence[Any]]:
         rows = read_rows(self._model, self._rows[start : start + _PART_ROWS], first=start)
         named = columns_of(rows)
         if named is None:
@@ -171,7 +258,7 @@ class _Parts:
                 raise OnlyByInsert  # the database makes keys that are wanted
             self._keys += keys_in(self._model, new)
         columns = inserted_columns(self._model, given, len(rows))
-        return {column.name: _bound(column, values, len(rows), self._dialect) for column, values in columns.items()}
+        return {column: _bound(column, values, len(rows), self._dialect) for column, values in columns.items()}
 
 
 def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], Sequence[dict[str, Any]]]]:
@@ -194,5 +281,5 @@ def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dial
         return [value if bind is None else bind(value)] * count
     bound = [*values] if bind is None else [*map(bind, values)]
     if len(bound) < count:  # a type raised StopIteration, which would end the rows instead of failing them
-        raise _Refused
+        raise _Rejected
     return bound

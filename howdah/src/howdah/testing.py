@@ -127,7 +127,8 @@ async def committed_database(committed_url: str) -> AsyncIterator[Database]:
 @contextmanager
 def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: int) -> Iterator[list[str]]:
     """Fail unless exactly `expected` statements are sent inside the block, by anybody on the same engine; yields their
-    texts as they come. BEGIN, COMMIT, ROLLBACK, SET LOCAL and savepoints don't count, an executemany counts once."""
+    texts as they come. BEGIN, COMMIT, ROLLBACK, SET LOCAL and savepoints don't count. An executemany counts once, and
+    so does a COPY (`COPY users (id, email) FROM STDIN …`)."""
     if isinstance(target, AsyncSession):
         engine = target.get_bind().engine
     else:

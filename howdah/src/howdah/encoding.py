@@ -1,0 +1,59 @@
+"""Whether COPY stores a value as an INSERT does.
+
+An INSERT sends a value as the type of the model's column (`$1::FLOAT`), and PostgreSQL converts it to the type of the
+column in the database. COPY has no conversion: the driver encodes the value for the column in the database. Where the
+two types differ, the driver's conversion may be another one. It cuts 1.7 to 1 for an integer column, where PostgreSQL
+rounds, and takes a naive time to be in the local time zone, where PostgreSQL takes that of the session.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, Date, DateTime, Dialect, Float, Integer, Numeric, Time, TypeDecorator
+from sqlalchemy.dialects.postgresql.ranges import AbstractRange
+from sqlalchemy.types import TypeEngine
+
+# The types whose encoders convert a value of another Python type instead of refusing it.
+_CONVERTING: Final = frozenset(
+    {"int2", "int4", "int8", "float4", "float8", "numeric", "date", "time", "timetz", "timestamp", "timestamptz"}
+)
+
+_INTEGER: Final = frozenset({"int2", "int4", "int8", "numeric", "float8"})
+_FLOAT: Final = frozenset({"float4", "float8"})
+
+
+def is_encoded_as_inserted(kind: TypeEngine[Any], found: str, dialect: Dialect) -> bool:
+    """Whether the driver encodes a value of a model's column of type `kind` for a column of the database of type
+    `found` (the name in `pg_type`; for an array that of the item and `[]`) as PostgreSQL would convert it. True as well
+    where the driver refuses all values of another type."""
+    plain = _without_decorators(kind, dialect)
+    if not plain.render_bind_cast:  # an INSERT sends it as the type that the database has, too
+        return True
+    if found.endswith("[]"):
+        return isinstance(plain, ARRAY) and is_encoded_as_inserted(plain.item_type, found[:-2], dialect)
+    if isinstance(plain, AbstractRange):
+        return kind.compile(dialect=dialect).lower() == found
+    return found not in _CONVERTING or found in _names(plain)
+
+
+def _without_decorators(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    kind = kind.dialect_impl(dialect)
+    while isinstance(kind, TypeDecorator):
+        kind = kind.impl_instance.dialect_impl(dialect)
+    return kind
+
+
+def _names(kind: TypeEngine[Any]) -> frozenset[str]:
+    """The types of the database that this type's values can be encoded for."""
+    if isinstance(kind, Integer):
+        return _INTEGER
+    if isinstance(kind, Float):  # before Numeric, of which it is a subclass in SQLAlchemy 2.0
+        return _FLOAT
+    if isinstance(kind, Numeric):
+        return frozenset({"numeric"})
+    if isinstance(kind, DateTime):
+        return frozenset({"timestamptz" if kind.timezone else "timestamp"})
+    if isinstance(kind, Time):
+        return frozenset({"timetz" if kind.timezone else "time"})
+    return frozenset({"date"}) if isinstance(kind, Date) else frozenset()

@@ -1,0 +1,93 @@
+"""Rows of one table that refer to each other, as those of a tree do."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Column, Table, inspect
+from sqlalchemy.exc import NoReferenceError
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.exc import UnmappedColumnError
+
+
+class SelfReference(NamedTuple):
+    """The attributes of a foreign key, and those of the same model that they refer to, in the same order."""
+
+    referring: tuple[str, ...]
+    referred: tuple[str, ...]
+
+
+def self_references(model: type[Any]) -> list[SelfReference]:
+    """The foreign keys of the model's tables that refer to these tables; not those that join them for inheritance."""
+    mapper: Mapper[Any] = inspect(model)
+    found = []
+    tables = [table for table in mapper.tables if isinstance(table, Table)]
+    for constraint in (each for table in tables for each in table.foreign_key_constraints):
+        try:
+            if constraint.referred_table not in tables:
+                continue
+            reference = SelfReference(
+                tuple(_name(mapper, element.parent) for element in constraint.elements),
+                tuple(_name(mapper, element.column) for element in constraint.elements),
+            )
+        except (NoReferenceError, UnmappedColumnError):
+            continue
+        if reference.referring != reference.referred:
+            found.append(reference)
+    return found
+
+
+def parents_first(references: Sequence[SelfReference], rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The places of the rows in an order in which a row comes after those that it refers to. Otherwise the order stays
+    as it is, and so does that of rows that refer to each other in a circle.
+
+    Values are compared as Python does. Where PostgreSQL finds values equal that Python doesn't, a row may come too
+    early, and PostgreSQL refuses it.
+    """
+    parents: list[list[int]] = [[] for _ in rows]
+    for reference in references:
+        places: dict[Hashable, int] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(_values(row, reference.referred), place)
+        for place, row in enumerate(rows):
+            values = _values(row, reference.referring)
+            if values is not None and values in places:
+                parents[place].append(places[values])
+    if all(parent <= place for place, each in enumerate(parents) for parent in each):
+        return [*range(len(rows))]
+    return _after_their_parents(parents)
+
+
+def _after_their_parents(parents: Sequence[Sequence[int]]) -> list[int]:
+    """A depth-first walk, without recursion: a chain may be as long as the rows."""
+    order: list[int] = []
+    is_seen = [False] * len(parents)
+    for start in range(len(parents)):
+        path = [] if is_seen[start] else [(start, iter(parents[start]))]
+        is_seen[start] = True
+        while path:
+            place, left = path[-1]
+            parent = next((each for each in left if not is_seen[each]), None)
+            if parent is None:
+                order.append(place)
+                path.pop()
+            else:
+                is_seen[parent] = True
+                path.append((parent, iter(parents[parent])))
+    return order
+
+
+def _values(row: Mapping[str, Any], names: Sequence[str]) -> Hashable:
+    """The values as they are compared; None if one is NULL or can't be compared."""
+    values = tuple(str(value) if isinstance(value, UUID) else value for value in map(row.get, names))
+    try:
+        hash(values)
+    except TypeError:
+        return None
+    return None if None in values else values
+
+
+def _name(mapper: Mapper[Any], column: Column[Any]) -> str:
+    return mapper.get_property_by_column(column).key

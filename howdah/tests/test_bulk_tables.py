@@ -1,0 +1,198 @@
+"""Bulk inserts into a `Table` that no class is mapped to."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Integer,
+    String,
+    Table,
+    Uuid,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.schema import MetaData
+
+from howdah import (
+    AwareDateTime,
+    Base,
+    Database,
+    ForeignKeyViolation,
+    NotNullViolation,
+    UniqueViolation,
+    UnknownAttribute,
+    UUIDv7PrimaryKey,
+    bulk,
+    utcnow,
+    uuid7,
+)
+from howdah.tables import class_of
+from howdah.testing import assert_statements
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+post_tags = Table(
+    "post_tags",
+    Separate.metadata,
+    Column("post_id", ForeignKey("posts.id"), primary_key=True),
+    Column("tag_id", ForeignKey("tags.id"), primary_key=True),
+    Column("tagged_at", AwareDateTime(), default=utcnow),
+    Column("weight", Integer, server_default="7"),
+)
+
+
+class Tag(Separate):
+    __tablename__ = "tags"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Post(UUIDv7PrimaryKey, Separate):
+    __tablename__ = "posts"
+
+    tags: Mapped[list[Tag]] = relationship(secondary=post_tags)
+
+
+without_key = Table(
+    "visits",
+    Separate.metadata,
+    Column("page", String, server_default="home"),
+    Column("at", DateTime(timezone=True), key="time"),
+    Column("twice", Integer, Computed("seconds * 2")),
+    Column("seconds", Integer),
+)
+numbered = Table(
+    "events",
+    MetaData(schema="public"),
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("payload", String, nullable=False),
+)
+
+SIZES = [1, 19, 20, 1100]
+
+
+@pytest.fixture(params=[True, False], ids=["copy", "insert"])
+async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[AsyncSession]:
+    async with Database(database_url, copy=request.param) as database, database.session() as session:
+        connection = await session.connection()
+        await connection.run_sync(Separate.metadata.create_all)
+        await connection.run_sync(numbered.create)
+        yield session
+
+
+async def ends(session: AsyncSession, count: int) -> tuple[Any, list[int]]:
+    """A post, and that many tags."""
+    post = (await bulk.insert_many(session, Post, [{}])).keys[0]
+    return post, (await bulk.insert_many(session, Tag, [{"id": number} for number in range(count)])).keys
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_the_links_of_a_many_to_many_relationship(session: AsyncSession, count: int) -> None:
+    post, tags = await ends(session, count)
+    rows = [{"post_id": post, "tag_id": tag} for tag in tags]
+    with assert_statements(session, 1) as sent:
+        created = await bulk.insert_many(session, post_tags, rows)
+    assert created.count == count
+    assert created.keys == [(post, tag) for tag in tags]
+    copied = count >= 20 and session.get_bind().engine.get_execution_options()["howdah_copy"]
+    assert sent[0].startswith("COPY post_tags" if copied else "INSERT INTO post_tags")
+    found = (await session.scalars(select(Post))).one()
+    await session.refresh(found, ["tags"])
+    assert sorted(tag.id for tag in found.tags) == tags
+    assert (await session.scalars(select(post_tags.c.weight).distinct())).all() == [7]
+    assert await session.scalar(select(func.count(post_tags.c.tagged_at))) == count
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_row_that_is_refused_is_named(session: AsyncSession, count: int) -> None:
+    post, tags = await ends(session, count)
+    rows = [{"post_id": post, "tag_id": tag} for tag in tags]
+    rows[-1]["tag_id"] = -1
+    with pytest.raises(ForeignKeyViolation) as caught:
+        await bulk.insert_many(session, post_tags, rows)
+    assert caught.value.row_index == count - 1
+    rows[-1]["tag_id"] = tags[-1]
+    with pytest.raises(UniqueViolation) as twice:
+        await bulk.insert_many(session, post_tags, [*rows, rows[0]])
+    assert twice.value.row_index == count
+    with pytest.raises(UnknownAttribute, match="post_tags has no writable attribute 'tag'"):
+        await bulk.insert_many(session, post_tags, [{"post_id": post, "tag": 1}])
+    with pytest.raises(NotNullViolation):
+        await bulk.insert_many(session, numbered, [{"payload": None}] * count)
+    assert await session.scalar(select(func.count()).select_from(post_tags)) == 0
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_table_without_a_key_takes_every_value_as_it_is(session: AsyncSession, count: int) -> None:
+    """NULL is NULL, also in a column with a default; rows name columns by their key."""
+    now = datetime(2024, 1, 1, tzinfo=UTC)
+    rows: list[dict[str, Any]] = [{"page": None, "time": now, "seconds": 2}, {"time": None, "seconds": None}]
+    created = await bulk.insert_many(session, without_key, (rows[number % 2] for number in range(count)))
+    assert (created.count, created.keys) == (count, [])
+    found = await session.execute(select(without_key, func.count()).group_by(*without_key.c))
+    assert {(*row,) for row in found} == {
+        (None, now, 4, 2, (count + 1) // 2),
+        *([("home", None, None, None, count // 2)] if count > 1 else []),
+    }
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_keys_that_the_database_makes_are_in_the_order_of_the_rows(session: AsyncSession, count: int) -> None:
+    rows = [{"payload": str(number)} for number in range(count)]
+    keys = (await bulk.insert_many(session, numbered, rows)).keys
+    found = dict((await session.execute(select(numbered.c.id, numbered.c.payload))).all())
+    assert [found[key] for key in keys] == [row["payload"] for row in rows]
+    assert (await bulk.insert_many(session, numbered, rows, keys=False)).keys == []
+
+
+async def test_no_rows_are_no_rows(session: AsyncSession) -> None:
+    assert (await bulk.insert_many(session, post_tags, [])).count == 0
+
+
+def test_a_table_with_defaults_only_and_no_key_is_refused() -> None:
+    table = Table("defaults", MetaData(), Column("a", Integer, server_default="1"), Column("b", Integer, default=2))
+    with pytest.raises(TypeError, match="give it a primary key"):
+        class_of(table)
+
+
+def test_a_table_has_one_class_and_a_copy_of_it_another() -> None:
+    assert class_of(post_tags) is class_of(post_tags)
+    copied = without_key.to_metadata(MetaData())
+    assert class_of(copied) is not class_of(without_key)
+    assert class_of(copied.to_metadata(MetaData())) is not class_of(copied)
+
+
+def test_a_table_is_not_kept() -> None:
+    table = Table("temporary", MetaData(), Column("id", Uuid, primary_key=True, default=uuid7))
+    class_of(table)
+    reference = weakref.ref(table)
+    del table
+    gc.collect()
+    assert reference() is None
+
+
+async def test_the_same_table_as_a_class_and_as_a_table(session: AsyncSession) -> None:
+    table = Tag.__table__
+    assert isinstance(table, Table)
+    await bulk.insert_many(session, table, [{"id": 1}])
+    await bulk.insert_many(session, Tag, [{"id": 2}])
+    assert (await session.scalars(select(Tag.id).order_by(Tag.id))).all() == [1, 2]
+    assert await session.scalar(text("SELECT count(*) FROM tags")) == 2

@@ -1,0 +1,227 @@
+"""Rows of one call that refer to each other: the same result for every number of rows, in any order, by COPY or not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import ARRAY, ForeignKey, ForeignKeyConstraint, Integer, String, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import MetaData
+
+from howdah import Base, CheckViolation, Database, ForeignKeyViolation, UniqueViolation, UUIDv7PrimaryKey, bulk, uuid7
+from howdah.references import parents_first, self_references
+from howdah.testing import assert_statements
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Node(UUIDv7PrimaryKey, Separate):
+    __tablename__ = "nodes"
+
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("nodes.id"))
+    name: Mapped[str] = mapped_column(String(20), unique=True, default=lambda: str(uuid7())[-20:])
+    tags: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
+
+
+class Numbered(Separate):
+    """The database makes the keys."""
+
+    __tablename__ = "numbered_nodes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("numbered_nodes.id"))
+    code: Mapped[str | None] = mapped_column(unique=True)
+    parent_code: Mapped[str | None] = mapped_column(ForeignKey("numbered_nodes.code"))
+
+
+class Folder(Separate):
+    __tablename__ = "folders"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "parent"], ["folders.tenant", "folders.number"]),)
+
+    tenant: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    parent: Mapped[int | None]
+
+
+class Person(UUIDv7PrimaryKey, Separate):
+    __tablename__ = "people"
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}  # noqa: RUF012
+
+    kind: Mapped[str]
+    friend_id: Mapped[UUID | None] = mapped_column(ForeignKey("people.id"))
+
+
+class Worker(Person):
+    __tablename__ = "workers"
+    __mapper_args__ = {"polymorphic_identity": "worker"}  # noqa: RUF012
+
+    id: Mapped[UUID] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    boss_id: Mapped[UUID | None] = mapped_column(ForeignKey("workers.id"))
+
+
+SIZES = [2, 19, 20, 1100]
+
+
+@pytest.fixture(params=[True, False], ids=["copy", "insert"])
+async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[AsyncSession]:
+    async with Database(database_url, copy=request.param) as database, database.session() as session:
+        await (await session.connection()).run_sync(Separate.metadata.create_all)
+        yield session
+
+
+def copies(session: AsyncSession) -> bool:
+    return bool(session.get_bind().engine.get_execution_options()["howdah_copy"])
+
+
+def chain(count: int) -> list[dict[str, Any]]:
+    """Each row's parent is the next one."""
+    ids = [uuid7() for _ in range(count)]
+    return [{"id": key, "parent_id": parent} for key, parent in zip(ids, [*ids[1:], None], strict=True)]
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("order", ["children first", "any", "parents first"])
+async def test_a_row_may_come_before_the_one_it_refers_to(session: AsyncSession, count: int, order: str) -> None:
+    rows = chain(count)
+    if order == "any":
+        random.Random(count).shuffle(rows)
+    elif order == "parents first":
+        rows.reverse()
+    created = await bulk.insert_many(session, Node, rows)
+    assert created.keys == [row["id"] for row in rows]
+    assert dict((await session.execute(select(Node.id, Node.parent_id))).all()) == {
+        row["id"]: row["parent_id"] for row in rows
+    }
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_root_may_leave_its_parent_out(session: AsyncSession, count: int) -> None:
+    rows = chain(count)
+    del rows[-1]["parent_id"]
+    assert (await bulk.insert_many(session, Node, rows)).keys == [row["id"] for row in rows]
+    assert await session.scalar(select(func.count()).select_from(Node).where(Node.parent_id.is_(None))) == 1
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_rows_with_an_array_are_no_exception(session: AsyncSession, count: int) -> None:
+    rows = [{**row, "tags": [1, 2]} for row in chain(count)]
+    assert (await bulk.insert_many(session, Node, rows)).count == count
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_rows_that_refer_to_each_other_in_a_circle_are_copied_or_refused(
+    session: AsyncSession, count: int
+) -> None:
+    rows = chain(count)
+    rows[-1]["parent_id"] = rows[0]["id"]
+    if copies(session):
+        assert (await bulk.insert_many(session, Node, rows)).count == count
+    else:
+        with pytest.raises(ForeignKeyViolation):
+            await bulk.insert_many(session, Node, rows)
+
+
+async def test_a_row_may_refer_to_itself(session: AsyncSession) -> None:
+    key = uuid7()
+    assert (await bulk.insert_many(session, Node, [{"id": key, "parent_id": key}])).keys == [key]
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_the_row_that_is_refused_is_named_and_no_child_before_its_parent(
+    session: AsyncSession, count: int
+) -> None:
+    rows = [{**row, "name": str(place)} for place, row in enumerate(chain(count))]
+    place = count // 2
+    await bulk.insert_many(session, Node, [{"name": str(place)}])
+    with pytest.raises(UniqueViolation) as caught:
+        await bulk.insert_many(session, Node, rows)
+    assert caught.value.row_index == place
+    rows[place]["name"] = "other"
+    rows[0]["parent_id"], missing = uuid7(), rows[0]["parent_id"]
+    with pytest.raises(ForeignKeyViolation) as refused:
+        await bulk.insert_many(session, Node, rows)
+    assert refused.value.row_index == 0
+    rows[0]["parent_id"] = missing
+    assert (await bulk.insert_many(session, Node, rows)).count == count
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_reference_to_a_later_chunk_is_refused_and_named(session: AsyncSession, count: int) -> None:
+    rows = chain(count)
+    half = count // 2
+    with pytest.raises(ForeignKeyViolation) as caught:
+        await bulk.insert_many(session, Node, rows, chunk_size=half)
+    assert caught.value.row_index == half - 1
+    rows.reverse()
+    assert (await bulk.insert_many(session, Node, rows, chunk_size=half)).count == count
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_foreign_key_may_refer_to_another_unique_column_and_keys_keep_the_order_of_the_rows(
+    session: AsyncSession, count: int
+) -> None:
+    codes = [f"c{number}" for number in range(count)]
+    rows = [{"code": code, "parent_code": parent} for code, parent in zip(codes, [*codes[1:], None], strict=True)]
+    keys = (await bulk.insert_many(session, Numbered, rows)).keys
+    found = dict((await session.execute(select(Numbered.id, Numbered.code))).all())
+    assert [found[key] for key in keys] == codes
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_foreign_key_of_two_columns(session: AsyncSession, count: int) -> None:
+    rows = [{"tenant": 1, "number": number, "parent": number + 1} for number in range(count - 1)]
+    rows.append({"tenant": 1, "number": count - 1, "parent": None})  # type: ignore[dict-item]
+    assert (await bulk.insert_many(session, Folder, rows)).count == count
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_joined_table_inheritance(session: AsyncSession, count: int) -> None:
+    ids = [uuid7() for _ in range(count)]
+    rows = [{"id": key, "boss_id": boss, "friend_id": boss} for key, boss in zip(ids, [*ids[1:], None], strict=True)]
+    assert (await bulk.insert_many(session, Worker, rows)).keys == ids
+    assert await session.scalar(select(func.count()).select_from(Worker)) == count
+
+
+async def test_keys_that_are_written_as_text_are_found_too(session: AsyncSession) -> None:
+    rows = [{"id": str(row["id"]), "parent_id": row["parent_id"]} for row in chain(5)]
+    assert (await bulk.insert_many(session, Node, rows)).count == 5
+
+
+async def test_rows_that_refer_to_each_other_are_one_statement(session: AsyncSession) -> None:
+    with assert_statements(session, 1):
+        await bulk.insert_many(session, Node, chain(5))
+    with assert_statements(session, 1) as sent:
+        await bulk.insert_many(session, Numbered, [{"code": "x"}, {"code": "y"}])
+    assert sent[0].startswith("INSERT")  # the database makes the keys, so nobody can refer to them
+
+
+async def test_a_check_names_its_row_in_a_tree(session: AsyncSession) -> None:
+    await session.execute(text("ALTER TABLE nodes ADD CHECK (name <> 'bad')"))
+    rows = [{**row, "name": f"n{place}"} for place, row in enumerate(chain(10))]
+    rows[3]["name"] = "bad"
+    with pytest.raises(CheckViolation) as caught:
+        await bulk.insert_many(session, Node, rows)
+    assert caught.value.row_index == 3
+
+
+def test_only_foreign_keys_within_the_model_are_self_references() -> None:
+    assert [tuple(each) for each in self_references(Node)] == [(("parent_id",), ("id",))]
+    assert [tuple(each) for each in self_references(Folder)] == [(("tenant", "parent"), ("tenant", "number"))]
+    assert {each.referring for each in self_references(Worker)} == {("friend_id",), ("boss_id",)}
+
+
+def test_the_order_stays_where_it_can_and_a_long_chain_is_no_recursion() -> None:
+    references = self_references(Node)
+    rows = chain(50_000)
+    assert parents_first(references, rows) == [*reversed(range(50_000))]
+    assert parents_first(references, rows[::-1]) == [*range(50_000)]
+    rows = [{"id": name, "parent_id": parent} for name, parent in ["a-", "bd", "c-", "da", "ec"]]
+    assert parents_first(references, rows) == [0, 3, 1, 2, 4]
