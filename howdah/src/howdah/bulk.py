@@ -39,7 +39,7 @@ from howdah.errors import StaleRow
 from howdah.keys import has_key_in, key_attributes, key_in, key_names, keys_from, listed
 from howdah.locking import lock_keys, locked
 from howdah.refusals import or_name_the_row
-from howdah.rows import in_chunks, in_rounds, read_rows, refuse_non_columns
+from howdah.rows import in_chunks, in_rounds, names_to_update, read_changes, read_rows, refuse_non_columns
 from howdah.upserting import upsert_rows
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -125,7 +125,11 @@ async def upsert_many(
             _refuse_uneven(values, {*target, *(update or ())}, first=count)
             if version in values[0]:
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
-            changed = [n for n in values[0] if n not in (*target, *names)] if update is None else list(update)
+            if update is None:
+                set_names = names_to_update(model, chunk, values, first=count)
+                changed = [name for name in set_names if name not in (*target, *names)]
+            else:
+                changed = list(update)
             write = partial(upsert_rows, session, model, target, changed, keys=_holds_any(session, model))
             written = await or_name_the_row(session, values, write, first=count)
             await _refresh(session, model, written.changed)
@@ -149,7 +153,7 @@ async def update_many(
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
                 await lock_keys(session, model, _all_keys(model, rows, len(chunk)))
-            values = read_rows(model, chunk, first=count)
+            values = read_changes(model, chunk, first=count)
             columns = _refuse_uneven(values, key_names(model), first=count)
             _refuse_what_no_array_holds(model, columns)
             keys = keys_in(model, columns, first=count)
@@ -346,7 +350,7 @@ def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]]) -> Sequence[An
 def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
     keys: list[Any] = []
     for first in range(0, len(rows), chunk_size):
-        part = read_rows(model, rows[first : first + chunk_size], first=first)
+        part = read_changes(model, rows[first : first + chunk_size], first=first)
         keys += keys_in(model, _refuse_uneven(part, key_names(model), first=first), first=first)
     return keys
 
