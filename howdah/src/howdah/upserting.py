@@ -35,7 +35,6 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
-    text,
     true,
     tuple_,
 )
@@ -60,10 +59,11 @@ from howdah.columns import (
 )
 from howdah.keys import has_key_in, key_attributes, key_in
 from howdah.rows import column_names, in_rounds
+from howdah.triggers import has_before_insert_trigger, has_instead_of_trigger
 
 _SAME_ROW_TWICE: Final = "21000"
-# What a table without a system column `xmax` answers: a partitioned one, a view.
-_NO_XMAX: Final = frozenset({"0A000", "XX000", "42703"})
+# What a table without a system column answers: a view, and for `xmax` a partitioned one.
+_NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
 # A statement with VALUES has at most 32,767 parameters; SQLAlchemy would divide it itself, but not tell where.
 _VALUES_ROWS: Final = 1000
@@ -71,15 +71,6 @@ _VALUES_PARAMETERS: Final = 30_000
 
 _CONFLICTS: Final = "howdah.conflicts"
 _statement_numbers: Final = count(1)
-
-_HAS_BEFORE_TRIGGER: Final = """
-SELECT c.relkind = 'v' OR EXISTS (
-    SELECT FROM pg_trigger
-    WHERE tgrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
-    AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7  -- FOR EACH ROW, BEFORE, INSERT
-)
-FROM pg_class c WHERE c.oid = to_regclass(:name)
-"""
 
 
 @dataclass
@@ -142,7 +133,7 @@ class Upsert:
             pass
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None)
-            if state in _NO_XMAX and self.changed and not self.locking and not await self._has_old():
+            if state in _NO_SYSTEM_COLUMN and not self.locking:
                 return await self._with_locks().write(rows)
             if state != _SAME_ROW_TWICE or len(rows) == 1:
                 raise
@@ -189,15 +180,13 @@ class Upsert:
     def _from_arrays(self, complete: dict[str, Sequence[Any]], size: int) -> Insert:
         """The statement that writes the rows in the order of the target, so that two of them wait for each other."""
         mapper: Mapper[Any] = inspect(self.model)
-        table = mapper.local_table
-        assert isinstance(table, Table)
         columns = inserted_columns(self.model, complete, size)
         if not all(map(fits_in_array, columns)):
             raise OnlyByInsert
         source, values = given({column.key: (column, each) for column, each in columns.items()})
         keys = (mapper.columns[name].key for name in self.target if name in complete)
         chosen = select(*values.values()).select_from(source).order_by(*(source.c[key] for key in keys))
-        return pg_insert(table).from_select(list(values), chosen, include_defaults=False)
+        return pg_insert(self._table()).from_select(list(values), chosen, include_defaults=False)
 
     async def _write_values(self, rows: list[dict[str, Any]]) -> Written:
         if not self._is_loose():  # else the order might not be that of the input for rows that meet
@@ -232,12 +221,18 @@ class Upsert:
 
     async def _insert_or_leave(self, source: _Source) -> Written:
         statement = source.statement.on_conflict_do_nothing(index_elements=self._elements())
-        written = await self._execute(source, statement, literal_column("true", Boolean))
-        if written.created < source.size and await self._has_before_trigger():
+        # A view hasn't got that column, nor does it say whether a trigger has written instead of it.
+        written = await self._execute(source, statement, literal_column("(tableoid IS NOT NULL)", Boolean))
+        if written.created < source.size and await has_before_insert_trigger(await self._connection(), self._table()):
             raise _NotCounted
         return written
 
     async def _lock_and_update(self, source: _Source) -> Written:
+        if await has_instead_of_trigger(await self._connection(), self._table()):
+            raise TypeError(
+                f"{self._table()} is a view with an INSTEAD OF trigger, which passes an upsert by: "
+                "write to the table behind it"
+            )
         number = next(_statement_numbers)
         element, *_ = self._elements()
         statement = source.statement.on_conflict_do_update(
@@ -254,7 +249,7 @@ class Upsert:
         old = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
         if await self._conflicts(number) != len(new) + conflicts:
             raise RuntimeError(
-                f"a trigger of {inspect(self.model).local_table} does something else with the same rows a second time: "
+                f"a trigger of {self._table()} does something else with the same rows a second time: "
                 "before PostgreSQL 18 upsert_many can't write to such a table if it is partitioned or a view"
             )
         written.updated, written.changed = len(old), [key_in(row) for row in old]
@@ -299,30 +294,15 @@ class Upsert:
         return statement.on_conflict_do_update(index_elements=self._elements(), set_=set_to, where=where)
 
     async def _is_new(self) -> ColumnElement[bool]:
-        if not await self._has_old():
-            return literal_column("(xmax = 0)", Boolean)
-        quote = (await self._connection()).dialect.identifier_preparer.quote
-        return literal_column(f"(old.{quote(inspect(self.model).primary_key[0].name)} IS NULL)", Boolean)
-
-    async def _has_old(self) -> bool:
-        """Whether RETURNING can say what a row was before."""
         version: Any = (await self._connection()).dialect.server_version_info
-        return version is not None and version >= (18,) and inspect(self.model).local_table.description != "old"
+        has_old = version is not None and version >= (18,) and self._table().name != "old"
+        return literal_column("(old.tableoid IS NULL)" if has_old else "(xmax = 0)", Boolean)
 
     async def _conflicts(self, number: int) -> int:
         """How many rows of the statement with this number have met an existing one."""
         value: str | None = await self._scalar(select(func.current_setting(_CONFLICTS, True)))
         counted, _, conflicts = (value or "").partition(":")
         return int(conflicts) if counted == str(number) else 0
-
-    async def _has_before_trigger(self) -> bool:
-        connection = (await self._connection()).sync_connection
-        assert connection is not None
-        table, quote = inspect(self.model).local_table, connection.dialect.identifier_preparer.quote
-        assert isinstance(table, Table)
-        schema = connection.schema_for_object(table)
-        name = quote(table.name) if schema is None else f"{quote(schema)}.{quote(table.name)}"
-        return await self._scalar(text(_HAS_BEFORE_TRIGGER).bindparams(name=name)) is not False
 
     async def _do_rows_meet(self, source: _Source, suppressed: int) -> bool:
         """Whether rows of the statement may have met the same existing row. Then the order in which they did so is
@@ -338,9 +318,7 @@ class Upsert:
             table, _ = given({column.key: (column, each) for column, each in arrays})
             wanted = select(*(table.c[column.key] for column in columns))
         is_found = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(wanted)
-        there: int = await self._scalar(
-            select(func.count()).select_from(inspect(self.model).local_table).where(is_found)
-        )
+        there: int = await self._scalar(select(func.count()).select_from(self._table()).where(is_found))
         return there + suppressed < len(found)
 
     def _is_loose(self) -> bool:
@@ -350,6 +328,11 @@ class Upsert:
             isinstance(kind, Integer | Date | LargeBinary) or (isinstance(kind, Uuid) and kind.as_uuid)
             for kind in kinds
         )
+
+    def _table(self) -> Table:
+        table = inspect(self.model).local_table
+        assert isinstance(table, Table)
+        return table
 
     def _elements(self) -> list[Any]:
         return [inspect(self.model).columns[name] for name in self.target]
