@@ -28,11 +28,11 @@ from sqlalchemy import (
     Table,
     Uuid,
     and_,
+    bindparam,
     case,
     cast,
     func,
     inspect,
-    literal,
     literal_column,
     select,
     true,
@@ -360,7 +360,8 @@ class _Source:
 
 def _is_one_more(number: int) -> ColumnElement[Any]:
     """Counts a row in the setting, for the statement with this number, when PostgreSQL evaluates it; never NULL."""
-    current, token = f"current_setting('{_CONFLICTS}', true)", literal(str(number), String)
+    current = f"current_setting('{_CONFLICTS}', true)"
+    token: ColumnElement[str] = bindparam("howdah_number", str(number), String)
     is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == token
     one_more = literal_column(f"(split_part({current}, ':', 2)::bigint + 1)::text", String)
     value = case((is_this_one, one_more), else_=literal_column("'1'", String))
