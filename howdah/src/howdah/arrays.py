@@ -9,7 +9,9 @@ from itertools import repeat
 from typing import Any
 
 from sqlalchemy import ARRAY, Column, TableValuedAlias, column, func, literal
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgARRAY
+from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -36,10 +38,12 @@ def _without_length(array: Array, compiler: Any, **options: Any) -> str:
 
 def fits_in_array(column: Column[Any]) -> bool:
     """Whether the column's values can come from an array: not arrays themselves, which unnest would take apart, nor
-    what is written by an SQL expression of its type."""
+    multiranges, which the driver takes for arrays, nor what is written by an SQL expression of its type."""
     kind = column.type
     plain = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
-    return not isinstance(plain, ARRAY) and not kind._has_bind_expression
+    while isinstance(plain, DOMAIN):
+        plain = plain.data_type
+    return not isinstance(plain, ARRAY | AbstractMultiRange) and not kind._has_bind_expression
 
 
 def given(columns: Mapping[str, tuple[Column[Any], Iterable[Any]]]) -> tuple[TableValuedAlias, dict[str, Any]]:

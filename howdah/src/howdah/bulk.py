@@ -41,9 +41,17 @@ from howdah.keys import has_key_in, key_attributes, key_in, key_names, keys_from
 from howdah.locking import lock_keys, locked
 from howdah.references import self_references
 from howdah.refusals import or_name_the_row
-from howdah.rows import LIST_CHUNK_ROWS, in_chunks, in_rounds, read_rows, refuse_non_columns
+from howdah.rows import (
+    LIST_CHUNK_ROWS,
+    in_chunks,
+    in_rounds,
+    names_to_update,
+    read_changes,
+    read_rows,
+    refuse_non_columns,
+)
 from howdah.tables import class_of
-from howdah.upserting import upsert_rows
+from howdah.upserting import Upsert, Written
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -70,11 +78,13 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Upserted:
-    """How many rows of the input were new, how many changed an existing row, and how many left it as it was."""
+    """How many rows of the input were new, how many changed an existing row, and how many left it as it was. Those that
+    are `suppressed` were neither written nor met an existing row: a BEFORE INSERT trigger returned NULL."""
 
     created: int
     updated: int
     unchanged: int
+    suppressed: int = 0
 
 
 async def insert_many(
@@ -143,22 +153,33 @@ async def upsert_many(
         raise TypeError("`on` and `update` are lists of attribute names, not one name")
     names, version = key_names(model), version_name(model)
     target = names if on is None else tuple(on)
+    if not target:
+        raise ValueError("`on` must name what rows are found by: leave it out for the key")
+    if inspect(model).local_table.description == "excluded":
+        raise TypeError(
+            "PostgreSQL calls the new row of an upsert `excluded`: no table of that name can be upserted into"
+        )
     refuse_non_columns(model, (*target, *(update or ())))
     if update is not None and not {*target, *names, version}.isdisjoint(update):
         raise ValueError(f"`update` can't name the key, the version or what the row is found by: {', '.join(update)}")
-    count = created = updated = 0
+    count, total = 0, Written()
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             values = read_rows(model, chunk, first=count)
             _refuse_uneven(values, {*target, *(update or ())}, first=count)
             if version in values[0]:
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
-            changed = [n for n in values[0] if n not in (*target, *names)] if update is None else list(update)
-            write = partial(upsert_rows, session, model, target, changed, keys=_holds_any(session, model))
-            written = await or_name_the_row(session, values, write, first=count)
+            if update is None:
+                set_names = names_to_update(model, chunk, values, first=count)
+                changed = [name for name in set_names if name not in (*target, *names)]
+            else:
+                changed = list(update)
+            upsert = Upsert(session, model, target, changed, keys=_holds_any(session, model))
+            written = await or_name_the_row(session, values, upsert.write, first=count)
             await _refresh(session, model, written.changed)
-            created, updated, count = created + written.created, updated + written.updated, count + len(values)
-    return Upserted(created, updated, count - created - updated)
+            total, count = total + written, count + len(values)
+    unchanged = count - total.created - total.updated - total.suppressed
+    return Upserted(total.created, total.updated, unchanged, total.suppressed)
 
 
 async def update_many(
@@ -177,7 +198,7 @@ async def update_many(
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
                 await lock_keys(session, model, _all_keys(model, rows, len(chunk)))
-            values = read_rows(model, chunk, first=count)
+            values = read_changes(model, chunk, first=count)
             columns = _refuse_uneven(values, key_names(model), first=count)
             _refuse_what_no_array_holds(model, columns)
             keys = keys_in(model, columns, first=count)
@@ -352,7 +373,7 @@ def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]]) -> Sequence[An
 def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
     keys: list[Any] = []
     for first in range(0, len(rows), chunk_size):
-        part = read_rows(model, rows[first : first + chunk_size], first=first)
+        part = read_changes(model, rows[first : first + chunk_size], first=first)
         keys += keys_in(model, _refuse_uneven(part, key_names(model), first=first), first=first)
     return keys
 

@@ -43,6 +43,17 @@ def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -
     return columns
 
 
+def names_made_by_database(model: type[Any], given: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The key columns, of these that are given, of which the database makes some values and not others."""
+    return [
+        attribute.key
+        for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True)
+        if None in (values := given.get(attribute.key, ()))
+        and _maker(column) is None
+        and any(value is not None for value in values)
+    ]
+
+
 def with_made_keys(given: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """The columns with these key columns; without those that the database makes. Raises `OnlyByInsert` if it makes the
     keys of some of the rows."""

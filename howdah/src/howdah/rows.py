@@ -15,6 +15,7 @@ from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapper, Relationship
 from sqlalchemy.schema import Column
 
 from howdah.errors import UnknownAttribute
+from howdah.objects import changes_of_object, names_set_in, values_of_object
 
 ItemT = TypeVar("ItemT")
 
@@ -60,6 +61,42 @@ def read_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: in
     """The rows as attribute names and values, columns only; not to be changed, for they may be the caller's. What is
     not set in a Pydantic model or a mapped object is left out, so that defaults apply. Raises `UnknownAttribute` or
     `TypeError` with a note of the row's place, where the first one has the place `first`."""
+    return _read(model, rows, first, values_of_object)
+
+
+def read_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
+    """As `read_rows`, for a write of rows that exist: of a mapped object only what its user has set. That is what was
+    passed to a new object, and the key, the version and what was changed of a detached one. Raises `TypeError` for an
+    object that doesn't show what was set."""
+    return _read(model, rows, first, changes_of_object)
+
+
+def names_to_update(
+    model: type[DeclarativeBase], rows: Sequence[object], values: Sequence[dict[str, Any]], *, first: int
+) -> Sequence[str]:
+    """The attributes that an upsert sets on rows that exist; `values` are those of the rows, from `read_rows`. Raises
+    `TypeError` for an object that doesn't show what was set."""
+    every = frozenset(values[0])
+    if values is rows:  # mappings
+        return [*values[0]]
+    common: frozenset[str] | None = None
+    for place, row in enumerate(rows, start=first):
+        try:
+            names = names_set_in(model, row) & every if isinstance(row, model) else every
+            if names != (common := names if common is None else common):
+                raise TypeError(f"it sets other attributes than row {first}: {', '.join(sorted(names ^ common))}")
+        except TypeError as error:
+            _note_place(error, place)
+            raise
+    return [name for name in values[0] if common is None or name in common]
+
+
+def _read(
+    model: type[DeclarativeBase],
+    rows: Sequence[object],
+    first: int,
+    read_object: Callable[[type[DeclarativeBase], DeclarativeBase, frozenset[str]], dict[str, Any]],
+) -> Sequence[dict[str, Any]]:
     known = column_names(model)
     if {*map(type, rows)} == {dict}:  # the ordinary case, many times faster
         plain = cast("Sequence[dict[str, Any]]", rows)
@@ -68,14 +105,18 @@ def read_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: in
     read = []
     for place, row in enumerate(rows, start=first):
         try:
-            values = _values_of(model, row, known)
+            values = read_object(model, row, known) if isinstance(row, model) else _values_of(model, row)
             if not values.keys() <= known:
                 _refuse_others(model, values, known)
         except (UnknownAttribute, TypeError) as error:
-            error.add_note(f"in row {place} of the input, counted from 0")
+            _note_place(error, place)
             raise
         read.append(values)
     return read
+
+
+def _note_place(error: Exception, place: int) -> None:
+    error.add_note(f"in row {place} of the input, counted from 0")
 
 
 def in_rounds(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[list[ItemT]]:
@@ -129,23 +170,11 @@ def _refuse_others(model: type[Any], names: Iterable[str], known: Iterable[str])
             raise UnknownAttribute(model, name, sorted(known))
 
 
-def _values_of(model: type[DeclarativeBase], row: object, known: frozenset[str]) -> dict[str, Any]:
+def _values_of(model: type[DeclarativeBase], row: object) -> dict[str, Any]:
     if isinstance(row, Mapping):
         return dict(row)
-    if isinstance(row, model):
-        return _values_of_object(model, row, known)
     if isinstance(row, BaseModel):
         return {name: getattr(row, name) for name in row.model_fields_set}
     if dataclasses.is_dataclass(row) and not isinstance(row, type | DeclarativeBase):
         return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
     raise TypeError(f"a row is a mapping, a Pydantic model, a dataclass or a {model.__name__}, not a {type(row)}")
-
-
-def _values_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
-    if type(row) is not model:
-        raise TypeError(f"a {type(row).__name__} can't be written as {model.__name__}: what it has more would be lost")
-    state = inspect(row)
-    for name in state.mapper.relationships.keys():  # noqa: SIM118  # not a mapping
-        if state.transient and state.dict.get(name):
-            raise TypeError(f"{model.__name__}.{name} is set: a bulk write writes columns, not related objects")
-    return {name: value for name, value in state.dict.items() if name in known}

@@ -1,17 +1,49 @@
-"""INSERT … ON CONFLICT of many rows: as arrays in one statement, or with VALUES where a column can't be an array."""
+"""INSERT … ON CONFLICT of many rows: as arrays in one statement, or with VALUES where a column can't be an array.
+
+A row is written only if that changes what is stored. PostgreSQL compares the binary images (`*<>`), so a change of case
+in a citext column or of the scale of a numeric is one, and types without `=` can be compared.
+
+PostgreSQL says of the rows that it returns whether they are new: by `RETURNING old` from 18 on, before by `xmax`, which
+is 0 only in a row version that nobody has locked or replaced. Of the others it says nothing, so the condition of DO
+UPDATE counts in a setting of the transaction how many rows met an existing one. Those that didn't, and weren't
+inserted, a trigger has suppressed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from itertools import count, groupby
+from typing import Any, Final
 
-from sqlalchemy import JSON, Boolean, Table, TypeDecorator, and_, cast, func, inspect, literal_column, or_, select
-from sqlalchemy.dialects.postgresql import JSONB, Insert
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Date,
+    Executable,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    inspect,
+    literal_column,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper
+from sqlalchemy.types import UserDefinedType
 
 from howdah.arrays import fits_in_array, given
 from howdah.columns import (
@@ -19,69 +51,325 @@ from howdah.columns import (
     columns_of,
     inserted_columns,
     moving_version,
+    names_made_by_database,
     new_keys,
     with_keys,
     with_made_keys,
     without_context,
 )
-from howdah.keys import key_attributes, key_in
+from howdah.keys import has_key_in, key_attributes, key_in
 from howdah.rows import column_names, in_rounds
+from howdah.triggers import has_before_insert_trigger, has_instead_of_trigger
 
 _SAME_ROW_TWICE: Final = "21000"
+# What a table without a system column answers: a view, and for `xmax` a partitioned one.
+_NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
+
+# A statement with VALUES has at most 32,767 parameters; SQLAlchemy would divide it itself, but not tell where.
+_VALUES_ROWS: Final = 1000
+_VALUES_PARAMETERS: Final = 30_000
+
+_CONFLICTS: Final = "howdah.conflicts"
+_statement_numbers: Final = count(1)
 
 
-class Written(NamedTuple):
-    """How many rows were new, how many changed one that was there, and the keys of those, if they were wanted."""
+@dataclass
+class Written:
+    """How many rows were new, how many changed one that was there, how many a trigger suppressed, and the keys of those
+    that were changed, if they were wanted."""
 
-    created: int
-    updated: int
-    changed: list[Any]
+    created: int = 0
+    updated: int = 0
+    suppressed: int = 0
+    changed: list[Any] = field(default_factory=list)
+
+    def __add__(self, other: Written) -> Written:
+        return Written(
+            self.created + other.created,
+            self.updated + other.updated,
+            self.suppressed + other.suppressed,
+            self.changed + other.changed,
+        )
 
 
-async def upsert_rows(
-    session: AsyncSession,
-    model: type[Any],
-    target: Sequence[str],
-    changed: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-    *,
-    keys: bool,
-) -> Written:
-    """Insert the rows, which name the same attributes, or set `changed` on those with the same `target`. Rows that meet
-    each other there are written one after the other."""
-    written = Written(0, 0, [])
-    for once in _rounds(rows, target):
+class _RowsMeet(Exception):
+    """Rows of one statement that differ in Python are the same for PostgreSQL, as citext finds them."""
+
+
+class _NotCounted(Exception):
+    """A trigger may have suppressed rows that DO NOTHING doesn't tell from those that exist."""
+
+
+class _Record(UserDefinedType[Any]):
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "RECORD"
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """Rows of a model are inserted, or set `changed` on those with the same `target`. `keys` says whether the keys of
+    changed rows are wanted. `locking` is the way that needs no `xmax` and counts behind triggers without an UPDATE: the
+    new rows are inserted and the others locked first, and then the others are updated."""
+
+    session: AsyncSession
+    model: type[Any]
+    target: Sequence[str]
+    changed: Sequence[str]
+    keys: bool
+    locking: bool = False
+
+    async def write(self, rows: Sequence[dict[str, Any]]) -> Written:
+        """Write the rows, which name the same attributes. Those that meet are written one after the other."""
+        written = Written()
         try:
-            async with session.begin_nested():
-                done = await _upsert_once(session, model, target, changed, once, keys=keys)
+            async with self.session.begin_nested():
+                for part in self._parts(rows):
+                    written += await self._write_part(part)
+        except _NotCounted:
+            return await self._with_locks().write(rows)
+        except _RowsMeet:
+            pass
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _SAME_ROW_TWICE or len(once) == 1:
+            state = getattr(error.orig, "sqlstate", None)
+            if state in _NO_SYSTEM_COLUMN and not self.locking:
+                return await self._with_locks().write(rows)
+            if state != _SAME_ROW_TWICE or len(rows) == 1:
                 raise
-            # They differ in Python and not for PostgreSQL, as citext does.
-            half = len(once) // 2
-            for part in (once[:half], once[half:]):
-                written = _sum(written, await upsert_rows(session, model, target, changed, part, keys=keys))
         else:
-            written = _sum(written, done)
-    return written
+            return written
+        # One half after the other leaves what the rows one by one leave.
+        half = len(rows) // 2
+        return await self.write(rows[:half]) + await self.write(rows[half:])
 
+    def _with_locks(self) -> Upsert:
+        return Upsert(self.session, self.model, self.target, self.changed, self.keys, locking=True)
 
-def _sum(one: Written, other: Written) -> Written:
-    return Written(one.created + other.created, one.updated + other.updated, one.changed + other.changed)
+    def _parts(self, rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
+        """The rows in parts that can be one statement each."""
+        columns = columns_of(rows)
+        assert columns is not None
+        meetings = [*map(_hashable, zip(*(columns[name] for name in self.target), strict=True))]
+        rounds = [rows] if len({*meetings}) == len(rows) else in_rounds(rows, self._meeting)
+        made = names_made_by_database(self.model, columns)
+        apart = {*made, *self.target} if self.locking else made
 
+        def shape(row: dict[str, Any]) -> tuple[bool, ...]:
+            return tuple(row[name] is None for name in apart)
 
-def _rounds(rows: Sequence[dict[str, Any]], target: Sequence[str]) -> Sequence[Sequence[dict[str, Any]]]:
-    columns = columns_of(rows)
-    assert columns is not None
-    meetings = [*map(_hashable, zip(*(columns[name] for name in target), strict=True))]
-    if len({*meetings}) == len(rows):
-        return [rows]
+        for once in rounds:
+            # None in the target meets nothing, so such rows needn't keep their place among the others.
+            ordered = sorted(once, key=shape) if apart and {*apart} <= {*self.target} else once
+            yield from ([*part] for _, part in groupby(ordered, shape)) if apart else [once]
 
-    def meeting(row: dict[str, Any]) -> Hashable:
-        values = tuple(row[name] for name in target)
+    def _meeting(self, row: dict[str, Any]) -> Hashable:
+        values = tuple(row[name] for name in self.target)
         return id(row) if None in values else _hashable(values)
 
-    return in_rounds(rows, meeting)
+    async def _write_part(self, rows: Sequence[dict[str, Any]]) -> Written:
+        named = columns_of(rows) or {}
+        new = new_keys(self.model, named, len(rows))
+        complete = with_made_keys(named, new)
+        try:
+            statement = self._from_arrays(complete, len(rows))
+        except OnlyByInsert:
+            return await self._write_values(with_keys(rows, new))
+        return await self._write_statement(_Source(statement, len(rows), complete))
+
+    def _from_arrays(self, complete: dict[str, Sequence[Any]], size: int) -> Insert:
+        """The statement that writes the rows in the order of the target, so that two of them wait for each other."""
+        mapper: Mapper[Any] = inspect(self.model)
+        columns = inserted_columns(self.model, complete, size)
+        if not all(map(fits_in_array, columns)):
+            raise OnlyByInsert
+        source, values = given({column.key: (column, each) for column, each in columns.items()})
+        keys = (mapper.columns[name].key for name in self.target if name in complete)
+        chosen = select(*values.values()).select_from(source).order_by(*(source.c[key] for key in keys))
+        return pg_insert(self._table()).from_select(list(values), chosen, include_defaults=False)
+
+    async def _write_values(self, rows: list[dict[str, Any]]) -> Written:
+        if not self._is_loose():  # else the order might not be that of the input for rows that meet
+            rows.sort(key=lambda row: [_rank(row.get(name)) for name in self.target])
+        size = max(1, min(_VALUES_ROWS, _VALUES_PARAMETERS // max(1, len(column_names(self.model)))))
+        written = Written()
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            written += await self._write_statement(
+                _Source(pg_insert(self.model), len(part), columns_of(part) or {}, part)
+            )
+        return written
+
+    async def _write_statement(self, source: _Source) -> Written:
+        if self.locking:
+            written = await self._lock_and_update(source)
+        elif self.changed:
+            written = await self._insert_or_update(source)
+        else:
+            written = await self._insert_or_leave(source)
+        if written.created + written.updated < source.size and await self._do_rows_meet(source, written.suppressed):
+            raise _RowsMeet
+        return written
+
+    async def _insert_or_update(self, source: _Source) -> Written:
+        number = next(_statement_numbers)
+        statement = self._on_conflict(source.statement, _is_one_more(number))
+        written = await self._execute(source, statement, await self._is_new())
+        if written.created + written.updated < source.size:
+            written.suppressed = source.size - written.created - await self._conflicts(number)
+        return written
+
+    async def _insert_or_leave(self, source: _Source) -> Written:
+        statement = source.statement.on_conflict_do_nothing(index_elements=self._elements())
+        # A view hasn't got that column, nor does it say whether a trigger has written instead of it.
+        written = await self._execute(source, statement, literal_column("(tableoid IS NOT NULL)", Boolean))
+        if written.created < source.size and await has_before_insert_trigger(await self._connection(), self._table()):
+            raise _NotCounted
+        return written
+
+    async def _lock_and_update(self, source: _Source) -> Written:
+        if await has_instead_of_trigger(await self._connection(), self._table()):
+            raise TypeError(
+                f"{self._table()} is a view with an INSTEAD OF trigger, which passes an upsert by: "
+                "write to the table behind it"
+            )
+        number = next(_statement_numbers)
+        element, *_ = self._elements()
+        statement = source.statement.on_conflict_do_update(
+            index_elements=self._elements(), set_={element: element}, where=_is_one_more(number).is_(None)
+        )
+        new = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
+        conflicts = await self._conflicts(number)
+        written = Written(len(new), 0, source.size - len(new) - conflicts)
+        if not self.changed or not conflicts:
+            return written
+        number = next(_statement_numbers)
+        is_old = ~has_key_in(self.model, [key_in(row) for row in new])
+        statement = self._on_conflict(source.statement, _is_one_more(number), is_old)
+        old = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
+        if await self._conflicts(number) != len(new) + conflicts:
+            raise RuntimeError(
+                f"a trigger of {self._table()} does something else with the same rows a second time: "
+                "before PostgreSQL 18 upsert_many can't write to such a table if it is partitioned or a view"
+            )
+        written.updated, written.changed = len(old), [key_in(row) for row in old]
+        return written
+
+    async def _execute(self, source: _Source, statement: Insert, is_new: ColumnElement[bool]) -> Written:
+        if source.parameters is None and not self.keys:
+            done = statement.returning(is_new.label("is_new")).cte("howdah_written")
+            counted = select(func.count(), func.count().filter(done.c.is_new)).select_from(done)
+            every, new = (await self.session.execute(counted)).one()
+            return Written(new, every - new)
+        rows = await self._rows_of(source, statement.returning(is_new, *source.key_columns(self.model)))
+        old = [key_in(row[1:]) for row in rows if not row[0]]
+        return Written(len(rows) - len(old), len(old), 0, old)
+
+    async def _rows_of(self, source: _Source, statement: Any) -> Sequence[Any]:
+        if source.parameters is None:
+            return (await self.session.execute(statement)).all()
+        options = {"render_nulls": True}
+        return (await self.session.execute(statement, source.parameters, execution_options=options)).all()
+
+    def _on_conflict(self, statement: Insert, is_counted: ColumnElement[Any], *criteria: ColumnElement[bool]) -> Insert:
+        mapper: Mapper[Any] = inspect(self.model)
+        columns = [mapper.columns[name] for name in self.changed]
+        set_to: dict[Any, Any] = {each: statement.excluded[each.key] for each in columns}
+        differs = _record(set_to.keys()).op("*<>", is_comparison=True)(_record(set_to.values()))
+        for name in column_names(self.model):
+            onupdate: Any = mapper.columns[name].onupdate
+            if onupdate is not None and name not in self.changed:
+                make = without_context(onupdate)
+                if make is None and onupdate.is_callable:
+                    raise TypeError(
+                        f"upsert_many can't make {self.model.__name__}.{name}: its onupdate looks at other values"
+                    )
+                set_to[mapper.columns[name]] = onupdate.arg if make is None else make()
+        for name, value in moving_version(self.model, {}).items():
+            set_to[mapper.columns[name]] = value
+        if mapper.single and mapper.polymorphic_on is not None:  # a row of another class is none of this one's
+            identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
+            criteria = (*criteria, mapper.polymorphic_on.in_(identities))
+        where = case((is_counted.is_not(None), and_(differs, *criteria)))
+        return statement.on_conflict_do_update(index_elements=self._elements(), set_=set_to, where=where)
+
+    async def _is_new(self) -> ColumnElement[bool]:
+        version: Any = (await self._connection()).dialect.server_version_info
+        has_old = version is not None and version >= (18,) and self._table().name != "old"
+        return literal_column("(old.tableoid IS NULL)" if has_old else "(xmax = 0)", Boolean)
+
+    async def _conflicts(self, number: int) -> int:
+        """How many rows of the statement with this number have met an existing one."""
+        value: str | None = await self._scalar(select(func.current_setting(_CONFLICTS, True)))
+        counted, _, conflicts = (value or "").partition(":")
+        return int(conflicts) if counted == str(number) else 0
+
+    async def _do_rows_meet(self, source: _Source, suppressed: int) -> bool:
+        """Whether rows of the statement may have met the same existing row. Then the order in which they did so is
+        unknown: the statement has that of the target, in which they are equal."""
+        if source.size == 1 or not self._is_loose():
+            return False
+        values = [source.columns.get(name, [None] * source.size) for name in self.target]
+        found = [row for row in zip(*values, strict=True) if None not in row]
+        columns = self._elements()
+        wanted: Any = found if len(columns) > 1 else [value for (value,) in found]
+        if found and all(map(fits_in_array, columns)):
+            arrays = zip(columns, map(list, zip(*found, strict=True)), strict=True)
+            table, _ = given({column.key: (column, each) for column, each in arrays})
+            wanted = select(*(table.c[column.key] for column in columns))
+        is_found = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(wanted)
+        there: int = await self._scalar(select(func.count()).select_from(self._table()).where(is_found))
+        return there + suppressed < len(found)
+
+    def _is_loose(self) -> bool:
+        """Whether values of the target that differ in Python can be the same for PostgreSQL."""
+        kinds = [column.type for column in self._elements()]
+        return not all(
+            isinstance(kind, Integer | Date | LargeBinary) or (isinstance(kind, Uuid) and kind.as_uuid)
+            for kind in kinds
+        )
+
+    def _table(self) -> Table:
+        table = inspect(self.model).local_table
+        assert isinstance(table, Table)
+        return table
+
+    def _elements(self) -> list[Any]:
+        return [inspect(self.model).columns[name] for name in self.target]
+
+    async def _scalar(self, statement: Executable) -> Any:
+        return await self.session.scalar(statement, bind_arguments={"mapper": inspect(self.model)})
+
+    async def _connection(self) -> AsyncConnection:
+        return await self.session.connection(bind_arguments={"mapper": inspect(self.model)})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An INSERT without its ON CONFLICT, how many rows it writes, their values by attribute, and its parameters, if it
+    has VALUES."""
+
+    statement: Insert
+    size: int
+    columns: Mapping[str, Sequence[Any]]
+    parameters: list[dict[str, Any]] | None = None
+
+    def key_columns(self, model: type[Any]) -> Sequence[Any]:
+        return inspect(model).primary_key if self.parameters is None else key_attributes(model)
+
+
+def _is_one_more(number: int) -> ColumnElement[Any]:
+    """Counts a row in the setting, for the statement with this number, when PostgreSQL evaluates it; never NULL."""
+    current = f"current_setting('{_CONFLICTS}', true)"
+    token: ColumnElement[str] = bindparam("howdah_number", str(number), String)
+    is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == token
+    one_more = literal_column(f"(split_part({current}, ':', 2)::bigint + 1)::text", String)
+    value = case((is_this_one, one_more), else_=literal_column("'1'", String))
+    return func.set_config(literal_column(f"'{_CONFLICTS}'"), token + literal_column("':'", String) + value, true())
+
+
+def _record(values: Iterable[Any]) -> ColumnElement[Any]:
+    return cast(func.row(*values), _Record())
 
 
 def _hashable(values: tuple[Any, ...]) -> Hashable:
@@ -90,91 +378,6 @@ def _hashable(values: tuple[Any, ...]) -> Hashable:
     except TypeError:  # arrays and JSON
         return repr(values)
     return values
-
-
-async def _upsert_once(
-    session: AsyncSession,
-    model: type[Any],
-    target: Sequence[str],
-    changed: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-    *,
-    keys: bool,
-) -> Written:
-    mapper: Mapper[Any] = inspect(model)
-    dialect = (await session.connection(bind_arguments={"mapper": mapper})).dialect
-    # Before 18 by xmax, which is 0 only in a row version that nobody has locked or replaced: one made new.
-    has_old = _has_old(dialect) and mapper.local_table.description != "old"
-    is_new = literal_column("(old.ctid IS NULL)" if has_old else "(xmax = 0)", Boolean).label("is_new")
-    try:
-        statement = _from_arrays(model, target, changed, rows)
-    except OnlyByInsert:
-        complete = with_keys(rows, new_keys(model, columns_of(rows) or {}, len(rows)))
-        complete.sort(key=lambda row: [_rank(row[name]) for name in target])
-        values = _on_conflict(model, pg_insert(model), target, changed).returning(is_new, *key_attributes(model))
-        result = (await session.execute(values, complete, execution_options={"render_nulls": True})).all()
-    else:
-        returning = statement.returning(is_new, *mapper.primary_key)
-        if not keys:
-            done = returning.cte("written")
-            count = select(func.count(), func.count().filter(done.c.is_new)).select_from(done)
-            every, new = (await session.execute(count)).one()
-            return Written(new, every - new, [])
-        result = (await session.execute(returning)).all()
-    old = [key_in(row[1:]) for row in result if not row[0]]
-    return Written(len(result) - len(old), len(old), old)
-
-
-def _has_old(dialect: Any) -> bool:
-    version: tuple[int, ...] | None = dialect.server_version_info
-    return version is not None and version >= (18,)
-
-
-def _from_arrays(
-    model: type[Any], target: Sequence[str], changed: Sequence[str], rows: Sequence[dict[str, Any]]
-) -> Insert:
-    """The statement that writes the rows in the order of the target, so that two of them wait for each other."""
-    mapper: Mapper[Any] = inspect(model)
-    table = mapper.local_table
-    assert isinstance(table, Table)
-    named = columns_of(rows) or {}
-    complete = with_made_keys(named, new_keys(model, named, len(rows)))
-    columns = inserted_columns(model, complete, len(rows))
-    if not all(map(fits_in_array, columns)):
-        raise OnlyByInsert
-    source, values = given({column.key: (column, each) for column, each in columns.items()})
-    order = (source.c[mapper.columns[name].key] for name in target)
-    chosen = select(*values.values()).select_from(source).order_by(*order)
-    statement = pg_insert(table).from_select(list(values), chosen, include_defaults=False)
-    return _on_conflict(model, statement, target, changed)
-
-
-def _on_conflict(model: type[Any], statement: Insert, target: Sequence[str], changed: Sequence[str]) -> Insert:
-    mapper: Mapper[Any] = inspect(model)
-    elements = [mapper.columns[name] for name in target]
-    if not changed:
-        return statement.on_conflict_do_nothing(index_elements=elements)
-    columns = [mapper.columns[name] for name in changed]
-    set_to: dict[Any, Any] = {each: statement.excluded[each.key] for each in columns}
-    differs = or_(*(_comparable(old).is_distinct_from(_comparable(new)) for old, new in set_to.items()))
-    for name in column_names(model):
-        onupdate: Any = mapper.columns[name].onupdate
-        if onupdate is not None and name not in changed:
-            make = without_context(onupdate)
-            if make is None and onupdate.is_callable:
-                raise TypeError(f"upsert_many can't make {model.__name__}.{name}: its onupdate looks at other values")
-            set_to[mapper.columns[name]] = onupdate.arg if make is None else make()
-    for name, value in moving_version(model, {}).items():
-        set_to[mapper.columns[name]] = value
-    if mapper.single and mapper.polymorphic_on is not None:  # a row of another class is none of this one's
-        identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
-        differs = and_(differs, mapper.polymorphic_on.in_(identities))
-    return statement.on_conflict_do_update(index_elements=elements, set_=set_to, where=differs)
-
-
-def _comparable(value: Any) -> Any:
-    kind = value.type.impl_instance if isinstance(value.type, TypeDecorator) else value.type
-    return cast(value, JSONB) if isinstance(kind, JSON) and not isinstance(kind, JSONB) else value
 
 
 def _rank(value: object) -> tuple[int, Any]:

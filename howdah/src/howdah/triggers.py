@@ -1,0 +1,45 @@
+"""What triggers a table or a view has that decide over an INSERT."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Table, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+# Of the table and its partitions, FOR EACH ROW, BEFORE, INSERT.
+_HAS_BEFORE_INSERT: Final = """
+SELECT EXISTS (
+    SELECT FROM pg_trigger
+    WHERE tgrelid IN (SELECT to_regclass(:name) UNION SELECT relid FROM pg_partition_tree(to_regclass(:name)))
+    AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7
+)
+"""
+
+# Of the view or one behind it.
+_HAS_INSTEAD_OF: Final = """
+WITH RECURSIVE relations (id) AS (
+    SELECT CAST(to_regclass(:name) AS oid)
+    UNION SELECT d.refobjid FROM relations JOIN pg_rewrite r ON r.ev_class = relations.id JOIN pg_depend d
+    ON d.classid = CAST('pg_rewrite' AS regclass) AND d.objid = r.oid AND d.refclassid = CAST('pg_class' AS regclass)
+)
+SELECT EXISTS (SELECT FROM pg_trigger JOIN relations ON tgrelid = id WHERE tgtype & 64 = 64)
+"""
+
+
+async def has_before_insert_trigger(connection: AsyncConnection, table: Table) -> bool:
+    """Whether a trigger can suppress or change a row before it is inserted into the table or one of its partitions."""
+    return await _is_true(connection, _HAS_BEFORE_INSERT, table)
+
+
+async def has_instead_of_trigger(connection: AsyncConnection, table: Table) -> bool:
+    """Whether a trigger writes in place of PostgreSQL to this view or a view behind it."""
+    return await _is_true(connection, _HAS_INSTEAD_OF, table)
+
+
+async def _is_true(connection: AsyncConnection, query: str, table: Table) -> bool:
+    assert connection.sync_connection is not None
+    quote = connection.dialect.identifier_preparer.quote
+    schema = connection.sync_connection.schema_for_object(table)
+    name = quote(table.name) if schema is None else f"{quote(schema)}.{quote(table.name)}"
+    return bool(await connection.scalar(text(query), {"name": name}))

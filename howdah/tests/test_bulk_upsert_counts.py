@@ -1,0 +1,301 @@
+"""`upsert_many` counts what is there: behind triggers, in partitioned tables, through views, and under concurrency."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from case_insensitive import create_citext
+from server import until_waiting
+from sqlalchemy import Identity, MetaData, UniqueConstraint, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY, CITEXT
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import Integer
+
+from howdah import Base, Database, Upserted, UUIDv7PrimaryKey, bulk
+
+MANY = 40
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Item(Separate):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+    numbers: Mapped[Any] = mapped_column(ARRAY(Integer), nullable=True)  # sent with VALUES
+
+
+class Measurement(Separate):
+    __tablename__ = "measurements"
+    __table_args__ = {"postgresql_partition_by": "RANGE (id)"}  # noqa: RUF012
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+
+
+class Reading(Separate):
+    """A view of the table of `Item`."""
+
+    __tablename__ = "readings"
+    __table_args__ = {"info": {"view": True}}  # noqa: RUF012
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+
+
+class OuterReading(Separate):
+    """A view of that view."""
+
+    __tablename__ = "outer_readings"
+    __table_args__ = {"info": {"view": True}}  # noqa: RUF012
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+
+
+class Numbered(Separate):
+    __tablename__ = "numbered"
+    __table_args__ = (UniqueConstraint("code", name="one_code"),)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    code: Mapped[Any] = mapped_column(CITEXT, nullable=True)
+    value: Mapped[int]
+
+
+class Unique(UUIDv7PrimaryKey, Separate):
+    __tablename__ = "unique_ones"
+    code: Mapped[str] = mapped_column(unique=True)
+    value: Mapped[int]
+
+
+async def create_tables(session: AsyncSession) -> None:
+    await create_citext(session)
+    tables = [table for table in Separate.metadata.tables.values() if not table.info.get("view")]
+    await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection(), tables))
+    await session.execute(text("CREATE VIEW readings AS SELECT id, value FROM items"))
+    for n in range(4):
+        bounds = f"FROM ({n * 1000}) TO ({(n + 1) * 1000})"
+        await session.execute(text(f"CREATE TABLE m{n} PARTITION OF measurements FOR VALUES {bounds}"))
+
+
+@pytest.fixture
+async def tables(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    await create_tables(session)
+    yield session
+    await session.rollback()
+
+
+async def trigger(session: AsyncSession, table: str, event: str, body: str) -> None:
+    function = f"CREATE FUNCTION on_{table}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$"
+    await session.execute(text(function.replace(":", "\\:")))
+    await session.execute(
+        text(f"CREATE TRIGGER t BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION on_{table}()")
+    )
+
+
+async def values(session: AsyncSession, model: Any) -> list[tuple[int, int]]:
+    return [tuple(row) for row in await session.execute(select(model.id, model.value).order_by(model.id))]
+
+
+def rows_of(ids: Any, value: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"id": n, "value": value, **more} for n in ids]
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("many", [4, 40, 1200])
+@pytest.mark.parametrize("model", [Item, Measurement, Reading])
+async def test_tables_partitioned_tables_and_views_count_what_they_do(
+    tables: AsyncSession, model: Any, many: int, held: bool
+) -> None:
+    half = many // 2
+    assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == Upserted(half, 0, 0)
+    kept = (await tables.scalars(select(model))).all() if held else []
+    assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == Upserted(0, 0, half)
+    rows = [{"id": n, "value": n % 2} for n in reversed(range(many))]
+    assert await bulk.upsert_many(tables, model, rows) == Upserted(half, half // 2, half // 2)
+    assert await values(tables, model) == [(n, n % 2) for n in range(many)]
+    assert [each.value for each in sorted(kept, key=lambda each: each.id)] == [
+        n % 2 for n in range(half if held else 0)
+    ]
+    twice = [*rows_of(range(half, many + 1), 5), *rows_of([0, 0, many], 6)]
+    assert await bulk.upsert_many(tables, model, twice) == Upserted(1, many - half + 2, 1)
+    assert await bulk.upsert_many(tables, model, rows_of(range(many + 2), 7), update=[]) == Upserted(1, 0, many + 1)
+
+
+async def test_sent_with_values_they_count_the_same(tables: AsyncSession) -> None:
+    rows = rows_of(range(2500), 1, numbers=[1])
+    assert await bulk.upsert_many(tables, Item, rows[:1500]) == Upserted(1500, 0, 0)
+    for n in range(0, 2500, 2):
+        rows[n]["numbers"] = [2]
+    assert await bulk.upsert_many(tables, Item, rows) == Upserted(1000, 750, 750)
+
+
+@pytest.mark.parametrize("with_values", [False, True])
+@pytest.mark.parametrize("many", [3, MANY, 1100])
+async def test_rows_that_a_trigger_suppresses_are_neither_written_nor_unchanged(
+    tables: AsyncSession, many: int, with_values: bool
+) -> None:
+    more: dict[str, Any] = {"numbers": [1]} if with_values else {}
+    await bulk.insert_many(tables, Item, rows_of([0, 1], 1, **more))
+    await trigger(tables, "items", "INSERT", "IF NEW.value = 3 THEN RETURN NULL; END IF; RETURN NEW;")
+    rows = [*rows_of([0], 1, **more), *rows_of([1], 2, **more), *rows_of(range(2, many), 3, **more)]
+    assert await bulk.upsert_many(tables, Item, rows) == Upserted(0, 1, 1, suppressed=many - 2)
+    assert await bulk.upsert_many(tables, Item, rows, update=[]) == Upserted(0, 0, 2, suppressed=many - 2)
+    assert await values(tables, Item) == [(0, 1), (1, 2)]
+    assert await bulk.upsert_many(tables, Item, rows_of([0, 5], 3, **more)) == Upserted(0, 0, 0, suppressed=2)
+
+
+async def test_rows_that_a_trigger_keeps_as_they_are_are_unchanged(tables: AsyncSession) -> None:
+    await bulk.insert_many(tables, Item, rows_of(range(10), 1))
+    await trigger(tables, "items", "UPDATE", "IF NEW.id < 4 THEN RETURN NULL; END IF; RETURN NEW;")
+    assert await bulk.upsert_many(tables, Item, rows_of(range(12), 2)) == Upserted(2, 6, 4)
+
+
+async def test_what_a_trigger_makes_of_a_row_decides_what_it_meets(tables: AsyncSession) -> None:
+    await bulk.insert_many(tables, Unique, [{"code": "a", "value": 1}, {"code": "b", "value": 1}])
+    await trigger(tables, "unique_ones", "INSERT", "NEW.code := lower(NEW.code); RETURN NEW;")
+    rows = [{"code": code, "value": 1} for code in ("A", "b", "C")]
+    assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == Upserted(1, 0, 2)
+    rows = [{"code": code, "value": 2} for code in ("A", "a", "D")]
+    assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == Upserted(1, 1, 1)
+    assert await bulk.upsert_many(tables, Unique, rows, on=["code"], update=[]) == Upserted(0, 0, 3)
+
+
+@pytest.mark.parametrize("model", [Measurement, Reading])
+async def test_triggers_of_partitions_and_behind_views_are_counted_or_refused(tables: AsyncSession, model: Any) -> None:
+    await bulk.upsert_many(tables, model, rows_of(range(3), 1))
+    where = "m0" if model is Measurement else "items"
+    await trigger(tables, where, "INSERT", "IF NEW.value = 3 THEN RETURN NULL; END IF; RETURN NEW;")
+    rows = [*rows_of([0], 1), *rows_of([1], 2), *rows_of([2, 3], 3), *rows_of([4], 4)]
+    assert await bulk.upsert_many(tables, model, rows) == Upserted(1, 1, 1, suppressed=2)
+    assert await bulk.upsert_many(tables, model, rows, update=[]) == Upserted(0, 0, 3, suppressed=2)
+    assert await values(tables, model) == [(0, 1), (1, 2), (2, 1), (4, 4)]
+
+
+async def test_a_trigger_that_decides_differently_a_second_time_is_counted_or_refused(tables: AsyncSession) -> None:
+    """It suppresses what is there. Before PostgreSQL 18 rows of a partitioned table are sent twice."""
+    dialect: Any = (await tables.connection()).dialect
+    body = "IF EXISTS (SELECT FROM measurements m WHERE m.id = NEW.id) THEN RETURN NULL; END IF; RETURN NEW;"
+    await bulk.upsert_many(tables, Measurement, rows_of([2000], 1))
+    await trigger(tables, "m0", "INSERT", body)
+    rows = [*rows_of(range(3), 1), *rows_of([2000], 2)]
+    if dialect.server_version_info >= (18,):
+        assert await bulk.upsert_many(tables, Measurement, rows) == Upserted(3, 1, 0)
+        assert await bulk.upsert_many(tables, Measurement, rows) == Upserted(0, 0, 1, suppressed=3)
+    else:
+        with pytest.raises(RuntimeError, match="a trigger of measurements does something else"):
+            await bulk.upsert_many(tables, Measurement, rows)
+        assert await values(tables, Measurement) == [(2000, 1)]
+
+
+async def test_what_postgresql_cant_upsert_into_is_refused(tables: AsyncSession) -> None:
+    await tables.execute(
+        text("CREATE FUNCTION instead() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$")
+    )
+    await tables.execute(text("CREATE TRIGGER t INSTEAD OF INSERT ON readings FOR EACH ROW EXECUTE FUNCTION instead()"))
+    await tables.execute(text("CREATE VIEW outer_readings AS SELECT id, value FROM readings"))
+    for model in (Reading, OuterReading):
+        for update in (None, []):
+            with pytest.raises(TypeError, match="INSTEAD OF trigger, which passes an upsert by"):
+                await bulk.upsert_many(tables, model, rows_of([1], 1), update=update)
+    for action in ("INSTEAD NOTHING", "ALSO INSERT INTO items VALUES (7, 1)"):
+        await tables.execute(text(f"CREATE OR REPLACE RULE r AS ON INSERT TO unique_ones DO {action}"))
+        for update in (None, []):
+            with pytest.raises(DBAPIError):
+                await bulk.upsert_many(tables, Unique, [{"code": "a", "value": 1}], on=["code"], update=update)
+
+
+async def test_a_savepoint_that_is_rolled_back_takes_its_counts_along(tables: AsyncSession) -> None:
+    await bulk.upsert_many(tables, Item, rows_of(range(3), 1))
+    for _ in range(2):
+        async with tables.begin_nested() as nested:
+            assert await bulk.upsert_many(tables, Item, rows_of(range(3), 1)) == Upserted(0, 0, 3)
+            await nested.rollback()
+        assert await bulk.upsert_many(tables, Item, rows_of(range(4), 1), update=["value"]) in (
+            Upserted(1, 0, 3),
+            Upserted(0, 0, 4),
+        )
+
+
+# --- keys that are None
+
+
+@pytest.mark.parametrize("model", [Numbered, Unique])
+@pytest.mark.parametrize("many", [2, 25])
+async def test_a_key_that_is_none_is_made(tables: AsyncSession, model: Any, many: int) -> None:
+    rows: list[dict[str, Any]] = [{"id": None, "code": f"{n}", "value": n} for n in range(many)]
+    assert await bulk.upsert_many(tables, model, rows) == Upserted(many, 0, 0)
+    keys = list(await tables.scalars(select(model.id).order_by(model.value)))
+    assert len({*keys}) == many
+    assert await bulk.upsert_many(tables, model, rows, on=["code"]) == Upserted(0, 0, many)
+    for row, key in list(zip(rows, keys, strict=True))[::2]:
+        row["id"] = key
+    mixed = [*rows, {"id": None, "code": "new", "value": -1}]
+    assert await bulk.upsert_many(tables, model, mixed, on=["code"]) == Upserted(1, 0, many)
+    rows = [{"id": key, "code": f"new {key}", "value": 1} for key in keys[::2]]
+    rows = [each for row in rows for each in (row, {"id": None, "code": f"made {row['id']}", "value": 2})]
+    assert await bulk.upsert_many(tables, model, rows) == Upserted(len(keys[::2]), len(keys[::2]), 0)
+    assert len(list(await tables.scalars(select(model.id)))) == many + 1 + len(keys[::2])
+
+
+async def test_rows_with_and_without_a_key_that_meet_come_out_in_the_order_of_the_input(tables: AsyncSession) -> None:
+    """They are two statements, and only PostgreSQL sees that they meet."""
+    rows: list[dict[str, Any]] = [
+        {"id": 500, "code": "A", "value": 1},
+        {"id": None, "code": "a", "value": 2},
+        {"id": 501, "code": "b", "value": 3},
+        {"id": None, "code": "B", "value": 4},
+    ]
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(2, 2, 0)
+    assert await values(tables, Numbered) == [(500, 2), (501, 4)]
+
+
+async def test_null_in_what_rows_are_found_by_meets_nothing(tables: AsyncSession) -> None:
+    rows = [{"code": None if n % 2 else f"{n}", "value": n} for n in range(MANY)]
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(MANY, 0, 0)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(MANY // 2, 0, MANY // 2)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"], update=[]) == Upserted(MANY // 2, 0, MANY // 2)
+
+
+async def test_null_meets_null_where_the_constraint_says_so(tables: AsyncSession) -> None:
+    dialect: Any = (await tables.connection()).dialect
+    if dialect.server_version_info < (15,):
+        pytest.skip("NULLS NOT DISTINCT is new in PostgreSQL 15")
+    await tables.execute(text("ALTER TABLE numbered DROP CONSTRAINT one_code"))
+    await tables.execute(text("CREATE UNIQUE INDEX ON numbered (code) NULLS NOT DISTINCT"))
+    rows = [{"code": code, "value": n} for n, code in enumerate([None, "a", None, "A", None])]
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(2, 3, 0)
+    rows = [{"code": None, "value": 4}, {"code": "a", "value": 3}]
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(0, 0, 2)
+
+
+async def test_rows_are_found_by_something(tables: AsyncSession) -> None:
+    with pytest.raises(ValueError, match="`on` must name what rows are found by"):
+        await bulk.upsert_many(tables, Item, rows_of([1], 1), on=[])
+
+
+# --- races
+
+
+@pytest.mark.parametrize("model", [Item, Measurement, Reading])
+@pytest.mark.parametrize("update", [None, []])
+async def test_a_row_that_another_one_inserts_meanwhile_isnt_counted_as_new(
+    committed_database: Database, model: Any, update: Any
+) -> None:
+    """The statement doesn't see it. Control: its snapshot says that the row isn't there."""
+    async with committed_database.begin() as session:
+        await create_tables(session)
+    async with committed_database.session() as other, committed_database.session() as session:
+        await bulk.insert_many(other, model, rows_of([2], 1))
+        assert await session.scalar(select(func.count()).select_from(model)) == 0
+        upsert = asyncio.create_task(bulk.upsert_many(session, model, rows_of([1, 2, 3], 2), update=update))
+        await until_waiting(committed_database)
+        await other.commit()
+        assert await upsert == (Upserted(2, 1, 0) if update is None else Upserted(2, 0, 1))
+        await session.commit()
+    async with committed_database.session() as session:
+        assert await values(session, model) == [(1, 2), (2, 2 if update is None else 1), (3, 2)]
