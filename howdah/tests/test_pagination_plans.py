@@ -31,8 +31,8 @@ async def plan_of(session: AsyncSession, page: Callable[[], Any]) -> tuple[Page[
     assert raw is not None
     (statement, parameters), *_ = sent
     nodes = [(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters))[0]["Plan"]]
-    while "Plans" in nodes[-1]:
-        nodes.append(nodes[-1]["Plans"][0])
+    while "Plans" in nodes[-1]:  # the settings come from an InitPlan, once
+        nodes.append(next(node for node in nodes[-1]["Plans"] if node["Parent Relationship"] != "InitPlan"))
     return result, nodes
 
 

@@ -15,7 +15,7 @@ from howdah import bulk
 from howdah.errors import NotFound
 from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_of
 from howdah.locking import lock
-from howdah.pagination import Page, count_rows, entity_of, paginate, refuse_own_limit, totally_ordered
+from howdah.pagination import Page, count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
 from howdah.rows import refuse_unknown
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -125,8 +125,7 @@ class AsyncRepository(Generic[ModelT]):
 
     async def exists(self, statement: Select[Any] | None = None) -> bool:
         """Whether there is any row."""
-        wanted = (self._all() if statement is None else statement).order_by(None)
-        return (await self.session.scalars(select(wanted.exists()))).one()
+        return await has_rows(self.session, self._all() if statement is None else statement)
 
     async def stream(
         self, statement: Select[Any] | None = None, *, batch: int = 1000, load: LoadWhat = ()
