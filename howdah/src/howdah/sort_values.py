@@ -197,19 +197,21 @@ def _check_settings(column: ColumnElement[Any], kind: TypeEngine[Any], oid: Type
 
 
 def _item_of(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type without what Python, arrays and domains add to it."""
+    """The type without what Python and arrays add to it."""
     kind = kind.dialect_impl(DIALECT)  # of several variants that of PostgreSQL
     if isinstance(kind, TypeDecorator):
         return _item_of(kind.load_dialect_impl(DIALECT))
     if isinstance(kind, ARRAY):
         return _item_of(kind.item_type)
-    return _item_of(kind.data_type) if isinstance(kind, DOMAIN) else kind
+    return kind
 
 
 _TEXTS: Final = (ENUM, Enum, CITEXT, HSTORE)
 
 
 def _is_named(kind: TypeEngine[Any]) -> bool:
-    """Whether the type has a name and an OID of its own in each database."""
+    """Whether the type has a name and an OID of its own in each database, and operators by that name."""
     item = _item_of(kind)
+    if isinstance(item, DOMAIN):  # the operators of enums don't take a domain
+        return _is_named(item.data_type) and not isinstance(_item_of(item.data_type), Enum)
     return item.native_enum if isinstance(item, Enum) else isinstance(item, CITEXT | HSTORE | UserDefinedType)
