@@ -18,7 +18,7 @@ from sqlalchemy import (
     tuple_,
     type_coerce,
 )
-from sqlalchemy.sql import operators, visitors
+from sqlalchemy.sql import elements, operators, visitors
 from sqlalchemy.sql.elements import ClauseList, _label_reference, _textual_label_reference
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
@@ -88,10 +88,9 @@ def parse_order(clause: ColumnElement[Any]) -> list[SortKey]:
             clause = clause.element
         else:
             break
-    first = descending if nulls_first is None else nulls_first
-    if not isinstance(clause, ClauseList):
-        return [SortKey(clause, descending, first)]
-    if descending or nulls_first is not None:  # SQLAlchemy would write `a, b DESC`, which reverses b alone
+    if not isinstance(clause, _LISTS):
+        return [SortKey(clause, descending, descending if nulls_first is None else nulls_first)]
+    if descending or nulls_first is not None:  # SQLAlchemy 2.0 writes `a, b DESC`, which reverses b alone
         raise ValueError(f"a direction can't be given for several columns at once: order by each of {clause}")
     return [key for each in clause.clauses for key in parse_order(each)]
 
@@ -151,6 +150,8 @@ def _behind_as_row(
 
 
 _UNCOMPARABLE: Final = (TextClause, _textual_label_reference, Over)
+# In 2.1 a direction of a composite attribute becomes one of each column, in a list of its own kind.
+_LISTS: Final = (ClauseList, getattr(elements, "OrderByList", ClauseList))
 _MODIFIERS: Final = frozenset({operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op})
 _VOLATILE: Final = frozenset(
     {
