@@ -20,7 +20,7 @@ from howdah.cursors import Cursors, Position
 from howdah.errors import InvalidCursor
 from howdah.keys import key_attributes
 from howdah.sort_keys import SortKey, follows, parse_order, refuse_unstable
-from howdah.sort_values import SortValue, read_types, selected_settings
+from howdah.sort_values import SortValue, SortValues, read_types
 
 ItemT = TypeVar("ItemT")
 
@@ -115,11 +115,11 @@ async def paginate_as(
 
 
 def _rows_wanted(what: ColumnElement[Any] | None, statement: Select[Any], keys: Sequence[SortKey]) -> Select[Any]:
-    """Rows of the item, two columns for each sort key, and the session's settings (see `sort_values`)."""
+    """Rows of the item and its `SortValues`."""
     wanted = statement.order_by(None)
     if what is not None:
         wanted = wanted.with_only_columns(what, maintain_column_froms=True)
-    wanted = wanted.add_columns(*(column for key in keys for column in key.selected()), selected_settings.label(None))
+    wanted = wanted.add_columns(SortValues([(key.raw, key.kind) for key in keys]).label(None))
     if statement._distinct:  # ORDER BY must name expressions that are selected
         wanted = wanted.add_columns(*(key.raw.label(None) for key in keys))
     return wanted
@@ -145,7 +145,7 @@ async def _execute(
     # SQLAlchemy demands unique() where collections are loaded by a join, and nowhere else: elsewhere it would hide from
     # the limit what a join brings twice. There is no public way to ask which it is.
     if result._unique_filter_state is not None:
-        result = result.unique()
+        result = result.unique(lambda row: (id(row[0]), *row[1]))
     return [*result.all()]
 
 
@@ -156,9 +156,9 @@ async def _ends(
     lead back to its row, should it be there again or still."""
     if not rows:
         return (None, None) if position is None else (here := position._replace(inclusive=True), here)
-    first, last = ([*row[1 : 2 * len(keys) + 2]] for row in (rows[0], rows[-1]))
-    oids = await read_types(session, [(key.column, key.kind) for key in keys], first[1:-1:2], first[-1])
-    return tuple(Position([*map(SortValue, each[:-1:2], oids)]) for each in (first, last))  # type: ignore[return-value]
+    first, last = rows[0][1], rows[-1][1]
+    oids = await read_types(session, [(key.column, key.kind) for key in keys], first)
+    return Position([*map(SortValue, first[:-1:2], oids)]), Position([*map(SortValue, last[:-1:2], oids)])
 
 
 def entity_of(statement: Select[Any]) -> Any:
@@ -235,7 +235,7 @@ def sort_keys(statement: Select[Any]) -> list[SortKey]:
 
 def _is_one_of(column: ColumnElement[Any], columns: Sequence[ColumnElement[Any]]) -> bool:
     name = getattr(column, "name", None)
-    return any(each.name == name and each.compare(column) for each in columns)  # type: ignore[attr-defined]
+    return any(each.name == name and each.compare(column) for each in columns)
 
 
 @lru_cache(maxsize=256)

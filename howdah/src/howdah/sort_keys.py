@@ -23,7 +23,7 @@ from sqlalchemy.sql.elements import ClauseList, _label_reference, _textual_label
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
-from howdah.sort_values import SortValue, as_stored, selected_values
+from howdah.sort_values import SortValue, as_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,6 @@ class SortKey:
 
     def reversed(self) -> SortKey:
         return replace(self, descending=not self.descending, nulls_first=not self.nulls_first)
-
-    def selected(self) -> list[ColumnElement[Any]]:
-        return selected_values(self.raw, self.kind)
 
     def clause(self) -> ColumnElement[Any]:
         clause = self.column.desc() if self.descending else self.column.asc()
