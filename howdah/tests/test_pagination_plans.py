@@ -7,9 +7,12 @@ from functools import partial
 from typing import Any
 
 import pytest
+from paging import mapped
 from sample import User
-from sqlalchemy import TextClause, event, select, text
+from sqlalchemy import CHAR, Enum, Integer, Numeric, String, TextClause, event, select, text
+from sqlalchemy.dialects.postgresql import BIT, TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.types import TypeEngine
 
 from howdah import AsyncRepository, Page
 
@@ -31,8 +34,8 @@ async def plan_of(session: AsyncSession, page: Callable[[], Any]) -> tuple[Page[
     assert raw is not None
     (statement, parameters), *_ = sent
     nodes = [(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters))[0]["Plan"]]
-    while "Plans" in nodes[-1]:
-        nodes.append(nodes[-1]["Plans"][0])
+    while "Plans" in nodes[-1]:  # the settings come from an InitPlan, once
+        nodes.append(next(node for node in nodes[-1]["Plans"] if node["Parent Relationship"] != "InitPlan"))
     return result, nodes
 
 
@@ -99,3 +102,39 @@ async def test_a_page_in_another_order_reads_that_orders_index_from_the_cursor_o
     assert [user.id for user in page.items] == everything[9000:9050]
     assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
     assert bounded in nodes[1]["Index Cond"].replace("users.", "").replace("(created_at >= ", "created_at >= ")
+
+
+@pytest.mark.parametrize(
+    ("column_type", "kind", "value"),
+    [
+        ("numeric(10, 2)", Numeric(10, 2), "n"),
+        ("varchar(9)", String(9), "n"),
+        ("char(9)", CHAR(9), "n"),
+        ("bit(30)", BIT(30), "CAST(CAST(n AS int) AS bit(30))"),
+        ("timestamptz(3)", TIMESTAMP(timezone=True, precision=3), "now() + n * interval '1 s'"),
+        ("bigint", Integer(), "n"),
+        ("positive", Integer(), "n"),
+        ("mood", Enum(*"abc", name="mood"), "CAST(substr('abc', CAST(n % 3 + 1 AS int), 1) AS mood)"),
+    ],
+    ids=str,
+)
+async def test_the_types_of_cursors_enter_the_index(
+    session: AsyncSession, column_type: str, kind: TypeEngine[Any], value: str
+) -> None:
+    """With a length in the mapping, with another type than the mapping's, with a type of the database's own."""
+    for each in (
+        "CREATE DOMAIN positive AS int; CREATE TYPE mood AS ENUM ('a', 'b', 'c')",
+        f"CREATE TABLE cases (id integer PRIMARY KEY, value {column_type} NOT NULL)",
+        f"INSERT INTO cases SELECT n, {value} FROM generate_series(1, 10000) n",
+        "CREATE INDEX ON cases (value, id); ANALYZE cases",
+    ):
+        for statement in each.split("; "):
+            await session.execute(text(statement))
+    model = mapped(kind, nullable=False)
+    cases: AsyncRepository[Any] = AsyncRepository(session, model)
+    listing = select(model).order_by(model.value)
+    first = await cases.page(listing, limit=500)
+    page, nodes = await plan_of(session, partial(cases.page, listing, limit=50, before=first.next))
+    assert page.items == first.items[:-1][-50:]
+    assert [node["Node Type"] for node in nodes] == ["Limit", "Index Only Scan"]
+    assert "Index Cond" in nodes[1]

@@ -6,46 +6,21 @@ is `WHERE (order values) > (cursor)`. A cursor is bound to its listing: the orde
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time
-from decimal import Decimal
-from enum import Enum
+from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
-from uuid import UUID
 
-import orjson
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Float,
-    Label,
-    Numeric,
-    Over,
-    Select,
-    TextClause,
-    UnaryExpression,
-    and_,
-    false,
-    func,
-    inspect,
-    literal,
-    or_,
-    select,
-    tuple_,
-    type_coerce,
-)
-from sqlalchemy import Enum as EnumType
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Alias, BigInteger, ColumnElement, Join, Select, Table, func, inspect, literal, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.sql import operators, visitors
-from sqlalchemy.sql.elements import _label_reference, _textual_label_reference
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.orm.interfaces import CriteriaOption
 
+from howdah.cursors import Cursors, Position
 from howdah.errors import InvalidCursor
 from howdah.keys import key_attributes
+from howdah.sort_keys import SortKey, follows, parse_order, refuse_unstable
+from howdah.sort_values import SortValue, SortValues, read_types
 
 ItemT = TypeVar("ItemT")
 
@@ -109,36 +84,81 @@ async def paginate_as(
         raise ValueError("a page follows `after` or comes before `before`, not both")
     if count is not True and count < 0:
         raise ValueError(f"a count can't be capped at {count}")
-    keys = _sort_keys(statement)
-    cursors = _Cursors(statement, keys)
+    keys = sort_keys(statement)
+    cursors = Cursors(statement, keys)
     backward = before is not None
     directed = [key.reversed() for key in keys] if backward else keys
-    position = after if after is not None else before
-    rows_wanted = statement.order_by(None)
-    if what is not None:
-        rows_wanted = rows_wanted.with_only_columns(what, maintain_column_froms=True)
-    rows_wanted = rows_wanted.add_columns(*(key.column.label(None) for key in keys))
+    cursor = after if after is not None else before
+    position = None if cursor is None else cursors.decode(cursor)
+    rows_wanted = _rows_wanted(what, statement, keys)
     if position is not None:
-        follows = _follows(directed, cursors.decode(position))
+        is_behind = follows(directed, position.values, inclusive=position.inclusive)
         # what is behind an aggregate can only be told of the group
-        rows_wanted = rows_wanted.having(follows) if statement._group_by_clauses else rows_wanted.where(follows)
+        rows_wanted = rows_wanted.having(is_behind) if statement._group_by_clauses else rows_wanted.where(is_behind)
     rows_wanted = rows_wanted.order_by(*(key.clause() for key in directed)).limit(limit + 1)
-    found = (await session.execute(rows_wanted)).all()
+    found = await _execute(session, rows_wanted, behind=position)
     more = len(found) > limit
-    rows = [tuple(row) for row in found[:limit]]
+    rows = found[:limit]
     if backward:
         rows.reverse()
     # Both are made even if they lead nowhere: an order that no cursor can hold shall be found out at the first page.
-    first, last = (cursors.encode(rows[0][1:]), cursors.encode(rows[-1][1:])) if rows else (None, None)
+    first, last = await _ends(session, keys, rows, position)
     total, capped = (None, False) if count is False else await _capped_count(session, statement, count)
     # Behind the cursor lies at least the row that it was made from, or where that row was.
     return Page(
         items=[row[0] for row in rows],
-        next=last if more or backward else None,
-        previous=first if (more if backward else position is not None) else None,
+        next=cursors.encode(last) if last is not None and (more or backward) else None,
+        previous=cursors.encode(first) if first is not None and (more if backward else position is not None) else None,
         total=total,
         total_capped=capped,
     )
+
+
+def _rows_wanted(what: ColumnElement[Any] | None, statement: Select[Any], keys: Sequence[SortKey]) -> Select[Any]:
+    """Rows of the item and its `SortValues`."""
+    wanted = statement.order_by(None)
+    if what is not None:
+        wanted = wanted.with_only_columns(what, maintain_column_froms=True)
+    wanted = wanted.add_columns(SortValues([(key.raw, key.kind) for key in keys]).label(None))
+    if statement._distinct:  # ORDER BY must name expressions that are selected
+        wanted = wanted.add_columns(*(key.raw.label(None) for key in keys))
+    return wanted
+
+
+# What PostgreSQL says of a text that it can't read as the type beside it, or of a type that isn't the sort key's any
+# more: classes 22 (of values) and 42 (of types and operators).
+_UNREADABLE: Final = frozenset(
+    {"22003", "22007", "22008", "22009", "22015", "22021", "22023", "22P02", "22P05", "2202E", "22000"}
+    | {"42704", "42804", "42846", "42883"}
+)
+
+
+async def _execute(
+    session: AsyncSession | AsyncConnection, rows_wanted: Select[Any], *, behind: Position | None
+) -> list[Any]:
+    try:
+        result = await session.execute(rows_wanted)
+    except DBAPIError as error:
+        if behind is None or getattr(error, "sqlstate", None) not in _UNREADABLE:
+            raise
+        raise InvalidCursor("PostgreSQL can't read the cursor's values") from error
+    # SQLAlchemy demands unique() where collections are loaded by a join, and nowhere else: elsewhere it would hide from
+    # the limit what a join brings twice. There is no public way to ask which it is.
+    if result._unique_filter_state is not None:
+        result = result.unique(lambda row: (id(row[0]), *row[1]))
+    return [*result.all()]
+
+
+async def _ends(
+    session: AsyncSession | AsyncConnection, keys: Sequence[SortKey], rows: Sequence[Any], position: Position | None
+) -> tuple[Position | None, Position | None]:
+    """The positions of the first and the last row. Where there is no row, the cursor's own, from which both directions
+    lead back to its row, should it be there again or still."""
+    if not rows:
+        return (None, None) if position is None else (here := position._replace(inclusive=True), here)
+    first, last = rows[0][1], rows[-1][1]
+    oids = await read_types(session, [(key.column, key.kind) for key in keys], first)
+    return Position([*map(SortValue, first[:-1:2], oids)]), Position([*map(SortValue, last[:-1:2], oids)])
 
 
 def entity_of(statement: Select[Any]) -> Any:
@@ -160,12 +180,12 @@ def totally_ordered(statement: Select[Any]) -> Select[Any]:
     """The listing with its primary key as the last word of its order, where that isn't named already; in the direction
     of what comes before it, so that one index can serve both."""
     clauses = statement._order_by_clauses
-    descending = bool(clauses) and _sort_key(clauses[-1]).descending
-    known = [_sort_key(clause).column for clause in clauses]
+    known = [key for clause in clauses for key in parse_order(clause)]
+    descending = bool(known) and known[-1].descending
     missing = (
         attribute.expression
         for attribute in key_attributes(entity_of(statement))
-        if not any(attribute.expression.compare(column) for column in known)
+        if not any(attribute.expression.compare(key.column) for key in known)
     )
     return statement.order_by(*(column.desc() if descending else column for column in missing))
 
@@ -177,7 +197,19 @@ async def count_rows(
     counted = statement.order_by(None).subquery()
     if at_most is not None:
         counted = select(literal(1)).select_from(counted).limit(literal(at_most, BigInteger)).subquery()
-    return (await session.scalars(select(func.count()).select_from(counted))).one()
+    rows = select(func.count()).select_from(counted).options(*_criteria(statement))
+    return int((await session.execute(rows)).scalar_one())
+
+
+async def has_rows(session: AsyncSession | AsyncConnection, statement: Select[Any]) -> bool:
+    """Whether the statement has any row."""
+    has_any = select(statement.order_by(None).exists()).options(*_criteria(statement))
+    return bool((await session.execute(has_any)).scalar_one())
+
+
+def _criteria(statement: Select[Any]) -> list[CriteriaOption]:
+    """The statement's `with_loader_criteria`, which SQLAlchemy reads from the outermost statement alone."""
+    return [option for option in statement._with_options if isinstance(option, CriteriaOption)]
 
 
 async def _capped_count(
@@ -189,189 +221,37 @@ async def _capped_count(
     return min(total, count), total > count
 
 
-@dataclass(frozen=True, slots=True)
-class _SortKey:
-    column: ColumnElement[Any]
-    descending: bool
-    nulls_first: bool
-    nullable: bool = True
-
-    def reversed(self) -> _SortKey:
-        return replace(self, descending=not self.descending, nulls_first=not self.nulls_first)
-
-    def clause(self) -> ColumnElement[Any]:
-        clause = self.column.desc() if self.descending else self.column.asc()
-        if self.nulls_first == self.descending:  # PostgreSQL's own default; saying it would hide a plain index
-            return clause
-        return clause.nulls_first() if self.nulls_first else clause.nulls_last()
-
-    def equals(self, value: Any) -> ColumnElement[bool]:
-        return self.column.is_(None) if value is None else self.column == self.literal(value)
-
-    def after(self, value: Any) -> ColumnElement[bool]:
-        """True for values that sort behind this one."""
-        if value is None:
-            return self.column.is_not(None) if self.nulls_first else false()
-        bound = self.literal(value)
-        behind: ColumnElement[bool] = self.column < bound if self.descending else self.column > bound
-        if self.nulls_first or not self.nullable:
-            return behind
-        return or_(behind, self.column.is_(None))
-
-    def literal(self, value: Any) -> ColumnElement[Any]:
-        return literal(value, self.column.type)
-
-
-def _follows(keys: Sequence[_SortKey], values: Sequence[Any]) -> ColumnElement[bool]:
-    """(a, b, c) behind (x, y, z): a > x, or a = x and b > y, or both equal and c > z; each key in its own direction.
-
-    PostgreSQL enters an index at a comparison of rows, not at alternatives: as many keys as lie in one direction, and
-    can't be NULL, are compared as one row; that is all there is to say, or bounds what else is said.
-    """
-    side_by_side = 0
-    for key in keys:
-        if key.nullable or key.descending is not keys[0].descending:
-            break
-        side_by_side += 1
-    bound = _behind_as_row(keys[:side_by_side], values[:side_by_side], or_equal=side_by_side < len(keys))
-    if bound is not None and side_by_side == len(keys):
-        return bound
-    alternatives = []
-    for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-        equal = [k.equals(v) for k, v in zip(keys[:i], values[:i], strict=True)]
-        alternatives.append(and_(*equal, key.after(value)))
-    return or_(*alternatives) if bound is None else and_(bound, or_(*alternatives))
-
-
-def _behind_as_row(keys: Sequence[_SortKey], values: Sequence[Any], *, or_equal: bool) -> ColumnElement[bool] | None:
-    if not keys or None in values:
-        return None
-    row: ColumnElement[Any]
-    if len(keys) == 1:
-        row, bound = keys[0].column, keys[0].literal(values[0])
-    else:
-        row = tuple_(*(key.column for key in keys))
-        bound = tuple_(*(key.literal(value) for key, value in zip(keys, values, strict=True)))
-    if keys[0].descending:
-        return row <= bound if or_equal else row < bound
-    return row >= bound if or_equal else row > bound
-
-
-def _sort_keys(statement: Select[Any]) -> list[_SortKey]:
+def sort_keys(statement: Select[Any]) -> list[SortKey]:
+    """What a page of the statement is ordered by. Raises `ValueError` for a statement that can't be paged."""
     entity = entity_of(statement)
     refuse_own_limit(statement)
     if statement._distinct_on or getattr(statement, "_pre_columns_clause", None) is not None:  # 2.0, 2.1
         raise ValueError("DISTINCT ON can't be paged: which row it takes would depend on the page")
-    keys = [_sort_key(clause) for clause in totally_ordered(statement)._order_by_clauses]
-    for key in keys:
-        if any(isinstance(part, _UNCOMPARABLE) for part in visitors.iterate(key.column)):
-            raise ValueError(f"a page can't be ordered by text or a window function: {key.column}")
-    # Only the listed class's own columns: another's may be NULL through an outer join.
-    own = [getattr(entity, prop.key).expression for prop in inspect(entity).mapper.column_attrs]
-    never_null = [column for column in own if not getattr(column, "nullable", True)]
-    return [replace(key, nullable=not any(key.column.compare(column) for column in never_null)) for key in keys]
+    keys = [key for clause in totally_ordered(statement)._order_by_clauses for key in parse_order(clause)]
+    refuse_unstable(keys)
+    never_null = _never_null(entity)
+    return [replace(key, nullable=not _is_one_of(key.column, never_null)) for key in keys]
 
 
-def _sort_key(clause: ColumnElement[Any]) -> _SortKey:
-    descending, nulls_first = False, None
-    while True:
-        if isinstance(clause, _label_reference | Label):
-            clause = clause.element
-        elif isinstance(clause, UnaryExpression) and clause.modifier in _MODIFIERS:
-            if clause.modifier in (operators.asc_op, operators.desc_op):
-                descending = clause.modifier is operators.desc_op
-            else:
-                nulls_first = clause.modifier is operators.nulls_first_op
-            clause = clause.element
-        else:
-            break
-    kind = getattr(clause, "type", None)
-    if isinstance(kind, Numeric) and not isinstance(kind, Float) and not kind.asdecimal:
-        clause = type_coerce(clause, Numeric())  # a float loses digits
-    return _SortKey(clause, descending, descending if nulls_first is None else nulls_first)
+def _is_one_of(column: ColumnElement[Any], columns: Sequence[ColumnElement[Any]]) -> bool:
+    name = getattr(column, "name", None)
+    return any(each.name == name and each.compare(column) for each in columns)
 
 
-_UNCOMPARABLE: Final = (TextClause, _textual_label_reference, Over)
-_MODIFIERS: Final = frozenset({operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op})
+@lru_cache(maxsize=256)
+def _never_null(entity: Any) -> list[ColumnElement[Any]]:
+    """Columns of the listed class's own tables: another's may be NULL through an outer join, and so may one of a union
+    or a subquery that the class is mapped or aliased to, whatever the column that it comes from says."""
+    inspected = inspect(entity)
+    mapped = [mapper.local_table for mapper in inspected.mapper.iterate_to_root()]
+    if not (all(isinstance(table, Table) for table in mapped) and _is_of_tables(inspected.selectable)):
+        return []
+    attributes = [getattr(entity, prop.key, None) for prop in inspected.mapper.column_attrs]
+    own = [attribute.expression for attribute in attributes if attribute is not None]
+    return [column for column in own if not getattr(column, "nullable", True)]
 
 
-class _Cursors:
-    """Writes and reads the cursors of one listing."""
-
-    _VERSION: Final = 1
-
-    def __init__(self, statement: Select[Any], keys: Sequence[_SortKey]) -> None:
-        self._types = [key.column.type for key in keys]
-        # what a listing loads doesn't make it another one
-        bare = statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True)
-        bare._with_options = ()
-        compiled = bare.order_by(None).order_by(*(key.clause() for key in keys)).compile(dialect=_DIALECT)
-        listing = repr((str(compiled), sorted((name, _shown(value)) for name, value in compiled.params.items())))
-        self._listing = hashlib.blake2b(listing.encode(), digest_size=9).digest()
-
-    def encode(self, values: Sequence[Any]) -> str:
-        pairs = [_to_json(value, kind) for value, kind in zip(values, self._types, strict=True)]
-        payload = orjson.dumps(pairs)
-        return base64.urlsafe_b64encode(bytes([self._VERSION]) + self._seal(payload) + payload).rstrip(b"=").decode()
-
-    def decode(self, cursor: str) -> list[Any]:
-        try:
-            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-            version, seal, payload = raw[0], raw[1:10], raw[10:]
-            if version != self._VERSION or seal != self._seal(payload):
-                raise InvalidCursor(
-                    "the cursor is damaged, or belongs to a listing with another order or other filters"
-                )
-            pairs = orjson.loads(payload)
-            return [_from_json(tag, value, kind) for (tag, value), kind in zip(pairs, self._types, strict=True)]
-        except InvalidCursor:
-            raise
-        except (ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
-            raise InvalidCursor("the cursor can't be read") from error
-
-    def _seal(self, payload: bytes) -> bytes:
-        return hashlib.blake2b(payload, key=self._listing, digest_size=9).digest()
-
-
-_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
-
-_BY_TAG: Final[dict[str, tuple[type[Any], Callable[[Any], Any], Callable[[Any], Any]]]] = {
-    "b": (bool, bool, bool),
-    "i": (int, str, int),
-    "f": (float, repr, float),
-    "s": (str, str, str),
-    "u": (UUID, str, UUID),
-    "t": (datetime, datetime.isoformat, datetime.fromisoformat),
-    "d": (date, date.isoformat, date.fromisoformat),
-    "h": (time, time.isoformat, time.fromisoformat),
-    "n": (Decimal, str, Decimal),
-    "x": (bytes, bytes.hex, bytes.fromhex),
-}
-
-
-def _shown(value: Any) -> str:
-    """A parameter as text, the same in every process: the values of an IN have no order."""
-    return repr(sorted(map(repr, value))) if isinstance(value, list | tuple | set | frozenset) else repr(value)
-
-
-def _to_json(value: Any, column_type: TypeEngine[Any]) -> tuple[str, Any]:
-    if value is None:
-        return "0", None
-    if isinstance(value, Enum):
-        if isinstance(column_type, EnumType) and column_type.enum_class is type(value):
-            return "e", value.name
-    else:
-        for tag, (kind, write, _) in _BY_TAG.items():
-            if isinstance(value, kind):
-                return tag, write(value)
-    raise TypeError(f"a listing can't be ordered by {type(value).__name__} values of {column_type!r}")
-
-
-def _from_json(tag: str, value: Any, column_type: TypeEngine[Any]) -> Any:
-    if tag == "0":
-        return None
-    if tag == "e":
-        if not isinstance(column_type, EnumType) or column_type.enum_class is None:
-            raise TypeError(f"{column_type!r} has no members")
-        return column_type.enum_class[value]
-    return _BY_TAG[tag][2](value)
+def _is_of_tables(selectable: Any) -> bool:
+    if isinstance(selectable, Join):
+        return _is_of_tables(selectable.left) and _is_of_tables(selectable.right)
+    return _is_of_tables(selectable.element) if isinstance(selectable, Alias) else isinstance(selectable, Table)

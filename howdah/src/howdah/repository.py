@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args, get_origin
 
 from sqlalchemy import BigInteger, ColumnElement, ScalarResult, Select, inspect, literal, select
@@ -15,7 +15,7 @@ from howdah import bulk
 from howdah.errors import NotFound
 from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_of
 from howdah.locking import lock
-from howdah.pagination import Page, count_rows, entity_of, paginate, refuse_own_limit, totally_ordered
+from howdah.pagination import Page, count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
 from howdah.rows import refuse_unknown
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -125,8 +125,7 @@ class AsyncRepository(Generic[ModelT]):
 
     async def exists(self, statement: Select[Any] | None = None) -> bool:
         """Whether there is any row."""
-        wanted = (self._all() if statement is None else statement).order_by(None)
-        return (await self.session.scalars(select(wanted.exists()))).one()
+        return await has_rows(self.session, self._all() if statement is None else statement)
 
     async def stream(
         self, statement: Select[Any] | None = None, *, batch: int = 1000, load: LoadWhat = ()
@@ -134,10 +133,14 @@ class AsyncRepository(Generic[ModelT]):
         """Rows one after the other, in the order of `list`, `batch` of them in memory at a time (server-side cursor).
 
         Meant for `async for`. The session can run other statements meanwhile, but mustn't commit before the end.
+        Collections of the model with `lazy="joined"` are loaded by a further statement for each batch; SQLAlchemy
+        refuses `joinedload` of a collection here: `load=[User.orders]` loads it.
         """
         if batch < 1:
             raise ValueError(f"a batch holds at least one row, not {batch}")
-        listing = self._loading(totally_ordered(self._listing(statement)), load).execution_options(yield_per=batch)
+        listing = totally_ordered(self._listing(statement))
+        listing = self._loading(listing.options(*_collections_by_select(listing)), load)
+        listing = listing.execution_options(yield_per=batch)
         result = await self.session.stream_scalars(listing)
         try:
             async for row in result:
@@ -224,3 +227,11 @@ class AsyncRepository(Generic[ModelT]):
 
     async def _objects(self, statement: Select[Any], load: LoadWhat) -> ScalarResult[ModelT]:
         return (await self.session.scalars(self._loading(statement, load))).unique()
+
+
+def _collections_by_select(statement: Select[Any]) -> Iterator[ExecutableOption]:
+    """For each collection that the mapping loads by a join: the rows of one object could lie in two batches."""
+    entity = entity_of(statement)
+    for relationship in inspect(entity).mapper.relationships:
+        if relationship.uselist and relationship.lazy in ("joined", False):
+            yield selectinload(getattr(entity, relationship.key))

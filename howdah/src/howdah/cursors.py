@@ -1,0 +1,79 @@
+"""Cursors: where a page of a listing starts or ends, as a text for a URL."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+from sqlalchemy import Select
+
+from howdah.errors import InvalidCursor
+from howdah.sort_keys import SortKey
+from howdah.sort_values import DIALECT, SortValue
+
+
+class Position(NamedTuple):
+    """The sort values of one row. The page starts behind it, or if `inclusive` with it."""
+
+    values: list[SortValue]
+    inclusive: bool = False
+
+
+class Cursors:
+    """Writes and reads the cursors of one listing.
+
+    A cursor is bound to the order, the filters and their values. The seal detects mistakes; it is no secret, so what
+    is read is checked before it becomes a part of a statement.
+    """
+
+    _VERSION: Final = 2
+
+    def __init__(self, statement: Select[Any], keys: Sequence[SortKey]) -> None:
+        self._keys = keys
+        # what a listing loads doesn't make it another one
+        bare = statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True)
+        bare._with_options = ()
+        compiled = bare.order_by(None).order_by(*(key.clause() for key in keys)).compile(dialect=DIALECT)
+        listing = repr((str(compiled), sorted((name, _shown(value)) for name, value in compiled.params.items())))
+        self._listing = hashlib.blake2b(listing.encode(), digest_size=9).digest()
+
+    def encode(self, position: Position) -> str:
+        payload = orjson.dumps([position.inclusive, *map(list, position.values)])
+        return base64.urlsafe_b64encode(bytes([self._VERSION]) + self._seal(payload) + payload).rstrip(b"=").decode()
+
+    def decode(self, cursor: str) -> Position:
+        """Raises `InvalidCursor`."""
+        try:
+            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+            version, seal, payload = raw[0], raw[1:10], raw[10:]
+        except (ValueError, IndexError) as error:
+            raise InvalidCursor("the cursor can't be read") from error
+        if version != self._VERSION or seal != self._seal(payload):
+            raise InvalidCursor(
+                "the cursor is damaged, of another version, or belongs to a listing with another order or other filters"
+            )
+        try:
+            inclusive, *values = orjson.loads(payload)
+            position = Position([_checked(*value) for value in values], inclusive is True)
+            for key, value in zip(self._keys, position.values, strict=True):
+                key.stored(value)
+        except (ValueError, TypeError, LookupError) as error:
+            raise InvalidCursor("the cursor doesn't hold the listing's sort values") from error
+        return position
+
+    def _seal(self, payload: bytes) -> bytes:
+        return hashlib.blake2b(payload, key=self._listing, digest_size=9).digest()
+
+
+def _checked(text: Any, oid: Any) -> SortValue:
+    if not isinstance(text, str | None) or type(oid) not in (int, type(None)):
+        raise TypeError("a sort value is a text and the OID of its type")
+    return SortValue(text, oid)
+
+
+def _shown(value: Any) -> str:
+    """A parameter as text, the same in every process: the values of an IN have no order."""
+    return repr(sorted(map(repr, value))) if isinstance(value, list | tuple | set | frozenset) else repr(value)

@@ -1,0 +1,243 @@
+"""Sort values as PostgreSQL's own text, and the type that reads the text again.
+
+A cursor holds no Python values: the page selects `CAST(sort key AS TEXT)` and the type that PostgreSQL gives the sort
+key, and the next page compares the sort key with `CAST(text AS type)`. So what a Python type makes of a value, and what
+SQLAlchemy assumes about an expression, don't matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ARRAY, ColumnElement, Enum, Text, TypeDecorator, case, cast, func, literal, null, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import CITEXT, DOMAIN, ENUM, HSTORE, OID
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
+
+DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+# The types that have an order and whose text is exact, with the OIDs of the type and of its array, which never change.
+# Not money: its text depends on lc_monetary. Not tsvector and tsquery: their input normalizes.
+_BUILT_IN: Final[dict[str, tuple[int, int]]] = {
+    "bit": (1560, 1561),
+    "bool": (16, 1000),
+    "bpchar": (1042, 1014),
+    "bytea": (17, 1001),
+    "char": (18, 1002),
+    "cidr": (650, 651),
+    "date": (1082, 1182),
+    "datemultirange": (4535, 6155),
+    "daterange": (3912, 3913),
+    "float4": (700, 1021),
+    "float8": (701, 1022),
+    "inet": (869, 1041),
+    "int2": (21, 1005),
+    "int4": (23, 1007),
+    "int4multirange": (4451, 6150),
+    "int4range": (3904, 3905),
+    "int8": (20, 1016),
+    "int8multirange": (4536, 6157),
+    "int8range": (3926, 3927),
+    "interval": (1186, 1187),
+    "jsonb": (3802, 3807),
+    "macaddr": (829, 1040),
+    "macaddr8": (774, 775),
+    "name": (19, 1003),
+    "numeric": (1700, 1231),
+    "nummultirange": (4532, 6151),
+    "numrange": (3906, 3907),
+    "oid": (26, 1028),
+    "pg_lsn": (3220, 3221),
+    "text": (25, 1009),
+    "time": (1083, 1183),
+    "timestamp": (1114, 1115),
+    "timestamptz": (1184, 1185),
+    "timetz": (1266, 1270),
+    "tsmultirange": (4533, 6152),
+    "tsrange": (3908, 3909),
+    "tstzmultirange": (4534, 6153),
+    "tstzrange": (3910, 3911),
+    "uuid": (2950, 2951),
+    "varbit": (1562, 1563),
+    "varchar": (1043, 1015),
+    "xid8": (5069, 271),
+}
+_NAMES: Final[dict[int, str]] = {
+    oid: name for scalar, oids in _BUILT_IN.items() for name, oid in zip((scalar, f"_{scalar}"), oids, strict=True)
+}
+
+
+def _oids(*names: str) -> frozenset[int | None]:
+    return frozenset(oid for name in names for oid in _BUILT_IN[name])
+
+
+_FLOATS: Final = _oids("float4", "float8")
+_INTERVALS: Final = _oids("interval")
+_DATES: Final = _oids(
+    *("date", "daterange", "datemultirange"),
+    *("timestamp", "tsrange", "tsmultirange"),
+    *("timestamptz", "tstzrange", "tstzmultirange"),
+)
+
+# None stands for the type of the mapping: only the statement can name an enum, citext or another extension's type.
+TypeOid = int | None
+
+
+class _BuiltIn(UserDefinedType[Any]):
+    """A type of PostgreSQL's own, without a length: `bit` would be cut to one bit, `numeric(10, 2)` would round. The
+    quoted name is that type whatever is in the `search_path`."""
+
+    cache_ok = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_col_spec(self, **_: Any) -> str:
+        return f'pg_catalog."{self.name}"'
+
+
+_TYPES: Final = {oid: _BuiltIn(name) for oid, name in _NAMES.items()}
+
+
+class SortValue(NamedTuple):
+    """One value of a sort key."""
+
+    text: str | None
+    oid: TypeOid
+
+
+class SortValues(FunctionElement[Any]):
+    """What a page selects beside each row: an array of each sort key's text and the OID of its type, and of the settings
+    on which texts depend. One element, and one column, cost a third of what it took to select them one by one."""
+
+    name = "sort_values"
+    type = NullType()
+    inherit_cache = True
+
+    def __init__(self, keys: Sequence[tuple[ColumnElement[Any], TypeEngine[Any]]]) -> None:
+        super().__init__(*(each for column, kind in keys for each in (column, _named_oid(column, kind))))
+
+
+def _named_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
+    """NULL where PostgreSQL sorts and compares the column as the type that the mapping names; `null()` if it names
+    none. `nullif` has the type that `=` compares: an extension's type outside of the search_path is compared as text,
+    but sorted as itself."""
+    if not _is_named(kind):
+        return null()
+    is_other = func.pg_typeof(func.nullif(column, null())) != func.pg_typeof(cast(null(), kind))
+    return case((is_other, cast(func.pg_typeof(column), OID)))
+
+
+# Of the role, the database or the session. PostgreSQL reads them once for a statement.
+_SETTINGS: Final = ", ".join(
+    f"current_setting('{name}')" for name in ("DateStyle", "IntervalStyle", "extra_float_digits")
+)
+
+
+@compiles(SortValues)
+def _compile_sort_values(element: SortValues, compiler: Any, **options: Any) -> str:
+    options["within_columns_clause"] = False
+    parts, clauses = [], iter(element.clauses)
+    for column, named_oid in zip(clauses, clauses, strict=True):
+        value = compiler.process(column, **options)
+        oid = f"CAST(pg_typeof({value}) AS OID)"
+        if not isinstance(named_oid, Null):
+            oid = compiler.process(named_oid, **options)
+        parts += [f"CAST({value} AS TEXT)", f"CAST({oid} AS TEXT)"]
+    return f"ARRAY[{', '.join(parts)}, (SELECT concat_ws('|', {_SETTINGS}))]"
+
+
+def as_stored(value: SortValue, kind: TypeEngine[Any]) -> ColumnElement[Any]:
+    """The value, for a comparison with the sort key. Raises `LookupError` for a type that no cursor holds."""
+    if value.oid is not None:
+        kind = _TYPES[value.oid]
+    elif not _is_named(kind):
+        raise LookupError(f"{kind!r} has no name of its own")
+    return cast(literal(value.text, Text), kind)
+
+
+async def read_types(
+    connection: AsyncSession | AsyncConnection,
+    keys: Sequence[tuple[ColumnElement[Any], TypeEngine[Any]]],
+    selected: Sequence[str | None],
+) -> list[TypeOid]:
+    """The types to cast the texts to, of a row's `SortValues`. Raises `TypeError` for a type whose text can't be read
+    exactly."""
+    found: list[TypeOid] = []
+    settings = selected[-1] or ""
+    for (column, kind), written in zip(keys, selected[1:-1:2], strict=True):
+        oid = None if written is None else int(written)
+        if oid is not None and oid not in _NAMES:
+            oid = await _base_type(connection, column, oid)
+        _check_settings(column, kind, oid, settings)
+        found.append(oid)
+    return found
+
+
+_BASE_TYPE: Final = text("""
+    WITH RECURSIVE base AS (
+        SELECT oid, typtype, typbasetype FROM pg_catalog.pg_type WHERE oid = :oid
+        UNION ALL
+        SELECT each.oid, each.typtype, each.typbasetype
+        FROM base JOIN pg_catalog.pg_type AS each ON each.oid = base.typbasetype
+    )
+    SELECT oid, pg_catalog.format_type(:oid, NULL) FROM base WHERE typtype <> 'd'
+    """)
+
+
+async def _base_type(connection: AsyncSession | AsyncConnection, column: ColumnElement[Any], oid: int) -> int:
+    """That of a DOMAIN over a built-in type."""
+    base, name = (await connection.execute(_BASE_TYPE, {"oid": oid})).one()
+    if base in _NAMES:
+        return int(base)
+    raise TypeError(
+        f"a page can't be ordered by {column}: PostgreSQL has it as {name}, and a cursor can't hold that exactly. "
+        "Map the column with that type if it is an enum or an extension's type, or order by a cast of it, "
+        "such as cast(..., Text) or cast(..., Numeric)"
+    )
+
+
+def _check_settings(column: ColumnElement[Any], kind: TypeEngine[Any], oid: TypeOid, settings: str) -> None:
+    date_style, interval_style, float_digits = settings.split("|")
+    unknown = oid is None and not isinstance(_item_of(kind), _TEXTS)
+    for depends, setting, exact, wanted in (
+        (oid in _DATES, f"DateStyle = '{date_style}'", date_style.startswith("ISO"), "ISO"),
+        (
+            oid in _INTERVALS,
+            f"IntervalStyle = '{interval_style}'",
+            interval_style in ("postgres", "iso_8601"),
+            "postgres",
+        ),
+        (oid in _FLOATS, f"extra_float_digits = {float_digits}", int(float_digits) > 0, "1"),
+    ):
+        if (depends or unknown) and not exact:
+            raise TypeError(
+                f"a page can't be ordered by {column} under {setting}, which writes values that other sessions read "
+                f"differently: set it to {wanted} for the role or the database"
+            )
+
+
+def _item_of(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type without what Python and arrays add to it."""
+    kind = kind.dialect_impl(DIALECT)  # of several variants that of PostgreSQL
+    if isinstance(kind, TypeDecorator):
+        return _item_of(kind.load_dialect_impl(DIALECT))
+    if isinstance(kind, ARRAY):
+        return _item_of(kind.item_type)
+    return kind
+
+
+_TEXTS: Final = (ENUM, Enum, CITEXT, HSTORE)
+
+
+def _is_named(kind: TypeEngine[Any]) -> bool:
+    """Whether the type has a name and an OID of its own in each database, and operators by that name."""
+    item = _item_of(kind)
+    if isinstance(item, DOMAIN):  # the operators of enums don't take a domain
+        return _is_named(item.data_type) and not isinstance(_item_of(item.data_type), Enum)
+    return item.native_enum if isinstance(item, Enum) else isinstance(item, CITEXT | HSTORE | UserDefinedType)

@@ -1,0 +1,360 @@
+"""Pages in the order of an expression are the whole list: PostgreSQL's type of it counts, not what SQLAlchemy assumes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from paging import assert_pages_are
+from pydantic import BaseModel
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Numeric,
+    Text,
+    case,
+    cast,
+    extract,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSONB, array
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.elements import ColumnElement
+
+from howdah import AsyncRepository, Base, JsonView
+from howdah.pagination import paginate_as, totally_ordered
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Item(Separate):
+    __tablename__ = "items"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    whole: Mapped[int | None]
+    other: Mapped[int | None]
+    price: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
+    rate: Mapped[Decimal | None] = mapped_column(Numeric(6, 4))
+    real: Mapped[float | None] = mapped_column(Float)
+    big: Mapped[int | None] = mapped_column(BigInteger)
+    name: Mapped[str | None]
+    code: Mapped[str | None]
+    moment: Mapped[datetime | None]
+    later: Mapped[datetime | None]
+    day: Mapped[date | None]
+    span: Mapped[timedelta | None]
+    doc: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    tags: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    numbers: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
+
+
+class Part(Separate):
+    __tablename__ = "parts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey(Item.id))
+    cents: Mapped[int | None]
+    cost: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
+    label: Mapped[str | None]
+
+
+class ItemOut(BaseModel):
+    id: int
+
+
+ITEM_VIEW = JsonView(Item, ItemOut)
+
+EXPRESSIONS: list[ColumnElement[Any]] = [
+    Item.price * Item.rate,
+    Item.price / func.nullif(Item.whole, 0),
+    Item.price - Item.real,
+    Item.whole + Item.other,
+    Item.big * 1000,
+    Item.whole / 7.0,
+    Item.real * Item.rate,
+    Item.real / 3,
+    -Item.whole,
+    Item.whole % 3,
+    func.sqrt(func.abs(Item.whole)),
+    func.length(Item.name),
+    func.round(Item.price),
+    func.greatest(Item.whole, Item.price),
+    func.coalesce(Item.price, Item.whole),
+    func.coalesce(Item.whole, Item.real),
+    case((Item.whole > 1, Item.price), else_=Item.real),
+    case((Item.whole > 1, "x"), (Item.whole.is_(None), "y"), else_=Item.name),
+    cast(Item.price, Integer),
+    cast(Item.whole, Text),
+    cast(Item.real, Numeric),
+    extract("epoch", Item.moment),
+    extract("month", Item.day),
+    Item.later - Item.moment,
+    func.age(Item.later, Item.moment),
+    Item.moment + Item.span,
+    Item.moment - Item.span,
+    Item.day + Item.whole,
+    func.date_trunc("hour", Item.moment),
+    func.to_char(Item.day, "YYYY"),
+    func.justify_hours(Item.span),
+    Item.span,
+    Item.name + Item.code,
+    Item.name.concat(Item.whole),
+    func.lower(Item.name),
+    Item.name.collate("C"),
+    func.lower(Item.name).collate("C"),
+    func.coalesce(Item.name, Item.code),
+    func.nullif(Item.name, ""),
+    Item.whole > Item.other,
+    Item.name.is_(None),
+    (Item.whole > 0) & (Item.other > 0),
+    Item.doc,
+    Item.doc["k"],
+    Item.doc["k"].as_string(),
+    Item.doc["k"]["z"],
+    func.jsonb_typeof(Item.doc["k"]),
+    Item.doc["n"].as_numeric(40, 5),
+    cast(Item.doc["n"].as_string(), Numeric),
+    func.coalesce(Item.doc["k"], cast("0", JSONB)),
+    Item.tags,
+    Item.tags[1],
+    Item.numbers,
+    array([Item.whole, Item.other]),
+    func.cardinality(Item.tags),
+    func.numrange(func.least(Item.price, Item.rate), func.greatest(Item.price, Item.rate)),
+    func.tstzrange(func.least(Item.moment, Item.later), null()),
+    func.decode(func.md5(Item.name), "hex"),
+    func.convert_to(Item.name, "UTF8"),
+    func.int8(Item.whole),
+    select(func.sum(Part.cents)).where(Part.item_id == Item.id).scalar_subquery(),
+    select(func.count()).where(Part.item_id == Item.id).scalar_subquery() / 2.0,
+]
+AGGREGATES: list[ColumnElement[Any]] = [
+    func.sum(Part.cents),
+    func.coalesce(func.sum(Part.cents), 0),
+    func.sum(Part.cost),
+    func.sum(Part.cost) / func.count(),
+    func.avg(Part.cents),
+    func.stddev(Part.cents),
+    func.count(Part.id),
+    func.max(Part.cost) * Item.rate,
+    func.min(Part.label),
+    func.string_agg(Part.label, literal(",")),
+    func.bool_or(Part.cents > 0),
+    func.array_agg(Part.cents),
+    func.jsonb_agg(Part.cents),
+    func.count(Part.id.distinct()),
+    func.sum(Part.cents).filter(Part.cents > 0),
+]
+
+INTEGERS = st.one_of(st.integers(-3, 3), st.integers(-(10**6), 10**6))
+PRICES = st.decimals(-99999, 99999, places=2)
+TEXTS = st.text("abAB ÄZ🐘_-\n", max_size=4)
+MOMENTS = st.datetimes(datetime(1999, 1, 1), datetime(2030, 1, 1)).map(lambda each: each.replace(tzinfo=UTC))  # noqa: DTZ001
+MEMBERS = st.one_of(
+    *(st.none(), st.booleans(), st.integers(-5, 5), st.sampled_from([2**62, -(2**60), 1e300, 0.1, -0.0])),
+    *(TEXTS, st.just({"z": 1}), st.just({"z": None}), st.just([1, "a"])),
+)
+DOCUMENTS = st.one_of(
+    st.fixed_dictionaries({}, optional={"k": MEMBERS, "n": st.integers(-(2**60), 2**60) | st.just(1e30)}),
+    st.just([1, 2]),
+)
+
+
+def values(**columns: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({name: st.none() | each for name, each in columns.items()})
+
+
+ITEMS = st.lists(
+    values(
+        whole=INTEGERS,
+        other=INTEGERS,
+        price=PRICES,
+        rate=st.decimals(-99, 99, places=4),
+        real=st.floats(-1e15, 1e15) | st.sampled_from([float("nan"), float("inf"), -0.0, 0.1]),
+        big=st.integers(-(2**52), 2**52),
+        name=TEXTS,
+        code=TEXTS,
+        moment=MOMENTS,
+        later=MOMENTS,
+        day=st.dates(date(1990, 1, 1), date(2040, 1, 1)),
+        span=st.timedeltas(timedelta(-100), timedelta(100)),
+        doc=DOCUMENTS,
+        tags=st.lists(TEXTS, max_size=3),
+        numbers=st.lists(st.integers(-5, 5), max_size=3),
+    ),
+    min_size=2,
+    max_size=9,
+)
+PARTS = st.lists(
+    st.tuples(
+        st.integers(0, 8),
+        values(cents=INTEGERS | st.just(2**31 - 1), cost=PRICES, label=st.text("ab", max_size=2)),
+    ),
+    max_size=14,
+)
+
+
+def ordered(expressions: list[ColumnElement[Any]]) -> st.SearchStrategy[ColumnElement[Any]]:
+    def direct(expression: ColumnElement[Any], descending: bool, nulls: str | None) -> ColumnElement[Any]:
+        clause: ColumnElement[Any] = expression.desc() if descending else expression.asc()
+        if nulls is None:
+            return clause
+        return clause.nulls_first() if nulls == "first" else clause.nulls_last()
+
+    return st.builds(direct, st.sampled_from(expressions), st.booleans(), st.sampled_from([None, "first", "last"]))
+
+
+many = settings(
+    max_examples=100,
+    phases=[Phase.generate, Phase.shrink],
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture
+async def items(session: AsyncSession) -> AsyncIterator[AsyncRepository[Item]]:
+    await (await session.connection()).run_sync(Separate.metadata.create_all)
+    yield AsyncRepository(session, Item)
+    await session.rollback()
+
+
+async def assert_paged(items: AsyncRepository[Item], statement: Any, limit: int) -> None:
+    """Through the repository, and as JSON on a connection."""
+    whole = await items.list(statement, limit=None)
+    await assert_pages_are(whole, partial(items.page, statement), limit=limit)
+    connection = await items.session.connection()
+    every_body = totally_ordered(statement).with_only_columns(ITEM_VIEW.body, maintain_column_froms=True)
+    bodies = (await connection.execute(every_body)).scalars().all()
+    await assert_pages_are(
+        bodies, partial(paginate_as, ITEM_VIEW.body, connection, statement, count=False), limit=limit
+    )
+
+
+async def fill(items: AsyncRepository[Item], rows: list[Any], parts: list[Any]) -> None:
+    await items.session.execute(insert(Item), [{"id": (i * 7) % 31, **row} for i, row in enumerate(rows)])
+    of_items = [{"item_id": ((i % len(rows)) * 7) % 31, **part} for i, part in parts]
+    if of_items:
+        await items.session.execute(insert(Part), of_items)
+
+
+@many
+@given(rows=ITEMS, parts=PARTS, order=st.lists(ordered(EXPRESSIONS), min_size=1, max_size=2), limit=st.integers(1, 3))
+async def test_pages_in_the_order_of_any_expression_are_the_whole_list(
+    items: AsyncRepository[Item], rows: list[Any], parts: list[Any], order: list[Any], limit: int
+) -> None:
+    savepoint = await items.session.begin_nested()
+    try:
+        await fill(items, rows, parts)
+        await assert_paged(items, select(Item).order_by(*order), limit)
+    finally:
+        await savepoint.rollback()
+
+
+@many
+@given(
+    rows=ITEMS,
+    parts=PARTS,
+    order=st.lists(ordered(AGGREGATES), min_size=1, max_size=2),
+    outer=st.booleans(),
+    limit=st.integers(1, 3),
+)
+async def test_pages_of_groups_in_the_order_of_any_aggregate_are_the_whole_list(
+    items: AsyncRepository[Item], rows: list[Any], parts: list[Any], order: list[Any], outer: bool, limit: int
+) -> None:
+    savepoint = await items.session.begin_nested()
+    try:
+        await fill(items, rows, parts)
+        grouped = select(Item).join(Part, Part.item_id == Item.id, isouter=outer).group_by(Item.id)
+        await assert_paged(items, grouped.order_by(*order), limit)
+    finally:
+        await savepoint.rollback()
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS, ids=str)
+async def test_each_expression_can_be_paged(items: AsyncRepository[Item], expression: ColumnElement[Any]) -> None:
+    """Many rows share a value, some have none."""
+    rows = [
+        {
+            **{"whole": i % 5 or None, "other": i % 3, "price": Decimal(i % 4) / 3, "rate": Decimal(i % 7) / 9},
+            **{"real": i / 7, "big": 2**40 + i % 2, "name": "aAbB"[i % 4], "code": "xy"[i % 2]},
+            **{"moment": datetime(2024, 1, 1 + i % 4, i, tzinfo=UTC), "later": datetime(2025, 1, 1 + i, tzinfo=UTC)},
+            **{"day": date(2024, 1 + i % 12, 1), "span": timedelta(i % 3, i % 5), "tags": ["a", str(i % 3)]},
+            **{"doc": {"k": [None, i, {"z": i}, "t"][i % 4], "n": i**9}, "numbers": [i % 2, i % 3]},
+        }
+        for i in range(20)
+    ]
+    await fill(items, rows, [(i % 20, {"cents": 2**31 - 1 - i % 2}) for i in range(50)])
+    for clause in (expression, expression.desc().nulls_last()):
+        await assert_paged(items, select(Item).order_by(clause), 6)
+
+
+async def test_a_sum_beyond_31_bits_can_be_paged(items: AsyncRepository[Item]) -> None:
+    await fill(items, [{"whole": 1}] * 5, [(i, {"cents": 2**31 - 1}) for i in range(5) for _ in range(i + 1)])
+    await assert_paged(items, select(Item).join(Part).group_by(Item.id).order_by(func.sum(Part.cents)), 2)
+
+
+async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncRepository[Item]) -> None:
+    documents = [["null", f"{2**63 + i}", f"1e{300 + i}"][i % 3] for i in range(80)]
+    await items.session.execute(
+        insert(Item).from_select(
+            ["id", "doc"],
+            select(
+                func.unnest(cast(list(range(100, 180)), ARRAY(Integer))),
+                cast(func.unnest(cast([f'{{"k": {each}}}' for each in documents], ARRAY(Text))), JSONB),
+            ),
+        )
+    )
+    statement = select(Item).with_only_columns(Item.id).order_by(Item.doc["k"], Item.id)
+    whole = list(await items.session.scalars(statement))
+    connection = await items.session.connection()
+    turn = partial(paginate_as, Item.id, connection, select(Item).order_by(Item.doc["k"]), count=False)
+    await assert_pages_are(whole, turn, limit=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "volatile",
+    [func.random(), func.now() - Item.moment, func.gen_random_uuid(), func.current_date(), func.clock_timestamp()],
+    ids=str,
+)
+async def test_an_order_that_changes_between_two_pages_is_refused(
+    items: AsyncRepository[Item], volatile: ColumnElement[Any]
+) -> None:
+    with pytest.raises(ValueError, match="has another value when the next page is read"):
+        await items.page(select(Item).order_by(volatile))
+
+
+@pytest.mark.parametrize(
+    ("expression", "name"),
+    [
+        (func.row(Item.whole, Item.other), "record"),
+        (func.to_tsvector("simple", Item.name), "tsvector"),
+        (func.money(Item.whole), "money"),
+    ],
+    ids=["record", "tsvector", "money"],
+)
+async def test_an_order_whose_type_no_cursor_can_hold_is_refused_at_the_first_page(
+    items: AsyncRepository[Item], expression: ColumnElement[Any], name: str
+) -> None:
+    await fill(items, [{"whole": 1, "name": "a"}], [])
+    with pytest.raises(TypeError, match=f"PostgreSQL has it as {name}.*order by a cast of it"):
+        await items.page(select(Item).order_by(expression))

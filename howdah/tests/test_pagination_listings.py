@@ -1,0 +1,408 @@
+"""Pages of listings of every shape: filtered by options, joined, inherited; and pages of which nothing is left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from paging import assert_pages_are, ids, walk
+from pydantic import BaseModel
+from sample import Car, Engineer, Order, Specimen, Staff, User, UserRepository, Vehicle
+from sample_rows import user_rows
+from sqlalchemy import ForeignKey, MetaData, Select, case, desc, event, func, insert, literal, select, tuple_
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.declarative import ConcreteBase
+from sqlalchemy.orm import (
+    Bundle,
+    Mapped,
+    aliased,
+    composite,
+    joinedload,
+    mapped_column,
+    relationship,
+    with_loader_criteria,
+    with_polymorphic,
+)
+from test_pagination_completeness import ORDERS, ROW, exhaustive, specimens
+
+from howdah import AsyncRepository, Base, Database, JsonView, Page
+from howdah.testing import assert_statements
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Shelf(Separate):
+    __tablename__ = "shelves"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[int]
+    hidden: Mapped[bool] = mapped_column(default=False)
+    books: Mapped[list[Book]] = relationship(lazy="joined", order_by="Book.id")
+    labels: Mapped[list[Tag]] = relationship(lazy="joined", order_by="Tag.id")
+
+
+class Book(Separate):
+    __tablename__ = "books"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(ForeignKey(Shelf.id))
+    pages: Mapped[int] = mapped_column(default=1)
+
+
+class Tag(Separate):
+    __tablename__ = "tags"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(ForeignKey(Shelf.id))
+
+
+@dataclass
+class Point:
+    x: int | None
+    y: int | None
+
+
+class Shape(Separate):
+    """Whose kind is computed."""
+
+    __tablename__ = "shapes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    x: Mapped[int | None]
+    y: Mapped[int | None]
+    corners: Mapped[int] = mapped_column()
+    point: Mapped[Point] = composite("x", "y")
+    __mapper_args__: ClassVar[Any] = {
+        "polymorphic_on": case((corners == 3, "triangle"), else_="shape"),
+        "polymorphic_identity": "shape",
+    }
+
+
+class Triangle(Shape):
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "triangle"}
+
+
+class Boat(ConcreteBase, Separate):
+    __tablename__ = "boats"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    length: Mapped[int]
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "boat", "concrete": True}
+
+
+class Ferry(Boat):
+    """Has no column for the length."""
+
+    __tablename__ = "ferries"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    cars: Mapped[int]
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "ferry", "concrete": True}
+
+
+class IdOut(BaseModel):
+    id: int
+
+
+@pytest.fixture
+async def tables(session: AsyncSession) -> AsyncSession:
+    await (await session.connection()).run_sync(Separate.metadata.create_all)
+    return session
+
+
+@pytest.fixture
+async def shelves(tables: AsyncSession) -> AsyncRepository[Shelf]:
+    """Twelve; every third is hidden. They have as many books as the rest by 4."""
+    await tables.execute(insert(Shelf), [{"id": i, "place": i % 5, "hidden": i % 3 == 0} for i in range(12)])
+    await tables.execute(insert(Book), [{"shelf_id": i} for i in range(12) for _ in range(i % 4)])
+    await tables.execute(insert(Tag), [{"shelf_id": i} for i in range(12) for _ in range(2)])
+    return AsyncRepository(tables, Shelf)
+
+
+# --- pages of which nothing is left
+
+
+@exhaustive
+@given(
+    rows=st.lists(ROW, min_size=2, max_size=9),
+    order=ORDERS,
+    limit=st.integers(1, 3),
+    backward=st.booleans(),
+    data=st.data(),
+)
+async def test_an_empty_page_leads_back_to_everything_that_is_left(
+    session: AsyncSession, rows: list[Any], order: list[Any], limit: int, backward: bool, data: Any
+) -> None:
+    """Walk to the end, delete the last page's rows and some others, ask for that page again, and turn round."""
+    async with specimens(session, rows) as repository:
+        page = partial(repository.page, select(Specimen).order_by(*order), limit=limit)
+        pages = await walk(lambda cursor: page(after=cursor), "next")
+        to, fro, onward, return_ = "after", "before", "next", "previous"
+        if backward and len(pages) > 1:
+            start = pages[-1].previous
+            pages = await walk(lambda cursor: page(before=cursor or start), "previous")
+            to, fro, onward, return_ = fro, to, return_, onward
+        if len(pages) == 1:
+            return
+        others = [id for each in pages[:-1] for id in ids(each)]
+        gone = [*ids(pages[-1]), *data.draw(st.sets(st.sampled_from(others)))]
+        await repository.delete_many(gone)
+        empty = await page(**{to: getattr(pages[-2], onward)})
+        assert (empty.items, getattr(empty, onward)) == ([], None)
+        back = await walk(lambda cursor: page(**{fro: cursor or getattr(empty, return_)}), return_)
+        left = [each.id for each in await repository.list(select(Specimen).order_by(*order), limit=None)]
+        assert [id for each in (back if backward else back[::-1]) for id in ids(each)] == left
+        if left:
+            assert (await page(**{to: getattr(back[0], onward)})).items == []
+
+
+async def test_a_row_that_is_there_again_is_on_the_page_that_leads_back(users: UserRepository) -> None:
+    await users.create_many(user_rows(3))
+    first = await users.page(limit=2)
+    last = (await users.page(limit=2, after=first.next)).items[0]
+    await users.delete_many([last.id])
+    empty = await users.page(after=first.next)
+    assert (empty.items, empty.next) == ([], None)
+    assert ids(await users.page(before=empty.previous)) == ids(first)  # the cursor's own row among them
+    await users.delete_many(ids(first))
+    nothing = await users.page(before=empty.previous)
+    assert (nothing.items, nothing.previous) == ([], None)
+    assert nothing.next is not None
+    await users.create(id=first.items[1].id, email="again@example.org", name="Again")
+    assert (
+        ids(await users.page(after=nothing.next)) == ids(await users.page(before=empty.previous)) == [first.items[1].id]
+    )
+
+
+# --- criteria in options
+
+
+CRITERIA = [
+    with_loader_criteria(Shelf, Shelf.hidden.is_(False)),
+    with_loader_criteria(Shelf, lambda shelf: shelf.hidden.is_(False)),
+    with_loader_criteria(Shelf, lambda shelf: shelf.hidden.is_(False), include_aliases=True),
+    with_loader_criteria(Shelf, lambda shelf: shelf.id > 4, include_aliases=True, propagate_to_loaders=False),
+    with_loader_criteria(Book, Book.id > 9),
+]
+OTHER = aliased(Shelf)
+LISTINGS = [
+    select(Shelf).order_by(Shelf.place),
+    select(OTHER).order_by(OTHER.place.desc()),
+    select(Shelf).where(Shelf.id.in_(select(Book.shelf_id))),
+    select(Shelf).join(Shelf.books).distinct(),
+    select(Shelf).join(Shelf.books).group_by(Shelf.id).having(func.count() > 1).order_by(func.count()),
+    select(Shelf).where(Shelf.books.any()),
+]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=["expression", "lambda", "aliases", "not propagated", "joined"])
+@pytest.mark.parametrize("listing", LISTINGS, ids=["plain", "alias", "in", "distinct", "groups", "any"])
+async def test_counts_are_of_what_criteria_in_options_let_through(
+    shelves: AsyncRepository[Shelf], listing: Select[Any], criterion: Any
+) -> None:
+    """Control: some of them hide rows."""
+    listing = listing.options(criterion)
+    whole = await shelves.list(listing, limit=None)
+    page = await shelves.page(listing, count=True, limit=3)
+    assert page.total == len(whole) == await shelves.count(listing)
+    assert (await shelves.page(listing, count=5)).total == min(len(whole), 5)
+    assert await shelves.exists(listing) is bool(whole)
+    assert not await shelves.exists(listing.where(literal(False)))
+    await assert_pages_are(whole, partial(shelves.page, listing), limit=2)
+
+
+async def test_exists_is_false_where_criteria_hide_all(shelves: AsyncRepository[Shelf]) -> None:
+    nothing = select(Shelf).options(with_loader_criteria(Shelf, Shelf.id < 0))
+    assert await shelves.list(nothing) == []
+    assert not await shelves.exists(nothing)
+    assert await shelves.count(nothing) == await shelves.count(nothing.limit(3)) == 0
+    assert await shelves.exists()
+
+
+async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(shelves: AsyncRepository[Shelf]) -> None:
+    def add_criterion(state: Any) -> None:
+        if state.is_select:
+            state.statement = state.statement.options(with_loader_criteria(Shelf, Shelf.hidden.is_(False)))
+
+    event.listen(shelves.session.sync_session, "do_orm_execute", add_criterion)
+    assert len(await shelves.list()) == 8
+    assert (await shelves.page(count=True)).total == await shelves.count() == 8
+    assert not await shelves.exists(select(Shelf).where(Shelf.hidden))
+
+
+async def test_views_count_what_criteria_in_options_let_through(
+    shelves: AsyncRepository[Shelf], database: Database
+) -> None:
+    listing = select(Shelf).options(with_loader_criteria(Shelf, Shelf.hidden.is_(False))).order_by(Shelf.place.desc())
+    async with JsonView(Shelf, IdOut).open(database) as view:
+        page = await view.page(listing, count=True, limit=3)
+        assert page.total == 8
+        whole = [shelf.id for shelf in await shelves.list(listing)]
+
+        async def turn(**options: Any) -> Page[int]:
+            read = await view.page(listing, **options)
+            return Page([json.loads(each)["id"] for each in read.items], read.next, read.previous)
+
+        await assert_pages_are(whole, turn, limit=3)
+
+
+# --- collections that are loaded by a join
+
+
+@pytest.mark.parametrize("limit", [1, 3, 12])
+async def test_collections_that_are_loaded_by_a_join_dont_change_the_pages(
+    shelves: AsyncRepository[Shelf], limit: int
+) -> None:
+    for listing in (
+        select(Shelf).order_by(Shelf.place.desc()),
+        select(Shelf).order_by(func.abs(Shelf.place), Shelf.id.desc()),
+        select(Shelf)
+        .where(Shelf.books.any())
+        .order_by(select(func.sum(Book.id)).where(Book.shelf_id == Shelf.id).scalar_subquery()),
+        select(Shelf).join(Shelf.books).group_by(Shelf.id).order_by(func.count(Book.id)),
+        select(Shelf).join(Shelf.books).distinct().order_by(Shelf.place),
+        select(OTHER).order_by(OTHER.place),
+    ):
+        whole = await shelves.list(listing, limit=None)
+        with assert_statements(shelves.session, 1):
+            page = await shelves.page(listing, limit=limit)
+        assert page.items == whole[:limit]
+        assert [len(shelf.books) for shelf in page.items] == [shelf.id % 4 for shelf in page.items]
+        assert [len(shelf.labels) for shelf in page.items] == [2] * len(page.items)
+        await assert_pages_are(whole, partial(shelves.page, listing), limit=limit)
+
+
+async def test_joinedload_in_a_page_in_a_list_and_by_ids(users: UserRepository) -> None:
+    keys = (await users.create_many(user_rows(5))).keys
+    await AsyncRepository(users.session, Order).create_many({"user_id": key} for key in keys[1:] for _ in range(3))
+    load = [joinedload(User.orders).joinedload(Order.user)]
+    users.session.expunge_all()
+    whole = [user.id for user in await users.list(load=load)]
+    pages = await walk(lambda cursor: users.page(limit=2, after=cursor, load=load), "next")
+    assert [id for page in pages for id in ids(page)] == whole
+    assert [len(user.orders) for page in pages for user in page.items] == [0, 3, 3, 3, 3]
+    assert [len(user.orders) for user in await users.get_by_ids(keys, load=load)] == [0, 3, 3, 3, 3]
+    listed = await users.page(select(User).options(*load), limit=5, count=True)
+    assert (len(listed.items), listed.next, listed.total) == (5, None, 5)
+
+
+async def test_a_stream_loads_collections_by_further_statements(shelves: AsyncRepository[Shelf]) -> None:
+    for listing in (select(Shelf), select(OTHER).order_by(OTHER.place)):
+        shelves.session.expunge_all()
+        found = [shelf async for shelf in shelves.stream(listing, batch=5)]
+        assert sorted((shelf.id, len(shelf.books), len(shelf.labels)) for shelf in found) == [
+            (i, i % 4, 2) for i in range(12)
+        ]
+    with pytest.raises(InvalidRequestError, match="selectinload"):
+        async for _ in shelves.stream(load=[joinedload(Shelf.books)]):
+            pass
+
+
+# --- inherited classes, composites and bundles
+
+
+async def test_a_class_whose_kind_is_an_expression_is_paged(tables: AsyncSession) -> None:
+    await tables.execute(
+        insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
+    )
+    shapes = AsyncRepository(tables, Shape)
+    for listing in (
+        select(Shape),
+        select(Triangle).order_by(Triangle.y.desc()),
+        select(Shape).order_by(Shape.corners.desc(), Shape.x),
+        select(Shape).order_by(case((Shape.corners == 3, "triangle"), else_="shape")),
+    ):
+        whole = await shapes.list(listing, limit=None)
+        assert len(whole) in {5, 9}
+        await assert_pages_are(whole, partial(shapes.page, listing, count=True), limit=2)
+    assert await shapes.count(select(Triangle)) == 5
+
+
+async def test_composites_and_bundles_are_ordered_by_their_columns(tables: AsyncSession) -> None:
+    await tables.execute(
+        insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
+    )
+    shapes = AsyncRepository(tables, Shape)
+    by_columns = await shapes.list(select(Shape).order_by(Shape.x, Shape.y))
+    for clause in (Shape.point, Bundle("point", Shape.x, Shape.y)):
+        listing = select(Shape).order_by(clause)
+        assert await shapes.list(listing) == by_columns
+        await assert_pages_are(by_columns, partial(shapes.page, listing), limit=2)
+        assert [each async for each in shapes.stream(listing)] == by_columns
+    descending = select(Shape).order_by(Shape.corners.desc(), Shape.point)
+    await assert_pages_are(await shapes.list(descending), partial(shapes.page, descending), limit=2)
+
+
+async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(tables: AsyncSession) -> None:
+    """SQLAlchemy 2.0 gives it to the last column alone."""
+    await tables.execute(
+        insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
+    )
+    shapes = AsyncRepository(tables, Shape)
+    for clause in (desc(tuple_(Shape.x, Shape.y)), Shape.point.desc(), desc(Bundle("point", Shape.x, Shape.y))):
+        try:
+            whole = await shapes.list(select(Shape).order_by(clause))
+        except ValueError as error:
+            assert "a direction can't be given for several columns at once" in str(error)
+            continue
+        assert whole == await shapes.list(select(Shape).order_by(Shape.x.desc(), Shape.y.desc()))
+        await assert_pages_are(whole, partial(shapes.page, select(Shape).order_by(clause)), limit=2)
+
+
+async def test_concrete_classes_are_paged_as_one_listing(tables: AsyncSession) -> None:
+    """A column that one of the tables lacks is NULL for its rows, whatever the other one's says."""
+    await tables.execute(insert(Boat.__table__), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
+    await tables.execute(insert(Ferry.__table__), [{"id": 10 + i, "name": f"b{i % 2}", "cars": i} for i in range(6)])
+    boats = AsyncRepository(tables, Boat)
+    for listing, number in (
+        (select(Boat), 12),
+        (select(Boat).order_by(Boat.name.desc()), 12),
+        (select(Boat).order_by(Boat.length), 12),
+        (select(Boat).order_by(Boat.length.desc(), Boat.name), 12),
+        (select(Ferry).order_by(Ferry.name, Ferry.cars.desc()), 6),
+    ):
+        whole = await boats.list(listing, limit=None)
+        assert len(whole) == number
+        await assert_pages_are(whole, partial(boats.page, listing, count=True), limit=5)
+
+
+async def test_inherited_classes_are_paged(tables: AsyncSession) -> None:
+    for i in range(4):
+        tables.add_all([Staff(name=f"n{i % 2}"), Engineer(name=f"n{i % 3}", language="ab"[i % 2])])
+        tables.add_all([Vehicle(wheels=i), Car(wheels=i, doors=i % 2 or None)])
+    await tables.flush()
+    wide = with_polymorphic(Staff, [Engineer])
+    staff: AsyncRepository[Any] = AsyncRepository(tables, Staff)
+    for listing in (
+        select(Staff).order_by(Staff.name.desc()),
+        select(Engineer).order_by(Engineer.language, Engineer.name.desc()),
+        select(wide).order_by(wide.Engineer.language, wide.name),
+        select(wide).order_by(wide.Engineer.language.desc().nulls_last()),
+    ):
+        await assert_pages_are(await staff.list(listing), partial(staff.page, listing), limit=3)
+    vehicles: AsyncRepository[Any] = AsyncRepository(tables, Vehicle)
+    for each in (select(Vehicle).order_by(Vehicle.wheels), select(Car).order_by(Car.doors, Car.wheels.desc())):
+        await assert_pages_are(await vehicles.list(each), partial(vehicles.page, each), limit=3)
+
+
+async def test_an_alias_of_an_outer_joins_rows_hides_none_whose_column_is_null(tables: AsyncSession) -> None:
+    await tables.execute(insert(Shelf), [{"id": i, "place": i % 2} for i in range(8)])
+    await tables.execute(insert(Book), [{"id": i, "shelf_id": i, "pages": i} for i in range(0, 8, 2)])
+    rows = select(Shelf.id, Book.pages.label("place"), Shelf.hidden).outerjoin(Shelf.books).subquery()
+    other = aliased(Shelf, rows, adapt_on_names=True)
+    listing = select(other).order_by(other.place)
+    shelves = AsyncRepository(tables, Shelf)
+    whole = await shelves.list(listing)
+    assert len(whole) == 8
+    await assert_pages_are(whole, partial(shelves.page, listing), limit=3)
