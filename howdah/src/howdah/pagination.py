@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -46,25 +46,9 @@ from sqlalchemy.types import TypeEngine
 
 from howdah.errors import InvalidCursor
 from howdah.keys import key_attributes
-
-ItemT = TypeVar("ItemT")
+from howdah.page import Page
 
 MAX_LIMIT: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[ItemT]):
-    """Some rows of a listing, in its order.
-
-    `next` and `previous` are cursors for `after=` and `before=`, None where the listing was seen to end. `total` is
-    None unless it was asked for; `total_capped` says that there are more than the cap that was given.
-    """
-
-    items: list[ItemT]
-    next: str | None
-    previous: str | None
-    total: int | None = None
-    total_capped: bool = False
 
 
 async def paginate(
