@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from applications import bare_app, calling
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 from sample import User
@@ -347,9 +347,7 @@ async def test_what_is_answered_is_as_described(database: Database) -> None:
         await AsyncRepository(db, User).create(email="a@x", name=body.name)
 
     @app.patch("/users/{id}", responses=problems(428))
-    async def change(
-        id: UUID, request: Request, db: DbSession, if_match: Annotated[str | None, Header()] = None
-    ) -> Any:
+    async def change(id: UUID, db: DbSession, if_match: Annotated[str | None, Header()] = None) -> Any:
         if if_match is None:
             return problem_response(428, "precondition-required")
         if if_match != "*":
