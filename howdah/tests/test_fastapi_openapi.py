@@ -105,7 +105,7 @@ async def by_nested_session(user: Annotated[None, Depends(by_session)], id: int)
         (nothing, "get", "/", []),
         (nothing, "post", "/", []),
         (by_path, "get", "/{id}", [404, 422]),
-        (by_body, "post", "/", [422]),
+        (by_body, "post", "/", [400, 422]),
         (by_page, "get", "/", [400, 422]),
         (by_page_dependency, "get", "/", [400, 422]),
         (by_precondition, "patch", "/", [412, 422]),
@@ -360,6 +360,9 @@ async def test_what_is_answered_is_as_described(database: Database) -> None:
             ("/listed", "get", 400): await client.get("/listed"),
             ("/listed", "get", 422): await client.get("/listed", params={"limit": 0}),
             ("/busy", "get", 503): await client.get("/busy"),
+            ("/users", "post", 400): await client.post(
+                "/users", content=b"\xff", headers={"Content-Type": "application/json"}
+            ),
             ("/users", "post", 422): await client.post("/users", json={}),
             ("/users", "post", 200): await client.post("/users", json={"name": "a"}),
             ("/users", "post", 409): await client.post("/users", json={"name": "a"}),

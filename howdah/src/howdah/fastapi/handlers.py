@@ -28,9 +28,9 @@ def add_error_handlers(app: FastAPI) -> None:
     may help, 1008 where the client is at fault, 1011 for a fault of the program.
 
     The OpenAPI description says so for each route, by what the route takes: 422 with parameters or a body, 404 with a
-    path parameter, 400 with `PageParameters`, 412 with an `If-Match` header, 503 with a session or the database, and
-    409 with `DbSession` unless the method only reads. What else it may answer, such as 428, it declares with
-    `responses=problems(428)`. Its own `responses` are never changed.
+    path parameter, 400 with `PageParameters` or a body, 412 with an `If-Match` header, 503 with a session or the
+    database, and 409 with `DbSession` unless the method only reads. What else it may answer, such as 428, it declares
+    with `responses=problems(428)`. Its own `responses` are never changed.
 
     A mounted application has errors and a description of its own: call this for each.
     """

@@ -84,7 +84,7 @@ def _describe(description: dict[str, Any], app: FastAPI) -> None:
 
 def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> None:
     responses = operation["responses"]
-    statuses = [] if route is None else list(_possible_statuses(operation, method, route.dependant))
+    statuses = [] if route is None else list(_possible_statuses(operation, method, route))
     declared = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
     if declared == _FASTAPI_422:
         del responses["422"]
@@ -95,12 +95,13 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _possible_statuses(operation: Mapping[str, Any], method: str, dependant: Dependant) -> Iterator[HTTPStatus]:
+def _possible_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
     """The statuses that follow from what the route takes; `add_error_handlers` documents the rule."""
     parameters = {(each["in"], each["name"].lower()) for each in operation.get("parameters", ()) if "in" in each}
-    dependants = list(_all_dependants(dependant))
+    dependants = list(_all_dependants(route.dependant))
     calls = [each.call for each in dependants]
-    if any(_takes_page(each) for each in dependants):
+    # 400 is FastAPI's answer to a body that is no text, say, or that has a number of 5,000 digits
+    if route.body_field is not None or any(_takes_page(each) for each in dependants):
         yield HTTPStatus.BAD_REQUEST
     if any(place == "path" for place, _ in parameters):
         yield HTTPStatus.NOT_FOUND
