@@ -29,7 +29,9 @@ class Page(Generic[ItemT]):
 
     # By default Pydantic accepts an instance of a dataclass without a look at its fields. Validators of the items
     # would not run then, and the items would be written without the attributes that aren't loaded.
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(revalidate_instances="always")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        revalidate_instances="always", json_schema_extra={"description": "One page of a list."}
+    )
 
     # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
     @model_serializer(mode="wrap")
