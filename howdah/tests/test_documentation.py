@@ -19,10 +19,12 @@ PAGES = ["README.md", "docs/tutorial.md", "docs/how-to.md"]
 # Top-level await is allowed, and each page's snippets share their names. The tables are made before the first snippet
 # that needs the database.
 RUNNER = """
-import ast, asyncio, inspect, os, re, sys
+import ast, asyncio, inspect, os, re, sys, types
 
 async def main(page):
-    names = {"__name__": "page", "DATABASE_URL": os.environ["DOCUMENTED_DATABASE_URL"]}
+    module = sys.modules["page"] = types.ModuleType("page")  # Pydantic looks for the module of a generic model
+    names = vars(module)
+    names["DATABASE_URL"] = os.environ["DOCUMENTED_DATABASE_URL"]
     for match in re.finditer(r"^```python\\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         line = page[: match.start(1)].count("\\n")
         source = "\\n" * line + match[1]

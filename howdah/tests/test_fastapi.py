@@ -1,15 +1,13 @@
 """`howdah.fastapi`, behind a real server on real HTTP."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import UUID
 
 import httpx
 import pytest
-import uvicorn
+from applications import an_app, served
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
@@ -24,7 +22,6 @@ from howdah.fastapi import (
     DbSession,
     PageParameters,
     ReadDbSession,
-    add_error_handlers,
     get_database,
     get_db,
     session_dependency,
@@ -36,32 +33,6 @@ USERS = "/users"
 class UserIn(BaseModel):
     email: str
     name: str
-
-
-def an_app(database: Database) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        yield {"database": database, "reports": database}
-
-    app = FastAPI(lifespan=lifespan)
-    add_error_handlers(app)
-    return app
-
-
-@asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-        running = asyncio.create_task(server.serve(sockets=[listening]))
-        try:
-            while not server.started:
-                await asyncio.sleep(0.005)
-            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            async with httpx.AsyncClient(base_url=address, timeout=20) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            await running
 
 
 async def a_deferred_constraint(database: Database) -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 import pytest_asyncio
 import structlog
+from described import assert_as_described
 from serving import client_of, served_in_a_thread
 from tampering import without_guards
 
@@ -56,6 +57,6 @@ async def stored(database_url: str) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture
 async def client(service: str, stored: Database) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of that service."""
-    async with client_of(service) as client:
+    """A client of that service, which compares each answer with the description."""
+    async with client_of(service, event_hooks={"response": [assert_as_described]}) as client:
         yield client

@@ -51,7 +51,8 @@ from howdah.models import (
     utcnow,
     uuid7,
 )
-from howdah.pagination import Page, paginate
+from howdah.page import Page
+from howdah.pagination import paginate
 from howdah.repository import AsyncRepository
 from howdah.transactions import advisory_lock, run_transaction, savepoint, try_advisory_lock
 from howdah.views import Body, JsonView, OpenView

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from sqlalchemy import Alias, BigInteger, ColumnElement, Join, Select, Table, func, inspect, literal, select
 from sqlalchemy.exc import DBAPIError
@@ -19,27 +19,11 @@ from sqlalchemy.orm.interfaces import CriteriaOption
 from howdah.cursors import Cursors, Position
 from howdah.errors import InvalidCursor
 from howdah.keys import key_attributes
+from howdah.page import Page
 from howdah.sort_keys import SortKey, follows, parse_order, refuse_unstable
 from howdah.sort_values import SortValue, SortValues, read_types
 
-ItemT = TypeVar("ItemT")
-
 MAX_LIMIT: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[ItemT]):
-    """Some rows of a listing, in its order.
-
-    `next` and `previous` are cursors for `after=` and `before=`, None where the listing was seen to end. `total` is
-    None unless it was asked for; `total_capped` says that there are more than the cap that was given.
-    """
-
-    items: list[ItemT]
-    next: str | None
-    previous: str | None
-    total: int | None = None
-    total_capped: bool = False
 
 
 async def paginate(

@@ -15,7 +15,8 @@ from howdah import bulk
 from howdah.errors import NotFound
 from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_of
 from howdah.locking import lock
-from howdah.pagination import Page, count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
+from howdah.page import Page
+from howdah.pagination import count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
 from howdah.rows import refuse_unknown
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)

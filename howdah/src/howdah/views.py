@@ -23,7 +23,8 @@ from howdah.columns import version_name
 from howdah.database import Database
 from howdah.errors import NotFound
 from howdah.keys import distinct, has_bound_key, has_bound_key_in, key_attributes, key_from, key_in
-from howdah.pagination import Page, entity_of, paginate_as, totally_ordered
+from howdah.page import Page
+from howdah.pagination import entity_of, paginate_as, totally_ordered
 from howdah.reading import Prepared
 from howdah.rendering import Renderer, Where
 

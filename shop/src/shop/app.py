@@ -11,6 +11,7 @@ from typing import TypedDict
 from fastapi import FastAPI
 
 from howdah import Database
+from howdah.fastapi import problems
 from shop import tables
 from shop.accounts.routes import router as account_routes
 from shop.orders.routes import router as order_routes
@@ -25,7 +26,6 @@ from shop.web import errors
 from shop.web.health import router as health_routes
 from shop.web.metrics import router as metrics_routes
 from shop.web.observability import Observability
-from shop.web.openapi import DescribedAPI
 
 _DESCRIPTION = """
 Users, orders, accounts and transfers. Amounts are integers in the currency's smallest unit; times are RFC 3339, in UTC.
@@ -70,11 +70,9 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         ):
             yield {"database": database, "ledger": ledger, "users": users, "orders": orders}
 
-    app = DescribedAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
     for router in (user_routes, order_routes, account_routes, transfer_routes):
-        app.include_router(
-            router, responses=errors.problems(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
-        )
+        app.include_router(router, responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
     app.include_router(health_routes)
     app.include_router(metrics_routes)
     errors.install(app)

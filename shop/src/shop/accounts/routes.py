@@ -10,34 +10,32 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 
 from howdah import Page, paginate
-from howdah.fastapi import PageParameters
+from howdah.fastapi import PageOut, PageParameters
 from shop.accounts.models import Account, Entry
 from shop.accounts.repository import AccountRepository, statement_of
 from shop.accounts.schemas import (
     AccountChange,
     AccountIn,
     AccountOut,
-    AccountPageOut,
     AccountPageParameters,
     BalanceOut,
     BalanceParameters,
-    EntryPageOut,
+    EntryOut,
 )
 from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance, open_account
 from shop.web.dependencies import DbSession, ReadDbSession
-from shop.web.errors import problems
 
 router = APIRouter(prefix="/accounts", tags=["accounts"])
 
 
-@router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut, responses=problems(HTTPStatus.CONFLICT))
+@router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)
 async def create_account(body: AccountIn, db: DbSession, response: Response) -> Account:
     account = await open_account(db, body)
     response.headers["Location"] = f"/accounts/{account.id}"
     return account
 
 
-@router.get("", response_model=AccountPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
+@router.get("", response_model=PageOut[AccountOut])
 async def list_accounts(parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession) -> Page[Account]:
     """Accounts in the order of opening: those of a user, of a purpose, in a currency."""
     wanted = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
@@ -45,18 +43,18 @@ async def list_accounts(parameters: Annotated[AccountPageParameters, Query()], d
     return await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
 
 
-@router.get("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.NOT_FOUND))
+@router.get("/{account_id}", response_model=AccountOut)
 async def get_account(account_id: UUID, db: DbSession) -> Account:
     return await AccountRepository(db).get_one(account_id)
 
 
-@router.patch("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
+@router.patch("/{account_id}", response_model=AccountOut)
 async def patch_account(account_id: UUID, body: AccountChange, db: DbSession) -> Account:
     """Freeze, open again or close an account, and change its limits, its name or its metadata: what the body names."""
     return await change_account(db, account_id, body)
 
 
-@router.get("/{account_id}/balance", responses=problems(HTTPStatus.NOT_FOUND))
+@router.get("/{account_id}/balance")
 async def get_balance(
     account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
 ) -> BalanceOut:
@@ -80,11 +78,7 @@ async def get_balance(
     )
 
 
-@router.get(
-    "/{account_id}/entries",
-    response_model=EntryPageOut,
-    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST),
-)
+@router.get("/{account_id}/entries", response_model=PageOut[EntryOut])
 async def list_entries(account_id: UUID, parameters: Annotated[PageParameters, Query()], db: DbSession) -> Page[Entry]:
     """The account's statement, the oldest entry first."""
     await AccountRepository(db).get_one(account_id)

@@ -82,22 +82,6 @@ class EntryOut(BaseModel):
     created_at: datetime
 
 
-class EntryPageOut(BaseModel):
-    model_config = ConfigDict(extra="forbid", from_attributes=True)
-
-    items: list[EntryOut]
-    next: str | None = Field(description="For `after`; null on the last page")
-    previous: str | None = Field(description="For `before`; null on the first page")
-
-
-class AccountPageOut(BaseModel):
-    model_config = ConfigDict(extra="forbid", from_attributes=True)
-
-    items: list[AccountOut]
-    next: str | None = Field(description="For `after`; null on the last page")
-    previous: str | None = Field(description="For `before`; null on the first page")
-
-
 class AccountPageParameters(PageParameters):
     user_id: UUID | None = None
     currency: Currency | None = None

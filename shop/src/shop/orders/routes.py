@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
-from howdah.fastapi import json_response, page_response
+from howdah.fastapi import PageOut, json_response, page_response, problems, schema_of
 from shop.orders.models import Order
 from shop.orders.repository import matching
 from shop.orders.schemas import (
@@ -18,7 +18,6 @@ from shop.orders.schemas import (
     OrderFilters,
     OrderIn,
     OrderOut,
-    OrderPageOut,
     OrderPageParameters,
     OrderWithItemsOut,
     PaymentIn,
@@ -28,7 +27,7 @@ from shop.orders.schemas import (
 from shop.orders.service import change_status, pay_order, place_order
 from shop.transfers.schemas import Key
 from shop.web.dependencies import Caller, CurrentOrders, DbSession, ReadDbSession
-from shop.web.errors import key_missing, problems, refusal_response
+from shop.web.errors import key_missing, refusal_response
 from shop.web.exports import CSV, exported
 from shop.web.lines import NDJSON
 from shop.web.preconditions import CACHED
@@ -36,9 +35,7 @@ from shop.web.preconditions import CACHED
 router = APIRouter(prefix="/orders", tags=["orders"])
 
 
-@router.post(
-    "", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut, responses=problems(HTTPStatus.CONFLICT)
-)
+@router.post("", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut)
 async def create_order(body: OrderIn, db: DbSession, response: Response) -> Order:
     """Place an order; its total is computed from the items."""
     order = await place_order(db, body)
@@ -46,7 +43,7 @@ async def create_order(body: OrderIn, db: DbSession, response: Response) -> Orde
     return order
 
 
-@router.get("", response_model=OrderPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
+@router.get("", response_model=PageOut[OrderOut])
 async def list_orders(parameters: Annotated[OrderPageParameters, Query()], orders: CurrentOrders) -> Response:
     """Orders in the order of placing."""
     page = await orders.listed.page(
@@ -62,7 +59,7 @@ async def list_orders(parameters: Annotated[OrderPageParameters, Query()], order
         int(HTTPStatus.OK): {
             "description": "An order a line",
             "content": {
-                NDJSON: {"schema": {"$ref": "#/components/schemas/OrderOut"}},
+                NDJSON: {"schema": schema_of(OrderOut)},
                 CSV: {"schema": {"type": "string"}},
             },
         }
@@ -84,17 +81,13 @@ async def change_order_status(body: StatusChangeIn, db: DbSession) -> StatusChan
     return StatusChangeOut(updated=changed.count, missing=changed.missing)
 
 
-@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=CACHED | problems(HTTPStatus.NOT_FOUND))
+@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=CACHED)
 async def get_order(order_id: UUID, request: Request, orders: CurrentOrders) -> Response:
     """The order with its items."""
     return json_response(await orders.with_items.get(order_id), request)
 
 
-@router.post(
-    "/{order_id}/pay",
-    response_model=OrderOut,
-    responses=problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
-)
+@router.post("/{order_id}/pay", response_model=OrderOut, responses=problems(HTTPStatus.BAD_REQUEST))
 async def pay(
     *,
     order_id: UUID,

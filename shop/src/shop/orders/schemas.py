@@ -70,14 +70,6 @@ class OrderWithItemsOut(OrderOut):
     items: list[OrderItemOut]
 
 
-class OrderPageOut(BaseModel):
-    model_config = ConfigDict(extra="forbid", from_attributes=True)
-
-    items: list[OrderOut]
-    next: str | None = Field(description="For `after`; null on the last page")
-    previous: str | None = Field(description="For `before`; null on the first page")
-
-
 class OrderFilters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -11,18 +11,20 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import paginate
+from howdah.fastapi import PageOut, problems, schema_of
 from shop.transfers.batch import posted_lines
 from shop.transfers.models import Transfer
 from shop.transfers.repository import booked
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult
 from shop.transfers.schemas import (
+    BatchLineIn,
+    BatchLineOut,
     Key,
     LinkedIn,
     LinkedOut,
     PartIn,
     TransferIn,
     TransferOut,
-    TransferPageOut,
     TransferPageParameters,
     VoidIn,
     rendered,
@@ -30,21 +32,21 @@ from shop.transfers.schemas import (
 )
 from shop.transfers.service import find_transfer, linked_under, posting_of, reversal_of, voiding_of
 from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
-from shop.web.errors import key_missing, problems, refusal_response
+from shop.web.errors import key_missing, refusal_response
 from shop.web.lines import JSON, NDJSON, ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"])
 
 IdempotencyKey = Annotated[Key | None, Header()]
 
-_REFUSALS: Final = (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
+_REFUSALS: Final = problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
 
 
 @router.post(
     "",
     status_code=HTTPStatus.CREATED,
     response_model=TransferOut,
-    responses=problems(HTTPStatus.BAD_REQUEST, *_REFUSALS),
+    responses=_REFUSALS,
 )
 async def create_transfer(
     body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
@@ -64,7 +66,7 @@ async def create_transfer(
     "/linked",
     status_code=HTTPStatus.CREATED,
     response_model=LinkedOut,
-    responses=problems(HTTPStatus.BAD_REQUEST, *_REFUSALS),
+    responses=_REFUSALS,
 )
 async def create_linked_transfers(
     body: LinkedIn, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
@@ -86,13 +88,13 @@ async def create_linked_transfers(
     "/batch",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchLineOut"}}}},
-        **problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        200: {"content": {NDJSON: {"schema": schema_of(BatchLineOut)}}},
+        **problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchLineIn"}}},
+            "content": {NDJSON: {"schema": schema_of(BatchLineIn, "validation")}},
         }
     },
 )
@@ -106,7 +108,7 @@ async def create_transfers(request: Request, ledger: CurrentLedger, caller: Call
     return StreamingResponse(await posted_lines(ndjson_lines(request), ledger, caller), media_type=NDJSON)
 
 
-@router.get("", response_model=TransferPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
+@router.get("", response_model=PageOut[TransferOut])
 async def list_transfers(parameters: Annotated[TransferPageParameters, Query()], db: ReadDbSession) -> Response:
     """The posted transfers, in the order in which they were asked for: one that was pending stands where it was then,
     and may come after others have been read. Those of an account are found by its entries, which only grow at the
@@ -118,7 +120,7 @@ async def list_transfers(parameters: Annotated[TransferPageParameters, Query()],
     return _json(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
 
-@router.get("/{transfer_id}", response_model=TransferOut, responses=problems(HTTPStatus.NOT_FOUND))
+@router.get("/{transfer_id}", response_model=TransferOut)
 async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
     """The transfer as it stands: pending, posted or voided."""
     return _json(HTTPStatus.OK, shown(await find_transfer(db, transfer_id)))
@@ -127,7 +129,7 @@ async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
 _SETTLING: Final[dict[str, Any]] = {
     "status_code": HTTPStatus.CREATED,
     "response_model": TransferOut,
-    "responses": problems(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, *_REFUSALS),
+    "responses": _REFUSALS,
 }
 Part = Annotated[PartIn, Body(default_factory=PartIn)]
 

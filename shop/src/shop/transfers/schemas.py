@@ -97,14 +97,6 @@ class LinkedOut(BaseModel):
     transfers: list[TransferOut]
 
 
-class TransferPageOut(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    items: list[TransferOut]
-    next: str | None = Field(description="For `after`; null on the last page")
-    previous: str | None = Field(description="For `before`; null on the first page")
-
-
 class TransferPageParameters(PageParameters):
     group_id: UUID | None = Field(default=None, description="Only those that were made together")
 

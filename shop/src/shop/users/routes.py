@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from howdah import DatabaseError, NotFound
-from howdah.fastapi import json_response, page_response
+from howdah.fastapi import PageOut, json_response, page_response, problems, schema_of
 from shop.users.models import User
 from shop.users.repository import UserRepository, matching
 from shop.users.schemas import (
@@ -20,13 +20,12 @@ from shop.users.schemas import (
     UserChange,
     UserIn,
     UserOut,
-    UserPageOut,
     UserPageParameters,
     UserWithOrdersOut,
 )
 from shop.users.service import get_user_order_summary
 from shop.web.dependencies import CurrentUsers, DbSession, IfMatch
-from shop.web.errors import LineRefused, problems
+from shop.web.errors import LineRefused
 from shop.web.lines import JSON, NDJSON, rows
 from shop.web.preconditions import CACHED, etag, require_match
 
@@ -35,7 +34,7 @@ router = APIRouter(prefix="/users", tags=["users"])
 _CHUNK_ROWS: Final = 1000
 
 
-@router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, responses=problems(HTTPStatus.CONFLICT))
+@router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut)
 async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     user = await UserRepository(db).create(**body.model_dump())
     response.headers["Location"] = f"/users/{user.id}"
@@ -46,13 +45,13 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
 @router.post(
     "/bulk",
     status_code=HTTPStatus.CREATED,
-    responses=problems(HTTPStatus.CONFLICT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    responses=problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra={
         "requestBody": {
             "required": True,
             "content": {
-                JSON: {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/UserIn"}}},
-                NDJSON: {"schema": {"$ref": "#/components/schemas/UserIn"}},
+                JSON: {"schema": {"type": "array", "items": schema_of(UserIn, "validation")}},
+                NDJSON: {"schema": schema_of(UserIn, "validation")},
             },
         }
     },
@@ -79,7 +78,7 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
     return BulkCreatedOut(created=created.count)
 
 
-@router.get("", response_model=UserPageOut, responses=problems(HTTPStatus.BAD_REQUEST))
+@router.get("", response_model=PageOut[UserOut])
 async def list_users(parameters: Annotated[UserPageParameters, Query()], users: CurrentUsers) -> Response:
     """Users in the order of their making."""
     found = matching(
@@ -92,14 +91,14 @@ async def list_users(parameters: Annotated[UserPageParameters, Query()], users: 
     return page_response(page)
 
 
-@router.get("/{user_id}", response_model=UserWithOrdersOut, responses=CACHED | problems(HTTPStatus.NOT_FOUND))
+@router.get("/{user_id}", response_model=UserWithOrdersOut, responses=CACHED)
 async def get_user(user_id: UUID, request: Request, users: CurrentUsers) -> Response:
     """The user with their orders. The `ETag` is for `If-None-Match`, and for the `If-Match` of a change, which minds
     the user alone."""
     return json_response(await users.with_orders.get(user_id), request)
 
 
-@router.get("/{user_id}/order-summary", response_model=OrderSummaryOut, responses=problems(HTTPStatus.NOT_FOUND))
+@router.get("/{user_id}/order-summary", response_model=OrderSummaryOut)
 async def get_order_summary(user_id: UUID, db: DbSession) -> dict[str, Any]:
     summary = await get_user_order_summary(db, user_id)
     if summary is None:
@@ -107,13 +106,7 @@ async def get_order_summary(user_id: UUID, db: DbSession) -> dict[str, Any]:
     return summary
 
 
-@router.patch(
-    "/{user_id}",
-    response_model=UserOut,
-    responses=problems(
-        HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.PRECONDITION_REQUIRED
-    ),
-)
+@router.patch("/{user_id}", response_model=UserOut, responses=problems(HTTPStatus.PRECONDITION_REQUIRED))
 async def change_user(
     user_id: UUID, body: UserChange, db: DbSession, response: Response, if_match: IfMatch = None
 ) -> User:
@@ -126,11 +119,7 @@ async def change_user(
     return user
 
 
-@router.delete(
-    "/{user_id}",
-    status_code=HTTPStatus.NO_CONTENT,
-    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED),
-)
+@router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch = None) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)

@@ -67,14 +67,6 @@ class UserWithOrdersOut(UserOut):
     orders: list[UserOrderOut] = Field(description="In the order of placing")
 
 
-class UserPageOut(BaseModel):
-    model_config = ConfigDict(extra="forbid", from_attributes=True)
-
-    items: list[UserOut]
-    next: str | None = Field(description="For `after`; null on the last page")
-    previous: str | None = Field(description="For `before`; null on the first page")
-
-
 class UserPageParameters(PageParameters):
     email_prefix: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=STORABLE)] | None = Field(
         default=None, description="What the address begins with, in whatever case"

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from howdah import DatabaseError
-from howdah.fastapi import PROBLEM_JSON, add_error_handlers, error_response, problem_response
+from howdah.fastapi import add_error_handlers, error_response, problem_response
 from shop.accounts.service import AccountUnchangeable
 from shop.orders.service import OrderNotPayable
 from shop.transfers.requests import Refusal, TransferRefused
@@ -77,22 +77,6 @@ class LineRefused(Exception):
         self.line = line
         self.error = error
         super().__init__(f"line {line}: {error}")
-
-
-def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """These statuses as problem details, for a route's `responses`."""
-    described: dict[int | str, dict[str, Any]] = {
-        int(status): {
-            "description": status.phrase,
-            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status in statuses
-    }
-    if HTTPStatus.SERVICE_UNAVAILABLE in described:
-        described[HTTPStatus.SERVICE_UNAVAILABLE]["headers"] = {
-            "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
-        }
-    return described
 
 
 def key_missing() -> Response:

@@ -8,9 +8,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from howdah import Unavailable
-from howdah.fastapi import RETRY_AFTER_SECONDS, database_of, problem_response
+from howdah.fastapi import RETRY_AFTER_SECONDS, database_of, problem_response, problems
 from shop import migrations
-from shop.web.errors import problems
 
 router = APIRouter(tags=["health"])
 

@@ -1,0 +1,62 @@
+"""FastAPI: sessions that commit before the response goes out, and errors as problem details (RFC 9457).
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Database]]:
+    async with Database(url) as database:
+        yield {"database": database}
+
+app = FastAPI(lifespan=lifespan)
+add_error_handlers(app)
+
+@app.post("/users")
+async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
+"""
+
+from __future__ import annotations
+
+from howdah.fastapi.handlers import add_error_handlers
+from howdah.fastapi.listings import PageOut, PageParameters
+from howdah.fastapi.openapi import problems, schema_of
+from howdah.fastapi.problem import (
+    PROBLEM_JSON,
+    RETRY_AFTER_SECONDS,
+    STATUS,
+    InputError,
+    Problem,
+    error_response,
+    problem_response,
+)
+from howdah.fastapi.sessions import (
+    DbSession,
+    ReadDbSession,
+    database_of,
+    get_database,
+    get_db,
+    get_read_db,
+    session_dependency,
+)
+from howdah.fastapi.view_responses import json_response, page_response
+
+__all__ = [
+    "PROBLEM_JSON",
+    "RETRY_AFTER_SECONDS",
+    "STATUS",
+    "DbSession",
+    "InputError",
+    "PageOut",
+    "PageParameters",
+    "Problem",
+    "ReadDbSession",
+    "add_error_handlers",
+    "database_of",
+    "error_response",
+    "get_database",
+    "get_db",
+    "get_read_db",
+    "json_response",
+    "page_response",
+    "problem_response",
+    "problems",
+    "schema_of",
+    "session_dependency",
+]

@@ -1,0 +1,51 @@
+"""The parameters of a listing, and the schema of its pages."""
+
+from __future__ import annotations
+
+from typing import Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from howdah.page import without_missing_total
+from howdah.pagination import MAX_LIMIT
+
+ItemT = TypeVar("ItemT")
+
+
+class PageParameters(BaseModel):
+    """Query parameters of a listing, as `Annotated[PageParameters, Query()]`; subclass it to add filters. A parameter
+    that it doesn't name is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="How many at most")
+    after: str | None = Field(default=None, description="The `next` of the page before")
+    before: str | None = Field(default=None, description="The `previous` of the page behind; not beside `after`")
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> Self:
+        if self.after is not None and self.before is not None:
+            raise ValueError("a page follows `after` or comes before `before`, not both")
+        return self
+
+
+class PageOut(BaseModel, Generic[ItemT]):
+    """One page of a list."""
+
+    # For a route that returns a `howdah.Page`, or the `page_response` of a view: `response_model=PageOut[UserOut]`.
+    # (A docstring would be part of the OpenAPI description.) A subclass can add members.
+
+    model_config = ConfigDict(from_attributes=True)
+
+    items: list[ItemT]
+    next: str | None = Field(description="The cursor for `after`; null on the last page")
+    previous: str | None = Field(description="The cursor for `before`; null on the first page")
+    total: int | None = Field(default=None, description="The number of all items; only if they were counted")
+    total_capped: bool = Field(
+        default=False, description="Whether there are more than `total`; only if they were counted"
+    )
+
+    # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        return without_missing_total(self.total, write(self))

@@ -1,0 +1,191 @@
+"""The OpenAPI description of problem details, and of models that FastAPI doesn't find by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, routing
+from fastapi.dependencies.models import Dependant
+from fastapi.encoders import jsonable_encoder
+from fastapi.openapi.constants import REF_PREFIX
+from fastapi.openapi.models import OpenAPI
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from howdah.fastapi.listings import PageParameters
+from howdah.fastapi.problem import PROBLEM_JSON, Problem
+from howdah.fastapi.sessions import commits, needs_database
+
+# What `schema_of` has been called with, by the name that stands in its reference until the description is made.
+_referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
+
+_READING_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_FASTAPI_422: Final = {"$ref": f"{REF_PREFIX}HTTPValidationError"}
+
+
+def schema_of(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> dict[str, str]:
+    """A reference to the model's schema, for `responses` and `openapi_extra` of a route: FastAPI reads no model there
+    whose media type isn't JSON. `mode="validation"` is for what a client sends.
+
+    The application must have been given to `add_error_handlers`, which puts the schema into its description.
+    """
+    name = re.sub(r"[^\w.-]", "_", f"{model.__module__}.{model.__qualname__}-{mode}")
+    while _referenced.setdefault(name, (model, mode)) != (model, mode):
+        name += "_"
+    return {"$ref": REF_PREFIX + name}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These statuses as problem details, for `responses` of a route or a router."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        described[int(status)] = {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM_JSON: {"schema": schema_of(Problem)}},
+        }
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            described[int(status)]["headers"] = {
+                "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
+            }
+    return described
+
+
+def describe_problems(app: FastAPI) -> None:
+    """Have the application's description say which problems its routes answer. What a route declares itself stays."""
+    generate = app.openapi  # may be one of the application's own
+    described: dict[str, Any] | None = None
+
+    def openapi() -> dict[str, Any]:
+        nonlocal described
+        description = generate()
+        if description is not described:  # not the one that FastAPI keeps
+            _describe(description, app)
+            described = description
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe(description: dict[str, Any], app: FastAPI) -> None:
+    routes = {(route.path_format, method): route for route in _routes(app) for method in route.methods}
+    for path, operations in description.get("paths", {}).items():
+        for method, operation in operations.items():
+            if isinstance(operation, dict) and "responses" in operation:
+                _describe_operation(operation, method.upper(), routes.get((path, method.upper())))
+    _insert_models(description)
+    schemas = description.get("components", {}).get("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        if name in schemas and REF_PREFIX + name not in _references(description):
+            del schemas[name]
+
+
+def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> None:
+    responses = operation["responses"]
+    statuses = [] if route is None else list(_possible_statuses(operation, method, route))
+    declared = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
+    if declared == _FASTAPI_422:
+        del responses["422"]
+        statuses.append(HTTPStatus.UNPROCESSABLE_ENTITY)
+    for status in statuses:
+        if not responses.keys() & {str(int(status)), f"{status // 100}XX", "default"}:
+            responses |= {str(code): told for code, told in problems(status).items()}
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _possible_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
+    """The statuses that follow from what the route takes; `add_error_handlers` documents the rule."""
+    parameters = {(each["in"], each["name"].lower()) for each in operation.get("parameters", ()) if "in" in each}
+    dependants = list(_all_dependants(route.dependant))
+    calls = [each.call for each in dependants]
+    # 400 is FastAPI's answer to a body that is no text, say, or that has a number of 5,000 digits
+    if route.body_field is not None or any(_takes_page(each) for each in dependants):
+        yield HTTPStatus.BAD_REQUEST
+    if any(place == "path" for place, _ in parameters):
+        yield HTTPStatus.NOT_FOUND
+    if method not in _READING_METHODS and any(map(commits, calls)):
+        yield HTTPStatus.CONFLICT
+    if ("header", "if-match") in parameters:
+        yield HTTPStatus.PRECONDITION_FAILED
+    if any(map(needs_database, calls)):
+        yield HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _all_dependants(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for each in dependant.dependencies:
+        yield from _all_dependants(each)
+
+
+def _takes_page(dependant: Dependant) -> bool:
+    types = [dependant.call, *(parameter.field_info.annotation for parameter in dependant.query_params)]
+    return any(isinstance(each, type) and issubclass(each, PageParameters) for each in types)
+
+
+def _routes(app: FastAPI) -> Iterator[Any]:
+    """The routes as they are described, with what `include_router` adds to them."""
+    # In newer versions of FastAPI an included router is one route, and this function lists those in it.
+    listed = getattr(routing, "iter_route_contexts", iter)
+    for route in listed(app.routes):
+        if isinstance(getattr(route, "original_route", route), routing.APIRoute):
+            yield route
+
+
+def _insert_models(description: dict[str, Any]) -> None:
+    """Put the models of `schema_of` among the components, and their names into the references."""
+    wanted = {name for each in _references(description) if (name := each.removeprefix(REF_PREFIX)) in _referenced}
+    if not wanted:
+        return
+    references, made = models_json_schema(
+        [_referenced[name] for name in sorted(wanted)], ref_template=REF_PREFIX + "{model}"
+    )
+    definitions = _as_fastapi_writes(made["$defs"])
+    components = description.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    taken = definitions.keys() & schemas.keys()
+    renamed = {REF_PREFIX + name: references[_referenced[name]]["$ref"] for name in wanted}
+    if any(definitions[name] != schemas[name] for name in taken):  # another model has such a name
+        fresh = {name: _unused(name, schemas.keys() | definitions.keys()) for name in taken}
+        definitions = {fresh.get(name, name): definition for name, definition in definitions.items()}
+        moved = {REF_PREFIX + name: REF_PREFIX + new for name, new in fresh.items()}
+        _rename(definitions, moved)
+        renamed = {marker: moved.get(target, target) for marker, target in renamed.items()}
+    _rename(description, renamed)
+    components["schemas"] = dict(sorted((definitions | schemas).items()))
+
+
+def _as_fastapi_writes(definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schemas in the form in which FastAPI writes them, so that equal ones are found to be equal."""
+    nothing: dict[str, Any] = {"openapi": "3.1.0", "info": {"title": "", "version": ""}, "paths": {}}
+    described = OpenAPI(**nothing, components={"schemas": definitions})
+    encoded: dict[str, Any] = jsonable_encoder(described, by_alias=True, exclude_none=True)["components"]["schemas"]
+    return encoded
+
+
+def _unused(name: str, names: Any) -> str:
+    while name in names:
+        name += "_"
+    return name
+
+
+def _references(value: Any) -> set[str]:
+    return {holder["$ref"] for holder in _holders(value)}
+
+
+def _rename(value: Any, names: Mapping[str, str]) -> None:
+    for holder in _holders(value):
+        holder["$ref"] = names.get(holder["$ref"], holder["$ref"])
+
+
+def _holders(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in it that is a reference."""
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value
+        for inner in value.values():
+            yield from _holders(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _holders(inner)

@@ -1,0 +1,120 @@
+"""Problem details (RFC 9457), and which of them answers which error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from fastapi import Response
+from fastapi.encoders import jsonable_encoder
+from pydantic import BaseModel, ConfigDict, Field
+
+from howdah import errors
+
+PROBLEM_JSON: Final = "application/problem+json"
+
+# The one place that decides on statuses; the nearest class in the error's ancestry counts. What isn't here is a fault
+# of the program and answers 500.
+STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.InvalidCursor: HTTPStatus.BAD_REQUEST,
+    errors.StaleRow: HTTPStatus.CONFLICT,
+    errors.UniqueViolation: HTTPStatus.CONFLICT,
+    errors.ExclusionViolation: HTTPStatus.CONFLICT,
+    errors.ForeignKeyViolation: HTTPStatus.CONFLICT,
+    errors.CheckViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NotNullViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Conflict: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.StatementTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+RETRY_AFTER_SECONDS: Final = 1
+
+
+class InputError(BaseModel):
+    """What is wrong with one part of the request."""
+
+    loc: list[str | int] = Field(description="Where: `body`, `query`, `path` or `header`, then names and positions")
+    msg: str
+    type: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `type` is stable, and what a client should branch on; `title` and `detail` are for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:howdah:problem:not-found"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str | None = Field(default=None, examples=["no User with key 01977f1e-7c3a-7000-8000-000000000000"])
+    constraint: str | None = Field(default=None, description="The constraint of the database that refused the row")
+    errors: list[InputError] | Any = Field(
+        default=None,
+        description="Of a request that is not as described (`urn:howdah:problem:validation`): what is wrong with it",
+    )
+
+
+def problem_response(
+    status: int,
+    code: str,
+    *,
+    title: str | None = None,
+    detail: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,
+) -> Response:
+    """A problem details response with the type `urn:howdah:problem:<code>`; `members` extend it."""
+    body = {
+        "type": f"urn:howdah:problem:{code}",
+        "title": title or HTTPStatus(status).phrase,
+        "status": int(status),
+        **({} if detail is None else {"detail": detail}),
+        **members,
+    }
+    # the encoder is for what orjson refuses, such as the driver's own class of UUIDs
+    content = orjson.dumps(body, default=jsonable_encoder, option=orjson.OPT_NON_STR_KEYS)
+    return Response(content, int(status), headers=headers, media_type=PROBLEM_JSON)
+
+
+def error_response(error: errors.HowdahError, **members: Any) -> Response:
+    """The problem details that `STATUS` decides on for this error; `members` extend them, say with the line of the
+    input that it arose from. Raises the error itself where that is a fault of the program."""
+    status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
+    if status is None:
+        raise error
+    return problem_response(
+        status,
+        problem_code(type(error).__name__),
+        detail=_detail(error),
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None,
+        **_members(error),
+        **members,
+    )
+
+
+def _detail(error: Exception) -> str | None:
+    """What a client may read: never a statement, nor a row's values."""
+    if isinstance(error, errors.IntegrityViolation):
+        return f"refused by {error.constraint}" if error.constraint else f"{error.column} must have a value"
+    if isinstance(error, errors.DatabaseError):
+        return (type(error).__doc__ or "").split("\n")[0]
+    return str(error)
+
+
+def _members(error: Exception) -> dict[str, Any]:
+    if isinstance(error, errors.IntegrityViolation) and error.constraint:
+        return {"constraint": error.constraint}
+    return {}
+
+
+def problem_code(name: str) -> str:
+    """`UniqueViolation` and `Not Found` as `unique-violation` and `not-found`."""
+    words = "".join(f" {letter}" if letter.isupper() else letter for letter in name.replace("-", " ")).split()
+    return "-".join(words).lower()

@@ -1,0 +1,116 @@
+"""Sessions for routes, and where their database comes from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from weakref import WeakSet, WeakValueDictionary
+
+from fastapi import Depends
+from fastapi.dependencies.models import Dependant
+from fastapi.params import Depends as DependsMarker
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import HTTPConnection
+
+from howdah.database import Database
+
+
+def database_of(connection: HTTPConnection) -> Database:
+    """The `Database` that the application's lifespan yielded as `{"database": …}`."""
+    database = getattr(connection.state, "database", None)
+    if not isinstance(database, Database):
+        raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
+            'no database: the application\'s lifespan must yield {"database": Database(...)}'
+        )
+    return database
+
+
+async def get_database(connection: HTTPConnection) -> Database:
+    """`database_of` as a dependency: what the sessions below are made of. Tests put another one in its place:
+    `app.dependency_overrides[get_database] = lambda: database`."""
+    return database_of(connection)
+
+
+async def get_db(
+    connection: HTTPConnection, database: Annotated[Database, Depends(get_database)]
+) -> AsyncIterator[AsyncSession]:
+    """A session for one request: committed when the route has returned and before the response is sent, so that a
+    commit that fails is the response. An exception, a client that disconnects or a cancelled task roll it back.
+
+    Take it as `DbSession`. FastAPI would run the commit after the response had gone out if it were declared without
+    `scope="function"`, so that is refused at the route's first request.
+
+    A response that streams from the database must take `ReadDbSession`: this session is closed by then, and says so.
+    On a WebSocket it would be one transaction from the first message to the last: take the `Database` instead
+    (`get_database`), and open a session for each message.
+    """
+    async with _committed(connection, database) as session:
+        yield session
+
+
+async def get_read_db(database: Annotated[Database, Depends(get_database)]) -> AsyncIterator[AsyncSession]:
+    """A session for one request in which PostgreSQL refuses writes; open until the response has been sent, streams
+    included, then rolled back. Take it as `ReadDbSession`."""
+    async with database.session(read_only=True) as session:
+        yield session
+
+
+DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
+ReadDbSession = Annotated[AsyncSession, Depends(get_read_db, scope="request")]
+
+
+def session_dependency(find: Callable[[HTTPConnection], Database]) -> Any:
+    """`DbSession` for a further database: `Annotated[AsyncSession, session_dependency(lambda c: c.state.reports)]`."""
+
+    async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+        async with _committed(connection, find(connection)) as session:
+            yield session
+
+    _committing.add(get_session)
+    return DependsMarker(get_session, scope="function")
+
+
+@asynccontextmanager
+async def _committed(connection: HTTPConnection, database: Database) -> AsyncIterator[AsyncSession]:
+    _refuse_late_commit(connection)
+    async with database.session() as session:
+        yield session
+        await session.commit()
+
+
+_committing: WeakSet[Callable[..., Any]] = WeakSet({get_db})
+_reading: WeakSet[Callable[..., Any]] = WeakSet({get_database, get_read_db})
+
+
+def commits(dependency: Callable[..., Any] | None) -> bool:
+    """Whether the dependency is a session that commits: `get_db`, or one of `session_dependency`."""
+    return any(dependency is each for each in _committing)  # by identity: a dependency needn't be hashable
+
+
+def needs_database(dependency: Callable[..., Any] | None) -> bool:
+    """Whether the dependency is a session or the `Database`."""
+    return commits(dependency) or any(dependency is each for each in _reading)
+
+
+# by id, because routes can't be hashed
+_checked_routes: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+
+def _refuse_late_commit(connection: HTTPConnection) -> None:
+    # FastAPI keeps what `include_router` adds to an HTTP route in a context of its own.
+    included = connection.scope.get("fastapi", {}).get("effective_route_context")
+    route = included if getattr(included, "dependant", None) else connection.scope.get("route")
+    dependant = getattr(route, "dependant", None)
+    if not isinstance(dependant, Dependant) or id(route) in _checked_routes:
+        return
+    waiting = [dependant]
+    while waiting:
+        each = waiting.pop()
+        if commits(each.call) and each.scope != "function":
+            raise RuntimeError(
+                f"{connection.scope['path']}: a session that commits must be declared with scope='function' "
+                "(DbSession is), or its commit would come after the response"
+            )
+        waiting += each.dependencies
+    _checked_routes[id(route)] = route

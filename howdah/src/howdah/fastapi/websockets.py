@@ -1,0 +1,115 @@
+"""What becomes of errors on a WebSocket."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Final, Literal
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# RFC 6455, section 7.4.1, and the IANA registry of close codes
+_POLICY_VIOLATION: Final = 1008
+_INTERNAL_ERROR: Final = 1011
+_TRY_AGAIN_LATER: Final = 1013
+_MAX_REASON_BYTES: Final = 123
+
+
+class WebSocketErrors:
+    """ASGI middleware: on an accepted WebSocket, the HTTP response of an error handler becomes a close.
+
+    Starlette calls the same handlers for HTTP and for WebSockets, and a server can't send an HTTP response on a
+    WebSocket that it has accepted. The close code is 1013 for the statuses 429 and 503, 1011 for the other ones from
+    500 on, and 1008 for the rest; the reason is the problem's `type`. An error that no handler answers closes the
+    WebSocket with 1011, and is then raised to the server, which logs it.
+
+    Before the WebSocket is accepted, the response is sent as it is (the ASGI extension `websocket.http.response`), or
+    the server answers 403 if it lacks that extension.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        connection = _Connection(scope, receive, send)
+        try:
+            await self._app(scope, connection.receive, connection.send)
+        except Exception:
+            await connection.close_after_error()
+            raise
+
+
+class _Connection:
+    """Passes the messages of one WebSocket on, and knows its state.
+
+    The state can't be taken from Starlette's `WebSocket`: a handler outside of the route has another one, which has
+    seen no message.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._has_denial = "websocket.http.response" in (scope.get("extensions") or {})
+        self._state: Literal["connecting", "accepted", "denied", "closed"] = "connecting"
+        self._start: Message | None = None
+        self._body = b""
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._state = "closed"
+        return message
+
+    async def send(self, message: Message) -> None:
+        match message["type"]:
+            case "websocket.http.response.start":
+                if self._state == "closed":
+                    # raised while the error is handled, so that the server logs both
+                    raise RuntimeError(f"an error after the WebSocket was closed: nobody gets the {message['status']}")
+                if self._state == "connecting" and self._has_denial:
+                    self._state = "denied"
+                    await self._send(message)
+                else:
+                    self._start = message
+            case "websocket.http.response.body" if self._start is not None:
+                self._body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    await self._close(_close_code(self._start["status"]), _reason(self._start["status"], self._body))
+            case "websocket.accept":
+                await self._send(message)
+                self._state = "accepted"
+            case "websocket.close":
+                self._state = "closed"
+                await self._send(message)
+            case _:
+                await self._send(message)
+
+    async def close_after_error(self) -> None:
+        """Close an accepted WebSocket: a server would only drop the connection."""
+        if self._state == "accepted":
+            with suppress(OSError):  # the client has gone
+                await self._close(_INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
+
+    async def _close(self, code: int, reason: str) -> None:
+        self._state = "closed"
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+def _close_code(status: int) -> int:
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return _TRY_AGAIN_LATER
+    return _INTERNAL_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _POLICY_VIOLATION
+
+
+def _reason(status: int, body: bytes) -> str:
+    """The `type` of the problem details, or else the status."""
+    problem: Any = None
+    with suppress(orjson.JSONDecodeError):
+        problem = orjson.loads(body)
+    kind = problem.get("type") if isinstance(problem, dict) else None
+    reason = kind if isinstance(kind, str) else f"status {status}"
+    return reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
