@@ -207,7 +207,7 @@ async def tables(session: AsyncSession) -> AsyncSession:
         await session.execute(text("CREATE EXTENSION citext"))
     else:
         missing += CITEXT_TABLES
-    if await session.scalar(text("SELECT true FROM pg_collation WHERE collprovider = 'i'")):
+    if await session.scalar(text("SELECT true FROM pg_collation WHERE collname = 'und-x-icu'")):
         options = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
         await session.execute(text(f"CREATE COLLATION howdah_any_case ({options})"))
     else:
