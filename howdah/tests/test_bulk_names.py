@@ -52,6 +52,8 @@ async def test_any_name_of_a_table_or_a_column_is_free(session: AsyncSession, mo
     await bulk.insert_many(session, model, [{"id": key, **dict.fromkeys(names, 1)} for key in keys])
     rows = [{"id": key, **dict.fromkeys(names, 2), "version": 1} for key in keys[:2]]
     assert await bulk.update_many(session, model, rows) == Matched(2, [])
+    for name in names:
+        assert (await session.scalars(select(getattr(model, name)).order_by(model.id))).all() == [2, 2, 1]
     rows = [{"id": key, name: number} for number, name in enumerate(names, 10) for key in keys[:1]]
     for row in rows:
         assert await bulk.update_many(session, model, [row]) == Matched(1, [])

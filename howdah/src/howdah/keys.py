@@ -143,9 +143,10 @@ def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any]
 
 
 def free_name(model: type[Any], name: str) -> str:
-    """The name, or a longer one if the model's metadata has a table of that name: a statement may read from both."""
+    """The name, or a longer one if a table or an attribute of the model, or a table of its metadata, has it already."""
     mapper: Mapper[Any] = inspect(model).mapper
-    while name in mapper.registry.metadata.tables or name in {table.name for table in mapper.tables}:
+    taken = {*mapper.column_attrs.keys(), *(table.name for table in mapper.tables)}
+    while name in taken or name in mapper.registry.metadata.tables:
         name += "_"
     return name
 

@@ -102,12 +102,12 @@ async def lock_matches(
                 turns[key] += 1
         return matches
     position, same_row = requested_keys(model, keys)
-    requested = select(*columns, position.label("howdah_position")).where(same_row)
+    requested = select(*columns, position.label(free_name(model, "howdah_position"))).where(same_row)
     rows = _lock_select(model, requested, nowait, skip_locked).cte(free_name(model, "howdah_locked"))
-    of_row = [rows.c[each.key] for each in columns]
-    turn = func.row_number().over(partition_by=of_row, order_by=rows.c.howdah_position)
-    found = await session.execute(select(rows.c.howdah_position, turn, *of_row).order_by(rows.c.howdah_position))
-    return [Match(place - 1, number - 1, key_in(values)) for place, number, *values in found]
+    *key, place = rows.c
+    turn = func.row_number().over(partition_by=key, order_by=place)
+    found = await session.execute(select(place, turn, *key).order_by(place))
+    return [Match(at - 1, number - 1, key_in(values)) for at, number, *values in found]
 
 
 def missing_keys(keys: Sequence[Any], matches: Sequence[Match]) -> list[Any]:

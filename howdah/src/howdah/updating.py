@@ -47,7 +47,7 @@ async def _update_each(
         name: (mapper.columns[name], each) for name, each in (columns_of(rows) or {}).items()
     }
     version = version_name(model)
-    position = "howdah_position"
+    position = free_name(model, "howdah_position")
     if version is not None and version in sent:
         sent[position] = (_POSITION, range(len(rows)))
     table, values = given(sent, name=free_name(model, "howdah_given"))
