@@ -295,7 +295,7 @@ def _refuse_what_no_array_holds(model: type[Any], names: Iterable[str]) -> None:
         if not fits_in_array(inspect(model).columns[name]):
             raise TypeError(
                 f"update_many can't set {model.__name__}.{name}, an array or what an SQL expression writes: "
-                "update such rows one by one, or with upsert_many"
+                "update such rows one by one"
             )
 
 
@@ -338,4 +338,4 @@ def _matched_keys(keys: Sequence[Any], matches: Sequence[Match] | None) -> Seque
 
 
 def _missing(keys: Sequence[Any], matches: Sequence[Match] | None) -> list[Any]:
-    return [] if matches is None else missing_keys(keys, matches)
+    return [] if matches is None else missing_keys(keys, {match.position for match in matches})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import CTE, Column, ColumnElement, Select, func, inspect, select
@@ -64,23 +64,48 @@ async def lock(
     if not keys:
         return {}
     await session.flush()
-    statement = select(model).order_by(*key_attributes(model)).execution_options(populate_existing=True)
-    if has_exact_keys(model) and _is_read_from_its_row(inspect(model)):
-        keys = distinct(keys)
-        statement = statement.where(has_key_in(model, keys))
-        statement = _for_update(model, statement, nowait=nowait, skip_locked=skip_locked)
-        locked = {key_of(row): row for row in (await session.scalars(statement)).unique()}
-        missing = [key for key in keys if key not in locked] if len(locked) < len(keys) else []
-    else:
-        matches = await lock_matches(session, model, keys, nowait=nowait, skip_locked=skip_locked)
-        missing = missing_keys(keys, matches)
-        present = [keys[match.position] for match in matches if match.turn == 0]
-        skipped = await _lock_subclass_rows(session, model, present, nowait, skip_locked)
-        found = (await session.scalars(statement.where(has_key_in(model, present)))).unique()
-        locked = {key_of(row): row for row in found if not skipped(row)}
+    read = _lock_and_read if _is_read_from_its_row(inspect(model)) else _lock_then_read
+    objects, missing = await read(session, model, keys, nowait, skip_locked)
     if missing and not skip_locked:
         raise NotFound(model, distinct(missing))
-    return locked
+    return {key_of(instance): instance for instance in objects}
+
+
+async def _lock_and_read(
+    session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
+) -> tuple[Sequence[ModelT], Sequence[Any]]:
+    """The objects in key order and the missing keys, by one statement."""
+    locking = _for_update(model, _reading_anew(model), nowait=nowait, skip_locked=skip_locked)
+    if has_exact_keys(model):
+        keys = distinct(keys)
+        objects = (await session.scalars(locking.where(has_key_in(model, keys)))).unique().all()
+        present = {key_of(instance) for instance in objects} if len(objects) < len(keys) else {*keys}
+        return objects, [key for key in keys if key not in present]
+    position, same_row = requested_keys(model, keys)
+    rows = (await session.execute(locking.add_columns(position).where(same_row))).unique().all()
+    return [row[0] for row in rows], missing_keys(keys, {row[1] - 1 for row in rows})
+
+
+async def _lock_then_read(
+    session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
+) -> tuple[Sequence[ModelT], Sequence[Any]]:
+    """As `_lock_and_read`, by one statement more for each table, and another one that reads."""
+    mapper: Mapper[Any] = inspect(model)
+    matches = await lock_matches(session, model, keys, nowait=nowait, skip_locked=skip_locked)
+    present = [keys[match.position] for match in matches if match.turn == 0]
+    held: dict[Mapper[Any], set[Any]] = {}
+    for each in mapper.with_polymorphic_mappers:
+        if not {*mapper.tables}.issuperset(each.tables):
+            of_class = await lock_matches(session, each.class_, present, nowait=nowait, skip_locked=skip_locked)
+            held[each] = {match.key for match in of_class}
+    found = (await session.scalars(_reading_anew(model).where(has_key_in(model, present)))).unique()
+    # With `skip_locked`, a row in the table of a subclass may have been left out.
+    objects = [one for one in found if key_of(one) in held.get(inspect(one).mapper, (key_of(one),))]
+    return objects, missing_keys(keys, {match.position for match in matches})
+
+
+def _reading_anew(model: type[Any]) -> Select[Any]:
+    return select(model).order_by(*key_attributes(model)).execution_options(populate_existing=True)
 
 
 async def lock_matches(
@@ -101,21 +126,18 @@ async def lock_matches(
                 matches.append(Match(place, turns[key], key))
                 turns[key] += 1
         return matches
-    position, same_row = requested_keys(model, keys)
-    requested = select(*columns, position.label(free_name(model, "howdah_position"))).where(same_row)
-    rows = _lock_select(model, requested, nowait, skip_locked).cte(free_name(model, "howdah_locked"))
-    *key, place = rows.c
-    turn = func.row_number().over(partition_by=key, order_by=place)
-    found = await session.execute(select(place, turn, *key).order_by(place))
-    return [Match(at - 1, number - 1, key_in(values)) for at, number, *values in found]
+    requested, same_row = requested_keys(model, keys)
+    requested = requested.label(free_name(model, "howdah_position"))
+    statement = _lock_select(model, select(*columns, requested).where(same_row), nowait, skip_locked)
+    *values, position = statement.cte(free_name(model, "howdah_locked")).c
+    turn = func.row_number().over(partition_by=values, order_by=position)
+    found = await session.execute(select(position, turn, *values).order_by(position))
+    return [Match(place - 1, number - 1, key_in(key)) for place, number, *key in found]
 
 
-def missing_keys(keys: Sequence[Any], matches: Sequence[Match]) -> list[Any]:
-    """Those of the requested keys that have no row."""
-    if len(matches) == len(keys):
-        return []
-    found = {match.position for match in matches}
-    return [key for position, key in enumerate(keys) if position not in found]
+def missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
+    """The keys whose positions aren't among those of the keys that have a row."""
+    return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
 def locked(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
@@ -137,20 +159,6 @@ def _for_update(model: type[Any], statement: Select[Any], *, nowait: bool, skip_
     """Lock the model's own tables. The entity itself would also name the tables of subclasses that `with_polymorphic`
     joins to it, whose rows may be absent, and which PostgreSQL then refuses to lock."""
     return statement.with_for_update(of=inspect(model).tables, nowait=nowait, skip_locked=skip_locked)
-
-
-async def _lock_subclass_rows(
-    session: AsyncSession, model: type[Any], keys: Sequence[Any], nowait: bool, skip_locked: bool
-) -> Callable[[Any], bool]:
-    """Lock the rows of subclasses' tables that are read with the model's, which are locked already; and what tells
-    whether an object's row was skipped there."""
-    mapper: Mapper[Any] = inspect(model)
-    locked: dict[Mapper[Any], set[Any]] = {}
-    for each in mapper.with_polymorphic_mappers:
-        if not {*mapper.tables}.issuperset(each.tables):
-            matches = await lock_matches(session, each.class_, keys, nowait=nowait, skip_locked=skip_locked)
-            locked[each] = {match.key for match in matches}
-    return lambda row: key_of(row) not in locked.get(inspect(row).mapper, {key_of(row)})
 
 
 def _is_read_from_its_row(mapper: Mapper[Any]) -> bool:

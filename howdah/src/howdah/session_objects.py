@@ -18,15 +18,15 @@ def holds_any(session: AsyncSession, model: type[Any]) -> bool:
 
 async def find_held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[tuple[Any, Any]]:
     """The session's objects of the rows with these keys, which are as the rows have them; each with that key."""
-    wanted = {*keys}
-    if not wanted:
+    if not holds_any(session, model):
         return []
+    wanted = {*keys}
     held = [
         (instance, _key_held(instance)) for instance in session.identity_map.values() if isinstance(instance, model)
     ]
     found = [(instance, key) for instance, key in held if key in wanted]
     others = [(instance, key) for instance, key in held if key not in wanted]
-    if not others or has_exact_keys(model):
+    if not wanted or not others or has_exact_keys(model):
         return found
     # An object keeps the key that it was created with, which the row may spell otherwise.
     position, same_row = requested_keys(model, [key for _, key in others])
