@@ -90,7 +90,7 @@ async def test_arrays_in_whatever_dress_are_refused_with_what_to_do(tables: Asyn
     rows = [{"id": n, name: ["a", "b"]} for n in range(3)]
     await bulk.insert_many(tables, Lists, rows)
     with pytest.raises(
-        TypeError, match=rf"update_many can't set Lists\.{name}, an array .* update such rows one by one"
+        TypeError, match=rf"update_many can't set Lists\.{name}, an array .* one by one"
     ):
         await bulk.update_many(tables, Lists, rows)
     assert (await tables.scalars(select(getattr(Lists, name)))).all() == [["a", "b"]] * 3
