@@ -33,7 +33,7 @@ class Nested(TypeDecorator[list[str]]):
     cache_ok = True
 
 
-class Lists(Separate):
+class ListColumns(Separate):
     __tablename__ = "lists"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -72,15 +72,15 @@ VALUES: dict[str, list[Any]] = {
 @pytest.mark.parametrize("count", [1, 25, 1100])
 async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str, count: int) -> None:
     values = VALUES[name]
-    await bulk.insert_many(tables, Lists, [{"id": n} for n in range(count)])
+    await bulk.insert_many(tables, ListColumns, [{"id": n} for n in range(count)])
     for shift in range(len(values)):
         rows = [{"id": n, name: values[(n + shift) % len(values)]} for n in range(count)]
         expected = [row[name] for row in rows]
-        assert await bulk.update_many(tables, Lists, rows) == Matched(count, [])
-        found = (await tables.scalars(select(getattr(Lists, name)).order_by(Lists.id))).all()
+        assert await bulk.update_many(tables, ListColumns, rows) == Matched(count, [])
+        found = (await tables.scalars(select(getattr(ListColumns, name)).order_by(ListColumns.id))).all()
         assert found == expected
         if name not in ("word_list", "matrix"):  # SQLAlchemy warns of any comparison of a DOMAIN
-            upserted = await bulk.upsert_many(tables, Lists, rows[::-1])
+            upserted = await bulk.upsert_many(tables, ListColumns, rows[::-1])
             assert upserted == Upserted(0, 0, count)
 
 
@@ -88,12 +88,10 @@ async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str,
 async def test_arrays_in_whatever_dress_are_refused_with_what_to_do(tables: AsyncSession, name: str) -> None:
     """They would be taken apart: PostgreSQL has no arrays of arrays."""
     rows = [{"id": n, name: ["a", "b"]} for n in range(3)]
-    await bulk.insert_many(tables, Lists, rows)
-    with pytest.raises(
-        TypeError, match=rf"update_many can't set Lists\.{name}, an array .* one by one"
-    ):
-        await bulk.update_many(tables, Lists, rows)
-    assert (await tables.scalars(select(getattr(Lists, name)))).all() == [["a", "b"]] * 3
+    await bulk.insert_many(tables, ListColumns, rows)
+    with pytest.raises(TypeError, match=rf"update_many can't set ListColumns\.{name}, an array .* one by one"):
+        await bulk.update_many(tables, ListColumns, rows)
+    assert (await tables.scalars(select(getattr(ListColumns, name)))).all() == [["a", "b"]] * 3
 
 
 class InTens(Separate):

@@ -408,3 +408,18 @@ async def test_a_view_reads_the_rows_by_every_spelling(database: Database, commi
         ]
         assert isinstance(together[0], NotFound)
         assert together[0].keys == [case.missing]
+
+
+async def test_a_view_reads_them_on_a_connection_of_its_own_too(committed_database: Database) -> None:
+    """Where the statement goes straight to the driver."""
+    async with committed_database.begin() as session:
+        create = [CharKey.__table__, PairKey.__table__]
+        await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection(), tables=create))
+        await bulk.insert_many(session, CharKey, [{"key": "a", "value": 1}, {"key": "b", "value": 2}])
+        await bulk.insert_many(session, PairKey, [{"name": "a", "number": n, "value": n} for n in range(3)])
+    async with JsonView(CharKey, ValueOut).open(committed_database) as view:
+        assert await view.get("a ") == b'{"value":1}'
+        assert await view.get_many(["c", "b  ", "a", "b"]) == [b'{"value":2}', b'{"value":1}']
+        assert len(set(await asyncio.gather(*(view.get(f"a{' ' * n}") for n in range(50))))) == 1
+    async with JsonView(PairKey, ValueOut).open(committed_database) as view:
+        assert await view.get_many([("a ", 2), ("a", 0), ("a", 2)]) == [b'{"value":2}', b'{"value":0}']

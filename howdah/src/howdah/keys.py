@@ -145,8 +145,8 @@ def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any]
 def free_name(model: type[Any], name: str) -> str:
     """The name, or a longer one if a table or an attribute of the model, or a table of its metadata, has it already."""
     mapper: Mapper[Any] = inspect(model).mapper
-    taken = {*mapper.column_attrs.keys(), *(table.name for table in mapper.tables)}
-    while name in taken or name in mapper.registry.metadata.tables:
+    tables = [table.name for table in mapper.tables]
+    while name in tables or name in mapper.column_attrs or name in mapper.registry.metadata.tables:
         name += "_"
     return name
 
