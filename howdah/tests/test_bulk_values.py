@@ -14,7 +14,7 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
-from howdah import Created, Matched, NotNullViolation, UnknownAttribute, Upserted, bulk, utcnow
+from howdah import Created, InvalidValue, Matched, NotNullViolation, UnknownAttribute, Upserted, bulk, utcnow
 
 
 async def test_defaults_apply_to_what_is_left_out_and_to_nothing_else(session: AsyncSession) -> None:
@@ -160,8 +160,9 @@ async def test_a_key_given_as_text_comes_back_as_a_key(session: AsyncSession) ->
     assert (await bulk.insert_many(session, User, [{"id": str(id), "email": "a", "name": "A"}])).keys == [id]
     assert (await bulk.update_many(session, User, [{"id": str(id), "name": "B"}])) == Matched(1, [])
     assert (await bulk.upsert_many(session, User, [{"id": str(id), "email": "a", "name": "C"}])) == Upserted(0, 1, 0)
-    with pytest.raises(ValueError, match="badly formed") as caught:
+    with pytest.raises(InvalidValue, match="isn't a UUID") as caught:
         await bulk.update_many(session, User, [{"id": id, "name": "B"}, {"id": "x", "name": "B"}])
+    assert caught.value.row_index == 1
     assert caught.value.__notes__ == ["in row 1 of the input, counted from 0"]
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import enum
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sample import Car, Counter, Engineer, Label, Order, Seat, User
-from sqlalchemy import select
+from sqlalchemy import BigInteger, Numeric, String, TypeDecorator, Uuid, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, mapped_column
 from sqlalchemy.schema import MetaData
 from sqlalchemy.types import Integer
 
-from howdah import Base
-from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_names, key_of
+from howdah import Base, InvalidValue
+from howdah.keys import (
+    distinct,
+    has_exact_keys,
+    has_key_in,
+    key_attributes,
+    key_from,
+    key_names,
+    key_of,
+    keys_from,
+    listed,
+)
 
 KEY = UUID("01977f1e-7c3a-7000-8000-000000000000")
 
@@ -30,6 +44,15 @@ class Renamed(Separate):
     number = mapped_column("no", Integer, primary_key=True)
 
 
+class Shifted(TypeDecorator[int]):
+    impl = Integer
+    cache_ok = True
+
+
+class Place(enum.IntEnum):
+    FIRST = 1
+
+
 @pytest.mark.parametrize(
     ("model", "names"),
     [(User, ("id",)), (Seat, ("row", "number")), (Renamed, ("number",)), (Engineer, ("id",)), (Car, ("id",))],
@@ -43,10 +66,10 @@ def test_the_attributes_of_an_alias_are_the_aliass() -> None:
     assert str(select(*key_attributes(other))) == "SELECT users_1.id \nFROM users AS users_1"
 
 
-@pytest.mark.parametrize("single", [KEY, str(KEY), 1])
+@pytest.mark.parametrize("single", [KEY, str(KEY), 1, {"id": KEY}])
 def test_a_single_key_in_place_of_many_is_refused(single: object) -> None:
     with pytest.raises(TypeError, match=f"not a single {type(single).__name__}"):
-        distinct(User, single)  # type: ignore[arg-type]
+        listed(User, single)  # type: ignore[arg-type]
 
 
 def test_a_composite_key_is_a_tuple_and_a_single_one_is_its_value() -> None:
@@ -59,14 +82,64 @@ def test_a_uuid_may_be_written_as_text() -> None:
     assert key_from(User, KEY) is KEY
 
 
-def test_text_that_is_no_uuid_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="badly formed"):
+def test_text_that_is_no_uuid_is_an_invalid_value() -> None:
+    with pytest.raises(InvalidValue, match=r"its value for User\.id isn't a UUID"):
         key_from(User, "seven")
+
+
+def test_an_invalid_key_of_many_is_located() -> None:
+    with pytest.raises(InvalidValue) as caught:
+        keys_from(User, [KEY, str(KEY), "seven"])
+    assert caught.value.row_index == 2
+    assert caught.value.__notes__ == ["in row 2 of the input, counted from 0"]
+
+
+@pytest.mark.parametrize("value", [1, 1.0, True, Decimal(1), Place.FIRST])
+def test_an_integer_key_is_an_integer_whatever_number_it_was(value: object) -> None:
+    for key in (key_from(Counter, value), keys_from(Counter, [2, value])[1], key_from(Seat, ("A", value))[1]):
+        assert (key, type(key)) == (1, int)
+
+
+@pytest.mark.parametrize("value", [1.5, Decimal("1.5"), Decimal("NaN"), float("inf"), Fraction(3, 2)])
+def test_a_number_that_is_no_integer_is_no_key_of_an_integer_column(value: object) -> None:
+    """The driver would send 1.5 as 1."""
+    for call in (lambda: key_from(Counter, value), lambda: keys_from(Counter, [1, value])):
+        with pytest.raises(InvalidValue, match=r"its value for Counter\.id isn't an integer"):
+            call()
+
+
+def test_a_key_may_be_a_mapping_of_attribute_names_to_values() -> None:
+    assert key_from(Seat, {"number": 1, "row": "A"}) == ("A", 1)
+    assert key_from(User, {"id": str(KEY)}) == KEY
+    assert key_from(Renamed, {"number": 1}) == 1
+    for wrong in ({"row": "A"}, {"row": "A", "number": 1, "more": 2}, {}):
+        with pytest.raises(ValueError, match="a key of Seat as a mapping names row, number, not "):
+            key_from(Seat, wrong)
+
+
+def test_python_is_trusted_with_the_keys_of_plain_integer_and_uuid_columns_only() -> None:
+    assert [model for model in (User, Seat, Label, Counter, Engineer, Renamed) if has_exact_keys(model)] == [
+        *(User, Counter, Engineer, Renamed)
+    ]
+    kinds: list[tuple[Any, bool]] = [
+        (BigInteger(), True),
+        (BigInteger().with_variant(String(), "sqlite"), True),
+        (BigInteger().with_variant(Numeric(), "postgresql"), False),
+        (Uuid(as_uuid=False), False),
+        (Uuid(native_uuid=False), False),
+        (Numeric(), False),
+        (Shifted(), False),
+    ]
+    for number, (kind, exact) in enumerate(kinds):
+        model = type(
+            f"Kind{number}", (Separate,), {"__tablename__": f"k{number}", "id": mapped_column(kind, primary_key=True)}
+        )
+        assert has_exact_keys(model) == exact, kind
 
 
 def test_a_composite_key_may_be_any_sequence_of_its_values() -> None:
     assert key_from(Seat, ["A", 1]) == ("A", 1)
-    assert distinct(Seat, [("A", 1), ["A", 1], ("B", 2)]) == [("A", 1), ("B", 2)]
+    assert distinct(keys_from(Seat, [("A", 1), ["A", 1], ("B", 2)])) == [("A", 1), ("B", 2)]
 
 
 @pytest.mark.parametrize("given", ["A1", 1, ("A",), ("A", 1, 2), ()])
@@ -82,7 +155,7 @@ def test_two_values_are_no_key_of_one_column() -> None:
 
 def test_each_key_once_in_the_order_of_first_appearance_however_it_is_written() -> None:
     other = uuid4()
-    assert distinct(User, [other, str(KEY), KEY, other]) == [other, KEY]
+    assert distinct(keys_from(User, [other, str(KEY), KEY, other])) == [other, KEY]
 
 
 async def test_finds_the_rows_of_composite_keys_and_no_others(session: AsyncSession) -> None:

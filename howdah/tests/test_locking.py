@@ -19,6 +19,7 @@ from howdah import (
     Base,
     Database,
     DeadlockDetected,
+    InvalidValue,
     LockTimeout,
     NotFound,
     UUIDv7PrimaryKey,
@@ -104,7 +105,7 @@ class TestOrder:
         statements: list[str] = []
         event.listen(session.sync_session, "do_orm_execute", lambda state: statements.append(str(state.statement)))
         await lock(session, Counter, [2, 1], skip_locked=True)
-        query = statements[0].replace(":param_1", "'{2,1}'")
+        query = statements[0].replace(":howdah_parameter_1", "'{2,1}'")
         plan = [line async for line in await session.stream_scalars(text(f"EXPLAIN {query}"))]
         assert plan[0].startswith("LockRows")
         assert "Sort" in plan[1] or "Index Scan using pk_counters" in plan[1]
@@ -207,7 +208,7 @@ class TestReading:
         own_tables.add_all([account, Account()])
         await own_tables.flush()
         own_tables.expunge_all()
-        with assert_statements(own_tables, 1) as sent:
+        with assert_statements(own_tables, 2) as sent:  # what is joined is read after the lock
             locked = (await lock(own_tables, Account, [account.id]))[account.id]
         assert sent[0].endswith("FOR UPDATE OF accounts")
         assert locked.owner is not None
@@ -254,7 +255,7 @@ class TestKeys:
         await session.flush()
         locked = await lock(session, User, [str(user.id), user.id, str(user.id).upper()])
         assert locked == {user.id: user}
-        with pytest.raises(ValueError, match="UUID"):
+        with pytest.raises(InvalidValue, match="UUID"):
             await lock(session, User, ["secret"])
         missing = uuid7()
         with pytest.raises(NotFound) as caught:

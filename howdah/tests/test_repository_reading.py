@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, joinedload, selectinload
 
-from howdah import AsyncRepository, Database, NotFound
+from howdah import AsyncRepository, Database, InvalidValue, NotFound
 from howdah.testing import assert_statements
 
 # --- get, get_one, get_by_ids
@@ -50,10 +50,10 @@ async def test_gets_by_a_key_written_as_text(users: UserRepository, twenty: list
     assert await users.get_one(str(twenty[1])) is found
 
 
-async def test_text_that_is_no_key_is_a_value_error_before_anything_is_sent(users: UserRepository) -> None:
+async def test_text_that_is_no_key_is_an_invalid_value_before_anything_is_sent(users: UserRepository) -> None:
     with assert_statements(users.session, 0):
         for call in (users.get("x"), users.get_one("x"), users.get("x", load=[User.orders]), users.get_by_ids(["x"])):
-            with pytest.raises(ValueError, match="badly formed"):
+            with pytest.raises(InvalidValue, match="isn't a UUID"):
                 await call
 
 

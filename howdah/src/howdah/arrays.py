@@ -4,16 +4,17 @@ for any number of rows."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ARRAY, Column, TableValuedAlias, column, func, literal
-from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy import ARRAY, BindParameter, Column, Dialect, TableValuedAlias, bindparam, column, func
+from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgARRAY
-from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+_DIALECT: Final[Dialect] = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 
 class Array(AsyncpgARRAY):
@@ -23,6 +24,18 @@ class Array(AsyncpgARRAY):
 
     def __init__(self, item_type: TypeEngine[Any]) -> None:
         super().__init__(item_type, dimensions=1)
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        process = super().bind_processor(dialect)
+
+        def items(values: Any) -> Any:
+            bound = values if process is None else process(values)
+            if bound is None or list not in {*map(type, bound)}:
+                return bound
+            # A multirange, or an array of a DOMAIN. The driver takes a list in a list for a further dimension.
+            return [tuple(item) if type(item) is list else item for item in bound]
+
+        return items
 
 
 @compiles(Array, "postgresql")
@@ -36,26 +49,40 @@ def _without_length(array: Array, compiler: Any, **options: Any) -> str:
     return re.sub(r"^BIT\b(?! VARYING)", "BIT VARYING", text)
 
 
+def array_of(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:
+    """The values as one parameter. Its name isn't one that a column is likely to have: SQLAlchemy names a parameter
+    of an INSERT or UPDATE by its column, and refuses a second one of the same name."""
+    return bindparam("howdah parameter", [*values], Array(item_type), unique=True)
+
+
+def postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type that this one is on PostgreSQL: a variant is chosen, a `TypeDecorator` taken off."""
+    plain = kind.dialect_impl(_DIALECT)
+    while isinstance(plain, TypeDecorator):
+        plain = plain.impl_instance
+    return plain
+
+
 def fits_in_array(column: Column[Any]) -> bool:
     """Whether the column's values can come from an array: not arrays themselves, which unnest would take apart, nor
-    multiranges, which the driver takes for arrays, nor what is written by an SQL expression of its type."""
-    kind = column.type
-    plain = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
-    while isinstance(plain, DOMAIN):
-        plain = plain.data_type
-    return not isinstance(plain, ARRAY | AbstractMultiRange) and not kind._has_bind_expression
+    what is written by an SQL expression of its type."""
+    return not isinstance(postgresql_type(column.type), ARRAY) and not column.type._has_bind_expression
 
 
-def given(columns: Mapping[str, tuple[Column[Any], Iterable[Any]]]) -> tuple[TableValuedAlias, dict[str, Any]]:
+def given(
+    columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, name: str = "howdah_given"
+) -> tuple[TableValuedAlias, dict[str, Any]]:
     """A table whose columns have these names, the types of these columns of a table, and these values; and
     what a write takes, by the same names: its columns, or where a value is the same in all rows, an
-    `itertools.repeat`, a parameter."""
+    `itertools.repeat`, a parameter. `name` is the table's own."""
     varying = {name: (each, values) for name, (each, values) in columns.items() if not isinstance(values, repeat)}
-    arrays = [literal([*values], Array(each.type)) for each, values in varying.values()]
+    arrays = [array_of(values, each.type) for each, values in varying.values()]
     named = [column(name, each.type) for name, (each, _) in varying.items()]
-    table = func.unnest(*arrays).table_valued(*named).render_derived(name="howdah_given")
+    table = func.unnest(*arrays).table_valued(*named).render_derived(name=name)
     taken = {
-        name: literal(next(values), each.type) if isinstance(values, repeat) else table.c[name]
+        name: bindparam("howdah parameter", next(values), each.type, unique=True)
+        if isinstance(values, repeat)
+        else table.c[name]
         for name, (each, values) in columns.items()
     }
     return table, taken

@@ -25,38 +25,28 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement, CursorResult, Table, Update, delete, inspect, select
-from sqlalchemy import update as sql_update
+from sqlalchemy import ColumnElement, Table, delete, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapper
+from sqlalchemy.orm import DeclarativeBase
 
-from howdah.arrays import fits_in_array, given
-from howdah.columns import columns_of, keys_in, moving_version, version_name
+from howdah.arrays import fits_in_array
+from howdah.columns import columns_of, keys_in, version_name
 from howdah.copying import WORTHWHILE_ROWS, copy_rows
-from howdah.errors import StaleRow
 from howdah.inserting import insert_rows
-from howdah.keys import has_key_in, key_attributes, key_in, key_names, keys_from, listed
-from howdah.locking import lock_keys, locked
+from howdah.keys import distinct, has_exact_keys, has_key_in, key_attributes, key_in, key_names, keys_from, listed
+from howdah.locking import Match, lock_matches, locked, missing_keys
 from howdah.references import self_references
 from howdah.refusals import or_name_the_row
-from howdah.rows import (
-    LIST_CHUNK_ROWS,
-    in_chunks,
-    in_rounds,
-    names_to_update,
-    read_changes,
-    read_rows,
-    refuse_non_columns,
-)
+from howdah.rows import LIST_CHUNK_ROWS, in_chunks, names_to_update, read_changes, read_rows, refuse_non_columns
+from howdah.session_objects import find_held, holds_any, refresh
 from howdah.tables import class_of
+from howdah.updating import UNSYNCHRONIZED, count_written, update_rows, update_statement
 from howdah.upserting import Upsert, Written
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
-# what the session holds is read anew afterwards
-_UNSYNCHRONIZED: Final = {"synchronize_session": False}
 Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
 
 
@@ -70,7 +60,10 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """How many rows of the input had a row in the database, and the keys that had none, in the order of the input."""
+    """How many rows of the input had a row in the database, and the keys that had none, in the order of the input.
+
+    PostgreSQL decides which keys are equal. Where each key counts once, two spellings of a key ('Abc' and 'ABC' in a
+    citext column) count as one row; a key that is missing is here as it was given."""
 
     count: int
     missing: list[Any] = field(default_factory=list)
@@ -174,9 +167,9 @@ async def upsert_many(
                 changed = [name for name in set_names if name not in (*target, *names)]
             else:
                 changed = list(update)
-            upsert = Upsert(session, model, target, changed, keys=_holds_any(session, model))
+            upsert = Upsert(session, model, target, changed, keys=holds_any(session, model))
             written = await or_name_the_row(session, values, upsert.write, first=count)
-            await _refresh(session, model, written.changed)
+            await refresh(session, model, written.changed)
             total, count = total + written, count + len(values)
     unchanged = count - total.created - total.updated - total.suppressed
     return Upserted(total.created, total.updated, unchanged, total.suppressed)
@@ -197,16 +190,15 @@ async def update_many(
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
-                await lock_keys(session, model, _all_keys(model, rows, len(chunk)))
+                await lock_matches(session, model, _all_keys(model, rows, len(chunk)))
             values = read_changes(model, chunk, first=count)
             columns = _refuse_uneven(values, key_names(model), first=count)
             _refuse_what_no_array_holds(model, columns)
             keys = keys_in(model, columns, first=count)
-            write = partial(_update_rounds, session, model)
-            gone = await or_name_the_row(session, values, write, first=count)
-            await _refresh(session, model, keys)
-            if gone:
-                missing += [key for key in keys if key in gone]
+            write = partial(update_rows, session, model)
+            matches = await or_name_the_row(session, values, write, first=count)
+            await refresh(session, model, _matched_keys(keys, matches))
+            missing += _missing(keys, matches)
             count += len(values)
     return Matched(count - len(missing), missing)
 
@@ -217,21 +209,25 @@ async def update_by_key(
     """Set the same `values` (or SQL expressions) on every row with one of these keys, however many; each key counts
     once. The rows are locked in key order first; `onupdate` columns and `version` move."""
     _refuse_to_set(model, values)
+    is_exact = has_exact_keys(model)
 
-    async def write(keys: Sequence[Any]) -> set[Any]:
-        if not values:
-            return {*keys} - await lock_keys(session, model, keys)
-        if await _written(session, _update(model, has_key_in(model, keys), values)) == len(keys):
-            return set()
-        return {*keys} - await lock_keys(session, model, keys)
+    async def write(keys: Sequence[Any]) -> list[Match] | None:
+        statement = update_statement(model, has_key_in(model, keys), values) if values else None
+        if statement is not None and is_exact and await count_written(session, statement) == len(keys):
+            return None
+        matches = await lock_matches(session, model, keys)
+        if statement is not None and not is_exact:
+            await count_written(session, statement)
+        return matches
 
     keys, places = _once_each(model, ids)
     if not keys:
         return Matched(0, [])
     async with session.begin_nested():
-        gone = await or_name_the_row(session, keys, write, places=places)
-    await _refresh(session, model, keys)
-    return Matched(len(keys) - len(gone), [key for key in keys if key in gone] if gone else [])
+        matches = await or_name_the_row(session, keys, write, places=places)
+    await refresh(session, model, _matched_keys(keys, matches))
+    count = len(keys) if matches is None else sum(match.turn == 0 for match in matches)
+    return Matched(count, distinct(_missing(keys, matches)))
 
 
 async def update_where(
@@ -244,12 +240,12 @@ async def update_where(
         if not values:
             keys, _ = locked(model, criterion)
             return len((await session.execute(select(*keys.c))).all())
-        statement = _update(model, criterion, values)
-        if not _holds_any(session, model):
-            return await _written(session, statement)
+        statement = update_statement(model, criterion, values)
+        if not holds_any(session, model):
+            return await count_written(session, statement)
         statement = statement.returning(*key_attributes(model))
-        changed = [key_in(row) for row in await session.execute(statement, execution_options=_UNSYNCHRONIZED)]
-    await _refresh(session, model, changed)
+        changed = [key_in(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
+    await refresh(session, model, changed)
     return len(changed)
 
 
@@ -258,76 +254,31 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     database's cascades apply, the ORM's don't."""
     _refuse_many_tables(model)
 
-    async def write(keys: Sequence[Any]) -> set[Any]:
+    async def write(keys: Sequence[Any]) -> tuple[list[Match] | None, list[tuple[Any, Any]], list[Any]]:
+        await session.flush()
+        matches = None if has_exact_keys(model) else await lock_matches(session, model, keys)
+        held = await find_held(session, model, _matched_keys(keys, matches))
         _, same_row = locked(model, has_key_in(model, keys))
         statement = delete(model).where(*same_row).returning(*key_attributes(model))
-        return {key_in(row) for row in await session.execute(statement, execution_options=_UNSYNCHRONIZED)}
+        gone = [key_in(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
+        return matches, held, gone
 
     keys, places = _once_each(model, ids)
     if not keys:
         return Matched(0, [])
     async with session.begin_nested():
-        deleted = await or_name_the_row(session, keys, write, places=places)
-    for instance in _held(session, model, deleted):
-        if instance in session:  # not gone with another one, by a cascade
+        matches, held, gone = await or_name_the_row(session, keys, write, places=places)
+    deleted = {*gone}
+    for instance, key in held:
+        if key in deleted and instance in session:  # not gone with another one, by a cascade
             session.expunge(instance)
-    missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
-    return Matched(len(deleted), missing)
+    if matches is None:
+        missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
+    else:
+        missing = distinct(_missing(keys, [match for match in matches if match.key in deleted]))
+    return Matched(len(gone), missing)
 
 
-async def _update_rounds(session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]]) -> set[Any]:
-    """The keys that have no row."""
-    keys = _keys_of(model, rows)
-    once = {*keys}
-    if len(once) == len(keys) and await _update_each(session, model, keys, rows):
-        return set()
-    present = await lock_keys(session, model, list(once))
-    if len(once) < len(keys):
-        there = [row for key, row in zip(keys, rows, strict=True) if key in present]
-        for part in in_rounds([*zip(_keys_of(model, there), there, strict=True)], lambda each: each[0]):
-            await _update_each(session, model, [key for key, _ in part], [row for _, row in part])
-    return once - present
-
-
-async def _update_each(
-    session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[dict[str, Any]]
-) -> bool:
-    """Write the rows, whose keys differ; False if some have no row in the database."""
-    mapper: Mapper[Any] = inspect(model)
-    columns = columns_of(rows) or {}
-    _, values = given({name: (mapper.columns[name], each) for name, each in columns.items()})
-    same_row = locked(model, has_key_in(model, keys))[1]
-    same_row += [attribute == values.pop(attribute.key) for attribute in key_attributes(model)]
-    version = version_name(model)
-    checked = version is not None and version in values
-    if version is not None and checked:
-        same_row.append(mapper.columns[version] == values.pop(version))
-    elif not values:
-        return False
-    statement = sql_update(model).where(*same_row).values(moving_version(model, values))
-    if not checked:
-        return await _written(session, statement) == len(rows)
-    statement = statement.returning(*key_attributes(model))
-    current = {key_in(row) for row in await session.execute(statement, execution_options=_UNSYNCHRONIZED)}
-    if len(current) == len(rows):
-        return True
-    present = await lock_keys(session, model, keys)
-    stale = [key for key in keys if key in present and key not in current]
-    if stale:
-        shown = ", ".join(map(str, stale[:5])) + (", …" if len(stale) > 5 else "")
-        raise StaleRow(f"{len(stale)} {model.__name__} rows have another version by now: {shown}", stale)
-    return False
-
-
-def _update(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
-    _, same_row = locked(model, criterion)
-    return sql_update(model).where(*same_row).values(moving_version(model, values))
-
-
-async def _written(session: AsyncSession, statement: Update) -> int:
-    result = await session.execute(statement, execution_options=_UNSYNCHRONIZED)
-    assert isinstance(result, CursorResult)
-    return result.rowcount
 
 
 def _refuse_many_tables(model: type[Any]) -> None:
@@ -366,10 +317,6 @@ def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, 
     raise AssertionError("they are even")
 
 
-def _keys_of(model: type[Any], rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-    return keys_in(model, columns_of(rows) or {}) if rows else ()
-
-
 def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
     keys: list[Any] = []
     for first in range(0, len(rows), chunk_size):
@@ -379,9 +326,9 @@ def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list
 
 
 def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int] | None]:
-    """Each key once, and its first place in the input where that isn't its place here."""
+    """The keys, exact ones each once; and their first places in the input where those aren't their places here."""
     keys = keys_from(model, listed(model, ids))
-    if len({*keys}) == len(keys):
+    if not has_exact_keys(model) or len({*keys}) == len(keys):
         return keys, None
     places: dict[Any, int] = {}
     for place, key in enumerate(keys):
@@ -389,25 +336,10 @@ def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Seq
     return list(places), list(places.values())
 
 
-def _holds_any(session: AsyncSession, model: type[Any]) -> bool:
-    return any(isinstance(instance, model) for instance in session.identity_map.values())
+def _matched_keys(keys: Sequence[Any], matches: Sequence[Match] | None) -> Sequence[Any]:
+    """The keys of the rows that the matches are with; without matches, the requested keys."""
+    return keys if matches is None else [match.key for match in matches]
 
 
-def _held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[Any]:
-    if not _holds_any(session, model):
-        return []
-    wanted = {*keys}
-    return [
-        instance
-        for instance in session.identity_map.values()
-        if isinstance(instance, model) and key_in(inspect(instance).identity) in wanted
-    ]
-
-
-async def _refresh(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> None:
-    by_class: dict[type[Any], list[Any]] = {}
-    for instance in _held(session, model, keys):
-        by_class.setdefault(type(instance), []).append(key_in(inspect(instance).identity))
-    for kind, held in by_class.items():
-        statement = select(kind).where(has_key_in(kind, held))
-        await session.execute(statement, execution_options={"populate_existing": True})
+def _missing(keys: Sequence[Any], matches: Sequence[Match] | None) -> list[Any]:
+    return [] if matches is None else missing_keys(keys, {match.position for match in matches})

@@ -118,15 +118,24 @@ def version_name(model: type[Any]) -> str | None:
 
 
 def moving_version(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What an UPDATE sets, by attribute: the values, and one version more. Raises `TypeError` for a version that isn't
-    an integer."""
+    """What an UPDATE sets, by attribute: the values, and one version more. Raises `TypeError` for a version that
+    something else moves than SQLAlchemy's own generator, which adds one."""
     mapper: Mapper[Any] = inspect(model)
     name = version_name(model)
     if name is None or mapper.version_id_generator is False:  # the database moves it
         return dict(values)
     assert mapper.version_id_col is not None
+    # SQLAlchemy makes its own one a function of that module, for each mapper another.
+    if getattr(mapper.version_id_generator, "__module__", None) != "sqlalchemy.orm.mapper":
+        raise TypeError(
+            f"{model.__name__}.{name} has a version_id_generator of its own, which an UPDATE of many rows can't call "
+            "for each: update the objects one by one, or let the database move the version (version_id_generator=False)"
+        )
     if not isinstance(mapper.version_id_col.type, Integer):
-        raise TypeError(f"{model.__name__}.{name} isn't an integer: bulk writes can't move such a version")
+        raise TypeError(
+            f"{model.__name__}.{name} isn't an integer, and one more is what bulk writes make of a version: update the "
+            "objects one by one, or let the database move the version (version_id_generator=False)"
+        )
     return {**values, name: mapper.version_id_col + 1}
 
 

@@ -5,17 +5,21 @@ A key is the column's value, or for a composite key a tuple in the order of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg.pgproto.pgproto
-from sqlalchemy import Column, ColumnElement, Uuid, and_, any_, bindparam, func, inspect, literal, select, tuple_
-from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy import Column, ColumnElement, Integer, Uuid, and_, any_, bindparam, func, inspect, select, tuple_
+from sqlalchemy.orm import Mapper, QueryableAttribute
+from sqlalchemy.types import TypeEngine
 
-from howdah.arrays import Array
+from howdah.arrays import Array, array_of, postgresql_type
+from howdah.errors import InvalidValue, RefusedValue
 
-_PLAIN: Final = frozenset({int, UUID, asyncpg.pgproto.pgproto.UUID})
+_INTEGERS: Final = frozenset({int})
+_UUIDS: Final = frozenset({UUID, asyncpg.pgproto.pgproto.UUID})
+_NO_TYPES: Final[frozenset[type]] = frozenset()
 
 
 def key_attributes(model: type[Any]) -> tuple[QueryableAttribute[Any], ...]:
@@ -40,67 +44,91 @@ def key_in(values: Sequence[Any]) -> Any:
 
 
 def key_from(model: type[Any], given: Any) -> Any:
-    """The key as it compares with what comes back from the database: a UUID written as text is read, a list or a row
-    of a composite key becomes a tuple. Raises `ValueError` for a text that is no UUID or the wrong number of values."""
+    """The key in the form in which it is sent: a UUID written as text is read, and a list, a row or a mapping of
+    attribute names to values becomes a tuple (the value, where the key is one column).
+
+    Raises `InvalidValue` for a value that the column can't have (a text that is no UUID, a fraction for an integer),
+    and `ValueError` for the wrong number of values or the wrong names.
+    """
     columns: tuple[Column[Any], ...] = inspect(model).primary_key
-    if type(given) in _PLAIN and len(columns) == 1:
+    if len(columns) == 1 and type(given) in _exact_types(columns[0].type):
         return given  # the ordinary case
-    values = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
+    if isinstance(given, Mapping):
+        values = _values_by_name(model, given)
+    else:
+        values = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
     if len(values) != len(columns):
         raise ValueError(f"a key of {model.__name__} is {', '.join(key_names(model))}: one value each, not {given!r}")
-    return key_in([_read(column, value) for column, value in zip(columns, values, strict=True)])
+    return key_in([_read(model, column, value) for column, value in zip(columns, values, strict=True)])
 
 
-def distinct(model: type[Any], keys: Iterable[Any]) -> list[Any]:
-    """Each key once, as `key_from` makes it, in the order of first appearance. Raises `TypeError` for a single key."""
-    return list(dict.fromkeys(keys_from(model, listed(model, keys))))
+def has_exact_keys(model: type[Any]) -> bool:
+    """Whether keys that `key_from` has made are equal in Python exactly where they are equal in PostgreSQL.
+
+    For all other types only PostgreSQL can say which row a key belongs to: 'Abc' and 'ABC' are one key in a citext
+    column, 'a' and 'a  ' in a CHAR column, an enum member and its name, a UUID and its text in a type of one's own.
+    """
+    return all(_exact_types(column.type) for column in inspect(model).primary_key)
 
 
 def listed(model: type[Any], keys: Iterable[Any]) -> list[Any]:
     """The keys as a list. Raises `TypeError` for a single key."""
-    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+    is_single = isinstance(keys, str | bytes) or not isinstance(keys, Iterable)
+    if is_single or (isinstance(keys, Mapping) and keys.keys() == {*key_names(model)}):
         raise TypeError(f"keys of {model.__name__} are an iterable of them, not a single {type(keys).__name__}")
     return list(keys)
 
 
 def keys_from(model: type[Any], given: Sequence[Any], *, first: int = 0) -> Sequence[Any]:
     """Each as `key_from` makes it. An error has a note of the place, where the first one has the place `first`."""
-    if _PLAIN.issuperset(map(type, given)) and len(inspect(model).primary_key) == 1:
+    columns = inspect(model).primary_key
+    if len(columns) == 1 and _exact_types(columns[0].type).issuperset(map(type, given)):
         return given  # the ordinary case, many times faster
     keys = []
     for place, key in enumerate(given, start=first):
         try:
             keys.append(key_from(model, key))
-        except ValueError as error:
+        except (ValueError, InvalidValue) as error:
+            if isinstance(error, InvalidValue):
+                error.row_index = place
             error.add_note(f"in row {place} of the input, counted from 0")
             raise
     return keys
 
 
+def distinct(keys: Iterable[Any]) -> list[Any]:
+    """Each key once, in the order of first appearance; only for exact keys, and to report keys that have no row."""
+    return list(dict.fromkeys(keys))
+
+
 def has_key_in(model: type[Any], keys: Sequence[Any]) -> ColumnElement[bool]:
-    """True for the rows with one of these keys, given as `distinct` makes them.
+    """True for the rows with one of these keys, given as `keys_from` makes them.
 
     The keys travel as one array a key column, so there may be any number of them (a parameter each would end at
     32,767) and the statement's text, which PostgreSQL's and SQLAlchemy's caches go by, is always the same.
     """
-    columns = key_attributes(model)
-    if len(columns) == 1:
-        return _is_in(columns, [literal(list(keys), Array(columns[0].type))])
-    return _is_in(columns, [literal([key[i] for key in keys], Array(each.type)) for i, each in enumerate(columns)])
+    return _is_in(key_attributes(model), _key_arrays(model, keys))
+
+
+def requested_keys(model: type[Any], keys: Sequence[Any]) -> tuple[ColumnElement[int], ColumnElement[bool]]:
+    """The positions of the keys, counted from 1, and the condition that joins each to the row that has it. Both are of
+    a table of the keys, which a statement that names them reads from."""
+    return _joined(model, _key_arrays(model, keys))
 
 
 def has_bound_key_in(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
     """As `has_key_in`, for keys that are given when the statement is executed; and what makes them its parameters."""
-    columns = key_attributes(model)
-    names = [f"key_{place}" for place in range(len(columns))]
+    arrays, bind = _bound_arrays(model)
+    return _is_in(key_attributes(model), arrays), bind
 
-    def bind(keys: Sequence[Any]) -> dict[str, list[Any]]:
-        if len(names) == 1:
-            return {names[0]: [*keys]}
-        return {name: [key[place] for key in keys] for place, name in enumerate(names)}
 
-    arrays = [bindparam(name, type_=Array(each.type)) for name, each in zip(names, columns, strict=True)]
-    return _is_in(columns, arrays), bind
+def bound_requested_keys(
+    model: type[Any],
+) -> tuple[ColumnElement[int], ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
+    """As `requested_keys`, for keys that are given when the statement is executed; and what makes them its
+    parameters."""
+    arrays, bind = _bound_arrays(model)
+    return *_joined(model, arrays), bind
 
 
 def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any], dict[str, Any]]]:
@@ -114,14 +142,96 @@ def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any]
     return and_(*(each == bindparam(name, type_=each.type) for name, each in zip(names, columns, strict=True))), bind
 
 
-def _is_in(columns: Sequence[QueryableAttribute[Any]], arrays: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+def free_name(model: type[Any], name: str) -> str:
+    """The name, or a longer one if a table or an attribute of the model, or a table of its metadata, has it already."""
+    mapper: Mapper[Any] = inspect(model).mapper
+    tables = [table.name for table in mapper.tables]
+    while name in tables or name in mapper.column_attrs or name in mapper.registry.metadata.tables:
+        name += "_"
+    return name
+
+
+def _key_arrays(model: type[Any], keys: Sequence[Any]) -> list[ColumnElement[Any]]:
+    columns = key_attributes(model)
     if len(columns) == 1:
+        return [array_of(keys, columns[0].type)]
+    return [array_of([key[place] for key in keys], each.type) for place, each in enumerate(columns)]
+
+
+def _bound_arrays(model: type[Any]) -> tuple[list[ColumnElement[Any]], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
+    columns = key_attributes(model)
+    names = [f"key_{place}" for place in range(len(columns))]
+
+    def bind(keys: Sequence[Any]) -> dict[str, list[Any]]:
+        if len(names) == 1:
+            return {names[0]: [*keys]}
+        return {name: [key[place] for key in keys] for place, name in enumerate(names)}
+
+    return [bindparam(name, type_=Array(each.type)) for name, each in zip(names, columns, strict=True)], bind
+
+
+def _is_in(columns: Sequence[QueryableAttribute[Any]], arrays: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    if len(columns) == 1 and columns[0].type.bind_expression(bindparam(None)) is None:
         return columns[0] == any_(arrays[0])
     rows = func.unnest(*arrays).table_valued(*(f"key{i}" for i in range(len(columns)))).render_derived()
-    return tuple_(*columns).in_(select(*rows.c))
+    return tuple_(*columns).in_(select(*map(_as_written, columns, rows.c)))
 
 
-def _read(column: Column[Any], value: Any) -> Any:
+def _joined(model: type[Any], arrays: Sequence[ColumnElement[Any]]) -> tuple[ColumnElement[int], ColumnElement[bool]]:
+    columns = key_attributes(model)
+    names = [f"key{place}" for place in range(len(columns))]
+    table = func.unnest(*arrays).table_valued(*names, with_ordinality="position")
+    table = table.render_derived(name=free_name(model, "howdah_requested"))
+    position: ColumnElement[int] = table.c.position
+    return position, and_(
+        *(each == _as_written(each, table.c[name]) for each, name in zip(columns, names, strict=True))
+    )
+
+
+def _as_written(attribute: QueryableAttribute[Any], value: Any) -> Any:
+    """The value as the column's type writes it, where it does so by an SQL expression."""
+    expression = attribute.type.bind_expression(value)
+    return value if expression is None else expression
+
+
+def _exact_types(kind: TypeEngine[Any]) -> frozenset[type]:
+    """The types of the values that a column of this type returns, if they are equal in Python exactly where they are
+    equal in PostgreSQL; empty if that isn't known."""
+    if not type(kind).__module__.startswith("sqlalchemy."):
+        return _NO_TYPES  # its methods may make anything of a value
+    if isinstance(kind, Integer):
+        return _INTEGERS if isinstance(postgresql_type(kind), Integer) else _NO_TYPES
+    if isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid:
+        return _UUIDS if isinstance(postgresql_type(kind), Uuid) else _NO_TYPES
+    return _NO_TYPES
+
+
+def _values_by_name(model: type[Any], given: Mapping[Any, Any]) -> tuple[Any, ...]:
+    names = key_names(model)
+    if given.keys() != {*names}:
+        shown = ", ".join(map(str, given)) or "nothing"
+        raise ValueError(f"a key of {model.__name__} as a mapping names {', '.join(names)}, not {shown}")
+    return tuple(given[name] for name in names)
+
+
+def _read(model: type[Any], column: Column[Any], value: Any) -> Any:
     if isinstance(value, str) and isinstance(column.type, Uuid) and column.type.as_uuid:
-        return UUID(value)
+        try:
+            return UUID(value)
+        except ValueError as error:
+            raise _refused(model, column, "isn't a UUID") from error
+    if _exact_types(column.type) is _INTEGERS and type(value) is not int and hasattr(value, "__int__"):
+        # The driver would send 1.5 as 1, which is another row's key.
+        try:
+            whole = int(value)
+        except (ValueError, OverflowError) as error:  # infinite, or not a number
+            raise _refused(model, column, "isn't an integer") from error
+        if whole != value:
+            raise _refused(model, column, "isn't an integer")
+        return whole
     return value
+
+
+def _refused(model: type[Any], column: Column[Any], what: str) -> InvalidValue:
+    name = inspect(model).get_property_by_column(column).key
+    return InvalidValue(None, None, RefusedValue(f"a key was refused: its value for {model.__name__}.{name} {what}"))

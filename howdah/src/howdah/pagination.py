@@ -7,7 +7,7 @@ is `WHERE (order values) > (cursor)`. A cursor is bound to its listing: the orde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 

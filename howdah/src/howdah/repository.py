@@ -13,7 +13,17 @@ from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
 from howdah.errors import NotFound
-from howdah.keys import distinct, has_key_in, key_attributes, key_from, key_of
+from howdah.keys import (
+    distinct,
+    has_exact_keys,
+    has_key_in,
+    key_attributes,
+    key_from,
+    key_of,
+    keys_from,
+    listed,
+    requested_keys,
+)
 from howdah.locking import lock
 from howdah.page import Page
 from howdah.pagination import count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
@@ -34,7 +44,8 @@ class AsyncRepository(Generic[ModelT]):
 
     What to read is said with a `Select` of the model that the caller composes; left out, it means all rows. `load`
     names what to load with the rows: relationships (`load=[User.orders]`, one further statement each), or SQLAlchemy's
-    loader options for anything deeper. A key is the primary key's value, a tuple where it is composite.
+    loader options for anything deeper. A key is the primary key's value, a tuple where it is composite, or a mapping of
+    the key's attribute names to values. PostgreSQL decides which row a key belongs to.
     """
 
     _declared_model: ClassVar[Any] = ModelT  # type: ignore[misc]  # the model, or the type parameter that is going to be it
@@ -76,12 +87,19 @@ class AsyncRepository(Generic[ModelT]):
 
     async def get_by_ids(self, ids: Iterable[Any], *, load: LoadWhat = ()) -> list[ModelT]:
         """The objects with these keys, any number, in the order asked; each once, missing ones left out."""
-        keys = distinct(self.model, ids)
+        keys = keys_from(self.model, listed(self.model, ids))
         if not keys:
             return []
-        rows = await self._objects(self._all().where(has_key_in(self.model, keys)), load)
-        found = {key_of(row): row for row in rows}
-        return [found[key] for key in keys if key in found]
+        if has_exact_keys(self.model):
+            keys = distinct(keys)
+            rows = await self._objects(self._all().where(has_key_in(self.model, keys)), load)
+            found = {key_of(row): row for row in rows}
+            return [found[key] for key in keys if key in found]
+        position, same_row = requested_keys(self.model, keys)
+        matching = self._loading(self._all().add_columns(position).where(same_row), load)
+        matches = (await self.session.execute(matching)).unique().all()
+        in_order = sorted(matches, key=lambda match: match[1])
+        return [*{id(instance): instance for instance, _ in in_order}.values()]
 
     async def list(
         self,

@@ -22,7 +22,18 @@ from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.columns import version_name
 from howdah.database import Database
 from howdah.errors import NotFound
-from howdah.keys import distinct, has_bound_key, has_bound_key_in, key_attributes, key_from, key_in
+from howdah.keys import (
+    bound_requested_keys,
+    distinct,
+    has_bound_key,
+    has_bound_key_in,
+    has_exact_keys,
+    key_attributes,
+    key_from,
+    key_in,
+    keys_from,
+    listed,
+)
 from howdah.page import Page
 from howdah.pagination import entity_of, paginate_as, totally_ordered
 from howdah.reading import Prepared
@@ -89,13 +100,21 @@ class OpenView(Generic[ModelT]):
         self._view, self._database = view, database
         version = version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
-        rows = self._reading(select(*key_attributes(view.model), version_column, view.body))
+        body = self._reading(select(version_column, view.body))
         has_key, self._bind_one = has_bound_key(view.model)
-        has_any_key, self._bind_many = has_bound_key_in(view.model)
-        self._one, self._many = Prepared(rows.where(has_key)), Prepared(rows.where(has_any_key))
+        self._one = Prepared(body.where(has_key))
+        self._exact = has_exact_keys(view.model)
+        if self._exact:
+            has_any_key, self._bind_many = has_bound_key_in(view.model)
+            self._many = Prepared(body.add_columns(*key_attributes(view.model)).where(has_any_key))
+        else:
+            position, same_row, self._bind_many = bound_requested_keys(view.model)
+            first = func.min(position).over(partition_by=key_attributes(view.model))
+            self._many = Prepared(body.add_columns(position, first).where(same_row))
         self._coalescer: Coalescer[Any, Body] = Coalescer(
             self._read,
-            key=lambda key: key,
+            # PostgreSQL may tell apart what Python doesn't.
+            key=(lambda key: key) if self._exact else (lambda key: (key, repr(key))),
             isolate=True,  # a key that can't be sent, or a row that can't be written, is its own reader's
             trips=trips,
             max_batch=max_batch,
@@ -131,9 +150,9 @@ class OpenView(Generic[ModelT]):
     async def get_many(self, ids: Iterable[Any]) -> list[Body]:
         """The rows with these keys, any number, in the order asked, each once; missing ones are left out. One
         statement."""
-        keys = distinct(self._view.model, ids)
-        found = await self._found(keys)
-        return [found[key] for key in keys if key in found]
+        keys = keys_from(self._view.model, listed(self._view.model, ids))
+        found = await self._found(distinct(keys) if self._exact else keys)
+        return [*{id(body): body for body in found if body is not None}.values()]
 
     async def page(
         self,
@@ -178,15 +197,30 @@ class OpenView(Generic[ModelT]):
 
     async def _read(self, keys: Sequence[Any]) -> Sequence[Body | Exception]:
         found = await self._found(keys)
-        return [found[key] if key in found else NotFound(self._view.model, [key]) for key in keys]
+        return [
+            NotFound(self._view.model, [key]) if body is None else body for key, body in zip(keys, found, strict=True)
+        ]
 
-    async def _found(self, keys: Sequence[Any]) -> Mapping[Any, Body]:
+    async def _found(self, keys: Sequence[Any]) -> Sequence[Body | None]:
+        """A body or None for each key; for keys of the same row the same body."""
         if len(keys) == 1:
-            statement, parameters = self._one, self._bind_one(keys[0])
-        else:
-            statement, parameters = self._many, self._bind_many(keys)
-        found = {}
-        for *key, version, body in await self._database.read(lambda connection: statement.rows(connection, parameters)):
-            found[key_in(key)] = made = Body(body)
-            made.version = version
-        return found
+            rows = await self._rows(self._one, self._bind_one(keys[0]))
+            return [_body(*rows[0]) if rows else None]
+        rows = await self._rows(self._many, self._bind_many(keys))
+        if self._exact:
+            by_key = {key_in(key): _body(version, text) for version, text, *key in rows}
+            return [by_key.get(key) for key in keys]
+        by_position: dict[int, Body] = {}
+        by_row: dict[int, Body] = {}
+        for version, text, position, first in rows:
+            by_position[position] = by_row.setdefault(first, _body(version, text))
+        return [by_position.get(position) for position in range(1, len(keys) + 1)]
+
+    async def _rows(self, statement: Prepared, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        return await self._database.read(lambda connection: statement.rows(connection, parameters))
+
+
+def _body(version: Any, text: bytes) -> Body:
+    body = Body(text)
+    body.version = version
+    return body

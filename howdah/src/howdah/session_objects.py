@@ -1,0 +1,53 @@
+"""The objects that a session holds of rows that a bulk write has changed or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import inspect, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah.keys import has_exact_keys, has_key_in, key_attributes, key_in, requested_keys
+
+
+def holds_any(session: AsyncSession, model: type[Any]) -> bool:
+    """Whether the session holds an object of the model."""
+    return any(isinstance(instance, model) for instance in session.identity_map.values())
+
+
+async def find_held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """The session's objects of the rows with these keys, which are as the rows have them; each with that key."""
+    if not holds_any(session, model):
+        return []
+    wanted = {*keys}
+    held = [
+        (instance, _key_held(instance)) for instance in session.identity_map.values() if isinstance(instance, model)
+    ]
+    found = [(instance, key) for instance, key in held if key in wanted]
+    others = [(instance, key) for instance, key in held if key not in wanted]
+    if not wanted or not others or has_exact_keys(model):
+        return found
+    # An object keeps the key that it was created with, which the row may spell otherwise.
+    position, same_row = requested_keys(model, [key for _, key in others])
+    for place, *values in await session.execute(select(position, *key_attributes(model)).where(same_row)):
+        if key_in(values) in wanted:
+            found.append((others[place - 1][0], key_in(values)))
+    return found
+
+
+async def refresh(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> None:
+    """Read the session's objects of the rows with these keys anew."""
+    by_class: dict[type[Any], list[Any]] = {}
+    for instance, key in await find_held(session, model, keys):
+        if key == _key_held(instance):
+            by_class.setdefault(type(instance), []).append(key)
+        else:  # by the row's key SQLAlchemy would make another object
+            await session.refresh(instance)
+    for kind, held in by_class.items():
+        statement = select(kind).where(has_key_in(kind, held))
+        await session.execute(statement, execution_options={"populate_existing": True})
+
+
+def _key_held(instance: Any) -> Any:
+    return key_in(inspect(instance).identity)

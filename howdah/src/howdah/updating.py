@@ -1,0 +1,86 @@
+"""UPDATE of many rows: each to values of its own, in one statement, or all to the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Column, ColumnElement, CursorResult, Integer, Update, inspect, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapper
+
+from howdah.arrays import given
+from howdah.columns import columns_of, keys_in, moving_version, version_name
+from howdah.errors import StaleRow
+from howdah.keys import free_name, has_exact_keys, has_key_in, key_attributes
+from howdah.locking import Match, lock_matches, locked
+
+# what the session holds is read anew afterwards
+UNSYNCHRONIZED: Final = {"synchronize_session": False}
+_POSITION: Final = Column("position", Integer)
+
+
+async def update_rows(session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]]) -> list[Match] | None:
+    """Write the rows, those with one key one after the other. The keys that have a row; None if all have one, each
+    another."""
+    keys = keys_in(model, columns_of(rows) or {}) if rows else ()
+    differ = has_exact_keys(model) and len({*keys}) == len(keys)
+    if differ and await _update_each(session, model, keys, rows):
+        return None
+    matches = await lock_matches(session, model, keys)
+    if not differ:
+        rounds: dict[int, list[int]] = {}
+        for match in matches:
+            rounds.setdefault(match.turn, []).append(match.position)
+        for turn in sorted(rounds):
+            places = rounds[turn]
+            await _update_each(session, model, [keys[place] for place in places], [rows[place] for place in places])
+    return matches
+
+
+async def _update_each(
+    session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[dict[str, Any]]
+) -> bool:
+    """Write the rows, each of which has another key; False if some have no row in the database."""
+    mapper: Mapper[Any] = inspect(model)
+    sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {
+        name: (mapper.columns[name], each) for name, each in (columns_of(rows) or {}).items()
+    }
+    version = version_name(model)
+    position = free_name(model, "howdah_position")
+    if version is not None and version in sent:
+        sent[position] = (_POSITION, range(len(rows)))
+    table, values = given(sent, name=free_name(model, "howdah_given"))
+    same_row = locked(model, has_key_in(model, keys))[1]
+    same_row += [attribute == values.pop(attribute.key) for attribute in key_attributes(model)]
+    if version is None or version not in values:
+        if not values:
+            return False
+        statement = update(model).where(*same_row).values(moving_version(model, values))
+        return await count_written(session, statement) == len(rows)
+    same_row.append(mapper.columns[version] == values.pop(version))
+    del values[position]
+    statement = update(model).where(*same_row).values(moving_version(model, values)).returning(table.c[position])
+    current = {*(await session.execute(statement, execution_options=UNSYNCHRONIZED)).scalars()}
+    if len(current) == len(rows):
+        return True
+    stale = [
+        keys[match.position] for match in await lock_matches(session, model, keys) if match.position not in current
+    ]
+    if stale:
+        shown = ", ".join(map(str, stale[:5])) + (", …" if len(stale) > 5 else "")
+        raise StaleRow(f"{len(stale)} {model.__name__} rows have another version by now: {shown}", stale)
+    return False
+
+
+def update_statement(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
+    """What sets these values on the rows that the criterion finds, which it locks in key order."""
+    _, same_row = locked(model, criterion)
+    return update(model).where(*same_row).values(moving_version(model, values))
+
+
+async def count_written(session: AsyncSession, statement: Update) -> int:
+    """Run the statement; how many rows it has written."""
+    result = await session.execute(statement, execution_options=UNSYNCHRONIZED)
+    assert isinstance(result, CursorResult)
+    return result.rowcount

@@ -1,0 +1,425 @@
+"""Keys that are equal for PostgreSQL and not for Python: every call that takes keys finds the rows that PostgreSQL
+finds, counts each once, and reports only what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import (
+    CHAR,
+    DateTime,
+    Dialect,
+    Enum,
+    Float,
+    MetaData,
+    Numeric,
+    String,
+    Text,
+    TypeDecorator,
+    Uuid,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
+
+from howdah import AsyncRepository, Base, Database, JsonView, Matched, NotFound, StaleRow, Versioned, bulk, lock
+from howdah.keys import has_exact_keys
+
+
+class Separate(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Guid(TypeDecorator[UUID]):
+    """Takes text as well as a UUID, as the recipe of SQLAlchemy's documentation does."""
+
+    impl = Uuid
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> UUID | None:
+        return UUID(value) if isinstance(value, str) else value
+
+
+class Lower(UserDefinedType[str]):
+    """Written by an SQL expression."""
+
+    cache_ok = True
+
+    def get_col_spec(self) -> str:
+        return "TEXT"
+
+    def bind_expression(self, bindvalue):  # type: ignore[no-untyped-def]
+        return func.lower(bindvalue)
+
+
+class Size(enum.Enum):
+    SMALL = "s"
+    LARGE = "l"
+
+
+class CitextKey(Separate):
+    __tablename__ = "citext_keys"
+
+    key: Mapped[str] = mapped_column(CITEXT, primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class CharKey(Separate):
+    __tablename__ = "char_keys"
+
+    key: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class CollatedKey(Separate):
+    __tablename__ = "collated_keys"
+
+    key: Mapped[str] = mapped_column(String(50, collation="howdah_any_case"), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class UndeclaredCollation(Separate):
+    """Which only the database knows."""
+
+    __tablename__ = "undeclared_collations"
+
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class EnumKey(Separate):
+    __tablename__ = "enum_keys"
+
+    key: Mapped[Size] = mapped_column(Enum(Size, name="size"), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class GuidKey(Separate):
+    __tablename__ = "guid_keys"
+
+    key: Mapped[UUID] = mapped_column(Guid, primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class TextUuidKey(Separate):
+    __tablename__ = "text_uuid_keys"
+
+    key: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class NumericKey(Separate):
+    __tablename__ = "numeric_keys"
+
+    key: Mapped[Decimal] = mapped_column(Numeric(10, 2), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class FloatKey(Separate):
+    __tablename__ = "float_keys"
+
+    key: Mapped[float] = mapped_column(Float(53), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class TimeKey(Separate):
+    __tablename__ = "time_keys"
+
+    key: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class LowerKey(Separate):
+    __tablename__ = "lower_keys"
+
+    key: Mapped[str] = mapped_column(Lower, primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class PairKey(Separate):
+    __tablename__ = "pair_keys"
+
+    name: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class VersionedKey(Versioned, Separate):
+    __tablename__ = "versioned_keys"
+
+    key: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+class Case(NamedTuple):
+    model: type[Any]
+    stored: Any
+    """A key as its row has it, when it is read."""
+    other: Any
+    """Another spelling of it."""
+    second: Any
+    """The key of a second row."""
+    missing: Any
+
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ONE, TWO, THREE = (str(UUID(int=number << 100)) for number in (0xABC, 0xABD, 0xABE))
+CASES = [
+    Case(CitextKey, "Abc", "ABC", "b", "c"),
+    Case(CharKey, "a    ", "a", "b    ", "c"),
+    Case(CollatedKey, "Abc", "ABC", "b", "c"),
+    Case(UndeclaredCollation, "Abc", "ABC", "b", "c"),
+    Case(EnumKey, Size.SMALL, "SMALL", Size.LARGE, None),
+    Case(GuidKey, UUID(ONE), ONE, UUID(TWO), UUID(THREE)),
+    Case(TextUuidKey, ONE, ONE.upper(), TWO, THREE),
+    Case(NumericKey, Decimal("1.00"), 1, Decimal("2.50"), 3),
+    Case(FloatKey, 1.5, Decimal("1.50"), 2.0, 3),
+    Case(TimeKey, NOON, NOON.astimezone(timezone(timedelta(hours=5))), NOON + timedelta(1), NOON + timedelta(2)),
+    Case(PairKey, ("a    ", 1), ("a", 1), ("a    ", 2), ("a", 3)),
+]
+
+
+# What the wheel's servers lack, and Debian's have.
+CITEXT_TABLES = [CitextKey.__table__]
+ICU_TABLES = [CollatedKey.__table__, UndeclaredCollation.__table__]
+
+
+@pytest.fixture
+async def tables(session: AsyncSession) -> AsyncSession:
+    """All tables that this server can have."""
+    missing = []
+    if await session.scalar(text("SELECT true FROM pg_available_extensions WHERE name = 'citext'")):
+        await session.execute(text("CREATE EXTENSION citext"))
+    else:
+        missing += CITEXT_TABLES
+    if await session.scalar(text("SELECT true FROM pg_collation WHERE collname = 'und-x-icu'")):
+        options = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
+        await session.execute(text(f"CREATE COLLATION howdah_any_case ({options})"))
+    else:
+        missing += ICU_TABLES
+    create = [table for table in Separate.metadata.tables.values() if table not in missing]
+    await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection(), tables=create))
+    if UndeclaredCollation.__table__ in create:
+        await session.execute(text("ALTER TABLE undeclared_collations ALTER key TYPE text COLLATE howdah_any_case"))
+    return session
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.model.__name__)
+async def case(tables: AsyncSession, request: pytest.FixtureRequest) -> Case:
+    """With the two rows, which no object of the session stands for."""
+    found: Case = request.param
+    if not await tables.scalar(text("SELECT to_regclass(:name)"), {"name": found.model.__tablename__}):
+        pytest.skip("this server has no citext, or no ICU")
+    await tables.execute(insert(found.model), [named(found, found.stored), named(found, found.second)])
+    return found
+
+
+def named(case: Case, key: Any, **values: Any) -> dict[str, Any]:
+    return {"name": key[0], "number": key[1], **values} if case.model is PairKey else {"key": key, **values}
+
+
+def key_read(instance: Any) -> Any:
+    return (instance.name, instance.number) if isinstance(instance, PairKey) else instance.key
+
+
+async def values_of(session: AsyncSession, case: Case) -> list[int]:
+    """The values of the two rows, the stored one first."""
+    found = dict[Any, int]()
+    for instance in await session.scalars(select(case.model).execution_options(populate_existing=True)):
+        found[key_read(instance)] = instance.value
+    return [found[key] for key in (case.stored, case.second) if key in found]
+
+
+def test_python_isnt_trusted_with_these_keys() -> None:
+    assert not any(has_exact_keys(case.model) for case in CASES)
+
+
+async def test_the_rows_are_read_by_every_spelling(tables: AsyncSession, case: Case) -> None:
+    repository = AsyncRepository(tables, case.model)
+    found = await repository.get_one(case.other)
+    assert key_read(found) == case.stored
+    assert await repository.get(case.other, load=[]) is found
+    tables.expunge_all()
+    found = await repository.get_by_ids([case.missing, case.second, case.other, case.stored])
+    assert [key_read(each) for each in found] == [case.second, case.stored]
+    assert await repository.get_by_ids([case.other, case.second, case.stored]) == found[::-1]
+
+
+async def test_the_rows_are_locked_by_every_spelling(tables: AsyncSession, case: Case) -> None:
+    locked = await lock(tables, case.model, [case.second, case.other, case.stored])
+    assert list(locked) == [case.stored, case.second]
+    assert [key_read(each) for each in locked.values()] == [case.stored, case.second]
+    assert list(await lock(tables, case.model, [case.other, case.missing], skip_locked=True)) == [case.stored]
+    with pytest.raises(NotFound) as caught:
+        await lock(tables, case.model, [case.missing, case.other, case.missing])
+    assert caught.value.keys == [case.missing]
+
+
+async def test_the_rows_are_updated_by_every_spelling(tables: AsyncSession, case: Case) -> None:
+    rows = [named(case, case.other, value=1)]
+    assert await bulk.update_many(tables, case.model, rows) == Matched(1, [])
+    assert await values_of(tables, case) == [1, 0]
+    assert await bulk.update_by_key(tables, case.model, [case.other], {"value": 2}) == Matched(1, [])
+    assert await values_of(tables, case) == [2, 0]
+    keys = [case.missing, case.stored, case.second, case.other, case.missing]
+    assert await bulk.update_by_key(tables, case.model, keys, {"value": 3}) == Matched(2, [case.missing])
+    assert await values_of(tables, case) == [3, 3]
+    assert await bulk.update_by_key(tables, case.model, keys, {}) == Matched(2, [case.missing])
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 100])
+async def test_of_two_spellings_the_later_update_wins(tables: AsyncSession, case: Case, chunk_size: int) -> None:
+    keys = [case.stored, case.second, case.missing, case.other, case.second, case.stored, case.other]
+    for order in (keys, [*reversed(keys)]):
+        rows = [named(case, key, value=value) for value, key in enumerate(order)]
+        done = await bulk.update_many(tables, case.model, rows, chunk_size=chunk_size)
+        assert done == Matched(6, [case.missing])
+        last = max(place for place, key in enumerate(order) if key in (case.stored, case.other))
+        assert await values_of(tables, case) == [last, max(n for n, key in enumerate(order) if key == case.second)]
+
+
+async def test_the_rows_are_deleted_by_every_spelling_and_counted_once(tables: AsyncSession, case: Case) -> None:
+    keys = [case.missing, case.other, case.stored, case.missing]
+    assert await bulk.delete_many(tables, case.model, keys) == Matched(1, [case.missing])
+    assert await values_of(tables, case) == [0]
+    assert await bulk.delete_many(tables, case.model, [case.other, case.second]) == Matched(1, [case.other])
+
+
+async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case: Case) -> None:
+    held = await AsyncRepository(tables, case.model).get_by_ids([case.stored, case.second])
+    await bulk.update_many(tables, case.model, [named(case, case.other, value=1)])
+    assert [each.value for each in held] == [1, 0]
+    await bulk.update_by_key(tables, case.model, [case.other], {"value": 2})
+    assert [each.value for each in held] == [2, 0]
+    await tables.execute(update(case.model).values(value=3), execution_options={"synchronize_session": False})
+    assert await lock(tables, case.model, [case.other]) == {case.stored: held[0]}
+    assert held[0].value == 3
+    await bulk.delete_many(tables, case.model, [case.other])
+    assert [each in tables for each in held] == [False, True]
+
+
+async def test_objects_that_were_created_with_another_spelling_follow(tables: AsyncSession) -> None:
+    for model, spelling, stored in ((CharKey, "x", "x    "), (GuidKey, ONE, UUID(ONE)), (EnumKey, "SMALL", Size.SMALL)):
+        repository = AsyncRepository(tables, model)
+        held = await repository.create(key=spelling)
+        for key in (spelling, stored):
+            await tables.execute(update(model).values(value=0), execution_options={"synchronize_session": False})
+            await bulk.update_many(tables, model, [{"key": key, "value": 1}])
+            assert held.value == 1
+            await bulk.update_by_key(tables, model, [key], {"value": 2})
+            assert held.value == 2
+            await repository.update_where(model.value == 2, value=3)
+            assert held.value == 3
+        assert await bulk.delete_many(tables, model, [stored]) == Matched(1, [])
+        assert held not in tables
+
+
+@pytest.mark.parametrize("count", [1, 25, 1100])
+async def test_any_number_of_keys_in_another_spelling(tables: AsyncSession, count: int) -> None:
+    await bulk.insert_many(tables, CharKey, [{"key": f"{n}"} for n in range(count)])
+    keys = [f"{n} " for n in range(count)]
+    assert len(await AsyncRepository(tables, CharKey).get_by_ids(keys)) == count
+    tables.expunge_all()
+    assert {*await lock(tables, CharKey, keys)} == {key.ljust(5) for key in keys}
+    rows = [{"key": key, "value": n} for n, key in enumerate(keys)]
+    assert await bulk.update_many(tables, CharKey, rows, chunk_size=1000) == Matched(count, [])
+    assert await tables.scalar(select(func.sum(CharKey.value))) == sum(range(count))
+    assert await bulk.update_by_key(tables, CharKey, keys, {"value": 7}) == Matched(count, [])
+    assert await bulk.delete_many(tables, CharKey, [*keys, *map(str.strip, keys)]) == Matched(count, [])
+
+
+async def test_a_checked_version_is_that_of_the_row_whatever_the_spelling(tables: AsyncSession) -> None:
+    await bulk.insert_many(tables, VersionedKey, [{"key": key} for key in ("a", "b", "c")])
+    rows = [{"key": key, "version": 1, "value": 1} for key in ("a ", "b ", "d ")]
+    assert await bulk.update_many(tables, VersionedKey, rows) == Matched(2, ["d "])
+    with pytest.raises(StaleRow) as caught:
+        await bulk.update_many(tables, VersionedKey, [{"key": "c ", "version": 1}, {"key": "a ", "version": 1}])
+    assert caught.value.keys == ["a "]
+    in_turn = [{"key": key, "version": version, "value": version} for version, key in enumerate(("c", "c ", "c"), 1)]
+    assert await bulk.update_many(tables, VersionedKey, in_turn) == Matched(3, [])
+    found = await tables.execute(select(VersionedKey.version, VersionedKey.value).order_by(VersionedKey.key))
+    assert found.all() == [(2, 1), (2, 1), (4, 3)]
+
+
+async def test_a_delete_that_a_trigger_suppresses_is_reported(tables: AsyncSession) -> None:
+    await bulk.insert_many(tables, CharKey, [{"key": "kept"}, {"key": "gone"}])
+    body = "BEGIN IF OLD.key = 'kept' THEN RETURN NULL; END IF; RETURN OLD; END"
+    await tables.execute(text(f"CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
+    await tables.execute(text("CREATE TRIGGER t BEFORE DELETE ON char_keys FOR EACH ROW EXECUTE FUNCTION keep()"))
+    assert await bulk.delete_many(tables, CharKey, ["gone ", "kept ", "gone"]) == Matched(1, ["kept "])
+
+
+async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
+    tables: AsyncSession, database: Database
+) -> None:
+    await bulk.insert_many(tables, LowerKey, [{"key": "A"}, {"key": "b"}])
+    repository = AsyncRepository(tables, LowerKey)
+    found = await repository.get_one("A")
+    assert await repository.get_by_ids(["B", "A", "a"]) == [await repository.get("B"), found]
+    assert await lock(tables, LowerKey, ["A"]) == {"a": found}
+    assert await bulk.update_by_key(tables, LowerKey, ["A", "c"], {"value": 7}) == Matched(1, ["c"])
+    assert found.value == 7
+    with pytest.raises(TypeError, match=r"update_many can't set LowerKey\.key, an array or what an SQL expression"):
+        await bulk.update_many(tables, LowerKey, [{"key": "A", "value": 1}])
+    await tables.commit()
+    async with JsonView(LowerKey, ValueOut).open(database) as view:
+        assert await view.get("A") == b'{"value":7}'
+        assert await view.get_many(["B", "A", "a"]) == [b'{"value":0}', b'{"value":7}']
+    assert await bulk.delete_many(tables, LowerKey, ["B", "A", "a", "c"]) == Matched(2, ["c"])
+
+
+class ValueOut(BaseModel):
+    value: int
+
+
+@pytest.fixture
+async def committed(tables: AsyncSession, case: Case) -> Case:
+    for value, key in enumerate((case.stored, case.second), start=1):
+        await bulk.update_many(tables, case.model, [named(case, key, value=value)])
+    await tables.commit()
+    return case
+
+
+async def test_a_view_reads_the_rows_by_every_spelling(database: Database, committed: Case) -> None:
+    case = committed
+    async with JsonView(case.model, ValueOut).open(database) as view:
+        assert json.loads(await view.get(case.other)) == {"value": 1}
+        keys = [case.missing, case.second, case.other, case.stored, case.missing]
+        assert list(map(json.loads, await view.get_many(keys))) == [{"value": 2}, {"value": 1}]
+        assert list(map(json.loads, await view.get_many([case.other]))) == [{"value": 1}]
+        together = await asyncio.gather(*map(view.get, keys), return_exceptions=True)
+        assert [json.loads(each) if isinstance(each, bytes) else type(each) for each in together] == [
+            *(NotFound, {"value": 2}, {"value": 1}, {"value": 1}, NotFound)
+        ]
+        assert isinstance(together[0], NotFound)
+        assert together[0].keys == [case.missing]
+
+
+async def test_a_view_reads_them_on_a_connection_of_its_own_too(committed_database: Database) -> None:
+    """Where the statement goes straight to the driver."""
+    async with committed_database.begin() as session:
+        create = [CharKey.__table__, PairKey.__table__]
+        await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection(), tables=create))
+        await bulk.insert_many(session, CharKey, [{"key": "a", "value": 1}, {"key": "b", "value": 2}])
+        await bulk.insert_many(session, PairKey, [{"name": "a", "number": n, "value": n} for n in range(3)])
+    async with JsonView(CharKey, ValueOut).open(committed_database) as view:
+        assert await view.get("a ") == b'{"value":1}'
+        assert await view.get_many(["c", "b  ", "a", "b"]) == [b'{"value":2}', b'{"value":1}']
+        assert len(set(await asyncio.gather(*(view.get(f"a{' ' * n}") for n in range(50))))) == 1
+    async with JsonView(PairKey, ValueOut).open(committed_database) as view:
+        assert await view.get_many([("a ", 2), ("a", 0), ("a", 2)]) == [b'{"value":2}', b'{"value":0}']
