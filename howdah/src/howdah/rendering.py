@@ -16,20 +16,9 @@ from sqlalchemy import (
     ARRAY,
     JSON,
     Boolean,
-    Column,
-    Date,
-    DateTime,
     Double,
-    Float,
-    Integer,
-    Interval,
-    LargeBinary,
-    Numeric,
     Select,
-    String,
     Text,
-    Time,
-    Uuid,
     case,
     cast,
     column,
@@ -39,26 +28,18 @@ from sqlalchemy import (
     null,
     select,
 )
-from sqlalchemy import Enum as SqlEnum
-from sqlalchemy.dialects.postgresql import INTERVAL, JSONB, aggregate_order_by
-from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import (
-    ColumnProperty,
-    CompositeProperty,
-    Mapper,
-    RelationshipDirection,
-    RelationshipProperty,
-    aliased,
-)
-from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.util import ClauseAdapter
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
+from sqlalchemy.ext.associationproxy import AssociationProxyExtensionType
+from sqlalchemy.orm import CompositeProperty, Mapper, RelationshipProperty, SynonymProperty
+from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
-from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from howdah.errors import CannotRender
 from howdah.keys import key_attributes
-
-Where = Mapping[type[Any], Callable[[Any], ColumnElement[bool]]]
+from howdah.nullability import can_be_null
+from howdah.relationships import RelatedRows, leaves
+from howdah.row_filters import RowFilter, check_row_filter
+from howdah.scalars import SCALARS, TEXT_CHANGES, is_decimal, is_float, quoted, stored_type
 
 # PostgreSQL cuts longer names of columns, and a row's JSON has its columns' names.
 _LONGEST_NAME_BYTES: Final = 63
@@ -69,10 +50,6 @@ _MOST_ARGUMENTS: Final = 100
 _ROW: Final = "howdah_row"
 _WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")  # a field may have this name, too
 
-_DAY_SECONDS: Final = 86_400
-
-# These change a text before it is compared or sent.
-_TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper", "coerce_numbers_to_str")
 _TIMES: Final = frozenset({"date", "datetime", "time", "timedelta"})
 _MODEL_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
 
@@ -85,13 +62,16 @@ class _Place(NamedTuple):
     """The models around it."""
     config: Mapping[str, Any]
     """Of the innermost of them."""
+    entities: tuple[Any, ...]
+    """Whose rows are around it."""
 
 
 class Renderer:
-    """Renders entities as a Pydantic model writes them. `where` has a criterion for each class of which not all rows
-    may be seen."""
+    """Renders entities as a Pydantic model writes them. `where` has the row filters of some mapped classes."""
 
-    def __init__(self, schema: type[BaseModel], where: Where) -> None:
+    def __init__(self, schema: type[BaseModel], where: Mapping[type[Any], RowFilter]) -> None:
+        for model, row_filter in where.items():
+            check_row_filter(model, row_filter)
         self._where = where
         self._definitions: dict[str, Any] = {}
         self._checked: set[int] = set()
@@ -99,13 +79,20 @@ class Renderer:
 
     def object_of(self, entity: Any) -> ColumnElement[Any]:
         """The JSON object of one row of the entity, an alias of a mapped class."""
-        root = _Place(self._schema.__name__, (), {})
+        root = _Place(self._schema.__name__, (), {}, ())
         return _object(self._columns(entity, self._schema.__pydantic_core_schema__, root), entity)
 
     def criteria(self, entity: Any) -> list[ColumnElement[bool]]:
-        """What the rows of an entity must fulfil to be seen."""
-        mapped = inspect(entity).mapper
-        return [criterion(entity) for model, criterion in self._where.items() if mapped.isa(inspect(model))]
+        """The row filters of the entity's class and of its base classes."""
+        mapped, criteria = inspect(entity).mapper, []
+        for model, row_filter in self._where.items():
+            if mapped.isa(inspect(model)):
+                criteria.append(_correlated(row_filter(entity), entity))
+            elif inspect(model).isa(mapped):
+                raise CannotRender(
+                    f"where[{model.__name__}]", f"its rows are read as {mapped.class_.__name__}, too: filter that class"
+                )
+        return criteria
 
     def _columns(self, entity: Any, node: Any, place: _Place) -> list[ColumnElement[Any]]:
         """An expression for each field, under the name that it has in the JSON."""
@@ -114,7 +101,12 @@ class Renderer:
             raise CannotRender(place.path, f"{model['cls'].__name__} contains itself, which has no end")
         columns: list[ColumnElement[Any]] = []
         for name, output, source, inner in self._fields(model, place.path):
-            here = _Place(f"{place.path}.{name}", (*place.above, model["cls"]), model.get("config", {}))
+            here = place._replace(
+                path=f"{place.path}.{name}",
+                above=(*place.above, model["cls"]),
+                config=model.get("config", {}),
+                entities=(*place.entities, entity),
+            )
             if len(output.encode()) > _LONGEST_NAME_BYTES:
                 raise CannotRender(here.path, f"its name is longer than {_LONGEST_NAME_BYTES} bytes")
             columns.append(self._attribute(entity, source, inner, here).label(output))
@@ -170,23 +162,37 @@ class Renderer:
 
     def _attribute(self, entity: Any, name: str, node: Any, place: _Place) -> ColumnElement[Any]:
         mapper: Mapper[Any] = inspect(entity).mapper
-        if name not in mapper.all_orm_descriptors:
+        descriptor = mapper.all_orm_descriptors.get(name)
+        if descriptor is None:
             raise CannotRender(place.path, f"{mapper.class_.__name__} has no mapped attribute {name!r}")
+        if descriptor.extension_type is AssociationProxyExtensionType.ASSOCIATION_PROXY:
+            collection = descriptor.target_collection  # type: ignore[attr-defined]
+            raise CannotRender(place.path, f"it is an association proxy: nest a model of {collection!r} instead")
         prop: Any = mapper.attrs.get(name)
+        while isinstance(prop, SynonymProperty):
+            prop = mapper.attrs.get(prop.name)
         optional, inner = self._optional(node, place.path)
         if isinstance(prop, RelationshipProperty):
             return self._related(entity, prop, (optional, inner), place)
         if isinstance(prop, CompositeProperty):
             raise CannotRender(place.path, "it is a composite: name its columns")
-        expression = getattr(entity, name)
         try:
+            expression = getattr(entity, name)
             expression = expression.__clause_element__() if hasattr(expression, "__clause_element__") else expression
-        except InvalidRequestError as error:
-            raise CannotRender(place.path, "it is no SQL expression of the class") from error
+            if not isinstance(expression, ColumnElement):
+                raise TypeError(f"{expression!r} is no expression")
+        except Exception as error:  # a hybrid property's own code may raise anything
+            raise CannotRender(
+                place.path,
+                "it is no SQL expression of the class: give the hybrid property an `expression`, or leave it out",
+            ) from error
         expression = _correlated(expression, entity)
-        column = prop.columns[0] if isinstance(prop, ColumnProperty) else None
-        if isinstance(column, Column) and column.nullable and not optional:
-            raise CannotRender(place.path, f"{column} may be NULL: make the field Optional, or the column NOT NULL")
+        _refuse_other_rows(expression, entity, place.path)
+        if not optional and can_be_null(expression, [inspect(entity).selectable]):
+            raise CannotRender(
+                place.path,
+                f"{_shown(expression)} may be NULL: make the field Optional, the column NOT NULL, or coalesce() it",
+            )
         return self._value(expression, inner, place)
 
     def _optional(self, node: Any, path: str) -> tuple[bool, Any]:
@@ -199,36 +205,43 @@ class Renderer:
         self, entity: Any, prop: RelationshipProperty[Any], wanted: tuple[bool, Any], place: _Place
     ) -> ColumnElement[Any]:
         optional, node = wanted
-        if prop.lazy in {"dynamic", "write_only"} or (prop.uselist and prop.collection_class not in {None, list}):
-            raise CannotRender(place.path, "the relationship isn't a list")
+        related = RelatedRows(entity, prop, place.path)
+        target = related.target
         if bool(prop.uselist) is not (node["type"] == "list"):
             raise CannotRender(place.path, "a list for a to-many relationship, a model for a to-one")
-        target = aliased(prop.mapper)
+        if any(target is each for each in place.entities):
+            raise CannotRender(place.path, "the same aliased class is read around it")
         hidden = self.criteria(target)
-        if not prop.uselist and not optional and (hidden or not _is_always_there(prop)):
+        for criterion in hidden:
+            _refuse_other_rows(criterion, target, place.path)
+        if not prop.uselist and not optional and (hidden or related.can_be_absent()):
             raise CannotRender(place.path, "there may be none, or none to be seen: make the field Optional")
         columns = self._columns(target, node["items_schema"] if prop.uselist else node, place)
-        related = getattr(entity, prop.key).of_type(target)
-        order = _order_of(prop, target, related)
         if not prop.uselist:
-            found = select(_object(columns, target)).where(related, *hidden).correlate(entity)
-            if prop.direction is not RelationshipDirection.MANYTOONE:  # of which there can be several, in spite of all
-                found = found.order_by(*order).limit(1)
+            found = related.select([_object(columns, target)], hidden)
+            if not related.has_at_most_one():
+                found = found.order_by(*related.order()).limit(1)
             return found.scalar_subquery()
-        rows = select(*columns).where(related, *hidden).correlate(entity).order_by(*order)
-        items = func.coalesce(func.json_agg(_WHOLE_ROW), _json_literal([]))
-        return select(items).select_from(rows.subquery(_ROW)).scalar_subquery()
+        if related.has_each_once:
+            rows = related.select(columns, hidden).order_by(*related.order()).subquery(_ROW)
+            return select(_listed(func.json_agg(_WHOLE_ROW))).select_from(rows).scalar_subquery()
+        copy = func.row_number().over(partition_by=key_attributes(target), order_by=related.order())
+        position = func.row_number().over(order_by=related.order())
+        numbered = [_object(columns, target).label("item"), copy.label("copy"), position.label("position")]
+        found = related.select(numbered, hidden).subquery(_ROW)
+        items = func.json_agg(aggregate_order_by(found.c.item, found.c.position))
+        return select(_listed(items)).where(found.c.copy == literal_column("1")).scalar_subquery()
 
     def _value(self, value: ColumnElement[Any], node: Any, place: _Place) -> ColumnElement[Any]:
         """A column's value, such that `row_to_json` writes it as the model does."""
-        kind = _stored(value.type, place.path)
+        kind = stored_type(value.type, place.path)
         if isinstance(kind, JSON):
             return self._json(value, node, place.path, ())
         if isinstance(kind, ARRAY):
             return self._array(value, kind, node, place)
         if node["type"] in _TIMES and place.config.get("ser_json_temporal", "iso8601") != "iso8601":
             raise CannotRender(place.path, "its model_config has ser_json_temporal")
-        render = _SCALARS.get(node["type"])
+        render = SCALARS.get(node["type"])
         rendered = None if render is None else render(value, kind, node, place.config)
         if rendered is None:
             raise CannotRender(place.path, f"a {node['type']} isn't made of {value.type!r}")
@@ -241,12 +254,12 @@ class Renderer:
             items, dimensions = self._optional(items["items_schema"], path)[1], dimensions + 1
         if not dimensions or (kind.dimensions or 1) != dimensions:
             raise CannotRender(path, f"a {node['type']} isn't made of {value.type!r}")
-        item = _stored(kind.item_type, path)
-        if items["type"] == "decimal" and isinstance(item, Numeric):
+        item = stored_type(kind.item_type, path)
+        if items["type"] == "decimal" and is_decimal(item):
             return cast(value, ARRAY(Text))
-        if items["type"] == "float" and isinstance(item, Float):
+        if items["type"] == "float" and is_float(item):
             return cast(value, ARRAY(Double))
-        render = _SCALARS.get(items["type"])
+        render = SCALARS.get(items["type"])
         sample = column("item", kind.item_type)
         if render is None or render(sample, item, items, place.config) is not sample:
             raise CannotRender(path, f"a list of {items['type']} isn't made of {value.type!r}")
@@ -272,14 +285,14 @@ class Renderer:
                 if len(pairs) >= _MOST_ARGUMENTS:
                     raise CannotRender(path, f"it has more than {_MOST_ARGUMENTS // 2} fields")
                 picked = self._json(value[source], inner, here, (*above, model["cls"]))
-                pairs += [literal_column(_quoted(output)), self._or_default(value, source, picked, inner, here)]
+                pairs += [literal_column(quoted(output)), self._or_default(value, source, picked, inner, here)]
             built = func.json_build_object(*pairs)
             return case((func.jsonb_typeof(value) == "object", built), else_=null())
         if node["type"] == "list" and self._optional(node["items_schema"], path)[1]["type"] == "model":
             each = func.jsonb_array_elements(value).table_valued("value", with_ordinality="place").render_derived()
             item = self._json(each.c.value, node["items_schema"], path, above)
             every = select(func.json_agg(aggregate_order_by(item, each.c.place)))
-            listed = func.coalesce(every.select_from(each).scalar_subquery(), _json_literal([]))
+            listed = _listed(every.select_from(each).scalar_subquery())
             return case((func.jsonb_typeof(value) == "array", listed), else_=null())
         self._refuse_code(node, path)
         return plain
@@ -305,7 +318,7 @@ class Renderer:
         self._checked.add(id(node))
         if node["type"] not in _PLAIN_JSON:
             raise CannotRender(path, f"a {node['type']} isn't rendered from inside of JSON")
-        if any(node.get(change) for change in _TEXT_CHANGES):
+        if any(node.get(change) for change in TEXT_CHANGES):
             raise CannotRender(path, "its text is changed in Python")
         parts = [node[name] for name in ("items_schema", "keys_schema", "values_schema") if name in node]
         for part in [*parts, *node.get("choices", ())]:
@@ -315,163 +328,6 @@ class Renderer:
 _PLAIN_JSON: Final = frozenset(
     {"any", "bool", "date", "datetime", "dict", "float", "int", "list", "literal", "str", "time", "union", "uuid"}
 )
-Render = Callable[[ColumnElement[Any], TypeEngine[Any], Any, Mapping[str, Any]], ColumnElement[Any] | None]
-
-
-def _as_it_is(*kinds: type[TypeEngine[Any]]) -> Render:
-    def render(
-        value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
-    ) -> ColumnElement[Any] | None:
-        return value if isinstance(kind, kinds) and not isinstance(kind, SqlEnum) else None
-
-    return render
-
-
-def _text(
-    value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    if any(node.get(change) for change in _TEXT_CHANGES):
-        return None
-    return value if isinstance(kind, String) and not isinstance(kind, SqlEnum) else None
-
-
-def _decimal(
-    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    exact = isinstance(kind, Integer) or (isinstance(kind, Numeric) and not isinstance(kind, Float) and kind.asdecimal)
-    return cast(value, Text) if exact else None
-
-
-def _moment(
-    value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    """A date, or a date with a time. The driver reads PostgreSQL's infinities as Python's least and greatest."""
-    least, greatest = ("0001-01-01", "9999-12-31")
-    if node["type"] == "datetime":
-        zone = "Z" if getattr(kind, "timezone", False) else ""
-        least, greatest = f"{least}T00:00:00{zone}", f"{greatest}T23:59:59.999999{zone}"
-        moment = func.timezone(literal_column("'UTC'"), value) if zone else value
-        text = func.to_char(moment, literal_column(_quoted('YYYY-MM-DD"T"HH24:MI:SS.US' + (zone and f'"{zone}"'))))
-        finite = func.replace(text, literal_column(f"'.000000{zone}'"), literal_column(f"'{zone}'"))
-    else:
-        finite = func.to_char(value, literal_column("'YYYY-MM-DD'"))
-    if not isinstance(kind, DateTime if node["type"] == "datetime" else Date):
-        return None
-    return case(
-        (func.isfinite(value), finite),
-        (value.is_(None), null()),
-        (value == literal_column("'infinity'"), literal_column(_quoted(greatest))),
-        else_=literal_column(_quoted(least)),
-    )
-
-
-def _time(
-    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic doesn't read
-        return None
-    text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
-    return func.replace(text, literal_column("'.000000'"), literal_column("''"))
-
-
-def _timedelta(
-    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    if not isinstance(kind, Interval | INTERVAL):
-        return None
-    # a year is 365.25 days here, and 365 to the driver
-    seconds = func.extract("epoch", value) - func.extract("year", value) * (_DAY_SECONDS // 4)
-    if config.get("ser_json_timedelta", "iso8601") == "float":
-        return seconds
-    size = func.abs(seconds)  # in one number of seconds Pydantic reads no more than 32 bits
-    sign = case((seconds < 0, "-"), else_="")
-    text = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
-    return case((value.is_(None), null()), else_=text)
-
-
-def _bytes(
-    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    if not isinstance(kind, LargeBinary):
-        return None
-    written_as = config.get("ser_json_bytes", "utf8")
-    if written_as == "hex":
-        return func.encode(value, "hex")
-    if written_as == "base64":  # of RFC 4648, section 5; PostgreSQL breaks its lines
-        return func.translate(func.encode(value, "base64"), "+/\n", "-_")
-    return func.convert_from(value, "UTF8")
-
-
-def _float(
-    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    if isinstance(kind, Float) and not isinstance(kind, Double):  # in as many digits as Python has of it
-        return cast(value, Double)
-    return value if isinstance(kind, Float | Numeric | Integer) else None
-
-
-def _enum(
-    value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
-) -> ColumnElement[Any] | None:
-    if not isinstance(kind, SqlEnum):
-        return value if isinstance(kind, String | Integer) else None
-    if kind.enum_class is not node["cls"]:
-        return None
-    members: Mapping[Any, Any] = kind._object_lookup
-    written = {label: members[label].value for label in kind.enums}
-    if all(label == json for label, json in written.items()):
-        return value
-    if len({type(json) for json in written.values()}) > 1 or not isinstance(next(iter(written.values())), str | int):
-        return None
-    return case(written, value=cast(value, Text))
-
-
-_SCALARS: Final[Mapping[str, Render]] = {
-    "any": _as_it_is(String, Integer, Boolean),
-    "bool": _as_it_is(Boolean),
-    "bytes": _bytes,
-    "date": _moment,
-    "datetime": _moment,
-    "decimal": _decimal,
-    "enum": _enum,
-    "float": _float,
-    "int": _as_it_is(Integer),
-    "literal": _as_it_is(String, Integer, Boolean),
-    "str": _text,
-    "time": _time,
-    "timedelta": _timedelta,
-    "uuid": _as_it_is(Uuid),
-}
-
-
-def _stored(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
-    """The type whose values come from the database as they are stored."""
-    if isinstance(kind, NullType):
-        raise CannotRender(path, "its type isn't known: give the expression one, func.length(..., type_=Integer)")
-    if not isinstance(kind, TypeDecorator) or isinstance(kind, Interval):  # which PostgreSQL has itself
-        return kind
-    if (
-        type(kind).process_result_value is not TypeDecorator.process_result_value
-        or type(kind).result_processor is not TypeDecorator.result_processor
-    ):
-        raise CannotRender(path, f"{kind!r} makes its values in Python")
-    return _stored(kind.impl_instance, path)
-
-
-def _is_always_there(prop: RelationshipProperty[Any]) -> bool:
-    """Whether a to-one relationship has its foreign key here, and that is never NULL."""
-    return prop.direction is RelationshipDirection.MANYTOONE and not any(c.nullable for c in prop.local_columns)
-
-
-def _order_of(prop: RelationshipProperty[Any], target: Any, related: Any) -> Sequence[Any]:
-    """The relationship's own order, then the key: without one the order would be PostgreSQL's mood."""
-    given = list(prop.order_by or ())
-    between = (
-        each for each in related.__clause_element__()._from_objects if getattr(each, "element", None) is prop.secondary
-    )
-    for selectable in (inspect(target).selectable, *(between if prop.secondary is not None else ())):
-        given = [ClauseAdapter(selectable).traverse(clause) for clause in given]
-    return [*given, *key_attributes(target)]
 
 
 def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
@@ -486,6 +342,25 @@ def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
     return replacement_traverse(expression, {}, bind)
 
 
+def _refuse_other_rows(expression: Any, entity: Any, path: str) -> None:
+    """A column that an aliased class lacks would be read from the table itself, of every row."""
+    inspected = inspect(entity)
+    if not inspected.is_aliased_class:
+        return
+    for source in select(expression).get_final_froms():
+        if not ({*leaves(source)} <= {*leaves(inspected.selectable)} or source == inspected.selectable):
+            raise CannotRender(path, f"the aliased class has no column for {_shown(expression)}")
+
+
+def _shown(expression: Any) -> str:
+    """A column by its name; what is longer isn't shown."""
+    return str(expression) if isinstance(expression, ColumnClause) else "its expression"
+
+
+def _listed(items: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.coalesce(items, _json_literal([]))
+
+
 def _object(columns: Sequence[ColumnElement[Any]], entity: Any) -> ColumnElement[Any]:
     """The JSON object of one row."""
     row = select(*columns).correlate(entity).subquery(_ROW)
@@ -493,8 +368,4 @@ def _object(columns: Sequence[ColumnElement[Any]], entity: Any) -> ColumnElement
 
 
 def _json_literal(value: Any) -> ColumnElement[Any]:
-    return literal_column(f"CAST({_quoted(orjson.dumps(value).decode())} AS JSON)", JSON)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return literal_column(f"CAST({quoted(orjson.dumps(value).decode())} AS JSON)", JSON)

@@ -25,7 +25,8 @@ from howdah.errors import NotFound
 from howdah.keys import distinct, has_bound_key, has_bound_key_in, key_attributes, key_from, key_in
 from howdah.pagination import Page, entity_of, paginate_as, totally_ordered
 from howdah.reading import Prepared
-from howdah.rendering import Renderer, Where
+from howdah.rendering import Renderer
+from howdah.row_filters import RowFilter
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -57,7 +58,7 @@ class JsonView(Generic[ModelT]):
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
     """
 
-    def __init__(self, model: type[ModelT], schema: type[BaseModel], *, where: Where | None = None) -> None:
+    def __init__(self, model: type[ModelT], schema: type[BaseModel], *, where: Mapping[type[Any], RowFilter] | None = None) -> None:
         self.model = model
         self.schema = schema
         self._renderer = Renderer(schema, where or {})
