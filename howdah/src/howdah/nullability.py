@@ -141,8 +141,8 @@ def _stored_can_be_null(column: ColumnClause[Any], table: Any) -> bool:
     if not isinstance(table, AliasedReturnsRows) or column.key not in table.c:
         return True
     element = table.element
-    if isinstance(element, Table):
-        return column.key not in element.c or bool(element.c[column.key].nullable)
+    if isinstance(element, FromClause) and not isinstance(element, Join):  # an alias of it
+        return column.key not in element.c or _stored_can_be_null(element.c[column.key], element)
     place = table.c.keys().index(column.key)
     for each in _selects(element):
         if each is None or len(each.selected_columns) != len(table.c):

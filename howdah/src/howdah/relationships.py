@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BinaryExpression,
+    Column,
     ColumnElement,
     Join,
     Select,
@@ -98,6 +99,9 @@ def _refuse_other_tables(prop: Property, path: str) -> None:
     known = {*prop.parent.tables, *prop.mapper.tables, *leaves(prop.parent.selectable), *leaves(prop.mapper.selectable)}
     known |= {*leaves(inspect(prop.entity).selectable)}
     known |= set() if prop.secondary is None else {prop.secondary, *leaves(prop.secondary)}
+    if prop.mapper.single and not isinstance(prop.mapper.polymorphic_on, Column):
+        # SQLAlchemy would add the criterion of the subclass once more, for the table instead of its alias.
+        raise CannotRender(path, f"{prop.mapper.class_.__name__} is told apart by an expression (polymorphic_on)")
     if _has_outer_join(prop.secondary):
         raise CannotRender(path, "its association is an outer join")
     for condition in (prop.primaryjoin, prop.secondaryjoin):
