@@ -27,8 +27,9 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    type_coerce,
 )
-from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
+from sqlalchemy.dialects.postgresql import DOMAIN, JSONB, aggregate_order_by
 from sqlalchemy.ext.associationproxy import AssociationProxyExtensionType
 from sqlalchemy.orm import CompositeProperty, Mapper, RelationshipProperty, SynonymProperty
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement
@@ -235,6 +236,8 @@ class Renderer:
     def _value(self, value: ColumnElement[Any], node: Any, place: _Place) -> ColumnElement[Any]:
         """A column's value, such that `row_to_json` writes it as the model does."""
         kind = stored_type(value.type, place.path)
+        if isinstance(value.type, DOMAIN):  # which has no operators in SQLAlchemy
+            value = type_coerce(value, kind)
         if isinstance(kind, JSON):
             return self._json(value, node, place.path, ())
         if isinstance(kind, ARRAY):

@@ -59,8 +59,8 @@ def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
     stored: TypeEngine[Any] = kind.dialect_impl(_DIALECT)  # variants, and load_dialect_impl(), too
     if isinstance(stored, DOMAIN):
         inner = stored_type(stored.data_type, path)
-        if not isinstance(inner, _AS_THE_DRIVER_READS):
-            raise CannotRender(path, f"a domain over {stored.data_type!r} is read as the driver returns it")
+        if isinstance(inner, SqlEnum) or not (isinstance(inner, _AS_THE_DRIVER_READS) or is_decimal(inner)):
+            raise CannotRender(path, f"SQLAlchemy doesn't convert the values of a domain over {stored.data_type!r}")
         return inner
     if not isinstance(stored, TypeDecorator) or isinstance(stored, Interval):
         return stored
@@ -188,7 +188,7 @@ def _timedelta(
         # a year is 365.25 days here, and 365 to the driver
         seconds = func.extract("epoch", value) - func.extract("year", value) * (_DAY_SECONDS // 4)
     elif isinstance(kind, Interval):  # stored as a timestamp, so long after 1970 began
-        seconds = func.extract("epoch", value, type_=Numeric())
+        seconds = func.extract("epoch", value)
     else:
         return None
     if config.get("ser_json_timedelta", "iso8601") == "float":
