@@ -40,7 +40,6 @@ from sqlalchemy.orm import (
 )
 
 
-
 class Separate(DeclarativeBase):
     """Away from the tables of the test database, and from the names of the classes of other tests."""
 
@@ -52,7 +51,7 @@ class Node(Separate):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
     @declared_attr
-    def me(cls) -> Mapped[Any]:
+    def me(cls) -> Mapped[Any]:  # noqa: N805
         return relationship(
             cls.__name__,
             primaryjoin=lambda: foreign(cls.id) == remote(cls.id),  # type: ignore[arg-type]
@@ -139,7 +138,7 @@ class Parent(Node):
         secondary=lambda: join(pairs, Child.__table__, pairs.c.right_id == Child.id),
         primaryjoin=lambda: Parent.id == pairs.c.left_id,
         secondaryjoin=lambda: Child.id == Toy.child_id,
-        order_by=lambda: Toy.id.desc(),
+        order_by=lambda: (Toy.id.desc(),),
         viewonly=True,
     )
     toys_by_place: Mapped[list[Toy]] = relationship(
@@ -340,15 +339,9 @@ Parent.boats = relationship(Boat, viewonly=True)
 Parent.tugs = relationship(Tug, viewonly=True)
 Parent.a_tug = relationship(Tug, viewonly=True, uselist=False, order_by=Tug.id)
 Boat.tows = relationship(Boat, viewonly=True, remote_side=Boat.towed_by_id)
-Parent.invoices = relationship(
-    Invoice, primaryjoin=lambda: Parent.id == foreign(Invoice.payer_id), viewonly=True
-)
-Parent.reminders = relationship(
-    Reminder, primaryjoin=lambda: Parent.id == foreign(Reminder.payer_id), viewonly=True
-)
-Animal.hunts_as = relationship(
-    Puppy, primaryjoin=lambda: Animal.id == foreign(remote(Puppy.hunter_id)), viewonly=True
-)
+Parent.invoices = relationship(Invoice, primaryjoin=lambda: Parent.id == foreign(Invoice.payer_id), viewonly=True)
+Parent.reminders = relationship(Reminder, primaryjoin=lambda: Parent.id == foreign(Reminder.payer_id), viewonly=True)
+Animal.hunts_as = relationship(Puppy, primaryjoin=lambda: Animal.id == foreign(remote(Puppy.hunter_id)), viewonly=True)
 
 # Relationships to aliased classes.
 without_b = aliased(Child, select(Child).where(Child.name != "b").subquery())
@@ -360,9 +353,7 @@ with_toy = aliased(Child, select(Child).join(Toy, Toy.child_id == Child.id).subq
 few_columns = aliased(Child, select(Child.id, Child.parent_id).subquery())
 plain_alias = aliased(Child)
 
-Parent.without_b = relationship(
-    without_b, primaryjoin=lambda: Parent.id == foreign(without_b.parent_id), viewonly=True
-)
+Parent.without_b = relationship(without_b, primaryjoin=lambda: Parent.id == foreign(without_b.parent_id), viewonly=True)
 Parent.last_two = relationship(
     last_children,
     primaryjoin=lambda: and_(Parent.id == foreign(last_children.parent_id), numbered.c.place < 3),
@@ -392,7 +383,7 @@ Parent.without_b_of_pairs = relationship(
     secondary=pairs,
     primaryjoin=lambda: Parent.id == pairs.c.left_id,
     secondaryjoin=lambda: without_b.id == pairs.c.right_id,
-    order_by=lambda: without_b.id.desc(),
+    order_by=lambda: (without_b.id.desc(),),
     viewonly=True,
 )
 Child.deputy_without_b = relationship(
@@ -439,7 +430,9 @@ async def make_rows(session: AsyncSession, seed: int) -> None:
     await session.flush()
     await add(Toy, [{"id": id, "child_id": random.choice(children)} for id in range(1, random.randint(1, 9))])
     for table, right in ((bag, children), (elsewhere, children)):
-        await add(table, [{"left_id": random.choice(parents), "right_id": random.choice(right), "place": n} for n in range(9)])
+        await add(
+            table, [{"left_id": random.choice(parents), "right_id": random.choice(right), "place": n} for n in range(9)]
+        )
     for table, left in ((pairs, parents), (friends, children)):
         every = [(a, b) for a in left for b in children]
         some_pairs = random.sample(every, min(len(every), 9))

@@ -38,8 +38,21 @@ REFUSED = {
     (Parent, "as_dynamic"): "isn't a list",
     (Parent, "as_write_only"): "isn't a list",
 }
-CLASSES = (Parent, Child, Toy, Association, Folder, Animal, Dog, Puppy, related.Car, related.Boat, related.Tug, related.Reminder)
-EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in inspect(each).relationships.keys()]
+CLASSES = (
+    Parent,
+    Child,
+    Toy,
+    Association,
+    Folder,
+    Animal,
+    Dog,
+    Puppy,
+    related.Car,
+    related.Boat,
+    related.Tug,
+    related.Reminder,
+)
+EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*inspect(each).relationships.keys()]]
 KINDS = [(each, name) for each, name in EVERY if (each, name) not in REFUSED and name != "me"]
 
 

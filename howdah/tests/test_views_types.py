@@ -156,7 +156,11 @@ EXACT: list[tuple[Any, list[Any], st.SearchStrategy[Any]]] = [
     (ARRAY(Numeric(20, 3, asdecimal=False)), [list[float]], st.lists(NUMBERS.map(lambda n: n / 8), max_size=3)),
     (ARRAY(Float), [list[float]], st.lists(FLOATS, max_size=3)),
     (ARRAY(CHAR(3)), [list[str]], st.lists(st.text("ab ", max_size=3), max_size=3)),
-    (ARRAY(String, dimensions=2), [list[list[str]]], st.lists(TEXT, min_size=2, max_size=2).map(lambda row: [row, row])),
+    (
+        ARRAY(String, dimensions=2),
+        [list[list[str]]],
+        st.lists(TEXT, min_size=2, max_size=2).map(lambda row: [row, row]),
+    ),
     (ARRAY(Enum(Lower, name="lower_states")), [list[Lower], list[str]], st.lists(st.sampled_from(Lower), max_size=3)),
     (pg.DOMAIN("whole", Integer), [int], NUMBERS),
     (pg.DOMAIN("words", String(collation="C")), [str], TEXT),

@@ -55,7 +55,7 @@ _AGGREGATES: Final = frozenset(
 )
 
 
-def can_be_null(expression: Any, sources: Sequence[FromClause]) -> bool:
+def can_be_null(expression: Any, sources: Sequence[FromClause]) -> bool:  # noqa: PLR0912
     """Whether an expression can be NULL in a row that is selected from these sources."""
     match expression:
         case ColumnClause():

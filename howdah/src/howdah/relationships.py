@@ -33,7 +33,7 @@ Property = RelationshipProperty[Any]
 class RelatedRows:
     """The rows that a relationship has for one row of `entity`, a mapped class or an alias of one.
 
-    `target` is the entity to select columns of. Raises `CannotRender` for a relationship that can't be followed exactly.
+    `target` is the entity to select columns of. Raises `CannotRender` if the relationship can't be followed exactly.
     """
 
     def __init__(self, entity: Any, prop: Property, path: str) -> None:
@@ -125,7 +125,8 @@ def _has_each_once(prop: Property) -> bool:
     indexes = (
         each for each in prop.secondary.indexes if each.unique and each.dialect_options["postgresql"]["where"] is None
     )
-    keys = [[*prop.secondary.primary_key], *([*each.columns] for each in (*constraints, *indexes))]
+    keys: list[list[Any]] = [[*prop.secondary.primary_key.columns]]
+    keys += [[*each.columns] for each in constraints] + [[*each.columns] for each in indexes]
     return any(key and fixed.issuperset(key) for key in keys)
 
 

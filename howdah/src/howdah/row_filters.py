@@ -58,7 +58,7 @@ def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
             if part.callable is not None or (part.required and part.value is None):
                 raise refusal(f"its parameter {part.key!r} gets its value later")
             if _is_recent(part.value):
-                raise refusal(f"its parameter {part.value.isoformat()} was taken from a clock")
+                raise refusal(f"its parameter {part.value} was taken from a clock")
 
 
 def _evaluated(row_filter: RowFilter, entity: Any) -> tuple[Any, str | None]:

@@ -40,9 +40,6 @@ from howdah.models import AwareDateTime
 
 Render = Callable[[ColumnElement[Any], TypeEngine[Any], Any, Mapping[str, Any]], ColumnElement[Any] | None]
 
-# These change a text before it is compared or sent.
-TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper", "coerce_numbers_to_str")
-
 _DAY_SECONDS: Final = 86_400
 _DIALECT: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
@@ -51,7 +48,7 @@ _CONVERSIONS: Final = ("column_expression", "process_result_value", "result_proc
 
 
 def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
-    """The type that a column has in PostgreSQL. Raises `CannotRender` if Python makes other values of what is stored."""
+    """The type of a column in PostgreSQL. Raises `CannotRender` if Python makes other values of what is stored."""
     if isinstance(kind, NullType):
         raise CannotRender(path, "its type isn't known: give the expression one, func.length(..., type_=Integer)")
     if not isinstance(kind, AwareDateTime) and any(_is_foreign(type(kind), name) for name in _CONVERSIONS):
@@ -99,8 +96,6 @@ def _as_it_is(*kinds: type[TypeEngine[Any]]) -> Render:
 def _text(
     value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
-    if any(node.get(change) for change in TEXT_CHANGES):
-        return None
     if isinstance(kind, SqlEnum):
         return _member_values(value, kind) if kind.enum_class is None or issubclass(kind.enum_class, str) else None
     if isinstance(kind, Uuid) and not kind.as_uuid:  # which SQLAlchemy reads as a text

@@ -59,7 +59,9 @@ class JsonView(Generic[ModelT]):
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
     """
 
-    def __init__(self, model: type[ModelT], schema: type[BaseModel], *, where: Mapping[type[Any], RowFilter] | None = None) -> None:
+    def __init__(
+        self, model: type[ModelT], schema: type[BaseModel], *, where: Mapping[type[Any], RowFilter] | None = None
+    ) -> None:
         self.model = model
         self.schema = schema
         self._renderer = Renderer(schema, where or {})
@@ -192,7 +194,7 @@ class OpenView(Generic[ModelT]):
 
 
 def _refuse_unread_parts(statement: Select[Any]) -> None:
-    """Raise `ValueError` for what a view couldn't follow exactly: it makes no objects, and reads related rows itself."""
+    """Raise `ValueError` for what a view couldn't follow exactly: it makes no objects and reads related rows itself."""
     if statement._with_options:
         raise ValueError(
             "a view's statement takes no options(): they would hold for its own rows at most, not for those nested in "
