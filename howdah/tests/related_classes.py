@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     case,
     cast,
+    exists,
     func,
     insert,
     join,
@@ -31,6 +32,7 @@ from sqlalchemy.orm import (
     WriteOnlyMapped,
     aliased,
     attribute_keyed_dict,
+    column_property,
     declared_attr,
     foreign,
     mapped_column,
@@ -342,6 +344,27 @@ Boat.tows = relationship(Boat, viewonly=True, remote_side=Boat.towed_by_id)
 Parent.invoices = relationship(Invoice, primaryjoin=lambda: Parent.id == foreign(Invoice.payer_id), viewonly=True)
 Parent.reminders = relationship(Reminder, primaryjoin=lambda: Parent.id == foreign(Reminder.payer_id), viewonly=True)
 Animal.hunts_as = relationship(Puppy, primaryjoin=lambda: Animal.id == foreign(remote(Puppy.hunter_id)), viewonly=True)
+
+Child.name_length = column_property(func.length(Child.name, type_=Integer))
+Parent.toys_with_greater_number = column_property(
+    select(func.count(Child.id))
+    .where(Child.parent_id == Parent.id, exists(select(Toy.id).where(Toy.child_id == Child.id, Toy.id > Parent.id)))
+    .scalar_subquery()
+)
+Parent.toys_with_greater_number_than_this = column_property(
+    select(func.count(Child.id))
+    .where(
+        Child.parent_id == Parent.id,
+        exists(select(Toy.id).where(Toy.child_id == Child.id, Toy.id > Parent.id).correlate(Child, Parent)),
+    )
+    .scalar_subquery()
+)
+Parent.parents = column_property(select(func.max(Parent.id)).scalar_subquery())
+parent_of_toy = aliased(Parent)
+Parent.greatest = column_property(select(func.max(parent_of_toy.id)).scalar_subquery())
+Parent.greatest_of_same = column_property(
+    select(func.max(parent_of_toy.id)).where(parent_of_toy.letters == Parent.letters).scalar_subquery()
+)
 
 # Relationships to aliased classes.
 without_b = aliased(Child, select(Child).where(Child.name != "b").subquery())

@@ -135,7 +135,7 @@ class Renderer:
         except Exception as error:  # a hybrid property's own code may raise anything
             raise CannotRender(
                 place.path,
-                "it is no SQL expression of the class: give the hybrid property an `expression`, or leave it out",
+                f"it is no SQL expression of {mapper.class_.__name__}: give the hybrid property an `expression`",
             ) from error
         expression = _correlated(expression, entity)
         _refuse_other_rows(expression, entity, place.path)
@@ -217,25 +217,29 @@ class Renderer:
 
 
 def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
-    """With its subqueries bound to the entity's row, which SQLAlchemy itself would do only if that row were selected
-    from right around them."""
+    """With its subqueries bound to the entity's row, as SQLAlchemy binds them where that row is selected from right
+    around them; those within a subquery are bound to that subquery, as there."""
+    selectable = inspect(entity).selectable
+    own = (selectable, *leaves(selectable))
 
     def bind(element: Any, **_options: Any) -> Any:
         if not isinstance(element, Select):
             return None
-        return element.correlate(entity) if element._auto_correlate else element
+        sources = element.get_final_froms()
+        outer = [source for source in sources if source in own]
+        has_rest = len(outer) < len(sources)  # one that selects from the table alone isn't about this row
+        return element.correlate(*own) if element._auto_correlate and outer and has_rest else element
 
     return replacement_traverse(expression, {}, bind)
 
 
 def _refuse_other_rows(expression: Any, entity: Any, path: str) -> None:
-    """A column that an aliased class lacks would be read from the table itself, of every row."""
-    inspected = inspect(entity)
-    if not inspected.is_aliased_class:
+    """What an aliased class lacks would be read from the table itself, of every row."""
+    if not inspect(entity).is_aliased_class:
         return
-    for source in select(expression).get_final_froms():
-        if not ({*leaves(source)} <= {*leaves(inspected.selectable)} or source == inspected.selectable):
-            raise CannotRender(path, f"the aliased class has no column for {_shown(expression)}")
+    selectable = inspect(entity).selectable
+    if not {selectable, *leaves(selectable)}.issuperset(select(expression).get_final_froms()):
+        raise CannotRender(path, f"its aliased class has no column for {_shown(expression)}")
 
 
 def _shown(expression: Any) -> str:
