@@ -123,7 +123,7 @@ def model(**fields: Any) -> type[BaseModel]:
             User,
             model(email=Annotated[str, StringConstraints(strip_whitespace=True)]),
             "Made.email",
-            "a str isn't made of",
+            "strip_whitespace changes its text in Python",
         ),
         (User, model(email=str | int), "Made.email", "a union isn't made of"),
         (User, model(orders=model(id=UUID)), "Made.orders", "a list for a to-many"),

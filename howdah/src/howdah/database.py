@@ -27,7 +27,7 @@ from howdah.connecting import (
 )
 from howdah.copying import COPY_OPTION
 from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
-from howdah.json_values import dump_json
+from howdah.json_encoding import dump_json
 from howdah.pooling import BoundedPool, Slots
 from howdah.reading import Lasting
 from howdah.times import use_exact_times

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from sqlalchemy import LargeBinary, Select, Text, cast, func, literal_column, null, select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.util import unwrap_order_by
 
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.columns import version_name
@@ -37,7 +38,8 @@ from howdah.keys import (
 from howdah.page import Page
 from howdah.pagination import entity_of, paginate_as, totally_ordered
 from howdah.reading import Prepared
-from howdah.rendering import Renderer, Where
+from howdah.rendering import Renderer
+from howdah.row_filters import RowFilter
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -69,7 +71,9 @@ class JsonView(Generic[ModelT]):
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
     """
 
-    def __init__(self, model: type[ModelT], schema: type[BaseModel], *, where: Where | None = None) -> None:
+    def __init__(
+        self, model: type[ModelT], schema: type[BaseModel], *, where: Mapping[type[Any], RowFilter] | None = None
+    ) -> None:
         self.model = model
         self.schema = schema
         self._renderer = Renderer(schema, where or {})
@@ -177,7 +181,10 @@ class OpenView(Generic[ModelT]):
         memory at a time; they come from one snapshot."""
         listing = totally_ordered(self._listing(statement))
         async with self._database.session(read_only=True) as session:
-            bodies = listing.with_only_columns(self._view.body, maintain_column_froms=True)
+            # after DISTINCT PostgreSQL orders only by what is selected
+            order = [part for each in listing._order_by_clauses for part in unwrap_order_by(each)]
+            columns = [self._view.body, *(order if listing._distinct else ())]
+            bodies = listing.with_only_columns(*columns, maintain_column_froms=True)
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
             try:
                 async for body in result:
@@ -190,6 +197,7 @@ class OpenView(Generic[ModelT]):
             return self._reading(select(self._view.model))
         if entity_of(statement) is not self._view.model:
             raise ValueError(f"a listing of this view is a select({self._view.model.__name__}), not of an alias of it")
+        _refuse_unread_parts(statement)
         return self._reading(statement)
 
     def _reading(self, statement: Select[Any]) -> Select[Any]:
@@ -224,3 +232,16 @@ def _body(version: Any, text: bytes) -> Body:
     body = Body(text)
     body.version = version
     return body
+
+
+def _refuse_unread_parts(statement: Select[Any]) -> None:
+    """Raise `ValueError` for what a view couldn't follow exactly: it makes no objects and reads related rows itself."""
+    if statement._with_options:
+        raise ValueError(
+            "a view's statement takes no options(): they would hold for its own rows at most, not for those nested in "
+            "them. What is loaded is up to the schema; filter by where() or by the view's `where`"
+        )
+    if statement.get_execution_options():
+        raise ValueError("a view's statement takes no execution_options(): the view sets its own")
+    if statement._for_update_arg is not None:
+        raise ValueError("a view's statement can't have with_for_update(): its locks end with the read. Use lock()")

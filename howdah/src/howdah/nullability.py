@@ -1,0 +1,170 @@
+"""Whether the value of an SQL expression can be NULL, as far as its text tells. In doubt it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BinaryExpression,
+    BindParameter,
+    Case,
+    Cast,
+    Column,
+    CompoundSelect,
+    Exists,
+    False_,
+    FromClause,
+    FunctionFilter,
+    Label,
+    Over,
+    ScalarSelect,
+    Select,
+    SelectBase,
+    Table,
+    True_,
+    TypeCoerce,
+    UnaryExpression,
+)
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BooleanClauseList, ColumnClause, ExpressionClauseList, Grouping
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import AliasedReturnsRows, Join
+
+# Their result is NULL only if an operand is.
+_STRICT_OPERATORS: Final = frozenset(
+    {operators.add, operators.sub, operators.mul, operators.truediv, operators.mod, operators.neg, operators.inv}
+    | {operators.eq, operators.ne, operators.lt, operators.le, operators.gt, operators.ge, operators.concat_op}
+    | {operators.like_op, operators.not_like_op, operators.ilike_op, operators.not_ilike_op}
+    | {operators.in_op, operators.not_in_op, operators.and_, operators.or_}
+)
+_NEVER_NULL_OPERATORS: Final = frozenset(
+    {operators.is_, operators.is_not, operators.is_distinct_from, operators.is_not_distinct_from}
+)
+_STRICT_FUNCTIONS: Final = frozenset(
+    {"abs", "btrim", "ceil", "char_length", "floor", "left", "length", "lower", "ltrim", "octet_length", "replace"}
+    | {"right", "round", "rtrim", "trim", "trunc", "upper"}
+)
+_NEVER_NULL_FUNCTIONS: Final = frozenset(
+    {"count", "concat", "now", "current_date", "current_timestamp", "localtimestamp"}
+    | {"dense_rank", "rank", "row_number"}
+)
+_AGGREGATES: Final = frozenset(
+    {"array_agg", "avg", "bool_and", "bool_or", "count", "json_agg", "jsonb_agg", "max", "min", "string_agg", "sum"}
+)
+
+
+def can_be_null(expression: Any, sources: Sequence[FromClause]) -> bool:  # noqa: PLR0912
+    """Whether an expression can be NULL in a row that is selected from these sources."""
+    match expression:
+        case ColumnClause():
+            return _column_can_be_null(expression, sources)
+        case FunctionFilter():
+            return can_be_null(expression.func, sources)
+        case Label() | Grouping() | Over():
+            return can_be_null(expression.element, sources)
+        case TypeCoerce():
+            return can_be_null(expression.clause, sources)
+        case Cast():  # a JSON null becomes NULL
+            return isinstance(expression.clause.type, JSON) or can_be_null(expression.clause, sources)
+        case BindParameter():
+            values = expression.value if isinstance(expression.value, list | tuple) else [expression.value]
+            return None in values
+        case True_() | False_() | Exists():
+            return False
+        case Case():
+            results = [*(result for _, result in expression.whens), expression.else_]
+            return any(result is None or can_be_null(result, sources) for result in results)
+        case FunctionElement():
+            return _function_can_be_null(expression, sources)
+        case BooleanClauseList() | ExpressionClauseList():
+            strict = expression.operator in _STRICT_OPERATORS
+            return not strict or any(can_be_null(each, sources) for each in expression.clauses)
+        case BinaryExpression() if expression.operator in _NEVER_NULL_OPERATORS:
+            return False
+        case BinaryExpression() if expression.operator in _STRICT_OPERATORS:
+            return can_be_null(expression.left, sources) or can_be_null(expression.right, sources)
+        case UnaryExpression() if expression.operator in _STRICT_OPERATORS:
+            return can_be_null(expression.element, sources)
+        case ScalarSelect():
+            return _scalar_can_be_null(expression.element)
+    return True
+
+
+def _function_can_be_null(function: Any, sources: Sequence[FromClause]) -> bool:
+    arguments = [*function.clauses]
+    name = getattr(function, "name", "").lower()
+    if getattr(function, "packagenames", None):  # a function of the user's own
+        return True
+    if name == "coalesce":
+        return all(can_be_null(each, sources) for each in arguments)
+    if name in _STRICT_FUNCTIONS:
+        return any(can_be_null(each, sources) for each in arguments)
+    return name not in _NEVER_NULL_FUNCTIONS
+
+
+def _scalar_can_be_null(select: Any) -> bool:
+    """Without a row its value is NULL, so it must be an aggregate of all rows."""
+    if not isinstance(select, Select) or len(select.selected_columns) != 1:
+        return True
+    if select._group_by_clauses or select._having_criteria or select._has_row_limiting_clause:
+        return True
+    (column,) = select.selected_columns
+    return not _has_aggregate(column) or can_be_null(column, select.get_final_froms())
+
+
+def _has_aggregate(expression: Any) -> bool:
+    if isinstance(expression, FunctionElement) and getattr(expression, "name", "").lower() in _AGGREGATES:
+        return True
+    if isinstance(expression, Exists | Over | ScalarSelect | SelectBase):
+        return False
+    return any(_has_aggregate(each) for each in expression.get_children())
+
+
+def _column_can_be_null(column: ColumnClause[Any], sources: Sequence[FromClause]) -> bool:
+    table = column.table
+    for source in sources:
+        for leaf, is_outer in _leaves(source):
+            if leaf == table:
+                return is_outer or _stored_can_be_null(column, table)
+    for source in sources:
+        found: Any = source.corresponding_column(column)  # the source selects from the table
+        if found is not None and found.table != table:
+            return _column_can_be_null(found, [source])
+    return _stored_can_be_null(column, table)
+
+
+def _stored_can_be_null(column: ColumnClause[Any], table: Any) -> bool:
+    if isinstance(table, Table):
+        return not isinstance(column, Column) or bool(column.nullable)
+    if not isinstance(table, AliasedReturnsRows) or column.key not in table.c:
+        return True
+    element = table.element
+    if isinstance(element, FromClause) and not isinstance(element, Join):  # an alias of it
+        return column.key not in element.c or _stored_can_be_null(element.c[column.key], element)
+    place = table.c.keys().index(column.key)
+    for each in _selects(element):
+        if each is None or len(each.selected_columns) != len(table.c):
+            return True
+        if can_be_null([*each.selected_columns][place], each.get_final_froms()):
+            return True
+    return False
+
+
+def _selects(element: Any) -> Iterator[Select[Any] | None]:
+    """The SELECTs that make the rows; None for rows that are made otherwise."""
+    if isinstance(element, CompoundSelect):
+        for each in element.selects:
+            yield from _selects(each)
+    else:
+        yield element if isinstance(element, Select) else None
+
+
+def _leaves(source: Any, *, is_outer: bool = False) -> Iterator[tuple[Any, bool]]:
+    """What a FROM element joins, and whether a row may lack it."""
+    if isinstance(source, Join):
+        yield from _leaves(source.left, is_outer=is_outer or source.full)
+        yield from _leaves(source.right, is_outer=is_outer or source.full or source.isouter)
+    else:
+        yield source, is_outer

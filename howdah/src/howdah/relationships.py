@@ -1,0 +1,189 @@
+"""The rows of a relationship, in SQL: those that SQLAlchemy's loaders find, each once, in the relationship's order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BinaryExpression,
+    Column,
+    ColumnElement,
+    Join,
+    Select,
+    SelectBase,
+    Table,
+    UniqueConstraint,
+    inspect,
+    literal,
+    select,
+)
+from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, aliased
+from sqlalchemy.sql import operators, visitors
+from sqlalchemy.sql.elements import BooleanClauseList
+from sqlalchemy.sql.util import ClauseAdapter
+
+from howdah.errors import CannotRender
+from howdah.keys import key_attributes
+from howdah.nullability import can_be_null
+
+Property = RelationshipProperty[Any]
+
+
+class RelatedRows:
+    """The rows that a relationship has for one row of `entity`, a mapped class or an alias of one.
+
+    `target` is the entity to select columns of. Raises `CannotRender` if the relationship can't be followed exactly.
+    """
+
+    def __init__(self, entity: Any, prop: Property, path: str) -> None:
+        self._entity, self._prop = entity, prop
+        if prop.lazy in {"dynamic", "write_only"} or (prop.uselist and prop.collection_class not in {None, list}):
+            raise CannotRender(path, "the relationship isn't a list")
+        _refuse_other_tables(prop, path)
+        related = getattr(entity, prop.key)
+        if isinstance(prop.entity, Mapper):
+            self.target: Any = aliased(prop.mapper)
+            related = related.of_type(self.target)
+        else:  # an aliased class, whose subquery is part of what the relationship says
+            self.target = prop.entity.entity
+        self._criterion = related.__clause_element__()
+        self._between = self._association_aliases()
+        self.has_each_once = isinstance(prop.entity, Mapper) and _has_each_once(prop)
+        """Whether no row can come twice."""
+
+    def can_be_absent(self) -> bool:
+        """Whether a row may have none, because no foreign key proves that there is one."""
+        return not _is_foreign_key(self._prop) or any(
+            can_be_null(_column_of(self._entity, column), [inspect(self._entity).selectable])
+            for column in self._prop.local_columns
+        )
+
+    def has_at_most_one(self) -> bool:
+        """Whether there is never a choice between several."""
+        return (
+            self.has_each_once
+            and self._prop.direction is RelationshipDirection.MANYTOONE
+            and (_is_foreign_key(self._prop) or self._prop.remote_side.issuperset(self._prop.mapper.primary_key))
+        )
+
+    def select(self, columns: Sequence[ColumnElement[Any]], criteria: Sequence[ColumnElement[bool]]) -> Select[Any]:
+        """These columns of the rows that fulfil the criteria, in any order."""
+        # The criterion puts the tables of an association into FROM, each as an alias, but not what joins them.
+        joins = [_adapted(condition, self._between) for condition in _join_conditions(self._prop.secondary)]
+        return select(*columns).where(self._criterion, *joins, *criteria).correlate(self._entity)
+
+    def order(self) -> list[Any]:
+        """The relationship's own order, then the key: without one the order would be left to PostgreSQL."""
+        selectables = [inspect(self.target).selectable, *self._between]
+        given = [_adapted(clause, selectables) for clause in self._prop.order_by or ()]
+        return [*given, *key_attributes(self.target)]
+
+    def _association_aliases(self) -> list[Any]:
+        if self._prop.secondary is None:
+            return []
+        ends = (inspect(self._entity).selectable, inspect(self.target).selectable)
+        tables = {*leaves(self._prop.secondary)}
+        sources = select(literal(1)).where(self._criterion).get_final_froms()
+        return [each for each in sources if each not in ends and getattr(each, "element", None) in tables]
+
+
+def _adapted(clause: Any, selectables: Sequence[Any]) -> Any:
+    for selectable in selectables:
+        clause = ClauseAdapter(selectable).traverse(clause)
+    return clause
+
+
+def _refuse_other_tables(prop: Property, path: str) -> None:
+    """A condition on a third table would need a join that the relationship doesn't have."""
+    known = {*prop.parent.tables, *prop.mapper.tables, *leaves(prop.parent.selectable), *leaves(prop.mapper.selectable)}
+    known |= {*leaves(inspect(prop.entity).selectable)}
+    known |= set() if prop.secondary is None else {prop.secondary, *leaves(prop.secondary)}
+    if prop.mapper.single and not isinstance(prop.mapper.polymorphic_on, Column):
+        # SQLAlchemy would add the criterion of the subclass once more, for the table instead of its alias.
+        raise CannotRender(path, f"{prop.mapper.class_.__name__} is told apart by an expression (polymorphic_on)")
+    if _has_outer_join(prop.secondary):
+        raise CannotRender(path, "its association is an outer join")
+    for condition in (prop.primaryjoin, prop.secondaryjoin):
+        if condition is None:
+            continue
+        if any(isinstance(part, SelectBase) for part in visitors.iterate(condition)):
+            raise CannotRender(path, "its join condition has a subquery: make it a relationship to an aliased class")
+        sources = select(literal(1)).where(condition).get_final_froms()
+        if not known.issuperset(sources):
+            raise CannotRender(path, "its join condition has columns of a table that it doesn't join")
+
+
+def _has_each_once(prop: Property) -> bool:
+    """Whether there is no association, or one with a unique key among the columns that the condition fixes."""
+    if prop.secondary is None:
+        return True
+    if not isinstance(prop.secondary, Table):
+        return False
+    fixed = {column for _, column in (*prop.synchronize_pairs, *(prop.secondary_synchronize_pairs or ()))}
+    constraints = (each for each in prop.secondary.constraints if isinstance(each, UniqueConstraint))
+    indexes = (
+        each for each in prop.secondary.indexes if each.unique and each.dialect_options["postgresql"]["where"] is None
+    )
+    keys: list[list[Any]] = [[*prop.secondary.primary_key.columns]]
+    keys += [[*each.columns] for each in constraints] + [[*each.columns] for each in indexes]
+    return any(key and fixed.issuperset(key) for key in keys)
+
+
+def _is_foreign_key(prop: Property) -> bool:
+    """Whether the condition is exactly a foreign key to the target's own table, of which any row will do."""
+    if prop.direction is not RelationshipDirection.MANYTOONE or not isinstance(prop.entity, Mapper):
+        return False
+    pairs = {*prop.local_remote_pairs}
+    if prop.mapper.single or {remote.table for _, remote in pairs} != {prop.mapper.local_table}:
+        return False
+    conditions = [*_conditions(prop.primaryjoin)]
+    if len(conditions) != len(pairs) or not all(_is_equality(each, pairs) for each in conditions):
+        return False
+    return any(
+        {(key.parent, key.column) for key in constraint.elements} == pairs
+        for table in {local.table for local, _ in pairs}
+        if isinstance(table, Table)
+        for constraint in table.foreign_key_constraints
+    )
+
+
+def _conditions(criterion: Any) -> Iterator[Any]:
+    if isinstance(criterion, BooleanClauseList) and criterion.operator is operators.and_:
+        for each in criterion.clauses:
+            yield from _conditions(each)
+    else:
+        yield criterion
+
+
+def _is_equality(condition: Any, pairs: set[Any]) -> bool:
+    if not isinstance(condition, BinaryExpression) or condition.operator is not operators.eq:
+        return False
+    return (condition.left, condition.right) in pairs or (condition.right, condition.left) in pairs
+
+
+def _column_of(entity: Any, column: ColumnElement[Any]) -> Any:
+    mapper = inspect(entity).mapper
+    return getattr(entity, mapper.get_property_by_column(column).key).__clause_element__()
+
+
+def leaves(source: Any) -> Iterator[Any]:
+    """What a FROM element joins."""
+    if isinstance(source, Join):
+        yield from leaves(source.left)
+        yield from leaves(source.right)
+    else:
+        yield source
+
+
+def _has_outer_join(source: Any) -> bool:
+    if not isinstance(source, Join):
+        return False
+    return source.isouter or source.full or _has_outer_join(source.left) or _has_outer_join(source.right)
+
+
+def _join_conditions(source: Any) -> Iterator[Any]:
+    if isinstance(source, Join):
+        yield source.onclause
+        yield from _join_conditions(source.left)
+        yield from _join_conditions(source.right)

@@ -1,0 +1,101 @@
+"""What a view's `where` may say: its criteria are made once, so nothing in them may belong to one moment or request."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, ColumnElement, inspect, literal, select
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql import visitors
+
+from howdah.errors import CannotRender
+
+RowFilter = Callable[[Any], ColumnElement[bool]]
+
+_REMEDY: Final = (
+    "`where` is evaluated once, when the view is made, and then holds for every caller. For a time use an SQL "
+    "expression, such as func.now(). `where` doesn't support values of a request, such as its user or tenant"
+)
+_DATE_CLOCKS: Final = frozenset({"now", "today", "utcnow"})
+_TIME_CLOCKS: Final = frozenset({"gmtime", "localtime", "time", "time_ns"})
+
+# A constant that somebody wrote has no microseconds: a time that has some was taken from a clock.
+_RECENT: Final = timedelta(hours=1)
+
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
+    """Raise `CannotRender` for a row filter whose criterion depends on when or by whom it is evaluated, as far as that
+    shows: it reads a clock or a context variable, or two evaluations differ. A plain variable that changes later
+    doesn't show."""
+
+    def refusal(reason: str) -> CannotRender:
+        return CannotRender(f"where[{model.__name__}]", f"{reason}. {_REMEDY}")
+
+    inspect(model)  # an unmapped class is another error
+    entity: Any = aliased(model)
+    criterion, read = _evaluated(row_filter, entity)
+    if read is not None:
+        raise refusal(f"it reads {read}")
+    if not isinstance(criterion, ColumnElement) and not hasattr(criterion, "__clause_element__"):
+        raise refusal(f"it returns {criterion!r}, which is no SQL expression")
+    try:
+        again = contextvars.Context().run(row_filter, entity)
+        is_same = _compiled(criterion) == _compiled(again)
+    except Exception as error:
+        raise refusal(f"in an empty context it raises {type(error).__name__}") from error
+    if not is_same:
+        raise refusal("it makes another criterion each time")
+    for part in visitors.iterate(select(literal(1)).where(criterion)):
+        if isinstance(part, BindParameter):
+            if part.callable is not None or (part.required and part.value is None):
+                raise refusal(f"its parameter {part.key!r} gets its value later")
+            if _is_recent(part.value):
+                raise refusal(f"its parameter {part.value} was taken from a clock")
+
+
+def _evaluated(row_filter: RowFilter, entity: Any) -> tuple[Any, str | None]:
+    """The criterion, and what was read to make it that changes between calls."""
+    read: list[str] = []
+
+    def watch(_frame: Any, event: str, function: Any) -> None:
+        found = _volatile(function) if event == "c_call" else None
+        if found is not None:
+            read.append(found)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        criterion = row_filter(entity)
+    finally:
+        sys.setprofile(before)
+    return criterion, read[0] if read else None
+
+
+def _volatile(function: Any) -> str | None:
+    owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+    if isinstance(owner, contextvars.ContextVar):
+        return f"the context variable {owner.name!r}" if name == "get" else None
+    if isinstance(owner, type) and issubclass(owner, date):
+        return "the clock" if name in _DATE_CLOCKS else None
+    return "the clock" if owner is time and name in _TIME_CLOCKS else None
+
+
+def _compiled(criterion: Any) -> tuple[str, Mapping[str, Any]]:
+    compiled = select(literal(1)).where(criterion).compile(dialect=_DIALECT)
+    return str(compiled), compiled.params
+
+
+def _is_recent(value: Any) -> bool:
+    if not isinstance(value, datetime) or not value.microsecond:
+        return False
+    aware = value if value.tzinfo is not None else value.astimezone()
+    now = datetime.now(UTC)
+    return now - _RECENT < aware <= now

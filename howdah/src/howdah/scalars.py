@@ -1,0 +1,260 @@
+"""How PostgreSQL writes one column's value as Pydantic would: a renderer for each kind of Pydantic field.
+
+A renderer gets the value, its type as PostgreSQL stores it (`stored_type`), the field's node and the model's config. It
+returns an expression that `row_to_json` writes as the model does, or None if that isn't possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import (
+    Boolean,
+    Date,
+    DateTime,
+    Double,
+    Float,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Text,
+    Time,
+    Uuid,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    null,
+)
+from sqlalchemy import Enum as SqlEnum
+from sqlalchemy.dialects.postgresql import DOMAIN, INTERVAL, asyncpg
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+
+from howdah.errors import CannotRender
+from howdah.models import AwareDateTime
+
+Render = Callable[[ColumnElement[Any], TypeEngine[Any], Any, Mapping[str, Any]], ColumnElement[Any] | None]
+
+_DAY_SECONDS: Final = 86_400
+_DIALECT: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
+
+# What makes a value in Python from what the driver returns, or in SQL from what is stored.
+_CONVERSIONS: Final = ("column_expression", "process_result_value", "result_processor")
+
+
+def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
+    """The type of a column in PostgreSQL. Raises `CannotRender` if Python makes other values of what is stored."""
+    if isinstance(kind, NullType):
+        raise CannotRender(path, "its type isn't known: give the expression one, func.length(..., type_=Integer)")
+    if not isinstance(kind, AwareDateTime) and any(_is_foreign(type(kind), name) for name in _CONVERSIONS):
+        raise CannotRender(path, f"{kind!r} makes its values in Python")
+    stored: TypeEngine[Any] = kind.dialect_impl(_DIALECT)  # variants, and load_dialect_impl(), too
+    if isinstance(stored, DOMAIN):
+        inner = stored_type(stored.data_type, path)
+        if isinstance(inner, SqlEnum) or not (isinstance(inner, _AS_THE_DRIVER_READS) or is_decimal(inner)):
+            raise CannotRender(path, f"SQLAlchemy doesn't convert the values of a domain over {stored.data_type!r}")
+        return inner
+    if not isinstance(stored, TypeDecorator) or isinstance(stored, Interval):
+        return stored
+    if (
+        type(stored).process_result_value is not TypeDecorator.process_result_value
+        or type(stored).result_processor is not TypeDecorator.result_processor
+    ) and not isinstance(stored, AwareDateTime):
+        raise CannotRender(path, f"{kind!r} makes its values in Python")
+    return stored_type(stored.impl_instance, path)
+
+
+def quoted(text: str) -> str:
+    """The text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _is_foreign(kind: type[Any], name: str) -> bool:
+    """Whether the method isn't SQLAlchemy's own."""
+    method = getattr(kind, name, None)
+    return method is not None and not (method.__module__ or "").startswith("sqlalchemy.")
+
+
+# For a domain SQLAlchemy has no result processor, so its base type must need none.
+_AS_THE_DRIVER_READS: Final = (Boolean, Date, DateTime, Integer, LargeBinary, String)
+
+
+def _as_it_is(*kinds: type[TypeEngine[Any]]) -> Render:
+    def render(
+        value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+    ) -> ColumnElement[Any] | None:
+        return value if isinstance(kind, kinds) and not isinstance(kind, SqlEnum) else None
+
+    return render
+
+
+def _text(
+    value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if isinstance(kind, SqlEnum):
+        return _member_values(value, kind) if kind.enum_class is None or issubclass(kind.enum_class, str) else None
+    if isinstance(kind, Uuid) and not kind.as_uuid:  # which SQLAlchemy reads as a text
+        return _uuid(value, kind, node, _config)
+    return value if isinstance(kind, String) else None
+
+
+def _integer(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if isinstance(kind, SqlEnum):
+        return _member_values(value, kind) if kind.enum_class is not None and issubclass(kind.enum_class, int) else None
+    return value if isinstance(kind, Integer) else None
+
+
+def _literal(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if isinstance(kind, SqlEnum):
+        plain = kind.enum_class is None or issubclass(kind.enum_class, str | int)
+        return _member_values(value, kind) if plain else None
+    return value if isinstance(kind, String | Integer | Boolean) else None
+
+
+def _uuid(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if not isinstance(kind, Uuid):
+        return None
+    return value if kind.native_uuid else cast(value, Uuid())  # stored as CHAR(32), without dashes
+
+
+def _decimal(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    return cast(value, Text) if isinstance(kind, Integer) or is_decimal(kind) else None
+
+
+def is_decimal(kind: TypeEngine[Any]) -> bool:
+    """Whether its values are decimals in PostgreSQL and in Python."""
+    return isinstance(kind, Numeric) and not isinstance(kind, Float) and kind.asdecimal
+
+
+def is_float(kind: TypeEngine[Any]) -> bool:
+    """Whether its values are floats in PostgreSQL and in Python. With `asdecimal` SQLAlchemy cuts their digits."""
+    return isinstance(kind, Float) and not kind.asdecimal
+
+
+def _moment(
+    value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    """A date, or a date with a time. The driver reads PostgreSQL's infinities as Python's least and greatest."""
+    least, greatest = ("0001-01-01", "9999-12-31")
+    if node["type"] == "datetime":
+        zone = "Z" if getattr(kind, "timezone", False) else ""
+        least, greatest = f"{least}T00:00:00{zone}", f"{greatest}T23:59:59.999999{zone}"
+        moment = func.timezone(literal_column("'UTC'"), value) if zone else value
+        text = func.to_char(moment, literal_column(quoted('YYYY-MM-DD"T"HH24:MI:SS.US' + (zone and f'"{zone}"'))))
+        finite = func.replace(text, literal_column(f"'.000000{zone}'"), literal_column(f"'{zone}'"))
+    else:
+        finite = func.to_char(value, literal_column("'YYYY-MM-DD'"))
+    if not isinstance(kind, DateTime if node["type"] == "datetime" else Date):
+        return None
+    return case(
+        (func.isfinite(value), finite),
+        (value.is_(None), null()),
+        (value == literal_column("'infinity'"), literal_column(quoted(greatest))),
+        else_=literal_column(quoted(least)),
+    )
+
+
+def _time(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic doesn't read
+        return None
+    text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
+    return func.replace(text, literal_column("'.000000'"), literal_column("''"))
+
+
+def _timedelta(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if isinstance(kind, INTERVAL):
+        # a year is 365.25 days here, and 365 to the driver
+        seconds = func.extract("epoch", value) - func.extract("year", value) * (_DAY_SECONDS // 4)
+    elif isinstance(kind, Interval):  # stored as a timestamp, so long after 1970 began
+        seconds = func.extract("epoch", value)
+    else:
+        return None
+    if config.get("ser_json_timedelta", "iso8601") == "float":
+        return seconds
+    size = func.abs(seconds)  # in one number of seconds Pydantic reads no more than 32 bits
+    sign = case((seconds < 0, "-"), else_="")
+    text = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
+    return case((value.is_(None), null()), else_=text)
+
+
+def _bytes(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if not isinstance(kind, LargeBinary):
+        return None
+    written_as = config.get("ser_json_bytes", "utf8")
+    if written_as == "hex":
+        return func.encode(value, "hex")
+    if written_as == "base64":  # of RFC 4648, section 5; PostgreSQL breaks its lines
+        return func.translate(func.encode(value, "base64"), "+/\n", "-_")
+    return func.convert_from(value, "UTF8")
+
+
+def _float(
+    value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if isinstance(kind, Float):
+        if not is_float(kind):
+            return None
+        return value if isinstance(value.type, Double) else cast(value, Double)  # in as many digits as Python has of it
+    return value if isinstance(kind, Numeric | Integer) else None
+
+
+def _enum(
+    value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
+) -> ColumnElement[Any] | None:
+    if isinstance(kind, SqlEnum):
+        return _member_values(value, kind) if kind.enum_class in (None, node["cls"]) else None
+    return value if isinstance(kind, String | Integer) else None
+
+
+def _member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnElement[Any] | None:
+    """The values of an enumeration's members, which are stored by their labels."""
+    if kind.enum_class is None:
+        return value
+    members: Mapping[Any, Any] = kind._object_lookup
+    written = {label: members[label].value for label in kind.enums}
+    if all(label == json for label, json in written.items()):
+        return value
+    (type_, *others) = {type(json) for json in written.values()}
+    if others or not issubclass(type_, str | int):
+        return None
+    # SQLAlchemy raises LookupError for a label that the class doesn't know; here the cast fails, and shows the label.
+    label = cast(value, Text)
+    unknown = cast(literal("unknown label: ").concat(label), Integer)
+    return case(written, value=label, else_=unknown if issubclass(type_, int) else cast(unknown, Text))
+
+
+SCALARS: Final[Mapping[str, Render]] = {
+    "any": _as_it_is(String, Integer, Boolean),
+    "bool": _as_it_is(Boolean),
+    "bytes": _bytes,
+    "date": _moment,
+    "datetime": _moment,
+    "decimal": _decimal,
+    "enum": _enum,
+    "float": _float,
+    "int": _integer,
+    "literal": _literal,
+    "str": _text,
+    "time": _time,
+    "timedelta": _timedelta,
+    "uuid": _uuid,
+}

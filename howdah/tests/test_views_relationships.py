@@ -1,0 +1,176 @@
+"""A view reads each kind of relationship of SQLAlchemy's documentation as SQLAlchemy loads it, or refuses it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import related_classes as related
+from pydantic import BaseModel, ConfigDict, create_model
+from related_classes import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from sqlalchemy import inspect, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import RelationshipProperty, configure_mappers, selectinload
+
+from howdah import CannotRender, Database, JsonView
+
+configure_mappers()
+
+
+class Out(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Item(Out):
+    id: int
+
+
+# What can't be followed exactly, and why.
+REFUSED = {
+    (Parent, "toys_outer"): "outer join",
+    (Parent, "third_table"): "a table that it doesn't join",
+    (Parent, "by_subquery"): "has a subquery",
+    (Parent, "cars"): "an expression (polymorphic_on)",
+    (Parent, "a_car"): "an expression (polymorphic_on)",
+    (Parent, "as_set"): "isn't a list",
+    (Parent, "as_dict"): "isn't a list",
+    (Parent, "as_dynamic"): "isn't a list",
+    (Parent, "as_write_only"): "isn't a list",
+}
+CLASSES = (
+    Parent,
+    Child,
+    Toy,
+    Association,
+    Folder,
+    Animal,
+    Dog,
+    Puppy,
+    related.Car,
+    related.Boat,
+    related.Tug,
+    related.Reminder,
+)
+EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*inspect(each).relationships.keys()]]
+KINDS = [(each, name) for each, name in EVERY if (each, name) not in REFUSED and name not in ("me", "few_columns")]
+
+
+def property_of(model: Any, name: str) -> RelationshipProperty[Any]:
+    return inspect(model).relationships[name]
+
+
+def has_itself(model: Any) -> bool:
+    mapper = inspect(model)
+    return "me" in mapper.relationships and mapper.relationships["me"].mapper is mapper
+
+
+def schema_of(model: Any, name: str) -> type[BaseModel]:
+    kind: Any = list[Item] if property_of(model, name).uselist else Item | None
+    return create_model("Made", __base__=Out, id=(int, ...), **{name: (kind, ...)})
+
+
+def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> Any:
+    """What the schema makes of the object. In SQLAlchemy 2.1 `selectinload` repeats a row that an association repeats;
+    all other loaders have it once."""
+    value = schema.model_validate(row).model_dump()
+    if isinstance(value[name], list):
+        once = {item["id"]: item for item in value[name]}
+        value[name] = [*once.values()] if ordered else [once[id] for id in sorted(once)]
+    return value
+
+
+@pytest.mark.filterwarnings("ignore:Multiple rows returned with uselist=False")
+@pytest.mark.parametrize("seed", range(8))
+async def test_it_is_what_selectinload_loads(session: AsyncSession, database: Database, seed: int) -> None:
+    await related.make_tables(session)
+    await related.make_rows(session, seed)
+    different = {}
+    for model, name in KINDS:
+        try:
+            async with session.begin_nested():
+                await assert_same_as_loaded(session, database, model, name)
+        except (Exception, AssertionError) as error:
+            print("@@", model.__name__, name, type(error), str(error)[:1500])
+            different[f"{model.__name__}.{name}"] = error
+    assert not different
+
+
+async def assert_same_as_loaded(session: AsyncSession, database: Database, model: Any, name: str) -> None:
+    session.expunge_all()
+    schema, ordered = schema_of(model, name), bool(property_of(model, name).order_by)
+    rows = (await session.scalars(select(model).options(selectinload(getattr(model, name))))).all()
+    wanted = {inspect(row).identity: loaded(schema, row, name, ordered=ordered) for row in rows}
+    keys = [key if len(key) > 1 else key[0] for key in wanted]
+    async with JsonView(model, schema).open(database) as opened:
+        found = [json.loads(body) for body in await opened.get_many(keys)]
+    assert found == [*wanted.values()]
+    if has_itself(model):
+        around = create_model("Around", __base__=Out, me=(schema | None, ...))
+        async with JsonView(model, around).open(database) as opened:
+            assert [json.loads(body)["me"] for body in await opened.get_many(keys)] == found
+
+
+class WithSubqueries(Out):
+    id: int
+    toys_with_greater_number: int
+    toys_with_greater_number_than_this: int
+    parents: int | None
+    greatest: int | None
+    greatest_of_same: int | None
+
+
+class ChildWithSubqueries(Out):
+    id: int
+    home: WithSubqueries
+    parent: WithSubqueries | None
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_subqueries_within_subqueries_are_of_the_related_row(
+    session: AsyncSession, database: Database, seed: int
+) -> None:
+    await related.make_tables(session)
+    await related.make_rows(session, seed)
+    load = (selectinload(Child.home), selectinload(Child.parent))
+    rows = (await session.scalars(select(Child).options(*load).order_by(Child.id))).all()
+    async with JsonView(Child, ChildWithSubqueries).open(database) as view:
+        bodies = await view.get_many([row.id for row in rows])
+    wanted = [ChildWithSubqueries.model_validate(row) for row in rows]
+    assert [ChildWithSubqueries.model_validate_json(body) for body in bodies] == wanted
+
+
+@pytest.mark.filterwarnings("ignore:Did not locate an expression in selectable")
+@pytest.mark.parametrize("field", ["name", "name_length"])
+def test_what_an_aliased_class_lacks_is_refused(field: str) -> None:
+    """It would be read from the table itself, of every row. SQLAlchemy warns of it, if at all."""
+    reason = "few_columns{} can't be rendered: its aliased class has no column"
+    child = create_model("ChildOut", __base__=Out, **{field: (Any, ...)})
+    with pytest.raises(CannotRender, match=reason.format(rf"\.{field}")):
+        JsonView(Parent, create_model("Made", __base__=Out, few_columns=(list[child], ...)))
+    schema = create_model("Made", __base__=Out, few_columns=(list[Item], ...))
+    with pytest.raises(CannotRender, match=reason.format("")):
+        JsonView(Parent, schema, where={Child: lambda child: getattr(child, field).is_not(None)})
+
+
+class Inside(Out):
+    id: int
+    deputy_without_b: Item | None
+
+
+class ParentWithoutB(Out):
+    without_b: list[Inside]
+
+
+def test_an_aliased_class_inside_of_itself_is_refused() -> None:
+    with pytest.raises(CannotRender, match="the same aliased class is read around it"):
+        JsonView(Parent, ParentWithoutB)
+
+
+@pytest.mark.parametrize(("model", "name"), REFUSED, ids=[f"{each.__name__}.{name}" for each, name in REFUSED])
+def test_what_cant_be_followed_is_refused(model: Any, name: str) -> None:
+    schema = create_model("Made", __base__=Out, **{name: (list[Item], ...)})
+    with pytest.raises(CannotRender) as caught:
+        JsonView(model, schema)
+    assert caught.value.path == f"Made.{name}"
+    assert REFUSED[model, name] in caught.value.reason
