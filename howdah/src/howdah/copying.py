@@ -183,7 +183,7 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
     except asyncpg.InternalClientError as error:
         if _is_alive(adapted):  # a type that the driver writes as text only
             raise _Rejected from None
-        raise ConnectionError(error.args[0]) from error
+        raise ConnectionError(error.args[0]) from None  # the driver's error says nothing of a lost connection
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver knows a composite type as it was once
             adapted.run_async(lambda driver: driver.reload_schema_state())
