@@ -59,16 +59,16 @@ post_tags = Table(
 )
 
 
-class Tag(Separate):
+class LinkedTag(Separate):
     __tablename__ = "tags"
 
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-class Post(UUIDv7PrimaryKey, Separate):
+class LinkedPost(UUIDv7PrimaryKey, Separate):
     __tablename__ = "posts"
 
-    tags: Mapped[list[Tag]] = relationship(secondary=post_tags)
+    tags: Mapped[list[LinkedTag]] = relationship(secondary=post_tags)
 
 
 without_key = Table(
@@ -100,8 +100,8 @@ async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
 
 async def ends(session: AsyncSession, count: int) -> tuple[Any, list[int]]:
     """A post, and that many tags."""
-    post = (await bulk.insert_many(session, Post, [{}])).keys[0]
-    return post, (await bulk.insert_many(session, Tag, [{"id": number} for number in range(count)])).keys
+    post = (await bulk.insert_many(session, LinkedPost, [{}])).keys[0]
+    return post, (await bulk.insert_many(session, LinkedTag, [{"id": number} for number in range(count)])).keys
 
 
 @pytest.mark.parametrize("count", SIZES)
@@ -114,7 +114,7 @@ async def test_the_links_of_a_many_to_many_relationship(session: AsyncSession, c
     assert created.keys == [(post, tag) for tag in tags]
     copied = count >= 20 and session.get_bind().engine.get_execution_options()["howdah_copy"]
     assert sent[0].startswith("COPY post_tags" if copied else "INSERT INTO post_tags")
-    found = (await session.scalars(select(Post))).one()
+    found = (await session.scalars(select(LinkedPost))).one()
     await session.refresh(found, ["tags"])
     assert sorted(tag.id for tag in found.tags) == tags
     assert (await session.scalars(select(post_tags.c.weight).distinct())).all() == [7]
@@ -190,9 +190,9 @@ def test_a_table_is_not_kept() -> None:
 
 
 async def test_the_same_table_as_a_class_and_as_a_table(session: AsyncSession) -> None:
-    table = Tag.__table__
+    table = LinkedTag.__table__
     assert isinstance(table, Table)
     await bulk.insert_many(session, table, [{"id": 1}])
-    await bulk.insert_many(session, Tag, [{"id": 2}])
-    assert (await session.scalars(select(Tag.id).order_by(Tag.id))).all() == [1, 2]
+    await bulk.insert_many(session, LinkedTag, [{"id": 2}])
+    assert (await session.scalars(select(LinkedTag.id).order_by(LinkedTag.id))).all() == [1, 2]
     assert await session.scalar(text("SELECT count(*) FROM tags")) == 2

@@ -23,7 +23,7 @@ class Separate(Base):
     metadata = MetaData()
 
 
-class Node(UUIDv7PrimaryKey, Separate):
+class TreeNode(UUIDv7PrimaryKey, Separate):
     __tablename__ = "nodes"
 
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("nodes.id"))
@@ -31,7 +31,7 @@ class Node(UUIDv7PrimaryKey, Separate):
     tags: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
 
 
-class Numbered(Separate):
+class TreeNumbered(Separate):
     """The database makes the keys."""
 
     __tablename__ = "numbered_nodes"
@@ -42,7 +42,7 @@ class Numbered(Separate):
     parent_code: Mapped[str | None] = mapped_column(ForeignKey("numbered_nodes.code"))
 
 
-class Folder(Separate):
+class TreeFolder(Separate):
     __tablename__ = "folders"
     __table_args__ = (ForeignKeyConstraint(["tenant", "parent"], ["folders.tenant", "folders.number"]),)
 
@@ -51,7 +51,7 @@ class Folder(Separate):
     parent: Mapped[int | None]
 
 
-class Person(UUIDv7PrimaryKey, Separate):
+class TreePerson(UUIDv7PrimaryKey, Separate):
     __tablename__ = "people"
     __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}  # noqa: RUF012
 
@@ -59,7 +59,7 @@ class Person(UUIDv7PrimaryKey, Separate):
     friend_id: Mapped[UUID | None] = mapped_column(ForeignKey("people.id"))
 
 
-class Worker(Person):
+class TreeWorker(TreePerson):
     __tablename__ = "workers"
     __mapper_args__ = {"polymorphic_identity": "worker"}  # noqa: RUF012
 
@@ -95,9 +95,9 @@ async def test_a_row_may_come_before_the_one_it_refers_to(session: AsyncSession,
         random.Random(count).shuffle(rows)
     elif order == "parents first":
         rows.reverse()
-    created = await bulk.insert_many(session, Node, rows)
+    created = await bulk.insert_many(session, TreeNode, rows)
     assert created.keys == [row["id"] for row in rows]
-    assert dict((await session.execute(select(Node.id, Node.parent_id))).all()) == {
+    assert dict((await session.execute(select(TreeNode.id, TreeNode.parent_id))).all()) == {
         row["id"]: row["parent_id"] for row in rows
     }
 
@@ -106,32 +106,38 @@ async def test_a_row_may_come_before_the_one_it_refers_to(session: AsyncSession,
 async def test_a_root_may_leave_its_parent_out(session: AsyncSession, count: int) -> None:
     rows = chain(count)
     del rows[-1]["parent_id"]
-    assert (await bulk.insert_many(session, Node, rows)).keys == [row["id"] for row in rows]
-    assert await session.scalar(select(func.count()).select_from(Node).where(Node.parent_id.is_(None))) == 1
+    assert (await bulk.insert_many(session, TreeNode, rows)).keys == [row["id"] for row in rows]
+    assert await session.scalar(select(func.count()).select_from(TreeNode).where(TreeNode.parent_id.is_(None))) == 1
 
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_rows_with_an_array_are_no_exception(session: AsyncSession, count: int) -> None:
     rows = [{**row, "tags": [1, 2]} for row in chain(count)]
-    assert (await bulk.insert_many(session, Node, rows)).count == count
+    assert (await bulk.insert_many(session, TreeNode, rows)).count == count
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_rows_that_refer_to_each_other_in_a_circle_are_copied_or_refused(
-    session: AsyncSession, count: int
-) -> None:
+async def test_rows_may_refer_to_each_other_in_a_circle(session: AsyncSession, count: int) -> None:
     rows = chain(count)
     rows[-1]["parent_id"] = rows[0]["id"]
+    assert (await bulk.insert_many(session, TreeNode, rows)).count == count
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_circle_of_rows_with_arrays_is_copied_or_refused(session: AsyncSession, count: int) -> None:
+    """Without COPY they are written row by row."""
+    rows = [{**row, "tags": [1]} for row in chain(count)]
+    rows[-1]["parent_id"] = rows[0]["id"]
     if copies(session):
-        assert (await bulk.insert_many(session, Node, rows)).count == count
+        assert (await bulk.insert_many(session, TreeNode, rows)).count == count
     else:
         with pytest.raises(ForeignKeyViolation):
-            await bulk.insert_many(session, Node, rows)
+            await bulk.insert_many(session, TreeNode, rows)
 
 
 async def test_a_row_may_refer_to_itself(session: AsyncSession) -> None:
     key = uuid7()
-    assert (await bulk.insert_many(session, Node, [{"id": key, "parent_id": key}])).keys == [key]
+    assert (await bulk.insert_many(session, TreeNode, [{"id": key, "parent_id": key}])).keys == [key]
 
 
 @pytest.mark.parametrize("count", SIZES)
@@ -140,17 +146,17 @@ async def test_the_row_that_is_refused_is_named_and_no_child_before_its_parent(
 ) -> None:
     rows = [{**row, "name": str(place)} for place, row in enumerate(chain(count))]
     place = count // 2
-    await bulk.insert_many(session, Node, [{"name": str(place)}])
+    await bulk.insert_many(session, TreeNode, [{"name": str(place)}])
     with pytest.raises(UniqueViolation) as caught:
-        await bulk.insert_many(session, Node, rows)
+        await bulk.insert_many(session, TreeNode, rows)
     assert caught.value.row_index == place
     rows[place]["name"] = "other"
     rows[0]["parent_id"], missing = uuid7(), rows[0]["parent_id"]
     with pytest.raises(ForeignKeyViolation) as refused:
-        await bulk.insert_many(session, Node, rows)
+        await bulk.insert_many(session, TreeNode, rows)
     assert refused.value.row_index == 0
     rows[0]["parent_id"] = missing
-    assert (await bulk.insert_many(session, Node, rows)).count == count
+    assert (await bulk.insert_many(session, TreeNode, rows)).count == count
 
 
 @pytest.mark.parametrize("count", SIZES)
@@ -158,10 +164,10 @@ async def test_a_reference_to_a_later_chunk_is_refused_and_named(session: AsyncS
     rows = chain(count)
     half = count // 2
     with pytest.raises(ForeignKeyViolation) as caught:
-        await bulk.insert_many(session, Node, rows, chunk_size=half)
+        await bulk.insert_many(session, TreeNode, rows, chunk_size=half)
     assert caught.value.row_index == half - 1
     rows.reverse()
-    assert (await bulk.insert_many(session, Node, rows, chunk_size=half)).count == count
+    assert (await bulk.insert_many(session, TreeNode, rows, chunk_size=half)).count == count
 
 
 @pytest.mark.parametrize("count", SIZES)
@@ -170,8 +176,8 @@ async def test_a_foreign_key_may_refer_to_another_unique_column_and_keys_keep_th
 ) -> None:
     codes = [f"c{number}" for number in range(count)]
     rows = [{"code": code, "parent_code": parent} for code, parent in zip(codes, [*codes[1:], None], strict=True)]
-    keys = (await bulk.insert_many(session, Numbered, rows)).keys
-    found = dict((await session.execute(select(Numbered.id, Numbered.code))).all())
+    keys = (await bulk.insert_many(session, TreeNumbered, rows)).keys
+    found = dict((await session.execute(select(TreeNumbered.id, TreeNumbered.code))).all())
     assert [found[key] for key in keys] == codes
 
 
@@ -179,27 +185,27 @@ async def test_a_foreign_key_may_refer_to_another_unique_column_and_keys_keep_th
 async def test_a_foreign_key_of_two_columns(session: AsyncSession, count: int) -> None:
     rows = [{"tenant": 1, "number": number, "parent": number + 1} for number in range(count - 1)]
     rows.append({"tenant": 1, "number": count - 1, "parent": None})  # type: ignore[dict-item]
-    assert (await bulk.insert_many(session, Folder, rows)).count == count
+    assert (await bulk.insert_many(session, TreeFolder, rows)).count == count
 
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_joined_table_inheritance(session: AsyncSession, count: int) -> None:
     ids = [uuid7() for _ in range(count)]
     rows = [{"id": key, "boss_id": boss, "friend_id": boss} for key, boss in zip(ids, [*ids[1:], None], strict=True)]
-    assert (await bulk.insert_many(session, Worker, rows)).keys == ids
-    assert await session.scalar(select(func.count()).select_from(Worker)) == count
+    assert (await bulk.insert_many(session, TreeWorker, rows)).keys == ids
+    assert await session.scalar(select(func.count()).select_from(TreeWorker)) == count
 
 
 async def test_keys_that_are_written_as_text_are_found_too(session: AsyncSession) -> None:
     rows = [{"id": str(row["id"]), "parent_id": row["parent_id"]} for row in chain(5)]
-    assert (await bulk.insert_many(session, Node, rows)).count == 5
+    assert (await bulk.insert_many(session, TreeNode, rows)).count == 5
 
 
 async def test_rows_that_refer_to_each_other_are_one_statement(session: AsyncSession) -> None:
     with assert_statements(session, 1):
-        await bulk.insert_many(session, Node, chain(5))
+        await bulk.insert_many(session, TreeNode, chain(5))
     with assert_statements(session, 1) as sent:
-        await bulk.insert_many(session, Numbered, [{"code": "x"}, {"code": "y"}])
+        await bulk.insert_many(session, TreeNumbered, [{"code": "x"}, {"code": "y"}])
     assert sent[0].startswith("INSERT")  # the database makes the keys, so nobody can refer to them
 
 
@@ -208,18 +214,18 @@ async def test_a_check_names_its_row_in_a_tree(session: AsyncSession) -> None:
     rows = [{**row, "name": f"n{place}"} for place, row in enumerate(chain(10))]
     rows[3]["name"] = "bad"
     with pytest.raises(CheckViolation) as caught:
-        await bulk.insert_many(session, Node, rows)
+        await bulk.insert_many(session, TreeNode, rows)
     assert caught.value.row_index == 3
 
 
 def test_only_foreign_keys_within_the_model_are_self_references() -> None:
-    assert [tuple(each) for each in self_references(Node)] == [(("parent_id",), ("id",))]
-    assert [tuple(each) for each in self_references(Folder)] == [(("tenant", "parent"), ("tenant", "number"))]
-    assert {each.referring for each in self_references(Worker)} == {("friend_id",), ("boss_id",)}
+    assert [tuple(each) for each in self_references(TreeNode)] == [(("parent_id",), ("id",))]
+    assert [tuple(each) for each in self_references(TreeFolder)] == [(("tenant", "parent"), ("tenant", "number"))]
+    assert {each.referring for each in self_references(TreeWorker)} == {("friend_id",), ("boss_id",)}
 
 
 def test_the_order_stays_where_it_can_and_a_long_chain_is_no_recursion() -> None:
-    references = self_references(Node)
+    references = self_references(TreeNode)
     rows = chain(50_000)
     assert parents_first(references, rows) == [*reversed(range(50_000))]
     assert parents_first(references, rows[::-1]) == [*range(50_000)]

@@ -24,7 +24,7 @@ class Separate(Base):
     metadata = MetaData()
 
 
-class Measure(UUIDv7PrimaryKey, Separate):
+class CopiedMeasure(UUIDv7PrimaryKey, Separate):
     __tablename__ = "measures"
 
     v: Mapped[float] = mapped_column(Float())
@@ -51,7 +51,7 @@ def advance(monkeypatch: pytest.MonkeyPatch) -> Advance:
 async def verbs(session: AsyncSession, expected: int) -> list[str]:
     """The first words of the statements that write the rows."""
     with assert_statements(session, expected) as sent:
-        assert (await bulk.insert_many(session, Measure, ROWS)).count == len(ROWS)
+        assert (await bulk.insert_many(session, CopiedMeasure, ROWS)).count == len(ROWS)
     return [statement.split()[0] for statement in sent]
 
 
@@ -73,7 +73,7 @@ async def test_a_view_that_a_table_replaces_is_copied_into_after_a_minute(
             assert await verbs(session, 1) == ["COPY"]
             assert await verbs(session, 1) == ["COPY"]
         assert len(caplog.records) == 1
-        assert await session.scalar(select(func.count()).select_from(Measure)) == 5 * len(ROWS)
+        assert await session.scalar(select(func.count()).select_from(CopiedMeasure)) == 5 * len(ROWS)
 
 
 async def test_each_rejection_is_logged_once_with_its_reason(
@@ -111,7 +111,7 @@ async def test_a_row_that_is_refused_disables_nothing(database: Database) -> Non
     async with database.begin() as session:
         await session.execute(text("CREATE TABLE measures (id uuid PRIMARY KEY, v double precision CHECK (v > 0))"))
         with pytest.raises(Exception, match="violates check"):
-            await bulk.insert_many(session, Measure, [*ROWS, {"v": -1}])
+            await bulk.insert_many(session, CopiedMeasure, [*ROWS, {"v": -1}])
         assert await verbs(session, 1) == ["COPY"]
 
 

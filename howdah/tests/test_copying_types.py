@@ -425,6 +425,35 @@ async def test_a_prepared_select_returns_what_the_column_holds_after_a_type_chan
         assert await read(database) == [2.5]
 
 
+@pytest.mark.parametrize("kind", ["enum", "composite", "array of enum", "bigint"])
+async def test_a_connection_that_keeps_no_prepared_statements_copies_too(committed_url: str, kind: str) -> None:
+    """As behind a pooler. The driver asks about a type that is new to it with statements that have no name either."""
+    await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
+    mood = Enum("sad", "happy", name="mood")
+    types: dict[str, tuple[Any, Any, str]] = {
+        "enum": (mood, "sad", "sad"),
+        "composite": (Point(), (1, "b"), "(1,b)"),
+        "array of enum": (ARRAY(mood), ["sad", None], "{sad,NULL}"),
+        "bigint": (BigInteger(), 5, "5"),
+    }
+    column, value, stored = types[kind]
+    model = a_model(v=column)
+    url = make_url(committed_url).update_query_dict({"prepared_statement_cache_size": "0"})
+    async with Database(url, pool_size=1, connect_args={"statement_cache_size": 0}) as database:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(model.metadata.create_all)
+        for size in (30, 1, 1100):
+            assert await write(database, model, [value], size) == [(stored,)] * size
+        async with database.begin() as session:
+            with assert_statements(session, 1) as sent:
+                await bulk.insert_many(session, model, [{"v": value}] * 30)
+            assert sent[0].startswith("COPY")
+            names = await session.scalars(
+                text("SELECT name FROM pg_prepared_statements WHERE statement LIKE '%samples%'")
+            )
+            assert not names.all()
+
+
 async def test_rows_of_an_open_cursor_stay_right_beside_a_copy(session: AsyncSession) -> None:
     """The statement that describes the columns has no name, and takes the place of others that have none."""
     cursor = await session.stream_scalars(select(func.generate_series(1, 2000)), execution_options={"yield_per": 50})

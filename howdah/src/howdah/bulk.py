@@ -34,7 +34,7 @@ from sqlalchemy.orm import DeclarativeBase
 from howdah.arrays import fits_in_array
 from howdah.columns import columns_of, keys_in, version_name
 from howdah.copying import WORTHWHILE_ROWS, copy_rows
-from howdah.inserting import insert_rows
+from howdah.inserting import insert_rows, written_of
 from howdah.keys import distinct, has_exact_keys, has_key_in, key_attributes, key_in, key_names, keys_from, listed
 from howdah.locking import Match, lock_matches, locked, missing_keys
 from howdah.references import self_references
@@ -97,6 +97,8 @@ async def insert_many(
     In place of a class it takes a `Table`, such as the `secondary` of a relationship; rows then name columns by their
     `key`. The keys of a table without a primary key are not returned.
 
+    Rows that a BEFORE INSERT trigger suppresses don't count, and have no key in the result.
+
     A row may refer to any other row of its chunk, by a foreign key that the model declares, whichever comes first. A
     reference to a later chunk is refused with `ForeignKeyViolation`.
     """
@@ -108,19 +110,20 @@ async def insert_many(
     references = self_references(mapped)
     # One statement for all rows, after which PostgreSQL checks the foreign keys: two rows that refer to each other.
     min_rows = 2 if references else WORTHWHILE_ROWS
-    count = 0
+    first = count = 0
     made: list[Any] = []
-    # A single chunk that is copied has a savepoint of its own.
+    # A single chunk has a savepoint of its own.
     is_one_chunk = isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
     savepoint = nullcontext() if is_one_chunk else session.begin_nested()
     async with savepoint, aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             new = await copy_rows(session, mapped, chunk, keys=keys) if len(chunk) >= min_rows else None
             if new is None:
-                async with session.begin_nested():
-                    new = await insert_rows(session, mapped, chunk, references, first=count, keys=keys)
-            made += new
-            count += len(chunk)
+                new = await insert_rows(session, mapped, chunk, references, first=first, keys=keys)
+            if new.count < len(chunk) and new.keys:
+                new = await written_of(session, mapped, new.keys)
+            made += new.keys
+            first, count = first + len(chunk), count + new.count
     return Created(count, made)
 
 

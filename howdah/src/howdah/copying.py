@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah._asyncpg import copy_in
 from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_made_keys
 from howdah.encoding import is_encoded_as_inserted
-from howdah.rows import read_rows
+from howdah.rows import Inserted, read_rows
 
 # A transaction that creates rows of seven columns takes 0.9 of the time with COPY for 1 to 10 of them, 0.8 for 20, 0.5
 # for 200 (`make bench ONLY=few-rows`). Below this the gain is under a millisecond.
@@ -53,11 +53,8 @@ _NO_COPY: Final = (
 )
 
 
-async def copy_rows(
-    session: AsyncSession, model: type[Any], rows: Sequence[object], *, keys: bool
-) -> Sequence[Any] | None:
-    """Write all the rows, of whatever kind, or none of them; their keys in the order of the rows, none if `keys` aren't
-    wanted.
+async def copy_rows(session: AsyncSession, model: type[Any], rows: Sequence[object], *, keys: bool) -> Inserted | None:
+    """Write all the rows, of whatever kind, or none of them; keys only if `keys` are wanted.
 
     None if a row was refused, or if it can't be done at all; an INSERT then says what is wrong, and with which row.
     Any other error is raised as that of a statement is.
@@ -71,9 +68,10 @@ async def copy_rows(
         except _Mixed:
             # A row that leaves its parent out may be the parent of others.
             groups = sorted(_grouped(read_rows(model, rows, first=0)), key=lambda group: len(group[1][0]))
-            made = await _copy_groups(session, model, [rows for _, rows in groups], keys)
+            new = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             places = chain.from_iterable(places for places, _ in groups)
-            return [key for _, key in sorted(zip(places, made, strict=False), key=itemgetter(0))]
+            by_place = sorted(zip(places, new.keys, strict=False), key=itemgetter(0))
+            return Inserted(new.count, [key for _, key in by_place])
     except (_Rejected, _Mixed, OnlyByInsert):
         return None
 
@@ -127,8 +125,9 @@ def _disabled_tables(dialect: Dialect) -> _DisabledTables:
 
 async def _copy_groups(
     session: AsyncSession, model: type[Any], groups: Sequence[Sequence[object]], keys: bool
-) -> list[Any]:
+) -> Inserted:
     """COPY each group, whose rows name the same attributes, and return their keys in this order."""
+    count = 0
     made: list[Any] = []
     async with session.begin_nested():
         for rows in groups:
@@ -137,7 +136,8 @@ async def _copy_groups(
             # not before: this makes the savepoint
             connection = await session.connection(bind_arguments={"mapper": inspect(model)})
             await connection.run_sync(_copy, inspect(model).local_table, parts)
-    return made
+            count += parts.written
+    return Inserted(count, made)
 
 
 def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
@@ -183,7 +183,7 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
     except asyncpg.InternalClientError as error:
         if _is_alive(adapted):  # a type that the driver writes as text only
             raise _Rejected from None
-        raise ConnectionError(error.args[0]) from error
+        raise ConnectionError(error.args[0]) from None  # the driver's error says nothing of a lost connection
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver knows a composite type as it was once
             adapted.run_async(lambda driver: driver.reload_schema_state())
@@ -201,7 +201,7 @@ async def _send(driver: Any, statement: str, parts: _Parts, dialect: Dialect) ->
     for column, found in zip(parts.columns, described.get_attributes(), strict=True):
         if not is_encoded_as_inserted(column.type, found.type.name, dialect):
             raise _TableRejected(f"{column.name} is {found.type.name} in the database, and {column.type} in the model")
-    await copy_in(driver, statement, described, parts.records())
+    parts.written = await copy_in(driver, statement, described, parts.records())
 
 
 def _is_alive(adapted: Any) -> bool:
@@ -234,6 +234,7 @@ class _Parts:
         self.columns = [*first]
         self._names = [column.name for column in first]
         self.description = ""
+        self.written = 0
         self._first = zip(*first.values(), strict=True)
 
     def records(self) -> Iterator[tuple[Any, ...]]:

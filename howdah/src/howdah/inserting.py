@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
+from itertools import repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Insert, Row, insert
+from sqlalchemy import CursorResult, Insert, Row, Table, insert, inspect, select
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah.columns import keys_in, new_keys, with_keys
-from howdah.keys import key_attributes, key_in, key_names
+from howdah.arrays import fits_in_array, given
+from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_keys
+from howdah.keys import has_key_in, key_attributes, key_in, key_names
 from howdah.references import SelfReference, parents_first
-from howdah.refusals import or_name_the_row
-from howdah.rows import read_rows
+from howdah.refusals import is_of_a_row, or_name_the_row
+from howdah.rows import Inserted, read_rows
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 async def insert_rows(
@@ -25,29 +32,79 @@ async def insert_rows(
     *,
     first: int,
     keys: bool,
-) -> Sequence[Any]:
-    """Insert the rows; their keys in the order of the rows, none if `keys` aren't wanted. `references` are the model's
-    foreign keys to itself, `first` is the place of the first row in the input."""
+) -> Inserted:
+    """Insert the rows; keys only if `keys` are wanted. `references` are the model's foreign keys to itself, `first` is
+    the place of the first row in the input."""
     rows = read_rows(model, chunk, first=first)
-    given = {name: [row.get(name) for row in rows] for name in key_names(model)}
-    new = new_keys(model, given, len(rows))
+    new = new_keys(model, {name: [row.get(name) for row in rows] for name in key_names(model)}, len(rows))
     statement = insert(model)
     known = not keys or not any(None in column for column in new.values())
     if not known:  # the database makes them
         statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
-    write = partial(_insert, session, statement)
     complete = with_keys(rows, new)
-    # The rows are written one by one, and in parts to find the one that is refused: each part must come after those
+    # Rows may be written one by one, and are in parts, to find the one that is refused: each part must come after those
     # that it refers to.
     order = parents_first(references, complete) if references else range(len(rows))
+    items = [complete[place] for place in order]
     places = [first + place for place in order]
-    returned = await or_name_the_row(session, [complete[place] for place in order], write, places=places)
+    count, returned = await _insert_or_name_the_row(session, items, partial(_insert, session, model, statement), places)
     if known:
-        return keys_in(model, new, first=first) if keys else ()
+        return Inserted(count, keys_in(model, new, first=first) if keys else ())
     by_place = sorted(zip(order, returned, strict=True), key=itemgetter(0))
-    return [key_in(row) for _, row in by_place]
+    return Inserted(count, [key_in(row) for _, row in by_place])
 
 
-async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> Sequence[Row[Any]]:
+async def written_of(session: AsyncSession, model: type[Any], keys: Sequence[Any]) -> Inserted:
+    """Those that are there, where a trigger has suppressed rows, or has put them into another table of the same tree of
+    inheritance."""
+    found = await session.execute(select(*key_attributes(model)).where(has_key_in(model, keys)))
+    present = {key_in(row) for row in found}
+    return Inserted(len(present), [key for key in keys if key in present])
+
+
+async def _insert_or_name_the_row(
+    session: AsyncSession,
+    items: Sequence[ItemT],
+    write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],
+    places: list[int],
+) -> ResultT:
+    """Rows are seldom refused: the first attempt takes one savepoint. The search for a row takes one more around it."""
+    if len(items) > 1:
+        try:
+            async with session.begin_nested():
+                return await write(items)
+        except StatementError as error:
+            if not is_of_a_row(error):
+                raise
+    async with session.begin_nested() if len(items) > 1 else nullcontext():
+        return await or_name_the_row(session, items, write, places=places)
+
+
+async def _insert(
+    session: AsyncSession, model: type[Any], statement: Insert, rows: Sequence[Mapping[str, Any]]
+) -> tuple[int, Sequence[Row[Any]]]:
+    """How many rows were written, and what is returned. Row by row nobody counts: then it is all of them."""
+    if not statement._returning:
+        try:
+            written = await session.execute(_from_arrays(model, rows))
+        except OnlyByInsert:
+            pass
+        else:
+            return cast("CursorResult[Any]", written).rowcount, ()
     result = await session.execute(statement, rows, execution_options={"render_nulls": True})
-    return result.all() if statement._returning else ()
+    returned = result.all() if statement._returning else ()
+    return len(rows), returned
+
+
+def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]]) -> Insert:
+    """One statement for all rows, after which PostgreSQL checks the foreign keys. Raises `OnlyByInsert`."""
+    table, named = inspect(model).local_table, columns_of(rows)
+    if named is None or not isinstance(table, Table):
+        raise OnlyByInsert
+    columns = inserted_columns(model, named, len(rows))
+    is_any_array = any(not isinstance(values, repeat) for values in columns.values())
+    if not is_any_array or not all(map(fits_in_array, columns)):
+        raise OnlyByInsert
+    source, values = given({column.key: (column, each) for column, each in columns.items()})
+    chosen = select(*values.values()).select_from(source)
+    return insert(table).from_select(list(values), chosen, include_defaults=False)

@@ -36,7 +36,7 @@ async def or_name_the_row(
             async with session.begin_nested():
                 result = await write(items[start:some])
         except StatementError as error:
-            if not _is_of_a_row(error):
+            if not is_of_a_row(error):
                 raise
             if some - start == 1:
                 _name(error, first + start if places is None else places[start])
@@ -52,7 +52,8 @@ async def or_name_the_row(
         some = start + max(1, (end - start) // 2)
 
 
-def _is_of_a_row(error: StatementError) -> bool:
+def is_of_a_row(error: StatementError) -> bool:
+    """Whether the error may be that of one row: a constraint, a value, or a trigger refused it."""
     if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError | DataError):
         return True
     return (getattr(error.orig, "sqlstate", None) or "").startswith("P0")  # a trigger's RAISE

@@ -24,6 +24,14 @@ CHUNK_ROWS: Final = 20_000
 LIST_CHUNK_ROWS: Final = 100_000
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Inserted:
+    """How many rows were written, and the keys of all rows of the input, in its order; none if they weren't wanted."""
+
+    count: int
+    keys: Sequence[Any]
+
+
 def writable_names(model: type[Any]) -> tuple[str, ...]:
     """The attributes of `model` that a value can be assigned to: columns, relationships, synonyms, composites, and
     hybrid properties with a setter. Not what is computed or only viewed."""
