@@ -139,14 +139,14 @@ class TextUuidKey(Separate):
 class NumericKey(Separate):
     __tablename__ = "numeric_keys"
 
-    key: Mapped[Decimal] = mapped_column(Numeric(10, 2), primary_key=True)
+    key: Mapped[Decimal] = mapped_column(Numeric(10, 2), primary_key=True, autoincrement=False)
     value: Mapped[int] = mapped_column(default=0)
 
 
 class FloatKey(Separate):
     __tablename__ = "float_keys"
 
-    key: Mapped[float] = mapped_column(Float(53), primary_key=True)
+    key: Mapped[float] = mapped_column(Float(53), primary_key=True, autoincrement=False)
     value: Mapped[int] = mapped_column(default=0)
 
 
