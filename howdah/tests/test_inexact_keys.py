@@ -36,7 +36,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
-from howdah import AsyncRepository, Base, Database, JsonView, Matched, NotFound, StaleRow, Versioned, bulk, lock
+from howdah import (
+    AsyncRepository,
+    Base,
+    CheckViolation,
+    Database,
+    JsonView,
+    Matched,
+    NotFound,
+    OutOfRange,
+    StaleRow,
+    Versioned,
+    bulk,
+    lock,
+)
 from howdah.keys import has_exact_keys
 
 
@@ -126,14 +139,14 @@ class TextUuidKey(Separate):
 class NumericKey(Separate):
     __tablename__ = "numeric_keys"
 
-    key: Mapped[Decimal] = mapped_column(Numeric(10, 2), primary_key=True)
+    key: Mapped[Decimal] = mapped_column(Numeric(10, 2), primary_key=True, autoincrement=False)
     value: Mapped[int] = mapped_column(default=0)
 
 
 class FloatKey(Separate):
     __tablename__ = "float_keys"
 
-    key: Mapped[float] = mapped_column(Float(53), primary_key=True)
+    key: Mapped[float] = mapped_column(Float(53), primary_key=True, autoincrement=False)
     value: Mapped[int] = mapped_column(default=0)
 
 
@@ -354,6 +367,22 @@ async def test_a_checked_version_is_that_of_the_row_whatever_the_spelling(tables
     assert await bulk.update_many(tables, VersionedKey, in_turn) == Matched(3, [])
     found = await tables.execute(select(VersionedKey.version, VersionedKey.value).order_by(VersionedKey.key))
     assert found.all() == [(2, 1), (2, 1), (4, 3)]
+
+
+async def test_a_row_that_is_refused_is_located_among_rows_of_one_key(tables: AsyncSession) -> None:
+    await bulk.insert_many(tables, CharKey, [{"key": "a"}, {"key": "b"}])
+    keys = ["a", "b ", "a ", "x", "b"]
+    for place in range(len(keys)):
+        if keys[place] != "x":
+            rows = [{"key": key, "value": 2**40 if number == place else 1} for number, key in enumerate(keys)]
+            with pytest.raises(OutOfRange) as caught:
+                await bulk.update_many(tables, CharKey, rows)
+            assert caught.value.row_index == place
+    await tables.execute(text("ALTER TABLE char_keys ADD CONSTRAINT few CHECK (value < 5 OR key = 'a')"))
+    with pytest.raises(CheckViolation) as refused:
+        await bulk.update_by_key(tables, CharKey, keys, {"value": 7})
+    assert refused.value.row_index == 1
+    assert (await tables.scalars(select(CharKey.value))).all() == [0, 0]
 
 
 async def test_a_delete_that_a_trigger_suppresses_is_reported(tables: AsyncSession) -> None:
