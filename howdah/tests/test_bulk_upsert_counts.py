@@ -17,6 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Integer
 
 from howdah import Base, Database, Upserted, UUIDv7PrimaryKey, bulk
+from howdah.testing import assert_statements
 
 MANY = 40
 
@@ -219,6 +220,15 @@ async def test_a_savepoint_that_is_rolled_back_takes_its_counts_along(tables: As
             Upserted(1, 0, 3),
             Upserted(0, 0, 4),
         )
+
+
+async def test_an_ordinary_table_isnt_read_again_to_count(tables: AsyncSession) -> None:
+    rows = [{"code": f"{n}", "value": n} for n in range(MANY)]
+    with assert_statements(tables, 1):
+        await bulk.upsert_many(tables, Unique, rows, on=["code"])
+    with assert_statements(tables, 3) as sent:  # its own, how many rows met others, how the index compares
+        assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == Upserted(0, 0, MANY)
+    assert [statement for statement in sent if "unique_ones" in statement] == sent[:1]
 
 
 # --- keys that are None

@@ -9,9 +9,10 @@ are checked by COMMIT, which knows no rows.
 memory anyway, 100,000.
 
 Values are those that the database shall have: None is NULL, not a default (in a JSON column it is JSON's null unless
-the type says `none_as_null`, as everywhere in SQLAlchemy). Objects that the session holds are read anew when their
-rows are changed here (what they had loaded of their relationships must be loaded again), and expunged when they are
-deleted.
+the type says `none_as_null`, as everywhere in SQLAlchemy). To rows that exist, a Pydantic model (an SQLModel, too)
+writes what was passed to it, a dataclass all fields, a new mapped object what was passed to it, a detached one what was
+changed; one that doesn't show that is refused. Objects that the session holds are read anew when their rows are changed
+here (their relationships must be loaded again), and expunged when they are deleted.
 
 Rows that are there are locked in the order of their keys before they are written, so that two updates or deletes of
 the same rows wait for each other but can't deadlock. Where not all rows can be known before (an update of more than a
@@ -139,10 +140,11 @@ async def upsert_many(
     """Insert the rows, or where one with the same `on` attributes exists (by default the key), set `update` on it.
 
     `on` must have a unique constraint or index; NULL in it equals nothing. `update` defaults to all that the rows
-    name, without `on` and the key, which never changes; with `update=[]` existing rows are left alone. A row that has
-    those values already isn't written at all: `updated_at` and `version` move only with a change. All rows must name
-    the same attributes, and can't name `version`. Rows that meet each other in `on` come out, and are counted, as if
-    they had been written one by one.
+    set, without `on` and the key, which never changes; with `update=[]` existing rows are left alone. A row that stores
+    those values already, byte for byte, isn't written at all: `updated_at` and `version` move only with a change. All
+    rows must name the same attributes, and can't name `version`. Rows that meet each other in `on` come out, and are
+    counted, as if they had been written one by one. A view is locked and then written, as is a partitioned table before
+    PostgreSQL 18, with its BEFORE INSERT triggers running twice.
     """
     _refuse_many_tables(model)
     if isinstance(on, str) or isinstance(update, str):
@@ -152,9 +154,7 @@ async def upsert_many(
     if not target:
         raise ValueError("`on` must name what rows are found by: leave it out for the key")
     if inspect(model).local_table.description == "excluded":
-        raise TypeError(
-            "PostgreSQL calls the new row of an upsert `excluded`: no table of that name can be upserted into"
-        )
+        raise TypeError("upsert_many can't write to a table named `excluded`, as PostgreSQL names the new row")
     refuse_non_columns(model, (*target, *(update or ())))
     if update is not None and not {*target, *names, version}.isdisjoint(update):
         raise ValueError(f"`update` can't name the key, the version or what the row is found by: {', '.join(update)}")

@@ -18,9 +18,11 @@ from itertools import count, groupby
 from typing import Any, Final
 
 from sqlalchemy import (
+    CHAR,
     Boolean,
     ColumnElement,
     Date,
+    Enum,
     Executable,
     Integer,
     LargeBinary,
@@ -28,14 +30,11 @@ from sqlalchemy import (
     Table,
     Uuid,
     and_,
-    bindparam,
     case,
-    cast,
     func,
     inspect,
     literal_column,
     select,
-    true,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import Insert
@@ -43,9 +42,9 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper
-from sqlalchemy.types import UserDefinedType
 
 from howdah.arrays import fits_in_array, given
+from howdah.catalog import compares_bytes, has_before_insert_trigger, has_instead_of_trigger
 from howdah.columns import (
     OnlyByInsert,
     columns_of,
@@ -57,9 +56,9 @@ from howdah.columns import (
     with_made_keys,
     without_context,
 )
+from howdah.conflicts import conflicts_counted, count_conflict, stores_something_else
 from howdah.keys import has_key_in, key_attributes, key_in
 from howdah.rows import column_names, in_rounds
-from howdah.triggers import has_before_insert_trigger, has_instead_of_trigger
 
 _SAME_ROW_TWICE: Final = "21000"
 # What a table without a system column answers: a view, and for `xmax` a partitioned one.
@@ -69,7 +68,6 @@ _NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
-_CONFLICTS: Final = "howdah.conflicts"
 _statement_numbers: Final = count(1)
 
 
@@ -98,13 +96,6 @@ class _RowsMeet(Exception):
 
 class _NotCounted(Exception):
     """A trigger may have suppressed rows that DO NOTHING doesn't tell from those that exist."""
-
-
-class _Record(UserDefinedType[Any]):
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        return "RECORD"
 
 
 @dataclass(frozen=True)
@@ -213,10 +204,10 @@ class Upsert:
 
     async def _insert_or_update(self, source: _Source) -> Written:
         number = next(_statement_numbers)
-        statement = self._on_conflict(source.statement, _is_one_more(number))
+        statement = self._on_conflict(source.statement, count_conflict(number))
         written = await self._execute(source, statement, await self._is_new())
         if written.created + written.updated < source.size:
-            written.suppressed = source.size - written.created - await self._conflicts(number)
+            written.suppressed = source.size - written.created - await self._scalar(conflicts_counted(number))
         return written
 
     async def _insert_or_leave(self, source: _Source) -> Written:
@@ -236,18 +227,18 @@ class Upsert:
         number = next(_statement_numbers)
         element, *_ = self._elements()
         statement = source.statement.on_conflict_do_update(
-            index_elements=self._elements(), set_={element: element}, where=_is_one_more(number).is_(None)
+            index_elements=self._elements(), set_={element: element}, where=count_conflict(number).is_(None)
         )
         new = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
-        conflicts = await self._conflicts(number)
+        conflicts = await self._scalar(conflicts_counted(number))
         written = Written(len(new), 0, source.size - len(new) - conflicts)
         if not self.changed or not conflicts:
             return written
         number = next(_statement_numbers)
         is_old = ~has_key_in(self.model, [key_in(row) for row in new])
-        statement = self._on_conflict(source.statement, _is_one_more(number), is_old)
+        statement = self._on_conflict(source.statement, count_conflict(number), is_old)
         old = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
-        if await self._conflicts(number) != len(new) + conflicts:
+        if await self._scalar(conflicts_counted(number)) != len(new) + conflicts:
             raise RuntimeError(
                 f"a trigger of {self._table()} does something else with the same rows a second time: "
                 "before PostgreSQL 18 upsert_many can't write to such a table if it is partitioned or a view"
@@ -275,7 +266,7 @@ class Upsert:
         mapper: Mapper[Any] = inspect(self.model)
         columns = [mapper.columns[name] for name in self.changed]
         set_to: dict[Any, Any] = {each: statement.excluded[each.key] for each in columns}
-        differs = _record(set_to.keys()).op("*<>", is_comparison=True)(_record(set_to.values()))
+        differs = stores_something_else(set_to.keys(), set_to.values())
         for name in column_names(self.model):
             onupdate: Any = mapper.columns[name].onupdate
             if onupdate is not None and name not in self.changed:
@@ -298,12 +289,6 @@ class Upsert:
         has_old = version is not None and version >= (18,) and self._table().name != "old"
         return literal_column("(old.tableoid IS NULL)" if has_old else "(xmax = 0)", Boolean)
 
-    async def _conflicts(self, number: int) -> int:
-        """How many rows of the statement with this number have met an existing one."""
-        value: str | None = await self._scalar(select(func.current_setting(_CONFLICTS, True)))
-        counted, _, conflicts = (value or "").partition(":")
-        return int(conflicts) if counted == str(number) else 0
-
     async def _do_rows_meet(self, source: _Source, suppressed: int) -> bool:
         """Whether rows of the statement may have met the same existing row. Then the order in which they did so is
         unknown: the statement has that of the target, in which they are equal."""
@@ -312,6 +297,10 @@ class Upsert:
         values = [source.columns.get(name, [None] * source.size) for name in self.target]
         found = [row for row in zip(*values, strict=True) if None not in row]
         columns = self._elements()
+        if all(map(_is_stored_as_given, columns, zip(*found, strict=True))) and await compares_bytes(
+            await self._connection(), self._table(), [column.name for column in columns]
+        ):
+            return False
         wanted: Any = found if len(columns) > 1 else [value for (value,) in found]
         if found and all(map(fits_in_array, columns)):
             arrays = zip(columns, map(list, zip(*found, strict=True)), strict=True)
@@ -323,11 +312,7 @@ class Upsert:
 
     def _is_loose(self) -> bool:
         """Whether values of the target that differ in Python can be the same for PostgreSQL."""
-        kinds = [column.type for column in self._elements()]
-        return not all(
-            isinstance(kind, Integer | Date | LargeBinary) or (isinstance(kind, Uuid) and kind.as_uuid)
-            for kind in kinds
-        )
+        return not all(map(_is_exact, self._elements()))
 
     def _table(self) -> Table:
         table = inspect(self.model).local_table
@@ -358,18 +343,19 @@ class _Source:
         return inspect(model).primary_key if self.parameters is None else key_attributes(model)
 
 
-def _is_one_more(number: int) -> ColumnElement[Any]:
-    """Counts a row in the setting, for the statement with this number, when PostgreSQL evaluates it; never NULL."""
-    current = f"current_setting('{_CONFLICTS}', true)"
-    token: ColumnElement[str] = bindparam("howdah_number", str(number), String)
-    is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == token
-    one_more = literal_column(f"(split_part({current}, ':', 2)::bigint + 1)::text", String)
-    value = case((is_this_one, one_more), else_=literal_column("'1'", String))
-    return func.set_config(literal_column(f"'{_CONFLICTS}'"), token + literal_column("':'", String) + value, true())
+def _is_exact(column: Any) -> bool:
+    """Whether values that differ in Python differ for PostgreSQL as well."""
+    kind = column.type
+    return isinstance(kind, Integer | Date | LargeBinary) or (isinstance(kind, Uuid) and kind.as_uuid)
 
 
-def _record(values: Iterable[Any]) -> ColumnElement[Any]:
-    return cast(func.row(*values), _Record())
+def _is_stored_as_given(column: Any, values: Sequence[Any]) -> bool:
+    """Whether values that differ in Python are stored as values that differ."""
+    kind = column.type
+    if not isinstance(kind, String) or isinstance(kind, Enum | CHAR):
+        return _is_exact(column)
+    # From a longer text VARCHAR takes blanks away.
+    return {str}.issuperset(map(type, values)) and (kind.length is None or max(map(len, values)) <= kind.length)
 
 
 def _hashable(values: tuple[Any, ...]) -> Hashable:

@@ -1,8 +1,9 @@
-"""What triggers a table or a view has that decide over an INSERT."""
+"""What PostgreSQL's catalog says about a table that decides how rows can be upserted into it."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from sqlalchemy import Table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,6 +27,20 @@ WITH RECURSIVE relations (id) AS (
 SELECT EXISTS (SELECT FROM pg_trigger JOIN relations ON tgrelid = id WHERE tgtype & 64 = 64)
 """
 
+# Only tables and partitioned tables: the indexes behind a view aren't its own.
+_COMPARES_BYTES: Final = """
+SELECT count(*) = cardinality(CAST(:columns AS text[])) AND NOT EXISTS (
+    SELECT FROM pg_index i, unnest(i.indcollation) AS used (id) JOIN pg_collation l ON l.oid = used.id
+    WHERE i.indrelid = to_regclass(:name) AND NOT l.collisdeterministic
+)
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE a.attrelid = to_regclass(:name) AND a.attname = ANY(CAST(:columns AS text[]))
+AND c.relkind IN ('r', 'p')
+AND format_type(a.atttypid, NULL) IN (
+    'text', 'character varying', 'smallint', 'integer', 'bigint', 'uuid', 'date', 'bytea'
+)
+"""
+
 
 async def has_before_insert_trigger(connection: AsyncConnection, table: Table) -> bool:
     """Whether a trigger can suppress or change a row before it is inserted into the table or one of its partitions."""
@@ -37,9 +52,15 @@ async def has_instead_of_trigger(connection: AsyncConnection, table: Table) -> b
     return await _is_true(connection, _HAS_INSTEAD_OF, table)
 
 
-async def _is_true(connection: AsyncConnection, query: str, table: Table) -> bool:
+async def compares_bytes(connection: AsyncConnection, table: Table, columns: Sequence[str]) -> bool:
+    """Whether the unique indexes of these columns find only identical values equal, as citext and nondeterministic
+    collations don't."""
+    return await _is_true(connection, _COMPARES_BYTES, table, columns=list(columns))
+
+
+async def _is_true(connection: AsyncConnection, query: str, table: Table, **more: Any) -> bool:
     assert connection.sync_connection is not None
     quote = connection.dialect.identifier_preparer.quote
     schema = connection.sync_connection.schema_for_object(table)
     name = quote(table.name) if schema is None else f"{quote(schema)}.{quote(table.name)}"
-    return bool(await connection.scalar(text(query), {"name": name}))
+    return bool(await connection.scalar(text(query), {"name": name, **more}))

@@ -1,0 +1,44 @@
+"""Expressions for the condition of ON CONFLICT DO UPDATE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, case, cast, func, literal_column, select, true
+from sqlalchemy.types import UserDefinedType
+
+_SETTING: Final = "howdah.conflicts"
+
+
+class _Record(UserDefinedType[Any]):
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "RECORD"
+
+
+def stores_something_else(old: Iterable[Any], new: Iterable[Any]) -> ColumnElement[bool]:
+    """Whether the binary images of the values differ, which have the same types. Types without `=` have one, too."""
+    differs: ColumnElement[bool] = cast(func.row(*old), _Record()).op("*<>", is_comparison=True)(
+        cast(func.row(*new), _Record())
+    )
+    return differs
+
+
+def count_conflict(number: int) -> ColumnElement[Any]:
+    """Counts a row in a setting of the transaction when PostgreSQL evaluates it, for the statement with this number;
+    never NULL. Another number begins at 1 again, so nothing has to be reset."""
+    current = f"current_setting('{_SETTING}', true)"
+    token: ColumnElement[str] = bindparam("howdah_number", str(number), String)
+    is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == token
+    one_more = literal_column(f"(split_part({current}, ':', 2)::bigint + 1)::text", String)
+    value = case((is_this_one, one_more), else_=literal_column("'1'", String))
+    return func.set_config(literal_column(f"'{_SETTING}'"), token + literal_column("':'", String) + value, true())
+
+
+def conflicts_counted(number: int) -> Select[tuple[int]]:
+    """How many rows of the statement with this number have met an existing one."""
+    current = f"current_setting('{_SETTING}', true)"
+    is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == str(number)
+    return select(case((is_this_one, literal_column(f"split_part({current}, ':', 2)::bigint", Integer)), else_=0))
