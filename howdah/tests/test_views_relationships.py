@@ -30,6 +30,7 @@ class Item(Out):
 REFUSED = {
     (Parent, "toys_outer"): "outer join",
     (Parent, "third_table"): "a table that it doesn't join",
+    (Parent, "by_missing_column"): "a table that it doesn't join",
     (Parent, "by_subquery"): "has a subquery",
     (Parent, "cars"): "an expression (polymorphic_on)",
     (Parent, "a_car"): "an expression (polymorphic_on)",
