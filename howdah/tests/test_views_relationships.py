@@ -82,7 +82,7 @@ def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> An
 
 
 @pytest.mark.filterwarnings("ignore:Multiple rows returned with uselist=False")
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_it_is_what_selectinload_loads(session: AsyncSession, database: Database, seed: int) -> None:
     await related.make_tables(session)
     await related.make_rows(session, seed)
