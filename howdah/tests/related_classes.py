@@ -398,6 +398,9 @@ Parent.with_toy = relationship(with_toy, primaryjoin=lambda: Parent.id == foreig
 Parent.few_columns = relationship(
     few_columns, primaryjoin=lambda: Parent.id == foreign(few_columns.parent_id), viewonly=True
 )
+Parent.by_missing_column = relationship(
+    few_columns, primaryjoin=lambda: and_(Parent.id == foreign(few_columns.parent_id), Child.name == "a"), viewonly=True
+)
 Parent.plain_alias = relationship(
     plain_alias, primaryjoin=lambda: Parent.id == foreign(plain_alias.parent_id), viewonly=True
 )

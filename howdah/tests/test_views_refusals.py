@@ -25,7 +25,12 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.alias_generators import to_camel
 from sample import Album, Corner, Order, Specimen, Staff, Track, User
+from sqlalchemy import ForeignKey
+from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
+from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from howdah import CannotRender, JsonView
 
@@ -158,6 +163,77 @@ def test_it_names_the_field_and_the_reason(mapped: type[Any], schema: type[BaseM
         JsonView(mapped, schema)
     assert caught.value.path == path
     assert reason in caught.value.reason
+
+
+class Door(DeclarativeBase):
+    pass
+
+
+class Keyword(Door):
+    __tablename__ = "keywords"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    user_id: Mapped[int] = mapped_column(ForeignKey("keyed.id"))
+
+
+class Keyed(Door):
+    __tablename__ = "keyed"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    created_at: Mapped[int]
+    keywords: Mapped[list[Keyword]] = relationship()
+    words: AssociationProxy[list[str]] = association_proxy("keywords", "text")
+
+    @hybrid_property
+    def doubled(self) -> int:
+        return int(self.id) * 2
+
+    @hybrid_property
+    def greeting(self) -> str:
+        return "Hello %d" % self.id  # noqa: UP031
+
+    @hybrid_property
+    def parity(self) -> str:
+        return "even" if self.id % 2 == 0 else "odd"
+
+    @hybrid_method
+    def times(self, factor: int) -> int:
+        return self.id * factor
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "reason"),
+    [
+        (model(words=list[str]), "Made.words", "an association proxy: nest a model of 'keywords'"),
+        (model(keywords=list[model(words=str)]), "Made.keywords.words", "Keyword has no mapped attribute 'words'"),  # type: ignore[misc]
+        (model(doubled=int), "Made.doubled", "no SQL expression of Keyed: give the hybrid property an `expression`"),
+        (model(greeting=str), "Made.greeting", "no SQL expression of Keyed: give the hybrid property an `expression`"),
+        (model(parity=str), "Made.parity", "no SQL expression of Keyed: give the hybrid property an `expression`"),
+        (model(times=int), "Made.times", "no SQL expression of Keyed"),
+        (
+            model(id=Annotated[str, StringConstraints(to_lower=True)]),
+            "Made.id",
+            "to_lower changes its text in Python: have that in the schema that is written",
+        ),
+    ],
+)
+def test_what_runs_in_python_says_what_to_do(schema: type[BaseModel], path: str, reason: str) -> None:
+    with pytest.raises(CannotRender) as caught:
+        JsonView(Keyed, schema)
+    assert caught.value.path == path
+    assert reason in caught.value.reason
+
+
+class Camel(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    created_at: int
+
+
+def test_an_alias_that_is_no_attribute_says_how_to_read_the_name() -> None:
+    with pytest.raises(
+        CannotRender, match=r"no attribute 'createdAt', .* with validate_by_name=True in the model_config"
+    ):
+        JsonView(Keyed, Camel)
 
 
 def test_what_may_be_hidden_must_be_optional() -> None:

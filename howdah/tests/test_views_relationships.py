@@ -30,6 +30,7 @@ class Item(Out):
 REFUSED = {
     (Parent, "toys_outer"): "outer join",
     (Parent, "third_table"): "a table that it doesn't join",
+    (Parent, "by_missing_column"): "a table that it doesn't join",
     (Parent, "by_subquery"): "has a subquery",
     (Parent, "cars"): "an expression (polymorphic_on)",
     (Parent, "a_car"): "an expression (polymorphic_on)",
@@ -81,7 +82,7 @@ def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> An
 
 
 @pytest.mark.filterwarnings("ignore:Multiple rows returned with uselist=False")
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_it_is_what_selectinload_loads(session: AsyncSession, database: Database, seed: int) -> None:
     await related.make_tables(session)
     await related.make_rows(session, seed)

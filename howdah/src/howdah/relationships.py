@@ -38,9 +38,7 @@ class RelatedRows:
 
     def __init__(self, entity: Any, prop: Property, path: str) -> None:
         self._entity, self._prop = entity, prop
-        if prop.lazy in {"dynamic", "write_only"} or (prop.uselist and prop.collection_class not in {None, list}):
-            raise CannotRender(path, "the relationship isn't a list")
-        _refuse_other_tables(prop, path)
+        _refuse_inexact(prop, path)
         related = getattr(entity, prop.key)
         if isinstance(prop.entity, Mapper):
             self.target: Any = aliased(prop.mapper)
@@ -48,7 +46,12 @@ class RelatedRows:
         else:  # an aliased class, whose subquery is part of what the relationship says
             self.target = prop.entity.entity
         self._criterion = related.__clause_element__()
-        self._between = self._association_aliases()
+        ends = {*leaves(inspect(entity).selectable), *leaves(inspect(self.target).selectable)}
+        sources = select(literal(1)).where(self._criterion).get_final_froms()
+        self._between = [each for source in sources for each in leaves(source) if each not in ends]
+        association = set() if prop.secondary is None else {*leaves(prop.secondary)}
+        if any(getattr(each, "element", None) not in association for each in self._between):
+            raise CannotRender(path, "its join condition has columns of a table that it doesn't join")
         self.has_each_once = isinstance(prop.entity, Mapper) and _has_each_once(prop)
         """Whether no row can come twice."""
 
@@ -79,14 +82,6 @@ class RelatedRows:
         given = [_adapted(clause, selectables) for clause in self._prop.order_by or ()]
         return [*given, *key_attributes(self.target)]
 
-    def _association_aliases(self) -> list[Any]:
-        if self._prop.secondary is None:
-            return []
-        ends = (inspect(self._entity).selectable, inspect(self.target).selectable)
-        tables = {*leaves(self._prop.secondary)}
-        sources = select(literal(1)).where(self._criterion).get_final_froms()
-        return [each for each in sources if each not in ends and getattr(each, "element", None) in tables]
-
 
 def _adapted(clause: Any, selectables: Sequence[Any]) -> Any:
     for selectable in selectables:
@@ -94,24 +89,17 @@ def _adapted(clause: Any, selectables: Sequence[Any]) -> Any:
     return clause
 
 
-def _refuse_other_tables(prop: Property, path: str) -> None:
-    """A condition on a third table would need a join that the relationship doesn't have."""
-    known = {*prop.parent.tables, *prop.mapper.tables, *leaves(prop.parent.selectable), *leaves(prop.mapper.selectable)}
-    known |= {*leaves(inspect(prop.entity).selectable)}
-    known |= set() if prop.secondary is None else {prop.secondary, *leaves(prop.secondary)}
+def _refuse_inexact(prop: Property, path: str) -> None:
+    if prop.lazy in {"dynamic", "write_only"} or (prop.uselist and prop.collection_class not in {None, list}):
+        raise CannotRender(path, "the relationship isn't a list")
     if prop.mapper.single and not isinstance(prop.mapper.polymorphic_on, Column):
         # SQLAlchemy would add the criterion of the subclass once more, for the table instead of its alias.
         raise CannotRender(path, f"{prop.mapper.class_.__name__} is told apart by an expression (polymorphic_on)")
     if _has_outer_join(prop.secondary):
         raise CannotRender(path, "its association is an outer join")
     for condition in (prop.primaryjoin, prop.secondaryjoin):
-        if condition is None:
-            continue
-        if any(isinstance(part, SelectBase) for part in visitors.iterate(condition)):
+        if condition is not None and any(isinstance(part, SelectBase) for part in visitors.iterate(condition)):
             raise CannotRender(path, "its join condition has a subquery: make it a relationship to an aliased class")
-        sources = select(literal(1)).where(condition).get_final_froms()
-        if not known.issuperset(sources):
-            raise CannotRender(path, "its join condition has columns of a table that it doesn't join")
 
 
 def _has_each_once(prop: Property) -> bool:

@@ -101,8 +101,8 @@ class Renderer:
             )
             if len(output.encode()) > _LONGEST_NAME_BYTES:
                 raise CannotRender(here.path, f"its name is longer than {_LONGEST_NAME_BYTES} bytes")
-            source = next((each for each in sources if hasattr(class_, each)), sources[0])
-            if source != name and not hasattr(class_, source) and hasattr(class_, name):
+            source = next((each for each in sources if _has_attribute(class_, each)), sources[0])
+            if not _has_attribute(class_, source) and _has_attribute(class_, name):
                 raise CannotRender(
                     here.path,
                     f"{class_.__name__} has no attribute {source!r}, which is its alias: with validate_by_name=True in "
@@ -231,6 +231,10 @@ def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
         return element.correlate(*own) if element._auto_correlate and outer and has_rest else element
 
     return replacement_traverse(expression, {}, bind)
+
+
+def _has_attribute(class_: type[Any], name: str) -> bool:
+    return any(name in vars(each) for each in class_.__mro__)  # getattr() would run the code of a hybrid property
 
 
 def _refuse_other_rows(expression: Any, entity: Any, path: str) -> None:

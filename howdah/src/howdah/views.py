@@ -66,9 +66,18 @@ class JsonView(Generic[ModelT]):
     infinite or not a number as a text. What would run in Python (validators, serializers, computed fields, types that
     make their values) can't be rendered: `CannotRender`, when the view is made, names the field and the reason.
 
-    `where` has criteria that no reading of the view can leave out, for the model and whatever it contains:
+    Related rows are those that SQLAlchemy loads, each once. A field must be Optional if its expression can be NULL, or
+    if its row can be absent: only a foreign key whose columns are NOT NULL proves that there is one. Nothing is
+    validated: what a constraint of the schema forbids, or what lies in a JSON column in another shape, is written.
+
+    `where` has row filters. They hold for every read of the view, for the model and for each class nested in it:
 
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
+
+    A row filter is evaluated once, when the view is made, and is the same for every caller. It can't protect the rows
+    of one user or tenant from another. A filter that reads a context variable or the clock, or that differs between two
+    evaluations, raises `CannotRender`; use `func.now()` for the time. A subquery in an expression of the model
+    (`column_property`, hybrid property) isn't filtered.
     """
 
     def __init__(
@@ -82,7 +91,7 @@ class JsonView(Generic[ModelT]):
         )
         """The expression of a row's JSON, as bytes, for a `select()` of yours."""
         self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.criteria(model)
-        """What a row of the model must fulfil to be seen, for the same `select()`."""
+        """The row filters of the model, for the same `select()`."""
 
     def open(
         self, database: Database, *, trips: int = 2, max_batch: int = 100, max_waiting: int = 10_000
@@ -168,7 +177,8 @@ class OpenView(Generic[ModelT]):
         count: bool | int = False,
     ) -> Page[bytes]:
         """A keyset page of a `select()` of the model, its items as bytes; see `howdah.pagination.paginate`. One
-        statement, and another one to count."""
+        statement, and another one to count. Raises `ValueError` for a `select()` with `options()`,
+        `execution_options()` or `with_for_update()`."""
         listing = self._listing(statement)
         return await self._database.read(
             lambda connection: paginate_as(
@@ -178,7 +188,7 @@ class OpenView(Generic[ModelT]):
 
     async def stream(self, statement: Select[Any] | None = None, *, batch: int = 500) -> AsyncIterator[bytes]:
         """Rows in the order of the statement, then the key: each a line of its own (NDJSON). `batch` of them are in
-        memory at a time; they come from one snapshot."""
+        memory at a time; they come from one snapshot. Raises `ValueError` as `page` does."""
         listing = totally_ordered(self._listing(statement))
         async with self._database.session(read_only=True) as session:
             # after DISTINCT PostgreSQL orders only by what is selected
