@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from sqlalchemy.orm import (
     aliased,
     composite,
     joinedload,
+    lazyload,
     mapped_column,
     relationship,
     with_loader_criteria,
@@ -307,6 +309,8 @@ async def test_a_stream_loads_collections_by_further_statements(shelves: AsyncRe
     with pytest.raises(InvalidRequestError, match="selectinload"):
         async for _ in shelves.stream(load=[joinedload(Shelf.books)]):
             pass
+    lazy = [lazyload(Shelf.books), lazyload(Shelf.labels)]
+    assert len([shelf async for shelf in shelves.stream(load=lazy)]) == 12
 
 
 # --- inherited classes, composites and bundles
@@ -350,9 +354,17 @@ async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(ta
         insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
     )
     shapes = AsyncRepository(tables, Shape)
-    for clause in (desc(tuple_(Shape.x, Shape.y)), Shape.point.desc(), desc(Bundle("point", Shape.x, Shape.y))):
+    clauses: list[Callable[[], Any]] = [
+        lambda: desc(tuple_(Shape.x, Shape.y)),
+        lambda: Shape.point.desc(),
+        lambda: desc(Bundle("point", Shape.x, Shape.y)),
+    ]
+    for make in clauses:
         try:
+            clause = make()
             whole = await shapes.list(select(Shape).order_by(clause))
+        except NotImplementedError:  # SQLAlchemy's own
+            continue
         except ValueError as error:
             assert "a direction can't be given for several columns at once" in str(error)
             continue
