@@ -1,4 +1,4 @@
-"""Pages in the order of an expression are the whole list: PostgreSQL's type of it counts, not what SQLAlchemy assumes."""
+"""Pages in the order of an expression are the whole list: its type is PostgreSQL's, not what SQLAlchemy assumes."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ async def test_pages_in_the_order_of_any_expression_are_the_whole_list(
     outer=st.booleans(),
     limit=st.integers(1, 3),
 )
-async def test_pages_of_groups_in_the_order_of_any_aggregate_are_the_whole_list(
+async def test_pages_of_groups_in_the_order_of_any_aggregate_are_the_whole_list(  # noqa: PLR0917
     items: AsyncRepository[Item], rows: list[Any], parts: list[Any], order: list[Any], outer: bool, limit: int
 ) -> None:
     savepoint = await items.session.begin_nested()
@@ -295,11 +295,21 @@ async def test_each_expression_can_be_paged(items: AsyncRepository[Item], expres
     """Many rows share a value, some have none."""
     rows = [
         {
-            **{"whole": i % 5 or None, "other": i % 3, "price": Decimal(i % 4) / 3, "rate": Decimal(i % 7) / 9},
-            **{"real": i / 7, "big": 2**40 + i % 2, "name": "aAbB"[i % 4], "code": "xy"[i % 2]},
-            **{"moment": datetime(2024, 1, 1 + i % 4, i, tzinfo=UTC), "later": datetime(2025, 1, 1 + i, tzinfo=UTC)},
-            **{"day": date(2024, 1 + i % 12, 1), "span": timedelta(i % 3, i % 5), "tags": ["a", str(i % 3)]},
-            **{"doc": {"k": [None, i, {"z": i}, "t"][i % 4], "n": i**9}, "numbers": [i % 2, i % 3]},
+            "whole": i % 5 or None,
+            "other": i % 3,
+            "price": Decimal(i % 4) / 3,
+            "rate": Decimal(i % 7) / 9,
+            "real": i / 7,
+            "big": 2**40 + i % 2,
+            "name": "aAbB"[i % 4],
+            "code": "xy"[i % 2],
+            "moment": datetime(2024, 1, 1 + i % 4, i, tzinfo=UTC),
+            "later": datetime(2025, 1, 1 + i, tzinfo=UTC),
+            "day": date(2024, 1 + i % 12, 1),
+            "span": timedelta(i % 3, i % 5),
+            "tags": ["a", str(i % 3)],
+            "doc": {"k": [None, i, {"z": i}, "t"][i % 4], "n": i**9},
+            "numbers": [i % 2, i % 3],
         }
         for i in range(20)
     ]
