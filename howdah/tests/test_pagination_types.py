@@ -87,6 +87,8 @@ class Mood(enum.Enum):
     HAPPY = "happy"
 
 
+MOOD = Enum(Mood, name="mood", values_callable=lambda kind: [each.value for each in kind])
+
 # Of each: the column's type in the table, its type in the mapping, and texts of values.
 MOODS = "'sad', 'ok', 'happy'"
 CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
@@ -153,7 +155,7 @@ CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
     ("float8[]", ARRAY(Float), ["{0.1}", "{0.30000000000000004,NaN}"]),
     ("timestamptz[]", ARRAY(pg.TIMESTAMP(timezone=True)), ["{2024-01-01}", "{infinity}"]),
     ("bit(3)[]", ARRAY(pg.BIT(3)), ["{101}", "{100}"]),
-    ("mood", Enum(Mood, name="mood", values_callable=lambda kind: [each.value for each in kind]), ["happy", "sad", "ok"]),
+    ("mood", MOOD, ["happy", "sad", "ok"]),
     ("mood", pg.ENUM("sad", "ok", "happy", name="mood", create_type=False), ["happy", "sad", "ok"]),
     ("mood[]", ARRAY(pg.ENUM("sad", "ok", "happy", name="mood", create_type=False)), ["{happy}", "{sad,ok}"]),
     ("varchar(9)", Enum(Mood, native_enum=False, length=9), ["HAPPY", "SAD", "OK"]),

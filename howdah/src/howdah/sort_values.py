@@ -78,6 +78,7 @@ def _oids(*names: str) -> frozenset[int | None]:
 
 _FLOATS: Final = _oids("float4", "float8")
 _INTERVALS: Final = _oids("interval")
+_EXACT_INTERVALS: Final = ("postgres", "iso_8601")
 _DATES: Final = _oids(
     *("date", "daterange", "datemultirange"),
     *("timestamp", "tsrange", "tsmultirange"),
@@ -209,12 +210,7 @@ def _check_settings(column: ColumnElement[Any], kind: TypeEngine[Any], oid: Type
     unknown = oid is None and not isinstance(_item_of(kind), _TEXTS)
     for depends, setting, exact, wanted in (
         (oid in _DATES, f"DateStyle = '{date_style}'", date_style.startswith("ISO"), "ISO"),
-        (
-            oid in _INTERVALS,
-            f"IntervalStyle = '{interval_style}'",
-            interval_style in ("postgres", "iso_8601"),
-            "postgres",
-        ),
+        (oid in _INTERVALS, f"IntervalStyle = '{interval_style}'", interval_style in _EXACT_INTERVALS, "postgres"),
         (oid in _FLOATS, f"extra_float_digits = {float_digits}", int(float_digits) > 0, "1"),
     ):
         if (depends or unknown) and not exact:
