@@ -48,12 +48,12 @@ class Rack(Separate):
     id: Mapped[int] = mapped_column(primary_key=True)
     place: Mapped[int]
     hidden: Mapped[bool] = mapped_column(default=False)
-    books: Mapped[list[Volume]] = relationship(lazy="joined", order_by="Volume.id")
+    books: Mapped[list[Tome]] = relationship(lazy="joined", order_by="Tome.id")
     labels: Mapped[list[Sticker]] = relationship(lazy="joined", order_by="Sticker.id")
 
 
-class Volume(Separate):
-    __tablename__ = "volumes"
+class Tome(Separate):
+    __tablename__ = "tomes"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     rack_id: Mapped[int] = mapped_column(ForeignKey(Rack.id))
@@ -93,16 +93,16 @@ class Triangle(Shape):
     __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "triangle"}
 
 
-class Boat(ConcreteBase, Separate):
-    __tablename__ = "boats"
+class Barge(ConcreteBase, Separate):
+    __tablename__ = "barges"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     length: Mapped[int]
-    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "boat", "concrete": True}
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "barge", "concrete": True}
 
 
-class Ferry(Boat):
+class Ferry(Barge):
     """Has no column for the length."""
 
     __tablename__ = "ferries"
@@ -127,7 +127,7 @@ async def tables(session: AsyncSession) -> AsyncSession:
 async def racks(tables: AsyncSession) -> AsyncRepository[Rack]:
     """Twelve; every third is hidden. They have as many books as the rest by 4."""
     await tables.execute(insert(Rack), [{"id": i, "place": i % 5, "hidden": i % 3 == 0} for i in range(12)])
-    await tables.execute(insert(Volume), [{"rack_id": i} for i in range(12) for _ in range(i % 4)])
+    await tables.execute(insert(Tome), [{"rack_id": i} for i in range(12) for _ in range(i % 4)])
     await tables.execute(insert(Sticker), [{"rack_id": i} for i in range(12) for _ in range(2)])
     return AsyncRepository(tables, Rack)
 
@@ -195,13 +195,13 @@ CRITERIA = [
     with_loader_criteria(Rack, lambda rack: rack.hidden.is_(False)),
     with_loader_criteria(Rack, lambda rack: rack.hidden.is_(False), include_aliases=True),
     with_loader_criteria(Rack, lambda rack: rack.id > 4, include_aliases=True, propagate_to_loaders=False),
-    with_loader_criteria(Volume, Volume.id > 9),
+    with_loader_criteria(Tome, Tome.id > 9),
 ]
 OTHER = aliased(Rack)
 LISTINGS = [
     select(Rack).order_by(Rack.place),
     select(OTHER).order_by(OTHER.place.desc()),
-    select(Rack).where(Rack.id.in_(select(Volume.rack_id))),
+    select(Rack).where(Rack.id.in_(select(Tome.rack_id))),
     select(Rack).join(Rack.books).distinct(),
     select(Rack).join(Rack.books).group_by(Rack.id).having(func.count() > 1).order_by(func.count()),
     select(Rack).where(Rack.books.any()),
@@ -271,8 +271,8 @@ async def test_collections_that_are_loaded_by_a_join_dont_change_the_pages(
         select(Rack).order_by(func.abs(Rack.place), Rack.id.desc()),
         select(Rack)
         .where(Rack.books.any())
-        .order_by(select(func.sum(Volume.id)).where(Volume.rack_id == Rack.id).scalar_subquery()),
-        select(Rack).join(Rack.books).group_by(Rack.id).order_by(func.count(Volume.id)),
+        .order_by(select(func.sum(Tome.id)).where(Tome.rack_id == Rack.id).scalar_subquery()),
+        select(Rack).join(Rack.books).group_by(Rack.id).order_by(func.count(Tome.id)),
         select(Rack).join(Rack.books).distinct().order_by(Rack.place),
         select(OTHER).order_by(OTHER.place),
     ):
@@ -292,8 +292,8 @@ async def test_a_join_that_brings_objects_twice_loses_none_where_collections_are
     """The last page may be an empty one."""
     for listing in (
         select(Rack).join(Rack.books).order_by(Rack.place),
-        select(Rack).where(Volume.rack_id == Rack.id),
-        select(Rack).select_from(Volume).join(Rack, Volume.rack_id == Rack.id).order_by(Rack.place.desc()),
+        select(Rack).where(Tome.rack_id == Rack.id),
+        select(Rack).select_from(Tome).join(Rack, Tome.rack_id == Rack.id).order_by(Rack.place.desc()),
     ):
         whole = await racks.list(listing, limit=None)
         assert len(whole) == 9
@@ -396,14 +396,14 @@ async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(ta
 
 async def test_concrete_classes_are_paged_as_one_listing(tables: AsyncSession) -> None:
     """A column that one of the tables lacks is NULL for its rows, whatever the other one's says."""
-    await tables.execute(insert(Boat.__table__), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
+    await tables.execute(insert(Barge.__table__), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
     await tables.execute(insert(Ferry.__table__), [{"id": 10 + i, "name": f"b{i % 2}", "cars": i} for i in range(6)])
-    boats = AsyncRepository(tables, Boat)
+    boats = AsyncRepository(tables, Barge)
     for listing, number in (
-        (select(Boat), 12),
-        (select(Boat).order_by(Boat.name.desc()), 12),
-        (select(Boat).order_by(Boat.length), 12),
-        (select(Boat).order_by(Boat.length.desc(), Boat.name), 12),
+        (select(Barge), 12),
+        (select(Barge).order_by(Barge.name.desc()), 12),
+        (select(Barge).order_by(Barge.length), 12),
+        (select(Barge).order_by(Barge.length.desc(), Barge.name), 12),
         (select(Ferry).order_by(Ferry.name, Ferry.cars.desc()), 6),
     ):
         whole = await boats.list(listing, limit=None)
@@ -432,8 +432,8 @@ async def test_inherited_classes_are_paged(tables: AsyncSession) -> None:
 
 async def test_an_alias_of_an_outer_joins_rows_hides_none_whose_column_is_null(tables: AsyncSession) -> None:
     await tables.execute(insert(Rack), [{"id": i, "place": i % 2} for i in range(8)])
-    await tables.execute(insert(Volume), [{"id": i, "rack_id": i, "pages": i} for i in range(0, 8, 2)])
-    rows = select(Rack.id, Volume.pages.label("place"), Rack.hidden).outerjoin(Rack.books).subquery()
+    await tables.execute(insert(Tome), [{"id": i, "rack_id": i, "pages": i} for i in range(0, 8, 2)])
+    rows = select(Rack.id, Tome.pages.label("place"), Rack.hidden).outerjoin(Rack.books).subquery()
     other = aliased(Rack, rows, adapt_on_names=True)
     listing = select(other).order_by(other.place)
     racks = AsyncRepository(tables, Rack)
