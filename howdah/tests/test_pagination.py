@@ -8,7 +8,6 @@ import os
 import string
 import subprocess
 import sys
-from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +15,6 @@ import pytest
 from paging import ids, walk
 from sample import Order, Seat, Specimen, User
 from sqlalchemy import Select, and_, func, select, text
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, joinedload, undefer
 

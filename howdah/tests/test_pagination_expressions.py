@@ -1,4 +1,4 @@
-"""Pages in the order of an expression are the whole list: PostgreSQL's type of it counts, not what SQLAlchemy assumes."""
+"""Pages in the order of an expression are the whole list: its type is PostgreSQL's, not what SQLAlchemy assumes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Separate(Base):
     metadata = MetaData()
 
 
-class Item(Separate):
-    __tablename__ = "items"
+class Gadget(Separate):
+    __tablename__ = "gadgets"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     whole: Mapped[int | None]
@@ -66,102 +66,102 @@ class Item(Separate):
     numbers: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
 
 
-class Part(Separate):
-    __tablename__ = "parts"
+class Piece(Separate):
+    __tablename__ = "pieces"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    item_id: Mapped[int] = mapped_column(ForeignKey(Item.id))
+    item_id: Mapped[int] = mapped_column(ForeignKey(Gadget.id))
     cents: Mapped[int | None]
     cost: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
     label: Mapped[str | None]
 
 
-class ItemOut(BaseModel):
+class GadgetOut(BaseModel):
     id: int
 
 
-ITEM_VIEW = JsonView(Item, ItemOut)
+GADGET_VIEW = JsonView(Gadget, GadgetOut)
 
 EXPRESSIONS: list[ColumnElement[Any]] = [
-    Item.price * Item.rate,
-    Item.price / func.nullif(Item.whole, 0),
-    Item.price - Item.real,
-    Item.whole + Item.other,
-    Item.big * 1000,
-    Item.whole / 7.0,
-    Item.real * Item.rate,
-    Item.real / 3,
-    -Item.whole,
-    Item.whole % 3,
-    func.sqrt(func.abs(Item.whole)),
-    func.length(Item.name),
-    func.round(Item.price),
-    func.greatest(Item.whole, Item.price),
-    func.coalesce(Item.price, Item.whole),
-    func.coalesce(Item.whole, Item.real),
-    case((Item.whole > 1, Item.price), else_=Item.real),
-    case((Item.whole > 1, "x"), (Item.whole.is_(None), "y"), else_=Item.name),
-    cast(Item.price, Integer),
-    cast(Item.whole, Text),
-    cast(Item.real, Numeric),
-    extract("epoch", Item.moment),
-    extract("month", Item.day),
-    Item.later - Item.moment,
-    func.age(Item.later, Item.moment),
-    Item.moment + Item.span,
-    Item.moment - Item.span,
-    Item.day + Item.whole,
-    func.date_trunc("hour", Item.moment),
-    func.to_char(Item.day, "YYYY"),
-    func.justify_hours(Item.span),
-    Item.span,
-    Item.name + Item.code,
-    Item.name.concat(Item.whole),
-    func.lower(Item.name),
-    Item.name.collate("C"),
-    func.lower(Item.name).collate("C"),
-    func.coalesce(Item.name, Item.code),
-    func.nullif(Item.name, ""),
-    Item.whole > Item.other,
-    Item.name.is_(None),
-    (Item.whole > 0) & (Item.other > 0),
-    Item.doc,
-    Item.doc["k"],
-    Item.doc["k"].as_string(),
-    Item.doc["k"]["z"],
-    func.jsonb_typeof(Item.doc["k"]),
-    Item.doc["n"].as_numeric(40, 5),
-    cast(Item.doc["n"].as_string(), Numeric),
-    func.coalesce(Item.doc["k"], cast("0", JSONB)),
-    Item.tags,
-    Item.tags[1],
-    Item.numbers,
-    array([Item.whole, Item.other]),
-    func.cardinality(Item.tags),
-    func.numrange(func.least(Item.price, Item.rate), func.greatest(Item.price, Item.rate)),
-    func.tstzrange(func.least(Item.moment, Item.later), null()),
-    func.decode(func.md5(Item.name), "hex"),
-    func.convert_to(Item.name, "UTF8"),
-    func.int8(Item.whole),
-    select(func.sum(Part.cents)).where(Part.item_id == Item.id).scalar_subquery(),
-    select(func.count()).where(Part.item_id == Item.id).scalar_subquery() / 2.0,
+    Gadget.price * Gadget.rate,
+    Gadget.price / func.nullif(Gadget.whole, 0),
+    Gadget.price - Gadget.real,
+    Gadget.whole + Gadget.other,
+    Gadget.big * 1000,
+    Gadget.whole / 7.0,
+    Gadget.real * Gadget.rate,
+    Gadget.real / 3,
+    -Gadget.whole,
+    Gadget.whole % 3,
+    func.sqrt(func.abs(Gadget.whole)),
+    func.length(Gadget.name),
+    func.round(Gadget.price),
+    func.greatest(Gadget.whole, Gadget.price),
+    func.coalesce(Gadget.price, Gadget.whole),
+    func.coalesce(Gadget.whole, Gadget.real),
+    case((Gadget.whole > 1, Gadget.price), else_=Gadget.real),
+    case((Gadget.whole > 1, "x"), (Gadget.whole.is_(None), "y"), else_=Gadget.name),
+    cast(Gadget.price, Integer),
+    cast(Gadget.whole, Text),
+    cast(Gadget.real, Numeric),
+    extract("epoch", Gadget.moment),
+    extract("month", Gadget.day),
+    Gadget.later - Gadget.moment,
+    func.age(Gadget.later, Gadget.moment),
+    Gadget.moment + Gadget.span,
+    Gadget.moment - Gadget.span,
+    Gadget.day + Gadget.whole,
+    func.date_trunc("hour", Gadget.moment),
+    func.to_char(Gadget.day, "YYYY"),
+    func.justify_hours(Gadget.span),
+    Gadget.span,
+    Gadget.name + Gadget.code,
+    Gadget.name.concat(Gadget.whole),
+    func.lower(Gadget.name),
+    Gadget.name.collate("C"),
+    func.lower(Gadget.name).collate("C"),
+    func.coalesce(Gadget.name, Gadget.code),
+    func.nullif(Gadget.name, ""),
+    Gadget.whole > Gadget.other,
+    Gadget.name.is_(None),
+    (Gadget.whole > 0) & (Gadget.other > 0),
+    Gadget.doc,
+    Gadget.doc["k"],
+    Gadget.doc["k"].as_string(),
+    Gadget.doc["k"]["z"],
+    func.jsonb_typeof(Gadget.doc["k"]),
+    Gadget.doc["n"].as_numeric(40, 5),
+    cast(Gadget.doc["n"].as_string(), Numeric),
+    func.coalesce(Gadget.doc["k"], cast("0", JSONB)),
+    Gadget.tags,
+    Gadget.tags[1],
+    Gadget.numbers,
+    array([Gadget.whole, Gadget.other]),
+    func.cardinality(Gadget.tags),
+    func.numrange(func.least(Gadget.price, Gadget.rate), func.greatest(Gadget.price, Gadget.rate)),
+    func.tstzrange(func.least(Gadget.moment, Gadget.later), null()),
+    func.decode(func.md5(Gadget.name), "hex"),
+    func.convert_to(Gadget.name, "UTF8"),
+    func.int8(Gadget.whole),
+    select(func.sum(Piece.cents)).where(Piece.item_id == Gadget.id).scalar_subquery(),
+    select(func.count()).where(Piece.item_id == Gadget.id).scalar_subquery() / 2.0,
 ]
 AGGREGATES: list[ColumnElement[Any]] = [
-    func.sum(Part.cents),
-    func.coalesce(func.sum(Part.cents), 0),
-    func.sum(Part.cost),
-    func.sum(Part.cost) / func.count(),
-    func.avg(Part.cents),
-    func.stddev(Part.cents),
-    func.count(Part.id),
-    func.max(Part.cost) * Item.rate,
-    func.min(Part.label),
-    func.string_agg(Part.label, literal(",")),
-    func.bool_or(Part.cents > 0),
-    func.array_agg(Part.cents),
-    func.jsonb_agg(Part.cents),
-    func.count(Part.id.distinct()),
-    func.sum(Part.cents).filter(Part.cents > 0),
+    func.sum(Piece.cents),
+    func.coalesce(func.sum(Piece.cents), 0),
+    func.sum(Piece.cost),
+    func.sum(Piece.cost) / func.count(),
+    func.avg(Piece.cents),
+    func.stddev(Piece.cents),
+    func.count(Piece.id),
+    func.max(Piece.cost) * Gadget.rate,
+    func.min(Piece.label),
+    func.string_agg(Piece.label, literal(",")),
+    func.bool_or(Piece.cents > 0),
+    func.array_agg(Piece.cents),
+    func.jsonb_agg(Piece.cents),
+    func.count(Piece.id.distinct()),
+    func.sum(Piece.cents).filter(Piece.cents > 0),
 ]
 
 INTEGERS = st.one_of(st.integers(-3, 3), st.integers(-(10**6), 10**6))
@@ -232,40 +232,40 @@ many = settings(
 
 
 @pytest.fixture
-async def items(session: AsyncSession) -> AsyncIterator[AsyncRepository[Item]]:
+async def items(session: AsyncSession) -> AsyncIterator[AsyncRepository[Gadget]]:
     await (await session.connection()).run_sync(Separate.metadata.create_all)
-    yield AsyncRepository(session, Item)
+    yield AsyncRepository(session, Gadget)
     await session.rollback()
 
 
-async def assert_paged(items: AsyncRepository[Item], statement: Any, limit: int) -> None:
+async def assert_paged(items: AsyncRepository[Gadget], statement: Any, limit: int) -> None:
     """Through the repository, and as JSON on a connection."""
     whole = await items.list(statement, limit=None)
     await assert_pages_are(whole, partial(items.page, statement), limit=limit)
     connection = await items.session.connection()
-    every_body = totally_ordered(statement).with_only_columns(ITEM_VIEW.body, maintain_column_froms=True)
+    every_body = totally_ordered(statement).with_only_columns(GADGET_VIEW.body, maintain_column_froms=True)
     bodies = (await connection.execute(every_body)).scalars().all()
     await assert_pages_are(
-        bodies, partial(paginate_as, ITEM_VIEW.body, connection, statement, count=False), limit=limit
+        bodies, partial(paginate_as, GADGET_VIEW.body, connection, statement, count=False), limit=limit
     )
 
 
-async def fill(items: AsyncRepository[Item], rows: list[Any], parts: list[Any]) -> None:
-    await items.session.execute(insert(Item), [{"id": (i * 7) % 31, **row} for i, row in enumerate(rows)])
+async def fill(items: AsyncRepository[Gadget], rows: list[Any], parts: list[Any]) -> None:
+    await items.session.execute(insert(Gadget), [{"id": (i * 7) % 31, **row} for i, row in enumerate(rows)])
     of_items = [{"item_id": ((i % len(rows)) * 7) % 31, **part} for i, part in parts]
     if of_items:
-        await items.session.execute(insert(Part), of_items)
+        await items.session.execute(insert(Piece), of_items)
 
 
 @many
 @given(rows=ITEMS, parts=PARTS, order=st.lists(ordered(EXPRESSIONS), min_size=1, max_size=2), limit=st.integers(1, 3))
 async def test_pages_in_the_order_of_any_expression_are_the_whole_list(
-    items: AsyncRepository[Item], rows: list[Any], parts: list[Any], order: list[Any], limit: int
+    items: AsyncRepository[Gadget], rows: list[Any], parts: list[Any], order: list[Any], limit: int
 ) -> None:
     savepoint = await items.session.begin_nested()
     try:
         await fill(items, rows, parts)
-        await assert_paged(items, select(Item).order_by(*order), limit)
+        await assert_paged(items, select(Gadget).order_by(*order), limit)
     finally:
         await savepoint.rollback()
 
@@ -278,45 +278,55 @@ async def test_pages_in_the_order_of_any_expression_are_the_whole_list(
     outer=st.booleans(),
     limit=st.integers(1, 3),
 )
-async def test_pages_of_groups_in_the_order_of_any_aggregate_are_the_whole_list(
-    items: AsyncRepository[Item], rows: list[Any], parts: list[Any], order: list[Any], outer: bool, limit: int
+async def test_pages_of_groups_in_the_order_of_any_aggregate_are_the_whole_list(  # noqa: PLR0917
+    items: AsyncRepository[Gadget], rows: list[Any], parts: list[Any], order: list[Any], outer: bool, limit: int
 ) -> None:
     savepoint = await items.session.begin_nested()
     try:
         await fill(items, rows, parts)
-        grouped = select(Item).join(Part, Part.item_id == Item.id, isouter=outer).group_by(Item.id)
+        grouped = select(Gadget).join(Piece, Piece.item_id == Gadget.id, isouter=outer).group_by(Gadget.id)
         await assert_paged(items, grouped.order_by(*order), limit)
     finally:
         await savepoint.rollback()
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS, ids=str)
-async def test_each_expression_can_be_paged(items: AsyncRepository[Item], expression: ColumnElement[Any]) -> None:
+async def test_each_expression_can_be_paged(items: AsyncRepository[Gadget], expression: ColumnElement[Any]) -> None:
     """Many rows share a value, some have none."""
     rows = [
         {
-            **{"whole": i % 5 or None, "other": i % 3, "price": Decimal(i % 4) / 3, "rate": Decimal(i % 7) / 9},
-            **{"real": i / 7, "big": 2**40 + i % 2, "name": "aAbB"[i % 4], "code": "xy"[i % 2]},
-            **{"moment": datetime(2024, 1, 1 + i % 4, i, tzinfo=UTC), "later": datetime(2025, 1, 1 + i, tzinfo=UTC)},
-            **{"day": date(2024, 1 + i % 12, 1), "span": timedelta(i % 3, i % 5), "tags": ["a", str(i % 3)]},
-            **{"doc": {"k": [None, i, {"z": i}, "t"][i % 4], "n": i**9}, "numbers": [i % 2, i % 3]},
+            "whole": i % 5 or None,
+            "other": i % 3,
+            "price": Decimal(i % 4) / 3,
+            "rate": Decimal(i % 7) / 9,
+            "real": i / 7,
+            "big": 2**40 + i % 2,
+            "name": "aAbB"[i % 4],
+            "code": "xy"[i % 2],
+            "moment": datetime(2024, 1, 1 + i % 4, i, tzinfo=UTC),
+            "later": datetime(2025, 1, 1 + i, tzinfo=UTC),
+            "day": date(2024, 1 + i % 12, 1),
+            "span": timedelta(i % 3, i % 5),
+            "tags": ["a", str(i % 3)],
+            "doc": {"k": [None, i, {"z": i}, "t"][i % 4], "n": i**9},
+            "numbers": [i % 2, i % 3],
         }
         for i in range(20)
     ]
     await fill(items, rows, [(i % 20, {"cents": 2**31 - 1 - i % 2}) for i in range(50)])
     for clause in (expression, expression.desc().nulls_last()):
-        await assert_paged(items, select(Item).order_by(clause), 6)
+        await assert_paged(items, select(Gadget).order_by(clause), 6)
 
 
-async def test_a_sum_beyond_31_bits_can_be_paged(items: AsyncRepository[Item]) -> None:
+async def test_a_sum_beyond_31_bits_can_be_paged(items: AsyncRepository[Gadget]) -> None:
     await fill(items, [{"whole": 1}] * 5, [(i, {"cents": 2**31 - 1}) for i in range(5) for _ in range(i + 1)])
-    await assert_paged(items, select(Item).join(Part).group_by(Item.id).order_by(func.sum(Part.cents)), 2)
+    await assert_paged(items, select(Gadget).join(Piece).group_by(Gadget.id).order_by(func.sum(Piece.cents)), 2)
 
 
-async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncRepository[Item]) -> None:
+async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncRepository[Gadget]) -> None:
     documents = [["null", f"{2**63 + i}", f"1e{300 + i}"][i % 3] for i in range(80)]
     await items.session.execute(
-        insert(Item).from_select(
+        insert(Gadget).from_select(
             ["id", "doc"],
             select(
                 func.unnest(cast(list(range(100, 180)), ARRAY(Integer))),
@@ -324,37 +334,37 @@ async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncR
             ),
         )
     )
-    statement = select(Item).with_only_columns(Item.id).order_by(Item.doc["k"], Item.id)
+    statement = select(Gadget).with_only_columns(Gadget.id).order_by(Gadget.doc["k"], Gadget.id)
     whole = list(await items.session.scalars(statement))
     connection = await items.session.connection()
-    turn = partial(paginate_as, Item.id, connection, select(Item).order_by(Item.doc["k"]), count=False)
+    turn = partial(paginate_as, Gadget.id, connection, select(Gadget).order_by(Gadget.doc["k"]), count=False)
     await assert_pages_are(whole, turn, limit=7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "volatile",
-    [func.random(), func.now() - Item.moment, func.gen_random_uuid(), func.current_date(), func.clock_timestamp()],
+    [func.random(), func.now() - Gadget.moment, func.gen_random_uuid(), func.current_date(), func.clock_timestamp()],
     ids=str,
 )
 async def test_an_order_that_changes_between_two_pages_is_refused(
-    items: AsyncRepository[Item], volatile: ColumnElement[Any]
+    items: AsyncRepository[Gadget], volatile: ColumnElement[Any]
 ) -> None:
     with pytest.raises(ValueError, match="has another value when the next page is read"):
-        await items.page(select(Item).order_by(volatile))
+        await items.page(select(Gadget).order_by(volatile))
 
 
 @pytest.mark.parametrize(
     ("expression", "name"),
     [
-        (func.row(Item.whole, Item.other), "record"),
-        (func.to_tsvector("simple", Item.name), "tsvector"),
-        (func.money(Item.whole), "money"),
+        (func.row(Gadget.whole, Gadget.other), "record"),
+        (func.to_tsvector("simple", Gadget.name), "tsvector"),
+        (func.money(Gadget.whole), "money"),
     ],
     ids=["record", "tsvector", "money"],
 )
 async def test_an_order_whose_type_no_cursor_can_hold_is_refused_at_the_first_page(
-    items: AsyncRepository[Item], expression: ColumnElement[Any], name: str
+    items: AsyncRepository[Gadget], expression: ColumnElement[Any], name: str
 ) -> None:
     await fill(items, [{"whole": 1, "name": "a"}], [])
     with pytest.raises(TypeError, match=f"PostgreSQL has it as {name}.*order by a cast of it"):
-        await items.page(select(Item).order_by(expression))
+        await items.page(select(Gadget).order_by(expression))

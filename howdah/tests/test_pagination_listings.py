@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from sqlalchemy.orm import (
     aliased,
     composite,
     joinedload,
+    lazyload,
     mapped_column,
     relationship,
     with_loader_criteria,
@@ -40,29 +42,29 @@ class Separate(Base):
     metadata = MetaData()
 
 
-class Shelf(Separate):
-    __tablename__ = "shelves"
+class Rack(Separate):
+    __tablename__ = "racks"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     place: Mapped[int]
     hidden: Mapped[bool] = mapped_column(default=False)
-    books: Mapped[list[Book]] = relationship(lazy="joined", order_by="Book.id")
-    labels: Mapped[list[Tag]] = relationship(lazy="joined", order_by="Tag.id")
+    books: Mapped[list[Tome]] = relationship(lazy="joined", order_by="Tome.id")
+    labels: Mapped[list[Sticker]] = relationship(lazy="joined", order_by="Sticker.id")
 
 
-class Book(Separate):
-    __tablename__ = "books"
+class Tome(Separate):
+    __tablename__ = "tomes"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    shelf_id: Mapped[int] = mapped_column(ForeignKey(Shelf.id))
+    rack_id: Mapped[int] = mapped_column(ForeignKey(Rack.id))
     pages: Mapped[int] = mapped_column(default=1)
 
 
-class Tag(Separate):
-    __tablename__ = "tags"
+class Sticker(Separate):
+    __tablename__ = "stickers"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    shelf_id: Mapped[int] = mapped_column(ForeignKey(Shelf.id))
+    rack_id: Mapped[int] = mapped_column(ForeignKey(Rack.id))
 
 
 @dataclass
@@ -91,16 +93,16 @@ class Triangle(Shape):
     __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "triangle"}
 
 
-class Boat(ConcreteBase, Separate):
-    __tablename__ = "boats"
+class Barge(ConcreteBase, Separate):
+    __tablename__ = "barges"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     length: Mapped[int]
-    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "boat", "concrete": True}
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "barge", "concrete": True}
 
 
-class Ferry(Boat):
+class Ferry(Barge):
     """Has no column for the length."""
 
     __tablename__ = "ferries"
@@ -122,12 +124,12 @@ async def tables(session: AsyncSession) -> AsyncSession:
 
 
 @pytest.fixture
-async def shelves(tables: AsyncSession) -> AsyncRepository[Shelf]:
+async def racks(tables: AsyncSession) -> AsyncRepository[Rack]:
     """Twelve; every third is hidden. They have as many books as the rest by 4."""
-    await tables.execute(insert(Shelf), [{"id": i, "place": i % 5, "hidden": i % 3 == 0} for i in range(12)])
-    await tables.execute(insert(Book), [{"shelf_id": i} for i in range(12) for _ in range(i % 4)])
-    await tables.execute(insert(Tag), [{"shelf_id": i} for i in range(12) for _ in range(2)])
-    return AsyncRepository(tables, Shelf)
+    await tables.execute(insert(Rack), [{"id": i, "place": i % 5, "hidden": i % 3 == 0} for i in range(12)])
+    await tables.execute(insert(Tome), [{"rack_id": i} for i in range(12) for _ in range(i % 4)])
+    await tables.execute(insert(Sticker), [{"rack_id": i} for i in range(12) for _ in range(2)])
+    return AsyncRepository(tables, Rack)
 
 
 # --- pages of which nothing is left
@@ -141,7 +143,7 @@ async def shelves(tables: AsyncSession) -> AsyncRepository[Shelf]:
     backward=st.booleans(),
     data=st.data(),
 )
-async def test_an_empty_page_leads_back_to_everything_that_is_left(
+async def test_an_empty_page_leads_back_to_everything_that_is_left(  # noqa: PLR0917
     session: AsyncSession, rows: list[Any], order: list[Any], limit: int, backward: bool, data: Any
 ) -> None:
     """Walk to the end, delete the last page's rows and some others, ask for that page again, and turn round."""
@@ -189,66 +191,66 @@ async def test_a_row_that_is_there_again_is_on_the_page_that_leads_back(users: U
 
 
 CRITERIA = [
-    with_loader_criteria(Shelf, Shelf.hidden.is_(False)),
-    with_loader_criteria(Shelf, lambda shelf: shelf.hidden.is_(False)),
-    with_loader_criteria(Shelf, lambda shelf: shelf.hidden.is_(False), include_aliases=True),
-    with_loader_criteria(Shelf, lambda shelf: shelf.id > 4, include_aliases=True, propagate_to_loaders=False),
-    with_loader_criteria(Book, Book.id > 9),
+    with_loader_criteria(Rack, Rack.hidden.is_(False)),
+    with_loader_criteria(Rack, lambda rack: rack.hidden.is_(False)),
+    with_loader_criteria(Rack, lambda rack: rack.hidden.is_(False), include_aliases=True),
+    with_loader_criteria(Rack, lambda rack: rack.id > 4, include_aliases=True, propagate_to_loaders=False),
+    with_loader_criteria(Tome, Tome.id > 9),
 ]
-OTHER = aliased(Shelf)
+OTHER = aliased(Rack)
 LISTINGS = [
-    select(Shelf).order_by(Shelf.place),
+    select(Rack).order_by(Rack.place),
     select(OTHER).order_by(OTHER.place.desc()),
-    select(Shelf).where(Shelf.id.in_(select(Book.shelf_id))),
-    select(Shelf).join(Shelf.books).distinct(),
-    select(Shelf).join(Shelf.books).group_by(Shelf.id).having(func.count() > 1).order_by(func.count()),
-    select(Shelf).where(Shelf.books.any()),
+    select(Rack).where(Rack.id.in_(select(Tome.rack_id))),
+    select(Rack).join(Rack.books).distinct(),
+    select(Rack).join(Rack.books).group_by(Rack.id).having(func.count() > 1).order_by(func.count()),
+    select(Rack).where(Rack.books.any()),
 ]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=["expression", "lambda", "aliases", "not propagated", "joined"])
 @pytest.mark.parametrize("listing", LISTINGS, ids=["plain", "alias", "in", "distinct", "groups", "any"])
 async def test_counts_are_of_what_criteria_in_options_let_through(
-    shelves: AsyncRepository[Shelf], listing: Select[Any], criterion: Any
+    racks: AsyncRepository[Rack], listing: Select[Any], criterion: Any
 ) -> None:
     """Control: some of them hide rows."""
     listing = listing.options(criterion)
-    whole = await shelves.list(listing, limit=None)
-    page = await shelves.page(listing, count=True, limit=3)
-    assert page.total == len(whole) == await shelves.count(listing)
-    assert (await shelves.page(listing, count=5)).total == min(len(whole), 5)
-    assert await shelves.exists(listing) is bool(whole)
-    assert not await shelves.exists(listing.where(literal(False)))
-    await assert_pages_are(whole, partial(shelves.page, listing), limit=2)
+    whole = await racks.list(listing, limit=None)
+    page = await racks.page(listing, count=True, limit=3)
+    assert page.total == len(whole) == await racks.count(listing)
+    assert (await racks.page(listing, count=5)).total == min(len(whole), 5)
+    assert await racks.exists(listing) is bool(whole)
+    assert not await racks.exists(listing.where(literal(False)))
+    await assert_pages_are(whole, partial(racks.page, listing), limit=2)
 
 
-async def test_exists_is_false_where_criteria_hide_all(shelves: AsyncRepository[Shelf]) -> None:
-    nothing = select(Shelf).options(with_loader_criteria(Shelf, Shelf.id < 0))
-    assert await shelves.list(nothing) == []
-    assert not await shelves.exists(nothing)
-    assert await shelves.count(nothing) == await shelves.count(nothing.limit(3)) == 0
-    assert await shelves.exists()
+async def test_exists_is_false_where_criteria_hide_all(racks: AsyncRepository[Rack]) -> None:
+    nothing = select(Rack).options(with_loader_criteria(Rack, Rack.id < 0))
+    assert await racks.list(nothing) == []
+    assert not await racks.exists(nothing)
+    assert await racks.count(nothing) == await racks.count(nothing.limit(3)) == 0
+    assert await racks.exists()
 
 
-async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(shelves: AsyncRepository[Shelf]) -> None:
+async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(racks: AsyncRepository[Rack]) -> None:
     def add_criterion(state: Any) -> None:
         if state.is_select:
-            state.statement = state.statement.options(with_loader_criteria(Shelf, Shelf.hidden.is_(False)))
+            state.statement = state.statement.options(with_loader_criteria(Rack, Rack.hidden.is_(False)))
 
-    event.listen(shelves.session.sync_session, "do_orm_execute", add_criterion)
-    assert len(await shelves.list()) == 8
-    assert (await shelves.page(count=True)).total == await shelves.count() == 8
-    assert not await shelves.exists(select(Shelf).where(Shelf.hidden))
+    event.listen(racks.session.sync_session, "do_orm_execute", add_criterion)
+    assert len(await racks.list()) == 8
+    assert (await racks.page(count=True)).total == await racks.count() == 8
+    assert not await racks.exists(select(Rack).where(Rack.hidden))
 
 
 async def test_views_count_what_criteria_in_options_let_through(
-    shelves: AsyncRepository[Shelf], database: Database
+    racks: AsyncRepository[Rack], database: Database
 ) -> None:
-    listing = select(Shelf).options(with_loader_criteria(Shelf, Shelf.hidden.is_(False))).order_by(Shelf.place.desc())
-    async with JsonView(Shelf, IdOut).open(database) as view:
+    listing = select(Rack).options(with_loader_criteria(Rack, Rack.hidden.is_(False))).order_by(Rack.place.desc())
+    async with JsonView(Rack, IdOut).open(database) as view:
         page = await view.page(listing, count=True, limit=3)
         assert page.total == 8
-        whole = [shelf.id for shelf in await shelves.list(listing)]
+        whole = [rack.id for rack in await racks.list(listing)]
 
         async def turn(**options: Any) -> Page[int]:
             read = await view.page(listing, **options)
@@ -262,25 +264,45 @@ async def test_views_count_what_criteria_in_options_let_through(
 
 @pytest.mark.parametrize("limit", [1, 3, 12])
 async def test_collections_that_are_loaded_by_a_join_dont_change_the_pages(
-    shelves: AsyncRepository[Shelf], limit: int
+    racks: AsyncRepository[Rack], limit: int
 ) -> None:
     for listing in (
-        select(Shelf).order_by(Shelf.place.desc()),
-        select(Shelf).order_by(func.abs(Shelf.place), Shelf.id.desc()),
-        select(Shelf)
-        .where(Shelf.books.any())
-        .order_by(select(func.sum(Book.id)).where(Book.shelf_id == Shelf.id).scalar_subquery()),
-        select(Shelf).join(Shelf.books).group_by(Shelf.id).order_by(func.count(Book.id)),
-        select(Shelf).join(Shelf.books).distinct().order_by(Shelf.place),
+        select(Rack).order_by(Rack.place.desc()),
+        select(Rack).order_by(func.abs(Rack.place), Rack.id.desc()),
+        select(Rack)
+        .where(Rack.books.any())
+        .order_by(select(func.sum(Tome.id)).where(Tome.rack_id == Rack.id).scalar_subquery()),
+        select(Rack).join(Rack.books).group_by(Rack.id).order_by(func.count(Tome.id)),
+        select(Rack).join(Rack.books).distinct().order_by(Rack.place),
         select(OTHER).order_by(OTHER.place),
     ):
-        whole = await shelves.list(listing, limit=None)
-        with assert_statements(shelves.session, 1):
-            page = await shelves.page(listing, limit=limit)
+        whole = await racks.list(listing, limit=None)
+        with assert_statements(racks.session, 1):
+            page = await racks.page(listing, limit=limit)
         assert page.items == whole[:limit]
-        assert [len(shelf.books) for shelf in page.items] == [shelf.id % 4 for shelf in page.items]
-        assert [len(shelf.labels) for shelf in page.items] == [2] * len(page.items)
-        await assert_pages_are(whole, partial(shelves.page, listing), limit=limit)
+        assert [len(rack.books) for rack in page.items] == [rack.id % 4 for rack in page.items]
+        assert [len(rack.labels) for rack in page.items] == [2] * len(page.items)
+        await assert_pages_are(whole, partial(racks.page, listing), limit=limit)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+async def test_a_join_that_brings_objects_twice_loses_none_where_collections_are_loaded_by_a_join(
+    racks: AsyncRepository[Rack], limit: int
+) -> None:
+    """The last page may be an empty one."""
+    for listing in (
+        select(Rack).join(Rack.books).order_by(Rack.place),
+        select(Rack).where(Tome.rack_id == Rack.id),
+        select(Rack).select_from(Tome).join(Rack, Tome.rack_id == Rack.id).order_by(Rack.place.desc()),
+    ):
+        whole = await racks.list(listing, limit=None)
+        assert len(whole) == 9
+        pages = await walk(partial(turn_after, racks, listing, limit), "next")
+        assert [rack for page in pages for rack in page.items] == whole
+
+
+async def turn_after(racks: AsyncRepository[Rack], listing: Any, limit: int, cursor: str | None) -> Page[Rack]:
+    return await racks.page(listing, limit=limit, after=cursor)
 
 
 async def test_joinedload_in_a_page_in_a_list_and_by_ids(users: UserRepository) -> None:
@@ -297,16 +319,18 @@ async def test_joinedload_in_a_page_in_a_list_and_by_ids(users: UserRepository) 
     assert (len(listed.items), listed.next, listed.total) == (5, None, 5)
 
 
-async def test_a_stream_loads_collections_by_further_statements(shelves: AsyncRepository[Shelf]) -> None:
-    for listing in (select(Shelf), select(OTHER).order_by(OTHER.place)):
-        shelves.session.expunge_all()
-        found = [shelf async for shelf in shelves.stream(listing, batch=5)]
-        assert sorted((shelf.id, len(shelf.books), len(shelf.labels)) for shelf in found) == [
+async def test_a_stream_loads_collections_by_further_statements(racks: AsyncRepository[Rack]) -> None:
+    for listing in (select(Rack), select(OTHER).order_by(OTHER.place)):
+        racks.session.expunge_all()
+        found = [rack async for rack in racks.stream(listing, batch=5)]
+        assert sorted((rack.id, len(rack.books), len(rack.labels)) for rack in found) == [
             (i, i % 4, 2) for i in range(12)
         ]
     with pytest.raises(InvalidRequestError, match="selectinload"):
-        async for _ in shelves.stream(load=[joinedload(Shelf.books)]):
+        async for _ in racks.stream(load=[joinedload(Rack.books)]):
             pass
+    lazy = [lazyload(Rack.books), lazyload(Rack.labels)]
+    assert len([rack async for rack in racks.stream(load=lazy)]) == 12
 
 
 # --- inherited classes, composites and bundles
@@ -350,26 +374,36 @@ async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(ta
         insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
     )
     shapes = AsyncRepository(tables, Shape)
-    for clause in (desc(tuple_(Shape.x, Shape.y)), Shape.point.desc(), desc(Bundle("point", Shape.x, Shape.y))):
+    clauses: list[Callable[[], Any]] = [
+        lambda: desc(tuple_(Shape.x, Shape.y)),
+        Shape.point.desc,
+        lambda: desc(Bundle("point", Shape.x, Shape.y)),
+    ]
+    refusals: list[str] = []
+    for make in clauses:
         try:
+            clause = make()
             whole = await shapes.list(select(Shape).order_by(clause))
+        except NotImplementedError:  # SQLAlchemy's own
+            continue
         except ValueError as error:
-            assert "a direction can't be given for several columns at once" in str(error)
+            refusals.append(str(error))
             continue
         assert whole == await shapes.list(select(Shape).order_by(Shape.x.desc(), Shape.y.desc()))
         await assert_pages_are(whole, partial(shapes.page, select(Shape).order_by(clause)), limit=2)
+    assert all("a direction can't be given for several columns at once" in each for each in refusals)
 
 
 async def test_concrete_classes_are_paged_as_one_listing(tables: AsyncSession) -> None:
     """A column that one of the tables lacks is NULL for its rows, whatever the other one's says."""
-    await tables.execute(insert(Boat.__table__), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
+    await tables.execute(insert(Barge.__table__), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
     await tables.execute(insert(Ferry.__table__), [{"id": 10 + i, "name": f"b{i % 2}", "cars": i} for i in range(6)])
-    boats = AsyncRepository(tables, Boat)
+    boats = AsyncRepository(tables, Barge)
     for listing, number in (
-        (select(Boat), 12),
-        (select(Boat).order_by(Boat.name.desc()), 12),
-        (select(Boat).order_by(Boat.length), 12),
-        (select(Boat).order_by(Boat.length.desc(), Boat.name), 12),
+        (select(Barge), 12),
+        (select(Barge).order_by(Barge.name.desc()), 12),
+        (select(Barge).order_by(Barge.length), 12),
+        (select(Barge).order_by(Barge.length.desc(), Barge.name), 12),
         (select(Ferry).order_by(Ferry.name, Ferry.cars.desc()), 6),
     ):
         whole = await boats.list(listing, limit=None)
@@ -397,12 +431,12 @@ async def test_inherited_classes_are_paged(tables: AsyncSession) -> None:
 
 
 async def test_an_alias_of_an_outer_joins_rows_hides_none_whose_column_is_null(tables: AsyncSession) -> None:
-    await tables.execute(insert(Shelf), [{"id": i, "place": i % 2} for i in range(8)])
-    await tables.execute(insert(Book), [{"id": i, "shelf_id": i, "pages": i} for i in range(0, 8, 2)])
-    rows = select(Shelf.id, Book.pages.label("place"), Shelf.hidden).outerjoin(Shelf.books).subquery()
-    other = aliased(Shelf, rows, adapt_on_names=True)
+    await tables.execute(insert(Rack), [{"id": i, "place": i % 2} for i in range(8)])
+    await tables.execute(insert(Tome), [{"id": i, "rack_id": i, "pages": i} for i in range(0, 8, 2)])
+    rows = select(Rack.id, Tome.pages.label("place"), Rack.hidden).outerjoin(Rack.books).subquery()
+    other = aliased(Rack, rows, adapt_on_names=True)
     listing = select(other).order_by(other.place)
-    shelves = AsyncRepository(tables, Shelf)
-    whole = await shelves.list(listing)
+    racks = AsyncRepository(tables, Rack)
+    whole = await racks.list(listing)
     assert len(whole) == 8
-    await assert_pages_are(whole, partial(shelves.page, listing), limit=3)
+    await assert_pages_are(whole, partial(racks.page, listing), limit=3)

@@ -87,6 +87,8 @@ class Mood(enum.Enum):
     HAPPY = "happy"
 
 
+MOOD = Enum(Mood, name="mood", values_callable=lambda kind: [each.value for each in kind])
+
 # Of each: the column's type in the table, its type in the mapping, and texts of values.
 MOODS = "'sad', 'ok', 'happy'"
 CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
@@ -125,7 +127,7 @@ CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
     ("time", pg.TIME(), ["00:00", "24:00", "12:00:00.000001"]),
     ("timetz", pg.TIME(timezone=True), ["00:00+00", "01:00+01", "12:00:00.000001-03:30"]),
     ("timestamp", pg.TIMESTAMP(), ["2024-01-02 03:04:05.000001", "infinity", "0044-03-15 BC", "20240-01-01"]),
-    ("timestamptz", pg.TIMESTAMP(timezone=True), ["2024-01-02 03:04:05.000001+00", "infinity", "1800-01-01", "0044-03-15 BC"]),
+    ("timestamptz", pg.TIMESTAMP(timezone=True), ["2024-01-02 03:04:05.000001+00", "infinity", "0044-03-15 BC"]),
     ("timestamptz(6)", pg.TIMESTAMP(timezone=True, precision=0), ["2024-01-02 03:04:05.1", "2024-01-02 03:04:05.2"]),
     ("interval", pg.INTERVAL(), ["1 day", "24:00", "-1 month +3 days -00:00:01.5", "2 years 3 mons", "-1 day"]),
     ("timestamp", Interval(native=False), ["1970-01-02", "1970-01-01 00:00:03"]),
@@ -153,7 +155,7 @@ CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
     ("float8[]", ARRAY(Float), ["{0.1}", "{0.30000000000000004,NaN}"]),
     ("timestamptz[]", ARRAY(pg.TIMESTAMP(timezone=True)), ["{2024-01-01}", "{infinity}"]),
     ("bit(3)[]", ARRAY(pg.BIT(3)), ["{101}", "{100}"]),
-    ("mood", Enum(Mood, name="mood", values_callable=lambda moods: [mood.value for mood in moods]), ["happy", "sad", "ok"]),
+    ("mood", MOOD, ["happy", "sad", "ok"]),
     ("mood", pg.ENUM("sad", "ok", "happy", name="mood", create_type=False), ["happy", "sad", "ok"]),
     ("mood[]", ARRAY(pg.ENUM("sad", "ok", "happy", name="mood", create_type=False)), ["{happy}", "{sad,ok}"]),
     ("varchar(9)", Enum(Mood, native_enum=False, length=9), ["HAPPY", "SAD", "OK"]),
@@ -183,7 +185,7 @@ async def prepared(session: AsyncSession) -> AsyncIterator[AsyncConnection]:
 
 async def fill(connection: AsyncConnection, column_type: str, values: list[str], *, each: int = 3) -> None:
     """Each value several times, and some rows without one."""
-    plain = column_type.split(" COLLATE ")[0]
+    plain = column_type.split(" COLLATE ", maxsplit=1)[0]
     await connection.execute(text(f"CREATE TABLE cases (id integer PRIMARY KEY, value {column_type})"))
     insert = text(
         f"INSERT INTO cases SELECT n, CAST(CAST(:value AS text) AS {plain}) FROM unnest(CAST(:ids AS int[])) n"
@@ -252,7 +254,7 @@ async def test_citext_is_paged_where_the_mapping_says_so_and_otherwise_refused(
     assert await session.scalar(text("SELECT CAST('B' AS text) COLLATE \"C\" < 'a' AND CAST('B' AS citext) > 'a'"))
     await assert_paged(session, mapped(pg.CITEXT()))
     for kind in (String(), EmptyAsNone()):
-        with pytest.raises(TypeError, match="PostgreSQL has it as citext.*Map the column with that type"):
+        with pytest.raises(TypeError, match=r"PostgreSQL has it as citext.*Map the column with that type"):
             await assert_paged(session, mapped(kind))
     await prepared.execute(text("ALTER TABLE cases ALTER value TYPE email"))
     await assert_paged(session, mapped(pg.CITEXT()))
@@ -272,7 +274,7 @@ async def test_an_enum_of_another_schema_is_paged(prepared: AsyncConnection, ses
     await fill(prepared, 'elsewhere."Feeling Of"', ["happy", "sad", "ok"])
     names = ("sad", "ok", "happy")
     await assert_paged(session, mapped(Enum(*names, name="Feeling Of", schema="elsewhere")))
-    with pytest.raises(TypeError, match='PostgreSQL has it as elsewhere."Feeling Of"'):
+    with pytest.raises(TypeError, match=r'PostgreSQL has it as elsewhere."Feeling Of"'):
         await assert_paged(session, mapped(String()))
 
 
@@ -284,7 +286,7 @@ async def test_a_domain_over_an_enum_is_refused_and_a_cast_of_it_paged(
     mood = pg.ENUM("sad", "ok", "happy", name="mood")
     with warnings.catch_warnings(action="ignore"):
         model = mapped(pg.DOMAIN("mood_domain", mood))
-        with pytest.raises(TypeError, match="PostgreSQL has it as mood_domain.*order by a cast of it"):
+        with pytest.raises(TypeError, match=r"PostgreSQL has it as mood_domain.*order by a cast of it"):
             await AsyncRepository[Any](session, model).page(select(model).order_by(model.value))
     model = mapped(mood)
     statement = select(model).order_by(cast(model.value, mood))
@@ -322,7 +324,7 @@ async def test_pages_may_be_read_under_different_settings(
     statement = select(model).order_by(model.value)
     repository: AsyncRepository[Any] = AsyncRepository(session, model)
     whole = await repository.list(statement, limit=None)
-    name = setting.split()[0]
+    name = setting.split(maxsplit=1)[0]
     turns = count()
 
     async def turn(**options: Any) -> Page[Any]:

@@ -12,7 +12,7 @@ from sqlalchemy import Select
 
 from howdah.errors import InvalidCursor
 from howdah.sort_keys import SortKey
-from howdah.sort_values import DIALECT, SortValue
+from howdah.sort_values import DIALECT, SortValue, is_readable
 
 
 class Position(NamedTuple):
@@ -58,10 +58,11 @@ class Cursors:
         try:
             inclusive, *values = orjson.loads(payload)
             position = Position([_checked(*value) for value in values], inclusive is True)
-            for key, value in zip(self._keys, position.values, strict=True):
-                key.stored(value)
-        except (ValueError, TypeError, LookupError) as error:
+            readable = [is_readable(value, key.kind) for key, value in zip(self._keys, position.values, strict=True)]
+        except (ValueError, TypeError) as error:
             raise InvalidCursor("the cursor doesn't hold the listing's sort values") from error
+        if not all(readable):
+            raise InvalidCursor("the cursor has values of other types than the listing's")
         return position
 
     def _seal(self, payload: bytes) -> bytes:

@@ -42,8 +42,12 @@ async def paginate(
     appear twice or not at all; a row whose place in the order changes meanwhile is where it is. With `count` the whole
     listing is counted, by a second statement; an integer caps how far.
 
-    Joins must bring each object once: filter by `User.orders.any(...)`, and load collections with `selectinload`. A
-    filter whose value differs from request to request, such as `now() - 1 day` made in Python, makes another listing.
+    Joins must bring each object once: filter by `User.orders.any(...)`. A filter whose value differs from request to
+    request, such as `now() - 1 day` made in Python, makes another listing. An empty page behind a cursor has a
+    `previous` that leads back, the cursor's own row included, and an empty page before one a `next`.
+
+    The order may be any expression of columns: a cursor holds its value as PostgreSQL writes it. Not held are `money`,
+    rows, text search types, types of extensions that the mapping doesn't name, and `now()` or `random()`.
 
     Raises `InvalidCursor` for a cursor that isn't this listing's, `ValueError` or `TypeError` for a listing that can't
     be paged or a limit out of bounds.
@@ -80,8 +84,8 @@ async def paginate_as(
         # what is behind an aggregate can only be told of the group
         rows_wanted = rows_wanted.having(is_behind) if statement._group_by_clauses else rows_wanted.where(is_behind)
     rows_wanted = rows_wanted.order_by(*(key.clause() for key in directed)).limit(limit + 1)
-    found = await _execute(session, rows_wanted, behind=position)
-    more = len(found) > limit
+    found, read = await _execute(session, rows_wanted, behind=position)
+    more = len(found) > limit or (read > limit and _may_repeat(statement))
     rows = found[:limit]
     if backward:
         rows.reverse()
@@ -119,7 +123,8 @@ _UNREADABLE: Final = frozenset(
 
 async def _execute(
     session: AsyncSession | AsyncConnection, rows_wanted: Select[Any], *, behind: Position | None
-) -> list[Any]:
+) -> tuple[list[Any], int]:
+    """The rows; and if collections are loaded by a join, the number of rows that were read, otherwise 0."""
     try:
         result = await session.execute(rows_wanted)
     except DBAPIError as error:
@@ -128,9 +133,24 @@ async def _execute(
         raise InvalidCursor("PostgreSQL can't read the cursor's values") from error
     # SQLAlchemy demands unique() where collections are loaded by a join, and nowhere else: elsewhere it would hide from
     # the limit what a join brings twice. There is no public way to ask which it is.
-    if result._unique_filter_state is not None:
-        result = result.unique(lambda row: (id(row[0]), *row[1]))
-    return [*result.all()]
+    if result._unique_filter_state is None:
+        return [*result.all()], 0
+    read = 0
+
+    def identify(row: Any) -> tuple[Any, ...]:
+        nonlocal read
+        read += 1
+        return id(row[0]), *row[1]
+
+    return [*result.unique(identify).all()], read
+
+
+def _may_repeat(statement: Select[Any]) -> bool:
+    """Whether a join of the statement's own can bring an object twice. Where a collection is loaded by a join as well,
+    the two can't be told apart: the page is said to have a next one, be it an empty one."""
+    if statement._group_by_clauses or statement._distinct:
+        return False
+    return bool(statement._setup_joins or statement._from_obj or len(statement.get_final_froms()) > 1)
 
 
 async def _ends(

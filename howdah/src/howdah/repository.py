@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, ColumnElement, ScalarResult, Select, inspect,
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, QueryableAttribute, selectinload
+from sqlalchemy.orm.interfaces import LoaderOption
 from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
@@ -152,14 +153,16 @@ class AsyncRepository(Generic[ModelT]):
         """Rows one after the other, in the order of `list`, `batch` of them in memory at a time (server-side cursor).
 
         Meant for `async for`. The session can run other statements meanwhile, but mustn't commit before the end.
-        Collections of the model with `lazy="joined"` are loaded by a further statement for each batch; SQLAlchemy
-        refuses `joinedload` of a collection here: `load=[User.orders]` loads it.
+        Collections with `lazy="joined"` are loaded by a further statement for each batch, unless loader options say
+        otherwise. SQLAlchemy refuses `joinedload` of a collection here: `load=[User.orders]` loads it.
         """
         if batch < 1:
             raise ValueError(f"a batch holds at least one row, not {batch}")
         listing = totally_ordered(self._listing(statement))
-        listing = self._loading(listing.options(*_collections_by_select(listing)), load)
-        listing = listing.execution_options(yield_per=batch)
+        options = [*listing._with_options, *load]
+        if not any(isinstance(option, LoaderOption) for option in options):  # SQLAlchemy refuses two for one collection
+            listing = listing.options(*_collections_by_select(listing))
+        listing = self._loading(listing, load).execution_options(yield_per=batch)
         result = await self.session.stream_scalars(listing)
         try:
             async for row in result:

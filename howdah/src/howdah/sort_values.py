@@ -78,6 +78,7 @@ def _oids(*names: str) -> frozenset[int | None]:
 
 _FLOATS: Final = _oids("float4", "float8")
 _INTERVALS: Final = _oids("interval")
+_EXACT_INTERVALS: Final = ("postgres", "iso_8601")
 _DATES: Final = _oids(
     *("date", "daterange", "datemultirange"),
     *("timestamp", "tsrange", "tsmultirange"),
@@ -112,8 +113,8 @@ class SortValue(NamedTuple):
 
 
 class SortValues(FunctionElement[Any]):
-    """What a page selects beside each row: an array of each sort key's text and the OID of its type, and of the settings
-    on which texts depend. One element, and one column, cost a third of what it took to select them one by one."""
+    """What a page selects with each row: an array of the text and the type's OID of each sort key, and of the settings
+    on which texts depend. A single column, because SQLAlchemy takes three times as long to build one for each."""
 
     name = "sort_values"
     type = NullType()
@@ -124,9 +125,10 @@ class SortValues(FunctionElement[Any]):
 
 
 def _named_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
-    """NULL where PostgreSQL sorts and compares the column as the type that the mapping names; `null()` if it names
-    none. `nullif` has the type that `=` compares: an extension's type outside of the search_path is compared as text,
-    but sorted as itself."""
+    """NULL if PostgreSQL sorts and compares the column as the type that the mapping names; `null()` if it names none.
+
+    `nullif` has the type that `=` compares. It differs for an extension's type outside of the search_path, which is
+    compared as text and sorted as itself."""
     if not _is_named(kind):
         return null()
     is_other = func.pg_typeof(func.nullif(column, null())) != func.pg_typeof(cast(null(), kind))
@@ -153,12 +155,13 @@ def _compile_sort_values(element: SortValues, compiler: Any, **options: Any) -> 
 
 
 def as_stored(value: SortValue, kind: TypeEngine[Any]) -> ColumnElement[Any]:
-    """The value, for a comparison with the sort key. Raises `LookupError` for a type that no cursor holds."""
-    if value.oid is not None:
-        kind = _TYPES[value.oid]
-    elif not _is_named(kind):
-        raise LookupError(f"{kind!r} has no name of its own")
-    return cast(literal(value.text, Text), kind)
+    """The value, for a comparison with a sort key of the mapped type `kind`."""
+    return cast(literal(value.text, Text), kind if value.oid is None else _TYPES[value.oid])
+
+
+def is_readable(value: SortValue, kind: TypeEngine[Any]) -> bool:
+    """Whether the type is one that a cursor for this sort key can have: nothing else of a cursor becomes SQL."""
+    return _is_named(kind) if value.oid is None else value.oid in _TYPES
 
 
 async def read_types(
@@ -207,12 +210,7 @@ def _check_settings(column: ColumnElement[Any], kind: TypeEngine[Any], oid: Type
     unknown = oid is None and not isinstance(_item_of(kind), _TEXTS)
     for depends, setting, exact, wanted in (
         (oid in _DATES, f"DateStyle = '{date_style}'", date_style.startswith("ISO"), "ISO"),
-        (
-            oid in _INTERVALS,
-            f"IntervalStyle = '{interval_style}'",
-            interval_style in ("postgres", "iso_8601"),
-            "postgres",
-        ),
+        (oid in _INTERVALS, f"IntervalStyle = '{interval_style}'", interval_style in _EXACT_INTERVALS, "postgres"),
         (oid in _FLOATS, f"extra_float_digits = {float_digits}", int(float_digits) > 0, "1"),
     ):
         if (depends or unknown) and not exact:
