@@ -30,10 +30,9 @@ class PageParameters(BaseModel):
 
 
 class PageOut(BaseModel, Generic[ItemT]):
-    """One page of a list."""
-
-    # For a route that returns a `howdah.Page`, or the `page_response` of a view: `response_model=PageOut[UserOut]`.
-    # (A docstring would be part of the OpenAPI description.) A subclass can add members.
+    """The schema of a page, for a route that returns a `howdah.Page` or the `page_response` of a view:
+    `response_model=PageOut[UserOut]`. Each item is validated as one of `list[UserOut]` is; `total` and `total_capped`
+    are written only if the listing was counted. A subclass can add members."""
 
     model_config = ConfigDict(from_attributes=True)
 
