@@ -282,8 +282,6 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     return Matched(len(gone), missing)
 
 
-
-
 def _refuse_many_tables(model: type[Any]) -> None:
     tables = [str(table) for table in inspect(model).tables]
     if len(tables) > 1:
