@@ -224,3 +224,31 @@ async def test_an_error_that_is_of_no_row_is_raised_as_that_of_a_statement(
         assert caught.value.row_index is None
         async with impatient.begin() as session:
             assert (await bulk.insert_many(session, User, rows[:-1])).count == 99
+
+
+async def test_a_copy_that_is_cancelled_while_it_waits_gives_its_connection_back(
+    committed_database: Database, committed_url: str
+) -> None:
+    rows = user_rows(100)
+    async with Database(committed_url, pool_size=1, max_overflow=0) as waiting:
+        async with committed_database.begin() as other:
+            await bulk.insert_many(other, User, rows[-1:])
+
+            async def copy() -> None:
+                async with waiting.begin() as session:
+                    await bulk.insert_many(session, User, rows)
+
+            task = asyncio.create_task(copy())
+            blocked = text(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+            )
+            while not await other.scalar(blocked):
+                assert not task.done()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert waiting.pool_status().in_use == 0
+            await other.rollback()
+        await copy()
+        async with waiting.session() as session:
+            assert await session.scalar(select(func.count()).select_from(User)) == 100
