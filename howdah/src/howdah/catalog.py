@@ -27,12 +27,12 @@ WITH RECURSIVE relations (id) AS (
 SELECT EXISTS (SELECT FROM pg_trigger JOIN relations ON tgrelid = id WHERE tgtype & 64 = 64)
 """
 
-# Only tables and partitioned tables: the indexes behind a view aren't its own.
-_COMPARES_BYTES: Final = """
+# Only of tables and partitioned tables: the indexes behind a view aren't its own.
+_COMPARES_BYTES: Final = f"""
 SELECT count(*) = cardinality(CAST(:columns AS text[])) AND NOT EXISTS (
     SELECT FROM pg_index i, unnest(i.indcollation) AS used (id) JOIN pg_collation l ON l.oid = used.id
     WHERE i.indrelid = to_regclass(:name) AND NOT l.collisdeterministic
-)
+) AND NOT ({_HAS_BEFORE_INSERT})
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 WHERE a.attrelid = to_regclass(:name) AND a.attname = ANY(CAST(:columns AS text[]))
 AND c.relkind IN ('r', 'p')
@@ -53,8 +53,8 @@ async def has_instead_of_trigger(connection: AsyncConnection, table: Table) -> b
 
 
 async def compares_bytes(connection: AsyncConnection, table: Table, columns: Sequence[str]) -> bool:
-    """Whether the unique indexes of these columns find only identical values equal, as citext and nondeterministic
-    collations don't."""
+    """Whether the unique indexes of these columns find only identical values equal, as those of citext and under a
+    nondeterministic collation don't, and no trigger changes them before."""
     return await _is_true(connection, _COMPARES_BYTES, table, columns=list(columns))
 
 

@@ -180,7 +180,7 @@ class Upsert:
         return pg_insert(self._table()).from_select(list(values), chosen, include_defaults=False)
 
     async def _write_values(self, rows: list[dict[str, Any]]) -> Written:
-        if not self._is_loose():  # else the order might not be that of the input for rows that meet
+        if all(map(_is_exact, self._elements())):  # else rows that meet might not keep the order of the input
             rows.sort(key=lambda row: [_rank(row.get(name)) for name in self.target])
         size = max(1, min(_VALUES_ROWS, _VALUES_PARAMETERS // max(1, len(column_names(self.model)))))
         written = Written()
@@ -240,8 +240,8 @@ class Upsert:
         old = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
         if await self._scalar(conflicts_counted(number)) != len(new) + conflicts:
             raise RuntimeError(
-                f"a trigger of {self._table()} does something else with the same rows a second time: "
-                "before PostgreSQL 18 upsert_many can't write to such a table if it is partitioned or a view"
+                f"a trigger of {self._table()} does something else with the same rows a second time: upsert_many can't "
+                "write to such a view, nor before PostgreSQL 18 to such a partitioned table"
             )
         written.updated, written.changed = len(old), [key_in(row) for row in old]
         return written
@@ -292,7 +292,7 @@ class Upsert:
     async def _do_rows_meet(self, source: _Source, suppressed: int) -> bool:
         """Whether rows of the statement may have met the same existing row. Then the order in which they did so is
         unknown: the statement has that of the target, in which they are equal."""
-        if source.size == 1 or not self._is_loose():
+        if source.size == 1:
             return False
         values = [source.columns.get(name, [None] * source.size) for name in self.target]
         found = [row for row in zip(*values, strict=True) if None not in row]
@@ -309,10 +309,6 @@ class Upsert:
         is_found = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(wanted)
         there: int = await self._scalar(select(func.count()).select_from(self._table()).where(is_found))
         return there + suppressed < len(found)
-
-    def _is_loose(self) -> bool:
-        """Whether values of the target that differ in Python can be the same for PostgreSQL."""
-        return not all(map(_is_exact, self._elements()))
 
     def _table(self) -> Table:
         table = inspect(self.model).local_table
