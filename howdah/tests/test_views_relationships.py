@@ -114,6 +114,23 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
             assert [json.loads(body)["me"] for body in await opened.get_many(keys)] == found
 
 
+@pytest.mark.parametrize(
+    "model",
+    [Animal, Dog, Puppy, related.Vehicle, related.Car, related.Boat, related.Tug, related.Invoice, related.Reminder],
+)
+async def test_a_view_of_a_subclass_has_its_rows_only(session: AsyncSession, database: Database, model: Any) -> None:
+    await related.make_tables(session)
+    await related.make_rows(session, 1)
+    wanted = sorted(row.id for row in await session.scalars(select(model)))
+    assert wanted
+    async with JsonView(model, Item).open(database) as view:
+        assert [json.loads(body)["id"] for body in await view.get_many(range(10))] == wanted
+        if model not in (related.Invoice, related.Reminder):
+            assert [json.loads(line)["id"] async for line in view.stream()] == wanted
+        if model not in (related.Invoice, related.Reminder, related.Vehicle, related.Car):
+            assert [json.loads(body)["id"] for body in (await view.page()).items] == wanted
+
+
 class WithSubqueries(Out):
     id: int
     toys_with_greater_number: int
