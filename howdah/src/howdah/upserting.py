@@ -4,15 +4,15 @@ A row is written only if that changes what is stored. PostgreSQL compares the bi
 in a citext column or of the scale of a numeric is one, and types without `=` can be compared.
 
 PostgreSQL says of the rows that it returns whether they are new: by `RETURNING old` from 18 on, before by `xmax`, which
-is 0 only in a row version that nobody has locked or replaced. Of the others it says nothing, so the condition of DO
-UPDATE counts in a setting of the transaction how many rows met an existing one. Those that didn't, and weren't
-inserted, a trigger has suppressed.
+is 0 only in a row version that nobody has locked or replaced. Of the others it says nothing. They exist unchanged,
+unless a BEFORE INSERT trigger has suppressed them. Where there is such a trigger the rows are written again, and the
+condition of DO UPDATE counts in a setting of the transaction how many rows met an existing one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import count, groupby
 from typing import Any, Final
@@ -95,20 +95,22 @@ class _RowsMeet(Exception):
 
 
 class _NotCounted(Exception):
-    """A trigger may have suppressed rows that DO NOTHING doesn't tell from those that exist."""
+    """A trigger may have suppressed some of the rows that weren't written; the others exist."""
 
 
 @dataclass(frozen=True)
 class Upsert:
     """Rows of a model are inserted, or set `changed` on those with the same `target`. `keys` says whether the keys of
-    changed rows are wanted. `locking` is the way that needs no `xmax` and counts behind triggers without an UPDATE: the
-    new rows are inserted and the others locked first, and then the others are updated."""
+    changed rows are wanted. `counting` has the condition of DO UPDATE count the rows that met an existing one.
+    `locking` needs no `xmax` and counts without an UPDATE, too: the new rows are inserted and the others locked first,
+    and then the others are updated."""
 
     session: AsyncSession
     model: type[Any]
     target: Sequence[str]
     changed: Sequence[str]
     keys: bool
+    counting: bool = False
     locking: bool = False
 
     async def write(self, rows: Sequence[dict[str, Any]]) -> Written:
@@ -119,13 +121,14 @@ class Upsert:
                 for part in self._parts(rows):
                     written += await self._write_part(part)
         except _NotCounted:
-            return await self._with_locks().write(rows)
+            again = replace(self, counting=True) if self.changed else replace(self, locking=True)
+            return await again.write(rows)
         except _RowsMeet:
             pass
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None)
             if state in _NO_SYSTEM_COLUMN and not self.locking:
-                return await self._with_locks().write(rows)
+                return await replace(self, locking=True).write(rows)
             if state != _SAME_ROW_TWICE or len(rows) == 1:
                 raise
         else:
@@ -133,9 +136,6 @@ class Upsert:
         # One half after the other leaves what the rows one by one leave.
         half = len(rows) // 2
         return await self.write(rows[:half]) + await self.write(rows[half:])
-
-    def _with_locks(self) -> Upsert:
-        return Upsert(self.session, self.model, self.target, self.changed, self.keys, locking=True)
 
     def _parts(self, rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
         """The rows in parts that can be one statement each."""
@@ -204,10 +204,14 @@ class Upsert:
 
     async def _insert_or_update(self, source: _Source) -> Written:
         number = next(_statement_numbers)
-        statement = self._on_conflict(source.statement, count_conflict(number))
+        statement = self._on_conflict(source.statement, count_conflict(number) if self.counting else None)
         written = await self._execute(source, statement, await self._is_new())
-        if written.created + written.updated < source.size:
+        if written.created + written.updated == source.size:
+            return written
+        if self.counting:
             written.suppressed = source.size - written.created - await self._scalar(conflicts_counted(number))
+        elif await has_before_insert_trigger(await self._connection(), self._table()):
+            raise _NotCounted
         return written
 
     async def _insert_or_leave(self, source: _Source) -> Written:
@@ -262,7 +266,9 @@ class Upsert:
         options = {"render_nulls": True}
         return (await self.session.execute(statement, source.parameters, execution_options=options)).all()
 
-    def _on_conflict(self, statement: Insert, is_counted: ColumnElement[Any], *criteria: ColumnElement[bool]) -> Insert:
+    def _on_conflict(
+        self, statement: Insert, counted: ColumnElement[Any] | None, *criteria: ColumnElement[bool]
+    ) -> Insert:
         mapper: Mapper[Any] = inspect(self.model)
         columns = [mapper.columns[name] for name in self.changed]
         set_to: dict[Any, Any] = {each: statement.excluded[each.key] for each in columns}
@@ -281,7 +287,9 @@ class Upsert:
         if mapper.single and mapper.polymorphic_on is not None:  # a row of another class is none of this one's
             identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
             criteria = (*criteria, mapper.polymorphic_on.in_(identities))
-        where = case((is_counted.is_not(None), and_(differs, *criteria)))
+        where = and_(differs, *criteria)
+        if counted is not None:
+            where = case((counted.is_not(None), where))  # before the others, whatever they are
         return statement.on_conflict_do_update(index_elements=self._elements(), set_=set_to, where=where)
 
     async def _is_new(self) -> ColumnElement[bool]:
