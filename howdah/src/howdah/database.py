@@ -40,6 +40,14 @@ _GRACE_SECONDS: Final = 5.0
 
 _OF_WHICH_READ: Final = 5
 
+# Cursors of pages hold values as PostgreSQL's text, which must be exact whatever the role's own settings are.
+_TEXT_SETTINGS: Final = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
@@ -120,7 +128,7 @@ class Database:
         parsed, from_url = asyncpg_url(url)
         given = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
         settings = {
-            "timezone": "UTC",
+            **_TEXT_SETTINGS,
             "application_name": given.pop("application_name", application_name),
             **milliseconds("statement_timeout", statement_timeout),
             **milliseconds("lock_timeout", lock_timeout),
