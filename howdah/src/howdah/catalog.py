@@ -39,7 +39,7 @@ AND c.relkind IN ('r', 'p')
 AND format_type(a.atttypid, NULL) IN (
     'text', 'character varying', 'smallint', 'integer', 'bigint', 'uuid', 'date', 'bytea'
 )
-"""  # noqa: S608  # constants
+"""  # noqa: S608  # made of constants
 
 
 async def has_before_insert_trigger(connection: AsyncConnection, table: Table) -> bool:
