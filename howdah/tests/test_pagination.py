@@ -20,7 +20,7 @@ from sqlalchemy.orm import aliased, joinedload, undefer
 
 from howdah import AsyncRepository, InvalidCursor, Page, bulk, paginate
 from howdah.cursors import Cursors
-from howdah.pagination import sort_keys
+from howdah.pagination import _sort_keys
 from howdah.testing import assert_statements
 
 # --- one page
@@ -310,10 +310,10 @@ async def test_an_equal_listing_takes_the_cursor_whatever_the_order_of_its_in(us
 
 def test_a_cursor_is_the_same_in_every_process() -> None:
     program = (
-        "from howdah.cursors import Cursors, Position; from howdah.pagination import sort_keys\n"
+        "from howdah.cursors import Cursors, Position; from howdah.pagination import _sort_keys\n"
         "from howdah.sort_values import SortValue; from sample import User; from sqlalchemy import select\n"
         "s = select(User).where(User.name.in_({'a', 'b', 'c', 'd'}), User.age > 3).order_by(User.name)\n"
-        "print(Cursors(s, sort_keys(s)).encode(Position([SortValue('a', 25), SortValue(str(7), 20)])))"
+        "print(Cursors(s, _sort_keys(s)).encode(Position([SortValue('a', 25), SortValue(str(7), 20)])))"
     )
     made = {
         subprocess.run(
@@ -331,7 +331,7 @@ def test_a_cursor_is_the_same_in_every_process() -> None:
 async def sealed(content: Any, statement: Select[Any] = LISTING) -> str:
     """A cursor with this content, as somebody could make it who knows the listing."""
     payload = json.dumps(content).encode()
-    raw = bytes([2]) + Cursors(statement, sort_keys(statement))._seal(payload) + payload
+    raw = bytes([2]) + Cursors(statement, _sort_keys(statement))._seal(payload) + payload
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 

@@ -72,7 +72,7 @@ async def paginate_as(
         raise ValueError("a page follows `after` or comes before `before`, not both")
     if count is not True and count < 0:
         raise ValueError(f"a count can't be capped at {count}")
-    keys = sort_keys(statement)
+    keys = _sort_keys(statement)
     cursors = Cursors(statement, keys)
     backward = before is not None
     directed = [key.reversed() for key in keys] if backward else keys
@@ -225,7 +225,7 @@ async def _capped_count(
     return min(total, count), total > count
 
 
-def sort_keys(statement: Select[Any]) -> list[SortKey]:
+def _sort_keys(statement: Select[Any]) -> list[SortKey]:
     """What a page of the statement is ordered by. Raises `ValueError` for a statement that can't be paged."""
     entity = entity_of(statement)
     refuse_own_limit(statement)
