@@ -8,23 +8,30 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from ipaddress import ip_address
 from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import (
     ARRAY,
+    CHAR,
+    JSON,
     BigInteger,
+    Boolean,
     Date,
     DateTime,
     Enum,
     Float,
     Integer,
+    Interval,
+    LargeBinary,
     Numeric,
     Select,
     String,
+    Uuid,
     event,
     func,
     insert,
@@ -33,7 +40,16 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import INT4RANGE, NUMRANGE, Range
+from sqlalchemy.dialects.postgresql import (
+    BIT,
+    INET,
+    INT4MULTIRANGE,
+    INT4RANGE,
+    JSONB,
+    NUMRANGE,
+    TSVECTOR,
+    Range,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.schema import MetaData
@@ -126,7 +142,7 @@ CHANGES = [
     pytest.param(Float(), [0.1, None, 1e30], [ALTER + "real"], id="double to real"),
     pytest.param(Numeric(10, 2), [Decimal("1.75"), None], [ALTER + "integer"], id="numeric to int"),
     pytest.param(Numeric(10, 2), [Decimal("1.75"), None], [ALTER + "double precision"], id="numeric to double"),
-    pytest.param(Numeric(10, 2), [Decimal("1.75"), None], [ALTER + "numeric(10, 4)"], id="numeric larger scale"),
+    pytest.param(Numeric(10, 2), [Decimal("1.7549"), None], [ALTER + "numeric(10, 4)"], id="numeric larger scale"),
     pytest.param(Numeric(10, 4), [Decimal("1.7549"), None], [ALTER + "numeric(10, 1)"], id="numeric smaller scale"),
     pytest.param(String(20), ["ä", None, ""], [ALTER + "text"], id="varchar to text"),
     pytest.param(String(20), ["ä", None, ""], [ALTER + "char(5)"], id="varchar to char"),
@@ -423,6 +439,40 @@ async def test_a_prepared_select_returns_what_the_column_holds_after_a_type_chan
             "INSERT INTO samples VALUES (2.5)",
         )
         assert await read(database) == [2.5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "stored"),
+    [
+        (INT4MULTIRANGE(), [Range(1, 3), Range(5, 7)], "{[1,3),[5,7)}"),
+        (INT4RANGE(), Range(1, 3), "[1,3)"),
+        (INET(), ip_address("10.0.0.1"), "10.0.0.1/32"),
+        (BIT(3), asyncpg.BitString("101"), "101"),
+        (Interval(), timedelta(days=1, seconds=3), "1 day 00:00:03"),
+        (JSONB(), {"a": [1, None]}, '{"a": [1, null]}'),
+        (JSON(), None, "null"),
+        (LargeBinary(), b"\x00\xff", "\\x00ff"),
+        (Boolean(), True, "true"),
+        (Uuid(as_uuid=False), "01890a5d-ac96-774b-bcce-b302099a8057", "01890a5d-ac96-774b-bcce-b302099a8057"),
+        (CHAR(4), "ab", "ab"),
+        (Numeric(6, 2), Decimal("1.005"), "1.01"),
+        (TSVECTOR(), "cat dog", "'cat' 'dog'"),
+        (ARRAY(Integer, dimensions=2), [[1, 2], [3, 4]], "{{1,2},{3,4}}"),
+        (Enum("sad", "happy", name="mood"), "sad", "sad"),
+        (Point(), (1, "b"), "(1,b)"),
+    ],
+)
+async def test_every_type_is_stored_alike_for_every_number_of_rows(
+    committed_url: str, kind: Any, value: Any, stored: str
+) -> None:
+    await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
+    model = a_model(v=kind)
+    async with one_connection(committed_url) as database, one_connection(committed_url, copy=False) as inserting:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(model.metadata.create_all)
+        for size in (1, 2, 30):
+            assert await write(database, model, [value], size) == [(stored,)] * size
+            assert await write(inserting, model, [value], size) == [(stored,)] * size
 
 
 @pytest.mark.parametrize("kind", ["enum", "composite", "array of enum", "bigint"])

@@ -27,7 +27,7 @@ def is_encoded_as_inserted(kind: TypeEngine[Any], found: str, dialect: Dialect) 
     """Whether the driver encodes a value of a model's column of type `kind` for a column of the database of type
     `found` (the name in `pg_type`; for an array that of the item and `[]`) as PostgreSQL would convert it. True as well
     where the driver refuses all values of another type."""
-    plain = _without_decorators(kind, dialect)
+    plain = without_decorators(kind, dialect)
     if not plain.render_bind_cast:  # an INSERT sends it as the type that the database has, too
         return True
     if found.endswith("[]"):
@@ -37,7 +37,8 @@ def is_encoded_as_inserted(kind: TypeEngine[Any], found: str, dialect: Dialect) 
     return found not in _CONVERTING or found in _names(plain)
 
 
-def _without_decorators(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+def without_decorators(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """The type that PostgreSQL sees."""
     kind = kind.dialect_impl(dialect)
     while isinstance(kind, TypeDecorator):
         kind = kind.impl_instance.dialect_impl(dialect)

@@ -7,18 +7,44 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import repeat
 from operator import itemgetter
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-from sqlalchemy import CursorResult, Insert, Row, Table, insert, inspect, select
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    CursorResult,
+    Date,
+    DateTime,
+    Dialect,
+    Float,
+    Insert,
+    Integer,
+    LargeBinary,
+    Numeric,
+    Row,
+    String,
+    Table,
+    Time,
+    Uuid,
+    insert,
+    inspect,
+    select,
+)
+from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah.arrays import fits_in_array, given
 from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_keys
+from howdah.encoding import without_decorators
 from howdah.keys import has_key_in, key_attributes, key_in, key_names
 from howdah.references import SelfReference, parents_first
 from howdah.refusals import is_of_a_row, or_name_the_row
 from howdah.rows import Inserted, read_rows
+
+# An array of others may be taken apart by unnest (composites), or be unknown to the driver.
+_SCALAR: Final = (Boolean, Date, DateTime, Float, Integer, INTERVAL, JSON, LargeBinary, Numeric, String, Time, Uuid)
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -86,7 +112,8 @@ async def _insert(
     """How many rows were written, and what is returned. Row by row nobody counts: then it is all of them."""
     if not statement._returning:
         try:
-            written = await session.execute(_from_arrays(model, rows))
+            dialect = session.get_bind(inspect(model)).dialect
+            written = await session.execute(_from_arrays(model, rows, dialect))
         except OnlyByInsert:
             pass
         else:
@@ -96,15 +123,19 @@ async def _insert(
     return len(rows), returned
 
 
-def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]]) -> Insert:
+def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:
     """One statement for all rows, after which PostgreSQL checks the foreign keys. Raises `OnlyByInsert`."""
     table, named = inspect(model).local_table, columns_of(rows)
     if named is None or not isinstance(table, Table):
         raise OnlyByInsert
     columns = inserted_columns(model, named, len(rows))
     is_any_array = any(not isinstance(values, repeat) for values in columns.values())
-    if not is_any_array or not all(map(fits_in_array, columns)):
+    if not is_any_array or not all(fits_in_array(column) and _is_scalar(column, dialect) for column in columns):
         raise OnlyByInsert
     source, values = given({column.key: (column, each) for column, each in columns.items()})
     chosen = select(*values.values()).select_from(source)
     return insert(table).from_select(list(values), chosen, include_defaults=False)
+
+
+def _is_scalar(column: Column[Any], dialect: Dialect) -> bool:
+    return isinstance(without_decorators(column.type, dialect), _SCALAR)
