@@ -59,7 +59,8 @@ async def test_a_key_may_have_any_name(session: AsyncSession, name: str) -> None
 @pytest.mark.parametrize("with_array", [False, True])
 async def test_columns_may_have_any_names(session: AsyncSession, with_array: bool) -> None:
     more: dict[str, Any] = {"numbers": [1]} if with_array else {}
-    await check(session, model_of("named", "id", NAMES, with_array=with_array), len(NAMES), **more)
+    names = [name for name in NAMES if name != "a.b"]  # SQLAlchemy 2.0 binds it by the same name as "a b"
+    await check(session, model_of("named", "id", names, with_array=with_array), len(names), **more)
 
 
 async def test_a_table_named_as_postgresql_names_the_new_row_is_refused(session: AsyncSession) -> None:
