@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     Time,
     Uuid,
+    and_,
     case,
     cast,
     func,
@@ -41,6 +42,8 @@ from howdah.models import AwareDateTime
 Render = Callable[[ColumnElement[Any], TypeEngine[Any], Any, Mapping[str, Any]], ColumnElement[Any] | None]
 
 _DAY_SECONDS: Final = 86_400
+# A timedelta is shorter.
+_TIMEDELTA_SECONDS: Final = _DAY_SECONDS * 10**9
 _DIALECT: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 # What makes a value in Python from what the driver returns, or in SQL from what is stored.
@@ -148,9 +151,10 @@ def _moment(
     value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     """A date, or a date with a time. The driver reads PostgreSQL's infinities as Python's least and greatest."""
-    least, greatest = ("0001-01-01", "9999-12-31")
+    least, greatest, first, end = ("0001-01-01", "9999-12-31", "'0001-01-01'", "'10000-01-01'")
     if node["type"] == "datetime":
         zone = "Z" if getattr(kind, "timezone", False) else ""
+        first, end = f"'0001-01-01 00:00{zone}'", f"'10000-01-01 00:00{zone}'"
         least, greatest = f"{least}T00:00:00{zone}", f"{greatest}T23:59:59.999999{zone}"
         moment = func.timezone(literal_column("'UTC'"), value) if zone else value
         text = func.to_char(moment, literal_column(quoted('YYYY-MM-DD"T"HH24:MI:SS.US' + (zone and f'"{zone}"'))))
@@ -160,10 +164,11 @@ def _moment(
     if not isinstance(kind, DateTime if node["type"] == "datetime" else Date):
         return None
     return case(
-        (func.isfinite(value), finite),
+        (and_(value >= literal_column(first), value < literal_column(end)), finite),
         (value.is_(None), null()),
         (value == literal_column("'infinity'"), literal_column(quoted(greatest))),
-        else_=literal_column(quoted(least)),
+        (value == literal_column("'-infinity'"), literal_column(quoted(least))),
+        else_=_refused(value, "not in the years 1 to 9999"),
     )
 
 
@@ -173,7 +178,8 @@ def _time(
     if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic doesn't read
         return None
     text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
-    return func.replace(text, literal_column("'.000000'"), literal_column("''"))
+    written = func.replace(text, literal_column("'.000000'"), literal_column("''"))
+    return case((value == literal_column("'24:00'"), _refused(value, "no time of Python")), else_=written)
 
 
 def _timedelta(
@@ -186,12 +192,15 @@ def _timedelta(
         seconds = func.extract("epoch", value)
     else:
         return None
+    size = func.abs(seconds)
+    written: Any = seconds
+    refused: Any = _refused(value, "too long for a timedelta")
     if config.get("ser_json_timedelta", "iso8601") == "float":
-        return seconds
-    size = func.abs(seconds)  # in one number of seconds Pydantic reads no more than 32 bits
-    sign = case((seconds < 0, "-"), else_="")
-    text = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
-    return case((value.is_(None), null()), else_=text)
+        refused = cast(refused, Numeric)
+    else:  # in one number of seconds Pydantic reads no more than 32 bits
+        sign = case((seconds < 0, "-"), else_="")
+        written = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
+    return case((value.is_(None), null()), (size < _TIMEDELTA_SECONDS, written), else_=refused)
 
 
 def _bytes(
@@ -238,8 +247,13 @@ def _member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnElement[An
         return None
     # SQLAlchemy raises LookupError for a label that the class doesn't know; here the cast fails, and shows the label.
     label = cast(value, Text)
-    unknown = cast(literal("unknown label: ").concat(label), Integer)
-    return case(written, value=label, else_=unknown if issubclass(type_, int) else cast(unknown, Text))
+    unknown = _refused(value, "unknown label")
+    return case(written, value=label, else_=cast(unknown, Integer) if issubclass(type_, int) else unknown)
+
+
+def _refused(value: ColumnElement[Any], reason: str) -> ColumnElement[str]:
+    """An expression that PostgreSQL can't evaluate: a cast that fails, and shows the reason and the value."""
+    return cast(cast(literal(f"{reason}: ").concat(cast(value, Text)), Integer), Text)
 
 
 SCALARS: Final[Mapping[str, Render]] = {
