@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,7 @@ from sqlalchemy.orm import (
 )
 from test_pagination_completeness import ORDERS, ROW, exhaustive, specimens
 
-from howdah import AsyncRepository, Base, Database, JsonView, Page
+from howdah import AsyncRepository, Base, Page
 from howdah.testing import assert_statements
 
 
@@ -241,22 +240,6 @@ async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(ra
     assert len(await racks.list()) == 8
     assert (await racks.page(count=True)).total == await racks.count() == 8
     assert not await racks.exists(select(Rack).where(Rack.hidden))
-
-
-async def test_views_count_what_criteria_in_options_let_through(
-    racks: AsyncRepository[Rack], database: Database
-) -> None:
-    listing = select(Rack).options(with_loader_criteria(Rack, Rack.hidden.is_(False))).order_by(Rack.place.desc())
-    async with JsonView(Rack, IdOut).open(database) as view:
-        page = await view.page(listing, count=True, limit=3)
-        assert page.total == 8
-        whole = [rack.id for rack in await racks.list(listing)]
-
-        async def turn(**options: Any) -> Page[int]:
-            read = await view.page(listing, **options)
-            return Page([json.loads(each)["id"] for each in read.items], read.next, read.previous)
-
-        await assert_pages_are(whole, turn, limit=3)
 
 
 # --- collections that are loaded by a join

@@ -51,10 +51,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "stored", "written", "refused"), CASES)
+@pytest.mark.parametrize("case", CASES)
 async def test_the_last_value_is_written_and_the_next_one_refused(
-    session: AsyncSession, database: Database, name: str, kind: Any, stored: str, written: str, refused: str
+    session: AsyncSession, database: Database, case: tuple[str, Any, str, str, str]
 ) -> None:
+    name, kind, stored, written, refused = case
     await (await session.connection()).run_sync(Separate.metadata.create_all)
     insert = f"INSERT INTO moments_of_views (id, {name}) VALUES (:id, '{{}}')"
     await session.execute(text(insert.format(stored)), {"id": 1})

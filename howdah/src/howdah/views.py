@@ -113,7 +113,8 @@ class OpenView(Generic[ModelT]):
         self._view, self._database = view, database
         version = version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
-        body = self._reading(select(version_column, view.body))
+        # Of the class, which may be joined of several tables; the body alone names some of them.
+        body = self._reading(select(version_column, view.body).select_from(view.model))
         has_key, self._bind_one = has_bound_key(view.model)
         self._one = Prepared(body.where(has_key))
         self._exact = has_exact_keys(view.model)
