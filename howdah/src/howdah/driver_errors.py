@@ -19,6 +19,7 @@ _TIMEOUTS: Final = {
     "25P04": "the transaction had taken longer than PostgreSQL's setting transaction_timeout",
     "57P05": "the connection had done nothing for longer than PostgreSQL's setting idle_session_timeout",
 }
+_REFUSED_BY_DRIVER: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _CLOSED_WHILE_IDLE: Final = (
     "it was closed while no statement was running. If the transaction had done nothing for longer than "
     f"idle_in_transaction_timeout, PostgreSQL closed it: {_BE_SHORT}. Its settings transaction_timeout and "
@@ -54,7 +55,7 @@ def timeout_that_closed(error: BaseException) -> str | None:
     driver = told_error(error)
     if driver is None:
         return None
-    # not of a subclass: the driver refuses to use a connection that has been closed already
-    if type(driver) is asyncpg.InterfaceError or isinstance(driver.__cause__, BrokenPipeError):
+    # Not of a subclass: the driver refuses to use a connection that has been closed, or that is just being closed.
+    if type(driver) in _REFUSED_BY_DRIVER or isinstance(driver.__cause__, BrokenPipeError):
         return _CLOSED_WHILE_IDLE
     return _TIMEOUTS.get(fact(error, "sqlstate") or "")
