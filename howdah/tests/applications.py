@@ -27,7 +27,7 @@ def an_app(database: Database) -> FastAPI:
 
 
 def bare_app(database: Database | None = None) -> FastAPI:
-    """Without a lifespan, for `calling`."""
+    """An application without a lifespan, for `calling`."""
     app = FastAPI()
     add_error_handlers(app)
     if database is not None:
@@ -37,7 +37,7 @@ def bare_app(database: Database | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Behind a real server."""
+    """A client of the application behind a real server."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
         running = asyncio.create_task(server.serve(sockets=[listening]))
@@ -54,7 +54,7 @@ async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def calling(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Without a server; an error that nobody foresaw is answered as a server would have it answered."""
+    """A client of the application without a server. An unexpected error gets the response that a server would send."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

@@ -1,4 +1,4 @@
-"""Text types that find differently written values equal, as far as the server has them."""
+"""Text types that ignore case, as far as the server supports them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-# What the extension makes, as far as an index and a comparison need it, for a server that comes without it.
+# The parts of the extension that an index and a comparison need, for a server without the extension.
 _STAND_IN = """
 CREATE TYPE citext;
 CREATE FUNCTION citext_in(cstring) RETURNS citext AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
@@ -42,7 +42,7 @@ CREATE OPERATOR CLASS citext_ops DEFAULT FOR TYPE citext USING btree AS OPERATOR
 
 
 async def create_citext(session: AsyncSession) -> None:
-    """The type `citext`: the extension's, or one that compares as it does."""
+    """Create the type `citext`: the extension's, or one that compares in the same way."""
     try:
         async with session.begin_nested():
             await session.execute(text("CREATE EXTENSION citext"))
@@ -53,7 +53,7 @@ async def create_citext(session: AsyncSession) -> None:
 
 
 async def create_nondeterministic_collation(session: AsyncSession) -> bool:
-    """The collation `ignores_case`, if the server was built with ICU."""
+    """Create the collation `ignores_case`, if the server was built with ICU."""
     try:
         async with session.begin_nested():
             await session.execute(

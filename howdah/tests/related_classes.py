@@ -43,11 +43,11 @@ from sqlalchemy.orm import (
 
 
 class Separate(DeclarativeBase):
-    """Away from the tables of the test database, and from the names of the classes of other tests."""
+    """A base with its own metadata and registry, so that names of other tests' tables and classes don't conflict."""
 
 
 class Node(Separate):
-    """What most classes here are: a number, and a relationship to the row itself, which makes it an alias."""
+    """The base of most classes here: a number, and a relationship to the row itself, which needs an alias."""
 
     __abstract__ = True
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

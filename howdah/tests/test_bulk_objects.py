@@ -162,7 +162,7 @@ async def test_a_pydantic_model_changes_only_what_was_passed(separate: AsyncSess
 
 
 async def test_a_detached_object_writes_only_what_was_changed(session: AsyncSession) -> None:
-    """Control: its other values are those of a moment ago, and somebody has changed them since."""
+    """Control: the object's other values are stale, because another session has changed them since."""
     await make_users(session, 2)
     users = list(await session.scalars(select(User).order_by(User.age)))
     session.expunge_all()
@@ -193,9 +193,9 @@ async def test_objects_that_show_no_change_are_refused(session: AsyncSession) ->
     await make_users(session, 1)
     user = (await session.scalars(select(User))).one()
     user.name = "Two"
-    with pytest.raises(TypeError, match="this User is in a session, which writes its changes itself"):
+    with pytest.raises(TypeError, match="this User is in a session, whose flush writes its changes"):
         await bulk.update_many(session, User, [user])
-    with pytest.raises(TypeError, match="was loaded from the database, and what was changed since is less than"):
+    with pytest.raises(TypeError, match="was loaded from the database, and its changes alone don't make"):
         await bulk.upsert_many(session, User, [user], on=["email"])
     assert await bulk.upsert_many(session, User, [user], on=["email"], update=["name"]) == Upserted(0, 0, 1)
     session.expunge(user)

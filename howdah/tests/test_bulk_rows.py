@@ -108,7 +108,7 @@ async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> Non
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("single", [{"email": "a"}, "ab", UserIn, 1])
 async def test_a_single_row_in_place_of_many_is_refused(session: AsyncSession, write: Any, single: Any) -> None:
-    with assert_statements(session, 0), pytest.raises(TypeError, match="rows are an iterable of them"):
+    with assert_statements(session, 0), pytest.raises(TypeError, match="rows must be an iterable"):
         await write(session, User, single)
 
 

@@ -1,4 +1,4 @@
-"""Rows of one call that refer to each other: the same result for every number of rows, in any order, by COPY or not."""
+"""Rows of one call that refer to each other: the result is the same for any number and order, with COPY and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that a trigger suppresses or puts elsewhere: what is counted is what is there, for every number of rows."""
+"""Rows that a trigger suppresses or moves to another table: only existing rows are counted, for any number of rows."""
 
 from __future__ import annotations
 

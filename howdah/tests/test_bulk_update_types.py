@@ -1,4 +1,4 @@
-"""`update_many` of column types whose values are lists, and versions that SQLAlchemy's own generator doesn't move."""
+"""`update_many` of column types whose values are lists, and of versions with a custom generator."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str,
 
 @pytest.mark.parametrize("name", ["variant", "tags", "nested"])
 async def test_arrays_in_whatever_dress_are_refused_with_what_to_do(tables: AsyncSession, name: str) -> None:
-    """They would be taken apart: PostgreSQL has no arrays of arrays."""
+    """`unnest` would flatten them, because PostgreSQL has no arrays of arrays."""
     rows = [{"id": n, name: ["a", "b"]} for n in range(3)]
     await bulk.insert_many(tables, ListColumns, rows)
     with pytest.raises(TypeError, match=rf"update_many can't set ListColumns\.{name}, an array .* one by one"):

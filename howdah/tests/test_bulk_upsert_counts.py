@@ -1,4 +1,4 @@
-"""`upsert_many` counts what is there: behind triggers, in partitioned tables, through views, and under concurrency."""
+"""`upsert_many` counts correctly with triggers, in partitioned tables, through views, and under concurrency."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ async def test_triggers_of_partitions_and_behind_views_are_counted_or_refused(ta
 
 
 async def test_a_trigger_that_decides_differently_a_second_time_is_counted_or_refused(tables: AsyncSession) -> None:
-    """It suppresses what is there. Before PostgreSQL 18 rows of a partitioned table are sent twice."""
+    """The trigger suppresses existing rows. Before PostgreSQL 18, rows of a partitioned table are sent twice."""
     dialect: Any = (await tables.connection()).dialect
     body = "IF EXISTS (SELECT FROM measurements m WHERE m.id = NEW.id) THEN RETURN NULL; END IF; RETURN NEW;"
     await bulk.upsert_many(tables, Measurement, rows_of([2000], 1))
@@ -191,7 +191,7 @@ async def test_a_trigger_that_decides_differently_a_second_time_is_counted_or_re
         assert await bulk.upsert_many(tables, Measurement, rows) == Upserted(3, 1, 0)
         assert await bulk.upsert_many(tables, Measurement, rows) == Upserted(0, 0, 1, suppressed=3)
     else:
-        with pytest.raises(RuntimeError, match="a trigger of measurements does something else"):
+        with pytest.raises(RuntimeError, match="a trigger of measurements treats the same rows differently"):
             await bulk.upsert_many(tables, Measurement, rows)
         assert await values(tables, Measurement) == [(2000, 1)]
 
@@ -204,7 +204,7 @@ async def test_what_postgresql_cant_upsert_into_is_refused(tables: AsyncSession)
     await tables.execute(text("CREATE VIEW outer_readings AS SELECT id, value FROM readings"))
     for model in (Reading, OuterReading):
         for update in (None, []):
-            with pytest.raises(TypeError, match="INSTEAD OF trigger, which passes an upsert by"):
+            with pytest.raises(TypeError, match="INSTEAD OF trigger, for which PostgreSQL finds no conflicts"):
                 await bulk.upsert_many(tables, model, rows_of([1], 1), update=update)
     for action in ("INSTEAD NOTHING", "ALSO INSERT INTO items VALUES (7, 1)"):
         await tables.execute(text(f"CREATE OR REPLACE RULE r AS ON INSERT TO unique_ones DO {action}"))
@@ -256,7 +256,7 @@ async def test_a_key_that_is_none_is_made(tables: AsyncSession, model: Any, many
 
 
 async def test_rows_with_and_without_a_key_that_meet_come_out_in_the_order_of_the_input(tables: AsyncSession) -> None:
-    """They are two statements, and only PostgreSQL sees that they meet."""
+    """They are written by two statements, and only PostgreSQL knows that they conflict."""
     rows: list[dict[str, Any]] = [
         {"id": 500, "code": "A", "value": 1},
         {"id": None, "code": "a", "value": 2},
@@ -287,7 +287,7 @@ async def test_null_meets_null_where_the_constraint_says_so(tables: AsyncSession
 
 
 async def test_rows_are_found_by_something(tables: AsyncSession) -> None:
-    with pytest.raises(ValueError, match="`on` must name what rows are found by"):
+    with pytest.raises(ValueError, match="`on` must name at least one attribute"):
         await bulk.upsert_many(tables, Item, rows_of([1], 1), on=[])
 
 

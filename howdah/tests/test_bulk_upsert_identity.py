@@ -1,4 +1,4 @@
-"""`upsert_many`: unchanged is what is stored already, byte for byte, not what some operator finds equal."""
+"""`upsert_many` counts a row as unchanged if the stored bytes are the same, not if an operator finds them equal."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ SAME = [
 async def test_a_value_of_any_type_is_unchanged_or_written(
     session: AsyncSession, kind: Any, value: Any, other: Any, many: int
 ) -> None:
-    """Also of those without an operator `=`, of those that no array holds, and of long ones, stored elsewhere."""
+    """Also for types without an operator `=`, types that an array can't hold, and long values in TOAST tables."""
     if str(kind) == "XML" and not await has_xml(session):
         pytest.skip("this server was built without libxml")
     model = await create(session, model_of(kind))
@@ -187,7 +187,7 @@ async def test_a_change_of_case_under_a_nondeterministic_collation_is_written(se
 
 
 async def test_rows_that_meet_in_another_case_come_out_as_if_written_one_by_one(things: AsyncSession) -> None:
-    """Control: in one statement the second of these rows would be met first, or not be noticed at all."""
+    """Control: one statement would write the second of these rows first, or wouldn't detect the conflict."""
     await bulk.insert_many(things, Thing, [{"id": 1, "name": "old", "code": "b"}])
     for codes in ("bB", "Bb"):
         rows = [{"id": 8, "name": "new", "code": codes[0]}, {"id": 9, "name": "old", "code": codes[1]}]

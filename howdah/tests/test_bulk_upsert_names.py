@@ -1,4 +1,4 @@
-"""`upsert_many` works whatever tables and columns are called."""
+"""`upsert_many` works with any names of tables and columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`upsert_many` leaves and counts what upserts of the rows one by one leave: compared with a model of those."""
+"""`upsert_many` has the same result and counts as single upserts of the rows, compared with a model of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Separate(Base):
 
 
 class Loose(Separate):
-    """Found by texts that are the same for PostgreSQL and not for Python."""
+    """Its rows are found by texts that are equal in PostgreSQL but not in Python."""
 
     __tablename__ = "loose"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -73,7 +73,7 @@ class Model:
 
 
 def shown(row: Mapping[str, Any]) -> list[Any]:
-    """Its values in the order of `COLUMNS`; CHAR gives blanks back that nobody wrote."""
+    """The values in the order of `COLUMNS`. CHAR pads values with blanks."""
     return [None if row[name] is None else row[name].rstrip(" ") if name == "padded" else row[name] for name in COLUMNS]
 
 

@@ -1,4 +1,4 @@
-"""For who listens to SQLAlchemy's events a COPY is a statement like any other."""
+"""A COPY calls the listeners of SQLAlchemy's events like any other statement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from howdah._asyncpg import copy_in
 
 @contextmanager
 def spans_of(session: AsyncSession) -> Iterator[list[str]]:
-    """Statements and how they ended, by the three events and the context that OpenTelemetry's listeners go by."""
+    """The statements and their outcomes, from the three events and the context that OpenTelemetry's listeners use."""
     engine = session.get_bind().engine
     ended: list[str] = []
     opened: list[Any] = []
@@ -96,7 +96,7 @@ async def test_a_copy_that_is_given_up_has_failed(committed_database: Database, 
 
 
 async def test_what_a_listener_adds_to_the_text_is_sent(session: AsyncSession) -> None:
-    """As those do that mark statements with a trace's number."""
+    """Some listeners add the number of a trace to each statement."""
     engine = session.get_bind().engine
 
     def mark(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""COPY encodes values for the columns as they are in the database now, whatever the connection has seen before."""
+"""COPY encodes values for the current column types in the database, whatever types the connection has cached."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ async def test_a_column_of_the_type_that_an_insert_would_send_is_copied(committe
 
 @pytest.mark.parametrize("chunks", [1, 4])
 async def test_a_type_that_changes_between_two_chunks_is_seen_by_the_second(committed_url: str, chunks: int) -> None:
-    """In one transaction, for another one's ALTER waits for this one."""
+    """In one transaction, because an ALTER of another transaction waits for this one."""
     model = a_model(v=BigInteger())
     async with one_connection(committed_url) as database, database.begin() as session:
         connection = await session.connection()
@@ -354,7 +354,7 @@ async def test_a_composite_type_that_has_changed_is_stored_right_or_refused(
 
 
 async def test_a_range_of_another_type_is_refused(committed_url: str) -> None:
-    """As PostgreSQL refuses it in an INSERT; the driver would cut the bounds to whole numbers."""
+    """PostgreSQL rejects it in an INSERT, too. The driver would truncate the bounds to whole numbers."""
     model = a_model(v=NUMRANGE())
     async with one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
@@ -477,7 +477,7 @@ async def test_every_type_is_stored_alike_for_every_number_of_rows(
 
 @pytest.mark.parametrize("kind", ["enum", "composite", "array of enum", "bigint"])
 async def test_a_connection_that_keeps_no_prepared_statements_copies_too(committed_url: str, kind: str) -> None:
-    """As behind a pooler. The driver asks about a type that is new to it with statements that have no name either."""
+    """This is so behind a pooler. The driver's queries about unknown types are unnamed statements, too."""
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
     mood = Enum("sad", "happy", name="mood")
     types: dict[str, tuple[Any, Any, str]] = {
@@ -505,7 +505,7 @@ async def test_a_connection_that_keeps_no_prepared_statements_copies_too(committ
 
 
 async def test_rows_of_an_open_cursor_stay_right_beside_a_copy(session: AsyncSession) -> None:
-    """The statement that describes the columns has no name, and takes the place of others that have none."""
+    """The statement that describes the columns is unnamed, and replaces any other unnamed statement."""
     cursor = await session.stream_scalars(select(func.generate_series(1, 2000)), execution_options={"yield_per": 50})
     model = a_model(v=BigInteger())
     await (await session.connection()).run_sync(model.metadata.create_all)

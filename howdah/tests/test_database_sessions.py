@@ -108,7 +108,7 @@ class TestAbortedTransactions:
             with pytest.raises(InvalidValue) as again:
                 await session.commit()
             assert again.value is first.value
-            assert "catch errors around a savepoint" in again.value.__notes__[0]
+            assert "use a savepoint" in again.value.__notes__[0]
             await session.rollback()
             session.add(a_user())
             await session.commit()

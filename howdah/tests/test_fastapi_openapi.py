@@ -1,4 +1,4 @@
-"""The OpenAPI description of what an application with error handlers answers."""
+"""The OpenAPI description of the responses of an application with error handlers."""
 
 from __future__ import annotations
 

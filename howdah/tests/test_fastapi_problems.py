@@ -1,4 +1,4 @@
-"""Problem details are written whatever their members are."""
+"""Problem details can be written with members of any type."""
 
 from __future__ import annotations
 

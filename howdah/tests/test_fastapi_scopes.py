@@ -1,4 +1,4 @@
-"""A session that commits is refused in every place from which its commit would come after the response."""
+"""A committing session is rejected wherever FastAPI would run its commit after the response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors on a WebSocket, against the rules that a server has for its messages."""
+"""Errors on a WebSocket, checked against a server's rules for messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from howdah.fastapi import DbSession, get_database, get_db, problem_response
 
 @dataclass
 class Server:
-    """What a server does with the messages of an application, and refuses as uvicorn refuses it."""
+    """A server that handles the messages of an application, and rejects the same ones as uvicorn."""
 
     has_denial: bool = True
     incoming: list[str | None] = field(default_factory=list)

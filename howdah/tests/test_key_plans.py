@@ -1,4 +1,4 @@
-"""How PostgreSQL finds the rows of keys that it has to compare itself."""
+"""The plans of queries by keys that only PostgreSQL can compare."""
 
 from __future__ import annotations
 

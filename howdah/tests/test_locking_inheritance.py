@@ -1,4 +1,4 @@
-"""Locks and bulk writes of classes that inherit from each other, and of objects that are made of several rows."""
+"""Locks and bulk writes with inheritance, and of objects that depend on several rows."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ async def test_rows_that_others_hold_are_left_out_whatever_table_they_are_in(com
 
 
 async def changed_while_another_waits(database: Database, id: Any, change: str, read: Any) -> Any:
-    """What `read` returns that waits for a row that somebody changes meanwhile."""
+    """The result of `read`, which waits for a row that another transaction changes meanwhile."""
     async with database.session() as first, database.session() as second:
         assert await second.scalar(text("SELECT 1"))
         await first.execute(text(change), {"id": id, "new": uuid7()})
@@ -195,7 +195,7 @@ def lock_one(model: type[Any], id: Any) -> Any:
 
 
 def in_one_statement(model: type[Any], table: type[Any], id: Any) -> Any:
-    """The control: locks the rows of `table`, and reads whatever else the object is made of before it waits."""
+    """Control: one statement locks the rows of `table`, and reads the object's other rows before it waits."""
 
     async def read(session: AsyncSession) -> Any:
         statement = select(model).where(model.id == id).with_for_update(of=table.__table__)

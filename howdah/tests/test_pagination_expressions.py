@@ -1,4 +1,4 @@
-"""Pages in the order of an expression are the whole list: its type is PostgreSQL's, not what SQLAlchemy assumes."""
+"""Pages in the order of an expression together are the whole list. Its type is PostgreSQL's, not SQLAlchemy's guess."""
 
 from __future__ import annotations
 

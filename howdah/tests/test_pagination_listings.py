@@ -1,4 +1,4 @@
-"""Pages of listings of every shape: filtered by options, joined, inherited; and pages of which nothing is left."""
+"""Pages of all kinds of list queries (with options, joins, inheritance), and pages whose rows have been deleted."""
 
 from __future__ import annotations
 
@@ -378,7 +378,7 @@ async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(ta
 
 
 async def test_concrete_classes_are_paged_as_one_listing(tables: AsyncSession) -> None:
-    """A column that one of the tables lacks is NULL for its rows, whatever the other one's says."""
+    """A column that one of the tables lacks is NULL for its rows, even if it is NOT NULL in the other table."""
     await tables.execute(insert(Barge.__table__), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
     await tables.execute(insert(Ferry.__table__), [{"id": 10 + i, "name": f"b{i % 2}", "cars": i} for i in range(6)])
     boats = AsyncRepository(tables, Barge)

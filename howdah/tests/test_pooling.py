@@ -1,4 +1,4 @@
-"""The pool's slots: sessions leave some connections to reads and batches, so nobody waits for itself."""
+"""The pool's slots: some connections are reserved for reads and batches, so a task can't wait for itself."""
 
 from __future__ import annotations
 

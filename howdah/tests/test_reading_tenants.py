@@ -1,4 +1,4 @@
-"""What a listener sets on a connection for its caller, a tenant for row-level security, reaches no other caller."""
+"""A listener's setting on a connection, such as a tenant for row-level security, has no effect for other callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every value that contains a time is aware, and comes back as it was written, whatever its type and its way."""
+"""Every `timestamptz` is aware, and values of all time types are read as they were written."""
 
 from __future__ import annotations
 

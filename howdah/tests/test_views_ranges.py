@@ -1,4 +1,4 @@
-"""A time that Python has no value for isn't written: the read fails, as it does through the ORM."""
+"""A view doesn't write a time that Python can't represent. The read fails, as through the ORM."""
 
 from __future__ import annotations
 

@@ -131,11 +131,11 @@ def model(**fields: Any) -> type[BaseModel]:
             "strip_whitespace changes its text in Python",
         ),
         (User, model(email=str | int), "Made.email", "a union isn't made of"),
-        (User, model(orders=model(id=UUID)), "Made.orders", "a list for a to-many"),
+        (User, model(orders=model(id=UUID)), "Made.orders", "a to-many relationship needs a list"),
         (User, model(orders=list[model(nothing=int)]), "Made.orders.nothing", "no mapped attribute"),  # type: ignore[misc]
         (User, model(orders=list[UUID]), "Made.orders", "isn't a Pydantic model"),
         (User, model(shout=str), "Made.shout", "no SQL expression"),
-        (Track, model(album=list[model(id=UUID)]), "Made.album", "a model for a to-one"),  # type: ignore[misc]
+        (Track, model(album=list[model(id=UUID)]), "Made.album", "a to-one relationship a model"),  # type: ignore[misc]
         (Specimen, model(loud=str | None), "Made.loud", "makes its values in Python"),
         (Specimen, model(corner=Corner), "Made.corner", "composite"),
         (Specimen, model(state=Other | None), "Made.state", "a enum isn't made of"),
@@ -212,7 +212,7 @@ class Keyed(Door):
         (
             model(id=Annotated[str, StringConstraints(to_lower=True)]),
             "Made.id",
-            "to_lower changes its text in Python: have that in the schema that is written",
+            "to_lower changes its text in Python: use it in the schema for input",
         ),
     ],
 )
@@ -238,6 +238,6 @@ def test_an_alias_that_is_no_attribute_says_how_to_read_the_name() -> None:
 
 def test_what_may_be_hidden_must_be_optional() -> None:
     where = {Album: lambda album: album.title.is_not(None)}
-    with pytest.raises(CannotRender, match=r"Made\.album can't be rendered: there may be none"):
+    with pytest.raises(CannotRender, match=r"Made\.album can't be rendered: its row may be absent"):
         JsonView(Track, model(album=model(id=UUID)), where=where)
     JsonView(Track, model(album=model(id=UUID) | None), where=where)

@@ -1,4 +1,4 @@
-"""A view reads each kind of relationship of SQLAlchemy's documentation as SQLAlchemy loads it, or refuses it."""
+"""A view reads each kind of relationship in SQLAlchemy's documentation as SQLAlchemy does, or raises an error."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class ParentWithoutB(Out):
 
 
 def test_an_aliased_class_inside_of_itself_is_refused() -> None:
-    with pytest.raises(CannotRender, match="the same aliased class is read around it"):
+    with pytest.raises(CannotRender, match="it is nested in rows of the same aliased class"):
         JsonView(Parent, ParentWithoutB)
 
 

@@ -147,7 +147,7 @@ async def test_what_is_always_the_same_is_allowed(session: AsyncSession, databas
 
 
 async def test_a_subquery_of_a_filter_is_of_its_own_row(session: AsyncSession, database: Database) -> None:
-    """In a view of users it names the users' table, too: it must not mean the user around the order."""
+    """In a view of users the subquery selects from users, too. It must not be correlated to the outer user."""
     users = await make_users(session, 3)
     await bulk.insert_many(session, Order, [{"user_id": user, "total_cents": 1} for user in users])
     await session.commit()
@@ -168,7 +168,7 @@ class UserKey(Out):
 async def test_a_subquery_of_a_filter_of_a_single_row_is_of_its_own_row(
     session: AsyncSession, database: Database
 ) -> None:
-    """In a view of orders it names the orders' table, too: it must not mean the order around the user."""
+    """In a view of orders the subquery selects from orders, too. It must not be correlated to the outer order."""
     (user,) = await make_users(session, 1)
     keys = (await bulk.insert_many(session, Order, [{"user_id": user, "total_cents": n} for n in (1, 9)])).keys
     await session.commit()

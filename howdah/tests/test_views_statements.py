@@ -1,4 +1,4 @@
-"""What a statement given to a view says holds exactly, or is refused; aliases are followed as Pydantic follows them."""
+"""A view applies all parts of a statement or rejects it. It reads aliases as Pydantic does."""
 
 from __future__ import annotations
 

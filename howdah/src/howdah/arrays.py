@@ -1,5 +1,7 @@
-"""Columns of values as parameters: one array each, so that a statement's text and its number of parameters are the same
-for any number of rows."""
+"""Columns of values as parameters, one array for each column.
+
+A statement then has the same text and the same number of parameters for any number of rows.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,12 @@ _DIALECT: Final[Dialect] = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 
 class Array(AsyncpgARRAY):
-    """The type of an array parameter. It is cast without the length of its items: a cast to `VARCHAR(5)[]` would cut
-    a longer text silently, where the column refuses it and a comparison finds it different. An item that is a list
-    (of JSON) is an item, not a further dimension."""
+    """The type of an array parameter.
+
+    The parameter is cast without the length of its items. A cast to `VARCHAR(5)[]` would silently truncate a longer
+    text. Without the cast, the column rejects that text, and a comparison finds it different. An item that is a list
+    (of JSON) is an item, not a further dimension.
+    """
 
     def __init__(self, item_type: TypeEngine[Any]) -> None:
         super().__init__(item_type, dimensions=1)
@@ -32,7 +37,8 @@ class Array(AsyncpgARRAY):
             bound = values if process is None else process(values)
             if bound is None or list not in {*map(type, bound)}:
                 return bound
-            # A multirange, or an array of a DOMAIN. The driver takes a list in a list for a further dimension.
+            # The items are multiranges, or arrays of a DOMAIN. The driver encodes a list within a list as a further
+            # dimension, but not a tuple.
             return [tuple(item) if type(item) is list else item for item in bound]
 
         return items
@@ -41,22 +47,25 @@ class Array(AsyncpgARRAY):
 @compiles(Array, "postgresql")
 def _without_length(array: Array, compiler: Any, **options: Any) -> str:
     text: str = compiler.visit_ARRAY(array, **options)
-    if '"' in text:  # a name of its own, which may have anything in it
+    if '"' in text:  # a quoted name may contain parentheses itself
         return text
     text = re.sub(r"\(\d+(, ?\d+)?\)", "", text)
-    # without a length these two mean one character and one bit
+    # without a length, CHAR means one character and BIT means one bit
     text = re.sub(r"^CHAR\b", "BPCHAR", text)
     return re.sub(r"^BIT\b(?! VARYING)", "BIT VARYING", text)
 
 
 def array_of(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:
-    """The values as one parameter. Its name isn't one that a column is likely to have: SQLAlchemy names a parameter
-    of an INSERT or UPDATE by its column, and refuses a second one of the same name."""
+    """The values as one parameter.
+
+    SQLAlchemy names the parameters of an INSERT or UPDATE after their columns, and rejects a second parameter of the
+    same name. So this one has a name that a column is unlikely to have.
+    """
     return bindparam("howdah parameter", [*values], Array(item_type), unique=True)
 
 
 def postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type that this one is on PostgreSQL: a variant is chosen, a `TypeDecorator` taken off."""
+    """The type on PostgreSQL: its variant for PostgreSQL, without a `TypeDecorator` around it."""
     plain = kind.dialect_impl(_DIALECT)
     while isinstance(plain, TypeDecorator):
         plain = plain.impl_instance
@@ -64,17 +73,23 @@ def postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 
 def fits_in_array(column: Column[Any]) -> bool:
-    """Whether the column's values can come from an array: not arrays themselves, which unnest would take apart, nor
-    what is written by an SQL expression of its type."""
+    """Whether the column's values can be items of an array parameter.
+
+    Arrays can't, because `unnest` would flatten them. Neither can values that the column's type writes by an SQL
+    expression.
+    """
     return not isinstance(postgresql_type(column.type), ARRAY) and not column.type._has_bind_expression
 
 
 def given(
     columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, name: str = "howdah_given"
 ) -> tuple[TableValuedAlias, dict[str, Any]]:
-    """A table whose columns have these names, the types of these columns of a table, and these values; and
-    what a write takes, by the same names: its columns, or where a value is the same in all rows, an
-    `itertools.repeat`, a parameter. `name` is the table's own."""
+    """A table of the values, and the expressions that a write takes from it, by name.
+
+    Each item of `columns` is the name of a column of that table, the column that gives its type, and its values. An
+    `itertools.repeat` stands for a value that is the same in all rows: its expression is a parameter instead of a
+    column. `name` is the name of the table.
+    """
     varying = {name: (each, values) for name, (each, values) in columns.items() if not isinstance(values, repeat)}
     arrays = [array_of(values, each.type) for each, values in varying.values()]
     named = [column(name, each.type) for name, (each, _) in varying.items()]

@@ -1,23 +1,27 @@
 """Writing many rows: any number, from any iterable, in chunks of constant size, all or nothing.
 
-Every function works inside the session's transaction and never commits. A row that the database or a type refuses
-fails the whole, also for a caller who catches the error and goes on; the error is the one that the row raises when it
-is written behind the rows before it, with `row_index`, its place in the input from 0. Constraints that are deferred
-are checked by COMMIT, which knows no rows.
+Every function works inside the session's transaction and never commits. If the database or a type rejects a row, the
+call writes nothing, even if the caller catches the error and goes on. The error is the one that the row raises when it
+is written after the rows before it. Its `row_index` is the row's position in the input, from 0. COMMIT checks deferred
+constraints; such an error has no `row_index`.
 
-`chunk_size` is how many rows are held at a time and go in one statement: by default 20,000, of a list, which is in
-memory anyway, 100,000.
+`chunk_size` is the number of rows that are held in memory and sent in one statement. The default is 20,000. For a list,
+which is in memory anyway, it is 100,000.
 
-Values are those that the database shall have: None is NULL, not a default (in a JSON column it is JSON's null unless
-the type says `none_as_null`, as everywhere in SQLAlchemy). To rows that exist, a Pydantic model (an SQLModel, too)
-writes what was passed to it, a dataclass all fields, a new mapped object what was passed to it, a detached one what was
-changed; one that doesn't show that is refused. Objects that the session holds are read anew when their rows are changed
-here (their relationships must be loaded again), and expunged when they are deleted.
+None is written as NULL and not replaced by a default. (In a JSON column it is JSON's null unless the type has
+`none_as_null`, as everywhere in SQLAlchemy.)
 
-Rows that are there are locked in the order of their keys before they are written, so that two updates or deletes of
-the same rows wait for each other but can't deadlock. Where not all rows can be known before (an update of more than a
-chunk from something else than a list, an upsert of more than a chunk), they can, unless the inputs are sorted; the
-loser raises `DeadlockDetected`, which `run_transaction` answers by running it again.
+What is written to an existing row depends on the kind of the input row. A Pydantic model (or an SQLModel) and a new
+mapped object write what was passed to them, a dataclass writes all fields, and a detached object writes what was
+changed. An object that doesn't show this is rejected.
+
+If the session holds objects of changed rows, they are refreshed; their relationships must be loaded again. Objects of
+deleted rows are expunged.
+
+Existing rows are locked in the order of their keys before they are written. So two updates or deletes of the same rows
+wait for each other but can't deadlock. This isn't possible if not all keys are known in advance: in an update of more
+than one chunk from anything but a list, and in an upsert of more than one chunk. Two of those can deadlock unless their
+inputs are sorted. One of them then raises `DeadlockDetected`, after which `run_transaction` runs its work again.
 """
 
 from __future__ import annotations
@@ -53,7 +57,10 @@ Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """`keys` are those of the new rows, in the order of the input; empty if they weren't wanted."""
+    """The result of `insert_many`: `keys` are the keys of the new rows, in the order of the input.
+
+    `keys` is empty if it wasn't requested.
+    """
 
     count: int
     keys: list[Any] = field(default_factory=list)
@@ -63,8 +70,9 @@ class Created:
 class Matched:
     """How many rows of the input had a row in the database, and the keys that had none, in the order of the input.
 
-    PostgreSQL decides which keys are equal. Where each key counts once, two spellings of a key ('Abc' and 'ABC' in a
-    citext column) count as one row; a key that is missing is here as it was given."""
+    PostgreSQL decides which keys are equal. If a function counts each key once, two spellings of a key ('Abc' and 'ABC'
+    in a citext column) count as one row. `missing` has the keys as the caller passed them.
+    """
 
     count: int
     missing: list[Any] = field(default_factory=list)
@@ -72,8 +80,10 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Upserted:
-    """How many rows of the input were new, how many changed an existing row, and how many left it as it was. Those that
-    are `suppressed` were neither written nor met an existing row: a BEFORE INSERT trigger returned NULL."""
+    """How many rows of the input were inserted, how many changed an existing row, and how many left it unchanged.
+
+    A `suppressed` row was not written and has no existing row: a BEFORE INSERT trigger returned NULL for it.
+    """
 
     created: int
     updated: int
@@ -89,19 +99,20 @@ async def insert_many(
     chunk_size: int | None = None,
     keys: bool = True,
 ) -> Created:
-    """Insert the rows. Defaults, Python's and the database's, apply to what a row leaves out.
+    """Insert the rows. Defaults of Python and of the database apply to attributes that a row doesn't name.
 
-    Twenty rows or more go by COPY where that can be had (see `howdah.copying`); `utcnow` then makes one time for many.
-    `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory. Mapped objects are read,
-    not added to the session. Joined-table inheritance works; a row is written as a `model`, not as a subclass of it.
+    Twenty rows or more are sent by COPY where that is possible (see `howdah.copying`). A default of `utcnow` is then
+    called once for many rows. `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory.
+    Mapped objects are read, not added to the session. Joined-table inheritance works. A row is written as a `model`,
+    not as a subclass of it.
 
-    In place of a class it takes a `Table`, such as the `secondary` of a relationship; rows then name columns by their
-    `key`. The keys of a table without a primary key are not returned.
+    `model` may be a `Table`, such as the `secondary` of a relationship. Rows then name columns by their `key`. The keys
+    of a table without a primary key are not returned.
 
-    Rows that a BEFORE INSERT trigger suppresses don't count, and have no key in the result.
+    Rows that a BEFORE INSERT trigger suppresses aren't counted, and the result has no key for them.
 
-    A row may refer to any other row of its chunk, by a foreign key that the model declares, whichever comes first. A
-    reference to a later chunk is refused with `ForeignKeyViolation`.
+    A row may refer to any other row of its chunk by a foreign key that the model declares, in any order. A reference to
+    a row of a later chunk raises `ForeignKeyViolation`.
     """
     if isinstance(model, Table):
         mapped: type[Any] = class_of(model)
@@ -109,11 +120,11 @@ async def insert_many(
     else:
         mapped = model
     references = self_references(mapped)
-    # One statement for all rows, after which PostgreSQL checks the foreign keys: two rows that refer to each other.
+    # Two rows can refer to each other. PostgreSQL checks foreign keys at the end of a statement, and a COPY is one.
     min_rows = 2 if references else WORTHWHILE_ROWS
     first = count = 0
     made: list[Any] = []
-    # A single chunk has a savepoint of its own.
+    # A single chunk needs none: its write opens a savepoint itself.
     is_one_chunk = isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
     savepoint = nullcontext() if is_one_chunk else session.begin_nested()
     async with savepoint, aclosing(in_chunks(rows, chunk_size)) as chunks:
@@ -137,14 +148,18 @@ async def upsert_many(
     update: Sequence[str] | None = None,
     chunk_size: int | None = None,
 ) -> Upserted:
-    """Insert the rows, or where one with the same `on` attributes exists (by default the key), set `update` on it.
+    """Insert the rows. If a row with the same `on` attributes exists, set the `update` attributes on it instead.
 
-    `on` must have a unique constraint or index; NULL in it equals nothing. `update` defaults to all that the rows
-    set, without `on` and the key, which never changes; with `update=[]` existing rows are left alone. A row that stores
-    those values already, byte for byte, isn't written at all: `updated_at` and `version` move only with a change. All
-    rows must name the same attributes, and can't name `version`. Rows that meet each other in `on` come out, and are
-    counted, as if they had been written one by one. A view is locked and then written, as is a partitioned table before
-    PostgreSQL 18, with its BEFORE INSERT triggers running twice.
+    `on` defaults to the key. It must have a unique constraint or index. A row with a NULL in `on` is always inserted.
+    `update` defaults to all attributes that the rows name except `on` and the key. The key never changes. With
+    `update=[]` existing rows stay unchanged.
+
+    If a row already stores the same values, byte for byte, it isn't written: `updated_at` and `version` only change
+    with other values. All rows must name the same attributes. They can't name `version`. If several rows of the input
+    have the same `on` values, the result and the counts are as if they had been written one by one.
+
+    In a view, and before PostgreSQL 18 in a partitioned table, rows are locked first and written by a second statement.
+    BEFORE INSERT triggers can then run twice.
     """
     _refuse_many_tables(model)
     if isinstance(on, str) or isinstance(update, str):
@@ -152,12 +167,14 @@ async def upsert_many(
     names, version = key_names(model), version_name(model)
     target = names if on is None else tuple(on)
     if not target:
-        raise ValueError("`on` must name what rows are found by: leave it out for the key")
+        raise ValueError("`on` must name at least one attribute: leave it out to find rows by their key")
     if inspect(model).local_table.description == "excluded":
-        raise TypeError("upsert_many can't write to a table named `excluded`, as PostgreSQL names the new row")
+        raise TypeError(
+            "upsert_many can't write to a table named `excluded`: PostgreSQL uses that name for the new row"
+        )
     refuse_non_columns(model, (*target, *(update or ())))
     if update is not None and not {*target, *names, version}.isdisjoint(update):
-        raise ValueError(f"`update` can't name the key, the version or what the row is found by: {', '.join(update)}")
+        raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(update)}")
     count, total = 0, Written()
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
@@ -181,11 +198,12 @@ async def upsert_many(
 async def update_many(
     session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int | None = None
 ) -> Matched:
-    """Update rows, each to values of its own: a row names its key and what to set, all rows the same attributes.
+    """Update each row to its own values. A row names its key and the values to set.
 
-    `onupdate` columns and `version` move. Rows that name their `version` must still have it, or `StaleRow` is raised,
-    with the keys of a chunk's stale rows. Arrays, and what a type writes by an SQL expression, can't be set so.
-    Rows with the same key are written one after the other.
+    All rows must name the same attributes. `onupdate` columns and `version` are updated, too. If the rows name their
+    `version`, it must be the current one. Otherwise `StaleRow` is raised with the keys of the chunk's stale rows.
+    Arrays, and columns whose type writes values by an SQL expression, can't be set. Rows with the same key are written
+    one after the other.
     """
     _refuse_many_tables(model)
     count = 0
@@ -209,8 +227,11 @@ async def update_many(
 async def update_by_key(
     session: AsyncSession, model: type[ModelT], ids: Iterable[Any], values: Mapping[str, Any]
 ) -> Matched:
-    """Set the same `values` (or SQL expressions) on every row with one of these keys, however many; each key counts
-    once. The rows are locked in key order first; `onupdate` columns and `version` move."""
+    """Set the same `values` (or SQL expressions) on every row with one of these keys.
+
+    There may be any number of keys; each counts once. The rows are locked in key order first. `onupdate` columns and
+    `version` are updated, too.
+    """
     _refuse_to_set(model, values)
     is_exact = has_exact_keys(model)
 
@@ -236,8 +257,10 @@ async def update_by_key(
 async def update_where(
     session: AsyncSession, model: type[ModelT], criterion: ColumnElement[bool], values: Mapping[str, Any]
 ) -> int:
-    """Set the same `values` (or SQL expressions) on every row that the criterion finds; how many those were. The rows
-    are locked in key order first; `onupdate` columns and `version` move."""
+    """Set the same `values` (or SQL expressions) on every row that the criterion finds, and return their number.
+
+    The rows are locked in key order first. `onupdate` columns and `version` are updated, too.
+    """
     _refuse_to_set(model, values)
     async with session.begin_nested():
         if not values:
@@ -253,8 +276,11 @@ async def update_where(
 
 
 async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[Any]) -> Matched:
-    """Delete every row with one of these keys, however many, locked in key order first; each key counts once. The
-    database's cascades apply, the ORM's don't."""
+    """Delete every row with one of these keys.
+
+    There may be any number of keys; each counts once. The rows are locked in key order first. The cascades of the
+    database apply. Those of the ORM don't.
+    """
     _refuse_many_tables(model)
 
     async def write(keys: Sequence[Any]) -> tuple[list[Match] | None, list[tuple[Any, Any]], list[Any]]:
@@ -273,7 +299,7 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
         matches, held, gone = await or_name_the_row(session, keys, write, places=places)
     deleted = {*gone}
     for instance, key in held:
-        if key in deleted and instance in session:  # not gone with another one, by a cascade
+        if key in deleted and instance in session:  # a cascade of another expunge may have removed it
             session.expunge(instance)
     if matches is None:
         missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
@@ -285,7 +311,9 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
 def _refuse_many_tables(model: type[Any]) -> None:
     tables = [str(table) for table in inspect(model).tables]
     if len(tables) > 1:
-        raise TypeError(f"a {model.__name__} lies in {', '.join(tables)}: only new ones can be written in bulk")
+        raise TypeError(
+            f"{model.__name__} is stored in several tables ({', '.join(tables)}): only insert_many can write it"
+        )
 
 
 def _refuse_to_set(model: type[Any], values: Mapping[str, Any]) -> None:
@@ -299,13 +327,13 @@ def _refuse_what_no_array_holds(model: type[Any], names: Iterable[str]) -> None:
     for name in names:
         if not fits_in_array(inspect(model).columns[name]):
             raise TypeError(
-                f"update_many can't set {model.__name__}.{name}, an array or what an SQL expression writes: "
-                "update such rows one by one"
+                f"update_many can't set {model.__name__}.{name}, because it is an array or its type writes values by "
+                "an SQL expression: update such rows one by one"
             )
 
 
 def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, first: int) -> dict[str, list[Any]]:
-    """The rows by column."""
+    """The rows by column. Raises `ValueError` if they name different attributes, or not all of the `needed` ones."""
     columns = columns_of(rows)
     if columns is not None and columns.keys() >= {*needed}:
         return columns
@@ -327,7 +355,10 @@ def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list
 
 
 def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int] | None]:
-    """The keys, exact ones each once; and their first places in the input where those aren't their places here."""
+    """The keys to write, and their first positions in the input; None if these are the same as in the result.
+
+    Exact keys are in the result once. Others are all there: only PostgreSQL knows which of them are equal.
+    """
     keys = keys_from(model, listed(model, ids))
     if not has_exact_keys(model) or len({*keys}) == len(keys):
         return keys, None
@@ -338,7 +369,7 @@ def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Seq
 
 
 def _matched_keys(keys: Sequence[Any], matches: Sequence[Match] | None) -> Sequence[Any]:
-    """The keys of the rows that the matches are with; without matches, the requested keys."""
+    """The keys of the matched rows, as the rows have them; without matches, the requested keys."""
     return keys if matches is None else [match.key for match in matches]
 
 

@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalog says about a table that decides how rows can be upserted into it."""
+"""Queries of PostgreSQL's catalog that decide how rows can be upserted into a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-# Of the table and its partitions, FOR EACH ROW, BEFORE, INSERT.
+# Triggers of the table and its partitions. The bits of 7 in `tgtype`: FOR EACH ROW, BEFORE, INSERT.
 _HAS_BEFORE_INSERT: Final = """
 SELECT EXISTS (
     SELECT FROM pg_trigger
@@ -17,7 +17,7 @@ SELECT EXISTS (
 )
 """
 
-# Of the view or one behind it.
+# Triggers of the view and of the views behind it.
 _HAS_INSTEAD_OF: Final = """
 WITH RECURSIVE relations (id) AS (
     SELECT CAST(to_regclass(:name) AS oid)
@@ -27,7 +27,7 @@ WITH RECURSIVE relations (id) AS (
 SELECT EXISTS (SELECT FROM pg_trigger JOIN relations ON tgrelid = id WHERE tgtype & 64 = 64)
 """
 
-# Only of tables and partitioned tables: the indexes behind a view aren't its own.
+# False for a view, because `pg_index` has no indexes of views.
 _COMPARES_BYTES: Final = f"""
 SELECT count(*) = cardinality(CAST(:columns AS text[])) AND NOT EXISTS (
     SELECT FROM pg_index i, unnest(i.indcollation) AS used (id) JOIN pg_collation l ON l.oid = used.id
@@ -48,13 +48,15 @@ async def has_before_insert_trigger(connection: AsyncConnection, table: Table) -
 
 
 async def has_instead_of_trigger(connection: AsyncConnection, table: Table) -> bool:
-    """Whether a trigger writes in place of PostgreSQL to this view or a view behind it."""
+    """Whether this view or a view behind it has an INSTEAD OF trigger."""
     return await _is_true(connection, _HAS_INSTEAD_OF, table)
 
 
 async def compares_bytes(connection: AsyncConnection, table: Table, columns: Sequence[str]) -> bool:
-    """Whether the unique indexes of these columns find only identical values equal, as those of citext and under a
-    nondeterministic collation don't, and no trigger changes them before."""
+    """Whether only identical values of these columns conflict in a unique index.
+
+    False for types such as citext, for a nondeterministic collation, and if a BEFORE INSERT trigger may change values.
+    """
     return await _is_true(connection, _COMPARES_BYTES, table, columns=list(columns))
 
 

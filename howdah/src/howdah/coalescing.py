@@ -86,9 +86,9 @@ class Coalescer(Generic[ItemT, ResultT]):
     `attempts`. `async with` drains: leaving it, no more items are taken (`CoalescerClosed`), and those there are
     carried through. It belongs to the event loop that uses it first.
 
-    A task may submit while it holds a transaction open: the sessions, reads and statements of a batch may use
-    connections that other sessions never get. The locks of that transaction are held meanwhile; a batch that needs one
-    of them waits for it until `lock_timeout`.
+    A task may submit while it holds a transaction open, because some connections of the pool are reserved for batches.
+    The transaction keeps its locks meanwhile. A batch that needs one of them fails with `LockTimeout` after
+    `lock_timeout`.
     """
 
     def __init__(

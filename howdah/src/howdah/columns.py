@@ -1,4 +1,4 @@
-"""Rows by column: what they name, and what an INSERT adds to it in Python, for writes that send a column at a time."""
+"""Rows by column, for writes that send one array for each column, with the defaults that Python adds to an INSERT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from howdah.models import utcnow
 
 
 class OnlyByInsert(Exception):
-    """These rows need an INSERT with VALUES: something of theirs is made by SQL, or from other values of the row."""
+    """These rows need an INSERT with VALUES: a value is made by SQL, or from other values of the row."""
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None:
@@ -30,8 +30,11 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None
 
 
 def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -> dict[str, Sequence[Any]]:
-    """The key columns of so many rows, of which these columns are given, with a value that the application makes where
-    it does and a row has none. None is what the database is to make."""
+    """The values of the key columns for `count` rows, by attribute; `given` has the columns that the rows name.
+
+    If a row has no key and the column has a default in Python, the default makes the key. Otherwise it stays None, and
+    the database makes it.
+    """
     columns: dict[str, Sequence[Any]] = {}
     for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
         make, values = _maker(column), given.get(attribute.key)
@@ -44,7 +47,7 @@ def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -
 
 
 def names_made_by_database(model: type[Any], given: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The key columns, of these that are given, of which the database makes some values and not others."""
+    """The key columns of which the database makes the values for some of the rows, but not for all."""
     return [
         attribute.key
         for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True)
@@ -55,8 +58,10 @@ def names_made_by_database(model: type[Any], given: Mapping[str, Sequence[Any]])
 
 
 def with_made_keys(given: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """The columns with these key columns; without those that the database makes. Raises `OnlyByInsert` if it makes the
-    keys of some of the rows."""
+    """The columns with the key columns of `new`, but without those that the database makes.
+
+    Raises `OnlyByInsert` if the database makes the keys of some of the rows only.
+    """
     columns = {**given, **new}
     for name, values in new.items():
         if None in values:
@@ -73,7 +78,7 @@ def keys_in(model: type[Any], columns: Mapping[str, Sequence[Any]], *, first: in
 
 
 def with_keys(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The rows with these keys, as new mappings; without a key where it is None."""
+    """The rows with these keys, as new mappings. A key that is None is left out."""
     complete = []
     for row, values in zip(rows, zip(*keys.values(), strict=True), strict=True):
         named = {**row, **dict(zip(keys, values, strict=True))}
@@ -86,8 +91,11 @@ def with_keys(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, Sequence[Any
 def inserted_columns(
     model: type[Any], given: Mapping[str, Sequence[Any]], count: int
 ) -> dict[Column[Any], Iterable[Any]]:
-    """What an INSERT of so many rows writes, before it is bound: what is given, and Python's defaults for the rest.
-    What is the same in all rows is an `itertools.repeat`; so are times that `utcnow` makes. Raises `OnlyByInsert`."""
+    """The values that an INSERT of `count` rows writes, by column, before bind processing.
+
+    They are the `given` values, and Python's defaults for the other columns. A value that is the same in all rows is an
+    `itertools.repeat`; so is a time that `utcnow` makes. Raises `OnlyByInsert`.
+    """
     mapper: Mapper[Any] = inspect(model)
     if len(mapper.tables) > 1 or not _maps_all_defaults(mapper):
         raise OnlyByInsert
@@ -100,14 +108,14 @@ def inserted_columns(
             columns[column] = repeat(mapper.version_id_generator(None), count)
         elif prop.key in given:
             if column.identity is not None and column.identity.always:
-                raise OnlyByInsert  # which PostgreSQL refuses, and COPY doesn't
+                raise OnlyByInsert  # an INSERT rejects a value for GENERATED ALWAYS, COPY would store it
             columns[column] = given[prop.key]
         elif column is mapper.polymorphic_on:
             columns[column] = repeat(mapper.polymorphic_identity, count)
         elif column.default is not None:
             columns[column] = _defaults(column, count)
     if not columns:
-        raise OnlyByInsert  # rows of the database's defaults only
+        raise OnlyByInsert  # every value is a default of the database
     return columns
 
 
@@ -118,23 +126,26 @@ def version_name(model: type[Any]) -> str | None:
 
 
 def moving_version(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What an UPDATE sets, by attribute: the values, and one version more. Raises `TypeError` for a version that
-    something else moves than SQLAlchemy's own generator, which adds one."""
+    """The values that an UPDATE sets, by attribute, including the incremented version.
+
+    Raises `TypeError` if SQLAlchemy's default generator, which adds one, doesn't make the version.
+    """
     mapper: Mapper[Any] = inspect(model)
     name = version_name(model)
     if name is None or mapper.version_id_generator is False:  # the database moves it
         return dict(values)
     assert mapper.version_id_col is not None
-    # SQLAlchemy makes its own one a function of that module, for each mapper another.
+    # SQLAlchemy makes its default generator for each mapper anew, as a function of that module.
     if getattr(mapper.version_id_generator, "__module__", None) != "sqlalchemy.orm.mapper":
         raise TypeError(
             f"{model.__name__}.{name} has a version_id_generator of its own, which an UPDATE of many rows can't call "
-            "for each: update the objects one by one, or let the database move the version (version_id_generator=False)"
+            "for each row: update the objects one by one, or let the database move the version "
+            "(version_id_generator=False)"
         )
     if not isinstance(mapper.version_id_col.type, Integer):
         raise TypeError(
-            f"{model.__name__}.{name} isn't an integer, and one more is what bulk writes make of a version: update the "
-            "objects one by one, or let the database move the version (version_id_generator=False)"
+            f"{model.__name__}.{name} isn't an integer, so a bulk write can't add one to it: update the objects one by "
+            "one, or let the database move the version (version_id_generator=False)"
         )
     return {**values, name: mapper.version_id_col + 1}
 
@@ -153,29 +164,28 @@ def _defaults(column: Column[Any], count: int) -> Iterable[Any]:
 
 def _made(make: Callable[[], Any], count: int) -> list[Any]:
     values = [*starmap(make, repeat((), count))]
-    if len(values) < count:  # it would end the rows instead of failing them
+    if len(values) < count:  # `starmap` would end early without an error
         raise RuntimeError(f"{make!r}, a column's default, raised StopIteration")
     return values
 
 
 def _maps_all_defaults(mapper: Mapper[Any]) -> bool:
-    """Whether the table has no default in Python that belongs to a subclass, or to nobody."""
+    """Whether this class maps all columns of the table that have a default in Python."""
     mapped = {column for prop in mapper.column_attrs for column in prop.columns}
     made = (column for column in mapper.local_table.c if isinstance(column, Column) and column.default is not None)
     return mapped.issuperset(made)
 
 
 def _maker(column: Column[Any]) -> Callable[[], Any] | None:
-    """What makes the column's default in Python, or None: there is none, it is no function, or one that looks at the
-    other values."""
+    """The function that makes the column's default in Python, if there is one that takes no context."""
     return without_context(column.default)
 
 
 def without_context(default: Any) -> Callable[[], Any] | None:
-    """The function of a default or onupdate that takes no context; None if it isn't such a one."""
+    """The function of a default or onupdate if it takes no context, otherwise None."""
     if default is None or not default.is_callable:
         return None
-    # SQLAlchemy wraps a function that takes no context, and leaves one that does as it is, a wrapped one too.
+    # SQLAlchemy wraps only functions that take no context. A wrapper of another module may take one.
     if getattr(default.arg, "__globals__", {}).get("__name__") != "sqlalchemy.sql.schema":
         return None
     function: Callable[[], Any] | None = getattr(default.arg, "__wrapped__", None)

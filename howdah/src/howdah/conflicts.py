@@ -19,7 +19,10 @@ class _Record(UserDefinedType[Any]):
 
 
 def stores_something_else(old: Iterable[Any], new: Iterable[Any]) -> ColumnElement[bool]:
-    """Whether the binary images of the values differ, which have the same types. Types without `=` have one, too."""
+    """Whether the binary images of the values differ. Both lists must have the same types.
+
+    Types without an operator `=` can be compared in this way, too.
+    """
     differs: ColumnElement[bool] = cast(func.row(*old), _Record()).op("*<>", is_comparison=True)(
         cast(func.row(*new), _Record())
     )
@@ -27,8 +30,11 @@ def stores_something_else(old: Iterable[Any], new: Iterable[Any]) -> ColumnEleme
 
 
 def count_conflict(number: int) -> ColumnElement[Any]:
-    """Counts a row in a setting of the transaction when PostgreSQL evaluates it, for the statement with this number;
-    never NULL. Another number begins at 1 again, so nothing has to be reset."""
+    """An expression that adds one to a counter each time PostgreSQL evaluates it. It is never NULL.
+
+    The counter is a setting of the transaction, with the number of the statement. Another number starts again at 1, so
+    nothing has to be reset.
+    """
     current = f"current_setting('{_SETTING}', true)"
     token: ColumnElement[str] = bindparam("howdah_number", str(number), String)
     is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == token
@@ -38,7 +44,7 @@ def count_conflict(number: int) -> ColumnElement[Any]:
 
 
 def conflicts_counted(number: int) -> Select[tuple[int]]:
-    """How many rows of the statement with this number have met an existing one."""
+    """A SELECT of how many rows of the statement with this number conflicted with an existing row."""
     current = f"current_setting('{_SETTING}', true)"
     is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == str(number)
     return select(case((is_this_one, literal_column(f"split_part({current}, ':', 2)::bigint", Integer)), else_=0))

@@ -1,4 +1,4 @@
-"""How a connection is made: the URL, the settings of the session, the bounds, and what a pooler in front needs."""
+"""How a connection is made: the URL, the session settings, the timeouts, and the options for a transaction pooler."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from howdah.pooling import CONNECTION_ERRORS
 
 Pooler = Literal["transaction"]
 
-# The execution option of a connection on which each statement is a transaction of its own, behind a transaction pooler.
+# Behind a transaction pooler: the execution option of a connection on which each statement is a transaction.
 COMMIT_EACH: Final = "howdah_commit_each"
 
-# What asyncpg takes from a URL under libpq's names, files included.
+# libpq's parameters for TLS. asyncpg reads them, and the files that they name, from a URL.
 _TLS_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"})
 
-# PgBouncer takes these when a client connects, and sets them on each server connection that it gives the client. It
-# refuses a client that asks for any other setting.
+# PgBouncer accepts these settings when a client connects, and sets them on each server connection that the client gets.
+# It rejects a client that sends any other setting.
 _POOLED_SETTINGS: Final = frozenset({"timezone", "application_name"})
 
 
@@ -35,7 +35,7 @@ def milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
 
 
 def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
-    """The URL as SQLAlchemy's asyncpg dialect takes it, and the connect arguments that libpq's parameters mean."""
+    """The URL for SQLAlchemy's asyncpg dialect, and the connect arguments that stand for libpq's parameters."""
     parsed = make_url(url)
     if parsed.drivername in {"postgresql", "postgres"}:
         parsed = parsed.set(drivername="postgresql+asyncpg")
@@ -64,13 +64,13 @@ def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
 
 
 def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
-    """In place of SQLAlchemy's, which takes three round trips and has only the bound of a statement."""
+    """Replace SQLAlchemy's pre-ping, which takes three round trips and only ends with the timeout of a statement."""
 
     def ping(connection: AdaptedConnection) -> bool:
         try:
             connection.run_async(lambda driver: driver.execute("SELECT 1", timeout=seconds))
         except CONNECTION_ERRORS:
-            connection.driver_connection.terminate()  # an orderly end would be waited for
+            connection.driver_connection.terminate()  # a graceful close would wait for the server
             return False  # the pool replaces this connection and every other one that it holds
         return True
 
@@ -78,11 +78,10 @@ def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
 
 
 def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """These arguments of `asyncpg.connect`, changed for a pooler that gives a client a server connection for one
-    transaction at a time.
+    """These arguments of `asyncpg.connect`, changed for a pooler in transaction mode.
 
-    Nothing may outlive a transaction on the server: the settings are sent with each BEGIN, and statements are prepared
-    without a name, for one execution.
+    Such a pooler assigns a server connection to a client for one transaction. Nothing may stay on the server connection
+    after that. So the settings are sent with each BEGIN, and statements are prepared without a name, for one execution.
     """
     settings = arguments["server_settings"]
     local = "".join(
@@ -113,7 +112,7 @@ class _TransactionPooled(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
         try:
             status: str = await super().execute(query + self.settings_sql if begins else query, *args, timeout=timeout)
         except asyncpg.PostgresError:
-            if begins:  # a setting was refused; the driver doesn't know that the transaction has begun
+            if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
                 await super().execute("ROLLBACK")
             raise
         return status
@@ -122,8 +121,8 @@ class _TransactionPooled(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
 def listen_for_single_statements(engine: Engine) -> None:
     """Commit after each statement on connections with the option `COMMIT_EACH`, and roll back one that failed.
 
-    The driver's autocommit would prepare and execute a statement in two messages outside of a transaction, which a
-    transaction pooler may send to two servers.
+    In autocommit the driver prepares and executes a statement in two messages outside of a transaction. A transaction
+    pooler may send the two messages to different server connections.
     """
 
     @event.listens_for(engine, "after_cursor_execute")

@@ -1,14 +1,18 @@
 """COPY: rows into a table at the speed of PostgreSQL's loader, through the session's own connection and transaction.
 
-It takes what an INSERT takes in all ordinary cases; only rules (`CREATE RULE`), unlike triggers, it passes by. Where it
-doesn't, `copy_rows` says so and has written nothing, and the caller inserts: a default that is an SQL expression, a
-type that is written by one, joined-table inheritance, a table that PostgreSQL lets nobody copy into (row-level
-security), a column whose type in the database isn't that of the model, a pooler or engine that doesn't know COPY.
+It accepts most rows that an INSERT accepts. Triggers run; rules (`CREATE RULE`) don't. If a COPY isn't possible,
+`copy_rows` writes nothing and returns None, and the caller inserts the rows. This is so with
 
-The column types are asked for before each COPY, in its transaction: a lock on the table then keeps them until the
-transaction ends.
+- a default that is an SQL expression, or a type that writes values by one,
+- joined-table inheritance,
+- a table that PostgreSQL doesn't allow COPY for (row-level security),
+- a column whose type in the database isn't the one in the model,
+- a pooler or an engine that doesn't support COPY.
 
-For SQLAlchemy a COPY is a statement: its events and its log show it, without parameters.
+The column types are queried before each COPY, in the same transaction. That query takes a lock on the table, so the
+types can't change before the transaction ends.
+
+SQLAlchemy handles a COPY as a statement: its events and its log show it, without parameters.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ COPY_OPTION: Final = "howdah_copy"
 
 _ROWS_OPTION: Final = "howdah_copied_rows"
 
-# Where COPY isn't possible, an attempt costs an error in the server's log, and INSERTs in its place cost time.
+# If COPY isn't possible, each attempt writes an error to the server's log. But without attempts, all rows are inserted,
+# which takes longer.
 _RETRY_SECONDS: Final = 60.0
 
 _log: Final = logging.getLogger(__name__)
@@ -54,10 +59,10 @@ _NO_COPY: Final = (
 
 
 async def copy_rows(session: AsyncSession, model: type[Any], rows: Sequence[object], *, keys: bool) -> Inserted | None:
-    """Write all the rows, of whatever kind, or none of them; keys only if `keys` are wanted.
+    """Write all the rows, of any kind, or none of them. The result has keys only if `keys` is true.
 
-    None if a row was refused, or if it can't be done at all; an INSERT then says what is wrong, and with which row.
-    Any other error is raised as that of a statement is.
+    Returns None if a row was rejected or if COPY isn't possible. The caller's INSERT then finds the row and raises its
+    error. Any other error is raised as for every statement.
     """
     await session.flush()
     try:
@@ -66,7 +71,7 @@ async def copy_rows(session: AsyncSession, model: type[Any], rows: Sequence[obje
         try:
             return await _copy_groups(session, model, [rows], keys)
         except _Mixed:
-            # A row that leaves its parent out may be the parent of others.
+            # Rows without a parent name fewer attributes. They go first, because other rows may refer to them.
             groups = sorted(_grouped(read_rows(model, rows, first=0)), key=lambda group: len(group[1][0]))
             new = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             places = chain.from_iterable(places for places, _ in groups)
@@ -81,8 +86,11 @@ class _Rejected(Exception):
 
 
 class _TableRejected(_Rejected):
-    """No rows can be copied into the table; the argument says why. Never raised from the driver's error: for the
-    engine's listeners, which look for that, the connection may be lost."""
+    """No rows can be copied into the table. The argument is the reason.
+
+    Raise it `from None`: an engine's listener that finds the driver's error as the cause may take the connection for
+    lost.
+    """
 
 
 class _Mixed(Exception):
@@ -92,8 +100,8 @@ class _Mixed(Exception):
 class _DisabledTables:
     """The tables of one engine for which COPY was rejected in the last minute.
 
-    They are known by name only. The next one of that name (with another `search_path`, for another role, or made anew)
-    may be one that COPY is possible for; it is inserted into for that minute, too.
+    A table is known by its name only. With another `search_path`, for another role or after a DROP, COPY may be
+    possible for a table of the same name. Its rows are inserted for that minute, too.
     """
 
     def __init__(self) -> None:
@@ -115,7 +123,10 @@ _disabled: WeakKeyDictionary[Dialect, _DisabledTables] = WeakKeyDictionary()
 
 
 def _disabled_tables(dialect: Dialect) -> _DisabledTables:
-    """Those of the engine, to which its dialect belongs. At the first call for it, it learns to run COPY."""
+    """The disabled tables of the engine that has this dialect.
+
+    The first call for a dialect also registers the listener that runs COPY.
+    """
     tables = _disabled.get(dialect)
     if tables is None:
         event.listen(dialect, "do_execute", _execute_copy)
@@ -133,7 +144,7 @@ async def _copy_groups(
         for rows in groups:
             dialect = session.get_bind(inspect(model)).dialect
             parts = _read_first_part(model, rows, dialect, made if keys else None)
-            # not before: this makes the savepoint
+            # after reading the first part: this call opens the savepoint
             connection = await session.connection(bind_arguments={"mapper": inspect(model)})
             await connection.run_sync(_copy, inspect(model).local_table, parts)
             count += parts.written
@@ -168,8 +179,10 @@ def _copy(connection: Connection, table: Table, parts: _Parts) -> None:
 
 
 def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) -> bool:
-    """Run a statement that has rows to copy. Listens for the dialect's `do_execute`, so that SQLAlchemy does what it
-    does for every statement: call the listeners of the engine, write the log, translate errors."""
+    """Run a statement that has rows to copy; a listener for the dialect's `do_execute`.
+
+    So SQLAlchemy handles it as every statement: it calls the engine's listeners, writes the log and translates errors.
+    """
     parts: _Parts | None = context.execution_options.get(_ROWS_OPTION)
     if parts is None:
         return False
@@ -181,11 +194,11 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
     except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError):
         raise _Rejected from None
     except asyncpg.InternalClientError as error:
-        if _is_alive(adapted):  # a type that the driver writes as text only
+        if _is_alive(adapted):  # a type that the driver can't encode in binary format
             raise _Rejected from None
-        raise ConnectionError(error.args[0]) from None  # the driver's error says nothing of a lost connection
+        raise ConnectionError(error.args[0]) from None  # the driver's own error isn't known as a lost connection
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver knows a composite type as it was once
+        if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver cached an old composite type
             adapted.run_async(lambda driver: driver.reload_schema_state())
         adapted._handle_exception(error)  # as SQLAlchemy's own cursor does
     except (_Rejected, _Mixed, OnlyByInsert, OSError):
@@ -196,7 +209,7 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
 
 
 async def _send(driver: Any, statement: str, parts: _Parts, dialect: Dialect) -> None:
-    # Without a name: PostgreSQL forgets it with the next one, and a pooler may be there.
+    # An unnamed statement: the next one replaces it, and it works behind a pooler.
     described = await driver.prepare(parts.description, name="")
     for column, found in zip(parts.columns, described.get_attributes(), strict=True):
         if not is_encoded_as_inserted(column.type, found.type.name, dialect):
@@ -205,7 +218,7 @@ async def _send(driver: Any, statement: str, parts: _Parts, dialect: Dialect) ->
 
 
 def _is_alive(adapted: Any) -> bool:
-    """Whether the connection answers; told that its backend is ending, the driver lets nothing more be sent."""
+    """Whether the connection answers. When the backend is being terminated, the driver refuses to send anything."""
     try:
         adapted.run_async(lambda driver: driver.execute("SELECT 1"))
     except asyncpg.PostgresError:
@@ -225,8 +238,11 @@ def _read_first_part(model: type[Any], rows: Sequence[object], dialect: Dialect,
 
 
 class _Parts:
-    """Rows that name the same attributes, made ready a few at a time: while the driver sends some, PostgreSQL is busy
-    with those before. Raises `_Mixed` when it comes upon others."""
+    """Rows that name the same attributes, converted in parts.
+
+    PostgreSQL processes one part while the next one is converted and sent. Raises `_Mixed` at a row that names other
+    attributes.
+    """
 
     def __init__(self, model: type[Any], rows: Sequence[object], dialect: Dialect, keys: list[Any] | None):
         self._model, self._rows, self._dialect, self._keys = model, rows, dialect, keys
@@ -238,7 +254,7 @@ class _Parts:
         self._first = zip(*first.values(), strict=True)
 
     def records(self) -> Iterator[tuple[Any, ...]]:
-        """As the driver takes them, in the order of `columns`."""
+        """The rows as the driver expects them, with values in the order of `columns`."""
         return chain(self._first, chain.from_iterable(map(self._part, range(_PART_ROWS, len(self._rows), _PART_ROWS))))
 
     def _part(self, start: int) -> Iterator[tuple[Any, ...]]:
@@ -256,14 +272,14 @@ class _Parts:
         given = with_made_keys(named, new)
         if self._keys is not None:
             if not new.keys() <= given.keys():
-                raise OnlyByInsert  # the database makes keys that are wanted
+                raise OnlyByInsert  # the caller needs keys that the database makes
             self._keys += keys_in(self._model, new)
         columns = inserted_columns(self._model, given, len(rows))
         return {column: _bound(column, values, len(rows), self._dialect) for column, values in columns.items()}
 
 
 def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], Sequence[dict[str, Any]]]]:
-    """The rows that name the same attributes, together, with their places."""
+    """The rows in groups that name the same attributes, with the positions of the rows."""
     groups: dict[frozenset[str], tuple[list[int], list[dict[str, Any]]]] = {}
     for place, row in enumerate(rows):
         places, group = groups.setdefault(frozenset(row), ([], []))
@@ -273,7 +289,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], 
 
 
 def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dialect) -> Sequence[Any]:
-    """The values as the driver takes them."""
+    """The values as the driver expects them."""
     if column.type._has_bind_expression:
         raise OnlyByInsert
     bind = column.type.dialect_impl(dialect).bind_processor(dialect)
@@ -281,6 +297,6 @@ def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dial
         value = next(values)
         return [value if bind is None else bind(value)] * count
     bound = [*values] if bind is None else [*map(bind, values)]
-    if len(bound) < count:  # a type raised StopIteration, which would end the rows instead of failing them
+    if len(bound) < count:  # a type raised StopIteration, which ends `map` early
         raise _Rejected
     return bound

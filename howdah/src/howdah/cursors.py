@@ -1,4 +1,4 @@
-"""Cursors: where a page of a listing starts or ends, as a text for a URL."""
+"""Keyset cursors: the position at which a page starts or ends, as an opaque string for a URL."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from howdah.sort_values import DIALECT, SortValue, is_readable
 
 
 class Position(NamedTuple):
-    """The sort values of one row. The page starts behind it, or if `inclusive` with it."""
+    """The sort values of one row. The page starts after this row, or with it if `inclusive` is true."""
 
     values: list[SortValue]
     inclusive: bool = False
 
 
 class Cursors:
-    """Writes and reads the cursors of one listing.
+    """Writes and reads the cursors of one list query.
 
-    A cursor is bound to the order, the filters and their values. The seal detects mistakes; it is no secret, so what
-    is read is checked before it becomes a part of a statement.
+    A cursor is bound to the order, the filters and their values. The seal is a checksum that detects mistakes. It uses
+    no secret, so the contents of a cursor are checked before they become a part of a statement.
     """
 
     _VERSION: Final = 2
 
     def __init__(self, statement: Select[Any], keys: Sequence[SortKey]) -> None:
         self._keys = keys
-        # what a listing loads doesn't make it another one
+        # the columns and relationships that are loaded don't matter for a cursor
         bare = statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True)
         bare._with_options = ()
         compiled = bare.order_by(None).order_by(*(key.clause() for key in keys)).compile(dialect=DIALECT)

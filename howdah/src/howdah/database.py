@@ -35,12 +35,13 @@ from howdah.times import use_exact_times
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
-# Past the server's own statement_timeout, so that the client gives up only on a server that no longer answers.
+# The client waits this much longer than statement_timeout, so it only gives up if the server doesn't answer.
 _GRACE_SECONDS: Final = 5.0
 
+# At most `pool_size` divided by this many idle connections are kept between reads.
 _OF_WHICH_READ: Final = 5
 
-# Cursors of pages hold values as PostgreSQL's text, which must be exact whatever the role's own settings are.
+# A keyset cursor holds values as PostgreSQL's text. These settings make that text exact, whatever the role has set.
 _TEXT_SETTINGS: Final = {
     "timezone": "UTC",
     "datestyle": "ISO",
@@ -64,36 +65,41 @@ class Database:
 
     Use it as an async context manager: leaving closes the pool. Nothing connects before the first statement.
 
-    Every time is in seconds, and None leaves that bound to the server's own setting. All sessions are in UTC and at
-    READ COMMITTED unless asked otherwise. `pool_timeout` bounds the wait for a free connection (then `PoolExhausted`),
-    `connect_timeout` the making of one and the ping of an idle one (then `CannotConnect`), `lock_timeout` the wait for
-    a row lock (then `LockTimeout`), `statement_timeout` a statement (then `StatementTimeout`; a server that doesn't
-    answer at all is given up 5 s later with `ConnectionLost`), `idle_in_transaction_timeout` a transaction that does
-    nothing (the server closes the connection, so a forgotten one can't hold locks for ever).
+    All sessions are in UTC. The default isolation level is READ COMMITTED. Timeouts are in seconds. None leaves the
+    setting of the server as it is.
 
-    A URL without a driver (`postgresql://`) means asyncpg; of libpq's parameters `host`, `port`, `application_name`,
-    `connect_timeout`, `target_session_attrs` and those of TLS (`sslmode`, `sslrootcert`, …) are understood, and go
-    before the keywords here; others are refused. Further keywords go to `sqlalchemy.ext.asyncio.create_async_engine`.
+    - `pool_timeout` limits the wait for a free connection. Then `PoolExhausted` is raised.
+    - `connect_timeout` limits the opening of a connection and the ping of an idle one (`CannotConnect`).
+    - `lock_timeout` limits the wait for a row lock (`LockTimeout`).
+    - `statement_timeout` limits a statement (`StatementTimeout`). If the server doesn't answer, `ConnectionLost` is
+      raised 5 s later.
+    - `idle_in_transaction_timeout` limits the time in which a transaction does nothing. Then the server closes the
+      connection, so a forgotten transaction can't hold its locks for ever.
 
-    A transaction that PostgreSQL has aborted for an error can't be committed: where that error was caught, the commit
-    raises it again, or SQLAlchemy's `PendingRollbackError` if it came from a flush. (PostgreSQL would answer such a
-    COMMIT with a silent ROLLBACK.)
+    A URL without a driver (`postgresql://`) means asyncpg. These parameters of libpq are supported: `host`, `port`,
+    `application_name`, `connect_timeout`, `target_session_attrs`, and those of TLS (`sslmode`, `sslrootcert`, …). They
+    take precedence over the keywords here. Other parameters are rejected. Further keywords are passed to
+    `sqlalchemy.ext.asyncio.create_async_engine`.
 
-    JSON is written and read by orjson: NaN, infinities and integers beyond 64 bits are refused with `InvalidValue`;
-    such integers, written by others, are read as floats.
+    If PostgreSQL has aborted a transaction because of an error, the transaction can't be committed, even if the error
+    was caught. The commit raises the error again, or SQLAlchemy's `PendingRollbackError` if a flush raised it.
+    (PostgreSQL itself would answer such a COMMIT with a ROLLBACK and no error.)
+
+    JSON is written and read by orjson. NaN, infinities and integers beyond 64 bits raise `InvalidValue`. Such integers
+    are read as floats if another program has written them.
 
     The pool opens at most `pool_size + max_overflow` connections and serves in order of arrival. A quarter of
-    `pool_size` (at least two) is reserved: sessions never take these last connections. They serve reads and views,
-    batches, `autocommit`, and sessions that a task opens while it holds a connection, so that a task which holds a
-    session and waits for one of these always gets its answer. A pool of one connection has no reserve.
+    `pool_size` (at least two connections) is reserved: sessions never use these connections. They serve reads and
+    views, batches, `autocommit`, and sessions that a task opens while it holds a connection. So a task that has a
+    session open can wait for any of these. A pool of one connection has no reserve.
 
-    `pooler="transaction"` is for a pooler that gives each transaction another server connection, such as PgBouncer with
-    `pool_mode = transaction`. The settings above are then sent with each BEGIN, statements are prepared anew for each
-    execution, and a read or an `autocommit` statement is a transaction of three round trips instead of one.
+    `pooler="transaction"` is for a pooler that can give each transaction another server connection, such as PgBouncer
+    with `pool_mode = transaction`. The settings above are then sent with each BEGIN. Statements are prepared for each
+    execution. A read or an `autocommit` statement is a transaction of three round trips instead of one.
 
-    `copy=False` has bulk writes insert instead of COPY, for a pooler or an engine that doesn't know it.
+    With `copy=False` bulk writes use INSERT instead of COPY, for a pooler or an engine that doesn't support COPY.
 
-    Statement parameters stay out of error messages unless `hide_parameters=False`: they hold other people's data.
+    Error messages don't contain statement parameters, which may be personal data, unless `hide_parameters=False`.
     """
 
     def __init__(
@@ -118,7 +124,7 @@ class Database:
     ) -> None:
         if pool_size < 1 or max_overflow < 0:
             raise ValueError(
-                f"a pool has at least 1 connection, not {pool_size}, and no fewer than 0 more, not {max_overflow}"
+                f"pool_size must be at least 1, not {pool_size}, and max_overflow at least 0, not {max_overflow}"
             )
         for name, seconds in (("pool_timeout", pool_timeout), ("connect_timeout", connect_timeout)):
             if seconds <= 0:
@@ -213,7 +219,7 @@ class Database:
         return session
 
     def _engine_with(self, options: Mapping[str, Any]) -> AsyncEngine:
-        """Kept, for SQLAlchemy takes a quarter of a millisecond to make one."""
+        """The engine with these options; cached, because SQLAlchemy takes a quarter of a millisecond to make it."""
         key = frozenset(options.items())
         if key not in self._engines:
             self._engines[key] = self.engine.execution_options(**options)
@@ -226,17 +232,18 @@ class Database:
         """A session in a transaction: committed on leaving, rolled back if an exception leaves."""
         async with self.session(isolation_level=isolation_level, read_only=read_only) as session, session.begin():
             yield session
-            if session.in_transaction():  # the context manager ends one in silence in which a flush has failed
+            if session.in_transaction():  # `session.begin()` doesn't raise if a flush has failed; `commit` does
                 await session.commit()
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
-        """What `work` returns, given a connection for statements that read, each by itself: no transaction is begun or
-        ended for them.
+        """Call `work` with a connection in autocommit for statements that only read, and return its result.
 
-        A fifth of `pool_size` connections stay with those who read until others need them, so that a read is one trip;
-        what `work` sets on one (`SET`) stays with it. `work` is called a second time if the connection it was given
-        turns out to be lost. If the application listens to the pool's `checkout`, `checkin` or `reset` events, each
-        read is a checkout of its own, in the caller's context; if it listens to the engine's `begin`, a transaction.
+        A read is one round trip, because up to a fifth of `pool_size` connections are kept between reads until others
+        need them. What `work` sets on the connection (`SET`) remains set. If a kept connection turns out to be lost,
+        `work` is called a second time.
+
+        If the application listens to the pool's `checkout`, `checkin` or `reset` events, each read checks out a
+        connection in the caller's context. If it listens to the engine's `begin`, each read is a transaction.
         """
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
@@ -244,19 +251,23 @@ class Database:
         return await self._lasting.read(work)
 
     def shares_reads(self) -> bool:
-        """Whether one statement may read for several callers. Not if the application listens to the pool's `checkout`,
-        `checkin` or `reset`, or to the engine's `begin`: what a listener sets on a connection is for one caller."""
+        """Whether one statement may read for several callers.
+
+        False if the application listens to the pool's `checkout`, `checkin` or `reset`, or to the engine's `begin`:
+        such a listener may set something on the connection that is for one caller only.
+        """
         return self._lasting.is_shared()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
-        """A connection on which each statement is a transaction of its own: one trip where BEGIN and COMMIT make it
-        three. What a statement wrote is committed when it returns, whatever comes after it.
+        """A connection on which each statement is a transaction: one round trip instead of three with BEGIN and COMMIT.
 
-        It may be one of those that stay with `read`: what is set on it (`SET`) stays with it, and whether it is still
-        there isn't asked when it was used within a second, so `ConnectionLost` is a little more likely.
+        A write is committed when its statement returns.
 
-        Of a `bound_to` database it is the open connection in a savepoint.
+        The connection may be one that is kept between reads. What is set on it (`SET`) remains set. It isn't pinged if
+        it was used in the last second, so `ConnectionLost` is a little more likely.
+
+        A `bound_to` database yields its open connection in a savepoint.
         """
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
@@ -267,8 +278,10 @@ class Database:
                 yield connection
 
     async def ping(self) -> None:
-        """One statement on a pooled connection. Raises `Unavailable` when that can't be had, within `pool_timeout` and
-        `connect_timeout` together."""
+        """Run one statement on a pooled connection. Raises `Unavailable` if that fails or takes too long.
+
+        The limit is the sum of `pool_timeout` and `connect_timeout`.
+        """
         self._refuse_if_closed()
         try:
             async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
@@ -277,7 +290,7 @@ class Database:
             raise CannotConnect(None, None, error) from error
 
     def pool_status(self) -> PoolStatus:
-        """How the pool stands now, in this process."""
+        """The current state of the pool in this process."""
         pool = self.engine.pool
         assert isinstance(pool, BoundedPool)
         resting = self._lasting.resting
@@ -289,10 +302,12 @@ class Database:
         )
 
     def bound_to(self, connection: AsyncConnection) -> Database:
-        """This database seen through one open connection, for tests: sessions join the connection's transaction, a
-        commit releases a savepoint, and who began the transaction may roll all of it back. Sessions share the
-        connection, so they can't run statements at the same time, and an isolation level that they ask for is that of
-        the connection's transaction all the same."""
+        """This database on one open connection, for tests.
+
+        Sessions join the connection's transaction. A commit releases a savepoint, so the caller can roll everything
+        back. Sessions share the connection, so they can't run statements at the same time. `isolation_level` has no
+        effect: the transaction keeps its own.
+        """
         bound = copy(self)
         bound._bind = connection
         bound._session_factory = _session_factory(connection, join_transaction_mode="create_savepoint")
@@ -308,7 +323,7 @@ class _Session(Session):
         try:
             super().commit()
         except BaseException:
-            self.rollback()  # closing wouldn't, and a session on somebody else's connection would leave that unusable
+            self.rollback()  # close() doesn't, which would leave a connection of the caller unusable
             raise
 
     def flush(self, objects: Any = None) -> None:
@@ -333,7 +348,7 @@ def _session_factory(bind: AsyncEngine | AsyncConnection, **options: Any) -> asy
 
 
 def _listen(engine: Engine) -> None:
-    """Translate errors, and raise one that aborted a transaction again where that is to be kept nevertheless."""
+    """Translate errors, and raise an error that aborted a transaction again at COMMIT or RELEASE SAVEPOINT."""
     key = "howdah_aborted_by"
 
     @event.listens_for(engine, "handle_error", retval=True)
@@ -352,11 +367,11 @@ def _listen(engine: Engine) -> None:
         error: DatabaseError | None = connection.info.pop(key, None)
         if error is None:
             return
-        if savepoint:  # SQLAlchemy does nothing more about one that couldn't be released
+        if savepoint:  # SQLAlchemy doesn't roll back a savepoint that couldn't be released
             connection.dialect.do_rollback_to_savepoint(connection, savepoint[0])
         else:
             connection.connection.rollback()
-        error.add_note("it was caught, but had aborted the transaction: catch errors around a savepoint")
+        error.add_note("it was caught, but it had aborted the transaction: to go on after an error, use a savepoint")
         raise error
 
     for rolled_back in ("begin", "rollback", "rollback_savepoint"):
@@ -366,11 +381,11 @@ def _listen(engine: Engine) -> None:
 
 
 def _make_read_only(_session: Session, _transaction: Any, connection: Connection) -> None:
-    """Of a session whose transaction is a savepoint: PostgreSQL takes this back with the savepoint's end."""
+    """For a session whose transaction is a savepoint. PostgreSQL undoes the setting when the savepoint ends."""
     connection.exec_driver_sql("SET LOCAL transaction_read_only = on")
 
 
 def _is_aborted(connection: Connection) -> bool:
-    """Whether the transaction of a statement that failed goes on, of no use."""
+    """Whether the failed statement's transaction is still open, in which PostgreSQL then accepts nothing more."""
     driver: Any = connection.connection.driver_connection
     return bool(driver.is_in_transaction()) and not connection.get_execution_options().get(COMMIT_EACH)

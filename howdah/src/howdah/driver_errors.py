@@ -1,4 +1,4 @@
-"""What the driver's errors say."""
+"""Reading the driver's errors: fields of PostgreSQL's message, and the timeout that closed a connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
     asyncpg.InternalClientError,
 )
 
-_BE_SHORT: Final = "end transactions before you wait for anything else, or raise that argument of Database"
+_BE_SHORT: Final = "end transactions before you wait for anything else, or increase that argument of Database"
 
 _TIMEOUTS: Final = {
     "25P03": f"the transaction had done nothing for longer than idle_in_transaction_timeout: {_BE_SHORT}",
@@ -36,7 +36,7 @@ def driver_error(error: BaseException) -> BaseException | None:
 
 
 def told_error(error: BaseException) -> BaseException | None:
-    """What PostgreSQL said before it closed the connection, if the driver has kept it; else the driver's error."""
+    """The error that PostgreSQL sent before it closed the connection, if the driver has kept it; else the driver's."""
     driver: Any = driver_error(error)
     if isinstance(driver, asyncpg.ConnectionDoesNotExistError) and isinstance(driver.__cause__, asyncpg.PostgresError):
         driver = driver.__cause__
@@ -50,12 +50,14 @@ def fact(error: BaseException, name: str) -> str | None:
 
 
 def timeout_that_closed(error: BaseException) -> str | None:
-    """Which timeout of the server closed the connection, as far as this error tells. The driver doesn't keep what the
-    server says while no statement runs."""
+    """A text about the server's timeout that closed the connection; None if the error doesn't tell.
+
+    The driver doesn't keep a message that the server sends while no statement runs.
+    """
     driver = told_error(error)
     if driver is None:
         return None
-    # Not of a subclass: the driver refuses to use a connection that has been closed, or that is just being closed.
+    # The driver raises just these classes, not a subclass, if the connection is closed or being closed.
     if type(driver) in _REFUSED_BY_DRIVER or isinstance(driver.__cause__, BrokenPipeError):
         return _CLOSED_WHILE_IDLE
     return _TIMEOUTS.get(fact(error, "sqlstate") or "")

@@ -1,9 +1,9 @@
 """Whether COPY stores a value as an INSERT does.
 
 An INSERT sends a value as the type of the model's column (`$1::FLOAT`), and PostgreSQL converts it to the type of the
-column in the database. COPY has no conversion: the driver encodes the value for the column in the database. Where the
-two types differ, the driver's conversion may be another one. It cuts 1.7 to 1 for an integer column, where PostgreSQL
-rounds, and takes a naive time to be in the local time zone, where PostgreSQL takes that of the session.
+column in the database. COPY has no conversion: the driver encodes the value for the column in the database. If the two
+types differ, the driver may convert the value in another way. For an integer column it truncates 1.7 to 1, but
+PostgreSQL rounds. It reads a naive time in the local time zone, but PostgreSQL reads it in the session's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import ARRAY, Date, DateTime, Dialect, Float, Integer, Numeric, 
 from sqlalchemy.dialects.postgresql.ranges import AbstractRange
 from sqlalchemy.types import TypeEngine
 
-# The types whose encoders convert a value of another Python type instead of refusing it.
+# The types whose encoders convert a value of another Python type instead of rejecting it.
 _CONVERTING: Final = frozenset(
     {"int2", "int4", "int8", "float4", "float8", "numeric", "date", "time", "timetz", "timestamp", "timestamptz"}
 )
@@ -24,11 +24,13 @@ _FLOAT: Final = frozenset({"float4", "float8"})
 
 
 def is_encoded_as_inserted(kind: TypeEngine[Any], found: str, dialect: Dialect) -> bool:
-    """Whether the driver encodes a value of a model's column of type `kind` for a column of the database of type
-    `found` (the name in `pg_type`; for an array that of the item and `[]`) as PostgreSQL would convert it. True as well
-    where the driver refuses all values of another type."""
+    """Whether the driver encodes a value of type `kind` for a column of type `found` as PostgreSQL would convert it.
+
+    `kind` is the type of the model's column. `found` is the name of the column's type in `pg_type`; for an array it is
+    the name of the item type and `[]`. Also true if the driver rejects all values of other types.
+    """
     plain = without_decorators(kind, dialect)
-    if not plain.render_bind_cast:  # an INSERT sends it as the type that the database has, too
+    if not plain.render_bind_cast:  # without a cast an INSERT, too, uses the type in the database
         return True
     if found.endswith("[]"):
         return isinstance(plain, ARRAY) and is_encoded_as_inserted(plain.item_type, found[:-2], dialect)

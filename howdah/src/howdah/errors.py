@@ -114,8 +114,11 @@ class InvalidCursor(HowdahError, ValueError):
 
 
 class NestedTransaction(HowdahError, sa.InvalidRequestError):
-    """`run_transaction` was called inside the work of another `run_transaction`: if that is run again, what the inner
-    one committed would be done twice. Pass the session of the outer one down instead."""
+    """`run_transaction` was called inside the work of another `run_transaction`.
+
+    If the outer work is run again, the changes that the inner one committed would be made twice. Pass the outer session
+    to the inner function instead.
+    """
 
 
 class StaleRow(HowdahError, orm.StaleDataError):
@@ -195,8 +198,9 @@ class CannotConnect(Unavailable, DatabaseError, sa.OperationalError):
 class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.InterfaceError):
     """The connection broke while it was in use. If that was in COMMIT, the outcome is unknown.
 
-    Where a timeout of the server closed it, the text names the timeout. The driver doesn't keep what the server says
-    while no statement runs, so that it was `idle_in_transaction_timeout` is then only likely."""
+    If a timeout of the server closed the connection, the message names the timeout. The driver doesn't keep a message
+    that the server sends while no statement runs. `idle_in_transaction_timeout` is then only the likely cause.
+    """
 
     def _describe(self, orig: BaseException) -> str:
         cause = timeout_that_closed(orig)
@@ -286,7 +290,7 @@ class RefusedValue(ValueError):
 
 
 class RefusedTime(RefusedValue, OverflowError):
-    """A time that couldn't be read again. What a caller gets is an `OutOfRange` with this text."""
+    """A time that couldn't be read back. The caller gets an `OutOfRange` with this text."""
 
 
 class UnreadableTime(asyncpg.InterfaceError, RefusedTime):  # type: ignore[misc]  # asyncpg has no types

@@ -1,4 +1,4 @@
-"""INSERT of many rows, each named by its error: for few rows, and where COPY isn't possible."""
+"""INSERT of many rows, for few rows and if COPY isn't possible. An error has the position of the rejected row."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from howdah.references import SelfReference, parents_first
 from howdah.refusals import is_of_a_row, or_name_the_row
 from howdah.rows import Inserted, read_rows
 
-# An array of others may be taken apart by unnest (composites), or be unknown to the driver.
+# `unnest` would split an array of composites into columns, and the driver may not know the arrays of other types.
 _SCALAR: Final = (Boolean, Date, DateTime, Float, Integer, INTERVAL, JSON, LargeBinary, Numeric, String, Time, Uuid)
 
 ItemT = TypeVar("ItemT")
@@ -59,8 +59,10 @@ async def insert_rows(
     first: int,
     keys: bool,
 ) -> Inserted:
-    """Insert the rows; keys only if `keys` are wanted. `references` are the model's foreign keys to itself, `first` is
-    the place of the first row in the input."""
+    """Insert the rows. The result has keys only if `keys` is true.
+
+    `references` are the model's foreign keys to itself. `first` is the position of the first row in the input.
+    """
     rows = read_rows(model, chunk, first=first)
     new = new_keys(model, {name: [row.get(name) for row in rows] for name in key_names(model)}, len(rows))
     statement = insert(model)
@@ -68,8 +70,8 @@ async def insert_rows(
     if not known:  # the database makes them
         statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
     complete = with_keys(rows, new)
-    # Rows may be written one by one, and are in parts, to find the one that is refused: each part must come after those
-    # that it refers to.
+    # The rows may be written one by one, and the search for a rejected row writes them in parts. In both cases a row
+    # must come after the rows that it refers to.
     order = parents_first(references, complete) if references else range(len(rows))
     items = [complete[place] for place in order]
     places = [first + place for place in order]
@@ -81,8 +83,10 @@ async def insert_rows(
 
 
 async def written_of(session: AsyncSession, model: type[Any], keys: Sequence[Any]) -> Inserted:
-    """Those that are there, where a trigger has suppressed rows, or has put them into another table of the same tree of
-    inheritance."""
+    """The keys that have a row now, if a trigger has suppressed rows or has moved them.
+
+    It may have moved them to another table of the same inheritance tree of PostgreSQL.
+    """
     found = await session.execute(select(*key_attributes(model)).where(has_key_in(model, keys)))
     present = {key_in(row) for row in found}
     return Inserted(len(present), [key for key in keys if key in present])
@@ -94,7 +98,10 @@ async def _insert_or_name_the_row(
     write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],
     places: list[int],
 ) -> ResultT:
-    """Rows are seldom refused: the first attempt takes one savepoint. The search for a row takes one more around it."""
+    """Write the rows; an error has the position of the rejected row.
+
+    Rows are seldom rejected, so the first attempt takes one savepoint only. The search for the row takes one more.
+    """
     if len(items) > 1:
         try:
             async with session.begin_nested():
@@ -109,7 +116,10 @@ async def _insert_or_name_the_row(
 async def _insert(
     session: AsyncSession, model: type[Any], statement: Insert, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[int, Sequence[Row[Any]]]:
-    """How many rows were written, and what is returned. Row by row nobody counts: then it is all of them."""
+    """Write the rows, and return their number and the returned columns.
+
+    With VALUES the number is that of the input rows, even if a trigger has suppressed some.
+    """
     if not statement._returning:
         try:
             dialect = session.get_bind(inspect(model)).dialect
@@ -124,7 +134,7 @@ async def _insert(
 
 
 def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:
-    """One statement for all rows, after which PostgreSQL checks the foreign keys. Raises `OnlyByInsert`."""
+    """One statement for all rows, so that PostgreSQL checks foreign keys after the last one. Raises `OnlyByInsert`."""
     table, named = inspect(model).local_table, columns_of(rows)
     if named is None or not isinstance(table, Table):
         raise OnlyByInsert

@@ -1,4 +1,4 @@
-"""Values inside of a JSON column, written as a Pydantic model writes them."""
+"""Values within a JSON column, written as a Pydantic model writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from howdah.errors import CannotRender
 from howdah.scalars import quoted
 from howdah.schema_nodes import SchemaNodes, refuse_text_changes
 
-# What PostgreSQL's functions take.
+# PostgreSQL's limit for the arguments of a function.
 _MOST_ARGUMENTS: Final = 100
 
 _PLAIN_JSON: Final = frozenset(
@@ -24,7 +24,7 @@ _PLAIN_JSON: Final = frozenset(
 
 
 class JsonValues:
-    """Renders what lies in a JSON column."""
+    """Renders the values of JSON columns."""
 
     def __init__(self, nodes: SchemaNodes) -> None:
         self._nodes = nodes
@@ -33,13 +33,13 @@ class JsonValues:
     def render(
         self, value: ColumnElement[Any], node: Any, path: str, above: tuple[type[Any], ...] = ()
     ) -> ColumnElement[Any]:
-        """What lies in a JSON column: as it is, but a model's fields are picked out, and its defaults filled in."""
+        """The value of a JSON column. Of a model only its fields are written, with defaults for missing ones."""
         node = self._nodes.optional(node, path)[1]
         plain, value = value, value if isinstance(value.type, JSONB) else cast(value, JSONB)
         if node["type"] == "model":
             model = self._nodes.model(node, path)
             if model["cls"] in above:
-                raise CannotRender(path, f"{model['cls'].__name__} contains itself, which has no end")
+                raise CannotRender(path, f"{model['cls'].__name__} contains itself, so the JSON would never end")
             if model.get("config", {}).get("extra_fields_behavior") == "allow":
                 raise CannotRender(path, "its model_config has extra='allow'")
             pairs: list[Any] = []
@@ -75,9 +75,9 @@ class JsonValues:
         return case((there, cast(picked, JSON)), else_=json_literal(to_jsonable_python(default)))
 
     def _refuse_code(self, node: Any, path: str) -> None:
-        """Raise `CannotRender` if something under the node runs in Python, or names fields."""
+        """Raise `CannotRender` if a part of the node runs in Python, or is a model or another type with fields."""
         node = self._nodes.optional(node, path)[1]
-        if id(node) in self._checked:  # of a type that contains itself
+        if id(node) in self._checked:  # reached again in a recursive type
             return
         self._checked.add(id(node))
         if node["type"] not in _PLAIN_JSON:

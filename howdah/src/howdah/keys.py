@@ -23,7 +23,7 @@ _NO_TYPES: Final[frozenset[type]] = frozenset()
 
 
 def key_attributes(model: type[Any]) -> tuple[QueryableAttribute[Any], ...]:
-    """The mapped attributes of the primary key, in the mapper's order; of a mapped class or an alias of one."""
+    """The mapped attributes of the primary key, in the mapper's order. `model` is a mapped class or an alias of one."""
     mapper = inspect(model).mapper
     return tuple(getattr(model, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
 
@@ -34,7 +34,7 @@ def key_names(model: type[Any]) -> tuple[str, ...]:
 
 
 def key_of(instance: object) -> Any:
-    """The key of an object, as it stands in its attributes."""
+    """The key of an object, from its current attributes."""
     return key_in([getattr(instance, name) for name in key_names(type(instance))])
 
 
@@ -44,11 +44,13 @@ def key_in(values: Sequence[Any]) -> Any:
 
 
 def key_from(model: type[Any], given: Any) -> Any:
-    """The key in the form in which it is sent: a UUID written as text is read, and a list, a row or a mapping of
-    attribute names to values becomes a tuple (the value, where the key is one column).
+    """The key in the form that is sent to PostgreSQL.
 
-    Raises `InvalidValue` for a value that the column can't have (a text that is no UUID, a fraction for an integer),
-    and `ValueError` for the wrong number of values or the wrong names.
+    A UUID as text becomes a `UUID`. A list, a row, or a mapping of attribute names to values becomes a tuple, or the
+    value itself if the key has one column.
+
+    Raises `InvalidValue` for a value that the column can't have, such as a text that isn't a UUID or a fraction for an
+    integer. Raises `ValueError` for the wrong number of values or the wrong names.
     """
     columns: tuple[Column[Any], ...] = inspect(model).primary_key
     if len(columns) == 1 and type(given) in _exact_types(columns[0].type):
@@ -63,10 +65,11 @@ def key_from(model: type[Any], given: Any) -> Any:
 
 
 def has_exact_keys(model: type[Any]) -> bool:
-    """Whether keys that `key_from` has made are equal in Python exactly where they are equal in PostgreSQL.
+    """Whether two results of `key_from` are equal in Python if and only if they are equal in PostgreSQL.
 
-    For all other types only PostgreSQL can say which row a key belongs to: 'Abc' and 'ABC' are one key in a citext
-    column, 'a' and 'a  ' in a CHAR column, an enum member and its name, a UUID and its text in a type of one's own.
+    For all other types only PostgreSQL can decide which row a key belongs to. 'Abc' and 'ABC' are the same key in a
+    citext column, and 'a' and 'a  ' in a CHAR column. The same holds for an enum member and its name, and for a UUID
+    and its text in a custom type.
     """
     return all(_exact_types(column.type) for column in inspect(model).primary_key)
 
@@ -75,12 +78,12 @@ def listed(model: type[Any], keys: Iterable[Any]) -> list[Any]:
     """The keys as a list. Raises `TypeError` for a single key."""
     is_single = isinstance(keys, str | bytes) or not isinstance(keys, Iterable)
     if is_single or (isinstance(keys, Mapping) and keys.keys() == {*key_names(model)}):
-        raise TypeError(f"keys of {model.__name__} are an iterable of them, not a single {type(keys).__name__}")
+        raise TypeError(f"keys of {model.__name__} must be an iterable of keys, not a single {type(keys).__name__}")
     return list(keys)
 
 
 def keys_from(model: type[Any], given: Sequence[Any], *, first: int = 0) -> Sequence[Any]:
-    """Each as `key_from` makes it. An error has a note of the place, where the first one has the place `first`."""
+    """The result of `key_from` for each key. An error has a note with the key's position, counted from `first`."""
     columns = inspect(model).primary_key
     if len(columns) == 1 and _exact_types(columns[0].type).issuperset(map(type, given)):
         return given  # the ordinary case, many times faster
@@ -97,27 +100,30 @@ def keys_from(model: type[Any], given: Sequence[Any], *, first: int = 0) -> Sequ
 
 
 def distinct(keys: Iterable[Any]) -> list[Any]:
-    """Each key once, in the order of first appearance; only for exact keys, and to report keys that have no row."""
+    """Each key once, in the order of first appearance. Use it for exact keys, and to report keys without a row only."""
     return list(dict.fromkeys(keys))
 
 
 def has_key_in(model: type[Any], keys: Sequence[Any]) -> ColumnElement[bool]:
-    """True for the rows with one of these keys, given as `keys_from` makes them.
+    """True for the rows with one of these keys, which are results of `keys_from`.
 
-    The keys travel as one array a key column, so there may be any number of them (a parameter each would end at
-    32,767) and the statement's text, which PostgreSQL's and SQLAlchemy's caches go by, is always the same.
+    The keys are sent as one array for each key column. So there may be any number of keys; with a parameter for each
+    key the limit would be 32,767. The text of the statement is always the same, so the caches of PostgreSQL and
+    SQLAlchemy find it.
     """
     return _is_in(key_attributes(model), _key_arrays(model, keys))
 
 
 def requested_keys(model: type[Any], keys: Sequence[Any]) -> tuple[ColumnElement[int], ColumnElement[bool]]:
-    """The positions of the keys, counted from 1, and the condition that joins each to the row that has it. Both are of
-    a table of the keys, which a statement that names them reads from."""
+    """The positions of the keys, counted from 1, and the condition that joins each key to its row.
+
+    Both refer to a table of the keys. A statement that uses them selects from that table, too.
+    """
     return _joined(model, _key_arrays(model, keys))
 
 
 def has_bound_key_in(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
-    """As `has_key_in`, for keys that are given when the statement is executed; and what makes them its parameters."""
+    """As `has_key_in` for keys that are bound at execution, and the function that makes the parameters."""
     arrays, bind = _bound_arrays(model)
     return _is_in(key_attributes(model), arrays), bind
 
@@ -125,14 +131,16 @@ def has_bound_key_in(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[S
 def bound_requested_keys(
     model: type[Any],
 ) -> tuple[ColumnElement[int], ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
-    """As `requested_keys`, for keys that are given when the statement is executed; and what makes them its
-    parameters."""
+    """As `requested_keys` for keys that are bound at execution, and the function that makes the parameters."""
     arrays, bind = _bound_arrays(model)
     return *_joined(model, arrays), bind
 
 
 def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any], dict[str, Any]]]:
-    """As `has_bound_key_in`, for a single key: PostgreSQL plans a comparison once, but one with an array each time."""
+    """As `has_bound_key_in`, for a single key.
+
+    PostgreSQL caches the plan of such a comparison, but plans a comparison with an array at each execution.
+    """
     columns = key_attributes(model)
     names = [f"key_{place}" for place in range(len(columns))]
 
@@ -143,7 +151,7 @@ def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any]
 
 
 def free_name(model: type[Any], name: str) -> str:
-    """The name, or a longer one if a table or an attribute of the model, or a table of its metadata, has it already."""
+    """The name, with underscores added if an attribute or a table of the model or of its metadata has that name."""
     mapper: Mapper[Any] = inspect(model).mapper
     tables = [table.name for table in mapper.tables]
     while name in tables or name in mapper.column_attrs or name in mapper.registry.metadata.tables:
@@ -189,16 +197,18 @@ def _joined(model: type[Any], arrays: Sequence[ColumnElement[Any]]) -> tuple[Col
 
 
 def _as_written(attribute: QueryableAttribute[Any], value: Any) -> Any:
-    """The value as the column's type writes it, where it does so by an SQL expression."""
+    """The SQL expression with which the column's type writes the value, or the value if the type has none."""
     expression = attribute.type.bind_expression(value)
     return value if expression is None else expression
 
 
 def _exact_types(kind: TypeEngine[Any]) -> frozenset[type]:
-    """The types of the values that a column of this type returns, if they are equal in Python exactly where they are
-    equal in PostgreSQL; empty if that isn't known."""
+    """The Python types of a column's values, if these are equal in Python if and only if they are in PostgreSQL.
+
+    Empty if that isn't known.
+    """
     if not type(kind).__module__.startswith("sqlalchemy."):
-        return _NO_TYPES  # its methods may make anything of a value
+        return _NO_TYPES  # a custom type may convert values in any way
     if isinstance(kind, Integer):
         return _INTEGERS if isinstance(postgresql_type(kind), Integer) else _NO_TYPES
     if isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid:
@@ -221,7 +231,7 @@ def _read(model: type[Any], column: Column[Any], value: Any) -> Any:
         except ValueError as error:
             raise _refused(model, column, "isn't a UUID") from error
     if _exact_types(column.type) is _INTEGERS and type(value) is not int and hasattr(value, "__int__"):
-        # The driver would send 1.5 as 1, which is another row's key.
+        # The driver would send 1.5 as 1, which is the key of another row.
         try:
             whole = int(value)
         except (ValueError, OverflowError) as error:  # infinite, or not a number

@@ -1,9 +1,10 @@
-"""What happens when an attribute is read that isn't loaded, where that is an error: with `lazy="raise"` and
-`raiseload=True`, and where nothing can be awaited.
+"""Reading an attribute that isn't loaded.
 
-- The error says how to load the attribute.
-- During a flush the attribute is loaded. The unit of work reads relationships to put deletes in the right order; it
-  runs where SQLAlchemy can await, and the caller couldn't know what to load for it.
+It is an error with `lazy="raise"` and `raiseload=True`, and outside of SQLAlchemy's awaited calls. The error says how
+to load the attribute.
+
+During a flush the attribute is loaded instead. The unit of work reads relationships to put deletes in the right order.
+It runs in an awaited call, and the caller couldn't know what to load for it.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ def explain_raising_loads(_class: type[Any], _key: str, attribute: QueryableAttr
 
     def load_or_explain(state: InstanceState[Any], passive: PassiveFlag) -> Any:
         session = state.session
-        # private, for no event tells that a flush has failed
+        # private, because no event reports that a flush has failed
         if session is not None and session._flushing:
             passive |= PassiveFlag.NO_RAISE
         try:
             return load(state, passive)
         except InvalidRequestError as error:
-            if type(error) is not InvalidRequestError:  # what a load that was allowed has met with
+            if type(error) is not InvalidRequestError:  # an error of a load that was allowed
                 raise
             raise InvalidRequestError(f"{error}: {remedy}") from None
 
@@ -40,7 +41,7 @@ def explain_raising_loads(_class: type[Any], _key: str, attribute: QueryableAttr
 
 
 def explain_missing_await(error: MissingGreenlet) -> None:
-    """Add to SQLAlchemy's error, which doesn't say that an attribute was read, what to do."""
+    """Add a note to SQLAlchemy's error, which doesn't say that an attribute was read. The note says what to do."""
     error.add_note(
         "An attribute was read that isn't loaded, or that a rollback or expire() has expired. Load it before you read "
         "it: load=[...], .options(selectinload(...)), .options(undefer(...)), or await session.refresh(object, [names])"
@@ -49,7 +50,7 @@ def explain_missing_await(error: MissingGreenlet) -> None:
 
 def _remedy(attribute: QueryableAttribute[Any]) -> str | None:
     """How to load an attribute that raises when it isn't loaded; None for other attributes."""
-    prop: Any = attribute.comparator.prop  # `attribute.property` would configure the mappers, which is under way
+    prop: Any = attribute.comparator.prop  # `attribute.property` would configure the mappers, which is going on now
     if isinstance(prop, RelationshipProperty) and prop.lazy in {"raise", "raise_on_sql"}:
         name = f"{attribute.class_.__name__}.{attribute.key}"
         return (

@@ -1,4 +1,4 @@
-"""Row locks, taken in one order by everybody."""
+"""Row locks, always taken in the order of the keys."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Match(NamedTuple):
     """A requested key that has a row."""
 
     position: int
-    """Its place among the requested keys, from 0."""
+    """Its position among the requested keys, from 0."""
     turn: int
-    """How many of the keys before it have the same row."""
+    """How many of the keys before it belong to the same row."""
     key: Any
     """The key as the row has it."""
 
@@ -43,23 +43,24 @@ class Match(NamedTuple):
 async def lock(
     session: AsyncSession, model: type[ModelT], ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False
 ) -> dict[Any, ModelT]:
-    """Lock the rows with these keys `FOR UPDATE` until the transaction ends; the objects by key, in key order.
+    """Lock the rows with these keys `FOR UPDATE` until the transaction ends, and return the objects by key.
 
-    The dictionary is keyed by the keys as the rows have them, which PostgreSQL may take for equal to what was
-    requested: 'ABC' in a citext column finds the row 'Abc', which is here under 'Abc'.
+    The dictionary is in key order. Its keys are those of the rows, which may differ from the requested ones: in a
+    citext column, 'ABC' finds the row 'Abc', which is in the dictionary under 'Abc'.
 
-    One statement locks them in ascending key order, so two callers that lock overlapping rows this way wait for each
-    other but can't deadlock. (Two calls in one transaction are two orders: lock all at once.) Pending changes are
-    flushed first, then every object is read anew even if the session had it: what was read before the lock may be
-    stale. Where the object is made of more than its own row (joined eager loading, `with_polymorphic`, a subquery as
-    `column_property`), a second statement reads it after the lock.
+    One statement locks the rows in ascending key order. So two calls that lock overlapping rows wait for each other but
+    can't deadlock. Lock all rows of a transaction in one call: two calls can deadlock.
 
-    Raises `NotFound` with all missing keys, as they were requested; `LockTimeout` after the session's `lock_timeout`,
-    or at once under `nowait`. With `skip_locked`, rows that others hold are left out, and so are missing ones: nothing
-    tells them apart.
+    Pending changes are flushed first. Every object is then read anew, even if the session had it, because its values
+    may be older than the lock. If an object depends on more than its own row (joined eager loading,
+    `with_polymorphic`, a subquery as `column_property`), a second statement reads it after the lock.
+
+    Raises `NotFound` with all missing keys, as they were requested. Raises `LockTimeout` after the session's
+    `lock_timeout`, or at once with `nowait`. With `skip_locked` the result has neither the rows that others have locked
+    nor the missing ones, and `NotFound` isn't raised.
     """
     if nowait and skip_locked:
-        raise ValueError("nowait fails where skip_locked leaves out: choose one")
+        raise ValueError("nowait and skip_locked exclude each other: choose one")
     keys = keys_from(model, listed(model, ids))
     if not keys:
         return {}
@@ -74,7 +75,7 @@ async def lock(
 async def _lock_and_read(
     session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
 ) -> tuple[Sequence[ModelT], Sequence[Any]]:
-    """The objects in key order and the missing keys, by one statement."""
+    """Lock and read with one statement. Returns the objects in key order, and the missing keys."""
     locking = _for_update(model, _reading_anew(model), nowait=nowait, skip_locked=skip_locked)
     if has_exact_keys(model):
         keys = distinct(keys)
@@ -89,7 +90,7 @@ async def _lock_and_read(
 async def _lock_then_read(
     session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
 ) -> tuple[Sequence[ModelT], Sequence[Any]]:
-    """As `_lock_and_read`, by one statement more for each table, and another one that reads."""
+    """As `_lock_and_read`, with one more statement for each subclass that has a table, and one that reads."""
     mapper: Mapper[Any] = inspect(model)
     matches = await lock_matches(session, model, keys, nowait=nowait, skip_locked=skip_locked)
     present = [keys[match.position] for match in matches if match.turn == 0]
@@ -111,7 +112,7 @@ def _reading_anew(model: type[Any]) -> Select[Any]:
 async def lock_matches(
     session: AsyncSession, model: type[Any], keys: Sequence[Any], *, nowait: bool = False, skip_locked: bool = False
 ) -> list[Match]:
-    """Lock the rows as `lock` does, without reading them; the keys that have one. For bulk writes."""
+    """Lock the rows as `lock` does, without reading them, and return the keys that have a row. For bulk writes."""
     if not keys:
         return []
     await session.flush()
@@ -136,13 +137,15 @@ async def lock_matches(
 
 
 def missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
-    """The keys whose positions aren't among those of the keys that have a row."""
+    """The keys that have no row; `found` has the positions of the keys that have one."""
     return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
 def locked(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
-    """The keys of the rows that the criterion finds, and the condition that joins them to a write of the model's rows:
-    these are locked in key order, each before it is written."""
+    """A CTE with the keys of the rows that the criterion finds, and the condition that joins it to an UPDATE or DELETE.
+
+    The CTE locks the rows in key order. Each row is locked before it is written.
+    """
     columns = key_attributes(model)
     keys = _lock_select(model, select(*columns).where(criterion)).cte(free_name(model, "howdah_locked"))
     return keys, [attribute == keys.c[attribute.key] for attribute in columns]
@@ -156,14 +159,19 @@ def _lock_select(
 
 
 def _for_update(model: type[Any], statement: Select[Any], *, nowait: bool, skip_locked: bool) -> Select[Any]:
-    """Lock the model's own tables. The entity itself would also name the tables of subclasses that `with_polymorphic`
-    joins to it, whose rows may be absent, and which PostgreSQL then refuses to lock."""
+    """Lock the model's own tables.
+
+    FOR UPDATE OF the entity would also name the tables of subclasses that `with_polymorphic` joins by an outer join.
+    PostgreSQL rejects that.
+    """
     return statement.with_for_update(of=inspect(model).tables, nowait=nowait, skip_locked=skip_locked)
 
 
 def _is_read_from_its_row(mapper: Mapper[Any]) -> bool:
-    """Whether an object's columns all come from the rows that are locked. What a statement that waits for a lock reads
-    from others is as old as the statement."""
+    """Whether all values of an object come from the locked rows.
+
+    A statement that waits for a lock reads the locked rows anew. Values of other rows are from the statement's start.
+    """
     polymorphic = [mapper, *mapper.with_polymorphic_mappers]
     if not all({*mapper.tables}.issuperset(each.tables) for each in polymorphic):
         return False

@@ -55,8 +55,8 @@ def utcnow() -> datetime:
 
 class AwareDateTime(TypeDecorator[datetime]):
     """`timestamptz`. A naive `datetime` or a `date` is refused with `InvalidValue` before it is sent: the driver would
-    read it as local time. What comes back is aware and in UTC; PostgreSQL's infinities come back as `datetime.max` and
-    `datetime.min` in UTC and are written as infinities again (see `howdah.times`)."""
+    read it as local time. Values that are read are aware and in UTC. PostgreSQL's infinities are read as `datetime.max`
+    and `datetime.min` in UTC, and these are written as infinities (see `howdah.times`)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -77,9 +77,9 @@ class Base(DeclarativeBase):
     - Constraints and indexes get names from `NAMING_CONVENTION`, so that migrations and errors can name them.
     - `Mapped[datetime]` is `timestamptz` and refuses naive values (`AwareDateTime`). So are the items of
       `Mapped[list[datetime]]` and the bounds of `Mapped[Range[datetime]]` and `Mapped[MultiRange[datetime]]`.
-    - A relationship is `lazy="raise"` unless it names another strategy: a lazy load can't work under asyncio, so it is
-      an error where it is written, which says how to load it. `lazy="select"`, being SQLAlchemy's default, counts as
-      not naming one; write `lazy=True` to have it (for `AsyncAttrs`). A flush loads what it needs by itself.
+    - A relationship is `lazy="raise"` unless it names another strategy. A lazy load can't work under asyncio, so it
+      raises an error that says how to load the relationship. `lazy="select"` is SQLAlchemy's default, and counts as no
+      strategy. Write `lazy=True` to get it (for `AsyncAttrs`). During a flush, relationships are loaded as needed.
     - What the server computes comes back with the flush (`eager_defaults`), never by a later lazy load.
 
     For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own.

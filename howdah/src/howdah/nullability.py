@@ -1,4 +1,4 @@
-"""Whether the value of an SQL expression can be NULL, as far as its text tells. In doubt it can."""
+"""Whether the value of an SQL expression can be NULL. If that isn't certain, it can."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _function_can_be_null(function: Any, sources: Sequence[FromClause]) -> bool:
 
 
 def _scalar_can_be_null(select: Any) -> bool:
-    """Without a row its value is NULL, so it must be an aggregate of all rows."""
+    """Whether a scalar subquery can be NULL. It is NULL without a row; only an aggregate of all rows always has one."""
     if not isinstance(select, Select) or len(select.selected_columns) != 1:
         return True
     if select._group_by_clauses or select._having_criteria or select._has_row_limiting_clause:
@@ -129,7 +129,7 @@ def _column_can_be_null(column: ColumnClause[Any], sources: Sequence[FromClause]
             if leaf == table:
                 return is_outer or _stored_can_be_null(column, table)
     for source in sources:
-        found: Any = source.corresponding_column(column)  # the source selects from the table
+        found: Any = source.corresponding_column(column)  # the source is a subquery on the table
         if found is not None and found.table != table:
             return _column_can_be_null(found, [source])
     return _stored_can_be_null(column, table)
@@ -153,7 +153,7 @@ def _stored_can_be_null(column: ColumnClause[Any], table: Any) -> bool:
 
 
 def _selects(element: Any) -> Iterator[Select[Any] | None]:
-    """The SELECTs that make the rows; None for rows that are made otherwise."""
+    """The SELECTs that return the rows; None for rows of anything else, such as VALUES."""
     if isinstance(element, CompoundSelect):
         for each in element.selects:
             yield from _selects(each)
@@ -162,7 +162,7 @@ def _selects(element: Any) -> Iterator[Select[Any] | None]:
 
 
 def _leaves(source: Any, *, is_outer: bool = False) -> Iterator[tuple[Any, bool]]:
-    """What a FROM element joins, and whether a row may lack it."""
+    """The tables that a FROM element joins; true for those that an outer join may fill with NULL."""
     if isinstance(source, Join):
         yield from _leaves(source.left, is_outer=is_outer or source.full)
         yield from _leaves(source.right, is_outer=is_outer or source.full or source.isouter)

@@ -1,7 +1,7 @@
-"""What a mapped object contributes to a bulk write: all its values to an INSERT, what was set to an UPDATE.
+"""The values of a mapped object for a bulk write: all values for an INSERT, only those that were set for an UPDATE.
 
-A constructor that fills in attributes (a dataclass's, a Pydantic model's, one of the user's own) makes the two differ:
-written to a row that exists, its defaults would overwrite what nobody wanted to change.
+The two differ if a constructor fills in attributes, such as that of a dataclass, a Pydantic model or a custom one. In
+an UPDATE the constructor's defaults would overwrite values that the caller didn't want to change.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from sqlalchemy.orm import DeclarativeBase, InstanceState, LoaderCallableStatus,
 
 from howdah.keys import key_names
 
-# Since SQLAlchemy 2.1 a dataclass's constructor leaves an attribute with this default alone.
+# Since SQLAlchemy 2.1 a dataclass's constructor doesn't set an attribute that has this default.
 _DONT_SET: Final = getattr(LoaderCallableStatus, "DONT_SET", dataclasses.MISSING)
 _TAKE_INSTEAD: Final = "pass mappings or Pydantic models with what is to be written"
 
 
 def values_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
-    """All values that the object has of the `known` attributes, for an INSERT. A None that only its constructor has set
-    is left out, as the ORM leaves it out, so that the column's default applies."""
+    """All values of the object's `known` attributes, for an INSERT.
+
+    A None that only the constructor has set is left out, so that the column's default applies. The ORM does the same.
+    """
     state = _state_of(model, row)
     if state.key is not None:
         return {name: value for name, value in state.dict.items() if name in known}
@@ -35,15 +37,15 @@ def values_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: 
 
 
 def changes_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
-    """What is to be written to the object's row, which exists. Raises `TypeError` if the object doesn't show it."""
+    """The values to write to the object's existing row. Raises `TypeError` if the object doesn't show what was set."""
     state = _state_of(model, row)
     if state.key is None:
         names = names_set_in(model, row) & known
         return {name: value for name, value in state.dict.items() if name in names}
     if state.session is not None:
         raise TypeError(
-            f"this {model.__name__} is in a session, which writes its changes itself when it is flushed: leave it to "
-            f"that, or {_TAKE_INSTEAD}"
+            f"this {model.__name__} is in a session, whose flush writes its changes: leave it to the flush, or "
+            f"{_TAKE_INSTEAD}"
         )
     keys = key_names(model)
     changed = [name for name in state.mapper.column_attrs.keys() if state.attrs[name].history.has_changes()]  # noqa: SIM118
@@ -59,12 +61,12 @@ def changes_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known:
 
 
 def names_set_in(model: type[DeclarativeBase], row: DeclarativeBase) -> frozenset[str]:
-    """The attributes of a new object that its user has set. Raises `TypeError` if the object doesn't show it."""
+    """The attributes of a new object that the caller has set. Raises `TypeError` if the object doesn't show them."""
     state = _state_of(model, row)
     if state.key is not None:
         raise TypeError(
-            f"this {model.__name__} was loaded from the database, and what was changed since is less than a new row "
-            f"needs: name `update`, or {_TAKE_INSTEAD}"
+            f"this {model.__name__} was loaded from the database, and its changes alone don't make a new row: pass "
+            f"`update`, or {_TAKE_INSTEAD}"
         )
     if isinstance(row, BaseModel):
         return frozenset(row.model_fields_set)
@@ -79,7 +81,7 @@ def names_set_in(model: type[DeclarativeBase], row: DeclarativeBase) -> frozense
 
 
 def _names_of_new(state: InstanceState[Any]) -> Iterator[str]:
-    """What a new object has; not what SQLAlchemy itself has set to tell its class."""
+    """The attributes that a new object has, without the polymorphic identity that SQLAlchemy has set."""
     mapper = state.mapper
     kind = None if mapper.polymorphic_on is None else mapper.get_property_by_column(mapper.polymorphic_on).key
     return (name for name, value in state.dict.items() if name != kind or value != mapper.polymorphic_identity)
@@ -87,7 +89,9 @@ def _names_of_new(state: InstanceState[Any]) -> Iterator[str]:
 
 def _state_of(model: type[DeclarativeBase], row: DeclarativeBase) -> InstanceState[Any]:
     if type(row) is not model:
-        raise TypeError(f"a {type(row).__name__} can't be written as {model.__name__}: what it has more would be lost")
+        raise TypeError(
+            f"a {type(row).__name__} can't be written as {model.__name__}: pass a {model.__name__} or a mapping"
+        )
     state: InstanceState[Any] = inspect(row)
     for name in state.mapper.relationships.keys():  # noqa: SIM118  # not a mapping
         if state.transient and state.dict.get(name):
@@ -96,8 +100,10 @@ def _state_of(model: type[DeclarativeBase], row: DeclarativeBase) -> InstanceSta
 
 
 def _defaulted(row: object) -> Iterator[str]:
-    """The attributes of a mapped dataclass that have a value which can be the class's as well as the user's. The key is
-    never one of them: it isn't overwritten."""
+    """The attributes of a mapped dataclass whose value may be the class's default or may have been passed.
+
+    The key is never one of them, because an update doesn't change it.
+    """
     if not dataclasses.is_dataclass(row):
         return
     state: InstanceState[Any] = inspect(row)
@@ -114,7 +120,7 @@ def _defaulted(row: object) -> Iterator[str]:
 
 
 def _has_default_constructor(mapper: Mapper[Any]) -> bool:
-    """Whether a new object has nothing but what was passed."""
+    """Whether the constructor is SQLAlchemy's, which sets only the passed attributes."""
     for each in mapper.iterate_to_root():
         own = each.class_manager.original_init
         inherited = None if each.inherits is None else each.inherits.class_.__init__

@@ -12,13 +12,13 @@ ItemT = TypeVar("ItemT")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[ItemT]):
-    """Some rows of a listing, in its order.
+    """Consecutive rows of a list query, in its order.
 
-    `next` and `previous` are cursors for `after=` and `before=`, None where the listing was seen to end. `total` is
-    None unless it was asked for; `total_capped` says that there are more than the cap that was given.
+    `next` and `previous` are cursors for `after=` and `before=`. They are None at the ends of the list. `total` is None
+    if `count` wasn't requested. `total_capped` is true if there are more rows than the cap in `count`.
 
-    Pydantic validates the items of `Page[Schema]` as it does those of `list[Schema]`, and writes `total` and
-    `total_capped` only if the listing was counted.
+    Pydantic validates the items of `Page[Schema]` like those of `list[Schema]`. It writes `total` and `total_capped`
+    only if the rows were counted.
     """
 
     items: list[ItemT]
@@ -27,8 +27,8 @@ class Page(Generic[ItemT]):
     total: int | None = None
     total_capped: bool = False
 
-    # By default Pydantic accepts an instance of a dataclass without a look at its fields. Validators of the items
-    # would not run then, and the items would be written without the attributes that aren't loaded.
+    # By default Pydantic accepts an instance of a dataclass without validating its fields. Then validators of the items
+    # would not run, and items would be written without the attributes that aren't loaded.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         revalidate_instances="always", json_schema_extra={"description": "One page of a list."}
     )
@@ -40,7 +40,7 @@ class Page(Generic[ItemT]):
 
 
 def without_missing_total(total: int | None, written: Any) -> Any:
-    """The members of a page, without `total` and `total_capped` if the listing was not counted."""
+    """The members of a page, without `total` and `total_capped` if the rows were not counted."""
     if total is None and isinstance(written, dict):
         return {name: value for name, value in written.items() if name not in ("total", "total_capped")}
     return written

@@ -1,7 +1,8 @@
-"""Keyset pages: each page starts where the last one ended, however deep, whatever is inserted or deleted between.
+"""Keyset pagination: each page starts where the last one ended, even if rows were inserted or deleted in between.
 
-The listing's order is made total by the primary key; a cursor holds the order values of one row, and the page after it
-is `WHERE (order values) > (cursor)`. A cursor is bound to its listing: the order, the filters and their values.
+The primary key is added to the order of the list query, so that the order is total. A cursor holds the sort key of one
+row. The page after that row is `WHERE (sort key) > (cursor)`. A cursor is bound to its list query: the order, the
+filters and their values.
 """
 
 from __future__ import annotations
@@ -37,20 +38,21 @@ async def paginate(
 ) -> Page[Any]:
     """One page of a `select(Model)`, in the order of its `order_by`, then of the primary key (see `totally_ordered`).
 
-    At most `limit` rows (1 to 1,000) that follow the cursor `after`, or that come before `before`; both orders,
-    `nulls_first()` and `nulls_last()` may be mixed. Rows inserted or deleted between two pages don't make others
-    appear twice or not at all; a row whose place in the order changes meanwhile is where it is. With `count` the whole
-    listing is counted, by a second statement; an integer caps how far.
+    The page has at most `limit` rows (1 to 1,000) after the cursor `after` or before the cursor `before`. The order may
+    mix `asc()`, `desc()`, `nulls_first()` and `nulls_last()`. If rows are inserted or deleted between two pages, no
+    other row is repeated or skipped. A row whose sort key changes in between may be repeated or skipped. With `count` a
+    second statement counts all rows of the list query. If `count` is an integer, it stops there.
 
-    Joins must bring each object once: filter by `User.orders.any(...)`. A filter whose value differs from request to
-    request, such as `now() - 1 day` made in Python, makes another listing. An empty page behind a cursor has a
-    `previous` that leads back, the cursor's own row included, and an empty page before one a `next`.
+    A join must not repeat an object: filter by `User.orders.any(...)`. A cursor isn't valid if the value of a filter
+    differs from request to request, such as `now() - 1 day` computed in Python. An empty page after a cursor has a
+    `previous` that leads back and includes the cursor's own row. An empty page before a cursor has such a `next`.
 
-    The order may be any expression of columns: a cursor holds its value as PostgreSQL writes it. Not held are `money`,
-    rows, text search types, types of extensions that the mapping doesn't name, and `now()` or `random()`.
+    The order may be any expression of columns, because a cursor holds its value as PostgreSQL's text. These can't be
+    used: `money`, rows, text search types, types of extensions that the mapping doesn't name, and functions such as
+    `now()` and `random()`.
 
-    Raises `InvalidCursor` for a cursor that isn't this listing's, `ValueError` or `TypeError` for a listing that can't
-    be paged or a limit out of bounds.
+    Raises `InvalidCursor` for a cursor of another list query. Raises `ValueError` or `TypeError` for a list query that
+    can't be paginated, or for a limit out of bounds.
     """
     return await paginate_as(None, session, statement, limit=limit, after=after, before=before, count=count)
 
@@ -65,13 +67,13 @@ async def paginate_as(
     before: str | None,
     count: bool | int,
 ) -> Page[Any]:
-    """As `paginate`, with an expression for each item in place of the object."""
+    """As `paginate`, but the items are the values of the expression `what` instead of objects."""
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
     if after is not None and before is not None:
         raise ValueError("a page follows `after` or comes before `before`, not both")
     if count is not True and count < 0:
-        raise ValueError(f"a count can't be capped at {count}")
+        raise ValueError(f"count must be True, False or at least 0, not {count}")
     keys = _sort_keys(statement)
     cursors = Cursors(statement, keys)
     backward = before is not None
@@ -81,7 +83,7 @@ async def paginate_as(
     rows_wanted = _rows_wanted(what, statement, keys)
     if position is not None:
         is_behind = follows(directed, position.values, inclusive=position.inclusive)
-        # what is behind an aggregate can only be told of the group
+        # a condition on an aggregate belongs into HAVING
         rows_wanted = rows_wanted.having(is_behind) if statement._group_by_clauses else rows_wanted.where(is_behind)
     rows_wanted = rows_wanted.order_by(*(key.clause() for key in directed)).limit(limit + 1)
     found, read = await _execute(session, rows_wanted, behind=position)
@@ -89,10 +91,10 @@ async def paginate_as(
     rows = found[:limit]
     if backward:
         rows.reverse()
-    # Both are made even if they lead nowhere: an order that no cursor can hold shall be found out at the first page.
+    # Both are computed even if no cursor is returned, so that an unsupported order raises an error on the first page.
     first, last = await _ends(session, keys, rows, position)
     total, capped = (None, False) if count is False else await _capped_count(session, statement, count)
-    # Behind the cursor lies at least the row that it was made from, or where that row was.
+    # In the other direction there is at least the row that the cursor was made from, or the position of that row.
     return Page(
         items=[row[0] for row in rows],
         next=cursors.encode(last) if last is not None and (more or backward) else None,
@@ -103,7 +105,7 @@ async def paginate_as(
 
 
 def _rows_wanted(what: ColumnElement[Any] | None, statement: Select[Any], keys: Sequence[SortKey]) -> Select[Any]:
-    """Rows of the item and its `SortValues`."""
+    """A SELECT of each item and its `SortValues`."""
     wanted = statement.order_by(None)
     if what is not None:
         wanted = wanted.with_only_columns(what, maintain_column_froms=True)
@@ -113,8 +115,8 @@ def _rows_wanted(what: ColumnElement[Any] | None, statement: Select[Any], keys: 
     return wanted
 
 
-# What PostgreSQL says of a text that it can't read as the type beside it, or of a type that isn't the sort key's any
-# more: classes 22 (of values) and 42 (of types and operators).
+# SQLSTATEs if a text of the cursor isn't a value of its type, or if the sort key has another type now: class 22
+# (values) and class 42 (types and operators).
 _UNREADABLE: Final = frozenset(
     {"22003", "22007", "22008", "22009", "22015", "22021", "22023", "22P02", "22P05", "2202E", "22000"}
     | {"42704", "42804", "42846", "42883"}
@@ -124,15 +126,15 @@ _UNREADABLE: Final = frozenset(
 async def _execute(
     session: AsyncSession | AsyncConnection, rows_wanted: Select[Any], *, behind: Position | None
 ) -> tuple[list[Any], int]:
-    """The rows; and if collections are loaded by a join, the number of rows that were read, otherwise 0."""
+    """The rows, and the number of rows that were read if collections are loaded by a join (otherwise 0)."""
     try:
         result = await session.execute(rows_wanted)
     except DBAPIError as error:
         if behind is None or getattr(error, "sqlstate", None) not in _UNREADABLE:
             raise
         raise InvalidCursor("PostgreSQL can't read the cursor's values") from error
-    # SQLAlchemy demands unique() where collections are loaded by a join, and nowhere else: elsewhere it would hide from
-    # the limit what a join brings twice. There is no public way to ask which it is.
+    # SQLAlchemy requires unique() only if collections are loaded by a join. In other cases unique() must not be called:
+    # it would drop rows that a join repeats, but the limit has counted them. No public attribute tells the cases apart.
     if result._unique_filter_state is None:
         return [*result.all()], 0
     read = 0
@@ -146,8 +148,11 @@ async def _execute(
 
 
 def _may_repeat(statement: Select[Any]) -> bool:
-    """Whether a join of the statement's own can bring an object twice. Where a collection is loaded by a join as well,
-    the two can't be told apart: the page is said to have a next one, be it an empty one."""
+    """Whether a join in the statement itself may repeat an object.
+
+    If a collection is loaded by a join as well, the two kinds of repeated rows look the same. The page then has a
+    cursor to a next page, which may be empty.
+    """
     if statement._group_by_clauses or statement._distinct:
         return False
     return bool(statement._setup_joins or statement._from_obj or len(statement.get_final_froms()) > 1)
@@ -156,8 +161,11 @@ def _may_repeat(statement: Select[Any]) -> bool:
 async def _ends(
     session: AsyncSession | AsyncConnection, keys: Sequence[SortKey], rows: Sequence[Any], position: Position | None
 ) -> tuple[Position | None, Position | None]:
-    """The positions of the first and the last row. Where there is no row, the cursor's own, from which both directions
-    lead back to its row, should it be there again or still."""
+    """The positions of the first and the last row.
+
+    Without rows, both are the position of the cursor, and `inclusive`: a page in either direction includes the cursor's
+    own row if that row exists.
+    """
     if not rows:
         return (None, None) if position is None else (here := position._replace(inclusive=True), here)
     first, last = rows[0][1], rows[-1][1]
@@ -166,7 +174,7 @@ async def _ends(
 
 
 def entity_of(statement: Select[Any]) -> Any:
-    """The mapped class, or the alias of one, that the statement selects; `ValueError` if it isn't that alone."""
+    """The mapped class, or the alias of one, that the statement selects. Raises `ValueError` if it selects more."""
     described = statement.column_descriptions
     entity = described[0].get("entity")
     if len(described) != 1 or entity is None or described[0]["expr"] is not entity:
@@ -175,14 +183,16 @@ def entity_of(statement: Select[Any]) -> Any:
 
 
 def refuse_own_limit(statement: Select[Any]) -> None:
-    """Raise `ValueError` for a statement that says itself how many rows it wants: one limit would undo the other."""
+    """Raise `ValueError` for a statement with a LIMIT or OFFSET of its own, which the page's limit would replace."""
     if statement._has_row_limiting_clause:
         raise ValueError("a listing's limit and offset are arguments, not part of its select()")
 
 
 def totally_ordered(statement: Select[Any]) -> Select[Any]:
-    """The listing with its primary key as the last word of its order, where that isn't named already; in the direction
-    of what comes before it, so that one index can serve both."""
+    """The list query, with the columns of the primary key at the end of its order if they aren't in the order already.
+
+    They get the direction of the last sort key, so that one index can serve the whole order.
+    """
     clauses = statement._order_by_clauses
     known = [key for clause in clauses for key in parse_order(clause)]
     descending = bool(known) and known[-1].descending
@@ -197,7 +207,7 @@ def totally_ordered(statement: Select[Any]) -> Select[Any]:
 async def count_rows(
     session: AsyncSession | AsyncConnection, statement: Select[Any], *, at_most: int | None = None
 ) -> int:
-    """How many rows the statement has, its own limit and DISTINCT minded; with `at_most` it stops counting there."""
+    """The number of rows of the statement, with its LIMIT and DISTINCT. `at_most` ends the count at that number."""
     counted = statement.order_by(None).subquery()
     if at_most is not None:
         counted = select(literal(1)).select_from(counted).limit(literal(at_most, BigInteger)).subquery()
@@ -212,7 +222,7 @@ async def has_rows(session: AsyncSession | AsyncConnection, statement: Select[An
 
 
 def _criteria(statement: Select[Any]) -> list[CriteriaOption]:
-    """The statement's `with_loader_criteria`, which SQLAlchemy reads from the outermost statement alone."""
+    """The statement's `with_loader_criteria`. SQLAlchemy only applies those of the outermost statement."""
     return [option for option in statement._with_options if isinstance(option, CriteriaOption)]
 
 
@@ -226,7 +236,7 @@ async def _capped_count(
 
 
 def _sort_keys(statement: Select[Any]) -> list[SortKey]:
-    """What a page of the statement is ordered by. Raises `ValueError` for a statement that can't be paged."""
+    """The sort keys of the statement. Raises `ValueError` for a statement that can't be paginated."""
     entity = entity_of(statement)
     refuse_own_limit(statement)
     if statement._distinct_on or getattr(statement, "_pre_columns_clause", None) is not None:  # 2.0, 2.1
@@ -244,8 +254,11 @@ def _is_one_of(column: ColumnElement[Any], columns: Sequence[ColumnElement[Any]]
 
 @lru_cache(maxsize=256)
 def _never_null(entity: Any) -> list[ColumnElement[Any]]:
-    """Columns of the listed class's own tables: another's may be NULL through an outer join, and so may one of a union
-    or a subquery that the class is mapped or aliased to, whatever the column that it comes from says."""
+    """The NOT NULL columns of the entity's own tables.
+
+    A column of another table may be NULL because of an outer join. If the class is mapped or aliased to a union or a
+    subquery, its columns may be NULL even if the columns of the tables are NOT NULL.
+    """
     inspected = inspect(entity)
     mapped = [mapper.local_table for mapper in inspected.mapper.iterate_to_root()]
     if not (all(isinstance(table, Table) for table in mapped) and _is_of_tables(inspected.selectable)):

@@ -1,8 +1,8 @@
-"""The connection pool, and who may take how many of its connections.
+"""The connection pool, and the number of connections for each kind of use.
 
-A task that holds a connection may wait for something that needs another one: a route with an open session awaits a
-view, a batch, or a transaction of its own. If both came from one supply, as many such tasks as the pool has connections
-would wait for each other until `pool_timeout`. So a few connections are reserved: sessions never take the last ones.
+A task that holds a connection may wait for something that needs another one. For example, a route with an open session
+awaits a view, a batch, or another transaction. Without a reserve, such tasks could hold all connections, and each would
+wait for a further one until `pool_timeout`. So a few connections are reserved, and sessions never use them.
 """
 
 from __future__ import annotations
@@ -25,28 +25,32 @@ from sqlalchemy.util import await_only
 from howdah.errors import DRIVER_ERRORS, CannotConnect, PoolExhausted
 from howdah.loading import explain_missing_await
 
-# What making a connection raises: 2.0 of SQLAlchemy passes the driver's own errors on, 2.1 its wrappers.
+# The errors if a connection can't be opened: SQLAlchemy 2.0 raises the driver's own errors, 2.1 its wrappers of them.
 CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
 
 _SLOT: Final = "howdah_slot"
 
-# Their listeners count and trace, and set nothing on a connection.
+# Packages whose listeners only measure and trace. They set nothing on a connection.
 _OBSERVERS: Final = frozenset({"ddtrace", "elasticapm", "newrelic", "opentelemetry", "sentry_sdk"})
 
 
 class Priority(IntEnum):
-    """What a connection is for. A use waits only for uses of a higher priority, so the highest makes progress."""
+    """The use of a connection. A use only waits for uses of the same or a higher priority.
+
+    The highest priority waits for nothing else while it holds a connection. So uses of different priorities can't wait
+    for each other.
+    """
 
     SESSION = 0
     """A session of a task that holds no connection: a request, a job."""
     BATCH = 1
-    """The work of a batch, a statement of its own (`autocommit`), or a session of a task that holds a connection."""
+    """A batch, a statement in `autocommit`, or a session of a task that already holds a connection."""
     READ = 2
     """A read: it waits for nothing else while it holds the connection."""
 
 
 class Slot:
-    """The right to use one connection. `kind` is the supply it came from, and returns to."""
+    """The right to use one connection. `kind` is the supply that it belongs to."""
 
     __slots__ = ("is_free", "kind")
 
@@ -55,13 +59,13 @@ class Slot:
         self.is_free = False
 
 
-# What a connection that is checked out in this context is for, unless the context holds one already.
+# The priority of a checkout in this context. `priority_here` raises it if the context already holds a connection.
 _priority: ContextVar[Priority] = ContextVar("howdah_priority", default=Priority.SESSION)
 
-# The slots that were taken in this context. A task inherits those of the task that started it, which may await it.
+# The slots that were taken in this context. A task inherits the slots of the task that started it, which may await it.
 _held: ContextVar[tuple[Slot, ...]] = ContextVar("howdah_held", default=())
 
-# A slot for the next checkout in this context, which then takes no further one.
+# The slot for the next checkout in this context. Without one, a checkout takes a slot itself.
 _taken: ContextVar[Slot | None] = ContextVar("howdah_taken", default=None)
 
 
@@ -73,7 +77,7 @@ def batch_context() -> Context:
 
 
 def priority_here() -> Priority:
-    """What a session that is opened in this context is for."""
+    """The priority of a session that is opened in this context."""
     priority = _priority.get()
     if priority is Priority.SESSION and any(not slot.is_free for slot in _held.get()):
         return Priority.BATCH
@@ -81,15 +85,15 @@ def priority_here() -> Priority:
 
 
 class Slots:
-    """As many slots as the pool may have connections, in three supplies: one for everybody, and two reserves.
+    """One slot for each connection that the pool may open, in three supplies: one for all uses, and two reserves.
 
-    A use takes from the reserves that its priority allows first, then from what everybody may have, and waits in order
-    of arrival if there is none.
+    A use takes a slot from the reserves that its priority allows, then from the supply for all uses. If there is none,
+    it waits. Waiters are served in order of arrival.
     """
 
     def __init__(self, *, pool_size: int, max_overflow: int) -> None:
         total = pool_size + max_overflow
-        # A quarter of the lasting connections: one for reads, which need it for milliseconds, the others for batches.
+        # A quarter of `pool_size`: one connection for reads, which only take milliseconds, the others for batches.
         reserved = min(total - 1, max(2, pool_size // 4))
         reads = min(1, reserved)
         self._supplies = (total - reserved, reserved - reads, reads)
@@ -97,11 +101,11 @@ class Slots:
         self._waiting: deque[tuple[Priority, asyncio.Future[Slot]]] = deque()
 
     def limit(self, priority: Priority) -> int:
-        """How many slots the uses of this priority may have together."""
+        """The number of slots that uses of this priority can have."""
         return sum(self._supplies[: priority + 1])
 
     async def take(self, priority: Priority, timeout: float) -> Slot:  # noqa: ASYNC109
-        """A slot, after at most `timeout` seconds; then `TimeoutError`."""
+        """Take a slot. Raises `TimeoutError` after `timeout` seconds."""
         for kind in reversed(Priority):
             if kind <= priority and self._free[kind] > 0:
                 self._free[kind] -= 1
@@ -115,7 +119,7 @@ class Slots:
             return _remembered(await waiter)
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.give_back(waiter.result())  # granted in the moment in which the task was cancelled
+                self.give_back(waiter.result())  # the waiter got a slot just before the task was cancelled
             elif entry in self._waiting:
                 self._waiting.remove(entry)
             raise
@@ -123,7 +127,7 @@ class Slots:
             expiry.cancel()
 
     def give_back(self, slot: Slot) -> None:
-        """Pass the slot's supply on to the first one who waits for it. A slot that is free already stays free."""
+        """Release a slot. The first waiter that may use its supply gets a new one. A second release does nothing."""
         if slot.is_free:
             return
         slot.is_free = True
@@ -156,11 +160,11 @@ def using(slot: Slot) -> Iterator[None]:
 
 
 class BoundedPool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's pool, whose connections in use each have a slot. `slots` must be set before its first use."""
+    """SQLAlchemy's pool, in which each connection in use has a slot. `slots` must be set before the first checkout."""
 
     slots: Slots
     relief: Callable[[], None] | None = None
-    """Called when every connection is checked out, to get one back that nobody uses."""
+    """Called when every connection is checked out, to close a kept connection that is idle."""
     _disposed = False
 
     def connect(self) -> PoolProxiedConnection:
@@ -173,12 +177,14 @@ class BoundedPool(AsyncAdaptedQueuePool):
             raise CannotConnect(None, None, error) from error
 
     def is_exhausted(self) -> bool:
-        """Whether no further connection can be had before one is given back."""
+        """Whether all connections are checked out and no further one may be opened."""
         return self.checkedin() == 0 and self.overflow() >= self._max_overflow
 
     def is_prepared_for_each_use(self) -> bool:
-        """Whether the application listens to what happens at each use of a connection. What such a listener sets there,
-        a tenant for row-level security say, is for that use and its caller alone."""
+        """Whether the application listens to the checkout, checkin or reset of connections.
+
+        Such a listener may set something for one caller, for example the tenant for row-level security.
+        """
         return any(
             _top_package(listener) not in _OBSERVERS
             for listeners in (self.dispatch.checkout, self.dispatch.checkin, self.dispatch.reset)
@@ -188,7 +194,7 @@ class BoundedPool(AsyncAdaptedQueuePool):
     def recreate(self) -> BoundedPool:
         new = super().recreate()
         assert isinstance(new, BoundedPool)
-        new.slots, new.relief = self.slots, self.relief  # those who hold a connection of the old pool still count
+        new.slots, new.relief = self.slots, self.relief  # connections of the old pool that are still in use count, too
         return new
 
     def _do_get(self) -> ConnectionPoolEntry:

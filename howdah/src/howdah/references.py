@@ -1,4 +1,4 @@
-"""Rows of one table that refer to each other, as those of a tree do."""
+"""Rows of one table that refer to each other, such as those of a tree."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 
 
 class SelfReference(NamedTuple):
-    """The attributes of a foreign key, and those of the same model that they refer to, in the same order."""
+    """The attributes of a foreign key, and the attributes of the same model that they refer to, in the same order."""
 
     referring: tuple[str, ...]
     referred: tuple[str, ...]
 
 
 def self_references(model: type[Any]) -> list[SelfReference]:
-    """The foreign keys of the model's tables that refer to these tables; not those that join them for inheritance."""
+    """The foreign keys between rows of the model's tables, without those that join the tables for inheritance."""
     mapper: Mapper[Any] = inspect(model)
     found = []
     tables = [table for table in mapper.tables if isinstance(table, Table)]
@@ -40,11 +40,12 @@ def self_references(model: type[Any]) -> list[SelfReference]:
 
 
 def parents_first(references: Sequence[SelfReference], rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The places of the rows in an order in which a row comes after those that it refers to. Otherwise the order stays
-    as it is, and so does that of rows that refer to each other in a circle.
+    """The positions of the rows, in an order in which each row comes after the rows that it refers to.
 
-    Values are compared as Python does. Where PostgreSQL finds values equal that Python doesn't, a row may come too
-    early, and PostgreSQL refuses it.
+    If the rows are already in such an order, it doesn't change. A cycle has no such order; its rows come in any.
+
+    Values are compared in Python. If only PostgreSQL finds two values equal, a row may come too early, and PostgreSQL
+    rejects it.
     """
     parents: list[list[int]] = [[] for _ in rows]
     for reference in references:
@@ -61,7 +62,7 @@ def parents_first(references: Sequence[SelfReference], rows: Sequence[Mapping[st
 
 
 def _after_their_parents(parents: Sequence[Sequence[int]]) -> list[int]:
-    """A depth-first walk, without recursion: a chain may be as long as the rows."""
+    """A depth-first search. It isn't recursive, because a chain may contain all rows."""
     order: list[int] = []
     is_seen = [False] * len(parents)
     for start in range(len(parents)):
@@ -80,7 +81,7 @@ def _after_their_parents(parents: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _values(row: Mapping[str, Any], names: Sequence[str]) -> Hashable:
-    """The values as they are compared; None if one is NULL or can't be compared."""
+    """The values in a form that can be compared; None if one is NULL or isn't hashable."""
     values = tuple(str(value) if isinstance(value, UUID) else value for value in map(row.get, names))
     try:
         hash(values)

@@ -53,7 +53,7 @@ async def or_name_the_row(
 
 
 def is_of_a_row(error: StatementError) -> bool:
-    """Whether the error may be that of one row: a constraint, a value, or a trigger refused it."""
+    """Whether a single row may have caused the error: a constraint, a type or a trigger rejected it."""
     if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError | DataError):
         return True
     return (getattr(error.orig, "sqlstate", None) or "").startswith("P0")  # a trigger's RAISE

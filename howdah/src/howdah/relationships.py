@@ -1,4 +1,4 @@
-"""The rows of a relationship, in SQL: those that SQLAlchemy's loaders find, each once, in the relationship's order."""
+"""The rows of a relationship in SQL: the same rows that SQLAlchemy loads, each once, in the relationship's order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Property = RelationshipProperty[Any]
 class RelatedRows:
     """The rows that a relationship has for one row of `entity`, a mapped class or an alias of one.
 
-    `target` is the entity to select columns of. Raises `CannotRender` if the relationship can't be followed exactly.
+    `target` is the entity to select columns from. Raises `CannotRender` if the relationship can't be followed exactly.
     """
 
     def __init__(self, entity: Any, prop: Property, path: str) -> None:
@@ -43,7 +43,7 @@ class RelatedRows:
         if isinstance(prop.entity, Mapper):
             self.target: Any = aliased(prop.mapper)
             related = related.of_type(self.target)
-        else:  # an aliased class, whose subquery is part of what the relationship says
+        else:  # an aliased class, whose subquery is a part of the relationship's definition
             self.target = prop.entity.entity
         self._criterion = related.__clause_element__()
         ends = {*leaves(inspect(entity).selectable), *leaves(inspect(self.target).selectable)}
@@ -53,17 +53,17 @@ class RelatedRows:
         if any(getattr(each, "element", None) not in association for each in self._between):
             raise CannotRender(path, "its join condition has columns of a table that it doesn't join")
         self.has_each_once = isinstance(prop.entity, Mapper) and _has_each_once(prop)
-        """Whether no row can come twice."""
+        """Whether the query returns each row at most once."""
 
     def can_be_absent(self) -> bool:
-        """Whether a row may have none, because no foreign key proves that there is one."""
+        """Whether a row may have no related row, because no foreign key guarantees one."""
         return not _is_foreign_key(self._prop) or any(
             can_be_null(_column_of(self._entity, column), [inspect(self._entity).selectable])
             for column in self._prop.local_columns
         )
 
     def has_at_most_one(self) -> bool:
-        """Whether there is never a choice between several."""
+        """Whether there is never more than one related row."""
         return (
             self.has_each_once
             and self._prop.direction is RelationshipDirection.MANYTOONE
@@ -71,13 +71,13 @@ class RelatedRows:
         )
 
     def select(self, columns: Sequence[ColumnElement[Any]], criteria: Sequence[ColumnElement[bool]]) -> Select[Any]:
-        """These columns of the rows that fulfil the criteria, in any order."""
-        # The criterion puts the tables of an association into FROM, each as an alias, but not what joins them.
+        """A SELECT of these columns of the rows that satisfy the criteria, in any order."""
+        # The criterion adds the tables of an association to FROM, each as an alias, but not their join conditions.
         joins = [_adapted(condition, self._between) for condition in _join_conditions(self._prop.secondary)]
         return select(*columns).where(self._criterion, *joins, *criteria).correlate(self._entity)
 
     def order(self) -> list[Any]:
-        """The relationship's own order, then the key: without one the order would be left to PostgreSQL."""
+        """The relationship's own order, then the key. Without the key the order wouldn't be defined."""
         selectables = [inspect(self.target).selectable, *self._between]
         given = [_adapted(clause, selectables) for clause in self._prop.order_by or ()]
         return [*given, *key_attributes(self.target)]
@@ -93,8 +93,8 @@ def _refuse_inexact(prop: Property, path: str) -> None:
     if prop.lazy in {"dynamic", "write_only"} or (prop.uselist and prop.collection_class not in {None, list}):
         raise CannotRender(path, "the relationship isn't a list")
     if prop.mapper.single and not isinstance(prop.mapper.polymorphic_on, Column):
-        # SQLAlchemy would add the criterion of the subclass once more, for the table instead of its alias.
-        raise CannotRender(path, f"{prop.mapper.class_.__name__} is told apart by an expression (polymorphic_on)")
+        # SQLAlchemy would add the subclass's criterion a second time, for the table instead of its alias.
+        raise CannotRender(path, f"{prop.mapper.class_.__name__} is distinguished by an expression (polymorphic_on)")
     if _has_outer_join(prop.secondary):
         raise CannotRender(path, "its association is an outer join")
     for condition in (prop.primaryjoin, prop.secondaryjoin):
@@ -103,7 +103,7 @@ def _refuse_inexact(prop: Property, path: str) -> None:
 
 
 def _has_each_once(prop: Property) -> bool:
-    """Whether there is no association, or one with a unique key among the columns that the condition fixes."""
+    """Whether there is no association table, or the join conditions fix all columns of a unique key of it."""
     if prop.secondary is None:
         return True
     if not isinstance(prop.secondary, Table):
@@ -119,7 +119,7 @@ def _has_each_once(prop: Property) -> bool:
 
 
 def _is_foreign_key(prop: Property) -> bool:
-    """Whether the condition is exactly a foreign key to the target's own table, of which any row will do."""
+    """Whether the condition is exactly a foreign key to the target's table, and each row of that table is a target."""
     if prop.direction is not RelationshipDirection.MANYTOONE or not isinstance(prop.entity, Mapper):
         return False
     pairs = {*prop.local_remote_pairs}
@@ -156,7 +156,7 @@ def _column_of(entity: Any, column: ColumnElement[Any]) -> Any:
 
 
 def leaves(source: Any) -> Iterator[Any]:
-    """What a FROM element joins."""
+    """The tables that a FROM element joins."""
     if isinstance(source, Join):
         yield from leaves(source.left)
         yield from leaves(source.right)

@@ -1,4 +1,4 @@
-"""How PostgreSQL writes what a Pydantic model would: one SQL expression for each field, or `CannotRender`."""
+"""SQL expressions that write the same JSON as a Pydantic model: one for each field, or `CannotRender`."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ from howdah.row_filters import RowFilter, check_row_filter
 from howdah.scalars import SCALARS, is_decimal, is_float, stored_type
 from howdah.schema_nodes import SchemaNodes, refuse_text_changes
 
-# PostgreSQL cuts longer names of columns, and a row's JSON has its columns' names.
+# PostgreSQL truncates longer column names, which `row_to_json` uses as the keys.
 _LONGEST_NAME_BYTES: Final = 63
 
 _ROW: Final = "howdah_row"
-_WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")  # a field may have this name, too
+_WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")  # with `.*` it isn't a field of the same name
 
 _TIMES: Final = frozenset({"date", "datetime", "time", "timedelta"})
 
 
 class _Place(NamedTuple):
-    """Where in the schema something is rendered."""
+    """A position in the schema."""
 
     path: str
     above: tuple[type[Any], ...]
-    """The models around it."""
+    """The models that contain it."""
     config: Mapping[str, Any]
-    """Of the innermost of them."""
+    """The config of the innermost of these models."""
     entities: tuple[Any, ...]
-    """Whose rows are around it."""
+    """The entities of these models' rows."""
 
 
 class Renderer:
@@ -86,10 +86,10 @@ class Renderer:
         return criteria
 
     def _columns(self, entity: Any, node: Any, place: _Place) -> list[ColumnElement[Any]]:
-        """An expression for each field, under the name that it has in the JSON."""
+        """An expression for each field, labelled with the field's name in the JSON."""
         model = self._nodes.model(node, place.path)
         if model["cls"] in place.above:
-            raise CannotRender(place.path, f"{model['cls'].__name__} contains itself, which has no end")
+            raise CannotRender(place.path, f"{model['cls'].__name__} contains itself, so the JSON would never end")
         columns: list[ColumnElement[Any]] = []
         class_ = inspect(entity).mapper.class_
         for name, output, sources, inner in self._nodes.fields(model, place.path):
@@ -153,14 +153,18 @@ class Renderer:
         related = RelatedRows(entity, prop, place.path)
         target = related.target
         if bool(prop.uselist) is not (node["type"] == "list"):
-            raise CannotRender(place.path, "a list for a to-many relationship, a model for a to-one")
+            raise CannotRender(
+                place.path, "a to-many relationship needs a list of models, a to-one relationship a model"
+            )
         if any(target is each for each in place.entities):
-            raise CannotRender(place.path, "the same aliased class is read around it")
+            raise CannotRender(place.path, "it is nested in rows of the same aliased class")
         hidden = self.criteria(target)
         for criterion in hidden:
             _refuse_other_rows(criterion, target, place.path)
         if not prop.uselist and not optional and (hidden or related.can_be_absent()):
-            raise CannotRender(place.path, "there may be none, or none to be seen: make the field Optional")
+            raise CannotRender(
+                place.path, "its row may be absent, or a row filter may hide it: make the field Optional"
+            )
         columns = self._columns(target, node["items_schema"] if prop.uselist else node, place)
         if not prop.uselist:
             one = related.select([_object(columns, target)], hidden)
@@ -178,9 +182,9 @@ class Renderer:
         return select(listed(items)).where(found.c.copy == literal_column("1")).scalar_subquery()
 
     def _value(self, value: ColumnElement[Any], node: Any, place: _Place) -> ColumnElement[Any]:
-        """A column's value, such that `row_to_json` writes it as the model does."""
+        """The value of a column, in a form that `row_to_json` writes as the model does."""
         kind = stored_type(value.type, place.path)
-        if isinstance(value.type, DOMAIN):  # which has no operators in SQLAlchemy
+        if isinstance(value.type, DOMAIN):  # SQLAlchemy has no operators for a DOMAIN
             value = type_coerce(value, kind)
         if isinstance(kind, JSON):
             return self._json.render(value, node, place.path)
@@ -217,8 +221,11 @@ class Renderer:
 
 
 def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
-    """With its subqueries bound to the entity's row, as SQLAlchemy binds them where that row is selected from right
-    around them; those within a subquery are bound to that subquery, as there."""
+    """The expression, with its subqueries correlated to the entity's row.
+
+    SQLAlchemy correlates them automatically only if the directly enclosing SELECT has the entity in its FROM. A
+    subquery within a subquery is correlated to that subquery, as in SQLAlchemy.
+    """
     selectable = inspect(entity).selectable
     own = (selectable, *leaves(selectable))
 
@@ -227,7 +234,7 @@ def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
             return None
         sources = element.get_final_froms()
         outer = [source for source in sources if source in own]
-        has_rest = len(outer) < len(sources)  # one that selects from the table alone isn't about this row
+        has_rest = len(outer) < len(sources)  # a subquery on this table alone isn't correlated
         return element.correlate(*own) if element._auto_correlate and outer and has_rest else element
 
     return replacement_traverse(expression, {}, bind)
@@ -238,7 +245,10 @@ def _has_attribute(class_: type[Any], name: str) -> bool:
 
 
 def _refuse_other_rows(expression: Any, entity: Any, path: str) -> None:
-    """What an aliased class lacks would be read from the table itself, of every row."""
+    """Raise `CannotRender` if the expression has a column that the aliased class lacks.
+
+    SQLAlchemy would add the table itself to FROM, with all its rows.
+    """
     if not inspect(entity).is_aliased_class:
         return
     selectable = inspect(entity).selectable
@@ -247,7 +257,7 @@ def _refuse_other_rows(expression: Any, entity: Any, path: str) -> None:
 
 
 def _shown(expression: Any) -> str:
-    """A column by its name; what is longer isn't shown."""
+    """The name of a column; a general text for any other expression."""
     return str(expression) if isinstance(expression, ColumnClause) else "its expression"
 
 

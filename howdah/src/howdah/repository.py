@@ -43,10 +43,10 @@ class AsyncRepository(Generic[ModelT]):
         users = UserRepository(session)
         orders = AsyncRepository(session, Order)
 
-    What to read is said with a `Select` of the model that the caller composes; left out, it means all rows. `load`
-    names what to load with the rows: relationships (`load=[User.orders]`, one further statement each), or SQLAlchemy's
-    loader options for anything deeper. A key is the primary key's value, a tuple where it is composite, or a mapping of
-    the key's attribute names to values. PostgreSQL decides which row a key belongs to.
+    Methods that read take a `Select` of the model. Without one they read all rows. `load` names what to load with the
+    rows: relationships (`load=[User.orders]`, one further statement for each), or SQLAlchemy's loader options for
+    anything deeper. A key is the value of the primary key, a tuple if the primary key is composite, or a mapping of the
+    key's attribute names to values. PostgreSQL decides which row a key belongs to.
     """
 
     _declared_model: ClassVar[Any] = ModelT  # type: ignore[misc]  # the model, or the type parameter that is going to be it
@@ -87,7 +87,10 @@ class AsyncRepository(Generic[ModelT]):
         return found
 
     async def get_by_ids(self, ids: Iterable[Any], *, load: LoadWhat = ()) -> list[ModelT]:
-        """The objects with these keys, any number, in the order asked; each once, missing ones left out."""
+        """The objects with these keys, each once, in the order of the keys. Missing ones are left out.
+
+        There may be any number of keys.
+        """
         keys = keys_from(self.model, listed(self.model, ids))
         if not keys:
             return []
@@ -152,15 +155,15 @@ class AsyncRepository(Generic[ModelT]):
     ) -> AsyncIterator[ModelT]:
         """Rows one after the other, in the order of `list`, `batch` of them in memory at a time (server-side cursor).
 
-        Meant for `async for`. The session can run other statements meanwhile, but mustn't commit before the end.
+        Use it with `async for`. The session can run other statements meanwhile, but it must not commit before the end.
         Collections with `lazy="joined"` are loaded by a further statement for each batch, unless loader options say
-        otherwise. SQLAlchemy refuses `joinedload` of a collection here: `load=[User.orders]` loads it.
+        otherwise. SQLAlchemy rejects `joinedload` of a collection here; use `load=[User.orders]` instead.
         """
         if batch < 1:
             raise ValueError(f"a batch holds at least one row, not {batch}")
         listing = totally_ordered(self._listing(statement))
         options = [*listing._with_options, *load]
-        if not any(isinstance(option, LoaderOption) for option in options):  # SQLAlchemy refuses two for one collection
+        if not any(isinstance(option, LoaderOption) for option in options):  # two options would conflict
             listing = listing.options(*_collections_by_select(listing))
         listing = self._loading(listing, load).execution_options(yield_per=batch)
         result = await self.session.stream_scalars(listing)
@@ -252,7 +255,10 @@ class AsyncRepository(Generic[ModelT]):
 
 
 def _collections_by_select(statement: Select[Any]) -> Iterator[ExecutableOption]:
-    """For each collection that the mapping loads by a join: the rows of one object could lie in two batches."""
+    """`selectinload` for each collection that the mapping loads by a join.
+
+    With a join, the rows of one object could be in two batches.
+    """
     entity = entity_of(statement)
     for relationship in inspect(entity).mapper.relationships:
         if relationship.uselist and relationship.lazy in ("joined", False):

@@ -1,4 +1,4 @@
-"""What a view's `where` may say: its criteria are made once, so nothing in them may belong to one moment or request."""
+"""Checks of a view's row filters. They are evaluated once, so they can't depend on the time or on a request."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ _REMEDY: Final = (
 _DATE_CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 _TIME_CLOCKS: Final = frozenset({"gmtime", "localtime", "time", "time_ns"})
 
-# A constant that somebody wrote has no microseconds: a time that has some was taken from a clock.
+# A literal time in the code has no microseconds. A recent time with microseconds comes from a clock.
 _RECENT: Final = timedelta(hours=1)
 
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
-    """Raise `CannotRender` for a row filter whose criterion depends on when or by whom it is evaluated, as far as that
-    shows: it reads a clock or a context variable, or two evaluations differ. A plain variable that changes later
-    doesn't show."""
+    """Raise `CannotRender` for a row filter that depends on the time or on the context, as far as this can be detected.
+
+    It is detected if the filter reads a clock or a context variable, or if two evaluations differ. A variable that
+    changes later isn't detected.
+    """
 
     def refusal(reason: str) -> CannotRender:
         return CannotRender(f"where[{model.__name__}]", f"{reason}. {_REMEDY}")
@@ -52,17 +54,17 @@ def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
     except Exception as error:
         raise refusal(f"in an empty context it raises {type(error).__name__}") from error
     if not is_same:
-        raise refusal("it makes another criterion each time")
+        raise refusal("two evaluations return different criteria")
     for part in visitors.iterate(select(literal(1)).where(criterion)):
         if isinstance(part, BindParameter):
             if part.callable is not None or (part.required and part.value is None):
-                raise refusal(f"its parameter {part.key!r} gets its value later")
+                raise refusal(f"its parameter {part.key!r} has no value yet")
             if _is_recent(part.value):
                 raise refusal(f"its parameter {part.value} was taken from a clock")
 
 
 def _evaluated(row_filter: RowFilter, entity: Any) -> tuple[Any, str | None]:
-    """The criterion, and what was read to make it that changes between calls."""
+    """The criterion, and the first context variable or clock that was read to make it."""
     read: list[str] = []
 
     def watch(_frame: Any, event: str, function: Any) -> None:

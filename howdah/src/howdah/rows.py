@@ -1,4 +1,4 @@
-"""What bulk writes take as a row: a mapping, a Pydantic model, a dataclass or a mapped object."""
+"""The input rows of bulk writes: mappings, Pydantic models, dataclasses and mapped objects."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from howdah.objects import changes_of_object, names_set_in, values_of_object
 
 ItemT = TypeVar("ItemT")
 
-# Of a list, more: it is in memory anyway. Between two chunks PostgreSQL waits for a few milliseconds.
+# Chunks of a list are larger, because it is in memory anyway. PostgreSQL is idle for some milliseconds between chunks.
 CHUNK_ROWS: Final = 20_000
 LIST_CHUNK_ROWS: Final = 100_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Inserted:
-    """How many rows were written, and the keys of all rows of the input, in its order; none if they weren't wanted."""
+    """The number of rows that were written, and the keys of all input rows in their order, if they were requested."""
 
     count: int
     keys: Sequence[Any]
 
 
 def writable_names(model: type[Any]) -> tuple[str, ...]:
-    """The attributes of `model` that a value can be assigned to: columns, relationships, synonyms, composites, and
-    hybrid properties with a setter. Not what is computed or only viewed."""
+    """The attributes of `model` that can be assigned.
+
+    These are columns, relationships, synonyms, composites, and hybrid properties with a setter. Computed columns and
+    `viewonly` relationships can't be assigned.
+    """
     mapper: Mapper[Any] = inspect(model)
     names = []
     for name, descriptor in mapper.all_orm_descriptors.items():
@@ -55,7 +58,7 @@ def refuse_unknown(model: type[Any], names: Iterable[str]) -> None:
 
 
 def column_names(model: type[Any]) -> frozenset[str]:
-    """The attributes that are columns: what a bulk write can set."""
+    """The attributes that are columns, which a bulk write can set."""
     mapper: Mapper[Any] = inspect(model)
     return frozenset(prop.key for prop in mapper.column_attrs if _is_stored(prop))
 
@@ -66,24 +69,31 @@ def refuse_non_columns(model: type[Any], names: Iterable[str]) -> None:
 
 
 def read_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
-    """The rows as attribute names and values, columns only; not to be changed, for they may be the caller's. What is
-    not set in a Pydantic model or a mapped object is left out, so that defaults apply. Raises `UnknownAttribute` or
-    `TypeError` with a note of the row's place, where the first one has the place `first`."""
+    """The rows as dictionaries of column attributes and values.
+
+    Don't change them, because they may be the caller's. Attributes that aren't set in a Pydantic model or a mapped
+    object are left out, so that defaults apply. Raises `UnknownAttribute` or `TypeError` with a note of the row's
+    position, counted from `first`.
+    """
     return _read(model, rows, first, values_of_object)
 
 
 def read_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
-    """As `read_rows`, for a write of rows that exist: of a mapped object only what its user has set. That is what was
-    passed to a new object, and the key, the version and what was changed of a detached one. Raises `TypeError` for an
-    object that doesn't show what was set."""
+    """As `read_rows`, for a write of existing rows: of a mapped object only the attributes that the caller has set.
+
+    In a new object these are the attributes that were passed. In a detached object they are the key, the version and
+    the changed attributes. Raises `TypeError` for an object that doesn't show what was set.
+    """
     return _read(model, rows, first, changes_of_object)
 
 
 def names_to_update(
     model: type[DeclarativeBase], rows: Sequence[object], values: Sequence[dict[str, Any]], *, first: int
 ) -> Sequence[str]:
-    """The attributes that an upsert sets on rows that exist; `values` are those of the rows, from `read_rows`. Raises
-    `TypeError` for an object that doesn't show what was set."""
+    """The attributes that an upsert sets on existing rows. `values` is the result of `read_rows`.
+
+    Raises `TypeError` for an object that doesn't show what was set.
+    """
     every = frozenset(values[0])
     if values is rows:  # mappings
         return [*values[0]]
@@ -128,8 +138,10 @@ def _note_place(error: Exception, place: int) -> None:
 
 
 def in_rounds(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[list[ItemT]]:
-    """The items such that no round has a key twice: the second item with a key is in the second round, and so on.
-    Written one round after the other they leave what they would leave written one by one."""
+    """The items in rounds, so that no round has a key twice. The second item with a key is in the second round.
+
+    Writing one round after the other has the same result as writing the items one by one.
+    """
     rounds: list[list[ItemT]] = []
     seen: Counter[Hashable] = Counter()
     for item in items:
@@ -144,14 +156,16 @@ def in_rounds(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[
 async def in_chunks(
     items: Iterable[ItemT] | AsyncIterable[ItemT], size: int | None = None
 ) -> AsyncGenerator[list[ItemT], None]:
-    """Lists of `size` items (by default 20,000, of a list 100,000), the last one shorter, reading no further ahead than
-    that."""
+    """Lists of `size` items; the last one may be shorter. At most one list is read ahead.
+
+    The default size is 20,000, and 100,000 for a list.
+    """
     if size is None:
         size = LIST_CHUNK_ROWS if isinstance(items, Sequence) else CHUNK_ROWS
     if size < 1:
         raise ValueError(f"a chunk holds at least one row, not {size}")
     if isinstance(items, Mapping | str | bytes) or not isinstance(items, Iterable | AsyncIterable):
-        raise TypeError(f"rows are an iterable of them, not a single {type(items).__name__}")
+        raise TypeError(f"rows must be an iterable of rows, not a single {type(items).__name__}")
     if isinstance(items, AsyncIterable):
         chunk: list[ItemT] = []
         async for item in items:

@@ -1,7 +1,7 @@
-"""How PostgreSQL writes one column's value as Pydantic would: a renderer for each kind of Pydantic field.
+"""SQL expressions that write one column's value as Pydantic does: a renderer for each type of Pydantic field.
 
-A renderer gets the value, its type as PostgreSQL stores it (`stored_type`), the field's node and the model's config. It
-returns an expression that `row_to_json` writes as the model does, or None if that isn't possible.
+The arguments of a renderer are the value, its type in PostgreSQL (`stored_type`), the field's node and the model's
+config. It returns an expression that `row_to_json` writes as the model does, or None if that isn't possible.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from howdah.models import AwareDateTime
 Render = Callable[[ColumnElement[Any], TypeEngine[Any], Any, Mapping[str, Any]], ColumnElement[Any] | None]
 
 _DAY_SECONDS: Final = 86_400
-# A timedelta is shorter.
+# A timedelta must be shorter than this.
 _TIMEDELTA_SECONDS: Final = _DAY_SECONDS * 10**9
 _DIALECT: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
-# What makes a value in Python from what the driver returns, or in SQL from what is stored.
+# Methods of a type that convert values, in Python after reading or in SQL.
 _CONVERSIONS: Final = ("column_expression", "process_result_value", "result_processor")
 
 
 def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
-    """The type of a column in PostgreSQL. Raises `CannotRender` if Python makes other values of what is stored."""
+    """The type of a column in PostgreSQL. Raises `CannotRender` if the type converts stored values in Python."""
     if isinstance(kind, NullType):
         raise CannotRender(path, "its type isn't known: give the expression one, func.length(..., type_=Integer)")
     if not isinstance(kind, AwareDateTime) and any(_is_foreign(type(kind), name) for name in _CONVERSIONS):
         raise CannotRender(path, f"{kind!r} makes its values in Python")
-    stored: TypeEngine[Any] = kind.dialect_impl(_DIALECT)  # variants, and load_dialect_impl(), too
+    stored: TypeEngine[Any] = kind.dialect_impl(_DIALECT)  # applies variants and load_dialect_impl()
     if isinstance(stored, DOMAIN):
         inner = stored_type(stored.data_type, path)
         if isinstance(inner, SqlEnum) or not (isinstance(inner, _AS_THE_DRIVER_READS) or is_decimal(inner)):
@@ -73,7 +73,7 @@ def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
 
 
 def quoted(text: str) -> str:
-    """The text as a literal of SQL."""
+    """The text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -83,7 +83,7 @@ def _is_foreign(kind: type[Any], name: str) -> bool:
     return method is not None and not (method.__module__ or "").startswith("sqlalchemy.")
 
 
-# For a domain SQLAlchemy has no result processor, so its base type must need none.
+# SQLAlchemy has no result processor for a domain. So the domain's base type must be one that needs none.
 _AS_THE_DRIVER_READS: Final = (Boolean, Date, DateTime, Integer, LargeBinary, String)
 
 
@@ -101,7 +101,7 @@ def _text(
 ) -> ColumnElement[Any] | None:
     if isinstance(kind, SqlEnum):
         return _member_values(value, kind) if kind.enum_class is None or issubclass(kind.enum_class, str) else None
-    if isinstance(kind, Uuid) and not kind.as_uuid:  # which SQLAlchemy reads as a text
+    if isinstance(kind, Uuid) and not kind.as_uuid:  # SQLAlchemy reads it as a text
         return _uuid(value, kind, node, _config)
     return value if isinstance(kind, String) else None
 
@@ -143,14 +143,14 @@ def is_decimal(kind: TypeEngine[Any]) -> bool:
 
 
 def is_float(kind: TypeEngine[Any]) -> bool:
-    """Whether its values are floats in PostgreSQL and in Python. With `asdecimal` SQLAlchemy cuts their digits."""
+    """Whether its values are floats in PostgreSQL and in Python. With `asdecimal` SQLAlchemy truncates their digits."""
     return isinstance(kind, Float) and not kind.asdecimal
 
 
 def _moment(
     value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
-    """A date, or a date with a time. The driver reads PostgreSQL's infinities as Python's least and greatest."""
+    """A date or a datetime. As in Python, infinities are the minimum and the maximum of the type."""
     least, greatest, first, end = ("0001-01-01", "9999-12-31", "'0001-01-01'", "'10000-01-01'")
     if node["type"] == "datetime":
         zone = "Z" if getattr(kind, "timezone", False) else ""
@@ -175,7 +175,7 @@ def _moment(
 def _time(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
-    if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic doesn't read
+    if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic rejects
         return None
     text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
     written = func.replace(text, literal_column("'.000000'"), literal_column("''"))
@@ -186,9 +186,9 @@ def _timedelta(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if isinstance(kind, INTERVAL):
-        # a year is 365.25 days here, and 365 to the driver
+        # EXTRACT counts 365.25 days for a year, the driver 365
         seconds = func.extract("epoch", value) - func.extract("year", value) * (_DAY_SECONDS // 4)
-    elif isinstance(kind, Interval):  # stored as a timestamp, so long after 1970 began
+    elif isinstance(kind, Interval):  # SQLAlchemy stores it as a timestamp, counted from 1970
         seconds = func.extract("epoch", value)
     else:
         return None
@@ -197,7 +197,7 @@ def _timedelta(
     refused: Any = _refused(value, "too long for a timedelta")
     if config.get("ser_json_timedelta", "iso8601") == "float":
         refused = cast(refused, Numeric)
-    else:  # in one number of seconds Pydantic reads no more than 32 bits
+    else:  # days and seconds, because Pydantic reads at most 32 bits of seconds
         sign = case((seconds < 0, "-"), else_="")
         written = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
     return case((value.is_(None), null()), (size < _TIMEDELTA_SECONDS, written), else_=refused)
@@ -211,7 +211,7 @@ def _bytes(
     written_as = config.get("ser_json_bytes", "utf8")
     if written_as == "hex":
         return func.encode(value, "hex")
-    if written_as == "base64":  # of RFC 4648, section 5; PostgreSQL breaks its lines
+    if written_as == "base64":  # RFC 4648, section 5, without PostgreSQL's line breaks
         return func.translate(func.encode(value, "base64"), "+/\n", "-_")
     return func.convert_from(value, "UTF8")
 
@@ -222,7 +222,7 @@ def _float(
     if isinstance(kind, Float):
         if not is_float(kind):
             return None
-        return value if isinstance(value.type, Double) else cast(value, Double)  # in as many digits as Python has of it
+        return value if isinstance(value.type, Double) else cast(value, Double)  # Python has the digits of a double
     return value if isinstance(kind, Numeric | Integer) else None
 
 
@@ -235,7 +235,7 @@ def _enum(
 
 
 def _member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnElement[Any] | None:
-    """The values of an enumeration's members, which are stored by their labels."""
+    """The values of the enum members. PostgreSQL stores their labels."""
     if kind.enum_class is None:
         return value
     members: Mapping[Any, Any] = kind._object_lookup
@@ -245,14 +245,14 @@ def _member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnElement[An
     (type_, *others) = {type(json) for json in written.values()}
     if others or not issubclass(type_, str | int):
         return None
-    # SQLAlchemy raises LookupError for a label that the class doesn't know; here the cast fails, and shows the label.
+    # For an unknown label SQLAlchemy raises LookupError. Here a cast fails, and its error shows the label.
     label = cast(value, Text)
     unknown = _refused(value, "unknown label")
     return case(written, value=label, else_=cast(unknown, Integer) if issubclass(type_, int) else unknown)
 
 
 def _refused(value: ColumnElement[Any], reason: str) -> ColumnElement[str]:
-    """An expression that PostgreSQL can't evaluate: a cast that fails, and shows the reason and the value."""
+    """A cast that fails in PostgreSQL. Its error message contains the reason and the value."""
     return cast(cast(literal(f"{reason}: ").concat(cast(value, Text)), Integer), Text)
 
 

@@ -1,6 +1,7 @@
-"""The core schema of a Pydantic model, as far as a view can follow it: what would run in Python is refused.
+"""The core schema of a Pydantic model, as far as a view can follow it. Parts that run in Python are rejected.
 
-In it annotations, constraints, validators and serializers have become a tree of a few dozen kinds of node.
+Pydantic builds the core schema from annotations, constraints, validators and serializers. It is a tree with a few dozen
+types of nodes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class SchemaNodes:
         self._definitions: dict[str, Any] = {}
 
     def model(self, node: Any, path: str) -> Any:
-        """The node of a model of which only fields are to be written."""
+        """The node of a model. Raises `CannotRender` if the model has more than plain fields."""
         node = self._plain(node, path)
         if node["type"] != "model" or node.get("root_model"):
             raise CannotRender(path, f"a {node['type']} isn't a Pydantic model")
@@ -37,7 +38,7 @@ class SchemaNodes:
         return node
 
     def fields(self, model: Any, path: str) -> Iterator[tuple[str, str, Sequence[str], Any]]:
-        """Of each field its name, that in the JSON, those it is read from (the first that is there), and its schema."""
+        """For each field: its name, its name in the JSON, the names it is read from in order, and its schema."""
         config = model.get("config", {})
         for name, field in model["schema"]["fields"].items():
             if field.get("serialization_exclude"):
@@ -52,7 +53,7 @@ class SchemaNodes:
             yield name, field.get("serialization_alias", name), sources, field["schema"]
 
     def _plain(self, node: Any, path: str) -> Any:
-        """The node without what only says where it stands or what it is if nothing is given."""
+        """The node without the definitions, references and defaults around it."""
         while True:
             if "serialization" in node:
                 raise CannotRender(path, "it has a serializer, which runs in Python")
@@ -72,22 +73,22 @@ class SchemaNodes:
                 return node
 
     def optional(self, node: Any, path: str) -> tuple[bool, Any]:
-        """Whether it may be None, and the node of what it is otherwise."""
+        """Whether the value may be None, and the node of its other values."""
         node, optional = self._plain(node, path), False
         while node["type"] == "nullable":
             node, optional = self._plain(node["schema"], path), True
         return optional or node["type"] == "any", node
 
     def default(self, node: Any) -> Any:
-        """The node that says what the field is if nothing is given, or None."""
+        """The node with the field's default, or None."""
         while node["type"] in {"definitions", "definition-ref"}:
             node = node["schema"] if node["type"] == "definitions" else self._definitions[node["schema_ref"]]
         return node if node["type"] == "default" else None
 
 
 def refuse_text_changes(node: Any, path: str) -> None:
-    """Raise `CannotRender` for a text that Pydantic changes before it is compared or sent."""
+    """Raise `CannotRender` for a text that Pydantic changes, for example to lower case."""
     changes = [change for change in _TEXT_CHANGES if node.get(change)]
     if changes:
-        reason = f"{', '.join(changes)} changes its text in Python: have that in the schema that is written, not read"
+        reason = f"{', '.join(changes)} changes its text in Python: use it in the schema for input, not in this one"
         raise CannotRender(path, reason)

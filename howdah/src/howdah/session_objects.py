@@ -1,4 +1,4 @@
-"""The objects that a session holds of rows that a bulk write has changed or deleted."""
+"""The session's objects of rows that a bulk write has changed or deleted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def holds_any(session: AsyncSession, model: type[Any]) -> bool:
 
 
 async def find_held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """The session's objects of the rows with these keys, which are as the rows have them; each with that key."""
+    """The session's objects of the rows with these keys, each with its key. The keys must be those of the rows."""
     if not holds_any(session, model):
         return []
     wanted = {*keys}
@@ -28,7 +28,7 @@ async def find_held(session: AsyncSession, model: type[Any], keys: Iterable[Any]
     others = [(instance, key) for instance, key in held if key not in wanted]
     if not wanted or not others or has_exact_keys(model):
         return found
-    # An object keeps the key that it was created with, which the row may spell otherwise.
+    # An object keeps the key that it was created with. The row may have another spelling of it.
     position, same_row = requested_keys(model, [key for _, key in others])
     for place, *values in await session.execute(select(position, *key_attributes(model)).where(same_row)):
         if key_in(values) in wanted:
@@ -42,7 +42,7 @@ async def refresh(session: AsyncSession, model: type[Any], keys: Iterable[Any]) 
     for instance, key in await find_held(session, model, keys):
         if key == _key_held(instance):
             by_class.setdefault(type(instance), []).append(key)
-        else:  # by the row's key SQLAlchemy would make another object
+        else:  # a SELECT by the row's key would create another object
             await session.refresh(instance)
     for kind, held in by_class.items():
         statement = select(kind).where(has_key_in(kind, held))

@@ -1,4 +1,4 @@
-"""Sort keys: what a page is ordered by, and what comes after a position in that order."""
+"""Sort keys: the order of a page, and the condition for the rows after a position in that order."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class SortKey:
 
     @property
     def kind(self) -> TypeEngine[Any]:
-        """The type that the mapping says."""
+        """The type in the mapping."""
         return self.column.type
 
     @property
     def raw(self) -> ColumnElement[Any]:
-        """As PostgreSQL has it: the operators and conversions of a Python type don't apply."""
+        """The column without its mapped type, whose operators and conversions must not apply."""
         return type_coerce(self.column, NullType())
 
     def reversed(self) -> SortKey:
@@ -58,7 +58,7 @@ class SortKey:
         return self.raw.is_(None) if value.text is None else self.raw == self.stored(value)
 
     def after(self, value: SortValue) -> ColumnElement[bool]:
-        """True for values that sort behind this one."""
+        """True for values that sort after this one."""
         if value.text is None:
             return self.raw.is_not(None) if self.nulls_first else false()
         bound = self.stored(value)
@@ -72,7 +72,7 @@ class SortKey:
 
 
 def parse_order(clause: ColumnElement[Any]) -> list[SortKey]:
-    """The sort keys of one clause of ORDER BY: several of a composite attribute or a `Bundle`."""
+    """The sort keys of one clause of ORDER BY. A composite attribute or a `Bundle` has several."""
     descending, nulls_first = False, None
     while True:
         if isinstance(clause, _label_reference | Label):
@@ -87,13 +87,13 @@ def parse_order(clause: ColumnElement[Any]) -> list[SortKey]:
             break
     if not isinstance(clause, _LISTS):
         return [SortKey(clause, descending, descending if nulls_first is None else nulls_first)]
-    if descending or nulls_first is not None:  # SQLAlchemy 2.0 writes `a, b DESC`, which reverses b alone
+    if descending or nulls_first is not None:  # SQLAlchemy 2.0 writes `a, b DESC`, which reverses only b
         raise ValueError(f"a direction can't be given for several columns at once: order by each of {clause}")
     return [key for each in clause.clauses for key in parse_order(each)]
 
 
 def refuse_unstable(keys: Sequence[SortKey]) -> None:
-    """Raise `ValueError` for an order that a later page can't compare with, or that is another one by then."""
+    """Raise `ValueError` for an order that a later page can't compare with, or that may change between two pages."""
     for key in keys:
         for part in visitors.iterate(key.column):
             if isinstance(part, _UNCOMPARABLE):
@@ -106,11 +106,14 @@ def refuse_unstable(keys: Sequence[SortKey]) -> None:
 
 
 def follows(keys: Sequence[SortKey], values: Sequence[SortValue], *, inclusive: bool) -> ColumnElement[bool]:
-    """(a, b, c) behind (x, y, z): a > x, or a = x and b > y, or both equal and c > z; each key in its own direction.
-    With `inclusive` all three equal as well.
+    """The condition for rows after these values.
 
-    PostgreSQL enters an index at a comparison of rows, not at alternatives: as many keys as lie in one direction, and
-    can't be NULL, are compared as one row; that is all there is to say, or bounds what else is said.
+    For (a, b, c) after (x, y, z) it is: a > x, or a = x and b > y, or a = x and b = y and c > z. Each key is compared
+    in its own direction. With `inclusive` the row with equal values is included.
+
+    PostgreSQL can use an index for a comparison of rows, but not for an OR. So the first keys that have the same
+    direction and can't be NULL are compared as one row. If these are all keys, that is the whole condition. Otherwise
+    it limits the index scan, and the OR is added.
     """
     side_by_side = 0
     for key, value in zip(keys, values, strict=True):
@@ -147,7 +150,7 @@ def _behind_as_row(
 
 
 _UNCOMPARABLE: Final = (TextClause, _textual_label_reference, Over)
-# In 2.1 a direction of a composite attribute becomes one of each column, in a list of its own kind.
+# SQLAlchemy 2.1 applies the direction of a composite attribute to each column, in an `OrderByList`.
 _LISTS: Final = (ClauseList, getattr(elements, "OrderByList", ClauseList))
 _MODIFIERS: Final = frozenset({operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op})
 _VOLATILE: Final = frozenset(

@@ -1,8 +1,8 @@
-"""Sort values as PostgreSQL's own text, and the type that reads the text again.
+"""Sort values: PostgreSQL's text of a value, and the type to cast the text to.
 
-A cursor holds no Python values: the page selects `CAST(sort key AS TEXT)` and the type that PostgreSQL gives the sort
-key, and the next page compares the sort key with `CAST(text AS type)`. So what a Python type makes of a value, and what
-SQLAlchemy assumes about an expression, don't matter.
+A cursor holds no Python values. The page selects `CAST(sort key AS TEXT)` and PostgreSQL's type of the sort key. The
+next page compares the sort key with `CAST(text AS type)`. So neither conversions of Python types nor SQLAlchemy's
+assumptions about the type of an expression matter.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
 DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
-# The types that have an order and whose text is exact, with the OIDs of the type and of its array, which never change.
-# Not money: its text depends on lc_monetary. Not tsvector and tsquery: their input normalizes.
+# The types that have an order and an exact text, with the OIDs of the type and of its array. These OIDs never change.
+# `money` isn't here, because its text depends on lc_monetary, nor `tsvector` and `tsquery`, whose input is normalized.
 _BUILT_IN: Final[dict[str, tuple[int, int]]] = {
     "bit": (1560, 1561),
     "bool": (16, 1000),
@@ -85,13 +85,16 @@ _DATES: Final = _oids(
     *("timestamptz", "tstzrange", "tstzmultirange"),
 )
 
-# None stands for the type of the mapping: only the statement can name an enum, citext or another extension's type.
+# None stands for the mapped type. An enum, citext and other types of extensions have no fixed OID.
 TypeOid = int | None
 
 
 class _BuiltIn(UserDefinedType[Any]):
-    """A type of PostgreSQL's own, without a length: `bit` would be cut to one bit, `numeric(10, 2)` would round. The
-    quoted name is that type whatever is in the `search_path`."""
+    """A built-in type of PostgreSQL by its quoted name, without a length.
+
+    A cast to an unquoted `bit` would truncate to one bit, and a cast to `numeric(10, 2)` would round. The schema makes
+    the name independent of the `search_path`.
+    """
 
     cache_ok = True
 
@@ -113,8 +116,11 @@ class SortValue(NamedTuple):
 
 
 class SortValues(FunctionElement[Any]):
-    """What a page selects with each row: an array of the text and the type's OID of each sort key, and of the settings
-    on which texts depend. A single column, because SQLAlchemy takes three times as long to build one for each."""
+    """The column that a page selects in addition to each row.
+
+    It is an array of the text and the type's OID of each sort key, followed by the settings on which the texts depend.
+    A single column, because SQLAlchemy takes three times as long to build one column for each value.
+    """
 
     name = "sort_values"
     type = NullType()
@@ -125,17 +131,18 @@ class SortValues(FunctionElement[Any]):
 
 
 def _named_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
-    """NULL if PostgreSQL sorts and compares the column as the type that the mapping names; `null()` if it names none.
+    """NULL if PostgreSQL sorts and compares the column as the mapped type, otherwise the OID of the column's type.
 
-    `nullif` has the type that `=` compares. It differs for an extension's type outside of the search_path, which is
-    compared as text and sorted as itself."""
+    `null()` if the mapped type has no OID of its own (see `_is_named`). The result of `nullif` has the type that `=`
+    compares. If an extension's type is outside of the search_path, it is sorted as itself but compared as text.
+    """
     if not _is_named(kind):
         return null()
     is_other = func.pg_typeof(func.nullif(column, null())) != func.pg_typeof(cast(null(), kind))
     return case((is_other, cast(func.pg_typeof(column), OID)))
 
 
-# Of the role, the database or the session. PostgreSQL reads them once for a statement.
+# The role, the database or the session may set these. The subquery evaluates them once for each statement.
 _SETTINGS: Final = ", ".join(
     f"current_setting('{name}')" for name in ("DateStyle", "IntervalStyle", "extra_float_digits")
 )
@@ -155,12 +162,12 @@ def _compile_sort_values(element: SortValues, compiler: Any, **options: Any) -> 
 
 
 def as_stored(value: SortValue, kind: TypeEngine[Any]) -> ColumnElement[Any]:
-    """The value, for a comparison with a sort key of the mapped type `kind`."""
+    """The value as an SQL expression, for a comparison with a sort key of the mapped type `kind`."""
     return cast(literal(value.text, Text), kind if value.oid is None else _TYPES[value.oid])
 
 
 def is_readable(value: SortValue, kind: TypeEngine[Any]) -> bool:
-    """Whether the type is one that a cursor for this sort key can have: nothing else of a cursor becomes SQL."""
+    """Whether a cursor for this sort key may have the value's type, the only part of a cursor that becomes SQL text."""
     return _is_named(kind) if value.oid is None else value.oid in _TYPES
 
 
@@ -169,8 +176,10 @@ async def read_types(
     keys: Sequence[tuple[ColumnElement[Any], TypeEngine[Any]]],
     selected: Sequence[str | None],
 ) -> list[TypeOid]:
-    """The types to cast the texts to, of a row's `SortValues`. Raises `TypeError` for a type whose text can't be read
-    exactly."""
+    """The types to cast the texts of a row's `SortValues` to.
+
+    Raises `TypeError` for a type whose text isn't exact.
+    """
     found: list[TypeOid] = []
     settings = selected[-1] or ""
     for (column, kind), written in zip(keys, selected[1:-1:2], strict=True):
@@ -194,7 +203,7 @@ _BASE_TYPE: Final = text("""
 
 
 async def _base_type(connection: AsyncSession | AsyncConnection, column: ColumnElement[Any], oid: int) -> int:
-    """That of a DOMAIN over a built-in type."""
+    """The OID of the base type of a DOMAIN over a built-in type. Raises `TypeError` for any other type."""
     base, name = (await connection.execute(_BASE_TYPE, {"oid": oid})).one()
     if base in _NAMES:
         return int(base)
@@ -221,8 +230,8 @@ def _check_settings(column: ColumnElement[Any], kind: TypeEngine[Any], oid: Type
 
 
 def _item_of(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type without what Python and arrays add to it."""
-    kind = kind.dialect_impl(DIALECT)  # of several variants that of PostgreSQL
+    """The PostgreSQL type without a `TypeDecorator`; of an array, the type of its items."""
+    kind = kind.dialect_impl(DIALECT)  # the variant for PostgreSQL
     if isinstance(kind, TypeDecorator):
         return _item_of(kind.load_dialect_impl(DIALECT))
     if isinstance(kind, ARRAY):
@@ -234,7 +243,7 @@ _TEXTS: Final = (ENUM, Enum, CITEXT, HSTORE)
 
 
 def _is_named(kind: TypeEngine[Any]) -> bool:
-    """Whether the type has a name and an OID of its own in each database, and operators by that name."""
+    """Whether the type's OID differs between databases, so that it must be cast by its name."""
     item = _item_of(kind)
     if isinstance(item, DOMAIN):  # the operators of enums don't take a domain
         return _is_named(item.data_type) and not isinstance(_item_of(item.data_type), Enum)

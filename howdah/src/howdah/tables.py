@@ -1,4 +1,4 @@
-"""A `Table` that no class is mapped to, as that of a many-to-many relationship, for functions that take a class."""
+"""Mapped classes for a `Table` without one, such as an association table, for functions that take a class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def class_of(table: Table) -> type[Any]:
 
     Raises `TypeError` for a table without a primary key in which every column has a default.
     """
-    # With the table, for a dictionary by tables would keep them. A copy of the table copies it, too.
+    # Stored on the table, because a global dictionary would keep tables alive. A copy of the table copies `info`, too.
     known: type[Any] | None = table.info.get(_CLASS)
     if known is not None and inspect(known).local_table is table:
         return known
@@ -26,11 +26,15 @@ def class_of(table: Table) -> type[Any]:
 
 
 def _key_columns(table: Table) -> list[Column[Any]]:
-    """The primary key. SQLAlchemy needs one. In its place another column, which must have no default: NULL in a key
-    column means that the database is to make the value."""
+    """The primary key, or a column in its place, because SQLAlchemy needs a key.
+
+    That column must have no default: None in a key column would mean that the default makes the value.
+    """
     if table.primary_key.columns:
         return [*table.primary_key.columns]
     without_default = [each for each in table.columns if each.default is None and each.server_default is None]
     if not without_default:
-        raise TypeError(f"{table.fullname} has no primary key, and a default for every column: give it a primary key")
+        raise TypeError(
+            f"{table.fullname} has no primary key, and each of its columns has a default: give it a primary key"
+        )
     return [min(without_default, key=lambda column: bool(column.nullable))]

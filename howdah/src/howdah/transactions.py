@@ -46,13 +46,13 @@ async def run_transaction(
 
     Every other error is raised at once and rolls back.
 
-    It may be called while another session of this task is open, such as a request's `DbSession`. It uses a session and
-    a connection of its own: what it commits stays, even if the other session is rolled back, and it doesn't see what
-    the other session hasn't committed. Its wait for a connection ends with `PoolExhausted` after `pool_timeout`, its
-    wait for a row that the other session has locked with `LockTimeout` after `lock_timeout`.
+    It may be called while another session of this task is open, such as a request's `DbSession`. It uses its own
+    session and connection. Its changes stay committed even if the other session is rolled back. It doesn't see
+    uncommitted changes of the other session. The wait for a connection ends with `PoolExhausted` after `pool_timeout`.
+    The wait for a row that the other session has locked ends with `LockTimeout` after `lock_timeout`.
 
-    Raises `NestedTransaction` inside the `work` of another `run_transaction`: if that is run again, what the inner one
-    committed would be done twice.
+    Raises `NestedTransaction` inside the `work` of another `run_transaction`: if the outer work is run again, the
+    changes that the inner one committed would be made twice.
     """
     if attempts < 1:
         raise ValueError(f"work is attempted at least once, not {attempts} times")
@@ -72,7 +72,7 @@ async def run_transaction(
     try:
         return await retried(once, on=(Conflict,), attempts=attempts, timeout=timeout)
     finally:
-        run.is_over = True  # for tasks that the work has started, which have the context too
+        run.is_over = True  # tasks that the work has started inherit this context
         _run.reset(token)
 
 

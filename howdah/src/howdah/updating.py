@@ -1,4 +1,4 @@
-"""UPDATE of many rows: each to values of its own, in one statement, or all to the same ones."""
+"""UPDATE of many rows in one statement: each row to its own values, or all rows to the same values."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from howdah.errors import StaleRow
 from howdah.keys import free_name, has_exact_keys, has_key_in, key_attributes
 from howdah.locking import Match, lock_matches, locked
 
-# what the session holds is read anew afterwards
+# the caller refreshes the session's objects afterwards
 UNSYNCHRONIZED: Final = {"synchronize_session": False}
 _POSITION: Final = Column("position", Integer)
 
 
 async def update_rows(session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]]) -> list[Match] | None:
-    """Write the rows, those with one key one after the other. The keys that have a row; None if all have one, each
-    another."""
+    """Write the rows, and return the keys that have a row; None if all keys have a row and no two the same.
+
+    Rows with the same key are written one after the other.
+    """
     keys = keys_in(model, columns_of(rows) or {}) if rows else ()
     differ = has_exact_keys(model) and len({*keys}) == len(keys)
     if differ and await _update_each(session, model, keys, rows):
@@ -41,7 +43,7 @@ async def update_rows(session: AsyncSession, model: type[Any], rows: Sequence[di
 async def _update_each(
     session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[dict[str, Any]]
 ) -> bool:
-    """Write the rows, each of which has another key; False if some have no row in the database."""
+    """Write the rows, which have different keys. Returns False if some of them have no row in the database."""
     mapper: Mapper[Any] = inspect(model)
     sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {
         name: (mapper.columns[name], each) for name, each in (columns_of(rows) or {}).items()
@@ -74,13 +76,13 @@ async def _update_each(
 
 
 def update_statement(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
-    """What sets these values on the rows that the criterion finds, which it locks in key order."""
+    """An UPDATE that locks the rows that the criterion finds in key order, and sets these values on them."""
     _, same_row = locked(model, criterion)
     return update(model).where(*same_row).values(moving_version(model, values))
 
 
 async def count_written(session: AsyncSession, statement: Update) -> int:
-    """Run the statement; how many rows it has written."""
+    """Execute the statement, and return the number of rows that it has written."""
     result = await session.execute(statement, execution_options=UNSYNCHRONIZED)
     assert isinstance(result, CursorResult)
     return result.rowcount

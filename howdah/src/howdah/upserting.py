@@ -1,12 +1,12 @@
-"""INSERT … ON CONFLICT of many rows: as arrays in one statement, or with VALUES where a column can't be an array.
+"""INSERT … ON CONFLICT of many rows: as arrays in one statement, or with VALUES if a column can't be an array.
 
-A row is written only if that changes what is stored. PostgreSQL compares the binary images (`*<>`), so a change of case
-in a citext column or of the scale of a numeric is one, and types without `=` can be compared.
+A row is written only if its stored values change. PostgreSQL compares the binary images (`*<>`). So another case in a
+citext column or another scale of a numeric is a change, and types without an operator `=` can be compared.
 
-PostgreSQL says of the rows that it returns whether they are new: by `RETURNING old` from 18 on, before by `xmax`, which
-is 0 only in a row version that nobody has locked or replaced. Of the others it says nothing. They exist unchanged,
-unless a BEFORE INSERT trigger has suppressed them. Where there is such a trigger the rows are written again, and the
-condition of DO UPDATE counts in a setting of the transaction how many rows met an existing one.
+RETURNING tells whether a returned row is new: by `old` from PostgreSQL 18 on, before by `xmax`, which is 0 only in a
+row version that nobody has locked or replaced. It doesn't return the other rows. These exist unchanged, or a BEFORE
+INSERT trigger has suppressed them. If the table has such a trigger, the savepoint is rolled back and the rows are
+written again. The condition of DO UPDATE then counts the conflicts in a setting of the transaction.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ from howdah.keys import has_key_in, key_attributes, key_in
 from howdah.rows import column_names, in_rounds
 
 _SAME_ROW_TWICE: Final = "21000"
-# What a table without a system column answers: a view, and for `xmax` a partitioned one.
+# SQLSTATEs for a missing system column: a view has none, and a partitioned table has no `xmax`.
 _NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
-# A statement with VALUES has at most 32,767 parameters; SQLAlchemy would divide it itself, but not tell where.
+# A statement can have at most 32,767 parameters. SQLAlchemy would split a larger one, but not tell where.
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
@@ -73,8 +73,10 @@ _statement_numbers: Final = count(1)
 
 @dataclass
 class Written:
-    """How many rows were new, how many changed one that was there, how many a trigger suppressed, and the keys of those
-    that were changed, if they were wanted."""
+    """How many rows were inserted, how many changed an existing row, and how many a trigger suppressed.
+
+    `changed` has the keys of the changed rows, if they were requested.
+    """
 
     created: int = 0
     updated: int = 0
@@ -91,19 +93,21 @@ class Written:
 
 
 class _RowsMeet(Exception):
-    """Rows of one statement that differ in Python are the same for PostgreSQL, as citext finds them."""
+    """Rows of one statement differ in Python but conflict in PostgreSQL, for example in a citext column."""
 
 
 class _NotCounted(Exception):
-    """A trigger may have suppressed some of the rows that weren't written; the others exist."""
+    """Some rows weren't written, either because they exist or because a trigger has suppressed them."""
 
 
 @dataclass(frozen=True)
 class Upsert:
-    """Rows of a model are inserted, or set `changed` on those with the same `target`. `keys` says whether the keys of
-    changed rows are wanted. `counting` has the condition of DO UPDATE count the rows that met an existing one.
-    `locking` needs no `xmax` and counts without an UPDATE, too: the new rows are inserted and the others locked first,
-    and then the others are updated."""
+    """An upsert of rows of a model: insert a row, or set `changed` on the existing row with the same `target`.
+
+    With `keys` the result has the keys of changed rows. With `counting` the condition of DO UPDATE counts conflicts.
+    With `locking` a first statement inserts the new rows and locks and counts the others, and a second one updates
+    these. It works without `xmax`, and also counts if nothing is to be updated.
+    """
 
     session: AsyncSession
     model: type[Any]
@@ -114,7 +118,7 @@ class Upsert:
     locking: bool = False
 
     async def write(self, rows: Sequence[dict[str, Any]]) -> Written:
-        """Write the rows, which name the same attributes. Those that meet are written one after the other."""
+        """Write the rows, which name the same attributes. Rows with the same target are written one after the other."""
         written = Written()
         try:
             async with self.session.begin_nested():
@@ -133,12 +137,12 @@ class Upsert:
                 raise
         else:
             return written
-        # One half after the other leaves what the rows one by one leave.
+        # Writing the halves one after the other has the same result as writing the rows one by one.
         half = len(rows) // 2
         return await self.write(rows[:half]) + await self.write(rows[half:])
 
     def _parts(self, rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
-        """The rows in parts that can be one statement each."""
+        """The rows in parts. Each part can be written by one statement."""
         columns = columns_of(rows)
         assert columns is not None
         meetings = [*map(_hashable, zip(*(columns[name] for name in self.target), strict=True))]
@@ -150,7 +154,7 @@ class Upsert:
             return tuple(row[name] is None for name in apart)
 
         for once in rounds:
-            # None in the target meets nothing, so such rows needn't keep their place among the others.
+            # A row with None in the target conflicts with no row, so it may be written before or after the others.
             ordered = sorted(once, key=shape) if apart and {*apart} <= {*self.target} else once
             yield from ([*part] for _, part in groupby(ordered, shape)) if apart else [once]
 
@@ -169,7 +173,7 @@ class Upsert:
         return await self._write_statement(_Source(statement, len(rows), complete))
 
     def _from_arrays(self, complete: dict[str, Sequence[Any]], size: int) -> Insert:
-        """The statement that writes the rows in the order of the target, so that two of them wait for each other."""
+        """The statement that writes the rows in the order of the target, so that two upserts can't deadlock."""
         mapper: Mapper[Any] = inspect(self.model)
         columns = inserted_columns(self.model, complete, size)
         if not all(map(fits_in_array, columns)):
@@ -180,7 +184,7 @@ class Upsert:
         return pg_insert(self._table()).from_select(list(values), chosen, include_defaults=False)
 
     async def _write_values(self, rows: list[dict[str, Any]]) -> Written:
-        if all(map(_is_exact, self._elements())):  # else rows that meet might not keep the order of the input
+        if all(map(_is_exact, self._elements())):  # otherwise conflicting rows might lose the order of the input
             rows.sort(key=lambda row: [_rank(row.get(name)) for name in self.target])
         size = max(1, min(_VALUES_ROWS, _VALUES_PARAMETERS // max(1, len(column_names(self.model)))))
         written = Written()
@@ -216,7 +220,7 @@ class Upsert:
 
     async def _insert_or_leave(self, source: _Source) -> Written:
         statement = source.statement.on_conflict_do_nothing(index_elements=self._elements())
-        # A view hasn't got that column, nor does it say whether a trigger has written instead of it.
+        # A view has no `tableoid`, so the statement fails for it, and `write` tries again with `locking`.
         written = await self._execute(source, statement, literal_column("(tableoid IS NOT NULL)", Boolean))
         if written.created < source.size and await has_before_insert_trigger(await self._connection(), self._table()):
             raise _NotCounted
@@ -225,7 +229,7 @@ class Upsert:
     async def _lock_and_update(self, source: _Source) -> Written:
         if await has_instead_of_trigger(await self._connection(), self._table()):
             raise TypeError(
-                f"{self._table()} is a view with an INSTEAD OF trigger, which passes an upsert by: "
+                f"{self._table()} is a view with an INSTEAD OF trigger, for which PostgreSQL finds no conflicts: "
                 "write to the table behind it"
             )
         number = next(_statement_numbers)
@@ -244,8 +248,8 @@ class Upsert:
         old = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
         if await self._scalar(conflicts_counted(number)) != len(new) + conflicts:
             raise RuntimeError(
-                f"a trigger of {self._table()} does something else with the same rows a second time: upsert_many can't "
-                "write to such a view, nor before PostgreSQL 18 to such a partitioned table"
+                f"a trigger of {self._table()} treats the same rows differently a second time: upsert_many can't write "
+                "to such a view, nor before PostgreSQL 18 to such a partitioned table"
             )
         written.updated, written.changed = len(old), [key_in(row) for row in old]
         return written
@@ -278,18 +282,16 @@ class Upsert:
             if onupdate is not None and name not in self.changed:
                 make = without_context(onupdate)
                 if make is None and onupdate.is_callable:
-                    raise TypeError(
-                        f"upsert_many can't make {self.model.__name__}.{name}: its onupdate looks at other values"
-                    )
+                    raise TypeError(f"upsert_many can't set {self.model.__name__}.{name}: its onupdate takes a context")
                 set_to[mapper.columns[name]] = onupdate.arg if make is None else make()
         for name, value in moving_version(self.model, {}).items():
             set_to[mapper.columns[name]] = value
-        if mapper.single and mapper.polymorphic_on is not None:  # a row of another class is none of this one's
+        if mapper.single and mapper.polymorphic_on is not None:  # don't update a row of another class
             identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
             criteria = (*criteria, mapper.polymorphic_on.in_(identities))
         where = and_(differs, *criteria)
         if counted is not None:
-            where = case((counted.is_not(None), where))  # before the others, whatever they are
+            where = case((counted.is_not(None), where))  # CASE evaluates the counter first
         return statement.on_conflict_do_update(index_elements=self._elements(), set_=set_to, where=where)
 
     async def _is_new(self) -> ColumnElement[bool]:
@@ -298,8 +300,11 @@ class Upsert:
         return literal_column("(old.tableoid IS NULL)" if has_old else "(xmax = 0)", Boolean)
 
     async def _do_rows_meet(self, source: _Source, suppressed: int) -> bool:
-        """Whether rows of the statement may have met the same existing row. Then the order in which they did so is
-        unknown: the statement has that of the target, in which they are equal."""
+        """Whether several rows of the statement may have conflicted with the same existing row.
+
+        If so, the order in which they were written is unknown: the statement sorts by the target, in which they are
+        equal.
+        """
         if source.size == 1:
             return False
         values = [source.columns.get(name, [None] * source.size) for name in self.target]
@@ -335,8 +340,10 @@ class Upsert:
 
 @dataclass(frozen=True)
 class _Source:
-    """An INSERT without its ON CONFLICT, how many rows it writes, their values by attribute, and its parameters, if it
-    has VALUES."""
+    """An INSERT without its ON CONFLICT, with the number of its rows and their values by attribute.
+
+    `parameters` are those of a statement with VALUES.
+    """
 
     statement: Insert
     size: int
@@ -348,17 +355,17 @@ class _Source:
 
 
 def _is_exact(column: Any) -> bool:
-    """Whether values that differ in Python differ for PostgreSQL as well."""
+    """Whether values that differ in Python also differ in PostgreSQL."""
     kind = column.type
     return isinstance(kind, Integer | Date | LargeBinary) or (isinstance(kind, Uuid) and kind.as_uuid)
 
 
 def _is_stored_as_given(column: Any, values: Sequence[Any]) -> bool:
-    """Whether values that differ in Python are stored as values that differ."""
+    """Whether values that differ in Python are stored as different values."""
     kind = column.type
     if not isinstance(kind, String) or isinstance(kind, Enum | CHAR):
         return _is_exact(column)
-    # From a longer text VARCHAR takes blanks away.
+    # VARCHAR(n) removes trailing blanks beyond its length.
     return {str}.issuperset(map(type, values)) and (kind.length is None or max(map(len, values)) <= kind.length)
 
 
@@ -371,7 +378,7 @@ def _hashable(values: tuple[Any, ...]) -> Hashable:
 
 
 def _rank(value: object) -> tuple[int, Any]:
-    """Where a value stands in an order that every process agrees on, whatever the types."""
+    """A sort key for values of any type. The order is the same in every process."""
     if value is None:
         return 2, 0
     if isinstance(value, int | float | Decimal):

@@ -1,9 +1,9 @@
-"""Rows as JSON that PostgreSQL itself writes: no object, no second validation, one statement for all who wait.
+"""Rows as JSON that PostgreSQL writes: no objects, no second validation, and one statement for concurrent reads.
 
-UserView = JsonView(User, UserOut)  # at import: what can't be rendered is an error here
+UserView = JsonView(User, UserOut)  # at import: a field that can't be rendered raises an error here
 
 async with UserView.open(database) as users:  # as long as the application runs
-    body = await users.get(user_id)  # bytes, ready to send; in many tasks at once
+    body = await users.get(user_id)  # bytes, ready to send; many tasks may call it concurrently
 """
 
 from __future__ import annotations
@@ -45,8 +45,11 @@ ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
 
 class Body(bytes):
-    """A row's JSON. `etag` is the entity tag of just these bytes (RFC 9110, section 8.8.3), quotes included; where the
-    model has a version it begins with it, `"7-…"`, so that an `If-Match` can be held against a row that is locked."""
+    """A row's JSON. `etag` is the entity tag of these bytes (RFC 9110, section 8.8.3), with its quotes.
+
+    If the model has a version, the tag begins with it (`"7-…"`), so that an `If-Match` can be compared with a locked
+    row.
+    """
 
     version: Any = None
 
@@ -57,20 +60,23 @@ class Body(bytes):
 
 
 class JsonView(Generic[ModelT]):
-    """Rows of `model` as `schema` writes them.
+    """Rows of `model` as JSON in the form of `schema`.
 
     The schema's fields are read from the mapped attributes of the same name (or `alias`): columns, `column_property`,
-    hybrid expressions, synonyms, and relationships, to any depth, each in its own order. The bytes, read by the
-    schema, equal `schema.model_validate(row)`, and have the same keys in the same order as its JSON, and the same
-    texts, but that a duration is written in days and seconds, a decimal never with an exponent, and a float that is
-    infinite or not a number as a text. What would run in Python (validators, serializers, computed fields, types that
-    make their values) can't be rendered: `CannotRender`, when the view is made, names the field and the reason.
+    hybrid expressions, synonyms, and relationships. Relationships may be nested to any depth. Each has its own order.
 
-    Related rows are those that SQLAlchemy loads, each once. A field must be Optional if its expression can be NULL, or
-    if its row can be absent: only a foreign key whose columns are NOT NULL proves that there is one. Nothing is
-    validated: what a constraint of the schema forbids, or what lies in a JSON column in another shape, is written.
+    If the schema parses the bytes, the result equals `schema.model_validate(row)`. The keys, their order and the texts
+    are those of the schema's own JSON, with three exceptions. A duration is written in days and seconds. A decimal
+    never has an exponent. A float that is infinite or not a number is a text.
 
-    `where` has row filters. They hold for every read of the view, for the model and for each class nested in it:
+    Code that runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their
+    values. The constructor then raises `CannotRender` with the field and the reason.
+
+    Related rows are those that SQLAlchemy loads, each once. A field must be Optional if its expression can be NULL or
+    if its row can be absent. Only a foreign key with NOT NULL columns guarantees that the row exists. Nothing is
+    validated: values that violate a constraint of the schema, or JSON values of another shape, are written as they are.
+
+    `where` has row filters by class. They apply to every read of the view, for the model and for each nested class:
 
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
 
@@ -89,22 +95,23 @@ class JsonView(Generic[ModelT]):
         self.body: Final[ColumnElement[bytes]] = func.convert_to(
             cast(self._renderer.object_of(model), Text), literal_column("'UTF8'"), type_=LargeBinary
         )
-        """The expression of a row's JSON, as bytes, for a `select()` of yours."""
+        """The expression of a row's JSON as bytes, for use in your own `select()`."""
         self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.criteria(model)
         """The row filters of the model, for the same `select()`."""
 
     def open(
         self, database: Database, *, trips: int = 2, max_batch: int = 100, max_waiting: int = 10_000
     ) -> OpenView[ModelT]:
-        """The view of a database. Bounds are those of its `Coalescer`."""
+        """A reader of the view for one database. The other arguments are those of its `Coalescer`."""
         return OpenView(self, database, trips=trips, max_batch=max_batch, max_waiting=max_waiting)
 
 
 class OpenView(Generic[ModelT]):
-    """A view of one database, in one event loop; `async with` it, or `aclose` it.
+    """A reader of a view for one database and one event loop. Use `async with`, or call `aclose`.
 
-    Reads run by themselves, outside of any transaction: each sees what was committed when its trip left, which is never
-    before it was asked for. Raises what a `Coalescer` does (`Overloaded`, …), and the database's errors.
+    Reads run outside of the caller's transaction. A read sees everything that was committed before its batch was
+    started, and the batch starts after the read was requested. Raises the errors of a `Coalescer` (`Overloaded`, …)
+    and of the database.
     """
 
     def __init__(
@@ -113,7 +120,7 @@ class OpenView(Generic[ModelT]):
         self._view, self._database = view, database
         version = version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
-        # Of the class, which may be joined of several tables; the body alone names some of them.
+        # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
         body = self._reading(select(version_column, view.body).select_from(view.model))
         has_key, self._bind_one = has_bound_key(view.model)
         self._one = Prepared(body.where(has_key))
@@ -127,9 +134,9 @@ class OpenView(Generic[ModelT]):
             self._many = Prepared(body.add_columns(position, first).where(same_row))
         self._coalescer: Coalescer[Any, Body] = Coalescer(
             self._read,
-            # PostgreSQL may tell apart what Python doesn't.
+            # Two keys may be equal in Python but different in PostgreSQL.
             key=(lambda key: key) if self._exact else (lambda key: (key, repr(key))),
-            isolate=True,  # a key that can't be sent, or a row that can't be written, is its own reader's
+            isolate=True,  # a key that can't be sent, or a row that can't be written, fails only its own read
             trips=trips,
             max_batch=max_batch,
             max_waiting=max_waiting,
@@ -144,15 +151,15 @@ class OpenView(Generic[ModelT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Answer those who wait, and take no more."""
+        """Finish the submitted reads, and accept no more."""
         await self._coalescer.aclose()
 
     def status(self) -> CoalescerStatus:
-        """Figures of the shared trips of `get`."""
+        """The status of the coalescer that batches the calls of `get`."""
         return self._coalescer.status()
 
     async def get(self, id: Any) -> Body:
-        """The row with this key, or `NotFound`. Tasks that ask at the same moment share a statement."""
+        """The row with this key. Raises `NotFound` without one. Concurrent calls share a statement."""
         key = key_from(self._view.model, id)
         if not self._database.shares_reads():
             (body,) = await self._read([key])
@@ -162,8 +169,10 @@ class OpenView(Generic[ModelT]):
         return await self._coalescer.submit(key)
 
     async def get_many(self, ids: Iterable[Any]) -> list[Body]:
-        """The rows with these keys, any number, in the order asked, each once; missing ones are left out. One
-        statement."""
+        """The rows with these keys, each once, in the order of the keys. Missing ones are left out.
+
+        There may be any number of keys. It takes one statement.
+        """
         keys = keys_from(self._view.model, listed(self._view.model, ids))
         found = await self._found(distinct(keys) if self._exact else keys)
         return [*{id(body): body for body in found if body is not None}.values()]
@@ -177,9 +186,11 @@ class OpenView(Generic[ModelT]):
         before: str | None = None,
         count: bool | int = False,
     ) -> Page[bytes]:
-        """A keyset page of a `select()` of the model, its items as bytes; see `howdah.pagination.paginate`. One
-        statement, and another one to count. Raises `ValueError` for a `select()` with `options()`,
-        `execution_options()` or `with_for_update()`."""
+        """A keyset page of a `select()` of the model, with bytes as its items; see `howdah.pagination.paginate`.
+
+        It takes one statement, and another one to count. Raises `ValueError` for a `select()` with `options()`,
+        `execution_options()` or `with_for_update()`.
+        """
         listing = self._listing(statement)
         return await self._database.read(
             lambda connection: paginate_as(
@@ -188,18 +199,20 @@ class OpenView(Generic[ModelT]):
         )
 
     async def stream(self, statement: Select[Any] | None = None, *, batch: int = 500) -> AsyncIterator[bytes]:
-        """Rows in the order of the statement, then the key: each a line of its own (NDJSON). `batch` of them are in
-        memory at a time; they come from one snapshot. Raises `ValueError` as `page` does."""
+        """Rows as lines of NDJSON, in the order of the statement and then of the key.
+
+        `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does.
+        """
         listing = totally_ordered(self._listing(statement))
         async with self._database.session(read_only=True) as session:
-            # after DISTINCT PostgreSQL orders only by what is selected
+            # with DISTINCT, ORDER BY expressions must be selected
             order = [part for each in listing._order_by_clauses for part in unwrap_order_by(each)]
             columns = [self._view.body, *(order if listing._distinct else ())]
             bodies = listing.with_only_columns(*columns, maintain_column_froms=True)
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
             try:
                 async for body in result:
-                    yield body.replace(b"\n", b" ") + b"\n"  # between two values: in a text it is written as \\n
+                    yield body.replace(b"\n", b" ") + b"\n"  # a newline between tokens; within a text it is \\n
             finally:
                 await result.close()
 
@@ -246,11 +259,11 @@ def _body(version: Any, text: bytes) -> Body:
 
 
 def _refuse_unread_parts(statement: Select[Any]) -> None:
-    """Raise `ValueError` for what a view couldn't follow exactly: it makes no objects and reads related rows itself."""
+    """Raise `ValueError` for parts of a statement that a view can't apply to its JSON."""
     if statement._with_options:
         raise ValueError(
-            "a view's statement takes no options(): they would hold for its own rows at most, not for those nested in "
-            "them. What is loaded is up to the schema; filter by where() or by the view's `where`"
+            "a view's statement takes no options(): they wouldn't apply to nested rows. The schema decides what is "
+            "loaded; filter by where() or by the view's `where`"
         )
     if statement.get_execution_options():
         raise ValueError("a view's statement takes no execution_options(): the view sets its own")

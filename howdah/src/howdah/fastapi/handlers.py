@@ -16,23 +16,32 @@ from howdah.fastapi.openapi import describe_problems
 from howdah.fastapi.problem import error_response, problem_code, problem_response
 from howdah.fastapi.websockets import WebSocketErrors
 
-# A body of a hundred thousand faults would be answered by one much larger.
+# Without a limit, a request with 100,000 errors would get a response much larger than itself.
 _SHOWN_FAULTS: Final = 20
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of this application as problem details: Howdah's by `STATUS`, with `Retry-After` where
-    trying again may help; FastAPI's validation errors and `HTTPException`; and what nobody foresaw as a bare 500.
+    """Answer every error of this application with problem details.
 
-    On an accepted WebSocket the error becomes a close, with the problem's `type` as its reason: 1013 where trying again
-    may help, 1008 where the client is at fault, 1011 for a fault of the program.
+    Howdah's errors get the status in `STATUS`, with `Retry-After` if a retry may help. FastAPI's validation errors and
+    `HTTPException` keep their status. Any other exception is a 500 without details.
 
-    The OpenAPI description says so for each route, by what the route takes: 422 with parameters or a body, 404 with a
-    path parameter, 400 with `PageParameters` or a body, 412 with an `If-Match` header, 503 with a session or the
-    database, and 409 with `DbSession` unless the method only reads. What else it may answer, such as 428, it declares
-    with `responses=problems(428)`. Its own `responses` are never changed.
+    On an accepted WebSocket an error closes the connection, with the problem's `type` as the reason. The close code is
+    1013 if a retry may help, 1008 for an error of the client, and 1011 for an error of the application.
 
-    A mounted application has errors and a description of its own: call this for each.
+    The OpenAPI description of each route gets the statuses that follow from its parameters:
+
+    - 422 with parameters or a body,
+    - 404 with a path parameter,
+    - 400 with `PageParameters` or a body,
+    - 412 with an `If-Match` header,
+    - 503 with a session or the database,
+    - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.
+
+    A route declares other statuses, such as 428, with `responses=problems(428)`. Responses that a route declares itself
+    are never changed.
+
+    A mounted application has error handlers and an OpenAPI description of its own: call this function for it, too.
     """
     app.add_exception_handler(errors.HowdahError, _howdah_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -1,4 +1,4 @@
-"""The parameters of a listing, and the schema of its pages."""
+"""The query parameters of a list route, and the schema of its pages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ ItemT = TypeVar("ItemT")
 
 
 class PageParameters(BaseModel):
-    """Query parameters of a listing, as `Annotated[PageParameters, Query()]`; subclass it to add filters. A parameter
-    that it doesn't name is refused."""
+    """The query parameters of a list route, as `Annotated[PageParameters, Query()]`. Subclass it to add filters.
+
+    Unknown parameters are rejected.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="How many at most")
-    after: str | None = Field(default=None, description="The `next` of the page before")
-    before: str | None = Field(default=None, description="The `previous` of the page behind; not beside `after`")
+    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="The maximum number of items")
+    after: str | None = Field(default=None, description="The `next` of the page before this one")
+    before: str | None = Field(default=None, description="The `previous` of the page after this one; not with `after`")
 
     @model_validator(mode="after")
     def _one_direction(self) -> Self:
@@ -30,9 +32,12 @@ class PageParameters(BaseModel):
 
 
 class PageOut(BaseModel, Generic[ItemT]):
-    """The schema of a page, for a route that returns a `howdah.Page` or the `page_response` of a view:
-    `response_model=PageOut[UserOut]`. Each item is validated as one of `list[UserOut]` is; `total` and `total_capped`
-    are written only if the listing was counted. A subclass can add members."""
+    """The schema of a page: `response_model=PageOut[UserOut]`.
+
+    It is for a route that returns a `howdah.Page` or the `page_response` of a view. Each item is validated like an item
+    of `list[UserOut]`. `total` and `total_capped` are written only if the rows were counted. A subclass can add
+    members.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 

@@ -19,7 +19,7 @@ from howdah.fastapi.listings import PageParameters
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
 from howdah.fastapi.sessions import commits, needs_database
 
-# What `schema_of` has been called with, by the name that stands in its reference until the description is made.
+# The arguments of each call of `schema_of`, by the name in its reference. `_insert_models` replaces these names.
 _referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
 
 _READING_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -27,10 +27,11 @@ _FASTAPI_422: Final = {"$ref": f"{REF_PREFIX}HTTPValidationError"}
 
 
 def schema_of(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> dict[str, str]:
-    """A reference to the model's schema, for `responses` and `openapi_extra` of a route: FastAPI reads no model there
-    whose media type isn't JSON. `mode="validation"` is for what a client sends.
+    """A reference to the model's schema, for `responses` and `openapi_extra` of a route.
 
-    The application must have been given to `add_error_handlers`, which puts the schema into its description.
+    FastAPI doesn't accept a model there if the media type isn't JSON. `mode="validation"` is for request bodies.
+
+    Call `add_error_handlers` for the application: it adds the schema to the OpenAPI description.
     """
     name = re.sub(r"[^\w.-]", "_", f"{model.__module__}.{model.__qualname__}-{mode}")
     while _referenced.setdefault(name, (model, mode)) != (model, mode):
@@ -39,7 +40,7 @@ def schema_of(model: type[BaseModel], mode: JsonSchemaMode = "serialization") ->
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These statuses as problem details, for `responses` of a route or a router."""
+    """The problem details with these statuses, for `responses` of a route or a router."""
     described: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         described[int(status)] = {
@@ -54,14 +55,14 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe_problems(app: FastAPI) -> None:
-    """Have the application's description say which problems its routes answer. What a route declares itself stays."""
-    generate = app.openapi  # may be one of the application's own
+    """Add the problems of each route to the application's description. Responses that a route declares stay."""
+    generate = app.openapi  # the application may have overridden it
     described: dict[str, Any] | None = None
 
     def openapi() -> dict[str, Any]:
         nonlocal described
         description = generate()
-        if description is not described:  # not the one that FastAPI keeps
+        if description is not described:  # FastAPI caches its description; this one is new
             _describe(description, app)
             described = description
         return description
@@ -96,11 +97,11 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
 
 
 def _possible_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
-    """The statuses that follow from what the route takes; `add_error_handlers` documents the rule."""
+    """The statuses that follow from the route's parameters; `add_error_handlers` documents the rule."""
     parameters = {(each["in"], each["name"].lower()) for each in operation.get("parameters", ()) if "in" in each}
     dependants = list(_all_dependants(route.dependant))
     calls = [each.call for each in dependants]
-    # 400 is FastAPI's answer to a body that is no text, say, or that has a number of 5,000 digits
+    # FastAPI answers 400 to a body that isn't UTF-8, for example, or that has a number of 5,000 digits.
     if route.body_field is not None or any(_takes_page(each) for each in dependants):
         yield HTTPStatus.BAD_REQUEST
     if any(place == "path" for place, _ in parameters):
@@ -125,8 +126,8 @@ def _takes_page(dependant: Dependant) -> bool:
 
 
 def _routes(app: FastAPI) -> Iterator[Any]:
-    """The routes as they are described, with what `include_router` adds to them."""
-    # In newer versions of FastAPI an included router is one route, and this function lists those in it.
+    """The routes of the description, with the prefixes and dependencies that `include_router` adds."""
+    # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
     listed = getattr(routing, "iter_route_contexts", iter)
     for route in listed(app.routes):
         if isinstance(getattr(route, "original_route", route), routing.APIRoute):
@@ -134,7 +135,7 @@ def _routes(app: FastAPI) -> Iterator[Any]:
 
 
 def _insert_models(description: dict[str, Any]) -> None:
-    """Put the models of `schema_of` among the components, and their names into the references."""
+    """Add the models of `schema_of` to the components, and replace the references by their final names."""
     wanted = {name for each in _references(description) if (name := each.removeprefix(REF_PREFIX)) in _referenced}
     if not wanted:
         return
@@ -146,7 +147,7 @@ def _insert_models(description: dict[str, Any]) -> None:
     schemas = components.setdefault("schemas", {})
     taken = definitions.keys() & schemas.keys()
     renamed = {REF_PREFIX + name: references[_referenced[name]]["$ref"] for name in wanted}
-    if any(definitions[name] != schemas[name] for name in taken):  # another model has such a name
+    if any(definitions[name] != schemas[name] for name in taken):  # another model has the same name
         fresh = {name: _unused(name, schemas.keys() | definitions.keys()) for name in taken}
         definitions = {fresh.get(name, name): definition for name, definition in definitions.items()}
         moved = {REF_PREFIX + name: REF_PREFIX + new for name, new in fresh.items()}
@@ -157,7 +158,7 @@ def _insert_models(description: dict[str, Any]) -> None:
 
 
 def _as_fastapi_writes(definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schemas in the form in which FastAPI writes them, so that equal ones are found to be equal."""
+    """The schemas in the form that FastAPI writes, so that they can be compared with FastAPI's."""
     nothing: dict[str, Any] = {"openapi": "3.1.0", "info": {"title": "", "version": ""}, "paths": {}}
     described = OpenAPI(**nothing, components={"schemas": definitions})
     encoded: dict[str, Any] = jsonable_encoder(described, by_alias=True, exclude_none=True)["components"]["schemas"]
@@ -180,7 +181,7 @@ def _rename(value: Any, names: Mapping[str, str]) -> None:
 
 
 def _holders(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object in it that is a reference."""
+    """Every object within the value that is a reference."""
     if isinstance(value, dict):
         if isinstance(value.get("$ref"), str):
             yield value

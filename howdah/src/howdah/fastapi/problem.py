@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457), and which of them answers which error."""
+"""Problem details (RFC 9457), and the status for each error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from howdah import errors
 
 PROBLEM_JSON: Final = "application/problem+json"
 
-# The one place that decides on statuses; the nearest class in the error's ancestry counts. What isn't here is a fault
-# of the program and answers 500.
+# The only place that assigns statuses. The first class in the error's MRO that is listed here counts. An error that
+# isn't listed is a bug of the application, and the response is 500.
 STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.InvalidCursor: HTTPStatus.BAD_REQUEST,
@@ -38,7 +38,7 @@ RETRY_AFTER_SECONDS: Final = 1
 
 
 class InputError(BaseModel):
-    """What is wrong with one part of the request."""
+    """An error in one part of the request."""
 
     loc: list[str | int] = Field(description="Where: `body`, `query`, `path` or `header`, then names and positions")
     msg: str
@@ -46,7 +46,7 @@ class InputError(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457. `type` is stable, and what a client should branch on; `title` and `detail` are for people."""
+    """RFC 9457. A client should branch on `type`, which is stable. `title` and `detail` are for people."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -54,10 +54,10 @@ class Problem(BaseModel):
     title: str = Field(examples=["Not Found"])
     status: int = Field(examples=[404])
     detail: str | None = Field(default=None, examples=["no User with key 01977f1e-7c3a-7000-8000-000000000000"])
-    constraint: str | None = Field(default=None, description="The constraint of the database that refused the row")
+    constraint: str | None = Field(default=None, description="The constraint of the database that the row violates")
     errors: list[InputError] | Any = Field(
         default=None,
-        description="Of a request that is not as described (`urn:howdah:problem:validation`): what is wrong with it",
+        description="The errors of an invalid request (`urn:howdah:problem:validation`)",
     )
 
 
@@ -78,14 +78,17 @@ def problem_response(
         **({} if detail is None else {"detail": detail}),
         **members,
     }
-    # the encoder is for what orjson refuses, such as the driver's own class of UUIDs
+    # orjson doesn't accept some types that the encoder does, such as the driver's subclass of UUID
     content = orjson.dumps(body, default=jsonable_encoder, option=orjson.OPT_NON_STR_KEYS)
     return Response(content, int(status), headers=headers, media_type=PROBLEM_JSON)
 
 
 def error_response(error: errors.HowdahError, **members: Any) -> Response:
-    """The problem details that `STATUS` decides on for this error; `members` extend them, say with the line of the
-    input that it arose from. Raises the error itself where that is a fault of the program."""
+    """The problem details for this error, with its status in `STATUS`.
+
+    `members` extend them, for example with the line of the input that caused the error. If `STATUS` has no status for
+    the error, the error itself is raised.
+    """
     status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
     if status is None:
         raise error
@@ -100,7 +103,7 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
 
 
 def _detail(error: Exception) -> str | None:
-    """What a client may read: never a statement, nor a row's values."""
+    """The text for the client. It never contains a statement or a row's values."""
     if isinstance(error, errors.IntegrityViolation):
         return f"refused by {error.constraint}" if error.constraint else f"{error.column} must have a value"
     if isinstance(error, errors.DatabaseError):

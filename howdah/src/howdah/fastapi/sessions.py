@@ -1,4 +1,4 @@
-"""Sessions for routes, and where their database comes from."""
+"""Sessions for routes, and the dependency that finds their database."""
 
 from __future__ import annotations
 
@@ -27,22 +27,26 @@ def database_of(connection: HTTPConnection) -> Database:
 
 
 async def get_database(connection: HTTPConnection) -> Database:
-    """`database_of` as a dependency: what the sessions below are made of. Tests put another one in its place:
-    `app.dependency_overrides[get_database] = lambda: database`."""
+    """`database_of` as a dependency; the sessions below use it.
+
+    Tests replace it: `app.dependency_overrides[get_database] = lambda: database`.
+    """
     return database_of(connection)
 
 
 async def get_db(
     connection: HTTPConnection, database: Annotated[Database, Depends(get_database)]
 ) -> AsyncIterator[AsyncSession]:
-    """A session for one request: committed when the route has returned and before the response is sent, so that a
-    commit that fails is the response. An exception, a client that disconnects or a cancelled task roll it back.
+    """A session for one request. It is committed after the route has returned and before the response is sent.
 
-    Take it as `DbSession`. FastAPI would run the commit after the response had gone out if it were declared without
-    `scope="function"`, so that is refused at the route's first request.
+    So the client gets an error response if the commit fails. An exception, a disconnected client or a cancelled task
+    rolls the session back.
 
-    A response that streams from the database must take `ReadDbSession`: this session is closed by then, and says so.
-    On a WebSocket it would be one transaction from the first message to the last: take the `Database` instead
+    Declare it as `DbSession`. Without `scope="function"` FastAPI would commit after it has sent the response. A route
+    without that scope raises `RuntimeError` at its first request.
+
+    A response that streams from the database needs `ReadDbSession`, because this session is already closed and raises
+    an error. On a WebSocket this session would be one transaction for all messages. Use the `Database` there
     (`get_database`), and open a session for each message.
     """
     async with _committed(connection, database) as session:
@@ -50,8 +54,10 @@ async def get_db(
 
 
 async def get_read_db(database: Annotated[Database, Depends(get_database)]) -> AsyncIterator[AsyncSession]:
-    """A session for one request in which PostgreSQL refuses writes; open until the response has been sent, streams
-    included, then rolled back. Take it as `ReadDbSession`."""
+    """A session for one request in which PostgreSQL rejects writes. Declare it as `ReadDbSession`.
+
+    It is open until the response has been sent, a streamed response included. Then it is rolled back.
+    """
     async with database.session(read_only=True) as session:
         yield session
 
@@ -84,7 +90,7 @@ _reading: WeakSet[Callable[..., Any]] = WeakSet({get_database, get_read_db})
 
 
 def commits(dependency: Callable[..., Any] | None) -> bool:
-    """Whether the dependency is a session that commits: `get_db`, or one of `session_dependency`."""
+    """Whether the dependency is a session that commits: `get_db`, or one that `session_dependency` made."""
     return any(dependency is each for each in _committing)  # by identity: a dependency needn't be hashable
 
 

@@ -14,22 +14,27 @@ from howdah.views import Body
 
 
 def json_response(body: Body, request: HTTPConnection | None = None) -> Response:
-    """What a `JsonView` wrote, with its `ETag`; of a request whose `If-None-Match` has it, 304 without the body.
+    """A response with the JSON of a `JsonView` and its `ETag`.
 
-    For a route that names the Pydantic model as its `response_model`: the OpenAPI schema stays that of the model, and
-    FastAPI leaves a response as it is.
+    If the `If-None-Match` of the request contains that tag, the response is 304 without the body.
+
+    Declare the Pydantic model as the route's `response_model`. The OpenAPI description then has the model's schema, and
+    FastAPI sends the response unchanged.
     """
     etag = body.etag
     known = "" if request is None else ",".join(request.headers.getlist("if-none-match"))
-    # a comparison of weak tags: RFC 9110, section 13.1.2
+    # weak comparison: RFC 9110, section 13.1.2
     if known == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     return Response(bytes(body), headers={"ETag": etag}, media_type="application/json")
 
 
 def page_response(page: Page[bytes]) -> Response:
-    """A page of a `JsonView`: an object with `items`, `next` and `previous`, and where the page was counted with
-    `total` and `total_capped`. As with `json_response`, the route names the Pydantic model."""
+    """A response with a page of a `JsonView`: an object with `items`, `next` and `previous`.
+
+    If the rows were counted, the object also has `total` and `total_capped`. Declare `PageOut` of the Pydantic model as
+    the route's `response_model`.
+    """
     members: dict[str, Any] = {"next": page.next, "previous": page.previous}
     if page.total is not None:
         members |= {"total": page.total, "total_capped": page.total_capped}

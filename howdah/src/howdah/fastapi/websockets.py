@@ -1,4 +1,4 @@
-"""What becomes of errors on a WebSocket."""
+"""Errors on a WebSocket: a close code, or an HTTP response before the WebSocket is accepted."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _MAX_REASON_BYTES: Final = 123
 
 
 class WebSocketErrors:
-    """ASGI middleware: on an accepted WebSocket, the HTTP response of an error handler becomes a close.
+    """ASGI middleware that closes an accepted WebSocket instead of sending an error handler's HTTP response.
 
     Starlette calls the same handlers for HTTP and for WebSockets, and a server can't send an HTTP response on a
-    WebSocket that it has accepted. The close code is 1013 for the statuses 429 and 503, 1011 for the other ones from
-    500 on, and 1008 for the rest; the reason is the problem's `type`. An error that no handler answers closes the
+    WebSocket that it has accepted. The close code is 1013 for the statuses 429 and 503, 1011 for other statuses of 500
+    and above, and 1008 for the rest. The reason is the problem's `type`. An error without a handler closes the
     WebSocket with 1011, and is then raised to the server, which logs it.
 
-    Before the WebSocket is accepted, the response is sent as it is (the ASGI extension `websocket.http.response`), or
-    the server answers 403 if it lacks that extension.
+    Before the WebSocket is accepted, the response is sent unchanged by the ASGI extension `websocket.http.response`. A
+    server without that extension answers 403.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -44,10 +44,10 @@ class WebSocketErrors:
 
 
 class _Connection:
-    """Passes the messages of one WebSocket on, and knows its state.
+    """Forwards the messages of one WebSocket, and tracks its state.
 
-    The state can't be taken from Starlette's `WebSocket`: a handler outside of the route has another one, which has
-    seen no message.
+    Starlette's `WebSocket` can't be used for that: an error handler gets another `WebSocket` object than the route, and
+    that object has seen no messages.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +69,9 @@ class _Connection:
             case "websocket.http.response.start":
                 if self._state == "closed":
                     # raised while the error is handled, so that the server logs both
-                    raise RuntimeError(f"an error after the WebSocket was closed: nobody gets the {message['status']}")
+                    raise RuntimeError(
+                        f"an error after the WebSocket was closed: the response {message['status']} can't be sent"
+                    )
                 if self._state == "connecting" and self._has_denial:
                     self._state = "denied"
                     await self._send(message)
@@ -89,7 +91,7 @@ class _Connection:
                 await self._send(message)
 
     async def close_after_error(self) -> None:
-        """Close an accepted WebSocket: a server would only drop the connection."""
+        """Close an accepted WebSocket. Without this the server would drop the connection without a close code."""
         if self._state == "accepted":
             with suppress(OSError):  # the client has gone
                 await self._close(_INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
