@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Integer, func, select, text
+from sqlalchemy import ARRAY, Integer, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
@@ -25,6 +26,24 @@ class Guarded(UUIDv7PrimaryKey, Separate):
     n: Mapped[int] = mapped_column(Integer)
 
 
+class Listed(UUIDv7PrimaryKey, Separate):
+    """Arrays are inserted with VALUES."""
+
+    __tablename__ = "listed"
+
+    n: Mapped[int]
+    parts: Mapped[list[int]] = mapped_column(ARRAY(Integer), default=list)
+
+
+class Counted(Separate):
+    """The database makes the keys."""
+
+    __tablename__ = "counted"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    n: Mapped[int]
+
+
 SIZES = [1, 2, 6, 19, 20, 1100]
 
 
@@ -35,11 +54,12 @@ async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
         yield session
 
 
-async def before_insert(session: AsyncSession, body: str) -> None:
+async def before_insert(session: AsyncSession, body: str, table: str = "guarded") -> None:
     await session.execute(
         text(f"CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$")  # a test's own
     )
-    await session.execute(text("CREATE TRIGGER guard BEFORE INSERT ON guarded FOR EACH ROW EXECUTE FUNCTION guard()"))
+    trigger = f"CREATE TRIGGER guard BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION guard()"
+    await session.execute(text(trigger))
 
 
 async def there(session: AsyncSession) -> set[UUID]:
@@ -89,3 +109,16 @@ async def test_rows_that_a_trigger_puts_into_a_table_that_inherits_are_there(ses
     created = await bulk.insert_many(session, Guarded, [{"n": number} for number in range(count)])
     assert created.count == count
     assert {*created.keys} == await there(session)
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("model", [Listed, Counted])
+async def test_rows_that_are_inserted_with_values_are_counted_as_well(
+    session: AsyncSession, model: type[Any], count: int
+) -> None:
+    await before_insert(session, "IF NEW.n % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW;", model.__tablename__)
+    created = await bulk.insert_many(session, model, [{"n": number} for number in range(count)])
+    found = (await session.execute(select(model.id, model.n).order_by(model.n))).all()
+    assert [n for _, n in found] == [*range(0, count, 2)]
+    assert created.count == len(found)
+    assert created.keys == [key for key, _ in found]

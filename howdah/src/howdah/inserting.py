@@ -78,6 +78,8 @@ async def insert_rows(
     count, returned = await _insert_or_name_the_row(session, items, partial(_insert, session, model, statement), places)
     if known:
         return Inserted(count, keys_in(model, new, first=first) if keys else ())
+    if count < len(rows):  # a trigger has suppressed some
+        return Inserted(count, [key_in(row) for row in returned])
     by_place = sorted(zip(order, returned, strict=True), key=itemgetter(0))
     return Inserted(count, [key_in(row) for _, row in by_place])
 
@@ -116,10 +118,7 @@ async def _insert_or_name_the_row(
 async def _insert(
     session: AsyncSession, model: type[Any], statement: Insert, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[int, Sequence[Row[Any]]]:
-    """Write the rows, and return their number and the returned columns.
-
-    With VALUES the number is that of the input rows, even if a trigger has suppressed some.
-    """
+    """Write the rows, and return how many were inserted and the returned columns."""
     if not statement._returning:
         try:
             dialect = session.get_bind(inspect(model)).dialect
@@ -128,9 +127,10 @@ async def _insert(
             pass
         else:
             return cast("CursorResult[Any]", written).rowcount, ()
-    result = await session.execute(statement, rows, execution_options={"render_nulls": True})
-    returned = result.all() if statement._returning else ()
-    return len(rows), returned
+    # The returned rows are counted: with VALUES the driver doesn't say how many rows a trigger has suppressed.
+    counted = statement if statement._returning else statement.returning(*key_attributes(model))
+    returned = (await session.execute(counted, rows, execution_options={"render_nulls": True})).all()
+    return len(returned), returned if statement._returning else ()
 
 
 def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:
