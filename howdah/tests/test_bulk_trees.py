@@ -125,10 +125,10 @@ async def test_rows_may_refer_to_each_other_in_a_circle(session: AsyncSession, c
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_a_circle_of_rows_with_arrays_is_copied_or_refused(session: AsyncSession, count: int) -> None:
-    """Without COPY they are written row by row."""
+    """Without COPY a statement has at most 1,000 of them."""
     rows = [{**row, "tags": [1]} for row in chain(count)]
     rows[-1]["parent_id"] = rows[0]["id"]
-    if copies(session):
+    if copies(session) or count <= 1000:
         assert (await bulk.insert_many(session, TreeNode, rows)).count == count
     else:
         with pytest.raises(ForeignKeyViolation):

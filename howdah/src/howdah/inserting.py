@@ -70,8 +70,8 @@ async def insert_rows(
     if not known:  # the database makes them
         statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
     complete = with_keys(rows, new)
-    # The rows may be written one by one, and the search for a rejected row writes them in parts. In both cases a row
-    # must come after the rows that it refers to.
+    # With VALUES a statement has at most 1,000 rows, and the search for a rejected row writes them in parts. In both
+    # cases a row must come after the rows that it refers to.
     order = parents_first(references, complete) if references else range(len(rows))
     items = [complete[place] for place in order]
     places = [first + place for place in order]
