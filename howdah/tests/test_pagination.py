@@ -81,7 +81,7 @@ async def test_a_count_is_of_the_listing_and_not_of_its_joins_duplicates(users: 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": -1}, {"limit": 1001}, {"count": -1}])
 async def test_bounds_are_kept_before_anything_is_sent(users: AsyncRepository[User], wrong: dict[str, Any]) -> None:
-    with assert_statements(users.session, 0), pytest.raises(ValueError, match=r"must be from 1 to 1000|at least 0, not -1"):
+    with assert_statements(users.session, 0), pytest.raises(ValueError, match=r"from 1 to 1000|at least 0"):
         await users.page(**wrong)
 
 

@@ -125,10 +125,12 @@ async def test_a_view_of_a_subclass_has_its_rows_only(session: AsyncSession, dat
     assert wanted
     async with JsonView(model, Item).open(database) as view:
         assert [json.loads(body)["id"] for body in await view.get_many(range(10))] == wanted
-        if model not in (related.Invoice, related.Reminder):
-            assert [json.loads(line)["id"] async for line in view.stream()] == wanted
-        if model not in (related.Invoice, related.Reminder, related.Vehicle, related.Car):
-            assert [json.loads(body)["id"] for body in (await view.page()).items] == wanted
+        if inspect(model).concrete:
+            with pytest.raises(ValueError, match="read from a union of tables: read them by key"):
+                await view.page()
+            return
+        assert [json.loads(line)["id"] async for line in view.stream()] == wanted
+        assert [json.loads(body)["id"] for body in (await view.page()).items] == wanted
 
 
 class WithSubqueries(Out):

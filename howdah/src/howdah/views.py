@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import LargeBinary, Select, Text, cast, func, literal_column, null, select
+from sqlalchemy import LargeBinary, Select, Text, cast, func, inspect, literal_column, null, select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
@@ -217,6 +217,11 @@ class OpenView(Generic[ModelT]):
                 await result.close()
 
     def _listing(self, statement: Select[Any] | None) -> Select[Any]:
+        if inspect(self._view.model).concrete:
+            raise ValueError(
+                f"a view can't order the rows of {self._view.model.__name__}, which are read from a union of tables: "
+                "read them by key, or page and stream them with a repository"
+            )
         if statement is None:
             return self._reading(select(self._view.model))
         if entity_of(statement) is not self._view.model:
