@@ -76,7 +76,7 @@ without_key = Table(
     Separate.metadata,
     Column("page", String, server_default="home"),
     Column("at", DateTime(timezone=True), key="time"),
-    Column("twice", Integer, Computed("seconds * 2")),
+    Column("twice", Integer, Computed("seconds * 2", persisted=True)),
     Column("seconds", Integer),
 )
 numbered = Table(

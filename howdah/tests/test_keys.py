@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import uuid_utils
 from sample import Car, Counter, Engineer, Label, Order, Seat, User
 from sqlalchemy import BigInteger, Numeric, String, TypeDecorator, Uuid, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -80,6 +81,13 @@ def test_a_composite_key_is_a_tuple_and_a_single_one_is_its_value() -> None:
 def test_a_uuid_may_be_written_as_text() -> None:
     assert key_from(User, str(KEY)) == KEY
     assert key_from(User, KEY) is KEY
+
+
+def test_a_uuid_of_another_library_is_one_of_pythons() -> None:
+    other = uuid_utils.uuid7()
+    key = key_from(User, other)
+    assert isinstance(key, UUID)
+    assert str(key) == str(other)
 
 
 def test_text_that_is_no_uuid_is_an_invalid_value() -> None:

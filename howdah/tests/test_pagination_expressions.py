@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from paging import assert_pages_are
+from paging import assert_pages_are, walk
 from pydantic import BaseModel
 from sqlalchemy import (
     ARRAY,
@@ -30,11 +30,13 @@ from sqlalchemy import (
     literal,
     null,
     select,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import UserDefinedType
 
 from howdah import AsyncRepository, Base, JsonView
 from howdah.pagination import paginate_as, totally_ordered
@@ -368,3 +370,30 @@ async def test_an_order_whose_type_no_cursor_can_hold_is_refused_at_the_first_pa
     await fill(items, [{"whole": 1, "name": "a"}], [])
     with pytest.raises(TypeError, match=f"PostgreSQL has it as {name}.*order by a cast of it"):
         await items.page(select(Gadget).order_by(expression))
+
+
+class Money(UserDefinedType[Decimal]):
+    """A name with a length for a type of PostgreSQL's own."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "NUMERIC(10, 2)"
+
+
+async def test_the_length_of_a_users_type_does_not_round_an_expression(session: AsyncSession) -> None:
+    class Priced(Separate):
+        __tablename__ = "priced"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        price: Mapped[Any] = mapped_column(Money)
+        rate: Mapped[Decimal] = mapped_column(Numeric(10, 4))
+
+    await session.execute(text("CREATE TABLE priced (id int PRIMARY KEY, price numeric(10, 2), rate numeric(10, 4))"))
+    rows = "SELECT n, 1 + n % 7 / 10.0, 1 + n / 10000.0 FROM generate_series(1, 40) n"
+    await session.execute(text(f"INSERT INTO priced {rows}"))
+    repository = AsyncRepository(session, Priced)
+    listing = select(Priced).order_by(Priced.price * Priced.rate)
+    whole = [row.id for row in await repository.list(listing)]
+    pages = await walk(lambda cursor: repository.page(listing, limit=3, after=cursor), "next")
+    assert [row.id for page in pages for row in page.items] == whole

@@ -13,7 +13,7 @@ from pgbouncer import PROGRAM, SERVER_CONNECTIONS, pgbouncer_before
 from pydantic import BaseModel
 from sample import Counter, Order, Status, User
 from sample_rows import user_rows
-from sqlalchemy import func, insert, literal, select, text, update
+from sqlalchemy import event, func, insert, literal, select, text, update
 
 from howdah import (
     AsyncRepository,
@@ -116,6 +116,20 @@ async def test_a_setting_that_is_refused_leaves_the_connection_usable(pooled_url
                 await database.ping()
     async with Database(pooled_url, pooler="transaction") as database:
         await by_everybody(lambda n: database.ping())
+
+
+async def test_a_setting_that_is_a_list_is_one(pooled_url: str) -> None:
+    paths = {"server_settings": {"search_path": "pg_catalog, public"}}
+    database = Database(pooled_url, pooler="transaction", connect_args=paths)
+    async with database, database.session() as session:
+        assert await session.scalar(text("SELECT current_schemas(false)")) == ["pg_catalog", "public"]
+
+
+async def test_a_listener_of_the_checkout_is_refused(pooled: Database) -> None:
+    """The next transaction may be on another connection to the server."""
+    event.listen(pooled.engine.sync_engine, "checkout", lambda *_: None)
+    with pytest.raises(RuntimeError, match="listen to the engine's begin"):
+        await pooled.ping()
 
 
 async def test_bounds_hold(pooled_url: str) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from test_fastapi import served
 
-from howdah import Coalescer, Database, JsonView, PoolExhausted, PoolStatus, run_transaction
+from howdah import Coalescer, ConnectionLost, Database, JsonView, PoolExhausted, PoolStatus, run_transaction
 from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
 from howdah.pooling import BoundedPool, Priority, Slots
 
@@ -45,7 +45,7 @@ def slots_of(database: Database) -> Slots:
 def without_reserve(database: Database) -> None:
     """The control: every connection may be a session's."""
     slots = slots_of(database)
-    slots._supplies = (slots.limit(Priority.READ), 0, 0)
+    slots._supplies = (slots.limit(Priority.READ), 0, 0, 0)
     slots._free = [*slots._supplies]
 
 
@@ -158,16 +158,16 @@ async def test_a_background_task_may_run_a_transaction_while_the_request_has_a_s
 @pytest.mark.parametrize(
     ("pool_size", "max_overflow", "limits"),
     [
-        (20, 10, (25, 29, 30)),
-        (1, 10, (9, 10, 11)),
-        (4, 0, (2, 3, 4)),
-        (2, 1, (1, 2, 3)),
-        (1, 1, (1, 1, 2)),
-        (1, 0, (1, 1, 1)),
+        (20, 10, (25, 27, 29, 30)),
+        (1, 10, (8, 9, 10, 11)),
+        (4, 0, (1, 2, 3, 4)),
+        (2, 1, (1, 2, 2, 3)),
+        (1, 1, (1, 2, 2, 2)),
+        (1, 0, (1, 1, 1, 1)),
     ],
 )
 def test_a_quarter_is_reserved_and_at_least_one_connection_is_for_sessions(
-    pool_size: int, max_overflow: int, limits: tuple[int, int, int]
+    pool_size: int, max_overflow: int, limits: tuple[int, int, int, int]
 ) -> None:
     slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
     assert tuple(map(slots.limit, Priority)) == limits
@@ -176,8 +176,8 @@ def test_a_quarter_is_reserved_and_at_least_one_connection_is_for_sessions(
 class TestSlots:
     @pytest.fixture
     def slots(self) -> Slots:
-        """One for everybody, one for batches, one for reads."""
-        return Slots(pool_size=3, max_overflow=0)
+        """One for each priority."""
+        return Slots(pool_size=4, max_overflow=0)
 
     async def test_are_given_in_order_of_arrival(self, slots: Slots) -> None:
         held = await slots.take(Priority.SESSION, 1)
@@ -199,6 +199,9 @@ class TestSlots:
         session = await slots.take(Priority.SESSION, 1)
         with pytest.raises(TimeoutError):
             await slots.take(Priority.SESSION, 0.01)
+        nested = await slots.take(Priority.NESTED, 0.01)
+        with pytest.raises(TimeoutError):
+            await slots.take(Priority.NESTED, 0.01)
         batch = await slots.take(Priority.BATCH, 0.01)
         with pytest.raises(TimeoutError):
             await slots.take(Priority.BATCH, 0.01)
@@ -207,22 +210,22 @@ class TestSlots:
             await slots.take(Priority.READ, 0.01)
         waiting = asyncio.create_task(slots.take(Priority.SESSION, 5))
         await asyncio.sleep(0)
-        slots.give_back(batch)
-        slots.give_back(read)
+        for reserved in (nested, batch, read):
+            slots.give_back(reserved)
         await asyncio.sleep(0)
         assert not waiting.done()
         slots.give_back(session)
         assert (await waiting).kind is Priority.SESSION
 
     async def test_are_lent_to_reads_by_all_supplies(self, slots: Slots) -> None:
-        kinds = [(await slots.take(Priority.READ, 0.01)).kind for _ in range(3)]
-        assert kinds == [Priority.READ, Priority.BATCH, Priority.SESSION]
+        kinds = [(await slots.take(Priority.READ, 0.01)).kind for _ in range(4)]
+        assert kinds == [Priority.READ, Priority.BATCH, Priority.NESTED, Priority.SESSION]
 
     async def test_are_given_back_once_only(self, slots: Slots) -> None:
         slot = await slots.take(Priority.SESSION, 1)
         slots.give_back(slot)
         slots.give_back(slot)
-        assert slots._free == [1, 1, 1]
+        assert slots._free == [1, 1, 1, 1]
 
     async def test_of_cancelled_and_late_waiters_are_not_lost(self, slots: Slots) -> None:
         held = await slots.take(Priority.SESSION, 1)
@@ -237,7 +240,7 @@ class TestSlots:
         for task in (cancelled, granted):
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert slots._free == [1, 1, 1]
+        assert slots._free == [1, 1, 1, 1]
         assert not slots._waiting
 
 
@@ -251,9 +254,9 @@ async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserv
             session = await stack.enter_async_context(database.session())
             await session.execute(text("SELECT 1"))
 
-        for _ in range(3):
+        for _ in range(2):
             await asyncio.create_task(hold())  # each task has a context of its own
-        with pytest.raises(PoolExhausted, match=r"all 3 connections \(2 more are reserved for reads and batches\)"):
+        with pytest.raises(PoolExhausted, match=r"all 2 connections \(3 more are reserved for reads and batches\)"):
             await asyncio.create_task(hold())
         holder = stack.pop_all()
         await holder.aclose()
@@ -263,14 +266,75 @@ async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserv
 
 
 async def test_slots_survive_a_disposed_engine(database_url: str) -> None:
-    async with Database(database_url, pool_size=3, max_overflow=0, pool_timeout=0.1) as database:
+    async with Database(database_url, pool_size=4, max_overflow=0, pool_timeout=0.1) as database:
         async with database.session() as session:
             await session.execute(text("SELECT 1"))
             await database.engine.dispose()
             with pytest.raises(PoolExhausted):
                 await asyncio.create_task(database.ping(), context=Context())
         await database.ping()
-        assert slots_of(database)._free == [1, 1, 1]
+        assert slots_of(database)._free == [1, 1, 1, 1]
+
+
+async def test_tasks_that_wait_while_the_engine_is_disposed_get_their_connection(database_url: str) -> None:
+    async with Database(database_url, pool_size=1, max_overflow=0, pool_timeout=10) as database:
+
+        async def use() -> None:
+            async with database.session() as session:
+                await session.execute(text("SELECT 1"))
+
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+            waiting = [asyncio.create_task(use(), context=Context()) for _ in range(10)]
+            await asyncio.sleep(0)
+            await database.engine.dispose()
+        await asyncio.gather(*waiting)
+
+
+async def test_a_connection_that_is_opened_again_during_a_use_gives_all_slots_back(database_url: str) -> None:
+    async with Database(database_url, pool_size=8, max_overflow=0) as database:
+        for _ in range(10):
+            async with database.autocommit() as connection:
+                with pytest.raises(ConnectionLost):
+                    await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                await connection.rollback()
+                await connection.execute(text("SELECT 1"))
+        slots = slots_of(database)
+        assert tuple(slots._free) == slots._supplies
+
+
+@pytest.mark.parametrize("has_levels", [True, False])
+async def test_three_connections_of_a_task_come_from_three_supplies(database_url: str, has_levels: bool) -> None:
+    """Control: with one reserve for all that is nested, such tasks wait for each other."""
+    async with Database(database_url, pool_size=8, max_overflow=0, pool_timeout=10 if has_levels else 0.3) as database:
+        if not has_levels:
+            slots = slots_of(database)
+            slots._supplies = (5, 2, 0, 1)
+            slots._free = [*slots._supplies]
+
+        async def use() -> None:
+            async with database.session() as outer, database.session() as inner:
+                await outer.execute(text("SELECT 1"))
+                await asyncio.wait_for(inner.execute(text("SELECT 1")), 20)  # in a task of its own before Python 3.12
+                async with database.autocommit() as connection:
+                    await connection.execute(text("SELECT 1"))
+
+        outcomes = await asyncio.gather(
+            *(asyncio.create_task(use(), context=Context()) for _ in range(40)), return_exceptions=True
+        )
+        assert any(isinstance(each, PoolExhausted) for each in outcomes) is not has_levels
+
+
+async def test_a_session_whose_statement_ran_in_another_task_counts_as_held(database_url: str) -> None:
+    async with Database(database_url, pool_size=6, max_overflow=0, pool_timeout=10) as database:
+
+        async def use() -> None:
+            async with database.session() as session:
+                await asyncio.create_task(session.execute(text("SELECT 1")))  # type: ignore[arg-type]
+                async with database.begin() as other:
+                    await other.execute(text("SELECT 1"))
+
+        await asyncio.gather(*(asyncio.create_task(use(), context=Context()) for _ in range(40)))
 
 
 async def test_cancelled_and_failing_uses_of_every_kind_leave_all_slots_free(database_url: str) -> None:

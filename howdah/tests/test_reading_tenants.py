@@ -81,6 +81,19 @@ def set_at_begin(database: Database) -> None:
         connection.exec_driver_sql("SELECT set_config('app.tenant', $1, true)", (tenant.get(),))
 
 
+def set_at_engine_connect(database: Database) -> None:
+    @event.listens_for(database.engine.sync_engine, "engine_connect")
+    def engine_connect(connection: Connection) -> None:
+        connection.exec_driver_sql("SELECT set_config('app.tenant', $1, false)", (tenant.get(),))
+        connection.commit()
+
+
+def set_before_each_statement(database: Database) -> None:
+    @event.listens_for(database.engine.sync_engine, "before_cursor_execute")
+    def before(_connection: Connection, cursor: Any, *_statement: Any) -> None:
+        cursor.execute("SELECT set_config('app.tenant', $1, false)", (tenant.get(),))
+
+
 async def in_a_session(database: Database, view: OpenView[Note]) -> set[str]:
     async with database.session() as session:
         return set(await session.scalars(select(Note.tenant)))
@@ -141,6 +154,9 @@ async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *given: A
     ("listen", "read"),
     [
         *((set_at_checkout, read) for read in READS),
+        *((set_at_engine_connect, read) for read in READS),
+        # the cursor of a stream is the server's, which can't run another statement
+        *((set_before_each_statement, read) for read in READS if read is not by_stream),
         # autocommit has no transaction for a setting to hold in: see below
         *((set_at_begin, read) for read in READS if read is not in_autocommit),
     ],
@@ -182,6 +198,23 @@ async def test_control_a_batch_has_no_tenant(restricted_url: str, monkeypatch: p
     monkeypatch.setattr(Lasting, "is_shared", lambda self: True)
     async with service(restricted_url, set_at_checkout) as given:
         assert await seen_by("a", by_key, *given) == set()
+
+
+async def test_execution_options_of_one_use_are_not_those_of_the_next(committed_url: str) -> None:
+    async with Database(committed_url) as database:
+        async with database.begin() as session:
+            connection = await session.connection()
+            await connection.execute(text("CREATE SCHEMA other"))
+            await connection.run_sync(Separate.metadata.create_all)
+            await connection.execute(text("CREATE TABLE other.notes AS SELECT 1 AS id, CAST('b' AS varchar) AS tenant"))
+        async with NoteView.open(database) as view:
+            async with database.autocommit() as single:
+                await single.execution_options(schema_translate_map={None: "other"}, isolation_level="SERIALIZABLE")
+                assert list(await single.scalars(select(Note.tenant))) == ["b"]
+            assert (await view.page()).items == []
+            async with database.autocommit() as single:
+                assert list(await single.scalars(select(Note.tenant))) == []
+                assert await single.scalar(text("SHOW transaction_isolation")) == "read committed"
 
 
 async def test_a_listener_that_only_observes_leaves_reads_shared(committed_url: str) -> None:

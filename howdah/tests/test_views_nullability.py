@@ -25,7 +25,7 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INT4RANGE, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.declarative import ConcreteBase
 from sqlalchemy.ext.hybrid import hybrid_property
@@ -364,3 +364,16 @@ async def test_related_rows_are_as_the_object_has_them(session: AsyncSession, da
         bodies = await view.get_many([1, 2, 3])
     assert [schema.model_validate_json(body) for body in bodies] == [schema.model_validate(row) for row in found]
     assert [json.loads(body)["boss"] for body in bodies] == [None, {"id": 2}, None]
+
+
+def test_the_bound_of_a_range_may_be_null() -> None:
+    class Interval(Separate):
+        __tablename__ = "intervals_of_views"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        span: Mapped[Any] = mapped_column(INT4RANGE)
+        low = column_property(func.lower(span, type_=Integer))
+
+    with pytest.raises(CannotRender, match="may be NULL"):
+        JsonView(Interval, create_model("Made", __base__=Out, low=(int, ...)))
+    JsonView(Interval, create_model("Made", __base__=Out, low=(int | None, ...)))

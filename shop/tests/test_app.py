@@ -44,20 +44,20 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.Asy
 async def test_a_request_that_gets_no_connection_is_told_to_come_again_and_can(
     committed_url: str, committed_database: Database
 ) -> None:
-    app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))  # 11 under load, of which 9 for sessions
+    app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))  # 11 under load, of which 8 for sessions
     async with served(app) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
-            waiting = [asyncio.create_task(rename(client, user)) for _ in range(9)]
-            await until_waiting(committed_database, 9)
+            waiting = [asyncio.create_task(rename(client, user)) for _ in range(8)]
+            await until_waiting(committed_database, 8)
             started = time.monotonic()
             assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
             assert (await client.get(f"/users/{user['id']}")).json()[
                 "name"
             ] == "Ada"  # reads have connections of their own
             assert 0.25 < time.monotonic() - started < 2
-        assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] + [412] * 8
+        assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] + [412] * 7
         assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Grace"
 
 

@@ -84,8 +84,9 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     after that. So the settings are sent with each BEGIN, and statements are prepared without a name, for one execution.
     """
     settings = arguments["server_settings"]
+    # By `set_config`, as the driver sends settings: SET would take the list 'a, b' as one name.
     local = "".join(
-        f" SET LOCAL {_identifier(name)} = {_literal(value)};"
+        f" SELECT pg_catalog.set_config({_literal(name)}, {_literal(value)}, true);"
         for name, value in settings.items()
         if name.lower() not in _POOLED_SETTINGS
     )
@@ -140,10 +141,6 @@ def listen_for_single_statements(engine: Engine) -> None:
             return
         if connection.get_execution_options().get(COMMIT_EACH):
             connection.connection.rollback()
-
-
-def _identifier(name: str) -> str:
-    return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
 
 
 def _literal(value: str) -> str:

@@ -28,7 +28,7 @@ from howdah.connecting import (
 from howdah.copying import COPY_OPTION
 from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
 from howdah.json_encoding import dump_json
-from howdah.pooling import BoundedPool, Slots
+from howdah.pooling import BoundedPool, Slots, remember_here
 from howdah.reading import Lasting
 from howdah.times import use_exact_times
 
@@ -89,7 +89,7 @@ class Database:
     are read as floats if another program has written them.
 
     The pool opens at most `pool_size + max_overflow` connections and serves in order of arrival. A quarter of
-    `pool_size` (at least two connections) is reserved: sessions never use these connections. They serve reads and
+    `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve reads and
     views, batches, `autocommit`, and sessions that a task opens while it holds a connection. So a task that has a
     session open can wait for any of these. A pool of one connection has no reserve.
 
@@ -180,6 +180,7 @@ class Database:
         self._lasting = Lasting(self.engine, single, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
         assert isinstance(self.engine.pool, BoundedPool)
         self.engine.pool.slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
+        self.engine.pool.is_transaction_pooled = pooler is not None
         self.engine.pool.relief = self._lasting.give_one_back
 
     async def __aenter__(self) -> Self:
@@ -206,6 +207,7 @@ class Database:
         With `read_only` PostgreSQL refuses writes (`ReadOnly`).
         """
         factory = self.session_factory
+        remember_here()
         options: dict[str, Any] = {}
         if isolation_level is not None:
             options["isolation_level"] = isolation_level
@@ -242,8 +244,8 @@ class Database:
         need them. What `work` sets on the connection (`SET`) remains set. If a kept connection turns out to be lost,
         `work` is called a second time.
 
-        If the application listens to the pool's `checkout`, `checkin` or `reset` events, each read checks out a
-        connection in the caller's context. If it listens to the engine's `begin`, each read is a transaction.
+        If the application listens to any of the events that `shares_reads` names, each read checks out a connection in
+        the caller's context. If it listens to the engine's `begin`, each read is a transaction.
         """
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
@@ -253,8 +255,9 @@ class Database:
     def shares_reads(self) -> bool:
         """Whether one statement may read for several callers.
 
-        False if the application listens to the pool's `checkout`, `checkin` or `reset`, or to the engine's `begin`:
-        such a listener may set something on the connection that is for one caller only.
+        False if the application listens to the pool's `checkout`, `checkin` or `reset`, or to the engine's `begin`,
+        `engine_connect`, `before_execute` or `before_cursor_execute`: such a listener may set something on the
+        connection that is for one caller only. Listeners of known tracing packages don't count.
         """
         return self._lasting.is_shared()
 

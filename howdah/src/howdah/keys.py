@@ -230,6 +230,10 @@ def _read(model: type[Any], column: Column[Any], value: Any) -> Any:
             return UUID(value)
         except ValueError as error:
             raise _refused(model, column, "isn't a UUID") from error
+    if isinstance(column.type, Uuid) and column.type.as_uuid and not isinstance(value, UUID):
+        octets = getattr(value, "bytes", None)  # a UUID of another library, which equals none of Python's
+        if isinstance(octets, bytes) and len(octets) == 16:
+            return UUID(bytes=octets)
     if _exact_types(column.type) is _INTEGERS and type(value) is not int and hasattr(value, "__int__"):
         # The driver would send 1.5 as 1, which is the key of another row.
         try:

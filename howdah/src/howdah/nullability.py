@@ -22,6 +22,7 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     SelectBase,
+    String,
     Table,
     True_,
     TypeCoerce,
@@ -100,6 +101,8 @@ def _function_can_be_null(function: Any, sources: Sequence[FromClause]) -> bool:
     if name == "coalesce":
         return all(can_be_null(each, sources) for each in arguments)
     if name in _STRICT_FUNCTIONS:
+        if name in {"lower", "upper"} and not all(isinstance(each.type, String) for each in arguments):
+            return True  # of a range, whose bound may be missing
         return any(can_be_null(each, sources) for each in arguments)
     return name not in _NEVER_NULL_FUNCTIONS
 

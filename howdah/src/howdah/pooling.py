@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from enum import IntEnum
@@ -30,8 +30,9 @@ CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asy
 
 _SLOT: Final = "howdah_slot"
 
-# Packages whose listeners only measure and trace. They set nothing on a connection.
+# Packages whose listeners only measure and trace, and modules of this library. They set nothing for a caller.
 _OBSERVERS: Final = frozenset({"ddtrace", "elasticapm", "newrelic", "opentelemetry", "sentry_sdk"})
+_OWN_MODULES: Final = frozenset({"howdah.database", "howdah.testing"})
 
 
 class Priority(IntEnum):
@@ -43,27 +44,50 @@ class Priority(IntEnum):
 
     SESSION = 0
     """A session of a task that holds no connection: a request, a job."""
-    BATCH = 1
-    """A batch, a statement in `autocommit`, or a session of a task that already holds a connection."""
-    READ = 2
+    NESTED = 1
+    """A session of a task that already holds the connection of a session."""
+    BATCH = 2
+    """A batch, a statement in `autocommit`, or a session of a task that already holds two connections."""
+    READ = 3
     """A read: it waits for nothing else while it holds the connection."""
 
 
 class Slot:
-    """The right to use one connection. `kind` is the supply that it belongs to."""
+    """The right to use one connection, for a use of this priority. `kind` is the supply that it belongs to."""
 
-    __slots__ = ("is_free", "kind")
+    __slots__ = ("is_free", "kind", "priority")
 
-    def __init__(self, kind: Priority) -> None:
+    def __init__(self, kind: Priority, priority: Priority) -> None:
         self.kind = kind
+        self.priority = priority
         self.is_free = False
+
+
+class _Held:
+    """The slots that were taken in a context and in the tasks started from it, and those of the contexts around it."""
+
+    __slots__ = ("outer", "slots")
+
+    def __init__(self, outer: _Held | None) -> None:
+        while outer is not None and not outer.is_holding():
+            outer = outer.outer  # so that a long-lived task doesn't collect them
+        self.outer: _Held | None = outer
+        self.slots: list[Slot] = []
+
+    def is_holding(self) -> bool:
+        return any(not slot.is_free for slot in self.slots)
+
+    def priorities(self) -> Iterator[Priority]:
+        yield from (slot.priority for slot in self.slots if not slot.is_free)
+        if self.outer is not None:
+            yield from self.outer.priorities()
 
 
 # The priority of a checkout in this context. `priority_here` raises it if the context already holds a connection.
 _priority: ContextVar[Priority] = ContextVar("howdah_priority", default=Priority.SESSION)
 
-# The slots that were taken in this context. A task inherits the slots of the task that started it, which may await it.
-_held: ContextVar[tuple[Slot, ...]] = ContextVar("howdah_held", default=())
+# The slots of this context. A task inherits those of the task that started it, which may await it.
+_held: ContextVar[_Held | None] = ContextVar("howdah_held", default=None)
 
 # The slot for the next checkout in this context. Without one, a checkout takes a slot itself.
 _taken: ContextVar[Slot | None] = ContextVar("howdah_taken", default=None)
@@ -76,16 +100,24 @@ def batch_context() -> Context:
     return context
 
 
+def remember_here() -> None:
+    """Record in this context the slots that tasks take which are started from it.
+
+    `asyncio.wait_for` and `gather` run the statements of a session in such tasks.
+    """
+    _held.set(_Held(_held.get()))
+
+
 def priority_here() -> Priority:
-    """The priority of a session that is opened in this context."""
-    priority = _priority.get()
-    if priority is Priority.SESSION and any(not slot.is_free for slot in _held.get()):
-        return Priority.BATCH
-    return priority
+    """The priority of a session that is opened in this context: one above that of the connections it holds."""
+    held = _held.get()
+    highest = None if held is None else max(held.priorities(), default=None)
+    nested = Priority.SESSION if highest is None else Priority(min(highest + 1, Priority.BATCH))
+    return max(_priority.get(), nested)
 
 
 class Slots:
-    """One slot for each connection that the pool may open, in three supplies: one for all uses, and two reserves.
+    """One slot for each connection that the pool may open, in a supply for all uses and three reserves.
 
     A use takes a slot from the reserves that its priority allows, then from the supply for all uses. If there is none,
     it waits. Waiters are served in order of arrival.
@@ -93,10 +125,11 @@ class Slots:
 
     def __init__(self, *, pool_size: int, max_overflow: int) -> None:
         total = pool_size + max_overflow
-        # A quarter of `pool_size`: one connection for reads, which only take milliseconds, the others for batches.
-        reserved = min(total - 1, max(2, pool_size // 4))
-        reads = min(1, reserved)
-        self._supplies = (total - reserved, reserved - reads, reads)
+        # A quarter of `pool_size`. One connection is for reads, which only take milliseconds.
+        reserved = min(total - 1, max(3, pool_size // 4))
+        reads = 1 if reserved > 1 else 0
+        batches = (reserved - reads) // 2
+        self._supplies = (total - reserved, reserved - reads - batches, batches, reads)
         self._free = [*self._supplies]
         self._waiting: deque[tuple[Priority, asyncio.Future[Slot]]] = deque()
 
@@ -109,7 +142,7 @@ class Slots:
         for kind in reversed(Priority):
             if kind <= priority and self._free[kind] > 0:
                 self._free[kind] -= 1
-                return _remembered(Slot(kind))
+                return _remembered(Slot(kind, priority))
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
         entry = (priority, waiter)
@@ -134,7 +167,7 @@ class Slots:
         for place, (priority, waiter) in enumerate(self._waiting):
             if priority >= slot.kind and not waiter.done():
                 del self._waiting[place]
-                waiter.set_result(Slot(slot.kind))
+                waiter.set_result(Slot(slot.kind, priority))
                 return
         self._free[slot.kind] += 1
 
@@ -145,7 +178,11 @@ def _expire(waiter: asyncio.Future[Slot]) -> None:
 
 
 def _remembered(slot: Slot) -> Slot:
-    _held.set((*(held for held in _held.get() if not held.is_free), slot))
+    held = _held.get()
+    if held is None:
+        held = _Held(None)
+        _held.set(held)
+    held.slots = [*(each for each in held.slots if not each.is_free), slot]
     return slot
 
 
@@ -163,11 +200,19 @@ class BoundedPool(AsyncAdaptedQueuePool):
     """SQLAlchemy's pool, in which each connection in use has a slot. `slots` must be set before the first checkout."""
 
     slots: Slots
+    is_transaction_pooled = False
+    """Whether a pooler gives each transaction another connection to the server."""
     relief: Callable[[], None] | None = None
     """Called when every connection is checked out, to close a kept connection that is idle."""
     _disposed = False
 
     def connect(self) -> PoolProxiedConnection:
+        if self.is_transaction_pooled and has_application_listener(self.dispatch.checkout):
+            raise RuntimeError(
+                "a listener of the pool's checkout can't prepare a connection behind a transaction pooler, because the "
+                "transaction may get another one: listen to the engine's begin, and set only for the transaction "
+                "(SET LOCAL, or set_config(name, value, true))"
+            )
         try:
             return super().connect()
         except MissingGreenlet as error:
@@ -185,16 +230,14 @@ class BoundedPool(AsyncAdaptedQueuePool):
 
         Such a listener may set something for one caller, for example the tenant for row-level security.
         """
-        return any(
-            _top_package(listener) not in _OBSERVERS
-            for listeners in (self.dispatch.checkout, self.dispatch.checkin, self.dispatch.reset)
-            for listener in listeners
-        )
+        return any(map(has_application_listener, (self.dispatch.checkout, self.dispatch.checkin, self.dispatch.reset)))
 
     def recreate(self) -> BoundedPool:
         new = super().recreate()
         assert isinstance(new, BoundedPool)
-        new.slots, new.relief = self.slots, self.relief  # connections of the old pool that are still in use count, too
+        # Connections of the old pool that are still in use count, too.
+        new.slots, new.relief = self.slots, self.relief
+        new.is_transaction_pooled = self.is_transaction_pooled
         return new
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -237,7 +280,10 @@ class BoundedPool(AsyncAdaptedQueuePool):
         slot = unassign(record)
         try:
             if self._disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
-                record.close()
+                try:
+                    record.close()
+                finally:
+                    self._dec_overflow()  # for tasks that wait for a connection of this pool
             else:
                 super()._do_return_conn(record)
         finally:
@@ -259,5 +305,16 @@ def unassign(connection: ManagesConnection) -> Slot | None:
     return slot
 
 
-def _top_package(listener: Callable[..., Any]) -> str:
-    return str(getattr(inspect.unwrap(listener), "__module__", "")).partition(".")[0]
+def has_application_listener(listeners: Iterable[Callable[..., Any]]) -> bool:
+    """Whether one of the listeners may set something for a caller."""
+    return any(not _is_observer(listener) for listener in listeners)
+
+
+def _is_observer(listener: Any) -> bool:
+    function = inspect.unwrap(listener)
+    module = str(getattr(function, "__module__", ""))
+    package = module.partition(".")[0]
+    if package == "sqlalchemy":  # its own, or its wrapper of another one, which the wrapper's closure holds
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        return all(_is_observer(content) for content in cells if inspect.isroutine(content))
+    return package in _OBSERVERS or module in _OWN_MODULES

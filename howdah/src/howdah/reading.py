@@ -17,15 +17,12 @@ from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from howdah.errors import DRIVER_ERRORS, Conflict, ConnectionLost, raise_as_of_a_statement
-from howdah.pooling import BoundedPool, Priority, Slot, assign, unassign, using
+from howdah.pooling import BoundedPool, Priority, Slot, assign, has_application_listener, unassign, using
 
 ResultT = TypeVar("ResultT")
 
 # A kept connection that was idle for longer is returned to the pool, which pings it before the next use.
 _RESTED_SECONDS: Final = 1.0
-
-# `howdah.database` has one listener, which only clears the error of the last transaction.
-_OWN_BEGIN_LISTENERS: Final = 1
 
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
@@ -109,7 +106,7 @@ class Lasting:
 
     def is_shared(self) -> bool:
         """Whether all callers can use the same connection, because no listener prepares it for one of them."""
-        return not self._begins_are_heard() and not self._pool.is_prepared_for_each_use()
+        return not self._begins_are_heard() and not self._is_prepared_for_each_use()
 
     def give_one_back(self) -> None:
         """Close one idle connection for a use that found the pool exhausted. Called from a greenlet of SQLAlchemy."""
@@ -141,7 +138,7 @@ class Lasting:
             return None
         kept, now = self._resting.pop(), time.monotonic()
         rested = now - kept.used < _RESTED_SECONDS and not 0 <= self._recycle <= now - kept.opened
-        if rested and kept.is_open and not self._pool.is_prepared_for_each_use():
+        if rested and kept.is_open and not self._is_prepared_for_each_use():
             assign(kept.sync.connection, slot)
             return kept
         await _close(kept.connection)
@@ -162,7 +159,9 @@ class Lasting:
             await _close(kept.connection)
             raise
         if self._may_keep(kept):
-            unassign(kept.sync.connection)
+            slot = unassign(kept.sync.connection)
+            if slot is not None:  # not that of this use, if the connection was lost and opened again
+                self._pool.slots.give_back(slot)
             kept.used = time.monotonic()
             self._resting.append(kept)
         else:
@@ -174,11 +173,20 @@ class Lasting:
             and kept.is_open
             and len(self._resting) < self._keep
             and not self._pool.is_exhausted()
-            and not self._pool.is_prepared_for_each_use()
+            and not self._is_prepared_for_each_use()
+            # `execution_options()` changes a connection in place
+            and kept.sync.get_execution_options() == self._engine.sync_engine.get_execution_options()
+        )
+
+    def _is_prepared_for_each_use(self) -> bool:
+        """Whether the application listens to each use of a connection, or to each statement."""
+        seen = self._engine.sync_engine.dispatch
+        return self._pool.is_prepared_for_each_use() or any(
+            map(has_application_listener, (seen.engine_connect, seen.before_execute, seen.before_cursor_execute))
         )
 
     def _begins_are_heard(self) -> bool:
-        return len(self._engine.sync_engine.dispatch.begin) > _OWN_BEGIN_LISTENERS
+        return has_application_listener(self._engine.sync_engine.dispatch.begin)
 
     async def _give_back(self) -> None:
         while self._resting:

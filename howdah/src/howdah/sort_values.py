@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ARRAY, ColumnElement, Enum, Text, TypeDecorator, case, cast, func, literal, null, text
+from sqlalchemy import ARRAY, ColumnElement, Enum, Text, TypeDecorator, case, cast, func, literal, null, or_, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import CITEXT, DOMAIN, ENUM, HSTORE, OID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -139,8 +139,13 @@ def _named_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnEleme
     if not _is_named(kind):
         return null()
     is_other = func.pg_typeof(func.nullif(column, null())) != func.pg_typeof(cast(null(), kind))
-    return case((is_other, cast(func.pg_typeof(column), OID)))
+    oid = cast(func.pg_typeof(column), OID)
+    # A built-in type is cast without the length that the mapping may give it.
+    return case((or_(is_other, oid < _FIRST_OWN_OID), oid))
 
+
+# Types with a lower OID are PostgreSQL's own (FirstNormalObjectId in its sources).
+_FIRST_OWN_OID: Final = 16_384
 
 # The role, the database or the session may set these. The subquery evaluates them once for each statement.
 _SETTINGS: Final = ", ".join(

@@ -76,6 +76,8 @@ class JsonView(Generic[ModelT]):
     if its row can be absent. Only a foreign key with NOT NULL columns guarantees that the row exists. Nothing is
     validated: values that violate a constraint of the schema, or JSON values of another shape, are written as they are.
 
+    A view makes no objects. Events of SQLAlchemy's `Session` (`do_orm_execute`, `after_begin`) run only for `stream`.
+
     `where` has row filters by class. They apply to every read of the view, for the model and for each nested class:
 
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})

@@ -83,8 +83,8 @@ async def test_it_is_not_ready_while_every_connection_is_in_use(committed_url: s
         user = await make_user(client)
         async with Database(committed_url) as database, database.begin() as session:
             await session.execute(text("LOCK TABLE users"))
-            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}/order-summary")) for _ in range(9)]
-            await _in_use(client, 9)  # of 11; the others are for reads and batches
+            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}/order-summary")) for _ in range(8)]
+            await _in_use(client, 8)  # of 11; the others are for reads and batches
             started = time.monotonic()
             assert_problem(await client.get("/readyz"), 503, "not-ready", detail="PoolExhausted")
             assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
