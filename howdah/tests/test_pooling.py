@@ -364,3 +364,30 @@ async def test_cancelled_and_failing_uses_of_every_kind_leave_all_slots_free(dat
         slots = slots_of(database)
         assert tuple(slots._free) == slots._supplies
         assert not slots._waiting
+
+
+async def test_tasks_with_a_common_ancestor_that_had_a_session_are_no_nested_ones(database_url: str) -> None:
+    """What one of them holds isn't held by the others."""
+    async with Database(database_url, pool_size=8, max_overflow=0, pool_timeout=10) as database:
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+        inside, leave = 0, asyncio.Event()
+
+        async def hold(use: str) -> None:
+            nonlocal inside
+            if use == "session":
+                async with database.session_factory() as session:
+                    await session.execute(text("SELECT 1"))
+                    inside += 1
+                    await leave.wait()
+            elif use == "read":
+                await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(0.01)")))
+            else:
+                await database.ping()
+
+        tasks = [asyncio.create_task(hold(use)) for use in ("session", "read", "ping") * 20]
+        while sum(task.done() for task in tasks) < 20 or inside < 5:  # all reads, and as many sessions as may be
+            await asyncio.sleep(0.001)
+        assert (inside, slots_of(database).limit(Priority.SESSION)) == (5, 5)
+        leave.set()
+        await asyncio.gather(*tasks)

@@ -28,7 +28,7 @@ from howdah.connecting import (
 from howdah.copying import COPY_OPTION
 from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
 from howdah.json_encoding import dump_json
-from howdah.pooling import BoundedPool, Slots, remember_here
+from howdah.pooling import BoundedPool, Slots, record_here
 from howdah.reading import Lasting
 from howdah.times import use_exact_times
 
@@ -207,7 +207,6 @@ class Database:
         With `read_only` PostgreSQL refuses writes (`ReadOnly`).
         """
         factory = self.session_factory
-        remember_here()
         options: dict[str, Any] = {}
         if isolation_level is not None:
             options["isolation_level"] = isolation_level
@@ -286,6 +285,7 @@ class Database:
         The limit is the sum of `pool_timeout` and `connect_timeout`.
         """
         self._refuse_if_closed()
+        record_here()
         try:
             async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -322,6 +322,10 @@ class Database:
 
 
 class _Session(Session):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        record_here()
+        super().__init__(*arguments, **options)
+
     def commit(self) -> None:
         try:
             super().commit()

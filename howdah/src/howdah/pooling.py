@@ -100,10 +100,11 @@ def batch_context() -> Context:
     return context
 
 
-def remember_here() -> None:
-    """Record in this context the slots that tasks take which are started from it.
+def record_here() -> None:
+    """Record the slots of the next session or connection in this context, apart from what its tasks have inherited.
 
-    `asyncio.wait_for` and `gather` run the statements of a session in such tasks.
+    Tasks that are started from here use the same record: `asyncio.wait_for` and `gather` run the statements of a
+    session in such tasks.
     """
     _held.set(_Held(_held.get()))
 
@@ -142,14 +143,14 @@ class Slots:
         for kind in reversed(Priority):
             if kind <= priority and self._free[kind] > 0:
                 self._free[kind] -= 1
-                return _remembered(Slot(kind, priority))
+                return _recorded(Slot(kind, priority))
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
         entry = (priority, waiter)
         self._waiting.append(entry)
         expiry = loop.call_later(timeout, _expire, waiter)
         try:
-            return _remembered(await waiter)
+            return _recorded(await waiter)
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.give_back(waiter.result())  # the waiter got a slot just before the task was cancelled
@@ -177,7 +178,9 @@ def _expire(waiter: asyncio.Future[Slot]) -> None:
         waiter.set_exception(TimeoutError())
 
 
-def _remembered(slot: Slot) -> Slot:
+def _recorded(slot: Slot) -> Slot:
+    if slot.priority is Priority.READ:  # it is held while nothing else is waited for
+        return slot
     held = _held.get()
     if held is None:
         held = _Held(None)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from howdah.errors import DRIVER_ERRORS, Conflict, ConnectionLost, raise_as_of_a_statement
-from howdah.pooling import BoundedPool, Priority, Slot, assign, has_application_listener, unassign, using
+from howdah.pooling import BoundedPool, Priority, Slot, assign, has_application_listener, record_here, unassign, using
 
 ResultT = TypeVar("ResultT")
 
@@ -72,6 +72,7 @@ class Lasting:
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[AsyncConnection]:
         """A kept connection, or a new checkout from the pool."""
+        record_here()
         async with self._slot(Priority.BATCH) as slot:
             kept = await self._rested(slot) or await self._fresh(slot)
             async with self._until_done(kept) as connection:
