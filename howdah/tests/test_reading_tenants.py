@@ -15,7 +15,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
 from howdah import Base, Database, JsonView, OpenView, bulk
-from howdah.pooling import BoundedPool
 from howdah.reading import Lasting
 from howdah.testing import assert_statements
 
@@ -188,7 +187,7 @@ async def test_control_a_connection_that_is_kept_shows_one_tenant_the_rows_of_an
     read: Callable[[Database, OpenView[Note]], Awaitable[set[str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(BoundedPool, "is_prepared_for_each_use", lambda self: False)
+    monkeypatch.setattr(Lasting, "_is_prepared_for_each_use", lambda self: False)
     async with service(restricted_url, set_at_checkout) as given:
         assert await asyncio.create_task(seen_by("a", read, *given)) == {"a"}
         assert await asyncio.create_task(seen_by("b", read, *given)) == {"a"}
@@ -230,5 +229,5 @@ async def test_a_listener_that_only_observes_leaves_reads_shared(committed_url: 
         async with NoteView.open(database) as view:
             with assert_statements(database, 1):
                 await asyncio.gather(*(view.get(n) for n in range(ROWS)))
-        observe.__module__ = "service"
+        event.listen(database.engine.sync_engine, "checkin", lambda *_event: None)
         assert not database.shares_reads()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
@@ -228,13 +229,6 @@ class BoundedPool(AsyncAdaptedQueuePool):
         """Whether all connections are checked out and no further one may be opened."""
         return self.checkedin() == 0 and self.overflow() >= self._max_overflow
 
-    def is_prepared_for_each_use(self) -> bool:
-        """Whether the application listens to the checkout, checkin or reset of connections.
-
-        Such a listener may set something for one caller, for example the tenant for row-level security.
-        """
-        return any(map(has_application_listener, (self.dispatch.checkout, self.dispatch.checkin, self.dispatch.reset)))
-
     def recreate(self) -> BoundedPool:
         new = super().recreate()
         assert isinstance(new, BoundedPool)
@@ -308,9 +302,14 @@ def unassign(connection: ManagesConnection) -> Slot | None:
     return slot
 
 
-def has_application_listener(listeners: Iterable[Callable[..., Any]]) -> bool:
+def has_application_listener(listeners: Collection[Callable[..., Any]]) -> bool:
     """Whether one of the listeners may set something for a caller."""
-    return any(not _is_observer(listener) for listener in listeners)
+    return bool(listeners) and _has_other_than_observers(tuple(listeners))
+
+
+@lru_cache(maxsize=256)  # asked at each read
+def _has_other_than_observers(listeners: tuple[Callable[..., Any], ...]) -> bool:
+    return not all(map(_is_observer, listeners))
 
 
 def _is_observer(listener: Any) -> bool:

@@ -53,12 +53,13 @@ class Lasting:
     At most `keep` idle connections stay checked out of the pool, each for at most `recycle` seconds (-1: no limit).
 
     An idle connection has no slot. It is closed when another use needs its place. No connection is kept if the pool's
-    connections are prepared for each use (see `BoundedPool`). Each use then checks out a connection. If the application
+    connections are prepared for each use by a listener. Each use then checks out a connection. If the application
     listens to the engine's `begin`, each read is a transaction, so that a `SET LOCAL` of the listener has an effect.
     """
 
     def __init__(self, engine: AsyncEngine, single: Mapping[str, Any], *, keep: int, recycle: float) -> None:
         self._transactional = engine
+        self._sync_engine = engine.sync_engine
         self._engine = engine.execution_options(**single)
         self._keep, self._recycle = keep, recycle
         self._resting: list[_Kept] = []
@@ -181,13 +182,14 @@ class Lasting:
 
     def _is_prepared_for_each_use(self) -> bool:
         """Whether the application listens to each use of a connection, or to each statement."""
-        seen = self._engine.sync_engine.dispatch
-        return self._pool.is_prepared_for_each_use() or any(
-            map(has_application_listener, (seen.engine_connect, seen.before_execute, seen.before_cursor_execute))
-        )
+        engine = self._sync_engine
+        pool, seen = engine.pool.dispatch, engine.dispatch
+        of_pool: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)
+        of_engine: tuple[Any, ...] = (seen.engine_connect, seen.before_execute, seen.before_cursor_execute)
+        return any(has_application_listener(listeners) for listeners in (*of_pool, *of_engine))
 
     def _begins_are_heard(self) -> bool:
-        return has_application_listener(self._engine.sync_engine.dispatch.begin)
+        return has_application_listener(self._sync_engine.dispatch.begin)
 
     async def _give_back(self) -> None:
         while self._resting:
