@@ -50,18 +50,17 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_dont_deadlock(comm
         await bulk.update_by_key(session, Counter, ids, {"value": 2})
         await bulk.delete_many(session, Counter, [-id for id in ids])
 
+    half_way = asyncio.Barrier(2)
+
     async def one_by_one(session: AsyncSession, ids: list[int]) -> None:
-        await session.execute(update(Counter), [{"id": id, "value": 1} for id in ids])
+        await session.execute(update(Counter), [{"id": id, "value": 1} for id in ids[:200]])
+        await half_way.wait()  # each has locked what the other one needs next
+        await session.execute(update(Counter), [{"id": id, "value": 1} for id in ids[200:]])
 
     for _ in range(5):
         assert await _race(committed_database, in_key_order, inputs=opposite) == [None, None]
-    for _ in range(20):
-        if any(
-            isinstance(each, DeadlockDetected) for each in await _race(committed_database, one_by_one, inputs=opposite)
-        ):
-            break
-    else:
-        pytest.fail("the control should have deadlocked")
+    outcomes = await _race(committed_database, one_by_one, inputs=opposite)
+    assert [type(each) for each in outcomes if each is not None] == [DeadlockDetected]
 
 
 async def test_two_updates_of_many_chunks_dont_deadlock_if_their_inputs_are_lists_or_sorted(
