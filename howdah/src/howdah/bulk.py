@@ -109,7 +109,8 @@ async def insert_many(
     `model` may be a `Table`, such as the `secondary` of a relationship. Rows then name columns by their `key`. The keys
     of a table without a primary key are not returned.
 
-    Rows that a BEFORE INSERT trigger suppresses aren't counted, and the result has no key for them.
+    Rows that a BEFORE INSERT trigger suppresses aren't counted, and the result has no key for them. There is one
+    exception: if the rows name their keys and the trigger suppresses a row because its key exists, that row is counted.
 
     A row may refer to any other row of its chunk by a foreign key that the model declares, in any order. A reference to
     a row of a later chunk raises `ForeignKeyViolation`.
