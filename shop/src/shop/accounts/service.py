@@ -35,7 +35,7 @@ async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None
 
 
 def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
-    """The attributes of a new account that don't have their defaults."""
+    """The attributes of a new account; those that aren't named have their defaults."""
     values = account.model_dump()
     values["details"] = values.pop("metadata")
     if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
