@@ -41,6 +41,13 @@ async def make_account(client: httpx.AsyncClient, balance: int = 0, **values: An
     return account
 
 
+async def change_account(client: httpx.AsyncClient, account: dict[str, Any], **changes: Any) -> httpx.Response:
+    """Based on the account as it is now."""
+    path = f"/accounts/{account['id']}"
+    current = (await client.get(path)).headers["etag"]
+    return await client.patch(path, json=changes, headers={"If-Match": current})
+
+
 async def post_transfer(
     client: httpx.AsyncClient, source: dict[str, Any], target: dict[str, Any], amount: Any, *, key: str | None = None
 ) -> httpx.Response:

@@ -7,18 +7,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 from alembic.util.exc import CommandError
+from books import open_accounts
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from howdah import Base, Database
 from shop import migrations
+from shop.accounts.opening import OpeningRequest, open_account_once
+from shop.accounts.schemas import AccountIn
 from shop.demo import create_demo
+from shop.transfers.requests import TransferRequest
+from shop.transfers.service import post_transfers
 
 # What tells two schemas apart, by the names of things and never by their numbers.
 _SCHEMA = (
@@ -107,6 +113,53 @@ def test_a_filled_database_goes_down_and_up_again(committed_url: str) -> None:
     migrations.upgrade(committed_url)
     assert _run(committed_url, *_SCHEMA) == before
     asyncio.run(fill())
+
+
+@pytest.mark.parametrize("times", ["different", "equal"])
+def test_existing_keys_get_the_kind_of_their_answer(committed_url: str, times: str) -> None:
+    """With equal times, as the clock of a process that is behind would make them, the fingerprints decide."""
+
+    async def fill() -> None:
+        async with Database(committed_url) as database:
+            a, b = await open_accounts(database, 1_000, 1_000)
+
+            async def submit(*requests: TransferRequest) -> list[UUID]:
+                async with database.begin() as session:
+                    return [each.unwrap().id for each in await post_transfers(session, requests) if not each.refusal]
+
+            hold = TransferRequest(a, b, 10, pending_seconds=600)
+            held = await submit(*[hold._replace(key=f"pending {number}") for number in range(4)])
+            await submit(
+                TransferRequest(a, b, None, voids=held[0], key="voided"),
+                TransferRequest(a, b, None, posts=held[1], key="posted whole"),
+                TransferRequest(a, b, 7, posts=held[2], key="posted in part"),
+                TransferRequest(a, b, 5, key="posted"),
+                TransferRequest(a, b, 10_000, key="refused"),
+            )
+            async with database.begin() as session:
+                await open_account_once(session, OpeningRequest(AccountIn(name="A", currency="GBP"), "opened"))
+
+    asyncio.run(fill())
+    if times == "equal":
+        _run(
+            committed_url,
+            "ALTER TABLE pending_transfers DISABLE TRIGGER USER",
+            "UPDATE idempotency_keys SET created_at = '2026-01-01Z'",
+            """
+            UPDATE pending_transfers
+            SET created_at = '2026-01-01Z', settled_at = CASE WHEN state <> 'pending' THEN timestamptz '2026-01-01Z' END
+            """,
+            "ALTER TABLE pending_transfers ENABLE TRIGGER USER",
+        )
+    migration = import_module("shop.migrations.versions.0007_kinds_of_answers")
+    [before] = _run(committed_url, "SELECT key, answer FROM idempotency_keys ORDER BY key")
+    assert {key: answer for key, answer in before if key.split()[0] != answer} == {}
+    assert len(before) == 10
+    migrations.downgrade(committed_url, migration.down_revision)
+    migrations.upgrade(committed_url)
+    assert _run(committed_url, "SELECT key, answer FROM idempotency_keys ORDER BY key") == [
+        [(key, answer) for key, answer in before if answer != "opened"]  # the schema before has no place for it
+    ]
 
 
 @pytest.mark.parametrize(

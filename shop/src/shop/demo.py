@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, run_transaction, uuid7
 from shop.accounts.models import AccountPurpose
+from shop.accounts.opening import OpeningRequest, open_accounts
 from shop.accounts.schemas import AccountIn
-from shop.accounts.service import open_account, system_account
+from shop.accounts.service import system_account
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.transfers.requests import TransferRequest
 from shop.transfers.service import post_transfers
@@ -59,10 +60,11 @@ async def _make(session: AsyncSession, seed: int, numbers: range) -> int:
     await bulk.insert_many(session, OrderItem, (item for _, items in orders for item in items), keys=False)
     if new:
         bank = await system_account(session, AccountPurpose.CASH_IN, "GBP")
-        accounts = [
-            await open_account(session, AccountIn(name="Current account", currency="GBP", user_id=user_id))
-            for user_id in ids
-        ]
+        opened = await open_accounts(
+            session,
+            [OpeningRequest(AccountIn(name="Current account", currency="GBP", user_id=user_id)) for user_id in ids],
+        )
+        accounts = [each.unwrap() for each in opened]
         await post_transfers(
             session,
             [

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from books import open_accounts
-from making import make_account, make_user, post_transfer, transfer, walk
+from making import change_account, make_account, make_user, post_transfer, transfer, walk
 from problems import assert_problem
 from sqlalchemy import text
 
@@ -39,7 +39,7 @@ async def test_there_is_one_account_of_a_purpose_and_currency(client: httpx.Asyn
     await transfer(client, cash_in, await make_account(client, currency="CHF"), 500)
     assert (await make_account(client, purpose="cash_out", currency="CHF"))["allows_negative"]
     assert not fees["allows_negative"]
-    closing = await client.patch(f"/accounts/{fees['id']}", json={"state": "closed"})
+    closing = await change_account(client, fees, state="closed")
     assert_problem(closing, 409, "account-unchangeable")
 
 

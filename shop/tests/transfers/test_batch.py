@@ -14,8 +14,8 @@ from problems import assert_problem
 
 from howdah import Database
 from shop.accounts.proof import check_books
-from shop.transfers.batch import BATCH_LINES
 from shop.transfers.schemas import BatchLineOut
+from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES
 
 NDJSON = {"Content-Type": "application/x-ndjson"}

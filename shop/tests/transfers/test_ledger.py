@@ -227,8 +227,8 @@ async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_aga
             # the first waits at its key, then finds it used; the second has been decided by then
             await session.execute(
                 text(
-                    "INSERT INTO idempotency_keys (scope, key, fingerprint, refusal, created_at)"
-                    " VALUES ('', 'k', '', 'same_account', now())"
+                    "INSERT INTO idempotency_keys (scope, key, fingerprint, refusal, answer, created_at)"
+                    " VALUES ('', 'k', '', 'same_account', 'refused', now())"
                 )
             )
             first = asyncio.create_task(ledger.submit(TransferRequest(a, b, 50, key="k")))

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from books import open_accounts
-from making import balances, make_account, post_transfer, transfer
+from making import balances, change_account, make_account, post_transfer, transfer
 from problems import assert_problem
 from sqlalchemy import func, select, text, update
 from tampering import without_guards
@@ -140,10 +140,10 @@ async def test_a_limit_and_a_state_are_those_of_the_moment_of_posting(client: ht
     pending = (await hold(client, a, b, 30)).json()
     await transfer(client, a, b, 30)
     assert_problem(await settle(client, pending, "post"), 409, "limit-exceeded")
-    await client.patch(f"/accounts/{a['id']}", json={"state": "frozen"})
+    await change_account(client, a, state="frozen")
     assert_problem(await settle(client, pending, "post", amount=1), 409, "account-frozen")
     assert await held(client, a) == 30
-    assert_problem(await client.patch(f"/accounts/{a['id']}", json={"state": "closed"}), 409, "account-unchangeable")
+    assert_problem(await change_account(client, a, state="closed"), 409, "account-unchangeable")
     assert (await settle(client, pending, "void")).json()["state"] == "voided"
     assert await held(client, a) == 0
 

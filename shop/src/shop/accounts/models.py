@@ -14,7 +14,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from howdah import Base, Timestamps, UUIDv7PrimaryKey, utcnow
 
 
-def _one_of(kind: type[StrEnum], name: str) -> Enum:
+def one_of(kind: type[StrEnum], name: str) -> Enum:
+    """The type of a column that holds a member of `kind`. `name` is that of its CHECK constraint."""
     return Enum(
         kind,
         name=name,
@@ -75,13 +76,13 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
     name: Mapped[str] = mapped_column(String(100))
     currency: Mapped[str] = mapped_column(String(3))
-    purpose: Mapped[AccountPurpose | None] = mapped_column(_one_of(AccountPurpose, "purpose_is_known"))
+    purpose: Mapped[AccountPurpose | None] = mapped_column(one_of(AccountPurpose, "purpose_is_known"))
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
     held: Mapped[int] = mapped_column(BigInteger, default=0)
     allows_negative: Mapped[bool] = mapped_column(default=False)
     overdraft_limit: Mapped[int] = mapped_column(BigInteger, default=0)
     balance_limit: Mapped[int | None] = mapped_column(BigInteger)
-    state: Mapped[AccountState] = mapped_column(_one_of(AccountState, "state_is_known"), default=AccountState.OPEN)
+    state: Mapped[AccountState] = mapped_column(one_of(AccountState, "state_is_known"), default=AccountState.OPEN)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
     version: Mapped[int] = mapped_column(BigInteger, default=0)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())

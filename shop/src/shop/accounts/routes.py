@@ -6,33 +6,85 @@ from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
-from howdah import Page, paginate
-from howdah.fastapi import PageOut, PageParameters
+from howdah import Database, Page, paginate
+from howdah.fastapi import PageOut, PageParameters, get_database, problems, schema_of
+from shop.accounts.batch import opened_lines
 from shop.accounts.models import Account, Entry
+from shop.accounts.opening import OpeningRequest, open_account_once
 from shop.accounts.repository import AccountRepository, statement_of
 from shop.accounts.schemas import (
     AccountChange,
     AccountIn,
+    AccountLineIn,
+    AccountLineOut,
     AccountOut,
     AccountPageParameters,
     BalanceOut,
     BalanceParameters,
     EntryOut,
 )
-from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance, open_account
-from shop.web.dependencies import DbSession, ReadDbSession
+from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance
+from shop.transfers.requests import Refusal
+from shop.transfers.schemas import Key
+from shop.web.dependencies import Caller, DbSession, IfMatch, ReadDbSession
+from shop.web.errors import refusal_response
+from shop.web.lines import NDJSON, ndjson_lines
+from shop.web.preconditions import etag, require_match
 
 router = APIRouter(prefix="/accounts", tags=["accounts"])
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)
-async def create_account(body: AccountIn, db: DbSession, response: Response) -> Account:
-    account = await open_account(db, body)
+async def create_account(
+    *,
+    body: AccountIn,
+    db: DbSession,
+    caller: Caller,
+    response: Response,
+    idempotency_key: Annotated[Key | None, Header()] = None,
+) -> Account | Response:
+    """Open an account. With an `Idempotency-Key` it is opened once however often the request is sent. The first answer
+    is returned again with `Idempotency-Replayed: true`, although the account may have changed since."""
+    result = await open_account_once(db, OpeningRequest(body, idempotency_key, caller))
+    if result.refusal is not None:
+        return refusal_response(Refusal.KEY_REUSED)
+    account = result.unwrap()
     response.headers["Location"] = f"/accounts/{account.id}"
+    response.headers["ETag"] = etag(account.revision, account.version)
+    if result.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
     return account
+
+
+@router.post(
+    "/batch",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {NDJSON: {"schema": schema_of(AccountLineOut)}}},
+        **problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {NDJSON: {"schema": schema_of(AccountLineIn, "validation")}},
+        }
+    },
+)
+async def create_accounts(
+    request: Request, database: Annotated[Database, Depends(get_database)], caller: Caller
+) -> StreamingResponse:
+    """Open many accounts. The body and the response are NDJSON: each line has an account and its own idempotency key,
+    and is answered in order.
+
+    500 lines are one transaction. A refused line doesn't affect the others, and stores nothing under its key. The
+    response starts when the last line has been read and its account opened. If the connection breaks before, some
+    accounts have been opened; it is safe to send all lines again.
+    """
+    return StreamingResponse(await opened_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
 
 
 @router.get("", response_model=PageOut[AccountOut])
@@ -44,14 +96,27 @@ async def list_accounts(parameters: Annotated[AccountPageParameters, Query()], d
 
 
 @router.get("/{account_id}", response_model=AccountOut)
-async def get_account(account_id: UUID, db: DbSession) -> Account:
-    return await AccountRepository(db).get_one(account_id)
+async def get_account(account_id: UUID, db: DbSession, response: Response) -> Account:
+    """The account. The `ETag` is for the `If-Match` of a change."""
+    account = await AccountRepository(db).get_one(account_id)
+    response.headers["ETag"] = etag(account.revision, account.version)
+    return account
 
 
-@router.patch("/{account_id}", response_model=AccountOut)
-async def patch_account(account_id: UUID, body: AccountChange, db: DbSession) -> Account:
-    """Freeze, open again or close an account, and change its limits, its name or its metadata: what the body names."""
-    return await change_account(db, account_id, body)
+@router.patch("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.PRECONDITION_REQUIRED))
+async def patch_account(
+    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: IfMatch = None
+) -> Account:
+    """Freeze, open again or close an account, and change its limits, its name or its metadata: what the body names.
+
+    `If-Match` must have the account's current `ETag`. Entries don't make it stale. Other changes do, and a changed
+    held amount is one of these.
+    """
+    account = await change_account(
+        db, account_id, body, precondition=lambda locked: require_match(if_match, locked.revision)
+    )
+    response.headers["ETag"] = etag(account.revision, account.version)
+    return account
 
 
 @router.get("/{account_id}/balance")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Self
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -11,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from howdah.fastapi import PageParameters
 from shop.accounts.models import AccountPurpose, AccountState
 from shop.orders.schemas import Currency
+from shop.transfers.schemas import Key
 from shop.web.fields import STORABLE, Metadata
 
 AccountName = Annotated[
@@ -37,6 +40,29 @@ class AccountIn(BaseModel):
     overdraft_limit: OverdraftLimit = 0
     balance_limit: BalanceLimit | None = Field(default=None, description="What the balance may not exceed")
     metadata: Metadata = Field(default_factory=dict)
+
+
+class AccountLineIn(AccountIn):
+    idempotency_key: Key
+
+
+class OpeningRefusal(StrEnum):
+    """Why an account isn't opened. The codes are part of the interface and stay."""
+
+    UNKNOWN_USER = "unknown_user"
+    PURPOSE_TAKEN = "purpose_taken"
+    KEY_REUSED = "key_reused"
+
+    @property
+    def explanation(self) -> str:
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS: Final[Mapping[OpeningRefusal, str]] = {
+    OpeningRefusal.UNKNOWN_USER: "user_id: there is no such user",
+    OpeningRefusal.PURPOSE_TAKEN: "purpose: there is an account for this purpose and currency already",
+    OpeningRefusal.KEY_REUSED: "the idempotency key was used for another request",
+}
 
 
 class AccountChange(BaseModel):
@@ -70,6 +96,19 @@ class AccountOut(BaseModel):
     version: int = Field(description="How many entries it has")
     created_at: datetime
     updated_at: datetime
+
+
+class AccountLineOut(BaseModel):
+    """The answer to one line of a batch, lines counted from 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    line: int
+    outcome: Literal["opened", "refused", "invalid"]
+    account: AccountOut | None = Field(default=None, description="As it was when it was opened")
+    refusal: OpeningRefusal | None = None
+    replayed: bool = False
+    detail: str | None = Field(default=None, description="Why the account wasn't opened")
 
 
 class EntryOut(BaseModel):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import select
@@ -27,22 +28,37 @@ class AccountUnchangeable(ValueError):
 _BOUNDARIES: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
 
 
-async def open_account(db: AsyncSession, account: AccountIn) -> Account:
+async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None = None) -> Account:
     """A new account with nothing on it; one that money enters or leaves the books by may go below zero unless told
     otherwise. Raises `ForeignKeyViolation` for an unknown user."""
+    return await AccountRepository(db).create(**values_of(account, id_=id_))
+
+
+def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
+    """The attributes of a new account; those that aren't named have their defaults."""
     values = account.model_dump()
+    values["details"] = values.pop("metadata")
     if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
         values["allows_negative"] = True
-    return await AccountRepository(db).create(details=values.pop("metadata"), **values)
+    at = utcnow()  # the same, so that a replay knows both
+    return values | {"id": id_ or uuid7(), "created_at": at, "updated_at": at}
 
 
-async def change_account(db: AsyncSession, account_id: UUID, change: AccountChange) -> Account:
+async def change_account(
+    db: AsyncSession,
+    account_id: UUID,
+    change: AccountChange,
+    *,
+    precondition: Callable[[Account], None] = lambda _account: None,
+) -> Account:
     """Change what `change` names. Transfers of the account wait for it, and it for them.
 
-    Raises `NotFound`, and `AccountUnchangeable`.
+    `precondition` is called with the locked account before anything is changed; what it raises is raised. Raises
+    `NotFound`, and `AccountUnchangeable`.
     """
     accounts = AccountRepository(db)
     account = (await accounts.lock([account_id]))[account_id]
+    precondition(account)
     values = change.model_dump(exclude_unset=True)
     if "metadata" in values:
         values["details"] = values.pop("metadata")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import IO, Any, Final
 
 import orjson
@@ -13,13 +12,9 @@ from pydantic import ValidationError
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import MAX_LINKED, TransferRequest, TransferResult
 from shop.transfers.schemas import BatchLineIn, rendered, shown
+from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 
-BATCH_LINES: Final = 500
-_BETWEEN_OTHERS: Final = 50
-"""So many lines are read before other tasks have their turn, those that post the lines before among them."""
-_SPOOL_BYTES: Final = 1_048_576
-_PART_BYTES: Final = 65_536
 _SPOILED: Final = "linked: a line that it was to be made together with is invalid"
 _OPEN_END: Final = "linked: there is no next line that it could be made together with"
 _TOO_MANY: Final = f"linked: at most {MAX_LINKED} transfers are made together"
@@ -33,33 +28,12 @@ _Lines = dict[int, TransferRequest | str]
 async def posted_lines(
     lines: AsyncIterator[tuple[int, bytes | None]], ledger: Ledger, caller: str
 ) -> AsyncIterator[bytes]:
-    """Post the lines as they come, and return the answers. One part is posted while the next one is read; the answers
-    wait on the disk, since a client may send all before it reads anything."""
-    answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed when it has been sent
-    posting: asyncio.Task[list[TransferResult]] | None = None
-    posted: list[TransferResult] = []
-    before: _Lines = {}
-    under_way: _Lines = {}
-    try:
-        async for part in _parts(lines, caller):
-            _answer_lines(before, posted, answers)  # while those after them are being posted
-            before, posted = {}, []
-            if posting is not None:
-                before, posted = under_way, await posting
-            under_way = part
-            posting = asyncio.create_task(
-                ledger.submit_many([asked for asked in part.values() if not isinstance(asked, str)])
-            )
-        _answer_lines(before, posted, answers)
-        if posting is not None:
-            _answer_lines(under_way, await posting, answers)
-    except BaseException:
-        if posting is not None:
-            await asyncio.wait([posting])
-        answers.close()
-        raise
-    answers.seek(0)
-    return _sent(answers)
+    """Post the lines as they come, and return the answers."""
+
+    def post(part: _Lines) -> Coroutine[Any, Any, list[TransferResult]]:
+        return ledger.submit_many([asked for asked in part.values() if not isinstance(asked, str)])
+
+    return await answered_in_parts(_parts(lines, caller), post, _answer_lines)
 
 
 async def _parts(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) -> AsyncIterator[_Lines]:
@@ -68,7 +42,7 @@ async def _parts(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) ->
     chain: list[int] = []
     wrong = ""
     async for number, line in lines:
-        if number % _BETWEEN_OTHERS == 0:
+        if number % LINES_BETWEEN_OTHERS == 0:
             await asyncio.sleep(0)
         asked, is_linked = _read(line, caller, in_chain=bool(chain or wrong))
         if wrong and not isinstance(asked, str):
@@ -147,11 +121,3 @@ def _answer(result: TransferResult) -> dict[str, Any]:
         return {"outcome": "refused", "refusal": result.refusal, "replayed": result.replayed}
     transfer = result.unwrap()
     return {"outcome": transfer.state, "transfer": shown(transfer), "replayed": result.replayed}
-
-
-async def _sent(answers: IO[bytes]) -> AsyncIterator[bytes]:
-    try:
-        while part := await asyncio.to_thread(answers.read, _PART_BYTES):
-            yield part
-    finally:
-        answers.close()

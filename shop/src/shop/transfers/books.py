@@ -331,11 +331,7 @@ def _answered_before(earlier: Sequence[Outcome | None], digests: Sequence[bytes]
     if all(
         outcome is not None and outcome.fingerprint == digest for outcome, digest in zip(earlier, digests, strict=True)
     ):
-        return [
-            TransferResult(outcome.result.transfer, outcome.result.refusal, replayed=True)
-            for outcome in earlier
-            if outcome is not None
-        ]
+        return [outcome.result.again() for outcome in earlier if outcome is not None]
     reused = [
         outcome is not None and outcome.fingerprint != digest for outcome, digest in zip(earlier, digests, strict=True)
     ]

@@ -7,11 +7,12 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Enum, ForeignKey, Index, LargeBinary, String
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey, utcnow
+from shop.accounts.models import one_of
 
 
 class TransferState(StrEnum):
@@ -90,31 +91,38 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     details: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
     effective_at: Mapped[datetime | None]
     group_id: Mapped[UUID | None]
-    state: Mapped[TransferState] = mapped_column(
-        Enum(
-            TransferState,
-            name="state_is_known",
-            native_enum=False,
-            create_constraint=True,
-            length=10,
-            values_callable=lambda states: [state.value for state in states],
-        )
-    )
+    state: Mapped[TransferState] = mapped_column(one_of(TransferState, "state_is_known"))
     expires_at: Mapped[datetime]
     created_at: Mapped[datetime]
     settled_at: Mapped[datetime | None]
 
 
-class IdempotencyKey(Base):
-    """What was answered to the first request under a key: a transfer, or a refusal.
+class AnswerKind(StrEnum):
+    """The kind of the first answer under an idempotency key: the state in which a transfer was returned, a refusal, or
+    a new account."""
 
-    Written in the transfer's own transaction, so there is never one without the other. `fingerprint` is a digest of
-    the request; the same key with another one is refused. Kept as `shop.transfers.upkeep` says.
+    POSTED = "posted"
+    PENDING = "pending"
+    VOIDED = "voided"
+    REFUSED = "refused"
+    OPENED = "opened"
+
+
+class IdempotencyKey(Base):
+    """The answer to the first request under a key: a transfer, a refusal, or an account.
+
+    Written in the transaction of the transfer or account, so one never exists without the other. `answer` is stored
+    because nothing else tells it: one transfer can be the answer to a hold, and later to its posting. `fingerprint` is
+    a digest of the request; a different request with the same key is refused. `shop.transfers.upkeep` deletes old keys.
     """
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (
-        CheckConstraint("(transfer_id IS NULL) <> (refusal IS NULL)", name="one_outcome"),
+        CheckConstraint(
+            "num_nonnulls(transfer_id, refusal, account_id) = 1 AND (refusal IS NOT NULL) = (answer = 'refused') "
+            "AND (account_id IS NOT NULL) = (answer = 'opened')",
+            name="one_outcome",
+        ),
         # for what is old, which lies together: a hundredth of the size of an index of every key
         Index("ix_idempotency_keys_created_at", "created_at", postgresql_using="brin"),
     )
@@ -124,4 +132,6 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
     transfer_id: Mapped[UUID | None]
     refusal: Mapped[str | None] = mapped_column(String(40))
+    account_id: Mapped[UUID | None]  # without a foreign key: its check is queued for every key, those without it, too
+    answer: Mapped[AnswerKind] = mapped_column(one_of(AnswerKind, "answer_is_known"))
     created_at: Mapped[datetime] = mapped_column(default=utcnow)

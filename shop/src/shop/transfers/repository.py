@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -24,8 +24,18 @@ from sqlalchemy.orm import aliased
 from howdah import AsyncRepository
 from shop.accounts.models import Account
 from shop.transfers.books import BookAccount, Hold, Reversible
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
+from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.requests import BookedTransfer, ScopedKey
+
+
+class StoredAnswer(NamedTuple):
+    """What is stored under an idempotency key: see `IdempotencyKey`."""
+
+    fingerprint: bytes
+    answer: AnswerKind
+    transfer_id: UUID | None
+    refusal: str | None
+    account_id: UUID | None
 
 
 class TransferRepository(AsyncRepository[Transfer]):
@@ -46,14 +56,14 @@ class TransferRepository(AsyncRepository[Transfer]):
             await self.session.scalars(select(Account.id).where(Account.id == _ids), {"ids": list(missing)})
         )
 
-    async def outcomes_of(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, tuple[bytes, UUID | None, str | None]]:
-        """Fingerprint, transfer and refusal under each of these (scope, key) pairs, any number, that was used."""
+    async def answers_under(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
+        """The answers under those of these keys, any number, that were used."""
         if not keys:
             return {}
         found = await self.session.execute(
             OUTCOMES, {"scopes": [scope for scope, _ in keys], "keys": [key for _, key in keys]}
         )
-        return {(row.scope, row.key): (row.fingerprint, row.transfer_id, row.refusal) for row in found}
+        return {(scope, key): StoredAnswer(*answer) for scope, key, *answer in found}
 
     async def booked(self, transfer_ids: Collection[UUID]) -> dict[UUID, BookedTransfer]:
         """Those of these transfers that have been made."""
@@ -118,9 +128,5 @@ _pairs: Final = (
     .render_derived(name="given")
 )
 OUTCOMES: Final = select(
-    IdempotencyKey.scope,
-    IdempotencyKey.key,
-    IdempotencyKey.fingerprint,
-    IdempotencyKey.transfer_id,
-    IdempotencyKey.refusal,
+    IdempotencyKey.scope, IdempotencyKey.key, *(getattr(IdempotencyKey, name) for name in StoredAnswer._fields)
 ).join(_pairs, (IdempotencyKey.scope == _pairs.c.scope) & (IdempotencyKey.key == _pairs.c.key))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
 import orjson
@@ -153,12 +153,30 @@ class BookedTransfer(NamedTuple):
     expires_at: datetime | None = None
 
 
-class TransferResult(NamedTuple):
-    """Either a transfer or a refusal. `replayed`: it is the answer to an earlier request under the same key."""
+class _Result(NamedTuple):
+    transfer: BookedTransfer | None
+    refusal: Refusal | None
+    replayed: bool
 
-    transfer: BookedTransfer | None = None
-    refusal: Refusal | None = None
-    replayed: bool = False
+
+class TransferResult(_Result):
+    """Either a transfer or a refusal. `replayed`: it is the answer to an earlier request under the same key.
+
+    Raises `ValueError` for neither or both.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls, transfer: BookedTransfer | None = None, refusal: Refusal | None = None, replayed: bool = False
+    ) -> Self:
+        if (transfer is None) is (refusal is None):
+            raise ValueError(f"a result is a transfer or a refusal, not {transfer!r} and {refusal!r}")
+        return super().__new__(cls, transfer, refusal, replayed)
+
+    def again(self) -> TransferResult:
+        """The same result as a replay."""
+        return TransferResult(self.transfer, self.refusal, replayed=True)
 
     def unwrap(self) -> BookedTransfer:
         """The transfer; raises `TransferRefused`."""

@@ -17,7 +17,7 @@ from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Metadata
 Key = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$"),
-    Field(description="Chosen by the client, one for each transfer that it means", examples=["6b3f1a52-0c7e"]),
+    Field(description="Chosen by the client, one for each request that it means", examples=["6b3f1a52-0c7e"]),
 ]
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
 

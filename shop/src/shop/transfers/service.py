@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import assert_never
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
 from shop.transfers.books import BookAccount, Books, Hold, Outcome
-from shop.transfers.models import Transfer, TransferState
-from shop.transfers.repository import TransferRepository
+from shop.transfers.models import AnswerKind, Transfer, TransferState
+from shop.transfers.repository import StoredAnswer, TransferRepository
 from shop.transfers.requests import (
     BookedTransfer,
     Refusal,
@@ -178,25 +179,43 @@ async def answer_before(session: AsyncSession, request: TransferRequest) -> Tran
         return None
     if outcome.fingerprint != fingerprints([request])[0]:
         return TransferResult(refusal=Refusal.KEY_REUSED)
-    return TransferResult(outcome.result.transfer, outcome.result.refusal, replayed=True)
+    return outcome.result.again()
 
 
 async def _used(repository: TransferRepository, requests: Sequence[TransferRequest]) -> dict[ScopedKey, Outcome]:
-    """What came of the keys that were used before, as it was answered then."""
-    asked = {(request.scope, request.key): request for request in requests if request.key is not None}
-    found = await repository.outcomes_of(asked.keys())
-    made = [transfer_id for _, transfer_id, _ in found.values() if transfer_id is not None]
-    booked = await repository.booked(made)
-    held = (pair for pair in found if asked[pair].pending_seconds is not None or asked[pair].voids is not None)
-    holds = await repository.holds([id_ for pair in held if (id_ := found[pair][1]) is not None])
+    """What was answered under those keys of the requests that were used before. Raises `LookupError` if the transfer of
+    a key is missing."""
+    found = await repository.answers_under({(each.scope, each.key) for each in requests if each.key is not None})
+    ids: dict[AnswerKind, list[UUID]] = {kind: [] for kind in AnswerKind}
+    for each in found.values():
+        if each.transfer_id is not None:
+            ids[each.answer].append(each.transfer_id)
+    booked = await repository.booked(ids[AnswerKind.POSTED])
+    holds = await repository.holds(ids[AnswerKind.PENDING] + ids[AnswerKind.VOIDED])
 
-    def answered(pair: ScopedKey) -> TransferResult:
-        _, transfer_id, refusal = found[pair]
-        if transfer_id is None:
-            return TransferResult(refusal=None if refusal is None else Refusal(refusal))
-        if (hold := holds.get(transfer_id)) is not None:
-            voided = asked[pair].voids is not None
-            return TransferResult(hold.shown(TransferState.VOIDED if voided else TransferState.PENDING))
-        return TransferResult(booked.get(transfer_id))
+    def answered(pair: ScopedKey, stored: StoredAnswer) -> TransferResult:
+        try:
+            match stored.answer:
+                case AnswerKind.POSTED:
+                    return TransferResult(booked[_id(stored)])
+                case AnswerKind.PENDING:
+                    return TransferResult(holds[_id(stored)].shown(TransferState.PENDING))
+                case AnswerKind.VOIDED:
+                    return TransferResult(holds[_id(stored)].shown(TransferState.VOIDED))
+                case AnswerKind.REFUSED:
+                    return TransferResult(refusal=Refusal(str(stored.refusal)))
+                case AnswerKind.OPENED:  # whatever is requested of the ledger, that was another request
+                    return TransferResult(refusal=Refusal.KEY_REUSED)
+        except KeyError:
+            raise LookupError(
+                f"idempotency key {pair[1]!r} names the {stored.answer} transfer {stored.transfer_id}, "
+                "which doesn't exist: run `shop check`"
+            ) from None
+        assert_never(stored.answer)
 
-    return {pair: Outcome(fingerprint, answered(pair)) for pair, (fingerprint, _, _) in found.items()}
+    return {pair: Outcome(stored.fingerprint, answered(pair, stored)) for pair, stored in found.items()}
+
+
+def _id(stored: StoredAnswer) -> UUID:
+    assert stored.transfer_id is not None  # the table's CHECK constraint
+    return stored.transfer_id

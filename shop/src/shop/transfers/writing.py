@@ -18,7 +18,8 @@ from sqlalchemy.types import TypeEngine
 from howdah import UniqueViolation
 from shop.accounts.models import Account
 from shop.transfers.books import BookAccount, Books, Hold
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
+from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
+from shop.transfers.requests import TransferResult
 
 _Kinds = dict[str, TypeEngine[Any]]
 
@@ -119,12 +120,19 @@ def _shared_values(books: Books) -> dict[str, Any]:
             outcome.fingerprint,
             None if outcome.result.transfer is None else outcome.result.transfer.id,
             outcome.result.refusal,
+            _kind_if_unusual(outcome.result),
         )
         for (scope, key), outcome in sorted(
             books.keys.items()
         )  # in one order for all, or two could wait for each other
     ]
     return values | _columns("k", _KEY, keys) | shared
+
+
+def _kind_if_unusual(result: TransferResult) -> str | None:
+    """None where `_write` can tell the kind of the answer: for posted transfers and refusals."""
+    transfer = result.transfer
+    return None if transfer is None or transfer.state is TransferState.POSTED else transfer.state.value
 
 
 def _dumped(details: Mapping[str, str] | None) -> str | None:
@@ -176,6 +184,7 @@ _KEY: Final[_Kinds] = {
     "fingerprint": LargeBinary(),
     "transfer_id": Uuid(),
     "refusal": String(),
+    "answer": String(),
 }
 _HELD: Final[_Kinds] = {
     "id": Uuid(),
@@ -213,7 +222,7 @@ def _write(*, as_assumed: bool) -> Any:
             FROM {_given("t", _TRANSFER)} WHERE {condition}
         ), new_keys AS (
             INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY)}, created_at)
-            SELECT coalesce(scope, ''), key, fingerprint, transfer_id, refusal, :at
+            SELECT {", ".join(_KEY_GIVEN_AS.get(name, name) for name in _KEY)}, :at
             FROM {_given("k", _KEY)} WHERE {condition}
         )
         SELECT {condition} AS written
@@ -229,6 +238,13 @@ _GIVEN_AS: Final = {
     "currency": "coalesce(currency, :currency)",
     "metadata": "metadata::jsonb",
     "effective_at": "coalesce(effective_at, :at)",
+}
+
+_KEY_GIVEN_AS: Final = {
+    "scope": "coalesce(scope, '')",
+    "answer": f"""coalesce(
+        answer, CASE WHEN refusal IS NULL THEN '{AnswerKind.POSTED.value}' ELSE '{AnswerKind.REFUSED.value}' END
+    )""",
 }
 
 WRITE: Final = _write(as_assumed=False)

@@ -12,14 +12,16 @@ CACHED: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def etag(version: int) -> str:
-    return f'"{version}"'
+def etag(*versions: int) -> str:
+    """A tag of the version that `require_match` compares, and of those that it doesn't."""
+    return f'"{"-".join(map(str, versions))}"'
 
 
 def require_match(if_match: str | None, version: int) -> None:
     """Raise `PreconditionMissing` or `PreconditionFailed` unless the header names this version, or `*`.
 
-    A view's tag, `"7-…"`, is of the version that it begins with: what is nested in the answer may have changed since.
+    A tag of several versions, `"7-…"`, names the one that it begins with. A view's tag has more than that because what
+    is nested in the answer may change, and an account's because transfers change the balance.
     """
     if if_match is None:
         raise PreconditionMissing
