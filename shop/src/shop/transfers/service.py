@@ -20,6 +20,7 @@ from shop.transfers.requests import (
     TransferResult,
     fingerprints,
 )
+from shop.transfers.validation import check_request, checked
 from shop.transfers.writing import write
 
 
@@ -35,7 +36,7 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
     that don't (another body, or accounts that don't exist) may meet only when they are written: `KeyInUse`, after
     which the whole transaction must be rolled back and may be begun again.
 
-    Raises `ValueError` for requests that contradict themselves.
+    Raises `TypeError` and `ValueError` for requests that can't be stored as they are, or contradict themselves.
     """
     return (await posted_under_locks(session, requests))[0]
 
@@ -44,10 +45,11 @@ async def posted_under_locks(
     session: AsyncSession, requests: Sequence[TransferRequest]
 ) -> tuple[list[TransferResult], Mapping[UUID, BookAccount]]:
     """`post_transfers`, and the accounts as they are when the transaction is committed."""
-    if not requests:
+    chosen = checked(requests)
+    if not chosen:
         return [], {}
-    accounts = await TransferRepository(session).lock_accounts(accounts_of(requests))
-    return await _posted(session, accounts, requests), accounts
+    accounts = await TransferRepository(session).lock_accounts(accounts_of(chosen))
+    return await _posted(session, accounts, chosen), accounts
 
 
 async def posted_where_free(
@@ -119,6 +121,8 @@ async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
 def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[TransferRequest]:
     """The requests, to be made together under one key. A space tells the keys of all but the first from any that a
     client can choose."""
+    if type(key) is not str:
+        raise TypeError(f"key is of type {type(key).__name__}; pass a str")
     last = len(requests) - 1
     return [
         request._replace(key=key if place == 0 else f"{key} {place}", linked=place < last)
@@ -172,6 +176,7 @@ async def _hold(db: AsyncSession, transfer_id: UUID) -> Hold:
 async def answer_before(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
     """What was answered to this request under its key, None if it wasn't used; the refusal `key_reused` if it was used
     for another one."""
+    check_request(request)
     assert request.key is not None
     outcome = (await _used(TransferRepository(session), [request])).get((request.scope, request.key))
     if outcome is None:
