@@ -36,6 +36,7 @@ class Refusal(StrEnum):
     MORE_THAN_IS_LEFT = "more_than_is_left"
     NOT_ITS_REVERSAL = "not_its_reversal"
     NOT_POSTED = "not_posted"
+    REVERSAL_BEFORE_ORIGINAL = "reversal_before_original"
     UNKNOWN_PENDING = "unknown_pending"
     ALREADY_POSTED = "already_posted"
     ALREADY_VOIDED = "already_voided"
@@ -67,6 +68,7 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.MORE_THAN_IS_LEFT: "that is more than is left of the transfer to be reversed",
     Refusal.NOT_ITS_REVERSAL: "there is no such transfer to be reversed between these accounts",
     Refusal.NOT_POSTED: "the transfer is pending or voided, and only a posted one can be reversed",
+    Refusal.REVERSAL_BEFORE_ORIGINAL: "a reversal can't take effect before the transfer that it reverses",
     Refusal.UNKNOWN_PENDING: "there is no such pending transfer between these accounts",
     Refusal.ALREADY_POSTED: "the pending transfer has been posted already",
     Refusal.ALREADY_VOIDED: "the pending transfer has been voided already",
@@ -83,7 +85,8 @@ class TransferRequest(NamedTuple):
 
     At most one of these: `pending_seconds` only holds the amount, for so long, until it is posted or voided; `posts`
     and `voids` name the pending transfer, `reverses` the transfer of which this one takes that much back, the way it
-    came. Posting and reversing without an amount mean all there is.
+    came. Posting and reversing without an amount mean all there is. A reversal takes effect now, or together with the
+    transfer that it reverses if that is later; it is refused if its `effective_at` is before that one's.
 
     `linked`: made together with the next request of the list, or neither. `key` is the idempotency key, `scope` whose
     key it is.
@@ -129,6 +132,43 @@ class TransferRequest(NamedTuple):
     def is_plain(self) -> bool:
         """Whether the two accounts are all that has to be looked at."""
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
+
+
+class NamedTransfer(NamedTuple):
+    """A transfer that a request names, with its accounts."""
+
+    id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+
+    def posting(self, amount: int | None = None, *, key: str | None = None, scope: str = "") -> TransferRequest:
+        """The request that posts it: this amount, or all that it holds."""
+        return TransferRequest(self.from_account_id, self.to_account_id, amount, posts=self.id, key=key, scope=scope)
+
+    def voiding(self, *, key: str | None = None, scope: str = "") -> TransferRequest:
+        """The request that voids it."""
+        return TransferRequest(self.from_account_id, self.to_account_id, None, voids=self.id, key=key, scope=scope)
+
+    def reversal(
+        self,
+        amount: int | None = None,
+        *,
+        description: str | None = None,
+        effective_at: datetime | None = None,
+        key: str | None = None,
+        scope: str = "",
+    ) -> TransferRequest:
+        """The request that reverses it: this amount, or all that is left of it."""
+        return TransferRequest(
+            self.to_account_id,
+            self.from_account_id,
+            amount,
+            description=f"reversal of {self.id}" if description is None else description,
+            reverses=self.id,
+            key=key,
+            scope=scope,
+            effective_at=effective_at,
+        )
 
 
 class BookedTransfer(NamedTuple):

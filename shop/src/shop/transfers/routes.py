@@ -23,6 +23,7 @@ from shop.transfers.schemas import (
     LinkedIn,
     LinkedOut,
     PartIn,
+    ReverseIn,
     TransferIn,
     TransferOut,
     TransferPageParameters,
@@ -178,14 +179,22 @@ async def reverse_transfer(
     db: ReadDbSession,
     ledger: CurrentLedger,
     caller: Caller,
-    body: Part,
+    body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Take a transfer back: the amount that the body names, or all that is left of it. Several reversals never take
-    back more than there was."""
+    back more than there was. A reversal never takes effect before the transfer that it reverses."""
     if idempotency_key is None:
         return key_missing()
-    request = await reversal_of(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
+    request = await reversal_of(
+        db,
+        transfer_id,
+        amount=body.amount,
+        description=body.description,
+        effective_at=body.effective_at,
+        key=idempotency_key,
+        scope=caller,
+    )
     await db.commit()
     return _answer(await ledger.submit(request))
 

@@ -19,6 +19,7 @@ Key = Annotated[
     StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$"),
     Field(description="Chosen by the client, one for each transfer that it means", examples=["6b3f1a52-0c7e"]),
 ]
+Description = Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)]
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
 
 
@@ -36,9 +37,7 @@ class TransferIn(BaseModel):
     from_account_id: UUID = Field(examples=[EXAMPLE_ID])
     to_account_id: UUID = Field(examples=[OTHER_EXAMPLE_ID])
     amount: Amount = Field(description="In the smallest unit", examples=[1250])
-    description: Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)] | None = Field(
-        default=None, examples=["rent for May"]
-    )
+    description: Description | None = Field(default=None, examples=["rent for May"])
     metadata: Metadata | None = None
     effective_at: Moment | None = Field(
         default=None, description="When it counts from, if that isn't now; it is booked now all the same"
@@ -60,6 +59,15 @@ class PartIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     amount: Amount | None = Field(default=None, description="Null for all there is", examples=[250])
+
+
+class ReverseIn(PartIn):
+    description: Description | None = Field(default=None, description="Names the transfer if not given")
+    effective_at: Moment | None = Field(
+        default=None,
+        description="When the reversal takes effect: not before the transfer that it reverses. If not given: now, or "
+        "together with that transfer if that is later",
+    )
 
 
 class VoidIn(BaseModel):

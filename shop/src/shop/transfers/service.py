@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
-from shop.transfers.books import BookAccount, Books, Hold, Outcome
+from shop.transfers.books import BookAccount, Books, Outcome
 from shop.transfers.models import Transfer, TransferState
 from shop.transfers.repository import TransferRepository
 from shop.transfers.requests import (
     BookedTransfer,
+    NamedTransfer,
     Refusal,
     ScopedKey,
-    TransferRefused,
     TransferRequest,
     TransferResult,
     fingerprints,
@@ -74,12 +75,12 @@ async def _posted(
     repository = TransferRepository(session)
     reversed_ids = {request.reverses for request in requests if request.reverses is not None}
     settled_ids = {subject for request in requests if (subject := request.posts or request.voids) is not None}
-    books = Books(
-        accounts,
-        used=await _used(repository, requests),
-        reversible=await repository.reversible(reversed_ids),
-        pending=await repository.holds(settled_ids),
-    )
+    used = await _used(repository, requests)
+    reversible = await repository.reversible(reversed_ids)
+    # also those that are to be reversed and aren't posted, and those that are to be settled and never were pending
+    pending = await repository.holds(settled_ids | (reversed_ids - reversible.keys()))
+    reversible |= await repository.reversible(settled_ids - pending.keys())
+    books = Books(accounts, used=used, reversible=reversible, pending=pending)
     results = books.decide(requests)
     if not books.is_empty:
         await write(session, books)
@@ -131,46 +132,40 @@ def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[Transfer
 
 
 async def reversal_of(
-    db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
+    db: AsyncSession,
+    transfer_id: UUID,
+    *,
+    amount: int | None = None,
+    description: str | None = None,
+    effective_at: datetime | None = None,
+    key: str | None = None,
+    scope: str = "",
 ) -> TransferRequest:
-    """The request that takes a transfer back: so much of it, or all that is left then. Raises `NotFound`, and
-    `TransferRefused` for one that isn't posted."""
-    transfer = await find_transfer(db, transfer_id)
-    if transfer.state is not TransferState.POSTED:
-        raise TransferRefused(Refusal.NOT_POSTED)
-    return TransferRequest(
-        transfer.to_account_id,
-        transfer.from_account_id,
-        amount,
-        description=f"reversal of {transfer_id}",
-        reverses=transfer_id,
-        key=key,
-        scope=scope,
-    )
+    """The request that takes a transfer back: so much of it, or all that is left then. Raises `NotFound`."""
+    named = await named_transfer(db, transfer_id)
+    return named.reversal(amount, description=description, effective_at=effective_at, key=key, scope=scope)
 
 
 async def posting_of(
     db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that posts a pending transfer: so much of what it holds, or all. Raises `NotFound`."""
-    hold = await _hold(db, transfer_id)
-    return TransferRequest(hold.from_account_id, hold.to_account_id, amount, posts=transfer_id, key=key, scope=scope)
+    return (await named_transfer(db, transfer_id)).posting(amount, key=key, scope=scope)
 
 
 async def voiding_of(
     db: AsyncSession, transfer_id: UUID, *, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that voids a pending transfer. Raises `NotFound`."""
-    hold = await _hold(db, transfer_id)
-    return TransferRequest(hold.from_account_id, hold.to_account_id, None, voids=transfer_id, key=key, scope=scope)
+    return (await named_transfer(db, transfer_id)).voiding(key=key, scope=scope)
 
 
-async def _hold(db: AsyncSession, transfer_id: UUID) -> Hold:
-    hold = (await TransferRepository(db).holds([transfer_id])).get(transfer_id)
-    if hold is None:
-        await find_transfer(db, transfer_id)
-        raise TransferRefused(Refusal.ALREADY_POSTED)  # at once, and never pending
-    return hold
+async def named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
+    """The transfer's accounts, whatever its state. Raises `NotFound`."""
+    found = (await TransferRepository(db).named([transfer_id])).get(transfer_id)
+    if found is None:
+        raise NotFound(Transfer, [transfer_id])
+    return found
 
 
 async def answer_before(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
