@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    StringConstraints,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from howdah.fastapi import PageParameters
 from shop.transfers.models import TransferState
@@ -49,12 +59,6 @@ class TransferIn(BaseModel):
     )
 
 
-class LinkedIn(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    transfers: Annotated[list[TransferIn], Field(min_length=2, max_length=MAX_LINKED)]
-
-
 class PartIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -74,6 +78,65 @@ class VoidIn(BaseModel):
     """Nothing: a pending transfer is voided whole. To let a part go, post the rest."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class PostingIn(PartIn):
+    posts: UUID = Field(description="The pending transfer that is posted")
+
+
+class VoidingIn(VoidIn):
+    """A pending transfer that is voided, all of it."""
+
+    voids: UUID = Field(description="The pending transfer that is voided")
+
+
+class ReversalIn(ReverseIn):
+    reverses: UUID = Field(description="The transfer that is reversed")
+
+
+def _of_its_kind(*kinds: type[BaseModel]) -> WrapValidator:
+    """Validate with the one of these models whose own field is there: `posts`, `voids`, `reverses`, or none of them.
+
+    Errors are those of that model; those of a union would be of all the models, and name them.
+    """
+    plain = next(kind for kind in kinds if issubclass(kind, TransferIn))
+    by_name = {name: kind for kind in kinds for name in _NAMING if name in kind.model_fields}
+    every = {name for kind in kinds for name in kind.model_fields}
+
+    def validate(content: Any, _handler: Any) -> BaseModel:
+        if not isinstance(content, dict):
+            return plain.model_validate(content)
+        named = [name for name in by_name if name in content]
+        if not named:
+            return plain.model_validate(content)
+        kind = by_name[named[0]]
+        if excluded := [name for name in content if name in every - kind.model_fields.keys()]:
+            raise PydanticCustomError(
+                "excluded",
+                "{name} and {excluded} exclude each other: with {name} there may be {allowed}",
+                {
+                    "name": named[0],
+                    "excluded": ", ".join(excluded),
+                    "allowed": ", ".join(name for name in kind.model_fields if name != named[0]) or "nothing else",
+                },
+            )
+        return kind.model_validate(content)
+
+    return WrapValidator(validate)
+
+
+_NAMING: Final = ("posts", "voids", "reverses")
+
+AnyTransferIn = TransferIn | PostingIn | VoidingIn | ReversalIn
+
+
+class LinkedIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    transfers: Annotated[
+        list[Annotated[AnyTransferIn, _of_its_kind(TransferIn, PostingIn, VoidingIn, ReversalIn)]],
+        Field(min_length=2, max_length=MAX_LINKED),
+    ]
 
 
 class TransferOut(BaseModel):
@@ -109,11 +172,36 @@ class TransferPageParameters(PageParameters):
     group_id: UUID | None = Field(default=None, description="Only those that were made together")
 
 
-class BatchLineIn(TransferIn):
+class _Line(BaseModel):
     idempotency_key: Key
     linked: bool = Field(
         default=False, strict=True, description="Made together with the transfer of the next line, or neither"
     )
+
+
+class TransferLineIn(_Line, TransferIn):
+    pass
+
+
+class PostingLineIn(_Line, PostingIn):
+    pass
+
+
+class VoidingLineIn(_Line, VoidingIn):
+    """A pending transfer that is voided, all of it."""
+
+
+class ReversalLineIn(_Line, ReversalIn):
+    pass
+
+
+AnyLineIn = TransferLineIn | PostingLineIn | VoidingLineIn | ReversalLineIn
+
+
+class BatchLineIn(
+    RootModel[Annotated[AnyLineIn, _of_its_kind(TransferLineIn, PostingLineIn, VoidingLineIn, ReversalLineIn)],]
+):
+    """A transfer, or one that is posted (`posts`), voided (`voids`) or reversed (`reverses`)."""
 
 
 class BatchLineOut(BaseModel):
@@ -122,11 +210,13 @@ class BatchLineOut(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     line: int
-    outcome: Literal["posted", "pending", "refused", "invalid"]
+    outcome: Literal["posted", "pending", "voided", "refused", "invalid"]
     transfer: TransferOut | None = None
     refusal: Refusal | None = None
     replayed: bool = False
-    detail: str | None = Field(default=None, description="What is wrong with a line that can't be read")
+    detail: str | None = Field(
+        default=None, description="What is wrong with a line that can't be read, or names a transfer that isn't there"
+    )
 
 
 def shown(transfer: BookedTransfer) -> dict[str, Any]:

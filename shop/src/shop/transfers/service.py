@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -162,10 +162,15 @@ async def voiding_of(
 
 async def named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
     """The transfer's accounts, whatever its state. Raises `NotFound`."""
-    found = (await TransferRepository(db).named([transfer_id])).get(transfer_id)
+    found = (await named_transfers(db, [transfer_id])).get(transfer_id)
     if found is None:
         raise NotFound(Transfer, [transfer_id])
     return found
+
+
+async def named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
+    """The accounts of those of the transfers that exist, whatever their states: one statement, or none for no ids."""
+    return await TransferRepository(db).named(transfer_ids)
 
 
 async def answer_before(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
