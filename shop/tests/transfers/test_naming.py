@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from itertools import count
+from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -327,4 +328,53 @@ async def test_the_named_transfers_of_a_part_are_looked_up_by_one_statement(stor
     assert outcomes == ["voided", "posted"] * BATCH_LINES
     assert sum("UNION ALL" in each and "pending_transfers" in each for each in statements) == 2
     assert len(statements) < 40
+    await assert_right(stored)
+
+
+async def world(client: httpx.AsyncClient) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Three accounts, and transfers between them of which half are pending."""
+    accounts = [await make_account(client, 200) for _ in range(3)]
+    pairs = [(source, target) for source in accounts for target in accounts if source is not target]
+    made = [await hold(client, source, target, 20) for source, target in pairs]
+    return accounts, made + [await transfer(client, source, target, 20) for source, target in pairs]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_batch_answers_what_the_single_routes_do(
+    client: httpx.AsyncClient, stored: Database, seed: int
+) -> None:
+    """The same lines, at random, once in a batch and once each by itself, on accounts that are alike."""
+    dice = Random(seed)
+    chosen = [
+        (dice.choice(("move", "move", "posts", "voids", "reverses")), dice.sample(range(3), 2), dice.randrange(12))
+        for _ in range(100)
+    ]
+    amounts = [dice.choice((None, 1, 7, 20, 21, 150)) for _ in chosen]
+    answers: list[list[tuple[str, int | None]]] = []
+    for in_batch in (True, False):
+        accounts, made = await world(client)
+        lines: list[dict[str, Any]] = []
+        paths: list[str] = []
+        for (what, (source, target), which), amount in zip(chosen, amounts, strict=True):
+            if what == "move":
+                lines.append(moving(accounts[source], accounts[target], amount or 5))
+                paths.append("/transfers")
+            else:
+                part = {} if amount is None or what == "voids" else {"amount": amount}
+                lines.append({what: made[which]["id"]} | part)
+                paths.append(f"/transfers/{made[which]['id']}/{what.removesuffix('s')}")
+        if in_batch:
+            got = await batch(client, *lines)
+            answers.append([(told([each])[0], (each["transfer"] or {}).get("amount")) for each in got])
+            continue
+        alone: list[tuple[str, int | None]] = []
+        for path, line in zip(paths, lines, strict=True):
+            body = {name: value for name, value in line.items() if name not in ("posts", "voids", "reverses")}
+            answer = await client.post(path, json=body, headers={"Idempotency-Key": str(uuid4())})
+            content = answer.json()
+            problem = content.get("type", "").rpartition(":")[2].replace("-", "_")
+            alone.append((content["state"], content["amount"]) if answer.status_code == 201 else (problem, None))
+        answers.append(alone)
+    assert answers[0] == answers[1]
+    assert len({outcome for outcome, _ in answers[0]}) > 6
     await assert_right(stored)
