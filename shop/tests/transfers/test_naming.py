@@ -22,6 +22,7 @@ from shop.transfers.batch import BATCH_LINES, posted_lines
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey
 from shop.transfers.requests import TransferRequest
+from shop.transfers.schemas import LinkedIn, PostingIn, VoidingIn
 
 _numbers = count(1)
 
@@ -290,6 +291,11 @@ async def test_an_element_says_which_fields_exclude_each_other(
     )
     assert error["loc"] == ["body", "transfers", 1, *([place] if place else [])]
     assert error["msg"].startswith(message)
+
+
+def test_elements_that_are_models_already_stay_as_they_are() -> None:
+    elements = [VoidingIn(voids=uuid4()), PostingIn(posts=uuid4(), amount=1)]
+    assert LinkedIn(transfers=elements).transfers == elements  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["voids", "reverses"])

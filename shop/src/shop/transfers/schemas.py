@@ -104,9 +104,9 @@ def _of_its_kind(*kinds: type[BaseModel]) -> WrapValidator:
     every = {name for kind in kinds for name in kind.model_fields}
 
     def validate(content: Any, _handler: Any) -> BaseModel:
-        if not isinstance(content, dict):
-            return plain.model_validate(content)
-        named = [name for name in by_name if name in content]
+        if isinstance(content, kinds):
+            return content
+        named = [name for name in by_name if name in content] if isinstance(content, dict) else []
         if not named:
             return plain.model_validate(content)
         kind = by_name[named[0]]
