@@ -141,8 +141,10 @@ class Model:
 
     def _reverse(self, step: Step, number: int) -> int:
         made = self.made[number] if number < len(self.made) else None
-        if made is None or made.state != "posted" or (made.target, made.source) != (step.source, step.target):
+        if made is None or (made.target, made.source) != (step.source, step.target):
             raise TransferRefused(Refusal.NOT_ITS_REVERSAL)
+        if made.state != "posted":
+            raise TransferRefused(Refusal.NOT_POSTED)
         left = made.amount - made.taken_back
         if left == 0:
             raise TransferRefused(Refusal.ALREADY_REVERSED)
@@ -174,7 +176,7 @@ class Model:
 
     def _pending(self, step: Step, number: int) -> Made:
         made = self.made[number] if number < len(self.made) else None
-        if made is None or made.until is None or (made.source, made.target) != (step.source, step.target):
+        if made is None or (made.source, made.target) != (step.source, step.target):
             raise TransferRefused(Refusal.UNKNOWN_PENDING)
         if made.state != "pending":
             raise TransferRefused(Refusal.ALREADY_POSTED if made.state == "posted" else Refusal.ALREADY_VOIDED)

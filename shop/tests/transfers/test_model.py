@@ -107,8 +107,8 @@ class Both:
                 source, target = target, source
         else:
             number = number if number < len(made) else NOTHING
-        amount = wish.amount
-        if wish.beyond is not None and number != NOTHING:
+        amount = None if wish.kind == "void" else wish.amount
+        if wish.kind != "void" and wish.beyond is not None and number != NOTHING:
             amount = made[number].amount - made[number].taken_back + wish.beyond
         names = {"post": "posts", "void": "voids", "reverse": "reverses"}
         return Step(source, target, amount, wish.key, **{names[wish.kind]: number})  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ ACCOUNT = st.fixed_dictionaries(
 PLACES = mostly(
     st.sampled_from(list(permutations(range(ACCOUNTS), 2))), else_=st.tuples(*[st.integers(0, MOST_ACCOUNTS)] * 2)
 )
-PLAIN_AMOUNT = mostly(st.integers(1, 40), else_=st.sampled_from([None, 0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
+PLAIN_AMOUNT = mostly(st.integers(1, 40), else_=st.sampled_from([0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
 AMOUNT_OR_ALL = mostly(st.none() | st.integers(1, 40), else_=st.sampled_from([0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
 KINDS = ("transfer", "hold", "post", "void", "reverse")
 

@@ -77,6 +77,8 @@ def test_every_route_of_the_design_is_described(described: dict[str, Any]) -> No
 def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
     found = set(references(described))
     assert {"#/components/schemas/Problem", "#/components/schemas/UserIn", "#/components/schemas/BatchLineIn"} <= found
+    for kind in ("TransferLineIn", "PostingLineIn", "VoidingLineIn", "ReversalLineIn", "PostingIn", "ReversalIn"):
+        assert f"#/components/schemas/{kind}" in found
     for reference in found:
         prefix, name = reference.rsplit("/", 1)
         assert prefix == "#/components/schemas"
@@ -131,6 +133,8 @@ def example_of(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
         return schema["examples"][0]
     if "$ref" in schema:
         return example_of(schemas[schema["$ref"].rsplit("/", 1)[1]], schemas)
+    if "anyOf" in schema:
+        return example_of(schema["anyOf"][0], schemas)
     if "default" in schema:
         return schema["default"]
     if schema.get("type") == "array":

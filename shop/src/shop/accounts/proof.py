@@ -127,7 +127,7 @@ _CHECKS: Final = {
     "reversals": """
         SELECT fault, finding
         FROM (
-            SELECT id, reverses_id, from_account_id, to_account_id, reversed_total,
+            SELECT id, reverses_id, from_account_id, to_account_id, reversed_total, effective_at,
                 sum(amount) OVER (PARTITION BY reverses_id ORDER BY reversed_total) AS total
             FROM transfers WHERE reverses_id IS NOT NULL
         ) r
@@ -141,6 +141,10 @@ _CHECKS: Final = {
             (
                 'reversals of more than there was', r.total > t.amount OR r.total <> r.reversed_total,
                 format('transfer %s: %s, reversed %s', t.id, t.amount, r.total)
+            ),
+            (
+                'reversals that take effect before the transfer', r.effective_at < t.effective_at,
+                format('transfer %s reverses %s', r.id, t.id)
             )
         ) AS told (fault, found, finding)
         WHERE found

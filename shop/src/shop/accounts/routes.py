@@ -123,7 +123,11 @@ async def patch_account(
 async def get_balance(
     account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
 ) -> BalanceOut:
-    """The balance now, after an entry, or at a time: by when it was booked, or by when it counts from."""
+    """The balance now, after an entry, or at a time: by when it was booked, or by when it counts from.
+
+    A balance by `effective_at` is a report. It may be below zero where the account's balance never was: a transfer that
+    is booked for an earlier time may use money that arrived after that time.
+    """
     version: int | None
     if parameters.effective_at is not None:
         balance, version = await effective_balance(db, account_id, parameters.effective_at), None

@@ -50,6 +50,7 @@ class Reversible:
     from_account_id: UUID
     to_account_id: UUID
     amount: int
+    effective_at: datetime
     taken_back: int
 
 
@@ -213,7 +214,11 @@ class Books:
         assert request.reverses is not None
         taken = self.reversible.get(request.reverses)
         ways = (request.to_account_id, request.from_account_id)
-        if taken is None or (taken.from_account_id, taken.to_account_id) != ways:
+        if taken is None:
+            hold = self.pending.get(request.reverses)
+            is_its_way = hold is not None and (hold.from_account_id, hold.to_account_id) == ways
+            return TransferResult(refusal=Refusal.NOT_POSTED if is_its_way else Refusal.NOT_ITS_REVERSAL)
+        if (taken.from_account_id, taken.to_account_id) != ways:
             return TransferResult(refusal=Refusal.NOT_ITS_REVERSAL)
         left = taken.amount - taken.taken_back
         if left == 0:
@@ -223,7 +228,9 @@ class Books:
             return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
         if amount > left:
             return TransferResult(refusal=Refusal.MORE_THAN_IS_LEFT)
-        result = self._move(request, amount, group, taken.taken_back + amount)
+        if request.effective_at is not None and request.effective_at < taken.effective_at:
+            return TransferResult(refusal=Refusal.REVERSAL_BEFORE_ORIGINAL)
+        result = self._move(request, amount, group, taken=taken)
         if result.refusal is None:
             taken.taken_back += amount
         return result
@@ -233,7 +240,11 @@ class Books:
         assert subject is not None
         hold = self.pending.get(subject)
         ways = (request.from_account_id, request.to_account_id)
-        if hold is None or (hold.from_account_id, hold.to_account_id) != ways:
+        if hold is None:  # posted at once, and never pending?
+            made = self.reversible.get(subject)
+            is_made = made is not None and (made.from_account_id, made.to_account_id) == ways
+            return TransferResult(refusal=Refusal.ALREADY_POSTED if is_made else Refusal.UNKNOWN_PENDING)
+        if (hold.from_account_id, hold.to_account_id) != ways:
             return TransferResult(refusal=Refusal.UNKNOWN_PENDING)
         if hold.state is not TransferState.PENDING:
             posted = hold.state is TransferState.POSTED
@@ -254,7 +265,10 @@ class Books:
         result = self._move(request, amount, hold.group_id or group, hold=hold)
         if result.refusal is None:
             hold.state, hold.settled = TransferState.POSTED, True
-            self.reversible[hold.id] = Reversible(hold.id, hold.from_account_id, hold.to_account_id, amount, 0)
+            effective_at = result.unwrap().effective_at
+            self.reversible[hold.id] = Reversible(
+                hold.id, hold.from_account_id, hold.to_account_id, amount, effective_at, 0
+            )
         else:
             account.held += hold.amount
         return result
@@ -264,7 +278,7 @@ class Books:
         request: TransferRequest,
         amount: int,
         group: UUID | None,
-        reversed_total: int | None = None,
+        taken: Reversible | None = None,
         hold: Hold | None = None,
     ) -> TransferResult:
         debit, credit = self.accounts.get(request.from_account_id), self.accounts.get(request.to_account_id)
@@ -279,6 +293,11 @@ class Books:
             return TransferResult(refusal=refusal)
         if request.pending_seconds is not None:
             return self._hold(request, amount, debit, group, request.pending_seconds)
+        effective_at = (_in_utc(request.effective_at) if hold is None else hold.effective_at) or self.at
+        reversed_total = None
+        if taken is not None:
+            effective_at = max(effective_at, taken.effective_at)
+            reversed_total = taken.taken_back + amount
         debit.balance -= amount
         credit.balance += amount
         debit.version += 1
@@ -293,7 +312,7 @@ class Books:
             debit.currency,
             request.description if hold is None else hold.description,
             _as_kept(request.metadata) if hold is None else hold.details,
-            (_in_utc(request.effective_at) if hold is None else hold.effective_at) or self.at,
+            effective_at,
             request.reverses,
             reversed_total,
             group,

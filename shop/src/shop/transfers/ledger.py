@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, LockTimeout, run_transaction
 from shop.transfers.books import BookAccount, Books
 from shop.transfers.repository import accounts_now
-from shop.transfers.requests import TransferRequest, TransferResult, chains
+from shop.transfers.requests import TransferRequest, TransferResult
 from shop.transfers.service import accounts_of, posted_under_locks, posted_where_free
+from shop.transfers.validation import check_request, checked
 from shop.transfers.writing import KeyInUse, values_to_write, write_if
 
 # A batch that met another one's keys sees them the next time, and would have to meet still others then.
@@ -75,19 +76,23 @@ class Ledger:
         return self._coalescer.status()
 
     async def submit(self, request: TransferRequest) -> TransferResult:
-        """Post one request. Under a key it may be sent again after any failure, and is made once."""
-        if not request.is_plain or request.linked:
-            _refuse_contradictions((request,))
+        """Post one request. Under a key it may be sent again after any failure, and is made once.
+
+        Raises `TypeError` and `ValueError` for one that can't be stored as it is.
+        """
+        check_request(request)
+        if request.linked:
+            raise ValueError("linked: a single request is linked to no other; use submit_many()")
         return (await self._submit((request,)))[0]
 
     async def submit_many(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
-        """Post the requests in order, in one transaction with whatever else waits. Raises `ValueError` for requests
-        that contradict themselves."""
-        _refuse_contradictions(requests)
-        if not requests:
+        """Post the requests in order, in one transaction with whatever else waits. Raises `TypeError` and `ValueError`
+        for requests that can't be stored as they are, or contradict themselves, and does nothing then."""
+        item = checked(requests)
+        if not item:
             return []
         async with self._lists:  # not any number of long lists before those who come singly
-            return await self._submit(requests)
+            return await self._submit(item)
 
     async def _submit(self, item: _Item) -> list[TransferResult]:
         self._inside += 1
@@ -241,11 +246,6 @@ class _Known:
     def forget(self) -> None:
         self.accounts.clear()
         self.mistakes += 1
-
-
-def _refuse_contradictions(requests: Sequence[TransferRequest]) -> None:
-    for _ in chains(requests):
-        pass
 
 
 def _dealt(items: Sequence[_Item], results: Sequence[TransferResult]) -> list[_Answer]:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     column,
     func,
     select,
+    union_all,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
@@ -25,7 +26,7 @@ from howdah import AsyncRepository
 from shop.accounts.models import Account
 from shop.transfers.books import BookAccount, Hold, Reversible
 from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer
-from shop.transfers.requests import BookedTransfer, ScopedKey
+from shop.transfers.requests import BookedTransfer, NamedTransfer, ScopedKey
 
 
 class StoredAnswer(NamedTuple):
@@ -79,6 +80,13 @@ class TransferRepository(AsyncRepository[Transfer]):
         rows = await self.session.execute(_HOLDS, {"ids": list(transfer_ids)})
         return {row.id: Hold(*row) for row in rows}
 
+    async def named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
+        """Those of these transfers that exist, posted or pending or voided, with their accounts: one statement."""
+        if not transfer_ids:
+            return {}
+        rows = await self.session.execute(_NAMED, {"ids": list(transfer_ids)})
+        return {row.id: NamedTransfer(*row) for row in rows}
+
     async def reversible(self, transfer_ids: Collection[UUID]) -> dict[UUID, Reversible]:
         """Those of these transfers that exist, and how much of each has been taken back."""
         if not transfer_ids:
@@ -111,12 +119,20 @@ _HOLDS: Final = select(*(getattr(PendingTransfer, each.name) for each in fields(
     PendingTransfer.id == _ids
 )
 
+_NAMED: Final = union_all(
+    *(
+        select(table.id, table.from_account_id, table.to_account_id).where(table.id == _ids)
+        for table in (Transfer, PendingTransfer)
+    )
+)
+
 _reversal: Final = aliased(Transfer)
 _REVERSIBLE: Final = select(
     Transfer.id,
     Transfer.from_account_id,
     Transfer.to_account_id,
     Transfer.amount,
+    Transfer.effective_at,
     select(func.coalesce(func.max(_reversal.reversed_total), 0))
     .where(_reversal.reverses_id == Transfer.id)
     .scalar_subquery(),

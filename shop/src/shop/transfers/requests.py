@@ -36,6 +36,7 @@ class Refusal(StrEnum):
     MORE_THAN_IS_LEFT = "more_than_is_left"
     NOT_ITS_REVERSAL = "not_its_reversal"
     NOT_POSTED = "not_posted"
+    REVERSAL_BEFORE_ORIGINAL = "reversal_before_original"
     UNKNOWN_PENDING = "unknown_pending"
     ALREADY_POSTED = "already_posted"
     ALREADY_VOIDED = "already_voided"
@@ -67,6 +68,7 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.MORE_THAN_IS_LEFT: "that is more than is left of the transfer to be reversed",
     Refusal.NOT_ITS_REVERSAL: "there is no such transfer to be reversed between these accounts",
     Refusal.NOT_POSTED: "the transfer is pending or voided, and only a posted one can be reversed",
+    Refusal.REVERSAL_BEFORE_ORIGINAL: "a reversal can't take effect before the transfer that it reverses",
     Refusal.UNKNOWN_PENDING: "there is no such pending transfer between these accounts",
     Refusal.ALREADY_POSTED: "the pending transfer has been posted already",
     Refusal.ALREADY_VOIDED: "the pending transfer has been voided already",
@@ -83,7 +85,8 @@ class TransferRequest(NamedTuple):
 
     At most one of these: `pending_seconds` only holds the amount, for so long, until it is posted or voided; `posts`
     and `voids` name the pending transfer, `reverses` the transfer of which this one takes that much back, the way it
-    came. Posting and reversing without an amount mean all there is.
+    came. Posting and reversing without an amount mean all there is. A reversal takes effect now, or together with the
+    transfer that it reverses if that is later; it is refused if its `effective_at` is before that one's.
 
     `linked`: made together with the next request of the list, or neither. `key` is the idempotency key, `scope` whose
     key it is.
@@ -110,7 +113,7 @@ class TransferRequest(NamedTuple):
         asked: list[object] = [
             self.from_account_id,
             self.to_account_id,
-            self.amount if self.amount is None or abs(self.amount) < 2**63 else str(self.amount),
+            self.amount if self.amount is None or abs(self.amount) < 2**63 else _digits(self.amount),
             self.currency,
             self.description,
             self.reverses,
@@ -118,6 +121,8 @@ class TransferRequest(NamedTuple):
         if not (self.is_plain and self.metadata is None and self.effective_at is None and self.reverses is None):
             later = ("metadata", "effective_at", "pending_seconds", "posts", "voids")
             if given := {name: value for name in later if (value := getattr(self, name)) is not None}:
+                if self.metadata is not None:
+                    given["metadata"] = dict(self.metadata)  # another kind of mapping has the same fingerprint
                 if self.effective_at is not None:
                     given["effective_at"] = self.effective_at.astimezone(UTC)
                 asked.append(given)
@@ -127,6 +132,43 @@ class TransferRequest(NamedTuple):
     def is_plain(self) -> bool:
         """Whether the two accounts are all that has to be looked at."""
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
+
+
+class NamedTransfer(NamedTuple):
+    """A transfer that a request names, with its accounts."""
+
+    id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+
+    def posting(self, amount: int | None = None, *, key: str | None = None, scope: str = "") -> TransferRequest:
+        """The request that posts it: this amount, or all that it holds."""
+        return TransferRequest(self.from_account_id, self.to_account_id, amount, posts=self.id, key=key, scope=scope)
+
+    def voiding(self, *, key: str | None = None, scope: str = "") -> TransferRequest:
+        """The request that voids it."""
+        return TransferRequest(self.from_account_id, self.to_account_id, None, voids=self.id, key=key, scope=scope)
+
+    def reversal(
+        self,
+        amount: int | None = None,
+        *,
+        description: str | None = None,
+        effective_at: datetime | None = None,
+        key: str | None = None,
+        scope: str = "",
+    ) -> TransferRequest:
+        """The request that reverses it: this amount, or all that is left of it."""
+        return TransferRequest(
+            self.to_account_id,
+            self.from_account_id,
+            amount,
+            description=f"reversal of {self.id}" if description is None else description,
+            reverses=self.id,
+            key=key,
+            scope=scope,
+            effective_at=effective_at,
+        )
 
 
 class BookedTransfer(NamedTuple):
@@ -188,15 +230,9 @@ class TransferResult(_Result):
 
 def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferRequest]]:
     """The requests, those together that are linked. Raises `ValueError` if the last one is linked to nothing, if more
-    than 100 are linked, if only some linked ones have keys, or if one is of two kinds."""
+    than 100 are linked, or if only some linked ones have keys."""
     first = 0
     for number, request in enumerate(requests, start=1):
-        if not request.is_plain:
-            kinds = (request.pending_seconds, request.posts, request.voids, request.reverses)
-            if sum(kind is not None for kind in kinds) > 1:
-                raise ValueError("a request is pending, posts, voids or reverses: one of these")
-            if request.pending_seconds is not None and not 1 <= request.pending_seconds <= MAX_PENDING_SECONDS:
-                raise ValueError(f"a transfer is pending for 1 to {MAX_PENDING_SECONDS} seconds")
         if request.linked:
             continue
         length = number - first
@@ -220,6 +256,11 @@ def fingerprints(chain: Sequence[TransferRequest]) -> list[bytes]:
         return [hashlib.sha256(_dumped(chain[0].asked())).digest()]
     together = _dumped([request.asked() for request in chain])
     return [hashlib.sha256(together + b"%d" % place).digest() for place in range(len(chain))]
+
+
+def _digits(number: int) -> str:
+    """Python writes a number of more than 4,300 decimal digits in hexadecimal only."""
+    return str(number) if number.bit_length() < 10_000 else hex(number)
 
 
 def _dumped(asked: list[object]) -> bytes:

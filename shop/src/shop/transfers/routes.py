@@ -13,9 +13,10 @@ from sqlalchemy import select
 from howdah import paginate
 from howdah.fastapi import PageOut, problems, schema_of
 from shop.transfers.batch import posted_lines
+from shop.transfers.bodies import named_in, request_of
 from shop.transfers.models import Transfer
 from shop.transfers.repository import booked
-from shop.transfers.requests import Refusal, TransferRequest, TransferResult
+from shop.transfers.requests import Refusal, TransferResult
 from shop.transfers.schemas import (
     BatchLineIn,
     BatchLineOut,
@@ -23,6 +24,7 @@ from shop.transfers.schemas import (
     LinkedIn,
     LinkedOut,
     PartIn,
+    ReverseIn,
     TransferIn,
     TransferOut,
     TransferPageParameters,
@@ -30,7 +32,7 @@ from shop.transfers.schemas import (
     rendered,
     shown,
 )
-from shop.transfers.service import find_transfer, linked_under, posting_of, reversal_of, voiding_of
+from shop.transfers.service import find_transfer, linked_under, named_transfers, posting_of, reversal_of, voiding_of
 from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
 from shop.web.lines import JSON, NDJSON, ndjson_lines
@@ -59,23 +61,28 @@ async def create_transfer(
     """
     if idempotency_key is None:
         return key_missing()
-    return _answer(await ledger.submit(_request(body, idempotency_key, caller)))
+    return _answer(await ledger.submit(request_of(body, {}, key=idempotency_key, scope=caller)))
 
 
 @router.post(
     "/linked",
     status_code=HTTPStatus.CREATED,
     response_model=LinkedOut,
-    responses=_REFUSALS,
+    responses=_REFUSALS | problems(HTTPStatus.NOT_FOUND),
 )
 async def create_linked_transfers(
-    body: LinkedIn, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
+    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """2 to 100 transfers under one key, all or none, each decided on what those before it left: from one account to
-    many, say, or through an account in between. A refusal names with `index`, from 0, which one it is about."""
+    many, say, or through an account in between. A refusal names with `index`, from 0, which one it is about.
+
+    An element is a transfer, or posts (`posts`), voids (`voids`) or reverses (`reverses`) the transfer that it names.
+    """
     if idempotency_key is None:
         return key_missing()
-    requests = [_request(each, None, caller) for each in body.transfers]
+    named = await named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
+    await db.commit()  # only read; the ledger has a transaction of its own
+    requests = [request_of(each, named, key=None, scope=caller) for each in body.transfers]
     results = await ledger.submit_many(linked_under(idempotency_key, requests))
     for index, result in enumerate(results):
         if result.refusal is not None and result.refusal is not Refusal.LINKED_REFUSED:
@@ -98,14 +105,19 @@ async def create_linked_transfers(
         }
     },
 )
-async def create_transfers(request: Request, ledger: CurrentLedger, caller: Caller) -> StreamingResponse:
+async def create_transfers(
+    request: Request, db: ReadDbSession, ledger: CurrentLedger, caller: Caller
+) -> StreamingResponse:
     """NDJSON in, NDJSON out, of any length: a transfer and its own idempotency key a line, answered in order.
+
+    A line may also post (`posts`), void (`voids`) or reverse (`reverses`) the transfer that it names. A line that names
+    a transfer that isn't there is `invalid`.
 
     The lines are decided in order, 500 and those linked to them in a transaction, and each that isn't linked alone. The
     answer starts when the last line has been posted; a connection that breaks before leaves some posted, and sending
     all again is safe.
     """
-    return StreamingResponse(await posted_lines(ndjson_lines(request), ledger, caller), media_type=NDJSON)
+    return StreamingResponse(await posted_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
 
 
 @router.get("", response_model=PageOut[TransferOut])
@@ -178,30 +190,24 @@ async def reverse_transfer(
     db: ReadDbSession,
     ledger: CurrentLedger,
     caller: Caller,
-    body: Part,
+    body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Take a transfer back: the amount that the body names, or all that is left of it. Several reversals never take
-    back more than there was."""
+    back more than there was. A reversal never takes effect before the transfer that it reverses."""
     if idempotency_key is None:
         return key_missing()
-    request = await reversal_of(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
+    request = await reversal_of(
+        db,
+        transfer_id,
+        amount=body.amount,
+        description=body.description,
+        effective_at=body.effective_at,
+        key=idempotency_key,
+        scope=caller,
+    )
     await db.commit()
     return _answer(await ledger.submit(request))
-
-
-def _request(body: TransferIn, key: str | None, caller: str) -> TransferRequest:
-    return TransferRequest(
-        body.from_account_id,
-        body.to_account_id,
-        body.amount,
-        description=body.description,
-        key=key,
-        scope=caller,
-        metadata=body.metadata or None,
-        effective_at=body.effective_at,
-        pending_seconds=body.pending_seconds,
-    )
 
 
 def _answer(result: TransferResult) -> Response:

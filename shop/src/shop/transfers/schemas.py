@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    StringConstraints,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from howdah.fastapi import PageParameters
 from shop.transfers.models import TransferState
@@ -19,6 +29,7 @@ Key = Annotated[
     StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$"),
     Field(description="Chosen by the client, one for each request that it means", examples=["6b3f1a52-0c7e"]),
 ]
+Description = Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)]
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
 
 
@@ -36,9 +47,7 @@ class TransferIn(BaseModel):
     from_account_id: UUID = Field(examples=[EXAMPLE_ID])
     to_account_id: UUID = Field(examples=[OTHER_EXAMPLE_ID])
     amount: Amount = Field(description="In the smallest unit", examples=[1250])
-    description: Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)] | None = Field(
-        default=None, examples=["rent for May"]
-    )
+    description: Description | None = Field(default=None, examples=["rent for May"])
     metadata: Metadata | None = None
     effective_at: Moment | None = Field(
         default=None, description="When it counts from, if that isn't now; it is booked now all the same"
@@ -50,22 +59,84 @@ class TransferIn(BaseModel):
     )
 
 
-class LinkedIn(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    transfers: Annotated[list[TransferIn], Field(min_length=2, max_length=MAX_LINKED)]
-
-
 class PartIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     amount: Amount | None = Field(default=None, description="Null for all there is", examples=[250])
 
 
+class ReverseIn(PartIn):
+    description: Description | None = Field(default=None, description="Names the transfer if not given")
+    effective_at: Moment | None = Field(
+        default=None,
+        description="When the reversal takes effect: not before the transfer that it reverses. If not given: now, or "
+        "together with that transfer if that is later",
+    )
+
+
 class VoidIn(BaseModel):
     """Nothing: a pending transfer is voided whole. To let a part go, post the rest."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class PostingIn(PartIn):
+    posts: UUID = Field(description="The pending transfer that is posted")
+
+
+class VoidingIn(VoidIn):
+    """A pending transfer that is voided, all of it."""
+
+    voids: UUID = Field(description="The pending transfer that is voided")
+
+
+class ReversalIn(ReverseIn):
+    reverses: UUID = Field(description="The transfer that is reversed")
+
+
+def _of_its_kind(*kinds: type[BaseModel]) -> WrapValidator:
+    """Validate with the one of these models whose own field is there: `posts`, `voids`, `reverses`, or none of them.
+
+    Errors are those of that model; those of a union would be of all the models, and name them.
+    """
+    plain = next(kind for kind in kinds if issubclass(kind, TransferIn))
+    by_name = {name: kind for kind in kinds for name in _NAMING if name in kind.model_fields}
+    every = {name for kind in kinds for name in kind.model_fields}
+
+    def validate(content: Any, _handler: Any) -> BaseModel:
+        if isinstance(content, kinds):
+            return content
+        named = [name for name in by_name if name in content] if isinstance(content, dict) else []
+        if not named:
+            return plain.model_validate(content)
+        kind = by_name[named[0]]
+        if excluded := [name for name in content if name in every - kind.model_fields.keys()]:
+            raise PydanticCustomError(
+                "excluded",
+                "{name} and {excluded} exclude each other: with {name} there may be {allowed}",
+                {
+                    "name": named[0],
+                    "excluded": ", ".join(excluded),
+                    "allowed": ", ".join(name for name in kind.model_fields if name != named[0]) or "nothing else",
+                },
+            )
+        return kind.model_validate(content)
+
+    return WrapValidator(validate)
+
+
+_NAMING: Final = ("posts", "voids", "reverses")
+
+AnyTransferIn = TransferIn | PostingIn | VoidingIn | ReversalIn
+
+
+class LinkedIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    transfers: Annotated[
+        list[Annotated[AnyTransferIn, _of_its_kind(TransferIn, PostingIn, VoidingIn, ReversalIn)]],
+        Field(min_length=2, max_length=MAX_LINKED),
+    ]
 
 
 class TransferOut(BaseModel):
@@ -101,11 +172,36 @@ class TransferPageParameters(PageParameters):
     group_id: UUID | None = Field(default=None, description="Only those that were made together")
 
 
-class BatchLineIn(TransferIn):
+class _Line(BaseModel):
     idempotency_key: Key
     linked: bool = Field(
         default=False, strict=True, description="Made together with the transfer of the next line, or neither"
     )
+
+
+class TransferLineIn(_Line, TransferIn):
+    pass
+
+
+class PostingLineIn(_Line, PostingIn):
+    pass
+
+
+class VoidingLineIn(_Line, VoidingIn):
+    """A pending transfer that is voided, all of it."""
+
+
+class ReversalLineIn(_Line, ReversalIn):
+    pass
+
+
+AnyLineIn = TransferLineIn | PostingLineIn | VoidingLineIn | ReversalLineIn
+
+
+class BatchLineIn(
+    RootModel[Annotated[AnyLineIn, _of_its_kind(TransferLineIn, PostingLineIn, VoidingLineIn, ReversalLineIn)],]
+):
+    """A transfer, or one that is posted (`posts`), voided (`voids`) or reversed (`reverses`)."""
 
 
 class BatchLineOut(BaseModel):
@@ -114,11 +210,13 @@ class BatchLineOut(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     line: int
-    outcome: Literal["posted", "pending", "refused", "invalid"]
+    outcome: Literal["posted", "pending", "voided", "refused", "invalid"]
     transfer: TransferOut | None = None
     refusal: Refusal | None = None
     replayed: bool = False
-    detail: str | None = Field(default=None, description="What is wrong with a line that can't be read")
+    detail: str | None = Field(
+        default=None, description="What is wrong with a line that can't be read, or names a transfer that isn't there"
+    )
 
 
 def shown(transfer: BookedTransfer) -> dict[str, Any]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import assert_never
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
-from shop.transfers.books import BookAccount, Books, Hold, Outcome
+from shop.transfers.books import BookAccount, Books, Outcome
 from shop.transfers.models import AnswerKind, Transfer, TransferState
 from shop.transfers.repository import StoredAnswer, TransferRepository
 from shop.transfers.requests import (
     BookedTransfer,
+    NamedTransfer,
     Refusal,
     ScopedKey,
-    TransferRefused,
     TransferRequest,
     TransferResult,
     fingerprints,
 )
+from shop.transfers.validation import check_request, checked
 from shop.transfers.writing import write
 
 
@@ -36,7 +38,7 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
     that don't (another body, or accounts that don't exist) may meet only when they are written: `KeyInUse`, after
     which the whole transaction must be rolled back and may be begun again.
 
-    Raises `ValueError` for requests that contradict themselves.
+    Raises `TypeError` and `ValueError` for requests that can't be stored as they are, or contradict themselves.
     """
     return (await posted_under_locks(session, requests))[0]
 
@@ -45,10 +47,11 @@ async def posted_under_locks(
     session: AsyncSession, requests: Sequence[TransferRequest]
 ) -> tuple[list[TransferResult], Mapping[UUID, BookAccount]]:
     """`post_transfers`, and the accounts as they are when the transaction is committed."""
-    if not requests:
+    chosen = checked(requests)
+    if not chosen:
         return [], {}
-    accounts = await TransferRepository(session).lock_accounts(accounts_of(requests))
-    return await _posted(session, accounts, requests), accounts
+    accounts = await TransferRepository(session).lock_accounts(accounts_of(chosen))
+    return await _posted(session, accounts, chosen), accounts
 
 
 async def posted_where_free(
@@ -73,12 +76,12 @@ async def _posted(
     repository = TransferRepository(session)
     reversed_ids = {request.reverses for request in requests if request.reverses is not None}
     settled_ids = {subject for request in requests if (subject := request.posts or request.voids) is not None}
-    books = Books(
-        accounts,
-        used=await _used(repository, requests),
-        reversible=await repository.reversible(reversed_ids),
-        pending=await repository.holds(settled_ids),
-    )
+    used = await _used(repository, requests)
+    reversible = await repository.reversible(reversed_ids)
+    # also those that are to be reversed and aren't posted, and those that are to be settled and never were pending
+    pending = await repository.holds(settled_ids | (reversed_ids - reversible.keys()))
+    reversible |= await repository.reversible(settled_ids - pending.keys())
+    books = Books(accounts, used=used, reversible=reversible, pending=pending)
     results = books.decide(requests)
     if not books.is_empty:
         await write(session, books)
@@ -120,6 +123,8 @@ async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
 def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[TransferRequest]:
     """The requests, to be made together under one key. A space tells the keys of all but the first from any that a
     client can choose."""
+    if type(key) is not str:
+        raise TypeError(f"key is of type {type(key).__name__}; pass a str")
     last = len(requests) - 1
     return [
         request._replace(key=key if place == 0 else f"{key} {place}", linked=place < last)
@@ -128,51 +133,51 @@ def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[Transfer
 
 
 async def reversal_of(
-    db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
+    db: AsyncSession,
+    transfer_id: UUID,
+    *,
+    amount: int | None = None,
+    description: str | None = None,
+    effective_at: datetime | None = None,
+    key: str | None = None,
+    scope: str = "",
 ) -> TransferRequest:
-    """The request that takes a transfer back: so much of it, or all that is left then. Raises `NotFound`, and
-    `TransferRefused` for one that isn't posted."""
-    transfer = await find_transfer(db, transfer_id)
-    if transfer.state is not TransferState.POSTED:
-        raise TransferRefused(Refusal.NOT_POSTED)
-    return TransferRequest(
-        transfer.to_account_id,
-        transfer.from_account_id,
-        amount,
-        description=f"reversal of {transfer_id}",
-        reverses=transfer_id,
-        key=key,
-        scope=scope,
-    )
+    """The request that takes a transfer back: so much of it, or all that is left then. Raises `NotFound`."""
+    named = await named_transfer(db, transfer_id)
+    return named.reversal(amount, description=description, effective_at=effective_at, key=key, scope=scope)
 
 
 async def posting_of(
     db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that posts a pending transfer: so much of what it holds, or all. Raises `NotFound`."""
-    hold = await _hold(db, transfer_id)
-    return TransferRequest(hold.from_account_id, hold.to_account_id, amount, posts=transfer_id, key=key, scope=scope)
+    return (await named_transfer(db, transfer_id)).posting(amount, key=key, scope=scope)
 
 
 async def voiding_of(
     db: AsyncSession, transfer_id: UUID, *, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that voids a pending transfer. Raises `NotFound`."""
-    hold = await _hold(db, transfer_id)
-    return TransferRequest(hold.from_account_id, hold.to_account_id, None, voids=transfer_id, key=key, scope=scope)
+    return (await named_transfer(db, transfer_id)).voiding(key=key, scope=scope)
 
 
-async def _hold(db: AsyncSession, transfer_id: UUID) -> Hold:
-    hold = (await TransferRepository(db).holds([transfer_id])).get(transfer_id)
-    if hold is None:
-        await find_transfer(db, transfer_id)
-        raise TransferRefused(Refusal.ALREADY_POSTED)  # at once, and never pending
-    return hold
+async def named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
+    """The transfer's accounts, whatever its state. Raises `NotFound`."""
+    found = (await named_transfers(db, [transfer_id])).get(transfer_id)
+    if found is None:
+        raise NotFound(Transfer, [transfer_id])
+    return found
+
+
+async def named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
+    """The accounts of those of the transfers that exist, whatever their states: one statement, or none for no ids."""
+    return await TransferRepository(db).named(transfer_ids)
 
 
 async def answer_before(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
     """What was answered to this request under its key, None if it wasn't used; the refusal `key_reused` if it was used
     for another one."""
+    check_request(request)
     assert request.key is not None
     outcome = (await _used(TransferRepository(session), [request])).get((request.scope, request.key))
     if outcome is None:
