@@ -173,10 +173,10 @@ async def test_what_has_expired_is_voided_by_the_service(client: httpx.AsyncClie
     a, b = await make_account(client, 100), await make_account(client)
     late, other = (await hold(client, a, b, 60)).json(), (await hold(client, a, b, 5)).json()
     await expire(stored, UUID(late["id"]))
-    assert_problem(await settle(client, late, "post"), 409, "pending-expired")
 
     async def voided() -> bool:
-        return bool((await client.get(f"/transfers/{late['id']}")).json()["state"] == "voided")
+        async with stored.session() as session:
+            return (await session.get_one(PendingTransfer, UUID(late["id"]))).state == "voided"
 
     await until(voided, seconds=20)
     assert await held(client, a) == 5
@@ -233,7 +233,7 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
     new = await transfer(client, a, b, 1, key="new")
     assert (await transfer(client, a, b, 1, key="old"))["id"] == before["id"]  # until it is forgotten it counts
 
-    assert await upkeep.forget_keys(stored, utcnow() - upkeep.timedelta(days=30)) == 1
+    assert await upkeep.forget_keys(stored, upkeep.timedelta(days=30)) == 1
 
     assert (await transfer(client, a, b, 1, key="new"))["id"] == new["id"]
     assert (await transfer(client, a, b, 1, key="old"))["id"] != before["id"]

@@ -23,6 +23,7 @@ from shop.accounts.schemas import (
     EntryOut,
 )
 from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance, open_account
+from shop.transfers.expiry import show_held_now
 from shop.web.dependencies import DbSession, ReadDbSession
 
 router = APIRouter(prefix="/accounts", tags=["accounts"])
@@ -40,12 +41,16 @@ async def list_accounts(parameters: Annotated[AccountPageParameters, Query()], d
     """Accounts in the order of opening: those of a user, of a purpose, in a currency."""
     wanted = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
     chosen = select(Account).filter_by(**wanted).order_by(Account.id)
-    return await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page = await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    await show_held_now(db, page.items)
+    return page
 
 
 @router.get("/{account_id}", response_model=AccountOut)
 async def get_account(account_id: UUID, db: DbSession) -> Account:
-    return await AccountRepository(db).get_one(account_id)
+    account = await AccountRepository(db).get_one(account_id)
+    await show_held_now(db, [account])
+    return account
 
 
 @router.patch("/{account_id}", response_model=AccountOut)

@@ -10,10 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import NotFound, utcnow, uuid7
+from howdah import NotFound, uuid7
 from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
 from shop.accounts.repository import AccountRepository
 from shop.accounts.schemas import AccountChange, AccountIn
+from shop.transfers.expiry import void_expired_of
 
 
 class AccountUnchangeable(ValueError):
@@ -52,6 +53,8 @@ async def change_account(db: AsyncSession, account_id: UUID, change: AccountChan
         raise AccountUnchangeable(
             account, f"it is the {account.currency} account for {account.purpose}, of which there is one"
         )
+    if account.held:
+        await void_expired_of(db, [account_id])
     if values.get("state") is AccountState.CLOSED and (account.balance or account.held):
         on_it = f"{account.balance} on it, {account.held} of it held"
         raise AccountUnchangeable(account, f"there are {on_it}, and only an empty one can be closed")
@@ -61,7 +64,7 @@ async def change_account(db: AsyncSession, account_id: UUID, change: AccountChan
     limit = values.get("balance_limit", account.balance_limit)
     if limit is not None and account.balance > limit:
         raise AccountUnchangeable(account, "its balance is more than the new limit")
-    await accounts.update(account, **values, updated_at=max(utcnow(), account.updated_at))  # see `Books.at`
+    await accounts.update(account, **values)
     return account
 
 
