@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import httpx
 import pytest
-from books import open_accounts
-from making import balances, make_account, post_transfer, transfer
+from books import open_accounts, sum_up
+from making import balances, held, hold, make_account, post_transfer, settle, transfer
 from problems import assert_problem
 from sqlalchemy import func, select, text, update
 from tampering import without_guards
@@ -17,35 +17,10 @@ from waiting import until
 
 from howdah import Database, DatabaseError, utcnow
 from shop.accounts.models import Account
-from shop.accounts.proof import check_books
 from shop.transfers import upkeep
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import PendingTransfer, Transfer
 from shop.transfers.requests import Refusal, TransferRequest
-
-
-async def hold(
-    client: httpx.AsyncClient, source: dict[str, Any], target: dict[str, Any], amount: int, **values: Any
-) -> httpx.Response:
-    body = {"from_account_id": source["id"], "to_account_id": target["id"], "amount": amount, "pending_seconds": 600}
-    return await client.post("/transfers", json=body | values, headers={"Idempotency-Key": str(uuid4())})
-
-
-async def settle(
-    client: httpx.AsyncClient, pending: dict[str, Any], how: str, *, key: str | None = None, **body: Any
-) -> httpx.Response:
-    headers = {"Idempotency-Key": key or str(uuid4())}
-    return await client.post(f"/transfers/{pending['id']}/{how}", json=body or None, headers=headers)
-
-
-async def held(client: httpx.AsyncClient, account: dict[str, Any]) -> int:
-    found: int = (await client.get(f"/accounts/{account['id']}")).json()["held"]
-    return found
-
-
-async def sum_up(stored: Database) -> None:
-    async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
 
 
 async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, stored: Database) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, DateTime, Uuid, and_, bindparam, case, func, select, text
+from sqlalchemy import ARRAY, ColumnElement, DateTime, Uuid, and_, any_, bindparam, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import attributes
 
@@ -31,7 +31,7 @@ async def void_expired_of(
 ) -> list[Freed]:
     """Void what has expired at `at`, now if not given, of what these accounts hold; those of which something had. The
     accounts must be locked by this transaction."""
-    rows = await session.execute(_VOID, {"ids": list(account_ids), "at": at})
+    rows = await session.execute(VOID, {"ids": list(account_ids), "at": at})
     freed = [Freed(*row) for row in rows]
     for account in freed:
         show(session, account, ("held", "revision", "updated_at"))
@@ -40,12 +40,11 @@ async def void_expired_of(
 
 async def show_held_now(session: AsyncSession, accounts: Iterable[Account]) -> None:
     """Make `held` of accounts that are only shown leave out what has expired and isn't voided yet. Their rows stay as
-    they are."""
-    holding = {account.id: account for account in accounts if account.held}
-    if not holding:
-        return
-    for id_, expired in await session.execute(_EXPIRED, {"ids": list(holding)}):
-        attributes.set_committed_value(holding[id_], "held", holding[id_].held - int(expired))
+    they are. Those that hold something are read again, since balance and held amount must be of one moment."""
+    holding = [account.id for account in accounts if account.held]
+    if holding:
+        for account, expired in await session.execute(_WITH_EXPIRED, {"ids": holding}):
+            attributes.set_committed_value(account, "held", account.held - int(expired))
 
 
 _has_expired: Final = and_(
@@ -56,13 +55,17 @@ STATE_NOW: Final[ColumnElement[TransferState]] = case((_has_expired, TransferSta
 
 ACCOUNTS_WITH_EXPIRED: Final = select(PendingTransfer.from_account_id).where(_has_expired).distinct()
 
-_EXPIRED: Final[Any] = (
-    select(PendingTransfer.from_account_id, func.sum(PendingTransfer.amount))
-    .where(PendingTransfer.from_account_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), _has_expired)
-    .group_by(PendingTransfer.from_account_id)
+_WITH_EXPIRED: Final = (
+    select(
+        Account,
+        select(func.coalesce(func.sum(PendingTransfer.amount), 0))
+        .where(PendingTransfer.from_account_id == Account.id, _has_expired)
+        .scalar_subquery(),
+    )
+    .where(Account.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
+    .execution_options(populate_existing=True)
 )
-_VOID: Final = (
-    text("""
+VOID: Final = text("""
     WITH voided AS (
         UPDATE pending_transfers SET state = 'voided', settled_at = coalesce(:at, statement_timestamp())
         WHERE from_account_id = ANY (:ids) AND state = 'pending'
@@ -75,7 +78,4 @@ _VOID: Final = (
     SET held = account.held - freed.amount, updated_at = coalesce(:at, statement_timestamp())
     FROM freed WHERE account.id = freed.from_account_id
     RETURNING account.id, account.held, account.revision, account.updated_at, freed.voided
-    """)
-    .bindparams(bindparam("ids", type_=ARRAY(Uuid())), bindparam("at", type_=DateTime(timezone=True)))
-    .columns(id=Uuid(), held=BigInteger())
-)
+    """).bindparams(bindparam("ids", type_=ARRAY(Uuid())), bindparam("at", type_=DateTime(timezone=True)))

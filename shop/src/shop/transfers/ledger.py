@@ -196,6 +196,7 @@ class Ledger:
                 written = False
             except BaseException:
                 known.forget()
+                clock.forget()  # another server may take over, with another clock
                 raise
             if not written:  # at once: whoever has the next turn has to know
                 known.was_wrong()
