@@ -15,6 +15,7 @@ from clocks import wall_clock_off_by
 from making import make_account, make_order, make_user, post_transfer, transfer
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from statements import watched
 from tampering import without_guards
 from waiting import until
 
@@ -257,6 +258,16 @@ async def test_a_wrong_idea_of_the_databases_time_is_noticed(
         made = [(await ledger.submit(TransferRequest(a, b, 1))).unwrap() for _ in range(3)]
         after = await database_time(stored)
     assert all(before <= each.created_at <= after for each in made)
+
+
+@skewed
+async def test_a_wrong_clock_of_the_process_costs_no_further_statement(stored: Database, difference: timedelta) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    with wall_clock_off_by(difference):
+        async with Ledger(stored) as ledger, watched(stored) as seen:
+            for _ in range(4):
+                (await ledger.submit(TransferRequest(a, b, 1))).unwrap()
+            assert seen.taken() == ["read", *["write if"] * 4]
 
 
 async def test_the_time_is_read_again_after_a_minute_without_transfers(stored: Database) -> None:
