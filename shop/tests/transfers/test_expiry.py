@@ -16,6 +16,7 @@ from problems import assert_problem
 from sqlalchemy import select, text, update
 from statements import watched
 from tampering import without_guards
+from waiting import until_waiting
 
 from howdah import Database, utcnow
 from shop.accounts.models import Account, AccountState
@@ -143,6 +144,23 @@ async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: D
         assert (await ledger.submit(TransferRequest(a, c, left + 1))).refusal is Refusal.INSUFFICIENT_FUNDS
         (await ledger.submit(TransferRequest(a, c, left))).unwrap()
     await sum_up(stored)
+
+
+async def test_what_is_decided_again_is_not_taken_for_made_meanwhile(stored: Database) -> None:
+    a, b, c = await open_accounts(stored, 100, 0, 100)
+    async with Ledger(stored) as ledger, watched(stored) as seen:
+        (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
+        (await ledger.submit(TransferRequest(c, b, 1))).unwrap()
+        async with stored.begin() as session:
+            await session.execute(select(Account.id).where(Account.id == a).with_for_update())
+            requests = [TransferRequest(c, b, 10), TransferRequest(a, b, 80)]
+            waiting = asyncio.create_task(ledger.submit_many(requests))
+            await until_waiting(stored, 1)
+            seen.taken()
+            (await ledger.submit(TransferRequest(c, b, 1))).unwrap()
+            assert seen.taken() == ["write if"]
+        assert [result.refusal for result in await waiting] == [None, Refusal.INSUFFICIENT_FUNDS]
+    assert await rows(stored, a, b, c) == [(100, 60), (12, 0), (88, 0)]
 
 
 async def test_a_largest_amount_that_has_expired_is_in_nobodys_way(stored: Database) -> None:
