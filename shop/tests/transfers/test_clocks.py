@@ -19,7 +19,7 @@ from statements import watched
 from tampering import without_guards
 from waiting import until
 
-from howdah import CheckViolation, Database, utcnow
+from howdah import CheckViolation, Database, bulk, utcnow
 from shop.accounts.models import Account, AccountPurpose, Entry
 from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountChange
@@ -92,11 +92,18 @@ async def by_change(database: Database, a: UUID, b: UUID) -> None:
         (await session.get_one(Account, b)).name = "Renamed, too"
 
 
+async def by_bulk_insert(database: Database, a: UUID, b: UUID) -> None:
+    accounts = ({"name": "One of many", "currency": "GBP"} for _ in range(30))
+    async with database.begin() as session:
+        await bulk.insert_many(session, Account, accounts)
+        await transfer_funds(session, a, b, 1)
+
+
 async def system_id(session: AsyncSession) -> UUID:
     return (await system_account(session, AccountPurpose.CASH_IN, "GBP")).id
 
 
-WAYS = [by_submit, by_submit_many, by_hold, by_reversal, by_session, by_change]
+WAYS = [by_submit, by_submit_many, by_hold, by_reversal, by_session, by_change, by_bulk_insert]
 
 
 @skewed

@@ -16,9 +16,8 @@ from problems import assert_problem
 from sqlalchemy import select, text, update
 from statements import watched
 from tampering import without_guards
-from waiting import until_waiting
 
-from howdah import Database, utcnow
+from howdah import Database, LockTimeout, utcnow
 from shop.accounts.models import Account, AccountState
 from shop.accounts.schemas import AccountChange
 from shop.accounts.service import AccountUnchangeable, change_account
@@ -28,6 +27,7 @@ from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey, PendingTransfer
 from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest, TransferResult
 from shop.transfers.service import find_transfer, post_transfers, transfer_funds
+from shop.transfers.upkeep import void_expired
 
 
 async def expire(stored: Database, *ids: UUID) -> None:
@@ -146,21 +146,18 @@ async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: D
     await sum_up(stored)
 
 
-async def test_what_is_decided_again_is_not_taken_for_made_meanwhile(stored: Database) -> None:
-    a, b, c = await open_accounts(stored, 100, 0, 100)
-    async with Ledger(stored) as ledger, watched(stored) as seen:
+async def test_what_was_decided_and_not_written_is_not_taken_for_made(stored: Database) -> None:
+    """Although another process has made entries with the same numbers meanwhile."""
+    a, b, c = await open_accounts(stored, 100, 100, 100)
+    async with Database(stored.engine.url, lock_timeout=0.3) as impatient, Ledger(impatient) as ledger:
         (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
         (await ledger.submit(TransferRequest(c, b, 1))).unwrap()
         async with stored.begin() as session:
-            await session.execute(select(Account.id).where(Account.id == a).with_for_update())
-            requests = [TransferRequest(c, b, 10), TransferRequest(a, b, 80)]
-            waiting = asyncio.create_task(ledger.submit_many(requests))
-            await until_waiting(stored, 1)
-            seen.taken()
-            (await ledger.submit(TransferRequest(c, b, 1))).unwrap()
-            assert seen.taken() == ["write if"]
-        assert [result.refusal for result in await waiting] == [None, Refusal.INSUFFICIENT_FUNDS]
-    assert await rows(stored, a, b, c) == [(100, 60), (12, 0), (88, 0)]
+            await transfer_funds(session, b, c, 50)
+            with pytest.raises(LockTimeout):
+                await ledger.submit_many([TransferRequest(c, b, 10), TransferRequest(a, b, 80)])
+        assert (await ledger.submit(TransferRequest(c, b, 149))).refusal is None
+    assert await rows(stored, a, b, c) == [(100, 60), (200, 0), (0, 0)]
 
 
 async def test_a_largest_amount_that_has_expired_is_in_nobodys_way(stored: Database) -> None:
@@ -253,8 +250,7 @@ async def test_a_session_of_the_caller_has_the_account_as_it_is(stored: Database
         account = await session.get_one(Account, a)
         before = account.revision
         with pytest.raises(ValueError, match="cover"):
-            await transfer_funds(session, a, b, 101)  # in a savepoint, which is rolled back
-        await post_transfers(session, [TransferRequest(b, a, 1)])  # refused, and the account is freed all the same
+            await transfer_funds(session, a, b, 101)  # and the account is freed all the same
         assert (account.held, account.revision) == (0, before + 1)
         await transfer_funds(session, a, b, 100)
         assert (account.balance, account.held) == (0, 0)
@@ -296,6 +292,18 @@ async def test_an_account_that_holds_only_what_has_expired_can_be_closed(stored:
         assert (await ledger.submit(TransferRequest(c, a, 1))).refusal is Refusal.ACCOUNT_CLOSED
     assert await rows(stored, a) == [(0, 0)]
     await sum_up(stored)
+
+
+async def test_the_upkeep_leaves_what_is_locked_and_goes_on_with_others(stored: Database) -> None:
+    a, b, c = await open_accounts(stored, 600, 10, 0)
+    await on_hold(stored, a, c, *[1] * 550)  # more than it looks at at a time
+    await on_hold(stored, b, c, 1, 2)
+    async with Ledger(stored) as ledger:
+        async with stored.begin() as session:
+            await session.execute(select(Account.id).where(Account.id == a).with_for_update())
+            assert await void_expired(stored, ledger) == 2
+        assert await void_expired(stored, ledger) == 550
+    assert await rows(stored, a, b) == [(600, 0), (10, 0)]
 
 
 async def test_two_processes_void_it_once(stored: Database) -> None:

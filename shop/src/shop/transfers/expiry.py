@@ -53,7 +53,9 @@ _has_expired: Final = and_(
 STATE_NOW: Final[ColumnElement[TransferState]] = case((_has_expired, TransferState.VOIDED), else_=PendingTransfer.state)
 """What a pending transfer is shown as."""
 
-ACCOUNTS_WITH_EXPIRED: Final = select(PendingTransfer.from_account_id).where(_has_expired).distinct()
+ACCOUNTS_WITH_EXPIRED: Final = (
+    select(PendingTransfer.from_account_id).where(_has_expired).order_by(PendingTransfer.expires_at)
+)
 
 _WITH_EXPIRED: Final = (
     select(

@@ -177,13 +177,15 @@ class Ledger:
                 if (now := clock.now()) is None:
                     return None
                 assumed = [(account.id, account.version, account.revision or None) for account in accounts.values()]
-                if any(account.held for account in accounts.values()):  # what is decided may have to be dropped
+                is_held = any(account.held for account in accounts.values())
+                if is_held:  # what is decided may have to be dropped, and mustn't be taken for made then
                     accounts = {id_: copy(account) for id_, account in accounts.items()}
                 books = Books(accounts, now)
                 results = books.decide(requests)
-                if _may_have_expired(requests, results, accounts):
-                    return None
-                known.accounts.update(accounts)
+                if is_held:
+                    if _may_have_expired(requests, results, accounts):
+                        return None
+                    known.accounts.update(accounts)
                 values = values_to_write(books, assumed)
                 async with self._turn:
                     if known.mistakes != since:  # it was decided on what another one was to make of the accounts

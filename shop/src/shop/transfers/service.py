@@ -92,7 +92,8 @@ async def _posted(
     reversed_ids = {request.reverses for request in requests if request.reverses is not None}
     settled_ids = {subject for request in requests if (subject := request.posts or request.voids) is not None}
     books = Books(
-        *locked,
+        accounts=locked.accounts,
+        at=locked.at,
         used=await _used(repository, requests),
         reversible=await repository.reversible(reversed_ids),
         pending=await repository.holds(settled_ids),
@@ -122,7 +123,8 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
     its own.
     """
     async with db.begin_nested() if db.in_transaction() else db.begin():
-        return await post(db, TransferRequest(from_account_id, to_account_id, amount))
+        [result] = await post_transfers(db, [TransferRequest(from_account_id, to_account_id, amount)])
+    return result.unwrap()  # not before: what had expired stays voided
 
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:

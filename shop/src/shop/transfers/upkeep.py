@@ -14,7 +14,7 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
 from howdah import Database
 from shop.transfers.expiry import ACCOUNTS_WITH_EXPIRED
@@ -24,6 +24,8 @@ from shop.transfers.models import IdempotencyKey, PendingTransfer
 EVERY_SECONDS: Final = 5.0
 _KEYS_EVERY_SECONDS: Final = 3_600.0
 _AT_A_TIME: Final = 500
+
+_done: Final = bindparam("done", type_=ARRAY(Uuid()))
 
 _log = structlog.get_logger("shop.upkeep")
 
@@ -44,18 +46,15 @@ async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: floa
 async def void_expired(database: Database, ledger: Ledger) -> int:
     """Void what is pending and has expired; how many there were. What accounts hold that somebody else has locked is
     left for the next time."""
-    voided, after = 0, UUID(int=0)
+    voided, done = 0, set[UUID]()
     while True:
-        holding = (
-            ACCOUNTS_WITH_EXPIRED.where(PendingTransfer.from_account_id > after)
-            .order_by(PendingTransfer.from_account_id)
-            .limit(_AT_A_TIME)
-        )
+        holding = ACCOUNTS_WITH_EXPIRED.where(PendingTransfer.from_account_id != all_(_done)).limit(_AT_A_TIME)
         async with database.autocommit() as connection:
-            ids = (await connection.scalars(holding)).all()
+            ids = set(await connection.scalars(holding, {"done": list(done)}))
         if not ids:
             return voided
-        voided, after = voided + await ledger.void_expired(ids), ids[-1]
+        voided += await ledger.void_expired(ids)
+        done |= ids
 
 
 async def forget_keys(database: Database, retention: timedelta) -> int:
