@@ -196,6 +196,7 @@ def _written(source: UUID, target: UUID, versions: dict[UUID, int], key: str) ->
             f"t_{name}"
             for name in (
                 "currency",
+                "created_at",
                 "description",
                 "metadata",
                 "effective_at",

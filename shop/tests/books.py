@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from howdah import Database
+from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountIn
 from shop.accounts.service import open_account
 from shop.transfers.service import transfer_funds
@@ -19,3 +20,8 @@ async def open_accounts(database: Database, *balances: int) -> list[UUID]:
             if balance:
                 await transfer_funds(session, world, account, balance)
     return accounts
+
+
+async def sum_up(stored: Database) -> None:
+    async with stored.session() as session:
+        assert (await check_books(session)).faults == {}

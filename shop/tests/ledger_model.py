@@ -69,6 +69,9 @@ class Made:
     state: str
     until: float | None = None
     taken_back: int = 0
+    expired: bool = False
+    told: bool = True
+    """Whether a request to void it comes too late, although it has expired."""
 
 
 @dataclass
@@ -79,14 +82,31 @@ class Model:
     _answers: dict[int, tuple[tuple[Step, ...], int, Answer]] = field(default_factory=dict)
     """The chain without its keys, the place in it, the answer."""
 
-    def post(self, steps: Iterable[Step]) -> list[Answer]:
+    def post(self, steps: Sequence[Step]) -> list[Answer]:
         answers, chain = list[Answer](), list[Step]()
+        expired = self.expire({place for step in steps for place in (step.source, step.target)})
         for step in steps:
             chain.append(step)
             if not step.linked:
                 answers += self._answer(chain)
                 chain = []
+        for number in expired:
+            self.made[number].told = True
         return answers
+
+    def expire(self, places: Iterable[int]) -> list[int]:
+        """Void what these accounts hold and whose time is over: before anything else is decided on them."""
+        holders = set(places)
+        expired = [
+            number
+            for number, made in enumerate(self.made)
+            if made.source in holders and made.state == "pending" and made.until is not None and made.until <= self.day
+        ]
+        for number in expired:
+            made = self.made[number]
+            self.accounts[made.source].held -= made.amount
+            made.state, made.expired, made.told = "voided", True, False
+        return expired
 
     def _answer(self, chain: Sequence[Step]) -> list[Answer]:
         keys, asked = [step.key for step in chain], tuple(replace(step, key=None) for step in chain)
@@ -160,8 +180,6 @@ class Model:
         amount = held.amount if step.amount is None else _in_range(step.amount)
         if amount > held.amount:
             raise TransferRefused(Refusal.MORE_THAN_IS_HELD)
-        if held.until is not None and held.until <= self.day:
-            raise TransferRefused(Refusal.PENDING_EXPIRED)
         self._refuse(step, amount, released=held.amount)
         self.accounts[held.source].held -= held.amount
         held.state, held.amount = "posted", amount
@@ -170,15 +188,20 @@ class Model:
 
     def _void(self, step: Step, number: int) -> int:
         held = self._pending(step, number)
-        self.accounts[held.source].held -= held.amount
-        held.state = "voided"
+        if held.expired:
+            held.told = True
+        else:
+            self.accounts[held.source].held -= held.amount
+            held.state = "voided"
         return number
 
     def _pending(self, step: Step, number: int) -> Made:
         made = self.made[number] if number < len(self.made) else None
         if made is None or (made.source, made.target) != (step.source, step.target):
             raise TransferRefused(Refusal.UNKNOWN_PENDING)
-        if made.state != "pending":
+        if made.expired and step.posts is not None:
+            raise TransferRefused(Refusal.PENDING_EXPIRED)
+        if made.state != "pending" and made.told:
             raise TransferRefused(Refusal.ALREADY_POSTED if made.state == "posted" else Refusal.ALREADY_VOIDED)
         return made
 

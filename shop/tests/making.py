@@ -67,6 +67,25 @@ async def transfer(
     return answer
 
 
+async def hold(
+    client: httpx.AsyncClient, source: dict[str, Any], target: dict[str, Any], amount: int, **values: Any
+) -> httpx.Response:
+    body = {"from_account_id": source["id"], "to_account_id": target["id"], "amount": amount, "pending_seconds": 600}
+    return await client.post("/transfers", json=body | values, headers={"Idempotency-Key": str(uuid4())})
+
+
+async def settle(
+    client: httpx.AsyncClient, pending: dict[str, Any], how: str, *, key: str | None = None, **body: Any
+) -> httpx.Response:
+    headers = {"Idempotency-Key": key or str(uuid4())}
+    return await client.post(f"/transfers/{pending['id']}/{how}", json=body or None, headers=headers)
+
+
+async def held(client: httpx.AsyncClient, account: dict[str, Any]) -> int:
+    found: int = (await client.get(f"/accounts/{account['id']}")).json()["held"]
+    return found
+
+
 async def balances(client: httpx.AsyncClient, *accounts: dict[str, Any]) -> list[int]:
     found = await asyncio.gather(*(client.get(f"/accounts/{account['id']}") for account in accounts))
     return [response.json()["balance"] for response in found]

@@ -162,6 +162,18 @@ def test_existing_keys_get_the_kind_of_their_answer(committed_url: str, times: s
     ]
 
 
+def test_the_functions_that_book_transfers_keep_their_settings_in_both_directions(empty_url: str) -> None:
+    """CREATE OR REPLACE FUNCTION drops those that were set before."""
+    settings = "SELECT proconfig FROM pg_proc WHERE proname = 'book_transfers'"
+    migrations.upgrade(empty_url, "0006")
+    before = _run(empty_url, settings)
+    assert len(before[0][0][0]) == 5
+    migrations.upgrade(empty_url)
+    assert _run(empty_url, settings) == before
+    migrations.downgrade(empty_url, "0006")
+    assert _run(empty_url, settings) == before
+
+
 @pytest.mark.parametrize(
     "planted",
     [

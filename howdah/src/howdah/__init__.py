@@ -2,6 +2,7 @@
 
 from howdah import bulk
 from howdah.bulk import Created, Matched, Upserted
+from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel, PoolStatus
 from howdah.errors import (
@@ -73,6 +74,7 @@ __all__ = [
     "ConnectionLost",
     "Created",
     "Database",
+    "DatabaseClock",
     "DatabaseError",
     "DeadlockDetected",
     "ExclusionViolation",

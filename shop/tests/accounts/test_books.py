@@ -178,9 +178,24 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="an entry of no account",
         ),
         pytest.param(
-            {"entries older than the one before"},
+            {"entries older than the one before", "entries from the future"},
             ["UPDATE entries SET created_at = created_at + interval '1 day' WHERE account_id = :rich AND version = 1"],
             id="an entry's time",
+        ),
+        *(
+            pytest.param(
+                {f"{table.replace('_', ' ')} from the future"},
+                [f"UPDATE {table} SET {column} = now() + interval '1 hour' WHERE {column} IS NOT NULL"],
+                id=f"{column} of {table} in the future",
+            )
+            for table, column in (
+                ("accounts", "created_at"),
+                ("accounts", "updated_at"),
+                ("entries", "created_at"),
+                ("transfers", "created_at"),
+                ("pending_transfers", "created_at"),
+                ("pending_transfers", "settled_at"),
+            )
         ),
         pytest.param(
             {"transfers between currencies"},

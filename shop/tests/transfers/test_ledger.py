@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from books import open_accounts
-from sqlalchemy import event, select, text, update
+from sqlalchemy import select, text, update
+from statements import watched
 from waiting import until, until_waiting
 
 from howdah import CoalescerClosed, Database, LockTimeout
@@ -21,44 +21,6 @@ from shop.accounts.service import change_account
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult
 from shop.transfers.service import transfer_funds
-
-
-class Seen:
-    """Which of the ledger's statements the database was given."""
-
-    def __init__(self) -> None:
-        self.statements: list[str] = []
-
-    def note(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        self.statements.append(statement)
-
-    def taken(self) -> list[str]:
-        """By name, since the last time."""
-        names = {
-            "as_assumed": "write if",
-            "FOR NO KEY UPDATE": "lock",
-            "new_transfers": "write",
-            "accounts.id": "read",
-        }
-        found = []
-        for statement in self.statements:
-            found += (
-                [next(name for part, name in names.items() if part in statement)]
-                if any(part in statement for part in names)
-                else []
-            )
-        self.statements.clear()
-        return found
-
-
-@asynccontextmanager
-async def watched(database: Database) -> Any:
-    seen = Seen()
-    event.listen(database.engine.sync_engine, "before_cursor_execute", seen.note)
-    try:
-        yield seen
-    finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", seen.note)
 
 
 async def balance(database: Database, account: UUID) -> int:

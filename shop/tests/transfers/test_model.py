@@ -23,15 +23,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from ledger_model import Model, ModelAccount, Step
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from tampering import without_guards
 
-from howdah import Database, utcnow
+from howdah import Database
 from shop.accounts.models import Account, AccountState, Entry
 from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountChange
 from shop.accounts.service import change_account
-from shop.transfers.models import PendingTransfer
+from shop.transfers.models import PendingTransfer, TransferState
 from shop.transfers.requests import MAX_AMOUNT, BookedTransfer, TransferRequest
 from shop.transfers.service import post_transfers
 
@@ -63,7 +64,6 @@ class Both:
         self.model = Model()
         self.accounts: list[UUID] = []
         self._session = session
-        self._began = utcnow()
         self._made: list[UUID] = []
         self._told: dict[tuple[UUID, str], BookedTransfer] = {}
         self._scope = str(uuid4())
@@ -71,20 +71,31 @@ class Both:
         self._compared: list[tuple[int, int, int, str]] = []
 
     async def open(self, terms: dict[str, Any]) -> None:
-        now = self._began + timedelta(days=self.model.day)
-        values = {"id": uuid4(), "name": "Account", "currency": "GBP", "updated_at": now, **terms}
+        values = {"id": uuid4(), "name": "Account", "currency": "GBP", **terms}
         await self._session.execute(insert(Account).values(**values))
         self.accounts.append(values["id"])
         self.model.accounts.append(ModelAccount(**terms))
 
     async def change(self, place: int, state: AccountState) -> None:
         await change_account(self._session, self.accounts[place], AccountChange(state=state))
+        self.model.expire([place])
         self.model.accounts[place].state = state
 
     async def leap(self) -> None:
-        """Time goes on: the ledger's is never before the last change of an account."""
-        later = update(Account).where(Account.id.in_(self.accounts))
-        await self._session.execute(later.values(updated_at=Account.updated_at + timedelta(days=LEAP_DAYS)))
+        """Time goes on: what is pending expires so much earlier."""
+        leap = timedelta(days=LEAP_DAYS)
+        earlier = (
+            update(PendingTransfer)
+            .where(self._among(PendingTransfer.from_account_id), PendingTransfer.state == TransferState.PENDING)
+            .values(expires_at=PendingTransfer.expires_at - leap)
+            .returning(PendingTransfer.id, PendingTransfer.expires_at)
+            .execution_options(synchronize_session=False)
+        )
+        await without_guards(self._session)
+        for id_, expires_at in (await self._session.execute(earlier)).all():
+            told = (id_, TransferState.PENDING)
+            self._told[told] = self._told[told]._replace(expires_at=expires_at)
+        await self._session.execute(text("SET LOCAL session_replication_role = DEFAULT"))
         self.model.day += LEAP_DAYS
 
     def step(self, wish: Wish) -> Step:

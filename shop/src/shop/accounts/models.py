@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Enum, FetchedValue, ForeignKey, Index, String
+from sqlalchemy import BigInteger, CheckConstraint, Enum, FetchedValue, ForeignKey, Index, String, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import Base, Timestamps, UUIDv7PrimaryKey, utcnow
+from howdah import Base, UUIDv7PrimaryKey
 
 
 def one_of(kind: type[StrEnum], name: str) -> Enum:
@@ -43,7 +43,7 @@ class AccountPurpose(StrEnum):
     FEES = "fees"
 
 
-class Account(UUIDv7PrimaryKey, Timestamps, Base):
+class Account(UUIDv7PrimaryKey, Base):
     """Money of one currency, in its smallest unit.
 
     `version` counts the entries, from 0. A trigger on new transfers changes it and `balance`, and
@@ -55,6 +55,8 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
     `revision` counts the changes that make no entry: a trigger does, whoever changes what. Others refuse that a balance
     is changed but by a transfer, that an account is opened with one, and that one is deleted or becomes one of another
     currency.
+
+    `created_at` and `updated_at` are PostgreSQL's times: no process's clock can put an account into the future.
     """
 
     __tablename__ = "accounts"
@@ -86,6 +88,10 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
     version: Mapped[int] = mapped_column(BigInteger, default=0)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(
+        server_default=func.statement_timestamp(), onupdate=func.statement_timestamp()
+    )
 
 
 class Entry(Base):
@@ -107,4 +113,4 @@ class Entry(Base):
     transfer_id: Mapped[UUID]
     amount: Mapped[int] = mapped_column(BigInteger)
     balance_after: Mapped[int] = mapped_column(BigInteger)
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    created_at: Mapped[datetime]

@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import orjson
-from sqlalchemy import ARRAY, DateTime, LargeBinary, String, Uuid, bindparam, column, delete, func, select, tuple_
+from sqlalchemy import ARRAY, LargeBinary, String, Uuid, bindparam, column, delete, func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import bulk, utcnow, uuid7
+from howdah import bulk, uuid7
 from shop.accounts.models import Account, AccountState
 from shop.accounts.schemas import AccountIn, OpeningRefusal
 from shop.accounts.service import open_account, values_of
@@ -64,7 +64,7 @@ async def open_account_once(db: AsyncSession, request: OpeningRequest) -> Openin
     if request.key is None:
         return OpeningResult(await open_account(db, request.account))
     id_ = uuid7()
-    if used := await _claim(db, {(request.scope, request.key): _Claim(id_, request.account)}, utcnow()):
+    if used := await _claim(db, {(request.scope, request.key): _Claim(id_, request.account)}):
         [stored] = used.values()
         return _answer(request.account, stored, await _opened_at(db, [stored.account_id]))
     return OpeningResult(await open_account(db, request.account, id_=id_))
@@ -109,14 +109,13 @@ async def _open(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[Op
 
     Keys are claimed before accounts are written, both in one order, so that concurrent calls can't deadlock.
     """
-    at = utcnow()
     ids = [uuid7() for _ in requests]
     claims = {
         (request.scope, request.key): _Claim(id_, request.account)
         for id_, request in zip(ids, requests, strict=True)
         if request.key is not None
     }
-    used = await _claim(db, claims, at)
+    used = await _claim(db, claims)
     new = {
         id_: request.account
         for id_, request in zip(ids, requests, strict=True)
@@ -165,7 +164,7 @@ async def _lock_users(db: AsyncSession, ids: Collection[UUID]) -> set[UUID]:
     return set(await db.scalars(_USERS, {"ids": list(ids)}))
 
 
-async def _claim(db: AsyncSession, claims: Mapping[ScopedKey, _Claim], at: datetime) -> dict[ScopedKey, StoredAnswer]:
+async def _claim(db: AsyncSession, claims: Mapping[ScopedKey, _Claim]) -> dict[ScopedKey, StoredAnswer]:
     """Store the account under each key that is unused, and return what is stored under the others. Waits for
     transactions that are using one of the keys."""
     used: dict[ScopedKey, StoredAnswer] = {}
@@ -176,7 +175,6 @@ async def _claim(db: AsyncSession, claims: Mapping[ScopedKey, _Claim], at: datet
             "keys": [key for _, key in missing],
             "fingerprints": [_fingerprint(claim.account) for claim in missing.values()],
             "ids": [claim.account_id for claim in missing.values()],
-            "at": at,
         }
         claimed = {(row.scope, row.key) for row in await db.execute(_CLAIM, values)}
         others = missing.keys() - claimed
@@ -243,7 +241,7 @@ _CLAIM: Final[Any] = (
         select(
             *_given.c,
             bindparam("answer", AnswerKind.OPENED.value, type_=String()),
-            bindparam("at", type_=DateTime(timezone=True)),
+            func.statement_timestamp(),
         ),
     )
     .on_conflict_do_nothing()

@@ -168,6 +168,20 @@ _CHECKS: Final = {
         ) AS told (fault, found, finding)
         WHERE found
         """,
+    # ahead of the database's clock
+    "times": """
+        SELECT format('%s from the future', kind) AS fault, format('%s: %s', id, at) AS finding
+        FROM (
+            SELECT 'accounts' AS kind, id, greatest(created_at, updated_at) AS at FROM accounts
+            UNION ALL
+            SELECT 'entries', account_id, max(created_at) FROM entries GROUP BY account_id
+            UNION ALL
+            SELECT 'transfers', id, created_at FROM transfers
+            UNION ALL
+            SELECT 'pending transfers', id, greatest(created_at, settled_at) FROM pending_transfers
+        ) AS told
+        WHERE at > clock_timestamp()
+        """,
     "idempotency keys": """
         SELECT 'idempotency keys of no transfer' AS fault, format('key %s', k.key) AS finding
         FROM idempotency_keys k

@@ -28,6 +28,7 @@ from shop.accounts.schemas import (
     EntryOut,
 )
 from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance
+from shop.transfers.expiry import show_held_now
 from shop.transfers.requests import Refusal
 from shop.transfers.schemas import Key
 from shop.web.dependencies import Caller, DbSession, IfMatch, ReadDbSession
@@ -92,13 +93,16 @@ async def list_accounts(parameters: Annotated[AccountPageParameters, Query()], d
     """Accounts in the order of opening: those of a user, of a purpose, in a currency."""
     wanted = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
     chosen = select(Account).filter_by(**wanted).order_by(Account.id)
-    return await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page = await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    await show_held_now(db, page.items)
+    return page
 
 
 @router.get("/{account_id}", response_model=AccountOut)
 async def get_account(account_id: UUID, db: DbSession, response: Response) -> Account:
     """The account. The `ETag` is for the `If-Match` of a change."""
     account = await AccountRepository(db).get_one(account_id)
+    await show_held_now(db, [account])
     response.headers["ETag"] = etag(account.revision, account.version)
     return account
 

@@ -11,10 +11,11 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import NotFound, utcnow, uuid7
+from howdah import NotFound, uuid7
 from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
 from shop.accounts.repository import AccountRepository
 from shop.accounts.schemas import AccountChange, AccountIn
+from shop.transfers.expiry import void_expired_of
 
 
 class AccountUnchangeable(ValueError):
@@ -35,13 +36,12 @@ async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None
 
 
 def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
-    """The attributes of a new account; those that aren't named have their defaults."""
+    """The attributes of a new account. The others have their defaults, which the database sets for times."""
     values = account.model_dump()
     values["details"] = values.pop("metadata")
     if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
         values["allows_negative"] = True
-    at = utcnow()  # the same, so that a replay knows both
-    return values | {"id": id_ or uuid7(), "created_at": at, "updated_at": at}
+    return values | {"id": id_ or uuid7()}
 
 
 async def change_account(
@@ -68,6 +68,8 @@ async def change_account(
         raise AccountUnchangeable(
             account, f"it is the {account.currency} account for {account.purpose}, of which there is one"
         )
+    if account.held:
+        await void_expired_of(db, [account_id])
     if values.get("state") is AccountState.CLOSED and (account.balance or account.held):
         on_it = f"{account.balance} on it, {account.held} of it held"
         raise AccountUnchangeable(account, f"there are {on_it}, and only an empty one can be closed")
@@ -77,7 +79,7 @@ async def change_account(
     limit = values.get("balance_limit", account.balance_limit)
     if limit is not None and account.balance > limit:
         raise AccountUnchangeable(account, "its balance is more than the new limit")
-    await accounts.update(account, **values, updated_at=max(utcnow(), account.updated_at))  # see `Books.at`
+    await accounts.update(account, **values)
     return account
 
 

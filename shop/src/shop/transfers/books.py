@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from howdah import utcnow, uuid7
+from howdah import uuid7
 from shop.accounts.models import AccountState
 from shop.transfers.models import TransferState
 from shop.transfers.requests import (
@@ -23,6 +23,7 @@ from shop.transfers.requests import (
 )
 
 MAX_BALANCE: Final = 2**63 - 1
+_CHANGING: Final = ("balance", "held", "version", "updated_at")
 
 
 @dataclass(slots=True)
@@ -56,7 +57,8 @@ class Reversible:
 
 @dataclass(slots=True)
 class Hold:
-    """A pending transfer's row; `settled`: its state is to be written."""
+    """A pending transfer's row. `settled`: its state is to be written. `is_told`: it had expired, and a request to void
+    it was answered."""
 
     id: UUID
     from_account_id: UUID
@@ -70,7 +72,14 @@ class Hold:
     state: TransferState
     expires_at: datetime
     created_at: datetime
+    settled_at: datetime | None = None
     settled: bool = False
+    is_told: bool = False
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether it was voided because its time was over. It is voided then before anything else is decided."""
+        return self.state is TransferState.VOIDED and self.settled_at is not None and self.settled_at >= self.expires_at
 
     def shown(self, state: TransferState) -> BookedTransfer:
         """As an answer, in this state."""
@@ -106,21 +115,18 @@ class Books:
     """What a list of requests is decided on, and what it amounts to: `transfers`, `holds` and `keys` that are
     new, and the accounts as they are to be.
 
-    `at`, the time of all that is new, isn't before the last entry of any account, so that an account's entries are in
-    the order of time, too, whatever the clocks of several machines say.
+    `at` is the current time by the database's clock. A transfer is of that time, or of its accounts' last one if that
+    is later (the clock was set back), so that an account's entries are in the order of time, too.
     """
 
     accounts: Mapping[UUID, BookAccount]
+    at: datetime
     used: Mapping[ScopedKey, Outcome] = field(default_factory=dict)
     reversible: dict[UUID, Reversible] = field(default_factory=dict)
     pending: Mapping[UUID, Hold] = field(default_factory=dict)
-    at: datetime = field(init=False)
     transfers: list[BookedTransfer] = field(default_factory=list)
     holds: list[Hold] = field(default_factory=list)
     keys: dict[ScopedKey, Outcome] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.at = max([utcnow(), *(account.updated_at for account in self.accounts.values())])
 
     @property
     def is_empty(self) -> bool:
@@ -191,12 +197,12 @@ class Books:
         for request in chain:
             for id_ in (request.from_account_id, request.to_account_id):
                 if (account := self.accounts.get(id_)) is not None:
-                    kept += [(account, name, getattr(account, name)) for name in ("balance", "held", "version")]
+                    kept += [(account, name, getattr(account, name)) for name in _CHANGING]
             if request.reverses is not None and (taken := self.reversible.get(request.reverses)) is not None:
                 kept.append((taken, "taken_back", taken.taken_back))
             subject = request.posts or request.voids
             if subject is not None and (hold := self.pending.get(subject)) is not None:
-                kept += [(hold, "state", hold.state), (hold, "settled", hold.settled)]
+                kept += [(hold, name, getattr(hold, name)) for name in ("state", "settled", "is_told")]
         kept += [(self, "holds", list(self.holds)), (self, "reversible", dict(self.reversible))]
         return kept
 
@@ -246,6 +252,11 @@ class Books:
             return TransferResult(refusal=Refusal.ALREADY_POSTED if is_made else Refusal.UNKNOWN_PENDING)
         if (hold.from_account_id, hold.to_account_id) != ways:
             return TransferResult(refusal=Refusal.UNKNOWN_PENDING)
+        if hold.has_expired and request.posts is not None:
+            return TransferResult(refusal=Refusal.PENDING_EXPIRED)
+        if hold.has_expired and hold.settled_at == self.at and not hold.is_told:
+            hold.is_told = True  # it was voided by this transaction, before its requests were decided
+            return TransferResult(hold.shown(TransferState.VOIDED))
         if hold.state is not TransferState.PENDING:
             posted = hold.state is TransferState.POSTED
             return TransferResult(refusal=Refusal.ALREADY_POSTED if posted else Refusal.ALREADY_VOIDED)
@@ -259,8 +270,6 @@ class Books:
             return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
         if amount > hold.amount:
             return TransferResult(refusal=Refusal.MORE_THAN_IS_HELD)
-        if self.at >= hold.expires_at:
-            return TransferResult(refusal=Refusal.PENDING_EXPIRED)
         account.held -= hold.amount
         result = self._move(request, amount, hold.group_id or group, hold=hold)
         if result.refusal is None:
@@ -298,6 +307,8 @@ class Books:
         if taken is not None:
             effective_at = max(effective_at, taken.effective_at)
             reversed_total = taken.taken_back + amount
+        at = max(self.at, debit.updated_at, credit.updated_at)
+        debit.updated_at = credit.updated_at = at
         debit.balance -= amount
         credit.balance += amount
         debit.version += 1
@@ -316,7 +327,7 @@ class Books:
             request.reverses,
             reversed_total,
             group,
-            self.at,
+            at,
         )
         self.transfers.append(transfer)
         return TransferResult(transfer)

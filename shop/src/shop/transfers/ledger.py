@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, LockTimeout, run_transaction
+from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, DatabaseClock, LockTimeout, run_transaction
 from shop.transfers.books import BookAccount, Books
-from shop.transfers.repository import accounts_now
-from shop.transfers.requests import TransferRequest, TransferResult
-from shop.transfers.service import accounts_of, posted_under_locks, posted_where_free
+from shop.transfers.repository import AccountsAt, accounts_now
+from shop.transfers.requests import Refusal, TransferRequest, TransferResult
+from shop.transfers.service import accounts_of, expired_voided, posted_under_locks, posted_where_free
 from shop.transfers.validation import check_request, checked
 from shop.transfers.writing import KeyInUse, values_to_write, write_if
 
@@ -22,6 +23,8 @@ from shop.transfers.writing import KeyInUse, values_to_write, write_if
 _ATTEMPTS_AT_KEYS: Final = 5
 _MOST_KNOWN: Final = 100_000
 _LONGEST_CAUTION: Final = 64
+# The refusals whose reason may be an amount that is held, and that may have expired meanwhile.
+_FOR_WHAT_IS_HELD: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
 ResultT = TypeVar("ResultT")
 _Item = Sequence[TransferRequest]
@@ -35,6 +38,8 @@ class Ledger:
     decided while PostgreSQL writes the last one, and written by one statement, which does nothing if an account isn't
     as it was assumed. What was mistaken, and everything that isn't plain, is decided by `post_transfers` under the
     accounts' locks; after a mistake so are the next few, twice as many each time.
+
+    All times are those of the database's clock. The clock of this process has no part in them.
 
     An account that somebody else keeps locked keeps only its own transfers waiting, at most for the session's
     `lock_timeout`, after which they raise `LockTimeout`.
@@ -57,6 +62,7 @@ class Ledger:
         self._lists = asyncio.Semaphore(trips)
         self._turn = asyncio.Lock()
         self._known = _Known()
+        self._clock = DatabaseClock()
         self._inside, self._empty = 0, asyncio.Event()
         self._empty.set()
 
@@ -93,6 +99,12 @@ class Ledger:
             return []
         async with self._lists:  # not any number of long lists before those who come singly
             return await self._submit(item)
+
+    async def void_expired(self, account_ids: Iterable[UUID]) -> int:
+        """Void the pending transfers of these accounts that have expired; how many there were. Those of accounts that
+        somebody else has locked are left."""
+        async with self._turn:
+            return await self._committed(lambda session: expired_voided(session, account_ids))
 
     async def _submit(self, item: _Item) -> list[TransferResult]:
         self._inside += 1
@@ -152,12 +164,14 @@ class Ledger:
         return [next(left) if has_keys else lost for has_keys in keyed]
 
     async def _as_known(self, requests: Sequence[TransferRequest]) -> list[TransferResult] | None:
-        """None, and nothing done, if what is known is wrong."""
-        known, ids = self._known, accounts_of(requests)
+        """None, and nothing done, if what is known is wrong, or not enough."""
+        known, clock, ids = self._known, self._clock, accounts_of(requests)
         async with self._database.autocommit() as connection:
             accounts = known.those_of(ids)
-            if len(accounts) < len(ids):
-                known.learn(await accounts_now(connection, [id_ for id_ in ids if id_ not in accounts]))
+            if len(accounts) < len(ids) or clock.now() is None:
+                found, at = await accounts_now(connection, [id_ for id_ in ids if id_ not in accounts])
+                clock.learn(at)
+                known.learn(found)
                 accounts = known.those_of(ids)
                 if len(accounts) < len(ids):  # there is none, or somebody's mistake made us forget it
                     return None
@@ -165,20 +179,31 @@ class Ledger:
             try:
                 # Nothing else runs from here until the turn is taken or waited for, so the turns are in the order in
                 # which it was decided.
+                if (now := clock.now()) is None:
+                    return None
                 assumed = [(account.id, account.version, account.revision or None) for account in accounts.values()]
-                books = Books(accounts)
+                is_held = any(account.held for account in accounts.values())
+                if is_held:  # what is decided may have to be dropped, and mustn't be taken for made then
+                    accounts = {id_: copy(account) for id_, account in accounts.items()}
+                books = Books(accounts, now)
                 results = books.decide(requests)
-                for account in accounts.values():
-                    account.updated_at = books.at
+                if is_held:
+                    if _may_have_expired(requests, results, accounts):
+                        return None
+                    known.accounts.update(accounts)
                 values = values_to_write(books, assumed)
                 async with self._turn:
                     if known.mistakes != since:  # it was decided on what another one was to make of the accounts
                         return None
-                    written = await write_if(connection, values)
+                    written, at = await write_if(connection, values)
+                    if not written:  # for the time, perhaps
+                        clock.forget()
+                    clock.learn(at)
             except KeyInUse:
                 written = False
             except BaseException:
                 known.forget()
+                clock.forget()  # another server may take over, with another clock
                 raise
             if not written:  # at once: whoever has the next turn has to know
                 known.was_wrong()
@@ -187,24 +212,25 @@ class Ledger:
         return results
 
     async def _under_locks(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
+        if not requests:
+            return []
         return await self._committed(lambda session: posted_under_locks(session, requests))
 
     async def _where_free(self, items: Sequence[_Item]) -> list[list[TransferResult] | None]:
         async with self._turn:  # or two of this process would take each other for somebody else
             return await self._committed(lambda session: posted_where_free(session, items))
 
-    async def _committed(
-        self, work: Callable[[AsyncSession], Awaitable[tuple[ResultT, Mapping[UUID, BookAccount]]]]
-    ) -> ResultT:
+    async def _committed(self, work: Callable[[AsyncSession], Awaitable[tuple[ResultT, AccountsAt]]]) -> ResultT:
         """What the work made of some accounts, which are known then."""
         for attempt in range(1, _ATTEMPTS_AT_KEYS + 1):
             try:
-                result, accounts = await run_transaction(self._database, work)
+                result, locked = await run_transaction(self._database, work)
             except KeyInUse:  # by now it is committed and will be seen, or rolled back and free
                 if attempt == _ATTEMPTS_AT_KEYS:
                     raise
             else:
-                self._known.accounts.update(accounts)
+                self._known.accounts.update(locked.accounts)
+                self._clock.learn(locked.at)
                 return result
         raise AssertionError
 
@@ -246,6 +272,17 @@ class _Known:
     def forget(self) -> None:
         self.accounts.clear()
         self.mistakes += 1
+
+
+def _may_have_expired(
+    requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, BookAccount]
+) -> bool:
+    """Whether something was refused that wouldn't be if an account held less."""
+    return any(
+        result.refusal in _FOR_WHAT_IS_HELD and accounts[request.from_account_id].held
+        for request, result in zip(requests, results, strict=True)
+        if result.refusal is not None
+    )
 
 
 def _dealt(items: Sequence[_Item], results: Sequence[TransferResult]) -> list[_Answer]:

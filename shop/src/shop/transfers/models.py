@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import Base, UUIDv7PrimaryKey, utcnow
+from howdah import Base, UUIDv7PrimaryKey
 from shop.accounts.models import one_of
 
 
@@ -60,18 +60,22 @@ class Transfer(UUIDv7PrimaryKey, Base):
     currency: Mapped[str] = mapped_column(String(3))
     description: Mapped[str | None] = mapped_column(String(500))
     details: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
-    effective_at: Mapped[datetime] = mapped_column(default=utcnow)
+    effective_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
     reverses_id: Mapped[UUID | None] = mapped_column(ForeignKey("transfers.id"))
     reversed_total: Mapped[int | None] = mapped_column(BigInteger)
     group_id: Mapped[UUID | None]
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
 
 
 class PendingTransfer(UUIDv7PrimaryKey, Base):
     """An amount held on one account for another: not in its balance, and not free for anything else.
 
-    It is posted, whole or in part, as the `Transfer` with the same id, or voided, at the latest when its time is over.
-    Both accounts are locked when its state changes, which it does once: a trigger sees to that.
+    It is posted, whole or in part, as the `Transfer` with the same id, or voided. Both accounts are locked when its
+    state changes, which it does once: a trigger sees to that.
+
+    It has expired at `expires_at`, by the database's clock. From then on it can't be posted, holds nothing and is shown
+    as voided, although its row says `pending` until its account is next locked, or the upkeep comes by (see
+    `shop.transfers.expiry`). Who voids it later than that has voided what had expired.
     """
 
     __tablename__ = "pending_transfers"
@@ -80,7 +84,13 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
         CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
         CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="settled_is_told"),
         Index("ix_pending_transfers_expires_at", "expires_at", postgresql_where="state = 'pending'"),
-        Index("ix_pending_transfers_from_account_id", "from_account_id", postgresql_where="state = 'pending'"),
+        # with the time: an account may have many, and whenever it is locked, those that have expired are looked for
+        Index(
+            "ix_pending_transfers_from_account_id_expires_at",
+            "from_account_id",
+            "expires_at",
+            postgresql_where="state = 'pending'",
+        ),
     )
 
     from_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
@@ -134,4 +144,4 @@ class IdempotencyKey(Base):
     refusal: Mapped[str | None] = mapped_column(String(40))
     account_id: Mapped[UUID | None]  # without a foreign key: its check is queued for every key, those without it, too
     answer: Mapped[AnswerKind] = mapped_column(one_of(AnswerKind, "answer_is_known"))
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())

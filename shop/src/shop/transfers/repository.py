@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -16,7 +17,9 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
+    literal_column,
     select,
+    true,
     union_all,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,6 +28,7 @@ from sqlalchemy.orm import aliased
 from howdah import AsyncRepository
 from shop.accounts.models import Account
 from shop.transfers.books import BookAccount, Hold, Reversible
+from shop.transfers.expiry import STATE_NOW
 from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.requests import BookedTransfer, NamedTransfer, ScopedKey
 
@@ -39,18 +43,24 @@ class StoredAnswer(NamedTuple):
     account_id: UUID | None
 
 
-class TransferRepository(AsyncRepository[Transfer]):
-    async def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, BookAccount]:
-        """Those of the accounts that exist, locked in key order until the transaction ends."""
-        rows = await self.session.execute(LOCK, {"ids": list(ids)})
-        return {row[0]: BookAccount(*row) for row in rows}
+class AccountsAt(NamedTuple):
+    """Accounts as they stood at that time, by the database's clock."""
 
-    async def lock_free_accounts(self, ids: set[UUID]) -> tuple[dict[UUID, BookAccount], set[UUID]]:
+    accounts: dict[UUID, BookAccount]
+    at: datetime
+
+
+class TransferRepository(AsyncRepository[Transfer]):
+    async def lock_accounts(self, ids: Iterable[UUID]) -> AccountsAt:
+        """Those of the accounts that exist, locked in key order until the transaction ends; the time is that when all
+        were locked."""
+        return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
+
+    async def lock_free_accounts(self, ids: set[UUID]) -> tuple[AccountsAt, set[UUID]]:
         """Those that nobody else has locked, locked until the transaction ends, and the ids of those that somebody
         has. Waits for nothing."""
-        rows = await self.session.execute(_LOCK_FREE, {"ids": list(ids)})
-        free = {row[0]: BookAccount(*row) for row in rows}
-        missing = ids - free.keys()
+        free = _accounts_at(await self.session.execute(_LOCK_FREE, {"ids": list(ids)}))
+        missing = ids - free.accounts.keys()
         if not missing:
             return free, set()
         return free, set(
@@ -73,11 +83,12 @@ class TransferRepository(AsyncRepository[Transfer]):
         rows = await self.session.execute(_BOOKED, {"ids": list(transfer_ids)})
         return {row.id: BookedTransfer(*row) for row in rows}
 
-    async def holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
-        """Those of these transfers that are, or have been, pending."""
+    async def holds(self, transfer_ids: Collection[UUID], *, as_shown: bool = False) -> dict[UUID, Hold]:
+        """Those of these transfers that are, or have been, pending; `as_shown`: what has expired is voided, whether
+        its row says so yet or not."""
         if not transfer_ids:
             return {}
-        rows = await self.session.execute(_HOLDS, {"ids": list(transfer_ids)})
+        rows = await self.session.execute(_HOLDS_NOW if as_shown else _HOLDS, {"ids": list(transfer_ids)})
         return {row.id: Hold(*row) for row in rows}
 
     async def named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
@@ -95,9 +106,17 @@ class TransferRepository(AsyncRepository[Transfer]):
         return {row.id: Reversible(*row) for row in rows}
 
 
-async def accounts_now(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, BookAccount]:
+async def accounts_now(connection: AsyncConnection, ids: Sequence[UUID]) -> AccountsAt:
     """Those of the accounts that exist, as they stand now; they may be others the next moment."""
-    return {row[0]: BookAccount(*row) for row in await connection.execute(_ACCOUNTS, {"ids": list(ids)})}
+    return _accounts_at(await connection.execute(_ACCOUNTS_AT, {"ids": list(ids)}))
+
+
+def _accounts_at(rows: Iterable[Sequence[Any]]) -> AccountsAt:
+    accounts: dict[UUID, BookAccount] = {}
+    for at, id_, *values in rows:  # noqa: B007  # of each account the time when it was locked: the last one counts
+        if id_ is not None:
+            accounts[id_] = BookAccount(id_, *values)
+    return AccountsAt(accounts, at)
 
 
 def booked(transfer: Transfer) -> BookedTransfer:
@@ -108,16 +127,27 @@ def booked(transfer: Transfer) -> BookedTransfer:
 _BOOKED_NAMES: Final = [name for name in BookedTransfer._fields if name not in {"state", "expires_at"}]
 _ids: Final = any_(bindparam("ids", type_=ARRAY(Uuid())))
 
+
+def _with_time(accounts: Select[Any]) -> Select[Any]:
+    """The accounts with the time in the first column. It is read after an account has been locked, which a column of
+    the locking SELECT itself isn't. If there is no account, there is a row with the time alone."""
+    found, one = accounts.cte("found"), select(literal_column("1")).subquery("one")
+    return select(func.clock_timestamp(), *found.c).select_from(one.outerjoin(found, true()))
+
+
 _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(BookAccount))).where(
     Account.id == _ids
 )
-LOCK: Final = _ACCOUNTS.order_by(Account.id).with_for_update(key_share=True)
-_LOCK_FREE: Final = _ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True)
+_ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
+LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
+_LOCK_FREE: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
 
 _BOOKED: Final = select(*(getattr(Transfer, name) for name in _BOOKED_NAMES)).where(Transfer.id == _ids)
-_HOLDS: Final = select(*(getattr(PendingTransfer, each.name) for each in fields(Hold) if each.name != "settled")).where(
-    PendingTransfer.id == _ids
-)
+_HOLD_NAMES: Final = [each.name for each in fields(Hold) if each.name not in {"settled", "is_told"}]
+_HOLDS: Final = select(*(getattr(PendingTransfer, name) for name in _HOLD_NAMES)).where(PendingTransfer.id == _ids)
+_HOLDS_NOW: Final = select(
+    *(STATE_NOW if name == "state" else getattr(PendingTransfer, name) for name in _HOLD_NAMES)
+).where(PendingTransfer.id == _ids)
 
 _NAMED: Final = union_all(
     *(

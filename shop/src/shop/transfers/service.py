@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import assert_never
 from uuid import UUID
@@ -10,9 +10,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
-from shop.transfers.books import BookAccount, Books, Outcome
+from shop.transfers.books import Books, Outcome
+from shop.transfers.expiry import void_expired_of
 from shop.transfers.models import AnswerKind, Transfer, TransferState
-from shop.transfers.repository import StoredAnswer, TransferRepository
+from shop.transfers.repository import AccountsAt, StoredAnswer, TransferRepository
 from shop.transfers.requests import (
     BookedTransfer,
     NamedTransfer,
@@ -40,39 +41,57 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
 
     Raises `TypeError` and `ValueError` for requests that can't be stored as they are, or contradict themselves.
     """
-    return (await posted_under_locks(session, requests))[0]
+    return (await posted_under_locks(session, requests))[0] if requests else []
 
 
 async def posted_under_locks(
     session: AsyncSession, requests: Sequence[TransferRequest]
-) -> tuple[list[TransferResult], Mapping[UUID, BookAccount]]:
+) -> tuple[list[TransferResult], AccountsAt]:
     """`post_transfers`, and the accounts as they are when the transaction is committed."""
     chosen = checked(requests)
-    if not chosen:
-        return [], {}
-    accounts = await TransferRepository(session).lock_accounts(accounts_of(chosen))
-    return await _posted(session, accounts, chosen), accounts
+    locked = await TransferRepository(session).lock_accounts(accounts_of(chosen))
+    return await _posted(session, locked, chosen), locked
 
 
 async def posted_where_free(
     session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
-) -> tuple[list[list[TransferResult] | None], Mapping[UUID, BookAccount]]:
+) -> tuple[list[list[TransferResult] | None], AccountsAt]:
     """As `posted_under_locks`, for several lists and without waiting for an account: None for a list of which somebody
     else has locked one."""
     ids = {id_ for requests in lists for id_ in accounts_of(requests)}
-    accounts, taken = await TransferRepository(session).lock_free_accounts(ids)
+    locked, taken = await TransferRepository(session).lock_free_accounts(ids)
     free = [not taken or taken.isdisjoint(accounts_of(requests)) for requests in lists]
     chosen = [request for requests, is_free in zip(lists, free, strict=True) if is_free for request in requests]
-    results = iter(await _posted(session, accounts, chosen))
+    results = iter(await _posted(session, locked, chosen))
     dealt = [
         [next(results) for _ in requests] if is_free else None for requests, is_free in zip(lists, free, strict=True)
     ]
-    return dealt, accounts
+    return dealt, locked
+
+
+async def expired_voided(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
+    """Void what has expired of what these accounts hold, but those that somebody else has locked. How much it was, and
+    the accounts."""
+    locked, _ = await TransferRepository(session).lock_free_accounts(set(account_ids))
+    return await _void_expired(session, locked), locked
+
+
+async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:
+    holding = [account.id for account in locked.accounts.values() if account.held]
+    if not holding:
+        return 0
+    voided = 0
+    for freed in await void_expired_of(session, holding, locked.at):
+        account = locked.accounts[freed.id]
+        account.held, account.revision, account.updated_at = freed.held, freed.revision, freed.updated_at
+        voided += freed.voided
+    return voided
 
 
 async def _posted(
-    session: AsyncSession, accounts: Mapping[UUID, BookAccount], requests: Sequence[TransferRequest]
+    session: AsyncSession, locked: AccountsAt, requests: Sequence[TransferRequest]
 ) -> list[TransferResult]:
+    await _void_expired(session, locked)  # first: what has expired is in nobody's way
     repository = TransferRepository(session)
     reversed_ids = {request.reverses for request in requests if request.reverses is not None}
     settled_ids = {subject for request in requests if (subject := request.posts or request.voids) is not None}
@@ -81,7 +100,7 @@ async def _posted(
     # also those that are to be reversed and aren't posted, and those that are to be settled and never were pending
     pending = await repository.holds(settled_ids | (reversed_ids - reversible.keys()))
     reversible |= await repository.reversible(settled_ids - pending.keys())
-    books = Books(accounts, used=used, reversible=reversible, pending=pending)
+    books = Books(locked.accounts, locked.at, used=used, reversible=reversible, pending=pending)
     results = books.decide(requests)
     if not books.is_empty:
         await write(session, books)
@@ -107,7 +126,8 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
     its own.
     """
     async with db.begin_nested() if db.in_transaction() else db.begin():
-        return await post(db, TransferRequest(from_account_id, to_account_id, amount))
+        [result] = await post_transfers(db, [TransferRequest(from_account_id, to_account_id, amount)])
+    return result.unwrap()  # not before: what had expired stays voided
 
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
@@ -115,7 +135,7 @@ async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
     repository = TransferRepository(db)
     if (booked := (await repository.booked([transfer_id])).get(transfer_id)) is not None:
         return booked
-    if (hold := (await repository.holds([transfer_id])).get(transfer_id)) is not None:
+    if (hold := (await repository.holds([transfer_id], as_shown=True)).get(transfer_id)) is not None:
         return hold.shown(hold.state)
     raise NotFound(Transfer, [transfer_id])
 

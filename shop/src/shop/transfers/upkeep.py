@@ -6,22 +6,26 @@ Any number of processes may do it at the same time.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
+from uuid import UUID
 
 import structlog
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
-from howdah import Database, utcnow
+from howdah import Database
+from shop.transfers.expiry import ACCOUNTS_WITH_EXPIRED
 from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey, PendingTransfer, TransferState
-from shop.transfers.requests import TransferRequest, TransferResult
+from shop.transfers.models import IdempotencyKey, PendingTransfer
 
 EVERY_SECONDS: Final = 5.0
 _KEYS_EVERY_SECONDS: Final = 3_600.0
 _AT_A_TIME: Final = 500
+
+_done: Final = bindparam("done", type_=ARRAY(Uuid()))
 
 _log = structlog.get_logger("shop.upkeep")
 
@@ -40,32 +44,26 @@ async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: floa
 
 
 async def void_expired(database: Database, ledger: Ledger) -> int:
-    """Void what is pending and whose time is over; how many there were. Whoever posts one first has posted it."""
-    voided = 0
+    """Void what is pending and has expired; how many there were. What accounts hold that somebody else has locked is
+    left for the next time."""
+    voided, done = 0, set[UUID]()
     while True:
-        late = (
-            select(PendingTransfer.id, PendingTransfer.from_account_id, PendingTransfer.to_account_id)
-            .where(PendingTransfer.state == TransferState.PENDING, PendingTransfer.expires_at <= utcnow())
-            .order_by(PendingTransfer.expires_at)
-            .limit(_AT_A_TIME)
-        )
+        holding = ACCOUNTS_WITH_EXPIRED.where(PendingTransfer.from_account_id != all_(_done)).limit(_AT_A_TIME)
         async with database.autocommit() as connection:
-            expired = (await connection.execute(late)).all()
-        if not expired:
+            ids = set(await connection.scalars(holding, {"done": list(done)}))
+        if not ids:
             return voided
-        requests = [TransferRequest(each.from_account_id, each.to_account_id, None, voids=each.id) for each in expired]
-        answers = await asyncio.gather(*map(ledger.submit, requests), return_exceptions=True)
-        voided += sum(isinstance(answer, TransferResult) and answer.refusal is None for answer in answers)
-        if failed := [answer for answer in answers if isinstance(answer, BaseException)]:
-            raise failed[0]  # the others are done; these are tried again with the next
+        voided += await ledger.void_expired(ids)
+        done |= ids
 
 
-async def forget_keys(database: Database, before: datetime) -> int:
-    """Forget the idempotency keys that were first used before this time; how many there were."""
+async def forget_keys(database: Database, retention: timedelta) -> int:
+    """Forget the idempotency keys that were first used longer ago than that, by the database's clock; how many there
+    were."""
     forgotten = 0
     old = (
         select(IdempotencyKey.scope, IdempotencyKey.key)
-        .where(IdempotencyKey.created_at < before)
+        .where(IdempotencyKey.created_at < func.statement_timestamp() - retention)
         .limit(_AT_A_TIME)
         .with_for_update(skip_locked=True)
     )
@@ -84,15 +82,15 @@ async def forget_keys(database: Database, before: datetime) -> int:
 
 
 async def _keep_up(database: Database, ledger: Ledger, retention: timedelta) -> None:
-    keys_due = utcnow()
+    keys_due = time.monotonic()
     while True:
         try:
             if voided := await void_expired(database, ledger):
                 _log.info("expired transfers voided", count=voided)
-            if utcnow() >= keys_due:
-                if forgotten := await forget_keys(database, utcnow() - retention):
+            if time.monotonic() >= keys_due:
+                if forgotten := await forget_keys(database, retention):
                     _log.info("idempotency keys forgotten", count=forgotten)
-                keys_due = utcnow() + timedelta(seconds=_KEYS_EVERY_SECONDS)
+                keys_due = time.monotonic() + _KEYS_EVERY_SECONDS
         except Exception:
             _log.exception("upkeep failed")
         await asyncio.sleep(EVERY_SECONDS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -17,7 +18,7 @@ from sqlalchemy.types import TypeEngine
 
 from howdah import UniqueViolation
 from shop.accounts.models import Account
-from shop.transfers.books import BookAccount, Books, Hold
+from shop.transfers.books import Books, Hold
 from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.transfers.requests import TransferResult
 
@@ -53,10 +54,8 @@ async def write(session: AsyncSession, books: Books) -> None:
             for each in books.holds
         ]
         await _write_held(session, books, books.holds, _HOLD, _columns("h", _HELD, rows))
-    moved = books.moved()
-    for account in moved:
-        account.updated_at = books.at
-    _show(session, moved)
+    for account in books.moved():
+        show(session, account, ("balance", "held", "version", "revision", "updated_at"))
 
 
 def values_to_write(books: Books, assumed: Sequence[tuple[UUID, int, int | None]]) -> dict[str, Any]:
@@ -65,12 +64,19 @@ def values_to_write(books: Books, assumed: Sequence[tuple[UUID, int, int | None]
     return _shared_values(books) | _columns("a", _ASSUMED, assumed)
 
 
-async def write_if(connection: AsyncConnection, values: Mapping[str, Any]) -> bool:
+class Written(NamedTuple):
+    """Whether a statement has written anything, and the time of the database's clock."""
+
+    written: bool
+    at: datetime
+
+
+async def write_if(connection: AsyncConnection, values: Mapping[str, Any]) -> Written:
     """Write what was decided without locks, if all accounts that it was decided on still have their assumed versions
-    and revisions and nobody else has locked one: one statement, which waits for no account. False, and nothing
-    written, if not. Raises `KeyInUse`."""
+    and revisions, nobody else has locked one, and the time is neither ahead of the database's clock nor more than ten
+    seconds ago: one statement, which waits for no account. Nothing is written if not. Raises `KeyInUse`."""
     with _keys_not_in_use():
-        return bool((await connection.execute(WRITE_IF, values)).scalar_one())
+        return Written(*(await connection.execute(WRITE_IF, values)).one())
 
 
 async def _write_held(
@@ -78,20 +84,17 @@ async def _write_held(
 ) -> None:
     accounts = [books.accounts[id_] for id_ in sorted({each.from_account_id for each in holds})]
     given = {"a_id": [each.id for each in accounts], "a_held": [each.held for each in accounts], "at": books.at}
-    for id_, revision in await session.execute(statement, {**values, **given}):
-        books.accounts[id_].revision = revision
+    for id_, revision, updated_at in await session.execute(statement, {**values, **given}):
+        account = books.accounts[id_]
+        account.revision, account.updated_at = revision, max(account.updated_at, updated_at)
 
 
-def _show(session: AsyncSession, accounts: Iterable[BookAccount]) -> None:
-    """What objects of the session hold is what was written."""
+def show(session: AsyncSession, account: Any, names: Iterable[str]) -> None:
+    """Make the session's object of this account, if there is one, hold what was written: these attributes."""
     kept = session.identity_map
-    if not kept:
-        return
-    for account in accounts:
-        instance = kept.get(identity_key(Account, account.id))
-        if instance is not None:
-            for name in ("balance", "held", "version", "revision", "updated_at"):
-                attributes.set_committed_value(instance, name, getattr(account, name))
+    if kept and (instance := kept.get(identity_key(Account, account.id))) is not None:
+        for name in names:
+            attributes.set_committed_value(instance, name, getattr(account, name))
 
 
 @contextmanager
@@ -107,7 +110,8 @@ def _keys_not_in_use() -> Iterator[None]:
 def _shared_values(books: Books) -> dict[str, Any]:
     """The parameters that all the writing statements share."""
     values = _columns("t", _TRANSFER, [each[: len(_TRANSFER)] for each in books.transfers])
-    values["t_effective_at"] = _without([None if each == books.at else each for each in values["t_effective_at"]])
+    for name in ("t_effective_at", "t_created_at"):
+        values[name] = _without([None if each is books.at else each for each in values[name]])
     values["t_metadata"] = [_dumped(each) for each in values["t_metadata"]]
     currencies = set(values["t_currency"])
     if len(currencies) == 1:
@@ -176,6 +180,7 @@ _TRANSFER: Final[_Kinds] = {
     "reverses_id": Uuid(),
     "reversed_total": BigInteger(),
     "group_id": Uuid(),
+    "created_at": DateTime(timezone=True),
 }
 _ASSUMED: Final[_Kinds] = {"id": Uuid(), "version": BigInteger(), "revision": BigInteger()}
 _KEY: Final[_Kinds] = {
@@ -199,14 +204,15 @@ _HELD: Final[_Kinds] = {
     "expires_at": DateTime(timezone=True),
 }
 
-# Nothing is done unless the accounts are as assumed. Who is waited for could be waiting for us, or take long, so nobody
-# is waited for.
+# Nothing is done unless the accounts are as assumed, and the time that this process takes for the database's is. Who is
+# waited for could be waiting for us, or take long, so nobody is waited for.
 _AS_ASSUMED: Final = f"""
         locked AS MATERIALIZED (
             SELECT id, version, revision FROM {Account.__tablename__}
             WHERE id = ANY (:a_id) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
         ), as_assumed AS MATERIALIZED (
-            SELECT count(*) = cardinality(:a_id) AS yes
+            SELECT count(*) = cardinality(:a_id)
+                AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp() AS yes
             FROM locked JOIN {_given("a", _ASSUMED)} ON locked.id = given.id
                 AND locked.version = given.version AND locked.revision = coalesce(given.revision, 0)
         ),"""  # noqa: S608  # of names from above
@@ -217,27 +223,28 @@ def _write(*, as_assumed: bool) -> Any:
     condition = "(SELECT yes FROM as_assumed)" if as_assumed else "true"
     statement = text(f"""
         WITH {_AS_ASSUMED if as_assumed else ""} new_transfers AS (
-            INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)}, created_at)
-            SELECT {", ".join(_GIVEN_AS.get(name, name) for name in _TRANSFER)}, :at
+            INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)})
+            SELECT {", ".join(_GIVEN_AS.get(name, name) for name in _TRANSFER)}
             FROM {_given("t", _TRANSFER)} WHERE {condition}
         ), new_keys AS (
             INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY)}, created_at)
             SELECT {", ".join(_KEY_GIVEN_AS.get(name, name) for name in _KEY)}, :at
             FROM {_given("k", _KEY)} WHERE {condition}
         )
-        SELECT {condition} AS written
+        SELECT {condition} AS written, clock_timestamp() AS at
         """).bindparams(  # noqa: S608  # of names from above
         *_parameters(("t", _TRANSFER), *([("a", _ASSUMED)] if as_assumed else []), ("k", _KEY)),
         bindparam("currency", type_=String()),
         bindparam("at", type_=DateTime(timezone=True)),
     )
-    return statement.columns(written=Boolean)
+    return statement.columns(written=Boolean(), at=DateTime(timezone=True))
 
 
 _GIVEN_AS: Final = {
     "currency": "coalesce(currency, :currency)",
     "metadata": "metadata::jsonb",
     "effective_at": "coalesce(effective_at, :at)",
+    "created_at": "coalesce(created_at, :at)",
 }
 
 _KEY_GIVEN_AS: Final = {
@@ -257,7 +264,7 @@ def _holding(first: str, *, change: str, parameters: Sequence[Any]) -> Any:
         WITH first AS ({first})
         UPDATE {Account.__tablename__} AS account SET held = given.held, updated_at = :at
         FROM unnest(:a_id, :a_held) AS given (id, held) WHERE account.id = given.id AND {change}
-        RETURNING account.id, revision
+        RETURNING account.id, revision, account.updated_at
         """).bindparams(  # noqa: S608  # of names from above
         *parameters,
         bindparam("a_id", type_=ARRAY(Uuid())),

@@ -1,0 +1,74 @@
+"""`DatabaseClock` is never ahead of the database's clock, whatever the clocks of the process do."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import DatabaseClock
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Monotonic:
+    """Seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_it_knows_no_time_before_it_has_learned_one() -> None:
+    clock = DatabaseClock()
+    assert clock.now() is None
+    clock.learn(START)
+    assert clock.now() is not None
+    clock.forget()
+    assert clock.now() is None
+
+
+def test_it_goes_on_a_little_slower_than_the_monotonic_clock() -> None:
+    """So that it isn't ahead of a database whose clock is slowed down."""
+    monotonic = Monotonic()
+    clock = DatabaseClock(monotonic=monotonic)
+    clock.learn(START)
+    monotonic.seconds += 10
+    assert clock.now() == START + timedelta(seconds=9.99)
+
+
+def test_an_answer_that_arrived_late_does_not_set_it_back() -> None:
+    monotonic = Monotonic()
+    clock = DatabaseClock(monotonic=monotonic)
+    clock.learn(START)
+    monotonic.seconds += 2
+    clock.learn(START + timedelta(seconds=1))  # a second under way
+    assert clock.now() == START + timedelta(seconds=1.998)
+    clock.learn(START + timedelta(seconds=1.999))
+    assert clock.now() == START + timedelta(seconds=1.999)
+
+
+def test_what_it_learned_a_minute_ago_is_not_relied_on() -> None:
+    monotonic = Monotonic()
+    clock = DatabaseClock(monotonic=monotonic)
+    clock.learn(START)
+    monotonic.seconds += 60.5
+    assert clock.now() is None
+    clock.learn(START + timedelta(seconds=5))  # of a server that took over, say
+    assert clock.now() == START + timedelta(seconds=5)
+
+
+async def test_it_is_not_ahead_of_postgresql(session: AsyncSession) -> None:
+    clock = DatabaseClock()
+    at = select(func.clock_timestamp())
+    for _ in range(20):
+        clock.learn((await session.execute(at)).scalar_one())
+        await asyncio.sleep(0)
+        known = clock.now()
+        assert known is not None
+        later = (await session.execute(at)).scalar_one()
+        assert later - timedelta(seconds=5) < known <= later
