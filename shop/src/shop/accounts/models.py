@@ -86,6 +86,11 @@ class Account(UUIDv7PrimaryKey, Timestamps, Base):
     version: Mapped[int] = mapped_column(BigInteger, default=0)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())
 
+    @property
+    def available(self) -> int:
+        """Balance less `held`. `shop.accounts.repository.AccountSnapshot` also leaves out holds that have expired."""
+        return self.balance - self.held
+
 
 class Entry(Base):
     """One side of a transfer: `amount` is what came in, negative for what went out. Never changed, never deleted.

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, assert_never
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Select,
     String,
     Uuid,
     any_,
     bindparam,
+    case,
     column,
     func,
+    literal_column,
     select,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from howdah import AsyncRepository
-from shop.accounts.models import Account
+from shop.accounts.models import Account, Entry
 from shop.transfers.books import BookAccount, Hold, Reversible
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
+from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.transfers.requests import BookedTransfer, ScopedKey
 
 
@@ -56,11 +60,11 @@ class TransferRepository(AsyncRepository[Transfer]):
         return {(row.scope, row.key): (row.fingerprint, row.transfer_id, row.refusal) for row in found}
 
     async def booked(self, transfer_ids: Collection[UUID]) -> dict[UUID, BookedTransfer]:
-        """Those of these transfers that have been made."""
+        """Those of these transfers that have been posted, as they were when they were posted."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_BOOKED, {"ids": list(transfer_ids)})
-        return {row.id: BookedTransfer(*row) for row in rows}
+        return {row.id: BookedTransfer(**row._mapping) for row in rows}
 
     async def holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
         """Those of these transfers that are, or have been, pending."""
@@ -82,12 +86,30 @@ async def accounts_now(connection: AsyncConnection, ids: Sequence[UUID]) -> dict
     return {row[0]: BookAccount(*row) for row in await connection.execute(_ACCOUNTS, {"ids": list(ids)})}
 
 
-def booked(transfer: Transfer) -> BookedTransfer:
-    """The row of a mapped transfer."""
-    return BookedTransfer(*(getattr(transfer, name) for name in _BOOKED_NAMES))
+def has_state(
+    state: TransferState, stored: ColumnElement[Any], expires_at: ColumnElement[datetime]
+) -> ColumnElement[bool]:
+    """Whether a hold that is stored in a state, until it expires, counts as one in `state`: an expired one counts as
+    voided, even before it is. States are written into the statement, so that partial indexes apply."""
+    is_stored = {each: stored == literal_column(f"'{each.value}'", stored.type) for each in TransferState}
+    now = func.statement_timestamp()
+    match state:
+        case TransferState.PENDING:
+            return is_stored[TransferState.PENDING] & (expires_at > now)
+        case TransferState.POSTED:
+            return is_stored[TransferState.POSTED]
+        case TransferState.VOIDED:
+            return is_stored[TransferState.VOIDED] | (is_stored[TransferState.PENDING] & (expires_at <= now))
+        case _:
+            assert_never(state)
 
 
-_BOOKED_NAMES: Final = [name for name in BookedTransfer._fields if name not in {"state", "expires_at"}]
+def shown_state(stored: ColumnElement[Any], expires_at: ColumnElement[datetime]) -> ColumnElement[Any]:
+    """The state that readers see; see `has_state`."""
+    voided = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)", stored.type)
+    return case((has_state(TransferState.VOIDED, stored, expires_at), voided), else_=stored)
+
+
 _ids: Final = any_(bindparam("ids", type_=ARRAY(Uuid())))
 
 _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(BookAccount))).where(
@@ -96,7 +118,20 @@ _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in
 LOCK: Final = _ACCOUNTS.order_by(Account.id).with_for_update(key_share=True)
 _LOCK_FREE: Final = _ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True)
 
-_BOOKED: Final = select(*(getattr(Transfer, name) for name in _BOOKED_NAMES)).where(Transfer.id == _ids)
+# The entries never change, so that a transfer is read as it was answered when it was posted.
+_debit, _credit = aliased(Entry), aliased(Entry)
+_BOOKED: Final = (
+    select(
+        *(getattr(Transfer, name) for name in BookedTransfer._fields if hasattr(Transfer, name)),
+        PendingTransfer.amount.label("held_amount"),
+        _debit.balance_after.label("from_balance"),
+        _credit.balance_after.label("to_balance"),
+    )
+    .outerjoin(PendingTransfer, PendingTransfer.id == Transfer.id)
+    .outerjoin(_debit, (_debit.account_id == Transfer.from_account_id) & (_debit.version == Transfer.from_version))
+    .outerjoin(_credit, (_credit.account_id == Transfer.to_account_id) & (_credit.version == Transfer.to_version))
+    .where(Transfer.id == _ids)
+)
 _HOLDS: Final = select(*(getattr(PendingTransfer, each.name) for each in fields(Hold) if each.name != "settled")).where(
     PendingTransfer.id == _ids
 )

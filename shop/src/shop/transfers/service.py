@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
 from shop.transfers.books import BookAccount, Books, Hold, Outcome
+from shop.transfers.listing import TransferSnapshot, transfer_with
 from shop.transfers.models import Transfer, TransferState
 from shop.transfers.repository import TransferRepository
 from shop.transfers.requests import (
@@ -19,6 +20,7 @@ from shop.transfers.requests import (
     TransferRequest,
     TransferResult,
     fingerprints,
+    linked_keys,
 )
 from shop.transfers.writing import write
 
@@ -107,22 +109,20 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
-    """The transfer as it stands: pending, posted or voided. Raises `NotFound`."""
-    repository = TransferRepository(db)
-    if (booked := (await repository.booked([transfer_id])).get(transfer_id)) is not None:
-        return booked
-    if (hold := (await repository.holds([transfer_id])).get(transfer_id)) is not None:
-        return hold.shown(hold.state)
-    raise NotFound(Transfer, [transfer_id])
+    """The transfer as it stands: pending, posted or voided; an expired one counts as voided. Raises `NotFound`."""
+    found = await db.scalars(transfer_with(transfer_id).execution_options(populate_existing=True))
+    transfer: TransferSnapshot | None = found.one_or_none()
+    if transfer is None:
+        raise NotFound(Transfer, [transfer_id])
+    return transfer.as_booked()
 
 
 def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[TransferRequest]:
-    """The requests, to be made together under one key. A space tells the keys of all but the first from any that a
-    client can choose."""
+    """The requests, to be made together under one key."""
     last = len(requests) - 1
     return [
-        request._replace(key=key if place == 0 else f"{key} {place}", linked=place < last)
-        for place, request in enumerate(requests)
+        request._replace(key=own_key, linked=place < last)
+        for place, (own_key, request) in enumerate(zip(linked_keys(key), requests, strict=False))
     ]
 
 
