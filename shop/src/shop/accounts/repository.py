@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     ScalarSelect,
     Select,
+    SQLColumnExpression,
     String,
     Subquery,
     case,
@@ -22,9 +23,11 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped
 
 from howdah import AsyncRepository, Base
 from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
+from shop.transfers.expiry import has_expired
 from shop.transfers.models import PendingTransfer, Transfer
 
 Order = Literal["newest", "oldest"]
@@ -84,7 +87,7 @@ def version_at(account_id: UUID, at: datetime, *, inclusive: bool = True, name: 
 
 
 def booked_between(
-    version: ColumnElement[int], account_id: UUID, start: datetime | None, end: datetime | None
+    version: SQLColumnExpression[int], account_id: UUID, start: datetime | None, end: datetime | None
 ) -> list[ColumnElement[bool]]:
     """The conditions that leave the entry numbers of an account booked from `start` on and before `end`."""
     conditions: list[ColumnElement[bool]] = []
@@ -101,8 +104,7 @@ def _snapshot() -> Subquery:
         select(func.coalesce(func.sum(PendingTransfer.amount), 0))
         .where(
             PendingTransfer.from_account_id == columns.id,
-            PendingTransfer.state == literal_column("'pending'"),
-            PendingTransfer.expires_at <= func.statement_timestamp(),
+            has_expired(PendingTransfer.state, PendingTransfer.expires_at),
         )
         .correlate(Account.__table__)
         .scalar_subquery()
@@ -131,15 +133,15 @@ class AccountSnapshot(Base):
     __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
 
     if TYPE_CHECKING:
-        id: UUID
-        user_id: UUID | None
-        currency: str
-        purpose: AccountPurpose | None
-        state: AccountState
-        balance: int
-        held: int
-        available: int
-        version: int
+        id: Mapped[UUID]
+        user_id: Mapped[UUID | None]
+        currency: Mapped[str]
+        purpose: Mapped[AccountPurpose | None]
+        state: Mapped[AccountState]
+        balance: Mapped[int]
+        held: Mapped[int]
+        available: Mapped[int]
+        version: Mapped[int]
 
 
 _REVERSAL: Final = literal_column(f"'{EntryKind.REVERSAL}'", String)
@@ -178,12 +180,12 @@ class StatementEntry(Base):
     __mapper_args__ = {"primary_key": [__table__.c.account_id, __table__.c.version]}  # noqa: RUF012
 
     if TYPE_CHECKING:
-        account_id: ColumnElement[UUID]
-        version: ColumnElement[int]
-        amount: ColumnElement[int]
-        counterparty_account_id: ColumnElement[UUID]
-        kind: ColumnElement[str]
-        effective_at: ColumnElement[datetime]
+        account_id: Mapped[UUID]
+        version: Mapped[int]
+        amount: Mapped[int]
+        counterparty_account_id: Mapped[UUID]
+        kind: Mapped[str]
+        effective_at: Mapped[datetime]
 
 
 def statement_of(
@@ -217,4 +219,5 @@ def statement_of(
         found = found.where(amount < 0 if direction is Direction.DEBIT else amount > 0)
     if kind is not None:
         found = found.where(StatementEntry.kind == kind.value)
+    found = found.execution_options(populate_existing=True)
     return found.order_by(version.desc() if order == "newest" else version)

@@ -64,9 +64,7 @@ class AccountOut(BaseModel):
     state: AccountState
     balance: int = Field(description="In the currency's smallest unit")
     held: int = Field(description="Reserved by pending transfers that haven't expired")
-    available: int = Field(
-        description="Balance less `held`; the overdraft limit comes on top"
-    )
+    available: int = Field(description="Balance less `held`; the overdraft limit comes on top")
     allows_negative: bool
     overdraft_limit: int
     balance_limit: int | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Select,
+    SQLColumnExpression,
     String,
     Subquery,
     Uuid,
@@ -32,11 +33,12 @@ from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr
 from howdah import AwareDateTime, Base
 from shop.accounts.models import Entry
 from shop.accounts.repository import Order, booked_between
+from shop.transfers.expiry import has_state, shown_state
 from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer, TransferState
-from shop.transfers.repository import has_state, shown_state
+from shop.transfers.repository import balance_after, held_amount
 from shop.transfers.requests import BookedTransfer, linked_keys
 
-_Columns = Mapping[str, ColumnElement[Any]]
+_Columns: TypeAlias = Mapping[str, Any]
 
 # Written into the statement: PostgreSQL leaves out the branch of a union that a constant contradicts.
 _POSTED_STATE: Final = literal_column("CAST('posted' AS varchar)", PendingTransfer.state.type)
@@ -53,7 +55,7 @@ _ONLY_POSTED: Final = {
 _IS_UNPOSTED: Final = PendingTransfer.state != literal_column("'posted'", PendingTransfer.state.type)
 
 
-def _hold_columns(state: ColumnElement[Any], expires_at: ColumnElement[Any]) -> _Columns:
+def _hold_columns(state: SQLColumnExpression[Any], expires_at: SQLColumnExpression[Any]) -> _Columns:
     """What a hold says, as it is stored and as it is shown."""
     shown = shown_state(state, expires_at)
     is_pending = has_state(TransferState.PENDING, state, expires_at)
@@ -130,22 +132,21 @@ class _Snapshot:
     """A row of `BookedTransfer`, as one statement reads it. What is only needed for the rows of the page are scalar
     subqueries, which PostgreSQL evaluates after LIMIT."""
 
-    __table__: Any
+    __table__: ClassVar[Any]
 
     @declared_attr
     def from_balance(self) -> Mapped[int | None]:
         columns = self.__table__.c
-        return column_property(_balance_after(columns.from_account_id, columns.from_version))
+        return column_property(balance_after(columns.from_account_id, columns.from_version))
 
     @declared_attr
     def to_balance(self) -> Mapped[int | None]:
         columns = self.__table__.c
-        return column_property(_balance_after(columns.to_account_id, columns.to_version))
+        return column_property(balance_after(columns.to_account_id, columns.to_version))
 
     @declared_attr
     def held_amount(self) -> Mapped[int | None]:
-        hold = aliased(PendingTransfer)
-        return column_property(select(hold.amount).where(hold.id == self.__table__.c.id).scalar_subquery())
+        return column_property(held_amount(self.__table__.c.id))
 
     @declared_attr
     def reversed_amount(self) -> Mapped[int]:
@@ -170,11 +171,6 @@ class _Snapshot:
         return BookedTransfer(**{name: getattr(self, name) for name in BookedTransfer._fields})
 
 
-def _balance_after(account_id: ColumnElement[UUID], version: ColumnElement[int]) -> Any:
-    entry = aliased(Entry)
-    return select(entry.balance_after).where(entry.account_id == account_id, entry.version == version).scalar_subquery()
-
-
 class TransferSnapshot(_Snapshot, Base):
     """A transfer in any state."""
 
@@ -197,7 +193,8 @@ class AccountTransferSnapshot(_Snapshot, Base):
 
 def transfer_with(transfer_id: UUID) -> Select[Any]:
     """The transfer with this id, in any state."""
-    return select(TransferSnapshot).where(TransferSnapshot.id == transfer_id)
+    chosen = select(TransferSnapshot).where(TransferSnapshot.id == transfer_id)
+    return chosen.execution_options(populate_existing=True)
 
 
 def transfers_matching(
@@ -233,6 +230,8 @@ def transfers_matching(
             conditions.append(or_(~model.is_posted, *([booked[0] & booked[1]] if len(booked) > 1 else booked)))
         if account_id is None:
             conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)
+        if state is not None:  # and leave out the entries, or the holds
+            conditions.append(model.is_posted if state is TransferState.POSTED else ~model.is_posted)
     for column, value in (
         (model.from_account_id, from_account_id),
         (model.to_account_id, to_account_id),
@@ -255,7 +254,8 @@ def transfers_matching(
         conditions.append(model.details.contains(dict(metadata)))
     if idempotency_key is not None:
         conditions.append(model.id == any_(_transfers_under(scope, idempotency_key)))
-    return select(model).where(*conditions).order_by(model.id.desc() if order == "newest" else model.id)
+    chosen = select(model).where(*conditions).execution_options(populate_existing=True)
+    return chosen.order_by(model.id.desc() if order == "newest" else model.id)
 
 
 def _transfers_under(scope: str, key: str) -> ColumnElement[Any]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
-from datetime import datetime
-from typing import Any, Final, assert_never
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    ColumnElement,
+    ScalarSelect,
     Select,
+    SQLColumnExpression,
     String,
     Uuid,
     any_,
     bindparam,
-    case,
     column,
     func,
-    literal_column,
     select,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,7 +26,7 @@ from sqlalchemy.orm import aliased
 from howdah import AsyncRepository
 from shop.accounts.models import Account, Entry
 from shop.transfers.books import BookAccount, Hold, Reversible
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer, TransferState
+from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.requests import BookedTransfer, ScopedKey
 
 
@@ -86,30 +84,6 @@ async def accounts_now(connection: AsyncConnection, ids: Sequence[UUID]) -> dict
     return {row[0]: BookAccount(*row) for row in await connection.execute(_ACCOUNTS, {"ids": list(ids)})}
 
 
-def has_state(
-    state: TransferState, stored: ColumnElement[Any], expires_at: ColumnElement[datetime]
-) -> ColumnElement[bool]:
-    """Whether a hold that is stored in a state, until it expires, counts as one in `state`: an expired one counts as
-    voided, even before it is. States are written into the statement, so that partial indexes apply."""
-    is_stored = {each: stored == literal_column(f"'{each.value}'", stored.type) for each in TransferState}
-    now = func.statement_timestamp()
-    match state:
-        case TransferState.PENDING:
-            return is_stored[TransferState.PENDING] & (expires_at > now)
-        case TransferState.POSTED:
-            return is_stored[TransferState.POSTED]
-        case TransferState.VOIDED:
-            return is_stored[TransferState.VOIDED] | (is_stored[TransferState.PENDING] & (expires_at <= now))
-        case _:
-            assert_never(state)
-
-
-def shown_state(stored: ColumnElement[Any], expires_at: ColumnElement[datetime]) -> ColumnElement[Any]:
-    """The state that readers see; see `has_state`."""
-    voided = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)", stored.type)
-    return case((has_state(TransferState.VOIDED, stored, expires_at), voided), else_=stored)
-
-
 _ids: Final = any_(bindparam("ids", type_=ARRAY(Uuid())))
 
 _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(BookAccount))).where(
@@ -118,20 +92,30 @@ _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in
 LOCK: Final = _ACCOUNTS.order_by(Account.id).with_for_update(key_share=True)
 _LOCK_FREE: Final = _ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True)
 
-# The entries never change, so that a transfer is read as it was answered when it was posted.
-_debit, _credit = aliased(Entry), aliased(Entry)
-_BOOKED: Final = (
-    select(
-        *(getattr(Transfer, name) for name in BookedTransfer._fields if hasattr(Transfer, name)),
-        PendingTransfer.amount.label("held_amount"),
-        _debit.balance_after.label("from_balance"),
-        _credit.balance_after.label("to_balance"),
-    )
-    .outerjoin(PendingTransfer, PendingTransfer.id == Transfer.id)
-    .outerjoin(_debit, (_debit.account_id == Transfer.from_account_id) & (_debit.version == Transfer.from_version))
-    .outerjoin(_credit, (_credit.account_id == Transfer.to_account_id) & (_credit.version == Transfer.to_version))
-    .where(Transfer.id == _ids)
-)
+
+def balance_after(account_id: SQLColumnExpression[UUID], version: SQLColumnExpression[int]) -> ScalarSelect[int]:
+    """The account's balance after the entry with this number.
+
+    A scalar subquery, and no join: PostgreSQL then finds each entry by the primary key. For a join it may plan, without
+    statistics of a new table, to compare all transfers with all entries of their accounts.
+    """
+    entry = aliased(Entry)
+    return select(entry.balance_after).where(entry.account_id == account_id, entry.version == version).scalar_subquery()
+
+
+def held_amount(transfer_id: SQLColumnExpression[UUID]) -> ScalarSelect[int]:
+    """What the transfer held, or holds; NULL if it was never pending."""
+    hold = aliased(PendingTransfer)
+    return select(hold.amount).where(hold.id == transfer_id).scalar_subquery()
+
+
+# Entries never change, so a transfer is read as it was answered when it was posted.
+_BOOKED: Final = select(
+    *(getattr(Transfer, name) for name in BookedTransfer._fields if hasattr(Transfer, name)),
+    held_amount(Transfer.id).label("held_amount"),
+    balance_after(Transfer.from_account_id, Transfer.from_version).label("from_balance"),
+    balance_after(Transfer.to_account_id, Transfer.to_version).label("to_balance"),
+).where(Transfer.id == _ids)
 _HOLDS: Final = select(*(getattr(PendingTransfer, each.name) for each in fields(Hold) if each.name != "settled")).where(
     PendingTransfer.id == _ids
 )

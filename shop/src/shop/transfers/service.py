@@ -110,8 +110,7 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
     """The transfer as it stands: pending, posted or voided; an expired one counts as voided. Raises `NotFound`."""
-    found = await db.scalars(transfer_with(transfer_id).execution_options(populate_existing=True))
-    transfer: TransferSnapshot | None = found.one_or_none()
+    transfer: TransferSnapshot | None = (await db.scalars(transfer_with(transfer_id))).one_or_none()
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer.as_booked()
