@@ -42,6 +42,21 @@ class AccountPurpose(StrEnum):
     FEES = "fees"
 
 
+class EntryKind(StrEnum):
+    """What made an entry: a transfer, the posting of a hold, or a reversal."""
+
+    TRANSFER = "transfer"
+    POSTED_HOLD = "posted_hold"
+    REVERSAL = "reversal"
+
+
+class Direction(StrEnum):
+    """A debit takes from the account, a credit adds to it."""
+
+    DEBIT = "debit"
+    CREDIT = "credit"
+
+
 class Account(UUIDv7PrimaryKey, Timestamps, Base):
     """Money of one currency, in its smallest unit.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -26,26 +25,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped
 
 from howdah import AsyncRepository, Base
-from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
+from shop.accounts.models import Account, AccountPurpose, AccountState, Direction, Entry, EntryKind
 from shop.transfers.expiry import has_expired
 from shop.transfers.models import PendingTransfer, Transfer
-
-Order = Literal["newest", "oldest"]
-
-
-class EntryKind(StrEnum):
-    """What made an entry: a transfer, the posting of a hold, or a reversal."""
-
-    TRANSFER = "transfer"
-    POSTED_HOLD = "posted_hold"
-    REVERSAL = "reversal"
-
-
-class Direction(StrEnum):
-    """A debit takes from the account, a credit adds to it."""
-
-    DEBIT = "debit"
-    CREDIT = "credit"
+from shop.web.fields import ListOrder
 
 
 class AccountRepository(AsyncRepository[Account]):
@@ -191,7 +174,7 @@ class StatementEntry(Base):
 def statement_of(
     account_id: UUID,
     *,
-    order: Order = "oldest",
+    order: ListOrder = "oldest",
     created_from: datetime | None = None,
     created_before: datetime | None = None,
     effective_from: datetime | None = None,

@@ -9,10 +9,9 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from howdah.fastapi import PageParameters
-from shop.accounts.models import AccountPurpose, AccountState
-from shop.accounts.repository import Direction, EntryKind, Order
+from shop.accounts.models import AccountPurpose, AccountState, Direction, EntryKind
 from shop.orders.schemas import Currency
-from shop.web.fields import STORABLE, Metadata
+from shop.web.fields import STORABLE, ListOrder, Metadata
 
 AccountName = Annotated[
     str,
@@ -94,7 +93,7 @@ class EntryOut(BaseModel):
 class EntryPageParameters(PageParameters):
     """Entries that match all of these."""
 
-    order: Order = Field(default="oldest", description="The order of the entry numbers (`version`)")
+    order: ListOrder = Field(default="oldest", description="The order of the entry numbers (`version`)")
     created_from: AwareDatetime | None = Field(default=None, description="Posted from then on")
     created_before: AwareDatetime | None = Field(default=None, description="Posted before then")
     effective_from: AwareDatetime | None = Field(default=None, description="Effective from then on")

@@ -32,11 +32,12 @@ from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr
 
 from howdah import AwareDateTime, Base
 from shop.accounts.models import Entry
-from shop.accounts.repository import Order, booked_between
+from shop.accounts.repository import booked_between
 from shop.transfers.expiry import has_state, shown_state
 from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.transfers.repository import balance_after, held_amount
 from shop.transfers.requests import BookedTransfer, linked_keys
+from shop.web.fields import ListOrder
 
 _Columns: TypeAlias = Mapping[str, Any]
 
@@ -200,7 +201,7 @@ def transfer_with(transfer_id: UUID) -> Select[Any]:
 def transfers_matching(
     *,
     scope: str,
-    order: Order = "oldest",
+    order: ListOrder = "oldest",
     account_id: UUID | None = None,
     from_account_id: UUID | None = None,
     to_account_id: UUID | None = None,

@@ -11,10 +11,9 @@ import orjson
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from howdah.fastapi import PageParameters
-from shop.accounts.repository import Order
 from shop.transfers.models import TransferState
 from shop.transfers.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, BookedTransfer, Refusal
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Metadata
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, Metadata
 
 Key = Annotated[
     str,
@@ -111,7 +110,7 @@ class LinkedOut(BaseModel):
 class TransferPageParameters(PageParameters):
     """Transfers that match all of these. `metadata[name]=value` is read by `shop.transfers.routes`."""
 
-    order: Order = Field(default="oldest", description="The order of the requests that made them (`id`)")
+    order: ListOrder = Field(default="oldest", description="The order of the requests that made them (`id`)")
     account_id: UUID | None = Field(default=None, description="From or to this account")
     from_account_id: UUID | None = None
     to_account_id: UUID | None = None
