@@ -79,7 +79,6 @@ def test_an_upgraded_database_has_the_schema_of_the_models(empty_url: str, commi
 
 
 def test_every_foreign_key_has_an_index(committed_url: str) -> None:
-    """But that of who is to get what is pending: it is looked through when an account is deleted, and none ever is."""
     without = """
         SELECT conname FROM pg_constraint c WHERE contype = 'f' AND connamespace = 'public'::regnamespace
         AND NOT EXISTS (
@@ -87,7 +86,7 @@ def test_every_foreign_key_has_an_index(committed_url: str) -> None:
             AND (i.indkey::int2[])[0:cardinality(c.conkey) - 1] = c.conkey
         )
         """
-    assert _run(committed_url, without) == [[("fk_pending_transfers_to_account_id",)]]
+    assert _run(committed_url, without) == [[]]
 
 
 def test_an_empty_database_goes_up_down_and_up_again(empty_url: str) -> None:

@@ -12,14 +12,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Alias, BigInteger, ColumnElement, Join, Select, Table, func, inspect, literal, select
+from sqlalchemy import Alias, BigInteger, ColumnElement, Join, Select, Subquery, Table, func, inspect, literal, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm.interfaces import CriteriaOption
+from sqlalchemy.sql import visitors
 
 from howdah.cursors import Cursors, Position
 from howdah.errors import InvalidCursor
 from howdah.keys import key_attributes
+from howdah.nullability import can_be_null
 from howdah.page import Page
 from howdah.sort_keys import SortKey, follows, parse_order, refuse_unstable
 from howdah.sort_values import SortValue, SortValues, read_types
@@ -256,11 +258,15 @@ def _is_one_of(column: ColumnElement[Any], columns: Sequence[ColumnElement[Any]]
 def _never_null(entity: Any) -> list[ColumnElement[Any]]:
     """The NOT NULL columns of the entity's own tables.
 
-    A column of another table may be NULL because of an outer join. If the class is mapped or aliased to a union or a
-    subquery, its columns may be NULL even if the columns of the tables are NOT NULL.
+    A column of another table may be NULL because of an outer join. If the class is mapped to a union or a subquery, its
+    columns are those that can't be NULL in any of its SELECTs. If it is aliased to one, they may all be NULL.
     """
     inspected = inspect(entity)
     mapped = [mapper.local_table for mapper in inspected.mapper.iterate_to_root()]
+    if mapped == [inspected.selectable] and isinstance(mapped[0], Subquery):
+        if any(getattr(part, "_group_by_clauses", ()) for part in visitors.iterate(mapped[0])):
+            return []  # GROUP BY ROLLUP (column) makes NULLs of its own
+        return [column for column in mapped[0].c if not can_be_null(column, mapped)]
     if not (all(isinstance(table, Table) for table in mapped) and _is_of_tables(inspected.selectable)):
         return []
     attributes = [getattr(entity, prop.key, None) for prop in inspected.mapper.column_attrs]

@@ -43,6 +43,21 @@ class AccountPurpose(StrEnum):
     FEES = "fees"
 
 
+class EntryKind(StrEnum):
+    """What made an entry: a transfer, the posting of a hold, or a reversal."""
+
+    TRANSFER = "transfer"
+    POSTED_HOLD = "posted_hold"
+    REVERSAL = "reversal"
+
+
+class Direction(StrEnum):
+    """A debit takes from the account, a credit adds to it."""
+
+    DEBIT = "debit"
+    CREDIT = "credit"
+
+
 class Account(UUIDv7PrimaryKey, Base):
     """Money of one currency, in its smallest unit.
 
@@ -92,6 +107,11 @@ class Account(UUIDv7PrimaryKey, Base):
     updated_at: Mapped[datetime] = mapped_column(
         server_default=func.statement_timestamp(), onupdate=func.statement_timestamp()
     )
+
+    @property
+    def available(self) -> int:
+        """Balance less `held`. `shop.accounts.repository.AccountSnapshot` also leaves out holds that have expired."""
+        return self.balance - self.held
 
 
 class Entry(Base):

@@ -1,26 +1,40 @@
-"""Finding accounts and their entries."""
+"""Finding accounts and their entries, and reading them."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import DateTime, Select, Uuid, bindparam, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    SQLColumnExpression,
+    String,
+    Subquery,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped
 
-from howdah import AsyncRepository
-from shop.accounts.models import Account, Entry
-from shop.transfers.models import Transfer
+from howdah import AsyncRepository, Base
+from shop.accounts.models import Account, AccountPurpose, AccountState, Direction, Entry, EntryKind
+from shop.transfers.expiry import has_expired
+from shop.transfers.models import PendingTransfer, Transfer
+from shop.web.fields import ListOrder
 
 
 class AccountRepository(AsyncRepository[Account]):
     async def last_version(self, account_id: UUID, at: datetime) -> int:
-        """The number of the last entry booked up to `at`, 0 if there was none yet.
-
-        An account's entries are in the order of time, so it is found by halving, among a million in 20 steps, each by
-        the primary key: an index by time would cost every entry a fifth of its time.
-        """
-        return int((await self.session.execute(_LAST_VERSION, {"account_id": account_id, "at": at})).scalar_one())
+        """The number of the last entry booked up to `at`, 0 if there was none yet."""
+        return int((await self.session.execute(select(version_at(account_id, at)))).scalar_one())
 
     async def effective_balance(self, account_id: UUID, at: datetime) -> int:
         """What the entries come to whose transfers count from `at` or earlier; reads all entries of the account."""
@@ -29,19 +43,165 @@ class AccountRepository(AsyncRepository[Account]):
         return int((await self.session.execute(chosen)).scalar_one())
 
 
-_LAST_VERSION: Final = text("""
-    WITH RECURSIVE search AS (
-        SELECT CAST(0 AS bigint) AS low, version AS high FROM accounts WHERE id = :account_id
-        UNION ALL
-        SELECT CASE WHEN entries.created_at <= :at THEN middle ELSE low END,
-            CASE WHEN entries.created_at <= :at THEN high ELSE middle - 1 END
-        FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM search WHERE low < high) halved
-        JOIN entries ON entries.account_id = :account_id AND entries.version = middle
+def version_at(account_id: UUID, at: datetime, *, inclusive: bool = True, name: str = "search") -> ScalarSelect[int]:
+    """The number of the account's last entry booked up to `at`, or before it if not `inclusive`; 0 if there is none.
+
+    An account's entries are in the order of time, so it is found by halving, among a million in 20 steps, each by the
+    primary key: an index by time would cost every entry a fifth of its time. `name` is that of the CTE: a statement
+    with two of them gives each its own.
+    """
+    start = select(cast(literal_column("0"), BigInteger).label("low"), Account.version.label("high")).where(
+        Account.id == account_id
     )
-    SELECT low FROM search WHERE low = high
-    """).bindparams(bindparam("account_id", type_=Uuid()), bindparam("at", type_=DateTime(timezone=True)))
+    search = start.cte(name, recursive=True)
+    low, high = search.c.low, search.c.high
+    halved = select(low, high, ((low + high + 1) // 2).label("middle")).where(low < high).subquery()
+    booked = Entry.created_at <= at if inclusive else Entry.created_at < at
+    step = (
+        select(
+            case((booked, halved.c.middle), else_=halved.c.low),
+            case((booked, halved.c.high), else_=halved.c.middle - 1),
+        )
+        .select_from(halved)
+        .join(Entry, (Entry.account_id == account_id) & (Entry.version == halved.c.middle))
+    )
+    found = search.union_all(step)
+    return select(found.c.low).where(found.c.low == found.c.high).scalar_subquery()
 
 
-def statement_of(account_id: UUID) -> Select[Any]:
-    """An account's entries, the oldest first."""
-    return select(Entry).where(Entry.account_id == account_id).order_by(Entry.version)
+def booked_between(
+    version: SQLColumnExpression[int], account_id: UUID, start: datetime | None, end: datetime | None
+) -> list[ColumnElement[bool]]:
+    """The conditions that leave the entry numbers of an account booked from `start` on and before `end`."""
+    conditions: list[ColumnElement[bool]] = []
+    if start is not None:
+        conditions.append(version > version_at(account_id, start, inclusive=False, name="search_start"))
+    if end is not None:
+        conditions.append(version <= version_at(account_id, end, inclusive=False, name="search_end"))
+    return conditions
+
+
+def _snapshot() -> Subquery:
+    columns = Account.__table__.c
+    expired = (
+        select(func.coalesce(func.sum(PendingTransfer.amount), 0))
+        .where(
+            PendingTransfer.from_account_id == columns.id,
+            has_expired(PendingTransfer.state, PendingTransfer.expires_at),
+        )
+        .correlate(Account.__table__)
+        .scalar_subquery()
+    )
+    # most accounts hold nothing, and need no look at the holds
+    held = case((columns.held > 0, columns.held - cast(expired, BigInteger)), else_=columns.held)
+    unexpired = select(held.label("held")).correlate(Account.__table__).lateral("unexpired")
+    others = [
+        column.label("details" if column.name == "metadata" else column.name)
+        for column in columns
+        if column.name != "held"
+    ]
+    return (
+        select(*others, unexpired.c.held, (columns.balance - unexpired.c.held).label("available"))
+        .select_from(Account.__table__)
+        .join(unexpired, true())
+        .subquery("account")
+    )
+
+
+class AccountSnapshot(Base):
+    """An account as one statement reads it. `held` leaves out the holds that have expired, even if they aren't voided
+    yet; `available` is the balance less that."""
+
+    __table__ = _snapshot()
+    __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
+
+    if TYPE_CHECKING:
+        id: Mapped[UUID]
+        user_id: Mapped[UUID | None]
+        currency: Mapped[str]
+        purpose: Mapped[AccountPurpose | None]
+        state: Mapped[AccountState]
+        balance: Mapped[int]
+        held: Mapped[int]
+        available: Mapped[int]
+        version: Mapped[int]
+        revision: Mapped[int]
+
+
+_REVERSAL: Final = literal_column(f"'{EntryKind.REVERSAL}'", String)
+_POSTED_HOLD: Final = literal_column(f"'{EntryKind.POSTED_HOLD}'", String)
+_TRANSFER: Final = literal_column(f"'{EntryKind.TRANSFER}'", String)
+
+
+def _statement() -> Subquery:
+    is_debit = Entry.amount < 0
+    return (
+        select(
+            *(getattr(Entry, name) for name in ("account_id", "version", "transfer_id", "amount", "balance_after")),
+            case((is_debit, Transfer.to_account_id), else_=Transfer.from_account_id).label("counterparty_account_id"),
+            case(
+                (Transfer.reverses_id.is_not(None), _REVERSAL),
+                (PendingTransfer.id.is_not(None), _POSTED_HOLD),
+                else_=_TRANSFER,
+            ).label("kind"),
+            Transfer.description,
+            func.coalesce(Transfer.details, cast(literal_column("'{}'"), JSONB), type_=JSONB).label("details"),
+            Transfer.effective_at,
+            Transfer.group_id,
+            Transfer.reverses_id,
+            Entry.created_at,
+        )
+        .join(Transfer, Transfer.id == Entry.transfer_id)
+        .outerjoin(PendingTransfer, PendingTransfer.id == Entry.transfer_id)
+        .subquery("entry")
+    )
+
+
+class StatementEntry(Base):
+    """An entry with what its transfer says. `details` is the transfer's metadata."""
+
+    __table__ = _statement()
+    __mapper_args__ = {"primary_key": [__table__.c.account_id, __table__.c.version]}  # noqa: RUF012
+
+    if TYPE_CHECKING:
+        account_id: Mapped[UUID]
+        version: Mapped[int]
+        amount: Mapped[int]
+        counterparty_account_id: Mapped[UUID]
+        kind: Mapped[str]
+        effective_at: Mapped[datetime]
+
+
+def statement_of(
+    account_id: UUID,
+    *,
+    order: ListOrder = "oldest",
+    created_from: datetime | None = None,
+    created_before: datetime | None = None,
+    effective_from: datetime | None = None,
+    effective_before: datetime | None = None,
+    counterparty_account_id: UUID | None = None,
+    direction: Direction | None = None,
+    kind: EntryKind | None = None,
+) -> Select[Any]:
+    """An account's entries, in the order of their numbers. None leaves a filter out.
+
+    The entries of a time are found by halving. The other filters read the entries of the account, one after the other,
+    until the page is full.
+    """
+    version = StatementEntry.version
+    found = select(StatementEntry).where(StatementEntry.account_id == account_id)
+    found = found.where(*booked_between(version, account_id, created_from, created_before))
+    if effective_from is not None:
+        found = found.where(StatementEntry.effective_at >= effective_from)
+    if effective_before is not None:
+        found = found.where(StatementEntry.effective_at < effective_before)
+    if counterparty_account_id is not None:
+        found = found.where(StatementEntry.counterparty_account_id == counterparty_account_id)
+    if direction is not None:
+        amount = StatementEntry.amount
+        found = found.where(amount < 0 if direction is Direction.DEBIT else amount > 0)
+    if kind is not None:
+        found = found.where(StatementEntry.kind == kind.value)
+    found = found.execution_options(populate_existing=True)
+    return found.order_by(version.desc() if order == "newest" else version)

@@ -11,11 +11,11 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import Database, Page, paginate
-from howdah.fastapi import PageOut, PageParameters, get_database, problems, schema_of
+from howdah.fastapi import PageOut, get_database, problems, schema_of
 from shop.accounts.batch import opened_lines
-from shop.accounts.models import Account, Entry
+from shop.accounts.models import Account
 from shop.accounts.opening import OpeningRequest, open_account_once
-from shop.accounts.repository import AccountRepository, statement_of
+from shop.accounts.repository import AccountRepository, AccountSnapshot, StatementEntry, statement_of
 from shop.accounts.schemas import (
     AccountChange,
     AccountIn,
@@ -26,9 +26,15 @@ from shop.accounts.schemas import (
     BalanceOut,
     BalanceParameters,
     EntryOut,
+    EntryPageParameters,
 )
-from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance
-from shop.transfers.expiry import show_held_now
+from shop.accounts.service import (
+    account_now,
+    balance_at,
+    balance_of_version,
+    change_account,
+    effective_balance,
+)
 from shop.transfers.requests import Refusal
 from shop.transfers.schemas import Key
 from shop.web.dependencies import Caller, DbSession, IfMatch, ReadDbSession
@@ -89,20 +95,19 @@ async def create_accounts(
 
 
 @router.get("", response_model=PageOut[AccountOut])
-async def list_accounts(parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession) -> Page[Account]:
+async def list_accounts(
+    parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession
+) -> Page[AccountSnapshot]:
     """Accounts in the order of opening: those of a user, of a purpose, in a currency."""
     wanted = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
-    chosen = select(Account).filter_by(**wanted).order_by(Account.id)
-    page = await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
-    await show_held_now(db, page.items)
-    return page
+    chosen = select(AccountSnapshot).filter_by(**wanted).order_by(AccountSnapshot.id)
+    return await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
 
 
 @router.get("/{account_id}", response_model=AccountOut)
-async def get_account(account_id: UUID, db: DbSession, response: Response) -> Account:
+async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
     """The account. The `ETag` is for the `If-Match` of a change."""
-    account = await AccountRepository(db).get_one(account_id)
-    await show_held_now(db, [account])
+    account = await account_now(db, account_id)
     response.headers["ETag"] = etag(account.revision, account.version)
     return account
 
@@ -127,12 +132,14 @@ async def patch_account(
 async def get_balance(
     account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
 ) -> BalanceOut:
-    """The balance now, after an entry, or at a time: by when it was booked, or by when it counts from.
+    """The balance now, after an entry, or at a time: by when it was booked, or by when it counts from. The balance now
+    comes with what is held of it and what is available.
 
     A balance by `effective_at` is a report. It may be below zero where the account's balance never was: a transfer that
     is booked for an earlier time may use money that arrived after that time.
     """
     version: int | None
+    held = available = None
     if parameters.effective_at is not None:
         balance, version = await effective_balance(db, account_id, parameters.effective_at), None
     elif parameters.version is not None:
@@ -140,24 +147,32 @@ async def get_balance(
     elif parameters.at is not None:
         balance, version = await balance_at(db, account_id, parameters.at)
     else:
-        account = await AccountRepository(db).get_one(account_id)
-        balance, version = account.balance, account.version
+        account = await account_now(db, account_id)
+        balance, version, held, available = account.balance, account.version, account.held, account.available
     return BalanceOut(
         account_id=account_id,
         at=parameters.at,
         effective_at=parameters.effective_at,
         balance=balance,
+        held=held,
+        available=available,
         version=version,
     )
 
 
 @router.get("/{account_id}/entries", response_model=PageOut[EntryOut])
-async def list_entries(account_id: UUID, parameters: Annotated[PageParameters, Query()], db: DbSession) -> Page[Entry]:
-    """The account's statement, the oldest entry first."""
+async def list_entries(
+    account_id: UUID, parameters: Annotated[EntryPageParameters, Query()], db: ReadDbSession
+) -> Page[StatementEntry]:
+    """The account's statement. Entries are posted at the end and never change, so a page never repeats or skips one.
+
+    A filter by the time of posting finds its first entry directly. The other filters read one entry after the other.
+    """
     await AccountRepository(db).get_one(account_id)
+    filters = parameters.model_dump(exclude={"limit", "after", "before"})
     return await paginate(
         db,
-        statement_of(account_id),
+        statement_of(account_id, **filters),
         limit=parameters.limit,
         after=parameters.after,
         before=parameters.before,

@@ -11,10 +11,10 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from howdah.fastapi import PageParameters
-from shop.accounts.models import AccountPurpose, AccountState
+from shop.accounts.models import AccountPurpose, AccountState, Direction, EntryKind
 from shop.orders.schemas import Currency
 from shop.transfers.schemas import Key
-from shop.web.fields import STORABLE, Metadata
+from shop.web.fields import STORABLE, ListOrder, Metadata
 
 AccountName = Annotated[
     str,
@@ -88,7 +88,8 @@ class AccountOut(BaseModel):
     purpose: AccountPurpose | None
     state: AccountState
     balance: int = Field(description="In the currency's smallest unit")
-    held: int = Field(description="The part of the balance that pending transfers will take")
+    held: int = Field(description="Reserved by pending transfers that haven't expired")
+    available: int = Field(description="Balance less `held`; the overdraft limit comes on top")
     allows_negative: bool
     overdraft_limit: int
     balance_limit: int | None
@@ -118,7 +119,27 @@ class EntryOut(BaseModel):
     transfer_id: UUID
     amount: int = Field(description="What came in; negative for what went out")
     balance_after: int
-    created_at: datetime
+    counterparty_account_id: UUID = Field(description="The other account of the transfer")
+    kind: EntryKind = Field(description="What made the entry: a transfer, the posting of a hold, or a reversal")
+    description: str | None
+    details: dict[str, str] = Field(serialization_alias="metadata")
+    effective_at: datetime = Field(description="When the transfer takes effect")
+    group_id: UUID | None = Field(description="Shared by transfers that were posted together or not at all")
+    reverses_id: UUID | None = Field(description="Of a reversal: the transfer that it returns")
+    created_at: datetime = Field(description="When it was posted")
+
+
+class EntryPageParameters(PageParameters):
+    """Entries that match all of these."""
+
+    order: ListOrder = Field(default="oldest", description="The order of the entry numbers (`version`)")
+    created_from: AwareDatetime | None = Field(default=None, description="Posted from then on")
+    created_before: AwareDatetime | None = Field(default=None, description="Posted before then")
+    effective_from: AwareDatetime | None = Field(default=None, description="Effective from then on")
+    effective_before: AwareDatetime | None = Field(default=None, description="Effective before then")
+    counterparty_account_id: UUID | None = Field(default=None, description="The other account of the transfer")
+    direction: Direction | None = Field(default=None, description="`debit`: what went out; `credit`: what came in")
+    kind: EntryKind | None = None
 
 
 class AccountPageParameters(PageParameters):
@@ -152,4 +173,6 @@ class BalanceOut(BaseModel):
     at: datetime | None
     effective_at: datetime | None
     balance: int
+    held: int | None = Field(description="Reserved by pending transfers now; null for a balance of another time")
+    available: int | None = Field(description="Balance less `held`; null for a balance of another time")
     version: int | None = Field(description="The last entry that is in it; null for a balance by `effective_at`")

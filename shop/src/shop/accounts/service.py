@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound, uuid7
 from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
-from shop.accounts.repository import AccountRepository
+from shop.accounts.repository import AccountRepository, AccountSnapshot
 from shop.accounts.schemas import AccountChange, AccountIn
 from shop.transfers.expiry import void_expired_of
 
@@ -91,6 +91,15 @@ async def system_account(db: AsyncSession, purpose: AccountPurpose, currency: st
     await db.execute(opening.on_conflict_do_nothing())
     found = select(Account).where(Account.purpose == purpose, Account.currency == currency)
     return (await db.scalars(found)).one()
+
+
+async def account_now(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
+    """The account as it stands, without holds that have expired. Raises `NotFound`."""
+    found = select(AccountSnapshot).where(AccountSnapshot.id == account_id)
+    account = (await db.scalars(found.execution_options(populate_existing=True))).one_or_none()
+    if account is None:
+        raise NotFound(Account, [account_id])
+    return account
 
 
 async def balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:

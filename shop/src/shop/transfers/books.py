@@ -100,6 +100,7 @@ class Hold:
             self.created_at,
             state,
             self.expires_at if state is TransferState.PENDING else None,
+            self.amount,
         )
 
 
@@ -328,6 +329,11 @@ class Books:
             reversed_total,
             group,
             at,
+            TransferState.POSTED,
+            None,
+            None if hold is None else hold.amount,
+            debit.balance,
+            credit.balance,
         )
         self.transfers.append(transfer)
         return TransferResult(transfer)

@@ -1,19 +1,32 @@
-"""Pending transfers whose time is over: they hold nothing, whether they have been voided yet or not."""
+"""Pending transfers whose time is over: they hold nothing and count as voided, even before they are voided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias, assert_never
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, DateTime, Uuid, and_, any_, bindparam, case, func, select, text
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    DateTime,
+    SQLColumnExpression,
+    Uuid,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    not_,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import attributes
 
-from shop.accounts.models import Account
 from shop.transfers.models import PendingTransfer, TransferState
 from shop.transfers.writing import show
+
+_Column: TypeAlias = SQLColumnExpression[Any]
 
 
 class Freed(NamedTuple):
@@ -38,34 +51,39 @@ async def void_expired_of(
     return freed
 
 
-async def show_held_now(session: AsyncSession, accounts: Iterable[Account]) -> None:
-    """Make `held` of accounts that are only shown leave out what has expired and isn't voided yet. Their rows stay as
-    they are. Those that hold something are read again, since balance and held amount must be of one moment."""
-    holding = [account.id for account in accounts if account.held]
-    if holding:
-        for account, expired in await session.execute(_WITH_EXPIRED, {"ids": holding}):
-            attributes.set_committed_value(account, "held", account.held - int(expired))
+def has_expired(stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
+    """Whether a hold that is stored in this state has expired and isn't voided yet."""
+    return _is_stored_as(TransferState.PENDING, stored) & (expires_at <= func.statement_timestamp())
 
 
-_has_expired: Final = and_(
-    PendingTransfer.state == TransferState.PENDING, PendingTransfer.expires_at <= func.statement_timestamp()
-)
-STATE_NOW: Final[ColumnElement[TransferState]] = case((_has_expired, TransferState.VOIDED), else_=PendingTransfer.state)
-"""What a pending transfer is shown as."""
+def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
+    """Whether readers see a hold in this state: an expired one counts as voided, even before it is."""
+    is_stored = _is_stored_as(state, stored)
+    match state:
+        case TransferState.PENDING:
+            return is_stored & (expires_at > func.statement_timestamp())
+        case TransferState.POSTED:
+            return is_stored
+        case TransferState.VOIDED:
+            return is_stored | has_expired(stored, expires_at)
+        case _:
+            assert_never(state)
+
+
+def shown_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
+    """The state that readers see; see `has_state`."""
+    voided: ColumnElement[Any] = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)")
+    return case((not_(has_expired(stored, expires_at)), stored), else_=voided)
+
+
+def _is_stored_as(state: TransferState, stored: _Column) -> ColumnElement[bool]:
+    return stored == literal_column(f"'{state.value}'")  # no parameter: partial indexes apply
+
 
 ACCOUNTS_WITH_EXPIRED: Final = (
-    select(PendingTransfer.from_account_id).where(_has_expired).order_by(PendingTransfer.expires_at)
-)
-
-_WITH_EXPIRED: Final = (
-    select(
-        Account,
-        select(func.coalesce(func.sum(PendingTransfer.amount), 0))
-        .where(PendingTransfer.from_account_id == Account.id, _has_expired)
-        .scalar_subquery(),
-    )
-    .where(Account.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
-    .execution_options(populate_existing=True)
+    select(PendingTransfer.from_account_id)
+    .where(has_expired(PendingTransfer.state, PendingTransfer.expires_at))
+    .order_by(PendingTransfer.expires_at)
 )
 VOID: Final = text("""
     WITH voided AS (

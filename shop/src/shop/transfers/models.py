@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, func
@@ -50,6 +50,15 @@ class Transfer(UUIDv7PrimaryKey, Base):
             postgresql_where="reverses_id IS NOT NULL",
         ),
         Index("ix_transfers_group_id", "group_id", postgresql_where="group_id IS NOT NULL"),
+        # BRIN costs a transfer next to nothing, since times only grow
+        Index("ix_transfers_created_at", "created_at", postgresql_using="brin"),
+        Index(
+            "ix_transfers_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_where="metadata IS NOT NULL",
+        ),
     )
 
     from_account_id: Mapped[UUID]
@@ -65,6 +74,9 @@ class Transfer(UUIDv7PrimaryKey, Base):
     reversed_total: Mapped[int | None] = mapped_column(BigInteger)
     group_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+
+
+_UNPOSTED: Final = "state <> 'posted'"
 
 
 class PendingTransfer(UUIDv7PrimaryKey, Base):
@@ -90,6 +102,17 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
             "from_account_id",
             "expires_at",
             postgresql_where="state = 'pending'",
+        ),
+        # for lists, which find the posted ones among `transfers`
+        Index("ix_pending_transfers_from_account_id_id", "from_account_id", "id", postgresql_where=_UNPOSTED),
+        Index("ix_pending_transfers_to_account_id_id", "to_account_id", "id", postgresql_where=_UNPOSTED),
+        Index("ix_pending_transfers_group_id", "group_id", postgresql_where="group_id IS NOT NULL"),
+        Index(
+            "ix_pending_transfers_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_where="metadata IS NOT NULL",
         ),
     )
 

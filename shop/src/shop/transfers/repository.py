@@ -10,7 +10,9 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    ScalarSelect,
     Select,
+    SQLColumnExpression,
     String,
     Uuid,
     any_,
@@ -26,9 +28,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from howdah import AsyncRepository
-from shop.accounts.models import Account
+from shop.accounts.models import Account, Entry
 from shop.transfers.books import BookAccount, Hold, Reversible
-from shop.transfers.expiry import STATE_NOW
 from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.requests import BookedTransfer, NamedTransfer, ScopedKey
 
@@ -77,18 +78,17 @@ class TransferRepository(AsyncRepository[Transfer]):
         return {(scope, key): StoredAnswer(*answer) for scope, key, *answer in found}
 
     async def booked(self, transfer_ids: Collection[UUID]) -> dict[UUID, BookedTransfer]:
-        """Those of these transfers that have been made."""
+        """Those of these transfers that have been posted, as they were when they were posted."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_BOOKED, {"ids": list(transfer_ids)})
-        return {row.id: BookedTransfer(*row) for row in rows}
+        return {row.id: BookedTransfer(**row._mapping) for row in rows}
 
-    async def holds(self, transfer_ids: Collection[UUID], *, as_shown: bool = False) -> dict[UUID, Hold]:
-        """Those of these transfers that are, or have been, pending; `as_shown`: what has expired is voided, whether
-        its row says so yet or not."""
+    async def holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
+        """Those of these transfers that are, or have been, pending, as they are stored."""
         if not transfer_ids:
             return {}
-        rows = await self.session.execute(_HOLDS_NOW if as_shown else _HOLDS, {"ids": list(transfer_ids)})
+        rows = await self.session.execute(_HOLDS, {"ids": list(transfer_ids)})
         return {row.id: Hold(*row) for row in rows}
 
     async def named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
@@ -119,12 +119,6 @@ def _accounts_at(rows: Iterable[Sequence[Any]]) -> AccountsAt:
     return AccountsAt(accounts, at)
 
 
-def booked(transfer: Transfer) -> BookedTransfer:
-    """The row of a mapped transfer."""
-    return BookedTransfer(*(getattr(transfer, name) for name in _BOOKED_NAMES))
-
-
-_BOOKED_NAMES: Final = [name for name in BookedTransfer._fields if name not in {"state", "expires_at"}]
 _ids: Final = any_(bindparam("ids", type_=ARRAY(Uuid())))
 
 
@@ -142,12 +136,8 @@ _ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
 LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
 _LOCK_FREE: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
 
-_BOOKED: Final = select(*(getattr(Transfer, name) for name in _BOOKED_NAMES)).where(Transfer.id == _ids)
 _HOLD_NAMES: Final = [each.name for each in fields(Hold) if each.name not in {"settled", "is_told"}]
 _HOLDS: Final = select(*(getattr(PendingTransfer, name) for name in _HOLD_NAMES)).where(PendingTransfer.id == _ids)
-_HOLDS_NOW: Final = select(
-    *(STATE_NOW if name == "state" else getattr(PendingTransfer, name) for name in _HOLD_NAMES)
-).where(PendingTransfer.id == _ids)
 
 _NAMED: Final = union_all(
     *(
@@ -155,6 +145,31 @@ _NAMED: Final = union_all(
         for table in (Transfer, PendingTransfer)
     )
 )
+
+
+def balance_after(account_id: SQLColumnExpression[UUID], version: SQLColumnExpression[int]) -> ScalarSelect[int]:
+    """The account's balance after the entry with this number.
+
+    A scalar subquery, and no join: PostgreSQL then finds each entry by the primary key. For a join it may plan, without
+    statistics of a new table, to compare all transfers with all entries of their accounts.
+    """
+    entry = aliased(Entry)
+    return select(entry.balance_after).where(entry.account_id == account_id, entry.version == version).scalar_subquery()
+
+
+def held_amount(transfer_id: SQLColumnExpression[UUID]) -> ScalarSelect[int]:
+    """What the transfer held, or holds; NULL if it was never pending."""
+    hold = aliased(PendingTransfer)
+    return select(hold.amount).where(hold.id == transfer_id).scalar_subquery()
+
+
+# Entries never change, so a transfer is read as it was answered when it was posted.
+_BOOKED: Final = select(
+    *(getattr(Transfer, name) for name in BookedTransfer._fields if hasattr(Transfer, name)),
+    held_amount(Transfer.id).label("held_amount"),
+    balance_after(Transfer.from_account_id, Transfer.from_version).label("from_balance"),
+    balance_after(Transfer.to_account_id, Transfer.to_version).label("to_balance"),
+).where(Transfer.id == _ids)
 
 _reversal: Final = aliased(Transfer)
 _REVERSIBLE: Final = select(

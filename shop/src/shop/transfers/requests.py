@@ -174,7 +174,10 @@ class NamedTransfer(NamedTuple):
 class BookedTransfer(NamedTuple):
     """A transfer's row. No mapped object: making one is most of the time in which a transfer is decided.
 
-    The versions are the numbers of its two entries; a pending or voided one has none.
+    The versions are the numbers of its two entries; a pending or voided one has none. The balances are those of its
+    accounts after it, by these entries. `held_amount` is what a transfer held before it was posted or voided, or still
+    holds; None if it was never pending. `reversed_amount` is how much of it has been reversed; 0 in the answer to the
+    request that made it, and in every replay of that answer.
     """
 
     id: UUID
@@ -193,6 +196,10 @@ class BookedTransfer(NamedTuple):
     created_at: datetime
     state: TransferState = TransferState.POSTED
     expires_at: datetime | None = None
+    held_amount: int | None = None
+    from_balance: int | None = None
+    to_balance: int | None = None
+    reversed_amount: int = 0
 
 
 class _Result(NamedTuple):
@@ -248,6 +255,12 @@ def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferReq
         first = number
     if first < len(requests):
         raise ValueError("the last request is linked to a next one, and there is none")
+
+
+def linked_keys(key: str) -> list[str]:
+    """The keys of the transfers that a client links under one key: its own, and one with a number for each further
+    transfer. A space tells these from any key that a client can choose."""
+    return [key, *(f"{key} {place}" for place in range(1, MAX_LINKED))]
 
 
 def fingerprints(chain: Sequence[TransferRequest]) -> list[bytes]:

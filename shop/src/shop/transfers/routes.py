@@ -6,18 +6,19 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from sqlalchemy import select
+from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
 from howdah.fastapi import PageOut, problems, schema_of
 from shop.transfers.batch import posted_lines
 from shop.transfers.bodies import named_in, request_of
-from shop.transfers.models import Transfer
-from shop.transfers.repository import booked
+from shop.transfers.listing import transfers_matching
 from shop.transfers.requests import Refusal, TransferResult
 from shop.transfers.schemas import (
+    METADATA_PARAMETER,
     BatchLineIn,
     BatchLineOut,
     Key,
@@ -35,12 +36,23 @@ from shop.transfers.schemas import (
 from shop.transfers.service import find_transfer, linked_under, named_transfers, posting_of, reversal_of, voiding_of
 from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
+from shop.web.fields import Metadata
 from shop.web.lines import JSON, NDJSON, ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"])
 
 IdempotencyKey = Annotated[Key | None, Header()]
 
+_METADATA: Final = TypeAdapter(Metadata)
+_METADATA_PARAMETER: Final = {
+    "name": "metadata",
+    "in": "query",
+    "required": False,
+    "description": "What the metadata contains: `metadata[region]=north`, and others like it, all of which must match",
+    "style": "deepObject",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
 _REFUSALS: Final = problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
 
 
@@ -120,15 +132,40 @@ async def create_transfers(
     return StreamingResponse(await posted_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
 
 
-@router.get("", response_model=PageOut[TransferOut])
-async def list_transfers(parameters: Annotated[TransferPageParameters, Query()], db: ReadDbSession) -> Response:
-    """The posted transfers, in the order in which they were asked for: one that was pending stands where it was then,
-    and may come after others have been read. Those of an account are found by its entries, which only grow at the
-    end."""
-    every = select(Transfer).order_by(Transfer.id)
-    chosen = every if parameters.group_id is None else every.where(Transfer.group_id == parameters.group_id)
+async def get_metadata_filter(request: Request) -> dict[str, str]:
+    """The parameters `metadata[name]=value`, each name once."""
+    found: dict[str, list[str]] = {}
+    for parameter, value in request.query_params.multi_items():
+        if match := METADATA_PARAMETER.fullmatch(parameter):
+            found.setdefault(match[1], []).append(value)
+    try:
+        return _METADATA.validate_python(
+            {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+        )
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        raise RequestValidationError(
+            [{**fault, "loc": ("query", "metadata", *fault["loc"])} for fault in faults]
+        ) from error
+
+
+@router.get("", response_model=PageOut[TransferOut], openapi_extra={"parameters": [_METADATA_PARAMETER]})
+async def list_transfers(
+    parameters: Annotated[TransferPageParameters, Query()],
+    metadata: Annotated[dict[str, str], Depends(get_metadata_filter)],
+    db: ReadDbSession,
+    caller: Caller,
+) -> Response:
+    """Transfers in any state, in the order in which they were requested: one that is posted or voided keeps its place,
+    and may come after others have been read.
+
+    By account, a page reads the entries of the account, or those of the time between `created_from` and
+    `created_before`. `GET /accounts/{account_id}/entries` reads only the entries of the page.
+    """
+    filters = parameters.model_dump(exclude={"limit", "after", "before"})
+    chosen = transfers_matching(scope=caller, metadata=metadata, **filters)
     page = await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
-    items = [shown(booked(transfer)) for transfer in page.items]
+    items = [shown(transfer.as_booked()) for transfer in page.items]
     return _json(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -16,13 +17,14 @@ from pydantic import (
     RootModel,
     StringConstraints,
     WrapValidator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from howdah.fastapi import PageParameters
 from shop.transfers.models import TransferState
 from shop.transfers.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, BookedTransfer, Refusal
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Metadata
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, Metadata
 
 Key = Annotated[
     str,
@@ -30,6 +32,7 @@ Key = Annotated[
     Field(description="Chosen by the client, one for each request that it means", examples=["6b3f1a52-0c7e"]),
 ]
 Description = Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)]
+METADATA_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
 
 
@@ -155,8 +158,16 @@ class TransferOut(BaseModel):
     group_id: UUID | None = Field(description="Shared by those that were made together")
     reverses_id: UUID | None
     reversed_total: int | None = Field(description="Of a reversal: how much has been taken back with it in all")
+    reversed_amount: int = Field(
+        description="How much of it has been reversed; 0 in the answer to the request that made it, and in its replays"
+    )
+    held_amount: int | None = Field(
+        description="What it held before it was posted or voided, or holds; null if it was never pending"
+    )
     from_version: int | None = Field(description="The number of its entry among the account's")
+    from_balance: int | None = Field(description="The account's balance after it; null unless it is posted")
     to_version: int | None
+    to_balance: int | None
     created_at: datetime
 
 
@@ -169,7 +180,29 @@ class LinkedOut(BaseModel):
 
 
 class TransferPageParameters(PageParameters):
-    group_id: UUID | None = Field(default=None, description="Only those that were made together")
+    """Transfers that match all of these. `metadata[name]=value` is read by `shop.transfers.routes`."""
+
+    order: ListOrder = Field(default="oldest", description="The order of the requests that made them (`id`)")
+    account_id: UUID | None = Field(default=None, description="From or to this account")
+    from_account_id: UUID | None = None
+    to_account_id: UUID | None = None
+    created_from: AwareDatetime | None = Field(default=None, description="Created from then on")
+    created_before: AwareDatetime | None = Field(default=None, description="Created before then")
+    effective_from: AwareDatetime | None = Field(default=None, description="Effective from then on")
+    effective_before: AwareDatetime | None = Field(default=None, description="Effective before then")
+    state: TransferState | None = Field(default=None, description="A pending one that has expired counts as voided")
+    idempotency_key: Key | None = Field(
+        default=None, description="Answered under this key of the client that asks, as long as the key is kept"
+    )
+    reverses_id: UUID | None = Field(default=None, description="The reversals of this transfer")
+    group_id: UUID | None = Field(default=None, description="Posted together or not at all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_metadata(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if not METADATA_PARAMETER.fullmatch(name)}
 
 
 class _Line(BaseModel):
@@ -235,8 +268,12 @@ def shown(transfer: BookedTransfer) -> dict[str, Any]:
         "group_id": transfer.group_id,
         "reverses_id": transfer.reverses_id,
         "reversed_total": transfer.reversed_total,
+        "reversed_amount": transfer.reversed_amount,
+        "held_amount": transfer.held_amount,
         "from_version": transfer.from_version,
+        "from_balance": transfer.from_balance,
         "to_version": transfer.to_version,
+        "to_balance": transfer.to_balance,
         "created_at": transfer.created_at,
     }
 

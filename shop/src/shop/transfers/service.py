@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import NotFound
 from shop.transfers.books import Books, Outcome
 from shop.transfers.expiry import void_expired_of
+from shop.transfers.listing import TransferSnapshot, transfer_with
 from shop.transfers.models import AnswerKind, Transfer, TransferState
 from shop.transfers.repository import AccountsAt, StoredAnswer, TransferRepository
 from shop.transfers.requests import (
@@ -22,6 +23,7 @@ from shop.transfers.requests import (
     TransferRequest,
     TransferResult,
     fingerprints,
+    linked_keys,
 )
 from shop.transfers.validation import check_request, checked
 from shop.transfers.writing import write
@@ -131,24 +133,21 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
-    """The transfer as it stands: pending, posted or voided. Raises `NotFound`."""
-    repository = TransferRepository(db)
-    if (booked := (await repository.booked([transfer_id])).get(transfer_id)) is not None:
-        return booked
-    if (hold := (await repository.holds([transfer_id], as_shown=True)).get(transfer_id)) is not None:
-        return hold.shown(hold.state)
-    raise NotFound(Transfer, [transfer_id])
+    """The transfer as it stands: pending, posted or voided; an expired one counts as voided. Raises `NotFound`."""
+    transfer: TransferSnapshot | None = (await db.scalars(transfer_with(transfer_id))).one_or_none()
+    if transfer is None:
+        raise NotFound(Transfer, [transfer_id])
+    return transfer.as_booked()
 
 
 def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[TransferRequest]:
-    """The requests, to be made together under one key. A space tells the keys of all but the first from any that a
-    client can choose."""
+    """The requests, to be made together under one key."""
     if type(key) is not str:
         raise TypeError(f"key is of type {type(key).__name__}; pass a str")
     last = len(requests) - 1
     return [
-        request._replace(key=key if place == 0 else f"{key} {place}", linked=place < last)
-        for place, request in enumerate(requests)
+        request._replace(key=own_key, linked=place < last)
+        for place, (own_key, request) in enumerate(zip(linked_keys(key), requests, strict=False))
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints
 
@@ -18,6 +18,10 @@ Metadata: TypeAlias = Annotated[
     dict[_Name, _Text],
     Field(max_length=50, description="The client's own, up to 50 names", examples=[{"region": "north"}]),
 ]
+
+
+ListOrder: TypeAlias = Literal["oldest", "newest"]
+"""The order of a list: the parameter `order` of its route."""
 
 
 class ExportFormat(StrEnum):
