@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 
 from howdah import Page, paginate
-from howdah.fastapi import PageOut, PageParameters
+from howdah.fastapi import PageOut, PageParameters, StrictJSONRoute
 from shop.accounts.models import Account, Entry
 from shop.accounts.repository import AccountRepository, statement_of
 from shop.accounts.schemas import (
@@ -25,7 +25,7 @@ from shop.accounts.schemas import (
 from shop.accounts.service import balance_at, balance_of_version, change_account, effective_balance, open_account
 from shop.web.dependencies import DbSession, ReadDbSession
 
-router = APIRouter(prefix="/accounts", tags=["accounts"])
+router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)

@@ -6,12 +6,12 @@ from datetime import datetime
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from howdah.fastapi import PageParameters
+from howdah.fastapi import DecimalDigits, PageParameters
 from shop.accounts.models import AccountPurpose, AccountState
 from shop.orders.schemas import Currency
-from shop.web.fields import STORABLE, Metadata
+from shop.web.fields import STORABLE, Metadata, Moment
 
 AccountName = Annotated[
     str,
@@ -93,9 +93,11 @@ class BalanceParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    at: AwareDatetime | None = Field(default=None, description="After the last entry booked up to then")
-    version: Annotated[int, Field(ge=0, le=2**62)] | None = Field(default=None, description="After this entry")
-    effective_at: AwareDatetime | None = Field(
+    at: Moment | None = Field(default=None, description="After the last entry booked up to then")
+    version: Annotated[int, Field(ge=0, le=2**62), DecimalDigits] | None = Field(
+        default=None, description="After this entry"
+    )
+    effective_at: Moment | None = Field(
         default=None, description="Of the entries whose transfers count from then or earlier, whenever they were booked"
     )
 

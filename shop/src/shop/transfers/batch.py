@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from collections.abc import AsyncIterator
 from typing import IO, Any, Final
 
-import orjson
 from pydantic import ValidationError
 
+from howdah.fastapi import InvalidJSON, parse_json
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import MAX_LINKED, TransferRequest, TransferResult
 from shop.transfers.schemas import BatchLineIn, rendered, shown
@@ -98,9 +99,9 @@ def _read(line: bytes | None, caller: str, *, in_chain: bool) -> tuple[TransferR
     if line is None:
         return TOO_LONG, in_chain
     try:
-        body = BatchLineIn.model_validate_json(line)
-    except ValidationError as error:
-        return first_fault(error), _says_linked(line, otherwise=in_chain)
+        body = BatchLineIn.model_validate(parse_json(line))
+    except (InvalidJSON, ValidationError) as error:
+        return first_fault(error), _may_be_linked(line, in_chain=in_chain)
     request = TransferRequest(
         body.from_account_id,
         body.to_account_id,
@@ -116,13 +117,18 @@ def _read(line: bytes | None, caller: str, *, in_chain: bool) -> tuple[TransferR
     return request, body.linked
 
 
-def _says_linked(line: bytes, *, otherwise: bool) -> bool:
+def _may_be_linked(line: bytes, *, in_chain: bool) -> bool:
+    """Whether an invalid line may have been meant to be linked to the next one.
+
+    If in doubt it is linked. Then the next line isn't posted either, so that no chain is posted in part.
+    """
     try:
-        content = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return otherwise
-    linked = content.get("linked", False) if isinstance(content, dict) else otherwise
-    return linked if isinstance(linked, bool) else otherwise
+        content = json.loads(line, object_pairs_hook=tuple)  # with all of several equal names
+    except (ValueError, RecursionError):
+        return in_chain or b"linked" in line
+    if not isinstance(content, tuple):
+        return in_chain
+    return any(name == "linked" and value is not False for name, value in content)
 
 
 def _spoil(part: _Lines, chain: list[int], reason: str) -> None:

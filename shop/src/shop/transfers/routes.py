@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import paginate
-from howdah.fastapi import PageOut, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, problems, schema_of
 from shop.transfers.batch import posted_lines
 from shop.transfers.models import Transfer
 from shop.transfers.repository import booked
@@ -35,7 +35,7 @@ from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
 from shop.web.lines import JSON, NDJSON, ndjson_lines
 
-router = APIRouter(prefix="/transfers", tags=["transfers"])
+router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
 
 IdempotencyKey = Annotated[Key | None, Header()]
 

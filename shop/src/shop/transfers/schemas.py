@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from howdah.fastapi import PageParameters
 from shop.transfers.models import TransferState
 from shop.transfers.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, BookedTransfer, Refusal
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Metadata
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Metadata, Moment
 
 Key = Annotated[
     str,
@@ -20,14 +20,6 @@ Key = Annotated[
     Field(description="Chosen by the client, one for each transfer that it means", examples=["6b3f1a52-0c7e"]),
 ]
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
-
-
-# In UTC, and not so far away that it would be PostgreSQL's infinity or another year in another zone.
-Moment = Annotated[
-    AwareDatetime,
-    Field(ge=datetime(1, 1, 2, tzinfo=UTC), le=datetime(9999, 12, 30, tzinfo=UTC)),
-    AfterValidator(lambda moment: moment.astimezone(UTC)),
-]
 
 
 class TransferIn(BaseModel):
