@@ -83,7 +83,7 @@ def test_times_are_found_on_the_routes_that_have_them() -> None:
 
 @pytest.mark.parametrize("times", list(input_times()))
 def test_no_field_of_a_request_guesses_a_time(times: TypeAdapter[Any]) -> None:
-    for value in (*NOT_A_TIME, *OUT_OF_RANGE, 1700000000, 1.7e9, True):
+    for value in (*NOT_A_TIME, 1700000000, 1.7e9, True):
         with pytest.raises(ValidationError):
             times.validate_python(value)
         with pytest.raises(ValidationError):
@@ -93,7 +93,7 @@ def test_no_field_of_a_request_guesses_a_time(times: TypeAdapter[Any]) -> None:
 
 @pytest.mark.parametrize(("path", "name"), list(query_times()))
 async def test_no_parameter_guesses_a_time(client: httpx.AsyncClient, path: str, name: str) -> None:
-    for value in (*NOT_A_TIME, *OUT_OF_RANGE, "2024-01-01T00:00:00+01:00"):
+    for value in (*NOT_A_TIME, "2024-01-01T00:00:00+01:00"):
         response = await client.get(f"{path}?{name}={quote(value, safe='+')}")
         assert response.status_code == 422, value
         assert response.json()["errors"][0]["loc"] == ["query", name]

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from howdah.fastapi import DecimalDigits, PageParameters
+from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
 from shop.accounts.models import AccountPurpose, AccountState
 from shop.orders.schemas import Currency
-from shop.web.fields import STORABLE, Metadata, Moment
+from shop.web.fields import STORABLE, Metadata
 
 AccountName = Annotated[
     str,
@@ -93,11 +93,11 @@ class BalanceParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    at: Moment | None = Field(default=None, description="After the last entry booked up to then")
+    at: RFC3339Datetime | None = Field(default=None, description="After the last entry booked up to then")
     version: Annotated[int, Field(ge=0, le=2**62), DecimalDigits] | None = Field(
         default=None, description="After this entry"
     )
-    effective_at: Moment | None = Field(
+    effective_at: RFC3339Datetime | None = Field(
         default=None, description="Of the entries whose transfers count from then or earlier, whenever they were booked"
     )
 

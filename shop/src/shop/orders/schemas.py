@@ -8,9 +8,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from howdah.fastapi import DecimalDigits, PageParameters
+from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
 from shop.orders.models import OrderStatus
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ExportFormat, Moment
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ExportFormat
 
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
 
@@ -75,8 +75,8 @@ class OrderFilters(BaseModel):
 
     user_id: UUID | None = None
     status: OrderStatus | None = None
-    placed_from: Moment | None = Field(default=None, description="From then on")
-    placed_before: Moment | None = Field(default=None, description="Before then")
+    placed_from: RFC3339Datetime | None = Field(default=None, description="From then on")
+    placed_before: RFC3339Datetime | None = Field(default=None, description="Before then")
     total_from: Total | None = Field(default=None, description="At least this, in the currency's smallest unit")
     total_to: Total | None = Field(default=None, description="At most this, in the currency's smallest unit")
 

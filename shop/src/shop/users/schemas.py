@@ -8,9 +8,9 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 
-from howdah.fastapi import PageParameters
+from howdah.fastapi import PageParameters, RFC3339Datetime
 from shop.orders.models import OrderStatus
-from shop.web.fields import STORABLE, Moment
+from shop.web.fields import STORABLE
 
 Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=255, examples=["ada@example.com"])]
 Name = Annotated[
@@ -72,8 +72,8 @@ class UserPageParameters(PageParameters):
         default=None, description="What the address begins with, in whatever case"
     )
     country: Annotated[str, StringConstraints(max_length=100, pattern=STORABLE)] | None = None
-    created_from: Moment | None = Field(default=None, description="From then on")
-    created_before: Moment | None = Field(default=None, description="Before then")
+    created_from: RFC3339Datetime | None = Field(default=None, description="From then on")
+    created_before: RFC3339Datetime | None = Field(default=None, description="Before then")
 
 
 class BulkCreatedOut(BaseModel):

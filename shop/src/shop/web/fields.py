@@ -34,7 +34,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Moment = Annotated[RFC3339Datetime, AfterValidator(_in_utc)]
-"""A time of a request, in UTC."""
+"""A time that is stored, in UTC."""
 
 
 class ExportFormat(StrEnum):
