@@ -69,7 +69,9 @@ async def test_an_account_of_nobody_is_refused(client: httpx.AsyncClient) -> Non
     assert_problem(response, 409, "foreign-key-violation", constraint="fk_accounts_user_id")
 
 
-@pytest.mark.parametrize("path", ["/accounts/{}", "/accounts/{}/entries", "/accounts/{}/balance?at=2030-01-01T00:00Z"])
+@pytest.mark.parametrize(
+    "path", ["/accounts/{}", "/accounts/{}/entries", "/accounts/{}/balance?at=2030-01-01T00:00:00Z"]
+)
 async def test_an_unknown_account_is_not_found_and_a_bad_id_is_refused(client: httpx.AsyncClient, path: str) -> None:
     assert_problem(await client.get(path.format(uuid4())), 404, "not-found")
     assert_problem(await client.get(path.format("nonsense")), 422, "validation")
@@ -95,7 +97,7 @@ async def test_the_statement_has_every_entry_once_the_oldest_first(client: httpx
     assert_problem(await client.get(elsewhere, params={"after": cursor}), 400, "invalid-cursor")
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "at=2030-01-01T00:00Z", "after=x&before=y"])
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "at=2030-01-01T00:00:00Z", "after=x&before=y"])
 async def test_a_statement_query_that_is_not_as_described_is_refused(client: httpx.AsyncClient, query: str) -> None:
     account = await make_account(client)
     assert_problem(await client.get(f"/accounts/{account['id']}/entries?{query}"), 422, "validation")

@@ -44,6 +44,16 @@ def real_file() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def real_sample() -> Path:
+    """A part of the shop's other file, which has other names of columns and other times; it is beside the real file."""
+    real_file = Path(os.environ.get("HOWDAH_RETAIL_FILE", BESIDE_THE_PROJECT))
+    path = real_file.with_name("online-retail-2010-2011-sample.csv")
+    if not path.exists():
+        pytest.skip(f"the sample of the other real file is not at {path}; HOWDAH_RETAIL_FILE names the file beside it")
+    return path
+
+
 @pytest.fixture
 def write_csv(tmp_path: Path) -> Callable[..., Path]:
     """Writes a CSV file with a line for each argument: a good sale, but for the values that the argument gives."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shop.importing.classifying import LARGEST_CENTS, LARGEST_QUANTITY, Reason, classify, price_in_cents
 from shop.importing.reading import COLUMNS
+from shop.importing.time_formats import TimeFormat
 
 A_SALE = {
     "Invoice": "500001",
@@ -23,10 +24,10 @@ A_SALE = {
 Values = Mapping[str, str | None]
 
 
-def classified(*lines: Values) -> pl.DataFrame:
+def classified(*lines: Values, times: TimeFormat = TimeFormat.ISO) -> pl.DataFrame:
     schema = {"line": pl.UInt32, "malformed": pl.String} | dict.fromkeys(COLUMNS, pl.String)
     rows = [{"malformed": None} | A_SALE | dict(line) | {"line": number} for number, line in enumerate(lines, 1)]
-    return classify(pl.DataFrame(rows, schema=schema))
+    return classify(pl.DataFrame(rows, schema=schema), times)
 
 
 def one(**values: str | None) -> dict[str, object]:

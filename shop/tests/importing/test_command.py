@@ -80,6 +80,7 @@ def test_the_summary_adds_up_to_every_line(shop_import: Import, committed_url: s
         "  of a part of a sale: refunded           1\n"
         "  of a sale that can't be told: refunded  1\n"
         "\n"
+        "Times are read as YYYY-MM-DD HH:MM:SS (iso), in the time zone Europe/London.\n"
         "Each unit price is rounded to whole pence, half a penny up, and then multiplied by the quantity.\n"
         f"rejected lines, with reasons: {REJECTS}\n"
     )
@@ -172,6 +173,37 @@ def test_a_file_that_cannot_be_read_is_one_line_and_starts_no_database(
     assert result.stderr.startswith(f"{path}: {problem}")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / REJECTS).exists()
+
+
+@pytest.mark.parametrize(
+    ("time", "options", "read_as"),
+    [
+        ("12/13/10 8:26", [], "M/D/YY H:MM (month-first)"),
+        ("13/12/10 8:26", [], "D/M/YY H:MM (day-first)"),
+        ("1/2/10 8:26", ["--times", "day-first"], "D/M/YY H:MM (day-first)"),
+    ],
+)
+def test_the_summary_says_how_the_times_were_read(
+    *, shop_import: Import, committed_url: str, write_csv: WriteFile, time: str, options: list[str], read_as: str
+) -> None:
+    result = shop_import(write_csv({"InvoiceDate": time}), *options, database_url=committed_url)
+    assert result.exit_code == 0
+    assert f"\nTimes are read as {read_as}, in the time zone Europe/London.\n" in result.stdout
+
+
+def test_times_that_may_be_read_in_two_ways_are_one_line_and_start_no_database(
+    shop_import: Import, write_csv: WriteFile, tmp_path: Path
+) -> None:
+    path = write_csv({"InvoiceDate": "1/2/10 8:26"})
+    result = shop_import(path, database_url="postgresql://nobody@/nothing?host=/nowhere")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"{path}: its times may be month-first or day-first, such as '1/2/10 8:26' on line 2: "
+        "no day is after the 12th. Choose one with --times month-first or --times day-first\n"
+    )
+    assert not (tmp_path / REJECTS).exists()
+    wrong = shop_import(path, "--times", "guess", database_url="postgresql://nobody@/nothing?host=/nowhere")
+    assert wrong.exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +12,7 @@ import pytest
 
 from shop.importing.classifying import Reason
 from shop.importing.retail import Invoice, RetailFile, read_retail
+from shop.importing.time_formats import TimeFormat
 
 IMPORT_AND_MEASURE = """
 import sys
@@ -115,6 +118,31 @@ def test_is_the_same_from_csv(path: Path, retail: RetailFile, tmp_path: Path) ->
     assert from_csv.customers == retail.customers
     for batch, batch_from_csv in zip(retail.batches(), from_csv.batches(), strict=True):
         assert batch_from_csv == batch
+
+
+def test_the_other_published_file_is_read_with_its_own_names_and_times(real_sample: Path, tmp_path: Path) -> None:
+    retail = read_retail(real_sample)
+    summary = retail.summary
+    assert (summary.times, summary.lines) == (TimeFormat.MONTH_FIRST, 228)
+    assert (summary.sale_lines, summary.sales, summary.sales_cents) == (188, 11, 338_110)
+    assert summary.cancellation_lines == 10
+    assert summary.rejected == {Reason.NO_CUSTOMER: 30}
+    placed = {invoice.reference: invoice.placed_at for batch in retail.batches() for invoice in batch}
+    assert placed["retail:536365"] == datetime(2010, 12, 1, 8, 26, tzinfo=UTC)
+    retail.write_rejects(tmp_path / "rejects.csv")
+    assert pl.read_csv(tmp_path / "rejects.csv", infer_schema=False).height == 30
+
+
+def test_the_other_published_file_is_the_same_with_iso_times_and_as_parquet(real_sample: Path, tmp_path: Path) -> None:
+    retail = read_retail(real_sample)
+    lines = pl.read_csv(real_sample, infer_schema_length=None)
+    times = pl.col("InvoiceDate").str.to_datetime("%m/%d/%y %H:%M")
+    lines.with_columns(times).write_parquet(tmp_path / "times.parquet")
+    lines.with_columns(times.dt.to_string("%Y-%m-%d %H:%M")).write_csv(tmp_path / "iso.csv")
+    for name in ("times.parquet", "iso.csv"):
+        other = read_retail(tmp_path / name)
+        assert other.summary == replace(retail.summary, times=TimeFormat.ISO)
+        assert list(other.batches()) == list(retail.batches())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

@@ -14,7 +14,9 @@ async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 
 from __future__ import annotations
 
+from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.handlers import add_error_handlers
+from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.listings import PageOut, PageParameters
 from howdah.fastapi.openapi import problems, schema_of
 from howdah.fastapi.problem import (
@@ -42,11 +44,15 @@ __all__ = [
     "RETRY_AFTER_SECONDS",
     "STATUS",
     "DbSession",
+    "DecimalDigits",
     "InputError",
+    "InvalidJSON",
     "PageOut",
     "PageParameters",
     "Problem",
+    "RFC3339Datetime",
     "ReadDbSession",
+    "StrictJSONRoute",
     "add_error_handlers",
     "database_of",
     "error_response",
@@ -55,6 +61,7 @@ __all__ = [
     "get_read_db",
     "json_response",
     "page_response",
+    "parse_json",
     "problem_response",
     "problems",
     "schema_of",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Generic, Self, TypeVar
+from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from howdah.fastapi.exact_types import DecimalDigits
 from howdah.page import without_missing_total
 from howdah.pagination import MAX_LIMIT
 
@@ -20,7 +21,9 @@ class PageParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="The maximum number of items")
+    limit: Annotated[int, DecimalDigits] = Field(
+        default=50, ge=1, le=MAX_LIMIT, description="The maximum number of items"
+    )
     after: str | None = Field(default=None, description="The `next` of the page before this one")
     before: str | None = Field(default=None, description="The `previous` of the page after this one; not with `after`")
 

@@ -9,6 +9,7 @@ from typing import IO, Any, Final
 from pydantic import ValidationError
 
 from howdah import Database, run_transaction
+from howdah.fastapi import InvalidJSON, parse_json
 from shop.accounts.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.accounts.schemas import AccountIn, AccountLineIn, AccountOut
 from shop.transfers.schemas import rendered
@@ -52,8 +53,8 @@ def _read(line: bytes | None, caller: str) -> OpeningRequest | str:
     if line is None:
         return TOO_LONG
     try:
-        body = AccountLineIn.model_validate_json(line)
-    except ValidationError as error:
+        body = AccountLineIn.model_validate(parse_json(line))
+    except (InvalidJSON, ValidationError) as error:
         return first_fault(error)
     account = body.model_dump(exclude={"idempotency_key"}, exclude_unset=True)
     return OpeningRequest(AccountIn.model_construct(**account), body.idempotency_key, caller)

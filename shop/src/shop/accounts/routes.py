@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import Database, Page, paginate
-from howdah.fastapi import PageOut, get_database, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, get_database, problems, schema_of
 from shop.accounts.batch import opened_lines
 from shop.accounts.models import Account
 from shop.accounts.opening import OpeningRequest, open_account_once
@@ -42,7 +42,7 @@ from shop.web.errors import refusal_response
 from shop.web.lines import NDJSON, ndjson_lines
 from shop.web.preconditions import etag, require_match
 
-router = APIRouter(prefix="/accounts", tags=["accounts"])
+router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)

@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from howdah.fastapi import PageParameters
+from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
 from shop.accounts.models import AccountPurpose, AccountState, Direction, EntryKind
 from shop.orders.schemas import Currency
 from shop.transfers.schemas import Key
@@ -133,10 +133,10 @@ class EntryPageParameters(PageParameters):
     """Entries that match all of these."""
 
     order: ListOrder = Field(default="oldest", description="The order of the entry numbers (`version`)")
-    created_from: AwareDatetime | None = Field(default=None, description="Posted from then on")
-    created_before: AwareDatetime | None = Field(default=None, description="Posted before then")
-    effective_from: AwareDatetime | None = Field(default=None, description="Effective from then on")
-    effective_before: AwareDatetime | None = Field(default=None, description="Effective before then")
+    created_from: RFC3339Datetime | None = Field(default=None, description="Posted from then on")
+    created_before: RFC3339Datetime | None = Field(default=None, description="Posted before then")
+    effective_from: RFC3339Datetime | None = Field(default=None, description="Effective from then on")
+    effective_before: RFC3339Datetime | None = Field(default=None, description="Effective before then")
     counterparty_account_id: UUID | None = Field(default=None, description="The other account of the transfer")
     direction: Direction | None = Field(default=None, description="`debit`: what went out; `credit`: what came in")
     kind: EntryKind | None = None
@@ -153,9 +153,11 @@ class BalanceParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    at: AwareDatetime | None = Field(default=None, description="After the last entry booked up to then")
-    version: Annotated[int, Field(ge=0, le=2**62)] | None = Field(default=None, description="After this entry")
-    effective_at: AwareDatetime | None = Field(
+    at: RFC3339Datetime | None = Field(default=None, description="After the last entry booked up to then")
+    version: Annotated[int, Field(ge=0, le=2**62), DecimalDigits] | None = Field(
+        default=None, description="After this entry"
+    )
+    effective_at: RFC3339Datetime | None = Field(
         default=None, description="Of the entries whose transfers count from then or earlier, whenever they were booked"
     )
 

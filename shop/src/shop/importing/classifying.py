@@ -6,8 +6,8 @@ from enum import StrEnum
 import polars as pl
 
 from shop.importing.reading import COLUMNS
+from shop.importing.time_formats import TimeFormat, parse_time
 
-SHOP_TIME_ZONE = "Europe/London"
 LARGEST_QUANTITY = 2**31 - 1  # PostgreSQL's integer
 LARGEST_CENTS = 2**63 - 1  # PostgreSQL's bigint
 
@@ -51,13 +51,13 @@ _NUMBERS = ("Quantity", "Price", "Customer ID")
 _WHOLE_NUMBER = r"^(-?[0-9]+)(?:\.0*)?$"
 _CUSTOMER_NUMBER = r"^([0-9]{1,18})(?:\.0*)?$"
 _DECIMAL_NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
-_LOCAL_TIME = r"^[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]+)?$"
 # U+FFFD stands where bytes were no UTF-8, so two codes that differ may look the same; PostgreSQL can't store U+0000.
 _BROKEN_CODE = "[\ufffd\x00]"
 
 
-def classify(lines: pl.DataFrame) -> pl.DataFrame:
+def classify(lines: pl.DataFrame, times: TimeFormat) -> pl.DataFrame:
     """One row for each row of `read_lines`, in the same order: its parsed values, and a `reason` if it is rejected.
+    `times` is the format of the file's times.
 
     `line`, `reason` (null for a sale or a cancellation), `detail`; `customer` and `country`, of rejected lines too;
     `invoice`, `is_cancellation`, `placed_at` (UTC), `stock_code`, `description`, `quantity` (pieces, above zero for a
@@ -74,7 +74,7 @@ def classify(lines: pl.DataFrame) -> pl.DataFrame:
         _storable(pl.when(_is_within(_COUNTRY, LONGEST_COUNTRY)).then(_COUNTRY)).alias("country"),
         _INVOICE.alias("invoice"),
         _INVOICE.str.starts_with("C").alias("is_cancellation"),
-        _utc(_DATE).alias("placed_at"),
+        parse_time(_DATE, times).alias("placed_at"),
         _STOCK_CODE.alias("stock_code"),
         _storable(_DESCRIPTION).alias("description"),
         _QUANTITY.str.extract(_WHOLE_NUMBER).cast(pl.Int64, strict=False).alias("signed_quantity"),
@@ -180,22 +180,6 @@ def _unreadable(name: str, is_readable: pl.Expr, what: str) -> pl.Expr:
 
 def _storable(text: pl.Expr) -> pl.Expr:
     return text.str.replace_all("\x00", "\ufffd", literal=True)
-
-
-def _utc(text: pl.Expr) -> pl.Expr:
-    """The shop's local time as UTC; null where it is no time.
-
-    A time that comes twice in October is the first of the two (summer time). A time that is left out in March is read
-    as winter time, which is what a clock shows that nobody has put forward. Polars knows the time zones itself, so a
-    machine without a time zone database will do.
-    """
-    clock = (
-        pl.when(text.str.contains(_LOCAL_TIME))
-        .then(text.str.replace("T", " ", literal=True))
-        .str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
-    )
-    local = clock.dt.replace_time_zone(SHOP_TIME_ZONE, ambiguous="earliest", non_existent="null")
-    return local.dt.convert_time_zone("UTC").fill_null(clock.dt.replace_time_zone("UTC"))
 
 
 def _cents(prices: pl.Series) -> pl.Series:

@@ -26,6 +26,7 @@ from shop.app import open_database
 from shop.importing.loading import Loaded, load
 from shop.importing.report import report
 from shop.importing.retail import RetailFile, read_retail
+from shop.importing.time_formats import TimeFormat
 from shop.memory import settle
 from shop.postgres import located
 from shop.settings import Settings
@@ -47,23 +48,27 @@ def import_retail(
             show_default="FILE.rejects.csv, here",
         ),
     ] = None,
+    times: Annotated[
+        TimeFormat | None,
+        typer.Option(help="The format of the file's times", show_default="the one that all lines fit"),
+    ] = None,
 ) -> None:
     """Make users of a retail file's customers, and orders of its invoices.
 
     What is there already is left alone: run again, it adds what an interrupted import left out, or nothing.
     """
     try:
-        _import(file, Path(f"{file.name}.rejects.csv") if rejects is None else rejects)
+        _import(file, Path(f"{file.name}.rejects.csv") if rejects is None else rejects, times)
     except KeyboardInterrupt:
         _err.print("interrupted; run it again to finish", style="bold red")
         raise typer.Exit(130) from None
 
 
-def _import(file: Path, rejects: Path) -> None:
+def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
     settings = Settings()
     with _progress_bar() as progress:
         task = progress.add_task(f"reading {file.name}", total=None)
-        retail = read_retail(file)
+        retail = read_retail(file, times)
         retail.write_rejects(rejects)
         progress.update(task, description="preparing the database")
         with located(settings) as location:

@@ -6,7 +6,7 @@ unclosed quote and drops the surplus fields of a line without a word, and neithe
 
 import csv
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +16,9 @@ LINES_AT_A_TIME = 32_768
 
 COLUMNS = ("Invoice", "StockCode", "Description", "Quantity", "InvoiceDate", "Price", "Customer ID", "Country")
 
-_SCHEMA = pl.Schema({"line": pl.UInt32(), "malformed": pl.String(), **dict.fromkeys(COLUMNS, pl.String())})
+# Of the other published file, "Online Retail" of 2010 and 2011.
+_OTHER_SPELLINGS = {"Invoice": "InvoiceNo", "Price": "UnitPrice", "Customer ID": "CustomerID"}
+
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -29,14 +31,17 @@ class UnreadableFile(Exception):
         self.problem = problem
 
 
-def read_lines(path: Path) -> Iterator[pl.DataFrame]:
-    """The file's lines in order, `LINES_AT_A_TIME` in a frame: `line`, `malformed` and the eight columns as text.
+def read_lines(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[pl.DataFrame]:
+    """The file's lines in order, `LINES_AT_A_TIME` in a frame: `line`, `malformed` and the eight columns as text, or
+    those of them in `columns`.
 
     `malformed` says why a record has no eight columns, and is null otherwise. There is always a frame, be it an empty
     one. The first bytes decide whether a file is Parquet, whatever its name.
     Parquet rows are numbered from 1, and a float becomes its shortest decimal text. A CSV record has the number of the
     line on which it starts, the header being line 1; blank lines are no records. CSV is read as UTF-8, and bytes that
-    aren't become U+FFFD. Columns may be in any order and others beside them. Raises `UnreadableFile`.
+    aren't become U+FFFD. Columns may be in any order and others beside them. `Invoice`, `Price` and `Customer ID` may
+    also be named `InvoiceNo`, `UnitPrice` and `CustomerID`. A Parquet column of times with a time zone becomes ISO
+    times in UTC that end in Z. Raises `UnreadableFile`.
 
     A stray quote that a later line's stray quote happens to close reads as one field with line breaks in it, as the
     format has it: the lines between them are then part of one record, and nothing can tell that they weren't meant so.
@@ -44,36 +49,45 @@ def read_lines(path: Path) -> Iterator[pl.DataFrame]:
     try:
         with path.open("rb") as file:
             is_parquet = file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
-        yield from _parquet_lines(path) if is_parquet else _csv_lines(path)
+        yield from _parquet_lines(path, columns) if is_parquet else _csv_lines(path, columns)
     except OSError as error:
         raise UnreadableFile(path, error.strerror or str(error)) from error
     except pl.exceptions.PolarsError as error:
         raise UnreadableFile(path, str(error)) from error
 
 
-def _parquet_lines(path: Path) -> Iterator[pl.DataFrame]:
+def _parquet_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     rows = pl.scan_parquet(path, glob=False)
-    _require_columns(path, rows.collect_schema().names())
+    schema = rows.collect_schema()
+    names = _names_in(path, schema.names())
+    texts = [_as_text(names[column], schema[names[column]]).alias(column) for column in columns]
     row_count = int(rows.select(pl.len()).collect().item())
     for start in range(0, max(1, row_count), LINES_AT_A_TIME):
-        part = rows.select(COLUMNS).slice(start, LINES_AT_A_TIME).collect()
+        part = rows.slice(start, LINES_AT_A_TIME).select(texts).collect()
         yield part.select(
             pl.int_range(start + 1, start + 1 + part.height, dtype=pl.UInt32).alias("line"),
             pl.lit(None, dtype=pl.String).alias("malformed"),
-            *(pl.col(name).cast(pl.String) for name in COLUMNS),
+            *columns,
         )
 
 
-def _csv_lines(path: Path) -> Iterator[pl.DataFrame]:
+def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
+    if isinstance(kind, pl.Datetime) and kind.time_zone is not None:
+        return pl.col(name).dt.convert_time_zone("UTC").dt.to_string("%Y-%m-%d %H:%M:%S%.6fZ")
+    return pl.col(name).cast(pl.String)
+
+
+def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         records = _csv_records(file)
         _, header = next(records, (1, []))
         if isinstance(header, str):
             raise UnreadableFile(path, f"the header can't be read: {header}")
         names = [name.strip() for name in header]
-        _require_columns(path, names)
-        places = [names.index(column) for column in COLUMNS]
-        no_values: list[str | None] = [None] * len(COLUMNS)
+        own_names = _names_in(path, names)
+        places = [names.index(own_names[column]) for column in columns]
+        no_values: list[str | None] = [None] * len(columns)
+        schema = pl.Schema({"line": pl.UInt32(), "malformed": pl.String(), **dict.fromkeys(columns, pl.String())})
 
         rows: list[tuple[int | str | None, ...]] = []
         for number, fields in records:
@@ -85,15 +99,22 @@ def _csv_lines(path: Path) -> Iterator[pl.DataFrame]:
             else:
                 rows.append((number, None, *[fields[place] for place in places]))
             if len(rows) == LINES_AT_A_TIME:
-                yield pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+                yield pl.DataFrame(rows, schema=schema, orient="row")
                 rows.clear()
-        yield pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+        yield pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _require_columns(path: Path, names: list[str]) -> None:
-    missing = [f"'{column}'" for column in COLUMNS if column not in names]
+def _names_in(path: Path, names: list[str]) -> dict[str, str]:
+    """The file's own name of each column."""
+    found = {column: [name for name in names if name in (column, _OTHER_SPELLINGS.get(column))] for column in COLUMNS}
+    missing = [f"'{column}'" for column, own in found.items() if not own]
     if missing:
         raise UnreadableFile(path, f"it has no column {', '.join(missing)}")
+    for column, own in found.items():
+        if len(own) > 1:
+            listed = " and ".join(f"'{name}'" for name in own)
+            raise UnreadableFile(path, f"it has more than one column {column}: {listed}. Remove all but one of them")
+    return {column: own[0] for column, own in found.items()}
 
 
 def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from shop.importing.loading import Loaded
 from shop.importing.retail import Summary
+from shop.importing.time_formats import SHOP_TIME_ZONE, TimeFormat
 
 _REFERENCES_NAMED: Final = 10
 
@@ -24,6 +25,7 @@ def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
         lines += ["", f"with another total, left as they are: {named}{f' and {more:,} more' if more > 0 else ''}"]
     lines += [
         "",
+        _times(summary.times),
         "Each unit price is rounded to whole pence, half a penny up, and then multiplied by the quantity.",
         f"rejected lines, with reasons: {rejects}",
     ]
@@ -49,6 +51,12 @@ def _rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
     yield "  of a whole sale: cancelled", summary.cancelled, ""
     yield "  of a part of a sale: refunded", summary.linked - summary.cancelled, ""
     yield "  of a sale that can't be told: refunded", summary.cancellations - summary.linked, ""
+
+
+def _times(times: TimeFormat | None) -> str:
+    if times is None:
+        return "No line has a time."
+    return f"Times are read as {times.pattern} ({times}), in the time zone {SHOP_TIME_ZONE}."
 
 
 def _money(cents: int) -> str:

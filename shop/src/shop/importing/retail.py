@@ -14,8 +14,9 @@ import polars as pl
 
 from shop.importing.classifying import Reason, classify
 from shop.importing.grouping import AMOUNT, group_into_invoices, reject_in_context
-from shop.importing.reading import read_lines
+from shop.importing.reading import UnreadableFile, read_lines
 from shop.importing.rejects import write_rejects
+from shop.importing.time_formats import NoTimeFormat, TimeFormat, find_time_format
 
 Status = Literal["delivered", "cancelled", "refunded"]
 
@@ -74,6 +75,8 @@ class Invoice:
 class Summary:
     """`sale_lines`, `cancellation_lines` and the rejected add up to `lines`, always."""
 
+    times: TimeFormat | None
+    """The format of the file's times; None if it has none."""
     lines: int
     sale_lines: int
     cancellation_lines: int
@@ -134,14 +137,19 @@ class RetailFile:
         write_rejects(self._path, self.rejects, target)
 
 
-def read_retail(path: Path) -> RetailFile:
-    """Reads a whole file. Raises `UnreadableFile` if it is no retail file; no line of one can stop it.
+def read_retail(path: Path, times: TimeFormat | None = None) -> RetailFile:
+    """Reads a whole file. `times` is the format of its times; without it `find_time_format` finds it in all lines.
 
-    Every line is a sale, a cancellation or a reject. Exact copies of a line are lines of their own.
+    Raises `UnreadableFile` if it is no retail file, or the format of its times can't be told. No single line that can't
+    be read stops it. Every line is a sale, a cancellation or a reject. Exact copies of a line are lines of their own.
     """
     accepted_parts, rejects_parts, customers_parts = [], [], []
     line_count = 0
-    for lines in map(classify, read_lines(path)):
+    try:
+        times = find_time_format(read_lines(path, ["InvoiceDate"]), times)
+    except NoTimeFormat as error:
+        raise UnreadableFile(path, str(error)) from error
+    for lines in (classify(each, times or TimeFormat.ISO) for each in read_lines(path)):
         line_count += lines.height
         is_accepted = pl.col("reason").is_null()
         accepted_parts.append(lines.filter(is_accepted).drop("reason", "detail", "country"))
@@ -161,7 +169,7 @@ def read_retail(path: Path) -> RetailFile:
         invoices=invoices,
         lines=lines,
         rejects=rejects,
-        summary=_summary(line_count, invoices, lines, rejects, customers),
+        summary=_summary(invoices, lines, rejects, customers, times=times, line_count=line_count),
     )
 
 
@@ -175,7 +183,13 @@ def _customers(lines: pl.DataFrame) -> pl.DataFrame:
 
 
 def _summary(
-    line_count: int, invoices: pl.DataFrame, lines: pl.DataFrame, rejects: pl.DataFrame, customers: pl.DataFrame
+    invoices: pl.DataFrame,
+    lines: pl.DataFrame,
+    rejects: pl.DataFrame,
+    customers: pl.DataFrame,
+    *,
+    times: TimeFormat | None,
+    line_count: int,
 ) -> Summary:
     is_cancellation = pl.col("is_cancellation")
     amounts = lines.select("position", AMOUNT.alias("cents")).join(
@@ -186,6 +200,7 @@ def _summary(
     found = dict(rejects.group_by("reason").len().iter_rows())
     linked = invoices.filter(pl.col("cancels").is_not_null())
     return Summary(
+        times=times,
         lines=line_count,
         sale_lines=sales.height,
         cancellation_lines=cancellations.height,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
-from howdah.fastapi import PageOut, json_response, page_response, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, json_response, page_response, problems, schema_of
 from shop.orders.models import Order
 from shop.orders.repository import matching
 from shop.orders.schemas import (
@@ -32,7 +32,7 @@ from shop.web.exports import CSV, exported
 from shop.web.lines import NDJSON
 from shop.web.preconditions import CACHED
 
-router = APIRouter(prefix="/orders", tags=["orders"])
+router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictJSONRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut)

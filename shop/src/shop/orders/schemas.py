@@ -6,15 +6,15 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from howdah.fastapi import PageParameters
+from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
 from shop.orders.models import OrderStatus
 from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ExportFormat
 
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
 
-Total = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Total = Annotated[int, Field(ge=0, le=2**63 - 1), DecimalDigits]
 
 
 class OrderItemIn(BaseModel):
@@ -75,8 +75,8 @@ class OrderFilters(BaseModel):
 
     user_id: UUID | None = None
     status: OrderStatus | None = None
-    placed_from: AwareDatetime | None = Field(default=None, description="From then on")
-    placed_before: AwareDatetime | None = Field(default=None, description="Before then")
+    placed_from: RFC3339Datetime | None = Field(default=None, description="From then on")
+    placed_before: RFC3339Datetime | None = Field(default=None, description="Before then")
     total_from: Total | None = Field(default=None, description="At least this, in the currency's smallest unit")
     total_to: Total | None = Field(default=None, description="At most this, in the currency's smallest unit")
 

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, problems, schema_of
 from shop.transfers.batch import posted_lines
 from shop.transfers.bodies import named_in, request_of
 from shop.transfers.listing import transfers_matching
@@ -39,7 +39,7 @@ from shop.web.errors import key_missing, refusal_response
 from shop.web.fields import Metadata
 from shop.web.lines import JSON, NDJSON, ndjson_lines
 
-router = APIRouter(prefix="/transfers", tags=["transfers"])
+router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
 
 IdempotencyKey = Annotated[Key | None, Header()]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import orjson
 from pydantic import (
-    AfterValidator,
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,10 +19,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from howdah.fastapi import PageParameters
+from howdah.fastapi import PageParameters, RFC3339Datetime
 from shop.transfers.models import TransferState
 from shop.transfers.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, BookedTransfer, Refusal
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, Metadata
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, Metadata, Moment
 
 Key = Annotated[
     str,
@@ -34,14 +32,6 @@ Key = Annotated[
 Description = Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)]
 METADATA_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
-
-
-# In UTC, and not so far away that it would be PostgreSQL's infinity or another year in another zone.
-Moment = Annotated[
-    AwareDatetime,
-    Field(ge=datetime(1, 1, 2, tzinfo=UTC), le=datetime(9999, 12, 30, tzinfo=UTC)),
-    AfterValidator(lambda moment: moment.astimezone(UTC)),
-]
 
 
 class TransferIn(BaseModel):
@@ -186,10 +176,10 @@ class TransferPageParameters(PageParameters):
     account_id: UUID | None = Field(default=None, description="From or to this account")
     from_account_id: UUID | None = None
     to_account_id: UUID | None = None
-    created_from: AwareDatetime | None = Field(default=None, description="Created from then on")
-    created_before: AwareDatetime | None = Field(default=None, description="Created before then")
-    effective_from: AwareDatetime | None = Field(default=None, description="Effective from then on")
-    effective_before: AwareDatetime | None = Field(default=None, description="Effective before then")
+    created_from: RFC3339Datetime | None = Field(default=None, description="Created from then on")
+    created_before: RFC3339Datetime | None = Field(default=None, description="Created before then")
+    effective_from: RFC3339Datetime | None = Field(default=None, description="Effective from then on")
+    effective_before: RFC3339Datetime | None = Field(default=None, description="Effective before then")
     state: TransferState | None = Field(default=None, description="A pending one that has expired counts as voided")
     idempotency_key: Key | None = Field(
         default=None, description="Answered under this key of the client that asks, as long as the key is kept"

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from howdah import DatabaseError, NotFound
-from howdah.fastapi import PageOut, json_response, page_response, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, json_response, page_response, problems, schema_of
 from shop.users.models import User
 from shop.users.repository import UserRepository, matching
 from shop.users.schemas import (
@@ -29,7 +29,7 @@ from shop.web.errors import LineRefused
 from shop.web.lines import JSON, NDJSON, rows
 from shop.web.preconditions import CACHED, etag, require_match
 
-router = APIRouter(prefix="/users", tags=["users"])
+router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
 
 _CHUNK_ROWS: Final = 1000
 

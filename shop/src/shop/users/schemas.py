@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 
-from howdah.fastapi import PageParameters
+from howdah.fastapi import PageParameters, RFC3339Datetime
 from shop.orders.models import OrderStatus
 from shop.web.fields import STORABLE
 
@@ -72,8 +72,8 @@ class UserPageParameters(PageParameters):
         default=None, description="What the address begins with, in whatever case"
     )
     country: Annotated[str, StringConstraints(max_length=100, pattern=STORABLE)] | None = None
-    created_from: AwareDatetime | None = Field(default=None, description="From then on")
-    created_before: AwareDatetime | None = Field(default=None, description="Before then")
+    created_from: RFC3339Datetime | None = Field(default=None, description="From then on")
+    created_before: RFC3339Datetime | None = Field(default=None, description="Before then")
 
 
 class BulkCreatedOut(BaseModel):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
+
+from howdah.fastapi import RFC3339Datetime
 
 # PostgreSQL's text holds every character but NUL.
 STORABLE: Final = r"^[^\x00]*$"
@@ -18,6 +21,20 @@ Metadata: TypeAlias = Annotated[
     dict[_Name, _Text],
     Field(max_length=50, description="The client's own, up to 50 names", examples=[{"region": "north"}]),
 ]
+
+# Beyond these a time is PostgreSQL's infinity, or is in another year than 1 to 9999 in another time zone.
+_EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
+_LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if not _EARLIEST <= moment <= _LATEST:
+        raise ValueError("a time must be from 0001-01-02 to 9999-12-30, in UTC")
+    return moment.astimezone(UTC)
+
+
+Moment = Annotated[RFC3339Datetime, AfterValidator(_in_utc)]
+"""A time that is stored, in UTC."""
 
 
 ListOrder: TypeAlias = Literal["oldest", "newest"]

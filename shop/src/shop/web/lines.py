@@ -6,10 +6,10 @@ import codecs
 from collections.abc import AsyncIterator
 from typing import Final, TypeVar
 
-import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from howdah.fastapi import InvalidJSON, parse_json
 from shop.web.errors import BadLine, UnsupportedMediaType
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -49,17 +49,17 @@ async def rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int
             if line is None:
                 raise BadLine(number, TOO_LONG)
             try:
-                row = model.model_validate_json(line)
-            except ValidationError as error:
+                row = model.model_validate(parse_json(line))
+            except (InvalidJSON, ValidationError) as error:
                 raise BadLine(number, first_fault(error)) from error
             yield number, row
         return
     if _media_type(request) != JSON:
         raise UnsupportedMediaType(JSON, NDJSON)
     try:
-        elements = orjson.loads(await request.body())
-    except orjson.JSONDecodeError as error:
-        raise BadLine(error.lineno, error.msg) from error
+        elements = parse_json(body := await request.body())
+    except InvalidJSON as error:
+        raise BadLine(_place(error, body), first_fault(error)) from error
     if not isinstance(elements, list):
         raise BadLine(1, f"a JSON array is expected, or {NDJSON}")
     for number, element in enumerate(elements, start=1):
@@ -70,11 +70,23 @@ async def rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int
         yield number, row
 
 
-def first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError | InvalidJSON) -> str:
     """The first thing that is wrong, and where; without the value itself."""
+    if isinstance(error, InvalidJSON):
+        return str(error)
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _place(error: InvalidJSON, body: bytes) -> int:
+    """The number of the element, from 1; of the line, if the body is no JSON."""
+    match error.code, error.loc:
+        case "json_duplicate_name", (int(index), *_):
+            return index + 1
+        case "json_invalid", (int(position),):
+            return body.decode().count("\n", 0, position) + 1
+    return 1
 
 
 def _media_type(request: Request) -> str:

@@ -1,0 +1,92 @@
+"""Types for request models that accept one spelling of a value, where Pydantic would guess.
+
+Pydantic reads the string "20240101" and the number 1700000000 as seconds since 1970, and a date as its midnight. It
+reads "1.0", " 1" and "1_000" as integers.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+from pydantic import AwareDatetime, BeforeValidator
+from pydantic_core import PydanticCustomError
+
+_EXAMPLE: Final = "2026-11-26T09:30:00Z or 2026-11-26T10:30:00.25+01:00"
+_DATE_TIME: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
+)
+# Only for the message of a text that was already rejected. The first pattern that matches is used. Longer texts get no
+# hint, because these patterns take quadratic time.
+_LONGEST_HINTED: Final = 50
+_HINTS: Final = tuple(
+    (re.compile(pattern, re.ASCII), hint)
+    for pattern, hint in (
+        (r".*T.* \d\d:\d\d", "there is a space where the offset's sign should be: write + as %2B in a URL"),
+        (r".*T\d\d:\d\d:60.*", "a leap second can't be stored: write the second before or after it"),
+        (r".*T\d\d:\d\d:\d\d\.\d{7,}(Z|[+-].*)", "at most six digits of a second's fraction can be stored"),
+        (r".*T\d\d:\d\d:\d\d(\.\d+)?", "the offset is missing: add Z for UTC, or an offset such as +01:00"),
+        (r".*T\d\d:\d\d(Z|[+-].*)", "the seconds are missing"),
+        (r".*T.*[+-]\d\d(\d\d|:\d\d:\d\d.*)?", "an offset has hours and minutes, such as +01:00"),
+        (r"\d{4}-\d\d-\d\d", "the time and its offset are missing"),
+        (r"\d{4}-\d\d-\d\d \d.*", "T must stand between the date and the time"),
+    )
+)
+_INTEGER: Final = re.compile(r"-?\d+", re.ASCII)
+
+
+def _parse_datetime(value: Any) -> datetime:
+    if isinstance(value, datetime):  # from Python code; `AwareDatetime` rejects a naive one
+        return value
+    if not isinstance(value, str):
+        raise _not_a_datetime("a string is expected")
+    if _DATE_TIME.fullmatch(value) is None:
+        raise _not_a_datetime(_hint(value.upper()) if len(value) <= _LONGEST_HINTED else None)
+    try:
+        return datetime.fromisoformat(value.upper())
+    except ValueError as error:  # no such day, or the year 0000
+        raise _not_a_datetime(str(error)) from error
+
+
+def _hint(text: str) -> str | None:
+    return next((hint for pattern, hint in _HINTS if pattern.fullmatch(text)), None)
+
+
+def _not_a_datetime(hint: str | None) -> PydanticCustomError:
+    return PydanticCustomError(
+        "rfc3339_datetime",
+        "this is not an RFC 3339 date-time such as {example}{hint}",
+        {"example": _EXAMPLE, "hint": "" if hint is None else f": {hint}"},
+    )
+
+
+def _parse_integer(value: Any) -> Any:
+    if type(value) is int or (isinstance(value, str) and _INTEGER.fullmatch(value)):
+        return value
+    raise PydanticCustomError("decimal_integer", "this is not an integer in decimal digits, such as 50")
+
+
+RFC3339Datetime = Annotated[AwareDatetime, BeforeValidator(_parse_datetime)]
+"""An aware `datetime` from a string as RFC 3339, section 5.6, defines it: `2026-11-26T09:30:00Z`.
+
+The seconds and the offset are required. The letters T and Z may be lower-case, as in the RFC. A space in place of the T
+is rejected: the RFC lets applications choose it, but its grammar doesn't have it. `-00:00` is read as UTC (RFC 3339,
+section 4.3).
+
+What a `datetime` can't hold exactly is rejected: more than six digits of a second's fraction, a leap second (`:60`),
+and the year 0000. Numbers, booleans, dates and other forms of ISO 8601 are rejected. Python code may pass an aware
+`datetime`.
+
+`datetime.isoformat()` writes this form if the value has an offset of whole minutes. The JSON schema is
+`{"type": "string", "format": "date-time"}`.
+"""
+
+DecimalDigits: Final = BeforeValidator(_parse_integer)
+"""Accepts an integer only as ASCII digits, with a minus sign or without: `Annotated[int, Field(ge=0), DecimalDigits]`.
+
+It is for query, path and header parameters, where Pydantic's `int` also reads "1.0", " 1", "+1" and "1_000". Write it
+after the bounds, or else the JSON schema lacks them. For a member of a JSON body use `StrictInt`, because this
+annotation accepts strings there, too.
+"""

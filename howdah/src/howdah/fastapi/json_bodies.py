@@ -1,0 +1,176 @@
+"""JSON in requests, where each value has one meaning: I-JSON (RFC 7493)."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+from collections.abc import Callable, Coroutine, Iterator
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+_SHOWN_CHARACTERS: Final = 100
+
+_NO_VALUE: Final = object()
+
+
+class InvalidJSON(ValueError):
+    """A text that `parse_json` rejects. `loc` is the place in it: names and positions, or the position of a character.
+
+    `code` is `json_duplicate_name`, `json_surrogate`, `json_number`, `json_depth`, `json_encoding` or `json_invalid`.
+    """
+
+    def __init__(self, code: str, message: str, loc: tuple[str | int, ...] = ()) -> None:
+        self.code = code
+        self.loc = loc
+        super().__init__(message)
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON text. Raise `InvalidJSON` where two parsers may read two values, or none.
+
+    Rejected are:
+
+    - two equal names in one object, also if one is escaped (`{"a": 1, "\\u0061": 2}`),
+    - `NaN`, `Infinity`, and a number that a float can't hold (`1e999`),
+    - an integer of more digits than Python reads (4,300),
+    - half of a surrogate pair, and a text that isn't UTF-8,
+    - more levels of nesting than Python's recursion limit.
+
+    A byte order mark is skipped (RFC 8259, section 8.1).
+
+    `json.loads` and Pydantic's `model_validate_json` keep the last of two equal names; other parsers keep the first.
+    """
+    try:
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        message = f"JSON must be UTF-8 (RFC 8259, section 8.1), and byte {error.start} isn't"
+        raise InvalidJSON("json_encoding", message, (error.start,)) from error
+    try:
+        return _decode(text)
+    except InvalidJSON:
+        raise
+    except json.JSONDecodeError as error:
+        message = f"this is not JSON: {error.msg} at character {error.pos}"
+        raise InvalidJSON("json_invalid", message, (error.pos,)) from error
+    except UnicodeEncodeError as error:
+        message = "a string has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+        raise InvalidJSON("json_surrogate", message) from error
+    except RecursionError as error:
+        raise InvalidJSON("json_depth", "the JSON is nested too deeply") from error
+    except ValueError as error:  # `int` refuses more digits than `sys.get_int_max_str_digits()`
+        raise InvalidJSON("json_number", "a number has too many digits") from error
+
+
+class StrictJSONRoute(APIRoute):
+    """A route that reads a JSON body with `parse_json`: `APIRouter(route_class=StrictJSONRoute)`.
+
+    A body that it rejects gets the status 422, with the place in `errors` (see `add_error_handlers`). As in FastAPI,
+    the status is 400 if the body isn't UTF-8, is nested too deeply, or has a number of too many digits.
+
+    A route that reads the body itself, such as a stream of lines, calls `parse_json`.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            try:
+                return await handle(_StrictRequest(request.scope, request.receive))
+            except HTTPException as error:
+                # FastAPI turns every error of `Request.json()` but its own into a 400 without details.
+                if isinstance(error.__cause__, InvalidJSON):
+                    raise _as_response_error(error.__cause__) from error.__cause__
+                raise
+
+        return handle_strictly
+
+
+class _StrictRequest(Request):
+    _strict_json: Any = _NO_VALUE
+
+    async def json(self) -> Any:
+        if self._strict_json is _NO_VALUE:
+            self._strict_json = parse_json(await self.body())
+        return self._strict_json
+
+
+def _as_response_error(error: InvalidJSON) -> Exception:
+    if error.code in ("json_encoding", "json_depth", "json_number"):
+        return HTTPException(HTTPStatus.BAD_REQUEST, str(error))
+    return RequestValidationError([{"type": error.code, "loc": ("body", *error.loc), "msg": str(error), "input": None}])
+
+
+class _DuplicateName(Exception):
+    pass
+
+
+class _Members(list[tuple[str, Any]]):
+    """The members of an object, all of them."""
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) != len(members):
+        raise _DuplicateName
+    return found
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise InvalidJSON("json_invalid", "a number is too large for a float")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise InvalidJSON("json_invalid", f"this is not JSON: {name} is not a value of JSON")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+
+
+def _decode(text: str) -> Any:
+    try:
+        value = _DECODER.decode(text)
+    except _DuplicateName:
+        # Parsed again, because the decoder's hook doesn't know the place.
+        *place, name = next(_duplicates(json.loads(text, object_pairs_hook=_Members)))
+        message = f"the name '{_shown(name)}' occurs more than once in one object: send it once"
+        raise InvalidJSON("json_duplicate_name", message, (*map(_shown, place), _shown(name))) from None
+    if "\\ud" in text or "\\uD" in text:  # UTF-8 itself can't encode half of a surrogate pair
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _duplicates(value: Any) -> Iterator[tuple[str | int, ...]]:
+    """The places of members whose names occurred before in their object.
+
+    Without recursion: the text may be nested as deeply as Python's recursion limit.
+    """
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while waiting:
+        place, each = waiting.pop()
+        members: list[tuple[str | int, Any]]
+        if isinstance(each, _Members):
+            names: set[str] = set()
+            for name, _ in each:
+                if name in names:
+                    yield (*place, name)
+                names.add(name)
+            members = list(each)
+        else:
+            members = list(enumerate(each))
+        waiting.extend(((*place, key), item) for key, item in reversed(members) if isinstance(item, list))
+
+
+def _shown(part: str | int) -> str | int:
+    """A part of a place for the error response, which must be short and have no half of a surrogate pair."""
+    if isinstance(part, int):
+        return part
+    return "".join(each if each.isprintable() else "\ufffd" for each in part[:_SHOWN_CHARACTERS])
