@@ -13,12 +13,16 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from alembic.util.exc import CommandError
+from books import open_accounts
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from howdah import Base, Database
 from shop import migrations
 from shop.demo import create_demo
+from shop.proof.checks import BooksReport, check_books
+from shop.transfers.requests import TransferRequest
+from shop.transfers.service import post_transfers
 
 # What tells two schemas apart, by the names of things and never by their numbers.
 _SCHEMA = (
@@ -107,6 +111,54 @@ def test_a_filled_database_goes_down_and_up_again(committed_url: str) -> None:
     migrations.upgrade(committed_url)
     assert _run(committed_url, *_SCHEMA) == before
     asyncio.run(fill())
+
+
+def test_what_was_there_before_the_seals_is_sealed(committed_url: str) -> None:
+    """Some hundreds at a time, as the first links of the chain."""
+
+    async def fill() -> None:
+        async with Database(committed_url) as database:
+            await create_demo(database, users=600, seed=1)
+            accounts = await open_accounts(database, 100, 0)
+            async with database.begin() as session:
+                requests = [TransferRequest(*accounts, 1, key=f"k{n}", pending_seconds=60) for n in range(2)]
+                held, _ = await post_transfers(session, requests)
+                await post_transfers(session, [TransferRequest(*accounts, None, voids=held.unwrap().id)])
+                await session.execute(text("UPDATE accounts SET name = 'Other' WHERE balance = 100"))
+
+    async def check() -> BooksReport:
+        async with Database(committed_url) as database, database.session() as session:
+            return await check_books(session)
+
+    asyncio.run(fill())
+    migrations.downgrade(committed_url, "0009-1")
+    migrations.upgrade(committed_url)
+    report = asyncio.run(check())
+    assert (report.faults, report.transfers) == ({}, 601)
+    assert report.seal is not None
+    sealed = "SELECT subject, position, cardinality(digests) FROM seals ORDER BY 2"
+    [rows] = _run(committed_url, sealed)
+    assert rows == [
+        ("transfers", 1, 500),
+        ("transfers", 2, 101),
+        ("pending_transfers", 3, 2),
+        ("accounts", 4, 500),
+        ("accounts", 5, 104),
+        ("idempotency_keys", 6, 2),
+    ]
+    asyncio.run(fill_more(committed_url))
+    assert asyncio.run(check()).faults == {}
+    _run(committed_url, "SET session_replication_role = replica", "UPDATE transfers SET description = 'x'")
+    assert len(asyncio.run(check()).faults["transfers that differ from their seal"]) == 20
+
+
+async def fill_more(url: str) -> None:
+    """What was there before changes, and is sealed."""
+    async with Database(url) as database, database.begin() as session:
+        await session.execute(text("UPDATE accounts SET name = 'Another' WHERE name = 'Other'"))
+        held = "UPDATE pending_transfers SET state = 'voided', settled_at = now() WHERE state = 'pending'"
+        await session.execute(text(held))
+        await session.execute(text("UPDATE accounts SET held = 0 WHERE held > 0"))
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, utcnow
 from shop.accounts.models import Account, AccountState, Entry
-from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountChange
 from shop.accounts.service import change_account
+from shop.proof.checks import check_books
 from shop.transfers.models import PendingTransfer
 from shop.transfers.requests import MAX_AMOUNT, BookedTransfer, TransferRequest
 from shop.transfers.service import post_transfers

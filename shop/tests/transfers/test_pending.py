@@ -17,7 +17,7 @@ from waiting import until
 
 from howdah import Database, DatabaseError, utcnow
 from shop.accounts.models import Account
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers import upkeep
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import PendingTransfer, Transfer

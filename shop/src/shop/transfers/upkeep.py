@@ -1,4 +1,5 @@
-"""What is done in the background: pending transfers whose time is over are voided, old idempotency keys forgotten.
+"""What is done in the background: pending transfers whose time is over are voided, what was written since is linked to
+the chain of seals, old idempotency keys are forgotten.
 
 Any number of processes may do it at the same time.
 """
@@ -15,6 +16,7 @@ import structlog
 from sqlalchemy import delete, select, tuple_
 
 from howdah import Database, utcnow
+from shop.proof.seals import link_seals
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey, PendingTransfer, TransferState
 from shop.transfers.requests import TransferRequest, TransferResult
@@ -28,8 +30,9 @@ _log = structlog.get_logger("shop.upkeep")
 
 @asynccontextmanager
 async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
-    """While inside: every five seconds what has expired is voided, every hour the keys are forgotten that were first
-    used longer ago than `key_retention_days`. Until then they count. What fails is logged and tried again."""
+    """While inside: every five seconds what has expired is voided and new seals are linked, every hour the keys are
+    forgotten that were first used longer ago than `key_retention_days`. Until then they count. What fails is logged and
+    tried again."""
     task = asyncio.create_task(_keep_up(database, ledger, timedelta(days=key_retention_days)))
     try:
         yield
@@ -89,6 +92,7 @@ async def _keep_up(database: Database, ledger: Ledger, retention: timedelta) -> 
         try:
             if voided := await void_expired(database, ledger):
                 _log.info("expired transfers voided", count=voided)
+            await link_seals(database)
             if utcnow() >= keys_due:
                 if forgotten := await forget_keys(database, utcnow() - retention):
                     _log.info("idempotency keys forgotten", count=forgotten)
