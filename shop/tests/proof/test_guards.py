@@ -14,7 +14,7 @@ from shop.proof.checks import check_books
 
 async def test_guards_sql_says_what_a_migrated_database_has(session: AsyncSession) -> None:
     """If this fails, run `shop migrate --guards` and read what it changes."""
-    assert await guards.described(session) == (guards._FILE).read_text(encoding="utf-8")
+    assert await guards.described(session) == guards._FILE.read_text(encoding="utf-8")
     assert {"trigger booked on transfers", "function link_seals(most integer)"} <= set(guards.expected())
     report = await compare_guards(session)
     assert (report.missing, report.unknown) == ([], [])
@@ -53,7 +53,10 @@ async def test_guards_sql_says_what_a_migrated_database_has(session: AsyncSessio
         ("function settle_once(): changed", "ALTER FUNCTION settle_once SECURITY DEFINER"),
         (
             "function digest_of_account(t accounts): changed",
-            "CREATE OR REPLACE FUNCTION digest_of_account(t accounts) RETURNS bytea LANGUAGE sql STABLE AS $$SELECT ''::bytea$$",
+            """
+            CREATE OR REPLACE FUNCTION digest_of_account(t accounts) RETURNS bytea LANGUAGE sql STABLE
+            AS $$SELECT ''::bytea$$
+            """,
         ),
         (
             "constraint ck_accounts_balance_covered on accounts: missing",
