@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 from uuid import UUID
 
@@ -46,7 +47,7 @@ async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
     pending = await post_transfers(
         session,
         [
-            TransferRequest(euros, euro_world, amount, key=key, pending_seconds=60)
+            TransferRequest(euros, euro_world, amount, key=key, pending_seconds=60, description="held")
             for amount, key in ((10, "c"), (20, "d"), (5, None))
         ],
     )
@@ -370,7 +371,8 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
         stop.set()
         moved = sum(await asyncio.gather(*running))
     async with stored.begin() as session:
-        assert (await check_books(session)) == BooksReport(accounts=4, transfers=moved, entries=2 * moved)
+        report = replace(await check_books(session), seal=None)  # a service may have linked some
+        assert report == BooksReport(accounts=4, transfers=moved, entries=2 * moved)
         assert sum(account.balance for account in (await lock(session, Account, accounts)).values()) == 0
 
 

@@ -12,6 +12,7 @@ from books import open_accounts
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from tampering import with_guards, without_guards
+from waiting import until
 
 from howdah import Database, DatabaseError, savepoint
 from shop.accounts.models import Account, AccountState
@@ -22,6 +23,7 @@ from shop.proof.seals import Link, last_link, link_seals
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import TransferRequest
 from shop.transfers.service import post_transfers, reversal_of
+from shop.transfers.upkeep import upkeep
 
 # rich got 1000, paid 300 twice, the second with a key of its own, and took the first back; three holds of 10
 _FIRST, _SECOND, _BACK = (f"(SELECT id FROM transfers WHERE description = '{each}')" for each in ("1st", "2nd", "back"))
@@ -383,6 +385,20 @@ async def other(session: AsyncSession, *ids: UUID) -> UUID:
     [id_] = set(found) - set(ids)
     assert isinstance(id_, UUID)
     return id_
+
+
+async def test_the_service_links_what_is_written(stored: Database) -> None:
+    async def linked() -> bool:
+        async with stored.session() as session:
+            return bool(await session.scalar(text("SELECT count(*) = count(position) FROM seals")))
+
+    async with Ledger(stored) as ledger, upkeep(stored, ledger, key_retention_days=30):
+        await open_accounts(stored, 100)
+        await until(linked)
+    async with stored.session() as session:
+        link = await last_link(session)
+        assert link is not None
+        assert (await check_books(session, since=link)).faults == {}
 
 
 async def test_the_chain_has_no_gap_when_several_processes_link_what_many_write(stored: Database) -> None:

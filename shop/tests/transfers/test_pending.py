@@ -12,7 +12,7 @@ from books import open_accounts
 from making import balances, make_account, post_transfer, transfer
 from problems import assert_problem
 from sqlalchemy import func, select, text, update
-from tampering import without_guards
+from tampering import seal_pending_anew, without_guards
 from waiting import until
 
 from howdah import Database, DatabaseError, utcnow
@@ -167,6 +167,7 @@ async def expire(stored: Database, *ids: UUID) -> None:
     async with stored.begin() as session:
         await without_guards(session)
         await session.execute(update(PendingTransfer).where(PendingTransfer.id.in_(ids)).values(expires_at=utcnow()))
+        await seal_pending_anew(session)
 
 
 async def test_what_has_expired_is_voided_by_the_service(client: httpx.AsyncClient, stored: Database) -> None:
@@ -227,6 +228,7 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
     a, b = await make_account(client, 100), await make_account(client)
     before = await transfer(client, a, b, 1, key="old")
     async with stored.begin() as session:
+        await without_guards(session)
         await session.execute(
             text("UPDATE idempotency_keys SET created_at = now() - interval '31 days' WHERE key = 'old'")
         )

@@ -170,11 +170,14 @@ _CHECKS: Final = {
             ),
             (
                 'pending transfers made otherwise than they were held',
-                t.amount > p.amount
-                OR (t.from_account_id, t.to_account_id, t.currency) <> (p.from_account_id, p.to_account_id, p.currency)
-                OR (t.description, t.metadata) IS DISTINCT FROM (p.description, p.metadata)
-                OR t.effective_at <> p.effective_at OR t.group_id IS DISTINCT FROM coalesce(p.group_id, t.group_id)
-                OR t.created_at <> p.settled_at,
+                t.id IS NOT NULL AND (
+                    t.amount > p.amount
+                    OR (t.from_account_id, t.to_account_id, t.currency)
+                        <> (p.from_account_id, p.to_account_id, p.currency)
+                    OR (t.description, t.metadata) IS DISTINCT FROM (p.description, p.metadata)
+                    OR t.effective_at <> p.effective_at OR t.group_id IS DISTINCT FROM coalesce(p.group_id, t.group_id)
+                    OR t.created_at <> p.settled_at
+                ),
                 format('transfer %s: %s %s of %s %s', p.id, t.amount, t.currency, p.amount, p.currency)
             )
         ) AS told (fault, found, finding)
