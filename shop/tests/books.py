@@ -5,9 +5,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from howdah import Database
-from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountIn
 from shop.accounts.service import open_account
+from shop.proof.checks import check_books
 from shop.transfers.service import transfer_funds
 
 

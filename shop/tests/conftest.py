@@ -10,10 +10,10 @@ import pytest_asyncio
 import structlog
 from described import assert_as_described
 from serving import client_of, served_in_a_thread
-from tampering import without_guards
+from tampering import empty_tables
 
 from howdah import Database
-from shop import migrations, tables
+from shop import migrations
 from shop.app import create_app
 
 
@@ -50,9 +50,7 @@ async def stored(database_url: str) -> AsyncIterator[Database]:
     async with Database(database_url, pool_size=40) as database:
         yield database
         async with database.begin() as session:
-            await without_guards(session)
-            for table in reversed(tables.Base.metadata.sorted_tables):
-                await session.execute(table.delete())
+            await empty_tables(session)
 
 
 @pytest_asyncio.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from howdah import Database
+from shop.proof.checks import STEPS
 
 NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
@@ -75,14 +77,48 @@ def test_a_revision_that_does_not_exist_is_told_in_a_line(committed_url: str) ->
 async def test_right_books_are_told_and_wrong_ones_are_exit_code_1(committed_url: str) -> None:
     assert shop("create-demo", "--users", "3", DATABASE_URL=committed_url).returncode == 0
     finished = shop("check", DATABASE_URL=committed_url)
-    assert (finished.returncode, finished.stdout) == (
-        0,
-        "4 accounts, 3 transfers, 6 entries\nthe books are right\n",
-    )
-    assert "9/9" in finished.stderr
+    assert finished.returncode == 0
+    counts, seal, verdict = finished.stdout.splitlines()
+    assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "the books are right")
+    assert re.fullmatch(r"the seal of the ledger is [1-9]\d*:[0-9a-f]{64}", seal)
+    assert f"{len(STEPS)}/{len(STEPS)}" in finished.stderr
     async with Database(committed_url) as database, database.begin() as session:
         await session.execute(text("UPDATE accounts SET held = 1 WHERE purpose IS NULL"))
     finished = shop("check", DATABASE_URL=committed_url)
-    assert (finished.returncode, finished.stdout) == (1, "4 accounts, 3 transfers, 6 entries\n")
+    assert (finished.returncode, finished.stdout.splitlines()) == (1, [counts, seal])
     assert "held amounts differ from what is pending:\n  account " in finished.stderr
     assert finished.stderr.count(": 1 held, 0 pending\n") == 3
+
+
+async def test_a_seal_that_was_written_down_is_looked_for(committed_url: str) -> None:
+    assert shop("create-demo", "--users", "2", DATABASE_URL=committed_url).returncode == 0
+    seal = shop("check", DATABASE_URL=committed_url).stdout.splitlines()[1].split()[-1]
+    assert shop("create-demo", "--users", "2", "--seed", "2", DATABASE_URL=committed_url).returncode == 0
+    assert shop("check", "--seal", seal, DATABASE_URL=committed_url).returncode == 0
+    finished = shop("check", "--seal", f"1{seal}", DATABASE_URL=committed_url)
+    assert finished.returncode == 1
+    assert f"seals that the chain doesn't have:\n  1{seal}\n" in finished.stderr
+    finished = shop("check", "--seal", "nonsense", DATABASE_URL=NOWHERE)
+    assert finished.returncode == 2
+    assert "POSITION:HASH" in finished.stderr
+
+
+async def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
+    async with Database(committed_url) as database, database.begin() as session:
+        await session.execute(text("ALTER TABLE transfers DISABLE TRIGGER booked"))
+    finished = shop("serve", "--port", "0", DATABASE_URL=committed_url)
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1].startswith(
+        "the database doesn't keep the ledger as it must: trigger booked on transfers: disabled. Put it back"
+    )
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("function", ["link_seals(integer)", "digest_of_transfer(transfers)"])
+async def test_a_function_that_is_missing_does_not_end_the_check(committed_url: str, function: str) -> None:
+    async with Database(committed_url) as database, database.begin() as session:
+        await session.execute(text(f"DROP FUNCTION {function}"))
+    finished = shop("check", DATABASE_URL=committed_url)
+    assert finished.returncode == 1
+    assert f"function {function.split('(', maxsplit=1)[0]}(" in finished.stderr
+    assert "Traceback" not in finished.stderr

@@ -23,6 +23,7 @@ from shop import migrations
 from shop.accounts.opening import OpeningRequest, open_account_once
 from shop.accounts.schemas import AccountIn
 from shop.demo import create_demo
+from shop.proof.checks import BooksReport, check_books
 from shop.transfers.requests import TransferRequest
 from shop.transfers.service import post_transfers
 
@@ -143,12 +144,14 @@ def test_existing_keys_get_the_kind_of_their_answer(committed_url: str, times: s
         _run(
             committed_url,
             "ALTER TABLE pending_transfers DISABLE TRIGGER USER",
+            "ALTER TABLE idempotency_keys DISABLE TRIGGER USER",
             "UPDATE idempotency_keys SET created_at = '2026-01-01Z'",
             """
             UPDATE pending_transfers
             SET created_at = '2026-01-01Z', settled_at = CASE WHEN state <> 'pending' THEN timestamptz '2026-01-01Z' END
             """,
             "ALTER TABLE pending_transfers ENABLE TRIGGER USER",
+            "ALTER TABLE idempotency_keys ENABLE TRIGGER USER",
         )
     migration = import_module("shop.migrations.versions.0007_kinds_of_answers")
     [before] = _run(committed_url, "SELECT key, answer FROM idempotency_keys ORDER BY key")
@@ -171,6 +174,54 @@ def test_the_functions_that_book_transfers_keep_their_settings_in_both_direction
     assert _run(empty_url, settings) == before
     migrations.downgrade(empty_url, "0006")
     assert _run(empty_url, settings) == before
+
+
+def test_what_was_there_before_the_seals_is_sealed(committed_url: str) -> None:
+    """Some hundreds at a time, as the first links of the chain."""
+
+    async def fill() -> None:
+        async with Database(committed_url) as database:
+            await create_demo(database, users=600, seed=1)
+            accounts = await open_accounts(database, 100, 0)
+            async with database.begin() as session:
+                requests = [TransferRequest(*accounts, 1, key=f"k{n}", pending_seconds=60) for n in range(2)]
+                held, _ = await post_transfers(session, requests)
+                await post_transfers(session, [TransferRequest(*accounts, None, voids=held.unwrap().id)])
+                await session.execute(text("UPDATE accounts SET name = 'Other' WHERE balance = 100"))
+
+    async def check() -> BooksReport:
+        async with Database(committed_url) as database, database.session() as session:
+            return await check_books(session)
+
+    asyncio.run(fill())
+    migrations.downgrade(committed_url, "0009-1")
+    migrations.upgrade(committed_url)
+    report = asyncio.run(check())
+    assert (report.faults, report.transfers) == ({}, 601)
+    assert report.seal is not None
+    sealed = "SELECT subject, position, cardinality(digests) FROM seals ORDER BY 2"
+    [rows] = _run(committed_url, sealed)
+    assert rows == [
+        ("transfers", 1, 500),
+        ("transfers", 2, 101),
+        ("pending_transfers", 3, 2),
+        ("accounts", 4, 500),
+        ("accounts", 5, 104),
+        ("idempotency_keys", 6, 2),
+    ]
+    asyncio.run(fill_more(committed_url))
+    assert asyncio.run(check()).faults == {}
+    _run(committed_url, "SET session_replication_role = replica", "UPDATE transfers SET description = 'x'")
+    assert len(asyncio.run(check()).faults["transfers that differ from their seal"]) == 20
+
+
+async def fill_more(url: str) -> None:
+    """What was there before changes, and is sealed."""
+    async with Database(url) as database, database.begin() as session:
+        await session.execute(text("UPDATE accounts SET name = 'Another' WHERE name = 'Other'"))
+        held = "UPDATE pending_transfers SET state = 'voided', settled_at = now() WHERE state = 'pending'"
+        await session.execute(text(held))
+        await session.execute(text("UPDATE accounts SET held = 0 WHERE held > 0"))
 
 
 @pytest.mark.parametrize(

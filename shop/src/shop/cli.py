@@ -14,14 +14,17 @@ import uvicorn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from howdah import InvalidStatement
 from shop import migrations
-from shop.accounts.proof import STEPS, BooksReport, check_books
 from shop.app import create_app, open_database
 from shop.demo import create_demo
 from shop.explaining import CannotListen, ExplainingGroup
 from shop.importing.command import commands as import_commands
 from shop.memory import collect_seldom, settle
+from shop.migrations import guards
 from shop.postgres import located, scratch
+from shop.proof.checks import STEPS, BooksReport, check_books
+from shop.proof.seals import Link, link_seals
 from shop.settings import Settings
 from shop.web.observability import configure_logging
 
@@ -42,7 +45,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve."""
+    """Migrate the database and serve. Refuses to if a trigger of the ledger is missing or disabled."""
     settings = Settings()
     configure_logging(settings.log_format)
     # Uvicorn stops gracefully, then sends itself the signal again; by then there is only the server left to leave.
@@ -50,6 +53,7 @@ def serve(
     address = host or settings.host
     with suppress(KeyboardInterrupt), _listening(address, port) as listening, located(settings) as location:
         migrations.upgrade(location.url)
+        guards.verify_guards(location.url)
         config = uvicorn.Config(
             create_app(location.url, settings),
             log_config=None,
@@ -83,7 +87,10 @@ def _listening(address: str, port: int) -> socket.socket:
 @app.command()
 def migrate(
     check: Annotated[
-        bool, typer.Option("--check", help="Only prove, on a database made for it, that migrations and models agree")
+        bool,
+        typer.Option(
+            "--check", help="Only prove, on a database made for it, that migrations, models and guards.sql agree"
+        ),
     ] = False,
     downgrade: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Go back to this revision; what is younger is lost")
@@ -91,6 +98,9 @@ def migrate(
     new: Annotated[
         str | None, typer.Option(metavar="MESSAGE", help="Write a new migration from what the models have changed")
     ] = None,
+    write_guards: Annotated[
+        bool, typer.Option("--guards", help="Write guards.sql: the triggers and functions that a migrated database has")
+    ] = False,
 ) -> None:
     """Bring the schema up to date."""
     settings = Settings()
@@ -98,10 +108,19 @@ def migrate(
         with scratch(settings) as url:
             migrations.upgrade(url)
             found = migrations.differences(url)
+            unwritten = guards.differences(url)
         if found is not None:
             _err.print(f"the models and the migrations differ: {found}", highlight=False)
+        if unwritten is not None:
+            _err.print(f"guards.sql and the migrations differ, run shop migrate --guards: {unwritten}", highlight=False)
+        if found is not None or unwritten is not None:
             raise typer.Exit(1)
         _out.print("migrations and models agree", highlight=False)
+        return
+    if write_guards:
+        with scratch(settings) as url:
+            migrations.upgrade(url)
+            _out.print(f"written: {guards.write_guards(url)}", highlight=False)
         return
     if new is not None:
         with scratch(settings) as url:
@@ -117,9 +136,21 @@ def migrate(
 
 
 @app.command()
-def check() -> None:
-    """Prove the books: balances equal their entries, transfers balance, every currency sums to zero."""
+def check(
+    seal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POSITION:HASH", help="A seal that an earlier check printed: the ledger must still have it"
+        ),
+    ] = None,
+) -> None:
+    """Prove the books: balances equal their entries, transfers balance, every currency sums to zero, and nothing was
+    changed since it was sealed."""
     settings = Settings()
+    try:
+        since = None if seal is None else Link.parse(seal)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--seal") from error
 
     async def run(url: str, progress: Progress) -> BooksReport:
         task = progress.add_task(STEPS[0], total=len(STEPS))
@@ -129,11 +160,11 @@ def check() -> None:
 
         # whole tables are read: as long as it takes
         patient = settings.model_copy(update={"statement_timeout": None})
-        async with (
-            open_database(url, patient, application_name="shop check") as database,
-            database.begin(isolation_level="REPEATABLE READ", read_only=True) as session,
-        ):
-            report = await check_books(session, begin=begin)
+        async with open_database(url, patient, application_name="shop check") as database:
+            with suppress(InvalidStatement):  # the function isn't there, which will be found
+                await link_seals(database)
+            async with database.begin(isolation_level="REPEATABLE READ", read_only=True) as session:
+                report = await check_books(session, since=since, begin=begin)
         progress.update(task, description="checked", completed=len(STEPS))
         return report
 
@@ -144,6 +175,8 @@ def check() -> None:
     _out.print(
         f"{report.accounts:,} accounts, {report.transfers:,} transfers, {report.entries:,} entries", highlight=False
     )
+    if report.seal is not None:
+        _out.print(f"the seal of the ledger is {report.seal}", highlight=False)
     for fault, findings in report.faults.items():
         _err.print(f"{fault}:", style="bold red")
         for finding in findings:

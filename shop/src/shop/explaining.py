@@ -13,13 +13,22 @@ from typer.core import TyperGroup
 from howdah import ConnectionLost, DatabaseError, HowdahError, LockTimeout, Unavailable
 from shop.importing.reading import UnreadableFile
 from shop.importing.rejects import UnwritableFile
+from shop.migrations.guards import MissingGuards
 
 
 class CannotListen(Exception):
     """The address or the port can't be had."""
 
 
-MENDABLE: Final = (CannotListen, CommandError, HowdahError, UnreadableFile, UnwritableFile, ValidationError)
+MENDABLE: Final = (
+    CannotListen,
+    CommandError,
+    HowdahError,
+    MissingGuards,
+    UnreadableFile,
+    UnwritableFile,
+    ValidationError,
+)
 
 
 _err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)

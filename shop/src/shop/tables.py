@@ -3,7 +3,19 @@
 from howdah import Base
 from shop.accounts.models import Account, Entry
 from shop.orders.models import Order, OrderItem
+from shop.proof.models import Seal
 from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.users.models import User
 
-__all__ = ["Account", "Base", "Entry", "IdempotencyKey", "Order", "OrderItem", "PendingTransfer", "Transfer", "User"]
+__all__ = [
+    "Account",
+    "Base",
+    "Entry",
+    "IdempotencyKey",
+    "Order",
+    "OrderItem",
+    "PendingTransfer",
+    "Seal",
+    "Transfer",
+    "User",
+]

@@ -12,7 +12,7 @@ from books import open_accounts
 from sqlalchemy import select, text
 
 from howdah import Database
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers.models import Transfer
 
 ACCOUNTS, FUNDS = 8, 1_000

@@ -13,7 +13,7 @@ from making import balances, make_account, transfer
 from problems import assert_problem
 
 from howdah import Database
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers.schemas import BatchLineOut
 from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES

@@ -21,11 +21,11 @@ from waiting import until
 
 from howdah import CheckViolation, Database, bulk, utcnow
 from shop.accounts.models import Account, AccountPurpose, Entry
-from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountChange
 from shop.accounts.service import balance_at, change_account, effective_balance, system_account
 from shop.orders.models import Order
 from shop.orders.service import pay_order
+from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.requests import Refusal, TransferRequest

@@ -17,8 +17,8 @@ from tampering import without_guards
 
 from howdah import Database
 from shop.accounts.models import Account
-from shop.accounts.proof import check_books
 from shop.accounts.service import effective_balance
+from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import Transfer
 from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +14,7 @@ from making import balances, held, hold, make_account, make_order, make_user, po
 from problems import assert_problem
 from sqlalchemy import select, text, update
 from statements import watched
-from tampering import without_guards
+from tampering import expire, without_guards
 
 from howdah import Database, LockTimeout, utcnow
 from shop.accounts.models import Account, AccountState
@@ -24,18 +23,10 @@ from shop.accounts.service import AccountUnchangeable, change_account
 from shop.orders.service import pay_order
 from shop.transfers.expiry import VOID
 from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey, PendingTransfer
+from shop.transfers.models import IdempotencyKey
 from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest, TransferResult
 from shop.transfers.service import find_transfer, post_transfers, transfer_funds
 from shop.transfers.upkeep import void_expired
-
-
-async def expire(stored: Database, *ids: UUID) -> None:
-    """Time passes for these, and no upkeep comes by."""
-    async with stored.begin() as session:
-        await without_guards(session)
-        chosen = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
-        await session.execute(chosen.values(expires_at=PendingTransfer.expires_at - timedelta(days=1)))
 
 
 async def on_hold(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:

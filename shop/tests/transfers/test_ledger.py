@@ -15,9 +15,9 @@ from waiting import until, until_waiting
 
 from howdah import CoalescerClosed, Database, LockTimeout
 from shop.accounts.models import Account, AccountState
-from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountChange
 from shop.accounts.service import change_account
+from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult
 from shop.transfers.service import transfer_funds

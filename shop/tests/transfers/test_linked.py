@@ -14,7 +14,7 @@ from making import balances, make_account
 from problems import assert_problem
 
 from howdah import Database
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import MAX_LINKED, TransferRequest
 

@@ -29,9 +29,9 @@ from tampering import without_guards
 
 from howdah import Database
 from shop.accounts.models import Account, AccountState, Entry
-from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountChange
 from shop.accounts.service import change_account
+from shop.proof.checks import check_books
 from shop.transfers.models import PendingTransfer, TransferState
 from shop.transfers.requests import MAX_AMOUNT, BookedTransfer, TransferRequest
 from shop.transfers.service import post_transfers

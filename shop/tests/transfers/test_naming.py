@@ -17,7 +17,7 @@ from problems import assert_problem
 from sqlalchemy import event, func, select
 
 from howdah import Database
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers.batch import BATCH_LINES, posted_lines
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey

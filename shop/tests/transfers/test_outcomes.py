@@ -19,8 +19,8 @@ from waiting import until_waiting
 
 from howdah import ConnectionLost, Database
 from shop.accounts.models import Account
-from shop.accounts.proof import check_books
 from shop.app import create_app
+from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import TransferRequest, TransferResult
 

@@ -11,11 +11,11 @@ import pytest
 from books import open_accounts, sum_up
 from making import balances, change_account, held, hold, make_account, post_transfer, settle, transfer
 from problems import assert_problem
-from sqlalchemy import func, select, text, update
-from tampering import without_guards
+from sqlalchemy import func, select, text
+from tampering import expire, without_guards
 from waiting import until
 
-from howdah import Database, DatabaseError, utcnow
+from howdah import Database, DatabaseError
 from shop.accounts.models import Account
 from shop.transfers import upkeep
 from shop.transfers.ledger import Ledger
@@ -138,12 +138,6 @@ async def test_of_many_who_settle_it_at_a_time_one_does(stored: Database) -> Non
     await sum_up(stored)
 
 
-async def expire(stored: Database, *ids: UUID) -> None:
-    async with stored.begin() as session:
-        await without_guards(session)
-        await session.execute(update(PendingTransfer).where(PendingTransfer.id.in_(ids)).values(expires_at=utcnow()))
-
-
 async def test_what_has_expired_is_voided_by_the_service(client: httpx.AsyncClient, stored: Database) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     late, other = (await hold(client, a, b, 60)).json(), (await hold(client, a, b, 5)).json()
@@ -203,6 +197,7 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
     a, b = await make_account(client, 100), await make_account(client)
     before = await transfer(client, a, b, 1, key="old")
     async with stored.begin() as session:
+        await without_guards(session)
         await session.execute(
             text("UPDATE idempotency_keys SET created_at = now() - interval '31 days' WHERE key = 'old'")
         )

@@ -18,7 +18,7 @@ from waiting import until_waiting
 
 from howdah import Database, DeadlockDetected
 from shop.accounts.models import Account
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import Transfer
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult

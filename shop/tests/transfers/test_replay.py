@@ -15,7 +15,7 @@ from sqlalchemy.orm import aliased
 
 from howdah import Database, uuid7
 from shop.accounts.models import Account, Entry
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers.models import Transfer
 
 ACCOUNTS, FUNDS = 8, 1_000

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database, NotFound, utcnow, uuid7
 from howdah.testing import assert_statements
 from shop.accounts.models import Account, AccountState, Entry
-from shop.accounts.proof import check_books
+from shop.proof.checks import check_books
 from shop.transfers.books import MAX_BALANCE
 from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.repository import TransferRepository

@@ -23,11 +23,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
 from shop.accounts.models import Account
-from shop.accounts.proof import check_books
 from shop.accounts.schemas import AccountChange, AccountIn
 from shop.orders.models import Order
 from shop.orders.schemas import OrderIn
 from shop.orders.service import pay_order, place_order
+from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey
 from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRequest

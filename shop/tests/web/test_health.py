@@ -15,10 +15,9 @@ from problems import assert_problem
 from proxying import proxied
 from serving import served
 from sqlalchemy import text
-from sqlalchemy.schema import DropTable
 
 from howdah import Database
-from shop import migrations, tables
+from shop import migrations
 from shop.app import create_app
 from shop.settings import Settings
 
@@ -70,9 +69,43 @@ async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, c
             await session.execute(text("DROP TABLE alembic_version"))
         assert_problem(await client.get("/readyz"), 503, "not-ready")
         async with committed_database.begin() as session:
-            for table in reversed(tables.Base.metadata.sorted_tables):
-                await session.execute(DropTable(table))
+            await session.execute(text("DROP SCHEMA public CASCADE"))
+            await session.execute(text("CREATE SCHEMA public"))
         await asyncio.to_thread(migrations.upgrade, committed_url)
+        assert (await client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("statement", "undone", "detail"),
+    [
+        (
+            "ALTER TABLE transfers DISABLE TRIGGER booked",
+            "ALTER TABLE transfers ENABLE TRIGGER booked",
+            "trigger booked on transfers: disabled",
+        ),
+        (
+            "ALTER TABLE accounts RENAME TO ledger_accounts",
+            "ALTER TABLE ledger_accounts RENAME TO accounts",
+            "table accounts: missing",
+        ),
+        (
+            "CREATE TRIGGER harm BEFORE INSERT ON transfers FOR EACH ROW EXECUTE FUNCTION refuse_change()",
+            "DROP TRIGGER harm ON transfers",
+            "trigger harm on transfers: unknown",
+        ),
+    ],
+)
+async def test_it_is_not_ready_unless_the_triggers_are_those_of_the_ledger(
+    committed_url: str, committed_database: Database, statement: str, undone: str, detail: str
+) -> None:
+    async with served(create_app(committed_url)) as client:
+        async with committed_database.begin() as session:
+            await session.execute(text(statement))
+        answer = await client.get("/readyz")
+        assert_problem(answer, 503, "not-ready")
+        assert detail in answer.json()["detail"]
+        async with committed_database.begin() as session:
+            await session.execute(text(undone))
         assert (await client.get("/readyz")).status_code == 200
 
 

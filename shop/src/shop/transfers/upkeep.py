@@ -1,4 +1,5 @@
-"""What is done in the background: pending transfers whose time is over are voided, old idempotency keys forgotten.
+"""What is done in the background: pending transfers whose time is over are voided, what was written since is linked to
+the chain of seals, old idempotency keys are forgotten.
 
 Any number of processes may do it at the same time.
 """
@@ -17,6 +18,7 @@ import structlog
 from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
 from howdah import Database
+from shop.proof.seals import link_seals
 from shop.transfers.expiry import ACCOUNTS_WITH_EXPIRED
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey, PendingTransfer
@@ -32,8 +34,9 @@ _log = structlog.get_logger("shop.upkeep")
 
 @asynccontextmanager
 async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
-    """While inside: every five seconds what has expired is voided, every hour the keys are forgotten that were first
-    used longer ago than `key_retention_days`. Until then they count. What fails is logged and tried again."""
+    """While inside: every five seconds what has expired is voided and new seals are linked, every hour the keys are
+    forgotten that were first used longer ago than `key_retention_days`. Until then they count. What fails is logged and
+    tried again."""
     task = asyncio.create_task(_keep_up(database, ledger, timedelta(days=key_retention_days)))
     try:
         yield
@@ -87,6 +90,7 @@ async def _keep_up(database: Database, ledger: Ledger, retention: timedelta) -> 
         try:
             if voided := await void_expired(database, ledger):
                 _log.info("expired transfers voided", count=voided)
+            await link_seals(database)
             if time.monotonic() >= keys_due:
                 if forgotten := await forget_keys(database, retention):
                     _log.info("idempotency keys forgotten", count=forgotten)

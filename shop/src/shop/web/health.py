@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from howdah import Unavailable
 from howdah.fastapi import RETRY_AFTER_SECONDS, database_of, problem_response, problems
 from shop import migrations
+from shop.migrations.guards import compare_guards
 
 router = APIRouter(tags=["health"])
 
@@ -25,7 +26,7 @@ async def healthz() -> Health:
 
 @router.get(
     "/readyz",
-    summary="The database is reachable and its schema is current",
+    summary="The database is reachable, its schema is current, and its triggers are there and enabled",
     response_model=Health,
     responses=problems(HTTPStatus.SERVICE_UNAVAILABLE),
 )
@@ -33,10 +34,14 @@ async def readyz(request: Request) -> Health | Response:
     database = database_of(request)
     try:
         current = await migrations.current(database)
+        async with database.session(read_only=True) as session:
+            guards = await compare_guards(session)
     except Unavailable as error:
         return _not_ready(type(error).__name__)
     if current != migrations.head():
         return _not_ready(f"the schema is at {current}, not at {migrations.head()}: run shop migrate")
+    if guards.missing or guards.unknown:
+        return _not_ready(f"the database doesn't keep the ledger as it must: {guards}")
     return Health(status="ready")
 
 

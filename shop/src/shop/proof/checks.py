@@ -1,4 +1,8 @@
-"""The proof of the books: whole tables are read, each a few times, in bounded memory on both sides."""
+"""The proof of the books: whole tables are read, each a few times, in bounded memory on both sides.
+
+What the rows say of each other is compared here, what they say of their seals in `shop.proof.seals`, and what keeps
+them right in `shop.migrations.guards`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,9 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.accounts.models import Account, Entry
+from shop.migrations.guards import compare_guards
+from shop.proof import seals
+from shop.proof.seals import Link
 from shop.transfers.models import Transfer
 
 _SHOWN: Final = 20
@@ -105,21 +112,27 @@ _CHECKS: Final = {
     "entries of transfers": """
         SELECT
             CASE WHEN e.account_id IS NULL THEN 'transfers without their two entries'
-                ELSE 'entries of no transfer that says the same' END AS fault,
+                WHEN t.account_id IS NULL THEN 'entries of no transfer that says the same'
+                ELSE 'entries of another time than their transfer' END AS fault,
             format('transfer %s: account %s, entry %s, %s', transfer_id, account_id, version, amount) AS finding
         FROM (
-            SELECT id AS transfer_id, from_account_id AS account_id, from_version AS version, -amount AS amount
+            SELECT id AS transfer_id, from_account_id AS account_id, from_version AS version, -amount AS amount,
+                created_at
             FROM transfers
             UNION ALL
-            SELECT id, to_account_id, to_version, amount FROM transfers
+            SELECT id, to_account_id, to_version, amount, created_at FROM transfers
         ) t
         FULL JOIN entries e USING (account_id, version, transfer_id, amount)
-        WHERE t.account_id IS NULL OR e.account_id IS NULL
+        WHERE t.account_id IS NULL OR e.account_id IS NULL OR t.created_at <> e.created_at
         """,
     "currencies of transfers": """
         SELECT 'transfers between currencies' AS fault,
             format('transfer %s: %s, from %s to %s', t.id, t.currency, debit.currency, credit.currency) AS finding
-        FROM transfers t
+        FROM (
+            SELECT id, currency, from_account_id, to_account_id FROM transfers
+            UNION ALL
+            SELECT id, currency, from_account_id, to_account_id FROM pending_transfers WHERE state <> 'posted'
+        ) t
         JOIN accounts debit ON debit.id = t.from_account_id
         JOIN accounts credit ON credit.id = t.to_account_id
         WHERE t.currency <> debit.currency OR t.currency <> credit.currency
@@ -161,8 +174,14 @@ _CHECKS: Final = {
             ),
             (
                 'pending transfers made otherwise than they were held',
-                t.amount > p.amount
-                OR (t.from_account_id, t.to_account_id, t.currency) <> (p.from_account_id, p.to_account_id, p.currency),
+                t.id IS NOT NULL AND (
+                    t.amount > p.amount
+                    OR (t.from_account_id, t.to_account_id, t.currency)
+                        <> (p.from_account_id, p.to_account_id, p.currency)
+                    OR (t.description, t.metadata) IS DISTINCT FROM (p.description, p.metadata)
+                    OR t.effective_at <> p.effective_at OR t.group_id IS DISTINCT FROM coalesce(p.group_id, t.group_id)
+                    OR t.created_at < p.settled_at
+                ),
                 format('transfer %s: %s %s of %s %s', p.id, t.amount, t.currency, p.amount, p.currency)
             )
         ) AS told (fault, found, finding)
@@ -182,49 +201,94 @@ _CHECKS: Final = {
         ) AS told
         WHERE at > clock_timestamp()
         """,
+    # A key is written by the transaction of its answer, and has its time. A transfer is later if the last entry of its
+    # account is.
     "idempotency keys": """
-        SELECT 'idempotency keys of no transfer' AS fault, format('key %s', k.key) AS finding
+        SELECT fault, format('key %s', k.key) AS finding
         FROM idempotency_keys k
-        WHERE k.transfer_id IS NOT NULL
-            AND NOT EXISTS (SELECT FROM transfers t WHERE t.id = k.transfer_id)
-            AND NOT EXISTS (SELECT FROM pending_transfers p WHERE p.id = k.transfer_id)
+        LEFT JOIN transfers t ON t.id = k.transfer_id
+        LEFT JOIN pending_transfers p ON p.id = k.transfer_id
+        LEFT JOIN accounts a ON a.id = k.account_id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'idempotency keys without what they answered',
+                CASE k.answer
+                    WHEN 'posted' THEN t.id IS NULL
+                    WHEN 'pending' THEN p.id IS NULL
+                    WHEN 'voided' THEN p.state IS DISTINCT FROM 'voided'
+                    WHEN 'opened' THEN a.id IS NULL
+                END
+            ),
+            (
+                'idempotency keys of another time than their answer',
+                CASE k.answer
+                    WHEN 'posted' THEN k.created_at > t.created_at OR k.created_at <> p.settled_at
+                    WHEN 'pending' THEN k.created_at <> p.created_at
+                    WHEN 'voided' THEN k.created_at <> p.settled_at
+                    WHEN 'opened' THEN k.created_at > a.created_at
+                END
+            )
+        ) AS told (fault, found)
+        WHERE found
         """,
 }
 
+_GUARDS: Final = "guards"
 _COUNTING: Final = "counting"
-STEPS: Final = (*_CHECKS, _COUNTING)
+STEPS: Final = (_GUARDS, *_CHECKS, *seals.CHECKS, _COUNTING)
 
 
 @dataclass(frozen=True, slots=True)
 class BooksReport:
-    """`faults` has up to 20 findings of each kind, and is empty when the books are right."""
+    """`faults` has up to 20 findings of each kind, and is empty when the books are right. `seal` is the end of the
+    chain: who writes it down can tell later that nothing before it was changed."""
 
     accounts: int
     transfers: int
     entries: int
     faults: dict[str, list[str]] = field(default_factory=dict)
+    seal: Link | None = None
 
 
-async def check_books(db: AsyncSession, *, begin: Callable[[str], None] = lambda _step: None) -> BooksReport:
-    """Prove that every balance follows from its entries, every transfer balances, every currency sums to zero.
+async def check_books(
+    db: AsyncSession, *, since: Link | None = None, begin: Callable[[str], None] = lambda _step: None
+) -> BooksReport:
+    """Prove that every balance follows from its entries, every transfer balances, every currency sums to zero, that
+    nothing was changed since it was sealed, and that the chain of seals has the link `since`.
 
     The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or transfers under way would look
     like faults. Until its transaction ends it has no statement timeout, and little `work_mem`. `begin` is told of each
     of `STEPS` when it begins.
     """
+    begin(_GUARDS)
+    guards = await compare_guards(db)
     for name, value in _SETTINGS.items():
         await db.execute(text(f"SET LOCAL {name} = {value}"))
     faults: defaultdict[str, list[str]] = defaultdict(list)
-    for step, check in _CHECKS.items():
+    faults |= {
+        kind: findings[:_SHOWN]
+        for kind, findings in (
+            ("what keeps the ledger is missing, disabled or changed", guards.missing),
+            ("triggers and settings that the ledger doesn't have", guards.unknown),
+        )
+        if findings
+    }
+    for step, check in (_CHECKS | seals.CHECKS).items():
         begin(step)
+        if step in seals.CHECKS and guards.lacks_seals:
+            continue
         for fault, finding in await db.execute(text(_first_of_each_kind(check))):
             faults[fault].append(finding)
     begin(_COUNTING)
+    if since is not None and not await seals.has_link(db, since):
+        faults["seals that the chain doesn't have"].append(str(since))
 
     async def count(table: type[Account | Transfer | Entry]) -> int:
         return await db.scalar(select(func.count()).select_from(table)) or 0
 
-    return BooksReport(await count(Account), await count(Transfer), await count(Entry), dict(faults))
+    return BooksReport(
+        await count(Account), await count(Transfer), await count(Entry), dict(faults), await seals.last_link(db)
+    )
 
 
 def _first_of_each_kind(check: str) -> str:
