@@ -141,7 +141,7 @@ async def test_a_key_whose_transaction_rolls_back_is_free_for_who_waited(stored:
     async with stored.session() as session:
         await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
         waiting = elsewhere(ledger.submit(TransferRequest(a, b, 70, key="k")))
-        await until_waiting(stored, 1, query="SELECT accounts.%")
+        await until_waiting(stored, 1, query="WITH found AS%")
         await session.rollback()
     result = await waiting
     assert (result.unwrap().amount, result.replayed) == (70, False)
@@ -155,7 +155,7 @@ async def test_a_key_whose_transaction_commits_is_replayed_to_who_waited(stored:
         [first] = await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
         same = elsewhere(ledger.submit(TransferRequest(a, b, 60, key="k")))
         other = elsewhere(Ledger(stored).submit(TransferRequest(a, b, 61, key="k")))
-        await until_waiting(stored, 2, query="SELECT accounts.%")
+        await until_waiting(stored, 2, query="WITH found AS%")
         await session.commit()
     assert (await same).unwrap().id == first.unwrap().id
     assert (await same).replayed
