@@ -163,9 +163,12 @@ async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
         if parameter["in"] == "path" or not (parameter.get("required") or data.draw(st.booleans())):
             continue
         value = data.draw(values.about(parameter["schema"]), label=parameter["name"])
-        text = value if isinstance(value, str) else json.dumps(value)
+        if parameter.get("style") == "deepObject" and isinstance(value, dict):
+            query |= {_as_text(f"{parameter['name']}[{name}]"): _as_text(each) for name, each in value.items()}
+            continue
+        text = _as_text(value)
         if parameter["in"] == "query":
-            query[parameter["name"]] = text.encode("utf-8", "replace").decode()
+            query[parameter["name"]] = text
         else:
             headers[parameter["name"]] = "".join(each for each in text if each.isprintable()).strip()
     contents = operation.get("requestBody", {}).get("content", {})
@@ -177,6 +180,11 @@ async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
     url = url_of(path.format_map(existing) if data.draw(st.integers(0, 4), label="id") else path)
     encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
     assert_never_at_fault(await client.request(method, url, params=query, headers=encoded, content=content))
+
+
+def _as_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "replace").decode()
 
 
 class _Values:

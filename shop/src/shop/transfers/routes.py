@@ -51,7 +51,7 @@ _METADATA_PARAMETER: Final = {
     "description": "What the metadata contains: `metadata[region]=north`, and others like it, all of which must match",
     "style": "deepObject",
     "explode": True,
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "schema": _METADATA.json_schema(),
 }
 _REFUSALS: Final = problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
 
