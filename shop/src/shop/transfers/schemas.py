@@ -151,9 +151,7 @@ class TransferOut(BaseModel):
     reversed_amount: int = Field(
         description="How much of it has been reversed; 0 in the response that made it, and in its replays"
     )
-    held_amount: int | None = Field(
-        description="The amount that it held or still holds; null if it was never pending"
-    )
+    held_amount: int | None = Field(description="The amount that it held or still holds; null if it was never pending")
     from_version: int | None = Field(description="The number of its entry among the account's")
     from_balance: int | None = Field(description="The account's balance after it; null unless it is posted")
     to_version: int | None
@@ -197,9 +195,7 @@ class TransferPageParameters(PageParameters):
 
 class _Line(BaseModel):
     idempotency_key: Key
-    linked: bool = Field(
-        default=False, strict=True, description="Made together with the next line, or not at all"
-    )
+    linked: bool = Field(default=False, strict=True, description="Made together with the next line, or not at all")
 
 
 class TransferLineIn(_Line, TransferIn):
@@ -237,9 +233,7 @@ class BatchLineOut(BaseModel):
     transfer: TransferOut | None = None
     refusal: Refusal | None = None
     replayed: bool = False
-    detail: str | None = Field(
-        default=None, description="What is wrong with an invalid line"
-    )
+    detail: str | None = Field(default=None, description="What is wrong with an invalid line")
 
 
 def shown(transfer: BookedTransfer) -> dict[str, Any]:
