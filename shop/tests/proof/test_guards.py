@@ -102,7 +102,7 @@ async def test_what_is_missing_disabled_or_changed_is_found(session: AsyncSessio
     report = await compare_guards(session)
     assert missing in {each.partition(": rows that")[0] for each in report.missing}
     found = await check_books(session)
-    assert report.missing[0] in found.faults["what keeps the ledger is missing, disabled or changed"]
+    assert report.missing[0] in found.faults["parts of guards.sql that are missing, disabled or changed"]
 
 
 @pytest.mark.parametrize(
