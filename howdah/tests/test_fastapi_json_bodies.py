@@ -1,4 +1,4 @@
-"""JSON in requests, where each value has one meaning."""
+"""Strict JSON in requests."""
 
 from __future__ import annotations
 

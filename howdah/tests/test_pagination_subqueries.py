@@ -67,7 +67,7 @@ async def test_a_union_is_paged_in_both_directions(
 
 
 def condition_of(statement: object) -> str:
-    """What the second page asks for, in SQL."""
+    """The condition of the second page, in SQL."""
     keys = _sort_keys(statement)  # type: ignore[arg-type]
     return str(
         follows(keys, [SortValue("1", None) for _ in keys], inclusive=False).compile(dialect=postgresql.dialect())
@@ -75,14 +75,14 @@ def condition_of(statement: object) -> str:
 
 
 def test_a_column_that_no_part_of_a_union_leaves_out_is_compared_alone(mapper: registry) -> None:
-    """PostgreSQL merges the parts by their indexes then; not if it had to look for NULL, too."""
+    """Then PostgreSQL merges the parts by their indexes. A condition on NULL would prevent that."""
     model = mapped_to(mapper, union_of_users())
     assert "NULL" not in condition_of(select(model).order_by(model.id))  # type: ignore[attr-defined]
     assert "NULL" in condition_of(select(model).order_by(model.age))  # type: ignore[attr-defined]
 
 
 def test_a_column_that_is_grouped_by_may_be_null(mapper: registry) -> None:
-    """ROLLUP makes a NULL of it."""
+    """ROLLUP adds rows in which it is NULL."""
     rolled = select(User.id, func.count().label("users")).group_by(func.rollup(User.id)).subquery()
     model = mapped_to(mapper, rolled)
     assert "NULL" in condition_of(select(model).order_by(model.id))  # type: ignore[attr-defined]

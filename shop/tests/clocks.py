@@ -12,8 +12,8 @@ import howdah.models
 
 @contextmanager
 def wall_clock_off_by(difference: timedelta) -> Iterator[None]:
-    """While inside, what this process takes for the time (`howdah.utcnow`) differs so much from what it is. The
-    database's clock stays right, and so does that of the test."""
+    """Inside the `with` block, `howdah.utcnow` differs by this much from the time. The clocks of the database and
+    of the test stay right."""
 
     class AnyDateTime(type):
         def __instancecheck__(cls, instance: object) -> bool:

@@ -1,4 +1,4 @@
-"""A ledger with many transfers, for the plans of those who read it."""
+"""A ledger with many transfers, to test the plans of queries."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _STATEMENTS = (
 
 
 async def crowd_of_transfers(session: AsyncSession) -> UUID:
-    """20,000 transfers, one made a minute, among 100 accounts, and 2,000 holds; one of the accounts, which has 400
+    """20,000 transfers, one per minute, among 100 accounts, and 2,000 holds. Returns one of the accounts, which has 400
     entries."""
     await without_guards(session)
     for statement in _STATEMENTS:

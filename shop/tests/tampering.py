@@ -14,7 +14,7 @@ from shop.transfers.models import PendingTransfer
 
 
 async def without_guards(session: AsyncSession) -> None:
-    """Until the transaction ends, or `with_guards`, no trigger fires, those of foreign keys included."""
+    """No trigger fires until the transaction ends or `with_guards` is called, not even those of foreign keys."""
     await session.execute(text("SET LOCAL session_replication_role = replica"))
 
 
@@ -24,7 +24,7 @@ async def with_guards(session: AsyncSession) -> None:
 
 
 async def expire(stored: Database, *ids: UUID) -> None:
-    """Make these pending transfers as old as if their time were over, without waiting. Nothing voids them."""
+    """Set the times of these pending transfers back, so that they have expired. Nothing voids them."""
     async with stored.begin() as session:
         await without_guards(session)
         chosen = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
@@ -33,7 +33,7 @@ async def expire(stored: Database, *ids: UUID) -> None:
 
 
 async def seal_pending_anew(session: AsyncSession) -> None:
-    """Make the seals agree with pending transfers that were changed without guards, as if they had been written so."""
+    """Make the seals agree with pending transfers that were changed without triggers."""
     await without_guards(session)
     await _keep_others_from_linking(session)
     await session.execute(text("UPDATE seals SET position = NULL, hash = NULL"))
@@ -58,5 +58,5 @@ async def empty_tables(session: AsyncSession) -> None:
 
 
 async def _keep_others_from_linking(session: AsyncSession) -> None:
-    """Take the lock of link_seals(), or a service could go on with the chain that was."""
+    """Take the lock of link_seals(), so that no service continues the old chain."""
     await session.execute(text("SELECT pg_advisory_xact_lock(495622122611)"))

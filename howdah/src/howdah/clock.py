@@ -1,4 +1,4 @@
-"""The time of the database's clock, known between two statements."""
+"""The time of the database's clock, without a statement that asks for it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from datetime import datetime, timedelta
 from typing import Final
 
 _KEEP_SECONDS: Final = 60.0
-# Two clocks that NTP adjusts differ by up to 500 ppm each: this process's seconds count for so much less, so that its
-# time falls behind the database's and never gets ahead of it. In `_KEEP_SECONDS` it falls 60 ms behind.
+# NTP adjusts the rate of each of the two clocks by up to 500 ppm, so they may drift apart by 1000 ppm. With this factor
+# the computed time never gets ahead of the database's clock. In `_KEEP_SECONDS` it falls at most 120 ms behind.
 _RATE: Final = 0.999
 
 
 class DatabaseClock:
-    """PostgreSQL's time, as far as this process knows it without asking. The process's own wall clock isn't used.
+    """PostgreSQL's time, computed from the last `clock_timestamp()`. The wall clock of the process isn't used.
 
-    `learn` takes what `clock_timestamp()` returned. `now` is that time plus the time that has passed since, by the
-    monotonic clock. It is behind PostgreSQL's clock by the time that the answer took to arrive, and never ahead of it
-    unless PostgreSQL's clock was set back, or another server took over. So a statement that writes this time compares
-    it with `clock_timestamp()`; if it was refused, call `forget`, and `learn` the time that the statement returned.
+    Pass the value of `clock_timestamp()` to `learn`. `now` is that value plus the time since then by the monotonic
+    clock. It is behind PostgreSQL's clock at least by the time that the result took to arrive. It is ahead only if
+    PostgreSQL's clock was set back, or after a failover. So a statement that writes this time should compare it with
+    `clock_timestamp()`. If the time was rejected, call `forget`, and then `learn` with the time that the statement
+    returned.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -27,18 +28,18 @@ class DatabaseClock:
         self._learned: tuple[datetime, float] | None = None
 
     def learn(self, at: datetime) -> None:
-        """`at` is what `clock_timestamp()` returned in a statement whose result has just arrived. Of two times that
-        were learned the later one counts: its answer took less time."""
+        """`at` is the `clock_timestamp()` of a statement whose result has just arrived. It is ignored if `now` is
+        later, because then the earlier result took less time to arrive."""
         known = self.now()
         if known is None or known < at:
             self._learned = (at, self._monotonic())
 
     def forget(self) -> None:
-        """Know no time until the next one is learned."""
+        """Discard the time. `now` is None until the next call of `learn`."""
         self._learned = None
 
     def now(self) -> datetime | None:
-        """The database's time. None if nothing was learned in the last 60 seconds: read `clock_timestamp()` then."""
+        """The database's time. None without a call of `learn` in the last 60 seconds: read `clock_timestamp()` then."""
         if self._learned is None:
             return None
         at, then = self._learned

@@ -265,7 +265,7 @@ def _never_null(entity: Any) -> list[ColumnElement[Any]]:
     mapped = [mapper.local_table for mapper in inspected.mapper.iterate_to_root()]
     if mapped == [inspected.selectable] and isinstance(mapped[0], Subquery):
         if any(getattr(part, "_group_by_clauses", ()) for part in visitors.iterate(mapped[0])):
-            return []  # GROUP BY ROLLUP (column) makes NULLs of its own
+            return []  # GROUP BY ROLLUP (column) adds NULLs to the column
         return [column for column in mapped[0].c if not can_be_null(column, mapped)]
     if not (all(isinstance(table, Table) for table in mapped) and _is_of_tables(inspected.selectable)):
         return []

@@ -45,7 +45,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve. Refuses to if a trigger of the ledger is missing or disabled."""
+    """Migrate the database and serve. Refuses to start if a trigger of the ledger is missing or disabled."""
     settings = Settings()
     configure_logging(settings.log_format)
     # Uvicorn stops gracefully, then sends itself the signal again; by then there is only the server left to leave.
@@ -89,7 +89,7 @@ def migrate(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Only prove, on a database made for it, that migrations, models and guards.sql agree"
+            "--check", help="Only check, on a temporary database, that migrations, models and guards.sql agree"
         ),
     ] = False,
     downgrade: Annotated[
@@ -99,7 +99,7 @@ def migrate(
         str | None, typer.Option(metavar="MESSAGE", help="Write a new migration from what the models have changed")
     ] = None,
     write_guards: Annotated[
-        bool, typer.Option("--guards", help="Write guards.sql: the triggers and functions that a migrated database has")
+        bool, typer.Option("--guards", help="Write guards.sql: the triggers and functions of a migrated database")
     ] = False,
 ) -> None:
     """Bring the schema up to date."""
@@ -115,7 +115,7 @@ def migrate(
             _err.print(f"guards.sql and the migrations differ, run shop migrate --guards: {unwritten}", highlight=False)
         if found is not None or unwritten is not None:
             raise typer.Exit(1)
-        _out.print("migrations and models agree", highlight=False)
+        _out.print("migrations, models and guards.sql agree", highlight=False)
         return
     if write_guards:
         with scratch(settings) as url:
@@ -144,8 +144,8 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Prove the books: balances equal their entries, transfers balance, every currency sums to zero, and nothing was
-    changed since it was sealed."""
+    """Check the ledger: balances equal their entries, transfers balance, every currency sums to zero, and no row was
+    changed after it was sealed."""
     settings = Settings()
     try:
         since = None if seal is None else Link.parse(seal)
@@ -161,7 +161,7 @@ def check(
         # whole tables are read: as long as it takes
         patient = settings.model_copy(update={"statement_timeout": None})
         async with open_database(url, patient, application_name="shop check") as database:
-            with suppress(InvalidStatement):  # the function isn't there, which will be found
+            with suppress(InvalidStatement):  # the function is missing, which check_books reports
                 await link_seals(database)
             async with database.begin(isolation_level="REPEATABLE READ", read_only=True) as session:
                 report = await check_books(session, since=since, begin=begin)

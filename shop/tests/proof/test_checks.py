@@ -1,4 +1,4 @@
-"""The proof of the books: `check_books` finds each kind of fault, and none where there is none."""
+"""`check_books` finds each kind of fault, and reports none in a right ledger."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from shop.transfers.service import post_transfers, reversal_of
 
 
 async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
-    """Right books with two currencies, a reversal, a refusal, keys, and one transfer each that is pending, posted in
-    part and voided; a world's account, one with money on it, one whose money came back, and one in another currency,
-    where the pending ones are."""
+    """A right ledger with two currencies, a reversal, a refusal, keys, and holds: pending, posted in part, voided.
+
+    The accounts are `world` (may be negative), `rich` (has money), `poor` (its money came back), and one in another
+    currency, which has the holds."""
     world, rich, poor = [
         (await open_account(session, AccountIn(name=name, currency="GBP", allows_negative=name == "world"))).id
         for name in ("world", "rich", "poor")

@@ -1,4 +1,4 @@
-"""What keeps the ledger right in the database: what is missing, disabled or another than in `guards.sql` is found."""
+"""`compare_guards` finds triggers, functions and constraints that are missing, disabled or changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shop.proof.checks import check_books
 
 
 async def test_guards_sql_says_what_a_migrated_database_has(session: AsyncSession) -> None:
-    """If this fails, run `shop migrate --guards` and read what it changes."""
+    """If this fails, run `shop migrate --guards` and review the changes."""
     assert await guards.described(session) == guards._FILE.read_text(encoding="utf-8")
     assert {"trigger booked on transfers", "function link_seals(most integer)"} <= set(guards.expected())
     report = await compare_guards(session)
@@ -102,7 +102,7 @@ async def test_what_is_missing_disabled_or_changed_is_found(session: AsyncSessio
     report = await compare_guards(session)
     assert missing in {each.partition(": rows that")[0] for each in report.missing}
     found = await check_books(session)
-    assert report.missing[0] in found.faults["what keeps the ledger is missing, disabled or changed"]
+    assert report.missing[0] in found.faults["parts of guards.sql that are missing, disabled or changed"]
 
 
 @pytest.mark.parametrize(

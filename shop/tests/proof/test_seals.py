@@ -1,4 +1,4 @@
-"""The seals: what is changed, removed or added past the triggers is found, whatever agrees with it."""
+"""The seals show each row that was changed, removed or added without triggers, even if all other rows agree with it."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ async def test_a_finding_names_the_row(session: AsyncSession) -> None:
 
 
 async def test_a_change_that_a_later_one_covers_is_found(session: AsyncSession) -> None:
-    """The later one is sealed as the triggers find the row; so they seal what was before it, too."""
+    """The seal of the later change also has the digest before it."""
     await books(session)
     await tamper(session, "UPDATE accounts SET overdraft_limit = 1000 WHERE name = 'Rich'")
     await session.execute(text("UPDATE accounts SET held = held + 0 WHERE name = 'Rich'"))
@@ -362,7 +362,7 @@ async def test_nobody_writes_seals_by_hand_or_changes_what_they_seal(session: As
 
 
 async def test_what_is_committed_later_is_linked_later(stored: Database) -> None:
-    """Whoever has begun first; and nobody who moves money waits for the chain."""
+    """The order of the beginnings doesn't matter, and transfers don't wait for the chain."""
     a, b, c = await open_accounts(stored, 100, 100, 100)
     await link_seals(stored)
     async with stored.begin() as slow, stored.begin() as linking:

@@ -202,7 +202,7 @@ async def test_the_upkeep_voids_and_forgets_by_the_databases_time(stored: Databa
 
 
 async def ahead(stored: Database, *accounts: UUID) -> None:
-    """As a process has left them whose clock was an hour fast, before the database looked at it."""
+    """Accounts as left by a process whose clock was an hour fast, before the database checked times."""
     async with stored.begin() as session:
         await without_guards(session)
         await session.execute(
@@ -211,8 +211,8 @@ async def ahead(stored: Database, *accounts: UUID) -> None:
 
 
 async def test_an_account_from_the_future_does_not_take_others_there(stored: Database) -> None:
-    """Those with which it has transfers follow it, so that their entries are in order, and nobody else does, though
-    their transfers be in one statement. What it holds expires in time, and what it moves takes effect now."""
+    """Accounts with which it has transfers get its time, so that their entries are in order. Other accounts don't, even
+    if one statement writes all transfers. Its holds expire in time, and its transfers take effect now."""
     cash_in, a, b, c = await open_accounts(stored, 100, 100, 100, 0)
     await ahead(stored, cash_in)
     for run in range(2):  # under the locks and as known
@@ -254,7 +254,7 @@ async def test_a_transfer_of_accounts_from_the_future_undone_with_its_chain_leav
 async def test_a_wrong_idea_of_the_databases_time_is_noticed(
     stored: Database, by: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the database's clock is set back, or this process was suspended: it is decided again under the locks."""
+    """The database's clock is set back, or this process was suspended: the request is decided again under locks."""
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         (await ledger.submit(TransferRequest(a, b, 1))).unwrap()
@@ -339,7 +339,7 @@ async def test_an_accounts_time_can_not_be_set_ahead(stored: Database) -> None:
 
 
 async def test_transfers_of_accounts_that_are_ahead_of_a_slower_server_are_made(stored: Database) -> None:
-    """Over all ways, among them from one that is ahead to one that isn't, and on."""
+    """By all ways of posting, also from an account that is ahead to one that isn't, and from there to a third."""
     a, b, c = await open_accounts(stored, 100, 100, 0)
     await ahead(stored, a)
     for way in WAYS:

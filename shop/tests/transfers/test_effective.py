@@ -90,7 +90,7 @@ async def test_a_reversal_takes_effect_now_unless_told_otherwise(stored: Databas
 
 
 async def test_no_reversal_takes_effect_before_its_original(stored: Database, ledger: Ledger) -> None:
-    """Of a part, of a reversal, of what was pending, and of what took effect when it was booked."""
+    """Reversals of a part, of a reversal, of a posted hold, and of a transfer that took effect when it was posted."""
     a, b = await open_accounts(stored, 1_000, 0)
     booked_now = await made(ledger, a, b, None)
     dated = await made(ledger, a, b, year(2999))

@@ -1,4 +1,4 @@
-"""What has expired holds nothing, whether anything has voided it yet or not."""
+"""An expired hold reserves nothing, whether or not it has been voided."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def held_again(stored: Database, request: TransferRequest) -> TransferResu
 async def test_what_has_expired_is_free_for_every_kind_of_request(
     stored: Database, way: Callable[[Database, TransferRequest], Awaitable[TransferResult]]
 ) -> None:
-    """And no refusal that it caused is stored. Control: before it has expired it isn't free."""
+    """No refusal that it caused is stored. The control: before it expires, its amount is not available."""
     a, b = await open_accounts(stored, 100, 0)
     ids = await on_hold(stored, a, b, 60, 20, expired=False)
     assert (await way(stored, TransferRequest(a, b, 90, key="before"))).refusal is Refusal.INSUFFICIENT_FUNDS
@@ -93,7 +93,7 @@ async def test_what_has_expired_is_free_for_every_kind_of_request(
 
 
 async def test_what_expires_while_a_ledger_knows_the_account_is_free(stored: Database) -> None:
-    """What it knows still counts it as held: the refusal is made sure of under the locks, and that is no mistake."""
+    """The cache still has the held amount: the refusal is decided again under locks, which is no version conflict."""
     a, b, c, d = await open_accounts(stored, 100, 0, 100, 100)
     async with Ledger(stored) as ledger, watched(stored) as seen:
         pending = (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
@@ -118,7 +118,7 @@ async def test_what_expires_while_a_ledger_knows_the_account_is_free(stored: Dat
 
 
 async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: Database) -> None:
-    """Many at the same time: what was decided and dropped has changed nothing that is known."""
+    """Many requests at the same time: a dropped decision doesn't change the account cache."""
     a, b, c = await open_accounts(stored, 1_000, 1_000, 0)
     async with Ledger(stored, max_batch=5) as ledger:
         (await ledger.submit(TransferRequest(a, c, 700, pending_seconds=60))).unwrap()
@@ -138,7 +138,7 @@ async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: D
 
 
 async def test_what_was_decided_and_not_written_is_not_taken_for_made(stored: Database) -> None:
-    """Although another process has made entries with the same numbers meanwhile."""
+    """Even if another process has posted entries with the same numbers meanwhile."""
     a, b, c = await open_accounts(stored, 100, 100, 100)
     async with Database(stored.engine.url, lock_timeout=0.3) as impatient, Ledger(impatient) as ledger:
         (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
@@ -164,7 +164,7 @@ async def test_a_largest_amount_that_has_expired_is_in_nobodys_way(stored: Datab
 
 
 async def test_posting_it_is_late_and_voiding_it_is_not(stored: Database) -> None:
-    """Whether it is voided by the request itself, by another transfer or by nobody yet."""
+    """Whether the request itself voids it, another transfer has voided it, or nothing has yet."""
     a, b = await open_accounts(stored, 100, 0)
     first, second, third = await on_hold(stored, a, b, 10, 20, 30)
     async with Ledger(stored) as ledger:
@@ -206,7 +206,7 @@ async def test_what_was_voided_in_time_has_not_expired(stored: Database) -> None
 
 
 async def test_a_reader_sees_it_voided(client: httpx.AsyncClient, stored: Database) -> None:
-    """Before any transfer, or the upkeep, has come by; and the books are right in that state, too."""
+    """Before a transfer or the background job has voided it. `check_books` finds no fault in that state."""
     a, b = await make_account(client, 100), await make_account(client)
     late, other = [(await hold(client, a, b, amount)).json() for amount in (60, 5)]
     replay = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1, "pending_seconds": 600}

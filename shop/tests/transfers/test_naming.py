@@ -87,7 +87,8 @@ async def test_lines_post_void_and_reverse(client: httpx.AsyncClient, stored: Da
     assert [each["description"] for each in made[4:6]] == [f"reversal of {plain['id']}", "wrong date"]
     assert made[5]["effective_at"] == at
     for each in made:
-        assert (await client.get(f"/transfers/{each['id']}")).json() == each
+        now = (await client.get(f"/transfers/{each['id']}")).json()
+        assert now | {"reversed_amount": 0} == each  # some were reversed by a later line
     assert await balances(client, a, b) == [831, 169]
     await assert_right(stored)
 

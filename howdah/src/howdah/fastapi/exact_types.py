@@ -1,4 +1,4 @@
-"""Types for request models that accept one spelling of a value, where Pydantic would guess.
+"""Types for request models that accept one spelling of a value. Pydantic accepts several, and guesses.
 
 Pydantic reads the string "20240101" and the number 1700000000 as seconds since 1970, and a date as its midnight. It
 reads "1.0", " 1" and "1_000" as integers.
@@ -24,7 +24,7 @@ _LONGEST_HINTED: Final = 50
 _HINTS: Final = tuple(
     (re.compile(pattern, re.ASCII), hint)
     for pattern, hint in (
-        (r".*T.* \d\d:\d\d", "there is a space where the offset's sign should be: write + as %2B in a URL"),
+        (r".*T.* \d\d:\d\d", "there is a space in place of the offset's sign: write + as %2B in a URL"),
         (r".*T\d\d:\d\d:60.*", "a leap second can't be stored: write the second before or after it"),
         (r".*T\d\d:\d\d:\d\d\.\d{7,}(Z|[+-].*)", "at most six digits of a second's fraction can be stored"),
         (r".*T\d\d:\d\d:\d\d(\.\d+)?", "the offset is missing: add Z for UTC, or an offset such as +01:00"),
@@ -72,12 +72,12 @@ RFC3339Datetime = Annotated[AwareDatetime, BeforeValidator(_parse_datetime)]
 """An aware `datetime` from a string as RFC 3339, section 5.6, defines it: `2026-11-26T09:30:00Z`.
 
 The seconds and the offset are required. The letters T and Z may be lower-case, as in the RFC. A space in place of the T
-is rejected: the RFC lets applications choose it, but its grammar doesn't have it. `-00:00` is read as UTC (RFC 3339,
-section 4.3).
+is rejected: the RFC mentions it as a choice of applications, but its grammar doesn't allow it. `-00:00` is read as UTC
+(RFC 3339, section 4.3).
 
-What a `datetime` can't hold exactly is rejected: more than six digits of a second's fraction, a leap second (`:60`),
-and the year 0000. Numbers, booleans, dates and other forms of ISO 8601 are rejected. Python code may pass an aware
-`datetime`.
+Values that a `datetime` can't hold exactly are rejected: more than six digits of a second's fraction, a leap second
+(`:60`), and the year 0000. Numbers, booleans, dates and other forms of ISO 8601 are rejected. Python code may pass an
+aware `datetime`.
 
 `datetime.isoformat()` writes this form if the value has an offset of whole minutes. The JSON schema is
 `{"type": "string", "format": "date-time"}`.
@@ -86,7 +86,7 @@ and the year 0000. Numbers, booleans, dates and other forms of ISO 8601 are reje
 DecimalDigits: Final = BeforeValidator(_parse_integer)
 """Accepts an integer only as ASCII digits, with a minus sign or without: `Annotated[int, Field(ge=0), DecimalDigits]`.
 
-It is for query, path and header parameters, where Pydantic's `int` also reads "1.0", " 1", "+1" and "1_000". Write it
-after the bounds, or else the JSON schema lacks them. For a member of a JSON body use `StrictInt`, because this
+Use it for query, path and header parameters, where Pydantic's `int` also reads "1.0", " 1", "+1" and "1_000". Write it
+after the bounds; otherwise the JSON schema lacks them. For a member of a JSON body use `StrictInt`, because this
 annotation accepts strings there, too.
 """

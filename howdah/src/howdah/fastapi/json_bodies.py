@@ -1,4 +1,4 @@
-"""JSON in requests, where each value has one meaning: I-JSON (RFC 7493)."""
+"""Strict JSON in requests, which no two parsers read differently: I-JSON (RFC 7493)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class InvalidJSON(ValueError):
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of a JSON text. Raise `InvalidJSON` where two parsers may read two values, or none.
+    """The value of a JSON text. Raise `InvalidJSON` for a text that parsers may read differently, or not at all.
 
-    Rejected are:
+    It rejects:
 
     - two equal names in one object, also if one is escaped (`{"a": 1, "\\u0061": 2}`),
     - `NaN`, `Infinity`, and a number that a float can't hold (`1e999`),
@@ -59,7 +59,7 @@ def parse_json(content: bytes) -> Any:
         message = f"this is not JSON: {error.msg} at character {error.pos}"
         raise InvalidJSON("json_invalid", message, (error.pos,)) from error
     except UnicodeEncodeError as error:
-        message = "a string has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+        message = "a string has half of a surrogate pair (\\ud800 to \\udfff), which isn't a character"
         raise InvalidJSON("json_surrogate", message) from error
     except RecursionError as error:
         raise InvalidJSON("json_depth", "the JSON is nested too deeply") from error
@@ -83,7 +83,7 @@ class StrictJSONRoute(APIRoute):
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
             except HTTPException as error:
-                # FastAPI turns every error of `Request.json()` but its own into a 400 without details.
+                # FastAPI turns any other error of `Request.json()` into a 400 without details.
                 if isinstance(error.__cause__, InvalidJSON):
                     raise _as_response_error(error.__cause__) from error.__cause__
                 raise
@@ -111,7 +111,7 @@ class _DuplicateName(Exception):
 
 
 class _Members(list[tuple[str, Any]]):
-    """The members of an object, all of them."""
+    """All members of an object, also those with equal names."""
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _decode(text: str) -> Any:
     try:
         value = _DECODER.decode(text)
     except _DuplicateName:
-        # Parsed again, because the decoder's hook doesn't know the place.
+        # The hook doesn't know the place in the text, so parse the text again, with all members.
         *place, name = next(_duplicates(json.loads(text, object_pairs_hook=_Members)))
         message = f"the name '{_shown(name)}' occurs more than once in one object: send it once"
         raise InvalidJSON("json_duplicate_name", message, (*map(_shown, place), _shown(name))) from None
@@ -149,9 +149,9 @@ def _decode(text: str) -> Any:
 
 
 def _duplicates(value: Any) -> Iterator[tuple[str | int, ...]]:
-    """The places of members whose names occurred before in their object.
+    """The places of members whose names occur earlier in their object.
 
-    Without recursion: the text may be nested as deeply as Python's recursion limit.
+    It doesn't recurse, because the text may be nested as deeply as Python's recursion limit.
     """
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while waiting:
@@ -170,7 +170,7 @@ def _duplicates(value: Any) -> Iterator[tuple[str | int, ...]]:
 
 
 def _shown(part: str | int) -> str | int:
-    """A part of a place for the error response, which must be short and have no half of a surrogate pair."""
+    """A part of a place, shortened and without half surrogate pairs, for the error response."""
     if isinstance(part, int):
         return part
     return "".join(each if each.isprintable() else "\ufffd" for each in part[:_SHOWN_CHARACTERS])

@@ -1,4 +1,4 @@
-"""Accounts by the line: NDJSON in, NDJSON out, at constant memory."""
+"""Open many accounts: NDJSON in, NDJSON out, at constant memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Lines = dict[int, OpeningRequest | str]
 async def opened_lines(
     lines: AsyncIterator[tuple[int, bytes | None]], database: Database, caller: str
 ) -> AsyncIterator[bytes]:
-    """Open the accounts of the lines as they arrive, and return the answers."""
+    """Open the accounts of the lines as they arrive, and return the responses."""
 
     async def carry_out(part: _Lines) -> list[OpeningResult]:
         requests = [each for each in part.values() if not isinstance(each, str)]

@@ -44,7 +44,7 @@ class AccountPurpose(StrEnum):
 
 
 class EntryKind(StrEnum):
-    """What made an entry: a transfer, the posting of a hold, or a reversal."""
+    """What created an entry: a transfer, the posting of a hold, or a reversal."""
 
     TRANSFER = "transfer"
     POSTED_HOLD = "posted_hold"
@@ -61,17 +61,16 @@ class Direction(StrEnum):
 class Account(UUIDv7PrimaryKey, Base):
     """Money of one currency, in its smallest unit.
 
-    `version` counts the entries, from 0. A trigger on new transfers changes it and `balance`, and
-    `shop.transfers.service.post_transfers` what is `held`: the part of the balance that pending transfers will take.
-    What is free of the balance stays at `-overdraft_limit` or more, and the balance within `balance_limit`. An account
-    that money enters or leaves the books by `allows_negative`, however much; so every currency sums to zero. There is
-    one account of a purpose and currency.
+    `version` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of the
+    balance that pending transfers reserve; `shop.transfers` changes it. The available balance stays at
+    `-overdraft_limit` or more, and the balance never exceeds `balance_limit`. The accounts through which money enters
+    and leaves the ledger have `allows_negative`, so every currency sums to zero. There is one account for each purpose
+    and currency.
 
-    `revision` counts the changes that make no entry: a trigger does, whoever changes what. Others refuse that a balance
-    is changed but by a transfer, that an account is opened with one, and that one is deleted or becomes one of another
-    currency.
+    `revision` is incremented by a trigger on every change that creates no entry. Other triggers reject a change of the
+    balance without a transfer, a new account with a balance, deletion, and a change of currency.
 
-    `created_at` and `updated_at` are PostgreSQL's times: no process's clock can put an account into the future.
+    `created_at` and `updated_at` are times of PostgreSQL's clock, not of a process's.
     """
 
     __tablename__ = "accounts"

@@ -32,7 +32,7 @@ class OpeningRefused(ValueError):
 
 
 class OpeningRequest(NamedTuple):
-    """`key` is the idempotency key, `scope` whose key it is. Transfers and accounts share the keys of a scope."""
+    """`key` is the idempotency key, `scope` is its owner. Transfers and accounts share the keys of a scope."""
 
     account: AccountIn
     key: str | None = None
@@ -40,7 +40,7 @@ class OpeningRequest(NamedTuple):
 
 
 class OpeningResult(NamedTuple):
-    """Either a refusal or the account as it was when it was opened. `replayed`: an earlier request opened it."""
+    """Either a refusal, or the account as it was when it was opened. `replayed`: an earlier request opened it."""
 
     account: Account | None = None
     refusal: OpeningRefusal | None = None
@@ -55,11 +55,11 @@ class OpeningResult(NamedTuple):
 
 
 async def open_account_once(db: AsyncSession, request: OpeningRequest) -> OpeningResult:
-    """`open_account`, once for all requests with the same key. Concurrent requests with the same key wait for the
-    first one to be committed or rolled back.
+    """`open_account`, once for all requests with the same key. Concurrent requests with the same key wait until the
+    first one has been committed or rolled back.
 
-    A refusal is only `KEY_REUSED`. Raises `ForeignKeyViolation` for an unknown user and `UniqueViolation` for a purpose
-    that has an account; the session must then be rolled back, and the key with it.
+    The only refusal is `KEY_REUSED`. Raises `ForeignKeyViolation` for an unknown user and `UniqueViolation` for a
+    purpose that has an account. Then roll back the session, which releases the key, too.
     """
     if request.key is None:
         return OpeningResult(await open_account(db, request.account))
@@ -71,10 +71,10 @@ async def open_account_once(db: AsyncSession, request: OpeningRequest) -> Openin
 
 
 async def open_accounts(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[OpeningResult]:
-    """Open many accounts by a few statements, and return a result for each request, in the same order.
+    """Open many accounts with a few statements, and return a result for each request, in the same order.
 
-    A refused request doesn't affect the others, and stores nothing under its key. The accounts in the results aren't
-    part of the session.
+    A refused request doesn't affect the others, and stores nothing under its key. The accounts in the results are not
+    in the session.
     """
     results: dict[int, OpeningResult] = {}
     remaining = list(enumerate(requests))
@@ -94,7 +94,7 @@ async def open_accounts(db: AsyncSession, requests: Sequence[OpeningRequest]) ->
                 results[place] = result._replace(replayed=result.account is not None)
             elif result.account is not None:
                 results[place] = OpeningResult(refusal=OpeningRefusal.KEY_REUSED)
-            else:  # nothing of the earlier one was stored
+            else:  # the earlier one was refused and stored nothing, so this one is tried
                 remaining.append((place, request))
     return [results[place] for place in range(len(requests))]
 
@@ -107,7 +107,7 @@ class _Claim(NamedTuple):
 async def _open(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[OpeningResult]:
     """`open_accounts` for requests with different keys.
 
-    Keys are claimed before accounts are written, both in one order, so that concurrent calls can't deadlock.
+    Keys are claimed before accounts are written, and both are sorted, so that concurrent calls can't deadlock.
     """
     ids = [uuid7() for _ in requests]
     claims = {
@@ -138,7 +138,7 @@ async def _open(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[Op
 
 
 async def _write(db: AsyncSession, accounts: Mapping[UUID, AccountIn]) -> dict[UUID, OpeningRefusal]:
-    """Insert the accounts, and return why some of them were not inserted."""
+    """Insert the accounts, and return the refusals of those that were not inserted."""
     users = await _lock_users(db, {each.user_id for each in accounts.values() if each.user_id is not None})
     refusals = {
         id_: OpeningRefusal.UNKNOWN_USER
@@ -158,15 +158,15 @@ async def _write(db: AsyncSession, accounts: Mapping[UUID, AccountIn]) -> dict[U
 
 
 async def _lock_users(db: AsyncSession, ids: Collection[UUID]) -> set[UUID]:
-    """Those of the users that exist. They can't be deleted until the transaction ends."""
+    """The users that exist, locked so that they can't be deleted until the transaction ends."""
     if not ids:
         return set()
     return set(await db.scalars(_USERS, {"ids": list(ids)}))
 
 
 async def _claim(db: AsyncSession, claims: Mapping[ScopedKey, _Claim]) -> dict[ScopedKey, StoredAnswer]:
-    """Store the account under each key that is unused, and return what is stored under the others. Waits for
-    transactions that are using one of the keys."""
+    """Store the account under each unused key, and return the stored answers of the others. Waits for transactions that
+    have claimed one of the keys."""
     used: dict[ScopedKey, StoredAnswer] = {}
     missing = dict(sorted(claims.items()))  # in the order in which transfers write their keys
     while missing:
@@ -179,18 +179,19 @@ async def _claim(db: AsyncSession, claims: Mapping[ScopedKey, _Claim]) -> dict[S
         claimed = {(row.scope, row.key) for row in await db.execute(_CLAIM, values)}
         others = missing.keys() - claimed
         used |= await TransferRepository(db).answers_under(others)
-        missing = {key: missing[key] for key in missing if key in others and key not in used}  # deleted since: too old
+        # keys that were deleted meanwhile, because they were old
+        missing = {key: missing[key] for key in missing if key in others and key not in used}
     return used
 
 
 async def _opened_at(db: AsyncSession, ids: Iterable[UUID | None]) -> dict[UUID, datetime]:
-    """When those of the accounts that exist were opened."""
+    """The times when the accounts were opened, for those that exist."""
     known = [id_ for id_ in ids if id_ is not None]
     return {row.id: row.created_at for row in await db.execute(_OPENED_AT, {"ids": known})} if known else {}
 
 
 def _answer(account: AccountIn, stored: StoredAnswer, opened_at: Mapping[UUID, datetime]) -> OpeningResult:
-    """The answer to a request under a key that was used."""
+    """The result of a request whose key was used."""
     if stored.answer is not AnswerKind.OPENED or stored.fingerprint != _fingerprint(account):
         return OpeningResult(refusal=OpeningRefusal.KEY_REUSED)
     assert stored.account_id is not None  # the table's CHECK constraint
@@ -198,7 +199,7 @@ def _answer(account: AccountIn, stored: StoredAnswer, opened_at: Mapping[UUID, d
 
 
 def _as_opened(id_: UUID, account: AccountIn, at: datetime) -> Account:
-    """The account as it was when this request opened it: nothing else decides what is in a new account."""
+    """The account as it was when this request opened it. A new account has no values from anywhere else."""
     times = {"created_at": at, "updated_at": at}
     return Account(
         **(values_of(account, id_=id_) | times), balance=0, held=0, state=AccountState.OPEN, version=0, revision=0
@@ -206,7 +207,7 @@ def _as_opened(id_: UUID, account: AccountIn, at: datetime) -> Account:
 
 
 def _fingerprint(account: AccountIn) -> bytes:
-    """A digest of what is requested. Defaults are left out, so that a new field doesn't change the digests of old
+    """A digest of the requested account. Defaults are left out, so that a new field doesn't change the digests of old
     requests."""
     requested = account.model_dump(exclude_defaults=True)
     if values_of(account)["allows_negative"]:

@@ -1,4 +1,4 @@
-"""Finding accounts and their entries, and reading them."""
+"""Read accounts and their entries."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from shop.web.fields import ListOrder
 
 class AccountRepository(AsyncRepository[Account]):
     async def last_version(self, account_id: UUID, at: datetime) -> int:
-        """The number of the last entry booked up to `at`, 0 if there was none yet."""
+        """The number of the last entry posted at or before `at`; 0 if there is none."""
         return int((await self.session.execute(select(version_at(account_id, at)))).scalar_one())
 
     async def effective_balance(self, account_id: UUID, at: datetime) -> int:
-        """What the entries come to whose transfers count from `at` or earlier; reads all entries of the account."""
+        """The sum of the entries whose transfers take effect at or before `at`. Reads all entries of the account."""
         total = select(func.coalesce(func.sum(Entry.amount), 0)).join(Transfer, Transfer.id == Entry.transfer_id)
         chosen = total.where(Entry.account_id == account_id, Transfer.effective_at <= at)
         return int((await self.session.execute(chosen)).scalar_one())
 
 
 def version_at(account_id: UUID, at: datetime, *, inclusive: bool = True, name: str = "search") -> ScalarSelect[int]:
-    """The number of the account's last entry booked up to `at`, or before it if not `inclusive`; 0 if there is none.
+    """The number of the account's last entry posted at or before `at` (if not `inclusive`: before it), or 0.
 
-    An account's entries are in the order of time, so it is found by halving, among a million in 20 steps, each by the
-    primary key: an index by time would cost every entry a fifth of its time. `name` is that of the CTE: a statement
-    with two of them gives each its own.
+    An account's entries are in the order of time, so a binary search by the primary key finds it, in 20 steps among a
+    million. An index by time would make each insert of an entry a fifth slower. `name` is the name of the CTE, which
+    must be unique in a statement.
     """
     start = select(cast(literal_column("0"), BigInteger).label("low"), Account.version.label("high")).where(
         Account.id == account_id
@@ -72,7 +72,7 @@ def version_at(account_id: UUID, at: datetime, *, inclusive: bool = True, name: 
 def booked_between(
     version: SQLColumnExpression[int], account_id: UUID, start: datetime | None, end: datetime | None
 ) -> list[ColumnElement[bool]]:
-    """The conditions that leave the entry numbers of an account booked from `start` on and before `end`."""
+    """Conditions on `version` for the entries of an account that were posted at or after `start` and before `end`."""
     conditions: list[ColumnElement[bool]] = []
     if start is not None:
         conditions.append(version > version_at(account_id, start, inclusive=False, name="search_start"))
@@ -92,7 +92,7 @@ def _snapshot() -> Subquery:
         .correlate(Account.__table__)
         .scalar_subquery()
     )
-    # most accounts hold nothing, and need no look at the holds
+    # most accounts have no held amount: their holds aren't read
     held = case((columns.held > 0, columns.held - cast(expired, BigInteger)), else_=columns.held)
     unexpired = select(held.label("held")).correlate(Account.__table__).lateral("unexpired")
     others = [
@@ -109,8 +109,8 @@ def _snapshot() -> Subquery:
 
 
 class AccountSnapshot(Base):
-    """An account as one statement reads it. `held` leaves out the holds that have expired, even if they aren't voided
-    yet; `available` is the balance less that."""
+    """An account, read by one statement. `held` doesn't include expired holds, even if they aren't voided yet.
+    `available` is the balance less `held`."""
 
     __table__ = _snapshot()
     __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
@@ -158,7 +158,7 @@ def _statement() -> Subquery:
 
 
 class StatementEntry(Base):
-    """An entry with what its transfer says. `details` is the transfer's metadata."""
+    """An entry with columns of its transfer. `details` is the transfer's metadata."""
 
     __table__ = _statement()
     __mapper_args__ = {"primary_key": [__table__.c.account_id, __table__.c.version]}  # noqa: RUF012
@@ -186,8 +186,8 @@ def statement_of(
 ) -> Select[Any]:
     """An account's entries, in the order of their numbers. None leaves a filter out.
 
-    The entries of a time are found by halving. The other filters read the entries of the account, one after the other,
-    until the page is full.
+    `created_from` and `created_before` are found by binary search. The other filters read the account's entries one by
+    one until the page is full.
     """
     version = StatementEntry.version
     found = select(StatementEntry).where(StatementEntry.account_id == account_id)

@@ -54,8 +54,8 @@ async def create_account(
     response: Response,
     idempotency_key: Annotated[Key | None, Header()] = None,
 ) -> Account | Response:
-    """Open an account. With an `Idempotency-Key` it is opened once however often the request is sent. The first answer
-    is returned again with `Idempotency-Replayed: true`, although the account may have changed since."""
+    """Open an account. With an `Idempotency-Key` it is opened once, however often the request is sent. The first
+    response is returned again with `Idempotency-Replayed: true`, even if the account has changed since."""
     result = await open_account_once(db, OpeningRequest(body, idempotency_key, caller))
     if result.refusal is not None:
         return refusal_response(Refusal.KEY_REUSED)
@@ -88,8 +88,8 @@ async def create_accounts(
     and is answered in order.
 
     500 lines are one transaction. A refused line doesn't affect the others, and stores nothing under its key. The
-    response starts when the last line has been read and its account opened. If the connection breaks before, some
-    accounts have been opened; it is safe to send all lines again.
+    response starts when the last account has been opened. If the connection breaks before, some accounts have been
+    opened; it is safe to send all lines again.
     """
     return StreamingResponse(await opened_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
 
@@ -106,7 +106,7 @@ async def list_accounts(
 
 @router.get("/{account_id}", response_model=AccountOut)
 async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
-    """The account. The `ETag` is for the `If-Match` of a change."""
+    """The account. Send its `ETag` as the `If-Match` of a change."""
     account = await account_now(db, account_id)
     response.headers["ETag"] = etag(account.revision, account.version)
     return account
@@ -116,10 +116,11 @@ async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -
 async def patch_account(
     account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: IfMatch = None
 ) -> Account:
-    """Freeze, open again or close an account, and change its limits, its name or its metadata: what the body names.
+    """Freeze, reopen or close an account, or change its limits, its name or its metadata. Only the fields in the body
+    change.
 
-    `If-Match` must have the account's current `ETag`. Entries don't make it stale. Other changes do, and a changed
-    held amount is one of these.
+    `If-Match` must have the account's current `ETag`. A posted transfer doesn't make it stale. Every other change does,
+    such as a changed held amount.
     """
     account = await change_account(
         db, account_id, body, precondition=lambda locked: require_match(if_match, locked.revision)
@@ -132,11 +133,11 @@ async def patch_account(
 async def get_balance(
     account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
 ) -> BalanceOut:
-    """The balance now, after an entry, or at a time: by when it was booked, or by when it counts from. The balance now
-    comes with what is held of it and what is available.
+    """The current balance, or the balance after an entry (`version`), at a posting time (`at`), or at an effective time
+    (`effective_at`). Only the current balance comes with `held` and `available`.
 
-    A balance by `effective_at` is a report. It may be below zero where the account's balance never was: a transfer that
-    is booked for an earlier time may use money that arrived after that time.
+    A balance by `effective_at` is a report. It may be below zero although the account's balance never was, because a
+    transfer can have an earlier `effective_at` than the money for it.
     """
     version: int | None
     held = available = None
@@ -164,9 +165,9 @@ async def get_balance(
 async def list_entries(
     account_id: UUID, parameters: Annotated[EntryPageParameters, Query()], db: ReadDbSession
 ) -> Page[StatementEntry]:
-    """The account's statement. Entries are posted at the end and never change, so a page never repeats or skips one.
+    """The account's statement. Entries are added at the end and never change, so a page never repeats or skips one.
 
-    A filter by the time of posting finds its first entry directly. The other filters read one entry after the other.
+    `created_from` and `created_before` are found by binary search. The other filters read the entries one by one.
     """
     await AccountRepository(db).get_one(account_id)
     filters = parameters.model_dump(exclude={"limit", "after", "before"})

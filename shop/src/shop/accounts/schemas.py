@@ -47,7 +47,7 @@ class AccountLineIn(AccountIn):
 
 
 class OpeningRefusal(StrEnum):
-    """Why an account isn't opened. The codes are part of the interface and stay."""
+    """Why an account isn't opened. The codes are part of the API and don't change."""
 
     UNKNOWN_USER = "unknown_user"
     PURPOSE_TAKEN = "purpose_taken"
@@ -66,7 +66,7 @@ _EXPLANATIONS: Final[Mapping[OpeningRefusal, str]] = {
 
 
 class AccountChange(BaseModel):
-    """What isn't named stays as it is."""
+    """The fields to change. The others stay as they are."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,7 +88,7 @@ class AccountOut(BaseModel):
     purpose: AccountPurpose | None
     state: AccountState
     balance: int = Field(description="In the currency's smallest unit")
-    held: int = Field(description="Reserved by pending transfers that haven't expired")
+    held: int = Field(description="The amount that unexpired pending transfers reserve")
     available: int = Field(description="Balance less `held`; the overdraft limit comes on top")
     allows_negative: bool
     overdraft_limit: int
@@ -100,7 +100,7 @@ class AccountOut(BaseModel):
 
 
 class AccountLineOut(BaseModel):
-    """The answer to one line of a batch, lines counted from 1."""
+    """The result of one line of a batch. Lines are numbered from 1."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -117,20 +117,20 @@ class EntryOut(BaseModel):
 
     version: int
     transfer_id: UUID
-    amount: int = Field(description="What came in; negative for what went out")
+    amount: int = Field(description="Positive for a credit, negative for a debit")
     balance_after: int
     counterparty_account_id: UUID = Field(description="The other account of the transfer")
-    kind: EntryKind = Field(description="What made the entry: a transfer, the posting of a hold, or a reversal")
+    kind: EntryKind = Field(description="What created the entry: a transfer, the posting of a hold, or a reversal")
     description: str | None
     details: dict[str, str] = Field(serialization_alias="metadata")
     effective_at: datetime = Field(description="When the transfer takes effect")
     group_id: UUID | None = Field(description="Shared by transfers that were posted together or not at all")
-    reverses_id: UUID | None = Field(description="Of a reversal: the transfer that it returns")
+    reverses_id: UUID | None = Field(description="Of a reversal: the transfer that it reverses")
     created_at: datetime = Field(description="When it was posted")
 
 
 class EntryPageParameters(PageParameters):
-    """Entries that match all of these."""
+    """Filters, all of which must match."""
 
     order: ListOrder = Field(default="oldest", description="The order of the entry numbers (`version`)")
     created_from: RFC3339Datetime | None = Field(default=None, description="Posted from then on")
@@ -138,7 +138,7 @@ class EntryPageParameters(PageParameters):
     effective_from: RFC3339Datetime | None = Field(default=None, description="Effective from then on")
     effective_before: RFC3339Datetime | None = Field(default=None, description="Effective before then")
     counterparty_account_id: UUID | None = Field(default=None, description="The other account of the transfer")
-    direction: Direction | None = Field(default=None, description="`debit`: what went out; `credit`: what came in")
+    direction: Direction | None = Field(default=None, description="`debit`: money went out; `credit`: money came in")
     kind: EntryKind | None = None
 
 
@@ -153,12 +153,12 @@ class BalanceParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    at: RFC3339Datetime | None = Field(default=None, description="After the last entry booked up to then")
+    at: RFC3339Datetime | None = Field(default=None, description="After the last entry posted up to this time")
     version: Annotated[int, Field(ge=0, le=2**62), DecimalDigits] | None = Field(
         default=None, description="After this entry"
     )
     effective_at: RFC3339Datetime | None = Field(
-        default=None, description="Of the entries whose transfers count from then or earlier, whenever they were booked"
+        default=None, description="The sum of the entries that take effect up to this time, whenever they were posted"
     )
 
     @model_validator(mode="after")
@@ -175,6 +175,6 @@ class BalanceOut(BaseModel):
     at: datetime | None
     effective_at: datetime | None
     balance: int
-    held: int | None = Field(description="Reserved by pending transfers now; null for a balance of another time")
-    available: int | None = Field(description="Balance less `held`; null for a balance of another time")
-    version: int | None = Field(description="The last entry that is in it; null for a balance by `effective_at`")
+    held: int | None = Field(description="Reserved by pending transfers; null unless it is the current balance")
+    available: int | None = Field(description="Balance less `held`; null unless it is the current balance")
+    version: int | None = Field(description="The number of its last entry; null for a balance by `effective_at`")

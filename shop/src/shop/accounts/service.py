@@ -30,13 +30,13 @@ _BOUNDARIES: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
 
 
 async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None = None) -> Account:
-    """A new account with nothing on it; one that money enters or leaves the books by may go below zero unless told
-    otherwise. Raises `ForeignKeyViolation` for an unknown user."""
+    """Open an account with the balance 0. A `cash_in` or `cash_out` account has `allows_negative` by default. Raises
+    `ForeignKeyViolation` for an unknown user."""
     return await AccountRepository(db).create(**values_of(account, id_=id_))
 
 
 def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
-    """The attributes of a new account. The others have their defaults, which the database sets for times."""
+    """The attributes of a new account. The others have defaults; those of the times are the database's."""
     values = account.model_dump()
     values["details"] = values.pop("metadata")
     if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
@@ -51,10 +51,11 @@ async def change_account(
     *,
     precondition: Callable[[Account], None] = lambda _account: None,
 ) -> Account:
-    """Change what `change` names. Transfers of the account wait for it, and it for them.
+    """Change the fields that `change` names. The account is locked, so the change and the account's transfers wait for
+    each other.
 
-    `precondition` is called with the locked account before anything is changed; what it raises is raised. Raises
-    `NotFound`, and `AccountUnchangeable`.
+    `precondition` is called with the locked account before the change. Its errors are passed on. Raises `NotFound` and
+    `AccountUnchangeable`.
     """
     accounts = AccountRepository(db)
     account = (await accounts.lock([account_id]))[account_id]
@@ -94,7 +95,7 @@ async def system_account(db: AsyncSession, purpose: AccountPurpose, currency: st
 
 
 async def account_now(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
-    """The account as it stands, without holds that have expired. Raises `NotFound`."""
+    """The current state of the account, without expired holds. Raises `NotFound`."""
     found = select(AccountSnapshot).where(AccountSnapshot.id == account_id)
     account = (await db.scalars(found.execution_options(populate_existing=True))).one_or_none()
     if account is None:

@@ -50,7 +50,7 @@ def import_retail(
     ] = None,
     times: Annotated[
         TimeFormat | None,
-        typer.Option(help="The format of the file's times", show_default="the one that all lines fit"),
+        typer.Option(help="The format of the file's times", show_default="the format that all lines fit"),
     ] = None,
 ) -> None:
     """Make users of a retail file's customers, and orders of its invoices.

@@ -16,7 +16,7 @@ LINES_AT_A_TIME = 32_768
 
 COLUMNS = ("Invoice", "StockCode", "Description", "Quantity", "InvoiceDate", "Price", "Customer ID", "Country")
 
-# Of the other published file, "Online Retail" of 2010 and 2011.
+# The names in the other published file, "Online Retail" of 2010 and 2011.
 _OTHER_SPELLINGS = {"Invoice": "InvoiceNo", "Price": "UnitPrice", "Customer ID": "CustomerID"}
 
 _PARQUET_MAGIC = b"PAR1"
@@ -35,16 +35,16 @@ def read_lines(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[pl.Data
     """The file's lines in order, `LINES_AT_A_TIME` in a frame: `line`, `malformed` and the eight columns as text, or
     those of them in `columns`.
 
-    `malformed` says why a record has no eight columns, and is null otherwise. There is always a frame, be it an empty
-    one. The first bytes decide whether a file is Parquet, whatever its name.
+    `malformed` says why a record doesn't have eight columns, and is null otherwise. There is at least one frame, which
+    may be empty. The first bytes decide whether a file is Parquet, whatever its name.
     Parquet rows are numbered from 1, and a float becomes its shortest decimal text. A CSV record has the number of the
     line on which it starts, the header being line 1; blank lines are no records. CSV is read as UTF-8, and bytes that
-    aren't become U+FFFD. Columns may be in any order and others beside them. `Invoice`, `Price` and `Customer ID` may
-    also be named `InvoiceNo`, `UnitPrice` and `CustomerID`. A Parquet column of times with a time zone becomes ISO
-    times in UTC that end in Z. Raises `UnreadableFile`.
+    aren't become U+FFFD. Columns may be in any order, and other columns are ignored. `Invoice`, `Price` and
+    `Customer ID` may also be named `InvoiceNo`, `UnitPrice` and `CustomerID`. A Parquet column of times with a time
+    zone becomes ISO times in UTC that end in Z. Raises `UnreadableFile`.
 
-    A stray quote that a later line's stray quote happens to close reads as one field with line breaks in it, as the
-    format has it: the lines between them are then part of one record, and nothing can tell that they weren't meant so.
+    If a stray quote is closed by a stray quote on a later line, all text between them is one field with line breaks, as
+    the format defines. The lines between them then become part of one record. This can't be detected.
     """
     try:
         with path.open("rb") as file:
@@ -105,7 +105,7 @@ def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
 
 
 def _names_in(path: Path, names: list[str]) -> dict[str, str]:
-    """The file's own name of each column."""
+    """The name that each column has in the file."""
     found = {column: [name for name in names if name in (column, _OTHER_SPELLINGS.get(column))] for column in COLUMNS}
     missing = [f"'{column}'" for column, own in found.items() if not own]
     if missing:

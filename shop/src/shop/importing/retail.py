@@ -76,7 +76,7 @@ class Summary:
     """`sale_lines`, `cancellation_lines` and the rejected add up to `lines`, always."""
 
     times: TimeFormat | None
-    """The format of the file's times; None if it has none."""
+    """The format of the file's times; None if no line has a time."""
     lines: int
     sale_lines: int
     cancellation_lines: int
@@ -138,10 +138,11 @@ class RetailFile:
 
 
 def read_retail(path: Path, times: TimeFormat | None = None) -> RetailFile:
-    """Reads a whole file. `times` is the format of its times; without it `find_time_format` finds it in all lines.
+    """Read a whole file. `times` is the format of its times; by default `find_time_format` determines it.
 
-    Raises `UnreadableFile` if it is no retail file, or the format of its times can't be told. No single line that can't
-    be read stops it. Every line is a sale, a cancellation or a reject. Exact copies of a line are lines of their own.
+    Raises `UnreadableFile` if it isn't a retail file, or if the format of its times can't be determined. A single
+    unreadable line doesn't stop it. Every line is a sale, a cancellation or a reject. Exact copies of a line count
+    separately.
     """
     accepted_parts, rejects_parts, customers_parts = [], [], []
     line_count = 0

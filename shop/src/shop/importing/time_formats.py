@@ -1,4 +1,4 @@
-"""The formats of a retail file's times. A file has one, and all of its lines together show which one it is."""
+"""The formats of a retail file's times. A file has one format, which is determined from all of its lines."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -17,7 +17,7 @@ _SLASHED_TIME: Final = (
 
 
 class TimeFormat(StrEnum):
-    """How a file writes its times. A year may have four digits, too; two digits are 1969 to 2068, as in POSIX."""
+    """How a file writes its times. A year has two or four digits. Two digits mean 1969 to 2068, as in POSIX."""
 
     ISO = "iso"
     MONTH_FIRST = "month-first"
@@ -36,15 +36,15 @@ _PATTERNS: Final = {
 
 
 class NoTimeFormat(Exception):
-    """The lines show no format, or more than one. The message says what to do."""
+    """The lines fit no format, or more than one. The message says what to do."""
 
 
 def find_time_format(frames: Iterable[pl.DataFrame], chosen: TimeFormat | None = None) -> TimeFormat | None:
     """The format that every readable time fits; None if no line has a time. `frames` have `line` and `InvoiceDate`.
 
-    A time is readable if it fits at least one format. Times that fit none are ignored here, be they few or many: the
-    import rejects their lines. Times that only another format fits are not ignored, not even a single one. Such a file
-    may consist of two exports, and `5/6/11` would be a day in June in one of them, and a day in May in the other.
+    A time is readable if it fits at least one format. Times that fit none are ignored here, however many there are: the
+    import rejects their lines. But every readable time counts, because a file may consist of two exports. Then `5/6/11`
+    would be a day in June in one of them, and a day in May in the other.
 
     Raises `NoTimeFormat` if no time is readable, no format fits all readable times, or more than one does (no day is
     after the 12th). With `chosen` it raises only if that format fits no time at all.
@@ -90,11 +90,11 @@ def find_time_format(frames: Iterable[pl.DataFrame], chosen: TimeFormat | None =
 
 
 def parse_time(text: pl.Expr, form: TimeFormat) -> pl.Expr:
-    """The shop's local time as UTC; null where it isn't of this format. A time that ends in Z, for an ISO time, is UTC.
+    """Convert the shop's local time to UTC. Null if a text doesn't have this format. An ISO time that ends in Z is UTC.
 
-    A time that comes twice in October is the first of the two (summer time). A time that is left out in March is read
-    as winter time, which is what a clock shows that nobody has put forward. Polars knows the time zones itself, so a
-    machine without a time zone database will do.
+    A time that occurs twice in October is read as the first of the two (summer time). A time that is skipped in March
+    is read as winter time, as shown by a clock that wasn't put forward. Polars has its own time zones, so the machine
+    needs no time zone database.
     """
     if form is not TimeFormat.ISO:
         return _local_to_utc(_slashed_clock(text, form))

@@ -1,7 +1,6 @@
-"""What a database at the newest revision must have for the ledger to be right: triggers, functions, constraints.
+"""The triggers, functions and constraints that a database at the newest revision must have.
 
-`guards.sql` shows them as they are now, one after the other. `shop migrate --guards` writes it, from a database that it
-migrates for that.
+`guards.sql` lists their current definitions. `shop migrate --guards` writes it from a temporary, migrated database.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class GuardsReport:
-    """`missing`: what isn't there, is disabled, or is another than it must be. `unknown`: triggers that the ledger
-    doesn't have, which may do anything."""
+    """`missing`: whatever is missing, disabled, invalid or changed. `unknown`: triggers and settings that `guards.sql`
+    doesn't have."""
 
     missing: list[str]
     unknown: list[str]
 
     @property
     def lacks_seals(self) -> bool:
-        """The seals can't be read, or nothing computes them."""
+        """Whether the seals can't be checked: a table, column or digest function is missing."""
         needed = ("column ", "table seals", "function digest_of_", "function hash_of_seal")
         return any(each.startswith(needed) and each.endswith(": missing") for each in self.missing)
 
@@ -50,7 +49,7 @@ class GuardsReport:
 
 
 class MissingGuards(Exception):
-    """The database lacks something that keeps the ledger right."""
+    """The database differs from `guards.sql`."""
 
     def __init__(self, report: GuardsReport) -> None:
         self.report = report
@@ -61,7 +60,7 @@ class MissingGuards(Exception):
 
 
 async def compare_guards(db: AsyncSession) -> GuardsReport:
-    """How the database differs from `guards.sql`: one query of the catalogue, some milliseconds."""
+    """How the database differs from `guards.sql`. One query of the system catalogs; takes some milliseconds."""
     found = await _found(db)
     missing: list[str] = []
     for name, definition in expected().items():
@@ -76,41 +75,41 @@ async def compare_guards(db: AsyncSession) -> GuardsReport:
 
 
 def verify_guards(url: str) -> None:
-    """Raise `MissingGuards` if the database at `url`, which is at the newest revision, lacks something."""
+    """Raise `MissingGuards` if the database at `url`, which is at the newest revision, differs from `guards.sql`."""
     report = asyncio.run(_with_database(url, compare_guards))
     if report.missing or report.unknown:
         raise MissingGuards(report)
 
 
 def differences(url: str) -> str | None:
-    """How `guards.sql` differs from the database at `url`, which is at the newest revision, or None."""
+    """How `guards.sql` differs from the database at `url`, which is at the newest revision; None if it doesn't."""
     now = asyncio.run(_with_database(url, described))
     return "\n".join(unified_diff(_FILE.read_text(encoding="utf-8").splitlines(), now.splitlines(), n=0)) or None
 
 
 def write_guards(url: str) -> Path:
-    """Write `guards.sql` from the database at `url`, which is at the newest revision; where that is."""
+    """Write `guards.sql` from the database at `url`, which is at the newest revision. Return its path."""
     _FILE.write_text(asyncio.run(_with_database(url, described)), encoding="utf-8")
     expected.cache_clear()
     return _FILE
 
 
 async def described(db: AsyncSession) -> str:
-    """The text of `guards.sql`, as it would be for this database."""
+    """The text that `guards.sql` must have for this database."""
     found = (f"\n{_HEAD}{name}\n{each.definition}\n" for name, each in (await _found(db)).items())
     return _PREFACE + "".join(found)
 
 
 @cache
 def expected() -> dict[str, str]:
-    """What `guards.sql` says, by the name of each."""
+    """The definitions in `guards.sql`, by name."""
     sections = _FILE.read_text(encoding="utf-8").split(f"\n{_HEAD}")[1:]
     return {name: definition.removesuffix("\n") for name, _, definition in (each.partition("\n") for each in sections)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """`wrong`: disabled, not valid; None if it counts."""
+    """`wrong` is `disabled` or why it isn't valid; None if it is in force."""
 
     definition: str
     wrong: str | None

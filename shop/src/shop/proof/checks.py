@@ -1,7 +1,7 @@
-"""The proof of the books: whole tables are read, each a few times, in bounded memory on both sides.
+"""Check the ledger (`shop check`). Whole tables are read, each a few times, in bounded memory of client and server.
 
-What the rows say of each other is compared here, what they say of their seals in `shop.proof.seals`, and what keeps
-them right in `shop.migrations.guards`.
+This module compares the rows with each other. `shop.proof.seals` compares them with their seals, and
+`shop.migrations.guards` compares the database's triggers and constraints with `guards.sql`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from shop.transfers.models import Transfer
 
 _SHOWN: Final = 20
 
-# As long as it takes, and in memory that doesn't grow with the books: what is more goes to temporary files. The planner
-# is told that little is cached, or it fetches entries one by one in the order of their key, many of them from a disk.
+# No timeout, and memory that doesn't grow with the ledger: the rest goes to temporary files. With a small
+# `effective_cache_size` the planner doesn't read entries one by one in the order of their key, many of them from disk.
 _SETTINGS: Final = {
     "statement_timeout": "0",
     "work_mem": "'64MB'",
@@ -33,7 +33,7 @@ _SETTINGS: Final = {
     "effective_cache_size": "'64MB'",
 }
 
-# Each finds what must not be: the kind of fault, and a line of text.
+# Each query returns a row for each violation: the kind of fault, and a line of text.
 _CHECKS: Final = {
     "accounts": """
         SELECT fault, finding
@@ -62,7 +62,8 @@ _CHECKS: Final = {
         SELECT 'currencies that don''t sum to zero' AS fault, format('%s: %s', currency, sum(balance)) AS finding
         FROM accounts GROUP BY currency HAVING sum(balance) <> 0
         """,
-    # in the order of the primary key, once: of each account what its row must agree with, and the first entry astray
+    # reads the entries once, in the order of the primary key: for each account the values that its row must have, and
+    # the first wrong entry
     "entries of accounts": """
         SELECT fault, finding
         FROM accounts a
@@ -108,7 +109,7 @@ _CHECKS: Final = {
         ) AS told (fault, found, finding)
         WHERE found
         """,
-    # what transfers say of their entries, and what the entries say, are the same
+    # the entries that each transfer names are the entries that exist
     "entries of transfers": """
         SELECT
             CASE WHEN e.account_id IS NULL THEN 'transfers without their two entries'
@@ -187,7 +188,7 @@ _CHECKS: Final = {
         ) AS told (fault, found, finding)
         WHERE found
         """,
-    # ahead of the database's clock
+    # times that are ahead of the database's clock
     "times": """
         SELECT format('%s from the future', kind) AS fault, format('%s: %s', id, at) AS finding
         FROM (
@@ -201,8 +202,8 @@ _CHECKS: Final = {
         ) AS told
         WHERE at > clock_timestamp()
         """,
-    # A key is written by the transaction of its answer, and has its time. A transfer is later if the last entry of its
-    # account is.
+    # A key is written in the transaction of its answer and has the same time. A transfer is later than its key if
+    # `updated_at` of one of its accounts was later.
     "idempotency keys": """
         SELECT fault, format('key %s', k.key) AS finding
         FROM idempotency_keys k
@@ -240,8 +241,8 @@ STEPS: Final = (_GUARDS, *_CHECKS, *seals.CHECKS, _COUNTING)
 
 @dataclass(frozen=True, slots=True)
 class BooksReport:
-    """`faults` has up to 20 findings of each kind, and is empty when the books are right. `seal` is the end of the
-    chain: who writes it down can tell later that nothing before it was changed."""
+    """`faults` has up to 20 findings of each kind. It is empty if the ledger is right. `seal` is the last link of the
+    chain: a later check of this link shows whether anything before it was changed."""
 
     accounts: int
     transfers: int
@@ -253,12 +254,12 @@ class BooksReport:
 async def check_books(
     db: AsyncSession, *, since: Link | None = None, begin: Callable[[str], None] = lambda _step: None
 ) -> BooksReport:
-    """Prove that every balance follows from its entries, every transfer balances, every currency sums to zero, that
-    nothing was changed since it was sealed, and that the chain of seals has the link `since`.
+    """Check that every balance follows from its entries, every transfer balances, every currency sums to zero, no row
+    was changed after it was sealed, and the chain of seals has the link `since`.
 
-    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or transfers under way would look
-    like faults. Until its transaction ends it has no statement timeout, and little `work_mem`. `begin` is told of each
-    of `STEPS` when it begins.
+    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or concurrent transfers would look
+    like faults. Until its transaction ends it has no statement timeout and little `work_mem`. `begin` is called with
+    each of `STEPS` when that step begins.
     """
     begin(_GUARDS)
     guards = await compare_guards(db)
@@ -268,7 +269,7 @@ async def check_books(
     faults |= {
         kind: findings[:_SHOWN]
         for kind, findings in (
-            ("what keeps the ledger is missing, disabled or changed", guards.missing),
+            ("parts of guards.sql that are missing, disabled or changed", guards.missing),
             ("triggers and settings that the ledger doesn't have", guards.unknown),
         )
         if findings

@@ -1,4 +1,4 @@
-"""The seal: what a statement has written, in digests, as one link of a chain."""
+"""The seal: digests of the rows that a statement wrote, as one link of a chain."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from howdah import Base
 class Seal(Base):
     """The digests of the rows that a statement wrote to the table `subject`, in the order of `ids`.
 
-    Triggers insert it, in the transaction of what it seals. `link_seals` numbers it once by `position`, from 1 without
-    gaps, and `hash` follows from the hash before and from the rest of the row. Neither is there until then. Nothing
-    else of it ever changes.
+    Triggers insert a seal in the transaction that writes the rows. Later `link_seals` sets `position`, which counts
+    from 1 without gaps, and `hash`, which is computed from the previous hash and the rest of the row. Both are NULL
+    until then. Nothing else of a seal ever changes.
 
-    `revisions` counts a row's changes up, for what can change: accounts, and pending transfers (1 once they are
-    settled). `befores` are the digests before the change. Keys are forgotten one day, and sealed without `ids`.
+    `revisions` and `befores` are for rows that can change. `revisions` are the accounts' revisions; for pending
+    transfers 0, and 1 once they are posted or voided. `befores` are the digests before the change. Idempotency keys are
+    sealed without `ids`, because old keys are deleted.
     """
 
     __tablename__ = "seals"

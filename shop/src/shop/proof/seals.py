@@ -1,4 +1,4 @@
-"""The chain of seals: it is linked in the database, and its last link stands for all that was written before."""
+"""The chain of seals. The database links it, and the hash of the last link depends on everything sealed before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINKED_AT_A_TIME: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link of the chain, written `POSITION:HASH`. The hash follows from every seal up to this one."""
+    """A link of the chain, written `POSITION:HASH`. The hash is computed from all seals up to this one."""
 
     position: int
     hash: bytes
@@ -27,16 +27,16 @@ class Link:
 
     @classmethod
     def parse(cls, written: str) -> Link:
-        """Raises `ValueError` for a text that isn't what `str` writes."""
+        """The inverse of `str`. Raises `ValueError` for another text."""
         found = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9a-fA-F]{64})", written.strip())
         if found is None:
-            raise ValueError(f"{written!r} is no seal: write POSITION:HASH, as `shop check` has printed it")
+            raise ValueError(f"{written!r} isn't a seal: write POSITION:HASH, as `shop check` printed it")
         return cls(int(found[1]), bytes.fromhex(found[2]))
 
 
 async def link_seals(database: Database) -> int:
-    """Append the seals that were committed since to the chain; how many there were. Several processes may do it at the
-    same time: one waits for the other. Nobody who moves money waits for it."""
+    """Append the committed seals that aren't linked yet to the chain, and return their number. Processes that do it at
+    the same time wait for each other. Transfers don't wait for it."""
     linked = 0
     while True:
         async with database.begin() as session:
@@ -47,7 +47,7 @@ async def link_seals(database: Database) -> int:
 
 
 async def last_link(db: AsyncSession) -> Link | None:
-    """The end of the chain."""
+    """The last link of the chain; None if there is none."""
     newest = select(Seal.position, Seal.hash).where(Seal.position.is_not(None)).order_by(Seal.position.desc()).limit(1)
     row = (await db.execute(newest)).one_or_none()
     return None if row is None or row.position is None or row.hash is None else Link(row.position, row.hash)
@@ -59,7 +59,7 @@ async def has_link(db: AsyncSession, link: Link) -> bool:
 
 
 def _of_what_changes(name: str, table: str, revision: str) -> str:
-    """Each seal's rows are as the one before left them, and the last seal's as they are in the table."""
+    """For rows that can change: each seal continues the one before, and the last one agrees with the table."""
     return f"""
         SELECT fault, finding
         FROM (SELECT id, {revision} AS revision, digest_of_{table.removesuffix("s")}(t) AS digest FROM {table} t) t
@@ -92,7 +92,7 @@ def _of_what_changes(name: str, table: str, revision: str) -> str:
         """  # noqa: S608  # of names from below
 
 
-# As those of `shop.proof.checks`. The digests are those of the database's own functions, which the guards compare.
+# Like those of `shop.proof.checks`. The database's functions compute the digests; the guards compare these functions.
 CHECKS: Final = {
     "chain of seals": """
         SELECT fault, finding
@@ -130,7 +130,7 @@ CHECKS: Final = {
         "pending transfer", "pending_transfers", "(state <> 'pending')::int::bigint"
     ),
     "sealed accounts": _of_what_changes("account", "accounts", "revision"),
-    # those that are gone were forgotten
+    # a missing key isn't a fault: old keys are deleted
     "sealed idempotency keys": """
         SELECT 'idempotency keys that no seal has, or that differ from it' AS fault, format('key %s', key) AS finding
         FROM (SELECT key, digest_of_idempotency_key(k) AS digest FROM idempotency_keys k) k

@@ -21,24 +21,24 @@ from shop.transfers.service import named_transfers
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 
-_SPOILED: Final = "linked: a line that it was to be made together with is invalid"
-_OPEN_END: Final = "linked: there is no next line that it could be made together with"
-_TOO_MANY: Final = f"linked: at most {MAX_LINKED} transfers are made together"
+_SPOILED: Final = "linked: a line that this one is linked with is invalid"
+_OPEN_END: Final = "linked: there is no next line to link this one to"
+_TOO_MANY: Final = f"linked: at most {MAX_LINKED} transfers can be linked"
 
 _NOTHING: Final = {"outcome": "", "transfer": None, "refusal": None, "replayed": False, "detail": None}
 
-_UNKNOWN: Final = "linked: a line that it was to be made together with names a transfer that isn't there"
+_UNKNOWN: Final = "linked: a line that this one is linked with names a transfer that doesn't exist"
 
 _Read = dict[int, AnyLineIn | str]
 """By line number: the line, or what is wrong with it."""
 _Lines = dict[int, TransferRequest | str]
-"""By line number: what it asks the ledger for, or what is wrong with it."""
+"""By line number: the request to the ledger, or what is wrong with the line."""
 
 
 async def posted_lines(
     lines: AsyncIterator[tuple[int, bytes | None]], db: AsyncSession, ledger: Ledger, caller: str
 ) -> AsyncIterator[bytes]:
-    """Post the lines as they come, and return the answers. `db` only reads."""
+    """Post the lines as they arrive, and return the responses. `db` is only read from."""
 
     def post(part: _Lines) -> Coroutine[Any, Any, list[TransferResult]]:
         return ledger.submit_many([asked for asked in part.values() if not isinstance(asked, str)])
@@ -84,18 +84,19 @@ async def _parts(lines: AsyncIterator[tuple[int, bytes | None]]) -> AsyncIterato
 
 
 async def _requested(part: _Read, db: AsyncSession, caller: str) -> _Lines:
-    """What the lines ask for. The transfers that they name are looked up by one statement; if one of a chain isn't
-    there, none of the chain is made."""
+    """The lines' requests to the ledger. One statement looks up all transfers that the lines name.
+
+    If a line of a chain names a transfer that doesn't exist, no line of the chain is posted."""
     named: dict[UUID, NamedTransfer] = {}
     naming = [line for line in part.values() if not isinstance(line, (str, TransferLineIn))]
     if ids := {id_ for line in naming if (id_ := named_in(line)) is not None}:
         named = await named_transfers(db, ids)
-        await db.commit()  # not a connection more while others are posted
+        await db.commit()  # gives the connection back while other lines are posted
     asked: _Lines = {}
     chain: list[int] = []
     has_unknown = False
     for number, line in part.items():
-        if isinstance(line, str):  # and so are all that are linked to it
+        if isinstance(line, str):  # then `_parts` has marked the whole chain
             asked[number] = line
             continue
         chain.append(number)
@@ -113,8 +114,9 @@ async def _requested(part: _Read, db: AsyncSession, caller: str) -> _Lines:
 
 
 def _read(line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str, bool]:
-    """The line or what is wrong with it, and whether it is linked to the next; one in a chain that can't be
-    read is taken for linked, since the rest without it may be what nobody meant."""
+    """The line or what is wrong with it, and whether it is linked to the next line.
+
+    An invalid line in a chain is treated as linked, so that the chain is rejected as a whole."""
     if line is None:
         return TOO_LONG, in_chain
     try:
@@ -127,7 +129,7 @@ def _read(line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str, bool]
 def _line_in(line: bytes) -> AnyLineIn:
     content = parse_json(line)
     try:
-        return TransferLineIn.model_validate(content)  # most lines, in a third of the time
+        return TransferLineIn.model_validate(content)  # most lines are of this kind: it takes a third of the time
     except ValidationError:
         return BatchLineIn.model_validate(content).root
 
@@ -135,10 +137,10 @@ def _line_in(line: bytes) -> AnyLineIn:
 def _may_be_linked(line: bytes, *, in_chain: bool) -> bool:
     """Whether an invalid line may have been meant to be linked to the next one.
 
-    If in doubt it is linked. Then the next line isn't posted either, so that no chain is posted in part.
+    In doubt it is treated as linked. Then the next line isn't posted either, so no chain is posted in part.
     """
     try:
-        content = json.loads(line, object_pairs_hook=tuple)  # with all of several equal names
+        content = json.loads(line, object_pairs_hook=tuple)  # keeps all of several members with one name
     except (ValueError, RecursionError):
         return in_chain or b"linked" in line
     if not isinstance(content, tuple):

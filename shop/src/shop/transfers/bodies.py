@@ -1,4 +1,4 @@
-"""What the body of a request, or one element of it, asks the ledger for."""
+"""From the body of an HTTP request, or one element of it, to the request to the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shop.transfers.schemas import AnyTransferIn, PostingIn, ReversalIn, Transfe
 
 
 def named_in(body: AnyTransferIn) -> UUID | None:
-    """The transfer that it posts, voids or reverses."""
+    """The id of the transfer that the body posts, voids or reverses."""
     match body:
         case TransferIn():
             return None

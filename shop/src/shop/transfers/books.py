@@ -57,8 +57,8 @@ class Reversible:
 
 @dataclass(slots=True)
 class Hold:
-    """A pending transfer's row. `settled`: its state is to be written. `is_told`: it had expired, and a request to void
-    it was answered."""
+    """A pending transfer's row. `settled`: the new state must be written. `is_told`: the hold had expired, and a
+    request of this list to void it was answered with `voided`."""
 
     id: UUID
     from_account_id: UUID
@@ -78,7 +78,7 @@ class Hold:
 
     @property
     def has_expired(self) -> bool:
-        """Whether it was voided because its time was over. It is voided then before anything else is decided."""
+        """Whether it was voided at or after its expiry. Expired holds are voided before any request is decided."""
         return self.state is TransferState.VOIDED and self.settled_at is not None and self.settled_at >= self.expires_at
 
     def shown(self, state: TransferState) -> BookedTransfer:
@@ -116,8 +116,8 @@ class Books:
     """What a list of requests is decided on, and what it amounts to: `transfers`, `holds` and `keys` that are
     new, and the accounts as they are to be.
 
-    `at` is the current time by the database's clock. A transfer is of that time, or of its accounts' last one if that
-    is later (the clock was set back), so that an account's entries are in the order of time, too.
+    `at` is the current time by the database's clock. The time of a transfer is `at`, or the `updated_at` of one of its
+    accounts if that is later (the clock was set back). So an account's entries are in the order of time.
     """
 
     accounts: Mapping[UUID, BookAccount]
@@ -247,7 +247,7 @@ class Books:
         assert subject is not None
         hold = self.pending.get(subject)
         ways = (request.from_account_id, request.to_account_id)
-        if hold is None:  # posted at once, and never pending?
+        if hold is None:  # was it posted directly, without a hold?
             made = self.reversible.get(subject)
             is_made = made is not None and (made.from_account_id, made.to_account_id) == ways
             return TransferResult(refusal=Refusal.ALREADY_POSTED if is_made else Refusal.UNKNOWN_PENDING)
@@ -256,7 +256,7 @@ class Books:
         if hold.has_expired and request.posts is not None:
             return TransferResult(refusal=Refusal.PENDING_EXPIRED)
         if hold.has_expired and hold.settled_at == self.at and not hold.is_told:
-            hold.is_told = True  # it was voided by this transaction, before its requests were decided
+            hold.is_told = True  # this transaction voided it, before it decided the requests
             return TransferResult(hold.shown(TransferState.VOIDED))
         if hold.state is not TransferState.PENDING:
             posted = hold.state is TransferState.POSTED

@@ -1,4 +1,4 @@
-"""Pending transfers whose time is over: they hold nothing and count as voided, even before they are voided."""
+"""Expired holds. They reserve nothing and count as voided, even if their rows still say `pending`."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ class Freed(NamedTuple):
 async def void_expired_of(
     session: AsyncSession, account_ids: Sequence[UUID], at: datetime | None = None
 ) -> list[Freed]:
-    """Void what has expired at `at`, now if not given, of what these accounts hold; those of which something had. The
-    accounts must be locked by this transaction."""
+    """Void the holds of these accounts that have expired at `at` (default: now). Return the accounts that had one.
+
+    This transaction must have locked the accounts.
+    """
     rows = await session.execute(VOID, {"ids": list(account_ids), "at": at})
     freed = [Freed(*row) for row in rows]
     for account in freed:
@@ -52,12 +54,12 @@ async def void_expired_of(
 
 
 def has_expired(stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
-    """Whether a hold that is stored in this state has expired and isn't voided yet."""
+    """Whether a hold that is stored with this state has expired and isn't voided yet."""
     return _is_stored_as(TransferState.PENDING, stored) & (expires_at <= func.statement_timestamp())
 
 
 def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
-    """Whether readers see a hold in this state: an expired one counts as voided, even before it is."""
+    """Whether readers see a hold in this state. An expired hold counts as voided, even if its row says `pending`."""
     is_stored = _is_stored_as(state, stored)
     match state:
         case TransferState.PENDING:
@@ -77,7 +79,7 @@ def shown_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
 
 
 def _is_stored_as(state: TransferState, stored: _Column) -> ColumnElement[bool]:
-    return stored == literal_column(f"'{state.value}'")  # no parameter: partial indexes apply
+    return stored == literal_column(f"'{state.value}'")  # a literal, so that PostgreSQL can use partial indexes
 
 
 ACCOUNTS_WITH_EXPIRED: Final = (

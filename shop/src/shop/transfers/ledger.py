@@ -23,7 +23,7 @@ from shop.transfers.writing import KeyInUse, values_to_write, write_if
 _ATTEMPTS_AT_KEYS: Final = 5
 _MOST_KNOWN: Final = 100_000
 _LONGEST_CAUTION: Final = 64
-# The refusals whose reason may be an amount that is held, and that may have expired meanwhile.
+# Refusals that a held amount can cause. The hold may have expired in the meantime.
 _FOR_WHAT_IS_HELD: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
 ResultT = TypeVar("ResultT")
@@ -32,23 +32,23 @@ _Answer = list[TransferResult] | Exception
 
 
 class Ledger:
-    """Transfers that are committed before the result is given; those that wait at the same moment share a transaction.
+    """Posts transfers and commits them before it returns the result. Concurrent requests share a transaction.
 
-    As long as this process alone moves the money of some accounts, it knows how they stand: the next transaction is
-    decided while PostgreSQL writes the last one, and written by one statement, which does nothing if an account isn't
-    as it was assumed. What was mistaken, and everything that isn't plain, is decided by `post_transfers` under the
-    accounts' locks; after a mistake so are the next few, twice as many each time.
+    Account states are cached. A batch is decided on the cache while the previous one is being written, and posted
+    optimistically: one statement, which does nothing if an account's version or revision has changed. After a conflict,
+    and for all requests that are not plain, `post_transfers` decides under locks. After consecutive conflicts the next
+    1, 3, 7 … 63 batches use locks.
 
-    All times are those of the database's clock. The clock of this process has no part in them.
+    All times are those of the database's clock. The wall clock of this process isn't used.
 
-    An account that somebody else keeps locked keeps only its own transfers waiting, at most for the session's
-    `lock_timeout`, after which they raise `LockTimeout`.
+    If another transaction has locked an account, only the transfers of that account wait. They raise `LockTimeout`
+    after the session's `lock_timeout`.
 
-    When the connection breaks, so that nobody knows whether the transaction was committed, the requests with keys are
-    looked up by these, and made if they weren't; those without get the error.
+    If the connection breaks during a commit, the idempotency keys are looked up, and the requests that were not
+    committed are posted. Requests without keys raise the error.
 
-    `async with` it: leaving, it takes no more requests (`CoalescerClosed`) and answers those there are. Raises
-    `Overloaded` when too many wait.
+    Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those that wait.
+    Raises `Overloaded` if too many wait.
     """
 
     def __init__(self, database: Database, *, trips: int = 2, max_batch: int = 500, max_waiting: int = 10_000) -> None:
@@ -82,18 +82,21 @@ class Ledger:
         return self._coalescer.status()
 
     async def submit(self, request: TransferRequest) -> TransferResult:
-        """Post one request. Under a key it may be sent again after any failure, and is made once.
+        """Post one request. With a key it can be submitted again after any failure, and is posted once.
 
-        Raises `TypeError` and `ValueError` for one that can't be stored as it is.
+        Raises `TypeError` or `ValueError` if the request can't be stored exactly.
         """
         check_request(request)
         if request.linked:
-            raise ValueError("linked: a single request is linked to no other; use submit_many()")
+            raise ValueError("linked: a single request can't be linked to another one; use submit_many()")
         return (await self._submit((request,)))[0]
 
     async def submit_many(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
-        """Post the requests in order, in one transaction with whatever else waits. Raises `TypeError` and `ValueError`
-        for requests that can't be stored as they are, or contradict themselves, and does nothing then."""
+        """Post the requests in order, in one transaction. Other waiting requests may share it.
+
+        Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself. Then none is
+        posted.
+        """
         item = checked(requests)
         if not item:
             return []
@@ -101,8 +104,8 @@ class Ledger:
             return await self._submit(item)
 
     async def void_expired(self, account_ids: Iterable[UUID]) -> int:
-        """Void the pending transfers of these accounts that have expired; how many there were. Those of accounts that
-        somebody else has locked are left."""
+        """Void the expired holds of these accounts, and return their number. Accounts that another transaction has
+        locked are skipped."""
         async with self._turn:
             return await self._committed(lambda session: expired_voided(session, account_ids))
 
@@ -164,7 +167,7 @@ class Ledger:
         return [next(left) if has_keys else lost for has_keys in keyed]
 
     async def _as_known(self, requests: Sequence[TransferRequest]) -> list[TransferResult] | None:
-        """None, and nothing done, if what is known is wrong, or not enough."""
+        """Post optimistically, on the account cache. None, and nothing written, if the cache is stale or incomplete."""
         known, clock, ids = self._known, self._clock, accounts_of(requests)
         async with self._database.autocommit() as connection:
             accounts = known.those_of(ids)
@@ -183,7 +186,7 @@ class Ledger:
                     return None
                 assumed = [(account.id, account.version, account.revision or None) for account in accounts.values()]
                 is_held = any(account.held for account in accounts.values())
-                if is_held:  # what is decided may have to be dropped, and mustn't be taken for made then
+                if is_held:  # decided on copies: if the decision is dropped, the cache must not show it
                     accounts = {id_: copy(account) for id_, account in accounts.items()}
                 books = Books(accounts, now)
                 results = books.decide(requests)
@@ -196,14 +199,14 @@ class Ledger:
                     if known.mistakes != since:  # it was decided on what another one was to make of the accounts
                         return None
                     written, at = await write_if(connection, values)
-                    if not written:  # for the time, perhaps
+                    if not written:  # the time may have been the reason
                         clock.forget()
                     clock.learn(at)
             except KeyInUse:
                 written = False
             except BaseException:
                 known.forget()
-                clock.forget()  # another server may take over, with another clock
+                clock.forget()  # after a failover the server may have another clock
                 raise
             if not written:  # at once: whoever has the next turn has to know
                 known.was_wrong()
@@ -277,7 +280,7 @@ class _Known:
 def _may_have_expired(
     requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, BookAccount]
 ) -> bool:
-    """Whether something was refused that wouldn't be if an account held less."""
+    """Whether a refusal may be due to a held amount."""
     return any(
         result.refusal in _FOR_WHAT_IS_HELD and accounts[request.from_account_id].held
         for request, result in zip(requests, results, strict=True)

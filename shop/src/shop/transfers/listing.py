@@ -1,4 +1,4 @@
-"""Transfers as one statement reads them: posted ones, pending ones and voided ones together."""
+"""Read and list transfers in any state (posted, pending, voided) by one statement."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from shop.web.fields import ListOrder
 
 _Columns: TypeAlias = Mapping[str, Any]
 
-# Written into the statement: PostgreSQL leaves out the branch of a union that a constant contradicts.
+# Literals, not parameters: PostgreSQL then skips the branch of a union whose constant contradicts a filter.
 _POSTED_STATE: Final = literal_column("CAST('posted' AS varchar)", PendingTransfer.state.type)
 _NO_TIME: Final = literal_column("CAST(NULL AS timestamptz)", AwareDateTime())
 _NO_ID: Final = literal_column("CAST(NULL AS uuid)", Uuid())
@@ -57,7 +57,7 @@ _IS_UNPOSTED: Final = PendingTransfer.state != literal_column("'posted'", Pendin
 
 
 def _hold_columns(state: SQLColumnExpression[Any], expires_at: SQLColumnExpression[Any]) -> _Columns:
-    """What a hold says, as it is stored and as it is shown."""
+    """The columns of a hold, as stored (`hold_…`) and as shown to readers."""
     shown = shown_state(state, expires_at)
     is_pending = has_state(TransferState.PENDING, state, expires_at)
     return {
@@ -73,8 +73,9 @@ def _labelled(columns: _Columns) -> Select[Any]:
 
 
 def _all_transfers() -> Subquery:
-    """`transfers`, and those of `pending_transfers` that aren't posted. Each branch reads one table, so that PostgreSQL
-    can merge the two in the order of their primary keys."""
+    """`transfers`, and the rows of `pending_transfers` that aren't posted.
+
+    Each branch reads one table, so that PostgreSQL can merge the two in the order of their primary keys."""
     posted: _Columns = {
         **{name: getattr(Transfer, name) for name in (*_SHARED, *_ONLY_POSTED, "effective_at", "created_at")},
         **_hold_columns(_POSTED_STATE, _NO_TIME),
@@ -91,8 +92,10 @@ def _all_transfers() -> Subquery:
 
 
 def _transfers_of_accounts() -> Subquery:
-    """A row for each transfer and side. The ids come from entries and holds, and are sorted before their transfers are
-    read: a page reads the transfers of the page alone."""
+    """A row for each transfer and each of its accounts.
+
+    The ids come from entries and holds. They are sorted before the transfers are read, so that a page reads only its
+    own transfers."""
     lines = union_all(
         select(
             Entry.account_id,
@@ -130,8 +133,9 @@ def _transfers_of_accounts() -> Subquery:
 
 
 class _Snapshot:
-    """A row of `BookedTransfer`, as one statement reads it. What is only needed for the rows of the page are scalar
-    subqueries, which PostgreSQL evaluates after LIMIT."""
+    """A row of `BookedTransfer`, read by one statement.
+
+    Values that only the rows of the page need are scalar subqueries, which PostgreSQL evaluates after LIMIT."""
 
     __table__: ClassVar[Any]
 
@@ -168,7 +172,7 @@ class _Snapshot:
         hold_expires_at: Mapped[datetime]
 
     def as_booked(self) -> BookedTransfer:
-        """The record that routes render."""
+        """The record that the routes write as JSON."""
         return BookedTransfer(**{name: getattr(self, name) for name in BookedTransfer._fields})
 
 
@@ -218,7 +222,7 @@ def transfers_matching(
     """Transfers in any state in the order of their ids. None leaves a filter out.
 
     A transfer keeps its id, and so its place, when it is posted or voided. `idempotency_key` is a key of the client
-    `scope`. By account, the ids of all entries of the account are sorted for each page, or those of the time between
+    `scope`. A list by account sorts the ids of all the account's entries for each page, or of the entries between
     `created_from` and `created_before`.
     """
     model: Any = TransferSnapshot
@@ -231,7 +235,7 @@ def transfers_matching(
             conditions.append(or_(~model.is_posted, *([booked[0] & booked[1]] if len(booked) > 1 else booked)))
         if account_id is None:
             conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)
-        if state is not None:  # and leave out the entries, or the holds
+        if state is not None:  # skips either the entries or the holds
             conditions.append(model.is_posted if state is TransferState.POSTED else ~model.is_posted)
     for column, value in (
         (model.from_account_id, from_account_id),
@@ -260,8 +264,10 @@ def transfers_matching(
 
 
 def _transfers_under(scope: str, key: str) -> ColumnElement[Any]:
-    """An array of the ids that were answered under a key of this client, or under those of a chain that was linked
-    under it. An array is read once and then finds its transfers by the primary keys; a join would read them all."""
+    """An array of the ids of the transfers that were made under this key, alone or as a chain.
+
+    The array is computed once, and then its transfers are found by the primary keys. A join would read all transfers.
+    """
     answered = select(IdempotencyKey.transfer_id).where(
         IdempotencyKey.scope == scope,
         IdempotencyKey.key == any_(type_coerce(linked_keys(key), ARRAY(String()))),

@@ -50,7 +50,7 @@ class Transfer(UUIDv7PrimaryKey, Base):
             postgresql_where="reverses_id IS NOT NULL",
         ),
         Index("ix_transfers_group_id", "group_id", postgresql_where="group_id IS NOT NULL"),
-        # BRIN costs a transfer next to nothing, since times only grow
+        # times only increase, so a BRIN index is small and costs a transfer almost nothing
         Index("ix_transfers_created_at", "created_at", postgresql_using="brin"),
         Index(
             "ix_transfers_metadata",
@@ -80,14 +80,15 @@ _UNPOSTED: Final = "state <> 'posted'"
 
 
 class PendingTransfer(UUIDv7PrimaryKey, Base):
-    """An amount held on one account for another: not in its balance, and not free for anything else.
+    """A hold on `from_account_id`. The amount is still part of that account's balance, but not of its available
+    balance, and not yet part of the other account's balance.
 
-    It is posted, whole or in part, as the `Transfer` with the same id, or voided. Both accounts are locked when its
-    state changes, which it does once: a trigger sees to that.
+    It is posted, whole or in part, as the `Transfer` with the same id, or voided. `from_account_id` is locked while its
+    state changes. A trigger ensures that it changes only once.
 
-    It has expired at `expires_at`, by the database's clock. From then on it can't be posted, holds nothing and is shown
-    as voided, although its row says `pending` until its account is next locked, or the upkeep comes by (see
-    `shop.transfers.expiry`). Who voids it later than that has voided what had expired.
+    It expires at `expires_at`, by the database's clock. From then on it can't be posted, reserves nothing and is shown
+    as voided. Its row says `pending` until its account is next locked, or `shop.transfers.upkeep` voids it (see
+    `shop.transfers.expiry`).
     """
 
     __tablename__ = "pending_transfers"
@@ -96,14 +97,14 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
         CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
         CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="settled_is_told"),
         Index("ix_pending_transfers_expires_at", "expires_at", postgresql_where="state = 'pending'"),
-        # with the time: an account may have many, and whenever it is locked, those that have expired are looked for
+        # with `expires_at`: each transaction that locks an account looks for its expired holds, and it may have many
         Index(
             "ix_pending_transfers_from_account_id_expires_at",
             "from_account_id",
             "expires_at",
             postgresql_where="state = 'pending'",
         ),
-        # for lists, which find the posted ones among `transfers`
+        # for lists, which read posted holds from `transfers`
         Index("ix_pending_transfers_from_account_id_id", "from_account_id", "id", postgresql_where=_UNPOSTED),
         Index("ix_pending_transfers_to_account_id_id", "to_account_id", "id", postgresql_where=_UNPOSTED),
         Index("ix_pending_transfers_group_id", "group_id", postgresql_where="group_id IS NOT NULL"),
@@ -145,7 +146,7 @@ class IdempotencyKey(Base):
     """The answer to the first request under a key: a transfer, a refusal, or an account.
 
     Written in the transaction of the transfer or account, so one never exists without the other. `answer` is stored
-    because nothing else tells it: one transfer can be the answer to a hold, and later to its posting. `fingerprint` is
+    because it can't be derived: one transfer can be the answer to a hold, and later to its posting. `fingerprint` is
     a digest of the request; a different request with the same key is refused. `shop.transfers.upkeep` deletes old keys.
     """
 
@@ -165,6 +166,6 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
     transfer_id: Mapped[UUID | None]
     refusal: Mapped[str | None] = mapped_column(String(40))
-    account_id: Mapped[UUID | None]  # without a foreign key: its check is queued for every key, those without it, too
+    account_id: Mapped[UUID | None]  # no foreign key: PostgreSQL would queue its check for every new key, even for NULL
     answer: Mapped[AnswerKind] = mapped_column(one_of(AnswerKind, "answer_is_known"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())

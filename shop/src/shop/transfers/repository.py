@@ -45,7 +45,7 @@ class StoredAnswer(NamedTuple):
 
 
 class AccountsAt(NamedTuple):
-    """Accounts as they stood at that time, by the database's clock."""
+    """The accounts' states at the time `at`, by the database's clock."""
 
     accounts: dict[UUID, BookAccount]
     at: datetime
@@ -53,8 +53,7 @@ class AccountsAt(NamedTuple):
 
 class TransferRepository(AsyncRepository[Transfer]):
     async def lock_accounts(self, ids: Iterable[UUID]) -> AccountsAt:
-        """Those of the accounts that exist, locked in key order until the transaction ends; the time is that when all
-        were locked."""
+        """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock."""
         return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
 
     async def lock_free_accounts(self, ids: set[UUID]) -> tuple[AccountsAt, set[UUID]]:
@@ -69,7 +68,7 @@ class TransferRepository(AsyncRepository[Transfer]):
         )
 
     async def answers_under(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
-        """The answers under those of these keys, any number, that were used."""
+        """The stored answers of those keys that were used. There may be any number of keys."""
         if not keys:
             return {}
         found = await self.session.execute(
@@ -78,21 +77,21 @@ class TransferRepository(AsyncRepository[Transfer]):
         return {(scope, key): StoredAnswer(*answer) for scope, key, *answer in found}
 
     async def booked(self, transfer_ids: Collection[UUID]) -> dict[UUID, BookedTransfer]:
-        """Those of these transfers that have been posted, as they were when they were posted."""
+        """The posted ones of these transfers, as they were when they were posted."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_BOOKED, {"ids": list(transfer_ids)})
         return {row.id: BookedTransfer(**row._mapping) for row in rows}
 
     async def holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
-        """Those of these transfers that are, or have been, pending, as they are stored."""
+        """Those of these transfers that are or were pending, as they are stored."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_HOLDS, {"ids": list(transfer_ids)})
         return {row.id: Hold(*row) for row in rows}
 
     async def named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
-        """Those of these transfers that exist, posted or pending or voided, with their accounts: one statement."""
+        """Those of these transfers that exist in any state, with their accounts. Takes one statement."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_NAMED, {"ids": list(transfer_ids)})
@@ -113,7 +112,7 @@ async def accounts_now(connection: AsyncConnection, ids: Sequence[UUID]) -> Acco
 
 def _accounts_at(rows: Iterable[Sequence[Any]]) -> AccountsAt:
     accounts: dict[UUID, BookAccount] = {}
-    for at, id_, *values in rows:  # noqa: B007  # of each account the time when it was locked: the last one counts
+    for at, id_, *values in rows:  # noqa: B007  # each row has the time when its account was locked: the last one is used
         if id_ is not None:
             accounts[id_] = BookAccount(id_, *values)
     return AccountsAt(accounts, at)
@@ -150,20 +149,20 @@ _NAMED: Final = union_all(
 def balance_after(account_id: SQLColumnExpression[UUID], version: SQLColumnExpression[int]) -> ScalarSelect[int]:
     """The account's balance after the entry with this number.
 
-    A scalar subquery, and no join: PostgreSQL then finds each entry by the primary key. For a join it may plan, without
-    statistics of a new table, to compare all transfers with all entries of their accounts.
+    A scalar subquery makes PostgreSQL find each entry by the primary key. For a join, without statistics of a new
+    table, it may compare all transfers with all entries of their accounts.
     """
     entry = aliased(Entry)
     return select(entry.balance_after).where(entry.account_id == account_id, entry.version == version).scalar_subquery()
 
 
 def held_amount(transfer_id: SQLColumnExpression[UUID]) -> ScalarSelect[int]:
-    """What the transfer held, or holds; NULL if it was never pending."""
+    """The amount that the transfer held or still holds; NULL if it was never pending."""
     hold = aliased(PendingTransfer)
     return select(hold.amount).where(hold.id == transfer_id).scalar_subquery()
 
 
-# Entries never change, so a transfer is read as it was answered when it was posted.
+# Entries never change, so this is the transfer as it was returned when it was posted.
 _BOOKED: Final = select(
     *(getattr(Transfer, name) for name in BookedTransfer._fields if hasattr(Transfer, name)),
     held_amount(Transfer.id).label("held_amount"),

@@ -80,16 +80,17 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
 
 
 class TransferRequest(NamedTuple):
-    """`amount` in the smallest unit. `currency`, where given, must be that of both accounts. `effective_at` is when it
-    counts from for who reckons by that, now if not given; what is booked is booked now.
+    """`amount` is in the smallest unit. `currency`, if given, must be that of both accounts. `effective_at` is the time
+    when the transfer takes effect, now by default. The transfer is posted now in any case.
 
-    At most one of these: `pending_seconds` only holds the amount, for so long, until it is posted or voided; `posts`
-    and `voids` name the pending transfer, `reverses` the transfer of which this one takes that much back, the way it
-    came. Posting and reversing without an amount mean all there is. A reversal takes effect now, or together with the
-    transfer that it reverses if that is later; it is refused if its `effective_at` is before that one's.
+    A request has at most one of these: `pending_seconds` holds the amount for at most that time, until it is posted or
+    voided. `posts` and `voids` name a pending transfer. `reverses` names a transfer that this one returns, in the
+    opposite direction. To post or reverse without an `amount` means the whole amount that is left. A reversal takes
+    effect now, or together with the transfer that it reverses if that is later. It is refused if its `effective_at` is
+    before that of the reversed transfer.
 
-    `linked`: made together with the next request of the list, or neither. `key` is the idempotency key, `scope` whose
-    key it is.
+    `linked`: this request and the next one of the list are posted together or not at all. `key` is the idempotency key,
+    `scope` is its owner.
     """
 
     from_account_id: UUID
@@ -122,7 +123,7 @@ class TransferRequest(NamedTuple):
             later = ("metadata", "effective_at", "pending_seconds", "posts", "voids")
             if given := {name: value for name in later if (value := getattr(self, name)) is not None}:
                 if self.metadata is not None:
-                    given["metadata"] = dict(self.metadata)  # another kind of mapping has the same fingerprint
+                    given["metadata"] = dict(self.metadata)  # so that all kinds of mappings have the same fingerprint
                 if self.effective_at is not None:
                     given["effective_at"] = self.effective_at.astimezone(UTC)
                 asked.append(given)
@@ -130,7 +131,7 @@ class TransferRequest(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the two accounts are all that has to be looked at."""
+        """Whether this is a basic transfer: no hold, no posting, no voiding, no reversal."""
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
 
 
@@ -142,7 +143,7 @@ class NamedTransfer(NamedTuple):
     to_account_id: UUID
 
     def posting(self, amount: int | None = None, *, key: str | None = None, scope: str = "") -> TransferRequest:
-        """The request that posts it: this amount, or all that it holds."""
+        """The request that posts it: `amount`, or the whole hold."""
         return TransferRequest(self.from_account_id, self.to_account_id, amount, posts=self.id, key=key, scope=scope)
 
     def voiding(self, *, key: str | None = None, scope: str = "") -> TransferRequest:
@@ -158,7 +159,7 @@ class NamedTransfer(NamedTuple):
         key: str | None = None,
         scope: str = "",
     ) -> TransferRequest:
-        """The request that reverses it: this amount, or all that is left of it."""
+        """The request that reverses it: `amount`, or all that isn't reversed yet."""
         return TransferRequest(
             self.to_account_id,
             self.from_account_id,
@@ -172,12 +173,12 @@ class NamedTransfer(NamedTuple):
 
 
 class BookedTransfer(NamedTuple):
-    """A transfer's row. No mapped object: making one is most of the time in which a transfer is decided.
+    """A transfer's row. It is not a mapped object: to create one would take most of the time of a decision.
 
-    The versions are the numbers of its two entries; a pending or voided one has none. The balances are those of its
-    accounts after it, by these entries. `held_amount` is what a transfer held before it was posted or voided, or still
-    holds; None if it was never pending. `reversed_amount` is how much of it has been reversed; 0 in the answer to the
-    request that made it, and in every replay of that answer.
+    The versions are the numbers of its two entries. A pending or voided transfer has none. The balances are those of
+    its accounts after these entries. `held_amount` is the amount that the transfer held or still holds, None if it was
+    never pending. `reversed_amount` is the part of it that has been reversed. It is 0 in the result of the request that
+    made the transfer, and in every replay.
     """
 
     id: UUID
@@ -236,8 +237,8 @@ class TransferResult(_Result):
 
 
 def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferRequest]]:
-    """The requests, those together that are linked. Raises `ValueError` if the last one is linked to nothing, if more
-    than 100 are linked, or if only some linked ones have keys."""
+    """The requests, grouped into chains of linked ones. Raises `ValueError` if the last one is linked, if more than 100
+    are linked, or if only some of the linked ones have keys."""
     first = 0
     for number, request in enumerate(requests, start=1):
         if request.linked:
@@ -258,8 +259,10 @@ def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferReq
 
 
 def linked_keys(key: str) -> list[str]:
-    """The keys of the transfers that a client links under one key: its own, and one with a number for each further
-    transfer. A space tells these from any key that a client can choose."""
+    """The keys of a chain's transfers: the client's key for the first one, and that key with a number for the others.
+
+    The key and the number are separated by a space, which a client's key can't have.
+    """
     return [key, *(f"{key} {place}" for place in range(1, MAX_LINKED))]
 
 
@@ -272,7 +275,7 @@ def fingerprints(chain: Sequence[TransferRequest]) -> list[bytes]:
 
 
 def _digits(number: int) -> str:
-    """Python writes a number of more than 4,300 decimal digits in hexadecimal only."""
+    """Hexadecimal for a large number: Python doesn't write more than 4,300 decimal digits."""
     return str(number) if number.bit_length() < 10_000 else hex(number)
 
 

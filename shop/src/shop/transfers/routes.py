@@ -48,7 +48,7 @@ _METADATA_PARAMETER: Final = {
     "name": "metadata",
     "in": "query",
     "required": False,
-    "description": "What the metadata contains: `metadata[region]=north`, and others like it, all of which must match",
+    "description": "A name and value of the metadata: `metadata[region]=north`. All of several must match",
     "style": "deepObject",
     "explode": True,
     "schema": _METADATA.json_schema(),
@@ -65,11 +65,11 @@ _REFUSALS: Final = problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
 async def create_transfer(
     body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Move money. A request may be sent again under its key after any failure: it is made once, and answered alike,
-    with `Idempotency-Replayed: true`. The same key with another body is refused.
+    """Move money. A request can be sent again with its key after any failure: it is executed once, and the first
+    response is returned again with `Idempotency-Replayed: true`. The same key with another body is refused.
 
-    With `pending_seconds` the amount is only held: `POST /transfers/{transfer_id}/post` moves it, `…/void` lets it go,
-    and so does time.
+    With `pending_seconds` the amount is only held. `POST /transfers/{transfer_id}/post` posts it and `…/void` releases
+    it. After that time it expires.
     """
     if idempotency_key is None:
         return key_missing()
@@ -85,15 +85,16 @@ async def create_transfer(
 async def create_linked_transfers(
     body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """2 to 100 transfers under one key, all or none, each decided on what those before it left: from one account to
-    many, say, or through an account in between. A refusal names with `index`, from 0, which one it is about.
+    """Make 2 to 100 transfers under one key, all or none. Each is decided on the balances that the ones before it left.
+    So one account can pay many, or money can pass through an account. A refusal names the refused one by its `index`,
+    from 0.
 
     An element is a transfer, or posts (`posts`), voids (`voids`) or reverses (`reverses`) the transfer that it names.
     """
     if idempotency_key is None:
         return key_missing()
     named = await named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
-    await db.commit()  # only read; the ledger has a transaction of its own
+    await db.commit()  # it only read; the ledger uses a transaction of its own
     requests = [request_of(each, named, key=None, scope=caller) for each in body.transfers]
     results = await ledger.submit_many(linked_under(idempotency_key, requests))
     for index, result in enumerate(results):
@@ -120,20 +121,21 @@ async def create_linked_transfers(
 async def create_transfers(
     request: Request, db: ReadDbSession, ledger: CurrentLedger, caller: Caller
 ) -> StreamingResponse:
-    """NDJSON in, NDJSON out, of any length: a transfer and its own idempotency key a line, answered in order.
+    """Make many transfers. The body and the response are NDJSON of any length: each line has a transfer and its own
+    idempotency key, and is answered in order.
 
     A line may also post (`posts`), void (`voids`) or reverse (`reverses`) the transfer that it names. A line that names
-    a transfer that isn't there is `invalid`.
+    an unknown transfer is `invalid`.
 
-    The lines are decided in order, 500 and those linked to them in a transaction, and each that isn't linked alone. The
-    answer starts when the last line has been posted; a connection that breaks before leaves some posted, and sending
-    all again is safe.
+    The lines are decided in order. 500 lines, and those linked to them, are one transaction. A refused line doesn't
+    affect lines that it isn't linked with. The response starts when the last line has been decided. If the connection
+    breaks before, some lines have been posted; it is safe to send all lines again.
     """
     return StreamingResponse(await posted_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
 
 
 async def get_metadata_filter(request: Request) -> dict[str, str]:
-    """The parameters `metadata[name]=value`, each name once."""
+    """The filter from the parameters `metadata[name]=value`. A name that occurs twice is an error."""
     found: dict[str, list[str]] = {}
     for parameter, value in request.query_params.multi_items():
         if match := METADATA_PARAMETER.fullmatch(parameter):
@@ -156,11 +158,10 @@ async def list_transfers(
     db: ReadDbSession,
     caller: Caller,
 ) -> Response:
-    """Transfers in any state, in the order in which they were requested: one that is posted or voided keeps its place,
-    and may come after others have been read.
+    """Transfers in any state, in the order of their ids. A transfer that is posted or voided keeps its place.
 
-    By account, a page reads the entries of the account, or those of the time between `created_from` and
-    `created_before`. `GET /accounts/{account_id}/entries` reads only the entries of the page.
+    A page of a list by account reads all entries of the account, or those between `created_from` and `created_before`.
+    `GET /accounts/{account_id}/entries` reads only the entries of the page.
     """
     filters = parameters.model_dump(exclude={"limit", "after", "before"})
     chosen = transfers_matching(scope=caller, metadata=metadata, **filters)
@@ -171,7 +172,7 @@ async def list_transfers(
 
 @router.get("/{transfer_id}", response_model=TransferOut)
 async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
-    """The transfer as it stands: pending, posted or voided."""
+    """The current state of the transfer: pending, posted or voided."""
     return _json(HTTPStatus.OK, shown(await find_transfer(db, transfer_id)))
 
 
@@ -193,8 +194,7 @@ async def post_pending_transfer(
     body: Part,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Move what a pending transfer holds: the amount that the body names, or all. What it holds beyond that is free
-    again."""
+    """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released."""
     if idempotency_key is None:
         return key_missing()
     request = await posting_of(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
@@ -212,7 +212,7 @@ async def void_pending_transfer(
     body: Annotated[VoidIn, Body(default_factory=VoidIn)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Let go what a pending transfer holds, all of it."""
+    """Void a pending transfer: release the whole hold."""
     if idempotency_key is None:
         return key_missing()
     request = await voiding_of(db, transfer_id, key=idempotency_key, scope=caller)
@@ -230,8 +230,8 @@ async def reverse_transfer(
     body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Take a transfer back: the amount that the body names, or all that is left of it. Several reversals never take
-    back more than there was. A reversal never takes effect before the transfer that it reverses."""
+    """Reverse a transfer: the `amount` of the body, or all that isn't reversed yet. Its reversals never return more
+    than its amount. A reversal never takes effect before the transfer that it reverses."""
     if idempotency_key is None:
         return key_missing()
     request = await reversal_of(

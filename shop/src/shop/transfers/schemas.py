@@ -43,11 +43,11 @@ class TransferIn(BaseModel):
     description: Description | None = Field(default=None, examples=["rent for May"])
     metadata: Metadata | None = None
     effective_at: Moment | None = Field(
-        default=None, description="When it counts from, if that isn't now; it is booked now all the same"
+        default=None, description="When the transfer takes effect: now by default. It is posted now in any case"
     )
     pending_seconds: Annotated[int, Field(ge=1, le=MAX_PENDING_SECONDS, strict=True)] | None = Field(
         default=None,
-        description="Only hold the amount, for so long at most: until it is posted or voided",
+        description="Only hold the amount, for at most this time, until it is posted or voided",
         examples=[None],
     )
 
@@ -55,20 +55,20 @@ class TransferIn(BaseModel):
 class PartIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    amount: Amount | None = Field(default=None, description="Null for all there is", examples=[250])
+    amount: Amount | None = Field(default=None, description="Null for all that is left", examples=[250])
 
 
 class ReverseIn(PartIn):
-    description: Description | None = Field(default=None, description="Names the transfer if not given")
+    description: Description | None = Field(default=None, description="By default it names the reversed transfer")
     effective_at: Moment | None = Field(
         default=None,
-        description="When the reversal takes effect: not before the transfer that it reverses. If not given: now, or "
+        description="When the reversal takes effect: not before the transfer that it reverses. By default now, or "
         "together with that transfer if that is later",
     )
 
 
 class VoidIn(BaseModel):
-    """Nothing: a pending transfer is voided whole. To let a part go, post the rest."""
+    """An empty object: a pending transfer is voided whole. To release a part, post the rest."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,9 +88,9 @@ class ReversalIn(ReverseIn):
 
 
 def _of_its_kind(*kinds: type[BaseModel]) -> WrapValidator:
-    """Validate with the one of these models whose own field is there: `posts`, `voids`, `reverses`, or none of them.
+    """Validate with the model whose field is present: `posts`, `voids` or `reverses`, or with the plain transfer model.
 
-    Errors are those of that model; those of a union would be of all the models, and name them.
+    So the errors are those of one model. A union would report the errors of all models.
     """
     plain = next(kind for kind in kinds if issubclass(kind, TransferIn))
     by_name = {name: kind for kind in kinds for name in _NAMING if name in kind.model_fields}
@@ -145,15 +145,13 @@ class TransferOut(BaseModel):
     metadata: dict[str, str]
     effective_at: datetime
     expires_at: datetime | None = Field(description="Of a pending one")
-    group_id: UUID | None = Field(description="Shared by those that were made together")
+    group_id: UUID | None = Field(description="Shared by linked transfers")
     reverses_id: UUID | None
-    reversed_total: int | None = Field(description="Of a reversal: how much has been taken back with it in all")
+    reversed_total: int | None = Field(description="Of a reversal: how much of the original is reversed with it in all")
     reversed_amount: int = Field(
-        description="How much of it has been reversed; 0 in the answer to the request that made it, and in its replays"
+        description="How much of it has been reversed; 0 in the response that made it, and in its replays"
     )
-    held_amount: int | None = Field(
-        description="What it held before it was posted or voided, or holds; null if it was never pending"
-    )
+    held_amount: int | None = Field(description="The amount that it held or still holds; null if it was never pending")
     from_version: int | None = Field(description="The number of its entry among the account's")
     from_balance: int | None = Field(description="The account's balance after it; null unless it is posted")
     to_version: int | None
@@ -170,9 +168,9 @@ class LinkedOut(BaseModel):
 
 
 class TransferPageParameters(PageParameters):
-    """Transfers that match all of these. `metadata[name]=value` is read by `shop.transfers.routes`."""
+    """Filters, all of which must match. `shop.transfers.routes` reads `metadata[name]=value`."""
 
-    order: ListOrder = Field(default="oldest", description="The order of the requests that made them (`id`)")
+    order: ListOrder = Field(default="oldest", description="The order of the ids")
     account_id: UUID | None = Field(default=None, description="From or to this account")
     from_account_id: UUID | None = None
     to_account_id: UUID | None = None
@@ -180,9 +178,9 @@ class TransferPageParameters(PageParameters):
     created_before: RFC3339Datetime | None = Field(default=None, description="Created before then")
     effective_from: RFC3339Datetime | None = Field(default=None, description="Effective from then on")
     effective_before: RFC3339Datetime | None = Field(default=None, description="Effective before then")
-    state: TransferState | None = Field(default=None, description="A pending one that has expired counts as voided")
+    state: TransferState | None = Field(default=None, description="An expired hold counts as voided")
     idempotency_key: Key | None = Field(
-        default=None, description="Answered under this key of the client that asks, as long as the key is kept"
+        default=None, description="Made under this key of this client, until the key is deleted"
     )
     reverses_id: UUID | None = Field(default=None, description="The reversals of this transfer")
     group_id: UUID | None = Field(default=None, description="Posted together or not at all")
@@ -197,9 +195,7 @@ class TransferPageParameters(PageParameters):
 
 class _Line(BaseModel):
     idempotency_key: Key
-    linked: bool = Field(
-        default=False, strict=True, description="Made together with the transfer of the next line, or neither"
-    )
+    linked: bool = Field(default=False, strict=True, description="Made together with the next line, or not at all")
 
 
 class TransferLineIn(_Line, TransferIn):
@@ -237,9 +233,7 @@ class BatchLineOut(BaseModel):
     transfer: TransferOut | None = None
     refusal: Refusal | None = None
     replayed: bool = False
-    detail: str | None = Field(
-        default=None, description="What is wrong with a line that can't be read, or names a transfer that isn't there"
-    )
+    detail: str | None = Field(default=None, description="What is wrong with an invalid line")
 
 
 def shown(transfer: BookedTransfer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one way for money to move."""
+"""Post transfers under locks. All money moves through `post_transfers` or `shop.transfers.ledger`."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from shop.transfers.writing import write
 
 
 async def post_transfers(session: AsyncSession, requests: Sequence[TransferRequest]) -> list[TransferResult]:
-    """Decide the requests in the order given and write what they amount to; a result for each, in that order.
+    """Decide the requests in order, and write the transfers. Return a result for each request, in the same order.
 
-    A refusal is a result and doesn't touch its neighbours, but for those that are linked to it: one is decided on the
-    balances that those before it left. All of it belongs to the caller's transaction, and nothing may be reported
-    before that is committed. The accounts are locked in key order by one statement, and another one writes transfers,
-    entries, balances and idempotency keys, so concurrent calls wait for each other and can't deadlock.
+    Each request is decided on the balances that the ones before it left. A refusal is a result. It affects only the
+    requests that are linked with it. Everything is part of the caller's transaction: report no result before it is
+    committed. One statement locks the accounts in key order, and another one writes transfers, entries, balances and
+    idempotency keys. So concurrent calls wait for each other and can't deadlock.
 
-    Requests under the same key lock the same accounts, so that the later one sees what the earlier one came to. Those
-    that don't (another body, or accounts that don't exist) may meet only when they are written: `KeyInUse`, after
-    which the whole transaction must be rolled back and may be begun again.
+    Requests with the same key lock the same accounts, so the second one waits and then reads the stored result. If they
+    lock different accounts (another body, or accounts that don't exist), writing may raise `KeyInUse`. Then roll back
+    the whole transaction; it may be repeated.
 
-    Raises `TypeError` and `ValueError` for requests that can't be stored as they are, or contradict themselves.
+    Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself.
     """
     return (await posted_under_locks(session, requests))[0] if requests else []
 
@@ -58,8 +58,8 @@ async def posted_under_locks(
 async def posted_where_free(
     session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
 ) -> tuple[list[list[TransferResult] | None], AccountsAt]:
-    """As `posted_under_locks`, for several lists and without waiting for an account: None for a list of which somebody
-    else has locked one."""
+    """Like `posted_under_locks`, for several lists, and without waiting for locks. The result is None for a list with
+    an account that another transaction has locked."""
     ids = {id_ for requests in lists for id_ in accounts_of(requests)}
     locked, taken = await TransferRepository(session).lock_free_accounts(ids)
     free = [not taken or taken.isdisjoint(accounts_of(requests)) for requests in lists]
@@ -72,8 +72,8 @@ async def posted_where_free(
 
 
 async def expired_voided(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
-    """Void what has expired of what these accounts hold, but those that somebody else has locked. How much it was, and
-    the accounts."""
+    """Void the expired holds of those of these accounts that no other transaction has locked. Return the number of
+    holds, and the accounts."""
     locked, _ = await TransferRepository(session).lock_free_accounts(set(account_ids))
     return await _void_expired(session, locked), locked
 
@@ -93,13 +93,14 @@ async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:
 async def _posted(
     session: AsyncSession, locked: AccountsAt, requests: Sequence[TransferRequest]
 ) -> list[TransferResult]:
-    await _void_expired(session, locked)  # first: what has expired is in nobody's way
+    await _void_expired(session, locked)  # before the decision: expired holds must not cause a refusal
     repository = TransferRepository(session)
     reversed_ids = {request.reverses for request in requests if request.reverses is not None}
     settled_ids = {subject for request in requests if (subject := request.posts or request.voids) is not None}
     used = await _used(repository, requests)
     reversible = await repository.reversible(reversed_ids)
-    # also those that are to be reversed and aren't posted, and those that are to be settled and never were pending
+    # for the right refusal: holds that requests reverse but that aren't posted, and transfers that requests post or
+    # void but that were never pending
     pending = await repository.holds(settled_ids | (reversed_ids - reversible.keys()))
     reversible |= await repository.reversible(settled_ids - pending.keys())
     books = Books(locked.accounts, locked.at, used=used, reversible=reversible, pending=pending)
@@ -129,11 +130,11 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
     """
     async with db.begin_nested() if db.in_transaction() else db.begin():
         [result] = await post_transfers(db, [TransferRequest(from_account_id, to_account_id, amount)])
-    return result.unwrap()  # not before: what had expired stays voided
+    return result.unwrap()  # after the savepoint, so that expired holds stay voided
 
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
-    """The transfer as it stands: pending, posted or voided; an expired one counts as voided. Raises `NotFound`."""
+    """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`."""
     transfer: TransferSnapshot | None = (await db.scalars(transfer_with(transfer_id))).one_or_none()
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
@@ -141,7 +142,7 @@ async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
 
 
 def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[TransferRequest]:
-    """The requests, to be made together under one key."""
+    """The requests as one linked chain under one key."""
     if type(key) is not str:
         raise TypeError(f"key is of type {type(key).__name__}; pass a str")
     last = len(requests) - 1
@@ -161,7 +162,7 @@ async def reversal_of(
     key: str | None = None,
     scope: str = "",
 ) -> TransferRequest:
-    """The request that takes a transfer back: so much of it, or all that is left then. Raises `NotFound`."""
+    """The request that reverses a transfer: `amount`, or all that isn't reversed yet. Raises `NotFound`."""
     named = await named_transfer(db, transfer_id)
     return named.reversal(amount, description=description, effective_at=effective_at, key=key, scope=scope)
 
@@ -169,7 +170,7 @@ async def reversal_of(
 async def posting_of(
     db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
-    """The request that posts a pending transfer: so much of what it holds, or all. Raises `NotFound`."""
+    """The request that posts a pending transfer: `amount`, or the whole hold. Raises `NotFound`."""
     return (await named_transfer(db, transfer_id)).posting(amount, key=key, scope=scope)
 
 
@@ -181,7 +182,7 @@ async def voiding_of(
 
 
 async def named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
-    """The transfer's accounts, whatever its state. Raises `NotFound`."""
+    """The transfer, in any state, with its accounts. Raises `NotFound`."""
     found = (await named_transfers(db, [transfer_id])).get(transfer_id)
     if found is None:
         raise NotFound(Transfer, [transfer_id])
@@ -189,13 +190,13 @@ async def named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
 
 
 async def named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
-    """The accounts of those of the transfers that exist, whatever their states: one statement, or none for no ids."""
+    """Those of the transfers that exist, in any state, with their accounts. Takes at most one statement."""
     return await TransferRepository(db).named(transfer_ids)
 
 
 async def answer_before(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
-    """What was answered to this request under its key, None if it wasn't used; the refusal `key_reused` if it was used
-    for another one."""
+    """The stored result of this request's key as a replay. None if the key is unused; the refusal `key_reused` if it
+    was used for another request."""
     check_request(request)
     assert request.key is not None
     outcome = (await _used(TransferRepository(session), [request])).get((request.scope, request.key))
@@ -207,8 +208,8 @@ async def answer_before(session: AsyncSession, request: TransferRequest) -> Tran
 
 
 async def _used(repository: TransferRepository, requests: Sequence[TransferRequest]) -> dict[ScopedKey, Outcome]:
-    """What was answered under those keys of the requests that were used before. Raises `LookupError` if the transfer of
-    a key is missing."""
+    """The stored results of those of the requests' keys that were used. Raises `LookupError` if the transfer of a key
+    is missing."""
     found = await repository.answers_under({(each.scope, each.key) for each in requests if each.key is not None})
     ids: dict[AnswerKind, list[UUID]] = {kind: [] for kind in AnswerKind}
     for each in found.values():
@@ -228,7 +229,7 @@ async def _used(repository: TransferRepository, requests: Sequence[TransferReque
                     return TransferResult(holds[_id(stored)].shown(TransferState.VOIDED))
                 case AnswerKind.REFUSED:
                     return TransferResult(refusal=Refusal(str(stored.refusal)))
-                case AnswerKind.OPENED:  # whatever is requested of the ledger, that was another request
+                case AnswerKind.OPENED:  # it opened an account, so this request is another one
                     return TransferResult(refusal=Refusal.KEY_REUSED)
         except KeyError:
             raise LookupError(

@@ -1,7 +1,6 @@
-"""What is done in the background: pending transfers whose time is over are voided, what was written since is linked to
-the chain of seals, old idempotency keys are forgotten.
+"""Background jobs: void expired holds, link new seals to the chain, delete old idempotency keys.
 
-Any number of processes may do it at the same time.
+Any number of processes may run them at the same time.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ _log = structlog.get_logger("shop.upkeep")
 
 @asynccontextmanager
 async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
-    """While inside: every five seconds what has expired is voided and new seals are linked, every hour the keys are
-    forgotten that were first used longer ago than `key_retention_days`. Until then they count. What fails is logged and
-    tried again."""
+    """Run the jobs inside the `async with` block. Every five seconds expired holds are voided and new seals are linked.
+    Every hour keys are deleted that were first used more than `key_retention_days` ago. A failure is logged, and the
+    jobs run again five seconds later."""
     task = asyncio.create_task(_keep_up(database, ledger, timedelta(days=key_retention_days)))
     try:
         yield
@@ -47,8 +46,8 @@ async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: floa
 
 
 async def void_expired(database: Database, ledger: Ledger) -> int:
-    """Void what is pending and has expired; how many there were. What accounts hold that somebody else has locked is
-    left for the next time."""
+    """Void all expired holds, and return their number. Accounts that another transaction has locked are skipped until
+    the next run."""
     voided, done = 0, set[UUID]()
     while True:
         holding = ACCOUNTS_WITH_EXPIRED.where(PendingTransfer.from_account_id != all_(_done)).limit(_AT_A_TIME)
@@ -61,8 +60,8 @@ async def void_expired(database: Database, ledger: Ledger) -> int:
 
 
 async def forget_keys(database: Database, retention: timedelta) -> int:
-    """Forget the idempotency keys that were first used longer ago than that, by the database's clock; how many there
-    were."""
+    """Delete the idempotency keys that were first used longer ago than `retention`, by the database's clock. Return
+    their number."""
     forgotten = 0
     old = (
         select(IdempotencyKey.scope, IdempotencyKey.key)

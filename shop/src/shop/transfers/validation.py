@@ -1,4 +1,4 @@
-"""The check that every request passes before it is decided: exact types, and values that the database can store."""
+"""Validate each request before it is decided: exact types, and values that the database can store."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _MAX_METADATA: Final = 50
 _MAX_METADATA_NAME: Final = 40
 _MAX_METADATA_VALUE: Final = 500
 
-# Outside of these a time is another year in some time zone, or one of PostgreSQL's infinities.
+# A time outside of these is in another year than 1 to 9999 in some time zone, or is PostgreSQL's infinity.
 EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
 LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 
-_SETTLES_ONLY: Final = "a request that posts or voids keeps that of the pending transfer"
+_SETTLES_ONLY: Final = "a request that posts or voids can't change the one of the pending transfer"
 
 
 def checked(requests: Iterable[TransferRequest]) -> tuple[TransferRequest, ...]:
-    """The requests, as they are at the moment of the call.
+    """A copy of the list of requests, validated.
 
     Raises `TypeError` and `ValueError`, as `check_request` and `chains` do.
     """
@@ -39,10 +39,11 @@ def checked(requests: Iterable[TransferRequest]) -> tuple[TransferRequest, ...]:
 
 
 def check_request(request: TransferRequest) -> None:
-    """Raise `TypeError` or `ValueError` if a field has another type than it says, or a value that can't be stored.
+    """Raise `TypeError` if a field has the wrong type, and `ValueError` if a value can't be stored.
 
     The types are exact: a `bool` or a `Decimal` as an amount would be compared like an `int`, and stored as another
-    number. A request may be refused for its amount, its accounts and its currency; that is a decision, not an error.
+    number. An amount that is out of range, an unknown account or a wrong currency is not an error here: the request is
+    refused later.
     """
     if not isinstance(request, TransferRequest):
         raise TypeError(f"a TransferRequest is expected, not {type(request).__name__}; pass several as a list")
@@ -88,7 +89,7 @@ def _check_kind(request: TransferRequest) -> None:
             raise _wrong_type(name, value, _A_UUID)
     kinds = (request.pending_seconds, request.posts, request.voids, request.reverses)
     if sum(kind is not None for kind in kinds) > 1:
-        raise ValueError("a request has pending_seconds, posts, voids or reverses: one of these")
+        raise ValueError("a request has only one of pending_seconds, posts, voids and reverses: leave out the others")
     seconds = request.pending_seconds
     if seconds is not None:
         if type(seconds) is not int:
@@ -100,7 +101,7 @@ def _check_kind(request: TransferRequest) -> None:
             if getattr(request, name) is not None:
                 raise ValueError(f"{name}: {_SETTLES_ONLY}; leave it out")
     if request.voids is not None and request.amount is not None:
-        raise ValueError("amount: a pending transfer is voided whole; leave it out, or post the part that is to stay")
+        raise ValueError("amount: a pending transfer is voided whole; leave it out, or post a part to release the rest")
 
 
 def _check_text(name: str, value: str, max_length: int) -> None:
@@ -109,7 +110,7 @@ def _check_text(name: str, value: str, max_length: int) -> None:
     if len(value) > max_length:
         raise ValueError(f"{name}: at most {max_length} characters are stored, not {len(value)}")
     if "\0" in value:
-        raise ValueError(f"{name}: PostgreSQL stores no NUL character; remove it")
+        raise ValueError(f"{name}: PostgreSQL can't store a NUL character; remove it")
     if not value.isascii():
         try:
             value.encode()
@@ -120,7 +121,7 @@ def _check_text(name: str, value: str, max_length: int) -> None:
 def _check_currency(currency: str) -> None:
     _check_text("currency", currency, 3)
     if len(currency) != 3 or not (currency.isascii() and currency.isalpha() and currency.isupper()):
-        raise ValueError(f"currency: {currency!r} is no code of three capital letters, such as 'GBP'")
+        raise ValueError(f"currency: {currency!r} isn't three capital letters, such as 'GBP'")
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
@@ -131,16 +132,16 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
     for name, value in metadata.items():
         _check_text("metadata, a name", name, _MAX_METADATA_NAME)
         if not name:
-            raise ValueError("metadata: a name is empty")
+            raise ValueError("metadata: a name is empty; give it at least one character")
         _check_text(f"metadata[{name!r}]", value, _MAX_METADATA_VALUE)
 
 
 def _check_time(moment: datetime) -> None:
-    if type(moment) is not datetime:  # a subclass may be more exact than what is stored, as that of pandas is
+    if type(moment) is not datetime:  # a subclass may be more exact than the column: pandas.Timestamp has nanoseconds
         raise _wrong_type("effective_at", moment, "pass a datetime.datetime with a time zone")
     if moment.utcoffset() is None:
         raise ValueError(
-            "effective_at: a naive datetime names no moment; pass one with a time zone, such as datetime.now(UTC)"
+            "effective_at: a naive datetime has no time zone; pass an aware one, such as datetime.now(UTC)"
         )
     if not EARLIEST <= moment <= LATEST:
         raise ValueError(f"effective_at: {moment} isn't between {EARLIEST} and {LATEST}")

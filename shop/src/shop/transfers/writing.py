@@ -59,22 +59,26 @@ async def write(session: AsyncSession, books: Books) -> None:
 
 
 def values_to_write(books: Books, assumed: Sequence[tuple[UUID, int, int | None]]) -> dict[str, Any]:
-    """What `write_if` is given: taken at once, for what is decided next changes the accounts further. `assumed`: an
-    account, and the version and revision, None for 0, that it was decided on."""
+    """The parameters of `write_if`. Read them right after the decision, because the next decision changes the accounts.
+    `assumed`: id, version and revision (None for 0) of each account that the decision assumed."""
     return _shared_values(books) | _columns("a", _ASSUMED, assumed)
 
 
 class Written(NamedTuple):
-    """Whether a statement has written anything, and the time of the database's clock."""
+    """Whether the statement wrote anything, and the database's time."""
 
     written: bool
     at: datetime
 
 
 async def write_if(connection: AsyncConnection, values: Mapping[str, Any]) -> Written:
-    """Write what was decided without locks, if all accounts that it was decided on still have their assumed versions
-    and revisions, nobody else has locked one, and the time is neither ahead of the database's clock nor more than ten
-    seconds ago: one statement, which waits for no account. Nothing is written if not. Raises `KeyInUse`."""
+    """Write the optimistic decision by one statement, which waits for no account. It writes nothing unless
+
+    - all accounts still have the versions and revisions that the decision assumed,
+    - no other transaction has locked one of them,
+    - the decision's time isn't ahead of the database's clock, nor more than ten seconds behind.
+
+    Raises `KeyInUse`."""
     with _keys_not_in_use():
         return Written(*(await connection.execute(WRITE_IF, values)).one())
 
@@ -90,7 +94,7 @@ async def _write_held(
 
 
 def show(session: AsyncSession, account: Any, names: Iterable[str]) -> None:
-    """Make the session's object of this account, if there is one, hold what was written: these attributes."""
+    """Copy these attributes to the session's object of this account, if it has one. They are what was written."""
     kept = session.identity_map
     if kept and (instance := kept.get(identity_key(Account, account.id))) is not None:
         for name in names:
@@ -134,7 +138,7 @@ def _shared_values(books: Books) -> dict[str, Any]:
 
 
 def _kind_if_unusual(result: TransferResult) -> str | None:
-    """None where `_write` can tell the kind of the answer: for posted transfers and refusals."""
+    """The kind of the answer, or None for a posted transfer and a refusal, which `_write` derives."""
     transfer = result.transfer
     return None if transfer is None or transfer.state is TransferState.POSTED else transfer.state.value
 
@@ -204,8 +208,8 @@ _HELD: Final[_Kinds] = {
     "expires_at": DateTime(timezone=True),
 }
 
-# Nothing is done unless the accounts are as assumed, and the time that this process takes for the database's is. Who is
-# waited for could be waiting for us, or take long, so nobody is waited for.
+# Nothing is written unless the accounts are as assumed and the time is close to the database's clock. Locked accounts
+# are skipped: to wait for their transaction could deadlock, or take long.
 _AS_ASSUMED: Final = f"""
         locked AS MATERIALIZED (
             SELECT id, version, revision FROM {Account.__tablename__}

@@ -1,4 +1,4 @@
-"""Answering a request of any number of lines, part by part and at constant memory."""
+"""Process a request of any number of lines in parts, at constant memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, Any, Final, TypeVar
 
 BATCH_LINES: Final = 500
 LINES_BETWEEN_OTHERS: Final = 50
-"""After so many lines a reader lets other tasks run, those that carry out the lines before among them."""
+"""After this many lines the reader lets other tasks run, among them the one that carries out the previous part."""
 _SPOOL_BYTES: Final = 1_048_576
 _PART_BYTES: Final = 65_536
 
@@ -22,12 +22,12 @@ async def answered_in_parts(
     carry_out: Callable[[PartT], Coroutine[Any, Any, ResultT]],
     write: Callable[[PartT, ResultT, IO[bytes]], None],
 ) -> AsyncIterator[bytes]:
-    """Carry out the parts in order, and return what `write` writes of each part and its result.
+    """Carry out the parts in order, and return what `write` writes for each part and its result.
 
-    One part is carried out while the next one is read and the one before is written. The answers wait on the disk,
-    since a client may send all before it reads anything.
+    While one part is carried out, the next one is read and the previous one is written. The responses are spooled to
+    disk, because a client may send its whole request before it reads anything.
     """
-    answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed when it has been sent
+    answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed after it has been sent
     running: tuple[PartT, asyncio.Task[ResultT]] | None = None
     finished: tuple[PartT, ResultT] | None = None
     try:

@@ -1,4 +1,4 @@
-"""What the schemas' fields share."""
+"""Field types that several schemas share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Metadata: TypeAlias = Annotated[
     Field(max_length=50, description="The client's own, up to 50 names", examples=[{"region": "north"}]),
 ]
 
-# Beyond these a time is PostgreSQL's infinity, or is in another year than 1 to 9999 in another time zone.
+# A time outside of these may be PostgreSQL's infinity, or in another year than 1 to 9999 in some time zone.
 _EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
 _LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -34,7 +34,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Moment = Annotated[RFC3339Datetime, AfterValidator(_in_utc)]
-"""A time that is stored, in UTC."""
+"""A time that is stored. It is converted to UTC."""
 
 
 ListOrder: TypeAlias = Literal["oldest", "newest"]

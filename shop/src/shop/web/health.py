@@ -26,7 +26,7 @@ async def healthz() -> Health:
 
 @router.get(
     "/readyz",
-    summary="The database is reachable, its schema is current, and its triggers are there and enabled",
+    summary="The database is reachable, its schema is current, and it has the ledger's triggers, enabled",
     response_model=Health,
     responses=problems(HTTPStatus.SERVICE_UNAVAILABLE),
 )
@@ -41,7 +41,7 @@ async def readyz(request: Request) -> Health | Response:
     if current != migrations.head():
         return _not_ready(f"the schema is at {current}, not at {migrations.head()}: run shop migrate")
     if guards.missing or guards.unknown:
-        return _not_ready(f"the database doesn't keep the ledger as it must: {guards}")
+        return _not_ready(f"the database differs from guards.sql, run shop check: {guards}")
     return Health(status="ready")
 
 

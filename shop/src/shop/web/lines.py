@@ -71,7 +71,7 @@ async def rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int
 
 
 def first_fault(error: ValidationError | InvalidJSON) -> str:
-    """The first thing that is wrong, and where; without the value itself."""
+    """The first fault and its place, without the rejected value."""
     if isinstance(error, InvalidJSON):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]
@@ -80,7 +80,7 @@ def first_fault(error: ValidationError | InvalidJSON) -> str:
 
 
 def _place(error: InvalidJSON, body: bytes) -> int:
-    """The number of the element, from 1; of the line, if the body is no JSON."""
+    """The number of the element, from 1. If the body isn't JSON, the number of the line."""
     match error.code, error.loc:
         case "json_duplicate_name", (int(index), *_):
             return index + 1

@@ -13,15 +13,15 @@ CACHED: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def etag(*versions: int) -> str:
-    """A tag of the version that `require_match` compares, and of those that it doesn't."""
+    """An `ETag` of one or more versions. `require_match` compares only the first one."""
     return f'"{"-".join(map(str, versions))}"'
 
 
 def require_match(if_match: str | None, version: int) -> None:
     """Raise `PreconditionMissing` or `PreconditionFailed` unless the header names this version, or `*`.
 
-    A tag of several versions, `"7-…"`, names the one that it begins with. A view's tag has more than that because what
-    is nested in the answer may change, and an account's because transfers change the balance.
+    A tag of several versions, `"7-…"`, names the first one. The tag of a view has further ones because nested rows may
+    change, and that of an account because transfers change the balance.
     """
     if if_match is None:
         raise PreconditionMissing

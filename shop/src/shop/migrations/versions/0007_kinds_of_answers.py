@@ -10,9 +10,9 @@ depends_on = None
 
 _KINDS = ("posted", "pending", "voided", "refused", "opened")
 
-# A key has the time of its transaction, and so has the hold that was created or settled by it. The two times of a hold
-# can be equal, if the clock of the process that settled it was behind. Then the fingerprint decides: it is the digest of
-# a request to post or void this hold, or else the key created it.
+# A key has the time of its transaction, and so has the hold that this transaction created or settled. A hold can be
+# created and settled at the same time, if the clock of the process that settled it was behind. Then the fingerprint
+# decides: if it is the digest of a request to post or void this hold, the key settled it; otherwise the key created it.
 _CLASSIFY = """
     UPDATE idempotency_keys key
     SET answer = CASE
@@ -36,7 +36,7 @@ _CLASSIFY = """
 def upgrade() -> None:
     kind = sa.Enum(*_KINDS, name="answer_is_known", native_enum=False, create_constraint=False, length=10)
     op.add_column("idempotency_keys", sa.Column("account_id", sa.Uuid(), nullable=True))
-    # The default is only for the rows that exist. It writes none of them, and nearly all keys are of posted transfers.
+    # The default is only for existing rows. It rewrites none of them, and nearly all keys are of posted transfers.
     op.add_column("idempotency_keys", sa.Column("answer", kind, nullable=False, server_default="posted"))
     op.execute("UPDATE idempotency_keys SET answer = 'refused' WHERE refusal IS NOT NULL")
     op.execute(_CLASSIFY)
@@ -54,7 +54,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """The keys of accounts are deleted: the schema before has no place for them."""
+    """Delete the keys of accounts: the previous schema has no column for them."""
     op.execute("DELETE FROM idempotency_keys WHERE account_id IS NOT NULL")
     op.drop_constraint(op.f("ck_idempotency_keys_one_outcome"), "idempotency_keys", type_="check")
     op.create_check_constraint(

@@ -1,5 +1,5 @@
-"""Times of transfers, holds and accounts are the database's: it refuses what is ahead of its clock. What has expired is
-found by its account."""
+"""The database checks the times of transfers, holds and accounts, and rejects those that are ahead of its clock. An
+index finds the expired holds of an account."""
 
 from importlib import import_module
 
@@ -11,8 +11,8 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-# A second is allowed for a clock that was set back while a transaction was under way. After a server with a slower
-# clock has taken over, accounts may have entries that are ahead of it: transfers of these follow from their time.
+# One second is allowed for a clock that was set back during a transaction. After a failover to a server whose clock is
+# behind, `updated_at` of accounts may be ahead of it: the next transfers of these accounts have that time.
 _FUNCTIONS = {
     "book_transfers": """
         CREATE OR REPLACE FUNCTION book_transfers() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -93,7 +93,8 @@ _FUNCTIONS = {
         END
         $$
         """,
-    # An account's time never goes back, since the entries' order in time is proven by it, and is never set ahead.
+    # `updated_at` of an account never goes back, because the order of its entries in time depends on it. It is never set
+    # ahead of the clock.
     "count_revision": """
         CREATE OR REPLACE FUNCTION count_revision() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -115,7 +116,7 @@ _DEFAULTS = (
     ("transfers", "created_at"),
     ("idempotency_keys", "created_at"),
 )
-# In the order of those who move money.
+# In the order in which transfers lock these tables.
 _LOCK = "LOCK TABLE accounts, transfers, pending_transfers, idempotency_keys IN ACCESS EXCLUSIVE MODE"
 _before = import_module("shop.migrations.versions.0006_booked_by_the_database")
 
@@ -157,7 +158,7 @@ def downgrade() -> None:
 
 
 def _plan_book_transfers() -> None:
-    """CREATE OR REPLACE FUNCTION keeps none of these settings."""
+    """Set them again: CREATE OR REPLACE FUNCTION drops these settings."""
     for name, value in _before._PLANS.items():
         op.execute(f"ALTER FUNCTION book_transfers SET {name} = {value}")
     schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()

@@ -1,4 +1,4 @@
-"""What the ledger must never lose is sealed when it is written: a chain of digests, which `shop check` recomputes."""
+"""Triggers seal the ledger's rows when they are written: a chain of digests, which `shop check` computes again."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,10 +9,11 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
-# A row's digest. `record_send` writes each value with its type and length, NULL with a length of its own, and times as
-# integers. Texts become bytes before, for it would write them in the client's encoding; so no setting of a session
-# changes a digest, and no change of a column's length. A migration that adds a column appends it only where it isn't
-# NULL (`|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(t.added)) END`): what was sealed stays as it is.
+# The columns of a row's digest. `record_send` writes each value with its type and length, NULL as the length -1, and
+# times as integers. Texts are converted to bytes first, because it would write them in the client's encoding. So no
+# session setting changes a digest, and neither does a new length of a column. A migration that adds a column appends it
+# only where it isn't NULL (`|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(t.added)) END`), so that old
+# digests stay valid.
 _DIGESTS = {
     "transfer": (
         "transfers",
@@ -37,7 +38,7 @@ _DIGESTS = {
             convert_to(t.refusal, 'UTF8'), t.created_at, t.account_id, convert_to(t.answer, 'UTF8')
         """,
     ),
-    # what moves with money (balance, held, version, updated_at) is proven otherwise
+    # balance, held, version and updated_at are left out: `shop check` compares them with entries and holds
     "account": (
         "accounts",
         """
@@ -75,7 +76,7 @@ _SEALING = {
         END
         $$
         """,
-    # without their ids: keys are forgotten, and their digests say which they were
+    # without ids: old keys are deleted, and a digest identifies its key
     "seal_idempotency_keys": """
         CREATE OR REPLACE FUNCTION seal_idempotency_keys() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -120,7 +121,7 @@ _SEALING = {
         END
         $$
         """,
-    # only where the digests differ: what is held counts as a revision, too
+    # only if the digests differ: a changed held amount increments the revision, too
     "seal_changed_account": """
         CREATE OR REPLACE FUNCTION seal_changed_account() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE
@@ -197,7 +198,7 @@ _TRIGGERS = {
         AFTER INSERT ON accounts REFERENCING NEW TABLE AS added
         FOR EACH STATEMENT EXECUTE FUNCTION seal_accounts()
         """,
-    # before, for a trigger after costs each change of a balance; by its name the last one before
+    # a BEFORE trigger, because an AFTER trigger would slow down each change of a balance; its name makes it the last one
     ("sealed_change", "accounts"): """
         BEFORE UPDATE ON accounts
         FOR EACH ROW WHEN (NEW.revision <> OLD.revision) EXECUTE FUNCTION seal_changed_account()
@@ -223,7 +224,7 @@ _TRIGGERS = {
         ) EXECUTE FUNCTION refuse_on_seals()
         """,
 }
-# In the order of those who move money.
+# In the order in which transfers lock these tables.
 _LOCK = "LOCK TABLE accounts, pending_transfers, transfers, entries, idempotency_keys IN ACCESS EXCLUSIVE MODE"
 _AT_A_TIME = 500
 _LINKED_AT_A_TIME = 10_000
@@ -248,13 +249,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_seals")),
         sa.UniqueConstraint("position", name=op.f("uq_seals_position")),
     )
-    for column in ("ids", "digests", "befores"):  # which nothing compresses
+    for column in ("ids", "digests", "befores"):  # digests and random ids can't be compressed
         op.execute(f"ALTER TABLE seals ALTER COLUMN {column} SET STORAGE EXTERNAL")
     for function in (*_PURE.values(), *_SEALING.values(), *_REFUSING.values()):
         op.execute(function)
     schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()
     for name in _SEALING:
-        op.execute(f"ALTER FUNCTION {name} SET search_path = {schema}, pg_temp")  # no temporary table of that name
+        op.execute(
+            f"ALTER FUNCTION {name} SET search_path = {schema}, pg_temp"
+        )  # so that no temporary table of the same name is used
     _seal("transfers", "digest_of_transfer(t)", order="id", ids="array_agg(id)")
     settled = "array_agg((state <> 'pending')::int::bigint)"
     _seal("pending_transfers", "digest_of_pending_transfer(t)", order="id", ids="array_agg(id)", revisions=settled)
@@ -267,7 +270,7 @@ def upgrade() -> None:
 
 
 def _seal(table: str, digest: str, *, order: str, **others: str) -> None:
-    """Seal what is there, some hundreds at a time, as the triggers will."""
+    """Seal the existing rows, some hundreds at a time, like the triggers."""
     columns = {"digests": f"array_agg({digest})", **others}
     op.execute(f"""
         INSERT INTO seals (subject, {", ".join(columns)})
