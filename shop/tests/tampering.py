@@ -40,7 +40,9 @@ async def seal_pending_anew(session: AsyncSession) -> None:
     await session.execute(
         text("""
         UPDATE seals SET digests = (
-            SELECT array_agg(coalesce(digest_of_pending_transfer(p), sealed.digest) ORDER BY place)
+            SELECT array_agg(
+                CASE WHEN p.id IS NULL THEN sealed.digest ELSE digest_of_pending_transfer(p) END ORDER BY place
+            )
             FROM unnest(seals.ids, seals.digests) WITH ORDINALITY AS sealed (id, digest, place)
             LEFT JOIN pending_transfers p ON p.id = sealed.id AND p.state = 'pending'
         )

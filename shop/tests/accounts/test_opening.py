@@ -84,6 +84,16 @@ async def test_a_replay_gets_the_first_answer_whatever_became_of_the_account(
     ]
 
 
+async def test_the_order_of_names_in_the_metadata_is_that_of_a_read(client: httpx.AsyncClient) -> None:
+    """So the answer is the same to the byte, whatever order the client sends."""
+    first = await post(client, "k", metadata={"bb": "1", "a": "2"})
+    again = await post(client, "k", metadata={"a": "2", "bb": "1"})
+    path = f"/accounts/{first.json()['id']}"
+    assert first.content == again.content == (await client.get(path)).content
+    changed = await change_account(client, first.json(), metadata={"zz": "1", "b": "2"})
+    assert changed.content == (await client.get(path)).content
+
+
 async def test_what_is_requested_counts_and_not_how_it_is_written(client: httpx.AsyncClient) -> None:
     first = await post(client, "k", name=" Savings ", metadata={"a": "1", "b": "2"})
     again = await post(client, "k", name="Savings", metadata={"b": "2", "a": "1"}, overdraft_limit=0, user_id=None)

@@ -15,10 +15,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from waiting import until_waiting
 
+import shop.orders.routes
 from howdah import Database, bulk, uuid7
 from shop.accounts.models import Account
+from shop.accounts.opening import OpeningRequest, open_account_once
+from shop.accounts.schemas import AccountIn
 from shop.orders.models import Order, OrderStatus
 from shop.orders.service import bulk_update_status, change_status
+from shop.transfers.writing import KeyInUse
 from shop.users.models import User
 
 MANY = 33_000  # a parameter each would end at 32,767
@@ -227,3 +231,36 @@ async def test_a_payment_that_lost_the_money_while_it_waited_is_refused(
         assert (await post_transfer(client, buyer, till, 1)).status_code == 201
     assert_problem(await paying, 409, "insufficient-funds")
     assert (await client.get(f"/orders/{order['id']}")).json()["status"] == "pending"
+
+
+@pytest.mark.parametrize("is_committed", [True, False], ids=["committed", "rolled back"])
+async def test_a_payment_whose_key_another_request_is_just_using_waits_for_it(
+    client: httpx.AsyncClient, stored: Database, is_committed: bool
+) -> None:
+    """The two have no account in common that one of them would wait for."""
+    buyer, till = await make_account(client, 100), await make_account(client)
+    order = await make_order(client, (await make_user(client))["id"], 10)
+    async with stored.session() as session:
+        await open_account_once(session, OpeningRequest(AccountIn(name="Till", currency="GBP"), "shared"))
+        paying = asyncio.create_task(pay(client, order, buyer, till, key="shared"))
+        await until_waiting(stored, 1)
+        await (session.commit() if is_committed else session.rollback())
+    if is_committed:
+        assert_problem(await paying, 422, "key-reused")
+    else:
+        assert (await paying).json()["status"] == "paid"
+    assert await balances(client, till) == [0 if is_committed else 10]
+
+
+async def test_a_payment_whose_key_others_use_again_and_again_may_be_sent_again(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def meet_others(*args: object, **options: object) -> None:
+        raise KeyInUse
+
+    buyer, till = await make_account(client, 100), await make_account(client)
+    order = await make_order(client, (await make_user(client))["id"], 10)
+    monkeypatch.setattr(shop.orders.routes, "pay_order", meet_others)
+    answer = await pay(client, order, buyer, till)
+    assert_problem(answer, 503, "key-in-use")
+    assert answer.headers["Retry-After"] == "1"

@@ -15,6 +15,7 @@ from howdah import NotFound, uuid7
 from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
 from shop.accounts.repository import AccountRepository, AccountSnapshot
 from shop.accounts.schemas import AccountChange, AccountIn
+from shop.metadata import in_jsonb_order
 from shop.transfers.expiry import void_expired_of
 
 
@@ -38,7 +39,7 @@ async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None
 def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
     """The attributes of a new account. The others have defaults; those of the times are the database's."""
     values = account.model_dump()
-    values["details"] = values.pop("metadata")
+    values["details"] = in_jsonb_order(values.pop("metadata"))
     if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
         values["allows_negative"] = True
     return values | {"id": id_ or uuid7()}
@@ -62,7 +63,7 @@ async def change_account(
     precondition(account)
     values = change.model_dump(exclude_unset=True)
     if "metadata" in values:
-        values["details"] = values.pop("metadata")
+        values["details"] = in_jsonb_order(values.pop("metadata"))
     if account.state is AccountState.CLOSED and values:
         raise AccountUnchangeable(account, "it is closed")
     if values.get("state") is AccountState.CLOSED and account.purpose is not None:

@@ -26,6 +26,7 @@ from shop.orders.schemas import (
 )
 from shop.orders.service import change_status, pay_order, place_order
 from shop.transfers.schemas import Key
+from shop.transfers.writing import KeyInUse
 from shop.web.dependencies import Caller, CurrentOrders, DbSession, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
 from shop.web.exports import CSV, exported
@@ -100,7 +101,12 @@ async def pay(
     """Move the order's total between two accounts and mark it paid, both or neither. Keys are those of transfers."""
     if idempotency_key is None:
         return key_missing()
-    payment = await pay_order(db, order_id, body.from_account_id, body.to_account_id, key=idempotency_key, scope=caller)
+    accounts = (body.from_account_id, body.to_account_id)
+    try:
+        payment = await pay_order(db, order_id, *accounts, key=idempotency_key, scope=caller)
+    except KeyInUse:  # the request that used the key is committed by now and will be seen, or rolled back
+        await db.rollback()
+        payment = await pay_order(db, order_id, *accounts, key=idempotency_key, scope=caller)
     if payment.result.refusal is not None:
         return refusal_response(payment.result.refusal, replayed=payment.result.replayed)
     if payment.result.replayed:

@@ -96,8 +96,8 @@ async def pay_order(
     """Move the order's total between the accounts and mark the order paid, both or neither. A refusal is a result, to
     be committed with its idempotency key, as that of a transfer.
 
-    Raises `NotFound` and `OrderNotPayable`. Paying twice at the same time: one waits for the other, and gets its answer
-    if it has the same key and body.
+    Raises `NotFound`, `OrderNotPayable` and `KeyInUse` (see `post_transfers`). Paying twice at the same time: one waits
+    for the other, and gets its answer if it has the same key and body.
     """
     order = (await lock(db, Order, [order_id]))[order_id]
     request = TransferRequest(

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from howdah import uuid7
 from shop.accounts.models import AccountState
+from shop.metadata import in_jsonb_order
 from shop.transfers.models import TransferState
 from shop.transfers.requests import (
     MAX_AMOUNT,
@@ -377,10 +378,7 @@ def _answered_before(earlier: Sequence[Outcome | None], digests: Sequence[bytes]
 
 
 def _as_kept(metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """In the order of PostgreSQL's jsonb, shorter names first: so that it is told the same before and after."""
-    if not metadata:
-        return None
-    return dict(sorted(metadata.items(), key=lambda item: (len(item[0].encode()), item[0].encode())))
+    return in_jsonb_order(metadata) if metadata else None
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:

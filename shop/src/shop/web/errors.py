@@ -9,10 +9,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from howdah import DatabaseError
-from howdah.fastapi import add_error_handlers, error_response, problem_response
+from howdah.fastapi import RETRY_AFTER_SECONDS, add_error_handlers, error_response, problem_response
 from shop.accounts.service import AccountUnchangeable
 from shop.orders.service import OrderNotPayable
 from shop.transfers.requests import Refusal, TransferRefused
+from shop.transfers.writing import KeyInUse
 
 # What the state of the books forbids is a conflict; what could never be right is unprocessable.
 REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
@@ -107,6 +108,15 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(TransferRefused)
     async def refused(request: Request, error: TransferRefused) -> Response:
         return refusal_response(error.code)
+
+    @app.exception_handler(KeyInUse)
+    async def in_use(request: Request, error: KeyInUse) -> Response:
+        return problem_response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "key-in-use",
+            detail="other requests are using the idempotency key: send the request again",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
 
     @app.exception_handler(OrderNotPayable)
     async def not_payable(request: Request, error: OrderNotPayable) -> Response:
