@@ -23,9 +23,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from ledger_model import Model, ModelAccount, Step
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import without_guards
+from tampering import seal_pending_anew, with_guards, without_guards
 
 from howdah import Database
 from shop.accounts.models import Account, AccountState, Entry
@@ -95,7 +95,8 @@ class Both:
         for id_, expires_at in (await self._session.execute(earlier)).all():
             told = (id_, TransferState.PENDING)
             self._told[told] = self._told[told]._replace(expires_at=expires_at)
-        await self._session.execute(text("SET LOCAL session_replication_role = DEFAULT"))
+        await seal_pending_anew(self._session)
+        await with_guards(self._session)
         self.model.day += LEAP_DAYS
 
     def step(self, wish: Wish) -> Step:

@@ -8,9 +8,10 @@ from uuid import UUID, uuid4
 
 import pytest
 import reference
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
+from tampering import seal_pending_anew, with_guards, without_guards
 
 from howdah import Database, NotFound, utcnow, uuid7
 from howdah.testing import assert_statements
@@ -118,8 +119,10 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         session, TransferRequest(a.id, b.id, None, posts=posted), TransferRequest(a.id, b.id, None, voids=voided)
     )
     late = (await post(session, TransferRequest(a.id, b.id, 1, pending_seconds=1)))[0].unwrap().id
-    await session.execute(text("SET LOCAL session_replication_role = replica"))
+    await without_guards(session)
     await session.execute(update(PendingTransfer).where(PendingTransfer.id == late).values(expires_at=utcnow()))
+    await seal_pending_anew(session)
+    await with_guards(session)
     before = await session.scalar(select(func.count()).select_from(Transfer))
 
     results = await post(
