@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah._asyncpg import copy_in
 from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_made_keys
 from howdah.encoding import is_encoded_as_inserted
+from howdah.integers import are_integers, is_checked
 from howdah.rows import Inserted, read_rows
 
 # A transaction that creates rows of seven columns takes 0.9 of the time with COPY for 1 to 10 of them, 0.8 for 20, 0.5
@@ -292,10 +293,13 @@ def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dial
     """The values as the driver expects them."""
     if column.type._has_bind_expression:
         raise OnlyByInsert
-    bind = column.type.dialect_impl(dialect).bind_processor(dialect)
+    kind = column.type.dialect_impl(dialect)
+    bind = kind.bind_processor(dialect)
     if isinstance(values, repeat):
         value = next(values)
         return [value if bind is None else bind(value)] * count
+    if is_checked(kind) and isinstance(values, list) and are_integers(values):
+        bind = None
     bound = [*values] if bind is None else [*map(bind, values)]
     if len(bound) < count:  # a type raised StopIteration, which ends `map` early
         raise _Rejected

@@ -27,6 +27,7 @@ from howdah.connecting import (
 )
 from howdah.copying import COPY_OPTION
 from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
+from howdah.integers import use_exact_integers
 from howdah.json_encoding import dump_json
 from howdah.pooling import BoundedPool, Slots, record_here
 from howdah.reading import Lasting
@@ -86,7 +87,8 @@ class Database:
     (PostgreSQL itself would answer such a COMMIT with a ROLLBACK and no error.)
 
     JSON is written and read by orjson. NaN, infinities and integers beyond 64 bits raise `InvalidValue`. Such integers
-    are read as floats if another program has written them.
+    are read as floats if another program has written them. A value of an integer type that isn't equal to an integer
+    raises `InvalidValue`, too (see `howdah.integers`).
 
     The pool opens at most `pool_size + max_overflow` connections and serves in order of arrival. A quarter of
     `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve reads and
@@ -169,6 +171,7 @@ class Database:
         )
         _listen(self.engine.sync_engine)
         use_exact_times(self.engine.sync_engine)
+        use_exact_integers(self.engine.sync_engine)
         if pooler is not None:
             listen_for_single_statements(self.engine.sync_engine)
         bound_pre_ping(self.engine.sync_engine, given["timeout"])

@@ -381,7 +381,7 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
     error = driver_error(original) or original
     if isinstance(error, asyncpg.InvalidCachedStatementError):
         return SchemaChanged
-    if isinstance(error, RefusedTime):
+    if isinstance(error, RefusedValue) and isinstance(error, OverflowError):
         return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # refused by the driver
         return OutOfRange
