@@ -281,7 +281,7 @@ async def test_every_write_stores_a_value_that_equals_an_integer(
             await savepoint.rollback()
 
 
-@pytest.mark.parametrize("value", INEXACT, ids=repr)
+@pytest.mark.parametrize("value", INEXACT, ids=lambda value: type(value).__name__)
 async def test_every_inexact_value_is_refused_without_showing_it(tallies: AsyncSession, value: Any) -> None:
     message = f"a {type(value).__name__} that isn't a whole number was refused for an integer: pass an int, such as"
     for name in ("small", "whole", "big", "object_id"):
