@@ -74,8 +74,8 @@ BEGIN
     INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
         VALUES (source, source_after.version, made, -amount, source_after.balance, target_after.updated_at),
                (target, target_after.version, made, amount, target_after.balance, target_after.updated_at);
-    INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, created_at)
-        VALUES ('', made, '', made, now());
+    INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, answer, created_at)
+        VALUES ('', made, '', made, 'posted', now());
 END
 $$
 """
