@@ -210,6 +210,7 @@ def _written(source: UUID, target: UUID, versions: dict[UUID, int], key: str) ->
         "k_fingerprint": [b"x" * 32],
         "k_transfer_id": [id],
         "k_refusal": [],
+        "k_answer": [],
         "currency": "GBP",
         "at": now,
     }
