@@ -114,7 +114,7 @@ async def test_a_database_without_a_trigger_is_not_served(committed_url: str) ->
     finished = shop("serve", "--port", "0", DATABASE_URL=committed_url)
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(
-        "the database doesn't keep the ledger as it must: trigger booked on transfers: disabled. Put it back"
+        "the database differs from guards.sql: trigger booked on transfers: disabled. Restore what"
     )
     assert "Traceback" not in finished.stderr
 

@@ -86,9 +86,8 @@ class Database:
     was caught. The commit raises the error again, or SQLAlchemy's `PendingRollbackError` if a flush raised it.
     (PostgreSQL itself would answer such a COMMIT with a ROLLBACK and no error.)
 
-    JSON is written and read by orjson. NaN, infinities and integers beyond 64 bits raise `InvalidValue`. Such integers
-    are read as floats if another program has written them. A value of an integer type that isn't equal to an integer
-    raises `InvalidValue`, too (see `howdah.integers`).
+    JSON is written and read by orjson. NaN, infinities and integers beyond 64 bits raise `InvalidValue`, and so does a
+    fraction for an integer type (see `howdah.integers`). Integers beyond 64 bits in stored JSON are read as floats.
 
     The pool opens at most `pool_size + max_overflow` connections and serves in order of arrival. A quarter of
     `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve reads and

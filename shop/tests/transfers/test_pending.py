@@ -17,6 +17,7 @@ from waiting import until
 
 from howdah import Database, DatabaseError
 from shop.accounts.models import Account
+from shop.proof.models import Seal
 from shop.transfers import upkeep
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import PendingTransfer, Transfer, TransferState
@@ -210,3 +211,19 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
     assert (await transfer(client, a, b, 1, key="old"))["id"] != before["id"]
     async with stored.session() as session:
         assert await session.scalar(select(func.count()).select_from(Transfer)) == 4
+
+
+async def test_a_job_that_fails_does_not_stop_the_others(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> int:
+        raise RuntimeError("no hold can be voided")
+
+    monkeypatch.setattr(upkeep, "void_expired", fail)
+    await open_accounts(stored, 100)
+    async with Ledger(stored) as ledger, upkeep.upkeep(stored, ledger, key_retention_days=30):
+
+        async def linked() -> bool:
+            async with stored.session() as session:
+                unlinked = select(func.count()).select_from(Seal).where(Seal.position.is_(None))
+                return await session.scalar(unlinked) == 0
+
+        await until(linked, seconds=10)

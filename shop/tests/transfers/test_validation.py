@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database, InvalidValue
 from shop.accounts.models import Account
 from shop.accounts.schemas import AccountChange, AccountIn
+from shop.limits import EARLIEST, LATEST
 from shop.orders.models import Order
 from shop.orders.schemas import OrderIn
 from shop.orders.service import pay_order, place_order
@@ -32,7 +33,6 @@ from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey
 from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRequest
 from shop.transfers.service import linked_under, post, post_transfers, posted_under_locks, transfer_funds
-from shop.transfers.validation import EARLIEST, LATEST
 from shop.users.models import User
 
 

@@ -54,7 +54,7 @@ class MissingGuards(Exception):
     def __init__(self, report: GuardsReport) -> None:
         self.report = report
         super().__init__(
-            f"the database doesn't keep the ledger as it must: {report}. Put it back as {_FILE} shows it"
+            f"the database differs from guards.sql: {report}. Restore what {_FILE} shows"
             " (a disabled trigger: ALTER TABLE … ENABLE TRIGGER …), then run shop check"
         )
 

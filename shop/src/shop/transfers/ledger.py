@@ -12,9 +12,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, DatabaseClock, LockTimeout, run_transaction
-from shop.transfers.books import BookAccount, Books
+from shop.transfers.books import Books
 from shop.transfers.repository import AccountsAt, accounts_now
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult
+from shop.transfers.rows import BookAccount
 from shop.transfers.service import accounts_of, expired_voided, posted_under_locks, posted_where_free
 from shop.transfers.validation import check_request, checked
 from shop.transfers.writing import KeyInUse, values_to_write, write_if
@@ -74,7 +75,7 @@ class Ledger:
 
     async def aclose(self) -> None:
         await self._coalescer.aclose()
-        await self._empty.wait()  # until nobody is on the way from one to the other
+        await self._empty.wait()  # until no request is between the two
         await self._patient.aclose()
 
     def status(self) -> CoalescerStatus:
@@ -100,7 +101,7 @@ class Ledger:
         item = checked(requests)
         if not item:
             return []
-        async with self._lists:  # not any number of long lists before those who come singly
+        async with self._lists:  # so that long lists don't delay single requests
             return await self._submit(item)
 
     async def void_expired(self, account_ids: Iterable[UUID]) -> int:
@@ -121,8 +122,8 @@ class Ledger:
                 self._empty.set()
 
     async def _carry(self, items: Sequence[_Item]) -> Sequence[_Answer | None]:
-        """None for those of whose accounts somebody else has locked one: who waits for them keeps nobody waiting who
-        doesn't."""
+        """The answer is None for an item with an account that another transaction has locked. Such items wait
+        separately, so that they don't delay the others."""
         requests = [request for item in items for request in item]
         try:
             if self._known.may_be_relied_on() and all(request.is_plain for request in requests):

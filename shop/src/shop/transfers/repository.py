@@ -29,9 +29,9 @@ from sqlalchemy.orm import aliased
 
 from howdah import AsyncRepository
 from shop.accounts.models import Account, Entry
-from shop.transfers.books import BookAccount, Hold, Reversible
 from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.requests import BookedTransfer, NamedTransfer, ScopedKey
+from shop.transfers.rows import BookAccount, Hold, Reversible
 
 
 class StoredAnswer(NamedTuple):

@@ -109,8 +109,8 @@ class TransferRequest(NamedTuple):
     linked: bool = False
 
     def asked(self) -> list[object]:
-        """What is asked for, without the key. What came with time is only there where it is used, so that keys from
-        before keep their fingerprints."""
+        """The contents of the fingerprint: all but the key. A newer field is left out if it isn't used, so that old
+        keys keep their fingerprints."""
         asked: list[object] = [
             self.from_account_id,
             self.to_account_id,
@@ -251,7 +251,7 @@ def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferReq
                 raise ValueError(f"at most {MAX_LINKED} transfers are linked, not {length}")
             chain = requests[first:number]
             if len({each.key is None for each in chain}) > 1:
-                raise ValueError("of linked transfers either all have keys or none: or they couldn't be sent again")
+                raise ValueError("either all linked transfers have keys or none: otherwise they couldn't be sent again")
             yield chain
         first = number
     if first < len(requests):

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from howdah.fastapi import PageParameters, RFC3339Datetime
+from shop.limits import MAX_DESCRIPTION
 from shop.transfers.models import TransferState
 from shop.transfers.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, BookedTransfer, Refusal
 from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, Metadata, Moment
@@ -29,7 +30,7 @@ Key = Annotated[
     StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$"),
     Field(description="Chosen by the client, one for each request that it means", examples=["6b3f1a52-0c7e"]),
 ]
-Description = Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)]
+Description = Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION, pattern=STORABLE)]
 METADATA_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -34,8 +34,8 @@ _log = structlog.get_logger("shop.upkeep")
 @asynccontextmanager
 async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
     """Run the jobs inside the `async with` block. Every five seconds expired holds are voided and new seals are linked.
-    Every hour keys are deleted that were first used more than `key_retention_days` ago. A failure is logged, and the
-    jobs run again five seconds later."""
+    Every hour keys are deleted that were first used more than `key_retention_days` ago. A failure is logged and
+    doesn't stop the other jobs. The job runs again five seconds later."""
     task = asyncio.create_task(_keep_up(database, ledger, timedelta(days=key_retention_days)))
     try:
         yield
@@ -86,14 +86,23 @@ async def forget_keys(database: Database, retention: timedelta) -> int:
 async def _keep_up(database: Database, ledger: Ledger, retention: timedelta) -> None:
     keys_due = time.monotonic()
     while True:
-        try:
+        with _failure_logged("void_expired"):
             if voided := await void_expired(database, ledger):
                 _log.info("expired transfers voided", count=voided)
+        with _failure_logged("link_seals"):
             await link_seals(database)
-            if time.monotonic() >= keys_due:
+        if time.monotonic() >= keys_due:
+            with _failure_logged("forget_keys"):
                 if forgotten := await forget_keys(database, retention):
                     _log.info("idempotency keys forgotten", count=forgotten)
                 keys_due = time.monotonic() + _KEYS_EVERY_SECONDS
-        except Exception:
-            _log.exception("upkeep failed")
         await asyncio.sleep(EVERY_SECONDS)
+
+
+@contextmanager
+def _failure_logged(job: str) -> Iterator[None]:
+    """Log an error of the job, so that the other jobs run, too. The job runs again five seconds later."""
+    try:
+        yield
+    except Exception:
+        _log.exception("upkeep failed", job=job)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from shop.limits import EARLIEST, LATEST, MAX_DESCRIPTION, MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE
 from shop.transfers.requests import MAX_PENDING_SECONDS, TransferRequest, chains
 
 # The lengths of the columns in `shop.transfers.models`.
 _MAX_KEY: Final = 260
 _MAX_SCOPE: Final = 100
-_MAX_DESCRIPTION: Final = 500
-# The limits of `shop.web.fields.Metadata`.
-_MAX_METADATA: Final = 50
-_MAX_METADATA_NAME: Final = 40
-_MAX_METADATA_VALUE: Final = 500
-
-# A time outside of these is in another year than 1 to 9999 in some time zone, or is PostgreSQL's infinity.
-EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
-LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 
 _SETTLES_ONLY: Final = "a request that posts or voids can't change the one of the pending transfer"
 
@@ -58,7 +50,7 @@ def check_request(request: TransferRequest) -> None:
     if request.scope != "":
         _check_text("scope", request.scope, _MAX_SCOPE)
     if request.description is not None:
-        _check_text("description", request.description, _MAX_DESCRIPTION)
+        _check_text("description", request.description, MAX_DESCRIPTION)
     if request.currency is not None:
         _check_currency(request.currency)
     if request.metadata is not None:
@@ -127,13 +119,13 @@ def _check_currency(currency: str) -> None:
 def _check_metadata(metadata: Mapping[str, str]) -> None:
     if not isinstance(metadata, Mapping):
         raise _wrong_type("metadata", metadata, "pass a dict of str to str")
-    if len(metadata) > _MAX_METADATA:
-        raise ValueError(f"metadata: at most {_MAX_METADATA} names are stored, not {len(metadata)}")
+    if len(metadata) > MAX_METADATA:
+        raise ValueError(f"metadata: at most {MAX_METADATA} names are stored, not {len(metadata)}")
     for name, value in metadata.items():
-        _check_text("metadata, a name", name, _MAX_METADATA_NAME)
+        _check_text("metadata, a name", name, MAX_METADATA_NAME)
         if not name:
             raise ValueError("metadata: a name is empty; give it at least one character")
-        _check_text(f"metadata[{name!r}]", value, _MAX_METADATA_VALUE)
+        _check_text(f"metadata[{name!r}]", value, MAX_METADATA_VALUE)
 
 
 def _check_time(moment: datetime) -> None:

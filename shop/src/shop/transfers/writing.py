@@ -18,9 +18,10 @@ from sqlalchemy.types import TypeEngine
 
 from howdah import UniqueViolation
 from shop.accounts.models import Account
-from shop.transfers.books import Books, Hold
+from shop.transfers.books import Books
 from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.transfers.requests import TransferResult
+from shop.transfers.rows import Hold
 
 _Kinds = dict[str, TypeEngine[Any]]
 

@@ -9,26 +9,23 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import AfterValidator, Field, StringConstraints
 
 from howdah.fastapi import RFC3339Datetime
+from shop.limits import EARLIEST, LATEST, MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE
 
 # PostgreSQL's text holds every character but NUL.
 STORABLE: Final = r"^[^\x00]*$"
 EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000000"
 OTHER_EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000001"
 
-_Text = Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)]
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=STORABLE)]
+_Text = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE, pattern=STORABLE)]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_NAME, pattern=STORABLE)]
 Metadata: TypeAlias = Annotated[
     dict[_Name, _Text],
-    Field(max_length=50, description="The client's own, up to 50 names", examples=[{"region": "north"}]),
+    Field(max_length=MAX_METADATA, description="The client's own, up to 50 names", examples=[{"region": "north"}]),
 ]
-
-# A time outside of these may be PostgreSQL's infinity, or in another year than 1 to 9999 in some time zone.
-_EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
-_LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def _in_utc(moment: datetime) -> datetime:
-    if not _EARLIEST <= moment <= _LATEST:
+    if not EARLIEST <= moment <= LATEST:
         raise ValueError("a time must be from 0001-01-02 to 9999-12-30, in UTC")
     return moment.astimezone(UTC)
 
