@@ -40,7 +40,7 @@ from howdah import (
     utcnow,
     uuid7,
 )
-from howdah.tables import class_of
+from howdah._writes.tables import class_of
 from howdah.testing import assert_statements
 
 

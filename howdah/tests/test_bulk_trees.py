@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
 from howdah import Base, CheckViolation, Database, ForeignKeyViolation, UniqueViolation, UUIDv7PrimaryKey, bulk, uuid7
-from howdah.references import parents_first, self_references
+from howdah._writes.references import parents_first, self_references
 from howdah.testing import assert_statements
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.schema import MetaData
 from sqlalchemy.types import Integer
 
 from howdah import Base, InvalidValue
-from howdah.keys import (
+from howdah._keys import (
     distinct,
     has_exact_keys,
     has_key_in,

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
 
 from howdah import Page, paginate
+from howdah._reads.sort_keys import follows
+from howdah._reads.sort_values import SortValue
 from howdah.pagination import _sort_keys
-from howdah.sort_keys import follows
-from howdah.sort_values import SortValue
 
 _FIELDS = (User.id, User.email, User.age)
 

@@ -34,8 +34,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from howdah import AsyncRepository, Page
+from howdah._reads.sort_values import _BUILT_IN
 from howdah.pagination import paginate_as, totally_ordered
-from howdah.sort_values import _BUILT_IN
 
 
 class EmptyAsNone(TypeDecorator[str]):

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from test_fastapi import served
 
 from howdah import Coalescer, ConnectionLost, Database, JsonView, PoolExhausted, PoolStatus, run_transaction
+from howdah._connections.pool import BoundedPool, Priority, Slots
 from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
-from howdah.pooling import BoundedPool, Priority, Slots
 
 # Of reads. Of the others 60, twice as many as the pool has connections, take as long.
 REQUESTS = 300

@@ -12,14 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, selectinload
 from tampering import without_guards
 
-from howdah.fastapi import database_of
+from howdah.fastapi import database_from_state
 from shop.accounts.models import Account
 from shop.orders.models import Order
 from shop.users.models import User
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
-    async with database_of(request).session_factory() as session:
+    async with database_from_state(request).session_factory() as session:
         try:
             yield session
             await session.commit()

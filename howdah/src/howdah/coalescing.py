@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from howdah.errors import CannotConnect, CoalescerClosed, Conflict, Overloaded, TripAbandoned, Unavailable
-from howdah.pooling import batch_context
-from howdah.retrying import retried
-from howdah.tracing import current_link, trip_span
+from howdah._connections.pool import batch_context
+from howdah._retry import retried
+from howdah._tracing import batch_span, current_link
+from howdah.errors import BatchAbandoned, CoalescerClosed, ConnectionFailed, QueueFull, TransactionConflict, Unavailable
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
-_AGAIN: Final = (Conflict, CannotConnect)
-_WORTH_A_TRIP: Final = 32
+_RETRIED: Final = (TransactionConflict, ConnectionFailed)
+_MIN_SHARE: Final = 32
 """Fewer items aren't shared out: what a trip takes by itself would be more than what is won."""
 
 
@@ -42,19 +42,19 @@ class CoalescerStatus:
 
     waiting: int
     """Tasks whose item isn't on a trip yet."""
-    under_way: int
+    running: int
     """Trips."""
-    trips: int
+    batches: int
     """Calls of `apply`, those under way included."""
     items: int
     """That those calls were given."""
-    refused: int
+    rejected: int
     """Submits that found the queue full."""
-    batch_sizes: Mapping[int, int]
+    batch_size_histogram: Mapping[int, int]
     """How many calls were given at most so many items (and more than the next smaller number, half of it)."""
-    waits: Mapping[float, int]
+    wait_histogram: Mapping[float, int]
     """How many tasks waited at most so many seconds for their trip to begin (and more than half of it)."""
-    waited_seconds: float
+    wait_seconds_sum: float
     """All of them together."""
 
 
@@ -63,24 +63,24 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     `apply` gets at least one item and returns a result for each, in their order. It sees none of the submitters'
     context variables, and if it writes, returns after its commit. At most `trips` calls run at a time, each with at
-    most `max_batch` items; a further one sets off beside others when as many items wait as those carry. With `key`,
+    most `max_batch_size` items; a further one sets off beside others when as many items wait as those carry. With `key`,
     items that are waiting with the same key travel as one and share the result (the object itself): for reads. With
-    `pipelined`, for an `apply` part of which waits for its turn, those who wait are shared out among the trips that are
+    `split_between_workers`, for an `apply` part of which waits for its turn, those who wait are shared out among the trips that are
     free, so that one is prepared while another one is under way.
 
     What goes wrong:
 
     - a result that is an `Exception` is raised for its item's waiters alone;
-    - `Conflict` and `CannotConnect`, after which nothing has been done, have the batch tried again, `attempts` times
+    - `TransactionConflict` and `ConnectionFailed`, after which nothing has been done, have the batch tried again, `attempts` times
       in all, at random intervals;
     - any other error that `apply` raises is raised for every waiter of the batch, each getting a copy of its own, with
       the error as its cause. With `isolate`, a batch of several items that fails with something else than `Unavailable`
       is halved and tried again, until only the items at fault fail: for an `apply` that does all or nothing;
-    - a call that takes longer than `timeout` seconds is cancelled, and its waiters get `TripAbandoned`: as after any
+    - a call that takes longer than `timeout` seconds is cancelled, and its waiters get `BatchAbandoned`: as after any
       lost connection, what it was to write may have been written;
     - a waiter that is cancelled leaves, and its neighbours don't notice; if nobody waits for an item any more it isn't
       sent, unless it is under way already;
-    - the submit that would be one too many for `max_waiting` raises `Overloaded` at once.
+    - the submit that would be one too many for `max_waiting` raises `QueueFull` at once.
 
     A waiter always gets an answer: within the time of the batches before it, each of which is bounded by `timeout` and
     `attempts`. `async with` drains: leaving it, no more items are taken (`CoalescerClosed`), and those there are
@@ -95,35 +95,42 @@ class Coalescer(Generic[ItemT, ResultT]):
         self,
         apply: Apply[ItemT, ResultT],
         *,
-        max_batch: int = 1_000,
+        max_batch_size: int = 1_000,
         max_waiting: int = 10_000,
-        trips: int = 1,
+        workers: int = 1,
         key: Callable[[ItemT], Hashable] | None = None,
-        isolate: bool = False,
-        pipelined: bool = False,
-        attempts: int = 3,
-        timeout: float = 30.0,
+        bisect_on_error: bool = False,
+        split_between_workers: bool = False,
+        max_attempts: int = 3,
+        batch_timeout: float = 30.0,
     ) -> None:
-        for name, value in (("max_batch", max_batch), ("max_waiting", max_waiting), ("trips", trips)):
+        for name, value in (("max_batch_size", max_batch_size), ("max_waiting", max_waiting), ("workers", workers)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}")
-        if attempts < 1 or timeout <= 0:
-            raise ValueError(f"attempts are at least 1, and a timeout is more than 0 s, not {attempts} and {timeout}")
+        if max_attempts < 1 or batch_timeout <= 0:
+            raise ValueError(
+                f"max_attempts must be at least 1 and batch_timeout more than 0 s, not {max_attempts} and {batch_timeout}"
+            )
         self._apply = apply
-        self._max_batch, self._max_waiting, self._trips = max_batch, max_waiting, trips
-        self._key, self._isolate, self._attempts, self._timeout = key, isolate, attempts, timeout
-        self._pipelined = pipelined
+        self._max_batch, self._max_waiting, self._workers = max_batch_size, max_waiting, workers
+        self._key, self._bisect_on_error, self._max_attempts, self._batch_timeout = (
+            key,
+            bisect_on_error,
+            max_attempts,
+            batch_timeout,
+        )
+        self._pipelined = split_between_workers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: OrderedDict[Hashable, _Entry[ItemT, ResultT]] = OrderedDict()
         self._waiting = 0
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._aboard = 0
-        self._about_to_start = False
+        self._running: set[asyncio.Task[None]] = set()
+        self._running_items = 0
+        self._is_starting = False
         self._closed = False
-        self._calls = self._items = self._refused = 0
+        self._calls = self._items = self._rejected = 0
         self._sizes: Counter[int] = Counter()
         self._waits: Counter[int] = Counter()
-        self._waited_seconds = 0.0
+        self._wait_seconds_sum = 0.0
 
     async def __aenter__(self) -> Coalescer[ItemT, ResultT]:
         return self
@@ -136,13 +143,13 @@ class Coalescer(Generic[ItemT, ResultT]):
     async def aclose(self) -> None:
         """Take no more items, and wait until those there are have their answers."""
         self._closed = True
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        while self._running:
+            await asyncio.wait(self._running)
 
     async def submit(self, item: ItemT) -> ResultT:
-        """The item's result, or its error. Raises `Overloaded` and `CoalescerClosed` before the item is taken."""
+        """The item's result, or its error. Raises `QueueFull` and `CoalescerClosed` before the item is taken."""
         loop = asyncio.get_running_loop()
-        self._refuse(loop)
+        self._check_accepts(loop)
         key = object() if self._key is None else self._key(item)
         entry = self._queue.get(key)
         if entry is None:
@@ -153,7 +160,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         if link is not None:
             entry.links.append(link)
         self._waiting += 1
-        self._set_off(loop)
+        self._start_worker(loop)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -169,16 +176,16 @@ class Coalescer(Generic[ItemT, ResultT]):
         """How it stands now, in this process."""
         return CoalescerStatus(
             waiting=self._waiting,
-            under_way=len(self._under_way) - self._about_to_start,
-            trips=self._calls,
+            running=len(self._running) - self._is_starting,
+            batches=self._calls,
             items=self._items,
-            refused=self._refused,
-            batch_sizes={2**power: count for power, count in sorted(self._sizes.items())},
-            waits={2**power / 1000: count for power, count in sorted(self._waits.items())},
-            waited_seconds=self._waited_seconds,
+            rejected=self._rejected,
+            batch_size_histogram={2**power: count for power, count in sorted(self._sizes.items())},
+            wait_histogram={2**power / 1000: count for power, count in sorted(self._waits.items())},
+            wait_seconds_sum=self._wait_seconds_sum,
         )
 
-    def _refuse(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check_accepts(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
@@ -186,77 +193,79 @@ class Coalescer(Generic[ItemT, ResultT]):
         if self._closed:
             raise CoalescerClosed("the coalescer takes no more items: it is closed, or closing")
         if self._waiting >= self._max_waiting:
-            self._refused += 1
-            raise Overloaded(f"{self._waiting:,} tasks wait already")
+            self._rejected += 1
+            raise QueueFull(f"{self._waiting:,} tasks wait already")
 
-    def _set_off(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a trip if one is free, and as many wait as are under way: batches are to grow with the load, not to be
         split among the trips. It departs in the loop's next round, so that all who come in this one are on."""
-        if not self._queue or self._about_to_start or len(self._under_way) >= self._trips:
+        if not self._queue or self._is_starting or len(self._running) >= self._workers:
             return
-        if len(self._queue) < min(self._aboard, self._max_batch):
+        if len(self._queue) < min(self._running_items, self._max_batch):
             return
-        self._about_to_start = True
-        trip = loop.create_task(self._travel(loop), context=batch_context())
-        self._under_way.add(trip)
-        trip.add_done_callback(self._arrived)
+        self._is_starting = True
+        worker = loop.create_task(self._work(loop), context=batch_context())
+        self._running.add(worker)
+        worker.add_done_callback(self._worker_ended)
 
-    async def _travel(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._about_to_start = False
+    async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_starting = False
         while self._queue:
-            batch = self._board(loop)
-            self._aboard += len(batch)
-            self._set_off(loop)  # for those who found no room
+            batch = self._next_batch(loop)
+            self._running_items += len(batch)
+            self._start_worker(loop)  # for those who found no room
             try:
-                await self._carry(batch)
+                await self._run(batch)
             finally:
-                self._aboard -= len(batch)
-                _fail(batch, TripAbandoned("the trip was given up before there was an answer"))
+                self._running_items -= len(batch)
+                _fail(batch, BatchAbandoned("the trip was given up before there was an answer"))
 
-    def _arrived(self, trip: asyncio.Task[None]) -> None:
-        self._under_way.discard(trip)
-        error = None if trip.cancelled() else trip.exception()
-        if not trip.cancelled() and (error is None or isinstance(error, Exception)):
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self._running.discard(worker)
+        error = None if worker.cancelled() else worker.exception()
+        if not worker.cancelled() and (error is None or isinstance(error, Exception)):
             if error is not None:
-                trip.get_loop().call_exception_handler({"message": "a trip failed", "exception": error, "task": trip})
-            self._set_off(trip.get_loop())  # with those who came after its last look at the queue
+                worker.get_loop().call_exception_handler(
+                    {"message": "a trip failed", "exception": error, "task": worker}
+                )
+            self._start_worker(worker.get_loop())  # with those who came after its last look at the queue
             return
         # Somebody ends the event loop, or the process: there are no more trips.
-        self._about_to_start = False
+        self._is_starting = False
         self._closed = True
         left = list(self._queue.values())
         self._queue.clear()
         self._waiting = 0
-        _fail(left, TripAbandoned("the event loop is ending"))
+        _fail(left, BatchAbandoned("the event loop is ending"))
 
-    def _board(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[ItemT, ResultT]]:
+    def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[ItemT, ResultT]]:
         waiting = len(self._queue)
-        free = self._trips - len(self._under_way) + 1 if self._pipelined else 1
-        share = max(-(-waiting // free), min(waiting, _WORTH_A_TRIP))
+        free = self._workers - len(self._running) + 1 if self._pipelined else 1
+        share = max(-(-waiting // free), min(waiting, _MIN_SHARE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch, share))]
         now = loop.time()
         for entry in batch:
             self._waiting -= len(entry.waiters)
             for since in entry.waiters.values():
                 self._waits[int((now - since) * 1000).bit_length()] += 1
-                self._waited_seconds += now - since
+                self._wait_seconds_sum += now - since
         return batch
 
-    async def _carry(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
+    async def _run(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
         """Answer everybody in the batch."""
         try:
-            with trip_span(link for entry in batch for link in entry.links):
-                results = await self._results([entry.item for entry in batch])
+            with batch_span(link for entry in batch for link in entry.links):
+                results = await self._apply_with_retries([entry.item for entry in batch])
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            _fail(batch, TripAbandoned("what the trip waited for was cancelled"))
+            _fail(batch, BatchAbandoned("what the trip waited for was cancelled"))
         except Exception as error:
-            if self._isolate and len(batch) > 1 and not isinstance(error, Unavailable | Conflict):
+            if self._bisect_on_error and len(batch) > 1 and not isinstance(error, Unavailable | TransactionConflict):
                 half = len(batch) // 2
-                await self._carry(batch[:half])
-                await self._carry(batch[half:])
+                await self._run(batch[:half])
+                await self._run(batch[half:])
             else:
                 _fail(batch, error)
         else:
@@ -273,21 +282,21 @@ class Coalescer(Generic[ItemT, ResultT]):
                     if not waiter.done():
                         waiter.set_result(result)
 
-    async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        return await retried(lambda: self._once(items), on=_AGAIN, attempts=self._attempts)
+    async def _apply_with_retries(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        return await retried(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
 
-    async def _once(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+    async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         self._calls += 1
         self._items += len(items)
         self._sizes[(len(items) - 1).bit_length()] += 1
-        bound = asyncio.timeout(self._timeout)
+        bound = asyncio.timeout(self._batch_timeout)
         try:
             async with bound:
                 return await self._apply(items)
         except TimeoutError as error:
             if not bound.expired():
                 raise
-            raise TripAbandoned(f"the trip took longer than {self._timeout:g} s") from error
+            raise BatchAbandoned(f"the trip took longer than {self._batch_timeout:g} s") from error
 
 
 class _Entry(Generic[ItemT, ResultT]):

@@ -11,9 +11,9 @@ from typing import TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah._retry import retried
 from howdah.database import Database, IsolationLevel
-from howdah.errors import Conflict, NestedTransaction
-from howdah.retrying import retried
+from howdah.errors import NestedTransaction, TransactionConflict
 
 ResultT = TypeVar("ResultT")
 
@@ -32,14 +32,14 @@ async def run_transaction(
     database: Database,
     work: Callable[[AsyncSession], Awaitable[ResultT]],
     *,
-    attempts: int = 5,
+    max_attempts: int = 5,
     timeout: float = 30.0,  # noqa: ASYNC109  # a bound on starting again, not on the work
     isolation_level: IsolationLevel | None = None,
 ) -> ResultT:
     """Run `work(session)` in a transaction of its own, commit, and return what it returned.
 
-    When PostgreSQL rolls the transaction back for a race that it lost (40001, 40P01: `Conflict`), the whole of `work`
-    runs again in a fresh session, at most `attempts` times in all and not begun again later than `timeout` seconds
+    When PostgreSQL rolls the transaction back for a race that it lost (40001, 40P01: `TransactionConflict`), the whole of `work`
+    runs again in a fresh session, at most `max_attempts` times in all and not begun again later than `timeout` seconds
     after the first start; then the last error is raised. Between them it waits at random up to 10 ms, 20 ms, 40 ms …
     1 s ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>). So `work` must
     do nothing outside the database that can't be done twice, and return nothing from a session that was thrown away.
@@ -54,8 +54,8 @@ async def run_transaction(
     Raises `NestedTransaction` inside the `work` of another `run_transaction`: if the outer work is run again, the
     changes that the inner one committed would be made twice.
     """
-    if attempts < 1:
-        raise ValueError(f"work is attempted at least once, not {attempts} times")
+    if max_attempts < 1:
+        raise ValueError(f"work is attempted at least once, not {max_attempts} times")
     outer = _run.get()
     if outer is not None and not outer.is_over:
         raise NestedTransaction(
@@ -70,7 +70,7 @@ async def run_transaction(
     run = _Run()
     token = _run.set(run)
     try:
-        return await retried(once, on=(Conflict,), attempts=attempts, timeout=timeout)
+        return await retried(once, on=(TransactionConflict,), attempts=max_attempts, timeout=timeout)
     finally:
         run.is_over = True  # tasks that the work has started inherit this context
         _run.reset(token)

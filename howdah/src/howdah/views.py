@@ -19,11 +19,8 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
 
-from howdah.coalescing import Coalescer, CoalescerStatus
-from howdah.columns import version_name
-from howdah.database import Database
-from howdah.errors import NotFound
-from howdah.keys import (
+from howdah._connections.kept import PreparedSelect
+from howdah._keys import (
     bound_requested_keys,
     distinct,
     has_bound_key,
@@ -35,16 +32,19 @@ from howdah.keys import (
     keys_from,
     listed,
 )
-from howdah.page import Page
+from howdah._reads.page import Page
+from howdah._reads.rendering import Renderer
+from howdah._reads.row_filters import RowFilter
+from howdah._writes.columns import version_name
+from howdah.coalescing import Coalescer, CoalescerStatus
+from howdah.database import Database
+from howdah.errors import NotFound
 from howdah.pagination import entity_of, paginate_as, totally_ordered
-from howdah.reading import Prepared
-from howdah.rendering import Renderer
-from howdah.row_filters import RowFilter
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
 
-class Body(bytes):
+class JsonBytes(bytes):
     """A row's JSON. `etag` is the entity tag of these bytes (RFC 9110, section 8.8.3), with its quotes.
 
     If the model has a version, the tag begins with it (`"7-…"`), so that an `If-Match` can be compared with a locked
@@ -70,7 +70,7 @@ class JsonView(Generic[ModelT]):
     never has an exponent. A float that is infinite or not a number is a text.
 
     Code that runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their
-    values. The constructor then raises `CannotRender` with the field and the reason.
+    values. The constructor then raises `ViewCompileError` with the field and the reason.
 
     Related rows are those that SQLAlchemy loads, each once. A field must be Optional if its expression can be NULL or
     if its row can be absent. Only a foreign key with NOT NULL columns guarantees that the row exists. Nothing is
@@ -84,7 +84,7 @@ class JsonView(Generic[ModelT]):
 
     A row filter is evaluated once, when the view is made, and is the same for every caller. It can't protect the rows
     of one user or tenant from another. A filter that reads a context variable or the clock, or that differs between two
-    evaluations, raises `CannotRender`; use `func.now()` for the time. A subquery in an expression of the model
+    evaluations, raises `ViewCompileError`; use `func.now()` for the time. A subquery in an expression of the model
     (`column_property`, hybrid property) isn't filtered.
     """
 
@@ -102,22 +102,22 @@ class JsonView(Generic[ModelT]):
         """The row filters of the model, for the same `select()`."""
 
     def open(
-        self, database: Database, *, trips: int = 2, max_batch: int = 100, max_waiting: int = 10_000
-    ) -> OpenView[ModelT]:
+        self, database: Database, *, workers: int = 2, max_batch_size: int = 100, max_waiting: int = 10_000
+    ) -> JsonViewReader[ModelT]:
         """A reader of the view for one database. The other arguments are those of its `Coalescer`."""
-        return OpenView(self, database, trips=trips, max_batch=max_batch, max_waiting=max_waiting)
+        return JsonViewReader(self, database, workers=workers, max_batch_size=max_batch_size, max_waiting=max_waiting)
 
 
-class OpenView(Generic[ModelT]):
+class JsonViewReader(Generic[ModelT]):
     """A reader of a view for one database and one event loop. Use `async with`, or call `aclose`.
 
     Reads run outside of the caller's transaction. A read sees everything that was committed before its batch was
-    started, and the batch starts after the read was requested. Raises the errors of a `Coalescer` (`Overloaded`, …)
+    started, and the batch starts after the read was requested. Raises the errors of a `Coalescer` (`QueueFull`, …)
     and of the database.
     """
 
     def __init__(
-        self, view: JsonView[ModelT], database: Database, *, trips: int, max_batch: int, max_waiting: int
+        self, view: JsonView[ModelT], database: Database, *, workers: int, max_batch_size: int, max_waiting: int
     ) -> None:
         self._view, self._database = view, database
         version = version_name(view.model)
@@ -125,26 +125,26 @@ class OpenView(Generic[ModelT]):
         # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
         body = self._reading(select(version_column, view.body).select_from(view.model))
         has_key, self._bind_one = has_bound_key(view.model)
-        self._one = Prepared(body.where(has_key))
+        self._one = PreparedSelect(body.where(has_key))
         self._exact = has_exact_keys(view.model)
         if self._exact:
             has_any_key, self._bind_many = has_bound_key_in(view.model)
-            self._many = Prepared(body.add_columns(*key_attributes(view.model)).where(has_any_key))
+            self._many = PreparedSelect(body.add_columns(*key_attributes(view.model)).where(has_any_key))
         else:
             position, same_row, self._bind_many = bound_requested_keys(view.model)
             first = func.min(position).over(partition_by=key_attributes(view.model))
-            self._many = Prepared(body.add_columns(position, first).where(same_row))
-        self._coalescer: Coalescer[Any, Body] = Coalescer(
+            self._many = PreparedSelect(body.add_columns(position, first).where(same_row))
+        self._coalescer: Coalescer[Any, JsonBytes] = Coalescer(
             self._read,
             # Two keys may be equal in Python but different in PostgreSQL.
             key=(lambda key: key) if self._exact else (lambda key: (key, repr(key))),
-            isolate=True,  # a key that can't be sent, or a row that can't be written, fails only its own read
-            trips=trips,
-            max_batch=max_batch,
+            bisect_on_error=True,  # a key that can't be sent, or a row that can't be written, fails only its own read
+            workers=workers,
+            max_batch_size=max_batch_size,
             max_waiting=max_waiting,
         )
 
-    async def __aenter__(self) -> OpenView[ModelT]:
+    async def __aenter__(self) -> JsonViewReader[ModelT]:
         return self
 
     async def __aexit__(
@@ -160,7 +160,7 @@ class OpenView(Generic[ModelT]):
         """The status of the coalescer that batches the calls of `get`."""
         return self._coalescer.status()
 
-    async def get(self, id: Any) -> Body:
+    async def get(self, id: Any) -> JsonBytes:
         """The row with this key. Raises `NotFound` without one. Concurrent calls share a statement."""
         key = key_from(self._view.model, id)
         if not self._database.shares_reads():
@@ -170,7 +170,7 @@ class OpenView(Generic[ModelT]):
             return body
         return await self._coalescer.submit(key)
 
-    async def get_many(self, ids: Iterable[Any]) -> list[Body]:
+    async def get_many(self, ids: Iterable[Any]) -> list[JsonBytes]:
         """The rows with these keys, each once, in the order of the keys. Missing ones are left out.
 
         There may be any number of keys. It takes one statement.
@@ -234,13 +234,13 @@ class OpenView(Generic[ModelT]):
     def _reading(self, statement: Select[Any]) -> Select[Any]:
         return statement.where(*self._view.criteria)
 
-    async def _read(self, keys: Sequence[Any]) -> Sequence[Body | Exception]:
+    async def _read(self, keys: Sequence[Any]) -> Sequence[JsonBytes | Exception]:
         found = await self._found(keys)
         return [
             NotFound(self._view.model, [key]) if body is None else body for key, body in zip(keys, found, strict=True)
         ]
 
-    async def _found(self, keys: Sequence[Any]) -> Sequence[Body | None]:
+    async def _found(self, keys: Sequence[Any]) -> Sequence[JsonBytes | None]:
         """A body or None for each key; for keys of the same row the same body."""
         if len(keys) == 1:
             rows = await self._rows(self._one, self._bind_one(keys[0]))
@@ -249,18 +249,18 @@ class OpenView(Generic[ModelT]):
         if self._exact:
             by_key = {key_in(key): _body(version, text) for version, text, *key in rows}
             return [by_key.get(key) for key in keys]
-        by_position: dict[int, Body] = {}
-        by_row: dict[int, Body] = {}
+        by_position: dict[int, JsonBytes] = {}
+        by_row: dict[int, JsonBytes] = {}
         for version, text, position, first in rows:
             by_position[position] = by_row.setdefault(first, _body(version, text))
         return [by_position.get(position) for position in range(1, len(keys) + 1)]
 
-    async def _rows(self, statement: Prepared, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    async def _rows(self, statement: PreparedSelect, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         return await self._database.read(lambda connection: statement.rows(connection, parameters))
 
 
-def _body(version: Any, text: bytes) -> Body:
-    body = Body(text)
+def _body(version: Any, text: bytes) -> JsonBytes:
+    body = JsonBytes(text)
     body.version = version
     return body
 

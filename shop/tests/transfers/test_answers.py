@@ -39,7 +39,7 @@ async def _as_one_list(database: Database, requests: Sequence[TransferRequest]) 
 
 async def _one_by_one_at_once(database: Database, requests: Sequence[TransferRequest]) -> list[TransferResult]:
     """The first one occupies the only batch, so the others share the next one."""
-    async with Ledger(database, trips=1) as ledger:
+    async with Ledger(database, workers=1) as ledger:
         return await asyncio.gather(*map(ledger.submit, requests))
 
 
@@ -176,7 +176,7 @@ async def test_a_key_whose_transfer_is_missing_is_an_error_and_no_empty_answer(
         await session.execute(update(IdempotencyKey).values(transfer_id=uuid4()))
     with pytest.raises(LookupError, match=f"key 'key' names the {answer} transfer .* doesn't exist: run `shop check`"):
         await _in_one_transaction(stored, [request])
-    async with Ledger(stored, trips=1) as ledger:
+    async with Ledger(stored, workers=1) as ledger:
         others = [requests.of("transfer", key=f"other {number}") for number in range(3)]
         answers = await asyncio.gather(*map(ledger.submit, [*others, request]), return_exceptions=True)
     assert [type(answer) for answer in answers] == [TransferResult] * 3 + [LookupError]

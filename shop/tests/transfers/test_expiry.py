@@ -120,7 +120,7 @@ async def test_what_expires_while_a_ledger_knows_the_account_is_free(stored: Dat
 async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: Database) -> None:
     """Many requests at the same time: a dropped decision doesn't change the account cache."""
     a, b, c = await open_accounts(stored, 1_000, 1_000, 0)
-    async with Ledger(stored, max_batch=5) as ledger:
+    async with Ledger(stored, max_batch_size=5) as ledger:
         (await ledger.submit(TransferRequest(a, c, 700, pending_seconds=60))).unwrap()
         requests = [TransferRequest(*(((a, c), (b, c), (c, b))[n % 3]), 7 if n % 4 else 600) for n in range(300)]
         results = await asyncio.gather(*map(ledger.submit, requests))

@@ -182,7 +182,7 @@ async def test_closing_it_answers_those_who_wait_for_an_account(stored: Database
 async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_again(stored: Database) -> None:
     """Two transactions at a time: the money that the second one spends comes from the first, which is rolled back."""
     a, b, c = await open_accounts(stored, 100, 0, 0)
-    async with Ledger(stored, max_batch=1) as ledger:
+    async with Ledger(stored, max_batch_size=1) as ledger:
         for source, target in ((a, b), (b, c), (c, a)):
             await ledger.submit(TransferRequest(source, target, 1))
         async with stored.begin() as session:
@@ -204,7 +204,7 @@ async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_aga
 async def test_a_version_that_somebody_else_has_made_is_not_taken_for_ones_own(stored: Database) -> None:
     """Decided on an entry that was never made, while another process has made one with the same number."""
     a, b, c = await open_accounts(stored, 100, 0, 0)
-    async with Ledger(stored, max_batch=1) as ledger:
+    async with Ledger(stored, max_batch_size=1) as ledger:
         for source, target in ((a, b), (b, c), (c, a)):
             await ledger.submit(TransferRequest(source, target, 1))
         async with ledger._turn:  # both are decided, and wait to be written
@@ -228,7 +228,7 @@ async def two_wait(ledger: Ledger) -> bool:
 async def test_accounts_are_not_taken_for_unknown_while_others_are_forgotten(stored: Database) -> None:
     """Many transactions that fail and succeed at the same time, all of accounts that exist."""
     accounts = await open_accounts(stored, *[10_000] * 12)
-    async with Ledger(stored, max_batch=3, trips=4) as ledger:
+    async with Ledger(stored, max_batch_size=3, workers=4) as ledger:
 
         async def disturb() -> None:
             for _ in range(30):

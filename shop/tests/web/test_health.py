@@ -41,7 +41,7 @@ async def test_the_process_lives_and_tells_its_figures_without_a_database() -> N
 async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
     async with served(create_app(NOWHERE)) as client:
         started = time.monotonic()
-        assert_problem(await client.get("/readyz"), 503, "not-ready", detail="CannotConnect")
+        assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
         assert_problem(await client.get("/users"), 503, "cannot-connect")
         assert time.monotonic() - started < 5
 

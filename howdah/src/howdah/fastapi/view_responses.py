@@ -9,11 +9,11 @@ import orjson
 from fastapi import Response
 from starlette.requests import HTTPConnection
 
-from howdah.page import Page
-from howdah.views import Body
+from howdah._reads.page import Page
+from howdah.views import JsonBytes
 
 
-def json_response(body: Body, request: HTTPConnection | None = None) -> Response:
+def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Response:
     """A response with the JSON of a `JsonView` and its `ETag`.
 
     If the `If-None-Match` of the request contains that tag, the response is 304 without the body.

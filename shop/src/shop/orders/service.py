@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, JsonView, Matched, OpenView, bulk, lock
+from howdah import Database, JsonView, JsonViewReader, MatchResult, bulk, lock
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
 from shop.transfers.requests import TransferRequest, TransferResult
@@ -20,8 +20,8 @@ from shop.transfers.service import answer_before, post_transfers
 class OrderViews:
     """Orders as they are shown."""
 
-    with_items: OpenView[Order]
-    listed: OpenView[Order]
+    with_items: JsonViewReader[Order]
+    listed: JsonViewReader[Order]
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ async def place_order(db: AsyncSession, order: OrderIn) -> Order:
     return placed
 
 
-async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> Matched:
+async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> MatchResult:
     """Set the status of any number of orders; how many there were, and which ids no order has. No money moves: an
     order that has been paid for can't be paid for again, whatever status it is given.
 

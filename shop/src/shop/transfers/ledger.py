@@ -49,18 +49,29 @@ class Ledger:
     committed are posted. Requests without keys raise the error.
 
     Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those that wait.
-    Raises `Overloaded` if too many wait.
+    Raises `QueueFull` if too many wait.
     """
 
-    def __init__(self, database: Database, *, trips: int = 2, max_batch: int = 500, max_waiting: int = 10_000) -> None:
+    def __init__(
+        self, database: Database, *, workers: int = 2, max_batch_size: int = 500, max_waiting: int = 10_000
+    ) -> None:
         self._database = database
         self._coalescer: Coalescer[_Item, list[TransferResult] | None] = Coalescer(
-            self._carry, trips=trips, max_batch=max_batch, max_waiting=max_waiting, isolate=True, pipelined=True
+            self._carry,
+            workers=workers,
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            bisect_on_error=True,
+            split_between_workers=True,
         )
         self._patient: Coalescer[_Item, list[TransferResult]] = Coalescer(
-            self._carry_patiently, trips=trips, max_batch=max_batch, max_waiting=max_waiting, isolate=True
+            self._carry_patiently,
+            workers=workers,
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            bisect_on_error=True,
         )
-        self._lists = asyncio.Semaphore(trips)
+        self._lists = asyncio.Semaphore(workers)
         self._turn = asyncio.Lock()
         self._known = _Known()
         self._clock = DatabaseClock()

@@ -231,7 +231,7 @@ def _write(*, as_assumed: bool) -> Any:
             INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)})
             SELECT {", ".join(_GIVEN_AS.get(name, name) for name in _TRANSFER)}
             FROM {_given("t", _TRANSFER)} WHERE {condition}
-        ), new_keys AS (
+        ), generate_keys AS (
             INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY)}, created_at)
             SELECT {", ".join(_KEY_GIVEN_AS.get(name, name) for name in _KEY)}, :at
             FROM {_given("k", _KEY)} WHERE {condition}

@@ -1,0 +1,1 @@
+"""Connections: options, the pool, and connections kept for single reads."""

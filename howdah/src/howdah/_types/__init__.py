@@ -1,0 +1,1 @@
+"""Values that the driver must store and read exactly."""
