@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sample import User
 from sample_rows import user_rows
-from sqlalchemy import event, func, make_url, select, text
+from sqlalchemy import event, func, insert, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from howdah import Database, InvalidValue, LockTimeout, PoolExhausted, bulk
@@ -136,7 +136,7 @@ async def test_settings_types_and_limits_are_those_of_the_database(database_url:
                 await other.execute(text("SELECT pg_advisory_xact_lock(1)"))
             await other.rollback()
             with pytest.raises(InvalidValue):
-                await other.execute(select(User).where(User.age == 1.5))
+                await other.execute(insert(User), [{**user_rows(1)[0], "age": 1.5}])
             await other.rollback()
             assert await other.scalar(text("SELECT 'infinity'::date")) is not None
 
