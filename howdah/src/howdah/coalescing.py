@@ -5,7 +5,7 @@
         return [found.get(sku) or NotFound(Item, [sku]) for sku in skus]
 
     async with Coalescer(prices, key=lambda sku: sku) as coalescer:
-        price = await coalescer.submit("A-1")  # in many tasks at once
+        price = await coalescer.submit("A-1")  # in many tasks concurrently
 
 There is no timer. If nothing is running, an item is sent immediately. While a batch is running, the next one collects.
 So an idle system adds no latency, and the batches grow with the load. PostgreSQL's group commit does the same with its
@@ -34,7 +34,8 @@ Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exce
 # Nothing has been done after these errors, so the batch can be applied again.
 _RETRIED: Final = (TransactionConflict, ConnectionFailed)
 
-# With `split_between_workers`, a batch isn't made smaller than this: its fixed cost would exceed what is gained.
+# With `split_between_workers`, a batch isn't split into parts smaller than this: the fixed cost of a batch would exceed
+# the gain.
 _MIN_SPLIT_BATCH_SIZE: Final = 32
 
 
@@ -303,6 +304,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         return await retried(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
 
     async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        """Call `apply` within `batch_timeout`, and count the call."""
         self._batches += 1
         self._items += len(items)
         self._batch_sizes[(len(items) - 1).bit_length()] += 1

@@ -174,7 +174,7 @@ class Database:
         if pooler is not None:
             listen_for_single_statements(self.engine.sync_engine)
         bound_pre_ping(self.engine.sync_engine, options["timeout"])
-        event.listen(self.engine.sync_engine, "do_connect", self._refuse_if_closed)
+        event.listen(self.engine.sync_engine, "do_connect", self._check_is_open)
         self._bind: AsyncEngine | AsyncConnection = self.engine
         self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
         self._session_factory = new_session_factory(self.engine)
@@ -205,7 +205,7 @@ class Database:
     @property
     def session_factory(self) -> async_sessionmaker[AsyncSession]:
         """The factory of sessions, with `expire_on_commit=False`. A closed session can't be used again."""
-        self._refuse_if_closed()
+        self._check_is_open()
         return self._session_factory
 
     def session(self, *, isolation_level: IsolationLevel | None = None, read_only: bool = False) -> AsyncSession:
@@ -253,7 +253,7 @@ class Database:
         If the application listens to one of the events that `shares_reads` names, each read checks out a connection in
         the caller's context. If it listens to the engine's `begin`, each read is a transaction.
         """
-        self._refuse_if_closed()
+        self._check_is_open()
         if isinstance(self._bind, AsyncConnection):
             return await work(self._bind)
         return await self._kept.read(work)
@@ -278,7 +278,7 @@ class Database:
 
         A `bound_to` database yields its open connection in a savepoint.
         """
-        self._refuse_if_closed()
+        self._check_is_open()
         if isinstance(self._bind, AsyncConnection):
             async with self._bind.begin_nested():
                 yield self._bind
@@ -291,7 +291,7 @@ class Database:
 
         The limit is the sum of `pool_timeout` and `connect_timeout`.
         """
-        self._refuse_if_closed()
+        self._check_is_open()
         start_slot_record()
         try:
             async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
@@ -323,6 +323,6 @@ class Database:
         bound._session_factory = new_session_factory(connection, join_transaction_mode="create_savepoint")
         return bound
 
-    def _refuse_if_closed(self, *_event: object) -> None:
+    def _check_is_open(self, *_event: object) -> None:
         if self._closed:
             raise RuntimeError("this Database is closed: create a new one")

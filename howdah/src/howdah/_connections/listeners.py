@@ -23,7 +23,7 @@ class ListenerCheck:
     """
 
     def __init__(self) -> None:
-        # Every read asks five times. The number of entries is small: a new one is made if listeners are added.
+        # It is called several times for each read.
         self._is_one_of_application = lru_cache(maxsize=64)(_is_one_of_application)
 
     def has_application_listener(self, listeners: Collection[Callable[..., Any]]) -> bool:

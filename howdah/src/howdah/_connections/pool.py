@@ -65,6 +65,7 @@ class BoundedPool(PoolWithReturnHook):
     _is_disposed = False
 
     def connect(self) -> PoolProxiedConnection:
+        """A connection with a slot. Waits for the slot. Raises `PoolExhausted` and `ConnectionFailed`."""
         if self.state.is_transaction_pooled and self.state.listeners.has_application_listener(self.dispatch.checkout):
             raise RuntimeError(
                 "a listener of the pool's checkout can't prepare a connection behind a transaction pooler, because the "
