@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, selectinload
 from tampering import without_guards
 
 from howdah.fastapi import database_from_state
-from shop.accounts.models import Account
+from shop.ledger.models import Account
 from shop.orders.models import Order
 from shop.users.models import User
 

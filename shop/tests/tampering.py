@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
 from shop import tables
-from shop.transfers.models import PendingTransfer
+from shop.ledger.models import PendingTransfer
 
 
 async def without_guards(session: AsyncSession) -> None:

@@ -17,12 +17,12 @@ from waiting import until_waiting
 
 import shop.orders.routes
 from howdah import Database, bulk, uuid7
-from shop.accounts.models import Account
-from shop.accounts.opening import OpeningRequest, open_account_once
-from shop.accounts.schemas import AccountIn
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.models import Account
+from shop.ledger.opening import OpeningRequest, open_account_once
+from shop.ledger.writing import KeyInUse
 from shop.orders.models import Order, OrderStatus
 from shop.orders.service import bulk_update_status, change_status
-from shop.transfers.writing import KeyInUse
 from shop.users.models import User
 
 MANY = 33_000  # a parameter each would end at 32,767

@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tampering import without_guards
 
 from howdah import Database, DatabaseError
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey, TransferState
-from shop.transfers.requests import Refusal, TransferRequest, TransferResult
-from shop.transfers.service import answer_before, post_transfers
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import IdempotencyKey, TransferState
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.service import find_replay, post_transfers
 
 KEY = "key"
 KINDS = ("transfer", "hold", "post", "void", "reversal", "refused")
@@ -117,11 +117,11 @@ async def test_the_answer_to_one_request_is_found_by_its_key(stored: Database, k
     requests = await prepared(stored)
     request = requests.of(kind)
     async with stored.begin() as session:
-        assert await answer_before(session, request) is None
+        assert await find_replay(session, request) is None
         [first] = await post_transfers(session, [request])
-        assert await answer_before(session, request) == first._replace(replayed=True)
+        assert await find_replay(session, request) == first._replace(replayed=True)
         for other in [requests.of(each, amount=7) for each in KINDS if each != "refused"]:
-            assert await answer_before(session, other) == TransferResult(refusal=Refusal.KEY_REUSED)
+            assert await find_replay(session, other) == TransferResult(refusal=Refusal.KEY_REUSED)
 
 
 @pytest.mark.parametrize("settling", ["post", "void"])

@@ -17,16 +17,15 @@ from statements import watched
 from tampering import expire, without_guards
 
 from howdah import Database, LockTimeout, utcnow
-from shop.accounts.models import Account, AccountState
-from shop.accounts.schemas import AccountChange
-from shop.accounts.service import AccountUnchangeable, change_account
+from shop.ledger.accounts import AccountUnchangeable, change_account
+from shop.ledger.expiry import VOID
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountChange
+from shop.ledger.maintenance import void_expired
+from shop.ledger.models import Account, AccountState, IdempotencyKey
+from shop.ledger.requests import Refusal, TransferRecord, TransferRequest, TransferResult
+from shop.ledger.service import find_transfer, post_transfers, transfer_funds
 from shop.orders.service import pay_order
-from shop.transfers.expiry import VOID
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey
-from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest, TransferResult
-from shop.transfers.service import find_transfer, post_transfers, transfer_funds
-from shop.transfers.upkeep import void_expired
 
 
 async def on_hold(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:
@@ -184,7 +183,7 @@ async def test_posting_it_is_late_and_voiding_it_is_not(stored: Database) -> Non
             Refusal.PENDING_EXPIRED,
             None,
             Refusal.ALREADY_VOIDED,
-            *[Refusal.LINKED_REFUSED] * 2,
+            *[Refusal.LINKED_TRANSFER_FAILED] * 2,
             Refusal.INSUFFICIENT_FUNDS,
             None,
         ]
@@ -206,12 +205,12 @@ async def test_what_was_voided_in_time_has_not_expired(stored: Database) -> None
 
 
 async def test_a_reader_sees_it_voided(client: httpx.AsyncClient, stored: Database) -> None:
-    """Before a transfer or the background job has voided it. `check_books` finds no fault in that state."""
+    """Before a transfer or the background job has voided it. `check_ledger` finds no fault in that state."""
     a, b = await make_account(client, 100), await make_account(client)
     late, other = [(await hold(client, a, b, amount)).json() for amount in (60, 5)]
     replay = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1, "pending_seconds": 600}
     first = await client.post("/transfers", json=replay, headers={"Idempotency-Key": "k"})
-    async with stored.begin() as locking:  # so that the service's upkeep leaves it
+    async with stored.begin() as locking:  # so that the service's maintenance leaves it
         await locking.execute(select(Account.id).where(Account.id == UUID(a["id"])).with_for_update())
         await expire(stored, UUID(late["id"]), UUID(first.json()["id"]))
         assert (await rows(stored, UUID(a["id"]))) == [(100, 66)]
@@ -337,7 +336,7 @@ async def test_it_is_found_by_its_account_and_time(stored: Database) -> None:
     assert "expires_at <=" in plan.split("Index Cond:")[1].splitlines()[0]
 
 
-async def seen_by(stored: Database, id_: UUID) -> BookedTransfer:
+async def seen_by(stored: Database, id_: UUID) -> TransferRecord:
     async with stored.session() as session:
         return await find_transfer(session, id_)
 

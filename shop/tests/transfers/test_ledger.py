@@ -14,13 +14,13 @@ from statements import watched
 from waiting import until, until_waiting
 
 from howdah import CoalescerClosed, Database, LockTimeout
-from shop.accounts.models import Account, AccountState
-from shop.accounts.schemas import AccountChange
-from shop.accounts.service import change_account
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import Refusal, TransferRequest, TransferResult
-from shop.transfers.service import transfer_funds
+from shop.ledger.accounts import change_account
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountChange
+from shop.ledger.models import Account, AccountState
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.service import transfer_funds
 
 
 async def balance(database: Database, account: UUID) -> int:
@@ -142,7 +142,7 @@ async def test_an_account_that_somebody_has_locked_holds_up_only_its_own_transfe
         for result in await asyncio.gather(*waiting):
             result.unwrap()
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
 
 
 async def test_who_waits_for_a_locked_account_too_long_is_told_so(stored: Database) -> None:
@@ -246,4 +246,4 @@ async def test_accounts_are_not_taken_for_unknown_while_others_are_forgotten(sto
     refusals = {result.refusal for result in results[1:]}
     assert refusals <= {None, Refusal.KEY_REUSED}
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}

@@ -13,7 +13,7 @@ import pytest
 from making import balances, make_account, post_transfer, transfer
 from problems import assert_problem
 
-from shop.transfers.requests import MAX_AMOUNT
+from shop.ledger.requests import MAX_AMOUNT
 
 
 async def reverse(client: httpx.AsyncClient, transfer: dict[str, Any], **options: Any) -> httpx.Response:
@@ -290,7 +290,7 @@ async def test_a_part_of_a_transfer_is_taken_back_under_a_key(client: httpx.Asyn
         assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, replayed)
         assert (answer.json()["amount"], answer.json()["reversed_total"]) == (20, 20)
     over = await client.post(path, json={"amount": 41}, headers={"Idempotency-Key": "more"})
-    assert_problem(over, 409, "more-than-is-left")
+    assert_problem(over, 409, "exceeds-reversible-amount")
     assert (await reverse(client, moved)).json()["amount"] == 40
     assert_problem(await reverse(client, moved), 409, "already-reversed")
     assert await balances(client, a, b) == [100, 0]

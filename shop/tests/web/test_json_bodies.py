@@ -12,9 +12,9 @@ from making import balances, make_account, make_order, make_user, transfer
 from problems import assert_problem
 
 from howdah.fastapi import StrictJSONRoute
-from shop.accounts.routes import router as account_routes
+from shop.ledger.http.account_routes import router as account_routes
+from shop.ledger.http.transfer_routes import router as transfer_routes
 from shop.orders.routes import router as order_routes
-from shop.transfers.routes import router as transfer_routes
 from shop.users.routes import router as user_routes
 
 JSON = {"Content-Type": "application/json"}
