@@ -11,7 +11,7 @@ import pytest
 from books import open_accounts, sum_up
 from making import balances, change_account, held, hold, make_account, post_transfer, settle, transfer
 from problems import assert_problem
-from shop.transfers import maintenance
+from shop.ledger import maintenance
 from sqlalchemy import func, select, text
 from tampering import expire, without_guards
 from waiting import until
