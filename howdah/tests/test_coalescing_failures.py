@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from trips import Trips, until
 
 from howdah import Coalescer, CoalescerClosed, HowdahError, NotFound, TripAbandoned, Unavailable
 from howdah.errors import CannotConnect, Conflict, SerializationFailure
+from howdah_tests.support.batch_recorder import Trips, until
 
 
 class Refused(HowdahError):

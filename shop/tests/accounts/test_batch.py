@@ -12,10 +12,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import change_account, make_account, make_user, post_transfer, transfer
-from problems import assert_problem
 from sqlalchemy import event, func, select
-from waiting import until_waiting
 
 from howdah import Database
 from shop.accounts.models import Account, AccountPurpose
@@ -25,6 +22,9 @@ from shop.transfers.models import IdempotencyKey
 from shop.users.models import User
 from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES
+from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until_waiting
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 

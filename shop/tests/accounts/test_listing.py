@@ -8,9 +8,6 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from books import open_accounts
-from making import change_account, make_account, make_user, post_transfer, transfer, walk
-from problems import assert_problem
 from sqlalchemy import text
 
 from howdah import Database
@@ -19,6 +16,9 @@ from shop.accounts.repository import AccountRepository
 from shop.accounts.service import balance_at, system_account
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import TransferRequest
+from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer, walk
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.problems import assert_problem
 
 
 async def test_there_is_one_account_of_a_purpose_and_currency(client: httpx.AsyncClient, stored: Database) -> None:

@@ -9,11 +9,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from books import open_accounts as funded
-from making import change_account, make_account, make_user, post_transfer, transfer
-from problems import assert_problem
 from sqlalchemy import func, select
-from waiting import until_waiting
 
 from howdah import Database, ForeignKeyViolation
 from shop.accounts.models import Account, AccountPurpose
@@ -24,6 +20,10 @@ from shop.transfers.ledger import Ledger
 from shop.transfers.repository import TransferRepository
 from shop.transfers.requests import Refusal, TransferRequest
 from shop.transfers.service import answer_before
+from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
+from shop_tests.support.funded_accounts import open_accounts as funded
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until_waiting
 
 BODY = {"name": "Current account", "currency": "GBP"}
 ACCOUNT = AccountIn(name="Current account", currency="GBP")

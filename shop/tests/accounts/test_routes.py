@@ -8,8 +8,18 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import change_account, made, make_account, make_user, post_transfer, transfer, walk, walk_back
-from problems import assert_problem
+
+from shop_tests.support.factories import (
+    change_account,
+    made,
+    make_account,
+    make_user,
+    post_transfer,
+    transfer,
+    walk,
+    walk_back,
+)
+from shop_tests.support.problems import assert_problem
 
 
 async def test_a_new_account_has_nothing_on_it(client: httpx.AsyncClient) -> None:

@@ -9,13 +9,8 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from crowd import crowd_of_transfers
-from making import made, make_account, transfer, walk, walk_back
-from plans import plan_of
-from problems import assert_problem
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import without_guards
 
 from howdah import Database, paginate
 from shop.accounts.models import Account
@@ -25,6 +20,11 @@ from shop.accounts.service import account_now, open_account
 from shop.transfers.models import PendingTransfer
 from shop.transfers.requests import TransferRequest
 from shop.transfers.service import find_transfer, post, transfer_funds
+from shop_tests.support.factories import made, make_account, transfer, walk, walk_back
+from shop_tests.support.large_ledger import crowd_of_transfers
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.query_plans import plan_of
+from shop_tests.support.trigger_bypass import without_guards
 
 
 async def moved(client: httpx.AsyncClient, path: str = "/transfers", **body: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import with_guards, without_guards
 
 from howdah import Database, DatabaseError, lock, savepoint
 from shop.accounts.models import Account
@@ -20,6 +19,7 @@ from shop.proof.checks import STEPS, BooksReport, check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import TransferRequest
 from shop.transfers.service import post_transfers, reversal_of
+from shop_tests.support.trigger_bypass import with_guards, without_guards
 
 
 async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:

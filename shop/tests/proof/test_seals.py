@@ -8,11 +8,8 @@ from random import Random
 from uuid import UUID
 
 import pytest
-from books import open_accounts
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import with_guards, without_guards
-from waiting import until
 
 from howdah import Database, DatabaseError, savepoint
 from shop.accounts.models import Account, AccountState
@@ -24,6 +21,9 @@ from shop.transfers.ledger import Ledger
 from shop.transfers.requests import TransferRequest
 from shop.transfers.service import post_transfers, reversal_of
 from shop.transfers.upkeep import upkeep
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.trigger_bypass import with_guards, without_guards
+from shop_tests.support.waiting import until
 
 # rich got 1000, paid 300 twice, the second with a key of its own, and took the first back; three holds of 10
 _FIRST, _SECOND, _BACK = (f"(SELECT id FROM transfers WHERE description = '{each}')" for each in ("1st", "2nd", "back"))

@@ -10,17 +10,17 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from books import open_accounts
-from making import make_account
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import without_guards
 
 from howdah import Database, DatabaseError
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey, TransferState
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult
 from shop.transfers.service import answer_before, post_transfers
+from shop_tests.support.factories import make_account
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.trigger_bypass import without_guards
 
 KEY = "key"
 KINDS = ("transfer", "hold", "post", "void", "reversal", "refused")

@@ -7,13 +7,13 @@ from collections import Counter
 from uuid import UUID
 
 import pytest
-from bank_clients import Told, told_by_processes
-from books import open_accounts
 from sqlalchemy import select, text
 
 from howdah import Database
 from shop.proof.checks import check_books
 from shop.transfers.models import Transfer
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.ledger_clients import Told, told_by_processes
 
 ACCOUNTS, FUNDS = 8, 1_000
 PROCESSES, CLIENTS = 4, 8

@@ -9,14 +9,14 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import balances, make_account, transfer
-from problems import assert_problem
 
 from howdah import Database
 from shop.proof.checks import check_books
 from shop.transfers.schemas import BatchLineOut
 from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES
+from shop_tests.support.factories import balances, make_account, transfer
+from shop_tests.support.problems import assert_problem
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 

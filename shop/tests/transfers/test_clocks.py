@@ -10,14 +10,8 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from books import open_accounts
-from clocks import wall_clock_off_by
-from making import make_account, make_order, make_user, post_transfer, transfer
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from statements import watched
-from tampering import without_guards
-from waiting import until
 
 from howdah import CheckViolation, Database, bulk, utcnow
 from shop.accounts.models import Account, AccountPurpose, Entry
@@ -31,6 +25,12 @@ from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.requests import Refusal, TransferRequest
 from shop.transfers.service import post_transfers, transfer_funds
 from shop.transfers.upkeep import forget_keys, void_expired
+from shop_tests.support.factories import make_account, make_order, make_user, post_transfer, transfer
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.statement_log import watched
+from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.waiting import until
+from shop_tests.support.wall_clock import wall_clock_off_by
 
 HOUR = timedelta(hours=1)
 skewed = pytest.mark.parametrize("difference", [HOUR, -HOUR], ids=["an hour fast", "an hour slow"])

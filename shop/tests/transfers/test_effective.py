@@ -9,11 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest_asyncio
-from books import open_accounts
-from making import make_account
-from problems import assert_problem
 from sqlalchemy import text
-from tampering import without_guards
 
 from howdah import Database
 from shop.accounts.models import Account
@@ -23,6 +19,10 @@ from shop.transfers.ledger import Ledger
 from shop.transfers.models import Transfer
 from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest
 from shop.transfers.service import post, reversal_of
+from shop_tests.support.factories import make_account
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.trigger_bypass import without_guards
 
 
 def year(number: int) -> datetime:

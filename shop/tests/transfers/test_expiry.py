@@ -9,12 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from books import open_accounts, sum_up
-from making import balances, held, hold, make_account, make_order, make_user, post_transfer, settle
-from problems import assert_problem
 from sqlalchemy import select, text, update
-from statements import watched
-from tampering import expire, without_guards
 
 from howdah import Database, LockTimeout, utcnow
 from shop.accounts.models import Account, AccountState
@@ -27,6 +22,20 @@ from shop.transfers.models import IdempotencyKey
 from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest, TransferResult
 from shop.transfers.service import find_transfer, post_transfers, transfer_funds
 from shop.transfers.upkeep import void_expired
+from shop_tests.support.factories import (
+    balances,
+    held,
+    hold,
+    make_account,
+    make_order,
+    make_user,
+    post_transfer,
+    settle,
+)
+from shop_tests.support.funded_accounts import open_accounts, sum_up
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.statement_log import watched
+from shop_tests.support.trigger_bypass import expire, without_guards
 
 
 async def on_hold(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
-from books import open_accounts
 from sqlalchemy import text
 
 from howdah import CheckViolation, Database, DatabaseError, UniqueViolation
+from shop_tests.support.funded_accounts import open_accounts
 
 _COLUMNS = "id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at, created_at"
 

@@ -8,10 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from books import open_accounts
 from sqlalchemy import select, text, update
-from statements import watched
-from waiting import until, until_waiting
 
 from howdah import CoalescerClosed, Database, LockTimeout
 from shop.accounts.models import Account, AccountState
@@ -21,6 +18,9 @@ from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult
 from shop.transfers.service import transfer_funds
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.statement_log import watched
+from shop_tests.support.waiting import until, until_waiting
 
 
 async def balance(database: Database, account: UUID) -> int:

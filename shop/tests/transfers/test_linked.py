@@ -10,13 +10,13 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import balances, make_account
-from problems import assert_problem
 
 from howdah import Database
 from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import MAX_LINKED, TransferRequest
+from shop_tests.support.factories import balances, make_account
+from shop_tests.support.problems import assert_problem
 
 
 def asked(source: dict[str, Any], target: dict[str, Any], amount: int, **values: Any) -> dict[str, Any]:

@@ -11,20 +11,20 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from books import open_accounts
-from crowd import crowd_of_transfers
-from making import made, make_account, post_transfer, transfer, walk, walk_back
-from plans import plan_of
-from problems import assert_problem
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import without_guards
 
 from howdah import Database, paginate, utcnow
 from shop.transfers.ledger import Ledger
 from shop.transfers.listing import transfers_matching
 from shop.transfers.models import PendingTransfer, TransferState
 from shop.transfers.requests import TransferRequest
+from shop_tests.support.factories import made, make_account, post_transfer, transfer, walk, walk_back
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.large_ledger import crowd_of_transfers
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.query_plans import plan_of
+from shop_tests.support.trigger_bypass import without_guards
 
 
 async def moved(client: httpx.AsyncClient, path: str = "/transfers", *, key: str = "", **body: Any) -> dict[str, Any]:

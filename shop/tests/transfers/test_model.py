@@ -22,10 +22,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledger_model import Model, ModelAccount, Step
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import seal_pending_anew, with_guards, without_guards
 
 from howdah import Database
 from shop.accounts.models import Account, AccountState, Entry
@@ -35,6 +33,8 @@ from shop.proof.checks import check_books
 from shop.transfers.models import PendingTransfer, TransferState
 from shop.transfers.requests import MAX_AMOUNT, BookedTransfer, TransferRequest
 from shop.transfers.service import post_transfers
+from shop_tests.support.ledger_model import Model, ModelAccount, Step
+from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
 
 ACCOUNTS, MOST_ACCOUNTS = 4, 6
 NOBODY, NOTHING = 99, 9_999  # an account and a transfer that never exist

@@ -11,9 +11,6 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from books import open_accounts
-from making import balances, make_account, transfer
-from problems import assert_problem
 from sqlalchemy import event, func, select
 
 from howdah import Database
@@ -23,6 +20,9 @@ from shop.transfers.ledger import Ledger
 from shop.transfers.models import IdempotencyKey
 from shop.transfers.requests import TransferRequest
 from shop.transfers.schemas import LinkedIn, PostingIn, VoidingIn
+from shop_tests.support.factories import balances, make_account, transfer
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.problems import assert_problem
 
 _numbers = count(1)
 

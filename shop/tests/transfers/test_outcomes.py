@@ -9,13 +9,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from books import open_accounts
-from making import balances, make_account, make_order, make_user, post_transfer
-from problems import assert_problem
-from proxying import COMMIT, proxied
-from serving import served
 from sqlalchemy import text
-from waiting import until_waiting
 
 from howdah import ConnectionLost, Database
 from shop.accounts.models import Account
@@ -23,6 +17,12 @@ from shop.app import create_app
 from shop.proof.checks import check_books
 from shop.transfers.ledger import Ledger
 from shop.transfers.requests import TransferRequest, TransferResult
+from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.http_service import served
+from shop_tests.support.lossy_proxy import COMMIT, proxied
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until_waiting
 
 # A trigger that runs in COMMIT, and what it does there.
 _IN_COMMIT = (

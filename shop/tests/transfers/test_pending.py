@@ -8,12 +8,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from books import open_accounts, sum_up
-from making import balances, change_account, held, hold, make_account, post_transfer, settle, transfer
-from problems import assert_problem
 from sqlalchemy import func, select, text
-from tampering import expire, without_guards
-from waiting import until
 
 from howdah import Database, DatabaseError
 from shop.accounts.models import Account
@@ -22,6 +17,20 @@ from shop.transfers import upkeep
 from shop.transfers.ledger import Ledger
 from shop.transfers.models import PendingTransfer, Transfer, TransferState
 from shop.transfers.requests import Refusal, TransferRequest
+from shop_tests.support.factories import (
+    balances,
+    change_account,
+    held,
+    hold,
+    make_account,
+    post_transfer,
+    settle,
+    transfer,
+)
+from shop_tests.support.funded_accounts import open_accounts, sum_up
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.trigger_bypass import expire, without_guards
+from shop_tests.support.waiting import until
 
 
 async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, stored: Database) -> None:

@@ -11,10 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import reference
-from books import open_accounts
 from sqlalchemy import func, select
-from waiting import until_waiting
 
 from howdah import Database, DeadlockDetected
 from shop.accounts.models import Account
@@ -24,6 +21,9 @@ from shop.transfers.models import Transfer
 from shop.transfers.requests import Refusal, TransferRequest, TransferResult
 from shop.transfers.service import post_transfers, reversal_of, transfer_funds
 from shop.transfers.writing import KeyInUse
+from shop_tests.support import reference
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.waiting import until_waiting
 
 
 async def balances(database: Database, accounts: list[UUID]) -> list[int]:

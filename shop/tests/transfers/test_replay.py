@@ -7,9 +7,6 @@ from itertools import pairwise
 from uuid import UUID
 
 import pytest
-from bank_clients import told_by_processes
-from books import open_accounts
-from ledger_model import Booked, differences, in_version_order
 from sqlalchemy import select
 from sqlalchemy.orm import aliased
 
@@ -17,6 +14,9 @@ from howdah import Database, uuid7
 from shop.accounts.models import Account, Entry
 from shop.proof.checks import check_books
 from shop.transfers.models import Transfer
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.ledger_clients import told_by_processes
+from shop_tests.support.ledger_model import Booked, differences, in_version_order
 
 ACCOUNTS, FUNDS = 8, 1_000
 

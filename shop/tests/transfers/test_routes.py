@@ -10,10 +10,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import balances, make_account, post_transfer, transfer
-from problems import assert_problem
 
 from shop.transfers.requests import MAX_AMOUNT
+from shop_tests.support.factories import balances, make_account, post_transfer, transfer
+from shop_tests.support.problems import assert_problem
 
 
 async def reverse(client: httpx.AsyncClient, transfer: dict[str, Any], **options: Any) -> httpx.Response:

@@ -7,11 +7,9 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import pytest
-import reference
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import seal_pending_anew, with_guards, without_guards
 
 from howdah import Database, NotFound, utcnow, uuid7
 from howdah.testing import assert_statements
@@ -22,6 +20,8 @@ from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.transfers.repository import TransferRepository
 from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRefused, TransferRequest, TransferResult
 from shop.transfers.service import post_transfers, reversal_of, transfer_funds
+from shop_tests.support import reference
+from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
 
 MOMENT: Final = timedelta(microseconds=1)
 

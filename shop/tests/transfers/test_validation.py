@@ -14,7 +14,6 @@ from uuid import UUID, uuid4
 
 import pytest
 from asyncpg.pgproto import pgproto
-from books import open_accounts
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -34,6 +33,7 @@ from shop.transfers.models import IdempotencyKey
 from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRequest
 from shop.transfers.service import linked_under, post, post_transfers, posted_under_locks, transfer_funds
 from shop.users.models import User
+from shop_tests.support.funded_accounts import open_accounts
 
 
 class Coins(IntEnum):

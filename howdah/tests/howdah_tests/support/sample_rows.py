@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sample import Order, User
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk
+from howdah_tests.support.sample_models import Order, User
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 

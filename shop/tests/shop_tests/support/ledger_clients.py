@@ -1,4 +1,6 @@
-"""Clients of a bank, in processes of their own: `python bank_clients.py URL SEED CLIENTS TRANSFERS HOW ACCOUNT…`.
+"""Clients of the ledger, in processes of their own.
+
+    python -m shop_tests.support.ledger_clients URL SEED CLIENTS TRANSFERS HOW ACCOUNT…
 
 Each process prints, as JSON, what its clients were told.
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
@@ -15,7 +18,6 @@ from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import select, update
-from tampering import without_guards
 
 from howdah import Database
 from shop import tables  # noqa: F401 (tables refer to each other)
@@ -24,6 +26,7 @@ from shop.transfers.ledger import Ledger
 from shop.transfers.models import TransferState
 from shop.transfers.requests import BookedTransfer, TransferRequest, TransferResult
 from shop.transfers.service import post_transfers
+from shop_tests.support.trigger_bypass import without_guards
 
 LARGEST = 300
 
@@ -45,8 +48,9 @@ async def told_by_processes(
     url = database.engine.url.render_as_string(hide_password=False)
     running = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, __file__, url, str(seed), str(clients), str(transfers // processes), how),
+            *(sys.executable, "-m", __name__, url, str(seed), str(clients), str(transfers // processes), how),
             *map(str, accounts),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=PIPE,
         )
         for seed in range(processes)

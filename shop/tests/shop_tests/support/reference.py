@@ -10,12 +10,12 @@ from fastapi import Request
 from sqlalchemy import String, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, selectinload
-from tampering import without_guards
 
 from howdah.fastapi import database_of
 from shop.accounts.models import Account
 from shop.orders.models import Order
 from shop.users.models import User
+from shop_tests.support.trigger_bypass import without_guards
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:

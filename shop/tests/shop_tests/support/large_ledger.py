@@ -6,7 +6,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from tampering import without_guards
+
+from shop_tests.support.trigger_bypass import without_guards
 
 ACCOUNTS, TRANSFERS = 100, 20_000
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar, assert_type
 from uuid import UUID
 
-from sample import Order, User, UserRepository
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
@@ -24,6 +23,7 @@ from howdah import (
     paginate,
     run_transaction,
 )
+from howdah_tests.support.sample_models import Order, User, UserRepository
 
 ModelT = TypeVar("ModelT", bound=Base)
 
