@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from howdah._reads.sort_keys import follows
+from howdah._reads.sort_values import SortValue
 from sqlalchemy import MetaData, Subquery, func, select, text, union_all
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,8 +14,6 @@ from sqlalchemy.orm import registry
 
 from howdah import Page, paginate
 from howdah.pagination import _sort_keys
-from howdah.sort_keys import follows
-from howdah.sort_values import SortValue
 from howdah_tests.support.sample_models import User
 
 _FIELDS = (User.id, User.email, User.age)

@@ -10,18 +10,20 @@ from sqlalchemy import text
 from howdah import CheckViolation, Database, DatabaseError, UniqueViolation
 from shop_tests.support.funded_accounts import open_accounts
 
-_COLUMNS = "id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at, created_at"
+_COLUMNS = (
+    "id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at, created_at"
+)
 
 
 def transfers(*rows: str) -> str:
-    """A statement that makes these: from, its version, to, its version, amount; and, where they are others, currency
+    """A statement that makes these: from, its entry_number, to, its entry_number, amount; and, where they are others, currency
     and time."""
 
     def row(place: int, given: str) -> str:
-        from_, from_version, to, to_version, amount, *others = given.split(", ")
+        from_, from_entry_number, to, to_entry_number, amount, *others = given.split(", ")
         currency, at = [*others, *["'GBP'", "now()"][len(others) :]]
         id_ = f"'00000000-0000-7000-8000-{place:012}'"
-        return f"({', '.join((id_, from_, from_version, to, to_version, amount, currency, at, at))})"
+        return f"({', '.join((id_, from_, from_entry_number, to, to_entry_number, amount, currency, at, at))})"
 
     return f"INSERT INTO transfers ({_COLUMNS}) VALUES {', '.join(row(n, each) for n, each in enumerate(rows))}"
 
@@ -47,7 +49,7 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
     async with stored.session() as session:
         entries = await session.execute(
             text(
-                "SELECT version, amount, balance_after FROM entries WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
+                "SELECT entry_number, amount, balance_after FROM entries WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
             ),
             {name: accounts[name] for name in ("a", "b")},
         )
@@ -55,8 +57,8 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
         of_b = [(1, 30, 30), (2, -10, 20), (3, 80, 100)]
         both = sorted(((accounts["a"], of_a), (accounts["b"], of_b)))
         assert [tuple(entry) for entry in entries] == both[0][1] + both[1][1]
-        rows = await session.execute(text("SELECT id, balance, version FROM accounts WHERE version > 0"))
-        found = {row.id: (row.balance, row.version) for row in rows}
+        rows = await session.execute(text("SELECT id, balance, entry_count FROM accounts WHERE entry_number > 0"))
+        found = {row.id: (row.balance, row.entry_count) for row in rows}
         assert (found[accounts["a"]], found[accounts["b"]]) == ((0, 4), (100, 3))
 
 
@@ -107,9 +109,9 @@ async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts:
     "change",
     [
         "UPDATE accounts SET balance = balance + 1",
-        "UPDATE accounts SET version = version + 1",
+        "UPDATE accounts SET entry_count = entry_number + 1",
         """
-        INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+        INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
         SELECT account_id, 99, transfer_id, 1, 1, now() FROM entries LIMIT 1
         """,
         "UPDATE transfers SET amount = 1",
@@ -129,17 +131,19 @@ async def test_what_is_in_the_books_stays_as_it_is(stored: Database, accounts: d
         await write(stored, change, accounts)
 
 
-@pytest.mark.parametrize(("balance", "held", "version"), [(100, 0, 0), (100, 0, 1), (0, 0, 1), (0, 1, 0)])
-async def test_an_account_is_opened_with_nothing_in_it(stored: Database, balance: int, held: int, version: int) -> None:
+@pytest.mark.parametrize(("balance", "held", "entry_count"), [(100, 0, 0), (100, 0, 1), (0, 0, 1), (0, 1, 0)])
+async def test_an_account_is_opened_with_nothing_in_it(
+    stored: Database, balance: int, held: int, entry_number: int
+) -> None:
     opened = """
         INSERT INTO accounts (
-            id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, version, revision,
+            id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, entry_count, revision,
             created_at, updated_at
         ) VALUES (gen_random_uuid(), 'A', 'GBP', {}, {}, true, 0, 'open', '{{}}', {}, 0, now(), now())
         """
     await write(stored, opened.format(0, 0, 0), {})
     with pytest.raises(CheckViolation) as refused:
-        await write(stored, opened.format(balance, held, version), {})
+        await write(stored, opened.format(balance, held, entry_number), {})
     assert refused.value.constraint == "opened_empty"
 
 
