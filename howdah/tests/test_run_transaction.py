@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sample import Counter
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, InvalidValue, SerializationFailure, UniqueViolation, lock, retrying, run_transaction
+from howdah_tests.support.sample_models import Counter
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import func, select
-from tampering import empty_tables
 
 from howdah import Database
 from shop.demo import create_demo
@@ -13,6 +12,7 @@ from shop.ledger.check import check_ledger
 from shop.ledger.models import Account, Entry
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User
+from shop_tests.support.trigger_bypass import empty_tables
 
 
 async def contents(database: Database) -> list[Any]:

@@ -14,7 +14,6 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from alembic.util.exc import CommandError
-from books import open_accounts
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -26,6 +25,7 @@ from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import post_transfers
+from shop_tests.support.funded_accounts import open_accounts
 
 # What tells two schemas apart, by the names of things and never by their numbers.
 _SCHEMA = (

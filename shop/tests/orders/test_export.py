@@ -18,15 +18,15 @@ from uuid import UUID
 
 import httpx
 import pytest
-from making import make_order, make_user, walk
-from problems import assert_problem
-from serving import client_of, shop_serve
 from sqlalchemy import text
-from waiting import until
 
 from howdah import Database
 from shop.orders.models import Order, OrderStatus
 from shop.web import exports
+from shop_tests.support.factories import make_order, make_user, walk
+from shop_tests.support.http_service import client_of, shop_serve
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until
 
 ODD = ('a "b", c\r\nd', "=1+1", " é ", "a\nb")
 MANY = 30_000  # more than fits between the server and a client that has stopped reading

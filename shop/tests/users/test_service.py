@@ -9,8 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import reference
-from plans import plan_of
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -21,6 +19,8 @@ from shop.orders.repository import OrderRepository
 from shop.users.models import User
 from shop.users.repository import UserRepository
 from shop.users.service import bulk_create_users, get_user_order_summary
+from shop_tests.support import reference
+from shop_tests.support.query_plans import plan_of
 
 
 def rows(count: int) -> list[dict[str, Any]]:

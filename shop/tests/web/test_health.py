@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from making import make_user
-from problems import assert_problem
-from proxying import proxied
-from serving import served
 from sqlalchemy import text
 
 from howdah import Database
 from shop import migrations
 from shop.app import create_app
 from shop.settings import Settings
+from shop_tests.support.factories import make_user
+from shop_tests.support.http_service import served
+from shop_tests.support.lossy_proxy import proxied
+from shop_tests.support.problems import assert_problem
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import make_account
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import shop.ledger.http.account_schemas
@@ -20,6 +19,7 @@ import shop.orders.schemas
 import shop.users.schemas
 from shop.app import create_app
 from shop.web.fields import Moment
+from shop_tests.support.factories import make_account
 
 DESCRIBED = create_app("postgresql://unused/").openapi()
 NDJSON = {"Content-Type": "application/x-ndjson"}

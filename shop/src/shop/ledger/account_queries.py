@@ -147,7 +147,10 @@ def _statement() -> Subquery:
     is_debit = Entry.amount < 0
     return (
         select(
-            *(getattr(Entry, name) for name in ("account_id", "entry_number", "transfer_id", "amount", "balance_after")),
+            *(
+                getattr(Entry, name)
+                for name in ("account_id", "entry_number", "transfer_id", "amount", "balance_after")
+            ),
             case((is_debit, Transfer.to_account_id), else_=Transfer.from_account_id).label("counterparty_account_id"),
             case(
                 (Transfer.reverses_id.is_not(None), _REVERSAL),

@@ -101,7 +101,7 @@ class Account(UUIDv7PrimaryKey, Base):
         Index(
             "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
         ),
-        {"postgresql_with": {"fillfactor": 70}},  # room for a balance's next version on its page
+        {"postgresql_with": {"fillfactor": 70}},  # room for a balance's next entry_number on its page
     )
 
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
