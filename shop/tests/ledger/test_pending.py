@@ -8,10 +8,10 @@ from uuid import UUID
 
 import httpx
 import pytest
-from shop.transfers import maintenance
 from sqlalchemy import func, select, text
 
 from howdah import Database, DatabaseError
+from shop.ledger import maintenance
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, PendingTransfer, Seal, Transfer, TransferState
 from shop.ledger.requests import Refusal, TransferRequest

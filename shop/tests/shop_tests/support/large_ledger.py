@@ -13,7 +13,7 @@ ACCOUNTS, TRANSFERS = 100, 20_000
 
 _STATEMENTS = (
     """
-    INSERT INTO accounts (id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, version,
+    INSERT INTO accounts (id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, entry_count,
         revision, created_at, updated_at)
     SELECT lpad(to_hex(i), 32, '0')::uuid, 'Account', 'GBP', 0, 0, true, 0, 'open', '{}', 400, 0, '2026-01-01Z', now()
     FROM generate_series(0, 99) AS i
@@ -27,7 +27,7 @@ _STATEMENTS = (
     FROM generate_series(0, 19999) AS n, LATERAL (SELECT '2026-01-01Z'::timestamptz + n * interval '1 minute') AS t (at)
     """,
     """
-    INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+    INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
     SELECT from_account_id, from_entry_number, id, -1, 0, created_at FROM transfers
     UNION ALL SELECT to_account_id, to_entry_number, id, 1, 1, created_at FROM transfers
     """,
