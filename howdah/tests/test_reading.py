@@ -6,8 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from sample_rows import a_user
-from server import kill, proxy_before, until, until_gone
 from sqlalchemy import Integer, Numeric, bindparam, func, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -23,6 +21,9 @@ from howdah import (
 from howdah._connections import kept
 from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
+from howdah_tests.support.faulty_proxy import proxy_before
+from howdah_tests.support.sample_rows import a_user
+from howdah_tests.support.waiting import kill, until, until_gone
 
 PID = text("SELECT pg_backend_pid()")
 

@@ -13,8 +13,6 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, EmailStr, TypeAdapter, field_validator
-from sample import Order, User
-from sample_rows import a_user
 from sqlalchemy import Integer, Select, event, func, select, text
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
@@ -25,6 +23,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_
 import howdah
 from howdah import Database, InvalidStatement
 from howdah import _sqlalchemy as private
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.sample_rows import a_user
 
 SOURCE = Path(inspect.getfile(howdah)).parent
 # Documented although they begin with an underscore: the methods of named tuples, and `Row._mapping`.
