@@ -123,7 +123,7 @@ class TestRunTransaction:
 
     async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
         with pytest.raises(ValueError, match="at least once, not 0 times"):
-            await run_transaction(counters, values, attempts=0)
+            await run_transaction(counters, losing(0, counters, []), attempts=0)
 
     async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
         seen: list[AsyncSession] = []

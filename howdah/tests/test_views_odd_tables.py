@@ -28,7 +28,7 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship, selectinload
 
 from howdah import Base, CannotRender, Database, JsonView, OutOfRange
-from test_views import Out
+from howdah_tests.support.view_schemas import Out
 
 
 class Odd(Base):
@@ -92,7 +92,7 @@ class Shelf(Odd):
         return select(Page.id).where(Page.shelf_id == cls.id, Page.words > 15).exists()
 
 
-Shelf.page_count = column_property(  # type: ignore[attr-defined]
+Shelf.page_count = column_property(
     select(func.count()).where(Page.shelf_id == Shelf.id).scalar_subquery(), deferred=True
 )
 

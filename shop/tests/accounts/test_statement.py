@@ -137,7 +137,7 @@ async def test_the_statement_is_filtered(client: httpx.AsyncClient) -> None:
 async def test_a_page_of_a_statement_reads_the_entries_of_the_page(session: AsyncSession) -> None:
     account = await crowd_of_transfers(session)
     for order in ("newest", "oldest"):
-        listing = statement_of(account, order=order)  # type: ignore[arg-type]
+        listing = statement_of(account, order=order)
         after = (await paginate(session, listing, limit=20)).next
         nodes = await plan_of(session, partial(paginate, session, listing, limit=20, after=after))
         scans = {node["Index Name"]: node for node in nodes if "Index Name" in node}

@@ -267,14 +267,14 @@ def in_version_order(transfers: Iterable[Booked]) -> list[Booked]:
     may_be_next = list(sides)
     while may_be_next:
         account = may_be_next.pop()
-        each = sides[account].get(version[account] + 1)
-        if each is None:
+        following = sides[account].get(version[account] + 1)
+        if following is None:
             continue
-        debit, credit = each.from_account_id, each.to_account_id
-        if (version[debit], version[credit]) == (each.from_version - 1, each.to_version - 1):
+        debit, credit = following.from_account_id, following.to_account_id
+        if (version[debit], version[credit]) == (following.from_version - 1, following.to_version - 1):
             version[debit] += 1
             version[credit] += 1
-            ordered.append(each)
+            ordered.append(following)
             may_be_next += (debit, credit)
     if len(ordered) < count:
         raise ValueError(f"{count - len(ordered)} of {count} transfers have no place in any order of the versions")
