@@ -1,4 +1,4 @@
-"""few-rows: from how many rows on COPY pays. What `howdah.copying.WORTHWHILE_ROWS` was chosen by."""
+"""few-rows: from how many rows on COPY pays. What `howdah._writes.copying.MIN_COPY_ROWS` was chosen by."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any, Final
 from unittest import mock
 
+from howdah._writes.copying import MIN_COPY_ROWS
+
 from benchmarks import contents
 from benchmarks.comparison import Comparison, Contender, Goal
 from benchmarks.tables import User
 from howdah import AsyncRepository
-from howdah.copying import WORTHWHILE_ROWS
 
 ROWS: Final = (1, 5, 10, 20, 50, 200, 1000)
 
@@ -37,18 +38,18 @@ class FewRows(Comparison):
         return [
             Goal(f"COPY of {count:,}", "of the time", 1, f"INSERT of {count:,}")
             for count in ROWS
-            if count >= WORTHWHILE_ROWS
+            if count >= MIN_COPY_ROWS
         ]
 
     async def reset(self, contender: Contender) -> None:
         await contents.empty(self.connections.driver)
 
     async def copy(self, count: int) -> int:
-        with mock.patch("howdah.bulk.WORTHWHILE_ROWS", 1):
+        with mock.patch("howdah.bulk.MIN_COPY_ROWS", 1):
             return await self._create(count)
 
     async def insert(self, count: int) -> int:
-        with mock.patch("howdah.bulk.WORTHWHILE_ROWS", count + 1):
+        with mock.patch("howdah.bulk.MIN_COPY_ROWS", count + 1):
             return await self._create(count)
 
     async def _create(self, count: int) -> int:

@@ -77,7 +77,7 @@ FILL = {
         ANALYZE moves
         """,
     "entries": """
-        INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+        INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
         SELECT pg_temp.account(account), row_number() OVER w, pg_temp.transfer(n), amount, sum(amount) OVER w,
             pg_temp.at(n)
         FROM (
@@ -87,15 +87,15 @@ FILL = {
         ) side
         WINDOW w AS (PARTITION BY account ORDER BY n)
         ORDER BY n;
-        ALTER TABLE entries ADD CONSTRAINT pk_entries PRIMARY KEY (account_id, version);
+        ALTER TABLE entries ADD CONSTRAINT pk_entries PRIMARY KEY (account_id, entry_number);
         ANALYZE entries
         """,
     "transfers": """
         INSERT INTO transfers (
-            id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at, reverses_id,
+            id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at, reverses_id,
             reversed_total, created_at
         )
-        SELECT pg_temp.transfer(n), debit.account_id, debit.version, credit.account_id, credit.version, m.amount,
+        SELECT pg_temp.transfer(n), debit.account_id, debit.entry_count, credit.account_id, credit.entry_count, m.amount,
             pg_temp.currency(source), pg_temp.at(n), pg_temp.transfer(reverses),
             CASE WHEN reverses IS NOT NULL THEN m.amount END, pg_temp.at(n)
         FROM moves m
@@ -114,14 +114,14 @@ FILL = {
         """,
     "accounts": """
         INSERT INTO accounts (
-            id, name, currency, balance, version, held, revision, allows_negative, overdraft_limit, state, metadata,
+            id, name, currency, balance, entry_count, held, revision, allows_negative, overdraft_limit, state, metadata,
             created_at, updated_at
         )
-        SELECT pg_temp.account(n), 'Account ' || n, pg_temp.currency(n), e.balance, e.version, coalesce(p.held, 0), 0,
+        SELECT pg_temp.account(n), 'Account ' || n, pg_temp.currency(n), e.balance, e.entry_count, coalesce(p.held, 0), 0,
             n < 3, 0, 'open', '{{}}', pg_temp.at(0), pg_temp.at({transfers})
         FROM generate_series(0::bigint, {accounts} + 2) n
         JOIN (
-            SELECT account_id, sum(amount) AS balance, count(*) AS version FROM entries GROUP BY account_id
+            SELECT account_id, sum(amount) AS balance, count(*) AS entry_count FROM entries GROUP BY account_id
         ) e ON e.account_id = pg_temp.account(n)
         LEFT JOIN (
             SELECT from_account_id, sum(amount) AS held FROM pending_transfers WHERE state = 'pending' GROUP BY 1
@@ -166,8 +166,8 @@ CHANGE_ONE_AMOUNT = """
     UPDATE entries SET amount = amount + 1
     WHERE amount > 0 AND transfer_id = (SELECT transfer_id FROM entries WHERE account_id = (
         SELECT id FROM accounts ORDER BY id OFFSET (SELECT count(*) / 2 FROM accounts) LIMIT 1
-    ) AND version = 2)
-    RETURNING format('account %s: entry %s', account_id, version)
+    ) AND entry_number = 2)
+    RETURNING format('account %s: entry %s', account_id, entry_number)
     """
 
 

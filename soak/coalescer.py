@@ -152,15 +152,15 @@ async def run(url: str, seconds: float, clients: int) -> Soak:
             await bulk.insert_many(session, Value, [{"id": n, "value": n * FACTOR} for n in range(KEYS)])
         soak = Soak(database, time.monotonic() + seconds)
         async with (
-            Coalescer(soak.read_values, key=lambda key: key, trips=3, max_batch=50) as reads,
-            Coalescer(soak.write_notes, trips=2, max_batch=50) as writes,
+            Coalescer(soak.read_values, key=lambda key: key, workers=3, max_batch_size=50) as reads,
+            Coalescer(soak.write_notes, workers=2, max_batch_size=50) as writes,
         ):
             await asyncio.gather(soak.end_backends(url), *(soak.run_client(reads, writes) for _ in range(clients)))
         await soak.check()
         soak.faults["tasks left"] += len(asyncio.all_tasks()) - 1
         for name, coalescer in (("reads", reads), ("writes", writes)):
             status = coalescer.status()
-            print(f"{name}: {status.items:,} items in {status.trips:,} batches")
+            print(f"{name}: {status.items:,} items in {status.batches:,} batches")
             soak.faults["waiters left"] += status.waiting
     soak.faults["backends left"] += await count_left_backends(url)
     return soak

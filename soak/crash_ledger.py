@@ -27,12 +27,12 @@ from uuid import UUID, uuid4
 
 import httpx
 import psutil
+from shop.ledger.models import IdempotencyKey, Transfer
 from sqlalchemy import select
 
 from howdah import Database
 from howdah.embedded import EmbeddedPostgres
 from shop import tables  # noqa: F401 (tables refer to each other)
-from shop.transfers.models import IdempotencyKey, Transfer
 from soak.ledger_state import read_ledger_state
 from soak.server import ShopServer, shop_server
 from soak.service import Service, open_funded_accounts, post_transfer, running_service
@@ -57,7 +57,7 @@ class Responses:
 
 
 async def run_client(
-    address: str, accounts: list[str], responses: Responses, stop: asyncio.Event, seed: int, *, new_keys: bool
+    address: str, accounts: list[str], responses: Responses, stop: asyncio.Event, seed: int, *, generate_keys: bool
 ) -> None:
     dice = random.Random(seed)
     async with httpx.AsyncClient(base_url=address, timeout=10) as client:
@@ -75,7 +75,7 @@ async def run_client(
                         break
                 responses.counts[outcome] += 1
                 responses.retries += 1
-                if new_keys:
+                if generate_keys:
                     key = str(uuid4())
                 await asyncio.sleep(0.05)  # as a real client would
             responses.counts[outcome] += 1
@@ -117,7 +117,9 @@ async def post_and_kill(
     stop, dice, killed = asyncio.Event(), random.Random(options.seed), Counter[str]()
     clients = [
         asyncio.create_task(
-            run_client(service.address, accounts, responses, stop, options.seed + number, new_keys=options.new_keys)
+            run_client(
+                service.address, accounts, responses, stop, options.seed + number, generate_keys=options.generate_keys
+            )
         )
         for number in range(options.clients)
     ]

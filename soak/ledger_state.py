@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from shop.ledger.check import check_ledger
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from shop.proof.checks import check_books
 
 _BACKENDS_TIMEOUT_SECONDS = 60
 _OTHER_BACKENDS = text(
@@ -45,7 +45,7 @@ async def read_ledger_state(url: str) -> LedgerState:
         async with asyncio.timeout(_BACKENDS_TIMEOUT_SECONDS):
             await _wait_for_other_backends(database)
         async with database.session(isolation_level="REPEATABLE READ") as session:
-            report = await check_books(session)
+            report = await check_ledger(session)
             return LedgerState(await _value(session, _DEADLOCKS), await _value(session, _BALANCE_TOTAL), report.faults)
 
 

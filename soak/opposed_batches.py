@@ -24,15 +24,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account
+from shop.ledger.requests import TransferRequest
+from shop.ledger.service import post_transfers
+from shop.ledger.writing import KeyInUse
 from sqlalchemy import select
 
 from howdah import Database, uuid7
 from shop import tables  # noqa: F401 (tables refer to each other)
-from shop.accounts.models import Account
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import TransferRequest
-from shop.transfers.service import post_transfers
-from shop.transfers.writing import KeyInUse
 from soak.ledger_state import read_ledger_state
 from soak.server import shop_server
 

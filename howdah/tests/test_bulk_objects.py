@@ -13,7 +13,7 @@ from sqlalchemy import MetaData, String, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, defer, mapped_column, registry
 
-from howdah import Base, StaleRow, Upserted, bulk
+from howdah import Base, StaleRow, UpsertResult, bulk
 from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import make_orders, make_users
 
@@ -150,7 +150,7 @@ async def test_an_upsert_that_names_what_to_update_takes_objects_that_dont_show_
     rows = [Careful(id=n, name="One", status="old") for n in range(2)]
     await bulk.insert_many(separate, Careful, rows)
     rows = [Careful(id=n, name="Two") for n in range(3)]
-    assert await bulk.upsert_many(separate, Careful, rows, update=["name"]) == Upserted(1, 2, 0)
+    assert await bulk.upsert_many(separate, Careful, rows, update=["name"]) == UpsertResult(1, 2, 0)
     assert await stored(separate, Careful, "name", "status") == [("Two", "old"), ("Two", "old"), ("Two", "new")]
 
 
@@ -197,7 +197,7 @@ async def test_objects_that_show_no_change_are_refused(session: AsyncSession) ->
         await bulk.update_many(session, User, [user])
     with pytest.raises(TypeError, match="was loaded from the database, and its changes alone don't make"):
         await bulk.upsert_many(session, User, [user], on=["email"])
-    assert await bulk.upsert_many(session, User, [user], on=["email"], update=["name"]) == Upserted(0, 0, 1)
+    assert await bulk.upsert_many(session, User, [user], on=["email"], update=["name"]) == UpsertResult(0, 0, 1)
     session.expunge(user)
     with pytest.raises(TypeError, match="was loaded from the database and not changed since"):
         await bulk.update_many(session, User, [user])
@@ -211,7 +211,7 @@ async def test_objects_that_set_other_attributes_than_others_are_refused(separat
     for write in (bulk.update_many, bulk.upsert_many):
         with pytest.raises((TypeError, ValueError), match="other attributes than"):
             await write(separate, Animal, rows)
-    assert await bulk.upsert_many(separate, Animal, [{"id": 1, "name": "a"}, Animal(id=2, name="b")]) == Upserted(
+    assert await bulk.upsert_many(separate, Animal, [{"id": 1, "name": "a"}, Animal(id=2, name="b")]) == UpsertResult(
         2, 0, 0
     )
 
@@ -267,6 +267,6 @@ async def test_new_rows_of_a_sqlmodel_get_its_defaults_and_the_columns(session: 
     await bulk.insert_many(session, Hero, [Hero(code="a", name="One")])
     await bulk.insert_many(session, Hero, [Hero(code=f"{n}", name="One") for n in range(25)])
     rows = [Hero(code=code, name="Two") for code in ("a", "b")]
-    assert await bulk.upsert_many(session, Hero, rows, on=["code"]) == Upserted(1, 1, 0)
+    assert await bulk.upsert_many(session, Hero, rows, on=["code"]) == UpsertResult(1, 1, 0)
     assert set(await stored(session, Hero, "status", "nick", "rank")) == {("new", None, 7)}
     assert (await session.scalars(select(func.count()).select_from(Hero))).one() == 27

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from howdah._writes.rejected_rows import locate_rejected_row
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -27,7 +28,6 @@ from howdah import (
     UniqueViolation,
     bulk,
 )
-from howdah.refusals import or_name_the_row
 from howdah_tests.support.sample_models import Counter, Order, User
 from howdah_tests.support.sample_rows import LONG_AGO, emails, make_users, user_rows
 
@@ -168,7 +168,7 @@ async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: Asy
 
     with pytest.raises(UniqueViolation) as caught:
         async with session.begin_nested():
-            await or_name_the_row(session, [1, 2, 3], write)
+            await locate_rejected_row(session, [1, 2, 3], write)
     assert caught.value.row_index is None
     assert times == 4
     assert await AsyncRepository(session, Counter).count() == 0

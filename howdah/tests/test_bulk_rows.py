@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Created, Matched, UnknownAttribute, Upserted, bulk
+from howdah import InsertResult, MatchResult, UnknownAttribute, UpsertResult, bulk
 from howdah.testing import assert_statements
 from howdah_tests.support.sample_models import Order, Seat, User, UserRepository
 from howdah_tests.support.sample_rows import emails, make_users, user_rows
@@ -88,7 +88,7 @@ async def test_takes_the_rows_of_another_statement_and_of_a_stream_in_the_same_s
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 async def test_no_rows_are_no_work(session: AsyncSession, write: Any) -> None:
     result = await write(session, User, [])
-    assert result in (Created(0, []), Matched(0, []), Upserted(0, 0, 0))
+    assert result in (InsertResult(0, []), MatchResult(0, []), UpsertResult(0, 0, 0))
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from howdah._writes.tables import class_of
 from sqlalchemy import (
     Column,
     Computed,
@@ -40,7 +41,6 @@ from howdah import (
     utcnow,
     uuid7,
 )
-from howdah.tables import class_of
 from howdah.testing import assert_statements
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from howdah._writes.references import parents_first, self_references
 from sqlalchemy import ARRAY, ForeignKey, ForeignKeyConstraint, Integer, String, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
 from howdah import Base, CheckViolation, Database, ForeignKeyViolation, UniqueViolation, UUIDv7PrimaryKey, bulk, uuid7
-from howdah.references import parents_first, self_references
 from howdah.testing import assert_statements
 
 

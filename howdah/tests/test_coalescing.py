@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from howdah import Coalescer, CoalescerClosed, Overloaded
+from howdah import Coalescer, CoalescerClosed, QueueFull
 from howdah_tests.support.batch_recorder import Trips, until
 
 
@@ -31,18 +31,18 @@ async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> Non
 
 async def test_those_who_come_in_the_same_moment_travel_together() -> None:
     trips = Trips(waiting=False)
-    async with Coalescer(trips, trips=4) as coalescer:
+    async with Coalescer(trips, workers=4) as coalescer:
         assert await asyncio.gather(*(coalescer.submit(letter) for letter in "abc")) == ["A", "B", "C"]
     assert trips.batches == [["a", "b", "c"]]
 
 
 async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
     trips = Trips()
-    async with Coalescer(trips, max_batch=2, trips=2) as coalescer:
+    async with Coalescer(trips, max_batch_size=2, workers=2) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefg"]
         await trips.departed(2)
         assert trips.batches == [["a", "b"], ["c", "d"]]
-        assert coalescer.status().under_way == 2
+        assert coalescer.status().running == 2
         trips.let_go(10)
         assert await asyncio.gather(*tasks) == list("ABCDEFG")
     assert trips.most_at_once == 2
@@ -51,9 +51,9 @@ async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
 
 async def test_pipelined_trips_share_those_who_wait() -> None:
     """The control is the same without: all are on one trip, and nothing is prepared while it is under way."""
-    for pipelined, sizes in ((True, [50, 50]), (False, [100])):
+    for split_between_workers, sizes in ((True, [50, 50]), (False, [100])):
         trips = Trips()
-        async with Coalescer(trips, trips=2, pipelined=pipelined) as coalescer:
+        async with Coalescer(trips, workers=2, split_between_workers=split_between_workers) as coalescer:
             tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefghij" * 10]
             await trips.departed(len(sizes))
             assert [len(batch) for batch in trips.batches] == sizes
@@ -63,7 +63,7 @@ async def test_pipelined_trips_share_those_who_wait() -> None:
 
 async def test_pipelined_trips_leave_a_few_together() -> None:
     trips = Trips()
-    async with Coalescer(trips, trips=2, pipelined=True) as coalescer:
+    async with Coalescer(trips, workers=2, split_between_workers=True) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefgh" * 4]
         await trips.departed(1)
         trips.let_go(10)
@@ -74,7 +74,7 @@ async def test_pipelined_trips_leave_a_few_together() -> None:
 async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> None:
     """Or a busy system's batches would be split among the trips instead of growing."""
     trips = Trips()
-    async with Coalescer(trips, trips=3) as coalescer:
+    async with Coalescer(trips, workers=3) as coalescer:
         tasks: list[asyncio.Task[str]] = []
 
         async def submit(letters: str) -> None:
@@ -134,19 +134,19 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room()
         await trips.departed(1)
         waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "bc"]
         await until(lambda: coalescer.status().waiting == 2)
-        with pytest.raises(Overloaded, match="2 tasks wait already"):
+        with pytest.raises(QueueFull, match="2 tasks wait already"):
             await coalescer.submit("d")
         waiting[0].cancel()
         await asyncio.wait(waiting[:1])
         instead = asyncio.create_task(coalescer.submit("e"))
         trips.let_go(9)
         assert [*await asyncio.gather(first, waiting[1], instead)] == ["A", "C", "E"]
-        assert coalescer.status().refused == 1
+        assert coalescer.status().rejected == 1
 
 
 async def test_leaving_drains_and_takes_no_more() -> None:
     trips = Trips()
-    async with Coalescer(trips, max_batch=1) as coalescer:
+    async with Coalescer(trips, max_batch_size=1) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
         await trips.departed(1)
         closing = asyncio.create_task(coalescer.aclose())
@@ -199,19 +199,27 @@ async def test_its_figures() -> None:
         tasks += [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdea"]
         await until(lambda: coalescer.status().waiting == 6)
         status = coalescer.status()
-        assert (status.waiting, status.under_way, status.trips, status.items) == (6, 1, 1, 1)
+        assert (status.waiting, status.running, status.batches, status.items) == (6, 1, 1, 1)
         trips.let_go(2)
         await asyncio.gather(*tasks)
         status = coalescer.status()
-        assert (status.waiting, status.trips, status.items, status.refused) == (0, 2, 6, 0)
-        assert status.batch_sizes == {1: 1, 8: 1}
-        assert sum(status.waits.values()) == 7
-        assert 0 < status.waited_seconds < 5
-    assert coalescer.status().under_way == 0
+        assert (status.waiting, status.batches, status.items, status.rejected) == (0, 2, 6, 0)
+        assert status.batch_size_histogram == {1: 1, 8: 1}
+        assert sum(status.wait_histogram.values()) == 7
+        assert 0 < status.wait_seconds_sum < 5
+    assert coalescer.status().running == 0
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_batch": 0}, {"max_waiting": 0}, {"trips": 0}, {"attempts": 0}, {"timeout": 0}, {"timeout": -1}]
+    "wrong",
+    [
+        {"max_batch_size": 0},
+        {"max_waiting": 0},
+        {"workers": 0},
+        {"max_attempts": 0},
+        {"batch_timeout": 0},
+        {"batch_timeout": -1},
+    ],
 )
 def test_senseless_bounds_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from howdah import Coalescer, CoalescerClosed, Overloaded, TripAbandoned, Unavailable
+from howdah import BatchAbandoned, Coalescer, CoalescerClosed, QueueFull, Unavailable
 from howdah.errors import SerializationFailure
 
 PATIENCE_SECONDS = 10.0
@@ -35,7 +35,7 @@ class World:
     """What happens to a coalescer, and what is seen of it."""
 
     trips: int
-    max_batch: int
+    max_batch_size: int
     keyed: bool
     isolate: bool
     now: int = 0
@@ -51,7 +51,7 @@ class World:
         try:
             if self.at_once > self.trips:
                 self.faults.append("more trips than allowed")
-            if not 1 <= len(items) <= self.max_batch:
+            if not 1 <= len(items) <= self.max_batch_size:
                 self.faults.append(f"a batch of {len(items)}")
             if self.keyed and len({item.key for item in items}) < len(items):
                 self.faults.append("a key twice in a batch")
@@ -98,12 +98,12 @@ STEPS = st.lists(
     ),
     max_size=40,
 )
-ALLOWED = (Refused, Unavailable, SerializationFailure, TripAbandoned, TypeError, Overloaded, CoalescerClosed)
+ALLOWED = (Refused, Unavailable, SerializationFailure, BatchAbandoned, TypeError, QueueFull, CoalescerClosed)
 
 
 @contextmanager
 def without_waits() -> Iterator[None]:
-    with mock.patch("howdah.retrying._FIRST_WAIT_SECONDS", 0):
+    with mock.patch("howdah._retry._FIRST_WAIT_SECONDS", 0):
         yield
 
 
@@ -129,9 +129,9 @@ async def play(
     cancelled: set[int] = set()
     coalescer = kind(
         world.apply,
-        max_batch=world.max_batch,
+        max_batch_size=world.max_batch_size,
         max_waiting=max_waiting,
-        trips=world.trips,
+        workers=world.trips,
         key=(lambda item: item.key) if world.keyed else None,
         isolate=world.isolate,
         attempts=2,
@@ -170,7 +170,7 @@ async def play(
             assert key == item.key, "a waiter got what is another's"
             assert began >= item.submitted_at, "a read is older than its submit"
     status = coalescer.status()
-    assert (status.waiting, status.under_way) == (0, 0)
+    assert (status.waiting, status.running) == (0, 0)
     assert world.faults == []
     assert problems == []
 

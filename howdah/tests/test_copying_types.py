@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from howdah._connections.kept import PreparedSelect
 from sqlalchemy import (
     ARRAY,
     CHAR,
@@ -57,7 +58,6 @@ from sqlalchemy.schema import MetaData
 from sqlalchemy.types import UserDefinedType
 
 from howdah import Base, Database, DatabaseError, UUIDv7PrimaryKey, bulk
-from howdah.reading import Prepared
 from howdah.testing import assert_statements
 
 # Fewer than 20 rows are inserted, more are copied, a thousand at a time.
@@ -421,7 +421,7 @@ async def test_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_
 
 async def test_a_prepared_select_returns_what_the_column_holds_after_a_type_change(committed_url: str) -> None:
     model = a_model(v=BigInteger())
-    prepared = Prepared(select(model.v))
+    prepared = PreparedSelect(select(model.v))
 
     async def read(database: Database) -> list[Any]:
         return [row[0] for row in await database.read(lambda connection: prepared.rows(connection, {}))]

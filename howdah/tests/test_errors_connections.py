@@ -135,16 +135,16 @@ async def full_url(real_database: Database) -> AsyncIterator[str]:
         await session.execute(text("DROP ROLE howdah_limited"))
 
 
-async def is_refused(url: str) -> errors.CannotConnect:
+async def is_refused(url: str) -> errors.ConnectionFailed:
     async with Database(url) as database:
         for attempt in (database.ping, database.session().connection):
-            with pytest.raises(errors.CannotConnect) as caught:
+            with pytest.raises(errors.ConnectionFailed) as caught:
                 await attempt()
             error = caught.value
             assert isinstance(error, errors.Unavailable)
             assert isinstance(error, exc.OperationalError)
             assert error.__cause__ is error.orig
-            assert type(pickled(error)) is errors.CannotConnect
+            assert type(pickled(error)) is errors.ConnectionFailed
         assert database.pool_status().in_use == 0
     return error
 

@@ -255,7 +255,7 @@ async def test_reports_a_serialization_failure(committed_database: Database) -> 
         with pytest.raises(errors.SerializationFailure) as caught:
             await ours.execute(changed)
     assert caught.value.sqlstate == "40001"
-    assert isinstance(caught.value, errors.Conflict)
+    assert isinstance(caught.value, errors.TransactionConflict)
     assert isinstance(caught.value, exc.OperationalError)
 
 
@@ -272,7 +272,7 @@ async def test_reports_a_deadlock_to_one_of_the_two(real_database: Database) -> 
         await one.rollback()
         await waiting
     assert caught.value.sqlstate == "40P01"
-    assert isinstance(caught.value, errors.Conflict)
+    assert isinstance(caught.value, errors.TransactionConflict)
     assert isinstance(caught.value, exc.OperationalError)
 
 

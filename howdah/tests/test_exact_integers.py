@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from howdah._types.integers import are_integers, exact_integer
 from pydantic import BaseModel
 from sqlalchemy import (
     ARRAY,
@@ -44,7 +45,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import AsyncRepository, Base, Database, InvalidValue, JsonView, OutOfRange, bulk, lock
-from howdah.integers import are_integers, exact_integer
 
 
 class Separate(Base):
@@ -434,7 +434,7 @@ async def test_a_refused_value_leaves_the_transaction_usable(tallies: AsyncSessi
 
 
 async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -> None:
-    """The control: without the types of `howdah.integers` these values are stored as 1."""
+    """The control: without the types of `howdah._types.integers` these values are stored as 1."""
     raw = await (await tallies.connection()).get_raw_connection()
     driver: Any = raw.driver_connection
     for value in (1.99, Decimal("1.99"), Fraction(3, 2), HalfFloat(), UUID(int=1)):

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database, NestedTransaction, NotFound, errors, uuid7
 from howdah.fastapi import (
-    STATUS,
+    HTTP_STATUS_BY_ERROR,
     DbSession,
     PageParameters,
     ReadDbSession,
@@ -469,7 +469,7 @@ async def test_page_parameters_refuse_what_they_do_not_name(committed_database: 
 def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
     faults_of_the_program = {
         errors.HowdahError,
-        errors.CannotRender,
+        errors.ViewCompileError,
         errors.UnknownAttribute,
         errors.NestedTransaction,
         errors.DatabaseError,
@@ -479,5 +479,5 @@ def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
         errors.EmbeddedPostgresError,
     }
     every = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
-    answered = {cls for cls in every if any(base in STATUS for base in cls.__mro__)}
+    answered = {cls for cls in every if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}
     assert every - answered == faults_of_the_program

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
+from howdah._keys import has_exact_keys
 from pydantic import BaseModel
 from sqlalchemy import (
     CHAR,
@@ -44,7 +45,7 @@ from howdah import (
     CheckViolation,
     Database,
     JsonView,
-    Matched,
+    MatchResult,
     NotFound,
     OutOfRange,
     StaleRow,
@@ -52,7 +53,6 @@ from howdah import (
     bulk,
     lock,
 )
-from howdah.keys import has_exact_keys
 
 
 class Separate(Base):
@@ -287,14 +287,14 @@ async def test_the_rows_are_locked_by_every_spelling(tables: AsyncSession, case:
 
 async def test_the_rows_are_updated_by_every_spelling(tables: AsyncSession, case: Case) -> None:
     rows = [named(case, case.other, value=1)]
-    assert await bulk.update_many(tables, case.model, rows) == Matched(1, [])
+    assert await bulk.update_many(tables, case.model, rows) == MatchResult(1, [])
     assert await values_of(tables, case) == [1, 0]
-    assert await bulk.update_by_key(tables, case.model, [case.other], {"value": 2}) == Matched(1, [])
+    assert await bulk.update_by_key(tables, case.model, [case.other], {"value": 2}) == MatchResult(1, [])
     assert await values_of(tables, case) == [2, 0]
     keys = [case.missing, case.stored, case.second, case.other, case.missing]
-    assert await bulk.update_by_key(tables, case.model, keys, {"value": 3}) == Matched(2, [case.missing])
+    assert await bulk.update_by_key(tables, case.model, keys, {"value": 3}) == MatchResult(2, [case.missing])
     assert await values_of(tables, case) == [3, 3]
-    assert await bulk.update_by_key(tables, case.model, keys, {}) == Matched(2, [case.missing])
+    assert await bulk.update_by_key(tables, case.model, keys, {}) == MatchResult(2, [case.missing])
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 100])
@@ -303,16 +303,16 @@ async def test_of_two_spellings_the_later_update_wins(tables: AsyncSession, case
     for order in (keys, [*reversed(keys)]):
         rows = [named(case, key, value=value) for value, key in enumerate(order)]
         done = await bulk.update_many(tables, case.model, rows, chunk_size=chunk_size)
-        assert done == Matched(6, [case.missing])
+        assert done == MatchResult(6, [case.missing])
         last = max(place for place, key in enumerate(order) if key in (case.stored, case.other))
         assert await values_of(tables, case) == [last, max(n for n, key in enumerate(order) if key == case.second)]
 
 
 async def test_the_rows_are_deleted_by_every_spelling_and_counted_once(tables: AsyncSession, case: Case) -> None:
     keys = [case.missing, case.other, case.stored, case.missing]
-    assert await bulk.delete_many(tables, case.model, keys) == Matched(1, [case.missing])
+    assert await bulk.delete_many(tables, case.model, keys) == MatchResult(1, [case.missing])
     assert await values_of(tables, case) == [0]
-    assert await bulk.delete_many(tables, case.model, [case.other, case.second]) == Matched(1, [case.other])
+    assert await bulk.delete_many(tables, case.model, [case.other, case.second]) == MatchResult(1, [case.other])
 
 
 async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case: Case) -> None:
@@ -340,7 +340,7 @@ async def test_objects_that_were_created_with_another_spelling_follow(tables: As
             assert held.value == 2
             await repository.update_where(model.value == 2, value=3)
             assert held.value == 3
-        assert await bulk.delete_many(tables, model, [stored]) == Matched(1, [])
+        assert await bulk.delete_many(tables, model, [stored]) == MatchResult(1, [])
         assert held not in tables
 
 
@@ -352,21 +352,21 @@ async def test_any_number_of_keys_in_another_spelling(tables: AsyncSession, coun
     tables.expunge_all()
     assert {*await lock(tables, CharKey, keys)} == {key.ljust(5) for key in keys}
     rows = [{"key": key, "value": n} for n, key in enumerate(keys)]
-    assert await bulk.update_many(tables, CharKey, rows, chunk_size=1000) == Matched(count, [])
+    assert await bulk.update_many(tables, CharKey, rows, chunk_size=1000) == MatchResult(count, [])
     assert await tables.scalar(select(func.sum(CharKey.value))) == sum(range(count))
-    assert await bulk.update_by_key(tables, CharKey, keys, {"value": 7}) == Matched(count, [])
-    assert await bulk.delete_many(tables, CharKey, [*keys, *map(str.strip, keys)]) == Matched(count, [])
+    assert await bulk.update_by_key(tables, CharKey, keys, {"value": 7}) == MatchResult(count, [])
+    assert await bulk.delete_many(tables, CharKey, [*keys, *map(str.strip, keys)]) == MatchResult(count, [])
 
 
 async def test_a_checked_version_is_that_of_the_row_whatever_the_spelling(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, VersionedKey, [{"key": key} for key in ("a", "b", "c")])
     rows = [{"key": key, "version": 1, "value": 1} for key in ("a ", "b ", "d ")]
-    assert await bulk.update_many(tables, VersionedKey, rows) == Matched(2, ["d "])
+    assert await bulk.update_many(tables, VersionedKey, rows) == MatchResult(2, ["d "])
     with pytest.raises(StaleRow) as caught:
         await bulk.update_many(tables, VersionedKey, [{"key": "c ", "version": 1}, {"key": "a ", "version": 1}])
     assert caught.value.keys == ["a "]
     in_turn = [{"key": key, "version": version, "value": version} for version, key in enumerate(("c", "c ", "c"), 1)]
-    assert await bulk.update_many(tables, VersionedKey, in_turn) == Matched(3, [])
+    assert await bulk.update_many(tables, VersionedKey, in_turn) == MatchResult(3, [])
     found = await tables.execute(select(VersionedKey.version, VersionedKey.value).order_by(VersionedKey.key))
     assert found.all() == [(2, 1), (2, 1), (4, 3)]
 
@@ -392,7 +392,7 @@ async def test_a_delete_that_a_trigger_suppresses_is_reported(tables: AsyncSessi
     body = "BEGIN IF OLD.key = 'kept' THEN RETURN NULL; END IF; RETURN OLD; END"
     await tables.execute(text(f"CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
     await tables.execute(text("CREATE TRIGGER t BEFORE DELETE ON char_keys FOR EACH ROW EXECUTE FUNCTION keep()"))
-    assert await bulk.delete_many(tables, CharKey, ["gone ", "kept ", "gone"]) == Matched(1, ["kept "])
+    assert await bulk.delete_many(tables, CharKey, ["gone ", "kept ", "gone"]) == MatchResult(1, ["kept "])
 
 
 async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
@@ -403,7 +403,7 @@ async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
     found = await repository.get_one("A")
     assert await repository.get_by_ids(["B", "A", "a"]) == [await repository.get("B"), found]
     assert await lock(tables, LowerKey, ["A"]) == {"a": found}
-    assert await bulk.update_by_key(tables, LowerKey, ["A", "c"], {"value": 7}) == Matched(1, ["c"])
+    assert await bulk.update_by_key(tables, LowerKey, ["A", "c"], {"value": 7}) == MatchResult(1, ["c"])
     assert found.value == 7
     with pytest.raises(TypeError, match=r"update_many can't set LowerKey\.key, because .* by an SQL expression"):
         await bulk.update_many(tables, LowerKey, [{"key": "A", "value": 1}])
@@ -411,7 +411,7 @@ async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
     async with JsonView(LowerKey, ValueOut).open(database) as view:
         assert await view.get("A") == b'{"value":7}'
         assert await view.get_many(["B", "A", "a"]) == [b'{"value":0}', b'{"value":7}']
-    assert await bulk.delete_many(tables, LowerKey, ["B", "A", "a", "c"]) == Matched(2, ["c"])
+    assert await bulk.delete_many(tables, LowerKey, ["B", "A", "a", "c"]) == MatchResult(2, ["c"])
 
 
 class ValueOut(BaseModel):

@@ -10,14 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import uuid_utils
-from sqlalchemy import BigInteger, Numeric, String, TypeDecorator, Uuid, select
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased, mapped_column
-from sqlalchemy.schema import MetaData
-from sqlalchemy.types import Integer
-
-from howdah import Base, InvalidValue
-from howdah.keys import (
+from howdah._keys import (
     distinct,
     has_exact_keys,
     has_key_in,
@@ -28,6 +21,13 @@ from howdah.keys import (
     keys_from,
     listed,
 )
+from sqlalchemy import BigInteger, Numeric, String, TypeDecorator, Uuid, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased, mapped_column
+from sqlalchemy.schema import MetaData
+from sqlalchemy.types import Integer
+
+from howdah import Base, InvalidValue
 from howdah_tests.support.sample_models import Car, Counter, Engineer, Label, Order, Seat, User
 
 KEY = UUID("01977f1e-7c3a-7000-8000-000000000000")

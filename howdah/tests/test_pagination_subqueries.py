@@ -13,8 +13,6 @@ from sqlalchemy.orm import registry
 
 from howdah import Page, paginate
 from howdah.pagination import _sort_keys
-from howdah.sort_keys import follows
-from howdah.sort_values import SortValue
 from howdah_tests.support.sample_models import User
 
 _FIELDS = (User.id, User.email, User.age)

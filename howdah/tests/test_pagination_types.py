@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from howdah._reads.sort_values import _BUILT_IN
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -34,7 +35,6 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from howdah import AsyncRepository, Page
 from howdah.pagination import paginate_as, totally_ordered
-from howdah.sort_values import _BUILT_IN
 from howdah_tests.support.page_walks import assert_pages_are, mapped
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import event, func, insert, literal, select, text, update
 
 from howdah import (
     AsyncRepository,
-    CannotConnect,
+    ConnectionFailed,
     Database,
     DatabaseError,
     InvalidStatement,
@@ -77,7 +77,7 @@ def test_another_kind_of_pooler_is_refused() -> None:
 
 async def test_control_without_the_option_the_pooler_refuses_the_connection(pooled_url: str) -> None:
     async with Database(pooled_url) as database:
-        with pytest.raises((CannotConnect, DatabaseError)):
+        with pytest.raises((ConnectionFailed, DatabaseError)):
             await database.ping()
 
 
@@ -233,7 +233,7 @@ async def test_transactions_are_read_only_serializable_and_run_again(pooled: Dat
         counter.value += 1
 
     async def run(_n: int) -> None:
-        await run_transaction(pooled, count_up, isolation_level="REPEATABLE READ", attempts=100)
+        await run_transaction(pooled, count_up, isolation_level="REPEATABLE READ", max_attempts=100)
 
     await by_everybody(run)
     async with pooled.session() as session:

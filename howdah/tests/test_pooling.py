@@ -12,13 +12,13 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response
+from howdah._connections.pool import BoundedPool, Priority, Slots
 from pydantic import BaseModel
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Coalescer, ConnectionLost, Database, JsonView, PoolExhausted, PoolStatus, run_transaction
 from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
-from howdah.pooling import BoundedPool, Priority, Slots
 from howdah_tests.support.fastapi_apps import served
 from howdah_tests.support.sample_models import Counter, User
 from howdah_tests.support.sample_rows import a_user

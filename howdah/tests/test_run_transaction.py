@@ -117,13 +117,15 @@ class TestRunTransaction:
     async def test_gives_up_after_so_many_attempts_with_the_last_error(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         with pytest.raises(SerializationFailure):
-            await run_transaction(counters, losing(99, counters, seen), attempts=3, isolation_level="REPEATABLE READ")
+            await run_transaction(
+                counters, losing(99, counters, seen), max_attempts=3, isolation_level="REPEATABLE READ"
+            )
         assert len(seen) == 3
         assert await values(counters) == [300, 300]
 
     async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
         with pytest.raises(ValueError, match="at least once, not 0 times"):
-            await run_transaction(counters, losing(0, counters, []), attempts=0)
+            await run_transaction(counters, losing(0, counters, []), max_attempts=0)
 
     async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
@@ -235,7 +237,7 @@ class TestRunTransaction:
 
         await asyncio.gather(
             *(
-                run_transaction(counters, work, attempts=100, timeout=60, isolation_level="REPEATABLE READ")
+                run_transaction(counters, work, max_attempts=100, timeout=60, isolation_level="REPEATABLE READ")
                 for _ in range(20)
             )
         )

@@ -12,6 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from howdah._types.times import INFINITY, MINUS_INFINITY
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import ARRAY, DateTime, MetaData, Time, func, insert, inspect, literal, select, text, tuple_, update
@@ -21,7 +22,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, composite, mapped_column
 
 from howdah import AsyncRepository, AwareDateTime, Base, Database, InvalidValue, OutOfRange, bulk, utcnow
-from howdah.times import INFINITY, MINUS_INFINITY
 
 GREATEST, LEAST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 LOCAL_GREATEST, LOCAL_LEAST = datetime.max, datetime.min  # noqa: DTZ901
@@ -486,7 +486,7 @@ class TestInfiniteDates:
             type(INFINITY)(2026, 1, 1),
         ):
             assert type(made) is date
-        assert repr(INFINITY) == "howdah.times.INFINITY"
+        assert repr(INFINITY) == "howdah.INFINITY"
 
     async def test_are_written_as_json_like_other_dates(self, session: AsyncSession) -> None:
         days = {"first": MINUS_INFINITY, "last": INFINITY}

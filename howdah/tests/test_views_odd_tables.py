@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship, selectinload
 
-from howdah import Base, CannotRender, Database, JsonView, OutOfRange
+from howdah import Base, Database, JsonView, OutOfRange, ViewCompileError
 from howdah_tests.support.view_schemas import Out
 
 
@@ -236,7 +236,7 @@ Many = create_model("Many", **{f"f{n}": (int, 0) for n in range(51)})  # type: i
 
 @pytest.mark.parametrize(("inside", "reason"), [(Loose, "extra='allow'"), (Many, "more than 50 fields")])
 def test_a_model_in_json_that_sql_cant_follow_is_refused(inside: Any, reason: str) -> None:
-    with pytest.raises(CannotRender, match=reason):
+    with pytest.raises(ViewCompileError, match=reason):
         JsonView(Shelf, create_model("Made", details=(inside | None, ...)))
 
 

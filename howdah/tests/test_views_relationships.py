@@ -12,7 +12,7 @@ from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import RelationshipProperty, class_mapper, configure_mappers, selectinload
 
-from howdah import CannotRender, Database, JsonView
+from howdah import Database, JsonView, ViewCompileError
 from howdah_tests.support import relationship_models as related
 from howdah_tests.support.relationship_models import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
 from howdah_tests.support.view_schemas import create_schema
@@ -169,10 +169,10 @@ def test_what_an_aliased_class_lacks_is_refused(field: str) -> None:
     """It would be read from the table itself, of every row. SQLAlchemy warns of it, if at all."""
     reason = "few_columns{} can't be rendered: its aliased class has no column"
     child: Any = create_schema({field: Any})
-    with pytest.raises(CannotRender, match=reason.format(rf"\.{field}")):
+    with pytest.raises(ViewCompileError, match=reason.format(rf"\.{field}")):
         JsonView(Parent, create_schema({"few_columns": list[child]}))
     schema = create_schema({"few_columns": list[Item]})
-    with pytest.raises(CannotRender, match=reason.format("")):
+    with pytest.raises(ViewCompileError, match=reason.format("")):
         JsonView(Parent, schema, where={Child: lambda child: getattr(child, field).is_not(None)})
 
 
@@ -186,14 +186,14 @@ class ParentWithoutB(Out):
 
 
 def test_an_aliased_class_inside_of_itself_is_refused() -> None:
-    with pytest.raises(CannotRender, match="it is nested in rows of the same aliased class"):
+    with pytest.raises(ViewCompileError, match="it is nested in rows of the same aliased class"):
         JsonView(Parent, ParentWithoutB)
 
 
 @pytest.mark.parametrize(("model", "name"), REFUSED, ids=[f"{each.__name__}.{name}" for each, name in REFUSED])
 def test_what_cant_be_followed_is_refused(model: Any, name: str) -> None:
     schema = create_schema({name: list[Item]})
-    with pytest.raises(CannotRender) as caught:
+    with pytest.raises(ViewCompileError) as caught:
         JsonView(model, schema)
     assert caught.value.path == f"Made.{name}"
     assert REFUSED[model, name] in caught.value.reason

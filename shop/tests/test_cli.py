@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shop.ledger.check import STEPS
 from sqlalchemy import text
 
 from howdah import Database
 from shop.demo import create_demo
-from shop.proof.checks import STEPS
 
 NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 

@@ -1,16 +1,16 @@
 """Howdah: the data layer for async Python services on PostgreSQL."""
 
 from howdah import bulk
-from howdah.bulk import Created, Matched, Upserted
+from howdah._reads.page import Page
+from howdah.bulk import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel, PoolStatus
 from howdah.errors import (
-    CannotConnect,
-    CannotRender,
+    BatchAbandoned,
     CheckViolation,
     CoalescerClosed,
-    Conflict,
+    ConnectionFailed,
     ConnectionLost,
     DatabaseError,
     DeadlockDetected,
@@ -27,8 +27,8 @@ from howdah.errors import (
     NotFound,
     NotNullViolation,
     OutOfRange,
-    Overloaded,
     PoolExhausted,
+    QueueFull,
     ReadOnly,
     SchemaChanged,
     SerializationFailure,
@@ -36,10 +36,11 @@ from howdah.errors import (
     StaleRow,
     StatementTimeout,
     TooLong,
-    TripAbandoned,
+    TransactionConflict,
     Unavailable,
     UniqueViolation,
     UnknownAttribute,
+    ViewCompileError,
 )
 from howdah.locking import lock
 from howdah.models import (
@@ -52,27 +53,24 @@ from howdah.models import (
     utcnow,
     uuid7,
 )
-from howdah.page import Page
 from howdah.pagination import paginate
 from howdah.repository import AsyncRepository
 from howdah.transactions import advisory_lock, run_transaction, savepoint, try_advisory_lock
-from howdah.views import Body, JsonView, OpenView
+from howdah.views import Body, JsonView, JsonViewReader
 
 __all__ = [
     "NAMING_CONVENTION",
     "AsyncRepository",
     "AwareDateTime",
     "Base",
+    "BatchAbandoned",
     "Body",
-    "CannotConnect",
-    "CannotRender",
     "CheckViolation",
     "Coalescer",
     "CoalescerClosed",
     "CoalescerStatus",
-    "Conflict",
+    "ConnectionFailed",
     "ConnectionLost",
-    "Created",
     "Database",
     "DatabaseClock",
     "DatabaseError",
@@ -80,6 +78,7 @@ __all__ = [
     "ExclusionViolation",
     "ForeignKeyViolation",
     "HowdahError",
+    "InsertResult",
     "IntegrityViolation",
     "InvalidCursor",
     "InvalidStatement",
@@ -87,17 +86,17 @@ __all__ = [
     "InvalidValue",
     "IsolationLevel",
     "JsonView",
+    "JsonViewReader",
     "LockTimeout",
-    "Matched",
+    "MatchResult",
     "NestedTransaction",
     "NotFound",
     "NotNullViolation",
-    "OpenView",
     "OutOfRange",
-    "Overloaded",
     "Page",
     "PoolExhausted",
     "PoolStatus",
+    "QueueFull",
     "ReadOnly",
     "SchemaChanged",
     "SerializationFailure",
@@ -106,13 +105,14 @@ __all__ = [
     "StatementTimeout",
     "Timestamps",
     "TooLong",
-    "TripAbandoned",
+    "TransactionConflict",
     "UUIDv7PrimaryKey",
     "Unavailable",
     "UniqueViolation",
     "UnknownAttribute",
-    "Upserted",
+    "UpsertResult",
     "Versioned",
+    "ViewCompileError",
     "advisory_lock",
     "bulk",
     "lock",

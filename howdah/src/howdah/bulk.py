@@ -36,19 +36,26 @@ from sqlalchemy import ColumnElement, Table, delete, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
 
-from howdah.arrays import fits_in_array
-from howdah.columns import columns_of, keys_in, version_name
-from howdah.copying import WORTHWHILE_ROWS, copy_rows
-from howdah.inserting import insert_rows, written_of
-from howdah.keys import distinct, has_exact_keys, has_key_in, key_attributes, key_in, key_names, keys_from, listed
+from howdah._arrays import fits_in_array
+from howdah._keys import distinct, has_exact_keys, has_key_in, key_attributes, key_in, key_names, keys_from, listed
+from howdah._writes.columns import columns_of, keys_in, version_name
+from howdah._writes.copying import MIN_COPY_ROWS, copy_rows
+from howdah._writes.inserting import insert_rows, written_of
+from howdah._writes.references import self_references
+from howdah._writes.rejected_rows import locate_rejected_row
+from howdah._writes.rows import (
+    LIST_CHUNK_ROWS,
+    in_chunks,
+    names_to_update,
+    normalize_changes,
+    normalize_rows,
+    refuse_non_columns,
+)
+from howdah._writes.session_objects import find_held, holds_any, refresh
+from howdah._writes.tables import class_of
+from howdah._writes.updating import UNSYNCHRONIZED, count_written, update_rows, update_statement
+from howdah._writes.upserting import Upsert, Written
 from howdah.locking import Match, lock_matches, locked, missing_keys
-from howdah.references import self_references
-from howdah.refusals import or_name_the_row
-from howdah.rows import LIST_CHUNK_ROWS, in_chunks, names_to_update, read_changes, read_rows, refuse_non_columns
-from howdah.session_objects import find_held, holds_any, refresh
-from howdah.tables import class_of
-from howdah.updating import UNSYNCHRONIZED, count_written, update_rows, update_statement
-from howdah.upserting import Upsert, Written
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -56,7 +63,7 @@ Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
 
 
 @dataclass(frozen=True, slots=True)
-class Created:
+class InsertResult:
     """The result of `insert_many`: `keys` are the keys of the new rows, in the order of the input.
 
     `keys` is empty if it wasn't requested.
@@ -67,7 +74,7 @@ class Created:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
+class MatchResult:
     """How many rows of the input had a row in the database, and the keys that had none, in the order of the input.
 
     PostgreSQL decides which keys are equal. If a function counts each key once, two spellings of a key ('Abc' and 'ABC'
@@ -79,7 +86,7 @@ class Matched:
 
 
 @dataclass(frozen=True, slots=True)
-class Upserted:
+class UpsertResult:
     """How many rows of the input were inserted, how many changed an existing row, and how many left it unchanged.
 
     A `suppressed` row was not written and has no existing row: a BEFORE INSERT trigger returned NULL for it.
@@ -98,10 +105,10 @@ async def insert_many(
     *,
     chunk_size: int | None = None,
     keys: bool = True,
-) -> Created:
+) -> InsertResult:
     """Insert the rows. Defaults of Python and of the database apply to attributes that a row doesn't name.
 
-    Twenty rows or more are sent by COPY where that is possible (see `howdah.copying`). A default of `utcnow` is then
+    Twenty rows or more are sent by COPY where that is possible (see `howdah._writes.copying`). A default of `utcnow` is then
     called once for many rows. `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory.
     Mapped objects are read, not added to the session. Joined-table inheritance works. A row is written as a `model`,
     not as a subclass of it.
@@ -122,7 +129,7 @@ async def insert_many(
         mapped = model
     references = self_references(mapped)
     # Two rows can refer to each other. PostgreSQL checks foreign keys at the end of a statement, and a COPY is one.
-    min_rows = 2 if references else WORTHWHILE_ROWS
+    min_rows = 2 if references else MIN_COPY_ROWS
     first = count = 0
     made: list[Any] = []
     # A single chunk needs none: its write opens a savepoint itself.
@@ -137,7 +144,7 @@ async def insert_many(
                 new = await written_of(session, mapped, new.keys)
             made += new.keys
             first, count = first + len(chunk), count + new.count
-    return Created(count, made)
+    return InsertResult(count, made)
 
 
 async def upsert_many(
@@ -148,7 +155,7 @@ async def upsert_many(
     on: Sequence[str] | None = None,
     update: Sequence[str] | None = None,
     chunk_size: int | None = None,
-) -> Upserted:
+) -> UpsertResult:
     """Insert the rows. If a row with the same `on` attributes exists, set the `update` attributes on it instead.
 
     `on` defaults to the key. It must have a unique constraint or index. A row with a NULL in `on` is always inserted.
@@ -179,7 +186,7 @@ async def upsert_many(
     count, total = 0, Written()
     async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            values = read_rows(model, chunk, first=count)
+            values = normalize_rows(model, chunk, first=count)
             _refuse_uneven(values, {*target, *(update or ())}, first=count)
             if version in values[0]:
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
@@ -189,16 +196,16 @@ async def upsert_many(
             else:
                 changed = list(update)
             upsert = Upsert(session, model, target, changed, keys=holds_any(session, model))
-            written = await or_name_the_row(session, values, upsert.write, first=count)
+            written = await locate_rejected_row(session, values, upsert.write, first=count)
             await refresh(session, model, written.changed)
             total, count = total + written, count + len(values)
     unchanged = count - total.created - total.updated - total.suppressed
-    return Upserted(total.created, total.updated, unchanged, total.suppressed)
+    return UpsertResult(total.created, total.updated, unchanged, total.suppressed)
 
 
 async def update_many(
     session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int | None = None
-) -> Matched:
+) -> MatchResult:
     """Update each row to its own values. A row names its key and the values to set.
 
     All rows must name the same attributes. `onupdate` columns and `version` are updated, too. If the rows name their
@@ -213,21 +220,21 @@ async def update_many(
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
                 await lock_matches(session, model, _all_keys(model, rows, len(chunk)))
-            values = read_changes(model, chunk, first=count)
+            values = normalize_changes(model, chunk, first=count)
             columns = _refuse_uneven(values, key_names(model), first=count)
             _refuse_what_no_array_holds(model, columns)
             keys = keys_in(model, columns, first=count)
             write = partial(update_rows, session, model)
-            matches = await or_name_the_row(session, values, write, first=count)
+            matches = await locate_rejected_row(session, values, write, first=count)
             await refresh(session, model, _matched_keys(keys, matches))
             missing += _missing(keys, matches)
             count += len(values)
-    return Matched(count - len(missing), missing)
+    return MatchResult(count - len(missing), missing)
 
 
 async def update_by_key(
     session: AsyncSession, model: type[ModelT], ids: Iterable[Any], values: Mapping[str, Any]
-) -> Matched:
+) -> MatchResult:
     """Set the same `values` (or SQL expressions) on every row with one of these keys.
 
     There may be any number of keys; each counts once. The rows are locked in key order first. `onupdate` columns and
@@ -247,12 +254,12 @@ async def update_by_key(
 
     keys, places = _once_each(model, ids)
     if not keys:
-        return Matched(0, [])
+        return MatchResult(0, [])
     async with session.begin_nested():
-        matches = await or_name_the_row(session, keys, write, places=places)
+        matches = await locate_rejected_row(session, keys, write, places=places)
     await refresh(session, model, _matched_keys(keys, matches))
     count = len(keys) if matches is None else sum(match.turn == 0 for match in matches)
-    return Matched(count, distinct(_missing(keys, matches)))
+    return MatchResult(count, distinct(_missing(keys, matches)))
 
 
 async def update_where(
@@ -276,7 +283,7 @@ async def update_where(
     return len(changed)
 
 
-async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[Any]) -> Matched:
+async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[Any]) -> MatchResult:
     """Delete every row with one of these keys.
 
     There may be any number of keys; each counts once. The rows are locked in key order first. The cascades of the
@@ -295,9 +302,9 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
 
     keys, places = _once_each(model, ids)
     if not keys:
-        return Matched(0, [])
+        return MatchResult(0, [])
     async with session.begin_nested():
-        matches, held, gone = await or_name_the_row(session, keys, write, places=places)
+        matches, held, gone = await locate_rejected_row(session, keys, write, places=places)
     deleted = {*gone}
     for instance, key in held:
         if key in deleted and instance in session:  # a cascade of another expunge may have removed it
@@ -306,7 +313,7 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
         missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
     else:
         missing = distinct(_missing(keys, [match for match in matches if match.key in deleted]))
-    return Matched(len(gone), missing)
+    return MatchResult(len(gone), missing)
 
 
 def _refuse_many_tables(model: type[Any]) -> None:
@@ -350,7 +357,7 @@ def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, 
 def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
     keys: list[Any] = []
     for first in range(0, len(rows), chunk_size):
-        part = read_changes(model, rows[first : first + chunk_size], first=first)
+        part = normalize_changes(model, rows[first : first + chunk_size], first=first)
         keys += keys_in(model, _refuse_uneven(part, key_names(model), first=first), first=first)
     return keys
 

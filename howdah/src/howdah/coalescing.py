@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from howdah.errors import CannotConnect, CoalescerClosed, Conflict, Overloaded, TripAbandoned, Unavailable
-from howdah.pooling import batch_context
-from howdah.retrying import retried
-from howdah.tracing import current_link, trip_span
+from howdah._connections.pool import batch_context
+from howdah._retry import retried
+from howdah._tracing import batch_span, current_link
+from howdah.errors import BatchAbandoned, CoalescerClosed, ConnectionFailed, QueueFull, TransactionConflict, Unavailable
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
-_AGAIN: Final = (Conflict, CannotConnect)
+_AGAIN: Final = (TransactionConflict, ConnectionFailed)
 _WORTH_A_TRIP: Final = 32
 """Fewer items aren't shared out: what a trip takes by itself would be more than what is won."""
 
@@ -50,11 +50,11 @@ class CoalescerStatus:
     """That those calls were given."""
     refused: int
     """Submits that found the queue full."""
-    batch_sizes: Mapping[int, int]
+    batch_size_histogram: Mapping[int, int]
     """How many calls were given at most so many items (and more than the next smaller number, half of it)."""
     waits: Mapping[float, int]
     """How many tasks waited at most so many seconds for their trip to begin (and more than half of it)."""
-    waited_seconds: float
+    wait_seconds_sum: float
     """All of them together."""
 
 
@@ -63,24 +63,24 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     `apply` gets at least one item and returns a result for each, in their order. It sees none of the submitters'
     context variables, and if it writes, returns after its commit. At most `trips` calls run at a time, each with at
-    most `max_batch` items; a further one sets off beside others when as many items wait as those carry. With `key`,
+    most `max_batch_size` items; a further one sets off beside others when as many items wait as those carry. With `key`,
     items that are waiting with the same key travel as one and share the result (the object itself): for reads. With
-    `pipelined`, for an `apply` part of which waits for its turn, those who wait are shared out among the trips that are
+    `split_between_workers`, for an `apply` part of which waits for its turn, those who wait are shared out among the trips that are
     free, so that one is prepared while another one is under way.
 
     What goes wrong:
 
     - a result that is an `Exception` is raised for its item's waiters alone;
-    - `Conflict` and `CannotConnect`, after which nothing has been done, have the batch tried again, `attempts` times
+    - `TransactionConflict` and `ConnectionFailed`, after which nothing has been done, have the batch tried again, `attempts` times
       in all, at random intervals;
     - any other error that `apply` raises is raised for every waiter of the batch, each getting a copy of its own, with
       the error as its cause. With `isolate`, a batch of several items that fails with something else than `Unavailable`
       is halved and tried again, until only the items at fault fail: for an `apply` that does all or nothing;
-    - a call that takes longer than `timeout` seconds is cancelled, and its waiters get `TripAbandoned`: as after any
+    - a call that takes longer than `timeout` seconds is cancelled, and its waiters get `BatchAbandoned`: as after any
       lost connection, what it was to write may have been written;
     - a waiter that is cancelled leaves, and its neighbours don't notice; if nobody waits for an item any more it isn't
       sent, unless it is under way already;
-    - the submit that would be one too many for `max_waiting` raises `Overloaded` at once.
+    - the submit that would be one too many for `max_waiting` raises `QueueFull` at once.
 
     A waiter always gets an answer: within the time of the batches before it, each of which is bounded by `timeout` and
     `attempts`. `async with` drains: leaving it, no more items are taken (`CoalescerClosed`), and those there are
@@ -95,24 +95,24 @@ class Coalescer(Generic[ItemT, ResultT]):
         self,
         apply: Apply[ItemT, ResultT],
         *,
-        max_batch: int = 1_000,
+        max_batch_size: int = 1_000,
         max_waiting: int = 10_000,
         trips: int = 1,
         key: Callable[[ItemT], Hashable] | None = None,
         isolate: bool = False,
-        pipelined: bool = False,
+        split_between_workers: bool = False,
         attempts: int = 3,
         timeout: float = 30.0,
     ) -> None:
-        for name, value in (("max_batch", max_batch), ("max_waiting", max_waiting), ("trips", trips)):
+        for name, value in (("max_batch_size", max_batch_size), ("max_waiting", max_waiting), ("trips", trips)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}")
         if attempts < 1 or timeout <= 0:
             raise ValueError(f"attempts are at least 1, and a timeout is more than 0 s, not {attempts} and {timeout}")
         self._apply = apply
-        self._max_batch, self._max_waiting, self._trips = max_batch, max_waiting, trips
+        self._max_batch, self._max_waiting, self._trips = max_batch_size, max_waiting, trips
         self._key, self._isolate, self._attempts, self._timeout = key, isolate, attempts, timeout
-        self._pipelined = pipelined
+        self._pipelined = split_between_workers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: OrderedDict[Hashable, _Entry[ItemT, ResultT]] = OrderedDict()
         self._waiting = 0
@@ -140,7 +140,7 @@ class Coalescer(Generic[ItemT, ResultT]):
             await asyncio.wait(self._under_way)
 
     async def submit(self, item: ItemT) -> ResultT:
-        """The item's result, or its error. Raises `Overloaded` and `CoalescerClosed` before the item is taken."""
+        """The item's result, or its error. Raises `QueueFull` and `CoalescerClosed` before the item is taken."""
         loop = asyncio.get_running_loop()
         self._refuse(loop)
         key = object() if self._key is None else self._key(item)
@@ -170,12 +170,12 @@ class Coalescer(Generic[ItemT, ResultT]):
         return CoalescerStatus(
             waiting=self._waiting,
             under_way=len(self._under_way) - self._about_to_start,
-            trips=self._calls,
+            workers=self._calls,
             items=self._items,
             refused=self._refused,
-            batch_sizes={2**power: count for power, count in sorted(self._sizes.items())},
+            batch_size_histogram={2**power: count for power, count in sorted(self._sizes.items())},
             waits={2**power / 1000: count for power, count in sorted(self._waits.items())},
-            waited_seconds=self._waited_seconds,
+            wait_seconds_sum=self._waited_seconds,
         )
 
     def _refuse(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -187,7 +187,7 @@ class Coalescer(Generic[ItemT, ResultT]):
             raise CoalescerClosed("the coalescer takes no more items: it is closed, or closing")
         if self._waiting >= self._max_waiting:
             self._refused += 1
-            raise Overloaded(f"{self._waiting:,} tasks wait already")
+            raise QueueFull(f"{self._waiting:,} tasks wait already")
 
     def _set_off(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a trip if one is free, and as many wait as are under way: batches are to grow with the load, not to be
@@ -211,7 +211,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                 await self._carry(batch)
             finally:
                 self._aboard -= len(batch)
-                _fail(batch, TripAbandoned("the trip was given up before there was an answer"))
+                _fail(batch, BatchAbandoned("the trip was given up before there was an answer"))
 
     def _arrived(self, trip: asyncio.Task[None]) -> None:
         self._under_way.discard(trip)
@@ -227,7 +227,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         left = list(self._queue.values())
         self._queue.clear()
         self._waiting = 0
-        _fail(left, TripAbandoned("the event loop is ending"))
+        _fail(left, BatchAbandoned("the event loop is ending"))
 
     def _board(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[ItemT, ResultT]]:
         waiting = len(self._queue)
@@ -245,15 +245,15 @@ class Coalescer(Generic[ItemT, ResultT]):
     async def _carry(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
         """Answer everybody in the batch."""
         try:
-            with trip_span(link for entry in batch for link in entry.links):
+            with batch_span(link for entry in batch for link in entry.links):
                 results = await self._results([entry.item for entry in batch])
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            _fail(batch, TripAbandoned("what the trip waited for was cancelled"))
+            _fail(batch, BatchAbandoned("what the trip waited for was cancelled"))
         except Exception as error:
-            if self._isolate and len(batch) > 1 and not isinstance(error, Unavailable | Conflict):
+            if self._isolate and len(batch) > 1 and not isinstance(error, Unavailable | TransactionConflict):
                 half = len(batch) // 2
                 await self._carry(batch[:half])
                 await self._carry(batch[half:])
@@ -287,7 +287,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         except TimeoutError as error:
             if not bound.expired():
                 raise
-            raise TripAbandoned(f"the trip took longer than {self._timeout:g} s") from error
+            raise BatchAbandoned(f"the trip took longer than {self._timeout:g} s") from error
 
 
 class _Entry(Generic[ItemT, ResultT]):

@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Column, Integer, inspect
 from sqlalchemy.orm import Mapper
 
-from howdah.keys import key_attributes, key_names, keys_from
+from howdah._keys import key_attributes, key_names, keys_from
 from howdah.models import utcnow
 
 
-class OnlyByInsert(Exception):
+class CopyUnsupported(Exception):
     """These rows need an INSERT with VALUES: a value is made by SQL, or from other values of the row."""
 
 
@@ -29,7 +29,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None
         return None
 
 
-def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -> dict[str, Sequence[Any]]:
+def generate_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -> dict[str, Sequence[Any]]:
     """The values of the key columns for `count` rows, by attribute; `given` has the columns that the rows name.
 
     If a row has no key and the column has a default in Python, the default makes the key. Otherwise it stays None, and
@@ -37,7 +37,7 @@ def new_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: int) -
     """
     columns: dict[str, Sequence[Any]] = {}
     for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
-        make, values = _maker(column), given.get(attribute.key)
+        make, values = _default_function(column), given.get(attribute.key)
         if values is None:
             values = [None] * count if make is None else _made(make, count)
         elif make is not None and None in values:
@@ -52,7 +52,7 @@ def names_made_by_database(model: type[Any], given: Mapping[str, Sequence[Any]])
         attribute.key
         for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True)
         if None in (values := given.get(attribute.key, ()))
-        and _maker(column) is None
+        and _default_function(column) is None
         and any(value is not None for value in values)
     ]
 
@@ -60,13 +60,13 @@ def names_made_by_database(model: type[Any], given: Mapping[str, Sequence[Any]])
 def with_made_keys(given: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """The columns with the key columns of `new`, but without those that the database makes.
 
-    Raises `OnlyByInsert` if the database makes the keys of some of the rows only.
+    Raises `CopyUnsupported` if the database makes the keys of some of the rows only.
     """
     columns = {**given, **new}
     for name, values in new.items():
         if None in values:
             if not all(value is None for value in values):
-                raise OnlyByInsert
+                raise CopyUnsupported
             del columns[name]
     return columns
 
@@ -94,11 +94,11 @@ def inserted_columns(
     """The values that an INSERT of `count` rows writes, by column, before bind processing.
 
     They are the `given` values, and Python's defaults for the other columns. A value that is the same in all rows is an
-    `itertools.repeat`; so is a time that `utcnow` makes. Raises `OnlyByInsert`.
+    `itertools.repeat`; so is a time that `utcnow` makes. Raises `CopyUnsupported`.
     """
     mapper: Mapper[Any] = inspect(model)
     if len(mapper.tables) > 1 or not _maps_all_defaults(mapper):
-        raise OnlyByInsert
+        raise CopyUnsupported
     columns: dict[Column[Any], Iterable[Any]] = {}
     for prop in mapper.column_attrs:
         column = prop.columns[0]
@@ -108,14 +108,14 @@ def inserted_columns(
             columns[column] = repeat(mapper.version_id_generator(None), count)
         elif prop.key in given:
             if column.identity is not None and column.identity.always:
-                raise OnlyByInsert  # an INSERT rejects a value for GENERATED ALWAYS, COPY would store it
+                raise CopyUnsupported  # an INSERT rejects a value for GENERATED ALWAYS, COPY would store it
             columns[column] = given[prop.key]
         elif column is mapper.polymorphic_on:
             columns[column] = repeat(mapper.polymorphic_identity, count)
         elif column.default is not None:
             columns[column] = _defaults(column, count)
     if not columns:
-        raise OnlyByInsert  # every value is a default of the database
+        raise CopyUnsupported  # every value is a default of the database
     return columns
 
 
@@ -125,7 +125,7 @@ def version_name(model: type[Any]) -> str | None:
     return None if mapper.version_id_col is None else mapper.get_property_by_column(mapper.version_id_col).key
 
 
-def moving_version(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def with_version_increment(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that an UPDATE sets, by attribute, including the incremented version.
 
     Raises `TypeError` if SQLAlchemy's default generator, which adds one, doesn't make the version.
@@ -154,9 +154,9 @@ def _defaults(column: Column[Any], count: int) -> Iterable[Any]:
     default: Any = column.default
     if default.is_scalar:
         return repeat(default.arg, count)
-    make = _maker(column)
+    make = _default_function(column)
     if make is None:
-        raise OnlyByInsert
+        raise CopyUnsupported
     if make is utcnow:
         return repeat(utcnow(), count)
     return _made(make, count)
@@ -176,7 +176,7 @@ def _maps_all_defaults(mapper: Mapper[Any]) -> bool:
     return mapped.issuperset(made)
 
 
-def _maker(column: Column[Any]) -> Callable[[], Any] | None:
+def _default_function(column: Column[Any]) -> Callable[[], Any] | None:
     """The function that makes the column's default in Python, if there is one that takes no context."""
     return without_context(column.default)
 

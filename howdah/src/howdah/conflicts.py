@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, case, cast, func, literal_column, select, true
 from sqlalchemy.types import UserDefinedType
 
-_SETTING: Final = "howdah.conflicts"
+_SETTING: Final = "howdah._writes.conflicts"
 
 
 class _Record(UserDefinedType[Any]):

@@ -11,7 +11,7 @@ import asyncpg
 from sqlalchemy import URL, Connection, Engine, event, make_url
 from sqlalchemy.engine import AdaptedConnection, ExceptionContext
 
-from howdah.pooling import CONNECTION_ERRORS
+from howdah._connections.pool import CONNECTION_ERRORS
 
 Pooler = Literal["transaction"]
 

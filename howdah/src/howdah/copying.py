@@ -30,16 +30,16 @@ from sqlalchemy import Column, Connection, Dialect, FromClause, Table, event, in
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah._asyncpg import copy_in
-from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_made_keys
-from howdah.encoding import is_encoded_as_inserted
-from howdah.integers import are_integers, is_checked
-from howdah.rows import Inserted, read_rows
+from howdah._types.integers import are_integers, is_checked
+from howdah._writes.columns import CopyUnsupported, columns_of, generate_keys, inserted_columns, keys_in, with_made_keys
+from howdah._writes.copy_encoding import is_encoded_as_inserted
+from howdah._writes.rows import Inserted, normalize_rows
 
 # A transaction that creates rows of seven columns takes 0.9 of the time with COPY for 1 to 10 of them, 0.8 for 20, 0.5
 # for 200 (`make bench ONLY=few-rows`). Below this the gain is under a millisecond.
-WORTHWHILE_ROWS: Final = 20
+MIN_COPY_ROWS: Final = 20
 
-_PART_ROWS: Final = 1000
+_COPY_BATCH_ROWS: Final = 1000
 
 COPY_OPTION: Final = "howdah_copy"
 
@@ -73,12 +73,12 @@ async def copy_rows(session: AsyncSession, model: type[Any], rows: Sequence[obje
             return await _copy_groups(session, model, [rows], keys)
         except _Mixed:
             # Rows without a parent name fewer attributes. They go first, because other rows may refer to them.
-            groups = sorted(_grouped(read_rows(model, rows, first=0)), key=lambda group: len(group[1][0]))
+            groups = sorted(_grouped(normalize_rows(model, rows, first=0)), key=lambda group: len(group[1][0]))
             new = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             places = chain.from_iterable(places for places, _ in groups)
             by_place = sorted(zip(places, new.keys, strict=False), key=itemgetter(0))
             return Inserted(new.count, [key for _, key in by_place])
-    except (_Rejected, _Mixed, OnlyByInsert):
+    except (_Rejected, _Mixed, CopyUnsupported):
         return None
 
 
@@ -202,7 +202,7 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
         if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver cached an old composite type
             adapted.run_async(lambda driver: driver.reload_schema_state())
         adapted._handle_exception(error)  # as SQLAlchemy's own cursor does
-    except (_Rejected, _Mixed, OnlyByInsert, OSError):
+    except (_Rejected, _Mixed, CopyUnsupported, OSError):
         raise
     except Exception:  # a row that can't be read, or a value that the driver can't write
         raise _Rejected from None
@@ -232,7 +232,7 @@ def _is_alive(adapted: Any) -> bool:
 def _read_first_part(model: type[Any], rows: Sequence[object], dialect: Dialect, keys: list[Any] | None) -> _Parts:
     try:
         return _Parts(model, rows, dialect, keys)
-    except (_Mixed, OnlyByInsert):
+    except (_Mixed, CopyUnsupported):
         raise
     except Exception as error:
         raise _Rejected from error
@@ -256,7 +256,10 @@ class _Parts:
 
     def records(self) -> Iterator[tuple[Any, ...]]:
         """The rows as the driver expects them, with values in the order of `columns`."""
-        return chain(self._first, chain.from_iterable(map(self._part, range(_PART_ROWS, len(self._rows), _PART_ROWS))))
+        return chain(
+            self._first,
+            chain.from_iterable(map(self._part, range(_COPY_BATCH_ROWS, len(self._rows), _COPY_BATCH_ROWS))),
+        )
 
     def _part(self, start: int) -> Iterator[tuple[Any, ...]]:
         columns = self._columns(start)
@@ -265,15 +268,15 @@ class _Parts:
         return zip(*columns.values(), strict=True)
 
     def _columns(self, start: int) -> dict[Column[Any], Sequence[Any]]:
-        rows = read_rows(self._model, self._rows[start : start + _PART_ROWS], first=start)
+        rows = normalize_rows(self._model, self._rows[start : start + _COPY_BATCH_ROWS], first=start)
         named = columns_of(rows)
         if named is None:
             raise _Mixed
-        new = new_keys(self._model, named, len(rows))
+        new = generate_keys(self._model, named, len(rows))
         given = with_made_keys(named, new)
         if self._keys is not None:
             if not new.keys() <= given.keys():
-                raise OnlyByInsert  # the caller needs keys that the database makes
+                raise CopyUnsupported  # the caller needs keys that the database makes
             self._keys += keys_in(self._model, new)
         columns = inserted_columns(self._model, given, len(rows))
         return {column: _bound(column, values, len(rows), self._dialect) for column, values in columns.items()}
@@ -292,7 +295,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], 
 def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dialect) -> Sequence[Any]:
     """The values as the driver expects them."""
     if column.type._has_bind_expression:
-        raise OnlyByInsert
+        raise CopyUnsupported
     kind = column.type.dialect_impl(dialect)
     bind = kind.bind_processor(dialect)
     if isinstance(values, repeat):

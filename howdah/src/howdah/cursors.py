@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 import orjson
 from sqlalchemy import Select
 
+from howdah._reads.sort_keys import SortKey
+from howdah._reads.sort_values import DIALECT, SortValue, is_readable
 from howdah.errors import InvalidCursor
-from howdah.sort_keys import SortKey
-from howdah.sort_values import DIALECT, SortValue, is_readable
 
 
 class Position(NamedTuple):

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from howdah.connecting import (
+from howdah._connections.kept import KeptConnections
+from howdah._connections.options import (
     COMMIT_EACH,
     Pooler,
     asyncpg_url,
@@ -25,13 +26,12 @@ from howdah.connecting import (
     listen_for_single_statements,
     milliseconds,
 )
-from howdah.copying import COPY_OPTION
-from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
-from howdah.integers import use_exact_integers
-from howdah.json_encoding import dump_json
-from howdah.pooling import BoundedPool, Slots, record_here
-from howdah.reading import Lasting
-from howdah.times import use_exact_times
+from howdah._connections.pool import BoundedPool, Slots, record_here
+from howdah._types.integers import use_exact_integers
+from howdah._types.json_encoding import dump_json
+from howdah._types.times import use_exact_times
+from howdah._writes.copying import COPY_OPTION
+from howdah.errors import ConnectionFailed, DatabaseError, StaleRow, translate
 
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -40,7 +40,7 @@ IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 _GRACE_SECONDS: Final = 5.0
 
 # At most `pool_size` divided by this many idle connections are kept between reads.
-_OF_WHICH_READ: Final = 5
+_KEPT_CONNECTIONS_DIVISOR: Final = 5
 
 # A keyset cursor holds values as PostgreSQL's text. These settings make that text exact, whatever the role has set.
 _TEXT_SETTINGS: Final = {
@@ -70,7 +70,7 @@ class Database:
     setting of the server as it is.
 
     - `pool_timeout` limits the wait for a free connection. Then `PoolExhausted` is raised.
-    - `connect_timeout` limits the opening of a connection and the ping of an idle one (`CannotConnect`).
+    - `connect_timeout` limits the opening of a connection and the ping of an idle one (`ConnectionFailed`).
     - `lock_timeout` limits the wait for a row lock (`LockTimeout`).
     - `statement_timeout` limits a statement (`StatementTimeout`). If the server doesn't answer, `ConnectionLost` is
       raised 5 s later.
@@ -87,7 +87,7 @@ class Database:
     (PostgreSQL itself would answer such a COMMIT with a ROLLBACK and no error.)
 
     JSON is written and read by orjson. NaN, infinities and integers beyond 64 bits raise `InvalidValue`, and so does a
-    fraction for an integer type (see `howdah.integers`). Integers beyond 64 bits in stored JSON are read as floats.
+    fraction for an integer type (see `howdah._types.integers`). Integers beyond 64 bits in stored JSON are read as floats.
 
     The pool opens at most `pool_size + max_overflow` connections and serves in order of arrival. A quarter of
     `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve reads and
@@ -179,11 +179,13 @@ class Database:
         self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
         self._session_factory = _session_factory(self.engine)
         single = {"isolation_level": "AUTOCOMMIT"} if pooler is None else {COMMIT_EACH: True}
-        self._lasting = Lasting(self.engine, single, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
+        self._kept = KeptConnections(
+            self.engine, single, keep=pool_size // _KEPT_CONNECTIONS_DIVISOR, recycle=pool_recycle
+        )
         assert isinstance(self.engine.pool, BoundedPool)
         self.engine.pool.slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
         self.engine.pool.is_transaction_pooled = pooler is not None
-        self.engine.pool.relief = self._lasting.give_one_back
+        self.engine.pool.on_exhausted = self._kept.release_idle
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,7 +196,7 @@ class Database:
     async def close(self) -> None:
         """Close the pool. Connections in use are closed when they are given back. Nothing connects any more."""
         self._closed = True
-        await self._lasting.close()
+        await self._kept.close()
         await self.engine.dispose()
 
     @property
@@ -251,7 +253,7 @@ class Database:
         self._refuse_if_closed()
         if isinstance(self._bind, AsyncConnection):
             return await work(self._bind)
-        return await self._lasting.read(work)
+        return await self._kept.read(work)
 
     def shares_reads(self) -> bool:
         """Whether one statement may read for several callers.
@@ -260,7 +262,7 @@ class Database:
         `engine_connect`, `before_execute` or `before_cursor_execute`: such a listener may set something on the
         connection that is for one caller only. Listeners of known tracing packages don't count.
         """
-        return self._lasting.is_shared()
+        return self._kept.is_shared()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
@@ -278,7 +280,7 @@ class Database:
             async with self._bind.begin_nested():
                 yield self._bind
         else:
-            async with self._lasting.lent() as connection:
+            async with self._kept.acquire() as connection:
                 yield connection
 
     async def ping(self) -> None:
@@ -292,13 +294,13 @@ class Database:
             async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
         except TimeoutError as error:
-            raise CannotConnect(None, None, error) from error
+            raise ConnectionFailed(None, None, error) from error
 
     def pool_status(self) -> PoolStatus:
         """The current state of the pool in this process."""
         pool = self.engine.pool
         assert isinstance(pool, BoundedPool)
-        resting = self._lasting.resting
+        resting = self._kept.idle_count
         return PoolStatus(
             size=pool.size(),
             max_overflow=self._max_overflow,

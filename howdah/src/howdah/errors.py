@@ -3,17 +3,17 @@
 HowdahError
 ├── NotFound                        no row has that key
 ├── UnknownAttribute                the model has no such attribute                      (also AttributeError)
-├── CannotRender                    a JsonView's field can't be written by PostgreSQL    (also TypeError)
+├── ViewCompileError                    a JsonView's field can't be written by PostgreSQL    (also TypeError)
 ├── EmbeddedPostgresError           the embedded server can't be had                     (also RuntimeError)
 ├── InvalidCursor                   a page cursor is damaged or belongs to another listing   (also ValueError)
 ├── NestedTransaction               run_transaction inside the work of another one       (also InvalidRequestError)
 ├── StaleRow                        the row's version moved since it was read            (also StaleDataError)
 ├── Unavailable                     nothing was wrong with the request: try again later
 │   ├── PoolExhausted               no connection became free in time                    (also sqlalchemy TimeoutError)
-│   ├── Overloaded                  a Coalescer's queue is full
-│   ├── TripAbandoned               a shared trip was given up; what it was to write may be written
+│   ├── QueueFull                  a Coalescer's queue is full
+│   ├── BatchAbandoned               a shared trip was given up; what it was to write may be written
 │   ├── CoalescerClosed             it takes no more items
-│   ├── CannotConnect               the server can't be reached or refuses the login     (also DatabaseError)
+│   ├── ConnectionFailed               the server can't be reached or refuses the login     (also DatabaseError)
 │   └── ConnectionLost              the connection broke; in COMMIT the outcome is unknown   (also DatabaseError)
 └── DatabaseError                   PostgreSQL refused a statement                       (also DBAPIError)
     ├── IntegrityViolation          (also sqlalchemy IntegrityError)
@@ -26,7 +26,7 @@ HowdahError
     │   ├── OutOfRange              22003, 22008, 22015
     │   ├── TooLong                 22001
     │   └── InvalidText             22P02, 22021, 22P05, 22007
-    ├── Conflict                    the transaction lost a race: run it again            (also OperationalError)
+    ├── TransactionConflict                    the transaction lost a race: run it again            (also OperationalError)
     │   ├── SerializationFailure    40001
     │   ├── DeadlockDetected        40P01
     │   └── SchemaChanged           a prepared statement's table was altered             (also NotSupportedError)
@@ -54,9 +54,9 @@ from sqlalchemy import Connection
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
-from howdah.driver_errors import DRIVER_ERRORS as DRIVER_ERRORS  # noqa: PLC0414  # for the modules that catch them
-from howdah.driver_errors import driver_error, fact, timeout_that_closed, told_error
-from howdah.loading import explain_missing_await
+from howdah._driver_errors import DRIVER_ERRORS as DRIVER_ERRORS  # noqa: PLC0414  # for the modules that catch them
+from howdah._driver_errors import driver_error, fact, timeout_that_closed, told_error
+from howdah._lazy_loads import explain_missing_await
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
@@ -93,7 +93,7 @@ class UnknownAttribute(HowdahError, AttributeError):
         return type(self), (self.model, self.attribute, self.known)
 
 
-class CannotRender(HowdahError, TypeError):
+class ViewCompileError(HowdahError, TypeError):
     """A field of a `JsonView`, at this `path`, can't be written by PostgreSQL as its Pydantic model would."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -139,11 +139,11 @@ class PoolExhausted(Unavailable, sa.TimeoutError):
     """Every connection of the pool was in use for the whole `pool_timeout`."""
 
 
-class Overloaded(Unavailable):
+class QueueFull(Unavailable):
     """A Coalescer's queue is full: as many tasks wait as `max_waiting` allows. Nothing was done."""
 
 
-class TripAbandoned(Unavailable):
+class BatchAbandoned(Unavailable):
     """A Coalescer's trip took longer than its `timeout`, or ended with its event loop. The outcome is unknown."""
 
 
@@ -191,7 +191,7 @@ class DatabaseError(HowdahError, sa.DBAPIError):
         return (*made_of[:2], {**self.__dict__, "args": self.args})
 
 
-class CannotConnect(Unavailable, DatabaseError, sa.OperationalError):
+class ConnectionFailed(Unavailable, DatabaseError, sa.OperationalError):
     """No connection could be made: refused, timed out, wrong password, no such database, too many clients."""
 
 
@@ -248,19 +248,19 @@ class InvalidText(InvalidValue):
     stored (NUL)."""
 
 
-class Conflict(DatabaseError, sa.OperationalError):
+class TransactionConflict(DatabaseError, sa.OperationalError):
     """The transaction lost against a concurrent one and was rolled back whole: run it again from the start."""
 
 
-class SerializationFailure(Conflict):
+class SerializationFailure(TransactionConflict):
     """Its snapshot can't be kept consistent with what has been committed since."""
 
 
-class DeadlockDetected(Conflict):
+class DeadlockDetected(TransactionConflict):
     """Two transactions waited for each other; this one was chosen to give way."""
 
 
-class SchemaChanged(Conflict, sa.NotSupportedError):
+class SchemaChanged(TransactionConflict, sa.NotSupportedError):
     """A table was altered after the connection had prepared the statement, which is prepared anew next time."""
 
 
@@ -300,8 +300,8 @@ class UnreadableTime(asyncpg.InterfaceError, RefusedTime):  # type: ignore[misc]
 # A code first, then its class (the first two characters), then DatabaseError.
 BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "08": ConnectionLost,
-    "08001": CannotConnect,
-    "08004": CannotConnect,
+    "08001": ConnectionFailed,
+    "08004": ConnectionFailed,
     "0A": InvalidStatement,
     "22": InvalidValue,
     "22001": TooLong,
@@ -322,19 +322,19 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "25006": ReadOnly,
     "25P03": ConnectionLost,
     "25P04": ConnectionLost,
-    "28": CannotConnect,
+    "28": ConnectionFailed,
     "3D000": InvalidStatement,
     "3F000": InvalidStatement,
     "40001": SerializationFailure,
     "40P01": DeadlockDetected,
     "42": InvalidStatement,
     "44000": CheckViolation,
-    "53300": CannotConnect,
+    "53300": ConnectionFailed,
     "55P03": LockTimeout,
     "57014": StatementTimeout,
     "57P01": ConnectionLost,
     "57P02": ConnectionLost,
-    "57P03": CannotConnect,
+    "57P03": ConnectionFailed,
     "57P04": ConnectionLost,
     "57P05": ConnectionLost,
     "XX": ServerFault,

@@ -35,13 +35,13 @@ from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah.arrays import fits_in_array, given
-from howdah.columns import OnlyByInsert, columns_of, inserted_columns, keys_in, new_keys, with_keys
-from howdah.encoding import without_decorators
-from howdah.keys import has_key_in, key_attributes, key_in, key_names
-from howdah.references import SelfReference, parents_first
-from howdah.refusals import is_of_a_row, or_name_the_row
-from howdah.rows import Inserted, read_rows
+from howdah._arrays import fits_in_array, given
+from howdah._keys import has_key_in, key_attributes, key_in, key_names
+from howdah._writes.columns import CopyUnsupported, columns_of, generate_keys, inserted_columns, keys_in, with_keys
+from howdah._writes.copy_encoding import without_decorators
+from howdah._writes.references import SelfReference, parents_first
+from howdah._writes.rejected_rows import is_of_a_row, locate_rejected_row
+from howdah._writes.rows import Inserted, normalize_rows
 
 # `unnest` would split an array of composites into columns, and the driver may not know the arrays of other types.
 _SCALAR: Final = (Boolean, Date, DateTime, Float, Integer, INTERVAL, JSON, LargeBinary, Numeric, String, Time, Uuid)
@@ -63,8 +63,8 @@ async def insert_rows(
 
     `references` are the model's foreign keys to itself. `first` is the position of the first row in the input.
     """
-    rows = read_rows(model, chunk, first=first)
-    new = new_keys(model, {name: [row.get(name) for row in rows] for name in key_names(model)}, len(rows))
+    rows = normalize_rows(model, chunk, first=first)
+    new = generate_keys(model, {name: [row.get(name) for row in rows] for name in key_names(model)}, len(rows))
     statement = insert(model)
     known = not keys or not any(None in column for column in new.values())
     if not known:  # the database makes them
@@ -112,7 +112,7 @@ async def _insert_or_name_the_row(
             if not is_of_a_row(error):
                 raise
     async with session.begin_nested() if len(items) > 1 else nullcontext():
-        return await or_name_the_row(session, items, write, places=places)
+        return await locate_rejected_row(session, items, write, places=places)
 
 
 async def _insert(
@@ -123,7 +123,7 @@ async def _insert(
         try:
             dialect = session.get_bind(inspect(model)).dialect
             written = await session.execute(_from_arrays(model, rows, dialect))
-        except OnlyByInsert:
+        except CopyUnsupported:
             pass
         else:
             return cast("CursorResult[Any]", written).rowcount, ()
@@ -134,14 +134,14 @@ async def _insert(
 
 
 def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:
-    """One statement for all rows, so that PostgreSQL checks foreign keys after the last one. Raises `OnlyByInsert`."""
+    """One statement for all rows, so that PostgreSQL checks foreign keys after the last one. Raises `CopyUnsupported`."""
     table, named = inspect(model).local_table, columns_of(rows)
     if named is None or not isinstance(table, Table):
-        raise OnlyByInsert
+        raise CopyUnsupported
     columns = inserted_columns(model, named, len(rows))
     is_any_array = any(not isinstance(values, repeat) for values in columns.values())
     if not is_any_array or not all(fits_in_array(column) and _is_scalar(column, dialect) for column in columns):
-        raise OnlyByInsert
+        raise CopyUnsupported
     source, values = given({column.key: (column, each) for column, each in columns.items()})
     chosen = select(*values.values()).select_from(source)
     return insert(table).from_select(list(values), chosen, include_defaults=False)

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import (
 from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange, AbstractSingleRange
 from sqlalchemy.types import TypeEngine
 
-from howdah.arrays import Array
+from howdah._arrays import Array
 from howdah.errors import RefusedValue
 
 _INTEGER_OR_NULL: Final = frozenset({int, NoneType})

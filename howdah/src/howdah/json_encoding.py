@@ -9,8 +9,8 @@ from uuid import UUID
 
 import orjson
 
+from howdah._types.times import InfiniteDate
 from howdah.errors import RefusedValue
-from howdah.times import InfiniteDate
 
 
 def dump_json(value: Any) -> str:

@@ -11,9 +11,9 @@ from sqlalchemy import JSON, Boolean, case, cast, func, literal_column, null, or
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.sql.elements import ColumnElement
 
-from howdah.errors import CannotRender
-from howdah.scalars import quoted
-from howdah.schema_nodes import SchemaNodes, refuse_text_changes
+from howdah._reads.scalars import quoted
+from howdah._reads.schema_nodes import SchemaNodes, refuse_text_changes
+from howdah.errors import ViewCompileError
 
 # PostgreSQL's limit for the arguments of a function.
 _MOST_ARGUMENTS: Final = 100
@@ -39,14 +39,14 @@ class JsonValues:
         if node["type"] == "model":
             model = self._nodes.model(node, path)
             if model["cls"] in above:
-                raise CannotRender(path, f"{model['cls'].__name__} contains itself, so the JSON would never end")
+                raise ViewCompileError(path, f"{model['cls'].__name__} contains itself, so the JSON would never end")
             if model.get("config", {}).get("extra_fields_behavior") == "allow":
-                raise CannotRender(path, "its model_config has extra='allow'")
+                raise ViewCompileError(path, "its model_config has extra='allow'")
             pairs: list[Any] = []
             for name, output, sources, inner in self._nodes.fields(model, path):
                 here = f"{path}.{name}"
                 if len(pairs) >= _MOST_ARGUMENTS:
-                    raise CannotRender(path, f"it has more than {_MOST_ARGUMENTS // 2} fields")
+                    raise ViewCompileError(path, f"it has more than {_MOST_ARGUMENTS // 2} fields")
                 last, found = sources[-1], [(_has_key(value, each), value[each]) for each in sources[:-1]]
                 source = case(*found, else_=value[last]) if found else value[last]
                 picked = self.render(source, inner, here, (*above, model["cls"]))
@@ -69,19 +69,19 @@ class JsonValues:
         if node is None:
             return picked
         if "default" not in node and node["default_factory"] not in {list, dict}:
-            raise CannotRender(path, "a default_factory runs in Python")
+            raise ViewCompileError(path, "a default_factory runs in Python")
         default = node["default"] if "default" in node else node["default_factory"]()
         there = or_(*(_has_key(value, each) for each in sources))
         return case((there, cast(picked, JSON)), else_=json_literal(to_jsonable_python(default)))
 
     def _refuse_code(self, node: Any, path: str) -> None:
-        """Raise `CannotRender` if a part of the node runs in Python, or is a model or another type with fields."""
+        """Raise `ViewCompileError` if a part of the node runs in Python, or is a model or another type with fields."""
         node = self._nodes.optional(node, path)[1]
         if id(node) in self._checked:  # reached again in a recursive type
             return
         self._checked.add(id(node))
         if node["type"] not in _PLAIN_JSON:
-            raise CannotRender(path, f"a {node['type']} isn't rendered from inside of JSON")
+            raise ViewCompileError(path, f"a {node['type']} isn't rendered from inside of JSON")
         refuse_text_changes(node, path)
         parts = [node[name] for name in ("items_schema", "keys_schema", "values_schema") if name in node]
         for part in [*parts, *node.get("choices", ())]:

@@ -14,7 +14,7 @@ from sqlalchemy import Column, ColumnElement, Integer, Uuid, and_, any_, bindpar
 from sqlalchemy.orm import Mapper, QueryableAttribute
 from sqlalchemy.types import TypeEngine
 
-from howdah.arrays import Array, array_of, postgresql_type
+from howdah._arrays import Array, array_of, postgresql_type
 from howdah.errors import InvalidValue, RefusedValue
 
 _INTEGERS: Final = frozenset({int})

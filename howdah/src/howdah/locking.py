@@ -12,8 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapper
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.sql.visitors import iterate
 
-from howdah.errors import NotFound
-from howdah.keys import (
+from howdah._keys import (
     distinct,
     free_name,
     has_exact_keys,
@@ -25,6 +24,7 @@ from howdah.keys import (
     listed,
     requested_keys,
 )
+from howdah.errors import NotFound
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 

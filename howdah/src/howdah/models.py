@@ -23,9 +23,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty
 from sqlalchemy.types import TypeEngine
 from uuid_utils import uuid7 as _uuid7
 
+from howdah._lazy_loads import explain_raising_loads
+from howdah._types.times import without_time_zone
 from howdah.errors import RefusedValue
-from howdah.loading import explain_raising_loads
-from howdah.times import without_time_zone
 
 NAMING_CONVENTION: Final[dict[Any, str]] = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -56,7 +56,7 @@ def utcnow() -> datetime:
 class AwareDateTime(TypeDecorator[datetime]):
     """`timestamptz`. A naive `datetime` or a `date` is refused with `InvalidValue` before it is sent: the driver would
     read it as local time. Values that are read are aware and in UTC. PostgreSQL's infinities are read as `datetime.max`
-    and `datetime.min` in UTC, and these are written as infinities (see `howdah.times`)."""
+    and `datetime.min` in UTC, and these are written as infinities (see `howdah._types.times`)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy import inspect
 from sqlalchemy.orm import DeclarativeBase, InstanceState, LoaderCallableStatus, Mapper
 
-from howdah.keys import key_names
+from howdah._keys import key_names
 
 # Since SQLAlchemy 2.1 a dataclass's constructor doesn't set an attribute that has this default.
 _DONT_SET: Final = getattr(LoaderCallableStatus, "DONT_SET", dataclasses.MISSING)

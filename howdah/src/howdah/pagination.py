@@ -18,13 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm.interfaces import CriteriaOption
 from sqlalchemy.sql import visitors
 
-from howdah.cursors import Cursors, Position
+from howdah._keys import key_attributes
+from howdah._reads.cursors import Cursors, Position
+from howdah._reads.nullability import can_be_null
+from howdah._reads.page import Page
+from howdah._reads.sort_keys import SortKey, follows, parse_order, refuse_unstable
+from howdah._reads.sort_values import SortValue, SortValues, read_types
 from howdah.errors import InvalidCursor
-from howdah.keys import key_attributes
-from howdah.nullability import can_be_null
-from howdah.page import Page
-from howdah.sort_keys import SortKey, follows, parse_order, refuse_unstable
-from howdah.sort_values import SortValue, SortValues, read_types
 
 MAX_LIMIT: Final = 1000
 

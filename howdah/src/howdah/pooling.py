@@ -23,8 +23,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, ManagesConnection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from howdah.errors import DRIVER_ERRORS, CannotConnect, PoolExhausted
-from howdah.loading import explain_missing_await
+from howdah._lazy_loads import explain_missing_await
+from howdah.errors import DRIVER_ERRORS, ConnectionFailed, PoolExhausted
 
 # The errors if a connection can't be opened: SQLAlchemy 2.0 raises the driver's own errors, 2.1 its wrappers of them.
 CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
@@ -206,7 +206,7 @@ class BoundedPool(AsyncAdaptedQueuePool):
     slots: Slots
     is_transaction_pooled = False
     """Whether a pooler gives each transaction another connection to the server."""
-    relief: Callable[[], None] | None = None
+    on_exhausted: Callable[[], None] | None = None
     """Called when every connection is checked out, to close a kept connection that is idle."""
     _disposed = False
 
@@ -223,7 +223,7 @@ class BoundedPool(AsyncAdaptedQueuePool):
             explain_missing_await(error)
             raise
         except CONNECTION_ERRORS as error:
-            raise CannotConnect(None, None, error) from error
+            raise ConnectionFailed(None, None, error) from error
 
     def is_exhausted(self) -> bool:
         """Whether all connections are checked out and no further one may be opened."""
@@ -233,7 +233,7 @@ class BoundedPool(AsyncAdaptedQueuePool):
         new = super().recreate()
         assert isinstance(new, BoundedPool)
         # Connections of the old pool that are still in use count, too.
-        new.slots, new.relief = self.slots, self.relief
+        new.slots, new.on_exhausted = self.slots, self.on_exhausted
         new.is_transaction_pooled = self.is_transaction_pooled
         return new
 
@@ -244,8 +244,8 @@ class BoundedPool(AsyncAdaptedQueuePool):
         else:
             _taken.set(None)
         try:
-            if self.relief is not None and self.is_exhausted():
-                self.relief()
+            if self.on_exhausted is not None and self.is_exhausted():
+                self.on_exhausted()
             record = super()._do_get()
             assign(record, slot)
         except PoolTimeoutError as error:  # connections that are being closed still count as open

@@ -16,8 +16,17 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from howdah.errors import DRIVER_ERRORS, Conflict, ConnectionLost, raise_as_of_a_statement
-from howdah.pooling import BoundedPool, Priority, Slot, assign, has_application_listener, record_here, unassign, using
+from howdah._connections.pool import (
+    BoundedPool,
+    Priority,
+    Slot,
+    assign,
+    has_application_listener,
+    record_here,
+    unassign,
+    using,
+)
+from howdah.errors import DRIVER_ERRORS, ConnectionLost, TransactionConflict, raise_as_of_a_statement
 
 ResultT = TypeVar("ResultT")
 
@@ -47,7 +56,7 @@ class _Kept:
         return driver is not None and not driver.is_closed()
 
 
-class Lasting:
+class KeptConnections:
     """The kept connections of an engine. Each statement on them is a transaction.
 
     At most `keep` idle connections stay checked out of the pool, each for at most `recycle` seconds (-1: no limit).
@@ -66,16 +75,16 @@ class Lasting:
         self._closed = False
 
     @property
-    def resting(self) -> int:
+    def idle_count(self) -> int:
         """The number of idle kept connections."""
         return len(self._resting)
 
     @asynccontextmanager
-    async def lent(self) -> AsyncIterator[AsyncConnection]:
+    async def acquire(self) -> AsyncIterator[AsyncConnection]:
         """A kept connection, or a new checkout from the pool."""
         record_here()
         async with self._slot(Priority.BATCH) as slot:
-            kept = await self._rested(slot) or await self._fresh(slot)
+            kept = await self._take_idle(slot) or await self._fresh(slot)
             async with self._until_done(kept) as connection:
                 yield connection
 
@@ -94,15 +103,15 @@ class Lasting:
                 finally:
                     await _close(connection)
         async with self._slot(Priority.READ) as slot:
-            kept = await self._rested(slot)
+            kept = await self._take_idle(slot)
             if kept is None:
                 async with self._until_done(await self._fresh(slot)) as connection:
                     return await work(connection)
             try:
                 async with self._until_done(kept) as connection:
                     return await work(connection)
-            except (ConnectionLost, Conflict):
-                await self._give_back()
+            except (ConnectionLost, TransactionConflict):
+                await self._release_all()
         async with self._slot(Priority.READ) as slot, self._until_done(await self._fresh(slot)) as connection:
             return await work(connection)
 
@@ -110,7 +119,7 @@ class Lasting:
         """Whether all callers can use the same connection, because no listener prepares it for one of them."""
         return not self._begins_are_heard() and not self._is_prepared_for_each_use()
 
-    def give_one_back(self) -> None:
+    def release_idle(self) -> None:
         """Close one idle connection for a use that found the pool exhausted. Called from a greenlet of SQLAlchemy."""
         if self._resting:
             self._resting.pop(0).sync.close()
@@ -118,7 +127,7 @@ class Lasting:
     async def close(self) -> None:
         """Return all connections to the pool. Connections in use are returned after their use."""
         self._closed = True
-        await self._give_back()
+        await self._release_all()
 
     @property
     def _pool(self) -> BoundedPool:
@@ -134,7 +143,7 @@ class Lasting:
         finally:
             self._pool.slots.give_back(slot)
 
-    async def _rested(self, slot: Slot) -> _Kept | None:
+    async def _take_idle(self, slot: Slot) -> _Kept | None:
         """An idle connection, to which the slot is assigned; None if there is none that can be used."""
         if not self._resting:
             return None
@@ -191,7 +200,7 @@ class Lasting:
     def _begins_are_heard(self) -> bool:
         return has_application_listener(self._sync_engine.dispatch.begin)
 
-    async def _give_back(self) -> None:
+    async def _release_all(self) -> None:
         while self._resting:
             await _close(self._resting.pop().connection)
 
@@ -200,7 +209,7 @@ async def _close(connection: AsyncConnection) -> None:
     await asyncio.shield(asyncio.ensure_future(connection.close()))
 
 
-class Prepared:
+class PreparedSelect:
     """A `select()` that is compiled once and executed through the driver, which keeps it prepared.
 
     It is executed through SQLAlchemy, which takes 0.1 ms more, if listeners or the log need its statements, if

@@ -14,7 +14,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-async def or_name_the_row(
+async def locate_rejected_row(
     session: AsyncSession,
     items: Sequence[ItemT],
     write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],

@@ -23,9 +23,9 @@ from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import BooleanClauseList
 from sqlalchemy.sql.util import ClauseAdapter
 
-from howdah.errors import CannotRender
-from howdah.keys import key_attributes
-from howdah.nullability import can_be_null
+from howdah._keys import key_attributes
+from howdah._reads.nullability import can_be_null
+from howdah.errors import ViewCompileError
 
 Property = RelationshipProperty[Any]
 
@@ -33,7 +33,7 @@ Property = RelationshipProperty[Any]
 class RelatedRows:
     """The rows that a relationship has for one row of `entity`, a mapped class or an alias of one.
 
-    `target` is the entity to select columns from. Raises `CannotRender` if the relationship can't be followed exactly.
+    `target` is the entity to select columns from. Raises `ViewCompileError` if the relationship can't be followed exactly.
     """
 
     def __init__(self, entity: Any, prop: Property, path: str) -> None:
@@ -51,7 +51,7 @@ class RelatedRows:
         self._between = [each for source in sources for each in leaves(source) if each not in ends]
         association = set() if prop.secondary is None else {*leaves(prop.secondary)}
         if any(getattr(each, "element", None) not in association for each in self._between):
-            raise CannotRender(path, "its join condition has columns of a table that it doesn't join")
+            raise ViewCompileError(path, "its join condition has columns of a table that it doesn't join")
         self.has_each_once = isinstance(prop.entity, Mapper) and _has_each_once(prop)
         """Whether the query returns each row at most once."""
 
@@ -91,15 +91,19 @@ def _adapted(clause: Any, selectables: Sequence[Any]) -> Any:
 
 def _refuse_inexact(prop: Property, path: str) -> None:
     if prop.lazy in {"dynamic", "write_only"} or (prop.uselist and prop.collection_class not in {None, list}):
-        raise CannotRender(path, "the relationship isn't a list")
+        raise ViewCompileError(path, "the relationship isn't a list")
     if prop.mapper.single and not isinstance(prop.mapper.polymorphic_on, Column):
         # SQLAlchemy would add the subclass's criterion a second time, for the table instead of its alias.
-        raise CannotRender(path, f"{prop.mapper.class_.__name__} is distinguished by an expression (polymorphic_on)")
+        raise ViewCompileError(
+            path, f"{prop.mapper.class_.__name__} is distinguished by an expression (polymorphic_on)"
+        )
     if _has_outer_join(prop.secondary):
-        raise CannotRender(path, "its association is an outer join")
+        raise ViewCompileError(path, "its association is an outer join")
     for condition in (prop.primaryjoin, prop.secondaryjoin):
         if condition is not None and any(isinstance(part, SelectBase) for part in visitors.iterate(condition)):
-            raise CannotRender(path, "its join condition has a subquery: make it a relationship to an aliased class")
+            raise ViewCompileError(
+                path, "its join condition has a subquery: make it a relationship to an aliased class"
+            )
 
 
 def _has_each_once(prop: Property) -> bool:

@@ -1,4 +1,4 @@
-"""SQL expressions that write the same JSON as a Pydantic model: one for each field, or `CannotRender`."""
+"""SQL expressions that write the same JSON as a Pydantic model: one for each field, or `ViewCompileError`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from sqlalchemy.orm import CompositeProperty, Mapper, RelationshipProperty, Syno
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from howdah.errors import CannotRender
-from howdah.json_values import JsonValues, listed
-from howdah.keys import key_attributes
-from howdah.nullability import can_be_null
-from howdah.relationships import RelatedRows, leaves
-from howdah.row_filters import RowFilter, check_row_filter
-from howdah.scalars import SCALARS, is_decimal, is_float, stored_type
-from howdah.schema_nodes import SchemaNodes, refuse_text_changes
+from howdah._keys import key_attributes
+from howdah._reads.json_values import JsonValues, listed
+from howdah._reads.nullability import can_be_null
+from howdah._reads.relationships import RelatedRows, leaves
+from howdah._reads.row_filters import RowFilter, check_row_filter
+from howdah._reads.scalars import SCALARS, is_decimal, is_float, stored_type
+from howdah._reads.schema_nodes import SchemaNodes, refuse_text_changes
+from howdah.errors import ViewCompileError
 
 # PostgreSQL truncates longer column names, which `row_to_json` uses as the keys.
 _LONGEST_NAME_BYTES: Final = 63
@@ -80,7 +80,7 @@ class Renderer:
             if mapped.isa(inspect(model)):
                 criteria.append(_correlated(row_filter(entity), entity))
             elif inspect(model).isa(mapped):
-                raise CannotRender(
+                raise ViewCompileError(
                     f"where[{model.__name__}]", f"its rows are read as {mapped.class_.__name__}, too: filter that class"
                 )
         return criteria
@@ -89,7 +89,7 @@ class Renderer:
         """An expression for each field, labelled with the field's name in the JSON."""
         model = self._nodes.model(node, place.path)
         if model["cls"] in place.above:
-            raise CannotRender(place.path, f"{model['cls'].__name__} contains itself, so the JSON would never end")
+            raise ViewCompileError(place.path, f"{model['cls'].__name__} contains itself, so the JSON would never end")
         columns: list[ColumnElement[Any]] = []
         class_ = inspect(entity).mapper.class_
         for name, output, sources, inner in self._nodes.fields(model, place.path):
@@ -100,10 +100,10 @@ class Renderer:
                 entities=(*place.entities, entity),
             )
             if len(output.encode()) > _LONGEST_NAME_BYTES:
-                raise CannotRender(here.path, f"its name is longer than {_LONGEST_NAME_BYTES} bytes")
+                raise ViewCompileError(here.path, f"its name is longer than {_LONGEST_NAME_BYTES} bytes")
             source = next((each for each in sources if _has_attribute(class_, each)), sources[0])
             if not _has_attribute(class_, source) and _has_attribute(class_, name):
-                raise CannotRender(
+                raise ViewCompileError(
                     here.path,
                     f"{class_.__name__} has no attribute {source!r}, which is its alias: with validate_by_name=True in "
                     "the model_config it is read by its name, too",
@@ -115,10 +115,10 @@ class Renderer:
         mapper: Mapper[Any] = inspect(entity).mapper
         descriptor = mapper.all_orm_descriptors.get(name)
         if descriptor is None:
-            raise CannotRender(place.path, f"{mapper.class_.__name__} has no mapped attribute {name!r}")
+            raise ViewCompileError(place.path, f"{mapper.class_.__name__} has no mapped attribute {name!r}")
         if descriptor.extension_type is AssociationProxyExtensionType.ASSOCIATION_PROXY:
             collection = descriptor.target_collection  # type: ignore[attr-defined]
-            raise CannotRender(place.path, f"it is an association proxy: nest a model of {collection!r} instead")
+            raise ViewCompileError(place.path, f"it is an association proxy: nest a model of {collection!r} instead")
         prop: Any = mapper.attrs.get(name)
         while isinstance(prop, SynonymProperty):
             prop = mapper.attrs.get(prop.name)
@@ -126,21 +126,21 @@ class Renderer:
         if isinstance(prop, RelationshipProperty):
             return self._related(entity, prop, (optional, inner), place)
         if isinstance(prop, CompositeProperty):
-            raise CannotRender(place.path, "it is a composite: name its columns")
+            raise ViewCompileError(place.path, "it is a composite: name its columns")
         try:
             expression = getattr(entity, name)
             expression = expression.__clause_element__() if hasattr(expression, "__clause_element__") else expression
             if not isinstance(expression, ColumnElement):
                 raise TypeError(f"{expression!r} is no expression")
         except Exception as error:  # a hybrid property's own code may raise anything
-            raise CannotRender(
+            raise ViewCompileError(
                 place.path,
                 f"it is no SQL expression of {mapper.class_.__name__}: give the hybrid property an `expression`",
             ) from error
         expression = _correlated(expression, entity)
         _refuse_other_rows(expression, entity, place.path)
         if not optional and can_be_null(expression, [inspect(entity).selectable]):
-            raise CannotRender(
+            raise ViewCompileError(
                 place.path,
                 f"{_shown(expression)} may be NULL: make the field Optional, the column NOT NULL, or coalesce() it",
             )
@@ -153,16 +153,16 @@ class Renderer:
         related = RelatedRows(entity, prop, place.path)
         target = related.target
         if bool(prop.uselist) is not (node["type"] == "list"):
-            raise CannotRender(
+            raise ViewCompileError(
                 place.path, "a to-many relationship needs a list of models, a to-one relationship a model"
             )
         if any(target is each for each in place.entities):
-            raise CannotRender(place.path, "it is nested in rows of the same aliased class")
+            raise ViewCompileError(place.path, "it is nested in rows of the same aliased class")
         hidden = self.criteria(target)
         for criterion in hidden:
             _refuse_other_rows(criterion, target, place.path)
         if not prop.uselist and not optional and (hidden or related.can_be_absent()):
-            raise CannotRender(
+            raise ViewCompileError(
                 place.path, "its row may be absent, or a row filter may hide it: make the field Optional"
             )
         columns = self._columns(target, node["items_schema"] if prop.uselist else node, place)
@@ -191,13 +191,13 @@ class Renderer:
         if isinstance(kind, ARRAY):
             return self._array(value, kind, node, place)
         if node["type"] in _TIMES and place.config.get("ser_json_temporal", "iso8601") != "iso8601":
-            raise CannotRender(place.path, "its model_config has ser_json_temporal")
+            raise ViewCompileError(place.path, "its model_config has ser_json_temporal")
         refuse_text_changes(node, place.path)
         render = SCALARS.get(node["type"])
         rendered = None if render is None else render(value, kind, node, place.config)
         if rendered is None:
             hint = f": use {kind.enum_class.__name__}" if isinstance(kind, Enum) and kind.enum_class else ""
-            raise CannotRender(place.path, f"a {node['type']} isn't made of {value.type!r}{hint}")
+            raise ViewCompileError(place.path, f"a {node['type']} isn't made of {value.type!r}{hint}")
         return rendered
 
     def _array(self, value: ColumnElement[Any], kind: ARRAY[Any], node: Any, place: _Place) -> ColumnElement[Any]:
@@ -206,7 +206,7 @@ class Renderer:
         while items["type"] == "list":
             items, dimensions = self._nodes.optional(items["items_schema"], path)[1], dimensions + 1
         if not dimensions or (kind.dimensions or 1) != dimensions:
-            raise CannotRender(path, f"a {node['type']} isn't made of {value.type!r}")
+            raise ViewCompileError(path, f"a {node['type']} isn't made of {value.type!r}")
         item = stored_type(kind.item_type, path)
         if items["type"] == "decimal" and is_decimal(item):
             return cast(value, ARRAY(Text))
@@ -216,7 +216,7 @@ class Renderer:
         render = SCALARS.get(items["type"])
         sample = column("item", kind.item_type)
         if render is None or render(sample, item, items, place.config) is not sample:
-            raise CannotRender(path, f"a list of {items['type']} isn't made of {value.type!r}")
+            raise ViewCompileError(path, f"a list of {items['type']} isn't made of {value.type!r}")
         return value
 
 
@@ -245,7 +245,7 @@ def _has_attribute(class_: type[Any], name: str) -> bool:
 
 
 def _refuse_other_rows(expression: Any, entity: Any, path: str) -> None:
-    """Raise `CannotRender` if the expression has a column that the aliased class lacks.
+    """Raise `ViewCompileError` if the expression has a column that the aliased class lacks.
 
     SQLAlchemy would add the table itself to FROM, with all its rows.
     """
@@ -253,7 +253,7 @@ def _refuse_other_rows(expression: Any, entity: Any, path: str) -> None:
         return
     selectable = inspect(entity).selectable
     if not {selectable, *leaves(selectable)}.issuperset(select(expression).get_final_froms()):
-        raise CannotRender(path, f"its aliased class has no column for {_shown(expression)}")
+        raise ViewCompileError(path, f"its aliased class has no column for {_shown(expression)}")
 
 
 def _shown(expression: Any) -> str:

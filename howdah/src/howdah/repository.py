@@ -13,8 +13,7 @@ from sqlalchemy.orm.interfaces import LoaderOption
 from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
-from howdah.errors import NotFound
-from howdah.keys import (
+from howdah._keys import (
     distinct,
     has_exact_keys,
     has_key_in,
@@ -25,10 +24,11 @@ from howdah.keys import (
     listed,
     requested_keys,
 )
+from howdah._reads.page import Page
+from howdah._writes.rows import refuse_unknown
+from howdah.errors import NotFound
 from howdah.locking import lock
-from howdah.page import Page
 from howdah.pagination import count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
-from howdah.rows import refuse_unknown
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 LoadWhat: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
@@ -181,7 +181,9 @@ class AsyncRepository(Generic[ModelT]):
         await self.session.flush()
         return instance
 
-    async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> bulk.Created:
+    async def create_many(
+        self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True
+    ) -> bulk.InsertResult:
         """New rows from mappings, Pydantic models, dataclasses or objects; see `howdah.bulk.insert_many`."""
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
 
@@ -195,7 +197,7 @@ class AsyncRepository(Generic[ModelT]):
         await self.session.flush()
         return instance
 
-    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.Matched:
+    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.MatchResult:
         """Each row to its own values, by the key that it names; see `howdah.bulk.update_many`."""
         return await bulk.update_many(self.session, self.model, rows, chunk_size=chunk_size)
 
@@ -210,7 +212,7 @@ class AsyncRepository(Generic[ModelT]):
         on: Sequence[str] | None = None,
         update: Sequence[str] | None = None,
         chunk_size: int | None = None,
-    ) -> bulk.Upserted:
+    ) -> bulk.UpsertResult:
         """Insert, or update what is there; see `howdah.bulk.upsert_many`."""
         return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)
 
@@ -222,7 +224,7 @@ class AsyncRepository(Generic[ModelT]):
         await self.session.delete(instance)
         await self.session.flush()
 
-    async def delete_many(self, ids: Iterable[Any]) -> bulk.Matched:
+    async def delete_many(self, ids: Iterable[Any]) -> bulk.MatchResult:
         """Delete the rows with these keys; see `howdah.bulk.delete_many`."""
         return await bulk.delete_many(self.session, self.model, ids)
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import visitors
 
-from howdah.errors import CannotRender
+from howdah.errors import ViewCompileError
 
 RowFilter = Callable[[Any], ColumnElement[bool]]
 
@@ -32,14 +32,14 @@ _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
-    """Raise `CannotRender` for a row filter that depends on the time or on the context, as far as this can be detected.
+    """Raise `ViewCompileError` for a row filter that depends on the time or on the context, as far as this can be detected.
 
     It is detected if the filter reads a clock or a context variable, or if two evaluations differ. A variable that
     changes later isn't detected.
     """
 
-    def refusal(reason: str) -> CannotRender:
-        return CannotRender(f"where[{model.__name__}]", f"{reason}. {_REMEDY}")
+    def refusal(reason: str) -> ViewCompileError:
+        return ViewCompileError(f"where[{model.__name__}]", f"{reason}. {_REMEDY}")
 
     inspect(model)  # an unmapped class is another error
     entity: Any = aliased(model)

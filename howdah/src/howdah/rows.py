@@ -14,8 +14,8 @@ from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
 from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapper, RelationshipProperty
 from sqlalchemy.schema import Column
 
+from howdah._writes.objects import changes_of_object, names_set_in, values_of_object
 from howdah.errors import UnknownAttribute
-from howdah.objects import changes_of_object, names_set_in, values_of_object
 
 ItemT = TypeVar("ItemT")
 
@@ -68,7 +68,7 @@ def refuse_non_columns(model: type[Any], names: Iterable[str]) -> None:
     _refuse_others(model, names, column_names(model))
 
 
-def read_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
+def normalize_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
     """The rows as dictionaries of column attributes and values.
 
     Don't change them, because they may be the caller's. Attributes that aren't set in a Pydantic model or a mapped
@@ -78,8 +78,8 @@ def read_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: in
     return _read(model, rows, first, values_of_object)
 
 
-def read_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
-    """As `read_rows`, for a write of existing rows: of a mapped object only the attributes that the caller has set.
+def normalize_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
+    """As `normalize_rows`, for a write of existing rows: of a mapped object only the attributes that the caller has set.
 
     In a new object these are the attributes that were passed. In a detached object they are the key, the version and
     the changed attributes. Raises `TypeError` for an object that doesn't show what was set.
@@ -90,7 +90,7 @@ def read_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first:
 def names_to_update(
     model: type[DeclarativeBase], rows: Sequence[object], values: Sequence[dict[str, Any]], *, first: int
 ) -> Sequence[str]:
-    """The attributes that an upsert sets on existing rows. `values` is the result of `read_rows`.
+    """The attributes that an upsert sets on existing rows. `values` is the result of `normalize_rows`.
 
     Raises `TypeError` for an object that doesn't show what was set.
     """
@@ -137,7 +137,7 @@ def _note_place(error: Exception, place: int) -> None:
     error.add_note(f"in row {place} of the input, counted from 0")
 
 
-def in_rounds(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[list[ItemT]]:
+def split_duplicate_keys(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[list[ItemT]]:
     """The items in rounds, so that no round has a key twice. The second item with a key is in the second round.
 
     Writing one round after the other has the same result as writing the items one by one.

@@ -36,7 +36,7 @@ from sqlalchemy.dialects.postgresql import DOMAIN, INTERVAL, asyncpg
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from howdah.errors import CannotRender
+from howdah.errors import ViewCompileError
 from howdah.models import AwareDateTime
 
 Render = Callable[[ColumnElement[Any], TypeEngine[Any], Any, Mapping[str, Any]], ColumnElement[Any] | None]
@@ -51,16 +51,16 @@ _CONVERSIONS: Final = ("column_expression", "process_result_value", "result_proc
 
 
 def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
-    """The type of a column in PostgreSQL. Raises `CannotRender` if the type converts stored values in Python."""
+    """The type of a column in PostgreSQL. Raises `ViewCompileError` if the type converts stored values in Python."""
     if isinstance(kind, NullType):
-        raise CannotRender(path, "its type isn't known: give the expression one, func.length(..., type_=Integer)")
+        raise ViewCompileError(path, "its type isn't known: give the expression one, func.length(..., type_=Integer)")
     if not isinstance(kind, AwareDateTime) and any(_is_foreign(type(kind), name) for name in _CONVERSIONS):
-        raise CannotRender(path, f"{kind!r} makes its values in Python")
+        raise ViewCompileError(path, f"{kind!r} makes its values in Python")
     stored: TypeEngine[Any] = kind.dialect_impl(_DIALECT)  # applies variants and load_dialect_impl()
     if isinstance(stored, DOMAIN):
         inner = stored_type(stored.data_type, path)
         if isinstance(inner, SqlEnum) or not (isinstance(inner, _AS_THE_DRIVER_READS) or is_decimal(inner)):
-            raise CannotRender(path, f"SQLAlchemy doesn't convert the values of a domain over {stored.data_type!r}")
+            raise ViewCompileError(path, f"SQLAlchemy doesn't convert the values of a domain over {stored.data_type!r}")
         return inner
     if not isinstance(stored, TypeDecorator) or isinstance(stored, Interval):
         return stored
@@ -68,7 +68,7 @@ def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
         type(stored).process_result_value is not TypeDecorator.process_result_value
         or type(stored).result_processor is not TypeDecorator.result_processor
     ) and not isinstance(stored, AwareDateTime):
-        raise CannotRender(path, f"{kind!r} makes its values in Python")
+        raise ViewCompileError(path, f"{kind!r} makes its values in Python")
     return stored_type(stored.impl_instance, path)
 
 

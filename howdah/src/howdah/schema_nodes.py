@@ -11,30 +11,30 @@ from typing import Any, Final
 
 from pydantic import EmailStr
 
-from howdah.errors import CannotRender
+from howdah.errors import ViewCompileError
 
 _TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper", "coerce_numbers_to_str")
 _MODEL_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
 
 
 class SchemaNodes:
-    """Reads the nodes of one model, and keeps the definitions that they refer to. Raises `CannotRender`."""
+    """Reads the nodes of one model, and keeps the definitions that they refer to. Raises `ViewCompileError`."""
 
     def __init__(self) -> None:
         self._definitions: dict[str, Any] = {}
 
     def model(self, node: Any, path: str) -> Any:
-        """The node of a model. Raises `CannotRender` if the model has more than plain fields."""
+        """The node of a model. Raises `ViewCompileError` if the model has more than plain fields."""
         node = self._plain(node, path)
         if node["type"] != "model" or node.get("root_model"):
-            raise CannotRender(path, f"a {node['type']} isn't a Pydantic model")
+            raise ViewCompileError(path, f"a {node['type']} isn't a Pydantic model")
         changes = [name for name in _MODEL_CHANGES if node.get("config", {}).get(name)]
         if changes:
-            raise CannotRender(path, f"its model_config has {', '.join(changes)}")
+            raise ViewCompileError(path, f"its model_config has {', '.join(changes)}")
         if node["schema"]["type"] != "model-fields":
-            raise CannotRender(path, "it has a validator of the whole model")
+            raise ViewCompileError(path, "it has a validator of the whole model")
         if node["schema"].get("computed_fields"):
-            raise CannotRender(path, f"{node['cls'].__name__} has computed fields")
+            raise ViewCompileError(path, f"{node['cls'].__name__} has computed fields")
         return node
 
     def fields(self, model: Any, path: str) -> Iterator[tuple[str, str, Sequence[str], Any]]:
@@ -44,11 +44,11 @@ class SchemaNodes:
             if field.get("serialization_exclude"):
                 continue
             if field.get("serialization_exclude_if"):
-                raise CannotRender(f"{path}.{name}", "it has exclude_if")
+                raise ViewCompileError(f"{path}.{name}", "it has exclude_if")
             alias, sources = field.get("validation_alias", name), [name]
             if not config.get("validate_by_name") or config.get("validate_by_alias", True):
                 if not isinstance(alias, str):
-                    raise CannotRender(f"{path}.{name}", "its validation_alias isn't a name")
+                    raise ViewCompileError(f"{path}.{name}", "its validation_alias isn't a name")
                 sources = [*dict.fromkeys([alias, *(sources if config.get("validate_by_name") else ())])]
             yield name, field.get("serialization_alias", name), sources, field["schema"]
 
@@ -56,7 +56,7 @@ class SchemaNodes:
         """The node without the definitions, references and defaults around it."""
         while True:
             if "serialization" in node:
-                raise CannotRender(path, "it has a serializer, which runs in Python")
+                raise ViewCompileError(path, "it has a serializer, which runs in Python")
             if node["type"] == "definitions":
                 self._definitions |= {each["ref"]: each for each in node["definitions"]}
                 node = node["schema"]
@@ -67,7 +67,7 @@ class SchemaNodes:
             elif node["type"].startswith("function-"):
                 function = node.get("function", {}).get("function")
                 if getattr(function, "__func__", None) is not EmailStr._validate.__func__:  # type: ignore[attr-defined]
-                    raise CannotRender(path, "it has a validator, which runs in Python")
+                    raise ViewCompileError(path, "it has a validator, which runs in Python")
                 node = node["schema"]
             else:
                 return node
@@ -87,8 +87,8 @@ class SchemaNodes:
 
 
 def refuse_text_changes(node: Any, path: str) -> None:
-    """Raise `CannotRender` for a text that Pydantic changes, for example to lower case."""
+    """Raise `ViewCompileError` for a text that Pydantic changes, for example to lower case."""
     changes = [change for change in _TEXT_CHANGES if node.get(change)]
     if changes:
         reason = f"{', '.join(changes)} changes its text in Python: use it in the schema for input, not in this one"
-        raise CannotRender(path, reason)
+        raise ViewCompileError(path, reason)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah.keys import has_exact_keys, has_key_in, key_attributes, key_in, requested_keys
+from howdah._keys import has_exact_keys, has_key_in, key_attributes, key_in, requested_keys
 
 
 def holds_any(session: AsyncSession, model: type[Any]) -> bool:

@@ -23,7 +23,7 @@ from sqlalchemy.sql.elements import ClauseList, _label_reference, _textual_label
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
-from howdah.sort_values import SortValue, as_stored
+from howdah._reads.sort_values import SortValue, as_stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class InfiniteDate(date):
         return date(self.year, self.month, self.day).replace(*args, **parts)
 
     def __repr__(self) -> str:
-        return "howdah.times." + self.__reduce__()
+        return "howdah._types.times." + self.__reduce__()
 
     def __reduce__(self) -> str:  # for copy and pickle
         return "INFINITY" if self == date.max else "MINUS_INFINITY"

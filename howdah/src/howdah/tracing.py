@@ -14,7 +14,7 @@ except ImportError:  # howdah[opentelemetry] isn't asked for
         """What links a trip to the span that is current here, or None."""
         return None
 
-    def trip_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
+    def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
         """The span of a trip with these links."""
         return nullcontext()
 
@@ -26,6 +26,6 @@ else:
         context = trace.get_current_span().get_span_context()
         return trace.Link(context) if context.is_valid else None
 
-    def trip_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
+    def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
         """The span of a trip with these links."""
         return _tracer.start_as_current_span("howdah trip", links=list(links))

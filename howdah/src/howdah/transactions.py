@@ -11,9 +11,9 @@ from typing import TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah._retry import retried
 from howdah.database import Database, IsolationLevel
-from howdah.errors import Conflict, NestedTransaction
-from howdah.retrying import retried
+from howdah.errors import NestedTransaction, TransactionConflict
 
 ResultT = TypeVar("ResultT")
 
@@ -38,7 +38,7 @@ async def run_transaction(
 ) -> ResultT:
     """Run `work(session)` in a transaction of its own, commit, and return what it returned.
 
-    When PostgreSQL rolls the transaction back for a race that it lost (40001, 40P01: `Conflict`), the whole of `work`
+    When PostgreSQL rolls the transaction back for a race that it lost (40001, 40P01: `TransactionConflict`), the whole of `work`
     runs again in a fresh session, at most `attempts` times in all and not begun again later than `timeout` seconds
     after the first start; then the last error is raised. Between them it waits at random up to 10 ms, 20 ms, 40 ms …
     1 s ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>). So `work` must
@@ -70,7 +70,7 @@ async def run_transaction(
     run = _Run()
     token = _run.set(run)
     try:
-        return await retried(once, on=(Conflict,), attempts=attempts, timeout=timeout)
+        return await retried(once, on=(TransactionConflict,), attempts=attempts, timeout=timeout)
     finally:
         run.is_over = True  # tasks that the work has started inherit this context
         _run.reset(token)

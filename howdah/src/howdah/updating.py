@@ -9,10 +9,10 @@ from sqlalchemy import Column, ColumnElement, CursorResult, Integer, Update, ins
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper
 
-from howdah.arrays import given
-from howdah.columns import columns_of, keys_in, moving_version, version_name
+from howdah._arrays import given
+from howdah._keys import free_name, has_exact_keys, has_key_in, key_attributes
+from howdah._writes.columns import columns_of, keys_in, version_name, with_version_increment
 from howdah.errors import StaleRow
-from howdah.keys import free_name, has_exact_keys, has_key_in, key_attributes
 from howdah.locking import Match, lock_matches, locked
 
 # the caller refreshes the session's objects afterwards
@@ -58,11 +58,13 @@ async def _update_each(
     if version is None or version not in values:
         if not values:
             return False
-        statement = update(model).where(*same_row).values(moving_version(model, values))
+        statement = update(model).where(*same_row).values(with_version_increment(model, values))
         return await count_written(session, statement) == len(rows)
     same_row.append(mapper.columns[version] == values.pop(version))
     del values[position]
-    statement = update(model).where(*same_row).values(moving_version(model, values)).returning(table.c[position])
+    statement = (
+        update(model).where(*same_row).values(with_version_increment(model, values)).returning(table.c[position])
+    )
     current = {*(await session.execute(statement, execution_options=UNSYNCHRONIZED)).scalars()}
     if len(current) == len(rows):
         return True
@@ -78,7 +80,7 @@ async def _update_each(
 def update_statement(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
     """An UPDATE that locks the rows that the criterion finds in key order, and sets these values on them."""
     _, same_row = locked(model, criterion)
-    return update(model).where(*same_row).values(moving_version(model, values))
+    return update(model).where(*same_row).values(with_version_increment(model, values))
 
 
 async def count_written(session: AsyncSession, statement: Update) -> int:

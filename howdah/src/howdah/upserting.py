@@ -43,22 +43,22 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper
 
-from howdah.arrays import fits_in_array, given
-from howdah.catalog import compares_bytes, has_before_insert_trigger, has_instead_of_trigger
-from howdah.columns import (
-    OnlyByInsert,
+from howdah._arrays import fits_in_array, given
+from howdah._keys import has_key_in, key_attributes, key_in
+from howdah._writes.catalog import compares_bytes, has_before_insert_trigger, has_instead_of_trigger
+from howdah._writes.columns import (
+    CopyUnsupported,
     columns_of,
+    generate_keys,
     inserted_columns,
-    moving_version,
     names_made_by_database,
-    new_keys,
     with_keys,
     with_made_keys,
+    with_version_increment,
     without_context,
 )
-from howdah.conflicts import conflicts_counted, count_conflict, stores_something_else
-from howdah.keys import has_key_in, key_attributes, key_in
-from howdah.rows import column_names, in_rounds
+from howdah._writes.conflicts import conflicts_counted, count_conflict, stores_something_else
+from howdah._writes.rows import column_names, split_duplicate_keys
 
 _SAME_ROW_TWICE: Final = "21000"
 # SQLSTATEs for a missing system column: a view has none, and a partitioned table has no `xmax`.
@@ -146,7 +146,7 @@ class Upsert:
         columns = columns_of(rows)
         assert columns is not None
         meetings = [*map(_hashable, zip(*(columns[name] for name in self.target), strict=True))]
-        rounds = [rows] if len({*meetings}) == len(rows) else in_rounds(rows, self._meeting)
+        rounds = [rows] if len({*meetings}) == len(rows) else split_duplicate_keys(rows, self._meeting)
         made = names_made_by_database(self.model, columns)
         apart = {*made, *self.target} if self.locking else made
 
@@ -164,11 +164,11 @@ class Upsert:
 
     async def _write_part(self, rows: Sequence[dict[str, Any]]) -> Written:
         named = columns_of(rows) or {}
-        new = new_keys(self.model, named, len(rows))
+        new = generate_keys(self.model, named, len(rows))
         complete = with_made_keys(named, new)
         try:
             statement = self._from_arrays(complete, len(rows))
-        except OnlyByInsert:
+        except CopyUnsupported:
             return await self._write_values(with_keys(rows, new))
         return await self._write_statement(_Source(statement, len(rows), complete))
 
@@ -177,7 +177,7 @@ class Upsert:
         mapper: Mapper[Any] = inspect(self.model)
         columns = inserted_columns(self.model, complete, size)
         if not all(map(fits_in_array, columns)):
-            raise OnlyByInsert
+            raise CopyUnsupported
         source, values = given({column.key: (column, each) for column, each in columns.items()})
         keys = (mapper.columns[name].key for name in self.target if name in complete)
         chosen = select(*values.values()).select_from(source).order_by(*(source.c[key] for key in keys))
@@ -284,7 +284,7 @@ class Upsert:
                 if make is None and onupdate.is_callable:
                     raise TypeError(f"upsert_many can't set {self.model.__name__}.{name}: its onupdate takes a context")
                 set_to[mapper.columns[name]] = onupdate.arg if make is None else make()
-        for name, value in moving_version(self.model, {}).items():
+        for name, value in with_version_increment(self.model, {}).items():
             set_to[mapper.columns[name]] = value
         if mapper.single and mapper.polymorphic_on is not None:  # don't update a row of another class
             identities = [each.polymorphic_identity for each in mapper.self_and_descendants]

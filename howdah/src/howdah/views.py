@@ -19,11 +19,8 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
 
-from howdah.coalescing import Coalescer, CoalescerStatus
-from howdah.columns import version_name
-from howdah.database import Database
-from howdah.errors import NotFound
-from howdah.keys import (
+from howdah._connections.kept import PreparedSelect
+from howdah._keys import (
     bound_requested_keys,
     distinct,
     has_bound_key,
@@ -35,11 +32,14 @@ from howdah.keys import (
     keys_from,
     listed,
 )
-from howdah.page import Page
+from howdah._reads.page import Page
+from howdah._reads.rendering import Renderer
+from howdah._reads.row_filters import RowFilter
+from howdah._writes.columns import version_name
+from howdah.coalescing import Coalescer, CoalescerStatus
+from howdah.database import Database
+from howdah.errors import NotFound
 from howdah.pagination import entity_of, paginate_as, totally_ordered
-from howdah.reading import Prepared
-from howdah.rendering import Renderer
-from howdah.row_filters import RowFilter
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -70,7 +70,7 @@ class JsonView(Generic[ModelT]):
     never has an exponent. A float that is infinite or not a number is a text.
 
     Code that runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their
-    values. The constructor then raises `CannotRender` with the field and the reason.
+    values. The constructor then raises `ViewCompileError` with the field and the reason.
 
     Related rows are those that SQLAlchemy loads, each once. A field must be Optional if its expression can be NULL or
     if its row can be absent. Only a foreign key with NOT NULL columns guarantees that the row exists. Nothing is
@@ -84,7 +84,7 @@ class JsonView(Generic[ModelT]):
 
     A row filter is evaluated once, when the view is made, and is the same for every caller. It can't protect the rows
     of one user or tenant from another. A filter that reads a context variable or the clock, or that differs between two
-    evaluations, raises `CannotRender`; use `func.now()` for the time. A subquery in an expression of the model
+    evaluations, raises `ViewCompileError`; use `func.now()` for the time. A subquery in an expression of the model
     (`column_property`, hybrid property) isn't filtered.
     """
 
@@ -102,22 +102,22 @@ class JsonView(Generic[ModelT]):
         """The row filters of the model, for the same `select()`."""
 
     def open(
-        self, database: Database, *, trips: int = 2, max_batch: int = 100, max_waiting: int = 10_000
-    ) -> OpenView[ModelT]:
+        self, database: Database, *, trips: int = 2, max_batch_size: int = 100, max_waiting: int = 10_000
+    ) -> JsonViewReader[ModelT]:
         """A reader of the view for one database. The other arguments are those of its `Coalescer`."""
-        return OpenView(self, database, trips=trips, max_batch=max_batch, max_waiting=max_waiting)
+        return JsonViewReader(self, database, workers=trips, max_batch_size=max_batch_size, max_waiting=max_waiting)
 
 
-class OpenView(Generic[ModelT]):
+class JsonViewReader(Generic[ModelT]):
     """A reader of a view for one database and one event loop. Use `async with`, or call `aclose`.
 
     Reads run outside of the caller's transaction. A read sees everything that was committed before its batch was
-    started, and the batch starts after the read was requested. Raises the errors of a `Coalescer` (`Overloaded`, …)
+    started, and the batch starts after the read was requested. Raises the errors of a `Coalescer` (`QueueFull`, …)
     and of the database.
     """
 
     def __init__(
-        self, view: JsonView[ModelT], database: Database, *, trips: int, max_batch: int, max_waiting: int
+        self, view: JsonView[ModelT], database: Database, *, trips: int, max_batch_size: int, max_waiting: int
     ) -> None:
         self._view, self._database = view, database
         version = version_name(view.model)
@@ -125,26 +125,26 @@ class OpenView(Generic[ModelT]):
         # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
         body = self._reading(select(version_column, view.body).select_from(view.model))
         has_key, self._bind_one = has_bound_key(view.model)
-        self._one = Prepared(body.where(has_key))
+        self._one = PreparedSelect(body.where(has_key))
         self._exact = has_exact_keys(view.model)
         if self._exact:
             has_any_key, self._bind_many = has_bound_key_in(view.model)
-            self._many = Prepared(body.add_columns(*key_attributes(view.model)).where(has_any_key))
+            self._many = PreparedSelect(body.add_columns(*key_attributes(view.model)).where(has_any_key))
         else:
             position, same_row, self._bind_many = bound_requested_keys(view.model)
             first = func.min(position).over(partition_by=key_attributes(view.model))
-            self._many = Prepared(body.add_columns(position, first).where(same_row))
+            self._many = PreparedSelect(body.add_columns(position, first).where(same_row))
         self._coalescer: Coalescer[Any, Body] = Coalescer(
             self._read,
             # Two keys may be equal in Python but different in PostgreSQL.
             key=(lambda key: key) if self._exact else (lambda key: (key, repr(key))),
             isolate=True,  # a key that can't be sent, or a row that can't be written, fails only its own read
-            trips=trips,
-            max_batch=max_batch,
+            workers=trips,
+            max_batch_size=max_batch_size,
             max_waiting=max_waiting,
         )
 
-    async def __aenter__(self) -> OpenView[ModelT]:
+    async def __aenter__(self) -> JsonViewReader[ModelT]:
         return self
 
     async def __aexit__(
@@ -255,7 +255,7 @@ class OpenView(Generic[ModelT]):
             by_position[position] = by_row.setdefault(first, _body(version, text))
         return [by_position.get(position) for position in range(1, len(keys) + 1)]
 
-    async def _rows(self, statement: Prepared, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    async def _rows(self, statement: PreparedSelect, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         return await self._database.read(lambda connection: statement.rows(connection, parameters))
 
 

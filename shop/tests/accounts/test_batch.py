@@ -12,13 +12,12 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from shop.ledger.http.account_schemas import AccountIn, AccountLineOut, OpeningRefusal
+from shop.ledger.models import Account, AccountPurpose, IdempotencyKey
+from shop.ledger.opening import OpeningRefused, OpeningRequest, OpeningResult, open_accounts
 from sqlalchemy import event, func, select
 
 from howdah import Database
-from shop.accounts.models import Account, AccountPurpose
-from shop.accounts.opening import OpeningRefused, OpeningRequest, OpeningResult, open_accounts
-from shop.accounts.schemas import AccountIn, AccountLineOut, OpeningRefusal
-from shop.transfers.models import IdempotencyKey
 from shop.users.models import User
 from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES

@@ -9,14 +9,14 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.account_queries import AccountRepository
+from shop.ledger.accounts import balance_at, system_account
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import AccountPurpose
+from shop.ledger.requests import TransferRequest
 from sqlalchemy import text
 
 from howdah import Database
-from shop.accounts.models import AccountPurpose
-from shop.accounts.repository import AccountRepository
-from shop.accounts.service import balance_at, system_account
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import TransferRequest
 from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer, walk
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.problems import assert_problem
@@ -62,17 +62,17 @@ async def test_the_balance_after_each_entry_and_at_each_time(client: httpx.Async
 
     async def balance(**parameters: object) -> tuple[int, int | None]:
         found = (await client.get(path, params=parameters)).json()  # type: ignore[arg-type]
-        return found["balance"], found["version"]
+        return found["balance"], found["entry_number"]
 
     assert await balance() == (10, 4)
-    assert [await balance(version=n) for n in range(5)] == [(0, 0), (1, 1), (3, 2), (6, 3), (10, 4)]
+    assert [await balance(entry_number=n) for n in range(5)] == [(0, 0), (1, 1), (3, 2), (6, 3), (10, 4)]
     assert [await balance(at=each["created_at"]) for each in moved] == [(1, 1), (3, 2), (6, 3), (10, 4)]
     before = (datetime.fromisoformat(moved[0]["created_at"]) - timedelta(microseconds=1)).isoformat()
     assert await balance(at=before) == (0, 0)
-    for version, status, code in ((5, 404, "not-found"), (-1, 422, "validation"), ("x", 422, "validation")):
-        assert_problem(await client.get(path, params={"version": version}), status, code)
-    assert_problem(await client.get(path, params={"version": 1, "at": before}), 422, "validation")
-    for parameters in ({}, {"version": 0}, {"version": 1}, {"at": before}, {"effective_at": before}):
+    for entry_number, status, code in ((5, 404, "not-found"), (-1, 422, "validation"), ("x", 422, "validation")):
+        assert_problem(await client.get(path, params={"entry_number": entry_number}), status, code)
+    assert_problem(await client.get(path, params={"entry_number": 1, "at": before}), 422, "validation")
+    for parameters in ({}, {"entry_number": 0}, {"entry_number": 1}, {"at": before}, {"effective_at": before}):
         assert_problem(await client.get(f"/accounts/{uuid4()}/balance", params=parameters), 404, "not-found")
 
 
@@ -120,7 +120,7 @@ async def test_the_balance_at_a_time_is_found_by_halving(stored: Database) -> No
         before = await session.scalar(
             text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'entries'")
         )
-        await AccountRepository(session).last_version(b, results[39].unwrap().created_at)
+        await AccountRepository(session).last_entry_number(b, results[39].unwrap().created_at)
         after = await session.scalar(
             text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'entries'")
         )

@@ -9,17 +9,17 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from shop.ledger.accounts import open_account
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountIn, OpeningRefusal
+from shop.ledger.models import Account, AccountPurpose
+from shop.ledger.opening import OpeningRequest, OpeningResult, open_account_once
+from shop.ledger.repository import TransferRepository
+from shop.ledger.requests import Refusal, TransferRequest
+from shop.ledger.service import find_replay
 from sqlalchemy import func, select
 
 from howdah import Database, ForeignKeyViolation
-from shop.accounts.models import Account, AccountPurpose
-from shop.accounts.opening import OpeningRequest, OpeningResult, open_account_once
-from shop.accounts.schemas import AccountIn, OpeningRefusal
-from shop.accounts.service import open_account
-from shop.transfers.ledger import Ledger
-from shop.transfers.repository import TransferRepository
-from shop.transfers.requests import Refusal, TransferRequest
-from shop.transfers.service import answer_before
 from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
 from shop_tests.support.funded_accounts import open_accounts as funded
 from shop_tests.support.problems import assert_problem
@@ -138,7 +138,7 @@ async def test_the_key_of_an_account_pays_no_order(stored: Database) -> None:
     request = TransferRequest(a, b, 5, key="k")
     async with stored.begin() as session:
         await open_account_once(session, OpeningRequest(ACCOUNT, "k"))
-        answer = await answer_before(session, request)
+        answer = await find_replay(session, request)
     assert answer is not None
     assert answer.refusal is Refusal.KEY_REUSED
 

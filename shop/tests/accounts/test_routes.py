@@ -30,7 +30,7 @@ async def test_a_new_account_has_nothing_on_it(client: httpx.AsyncClient) -> Non
     account = response.json()
     assert response.headers["location"] == f"/accounts/{account['id']}"
     assert (account["name"], account["currency"], account["user_id"]) == ("Savings", "EUR", user["id"])
-    assert (account["balance"], account["version"], account["allows_negative"]) == (0, 0, True)
+    assert (account["balance"], account["entry_count"], account["allows_negative"]) == (0, 0, True)
     found = await client.get(response.headers["location"])
     assert (found.json(), found.headers["etag"]) == (account, response.headers["etag"])
 
@@ -56,7 +56,7 @@ async def test_an_account_is_of_the_house_and_covered_unless_it_says_otherwise(c
         {"allows_negative": "yes"},
         {"allows_negative": 1},
         {"balance": 100},
-        {"version": 1},
+        {"entry_count": 1},
         {"overdraft_limit": -1},
         {"balance_limit": "many"},
         {"metadata": {"x": 1}},
@@ -98,7 +98,7 @@ async def test_the_statement_has_every_entry_once_the_oldest_first(client: httpx
 
     entries = [entry for page in pages for entry in page]
     assert [len(page) for page in pages] == [2, 2, 1]
-    assert [entry["version"] for entry in entries] == [1, 2, 3, 4, 5]
+    assert [entry["entry_number"] for entry in entries] == [1, 2, 3, 4, 5]
     assert [entry["amount"] for entry in entries] == [100, -10, -20, -30, 5]
     assert [entry["balance_after"] for entry in entries] == [100, 90, 70, 40, 45]
     assert await walk_back(client, f"/accounts/{account['id']}/entries", limit=2) == pages[::-1]
@@ -121,7 +121,7 @@ async def test_the_balance_is_told_as_it_was_at_a_time(client: httpx.AsyncClient
         response = await client.get(f"/accounts/{account['id']}/balance", params={"at": at})
         assert response.status_code == 200, response.text
         assert response.json()["account_id"] == account["id"]
-        return response.json()["balance"], response.json()["version"]
+        return response.json()["balance"], response.json()["entry_number"]
 
     assert await balance(account["created_at"]) == (0, 0)
     assert await balance(moved[0]["created_at"]) == (90, 2)

@@ -9,17 +9,16 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.account_queries import AccountRepository, select_entries
+from shop.ledger.accounts import account_now, open_account
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.models import Account, PendingTransfer
+from shop.ledger.requests import TransferRequest
+from shop.ledger.service import find_transfer, post, transfer_funds
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, paginate
-from shop.accounts.models import Account
-from shop.accounts.repository import AccountRepository, statement_of
-from shop.accounts.schemas import AccountIn
-from shop.accounts.service import account_now, open_account
-from shop.transfers.models import PendingTransfer
-from shop.transfers.requests import TransferRequest
-from shop.transfers.service import find_transfer, post, transfer_funds
 from shop_tests.support.factories import made, make_account, transfer, walk, walk_back
 from shop_tests.support.large_ledger import crowd_of_transfers
 from shop_tests.support.problems import assert_problem
@@ -83,16 +82,16 @@ async def test_the_statement_is_read_newest_first_in_both_directions(client: htt
         await transfer(client, a, b, amount)
     path = f"/accounts/{b['id']}/entries"
     pages = await walk(client, path, order="newest", limit=3)
-    assert [[entry["version"] for entry in page] for page in pages] == [[7, 6, 5], [4, 3, 2], [1]]
+    assert [[entry["entry_number"] for entry in page] for page in pages] == [[7, 6, 5], [4, 3, 2], [1]]
     assert await walk_back(client, path, order="newest", limit=3) == pages[::-1]
-    assert [entry["version"] for entry in await entries(client, b)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [entry["entry_number"] for entry in await entries(client, b)] == [1, 2, 3, 4, 5, 6, 7]
 
     newest = (await client.get(path, params={"order": "newest", "limit": 3})).json()
     await transfer(client, a, b, 8)  # comes before the first page
     second = (await client.get(path, params={"order": "newest", "limit": 3, "after": newest["next"]})).json()
-    assert [entry["version"] for entry in second["items"]] == [4, 3, 2]
+    assert [entry["entry_number"] for entry in second["items"]] == [4, 3, 2]
     before = (await client.get(path, params={"order": "newest", "limit": 3, "before": second["previous"]})).json()
-    assert [entry["version"] for entry in before["items"]] == [7, 6, 5]
+    assert [entry["entry_number"] for entry in before["items"]] == [7, 6, 5]
 
     for other in ({}, {"order": "oldest"}, {"order": "newest", "kind": "transfer"}):
         answer = await client.get(path, params=other | {"after": newest["next"]})
@@ -117,7 +116,7 @@ async def test_the_statement_is_filtered(client: httpx.AsyncClient) -> None:
     times = [entry["created_at"] for entry in every]
 
     async def numbers(**parameters: Any) -> list[int]:
-        return [entry["version"] for entry in await entries(client, c, limit=2, **parameters)]
+        return [entry["entry_number"] for entry in await entries(client, c, limit=2, **parameters)]
 
     assert await numbers(created_from=times[1], created_before=times[4]) == [2, 3, 4]
     assert await numbers(created_from=times[5]) == [6]
@@ -137,25 +136,25 @@ async def test_the_statement_is_filtered(client: httpx.AsyncClient) -> None:
 async def test_a_page_of_a_statement_reads_the_entries_of_the_page(session: AsyncSession) -> None:
     account = await crowd_of_transfers(session)
     for order in ("newest", "oldest"):
-        listing = statement_of(account, order=order)
+        listing = select_entries(account, order=order)
         after = (await paginate(session, listing, limit=20)).next
         nodes = await plan_of(session, partial(paginate, session, listing, limit=20, after=after))
         scans = {node["Index Name"]: node for node in nodes if "Index Name" in node}
         assert not [node for node in nodes if node["Node Type"] in {"Seq Scan", "Sort", "Hash Join"}]
         assert {"pk_entries", "pk_transfers"} <= scans.keys()
-        assert "version" in scans["pk_entries"]["Index Cond"]
+        assert "entry_number" in scans["pk_entries"]["Index Cond"]
 
 
 async def test_the_entries_of_a_time_are_found_by_halving(session: AsyncSession) -> None:
     account = await crowd_of_transfers(session)
     at = await session.scalar(
-        text("SELECT created_at FROM entries WHERE version = 301 AND account_id = :a"), {"a": account}
+        text("SELECT created_at FROM entries WHERE entry_number = 301 AND account_id = :a"), {"a": account}
     )
-    listing = statement_of(account, created_from=at, created_before=at + timedelta(minutes=1_000))
+    listing = select_entries(account, created_from=at, created_before=at + timedelta(minutes=1_000))
     counter = text("SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'entries'")
     before = await session.scalar(counter)
     page = await paginate(session, listing, limit=5)
-    assert [entry.version for entry in page.items] == [301, 302, 303, 304, 305]
+    assert [entry.entry_number for entry in page.items] == [301, 302, 303, 304, 305]
     assert (await session.scalar(counter) or 0) - (before or 0) < 60  # of 400 of this account and 40,000 in all
 
 
@@ -174,8 +173,8 @@ async def test_what_is_available_is_the_balance_less_what_is_held(client: httpx.
     assert listed == account
     path = f"/accounts/{a['id']}/balance"
     now = (await client.get(path)).json()
-    assert (now["balance"], now["held"], now["available"], now["version"]) == (100, 120, -20, 1)
-    for then in ({"version": 1}, {"at": pending["created_at"]}, {"effective_at": pending["created_at"]}):
+    assert (now["balance"], now["held"], now["available"], now["entry_count"]) == (100, 120, -20, 1)
+    for then in ({"entry_number": 1}, {"at": pending["created_at"]}, {"effective_at": pending["created_at"]}):
         body = (await client.get(path, params=then)).json()
         assert (body["balance"], body["held"], body["available"]) == (100, None, None)
     holds = await walk(client, "/transfers", from_account_id=a["id"], state="pending")

@@ -185,7 +185,7 @@ async def test_clients_that_leave_early_give_their_connections_back(
 async def test_a_client_that_takes_nothing_is_cut_off_and_its_connection_given_back(
     service: str, client: httpx.AsyncClient, stored: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exports, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(exports, "CLIENT_SEND_TIMEOUT_SECONDS", 0.5)
     await make_orders(stored, await make_user(client), MANY)
 
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:

@@ -7,18 +7,18 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.models import Account
+from shop.ledger.opening import OpeningRequest, open_account_once
+from shop.ledger.writing import KeyInUse
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import shop.orders.routes
 from howdah import Database, bulk, uuid7
-from shop.accounts.models import Account
-from shop.accounts.opening import OpeningRequest, open_account_once
-from shop.accounts.schemas import AccountIn
 from shop.orders.models import Order, OrderStatus
 from shop.orders.service import bulk_update_status, change_status
-from shop.transfers.writing import KeyInUse
 from shop.users.models import User
 from shop_tests.support import reference
 from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer, transfer

@@ -1,4 +1,4 @@
-"""`check_books` finds each kind of fault, and reports none in a right ledger."""
+"""`check_ledger` finds each kind of fault, and reports none in a right ledger."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from random import Random
 from uuid import UUID
 
 import pytest
+from shop.ledger.accounts import open_account
+from shop.ledger.check import STEPS, LedgerReport, check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.models import Account
+from shop.ledger.requests import TransferRequest
+from shop.ledger.service import post_transfers, reversal_request
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DatabaseError, lock, savepoint
-from shop.accounts.models import Account
-from shop.accounts.schemas import AccountIn
-from shop.accounts.service import open_account
-from shop.proof.checks import STEPS, BooksReport, check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import TransferRequest
-from shop.transfers.service import post_transfers, reversal_of
 from shop_tests.support.trigger_bypass import with_guards, without_guards
 
 
@@ -44,7 +44,7 @@ async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
             TransferRequest(euro_world, euros, 50),
         ],
     )
-    await post_transfers(session, [await reversal_of(session, results[1].unwrap().id)])
+    await post_transfers(session, [await reversal_request(session, results[1].unwrap().id)])
     pending = await post_transfers(
         session,
         [
@@ -65,16 +65,16 @@ async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
 
 
 async def faults(session: AsyncSession) -> dict[str, list[str]]:
-    return (await check_books(session)).faults
+    return (await check_ledger(session)).faults
 
 
 async def test_right_books_have_no_fault_and_are_counted(session: AsyncSession) -> None:
     await books(session)
-    assert await check_books(session) == BooksReport(accounts=5, transfers=5, entries=10)
+    assert await check_ledger(session) == LedgerReport(accounts=5, transfers=5, entries=10)
 
 
 async def test_empty_books_are_right(session: AsyncSession) -> None:
-    assert await check_books(session) == BooksReport(accounts=0, transfers=0, entries=0)
+    assert await check_ledger(session) == LedgerReport(accounts=0, transfers=0, entries=0)
 
 
 @pytest.mark.parametrize(
@@ -99,32 +99,34 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
         ),
         pytest.param(
             {"balances differ from the last entry", "entries don't follow from the one before"},
-            ["UPDATE entries SET balance_after = balance_after + 1 WHERE account_id = :rich AND version = 3"],
+            ["UPDATE entries SET balance_after = balance_after + 1 WHERE account_id = :rich AND entry_number = 3"],
             id="the last entry's balance",
         ),
         pytest.param(
             {"entries don't follow from the one before"},
-            ["UPDATE entries SET balance_after = 9223372036854775807 WHERE account_id = :rich AND version = 1"],
+            ["UPDATE entries SET balance_after = 9223372036854775807 WHERE account_id = :rich AND entry_number = 1"],
             id="an earlier entry's balance",
         ),
         pytest.param(
-            {"versions have gaps"},
+            {"entry numbers have gaps"},
             [
-                "UPDATE entries SET version = 7 WHERE account_id = :rich AND version = 3",
-                "UPDATE transfers SET to_version = 7 WHERE to_account_id = :rich AND to_version = 3",
-                "UPDATE accounts SET version = 7 WHERE id = :rich",
+                "UPDATE entries SET entry_number = 7 WHERE account_id = :rich AND entry_number = 3",
+                "UPDATE transfers SET to_entry_number = 7 WHERE to_account_id = :rich AND to_entry_number = 3",
+                "UPDATE accounts SET entry_count = 7 WHERE id = :rich",
             ],
             id="a gap in the versions",
         ),
         pytest.param(
-            {"versions have gaps"}, ["UPDATE accounts SET version = version + 1 WHERE id = :rich"], id="a version"
+            {"entry numbers have gaps"},
+            ["UPDATE accounts SET entry_count = entry_count + 1 WHERE id = :rich"],
+            id="an entry count",
         ),
         pytest.param(
             {"transfers without their two entries"},
             [
                 """
                 INSERT INTO transfers (
-                    id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at,
+                    id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at,
                     created_at
                 ) VALUES (gen_random_uuid(), :world, 2, :rich, 4, 5, 'GBP', now(), now())
                 """
@@ -148,11 +150,11 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             {"entries of no transfer that says the same"},
             [
                 """
-                INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+                INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
                 SELECT :poor, n, id, further, greatest(further, 0), clock_timestamp()
                 FROM transfers, (VALUES (3, 5), (4, -5)) added(n, further) WHERE to_account_id = :euros
                 """,
-                "UPDATE accounts SET version = 4 WHERE id = :poor",
+                "UPDATE accounts SET entry_count = 4 WHERE id = :poor",
             ],
             id="more than two entries",
         ),
@@ -160,12 +162,12 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             {"entries of no transfer that says the same"},
             [
                 """
-                INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+                INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
                 VALUES
                     (:poor, 3, gen_random_uuid(), 5, 5, clock_timestamp()),
                     (:poor, 4, gen_random_uuid(), -5, 0, clock_timestamp())
                 """,
-                "UPDATE accounts SET version = 4 WHERE id = :poor",
+                "UPDATE accounts SET entry_count = 4 WHERE id = :poor",
             ],
             id="an entry of no transfer",
         ),
@@ -173,7 +175,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             {"entries of no account", "entries of no transfer that says the same"},
             [
                 """
-                INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+                INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
                 VALUES (gen_random_uuid(), 1, gen_random_uuid(), 5, 5, now())
                 """
             ],
@@ -185,7 +187,9 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
                 "entries of another time than their transfer",
                 "entries from the future",
             },
-            ["UPDATE entries SET created_at = created_at + interval '1 day' WHERE account_id = :rich AND version = 1"],
+            [
+                "UPDATE entries SET created_at = created_at + interval '1 day' WHERE account_id = :rich AND entry_number = 1"
+            ],
             id="an entry's time",
         ),
         *(
@@ -326,7 +330,7 @@ async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: l
         planting = text(statement)
         await session.execute(planting.bindparams(**{name: ids[name] for name in planting._bindparams}))
     await with_guards(session)
-    report = (await check_books(session)).faults
+    report = (await check_ledger(session)).faults
     assert {fault for fault in report if "seal" not in fault and "guards.sql" not in fault} == found
     assert all(report.values())
 
@@ -335,24 +339,24 @@ async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -
     for number in range(25):
         await open_account(session, AccountIn(name=str(number), currency="GBP"))
     await without_guards(session)
-    await session.execute(text("UPDATE accounts SET balance = 1, version = 1"))
+    await session.execute(text("UPDATE accounts SET balance = 1, entry_count = 1"))
     await with_guards(session)
-    report = (await check_books(session)).faults
+    report = (await check_ledger(session)).faults
     assert len(report["balances differ from their entries"]) == 20
-    assert len(report["versions have gaps"]) == 20
+    assert len(report["entry numbers have gaps"]) == 20
     assert report["currencies that don't sum to zero"] == ["GBP: 25"]
 
 
 async def test_each_step_is_told_when_it_begins(session: AsyncSession) -> None:
     begun: list[str] = []
-    await check_books(session, begin=begun.append)
+    await check_ledger(session, begin=begun.append)
     assert begun == list(STEPS)
 
 
 async def test_it_takes_as_long_as_it_takes_and_little_memory(session: AsyncSession) -> None:
     await session.execute(text("SET LOCAL statement_timeout = '30s'"))
     await session.execute(text("SET LOCAL work_mem = '1GB'"))
-    await check_books(session)
+    await check_ledger(session)
     for name, value in (("statement_timeout", "0"), ("work_mem", "64MB")):
         assert await session.scalar(text(f"SHOW {name}")) == value
 
@@ -373,9 +377,9 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
             moved += 1
         return moved
 
-    async def check(isolation_level: str) -> BooksReport:
+    async def check(isolation_level: str) -> LedgerReport:
         async with stored.begin(isolation_level=isolation_level, read_only=True) as session:  # type: ignore[arg-type]
-            return await check_books(session)
+            return await check_ledger(session)
 
     running = [asyncio.create_task(move_money()) for _ in range(4)]
     try:
@@ -390,8 +394,8 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
         stop.set()
         moved = sum(await asyncio.gather(*running))
     async with stored.begin() as session:
-        report = replace(await check_books(session), seal=None)  # a service may have linked some
-        assert report == BooksReport(accounts=4, transfers=moved, entries=2 * moved)
+        report = replace(await check_ledger(session), seal=None)  # a service may have linked some
+        assert report == LedgerReport(accounts=4, transfers=moved, entries=2 * moved)
         assert sum(account.balance for account in (await lock(session, Account, accounts)).values()) == 0
 
 
@@ -403,4 +407,4 @@ async def test_what_is_in_the_books_is_never_changed(session: AsyncSession, tabl
         async with savepoint(session):
             await session.execute(text(change.format(table)))
     assert caught.value.sqlstate == "55000"
-    assert (await check_books(session)).faults == {}
+    assert (await check_ledger(session)).faults == {}

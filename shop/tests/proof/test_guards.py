@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from shop.ledger.check import check_ledger
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
 from shop.migrations import guards
 from shop.migrations.guards import compare_guards
-from shop.proof.checks import check_books
 
 
 async def test_guards_sql_says_what_a_migrated_database_has(session: AsyncSession) -> None:
@@ -101,7 +101,7 @@ async def test_what_is_missing_disabled_or_changed_is_found(session: AsyncSessio
     await session.execute(text(change))
     report = await compare_guards(session)
     assert missing in {each.partition(": rows that")[0] for each in report.missing}
-    found = await check_books(session)
+    found = await check_ledger(session)
     assert report.missing[0] in found.faults["parts of guards.sql that are missing, disabled or changed"]
 
 
@@ -127,7 +127,7 @@ async def test_what_the_ledger_does_not_have_is_found(session: AsyncSession, unk
     await session.execute(text(change))
     user = str(await session.scalar(text("SELECT quote_ident(current_user)")))
     kind = "triggers and settings that the ledger doesn't have"
-    assert (await check_books(session)).faults[kind] == [unknown.replace("CURRENT_USER", user)]
+    assert (await check_ledger(session)).faults[kind] == [unknown.replace("CURRENT_USER", user)]
 
 
 async def test_a_trigger_of_another_table_and_one_that_always_fires_are_no_faults(session: AsyncSession) -> None:

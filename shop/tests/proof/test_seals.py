@@ -8,19 +8,19 @@ from random import Random
 from uuid import UUID
 
 import pytest
+from shop.ledger.accounts import open_account
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.maintenance import maintenance
+from shop.ledger.models import Account, AccountState
+from shop.ledger.requests import TransferRequest
+from shop.ledger.seals import Link, last_link, link_seals
+from shop.ledger.service import post_transfers, reversal_request
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DatabaseError, savepoint
-from shop.accounts.models import Account, AccountState
-from shop.accounts.schemas import AccountIn
-from shop.accounts.service import open_account
-from shop.proof.checks import check_books
-from shop.proof.seals import Link, last_link, link_seals
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import TransferRequest
-from shop.transfers.service import post_transfers, reversal_of
-from shop.transfers.upkeep import upkeep
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.trigger_bypass import with_guards, without_guards
 from shop_tests.support.waiting import until
@@ -31,18 +31,18 @@ _REMOVED = """
     DELETE FROM idempotency_keys WHERE key = 'last';
     DELETE FROM entries WHERE transfer_id = (SELECT id FROM transfers WHERE description = 'last');
     DELETE FROM transfers WHERE description = 'last';
-    UPDATE accounts a SET balance = e.balance_after, version = e.version FROM entries e
-    WHERE e.account_id = a.id AND e.version = (SELECT max(version) FROM entries WHERE account_id = a.id)
+    UPDATE accounts a SET balance = e.balance_after, entry_count = e.entry_number FROM entries e
+    WHERE e.account_id = a.id AND e.entry_number = (SELECT max(entry_number) FROM entries WHERE account_id = a.id)
     """
 _ENLARGED = """
     UPDATE transfers SET amount = amount + 1 WHERE description = 'last';
     UPDATE entries e SET amount = e.amount + sign(e.amount), balance_after = balance_after + sign(e.amount)
     FROM transfers t WHERE t.id = e.transfer_id AND t.description = 'last';
-    UPDATE accounts a SET balance = e.balance_after FROM entries e WHERE e.account_id = a.id AND e.version = a.version
+    UPDATE accounts a SET balance = e.balance_after FROM entries e WHERE e.account_id = a.id AND e.entry_number = a.entry_count
     """
 _ADDED_ACCOUNT = """
     INSERT INTO accounts (
-        id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, version, revision,
+        id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, entry_count, revision,
         created_at, updated_at
     ) VALUES (gen_random_uuid(), 'Mine', 'GBP', 0, 0, true, 0, 'open', '{}', 0, 0, now(), now())
     """
@@ -61,7 +61,7 @@ async def books(session: AsyncSession) -> None:
             TransferRequest(poor.id, rich.id, 9_999, key="refused"),
         ],
     )
-    back = await reversal_of(session, results[1].unwrap().id)
+    back = await reversal_request(session, results[1].unwrap().id)
     await post_transfers(session, [back])
     pending = await post_transfers(
         session, [TransferRequest(rich.id, poor.id, 10, pending_seconds=60, key=f"hold {n}") for n in range(3)]
@@ -89,7 +89,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
 
 
 async def faults(session: AsyncSession) -> dict[str, list[str]]:
-    return (await check_books(session)).faults
+    return (await check_ledger(session)).faults
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ async def test_a_ledger_that_was_rolled_back_whole_is_found_by_a_seal_that_was_w
     await books(session)
     before = await last_link(session)
     assert before is not None
-    assert (await check_books(session, since=before)).faults == {}
+    assert (await check_ledger(session, since=before)).faults == {}
     world, rich = (
         await session.scalars(text("SELECT id FROM accounts WHERE name IN ('world', 'Rich') ORDER BY 1"))
     ).all()
@@ -250,15 +250,15 @@ async def test_a_ledger_that_was_rolled_back_whole_is_found_by_a_seal_that_was_w
             await session.execute(text("SELECT link_seals(1000)"))
             written = await last_link(session)
             assert written is not None
-            assert (written.position, (await check_books(session, since=before)).faults) == (before.position + 1, {})
+            assert (written.position, (await check_ledger(session, since=before)).faults) == (before.position + 1, {})
             raise LookupError
-    assert (await check_books(session)).faults == {}
-    report = await check_books(session, since=written)
+    assert (await check_ledger(session)).faults == {}
+    report = await check_ledger(session, since=written)
     assert report.faults == {"seals that the chain doesn't have": [str(written)]}
     # the same position, another past
     await post_transfers(session, [TransferRequest(world, rich, 2)])
     await session.execute(text("SELECT link_seals(1000)"))
-    assert (await check_books(session, since=written)).faults == report.faults
+    assert (await check_ledger(session, since=written)).faults == report.faults
 
 
 async def test_no_setting_of_a_session_changes_a_digest(session: AsyncSession) -> None:
@@ -299,7 +299,7 @@ async def test_no_setting_of_a_session_changes_a_digest(session: AsyncSession) -
             "transfers",
             "digest_of_transfer(t)",
             """
-            "id": "{id}", "from_account_id": "{id}", "from_version": 1, "to_account_id": "{id}", "to_version": 2,
+            "id": "{id}", "from_account_id": "{id}", "from_entry_number": 1, "to_account_id": "{id}", "to_entry_number": 2,
             "amount": 3, "currency": "GBP", "description": "Zoë", "metadata": {{"bb": "ü", "a": "1.0"}},
             "effective_at": "{at}", "created_at": "{at}"
             """,
@@ -390,13 +390,13 @@ async def test_the_service_links_what_is_written(stored: Database) -> None:
         async with stored.session() as session:
             return bool(await session.scalar(text("SELECT count(*) = count(position) FROM seals")))
 
-    async with Ledger(stored) as ledger, upkeep(stored, ledger, key_retention_days=30):
+    async with Ledger(stored) as ledger, maintenance(stored, ledger, key_retention_days=30):
         await open_accounts(stored, 100)
         await until(linked)
     async with stored.session() as session:
         link = await last_link(session)
         assert link is not None
-        assert (await check_books(session, since=link)).faults == {}
+        assert (await check_ledger(session, since=link)).faults == {}
 
 
 async def test_the_chain_has_no_gap_when_several_processes_link_what_many_write(stored: Database) -> None:

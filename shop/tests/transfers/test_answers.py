@@ -10,14 +10,14 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import IdempotencyKey, TransferState
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.service import find_replay, post_transfers
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DatabaseError
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey, TransferState
-from shop.transfers.requests import Refusal, TransferRequest, TransferResult
-from shop.transfers.service import answer_before, post_transfers
 from shop_tests.support.factories import make_account
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.trigger_bypass import without_guards
@@ -39,7 +39,7 @@ async def _as_one_list(database: Database, requests: Sequence[TransferRequest]) 
 
 async def _one_by_one_at_once(database: Database, requests: Sequence[TransferRequest]) -> list[TransferResult]:
     """The first one occupies the only batch, so the others share the next one."""
-    async with Ledger(database, trips=1) as ledger:
+    async with Ledger(database, workers=1) as ledger:
         return await asyncio.gather(*map(ledger.submit, requests))
 
 
@@ -117,11 +117,11 @@ async def test_the_answer_to_one_request_is_found_by_its_key(stored: Database, k
     requests = await prepared(stored)
     request = requests.of(kind)
     async with stored.begin() as session:
-        assert await answer_before(session, request) is None
+        assert await find_replay(session, request) is None
         [first] = await post_transfers(session, [request])
-        assert await answer_before(session, request) == first._replace(replayed=True)
+        assert await find_replay(session, request) == first._replace(replayed=True)
         for other in [requests.of(each, amount=7) for each in KINDS if each != "refused"]:
-            assert await answer_before(session, other) == TransferResult(refusal=Refusal.KEY_REUSED)
+            assert await find_replay(session, other) == TransferResult(refusal=Refusal.KEY_REUSED)
 
 
 @pytest.mark.parametrize("settling", ["post", "void"])
@@ -177,7 +177,7 @@ async def test_a_key_whose_transfer_is_missing_is_an_error_and_no_empty_answer(
         await session.execute(update(IdempotencyKey).values(transfer_id=uuid4()))
     with pytest.raises(LookupError, match=f"key 'key' names the {answer} transfer .* doesn't exist: run `shop check`"):
         await _in_one_transaction(stored, [request])
-    async with Ledger(stored, trips=1) as ledger:
+    async with Ledger(stored, workers=1) as ledger:
         others = [requests.of("transfer", key=f"other {number}") for number in range(3)]
         answers = await asyncio.gather(*map(ledger.submit, [*others, request]), return_exceptions=True)
     assert [type(answer) for answer in answers] == [TransferResult] * 3 + [LookupError]

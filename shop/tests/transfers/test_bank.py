@@ -7,11 +7,11 @@ from collections import Counter
 from uuid import UUID
 
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.models import Transfer
 from sqlalchemy import select, text
 
 from howdah import Database
-from shop.proof.checks import check_books
-from shop.transfers.models import Transfer
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.ledger_clients import Told, told_by_processes
 
@@ -49,9 +49,9 @@ async def test_nothing_is_created_or_lost_at_any_moment(stored: Database, transf
     told, seen = await busy(stored, accounts, transfers, "singly")
     assert seen == {(0, 0)}
     assert len(told) == transfers
-    assert set(Counter(each.what for each in told)) == {"posted", "insufficient_funds", "linked_refused"}
+    assert set(Counter(each.what for each in told)) == {"posted", "insufficient_funds", "linked_transfer_failed"}
     async with stored.session(isolation_level="REPEATABLE READ") as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
         columns = (Transfer.id, Transfer.from_account_id, Transfer.to_account_id, Transfer.amount)
         booked = await session.execute(select(*columns).where(Transfer.from_account_id.in_(accounts)))
         found = sorted((*map(str, ids), amount) for *ids, amount in booked)

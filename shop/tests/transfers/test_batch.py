@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.http.transfer_schemas import BatchLineOut
 
 from howdah import Database
-from shop.proof.checks import check_books
-from shop.transfers.schemas import BatchLineOut
 from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES
 from shop_tests.support.factories import balances, make_account, transfer
@@ -182,4 +182,4 @@ async def test_a_long_batch_with_a_big_body_is_answered_whole_and_replayed_alike
     ]
     assert await balances(client, a, b) == [10**6 - moved, moved]
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}

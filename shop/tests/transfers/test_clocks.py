@@ -10,21 +10,20 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.accounts import balance_at, change_account, effective_balance, system_account
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountChange
+from shop.ledger.maintenance import delete_old_keys, void_expired
+from shop.ledger.models import Account, AccountPurpose, Entry, IdempotencyKey, PendingTransfer, Transfer
+from shop.ledger.requests import Refusal, TransferRequest
+from shop.ledger.service import post_transfers, transfer_funds
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import CheckViolation, Database, bulk, utcnow
-from shop.accounts.models import Account, AccountPurpose, Entry
-from shop.accounts.schemas import AccountChange
-from shop.accounts.service import balance_at, change_account, effective_balance, system_account
 from shop.orders.models import Order
 from shop.orders.service import pay_order
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
-from shop.transfers.requests import Refusal, TransferRequest
-from shop.transfers.service import post_transfers, transfer_funds
-from shop.transfers.upkeep import forget_keys, void_expired
 from shop_tests.support.factories import make_account, make_order, make_user, post_transfer, transfer
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.statement_log import watched
@@ -125,7 +124,7 @@ async def test_all_that_a_process_writes_is_of_the_databases_time(
             times = (await session.scalars(select(column).where(column.is_not(None)))).all()
             assert all(before <= at <= after for at in times), column
         assert (await session.scalars(select(Entry.created_at))).first()
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
         balance = (await session.get_one(Account, b)).balance
         assert (await balance_at(session, b, after))[0] == await effective_balance(session, b, after) == balance
 
@@ -191,14 +190,14 @@ async def test_the_upkeep_voids_and_forgets_by_the_databases_time(stored: Databa
         await ledger.submit(TransferRequest(a, b, 60, pending_seconds=30))
         with wall_clock_off_by(difference):
             assert await void_expired(stored, ledger) == 0
-            assert await forget_keys(stored, timedelta(minutes=30)) == 0
+            assert await delete_old_keys(stored, timedelta(minutes=30)) == 0
         async with stored.begin() as session:
             await without_guards(session)
             await session.execute(update(PendingTransfer).values(expires_at=PendingTransfer.expires_at - HOUR / 2))
             await session.execute(update(IdempotencyKey).values(created_at=IdempotencyKey.created_at - HOUR))
         with wall_clock_off_by(difference):
             assert await void_expired(stored, ledger) == 1
-            assert await forget_keys(stored, timedelta(minutes=30)) == 1
+            assert await delete_old_keys(stored, timedelta(minutes=30)) == 1
 
 
 async def ahead(stored: Database, *accounts: UUID) -> None:
@@ -233,7 +232,7 @@ async def test_an_account_from_the_future_does_not_take_others_there(stored: Dat
     async with stored.session() as session:
         found = {id_: (await session.get_one(Account, id_)).updated_at <= now for id_ in (cash_in, a, b, c)}
         assert found == {cash_in: False, a: False, b: True, c: True}
-        faults = (await check_books(session)).faults
+        faults = (await check_ledger(session)).faults
     assert set(faults) == {"accounts from the future", "entries from the future", "transfers from the future"}
     assert len(faults["accounts from the future"]) == 2
 
@@ -246,7 +245,7 @@ async def test_a_transfer_of_accounts_from_the_future_undone_with_its_chain_leav
             session,
             [TransferRequest(late, a, 1, linked=True), TransferRequest(b, a, 1_000), TransferRequest(a, b, 1)],
         )
-    assert [result.refusal for result in results] == [Refusal.LINKED_REFUSED, Refusal.INSUFFICIENT_FUNDS, None]
+    assert [result.refusal for result in results] == [Refusal.LINKED_TRANSFER_FAILED, Refusal.INSUFFICIENT_FUNDS, None]
     assert results[2].unwrap().created_at <= await database_time(stored)
 
 
@@ -290,8 +289,8 @@ async def test_the_time_is_read_again_after_a_minute_without_transfers(stored: D
 
 
 TRANSFER = """
-    INSERT INTO transfers (id, from_account_id, from_version, to_account_id, to_version, amount, currency, created_at)
-    SELECT gen_random_uuid(), a.id, a.version + 1, b.id, b.version + 1, 1, 'GBP', {}
+    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, created_at)
+    SELECT gen_random_uuid(), a.id, a.entry_count + 1, b.id, b.entry_count + 1, 1, 'GBP', {}
     FROM accounts a, accounts b WHERE a.id = :a AND b.id = :b
     """
 PENDING = """
@@ -300,7 +299,7 @@ PENDING = """
     """
 ACCOUNT = """
     INSERT INTO accounts (
-        id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, version, revision, {}
+        id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, entry_count, revision, {}
     ) VALUES (gen_random_uuid(), 'A', 'GBP', 0, 0, true, 0, 'open', '{{}}', 0, 0, {})
     """
 LATER = "clock_timestamp() + interval '2 seconds'"
@@ -346,7 +345,7 @@ async def test_transfers_of_accounts_that_are_ahead_of_a_slower_server_are_made(
         await way(stored, a, b)
         await way(stored, b, c)
     async with stored.session() as session:
-        entries = select(Entry.created_at).where(Entry.account_id == b).order_by(Entry.version)
+        entries = select(Entry.created_at).where(Entry.account_id == b).order_by(Entry.entry_number)
         times = list(await session.scalars(entries))
         assert times == sorted(times)
 
@@ -367,4 +366,4 @@ async def test_two_processes_with_different_clocks_share_accounts(stored: Databa
             await asyncio.gather(move(one, a, b), move(other, b, a))
         await move(other, b, a)
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}

@@ -10,16 +10,15 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest_asyncio
+from shop.ledger.accounts import effective_balance
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account, Transfer
+from shop.ledger.requests import Refusal, TransferRecord, TransferRequest
+from shop.ledger.service import post, reversal_request
 from sqlalchemy import text
 
 from howdah import Database
-from shop.accounts.models import Account
-from shop.accounts.service import effective_balance
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import Transfer
-from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest
-from shop.transfers.service import post, reversal_of
 from shop_tests.support.factories import make_account
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.problems import assert_problem
@@ -39,15 +38,15 @@ async def ledger(stored: Database) -> AsyncIterator[Ledger]:
         yield ledger
 
 
-async def made(ledger: Ledger, source: UUID, target: UUID, at: datetime | None, **values: Any) -> BookedTransfer:
+async def made(ledger: Ledger, source: UUID, target: UUID, at: datetime | None, **values: Any) -> TransferRecord:
     return (await ledger.submit(TransferRequest(source, target, 60, effective_at=at, **values))).unwrap()
 
 
 async def reversal(
-    stored: Database, transfer: BookedTransfer, at: datetime | None = None, *, amount: int | None = None
+    stored: Database, transfer: TransferRecord, at: datetime | None = None, *, amount: int | None = None
 ) -> TransferRequest:
     async with stored.session() as session:
-        return await reversal_of(session, transfer.id, amount=amount, effective_at=at)
+        return await reversal_request(session, transfer.id, amount=amount, effective_at=at)
 
 
 async def effective(stored: Database, at: datetime, *accounts: UUID) -> list[int]:
@@ -57,7 +56,7 @@ async def effective(stored: Database, at: datetime, *accounts: UUID) -> list[int
 
 async def assert_right(stored: Database) -> None:
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
 
 
 async def test_a_transfer_of_the_future_that_is_reversed_today_changes_no_effective_balance(
@@ -129,7 +128,7 @@ async def test_what_is_posted_and_reversed_in_one_call_takes_effect_in_that_orde
     held = await made(ledger, a, b, year(2040), pending_seconds=60)
     early = [TransferRequest(a, b, None, posts=held.id, linked=True), await reversal(stored, held, year(2039))]
     refusals = [each.refusal for each in await ledger.submit_many(early)]
-    assert refusals == [Refusal.LINKED_REFUSED, Refusal.REVERSAL_BEFORE_ORIGINAL]
+    assert refusals == [Refusal.LINKED_TRANSFER_FAILED, Refusal.REVERSAL_BEFORE_ORIGINAL]
     late = [TransferRequest(a, b, None, posts=held.id), await reversal(stored, held, year(2041))]
     assert (await ledger.submit_many(late))[1].unwrap().effective_at == year(2041)
     await assert_right(stored)
@@ -150,7 +149,7 @@ async def test_a_reversal_in_the_callers_transaction_does_so_too(stored: Databas
     a, b = await open_accounts(stored, 100, 0)
     async with stored.begin() as session:
         moved = await post(session, TransferRequest(a, b, 60, effective_at=year(2999)))
-        back = await post(session, await reversal_of(session, moved.id))
+        back = await post(session, await reversal_request(session, moved.id))
         assert back.effective_at == year(2999)
 
 
@@ -174,11 +173,11 @@ async def test_the_check_finds_a_reversal_that_takes_effect_before_its_original(
     a, b = await open_accounts(stored, 100, 0)
     async with stored.begin() as session:
         moved = await post(session, TransferRequest(a, b, 60, effective_at=year(2030)))
-        back = await post(session, await reversal_of(session, moved.id))
-        assert (await check_books(session)).faults == {}
+        back = await post(session, await reversal_request(session, moved.id))
+        assert (await check_ledger(session)).faults == {}
         await without_guards(session)
         await session.execute(text("UPDATE transfers SET effective_at = now() WHERE id = :id"), {"id": back.id})
-        faults = (await check_books(session)).faults
+        faults = (await check_ledger(session)).faults
         assert f"transfer {back.id} reverses {moved.id}" in faults["reversals that take effect before the transfer"]
         await session.rollback()
 

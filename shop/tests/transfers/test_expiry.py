@@ -9,19 +9,18 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.accounts import AccountUnchangeable, change_account
+from shop.ledger.expiry import VOID
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountChange
+from shop.ledger.maintenance import void_expired
+from shop.ledger.models import Account, AccountState, IdempotencyKey
+from shop.ledger.requests import Refusal, TransferRecord, TransferRequest, TransferResult
+from shop.ledger.service import find_transfer, post_transfers, transfer_funds
 from sqlalchemy import select, text, update
 
 from howdah import Database, LockTimeout, utcnow
-from shop.accounts.models import Account, AccountState
-from shop.accounts.schemas import AccountChange
-from shop.accounts.service import AccountUnchangeable, change_account
 from shop.orders.service import pay_order
-from shop.transfers.expiry import VOID
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey
-from shop.transfers.requests import BookedTransfer, Refusal, TransferRequest, TransferResult
-from shop.transfers.service import find_transfer, post_transfers, transfer_funds
-from shop.transfers.upkeep import void_expired
 from shop_tests.support.factories import (
     balances,
     held,
@@ -129,7 +128,7 @@ async def test_what_expires_while_a_ledger_knows_the_account_is_free(stored: Dat
 async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: Database) -> None:
     """Many requests at the same time: a dropped decision doesn't change the account cache."""
     a, b, c = await open_accounts(stored, 1_000, 1_000, 0)
-    async with Ledger(stored, max_batch=5) as ledger:
+    async with Ledger(stored, max_batch_size=5) as ledger:
         (await ledger.submit(TransferRequest(a, c, 700, pending_seconds=60))).unwrap()
         requests = [TransferRequest(*(((a, c), (b, c), (c, b))[n % 3]), 7 if n % 4 else 600) for n in range(300)]
         results = await asyncio.gather(*map(ledger.submit, requests))
@@ -193,7 +192,7 @@ async def test_posting_it_is_late_and_voiding_it_is_not(stored: Database) -> Non
             Refusal.PENDING_EXPIRED,
             None,
             Refusal.ALREADY_VOIDED,
-            *[Refusal.LINKED_REFUSED] * 2,
+            *[Refusal.LINKED_TRANSFER_FAILED] * 2,
             Refusal.INSUFFICIENT_FUNDS,
             None,
         ]
@@ -215,12 +214,12 @@ async def test_what_was_voided_in_time_has_not_expired(stored: Database) -> None
 
 
 async def test_a_reader_sees_it_voided(client: httpx.AsyncClient, stored: Database) -> None:
-    """Before a transfer or the background job has voided it. `check_books` finds no fault in that state."""
+    """Before a transfer or the background job has voided it. `check_ledger` finds no fault in that state."""
     a, b = await make_account(client, 100), await make_account(client)
     late, other = [(await hold(client, a, b, amount)).json() for amount in (60, 5)]
     replay = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1, "pending_seconds": 600}
     first = await client.post("/transfers", json=replay, headers={"Idempotency-Key": "k"})
-    async with stored.begin() as locking:  # so that the service's upkeep leaves it
+    async with stored.begin() as locking:  # so that the service's maintenance leaves it
         await locking.execute(select(Account.id).where(Account.id == UUID(a["id"])).with_for_update())
         await expire(stored, UUID(late["id"]), UUID(first.json()["id"]))
         assert (await rows(stored, UUID(a["id"]))) == [(100, 66)]
@@ -346,7 +345,7 @@ async def test_it_is_found_by_its_account_and_time(stored: Database) -> None:
     assert "expires_at <=" in plan.split("Index Cond:")[1].splitlines()[0]
 
 
-async def seen_by(stored: Database, id_: UUID) -> BookedTransfer:
+async def seen_by(stored: Database, id_: UUID) -> TransferRecord:
     async with stored.session() as session:
         return await find_transfer(session, id_)
 

@@ -7,10 +7,10 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from shop.ledger.models import Transfer
 from sqlalchemy import Executable, Insert, func, insert, text
 
 from howdah import CheckViolation, Database, DatabaseError, UniqueViolation
-from shop.transfers.models import Transfer
 from shop_tests.support.funded_accounts import open_accounts
 
 
@@ -19,9 +19,9 @@ class TransferRow:
     """A row of `transfers`, whose accounts are keys of the fixture `accounts`. By default it is a correct one."""
 
     from_account: str = "a"
-    from_version: int = 2
+    from_entry_number: int = 2
     to_account: str = "b"
-    to_version: int = 1
+    to_entry_number: int = 1
     amount: int = 30
     currency: str = "GBP"
     age: timedelta = timedelta(0)
@@ -35,9 +35,9 @@ def insert_transfers(accounts: dict[str, UUID], *rows: TransferRow) -> Insert:
             {
                 "id": UUID(f"00000000-0000-7000-8000-{number:012}"),
                 "from_account_id": accounts[row.from_account],
-                "from_version": row.from_version,
+                "from_entry_number": row.from_entry_number,
                 "to_account_id": accounts[row.to_account],
-                "to_version": row.to_version,
+                "to_entry_number": row.to_entry_number,
                 "amount": row.amount,
                 "currency": row.currency,
                 "effective_at": func.now() - row.age,
@@ -68,15 +68,15 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
         stored,
         insert_transfers(
             accounts,
-            TransferRow(from_account="b", to_account="a", to_version=3, amount=10),
+            TransferRow(from_account="b", to_account="a", to_entry_number=3, amount=10),
             TransferRow(),
-            TransferRow(from_version=4, to_version=3, amount=80),
+            TransferRow(from_entry_number=4, to_entry_number=3, amount=80),
         ),
     )
     async with stored.session() as session:
         entries = await session.execute(
             text(
-                "SELECT version, amount, balance_after FROM entries WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
+                "SELECT entry_number, amount, balance_after FROM entries WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
             ),
             {name: accounts[name] for name in ("a", "b")},
         )
@@ -84,30 +84,30 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
         of_b = [(1, 30, 30), (2, -10, 20), (3, 80, 100)]
         both = sorted(((accounts["a"], of_a), (accounts["b"], of_b)))
         assert [tuple(entry) for entry in entries] == both[0][1] + both[1][1]
-        rows = await session.execute(text("SELECT id, balance, version FROM accounts WHERE version > 0"))
-        found = {row.id: (row.balance, row.version) for row in rows}
+        rows = await session.execute(text("SELECT id, balance, entry_count FROM accounts WHERE entry_count > 0"))
+        found = {row.id: (row.balance, row.entry_count) for row in rows}
         assert (found[accounts["a"]], found[accounts["b"]]) == ((0, 4), (100, 3))
 
 
 @pytest.mark.parametrize(
     ("rows", "constraint"),
     [
-        pytest.param([TransferRow(from_version=3)], "transfer_follows", id="a gap"),
-        pytest.param([TransferRow(from_version=1)], "transfer_follows", id="a number that is taken"),
+        pytest.param([TransferRow(from_entry_number=3)], "transfer_follows", id="a gap"),
+        pytest.param([TransferRow(from_entry_number=1)], "transfer_follows", id="a number that is taken"),
         pytest.param(
-            [TransferRow(), TransferRow(from_version=4, to_version=2)],
+            [TransferRow(), TransferRow(from_entry_number=4, to_entry_number=2)],
             "transfer_follows",
             id="a gap between two",
         ),
-        pytest.param([TransferRow(), TransferRow(to_version=2)], "transfer_follows", id="a number twice"),
+        pytest.param([TransferRow(), TransferRow(to_entry_number=2)], "transfer_follows", id="a number twice"),
         pytest.param(
-            [TransferRow(), TransferRow(from_account="b", from_version=3, to_account="a", to_version=3)],
+            [TransferRow(), TransferRow(from_account="b", from_entry_number=3, to_account="a", to_entry_number=3)],
             "transfer_follows",
             id="a gap of the other account",
         ),
         pytest.param([TransferRow(currency="EUR")], "transfer_follows", id="of another currency"),
         pytest.param(
-            [TransferRow(), TransferRow(from_version=3, to_version=2, currency="EUR")],
+            [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, currency="EUR")],
             "transfer_follows",
             id="of two currencies",
         ),
@@ -116,14 +116,14 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
         pytest.param([TransferRow(to_account="closed")], "transfer_follows", id="to an account that is closed"),
         pytest.param([TransferRow(age=timedelta(days=1))], "transfer_follows", id="older than the one before"),
         pytest.param(
-            [TransferRow(), TransferRow(from_version=3, to_version=2, age=timedelta(microseconds=1))],
+            [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, age=timedelta(microseconds=1))],
             "transfer_follows",
             id="older than the one before of the statement",
         ),
         pytest.param([TransferRow(amount=101)], "ck_accounts_balance_covered", id="more than there is"),
         pytest.param([TransferRow(amount=0)], "ck_transfers_amount_positive", id="nothing"),
         pytest.param([TransferRow(amount=-1)], "ck_transfers_amount_positive", id="turned round"),
-        pytest.param([TransferRow(to_account="a", to_version=3)], "ck_transfers_accounts_differ", id="to itself"),
+        pytest.param([TransferRow(to_account="a", to_entry_number=3)], "ck_transfers_accounts_differ", id="to itself"),
     ],
 )
 async def test_a_transfer_that_does_not_follow_is_refused(
@@ -142,9 +142,9 @@ async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts:
             insert_transfers(
                 accounts,
                 TransferRow(amount=1),
-                TransferRow(from_version=3, to_version=3, amount=1),
-                TransferRow(from_version=4, to_version=3, amount=1),
-                TransferRow(from_version=5, to_version=4, amount=1),
+                TransferRow(from_entry_number=3, to_entry_number=3, amount=1),
+                TransferRow(from_entry_number=4, to_entry_number=3, amount=1),
+                TransferRow(from_entry_number=5, to_entry_number=4, amount=1),
             ),
         )
 
@@ -153,9 +153,9 @@ async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts:
     "change",
     [
         "UPDATE accounts SET balance = balance + 1",
-        "UPDATE accounts SET version = version + 1",
+        "UPDATE accounts SET entry_count = entry_count + 1",
         """
-        INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
+        INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
         SELECT account_id, 99, transfer_id, 1, 1, now() FROM entries LIMIT 1
         """,
         "UPDATE transfers SET amount = 1",
@@ -175,17 +175,19 @@ async def test_what_is_in_the_books_stays_as_it_is(stored: Database, accounts: d
         await write(stored, change)
 
 
-@pytest.mark.parametrize(("balance", "held", "version"), [(100, 0, 0), (100, 0, 1), (0, 0, 1), (0, 1, 0)])
-async def test_an_account_is_opened_with_nothing_in_it(stored: Database, balance: int, held: int, version: int) -> None:
+@pytest.mark.parametrize(("balance", "held", "entry_count"), [(100, 0, 0), (100, 0, 1), (0, 0, 1), (0, 1, 0)])
+async def test_an_account_is_opened_with_nothing_in_it(
+    stored: Database, balance: int, held: int, entry_count: int
+) -> None:
     opened = """
         INSERT INTO accounts (
-            id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, version, revision,
+            id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, entry_count, revision,
             created_at, updated_at
         ) VALUES (gen_random_uuid(), 'A', 'GBP', {}, {}, true, 0, 'open', '{{}}', {}, 0, now(), now())
         """
     await write(stored, opened.format(0, 0, 0))
     with pytest.raises(CheckViolation) as refused:
-        await write(stored, opened.format(balance, held, version))
+        await write(stored, opened.format(balance, held, entry_count))
     assert refused.value.constraint == "opened_empty"
 
 

@@ -8,16 +8,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from shop.ledger.accounts import change_account
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountChange
+from shop.ledger.models import Account, AccountState
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.service import transfer_funds
 from sqlalchemy import select, text, update
 
 from howdah import CoalescerClosed, Database, LockTimeout
-from shop.accounts.models import Account, AccountState
-from shop.accounts.schemas import AccountChange
-from shop.accounts.service import change_account
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import Refusal, TransferRequest, TransferResult
-from shop.transfers.service import transfer_funds
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.statement_log import watched
 from shop_tests.support.waiting import until, until_waiting
@@ -142,7 +142,7 @@ async def test_an_account_that_somebody_has_locked_holds_up_only_its_own_transfe
         for result in await asyncio.gather(*waiting):
             result.unwrap()
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
 
 
 async def test_who_waits_for_a_locked_account_too_long_is_told_so(stored: Database) -> None:
@@ -182,7 +182,7 @@ async def test_closing_it_answers_those_who_wait_for_an_account(stored: Database
 async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_again(stored: Database) -> None:
     """Two transactions at a time: the money that the second one spends comes from the first, which is rolled back."""
     a, b, c = await open_accounts(stored, 100, 0, 0)
-    async with Ledger(stored, max_batch=1) as ledger:
+    async with Ledger(stored, max_batch_size=1) as ledger:
         for source, target in ((a, b), (b, c), (c, a)):
             await ledger.submit(TransferRequest(source, target, 1))
         async with stored.begin() as session:
@@ -204,7 +204,7 @@ async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_aga
 async def test_a_version_that_somebody_else_has_made_is_not_taken_for_ones_own(stored: Database) -> None:
     """Decided on an entry that was never made, while another process has made one with the same number."""
     a, b, c = await open_accounts(stored, 100, 0, 0)
-    async with Ledger(stored, max_batch=1) as ledger:
+    async with Ledger(stored, max_batch_size=1) as ledger:
         for source, target in ((a, b), (b, c), (c, a)):
             await ledger.submit(TransferRequest(source, target, 1))
         async with ledger._turn:  # both are decided, and wait to be written
@@ -228,7 +228,7 @@ async def two_wait(ledger: Ledger) -> bool:
 async def test_accounts_are_not_taken_for_unknown_while_others_are_forgotten(stored: Database) -> None:
     """Many transactions that fail and succeed at the same time, all of accounts that exist."""
     accounts = await open_accounts(stored, *[10_000] * 12)
-    async with Ledger(stored, max_batch=3, trips=4) as ledger:
+    async with Ledger(stored, max_batch_size=3, workers=4) as ledger:
 
         async def disturb() -> None:
             for _ in range(30):
@@ -246,4 +246,4 @@ async def test_accounts_are_not_taken_for_unknown_while_others_are_forgotten(sto
     refusals = {result.refusal for result in results[1:] if result is not None}
     assert refusals <= {None, Refusal.KEY_REUSED}
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}

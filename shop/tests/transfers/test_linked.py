@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.requests import MAX_LINKED, TransferRequest
 
 from howdah import Database
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import MAX_LINKED, TransferRequest
 from shop_tests.support.factories import balances, make_account
 from shop_tests.support.problems import assert_problem
 
@@ -42,7 +42,7 @@ async def test_one_account_pays_many_or_none(client: httpx.AsyncClient, stored: 
     assert_problem(refused, 409, "insufficient-funds", index=2)
     assert await balances(client, payer, *payees) == [10, 30, 30, 30]
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
 
 
 async def test_each_is_decided_on_what_those_before_it_left(client: httpx.AsyncClient) -> None:
@@ -143,7 +143,7 @@ async def test_lines_of_a_batch_are_linked_to_the_next(client: httpx.AsyncClient
     ]
     first, second = [[json.loads(line) for line in body.content.splitlines()] for body in bodies]
     assert [(each["outcome"], each["refusal"]) for each in first] == [
-        ("refused", "linked_refused"),
+        ("refused", "linked_transfer_failed"),
         ("refused", "insufficient_funds"),
         ("posted", None),
         ("posted", None),

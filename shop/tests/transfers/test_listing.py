@@ -11,14 +11,14 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import PendingTransfer, TransferState
+from shop.ledger.requests import TransferRequest
+from shop.ledger.transfer_queries import transfers_matching
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, paginate, utcnow
-from shop.transfers.ledger import Ledger
-from shop.transfers.listing import transfers_matching
-from shop.transfers.models import PendingTransfer, TransferState
-from shop.transfers.requests import TransferRequest
 from shop_tests.support.factories import made, make_account, post_transfer, transfer, walk, walk_back
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.large_ledger import crowd_of_transfers
@@ -266,8 +266,8 @@ async def test_every_answer_has_both_balances_and_a_replay_is_the_same_to_the_by
         found = (await client.get(f"/transfers/{each['id']}")).json()
         assert found | {"reversed_amount": 0} == each
         for account, side in ((a, "from"), (b, "to")):
-            account_id, version = each[f"{side}_account_id"], each[f"{side}_version"]
-            then = (await client.get(f"/accounts/{account_id}/balance", params={"version": version})).json()
+            account_id, entry_number = each[f"{side}_account_id"], each[f"{side}_entry_number"]
+            then = (await client.get(f"/accounts/{account_id}/balance", params={"entry_number": entry_number})).json()
             assert then["balance"] == each[f"{side}_balance"], account
     assert (await client.get(f"/transfers/{pending['id']}")).json() == posted
     assert (await client.get(f"/transfers/{other['id']}")).json() == voided

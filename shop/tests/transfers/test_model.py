@@ -22,17 +22,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from shop.ledger.accounts import change_account
+from shop.ledger.check import check_ledger
+from shop.ledger.http.account_schemas import AccountChange
+from shop.ledger.models import Account, AccountState, Entry, PendingTransfer, TransferState
+from shop.ledger.requests import MAX_AMOUNT, TransferRecord, TransferRequest
+from shop.ledger.service import post_transfers
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from shop.accounts.models import Account, AccountState, Entry
-from shop.accounts.schemas import AccountChange
-from shop.accounts.service import change_account
-from shop.proof.checks import check_books
-from shop.transfers.models import PendingTransfer, TransferState
-from shop.transfers.requests import MAX_AMOUNT, BookedTransfer, TransferRequest
-from shop.transfers.service import post_transfers
 from shop_tests.support.ledger_model import Model, ModelAccount, Step
 from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
 
@@ -65,7 +64,7 @@ class Both:
         self.accounts: list[UUID] = []
         self._session = session
         self._made: list[UUID] = []
-        self._told: dict[tuple[UUID, str], BookedTransfer] = {}
+        self._told: dict[tuple[UUID, str], TransferRecord] = {}
         self._scope = str(uuid4())
         self._nobody, self._nothing = uuid4(), uuid4()
         self._compared: list[tuple[int, int, int, str]] = []
@@ -121,7 +120,7 @@ class Both:
             number = number if number < len(made) else NOTHING
         amount = None if wish.kind == "void" else wish.amount
         if wish.kind != "void" and wish.beyond is not None and number != NOTHING:
-            amount = made[number].amount - made[number].taken_back + wish.beyond
+            amount = made[number].amount - made[number].reversed_amount + wish.beyond
         names = {"post": "posts", "void": "voids", "reverse": "reverses"}
         return Step(source, target, amount, wish.key, **{names[wish.kind]: number})  # type: ignore[arg-type]
 
@@ -163,7 +162,7 @@ class Both:
 
     async def compare(self) -> None:
         """Everything of both, but for what can't have changed."""
-        balances = select(Account.id, Account.balance, Account.held, Account.version, Account.state)
+        balances = select(Account.id, Account.balance, Account.held, Account.entry_count, Account.state)
         rows = {row.id: tuple(row)[1:] for row in await self._session.execute(balances.where(self._among(Account.id)))}
         expected = [(each.balance, each.held, len(each.entries), each.state) for each in self.model.accounts]
         assert [rows[id_] for id_ in self.accounts] == expected
@@ -172,7 +171,7 @@ class Both:
         self._compared = expected
         entries: dict[UUID, list[tuple[int, int]]] = {id_: [] for id_ in self.accounts}
         numbered = select(Entry.account_id, Entry.amount, Entry.balance_after).where(self._among(Entry.account_id))
-        for account_id, amount, balance_after in await self._session.execute(numbered.order_by(Entry.version)):
+        for account_id, amount, balance_after in await self._session.execute(numbered.order_by(Entry.entry_number)):
             entries[account_id].append((amount, balance_after))
         assert list(entries.values()) == [each.entries for each in self.model.accounts]
         states = select(PendingTransfer.id, PendingTransfer.state).where(self._among(PendingTransfer.from_account_id))
@@ -181,7 +180,7 @@ class Both:
         }
 
     async def check(self) -> None:
-        assert (await check_books(self._session)).faults == {}
+        assert (await check_ledger(self._session)).faults == {}
 
     def _among(self, column: Any) -> Any:
         return column.in_(self.accounts)

@@ -11,15 +11,15 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.transfer_batch import BATCH_LINES, posted_lines
+from shop.ledger.http.transfer_schemas import LinkedIn, PostingIn, VoidingIn
+from shop.ledger.models import IdempotencyKey
+from shop.ledger.requests import TransferRequest
 from sqlalchemy import event, func, select
 
 from howdah import Database
-from shop.proof.checks import check_books
-from shop.transfers.batch import posted_lines
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey
-from shop.transfers.requests import TransferRequest
-from shop.transfers.schemas import LinkedIn, PostingIn, VoidingIn
 from shop.web.batches import BATCH_LINES
 from shop_tests.support.factories import balances, make_account, transfer
 from shop_tests.support.funded_accounts import open_accounts
@@ -62,7 +62,7 @@ def told(answers: list[dict[str, Any]]) -> list[str]:
 
 async def assert_right(stored: Database) -> None:
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
 
 
 async def test_lines_post_void_and_reverse(client: httpx.AsyncClient, stored: Database) -> None:
@@ -117,11 +117,11 @@ async def test_the_refusals_are_those_of_the_single_routes(client: httpx.AsyncCl
         ("void", voided, {}, "already_voided"),
         ("void", plain, {}, "already_posted"),
         ("post", plain, {"amount": 1}, "already_posted"),
-        ("post", held, {"amount": 101}, "more_than_is_held"),
+        ("post", held, {"amount": 101}, "exceeds_held_amount"),
         ("reverse", held, {}, "not_posted"),
         ("reverse", voided, {"amount": 5}, "not_posted"),
         ("reverse", plain, {"effective_at": "2000-01-01T00:00:00Z"}, "reversal_before_original"),
-        ("reverse", plain, {"amount": 51}, "more_than_is_left"),
+        ("reverse", plain, {"amount": 51}, "exceeds_reversible_amount"),
         ("reverse", gone, {}, "already_reversed"),
     ]
     names = {"post": "posts", "void": "voids", "reverse": "reverses"}
@@ -188,7 +188,7 @@ async def test_linked_ones_are_made_all_or_none(client: httpx.AsyncClient, store
         plain | {"linked": True},
         moving(b, c, 61),
     )
-    assert told(refused) == [*["linked_refused"] * 3, "insufficient_funds"]
+    assert told(refused) == [*["linked_transfer_failed"] * 3, "insufficient_funds"]
     assert [(await client.get(f"/transfers/{each['id']}")).json()["state"] for each in (first, second)] == [
         "pending",
         "pending",
@@ -227,7 +227,7 @@ async def test_a_replayed_line_gets_the_first_answer_whatever_has_become_of_the_
         {"reverses": plain["id"], "amount": 10, "idempotency_key": "part"},
     ]
     first = await batch(client, *lines)
-    assert told(first) == ["more_than_is_held", "posted", "voided", "not_posted", "posted"]
+    assert told(first) == ["exceeds_held_amount", "posted", "voided", "not_posted", "posted"]
     between = await batch(
         client,
         {"posts": three["id"]},

@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account
+from shop.ledger.requests import TransferRequest, TransferResult
 from sqlalchemy import text
 
 from howdah import ConnectionLost, Database
-from shop.accounts.models import Account
 from shop.app import create_app
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import TransferRequest, TransferResult
 from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.http_service import served
@@ -56,7 +56,7 @@ async def undo(database: Database) -> None:
 
 async def transfers(database: Database) -> int:
     async with database.session() as session:
-        report = await check_books(session)
+        report = await check_ledger(session)
         assert report.faults == {}
         return report.transfers
 
@@ -115,7 +115,7 @@ async def test_what_a_killed_backend_has_lost_in_commit_is_made_by_another(
 
         assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
         assert await balances(client, a, b) == [40, 60]
-        await undo(committed_database)  # `check_books` reports triggers that aren't the ledger's
+        await undo(committed_database)  # `check_ledger` reports triggers that aren't the ledger's
         assert await transfers(committed_database) == 2
 
 

@@ -9,15 +9,13 @@ from uuid import UUID
 
 import httpx
 import pytest
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account, PendingTransfer, Seal, Transfer, TransferState
+from shop.ledger.requests import Refusal, TransferRequest
 from sqlalchemy import func, select, text
 
 from howdah import Database, DatabaseError
-from shop.accounts.models import Account
-from shop.proof.models import Seal
-from shop.transfers import upkeep
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import PendingTransfer, Transfer, TransferState
-from shop.transfers.requests import Refusal, TransferRequest
+from shop.transfers import maintenance
 from shop_tests.support.factories import (
     balances,
     change_account,
@@ -40,7 +38,7 @@ async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, 
     assert answer.status_code == 201
     pending = answer.json()
     assert (pending["state"], pending["amount"], pending["metadata"]) == ("pending", 60, {"guest": "Ada"})
-    assert (pending["from_version"], pending["to_version"]) == (None, None)
+    assert (pending["from_entry_number"], pending["to_entry_number"]) == (None, None)
     assert pending["expires_at"] > pending["created_at"]
     assert (await client.get(answer.headers["location"])).json() == pending
     assert (await balances(client, a, b), await held(client, a)) == ([100, 0], 60)
@@ -171,9 +169,9 @@ async def test_several_processes_may_void_what_has_expired(stored: Database) -> 
     async with Ledger(stored) as ledger, Ledger(stored) as other:
         results = await ledger.submit_many([TransferRequest(a, b, 1, pending_seconds=60) for _ in range(1_100)])
         await expire(stored, *(result.unwrap().id for result in results[:-1]))
-        voided = await asyncio.gather(*(upkeep.void_expired(stored, each) for each in (ledger, other)))
+        voided = await asyncio.gather(*(maintenance.void_expired(stored, each) for each in (ledger, other)))
         assert sum(voided) == 1_099
-        assert await upkeep.void_expired(stored, ledger) == 0
+        assert await maintenance.void_expired(stored, ledger) == 0
     async with stored.session() as session:
         assert (await session.get_one(Account, a)).held == 1
     await sum_up(stored)
@@ -216,7 +214,7 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
     new = await transfer(client, a, b, 1, key="new")
     assert (await transfer(client, a, b, 1, key="old"))["id"] == before["id"]  # until it is forgotten it counts
 
-    assert await upkeep.forget_keys(stored, timedelta(days=30)) == 1
+    assert await maintenance.delete_old_keys(stored, timedelta(days=30)) == 1
 
     assert (await transfer(client, a, b, 1, key="new"))["id"] == new["id"]
     assert (await transfer(client, a, b, 1, key="old"))["id"] != before["id"]
@@ -228,9 +226,9 @@ async def test_a_job_that_fails_does_not_stop_the_others(stored: Database, monke
     async def fail(*_: object) -> int:
         raise RuntimeError("no hold can be voided")
 
-    monkeypatch.setattr(upkeep, "void_expired", fail)
+    monkeypatch.setattr(maintenance, "void_expired", fail)
     await open_accounts(stored, 100)
-    async with Ledger(stored) as ledger, upkeep.upkeep(stored, ledger, key_retention_days=30):
+    async with Ledger(stored) as ledger, maintenance.maintenance(stored, ledger, key_retention_days=30):
 
         async def linked() -> bool:
             async with stored.session() as session:

@@ -11,16 +11,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account, Transfer
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.service import post_transfers, reversal_request, transfer_funds
+from shop.ledger.writing import KeyInUse
 from sqlalchemy import func, select
 
 from howdah import Database, DeadlockDetected
-from shop.accounts.models import Account
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import Transfer
-from shop.transfers.requests import Refusal, TransferRequest, TransferResult
-from shop.transfers.service import post_transfers, reversal_of, transfer_funds
-from shop.transfers.writing import KeyInUse
 from shop_tests.support import reference
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.waiting import until_waiting
@@ -65,7 +64,7 @@ async def test_opposed_transfers_neither_deadlock_nor_lose_money(stored: Databas
 
     assert await balances(stored, [a, b]) == [10_000 - moved, 10_000 + moved]
     async with stored.session() as session:
-        report = await check_books(session)
+        report = await check_ledger(session)
         assert (report.faults, report.transfers) == ({}, 2 + clients * (singly + batches * batch))
 
 
@@ -103,7 +102,7 @@ async def test_transfers_of_shuffled_accounts_in_batches_do_not_deadlock(stored:
     await asyncio.gather(*(client(number) for number in range(8)))
     assert sum(await balances(stored, accounts)) == 6_000
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
 
 
 async def test_the_last_money_is_spent_once(stored: Database) -> None:
@@ -119,7 +118,7 @@ async def test_of_many_reversals_at_a_time_one_is_made(stored: Database) -> None
     ledger = Ledger(stored)
     moved = (await ledger.submit(TransferRequest(a, b, 60))).unwrap()
     async with stored.session() as session:
-        reversal = await reversal_of(session, moved.id)
+        reversal = await reversal_request(session, moved.id)
     results = await asyncio.gather(*(ledger.submit(reversal) for _ in range(10)))
     assert sorted(str(result.refusal) for result in results) == sorted(["None"] + [Refusal.ALREADY_REVERSED] * 9)
     assert await balances(stored, [a, b]) == [100, 1_000]

@@ -7,13 +7,12 @@ from itertools import pairwise
 from uuid import UUID
 
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.models import Account, Entry, Transfer
 from sqlalchemy import select
 from sqlalchemy.orm import aliased
 
 from howdah import Database, uuid7
-from shop.accounts.models import Account, Entry
-from shop.proof.checks import check_books
-from shop.transfers.models import Transfer
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.ledger_clients import told_by_processes
 from shop_tests.support.ledger_model import Booked, differences, in_version_order
@@ -27,17 +26,19 @@ async def booked(database: Database) -> tuple[list[Booked], UUID]:
     statement = (
         select(
             Transfer.id,
-            *(Transfer.from_account_id, Transfer.from_version, debit.balance_after),
-            *(Transfer.to_account_id, Transfer.to_version, credit.balance_after),
+            *(Transfer.from_account_id, Transfer.from_entry_number, debit.balance_after),
+            *(Transfer.to_account_id, Transfer.to_entry_number, credit.balance_after),
             *(Transfer.amount, Transfer.reverses_id),
         )
-        .join(debit, (debit.account_id == Transfer.from_account_id) & (debit.version == Transfer.from_version))
-        .join(credit, (credit.account_id == Transfer.to_account_id) & (credit.version == Transfer.to_version))
+        .join(
+            debit, (debit.account_id == Transfer.from_account_id) & (debit.entry_number == Transfer.from_entry_number)
+        )
+        .join(credit, (credit.account_id == Transfer.to_account_id) & (credit.entry_number == Transfer.to_entry_number))
     )
     async with database.session(isolation_level="REPEATABLE READ") as session:
         world = await session.scalar(select(Account.id).where(Account.allows_negative))
         assert world is not None
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
         return [Booked(*row) for row in await session.execute(statement)], world
 
 
@@ -48,7 +49,7 @@ async def test_opposed_batches_of_four_processes_do_not_deadlock_and_can_be_repl
     accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
     told = await told_by_processes(stored, accounts, processes=4, clients=4, transfers=8_000, how="in batches")
     answers = Counter(each.what for each in told)
-    assert {"posted", "pending", "voided", "insufficient_funds", "linked_refused"} <= set(answers)
+    assert {"posted", "pending", "voided", "insufficient_funds", "linked_transfer_failed"} <= set(answers)
 
     transfers, world = await booked(stored)
     assert sorted(str(each.id) for each in transfers if each.from_account_id != world) == sorted(
@@ -81,14 +82,14 @@ async def test_a_replay_finds_what_was_made_otherwise(stored: Database) -> None:
 
     reversal = next(each for each in ordered if each.reverses_id is not None)
     without = [each for each in ordered if each.id != reversal.reverses_id]
-    assert f"transfer {reversal.id}: not_its_reversal" in differences(without, world)
+    assert f"transfer {reversal.id}: reversal_mismatch" in differences(without, world)
 
 
 def test_transfers_each_of_which_is_before_another_have_no_order() -> None:
     a, b, c = (uuid7() for _ in range(3))
 
-    def transfer(source: UUID, from_version: int, target: UUID, to_version: int) -> Booked:
-        return Booked(uuid7(), source, from_version, 0, target, to_version, 0, 1, None)
+    def transfer(source: UUID, from_entry_number: int, target: UUID, to_entry_number: int) -> Booked:
+        return Booked(uuid7(), source, from_entry_number, 0, target, to_entry_number, 0, 1, None)
 
     cycle = [transfer(a, 1, b, 2), transfer(b, 1, c, 2), transfer(c, 1, a, 2)]
     with pytest.raises(ValueError, match="3 of 3 transfers"):

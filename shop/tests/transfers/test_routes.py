@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from shop.ledger.requests import MAX_AMOUNT
 
-from shop.transfers.requests import MAX_AMOUNT
 from shop_tests.support.factories import balances, make_account, post_transfer, transfer
 from shop_tests.support.problems import assert_problem
 
@@ -290,7 +290,7 @@ async def test_a_part_of_a_transfer_is_taken_back_under_a_key(client: httpx.Asyn
         assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, replayed)
         assert (answer.json()["amount"], answer.json()["reversed_total"]) == (20, 20)
     over = await client.post(path, json={"amount": 41}, headers={"Idempotency-Key": "more"})
-    assert_problem(over, 409, "more-than-is-left")
+    assert_problem(over, 409, "exceeds-reversible-amount")
     assert (await reverse(client, moved)).json()["amount"] == 40
     assert_problem(await reverse(client, moved), 409, "already-reversed")
     assert await balances(client, a, b) == [100, 0]

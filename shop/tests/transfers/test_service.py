@@ -7,19 +7,18 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import pytest
+from shop.ledger.check import check_ledger
+from shop.ledger.models import Account, AccountState, Entry, IdempotencyKey, PendingTransfer, Transfer
+from shop.ledger.posting import MAX_BALANCE
+from shop.ledger.repository import TransferRepository
+from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRefused, TransferRequest, TransferResult
+from shop.ledger.service import post_transfers, reversal_request, transfer_funds
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, NotFound, utcnow, uuid7
 from howdah.testing import assert_statements
-from shop.accounts.models import Account, AccountState, Entry
-from shop.proof.checks import check_books
-from shop.transfers.books import MAX_BALANCE
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
-from shop.transfers.repository import TransferRepository
-from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRefused, TransferRequest, TransferResult
-from shop.transfers.service import post_transfers, reversal_of, transfer_funds
 from shop_tests.support import reference
 from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
 
@@ -38,8 +37,8 @@ async def account(session: AsyncSession, balance: int = 0, *, currency: str = "G
 
 
 async def entries_of(session: AsyncSession, account_id: UUID) -> list[tuple[int, int, int]]:
-    entries = select(Entry).where(Entry.account_id == account_id).order_by(Entry.version)
-    return [(entry.version, entry.amount, entry.balance_after) for entry in await session.scalars(entries)]
+    entries = select(Entry).where(Entry.account_id == account_id).order_by(Entry.entry_number)
+    return [(entry.entry_number, entry.amount, entry.balance_after) for entry in await session.scalars(entries)]
 
 
 async def post(session: AsyncSession, *requests: TransferRequest) -> list[TransferResult]:
@@ -59,7 +58,7 @@ async def test_a_transfer_makes_two_entries_and_moves_both_balances(session: Asy
     entries = (await session.scalars(select(Entry).where(Entry.transfer_id == moved.id))).all()
     assert {(entry.account_id, entry.amount) for entry in entries} == {(source.id, -300), (target.id, 300)}
     assert {entry.created_at for entry in entries} == {moved.created_at}
-    assert (source.balance, source.version, target.balance, target.version) == (700, 2, 305, 2)
+    assert (source.balance, source.entry_count, target.balance, target.entry_count) == (700, 2, 305, 2)
 
 
 async def test_the_entries_of_an_account_are_numbered_without_gaps(session: AsyncSession) -> None:
@@ -74,7 +73,7 @@ async def test_the_entries_of_an_account_are_numbered_without_gaps(session: Asyn
         )
     assert await entries_of(session, a.id) == [(1, 100, 100), (2, -10, 90), (3, 3, 93), (4, -10, 83), (5, 3, 86)]
     assert await entries_of(session, b.id) == [(1, 10, 10), (2, -3, 7), (3, 10, 17), (4, -3, 14)]
-    assert (await check_books(session)).faults == {}
+    assert (await check_ledger(session)).faults == {}
 
 
 async def test_a_request_is_decided_on_what_those_before_it_left(session: AsyncSession) -> None:
@@ -106,7 +105,7 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
     )
     assert (full.balance, drained.balance) == (MAX_BALANCE, -MAX_BALANCE)
     [reversed_] = await post(session, TransferRequest(a.id, b.id, 1))
-    reversal = await reversal_of(session, reversed_.unwrap().id)
+    reversal = await reversal_request(session, reversed_.unwrap().id)
     await post(session, reversal)
     [to_reverse] = await post(session, TransferRequest(a.id, b.id, 3))
     frozen, closed = await account(session), await account(session)
@@ -145,12 +144,12 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         TransferRequest(frozen.id, a.id, 1),
         TransferRequest(a.id, closed.id, 1),
         TransferRequest(a.id, small.id, 11),
-        await reversal_of(session, to_reverse.unwrap().id, amount=4),
+        await reversal_request(session, to_reverse.unwrap().id, amount=4),
         TransferRequest(b.id, a.id, 1, reverses=uuid4()),
         TransferRequest(a.id, b.id, 1, reverses=to_reverse.unwrap().id),
         TransferRequest(b.id, small.id, 1, reverses=to_reverse.unwrap().id),
-        await reversal_of(session, held),
-        await reversal_of(session, to_reverse.unwrap().id, effective_at=to_reverse.unwrap().effective_at - MOMENT),
+        await reversal_request(session, held),
+        await reversal_request(session, to_reverse.unwrap().id, effective_at=to_reverse.unwrap().effective_at - MOMENT),
         TransferRequest(a.id, b.id, None, posts=to_reverse.unwrap().id),
         TransferRequest(a.id, b.id, None, posts=uuid4()),
         TransferRequest(b.id, a.id, None, voids=held),
@@ -176,8 +175,8 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         *[Refusal.ACCOUNT_FROZEN] * 2,
         Refusal.ACCOUNT_CLOSED,
         Refusal.LIMIT_EXCEEDED,
-        Refusal.MORE_THAN_IS_LEFT,
-        *[Refusal.NOT_ITS_REVERSAL] * 3,
+        Refusal.EXCEEDS_REVERSIBLE_AMOUNT,
+        *[Refusal.REVERSAL_MISMATCH] * 3,
         Refusal.NOT_POSTED,
         Refusal.REVERSAL_BEFORE_ORIGINAL,
         Refusal.ALREADY_POSTED,
@@ -185,11 +184,11 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         Refusal.ALREADY_POSTED,
         Refusal.ALREADY_VOIDED,
         Refusal.PENDING_EXPIRED,
-        Refusal.MORE_THAN_IS_HELD,
+        Refusal.EXCEEDS_HELD_AMOUNT,
         Refusal.AMOUNT_OUT_OF_RANGE,
-        Refusal.LINKED_REFUSED,
+        Refusal.LINKED_TRANSFER_FAILED,
         Refusal.INSUFFICIENT_FUNDS,
-        Refusal.LINKED_REFUSED,
+        Refusal.LINKED_TRANSFER_FAILED,
     ]
     assert {result.refusal for result in results} == set(Refusal)
     assert await session.scalar(select(func.count()).select_from(Transfer)) == before
@@ -197,7 +196,7 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
     with pytest.raises(TransferRefused) as caught:
         results[0].unwrap()
     assert caught.value.code is Refusal.AMOUNT_OUT_OF_RANGE
-    assert (await check_books(session)).faults == {}
+    assert (await check_ledger(session)).faults == {}
 
 
 async def test_an_account_that_may_go_below_zero_does(session: AsyncSession) -> None:
@@ -214,16 +213,16 @@ async def test_a_transfer_is_reversed_whole_and_once(session: AsyncSession) -> N
     a, b = await account(session, 100), await account(session)
     moved = (await post(session, TransferRequest(a.id, b.id, 60)))[0].unwrap()
 
-    first, second = await post(session, *[await reversal_of(session, moved.id)] * 2)
+    first, second = await post(session, *[await reversal_request(session, moved.id)] * 2)
 
     back = first.unwrap()
     assert (back.from_account_id, back.to_account_id, back.amount, back.reverses_id) == (b.id, a.id, 60, moved.id)
     assert second.refusal is Refusal.ALREADY_REVERSED
     assert (a.balance, b.balance) == (100, 0)
-    [again] = await post(session, await reversal_of(session, back.id))  # a reversal is a transfer too
+    [again] = await post(session, await reversal_request(session, back.id))  # a reversal is a transfer too
     assert again.unwrap().reverses_id == back.id
     with pytest.raises(NotFound):
-        await reversal_of(session, uuid4())
+        await reversal_request(session, uuid4())
 
 
 async def test_a_transfer_is_reversed_in_parts_that_never_exceed_it(session: AsyncSession) -> None:
@@ -231,18 +230,18 @@ async def test_a_transfer_is_reversed_in_parts_that_never_exceed_it(session: Asy
     moved = (await post(session, TransferRequest(a.id, b.id, 60)))[0].unwrap()
 
     async def back(amount: int | None) -> TransferRequest:
-        return await reversal_of(session, moved.id, amount=amount)
+        return await reversal_request(session, moved.id, amount=amount)
 
     results = await post(session, await back(10), await back(51), await back(20))
     [rest] = await post(session, await back(None))
     [late] = await post(session, await back(1))
 
-    assert [result.refusal for result in results] == [None, Refusal.MORE_THAN_IS_LEFT, None]
+    assert [result.refusal for result in results] == [None, Refusal.EXCEEDS_REVERSIBLE_AMOUNT, None]
     assert [result.unwrap().reversed_total for result in (results[0], results[2], rest)] == [10, 30, 60]
     assert rest.unwrap().amount == 30
     assert late.refusal is Refusal.ALREADY_REVERSED
     assert (a.balance, b.balance) == (100, 100)
-    assert (await check_books(session)).faults == {}
+    assert (await check_ledger(session)).faults == {}
 
 
 async def test_an_account_may_be_overdrawn_as_far_as_it_says(session: AsyncSession) -> None:
@@ -251,14 +250,14 @@ async def test_an_account_may_be_overdrawn_as_far_as_it_says(session: AsyncSessi
     results = await post(session, TransferRequest(a.id, b.id, 16), TransferRequest(a.id, b.id, 15))
     assert [result.refusal for result in results] == [Refusal.INSUFFICIENT_FUNDS, None]
     assert a.balance == -5
-    assert (await check_books(session)).faults == {}
+    assert (await check_ledger(session)).faults == {}
 
 
 async def test_a_reversal_that_was_refused_can_be_made_later(session: AsyncSession) -> None:
     a, b, c = await account(session, 100), await account(session), await account(session)
     moved = (await post(session, TransferRequest(a.id, b.id, 60)))[0].unwrap()
     await transfer_funds(session, b.id, c.id, 1)
-    reversal = await reversal_of(session, moved.id)
+    reversal = await reversal_request(session, moved.id)
     assert (await post(session, reversal))[0].refusal is Refusal.INSUFFICIENT_FUNDS
     await transfer_funds(session, c.id, b.id, 1)
     assert (await post(session, reversal))[0].refusal is None
@@ -304,8 +303,8 @@ async def test_a_refused_transfer_leaves_the_rest_of_the_transaction(stored: Dat
         await transfer_funds(session, a, b, 70)
     async with stored.session() as session:
         found = await session.get_one(Account, a)
-        assert (found.name, found.balance, found.version) == ("Renamed", 0, 3)
-        assert (await check_books(session)).faults == {}
+        assert (found.name, found.balance, found.entry_count) == ("Renamed", 0, 3)
+        assert (await check_ledger(session)).faults == {}
 
 
 @pytest.mark.parametrize("amount", [-10, 0, -(2**70)])
@@ -378,7 +377,7 @@ async def test_any_number_of_requests_is_three_statements(stored: Database) -> N
         assert all(result.replayed for result in again)
         assert await session.scalar(select(func.count()).select_from(IdempotencyKey)) == 40_000
         assert await TransferRepository(session).reversible([uuid4() for _ in range(40_000)]) == {}
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
 
 
 async def test_a_key_is_one_of_its_scope(session: AsyncSession) -> None:

@@ -17,21 +17,20 @@ from asyncpg.pgproto import pgproto
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountChange, AccountIn
+from shop.ledger.models import Account, IdempotencyKey
+from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRequest
+from shop.ledger.service import as_linked_chain, post, post_transfers, post_with_locks, transfer_funds
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, InvalidValue
-from shop.accounts.models import Account
-from shop.accounts.schemas import AccountChange, AccountIn
 from shop.limits import EARLIEST, LATEST
 from shop.orders.models import Order
 from shop.orders.schemas import OrderIn
 from shop.orders.service import pay_order, place_order
-from shop.proof.checks import check_books
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey
-from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRequest
-from shop.transfers.service import linked_under, post, post_transfers, posted_under_locks, transfer_funds
 from shop.users.models import User
 from shop_tests.support.funded_accounts import open_accounts
 
@@ -136,7 +135,7 @@ async def submit_many(ledger: Ledger, _: AsyncSession, request: TransferRequest,
 
 
 async def submit_linked(ledger: Ledger, _: AsyncSession, request: TransferRequest, __: UUID) -> None:
-    await ledger.submit_many(linked_under(request.key, [usual(), request]))  # type: ignore[arg-type]
+    await ledger.submit_many(as_linked_chain(request.key, [usual(), request]))  # type: ignore[arg-type]
 
 
 async def in_a_session(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
@@ -144,7 +143,7 @@ async def in_a_session(_: Ledger, session: AsyncSession, request: TransferReques
 
 
 async def under_locks(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
-    await posted_under_locks(session, [request])
+    await post_with_locks(session, [request])
 
 
 async def posted(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
@@ -187,10 +186,14 @@ async def stored_keys(database: Database) -> int:
 
 async def assert_cache_is_right(database: Database, ledger: Ledger) -> None:
     async with database.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}
         for id_, known in ledger._known.accounts.items():
             account = await session.get_one(Account, id_)
-            assert (known.balance, known.held, known.version) == (account.balance, account.held, account.version)
+            assert (known.balance, known.held, known.entry_count) == (
+                account.balance,
+                account.held,
+                account.entry_count,
+            )
 
 
 async def unpaid_order(session: AsyncSession) -> Order:

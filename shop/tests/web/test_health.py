@@ -41,7 +41,7 @@ async def test_the_process_lives_and_tells_its_figures_without_a_database() -> N
 async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
     async with served(create_app(NOWHERE)) as client:
         started = time.monotonic()
-        assert_problem(await client.get("/readyz"), 503, "not-ready", detail="CannotConnect")
+        assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
         assert_problem(await client.get("/users"), 503, "cannot-connect")
         assert time.monotonic() - started < 5
 
@@ -164,15 +164,15 @@ async def test_the_figures_tell_of_the_trips_that_requests_share(client: httpx.A
     await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(20)))
     after = await shared()
 
-    trips = after['shop_shared_trip_items_count{of="user"}'] - before['shop_shared_trip_items_count{of="user"}']
+    trips = after['shop_batch_size_count{queue="user"}'] - before['shop_batch_size_count{queue="user"}']
     assert 1 <= trips <= 20
     for figure in ("trip_items", "wait_seconds"):
         buckets = [value for name, value in after.items() if name.startswith(f"shop_shared_{figure}_bucket")]
         assert buckets == sorted(buckets)
-        assert buckets[-1] == after[f'shop_shared_{figure}_count{{of="user"}}']
-    assert after['shop_shared_wait_seconds_count{of="user"}'] >= 20
-    assert after['shop_shared_waiting{of="user"}'] == 0
-    assert after['shop_shared_refused_total{of="user"}'] == 0
+        assert buckets[-1] == after[f'shop_shared_{figure}_count{{queue="user"}}']
+    assert after['shop_batch_wait_seconds_count{queue="user"}'] >= 20
+    assert after['shop_batch_waiters{queue="user"}'] == 0
+    assert after['shop_batch_rejections_total{queue="user"}'] == 0
 
 
 def _lines(response: httpx.Response) -> list[str]:

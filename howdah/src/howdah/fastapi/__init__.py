@@ -20,9 +20,9 @@ from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.listings import PageOut, PageParameters
 from howdah.fastapi.openapi import problems, schema_of
 from howdah.fastapi.problem import (
+    HTTP_STATUS_BY_ERROR,
     PROBLEM_JSON,
     RETRY_AFTER_SECONDS,
-    STATUS,
     InputError,
     Problem,
     error_response,
@@ -31,7 +31,7 @@ from howdah.fastapi.problem import (
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
-    database_of,
+    database_from_state,
     get_database,
     get_db,
     get_read_db,
@@ -40,9 +40,9 @@ from howdah.fastapi.sessions import (
 from howdah.fastapi.view_responses import json_response, page_response
 
 __all__ = [
+    "HTTP_STATUS_BY_ERROR",
     "PROBLEM_JSON",
     "RETRY_AFTER_SECONDS",
-    "STATUS",
     "DbSession",
     "DecimalDigits",
     "InputError",
@@ -54,7 +54,7 @@ __all__ = [
     "ReadDbSession",
     "StrictJSONRoute",
     "add_error_handlers",
-    "database_of",
+    "database_from_state",
     "error_response",
     "get_database",
     "get_db",

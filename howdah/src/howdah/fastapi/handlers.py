@@ -23,7 +23,7 @@ _SHOWN_FAULTS: Final = 20
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of this application with problem details.
 
-    Howdah's errors get the status in `STATUS`, with `Retry-After` if a retry may help. FastAPI's validation errors and
+    Howdah's errors get the status in `HTTP_STATUS_BY_ERROR`, with `Retry-After` if a retry may help. FastAPI's validation errors and
     `HTTPException` keep their status. Any other exception is a 500 without details.
 
     On an accepted WebSocket an error closes the connection, with the problem's `type` as the reason. The close code is

@@ -6,8 +6,8 @@ from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from howdah._reads.page import without_missing_total
 from howdah.fastapi.exact_types import DecimalDigits
-from howdah.page import without_missing_total
 from howdah.pagination import MAX_LIMIT
 
 ItemT = TypeVar("ItemT")

@@ -17,7 +17,7 @@ PROBLEM_JSON: Final = "application/problem+json"
 
 # The only place that assigns statuses. The first class in the error's MRO that is listed here counts. An error that
 # isn't listed is a bug of the application, and the response is 500.
-STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
+HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.InvalidCursor: HTTPStatus.BAD_REQUEST,
     errors.StaleRow: HTTPStatus.CONFLICT,
@@ -27,7 +27,7 @@ STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.CheckViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotNullViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.Conflict: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TransactionConflict: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StatementTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -84,12 +84,12 @@ def problem_response(
 
 
 def error_response(error: errors.HowdahError, **members: Any) -> Response:
-    """The problem details for this error, with its status in `STATUS`.
+    """The problem details for this error, with its status in `HTTP_STATUS_BY_ERROR`.
 
-    `members` extend them, for example with the line of the input that caused the error. If `STATUS` has no status for
+    `members` extend them, for example with the line of the input that caused the error. If `HTTP_STATUS_BY_ERROR` has no status for
     the error, the error itself is raised.
     """
-    status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
+    status = next((HTTP_STATUS_BY_ERROR[cls] for cls in type(error).__mro__ if cls in HTTP_STATUS_BY_ERROR), None)
     if status is None:
         raise error
     return problem_response(

@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 from howdah.database import Database
 
 
-def database_of(connection: HTTPConnection) -> Database:
+def database_from_state(connection: HTTPConnection) -> Database:
     """The `Database` that the application's lifespan yielded as `{"database": …}`."""
     database = getattr(connection.state, "database", None)
     if not isinstance(database, Database):
@@ -27,11 +27,11 @@ def database_of(connection: HTTPConnection) -> Database:
 
 
 async def get_database(connection: HTTPConnection) -> Database:
-    """`database_of` as a dependency; the sessions below use it.
+    """`database_from_state` as a dependency; the sessions below use it.
 
     Tests replace it: `app.dependency_overrides[get_database] = lambda: database`.
     """
-    return database_of(connection)
+    return database_from_state(connection)
 
 
 async def get_db(

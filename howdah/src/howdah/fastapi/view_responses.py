@@ -9,7 +9,7 @@ import orjson
 from fastapi import Response
 from starlette.requests import HTTPConnection
 
-from howdah.page import Page
+from howdah._reads.page import Page
 from howdah.views import Body
 
 

@@ -13,11 +13,11 @@ from sqlalchemy.orm import selectinload
 from howdah import (
     AsyncRepository,
     Base,
-    Created,
     Database,
-    Matched,
+    InsertResult,
+    MatchResult,
     Page,
-    Upserted,
+    UpsertResult,
     bulk,
     lock,
     paginate,
@@ -68,14 +68,14 @@ async def writes(session: AsyncSession, user: User, id: UUID) -> None:
     assert_type(await users.create(email="a@example.org"), User)
     assert_type(await users.update(user, name="A"), User)
     assert_type(await users.delete(user), None)
-    assert_type(await users.create_many([{"email": "a"}, user]), Created)
-    assert_type(await users.create_many((user for _ in range(3)), keys=False, chunk_size=3), Created)
-    assert_type(await users.create_many(users.stream()), Created)
-    assert_type(await users.update_many([{"id": id}]), Matched)
-    assert_type(await users.upsert_many([{"id": id}], on=["email"], update=()), Upserted)
-    assert_type(await users.delete_many({id, str(id)}), Matched)
-    assert_type(await bulk.insert_many(session, User, [user]), Created)
-    assert_type(await bulk.update_by_key(session, User, [id], {"age": User.age + 1}), Matched)
+    assert_type(await users.create_many([{"email": "a"}, user]), InsertResult)
+    assert_type(await users.create_many((user for _ in range(3)), keys=False, chunk_size=3), InsertResult)
+    assert_type(await users.create_many(users.stream()), InsertResult)
+    assert_type(await users.update_many([{"id": id}]), MatchResult)
+    assert_type(await users.upsert_many([{"id": id}], on=["email"], update=()), UpsertResult)
+    assert_type(await users.delete_many({id, str(id)}), MatchResult)
+    assert_type(await bulk.insert_many(session, User, [user]), InsertResult)
+    assert_type(await bulk.update_by_key(session, User, [id], {"age": User.age + 1}), MatchResult)
 
 
 async def other_ways_to_a_repository(session: AsyncSession) -> None:

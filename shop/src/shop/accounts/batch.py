@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from howdah import Database, run_transaction
 from howdah.fastapi import InvalidJSON, parse_json
-from shop.accounts.opening import OpeningRequest, OpeningResult, open_accounts
-from shop.accounts.schemas import AccountIn, AccountLineIn, AccountOut
-from shop.transfers.schemas import rendered
+from shop.ledger.http.account_schemas import AccountIn, AccountLineIn, AccountOut
+from shop.ledger.http.transfer_schemas import rendered
+from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 

@@ -61,7 +61,7 @@ class Direction(StrEnum):
 class Account(UUIDv7PrimaryKey, Base):
     """Money of one currency, in its smallest unit.
 
-    `version` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of the
+    `entry_number` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of the
     balance that pending transfers reserve; `shop.transfers` changes it. The available balance stays at
     `-overdraft_limit` or more, and the balance never exceeds `balance_limit`. The accounts through which money enters
     and leaves the ledger have `allows_negative`, so every currency sums to zero. There is one account for each purpose
@@ -82,11 +82,11 @@ class Account(UUIDv7PrimaryKey, Base):
         CheckConstraint("held >= 0", name="held_not_negative"),
         CheckConstraint("state <> 'closed' OR (balance = 0 AND held = 0)", name="closed_is_empty"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
-        CheckConstraint("version >= 0", name="version_not_negative"),
+        CheckConstraint("entry_number >= 0", name="entry_count_not_negative"),
         Index(
             "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
         ),
-        {"postgresql_with": {"fillfactor": 70}},  # room for a balance's next version on its page
+        {"postgresql_with": {"fillfactor": 70}},  # room for a balance's next entry_number on its page
     )
 
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
@@ -100,7 +100,7 @@ class Account(UUIDv7PrimaryKey, Base):
     balance_limit: Mapped[int | None] = mapped_column(BigInteger)
     state: Mapped[AccountState] = mapped_column(one_of(AccountState, "state_is_known"), default=AccountState.OPEN)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
-    version: Mapped[int] = mapped_column(BigInteger, default=0)
+    entry_number: Mapped[int] = mapped_column(BigInteger, default=0)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
     updated_at: Mapped[datetime] = mapped_column(
@@ -109,14 +109,14 @@ class Account(UUIDv7PrimaryKey, Base):
 
     @property
     def available(self) -> int:
-        """Balance less `held`. `shop.accounts.repository.AccountSnapshot` also leaves out holds that have expired."""
+        """Balance less `held`. `shop.ledger.account_queries.AccountSnapshot` also leaves out holds that have expired."""
         return self.balance - self.held
 
 
 class Entry(Base):
     """One side of a transfer: `amount` is what came in, negative for what went out. Never changed, never deleted.
 
-    An account's entries are numbered from 1 without gaps by `version`, and not older than the one before;
+    An account's entries are numbered from 1 without gaps by `entry_number`, and not older than the one before;
     `balance_after` is the account's balance then. There are no foreign keys: a trigger makes the entries of new
     transfers, once a statement, and another one refuses any from somebody else.
     """
@@ -124,11 +124,11 @@ class Entry(Base):
     __tablename__ = "entries"
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount_not_zero"),
-        CheckConstraint("version > 0", name="version_positive"),
+        CheckConstraint("entry_number > 0", name="entry_number_positive"),
     )
 
     account_id: Mapped[UUID] = mapped_column(primary_key=True)
-    version: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    entry_number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     transfer_id: Mapped[UUID]
     amount: Mapped[int] = mapped_column(BigInteger)
     balance_after: Mapped[int] = mapped_column(BigInteger)

@@ -14,12 +14,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import bulk, uuid7
-from shop.accounts.models import Account, AccountState
-from shop.accounts.schemas import AccountIn, OpeningRefusal
-from shop.accounts.service import open_account, values_of
-from shop.transfers.models import AnswerKind, IdempotencyKey
-from shop.transfers.repository import StoredAnswer, TransferRepository
-from shop.transfers.requests import ScopedKey
+from shop.ledger.accounts import open_account, values_of
+from shop.ledger.http.account_schemas import AccountIn, OpeningRefusal
+from shop.ledger.models import Account, AccountState, AnswerKind, IdempotencyKey
+from shop.ledger.repository import StoredAnswer, TransferRepository
+from shop.ledger.requests import ScopedKey
 from shop.users.models import User
 
 
@@ -202,7 +201,7 @@ def _as_opened(id_: UUID, account: AccountIn, at: datetime) -> Account:
     """The account as it was when this request opened it. A new account has no values from anywhere else."""
     times = {"created_at": at, "updated_at": at}
     return Account(
-        **(values_of(account, id_=id_) | times), balance=0, held=0, state=AccountState.OPEN, version=0, revision=0
+        **(values_of(account, id_=id_) | times), balance=0, held=0, state=AccountState.OPEN, entry_count=0, revision=0
     )
 
 

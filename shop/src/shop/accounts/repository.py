@@ -25,16 +25,24 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped
 
 from howdah import AsyncRepository, Base
-from shop.accounts.models import Account, AccountPurpose, AccountState, Direction, Entry, EntryKind
-from shop.transfers.expiry import has_expired
-from shop.transfers.models import PendingTransfer, Transfer
+from shop.ledger.expiry import has_expired
+from shop.ledger.models import (
+    Account,
+    AccountPurpose,
+    AccountState,
+    Direction,
+    Entry,
+    EntryKind,
+    PendingTransfer,
+    Transfer,
+)
 from shop.web.fields import ListOrder
 
 
 class AccountRepository(AsyncRepository[Account]):
-    async def last_version(self, account_id: UUID, at: datetime) -> int:
+    async def last_entry_number(self, account_id: UUID, at: datetime) -> int:
         """The number of the last entry posted at or before `at`; 0 if there is none."""
-        return int((await self.session.execute(select(version_at(account_id, at)))).scalar_one())
+        return int((await self.session.execute(select(entry_number_at(account_id, at)))).scalar_one())
 
     async def effective_balance(self, account_id: UUID, at: datetime) -> int:
         """The sum of the entries whose transfers take effect at or before `at`. Reads all entries of the account."""
@@ -43,14 +51,16 @@ class AccountRepository(AsyncRepository[Account]):
         return int((await self.session.execute(chosen)).scalar_one())
 
 
-def version_at(account_id: UUID, at: datetime, *, inclusive: bool = True, name: str = "search") -> ScalarSelect[int]:
+def entry_number_at(
+    account_id: UUID, at: datetime, *, inclusive: bool = True, name: str = "search"
+) -> ScalarSelect[int]:
     """The number of the account's last entry posted at or before `at` (if not `inclusive`: before it), or 0.
 
     An account's entries are in the order of time, so a binary search by the primary key finds it, in 20 steps among a
     million. An index by time would make each insert of an entry a fifth slower. `name` is the name of the CTE, which
     must be unique in a statement.
     """
-    start = select(cast(literal_column("0"), BigInteger).label("low"), Account.version.label("high")).where(
+    start = select(cast(literal_column("0"), BigInteger).label("low"), Account.entry_count.label("high")).where(
         Account.id == account_id
     )
     search = start.cte(name, recursive=True)
@@ -63,21 +73,21 @@ def version_at(account_id: UUID, at: datetime, *, inclusive: bool = True, name: 
             case((booked, halved.c.high), else_=halved.c.middle - 1),
         )
         .select_from(halved)
-        .join(Entry, (Entry.account_id == account_id) & (Entry.version == halved.c.middle))
+        .join(Entry, (Entry.account_id == account_id) & (Entry.entry_number == halved.c.middle))
     )
     found = search.union_all(step)
     return select(found.c.low).where(found.c.low == found.c.high).scalar_subquery()
 
 
-def booked_between(
+def posted_between(
     version: SQLColumnExpression[int], account_id: UUID, start: datetime | None, end: datetime | None
 ) -> list[ColumnElement[bool]]:
-    """Conditions on `version` for the entries of an account that were posted at or after `start` and before `end`."""
+    """Conditions on `entry_number` for the entries of an account that were posted at or after `start` and before `end`."""
     conditions: list[ColumnElement[bool]] = []
     if start is not None:
-        conditions.append(version > version_at(account_id, start, inclusive=False, name="search_start"))
+        conditions.append(entry_number > entry_number_at(account_id, start, inclusive=False, name="search_start"))
     if end is not None:
-        conditions.append(version <= version_at(account_id, end, inclusive=False, name="search_end"))
+        conditions.append(entry_number <= entry_number_at(account_id, end, inclusive=False, name="search_end"))
     return conditions
 
 
@@ -124,7 +134,7 @@ class AccountSnapshot(Base):
         balance: Mapped[int]
         held: Mapped[int]
         available: Mapped[int]
-        version: Mapped[int]
+        entry_number: Mapped[int]
         revision: Mapped[int]
 
 
@@ -137,7 +147,10 @@ def _statement() -> Subquery:
     is_debit = Entry.amount < 0
     return (
         select(
-            *(getattr(Entry, name) for name in ("account_id", "version", "transfer_id", "amount", "balance_after")),
+            *(
+                getattr(Entry, name)
+                for name in ("account_id", "entry_number", "transfer_id", "amount", "balance_after")
+            ),
             case((is_debit, Transfer.to_account_id), else_=Transfer.from_account_id).label("counterparty_account_id"),
             case(
                 (Transfer.reverses_id.is_not(None), _REVERSAL),
@@ -161,18 +174,18 @@ class StatementEntry(Base):
     """An entry with columns of its transfer. `details` is the transfer's metadata."""
 
     __table__ = _statement()
-    __mapper_args__ = {"primary_key": [__table__.c.account_id, __table__.c.version]}  # noqa: RUF012
+    __mapper_args__ = {"primary_key": [__table__.c.account_id, __table__.c.entry_number]}  # noqa: RUF012
 
     if TYPE_CHECKING:
         account_id: Mapped[UUID]
-        version: Mapped[int]
+        entry_number: Mapped[int]
         amount: Mapped[int]
         counterparty_account_id: Mapped[UUID]
         kind: Mapped[str]
         effective_at: Mapped[datetime]
 
 
-def statement_of(
+def select_entries(
     account_id: UUID,
     *,
     order: ListOrder = "oldest",
@@ -189,9 +202,9 @@ def statement_of(
     `created_from` and `created_before` are found by binary search. The other filters read the account's entries one by
     one until the page is full.
     """
-    version = StatementEntry.version
+    entry_number = StatementEntry.entry_number
     found = select(StatementEntry).where(StatementEntry.account_id == account_id)
-    found = found.where(*booked_between(version, account_id, created_from, created_before))
+    found = found.where(*posted_between(entry_number, account_id, created_from, created_before))
     if effective_from is not None:
         found = found.where(StatementEntry.effective_at >= effective_from)
     if effective_before is not None:
@@ -204,4 +217,4 @@ def statement_of(
     if kind is not None:
         found = found.where(StatementEntry.kind == kind.value)
     found = found.execution_options(populate_existing=True)
-    return found.order_by(version.desc() if order == "newest" else version)
+    return found.order_by(entry_number.desc() if order == "newest" else entry_number)

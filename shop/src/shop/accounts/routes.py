@@ -12,11 +12,16 @@ from sqlalchemy import select
 
 from howdah import Database, Page, paginate
 from howdah.fastapi import PageOut, StrictJSONRoute, get_database, problems, schema_of
-from shop.accounts.batch import opened_lines
-from shop.accounts.models import Account
-from shop.accounts.opening import OpeningRequest, open_account_once
-from shop.accounts.repository import AccountRepository, AccountSnapshot, StatementEntry, statement_of
-from shop.accounts.schemas import (
+from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
+from shop.ledger.accounts import (
+    account_now,
+    balance_after_entry,
+    balance_at,
+    change_account,
+    effective_balance,
+)
+from shop.ledger.http.account_batch import opened_lines
+from shop.ledger.http.account_schemas import (
     AccountChange,
     AccountIn,
     AccountLineIn,
@@ -28,15 +33,10 @@ from shop.accounts.schemas import (
     EntryOut,
     EntryPageParameters,
 )
-from shop.accounts.service import (
-    account_now,
-    balance_at,
-    balance_of_version,
-    change_account,
-    effective_balance,
-)
-from shop.transfers.requests import Refusal
-from shop.transfers.schemas import Key
+from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.models import Account
+from shop.ledger.opening import OpeningRequest, open_account_once
+from shop.ledger.requests import Refusal
 from shop.web.dependencies import Caller, DbSession, IfMatch, ReadDbSession
 from shop.web.errors import refusal_response
 from shop.web.lines import NDJSON, ndjson_lines
@@ -61,7 +61,7 @@ async def create_account(
         return refusal_response(Refusal.KEY_REUSED)
     account = result.unwrap()
     response.headers["Location"] = f"/accounts/{account.id}"
-    response.headers["ETag"] = etag(account.revision, account.version)
+    response.headers["ETag"] = etag(account.revision, account.entry_count)
     if result.replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return account
@@ -108,7 +108,7 @@ async def list_accounts(
 async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
     """The account. Send its `ETag` as the `If-Match` of a change."""
     account = await account_now(db, account_id)
-    response.headers["ETag"] = etag(account.revision, account.version)
+    response.headers["ETag"] = etag(account.revision, account.entry_count)
     return account
 
 
@@ -125,7 +125,7 @@ async def patch_account(
     account = await change_account(
         db, account_id, body, precondition=lambda locked: require_match(if_match, locked.revision)
     )
-    response.headers["ETag"] = etag(account.revision, account.version)
+    response.headers["ETag"] = etag(account.revision, account.entry_count)
     return account
 
 
@@ -133,23 +133,26 @@ async def patch_account(
 async def get_balance(
     account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
 ) -> BalanceOut:
-    """The current balance, or the balance after an entry (`version`), at a posting time (`at`), or at an effective time
+    """The current balance, or the balance after an entry (`entry_number`), at a posting time (`at`), or at an effective time
     (`effective_at`). Only the current balance comes with `held` and `available`.
 
     A balance by `effective_at` is a report. It may be below zero although the account's balance never was, because a
     transfer can have an earlier `effective_at` than the money for it.
     """
-    version: int | None
+    entry_number: int | None
     held = available = None
     if parameters.effective_at is not None:
-        balance, version = await effective_balance(db, account_id, parameters.effective_at), None
-    elif parameters.version is not None:
-        balance, version = await balance_of_version(db, account_id, parameters.version), parameters.version
+        balance, entry_count = await effective_balance(db, account_id, parameters.effective_at), None
+    elif parameters.entry_number is not None:
+        balance, entry_count = (
+            await balance_after_entry(db, account_id, parameters.entry_number),
+            parameters.entry_number,
+        )
     elif parameters.at is not None:
-        balance, version = await balance_at(db, account_id, parameters.at)
+        balance, entry_count = await balance_at(db, account_id, parameters.at)
     else:
         account = await account_now(db, account_id)
-        balance, version, held, available = account.balance, account.version, account.held, account.available
+        balance, entry_count, held, available = account.balance, account.entry_count, account.held, account.available
     return BalanceOut(
         account_id=account_id,
         at=parameters.at,
@@ -157,7 +160,7 @@ async def get_balance(
         balance=balance,
         held=held,
         available=available,
-        version=version,
+        entry_number=entry_number,
     )
 
 
@@ -173,7 +176,7 @@ async def list_entries(
     filters = parameters.model_dump(exclude={"limit", "after", "before"})
     return await paginate(
         db,
-        statement_of(account_id, **filters),
+        select_entries(account_id, **filters),
         limit=parameters.limit,
         after=parameters.after,
         before=parameters.before,

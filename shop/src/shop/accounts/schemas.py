@@ -11,9 +11,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
-from shop.accounts.models import AccountPurpose, AccountState, Direction, EntryKind
+from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.models import AccountPurpose, AccountState, Direction, EntryKind
 from shop.orders.schemas import Currency
-from shop.transfers.schemas import Key
 from shop.web.fields import STORABLE, ListOrder, Metadata
 
 AccountName = Annotated[
@@ -94,7 +94,7 @@ class AccountOut(BaseModel):
     overdraft_limit: int
     balance_limit: int | None
     details: dict[str, str] = Field(serialization_alias="metadata")
-    version: int = Field(description="How many entries it has")
+    entry_number: int = Field(description="How many entries it has")
     created_at: datetime
     updated_at: datetime
 
@@ -115,7 +115,7 @@ class AccountLineOut(BaseModel):
 class EntryOut(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
-    version: int
+    entry_number: int
     transfer_id: UUID
     amount: int = Field(description="Positive for a credit, negative for a debit")
     balance_after: int
@@ -132,7 +132,7 @@ class EntryOut(BaseModel):
 class EntryPageParameters(PageParameters):
     """Filters, all of which must match."""
 
-    order: ListOrder = Field(default="oldest", description="The order of the entry numbers (`version`)")
+    order: ListOrder = Field(default="oldest", description="The order of the entry numbers (`entry_number`)")
     created_from: RFC3339Datetime | None = Field(default=None, description="Posted from then on")
     created_before: RFC3339Datetime | None = Field(default=None, description="Posted before then")
     effective_from: RFC3339Datetime | None = Field(default=None, description="Effective from then on")
@@ -154,7 +154,7 @@ class BalanceParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     at: RFC3339Datetime | None = Field(default=None, description="After the last entry posted up to this time")
-    version: Annotated[int, Field(ge=0, le=2**62), DecimalDigits] | None = Field(
+    entry_number: Annotated[int, Field(ge=0, le=2**62), DecimalDigits] | None = Field(
         default=None, description="After this entry"
     )
     effective_at: RFC3339Datetime | None = Field(
@@ -164,7 +164,7 @@ class BalanceParameters(BaseModel):
     @model_validator(mode="after")
     def _one_at_most(self) -> Self:
         if len(self.model_fields_set) > 1:
-            raise ValueError("at, version and effective_at exclude each other")
+            raise ValueError("at, entry_number and effective_at exclude each other")
         return self
 
 
@@ -177,4 +177,4 @@ class BalanceOut(BaseModel):
     balance: int
     held: int | None = Field(description="Reserved by pending transfers; null unless it is the current balance")
     available: int | None = Field(description="Balance less `held`; null unless it is the current balance")
-    version: int | None = Field(description="The number of its last entry; null for a balance by `effective_at`")
+    entry_number: int | None = Field(description="The number of its last entry; null for a balance by `effective_at`")

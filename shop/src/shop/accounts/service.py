@@ -12,11 +12,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound, uuid7
-from shop.accounts.models import Account, AccountPurpose, AccountState, Entry
-from shop.accounts.repository import AccountRepository, AccountSnapshot
-from shop.accounts.schemas import AccountChange, AccountIn
-from shop.metadata import in_jsonb_order
-from shop.transfers.expiry import void_expired_of
+from shop.ledger.account_queries import AccountRepository, AccountSnapshot
+from shop.ledger.expiry import void_expired_of
+from shop.ledger.http.account_schemas import AccountChange, AccountIn
+from shop.ledger.metadata import in_jsonb_order
+from shop.ledger.models import Account, AccountPurpose, AccountState, Entry
 
 
 class AccountUnchangeable(ValueError):
@@ -105,23 +105,23 @@ async def account_now(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
 
 
 async def balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
-    """The balance and the version that the account had at that time. Raises `NotFound`."""
+    """The balance and the entry_number that the account had at that time. Raises `NotFound`."""
     accounts = AccountRepository(db)
     await accounts.get_one(account_id)
-    version = await accounts.last_version(account_id, at)
-    return await balance_of_version(db, account_id, version), version
+    entry_number = await accounts.last_entry_number(account_id, at)
+    return await balance_after_entry(db, account_id, entry_number), entry_number
 
 
-async def balance_of_version(db: AsyncSession, account_id: UUID, version: int) -> int:
+async def balance_after_entry(db: AsyncSession, account_id: UUID, version: int) -> int:
     """The balance after the entry of this number, 0 before the first. Raises `NotFound`, for the entry if there is no
     such yet."""
-    if version == 0:
+    if entry_number == 0:
         await AccountRepository(db).get_one(account_id)
         return 0
-    entry = await db.get(Entry, (account_id, version))
+    entry = await db.get(Entry, (account_id, entry_number))
     if entry is None:
         await AccountRepository(db).get_one(account_id)
-        raise NotFound(Entry, [(account_id, version)])
+        raise NotFound(Entry, [(account_id, entry_number)])
     return entry.balance_after
 
 

@@ -193,7 +193,7 @@ timestamp with time zone NOT NULL DEFAULT statement_timestamp()
 --- column from_account_id of transfers
 uuid NOT NULL
 
---- column from_version of transfers
+--- column from_entry_number of transfers
 bigint NOT NULL
 
 --- column group_id of transfers
@@ -214,7 +214,7 @@ uuid
 --- column to_account_id of transfers
 uuid NOT NULL
 
---- column to_version of transfers
+--- column to_entry_number of transfers
 bigint NOT NULL
 
 --- constraint ck_accounts_balance_covered on accounts
@@ -409,10 +409,10 @@ AS $$
                         HINT = 'created_at must be clock_timestamp(), or updated_at of its accounts if that is later.';
             END IF;
             WITH legs AS MATERIALIZED (
-                SELECT from_account_id AS account_id, from_version AS version, id, currency, -amount AS amount, created_at
+                SELECT from_account_id AS account_id, from_entry_number AS version, id, currency, -amount AS amount, created_at
                 FROM added
                 UNION ALL
-                SELECT to_account_id, to_version, id, currency, amount, created_at FROM added
+                SELECT to_account_id, to_entry_number, id, currency, amount, created_at FROM added
             ), moved AS MATERIALIZED (
                 SELECT account_id, currency, count(*) AS legs, min(version) AS first, max(version) AS last,
                     sum(amount) AS change, min(created_at) AS first_at, max(created_at) AS last_at
@@ -486,7 +486,7 @@ $$
 RETURNS bytea LANGUAGE sql STABLE
 AS $$
         SELECT substr(sha256(record_send(ROW(
-            t.id, t.from_account_id, t.from_version, t.to_account_id, t.to_version, t.amount,
+            t.id, t.from_account_id, t.from_entry_number, t.to_account_id, t.to_entry_number, t.amount,
             convert_to(t.currency, 'UTF8'), convert_to(t.description, 'UTF8'), convert_to(t.metadata::text, 'UTF8'),
             t.effective_at, t.reverses_id, t.reversed_total, t.group_id, t.created_at
         ))), 1, 16)

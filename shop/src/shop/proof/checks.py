@@ -1,6 +1,6 @@
 """Check the ledger (`shop check`). Whole tables are read, each a few times, in bounded memory of client and server.
 
-This module compares the rows with each other. `shop.proof.seals` compares them with their seals, and
+This module compares the rows with each other. `shop.ledger.seals` compares them with their seals, and
 `shop.migrations.guards` compares the database's triggers and constraints with `guards.sql`.
 """
 
@@ -14,11 +14,10 @@ from typing import Final
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shop.accounts.models import Account, Entry
+from shop.ledger.models import Account, Entry, Transfer
+from shop.ledger.seals import Link
 from shop.migrations.guards import compare_guards
 from shop.proof import seals
-from shop.proof.seals import Link
-from shop.transfers.models import Transfer
 
 _SHOWN: Final = 20
 
@@ -68,16 +67,16 @@ _CHECKS: Final = {
         SELECT fault, finding
         FROM accounts a
         FULL JOIN (
-            SELECT account_id, count(*) AS entries, max(version) AS last, sum(amount) AS total,
+            SELECT account_id, count(*) AS entries, max(entry_number) AS last, sum(amount) AS total,
                 max(balance_after) FILTER (WHERE version_after IS NULL) AS last_balance,
-                min(version) FILTER (WHERE balance_after <> balance_before::numeric + amount) AS astray,
-                min(version) FILTER (WHERE created_at < created_before) AS older
+                min(entry_number) FILTER (WHERE balance_after <> balance_before::numeric + amount) AS astray,
+                min(entry_number) FILTER (WHERE created_at < created_before) AS older
             FROM (
-                SELECT account_id, version, amount, balance_after, created_at,
+                SELECT account_id, entry_number, amount, balance_after, created_at,
                     lag(balance_after, 1, 0::bigint) OVER w AS balance_before,
                     lag(created_at) OVER w AS created_before,
-                    lead(version) OVER w AS version_after
-                FROM entries WINDOW w AS (PARTITION BY account_id ORDER BY version)
+                    lead(entry_number) OVER w AS version_after
+                FROM entries WINDOW w AS (PARTITION BY account_id ORDER BY entry_number)
             ) entry
             GROUP BY account_id
         ) e ON e.account_id = a.id
@@ -92,10 +91,10 @@ _CHECKS: Final = {
                 format('account %s: balance %s, last entry says %s', a.id, a.balance, e.last_balance)
             ),
             (
-                'versions have gaps', a.version <> coalesce(e.entries, 0) OR a.version <> coalesce(e.last, 0),
+                'entry numbers have gaps', a.entry_count <> coalesce(e.entries, 0) OR a.entry_count <> coalesce(e.last, 0),
                 format(
-                    'account %s: version %s, %s entries up to %s',
-                    a.id, a.version, coalesce(e.entries, 0), coalesce(e.last, 0)
+                    'account %s: entry_number %s, %s entries up to %s',
+                    a.id, a.entry_count, coalesce(e.entries, 0), coalesce(e.last, 0)
                 )
             ),
             (
@@ -115,15 +114,15 @@ _CHECKS: Final = {
             CASE WHEN e.account_id IS NULL THEN 'transfers without their two entries'
                 WHEN t.account_id IS NULL THEN 'entries of no transfer that says the same'
                 ELSE 'entries of another time than their transfer' END AS fault,
-            format('transfer %s: account %s, entry %s, %s', transfer_id, account_id, version, amount) AS finding
+            format('transfer %s: account %s, entry %s, %s', transfer_id, account_id, entry_number, amount) AS finding
         FROM (
-            SELECT id AS transfer_id, from_account_id AS account_id, from_version AS version, -amount AS amount,
+            SELECT id AS transfer_id, from_account_id AS account_id, from_entry_number AS entry_number, -amount AS amount,
                 created_at
             FROM transfers
             UNION ALL
-            SELECT id, to_account_id, to_version, amount, created_at FROM transfers
+            SELECT id, to_account_id, to_entry_number, amount, created_at FROM transfers
         ) t
-        FULL JOIN entries e USING (account_id, version, transfer_id, amount)
+        FULL JOIN entries e USING (account_id, entry_number, transfer_id, amount)
         WHERE t.account_id IS NULL OR e.account_id IS NULL OR t.created_at <> e.created_at
         """,
     "currencies of transfers": """
@@ -240,7 +239,7 @@ STEPS: Final = (_GUARDS, *_CHECKS, *seals.CHECKS, _COUNTING)
 
 
 @dataclass(frozen=True, slots=True)
-class BooksReport:
+class LedgerReport:
     """`faults` has up to 20 findings of each kind. It is empty if the ledger is right. `seal` is the last link of the
     chain: a later check of this link shows whether anything before it was changed."""
 
@@ -251,9 +250,9 @@ class BooksReport:
     seal: Link | None = None
 
 
-async def check_books(
+async def check_ledger(
     db: AsyncSession, *, since: Link | None = None, begin: Callable[[str], None] = lambda _step: None
-) -> BooksReport:
+) -> LedgerReport:
     """Check that every balance follows from its entries, every transfer balances, every currency sums to zero, no row
     was changed after it was sealed, and the chain of seals has the link `since`.
 
@@ -287,7 +286,7 @@ async def check_books(
     async def count(table: type[Account | Transfer | Entry]) -> int:
         return await db.scalar(select(func.count()).select_from(table)) or 0
 
-    return BooksReport(
+    return LedgerReport(
         await count(Account),
         await count(Transfer),
         await count(Entry),

@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from shop.proof.models import Seal
+from shop.ledger.models import Seal
 
 _LINKED_AT_A_TIME: Final = 10_000
 
@@ -92,7 +92,7 @@ def _of_what_changes(name: str, table: str, revision: str) -> str:
         """  # noqa: S608  # of names from below
 
 
-# Like those of `shop.proof.checks`. The database's functions compute the digests; the guards compare these functions.
+# Like those of `shop.ledger.check`. The database's functions compute the digests; the guards compare these functions.
 CHECKS: Final = {
     "chain of seals": """
         SELECT fault, finding

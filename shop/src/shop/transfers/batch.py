@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
 from howdah.fastapi import InvalidJSON, parse_json
-from shop.transfers.bodies import named_in, request_of
-from shop.transfers.ledger import Ledger
-from shop.transfers.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
-from shop.transfers.schemas import AnyLineIn, BatchLineIn, TransferLineIn, rendered, shown
-from shop.transfers.service import named_transfers
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.bodies import named_in, request_of
+from shop.ledger.http.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, rendered, shown
+from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
+from shop.ledger.service import named_transfers
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 

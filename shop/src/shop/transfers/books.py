@@ -9,23 +9,22 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from howdah import uuid7
-from shop.accounts.models import AccountState
-from shop.metadata import in_jsonb_order
-from shop.transfers.models import TransferState
-from shop.transfers.requests import (
+from shop.ledger.metadata import in_jsonb_order
+from shop.ledger.models import AccountState, TransferState
+from shop.ledger.requests import (
     MAX_AMOUNT,
-    BookedTransfer,
     Refusal,
     ScopedKey,
+    TransferRecord,
     TransferRequest,
     TransferResult,
     chains,
     fingerprints,
 )
-from shop.transfers.rows import BookAccount, Hold, Reversible
+from shop.ledger.snapshots import Hold, PostingAccount, Reversible
 
 MAX_BALANCE: Final = 2**63 - 1
-_CHANGING: Final = ("balance", "held", "version", "updated_at")
+_CHANGING: Final = ("balance", "held", "entry_count", "updated_at")
 
 
 class Outcome(NamedTuple):
@@ -36,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(slots=True)
-class Books:
+class PostingContext:
     """What a list of requests is decided on, and what it amounts to: `transfers`, `holds` and `keys` that are
     new, and the accounts as they are to be.
 
@@ -44,12 +43,12 @@ class Books:
     accounts if that is later (the clock was set back). So an account's entries are in the order of time.
     """
 
-    accounts: Mapping[UUID, BookAccount]
+    accounts: Mapping[UUID, PostingAccount]
     at: datetime
     used: Mapping[ScopedKey, Outcome] = field(default_factory=dict)
     reversible: dict[UUID, Reversible] = field(default_factory=dict)
     pending: Mapping[UUID, Hold] = field(default_factory=dict)
-    transfers: list[BookedTransfer] = field(default_factory=list)
+    transfers: list[TransferRecord] = field(default_factory=list)
     holds: list[Hold] = field(default_factory=list)
     keys: dict[ScopedKey, Outcome] = field(default_factory=dict)
 
@@ -62,7 +61,7 @@ class Books:
         """The pending transfers that were there before and aren't any more."""
         return [hold for hold in self.pending.values() if hold.settled]
 
-    def moved(self) -> list[BookAccount]:
+    def moved(self) -> list[PostingAccount]:
         """The accounts that have changed."""
         ids = {transfer.from_account_id for transfer in self.transfers}
         ids.update(transfer.to_account_id for transfer in self.transfers)
@@ -112,7 +111,7 @@ class Books:
             if result.refusal is not None:
                 _restore(undo)
                 del self.transfers[first:]
-                refused = TransferResult(refusal=Refusal.LINKED_REFUSED)
+                refused = TransferResult(refusal=Refusal.LINKED_TRANSFER_FAILED)
                 return [*[refused] * (len(results) - 1), result, *[refused] * (len(chain) - len(results))]
         return results
 
@@ -124,7 +123,7 @@ class Books:
                 if (account := self.accounts.get(id_)) is not None:
                     kept += [(account, name, getattr(account, name)) for name in _CHANGING]
             if request.reverses is not None and (taken := self.reversible.get(request.reverses)) is not None:
-                kept.append((taken, "taken_back", taken.taken_back))
+                kept.append((taken, "reversed_amount", taken.reversed_amount))
             subject = request.posts or request.voids
             if subject is not None and (hold := self.pending.get(subject)) is not None:
                 kept += [(hold, name, getattr(hold, name)) for name in ("state", "settled", "is_told")]
@@ -148,22 +147,22 @@ class Books:
         if taken is None:
             hold = self.pending.get(request.reverses)
             is_its_way = hold is not None and (hold.from_account_id, hold.to_account_id) == ways
-            return TransferResult(refusal=Refusal.NOT_POSTED if is_its_way else Refusal.NOT_ITS_REVERSAL)
+            return TransferResult(refusal=Refusal.NOT_POSTED if is_its_way else Refusal.REVERSAL_MISMATCH)
         if (taken.from_account_id, taken.to_account_id) != ways:
-            return TransferResult(refusal=Refusal.NOT_ITS_REVERSAL)
-        left = taken.amount - taken.taken_back
+            return TransferResult(refusal=Refusal.REVERSAL_MISMATCH)
+        left = taken.amount - taken.reversed_amount
         if left == 0:
             return TransferResult(refusal=Refusal.ALREADY_REVERSED)
         amount = left if request.amount is None else request.amount
         if not 1 <= amount <= MAX_AMOUNT:
             return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
         if amount > left:
-            return TransferResult(refusal=Refusal.MORE_THAN_IS_LEFT)
+            return TransferResult(refusal=Refusal.EXCEEDS_REVERSIBLE_AMOUNT)
         if request.effective_at is not None and request.effective_at < taken.effective_at:
             return TransferResult(refusal=Refusal.REVERSAL_BEFORE_ORIGINAL)
         result = self._move(request, amount, group, taken=taken)
         if result.refusal is None:
-            taken.taken_back += amount
+            taken.reversed_amount += amount
         return result
 
     def _settle(self, request: TransferRequest, group: UUID | None) -> TransferResult:
@@ -194,7 +193,7 @@ class Books:
         if not 1 <= amount <= MAX_AMOUNT:
             return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
         if amount > hold.amount:
-            return TransferResult(refusal=Refusal.MORE_THAN_IS_HELD)
+            return TransferResult(refusal=Refusal.EXCEEDS_HELD_AMOUNT)
         account.held -= hold.amount
         result = self._move(request, amount, hold.group_id or group, hold=hold)
         if result.refusal is None:
@@ -231,19 +230,19 @@ class Books:
         reversed_total = None
         if taken is not None:
             effective_at = max(effective_at, taken.effective_at)
-            reversed_total = taken.taken_back + amount
+            reversed_total = taken.reversed_amount + amount
         at = max(self.at, debit.updated_at, credit.updated_at)
         debit.updated_at = credit.updated_at = at
         debit.balance -= amount
         credit.balance += amount
-        debit.version += 1
-        credit.version += 1
-        transfer = BookedTransfer(
+        debit.entry_count += 1
+        credit.entry_count += 1
+        transfer = TransferRecord(
             uuid7() if hold is None else hold.id,
             request.from_account_id,
-            debit.version,
+            debit.entry_count,
             request.to_account_id,
-            credit.version,
+            credit.entry_count,
             amount,
             debit.currency,
             request.description if hold is None else hold.description,
@@ -263,7 +262,7 @@ class Books:
         return TransferResult(transfer)
 
     def _hold(
-        self, request: TransferRequest, amount: int, debit: BookAccount, group: UUID | None, seconds: int
+        self, request: TransferRequest, amount: int, debit: PostingAccount, group: UUID | None, seconds: int
     ) -> TransferResult:
         if debit.held + amount > MAX_BALANCE:
             return TransferResult(refusal=Refusal.BALANCE_OUT_OF_RANGE)
@@ -297,7 +296,7 @@ def _answered_before(earlier: Sequence[Outcome | None], digests: Sequence[bytes]
     ]
     if not any(reused):
         reused = [True] * len(earlier)
-    return [TransferResult(refusal=Refusal.KEY_REUSED if each else Refusal.LINKED_REFUSED) for each in reused]
+    return [TransferResult(refusal=Refusal.KEY_REUSED if each else Refusal.LINKED_TRANSFER_FAILED) for each in reused]
 
 
 def _as_kept(metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
@@ -313,7 +312,7 @@ def _restore(kept: Iterable[tuple[Any, str, Any]]) -> None:
         setattr(thing, name, value)
 
 
-def _refused_by(debit: BookAccount, credit: BookAccount, amount: int) -> Refusal | None:
+def _refused_by(debit: PostingAccount, credit: PostingAccount, amount: int) -> Refusal | None:
     if debit.state is not AccountState.OPEN or credit.state is not AccountState.OPEN:
         closed = AccountState.CLOSED in (debit.state, credit.state)
         return Refusal.ACCOUNT_CLOSED if closed else Refusal.ACCOUNT_FROZEN

@@ -23,8 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shop.transfers.models import PendingTransfer, TransferState
-from shop.transfers.writing import show
+from shop.ledger.models import PendingTransfer, TransferState
+from shop.ledger.writing import show
 
 _Column: TypeAlias = SQLColumnExpression[Any]
 

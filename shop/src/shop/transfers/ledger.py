@@ -12,13 +12,13 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, DatabaseClock, LockTimeout, run_transaction
-from shop.transfers.books import Books
-from shop.transfers.repository import AccountsAt, accounts_now
-from shop.transfers.requests import Refusal, TransferRequest, TransferResult
-from shop.transfers.rows import BookAccount
-from shop.transfers.service import accounts_of, expired_voided, posted_under_locks, posted_where_free
-from shop.transfers.validation import check_request, checked
-from shop.transfers.writing import KeyInUse, values_to_write, write_if
+from shop.ledger.posting import PostingContext
+from shop.ledger.repository import AccountsAt, accounts_now
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.service import accounts_of, post_skip_locked, post_with_locks, void_expired_skip_locked
+from shop.ledger.snapshots import PostingAccount
+from shop.ledger.validation import check_request, checked
+from shop.ledger.writing import KeyInUse, values_to_write, write_if_unchanged
 
 # A batch that met another one's keys sees them the next time, and would have to meet still others then.
 _ATTEMPTS_AT_KEYS: Final = 5
@@ -36,7 +36,7 @@ class Ledger:
     """Posts transfers and commits them before it returns the result. Concurrent requests share a transaction.
 
     Account states are cached. A batch is decided on the cache while the previous one is being written, and posted
-    optimistically: one statement, which does nothing if an account's version or revision has changed. After a conflict,
+    optimistically: one statement, which does nothing if an account's entry_number or revision has changed. After a conflict,
     and for all requests that are not plain, `post_transfers` decides under locks. After consecutive conflicts the next
     1, 3, 7 … 63 batches use locks.
 
@@ -49,16 +49,23 @@ class Ledger:
     committed are posted. Requests without keys raise the error.
 
     Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those that wait.
-    Raises `Overloaded` if too many wait.
+    Raises `QueueFull` if too many wait.
     """
 
-    def __init__(self, database: Database, *, trips: int = 2, max_batch: int = 500, max_waiting: int = 10_000) -> None:
+    def __init__(
+        self, database: Database, *, trips: int = 2, max_batch_size: int = 500, max_waiting: int = 10_000
+    ) -> None:
         self._database = database
         self._coalescer: Coalescer[_Item, list[TransferResult] | None] = Coalescer(
-            self._carry, trips=trips, max_batch=max_batch, max_waiting=max_waiting, isolate=True, pipelined=True
+            self._carry,
+            workers=trips,
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            isolate=True,
+            split_between_workers=True,
         )
         self._patient: Coalescer[_Item, list[TransferResult]] = Coalescer(
-            self._carry_patiently, trips=trips, max_batch=max_batch, max_waiting=max_waiting, isolate=True
+            self._carry_patiently, workers=trips, max_batch_size=max_batch_size, max_waiting=max_waiting, isolate=True
         )
         self._lists = asyncio.Semaphore(trips)
         self._turn = asyncio.Lock()
@@ -108,7 +115,7 @@ class Ledger:
         """Void the expired holds of these accounts, and return their number. Accounts that another transaction has
         locked are skipped."""
         async with self._turn:
-            return await self._committed(lambda session: expired_voided(session, account_ids))
+            return await self._committed(lambda session: void_expired_skip_locked(session, account_ids))
 
     async def _submit(self, item: _Item) -> list[TransferResult]:
         self._inside += 1
@@ -126,7 +133,7 @@ class Ledger:
         separately, so that they don't delay the others."""
         requests = [request for item in items for request in item]
         try:
-            if self._known.may_be_relied_on() and all(request.is_plain for request in requests):
+            if self._known.may_be_relied_on() and all(request.is_basic for request in requests):
                 results = await self._as_known(requests)
                 if results is not None:
                     return _dealt(items, results)
@@ -185,11 +192,11 @@ class Ledger:
                 # which it was decided.
                 if (now := clock.now()) is None:
                     return None
-                assumed = [(account.id, account.version, account.revision or None) for account in accounts.values()]
+                assumed = [(account.id, account.entry_count, account.revision or None) for account in accounts.values()]
                 is_held = any(account.held for account in accounts.values())
                 if is_held:  # decided on copies: if the decision is dropped, the cache must not show it
                     accounts = {id_: copy(account) for id_, account in accounts.items()}
-                books = Books(accounts, now)
+                books = PostingContext(accounts, now)
                 results = books.decide(requests)
                 if is_held:
                     if _may_have_expired(requests, results, accounts):
@@ -199,7 +206,7 @@ class Ledger:
                 async with self._turn:
                     if known.mistakes != since:  # it was decided on what another one was to make of the accounts
                         return None
-                    written, at = await write_if(connection, values)
+                    written, at = await write_if_unchanged(connection, values)
                     if not written:  # the time may have been the reason
                         clock.forget()
                     clock.learn(at)
@@ -218,11 +225,11 @@ class Ledger:
     async def _under_locks(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
         if not requests:
             return []
-        return await self._committed(lambda session: posted_under_locks(session, requests))
+        return await self._committed(lambda session: post_with_locks(session, requests))
 
     async def _where_free(self, items: Sequence[_Item]) -> list[list[TransferResult] | None]:
         async with self._turn:  # or two of this process would take each other for somebody else
-            return await self._committed(lambda session: posted_where_free(session, items))
+            return await self._committed(lambda session: post_skip_locked(session, items))
 
     async def _committed(self, work: Callable[[AsyncSession], Awaitable[tuple[ResultT, AccountsAt]]]) -> ResultT:
         """What the work made of some accounts, which are known then."""
@@ -243,7 +250,7 @@ class Ledger:
 class _Known:
     """The accounts as they are once all that is under way has been committed."""
 
-    accounts: dict[UUID, BookAccount] = field(default_factory=dict)
+    accounts: dict[UUID, PostingAccount] = field(default_factory=dict)
     mistakes: int = 0
     _penalty: int = 1
     _cautious_for: int = 0
@@ -255,11 +262,11 @@ class _Known:
         self._cautious_for -= 1
         return False
 
-    def those_of(self, ids: Iterable[UUID]) -> dict[UUID, BookAccount]:
+    def those_of(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
         """Those of them that are known."""
         return {id_: account for id_ in ids if (account := self.accounts.get(id_)) is not None}
 
-    def learn(self, accounts: Mapping[UUID, BookAccount]) -> None:
+    def learn(self, accounts: Mapping[UUID, PostingAccount]) -> None:
         if len(self.accounts) > _MOST_KNOWN:
             self.forget()
         for id_, account in accounts.items():
@@ -279,7 +286,7 @@ class _Known:
 
 
 def _may_have_expired(
-    requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, BookAccount]
+    requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, PostingAccount]
 ) -> bool:
     """Whether a refusal may be due to a held amount."""
     return any(

@@ -31,12 +31,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr
 
 from howdah import AwareDateTime, Base
-from shop.accounts.models import Entry
-from shop.accounts.repository import booked_between
-from shop.transfers.expiry import has_state, shown_state
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer, TransferState
-from shop.transfers.repository import balance_after, held_amount
-from shop.transfers.requests import BookedTransfer, linked_keys
+from shop.ledger.account_queries import posted_between
+from shop.ledger.expiry import has_state, shown_state
+from shop.ledger.models import Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
+from shop.ledger.repository import balance_after, held_amount
+from shop.ledger.requests import TransferRecord, linked_keys
 from shop.web.fields import ListOrder
 
 _Columns: TypeAlias = Mapping[str, Any]
@@ -48,8 +47,8 @@ _NO_ID: Final = literal_column("CAST(NULL AS uuid)", Uuid())
 _NO_NUMBER: Final = literal_column("CAST(NULL AS bigint)", BigInteger())
 _SHARED: Final = ("id", "from_account_id", "to_account_id", "amount", "currency", "description", "details", "group_id")
 _ONLY_POSTED: Final = {
-    "from_version": _NO_NUMBER,
-    "to_version": _NO_NUMBER,
+    "from_entry_number": _NO_NUMBER,
+    "to_entry_number": _NO_NUMBER,
     "reverses_id": _NO_ID,
     "reversed_total": _NO_NUMBER,
 }
@@ -100,7 +99,7 @@ def _transfers_of_accounts() -> Subquery:
         select(
             Entry.account_id,
             Entry.transfer_id.label("id"),
-            Entry.version,
+            Entry.entry_number,
             (Entry.amount < literal_column("0")).label("is_debit"),
             true().label("is_posted"),
         ),
@@ -133,7 +132,7 @@ def _transfers_of_accounts() -> Subquery:
 
 
 class _Snapshot:
-    """A row of `BookedTransfer`, read by one statement.
+    """A row of `TransferRecord`, read by one statement.
 
     Values that only the rows of the page need are scalar subqueries, which PostgreSQL evaluates after LIMIT."""
 
@@ -142,12 +141,12 @@ class _Snapshot:
     @declared_attr
     def from_balance(self) -> Mapped[int | None]:
         columns = self.__table__.c
-        return column_property(balance_after(columns.from_account_id, columns.from_version))
+        return column_property(balance_after(columns.from_account_id, columns.from_entry_number))
 
     @declared_attr
     def to_balance(self) -> Mapped[int | None]:
         columns = self.__table__.c
-        return column_property(balance_after(columns.to_account_id, columns.to_version))
+        return column_property(balance_after(columns.to_account_id, columns.to_entry_number))
 
     @declared_attr
     def held_amount(self) -> Mapped[int | None]:
@@ -171,9 +170,9 @@ class _Snapshot:
         hold_state: Mapped[Any]
         hold_expires_at: Mapped[datetime]
 
-    def as_booked(self) -> BookedTransfer:
+    def as_record(self) -> TransferRecord:
         """The record that the routes write as JSON."""
-        return BookedTransfer(**{name: getattr(self, name) for name in BookedTransfer._fields})
+        return TransferRecord(**{name: getattr(self, name) for name in TransferRecord._fields})
 
 
 class TransferSnapshot(_Snapshot, Base):
@@ -191,7 +190,7 @@ class AccountTransferSnapshot(_Snapshot, Base):
 
     if TYPE_CHECKING:
         account_id: Mapped[UUID]
-        version: Mapped[int]
+        entry_number: Mapped[int]
         is_debit: Mapped[bool]
         is_posted: Mapped[bool]
 
@@ -231,7 +230,7 @@ def transfers_matching(
     if first_account is not None:
         model = AccountTransferSnapshot
         conditions.append(model.account_id == first_account)
-        if booked := booked_between(model.version, first_account, created_from, created_before):
+        if booked := posted_between(model.entry_number, first_account, created_from, created_before):
             conditions.append(or_(~model.is_posted, *([booked[0] & booked[1]] if len(booked) > 1 else booked)))
         if account_id is None:
             conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey
-from shop.accounts.models import one_of
+from shop.ledger.models import one_of
 
 
 class TransferState(StrEnum):
@@ -26,8 +26,8 @@ class TransferState(StrEnum):
 class Transfer(UUIDv7PrimaryKey, Base):
     """Money moved from one account to another, in the smallest unit of their currency. Never changed, never deleted.
 
-    Its two entries, `shop.accounts.models.Entry`, are those of `from_account_id` and `to_account_id` with the numbers
-    `from_version` and `to_version`; a trigger makes them, once a statement, if these follow. `effective_at` is when the
+    Its two entries, `shop.ledger.models.Entry`, are those of `from_account_id` and `to_account_id` with the numbers
+    `from_entry_number` and `to_entry_number`; a trigger makes them, once a statement, if these follow. `effective_at` is when the
     transfer counts from, which may be another time than that of its booking. Those that were made
     together, all or none, share a `group_id`.
 
@@ -62,9 +62,9 @@ class Transfer(UUIDv7PrimaryKey, Base):
     )
 
     from_account_id: Mapped[UUID]
-    from_version: Mapped[int] = mapped_column(BigInteger)
+    from_entry_number: Mapped[int] = mapped_column(BigInteger)
     to_account_id: Mapped[UUID]
-    to_version: Mapped[int] = mapped_column(BigInteger)
+    to_entry_number: Mapped[int] = mapped_column(BigInteger)
     amount: Mapped[int] = mapped_column(BigInteger)
     currency: Mapped[str] = mapped_column(String(3))
     description: Mapped[str | None] = mapped_column(String(500))
@@ -87,8 +87,8 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     state changes. A trigger ensures that it changes only once.
 
     It expires at `expires_at`, by the database's clock. From then on it can't be posted, reserves nothing and is shown
-    as voided. Its row says `pending` until its account is next locked, or `shop.transfers.upkeep` voids it (see
-    `shop.transfers.expiry`).
+    as voided. Its row says `pending` until its account is next locked, or `shop.ledger.maintenance` voids it (see
+    `shop.ledger.expiry`).
     """
 
     __tablename__ = "pending_transfers"
@@ -147,7 +147,7 @@ class IdempotencyKey(Base):
 
     Written in the transaction of the transfer or account, so one never exists without the other. `answer` is stored
     because it can't be derived: one transfer can be the answer to a hold, and later to its posting. `fingerprint` is
-    a digest of the request; a different request with the same key is refused. `shop.transfers.upkeep` deletes old keys.
+    a digest of the request; a different request with the same key is refused. `shop.ledger.maintenance` deletes old keys.
     """
 
     __tablename__ = "idempotency_keys"

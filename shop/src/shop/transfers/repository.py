@@ -28,10 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from howdah import AsyncRepository
-from shop.accounts.models import Account, Entry
-from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer
-from shop.transfers.requests import BookedTransfer, NamedTransfer, ScopedKey
-from shop.transfers.rows import BookAccount, Hold, Reversible
+from shop.ledger.models import Account, AnswerKind, Entry, IdempotencyKey, PendingTransfer, Transfer
+from shop.ledger.requests import NamedTransfer, ScopedKey, TransferRecord
+from shop.ledger.snapshots import Hold, PostingAccount, Reversible
 
 
 class StoredAnswer(NamedTuple):
@@ -47,7 +46,7 @@ class StoredAnswer(NamedTuple):
 class AccountsAt(NamedTuple):
     """The accounts' states at the time `at`, by the database's clock."""
 
-    accounts: dict[UUID, BookAccount]
+    accounts: dict[UUID, PostingAccount]
     at: datetime
 
 
@@ -76,12 +75,12 @@ class TransferRepository(AsyncRepository[Transfer]):
         )
         return {(scope, key): StoredAnswer(*answer) for scope, key, *answer in found}
 
-    async def booked(self, transfer_ids: Collection[UUID]) -> dict[UUID, BookedTransfer]:
+    async def booked(self, transfer_ids: Collection[UUID]) -> dict[UUID, TransferRecord]:
         """The posted ones of these transfers, as they were when they were posted."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_BOOKED, {"ids": list(transfer_ids)})
-        return {row.id: BookedTransfer(**row._mapping) for row in rows}
+        return {row.id: TransferRecord(**row._mapping) for row in rows}
 
     async def holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
         """Those of these transfers that are or were pending, as they are stored."""
@@ -111,10 +110,10 @@ async def accounts_now(connection: AsyncConnection, ids: Sequence[UUID]) -> Acco
 
 
 def _accounts_at(rows: Iterable[Sequence[Any]]) -> AccountsAt:
-    accounts: dict[UUID, BookAccount] = {}
+    accounts: dict[UUID, PostingAccount] = {}
     for at, id_, *values in rows:  # noqa: B007  # each row has the time when its account was locked: the last one is used
         if id_ is not None:
-            accounts[id_] = BookAccount(id_, *values)
+            accounts[id_] = PostingAccount(id_, *values)
     return AccountsAt(accounts, at)
 
 
@@ -128,7 +127,7 @@ def _with_time(accounts: Select[Any]) -> Select[Any]:
     return select(func.clock_timestamp(), *found.c).select_from(one.outerjoin(found, true()))
 
 
-_ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(BookAccount))).where(
+_ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(PostingAccount))).where(
     Account.id == _ids
 )
 _ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
@@ -153,7 +152,11 @@ def balance_after(account_id: SQLColumnExpression[UUID], version: SQLColumnExpre
     table, it may compare all transfers with all entries of their accounts.
     """
     entry = aliased(Entry)
-    return select(entry.balance_after).where(entry.account_id == account_id, entry.version == version).scalar_subquery()
+    return (
+        select(entry.balance_after)
+        .where(entry.account_id == account_id, entry.entry_number == entry_number)
+        .scalar_subquery()
+    )
 
 
 def held_amount(transfer_id: SQLColumnExpression[UUID]) -> ScalarSelect[int]:
@@ -164,10 +167,10 @@ def held_amount(transfer_id: SQLColumnExpression[UUID]) -> ScalarSelect[int]:
 
 # Entries never change, so this is the transfer as it was returned when it was posted.
 _BOOKED: Final = select(
-    *(getattr(Transfer, name) for name in BookedTransfer._fields if hasattr(Transfer, name)),
+    *(getattr(Transfer, name) for name in TransferRecord._fields if hasattr(Transfer, name)),
     held_amount(Transfer.id).label("held_amount"),
-    balance_after(Transfer.from_account_id, Transfer.from_version).label("from_balance"),
-    balance_after(Transfer.to_account_id, Transfer.to_version).label("to_balance"),
+    balance_after(Transfer.from_account_id, Transfer.from_entry_number).label("from_balance"),
+    balance_after(Transfer.to_account_id, Transfer.to_entry_number).label("to_balance"),
 ).where(Transfer.id == _ids)
 
 _reversal: Final = aliased(Transfer)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import orjson
 
-from shop.transfers.models import TransferState
+from shop.ledger.models import TransferState
 
 MAX_AMOUNT: Final = 2**62  # two of them still fit the column
 MAX_LINKED: Final = 100
@@ -33,16 +33,16 @@ class Refusal(StrEnum):
     ACCOUNT_FROZEN = "account_frozen"
     ACCOUNT_CLOSED = "account_closed"
     ALREADY_REVERSED = "already_reversed"
-    MORE_THAN_IS_LEFT = "more_than_is_left"
-    NOT_ITS_REVERSAL = "not_its_reversal"
+    EXCEEDS_REVERSIBLE_AMOUNT = "exceeds_reversible_amount"
+    REVERSAL_MISMATCH = "reversal_mismatch"
     NOT_POSTED = "not_posted"
     REVERSAL_BEFORE_ORIGINAL = "reversal_before_original"
     UNKNOWN_PENDING = "unknown_pending"
     ALREADY_POSTED = "already_posted"
     ALREADY_VOIDED = "already_voided"
     PENDING_EXPIRED = "pending_expired"
-    MORE_THAN_IS_HELD = "more_than_is_held"
-    LINKED_REFUSED = "linked_refused"
+    EXCEEDS_HELD_AMOUNT = "exceeds_held_amount"
+    LINKED_TRANSFER_FAILED = "linked_transfer_failed"
     KEY_REUSED = "key_reused"
 
 
@@ -65,16 +65,16 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.ACCOUNT_FROZEN: "one of the accounts is frozen",
     Refusal.ACCOUNT_CLOSED: "one of the accounts is closed",
     Refusal.ALREADY_REVERSED: "the whole of the transfer has been reversed already",
-    Refusal.MORE_THAN_IS_LEFT: "that is more than is left of the transfer to be reversed",
-    Refusal.NOT_ITS_REVERSAL: "there is no such transfer to be reversed between these accounts",
+    Refusal.EXCEEDS_REVERSIBLE_AMOUNT: "that is more than is left of the transfer to be reversed",
+    Refusal.REVERSAL_MISMATCH: "there is no such transfer to be reversed between these accounts",
     Refusal.NOT_POSTED: "the transfer is pending or voided, and only a posted one can be reversed",
     Refusal.REVERSAL_BEFORE_ORIGINAL: "a reversal can't take effect before the transfer that it reverses",
     Refusal.UNKNOWN_PENDING: "there is no such pending transfer between these accounts",
     Refusal.ALREADY_POSTED: "the pending transfer has been posted already",
     Refusal.ALREADY_VOIDED: "the pending transfer has been voided already",
     Refusal.PENDING_EXPIRED: "the time of the pending transfer is over",
-    Refusal.MORE_THAN_IS_HELD: "that is more than the pending transfer holds",
-    Refusal.LINKED_REFUSED: "a transfer that this one is linked to was refused",
+    Refusal.EXCEEDS_HELD_AMOUNT: "that is more than the pending transfer holds",
+    Refusal.LINKED_TRANSFER_FAILED: "a transfer that this one is linked to was refused",
     Refusal.KEY_REUSED: "the idempotency key was used for another request",
 }
 
@@ -119,7 +119,7 @@ class TransferRequest(NamedTuple):
             self.description,
             self.reverses,
         ]
-        if not (self.is_plain and self.metadata is None and self.effective_at is None and self.reverses is None):
+        if not (self.is_basic and self.metadata is None and self.effective_at is None and self.reverses is None):
             later = ("metadata", "effective_at", "pending_seconds", "posts", "voids")
             if given := {name: value for name in later if (value := getattr(self, name)) is not None}:
                 if self.metadata is not None:
@@ -130,7 +130,7 @@ class TransferRequest(NamedTuple):
         return asked
 
     @property
-    def is_plain(self) -> bool:
+    def is_basic(self) -> bool:
         """Whether this is a basic transfer: no hold, no posting, no voiding, no reversal."""
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
 
@@ -172,7 +172,7 @@ class NamedTransfer(NamedTuple):
         )
 
 
-class BookedTransfer(NamedTuple):
+class TransferRecord(NamedTuple):
     """A transfer's row. It is not a mapped object: to create one would take most of the time of a decision.
 
     The versions are the numbers of its two entries. A pending or voided transfer has none. The balances are those of
@@ -183,9 +183,9 @@ class BookedTransfer(NamedTuple):
 
     id: UUID
     from_account_id: UUID
-    from_version: int | None
+    from_entry_number: int | None
     to_account_id: UUID
-    to_version: int | None
+    to_entry_number: int | None
     amount: int
     currency: str
     description: str | None
@@ -204,7 +204,7 @@ class BookedTransfer(NamedTuple):
 
 
 class _Result(NamedTuple):
-    transfer: BookedTransfer | None
+    transfer: TransferRecord | None
     refusal: Refusal | None
     replayed: bool
 
@@ -218,7 +218,7 @@ class TransferResult(_Result):
     __slots__ = ()
 
     def __new__(
-        cls, transfer: BookedTransfer | None = None, refusal: Refusal | None = None, replayed: bool = False
+        cls, transfer: TransferRecord | None = None, refusal: Refusal | None = None, replayed: bool = False
     ) -> Self:
         if (transfer is None) is (refusal is None):
             raise ValueError(f"a result is a transfer or a refusal, not {transfer!r} and {refusal!r}")
@@ -228,7 +228,7 @@ class TransferResult(_Result):
         """The same result as a replay."""
         return TransferResult(self.transfer, self.refusal, replayed=True)
 
-    def unwrap(self) -> BookedTransfer:
+    def unwrap(self) -> TransferRecord:
         """The transfer; raises `TransferRefused`."""
         if self.refusal is not None:
             raise TransferRefused(self.refusal)

@@ -13,11 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
 from howdah.fastapi import PageOut, StrictJSONRoute, problems, schema_of
-from shop.transfers.batch import posted_lines
-from shop.transfers.bodies import named_in, request_of
-from shop.transfers.listing import transfers_matching
-from shop.transfers.requests import Refusal, TransferResult
-from shop.transfers.schemas import (
+from shop.ledger.http.bodies import named_in, request_of
+from shop.ledger.http.transfer_batch import posted_lines
+from shop.ledger.http.transfer_schemas import (
     METADATA_PARAMETER,
     BatchLineIn,
     BatchLineOut,
@@ -33,7 +31,16 @@ from shop.transfers.schemas import (
     rendered,
     shown,
 )
-from shop.transfers.service import find_transfer, linked_under, named_transfers, posting_of, reversal_of, voiding_of
+from shop.ledger.requests import Refusal, TransferResult
+from shop.ledger.service import (
+    as_linked_chain,
+    find_transfer,
+    named_transfers,
+    posting_request,
+    reversal_request,
+    voiding_request,
+)
+from shop.ledger.transfer_queries import transfers_matching
 from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
 from shop.web.fields import Metadata
@@ -96,9 +103,9 @@ async def create_linked_transfers(
     named = await named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
     await db.commit()  # it only read; the ledger uses a transaction of its own
     requests = [request_of(each, named, key=None, scope=caller) for each in body.transfers]
-    results = await ledger.submit_many(linked_under(idempotency_key, requests))
+    results = await ledger.submit_many(as_linked_chain(idempotency_key, requests))
     for index, result in enumerate(results):
-        if result.refusal is not None and result.refusal is not Refusal.LINKED_REFUSED:
+        if result.refusal is not None and result.refusal is not Refusal.LINKED_TRANSFER_FAILED:
             return refusal_response(result.refusal, replayed=result.replayed, index=index)
     content = {"transfers": [shown(result.unwrap()) for result in results]}
     return _json(HTTPStatus.CREATED, content, replayed=results[0].replayed)
@@ -166,7 +173,7 @@ async def list_transfers(
     filters = parameters.model_dump(exclude={"limit", "after", "before"})
     chosen = transfers_matching(scope=caller, metadata=metadata, **filters)
     page = await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
-    items = [shown(transfer.as_booked()) for transfer in page.items]
+    items = [shown(transfer.as_record()) for transfer in page.items]
     return _json(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
 
@@ -197,7 +204,7 @@ async def post_pending_transfer(
     """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released."""
     if idempotency_key is None:
         return key_missing()
-    request = await posting_of(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
+    request = await posting_request(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
     await db.commit()  # only read; the ledger has a transaction of its own
     return _answer(await ledger.submit(request))
 
@@ -215,7 +222,7 @@ async def void_pending_transfer(
     """Void a pending transfer: release the whole hold."""
     if idempotency_key is None:
         return key_missing()
-    request = await voiding_of(db, transfer_id, key=idempotency_key, scope=caller)
+    request = await voiding_request(db, transfer_id, key=idempotency_key, scope=caller)
     await db.commit()
     return _answer(await ledger.submit(request))
 
@@ -234,7 +241,7 @@ async def reverse_transfer(
     than its amount. A reversal never takes effect before the transfer that it reverses."""
     if idempotency_key is None:
         return key_missing()
-    request = await reversal_of(
+    request = await reversal_request(
         db,
         transfer_id,
         amount=body.amount,

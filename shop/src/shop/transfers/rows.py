@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from shop.accounts.models import AccountState
-from shop.transfers.models import TransferState
-from shop.transfers.requests import BookedTransfer
+from shop.ledger.models import AccountState, TransferState
+from shop.ledger.requests import TransferRecord
 
 
 @dataclass(slots=True)
-class BookAccount:
+class PostingAccount:
     """The columns of an account that decisions need. A decision changes them, and then they are written."""
 
     id: UUID
@@ -24,7 +23,7 @@ class BookAccount:
     overdraft_limit: int
     balance_limit: int | None
     state: AccountState
-    version: int
+    entry_number: int
     revision: int
     updated_at: datetime
 
@@ -38,7 +37,7 @@ class Reversible:
     to_account_id: UUID
     amount: int
     effective_at: datetime
-    taken_back: int
+    reversed_amount: int
 
 
 @dataclass(slots=True)
@@ -67,9 +66,9 @@ class Hold:
         """Whether it was voided at or after its expiry. Expired holds are voided before any request is decided."""
         return self.state is TransferState.VOIDED and self.settled_at is not None and self.settled_at >= self.expires_at
 
-    def shown(self, state: TransferState) -> BookedTransfer:
+    def shown(self, state: TransferState) -> TransferRecord:
         """As an answer, in this state."""
-        return BookedTransfer(
+        return TransferRecord(
             self.id,
             self.from_account_id,
             None,

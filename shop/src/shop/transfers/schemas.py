@@ -20,9 +20,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from howdah.fastapi import PageParameters, RFC3339Datetime
+from shop.ledger.models import TransferState
+from shop.ledger.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, Refusal, TransferRecord
 from shop.limits import MAX_DESCRIPTION
-from shop.transfers.models import TransferState
-from shop.transfers.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, BookedTransfer, Refusal
 from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, Metadata, Moment
 
 Key = Annotated[
@@ -153,9 +153,9 @@ class TransferOut(BaseModel):
         description="How much of it has been reversed; 0 in the response that made it, and in its replays"
     )
     held_amount: int | None = Field(description="The amount that it held or still holds; null if it was never pending")
-    from_version: int | None = Field(description="The number of its entry among the account's")
+    from_entry_number: int | None = Field(description="The number of its entry among the account's")
     from_balance: int | None = Field(description="The account's balance after it; null unless it is posted")
-    to_version: int | None
+    to_entry_number: int | None
     to_balance: int | None
     created_at: datetime
 
@@ -169,7 +169,7 @@ class LinkedOut(BaseModel):
 
 
 class TransferPageParameters(PageParameters):
-    """Filters, all of which must match. `shop.transfers.routes` reads `metadata[name]=value`."""
+    """Filters, all of which must match. `shop.ledger.http.transfer_routes` reads `metadata[name]=value`."""
 
     order: ListOrder = Field(default="oldest", description="The order of the ids")
     account_id: UUID | None = Field(default=None, description="From or to this account")
@@ -237,7 +237,7 @@ class BatchLineOut(BaseModel):
     detail: str | None = Field(default=None, description="What is wrong with an invalid line")
 
 
-def shown(transfer: BookedTransfer) -> dict[str, Any]:
+def shown(transfer: TransferRecord) -> dict[str, Any]:
     """As `TransferOut` has it."""
     return {
         "id": transfer.id,
@@ -255,9 +255,9 @@ def shown(transfer: BookedTransfer) -> dict[str, Any]:
         "reversed_total": transfer.reversed_total,
         "reversed_amount": transfer.reversed_amount,
         "held_amount": transfer.held_amount,
-        "from_version": transfer.from_version,
+        "from_entry_number": transfer.from_entry_number,
         "from_balance": transfer.from_balance,
-        "to_version": transfer.to_version,
+        "to_entry_number": transfer.to_entry_number,
         "to_balance": transfer.to_balance,
         "created_at": transfer.created_at,
     }

@@ -1,4 +1,4 @@
-"""Post transfers under locks. All money moves through `post_transfers` or `shop.transfers.ledger`."""
+"""Post transfers under locks. All money moves through `post_transfers` or `shop.ledger.group_commit`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
-from shop.transfers.books import Books, Outcome
-from shop.transfers.expiry import void_expired_of
-from shop.transfers.listing import TransferSnapshot, transfer_with
-from shop.transfers.models import AnswerKind, Transfer, TransferState
-from shop.transfers.repository import AccountsAt, StoredAnswer, TransferRepository
-from shop.transfers.requests import (
-    BookedTransfer,
+from shop.ledger.expiry import void_expired_of
+from shop.ledger.models import AnswerKind, Transfer, TransferState
+from shop.ledger.posting import Outcome, PostingContext
+from shop.ledger.repository import AccountsAt, StoredAnswer, TransferRepository
+from shop.ledger.requests import (
     NamedTransfer,
     Refusal,
     ScopedKey,
+    TransferRecord,
     TransferRequest,
     TransferResult,
     fingerprints,
     linked_keys,
 )
-from shop.transfers.validation import check_request, checked
-from shop.transfers.writing import write
+from shop.ledger.transfer_queries import TransferSnapshot, transfer_with
+from shop.ledger.validation import check_request, checked
+from shop.ledger.writing import write
 
 
 async def post_transfers(session: AsyncSession, requests: Sequence[TransferRequest]) -> list[TransferResult]:
@@ -43,10 +43,10 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
 
     Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself.
     """
-    return (await posted_under_locks(session, requests))[0] if requests else []
+    return (await post_with_locks(session, requests))[0] if requests else []
 
 
-async def posted_under_locks(
+async def post_with_locks(
     session: AsyncSession, requests: Sequence[TransferRequest]
 ) -> tuple[list[TransferResult], AccountsAt]:
     """`post_transfers`, and the accounts as they are when the transaction is committed."""
@@ -55,10 +55,10 @@ async def posted_under_locks(
     return await _posted(session, locked, chosen), locked
 
 
-async def posted_where_free(
+async def post_skip_locked(
     session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
 ) -> tuple[list[list[TransferResult] | None], AccountsAt]:
-    """Like `posted_under_locks`, for several lists, and without waiting for locks. The result is None for a list with
+    """Like `post_with_locks`, for several lists, and without waiting for locks. The result is None for a list with
     an account that another transaction has locked."""
     ids = {id_ for requests in lists for id_ in accounts_of(requests)}
     locked, taken = await TransferRepository(session).lock_free_accounts(ids)
@@ -71,7 +71,7 @@ async def posted_where_free(
     return dealt, locked
 
 
-async def expired_voided(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
+async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
     """Void the expired holds of those of these accounts that no other transaction has locked. Return the number of
     holds, and the accounts."""
     locked, _ = await TransferRepository(session).lock_free_accounts(set(account_ids))
@@ -103,7 +103,7 @@ async def _posted(
     # void but that were never pending
     pending = await repository.holds(settled_ids | (reversed_ids - reversible.keys()))
     reversible |= await repository.reversible(settled_ids - pending.keys())
-    books = Books(locked.accounts, locked.at, used=used, reversible=reversible, pending=pending)
+    books = PostingContext(locked.accounts, locked.at, used=used, reversible=reversible, pending=pending)
     results = books.decide(requests)
     if not books.is_empty:
         await write(session, books)
@@ -117,12 +117,12 @@ def accounts_of(requests: Sequence[TransferRequest]) -> set[UUID]:
     return ids
 
 
-async def post(session: AsyncSession, request: TransferRequest) -> BookedTransfer:
+async def post(session: AsyncSession, request: TransferRequest) -> TransferRecord:
     """`post_transfers` with one request; raises `TransferRefused`."""
     return (await post_transfers(session, [request]))[0].unwrap()
 
 
-async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> BookedTransfer:
+async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> TransferRecord:
     """Move `amount` of the accounts' smallest unit. Raises `TransferRefused`, a `ValueError`, and moves nothing then.
 
     In a session that has begun it is part of that transaction, which the caller commits; in a fresh one it commits
@@ -133,15 +133,15 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
     return result.unwrap()  # after the savepoint, so that expired holds stay voided
 
 
-async def find_transfer(db: AsyncSession, transfer_id: UUID) -> BookedTransfer:
+async def find_transfer(db: AsyncSession, transfer_id: UUID) -> TransferRecord:
     """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`."""
     transfer: TransferSnapshot | None = (await db.scalars(transfer_with(transfer_id))).one_or_none()
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
-    return transfer.as_booked()
+    return transfer.as_record()
 
 
-def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[TransferRequest]:
+def as_linked_chain(key: str, requests: Sequence[TransferRequest]) -> list[TransferRequest]:
     """The requests as one linked chain under one key."""
     if type(key) is not str:
         raise TypeError(f"key is of type {type(key).__name__}; pass a str")
@@ -152,7 +152,7 @@ def linked_under(key: str, requests: Sequence[TransferRequest]) -> list[Transfer
     ]
 
 
-async def reversal_of(
+async def reversal_request(
     db: AsyncSession,
     transfer_id: UUID,
     *,
@@ -167,14 +167,14 @@ async def reversal_of(
     return named.reversal(amount, description=description, effective_at=effective_at, key=key, scope=scope)
 
 
-async def posting_of(
+async def posting_request(
     db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that posts a pending transfer: `amount`, or the whole hold. Raises `NotFound`."""
     return (await named_transfer(db, transfer_id)).posting(amount, key=key, scope=scope)
 
 
-async def voiding_of(
+async def voiding_request(
     db: AsyncSession, transfer_id: UUID, *, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that voids a pending transfer. Raises `NotFound`."""
@@ -194,7 +194,7 @@ async def named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> d
     return await TransferRepository(db).named(transfer_ids)
 
 
-async def answer_before(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
+async def find_replay(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
     """The stored result of this request's key as a replay. None if the key is unused; the refusal `key_reused` if it
     was used for another request."""
     check_request(request)

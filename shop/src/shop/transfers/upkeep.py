@@ -17,10 +17,10 @@ import structlog
 from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
 from howdah import Database
-from shop.proof.seals import link_seals
-from shop.transfers.expiry import ACCOUNTS_WITH_EXPIRED
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import IdempotencyKey, PendingTransfer
+from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import IdempotencyKey, PendingTransfer
+from shop.ledger.seals import link_seals
 
 EVERY_SECONDS: Final = 5.0
 _KEYS_EVERY_SECONDS: Final = 3_600.0
@@ -28,15 +28,15 @@ _AT_A_TIME: Final = 500
 
 _done: Final = bindparam("done", type_=ARRAY(Uuid()))
 
-_log = structlog.get_logger("shop.upkeep")
+_log = structlog.get_logger("shop.maintenance")
 
 
 @asynccontextmanager
-async def upkeep(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
+async def maintenance(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
     """Run the jobs inside the `async with` block. Every five seconds expired holds are voided and new seals are linked.
     Every hour keys are deleted that were first used more than `key_retention_days` ago. A failure is logged and
     doesn't stop the other jobs. The job runs again five seconds later."""
-    task = asyncio.create_task(_keep_up(database, ledger, timedelta(days=key_retention_days)))
+    task = asyncio.create_task(_run_jobs(database, ledger, timedelta(days=key_retention_days)))
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ async def void_expired(database: Database, ledger: Ledger) -> int:
         done |= ids
 
 
-async def forget_keys(database: Database, retention: timedelta) -> int:
+async def delete_old_keys(database: Database, retention: timedelta) -> int:
     """Delete the idempotency keys that were first used longer ago than `retention`, by the database's clock. Return
     their number."""
     forgotten = 0
@@ -83,7 +83,7 @@ async def forget_keys(database: Database, retention: timedelta) -> int:
             return forgotten
 
 
-async def _keep_up(database: Database, ledger: Ledger, retention: timedelta) -> None:
+async def _run_jobs(database: Database, ledger: Ledger, retention: timedelta) -> None:
     keys_due = time.monotonic()
     while True:
         with _failure_logged("void_expired"):
@@ -92,8 +92,8 @@ async def _keep_up(database: Database, ledger: Ledger, retention: timedelta) -> 
         with _failure_logged("link_seals"):
             await link_seals(database)
         if time.monotonic() >= keys_due:
-            with _failure_logged("forget_keys"):
-                if forgotten := await forget_keys(database, retention):
+            with _failure_logged("delete_old_keys"):
+                if forgotten := await delete_old_keys(database, retention):
                     _log.info("idempotency keys forgotten", count=forgotten)
                 keys_due = time.monotonic() + _KEYS_EVERY_SECONDS
         await asyncio.sleep(EVERY_SECONDS)
@@ -105,4 +105,4 @@ def _failure_logged(job: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        _log.exception("upkeep failed", job=job)
+        _log.exception("maintenance failed", job=job)

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from shop.ledger.requests import MAX_PENDING_SECONDS, TransferRequest, chains
 from shop.limits import EARLIEST, LATEST, MAX_DESCRIPTION, MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE
-from shop.transfers.requests import MAX_PENDING_SECONDS, TransferRequest, chains
 
-# The lengths of the columns in `shop.transfers.models`.
+# The lengths of the columns in `shop.ledger.models`.
 _MAX_KEY: Final = 260
 _MAX_SCOPE: Final = 100
 
@@ -59,7 +59,7 @@ def check_request(request: TransferRequest) -> None:
         _check_time(request.effective_at)
     if type(request.linked) is not bool:
         raise _wrong_type("linked", request.linked, "pass True or False")
-    if not request.is_plain:
+    if not request.is_basic:
         _check_kind(request)
 
 

@@ -17,11 +17,10 @@ from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
 from howdah import UniqueViolation
-from shop.accounts.models import Account
-from shop.transfers.books import Books
-from shop.transfers.models import AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
-from shop.transfers.requests import TransferResult
-from shop.transfers.rows import Hold
+from shop.ledger.models import Account, AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
+from shop.ledger.posting import PostingContext
+from shop.ledger.requests import TransferResult
+from shop.ledger.snapshots import Hold
 
 _Kinds = dict[str, TypeEngine[Any]]
 
@@ -30,7 +29,7 @@ class KeyInUse(Exception):
     """Another transaction has used one of the idempotency keys meanwhile: roll this one back, and begin it again."""
 
 
-async def write(session: AsyncSession, books: Books) -> None:
+async def write(session: AsyncSession, books: PostingContext) -> None:
     """Write what was decided under locks. Raises `KeyInUse` if one of the keys was used meanwhile by a transaction
     that this one didn't wait for."""
     if settled := books.settled():  # first, for others may take what it leaves free
@@ -56,12 +55,12 @@ async def write(session: AsyncSession, books: Books) -> None:
         ]
         await _write_held(session, books, books.holds, _HOLD, _columns("h", _HELD, rows))
     for account in books.moved():
-        show(session, account, ("balance", "held", "version", "revision", "updated_at"))
+        show(session, account, ("balance", "held", "entry_count", "revision", "updated_at"))
 
 
-def values_to_write(books: Books, assumed: Sequence[tuple[UUID, int, int | None]]) -> dict[str, Any]:
-    """The parameters of `write_if`. Read them right after the decision, because the next decision changes the accounts.
-    `assumed`: id, version and revision (None for 0) of each account that the decision assumed."""
+def values_to_write(books: PostingContext, assumed: Sequence[tuple[UUID, int, int | None]]) -> dict[str, Any]:
+    """The parameters of `write_if_unchanged`. Read them right after the decision, because the next decision changes the accounts.
+    `assumed`: id, entry_number and revision (None for 0) of each account that the decision assumed."""
     return _shared_values(books) | _columns("a", _ASSUMED, assumed)
 
 
@@ -72,7 +71,7 @@ class Written(NamedTuple):
     at: datetime
 
 
-async def write_if(connection: AsyncConnection, values: Mapping[str, Any]) -> Written:
+async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, Any]) -> Written:
     """Write the optimistic decision by one statement, which waits for no account. It writes nothing unless
 
     - all accounts still have the versions and revisions that the decision assumed,
@@ -81,11 +80,11 @@ async def write_if(connection: AsyncConnection, values: Mapping[str, Any]) -> Wr
 
     Raises `KeyInUse`."""
     with _keys_not_in_use():
-        return Written(*(await connection.execute(WRITE_IF, values)).one())
+        return Written(*(await connection.execute(WRITE_IF_UNCHANGED, values)).one())
 
 
 async def _write_held(
-    session: AsyncSession, books: Books, holds: Iterable[Hold], statement: Any, values: Mapping[str, Any]
+    session: AsyncSession, books: PostingContext, holds: Iterable[Hold], statement: Any, values: Mapping[str, Any]
 ) -> None:
     accounts = [books.accounts[id_] for id_ in sorted({each.from_account_id for each in holds})]
     given = {"a_id": [each.id for each in accounts], "a_held": [each.held for each in accounts], "at": books.at}
@@ -112,7 +111,7 @@ def _keys_not_in_use() -> Iterator[None]:
         raise KeyInUse from error
 
 
-def _shared_values(books: Books) -> dict[str, Any]:
+def _shared_values(books: PostingContext) -> dict[str, Any]:
     """The parameters that all the writing statements share."""
     values = _columns("t", _TRANSFER, [each[: len(_TRANSFER)] for each in books.transfers])
     for name in ("t_effective_at", "t_created_at"):
@@ -174,9 +173,9 @@ def _parameters(*tables: tuple[str, _Kinds]) -> list[Any]:
 _TRANSFER: Final[_Kinds] = {
     "id": Uuid(),
     "from_account_id": Uuid(),
-    "from_version": BigInteger(),
+    "from_entry_number": BigInteger(),
     "to_account_id": Uuid(),
-    "to_version": BigInteger(),
+    "to_entry_number": BigInteger(),
     "amount": BigInteger(),
     "currency": String(),
     "description": String(),
@@ -187,7 +186,7 @@ _TRANSFER: Final[_Kinds] = {
     "group_id": Uuid(),
     "created_at": DateTime(timezone=True),
 }
-_ASSUMED: Final[_Kinds] = {"id": Uuid(), "version": BigInteger(), "revision": BigInteger()}
+_ASSUMED: Final[_Kinds] = {"id": Uuid(), "entry_count": BigInteger(), "revision": BigInteger()}
 _KEY: Final[_Kinds] = {
     "scope": String(),
     "key": String(),
@@ -213,13 +212,13 @@ _HELD: Final[_Kinds] = {
 # are skipped: to wait for their transaction could deadlock, or take long.
 _AS_ASSUMED: Final = f"""
         locked AS MATERIALIZED (
-            SELECT id, version, revision FROM {Account.__tablename__}
+            SELECT id, entry_count, revision FROM {Account.__tablename__}
             WHERE id = ANY (:a_id) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
         ), as_assumed AS MATERIALIZED (
             SELECT count(*) = cardinality(:a_id)
                 AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp() AS yes
             FROM locked JOIN {_given("a", _ASSUMED)} ON locked.id = given.id
-                AND locked.version = given.version AND locked.revision = coalesce(given.revision, 0)
+                AND locked.entry_count = given.entry_count AND locked.revision = coalesce(given.revision, 0)
         ),"""  # noqa: S608  # of names from above
 
 
@@ -231,7 +230,7 @@ def _write(*, as_assumed: bool) -> Any:
             INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)})
             SELECT {", ".join(_GIVEN_AS.get(name, name) for name in _TRANSFER)}
             FROM {_given("t", _TRANSFER)} WHERE {condition}
-        ), new_keys AS (
+        ), generate_keys AS (
             INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY)}, created_at)
             SELECT {", ".join(_KEY_GIVEN_AS.get(name, name) for name in _KEY)}, :at
             FROM {_given("k", _KEY)} WHERE {condition}
@@ -260,7 +259,7 @@ _KEY_GIVEN_AS: Final = {
 }
 
 WRITE: Final = _write(as_assumed=False)
-WRITE_IF: Final = _write(as_assumed=True)
+WRITE_IF_UNCHANGED: Final = _write(as_assumed=True)
 
 
 def _holding(first: str, *, change: str, parameters: Sequence[Any]) -> Any:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from howdah import Unavailable
-from howdah.fastapi import RETRY_AFTER_SECONDS, database_of, problem_response, problems
+from howdah.fastapi import RETRY_AFTER_SECONDS, database_from_state, problem_response, problems
 from shop import migrations
 from shop.migrations.guards import compare_guards
 
@@ -31,7 +31,7 @@ async def healthz() -> Health:
     responses=problems(HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def readyz(request: Request) -> Health | Response:
-    database = database_of(request)
+    database = database_from_state(request)
     try:
         current = await migrations.current(database)
         async with database.session(read_only=True) as session:

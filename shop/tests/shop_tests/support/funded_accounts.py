@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from shop.ledger.accounts import open_account
+from shop.ledger.check import check_ledger
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.service import transfer_funds
+
 from howdah import Database
-from shop.accounts.schemas import AccountIn
-from shop.accounts.service import open_account
-from shop.proof.checks import check_books
-from shop.transfers.service import transfer_funds
 
 
 async def open_accounts(database: Database, *balances: int) -> list[UUID]:
@@ -24,4 +25,4 @@ async def open_accounts(database: Database, *balances: int) -> list[UUID]:
 
 async def sum_up(stored: Database) -> None:
     async with stored.session() as session:
-        assert (await check_books(session)).faults == {}
+        assert (await check_ledger(session)).faults == {}

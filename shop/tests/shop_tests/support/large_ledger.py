@@ -19,7 +19,7 @@ _STATEMENTS = (
     FROM generate_series(0, 99) AS i
     """,
     """
-    INSERT INTO transfers (id, from_account_id, from_version, to_account_id, to_version, amount, currency, effective_at,
+    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at,
         created_at, metadata)
     SELECT ('a' || lpad(to_hex(n), 31, '0'))::uuid, lpad(to_hex(n % 100), 32, '0')::uuid, 2 * (n / 100) + 2,
         lpad(to_hex((n + 1) % 100), 32, '0')::uuid, 2 * (n / 100) + 1, 1, 'GBP', at, at,
@@ -28,8 +28,8 @@ _STATEMENTS = (
     """,
     """
     INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
-    SELECT from_account_id, from_version, id, -1, 0, created_at FROM transfers
-    UNION ALL SELECT to_account_id, to_version, id, 1, 1, created_at FROM transfers
+    SELECT from_account_id, from_entry_number, id, -1, 0, created_at FROM transfers
+    UNION ALL SELECT to_account_id, to_entry_number, id, 1, 1, created_at FROM transfers
     """,
     """
     INSERT INTO pending_transfers (id, from_account_id, to_account_id, amount, currency, state, expires_at, created_at,

@@ -17,15 +17,14 @@ from random import Random
 from typing import NamedTuple
 from uuid import UUID
 
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account, TransferState
+from shop.ledger.requests import TransferRecord, TransferRequest, TransferResult
+from shop.ledger.service import post_transfers
 from sqlalchemy import select, update
 
 from howdah import Database
 from shop import tables  # noqa: F401 (tables refer to each other)
-from shop.accounts.models import Account
-from shop.transfers.ledger import Ledger
-from shop.transfers.models import TransferState
-from shop.transfers.requests import BookedTransfer, TransferRequest, TransferResult
-from shop.transfers.service import post_transfers
 from shop_tests.support.trigger_bypass import without_guards
 
 LARGEST = 300
@@ -97,8 +96,8 @@ class Clients:
         Plain and linked transfers, holds, and what posts, voids and reverses what was made of the lists before.
         """
         dice = Random(f"{self._seed}-{number}")
-        made: list[BookedTransfer] = []
-        held: list[BookedTransfer] = []
+        made: list[TransferRecord] = []
+        held: list[TransferRecord] = []
         while asked := [turn for _, turn in zip(range(dice.randint(20, 60)), self._left, strict=False)]:
             requests = [self._of_any_kind(dice, f"{self._seed}/{turn}", made, held) for turn in asked]
             requests[-1] = requests[-1]._replace(linked=False)
@@ -136,7 +135,7 @@ class Clients:
         return TransferRequest(source, target, dice.randint(1, LARGEST), key=key)
 
     def _of_any_kind(
-        self, dice: Random, key: str, made: list[BookedTransfer], held: list[BookedTransfer]
+        self, dice: Random, key: str, made: list[TransferRecord], held: list[TransferRecord]
     ) -> TransferRequest:
         kind = dice.random()
         if kind < 0.1 and made:

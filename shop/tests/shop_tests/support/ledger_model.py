@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import UUID
 
-from shop.transfers.requests import MAX_AMOUNT, Refusal, TransferRefused
+from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRefused
 
 LARGEST = 2**63 - 1
 
@@ -68,7 +68,7 @@ class Made:
     amount: int
     state: str
     until: float | None = None
-    taken_back: int = 0
+    reversed_amount: int = 0
     expired: bool = False
     told: bool = True
     """Whether a request to void it comes too late, although it has expired."""
@@ -117,7 +117,9 @@ class Model:
             if all(mine):
                 return [each[2]._replace(replayed=True) for each in earlier if each is not None]
             others = [each is not None and not it for each, it in zip(earlier, mine, strict=True)]
-            refusals = [Refusal.KEY_REUSED if it or not any(others) else Refusal.LINKED_REFUSED for it in others]
+            refusals = [
+                Refusal.KEY_REUSED if it or not any(others) else Refusal.LINKED_TRANSFER_FAILED for it in others
+            ]
             return [Answer(refusal) for refusal in refusals]
         answers = self._all_or_none(chain)
         for place, (key, answer) in enumerate(zip(keys, answers, strict=True)):
@@ -132,7 +134,7 @@ class Model:
             try:
                 number = self._make(step)
             except TransferRefused as refused:
-                answers = [Answer(Refusal.LINKED_REFUSED)] * len(chain)
+                answers = [Answer(Refusal.LINKED_TRANSFER_FAILED)] * len(chain)
                 answers[place] = Answer(refused.code)
                 if before is not None:
                     self.accounts, self.made = before
@@ -162,24 +164,24 @@ class Model:
     def _reverse(self, step: Step, number: int) -> int:
         made = self.made[number] if number < len(self.made) else None
         if made is None or (made.target, made.source) != (step.source, step.target):
-            raise TransferRefused(Refusal.NOT_ITS_REVERSAL)
+            raise TransferRefused(Refusal.REVERSAL_MISMATCH)
         if made.state != "posted":
             raise TransferRefused(Refusal.NOT_POSTED)
-        left = made.amount - made.taken_back
+        left = made.amount - made.reversed_amount
         if left == 0:
             raise TransferRefused(Refusal.ALREADY_REVERSED)
         amount = left if step.amount is None else _in_range(step.amount)
         if amount > left:
-            raise TransferRefused(Refusal.MORE_THAN_IS_LEFT)
+            raise TransferRefused(Refusal.EXCEEDS_REVERSIBLE_AMOUNT)
         self._refuse(step, amount)
-        made.taken_back += amount
+        made.reversed_amount += amount
         return self._move(step, amount)
 
     def _post(self, step: Step, number: int) -> int:
         held = self._pending(step, number)
         amount = held.amount if step.amount is None else _in_range(step.amount)
         if amount > held.amount:
-            raise TransferRefused(Refusal.MORE_THAN_IS_HELD)
+            raise TransferRefused(Refusal.EXCEEDS_HELD_AMOUNT)
         self._refuse(step, amount, released=held.amount)
         self.accounts[held.source].held -= held.amount
         held.state, held.amount = "posted", amount
@@ -245,10 +247,10 @@ class Booked(NamedTuple):
 
     id: UUID
     from_account_id: UUID
-    from_version: int
+    from_entry_number: int
     from_balance: int
     to_account_id: UUID
-    to_version: int
+    to_entry_number: int
     to_balance: int
     amount: int
     reverses_id: UUID | None
@@ -260,20 +262,23 @@ def in_version_order(transfers: Iterable[Booked]) -> list[Booked]:
     sides: dict[UUID, dict[int, Booked]] = {}
     count = 0
     for count, each in enumerate(transfers, start=1):  # noqa: B007  # how many there were
-        sides.setdefault(each.from_account_id, {})[each.from_version] = each
-        sides.setdefault(each.to_account_id, {})[each.to_version] = each
-    version = dict.fromkeys(sides, 0)
+        sides.setdefault(each.from_account_id, {})[each.from_entry_number] = each
+        sides.setdefault(each.to_account_id, {})[each.to_entry_number] = each
+    entry_number = dict.fromkeys(sides, 0)
     ordered: list[Booked] = []
     may_be_next = list(sides)
     while may_be_next:
         account = may_be_next.pop()
-        following = sides[account].get(version[account] + 1)
+        following = sides[account].get(entry_number[account] + 1)
         if following is None:
             continue
         debit, credit = following.from_account_id, following.to_account_id
-        if (version[debit], version[credit]) == (following.from_version - 1, following.to_version - 1):
-            version[debit] += 1
-            version[credit] += 1
+        if (entry_number[debit], entry_number[credit]) == (
+            following.from_entry_number - 1,
+            following.to_entry_number - 1,
+        ):
+            entry_number[debit] += 1
+            entry_number[credit] += 1
             ordered.append(following)
             may_be_next += (debit, credit)
     if len(ordered) < count:

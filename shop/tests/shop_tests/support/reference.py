@@ -7,19 +7,19 @@ from typing import Any
 from uuid import UUID
 
 from fastapi import Request
+from shop.ledger.models import Account
 from sqlalchemy import String, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, selectinload
 
-from howdah.fastapi import database_of
-from shop.accounts.models import Account
+from howdah.fastapi import database_from_state
 from shop.orders.models import Order
 from shop.users.models import User
 from shop_tests.support.trigger_bypass import without_guards
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
-    async with database_of(request).session_factory() as session:
+    async with database_from_state(request).session_factory() as session:
         try:
             yield session
             await session.commit()

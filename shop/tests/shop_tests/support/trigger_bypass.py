@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
+from shop.ledger.models import PendingTransfer
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
 from shop import tables
-from shop.transfers.models import PendingTransfer
 
 
 async def without_guards(session: AsyncSession) -> None:
