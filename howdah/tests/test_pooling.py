@@ -13,15 +13,15 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response
 from pydantic import BaseModel
-from sample import Counter, User
-from sample_rows import a_user
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from test_fastapi import served
 
 from howdah import Coalescer, ConnectionLost, Database, JsonView, PoolExhausted, PoolStatus, run_transaction
 from howdah._connections.pool import BoundedPool, Priority, Slots
 from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
+from howdah_tests.support.sample_models import Counter, User
+from howdah_tests.support.sample_rows import a_user
+from test_fastapi import served
 
 # Of reads. Of the others 60, twice as many as the pool has connections, take as long.
 REQUESTS = 300
