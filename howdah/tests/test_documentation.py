@@ -12,12 +12,12 @@ from types import ModuleType
 
 import asyncpg
 import pytest
-from embedded_servers import open_folder
 from sqlalchemy import make_url
 
 import howdah
 import howdah.embedded
 import howdah.fastapi
+from howdah_tests.support.embedded_servers import open_folder
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
@@ -152,11 +152,14 @@ def prose_of(page: str) -> list[str]:
 
 
 def test_every_test_that_the_table_of_faults_names_exists() -> None:
-    table = (PROJECT / "docs/faults.md").read_text()
-    tests = "".join(path.read_text() for path in PROJECT.glob("*/tests/**/test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", table))
+    named = re.findall(r"`(?:(\w+/tests/[\w/]+\.py)` `)?(test_\w+)`", (PROJECT / "docs/faults.md").read_text())
     assert len(named) > 15
-    assert not {name for name in named if f"def {name}(" not in tests}
+    file, missing = "", []
+    for path, test in named:
+        file = path or file  # a control test without a path is in the file that was named before it
+        if f"def {test}(" not in (PROJECT / file).read_text():
+            missing.append((file, test))
+    assert missing == []
 
 
 @pytest.mark.parametrize("module", [howdah, howdah.fastapi, howdah.embedded])
@@ -172,8 +175,8 @@ def test_every_file_that_contributing_names_exists(source: str) -> None:
     table = section.partition("\n\n")[0]
     cells = [line.split("|")[2] for line in table.splitlines()[2:]]
     files = [name for cell in cells for name in re.findall(r"`([\w/]+(?:\.py|\.sql|/\w+))`", cell)]
-    assert len(files) > 8
-    assert [name for name in files if not (PROJECT / source / name).exists() and "/" in name] == []
+    assert len(files) > 20
+    assert [name for name in files if not (PROJECT / source / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", [page for page in MARKDOWN if re.match(r"docs/decisions/\d", page)])
