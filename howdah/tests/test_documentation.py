@@ -21,8 +21,8 @@ from howdah_tests.support.embedded_servers import open_folder
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
-PAGES = ["howdah/README.md", "docs/examples.md", "docs/tutorial.md", "docs/how-to.md"]
-"""Their snippets run in order, against a real database."""
+PAGES = ["howdah/README.md", "docs/examples.md", "docs/how-to.md"]
+"""Their snippets run in order. `DATABASE_URL` is the URL of an empty database."""
 
 MARKDOWN = sorted(
     str(path.relative_to(PROJECT))
@@ -41,29 +41,22 @@ _NUMBER = re.compile(r"^(#+ | *)\d+\. ")
 _LABEL = re.compile(r"\*\*[A-Z][\w ]*\.\*\* ")
 """`**Decision.** …`: the label of a paragraph, followed by its first sentence."""
 
-# Top-level await is allowed, and each page's snippets share their names. The tables are created before the first
-# snippet that needs the database.
+# Top-level await is allowed, as in `python -m asyncio`, and the snippets of a page share their names.
 RUNNER = """
 import ast, asyncio, inspect, os, re, sys, types
 
 async def main(page):
     module = sys.modules["page"] = types.ModuleType("page")  # Pydantic looks for the module of a generic model
     names = vars(module)
-    names["DATABASE_URL"] = os.environ["DOCUMENTED_DATABASE_URL"]
+    if "DOCUMENTED_DATABASE_URL" in os.environ:
+        names["DATABASE_URL"] = os.environ["DOCUMENTED_DATABASE_URL"]
     for match in re.finditer(r"^```python\\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         line = page[: match.start(1)].count("\\n")
         source = "\\n" * line + match[1]
         code = compile(source, sys.argv[1], "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        if code.co_flags & inspect.CO_COROUTINE:
-            await create_tables(names["DATABASE_URL"])
         result = eval(code, names)
         if inspect.isawaitable(result):
             await result
-
-async def create_tables(url):
-    from howdah import Base, Database
-    async with Database(url) as database, database.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
 
 asyncio.run(main(open(sys.argv[1]).read()))
 """
@@ -98,12 +91,25 @@ def test_every_snippet_runs(page: str, postgres_url: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def test_the_tutorial_runs_in_an_empty_directory() -> None:
+    with open_folder() as folder:
+        page = with_own_server((PROJECT / "docs/tutorial.md").read_text(), folder)
+        (folder / "tutorial.md").write_text(page)
+        finished = subprocess.run(
+            [sys.executable, "-c", RUNNER, "tutorial.md"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_the_readmes_program_runs_in_an_empty_directory() -> None:
     (program,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
     with open_folder() as folder:
-        # The only change: a data directory of its own, so that nothing is left behind.
-        program = program.replace("EmbeddedPostgres()", f"EmbeddedPostgres({str(folder / 'data')!r})")
-        (folder / "first.py").write_text(program)
+        (folder / "first.py").write_text(with_own_server(program, folder))
         for counts in ("10000 0", "0 10000"):
             finished = subprocess.run(
                 [sys.executable, "first.py"], cwd=folder, capture_output=True, text=True, timeout=50, check=False
@@ -112,6 +118,12 @@ def test_the_readmes_program_runs_in_an_empty_directory() -> None:
             upserted, rejected, page = finished.stdout.splitlines()
             assert (upserted, rejected) == (counts, "1 uq_users_email")
             assert page.startswith("['0@example.com', '1000@example.com', '1001@example.com'] ")
+
+
+def with_own_server(text: str, folder: Path) -> str:
+    """The only change to what a reader runs: a data directory in this folder, so that nothing is left behind."""
+    assert "EmbeddedPostgres()" in text
+    return text.replace("EmbeddedPostgres()", f"EmbeddedPostgres({str(folder / 'data')!r})")
 
 
 @pytest.mark.parametrize("page", MARKDOWN)
