@@ -19,7 +19,7 @@ from howdah import (
     StatementTimeout,
 )
 from howdah._connections import kept
-from howdah._connections.kept import PreparedSelect
+from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
 from howdah_tests.support.faulty_proxy import proxy_before
 from howdah_tests.support.sample_rows import a_user
@@ -140,7 +140,7 @@ async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> N
 
 
 async def test_one_that_has_rested_is_asked_first(real_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_RESTED_SECONDS", 0.0)
+    monkeypatch.setattr(kept, "_MAX_IDLE_SECONDS", 0.0)
     first = await real_database.read(pid)
     await kill(real_database, first)
     calls = 0
