@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
 
@@ -240,7 +240,12 @@ async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSess
     Hero = hero()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     names = ("code", "name", "status", "nick", "rank")
-    for write, key in ((bulk.update_many, {}), (bulk.upsert_many, {}), (bulk.upsert_many, {"on": ["code"]})):
+    writes: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (bulk.update_many, {}),
+        (bulk.upsert_many, {}),
+        (bulk.upsert_many, {"on": ["code"]}),
+    ]
+    for write, key in writes:
         for many in (1, 25):
             await session.execute(sqlalchemy.delete(Hero))
             new = [Hero(code=f"{n:02}", name="One", status="done", nick="x", rank=1) for n in range(many)]

@@ -202,8 +202,9 @@ async def test_what_postgresql_cant_upsert_into_is_refused(tables: AsyncSession)
     )
     await tables.execute(text("CREATE TRIGGER t INSTEAD OF INSERT ON readings FOR EACH ROW EXECUTE FUNCTION instead()"))
     await tables.execute(text("CREATE VIEW outer_readings AS SELECT id, value FROM readings"))
+    updates: list[list[str] | None] = [None, []]
     for model in (Reading, OuterReading):
-        for update in (None, []):
+        for update in updates:
             with pytest.raises(TypeError, match="INSTEAD OF trigger, for which PostgreSQL finds no conflicts"):
                 await bulk.upsert_many(tables, model, rows_of([1], 1), update=update)
     for action in ("INSTEAD NOTHING", "ALSO INSERT INTO items VALUES (7, 1)"):

@@ -120,7 +120,7 @@ async def check(
         done = await bulk.upsert_many(session, Loose, sent, on=[on], update=update, chunk_size=chunk_size)
         assert done == UpsertResult(model.created, model.updated, model.unchanged)
     found = await session.execute(select(*(getattr(Loose, name) for name in COLUMNS)))
-    assert sorted(repr(shown(row._mapping)) for row in found) == model.stored()
+    assert sorted(repr(shown(row._asdict())) for row in found) == model.stored()
 
 
 @pytest.mark.timeout(600)

@@ -27,7 +27,7 @@ class Upper(UserDefinedType[str]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "TEXT"
 
     def bind_expression(self, bindvalue):  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,11 @@ def spans_of(session: AsyncSession) -> Iterator[list[str]]:
         opened.remove(context.execution_context)
         ended.append(f"{context.execution_context.span} failed")
 
-    names = {"before_cursor_execute": before, "after_cursor_execute": after, "handle_error": failed}
+    names: dict[str, Callable[..., None]] = {
+        "before_cursor_execute": before,
+        "after_cursor_execute": after,
+        "handle_error": failed,
+    }
     for name, listener in names.items():
         event.listen(engine, name, listener)
     try:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    ColumnElement,
     Date,
     DateTime,
     Enum,
@@ -70,7 +71,7 @@ class Point(UserDefinedType[Any]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "place"
 
 
@@ -100,7 +101,9 @@ def one_connection(url: str, **options: Any) -> Database:
 
 
 def as_text(model: Any) -> Select[Any]:
-    columns = [literal_column(column.name + "::text") for column in model.__table__.c if not column.primary_key]
+    columns: list[ColumnElement[Any]] = [
+        literal_column(column.name + "::text") for column in model.__table__.c if not column.primary_key
+    ]
     return select(*columns).select_from(model).order_by(*columns)
 
 

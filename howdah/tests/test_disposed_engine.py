@@ -9,14 +9,14 @@ from contextvars import Context
 from typing import Any
 
 import pytest
-from sample import User
-from sample_rows import user_rows
 from sqlalchemy import event, func, insert, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from howdah import Database, InvalidValue, LockTimeout, PoolExhausted, bulk
 from howdah._connections.pool import BoundedPool
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 NAME = "howdah-disposed"
 PID = text("SELECT pg_backend_pid()")

@@ -73,7 +73,7 @@ class Decorated(BaseModel):
 async def client_of(database: Database, model: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Of an application with the same list twice: as a page and as a list."""
     app = bare_app(database)
-    page_options = {
+    page_options: dict[str, Any] = {
         name: ({"items": value, "next": ...} if isinstance(value, dict) else value) for name, value in options.items()
     }
 

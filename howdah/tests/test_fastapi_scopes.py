@@ -61,7 +61,7 @@ async def test_one_session_declared_rightly_does_not_excuse_another_one(committe
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post("/")
-    async def create(rightly: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:  # type: ignore[valid-type]
+    async def create(rightly: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
     async with served(app) as client:

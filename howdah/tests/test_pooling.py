@@ -20,9 +20,9 @@ from howdah import Coalescer, ConnectionLost, Database, JsonView, PoolExhausted,
 from howdah._connections.pool import BoundedPool
 from howdah._connections.slots import Priority, Slots
 from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
+from howdah_tests.support.fastapi_apps import served
 from howdah_tests.support.sample_models import Counter, User
 from howdah_tests.support.sample_rows import a_user
-from test_fastapi import served
 
 # Of reads. Of the others 60, twice as many as the pool has connections, take as long.
 REQUESTS = 300
@@ -81,7 +81,8 @@ async def application(url: str, *, has_reserve: bool = True) -> AsyncIterator[tu
         return await run_transaction(database, work)
 
     async def count_one(session: AsyncSession) -> int:
-        return (await session.scalars(text("SELECT 1"))).one()
+        one: int = (await session.scalars(text("SELECT 1"))).one()
+        return one
 
     app = FastAPI(lifespan=lifespan)
     add_error_handlers(app)
@@ -331,7 +332,7 @@ async def test_a_session_whose_statement_ran_in_another_task_counts_as_held(data
 
         async def use() -> None:
             async with database.session() as session:
-                await asyncio.create_task(session.execute(text("SELECT 1")))  # type: ignore[arg-type]
+                await asyncio.create_task(session.execute(text("SELECT 1")))
                 async with database.begin() as other:
                     await other.execute(text("SELECT 1"))
 

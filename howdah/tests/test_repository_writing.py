@@ -129,7 +129,7 @@ async def test_a_key_in_place_of_an_object_is_refused(users: UserRepository) -> 
     user = await users.create(email="a@example.org", name="A")
     for write in (users.update, users.delete):
         with pytest.raises(TypeError, match="takes a User, not a UUID: get it first"):
-            await write(user.id)  # type: ignore[operator]
+            await write(user.id)  # type: ignore[arg-type]
 
 
 async def _paid_order(database: Database) -> UUID:

@@ -125,7 +125,7 @@ class TestRunTransaction:
 
     async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
         with pytest.raises(ValueError, match="max_attempts must be at least 1, not 0"):
-            await run_transaction(counters, values, max_attempts=0)
+            await run_transaction(counters, losing(0, counters, []), max_attempts=0)
 
     async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
@@ -134,7 +134,7 @@ class TestRunTransaction:
             await run_transaction(
                 counters,
                 losing(10**6, counters, seen),
-                attempts=10**6,
+                max_attempts=10**6,
                 timeout=0.3,
                 isolation_level="REPEATABLE READ",
             )
@@ -222,7 +222,7 @@ class TestRunTransaction:
         monkeypatch.setattr(asyncio, "sleep", sleep)
         with pytest.raises(SerializationFailure):
             await run_transaction(
-                counters, losing(99, counters, []), attempts=12, timeout=99, isolation_level="REPEATABLE READ"
+                counters, losing(99, counters, []), max_attempts=12, timeout=99, isolation_level="REPEATABLE READ"
             )
         waits = [each for each in waits if each > 0]
         bounds = [min(0.01 * 2**n, 1.0) for n in range(11)]

@@ -33,6 +33,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from howdah import JsonView, ViewCompileError
 from howdah_tests.support.sample_models import Album, Corner, Order, Specimen, Staff, Track, User
+from howdah_tests.support.view_schemas import create_schema
 
 
 class Other(StrEnum):
@@ -108,9 +109,7 @@ class Detail(BaseModel):
 
 
 def model(**fields: Any) -> type[BaseModel]:
-    from pydantic import create_model
-
-    return create_model("Made", **{name: (kind, ...) for name, kind in fields.items()})
+    return create_schema(fields, BaseModel)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sqlalchemy.orm import contains_eager, selectinload, with_loader_criteria
 from howdah import Database, JsonView, bulk
 from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import make_users, user_rows
-from test_views import UserOut, assert_same
+from howdah_tests.support.view_schemas import UserOut, assert_same
 
 
 class Out(BaseModel):

@@ -182,11 +182,11 @@ def test_what_was_there_before_the_seals_is_sealed(committed_url: str) -> None:
     async def fill() -> None:
         async with Database(committed_url) as database:
             await create_demo(database, users=600, seed=1)
-            accounts = await open_accounts(database, 100, 0)
+            source, target = await open_accounts(database, 100, 0)
             async with database.begin() as session:
-                requests = [TransferRequest(*accounts, 1, key=f"k{n}", pending_seconds=60) for n in range(2)]
+                requests = [TransferRequest(source, target, 1, key=f"k{n}", pending_seconds=60) for n in range(2)]
                 held, _ = await post_transfers(session, requests)
-                await post_transfers(session, [TransferRequest(*accounts, None, voids=held.unwrap().id)])
+                await post_transfers(session, [TransferRequest(source, target, None, voids=held.unwrap().id)])
                 await session.execute(text("UPDATE accounts SET name = 'Other' WHERE balance = 100"))
 
     async def check() -> LedgerReport:

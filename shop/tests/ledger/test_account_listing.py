@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
@@ -22,7 +23,7 @@ from shop_tests.support.problems import assert_problem
 
 
 async def test_there_is_one_account_of_a_purpose_and_currency(client: httpx.AsyncClient, stored: Database) -> None:
-    values = {"purpose": "fees", "currency": "CHF"}
+    values: dict[str, Any] = {"purpose": "fees", "currency": "CHF"}
     fees = await make_account(client, **values)
     again = await client.post("/accounts", json={"name": "Fees, too"} | values)
     assert_problem(again, 409, "unique-violation", constraint="uq_accounts_purpose_currency")

@@ -130,7 +130,8 @@ async def test_a_hold_and_what_became_of_it_are_replayed_as_they_were_answered(s
     hold = requests.of("hold", key="hold")
     [held] = await _in_one_transaction(stored, [hold])
     names = {"post": "posts", "void": "voids"}
-    settle = hold._replace(amount=None, pending_seconds=None, key=settling, **{names[settling]: held.unwrap().id})
+    named: dict[str, Any] = {names[settling]: held.unwrap().id}
+    settle = hold._replace(amount=None, pending_seconds=None, key=settling, **named)
     [settled] = await _in_one_transaction(stored, [settle])
     assert settled.unwrap().state == ("posted" if settling == "post" else "voided")
     for batch, expected in (([hold, settle], [held, settled]), ([settle, hold], [settled, held])):

@@ -115,7 +115,7 @@ async def test_all_that_a_process_writes_is_of_the_databases_time(
         a, b = await open_accounts(stored, 100, 0)
         await way(stored, a, b)
     after = await database_time(stored)
-    written = [
+    written: list[Any] = [
         *(Account.created_at, Account.updated_at, Transfer.created_at, Transfer.effective_at, Entry.created_at),
         *(PendingTransfer.created_at, PendingTransfer.settled_at, IdempotencyKey.created_at),
     ]

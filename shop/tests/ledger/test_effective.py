@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
@@ -37,7 +38,7 @@ async def ledger(stored: Database) -> AsyncIterator[Ledger]:
         yield ledger
 
 
-async def made(ledger: Ledger, source: UUID, target: UUID, at: datetime | None, **values: int) -> TransferRecord:
+async def made(ledger: Ledger, source: UUID, target: UUID, at: datetime | None, **values: Any) -> TransferRecord:
     return (await ledger.submit(TransferRequest(source, target, 60, effective_at=at, **values))).unwrap()
 
 
@@ -195,7 +196,12 @@ async def test_over_http_a_reversal_has_a_time_and_a_description(client: httpx.A
     assert (first.status_code, again.content) == (201, first.content)
     assert (first.json()["effective_at"], first.json()["description"]) == ("2020-01-01T00:00:00Z", "wrong year")
     assert_problem(await client.post(path, json={}, headers=key), 422, "key-reused")
-    for wrong in ({"effective_at": "2020-01-01T00:00:00"}, {"description": "\0"}, {"metadata": {}}):
+    bodies: list[dict[str, Any]] = [
+        {"effective_at": "2020-01-01T00:00:00"},
+        {"description": "\0"},
+        {"metadata": {}},
+    ]
+    for wrong in bodies:
         assert_problem(await client.post(path, json=wrong, headers={"Idempotency-Key": "k"}), 422, "validation")
     balance = await client.get(f"/accounts/{b['id']}/balance", params={"effective_at": "2021-01-01T00:00:00Z"})
     assert balance.json()["balance"] == 0

@@ -119,7 +119,7 @@ async def test_a_list_that_contradicts_itself_is_refused_before_anything_is_done
 
 async def test_lines_of_a_batch_are_linked_to_the_next(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
-    chains = [
+    chains: list[list[tuple[int, bool] | str]] = [
         [(60, True), (60, False)],  # together too much
         [(10, True), (20, False)],
         ["nonsense"],

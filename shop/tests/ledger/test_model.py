@@ -171,8 +171,8 @@ class Both:
         self._compared = expected
         entries: dict[UUID, list[tuple[int, int]]] = {id_: [] for id_ in self.accounts}
         numbered = select(Entry.account_id, Entry.amount, Entry.balance_after).where(self._among(Entry.account_id))
-        for account_id, *entry in await self._session.execute(numbered.order_by(Entry.entry_number)):
-            entries[account_id].append(tuple(entry))
+        for account_id, amount, balance_after in await self._session.execute(numbered.order_by(Entry.entry_number)):
+            entries[account_id].append((amount, balance_after))
         assert list(entries.values()) == [each.entries for each in self.model.accounts]
         states = select(PendingTransfer.id, PendingTransfer.state).where(self._among(PendingTransfer.from_account_id))
         assert {row.id: row.state for row in await self._session.execute(states)} == {
@@ -417,7 +417,7 @@ def connected(url: str) -> Iterator[tuple[Callable[[Coroutine[Any, Any, None]], 
 def test_it_does_what_the_model_does_step_by_step(committed_url: str, runs: int) -> None:
     with connected(committed_url) as (run, database):
         run_state_machine_as_test(
-            lambda: LedgerMachine(run, database),
+            lambda: LedgerMachine(run, database),  # type: ignore[arg-type]  # any callable does
             settings=settings(
                 max_examples=runs,
                 stateful_step_count=50,

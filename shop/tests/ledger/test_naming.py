@@ -16,10 +16,11 @@ from sqlalchemy import event, func, select
 from howdah import Database
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.transfer_batch import BATCH_LINES, posted_lines
+from shop.ledger.http.transfer_batch import posted_lines
 from shop.ledger.http.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop.ledger.models import IdempotencyKey
 from shop.ledger.requests import TransferRequest
+from shop.web.batches import BATCH_LINES
 from shop_tests.support.factories import balances, make_account, transfer
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.problems import assert_problem
@@ -144,8 +145,8 @@ async def test_a_line_that_names_no_transfer_is_invalid_and_uses_no_key(
     assert told(answers) == ["posted", "invalid", "invalid", "invalid", "posted"]
     for answer in answers[1:4]:
         assert answer["detail"] == f"no Transfer with key {nothing}"
-    answer = await client.post(f"/transfers/{nothing}/void", headers={"Idempotency-Key": "k"})
-    assert (answer.status_code, answer.json()["detail"]) == (404, f"no Transfer with key {nothing}")
+    response = await client.post(f"/transfers/{nothing}/void", headers={"Idempotency-Key": "k"})
+    assert (response.status_code, response.json()["detail"]) == (404, f"no Transfer with key {nothing}")
     async with stored.session() as session:
         used = select(func.count()).select_from(IdempotencyKey).where(IdempotencyKey.key.like("no-%"))
         assert await session.scalar(used) == 0
@@ -296,12 +297,13 @@ async def test_an_element_says_which_fields_exclude_each_other(
 
 def test_elements_that_are_models_already_stay_as_they_are() -> None:
     elements = [VoidingIn(voids=uuid4()), PostingIn(posts=uuid4(), amount=1)]
-    assert LinkedIn(transfers=elements).transfers == elements  # type: ignore[arg-type]
+    assert LinkedIn(transfers=elements).transfers == elements
 
 
 @pytest.mark.parametrize("name", ["voids", "reverses"])
 async def test_so_do_elements_of_the_other_kinds(client: httpx.AsyncClient, name: str) -> None:
-    excluded = {"voids": {"amount": 1}, "reverses": {"metadata": {"a": "b"}}}[name]
+    exclusions: dict[str, dict[str, Any]] = {"voids": {"amount": 1}, "reverses": {"metadata": {"a": "b"}}}
+    excluded = exclusions[name]
     [answer] = await batch(client, {name: str(uuid4())} | excluded)
     assert answer["detail"].startswith(f"{name} and {next(iter(excluded))} exclude each other")
 

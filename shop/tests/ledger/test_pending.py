@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -54,7 +55,8 @@ async def test_it_is_posted_under_its_own_id_whole_or_in_part(
 ) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     pending = (await hold(client, a, b, 60, description="room 7", metadata={"guest": "Ada"})).json()
-    answer = await settle(client, pending, "post", **({} if part is None else {"amount": part}))
+    body: dict[str, Any] = {} if part is None else {"amount": part}
+    answer = await settle(client, pending, "post", **body)
     assert answer.status_code == 201
     posted = answer.json()
     moved = part or 60
@@ -212,7 +214,7 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
     new = await transfer(client, a, b, 1, key="new")
     assert (await transfer(client, a, b, 1, key="old"))["id"] == before["id"]  # until it is forgotten it counts
 
-    assert await maintenance.delete_old_keys(stored, maintenance.timedelta(days=30)) == 1
+    assert await maintenance.delete_old_keys(stored, timedelta(days=30)) == 1
 
     assert (await transfer(client, a, b, 1, key="new"))["id"] == new["id"]
     assert (await transfer(client, a, b, 1, key="old"))["id"] != before["id"]

@@ -52,9 +52,8 @@ async def test_opposed_transfers_neither_deadlock_nor_lose_money(stored: Databas
                 assert all(result.refusal is None for result in await ledger.submit_many(requests))
             else:
                 async with database.session() as session:
-                    await transfer_funds(
-                        session, requests[0].from_account_id, requests[0].to_account_id, requests[0].amount
-                    )
+                    source, target = requests[0].from_account_id, requests[0].to_account_id
+                    await transfer_funds(session, source, target, abs(amounts[0]))
             moved += sum(amounts)
         return moved
 

@@ -53,7 +53,7 @@ async def test_opposed_batches_of_four_processes_do_not_deadlock_and_can_be_repl
 
     transfers, world = await booked(stored)
     assert sorted(str(each.id) for each in transfers if each.from_account_id != world) == sorted(
-        each.transfer_id for each in told if each.what == "posted"
+        str(each.transfer_id) for each in told if each.what == "posted"
     )
     assert differences(in_version_order(transfers), world) == []
 

@@ -350,10 +350,8 @@ async def test_digests_are_the_same_with_every_version_of_postgresql(
 )
 async def test_nobody_writes_seals_by_hand_or_changes_what_they_seal(session: AsyncSession, change: str) -> None:
     await books(session)
-    await post_transfers(
-        session,
-        [TransferRequest(*(await session.scalars(text("SELECT id FROM accounts ORDER BY 1 LIMIT 2"))).all(), 1)],
-    )
+    source, target = await session.scalars(text("SELECT id FROM accounts ORDER BY 1 LIMIT 2"))
+    await post_transfers(session, [TransferRequest(source, target, 1)])
     with pytest.raises(DatabaseError, match="never") as caught:
         async with savepoint(session):
             await session.execute(text(change))

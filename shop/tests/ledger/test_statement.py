@@ -136,7 +136,7 @@ async def test_the_statement_is_filtered(client: httpx.AsyncClient) -> None:
 async def test_a_page_of_a_statement_reads_the_entries_of_the_page(session: AsyncSession) -> None:
     account = await crowd_of_transfers(session)
     for order in ("newest", "oldest"):
-        listing = select_entries(account, order=order)  # type: ignore[arg-type]
+        listing = select_entries(account, order=order)
         after = (await paginate(session, listing, limit=20)).next
         nodes = await plan_of(session, partial(paginate, session, listing, limit=20, after=after))
         scans = {node["Index Name"]: node for node in nodes if "Index Name" in node}
@@ -173,7 +173,7 @@ async def test_what_is_available_is_the_balance_less_what_is_held(client: httpx.
     assert listed == account
     path = f"/accounts/{a['id']}/balance"
     now = (await client.get(path)).json()
-    assert (now["balance"], now["held"], now["available"], now["entry_number"]) == (100, 120, -20, 1)
+    assert (now["balance"], now["held"], now["available"], now["entry_count"]) == (100, 120, -20, 1)
     for then in ({"entry_number": 1}, {"at": pending["created_at"]}, {"effective_at": pending["created_at"]}):
         body = (await client.get(path, params=then)).json()
         assert (body["balance"], body["held"], body["available"]) == (100, None, None)

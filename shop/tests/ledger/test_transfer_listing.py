@@ -119,12 +119,12 @@ async def test_transfers_are_listed_by_metadata(client: httpx.AsyncClient) -> No
     assert await listed(client, **{"metadata[a]b:c=d]": "ä&'\"", "account_id": b["id"]}) == ids(every[0])
     assert await listed(client, **{"metadata[region]": "NORTH"}) == []
     for wrong in (
-        [("metadata[region]", "north"), ("metadata[region]", "south")],
-        [("metadata[]", "north")],
-        [("metadata", "region:north")],
-        [("metadata[region", "north")],
-        [("metadata[region]", "\x00")],
-        [("metadata[region]", "x" * 501)],
+        (("metadata[region]", "north"), ("metadata[region]", "south")),
+        (("metadata[]", "north"),),
+        (("metadata", "region:north"),),
+        (("metadata[region", "north"),),
+        (("metadata[region]", "\x00"),),
+        (("metadata[region]", "x" * 501),),
     ):
         assert_problem(await client.get("/transfers", params=wrong), 422, "validation")
 

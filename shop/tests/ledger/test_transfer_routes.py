@@ -294,5 +294,6 @@ async def test_a_part_of_a_transfer_is_taken_back_under_a_key(client: httpx.Asyn
     assert (await reverse(client, moved)).json()["amount"] == 40
     assert_problem(await reverse(client, moved), 409, "already-reversed")
     assert await balances(client, a, b) == [100, 0]
-    for body in ({"amount": 0}, {"amount": "1"}, {"sum": 1}, []):
+    bodies: list[Any] = [{"amount": 0}, {"amount": "1"}, {"sum": 1}, []]
+    for body in bodies:
         assert_problem(await reverse(client, moved, json=body), 422, "validation")

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Executable, Insert, func, insert, text
 
 from howdah import CheckViolation, Database, DatabaseError, UniqueViolation
+from shop.ledger.models import Transfer
 from shop_tests.support.funded_accounts import open_accounts
 
-_COLUMNS = (
-    "id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at, created_at"
-)
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRow:
+    """A row of `transfers`, whose accounts are keys of the fixture `accounts`. By default it is a correct one."""
+
+    from_account: str = "a"
+    from_entry_number: int = 2
+    to_account: str = "b"
+    to_entry_number: int = 1
+    amount: int = 30
+    currency: str = "GBP"
+    age: timedelta = timedelta(0)
+    """How long before the transaction it was created."""
 
 
-def transfers(*rows: str) -> str:
-    """A statement that makes these: from, its entry_number, to, its entry_number, amount; and, where they are others, currency
-    and time."""
+def insert_transfers(accounts: dict[str, UUID], *rows: TransferRow) -> Insert:
+    """One statement that inserts all rows."""
+    return insert(Transfer).values(
+        [
+            {
+                "id": UUID(f"00000000-0000-7000-8000-{number:012}"),
+                "from_account_id": accounts[row.from_account],
+                "from_entry_number": row.from_entry_number,
+                "to_account_id": accounts[row.to_account],
+                "to_entry_number": row.to_entry_number,
+                "amount": row.amount,
+                "currency": row.currency,
+                "effective_at": func.now() - row.age,
+                "created_at": func.now() - row.age,
+            }
+            for number, row in enumerate(rows)
+        ]
+    )
 
-    def row(place: int, given: str) -> str:
-        from_, from_entry_number, to, to_entry_number, amount, *others = given.split(", ")
-        currency, at = [*others, *["'GBP'", "now()"][len(others) :]]
-        id_ = f"'00000000-0000-7000-8000-{place:012}'"
-        return f"({', '.join((id_, from_, from_entry_number, to, to_entry_number, amount, currency, at, at))})"
 
-    return f"INSERT INTO transfers ({_COLUMNS}) VALUES {', '.join(row(n, each) for n, each in enumerate(rows))}"
-
-
-async def write(database: Database, statement: str, accounts: dict[str, UUID]) -> None:
+async def write(database: Database, statement: Executable | str, **parameters: UUID) -> None:
     async with database.begin() as session:
-        asked = text(statement)
-        await session.execute(asked.bindparams(**{name: accounts[name] for name in asked._bindparams}))
+        await session.execute(text(statement) if isinstance(statement, str) else statement, parameters)
 
 
 @pytest.fixture
@@ -39,13 +58,21 @@ async def accounts(stored: Database) -> dict[str, UUID]:
     """One with a hundred, one empty; one that is closed, one that is frozen, one of no book."""
     a, b, frozen, closed = await open_accounts(stored, 100, 0, 0, 0)
     for id_, state in ((frozen, "frozen"), (closed, "closed")):
-        await write(stored, f"UPDATE accounts SET state = '{state}' WHERE id = :id", {"id": id_})
+        await write(stored, f"UPDATE accounts SET state = '{state}' WHERE id = :id", id=id_)
     return {"a": a, "b": b, "frozen": frozen, "closed": closed, "unknown": UUID(int=15)}
 
 
 async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accounts: dict[str, UUID]) -> None:
     """However many of an account there are in a statement, and in whatever order they are given."""
-    await write(stored, transfers(":b, 2, :a, 3, 10", ":a, 2, :b, 1, 30", ":a, 4, :b, 3, 80"), accounts)
+    await write(
+        stored,
+        insert_transfers(
+            accounts,
+            TransferRow(from_account="b", to_account="a", to_entry_number=3, amount=10),
+            TransferRow(),
+            TransferRow(from_entry_number=4, to_entry_number=3, amount=80),
+        ),
+    )
     async with stored.session() as session:
         entries = await session.execute(
             text(
@@ -65,35 +92,45 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
 @pytest.mark.parametrize(
     ("rows", "constraint"),
     [
-        pytest.param([":a, 3, :b, 1, 30"], "transfer_follows", id="a gap"),
-        pytest.param([":a, 1, :b, 1, 30"], "transfer_follows", id="a number that is taken"),
-        pytest.param([":a, 2, :b, 1, 30", ":a, 4, :b, 2, 30"], "transfer_follows", id="a gap between two"),
-        pytest.param([":a, 2, :b, 1, 30", ":a, 2, :b, 2, 30"], "transfer_follows", id="a number twice"),
-        pytest.param([":a, 2, :b, 1, 30", ":b, 3, :a, 3, 30"], "transfer_follows", id="a gap of the other account"),
-        pytest.param([":a, 2, :b, 1, 30, 'EUR'"], "transfer_follows", id="of another currency"),
-        pytest.param([":a, 2, :b, 1, 30", ":a, 3, :b, 2, 30, 'EUR'"], "transfer_follows", id="of two currencies"),
-        pytest.param([":a, 2, :unknown, 1, 30"], "transfer_follows", id="to an account that doesn't exist"),
-        pytest.param([":a, 2, :frozen, 1, 30"], "transfer_follows", id="to an account that is frozen"),
-        pytest.param([":a, 2, :closed, 1, 30"], "transfer_follows", id="to an account that is closed"),
+        pytest.param([TransferRow(from_entry_number=3)], "transfer_follows", id="a gap"),
+        pytest.param([TransferRow(from_entry_number=1)], "transfer_follows", id="a number that is taken"),
         pytest.param(
-            [":a, 2, :b, 1, 30, 'GBP', now() - interval '1 day'"], "transfer_follows", id="older than the one before"
+            [TransferRow(), TransferRow(from_entry_number=4, to_entry_number=2)],
+            "transfer_follows",
+            id="a gap between two",
         ),
+        pytest.param([TransferRow(), TransferRow(to_entry_number=2)], "transfer_follows", id="a number twice"),
         pytest.param(
-            [":a, 2, :b, 1, 30", ":a, 3, :b, 2, 30, 'GBP', now() - interval '1 us'"],
+            [TransferRow(), TransferRow(from_account="b", from_entry_number=3, to_account="a", to_entry_number=3)],
+            "transfer_follows",
+            id="a gap of the other account",
+        ),
+        pytest.param([TransferRow(currency="EUR")], "transfer_follows", id="of another currency"),
+        pytest.param(
+            [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, currency="EUR")],
+            "transfer_follows",
+            id="of two currencies",
+        ),
+        pytest.param([TransferRow(to_account="unknown")], "transfer_follows", id="to an account that doesn't exist"),
+        pytest.param([TransferRow(to_account="frozen")], "transfer_follows", id="to an account that is frozen"),
+        pytest.param([TransferRow(to_account="closed")], "transfer_follows", id="to an account that is closed"),
+        pytest.param([TransferRow(age=timedelta(days=1))], "transfer_follows", id="older than the one before"),
+        pytest.param(
+            [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, age=timedelta(microseconds=1))],
             "transfer_follows",
             id="older than the one before of the statement",
         ),
-        pytest.param([":a, 2, :b, 1, 101"], "ck_accounts_balance_covered", id="more than there is"),
-        pytest.param([":a, 2, :b, 1, 0"], "ck_transfers_amount_positive", id="nothing"),
-        pytest.param([":a, 2, :b, 1, -1"], "ck_transfers_amount_positive", id="turned round"),
-        pytest.param([":a, 2, :a, 3, 30"], "ck_transfers_accounts_differ", id="to itself"),
+        pytest.param([TransferRow(amount=101)], "ck_accounts_balance_covered", id="more than there is"),
+        pytest.param([TransferRow(amount=0)], "ck_transfers_amount_positive", id="nothing"),
+        pytest.param([TransferRow(amount=-1)], "ck_transfers_amount_positive", id="turned round"),
+        pytest.param([TransferRow(to_account="a", to_entry_number=3)], "ck_transfers_accounts_differ", id="to itself"),
     ],
 )
 async def test_a_transfer_that_does_not_follow_is_refused(
-    stored: Database, accounts: dict[str, UUID], rows: list[str], constraint: str
+    stored: Database, accounts: dict[str, UUID], rows: list[TransferRow], constraint: str
 ) -> None:
     with pytest.raises(CheckViolation) as refused:
-        await write(stored, transfers(*rows), accounts)
+        await write(stored, insert_transfers(accounts, *rows))
     assert refused.value.constraint == constraint
 
 
@@ -101,7 +138,14 @@ async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts:
     """Even if their number makes up for a gap."""
     with pytest.raises((CheckViolation, UniqueViolation)):
         await write(
-            stored, transfers(":a, 2, :b, 1, 1", ":a, 3, :b, 3, 1", ":a, 4, :b, 3, 1", ":a, 5, :b, 4, 1"), accounts
+            stored,
+            insert_transfers(
+                accounts,
+                TransferRow(amount=1),
+                TransferRow(from_entry_number=3, to_entry_number=3, amount=1),
+                TransferRow(from_entry_number=4, to_entry_number=3, amount=1),
+                TransferRow(from_entry_number=5, to_entry_number=4, amount=1),
+            ),
         )
 
 
@@ -128,7 +172,7 @@ async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts:
 )
 async def test_what_is_in_the_books_stays_as_it_is(stored: Database, accounts: dict[str, UUID], change: str) -> None:
     with pytest.raises(DatabaseError, match="never"):
-        await write(stored, change, accounts)
+        await write(stored, change)
 
 
 @pytest.mark.parametrize(("balance", "held", "entry_count"), [(100, 0, 0), (100, 0, 1), (0, 0, 1), (0, 1, 0)])
@@ -141,18 +185,18 @@ async def test_an_account_is_opened_with_nothing_in_it(
             created_at, updated_at
         ) VALUES (gen_random_uuid(), 'A', 'GBP', {}, {}, true, 0, 'open', '{{}}', {}, 0, now(), now())
         """
-    await write(stored, opened.format(0, 0, 0), {})
+    await write(stored, opened.format(0, 0, 0))
     with pytest.raises(CheckViolation) as refused:
-        await write(stored, opened.format(balance, held, entry_count), {})
+        await write(stored, opened.format(balance, held, entry_count))
     assert refused.value.constraint == "opened_empty"
 
 
 async def test_entries_stay_in_order_whatever_time_an_account_is_said_to_be_of(
     stored: Database, accounts: dict[str, UUID]
 ) -> None:
-    await write(stored, "UPDATE accounts SET updated_at = now() - interval '1 year' WHERE id = :a", accounts)
+    await write(stored, "UPDATE accounts SET updated_at = now() - interval '1 year' WHERE id = :a", a=accounts["a"])
     with pytest.raises(CheckViolation) as refused:
-        await write(stored, transfers(":a, 2, :b, 1, 30, 'GBP', now() - interval '1 day'"), accounts)
+        await write(stored, insert_transfers(accounts, TransferRow(age=timedelta(days=1))))
     assert refused.value.constraint == "transfer_follows"
 
 
@@ -161,8 +205,7 @@ async def test_the_entries_are_those_of_the_books_whatever_else_is_called_so(
 ) -> None:
     async with stored.begin() as session:
         await session.execute(text("CREATE TEMPORARY TABLE entries ON COMMIT DROP AS SELECT * FROM entries LIMIT 0"))
-        made = text(transfers(":a, 2, :b, 1, 30"))
-        await session.execute(made.bindparams(a=accounts["a"], b=accounts["b"]))
+        await session.execute(insert_transfers(accounts, TransferRow()))
     async with stored.session() as session:
         found = text("SELECT count(*) FROM entries WHERE account_id IN (:a, :b)")
         assert await session.scalar(found, {"a": accounts["a"], "b": accounts["b"]}) == 3
@@ -186,8 +229,8 @@ async def test_every_change_that_makes_no_entry_is_counted(stored: Database, acc
         ("held", "1"),
         ("updated_at", "now()"),
     ):
-        await write(stored, f"UPDATE accounts SET {column} = {value} WHERE id = :a", accounts)
+        await write(stored, f"UPDATE accounts SET {column} = {value} WHERE id = :a", a=accounts["a"])
         before += 1
         assert await revision() == before
-    await write(stored, transfers(":a, 2, :b, 1, 30"), accounts)
+    await write(stored, insert_transfers(accounts, TransferRow()))
     assert await revision() == before

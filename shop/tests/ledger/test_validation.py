@@ -226,7 +226,7 @@ async def test_nothing_is_done_and_the_account_cache_is_right_after_wrong_reques
     a, b = await open_accounts(stored, 100, 0)
     async with stored.begin() as session:
         unpaid = (await unpaid_order(session)).id
-    wrong = [
+    wrong: list[tuple[str, Any]] = [
         ("amount", value) for value in (1.5, True, Decimal("1.99"), Fraction(3, 2), Coins.ONE, Number(1), "1", None)
     ]
     wrong += [("effective_at", date(2024, 1, 1)), ("effective_at", time()), ("from_account_id", str(a)), *WRONG_VALUES]

@@ -82,7 +82,7 @@ async def test_two_changes_of_the_same_orders_in_opposite_orders_both_come_throu
             return await bulk_update_status(session, order_ids, status)
 
     for _ in range(5):
-        assert await asyncio.gather(change(ids, "paid"), change(ids[::-1], "shipped")) == [200, 200]
+        assert [*await asyncio.gather(change(ids, "paid"), change(ids[::-1], "shipped"))] == [200, 200]
 
 
 async def pay(

@@ -158,7 +158,8 @@ async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
 ) -> None:
     method, path, operation = route
     values = _Values(list(existing.values()))
-    query, headers = {}, {}
+    query: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path" or not (parameter.get("required") or data.draw(st.booleans())):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -46,7 +47,7 @@ async def test_a_duplicate_name_is_refused_on_every_route_that_moves_money(
     )
     nested = json.dumps(body).replace('{"region"', '{"region": "south", "region"')
     account = {"name": "A", "currency": "GBP", "overdraft_limit": 0}
-    requests = [
+    requests: list[tuple[str, str, str, Sequence[str | int]]] = [
         *(("POST", "/transfers", twice(body, name, escaped=escaped), [name]) for name in body),
         ("POST", "/transfers", nested, ["metadata", "region"]),
         (

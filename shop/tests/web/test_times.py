@@ -66,7 +66,7 @@ def input_times() -> Iterator[Any]:
         for model in vars(module).values():
             if isinstance(model, type) and issubclass(model, BaseModel) and not model.__name__.endswith("Out"):
                 for name, field in model.model_fields.items():
-                    times = TypeAdapter(Annotated[(field.annotation, *field.metadata, field)])
+                    times: TypeAdapter[Any] = TypeAdapter(Annotated[(field.annotation, *field.metadata, field)])  # type: ignore[arg-type]
                     schema = times.json_schema()
                     if "date-time" in json.dumps(schema) and "$defs" not in schema:
                         yield pytest.param(times, id=f"{model.__name__}.{name}")

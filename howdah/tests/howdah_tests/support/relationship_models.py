@@ -56,7 +56,7 @@ class Node(Separate):
     def me(cls) -> Mapped[Any]:  # noqa: N805
         return relationship(
             cls.__name__,
-            primaryjoin=lambda: foreign(cls.id) == remote(cls.id),  # type: ignore[arg-type]
+            primaryjoin=lambda: foreign(cls.id) == remote(cls.id),  # type: ignore[arg-type,type-var,return-value]
             viewonly=True,
             uselist=False,
         )
@@ -203,7 +203,7 @@ class Child(Node):
     )
 
 
-_favourites = select(Child.__table__).subquery("favourites")
+_favourites: Any = select(Child.__table__).subquery("favourites")
 
 
 class Toy(Node):

@@ -131,7 +131,8 @@ class Clients:
             self.told.append(Told("posted"))
 
     def _request(self, dice: Random, key: str) -> TransferRequest:
-        return TransferRequest(*dice.sample(self._accounts, 2), dice.randint(1, LARGEST), key=key)
+        source, target = dice.sample(self._accounts, 2)
+        return TransferRequest(source, target, dice.randint(1, LARGEST), key=key)
 
     def _of_any_kind(
         self, dice: Random, key: str, made: list[TransferRecord], held: list[TransferRecord]
@@ -157,8 +158,8 @@ class Clients:
             if (made := result.transfer) is None:
                 self.told.append(Told(str(result.refusal)))
             else:
-                ids = (str(each) for each in (made.id, made.from_account_id, made.to_account_id))
-                self.told.append(Told(made.state, *ids, made.amount))
+                source, target = str(made.from_account_id), str(made.to_account_id)
+                self.told.append(Told(made.state, str(made.id), source, target, made.amount))
 
 
 async def main() -> None:

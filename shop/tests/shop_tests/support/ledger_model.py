@@ -269,14 +269,17 @@ def in_version_order(transfers: Iterable[Booked]) -> list[Booked]:
     may_be_next = list(sides)
     while may_be_next:
         account = may_be_next.pop()
-        each = sides[account].get(entry_number[account] + 1)
-        if each is None:
+        following = sides[account].get(entry_number[account] + 1)
+        if following is None:
             continue
-        debit, credit = each.from_account_id, each.to_account_id
-        if (entry_number[debit], entry_number[credit]) == (each.from_entry_number - 1, each.to_entry_number - 1):
+        debit, credit = following.from_account_id, following.to_account_id
+        if (entry_number[debit], entry_number[credit]) == (
+            following.from_entry_number - 1,
+            following.to_entry_number - 1,
+        ):
             entry_number[debit] += 1
             entry_number[credit] += 1
-            ordered.append(each)
+            ordered.append(following)
             may_be_next += (debit, credit)
     if len(ordered) < count:
         raise ValueError(f"{count - len(ordered)} of {count} transfers have no place in any order of the versions")

@@ -62,7 +62,7 @@ def _faults(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:
         if all(any(_faults(value, each, place)) for each in schema["anyOf"]):
             yield f"{place} is none of {schema['anyOf']}: {value!r}"
         return
-    kind = schema.get("type")
+    kind = schema.get("type", "")
     expected = _NUMBERS.get(kind) or _OTHERS.get(kind)
     if expected is not None and (not isinstance(value, expected) or (kind in _NUMBERS and isinstance(value, bool))):
         yield f"{place} is no {kind}: {value!r}"

@@ -1,14 +1,15 @@
-#!/usr/bin/env python3
-"""Proves books of ten million entries with `shop check`, and measures its time and memory.
+"""Run `shop check` on a ledger with ten million entries, and measure its time and memory.
 
-    uv run scripts/check-at-scale --entries 10_000_000
+    python -m soak.check_at_scale --entries 10_000_000
 
-It starts a server in a temporary folder and fills it in SQL: transfers between accounts of three currencies, a key for
-each, one reversal in a hundred, some pending, posted and voided, and the seals of all. Then `shop check` runs, once on
-a right ledger and once after one amount was changed. Measured are the most memory of its process, the most private memory of all of
-PostgreSQL's processes together (shared buffers left out; on Linux), and the temporary files. Ten million entries need
-ten gigabytes of disk. Exits with 1 if a check says anything else than it must, or needs more than `--megabytes` on
-either side.
+The server is filled with SQL: transfers between accounts of three currencies, a key for each, one reversal in a
+hundred, some pending, posted and voided transfers, and the seals of all. Then `shop check` runs twice: on the
+correct ledger, and after one amount was changed. Each check takes about four minutes. Ten million entries need ten
+gigabytes of disk.
+
+The run passes if the first check finds nothing, the second one finds the changed entry, and both need at most
+`--megabytes` of memory: in the process, and in the private memory of all of PostgreSQL's processes together (without
+shared buffers; on Linux). Otherwise the exit code is 1. The size of the temporary files is printed, too.
 """
 
 from __future__ import annotations
@@ -16,32 +17,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah import Database
-from howdah.embedded import EmbeddedPostgres
-from shop import migrations
+from soak.server import ShopServer, shop_server
+from soak.service import SHOP
 
 TRANSFERS_PER_ACCOUNT = 50
-FUNDS = 1_000_000
-LARGEST = 1_000
-SEALED = 128
+INITIAL_BALANCE = 1_000_000
+MAX_AMOUNT = 1_000
+ROWS_PER_SEAL = 128
 SAMPLE_SECONDS = 0.02
 MEGABYTE = 1_000_000
 
-# Account 0, 1 and 2 are where the money of the three currencies comes from, the others follow in turn, so that accounts
-# whose numbers differ by a multiple of three have the same currency. `moves` is what is to be booked.
+# Accounts 0, 1 and 2 fund the accounts of the three currencies. The currencies of the accounts alternate, so that
+# accounts whose numbers differ by a multiple of three have the same one. `moves` are the transfers to be posted.
 FILL = {
+    # without triggers, and with the largest indexes built at the end: to fill the tables takes minutes nevertheless
     "setting up": """
         SET session_replication_role = replica;
         SET work_mem = '512MB';
@@ -62,11 +63,11 @@ FILL = {
         """,
     "moves": """
         CREATE TEMPORARY TABLE moves AS
-        SELECT n, (n + 2) % 3 AS source, n + 2 AS target, {funds}::bigint AS amount, NULL::bigint AS reverses
+        SELECT n, (n + 2) % 3 AS source, n + 2 AS target, {initial_balance}::bigint AS amount, NULL::bigint AS reverses
         FROM generate_series(1::bigint, {accounts}) n
         UNION ALL
         SELECT n, 3 + source, 3 + (source + 3 * (1 + floor(random() * ({accounts} / 3 - 1)))::bigint) % {accounts},
-            1 + floor(random() * {largest})::bigint, NULL
+            1 + floor(random() * {max_amount})::bigint, NULL
         FROM (
             SELECT n, floor(random() * {accounts})::bigint AS source
             FROM generate_series({accounts} + 1::bigint, {transfers}) n
@@ -138,29 +139,30 @@ FILL = {
         WHERE n % 50 = 0;
         ALTER TABLE idempotency_keys ADD CONSTRAINT pk_idempotency_keys PRIMARY KEY (scope, key)
         """,
-    # like the triggers
+    # in chunks, as the triggers write them
     "seals": """
         INSERT INTO seals (subject, ids, digests)
         SELECT 'transfers', array_agg(id), array_agg(digest_of_transfer(t))
-        FROM (SELECT t, id, (row_number() OVER (ORDER BY id) - 1) / {sealed} AS chunk FROM transfers t) numbered
+        FROM (SELECT t, id, (row_number() OVER (ORDER BY id) - 1) / {rows_per_seal} AS chunk FROM transfers t) numbered
         GROUP BY chunk;
         INSERT INTO seals (subject, ids, revisions, digests)
         SELECT 'pending_transfers', array_agg(id), array_agg((state <> 'pending')::int::bigint),
             array_agg(digest_of_pending_transfer(p))
-        FROM (SELECT p, p.id, state, (row_number() OVER (ORDER BY id) - 1) / {sealed} AS chunk
+        FROM (SELECT p, p.id, state, (row_number() OVER (ORDER BY id) - 1) / {rows_per_seal} AS chunk
             FROM pending_transfers p) numbered
         GROUP BY chunk;
         INSERT INTO seals (subject, ids, revisions, digests)
         SELECT 'accounts', ARRAY[id], ARRAY[revision], ARRAY[digest_of_account(a)] FROM accounts a;
         INSERT INTO seals (subject, digests)
         SELECT 'idempotency_keys', array_agg(digest_of_idempotency_key(k))
-        FROM (SELECT k, (row_number() OVER (ORDER BY key) - 1) / {sealed} AS chunk FROM idempotency_keys k) numbered
+        FROM (SELECT k, (row_number() OVER (ORDER BY key) - 1) / {rows_per_seal} AS chunk
+            FROM idempotency_keys k) numbered
         GROUP BY chunk;
         SELECT link_seals(10000000)
         """,
     "statistics": "VACUUM ANALYZE",
 }
-PLANT = """
+CHANGE_ONE_AMOUNT = """
     UPDATE entries SET amount = amount + 1
     WHERE amount > 0 AND transfer_id = (SELECT transfer_id FROM entries WHERE account_id = (
         SELECT id FROM accounts ORDER BY id OFFSET (SELECT count(*) / 2 FROM accounts) LIMIT 1
@@ -169,19 +171,22 @@ PLANT = """
     """
 
 
-@dataclass
-class Checked:
-    """What a run of `shop check` said and took."""
+@dataclass(frozen=True)
+class CheckRun:
+    """One run of `shop check`."""
 
-    code: int
-    told: str
+    exit_code: int
+    output: str
     seconds: float
     client_bytes: int
+    """The most memory that the process had."""
     server_bytes: int
+    """The most private memory that PostgreSQL's processes had together."""
+    temporary_bytes: int
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[AsyncConnection]:
+async def autocommit(url: str) -> AsyncIterator[AsyncConnection]:
     async with (
         Database(url, statement_timeout=None) as database,
         database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection,
@@ -189,100 +194,113 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
+async def fetch_value(connection: AsyncConnection, statement: str) -> str:
+    return str((await connection.exec_driver_sql(statement)).scalar_one())
+
+
 async def fill(connection: AsyncConnection, entries: int) -> None:
     transfers = entries // 2
     accounts = max(transfers // TRANSFERS_PER_ACCOUNT // 3, 2) * 3
     started = time.monotonic()
-    for what, statements in FILL.items():
-        print(f"filling, {time.monotonic() - started:.0f} s: {what}", flush=True)
-        given = statements.format(transfers=transfers, accounts=accounts, funds=FUNDS, largest=LARGEST, sealed=SEALED)
-        for statement in given.split(";"):
+    for step, template in FILL.items():
+        print(f"filling, {time.monotonic() - started:.0f} s: {step}", flush=True)
+        script = template.format(
+            transfers=transfers,
+            accounts=accounts,
+            initial_balance=INITIAL_BALANCE,
+            max_amount=MAX_AMOUNT,
+            rows_per_seal=ROWS_PER_SEAL,
+        )
+        for statement in script.split(";"):
             await connection.exec_driver_sql(statement)
     print(f"filled in {time.monotonic() - started:.0f} s")
 
 
-def check(server: EmbeddedPostgres, url: str, told: Path) -> Checked:
-    """Its output goes to a file, or it could wait for a reader."""
-    assert server.pid is not None
-    postmaster, client_bytes, server_bytes, started = psutil.Process(server.pid), 0, 0, time.monotonic()
-    with told.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", "from shop.cli import main; main()", "check"],
-            env=os.environ | {"SHOP_DATABASE_URL": url},
-            stdout=output,
-            stderr=output,
+async def run_check(connection: AsyncConnection, server: ShopServer) -> CheckRun:
+    """Run `shop check`, and print its output and what it needed."""
+
+    async def temporary_bytes() -> int:
+        statement = "SELECT temp_bytes FROM pg_stat_database WHERE datname = current_database()"
+        return int(await fetch_value(connection, statement))
+
+    before = await temporary_bytes()
+    run = await asyncio.to_thread(_measure_check, server)
+    run = dataclasses.replace(run, temporary_bytes=await temporary_bytes() - before)
+    print(run.output.strip())
+    print(
+        f"exit code {run.exit_code} after {run.seconds:.1f} s; at most {run.client_bytes / MEGABYTE:.0f} MB in the "
+        f"process and {run.server_bytes / MEGABYTE:.0f} MB in PostgreSQL's processes; "
+        f"{run.temporary_bytes / MEGABYTE:,.0f} MB of temporary files",
+        flush=True,
+    )
+    return run
+
+
+def _measure_check(server: ShopServer) -> CheckRun:
+    assert server.postgres.pid is not None
+    postmaster = psutil.Process(server.postgres.pid)
+    client_bytes, server_bytes, started = 0, 0, time.monotonic()
+    output_file = server.folder / "check.output"
+    with output_file.open("wb") as output:  # with a pipe that nobody reads the process could block
+        process = subprocess.Popen(
+            [*SHOP, "check"], env=os.environ | {"SHOP_DATABASE_URL": server.url}, stdout=output, stderr=output
         )
         client = psutil.Process(process.pid)
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 client_bytes = max(client_bytes, client.memory_info().rss)
-            server_bytes = max(server_bytes, sum(map(private_bytes, postmaster.children())))
+            server_bytes = max(server_bytes, sum(map(_private_bytes, postmaster.children())))
             time.sleep(SAMPLE_SECONDS)
-    return Checked(process.returncode, told.read_text(), time.monotonic() - started, client_bytes, server_bytes)
+    return CheckRun(
+        exit_code=process.returncode,
+        output=output_file.read_text(),
+        seconds=time.monotonic() - started,
+        client_bytes=client_bytes,
+        server_bytes=server_bytes,
+        temporary_bytes=0,
+    )
 
 
-def private_bytes(process: psutil.Process) -> int:
+def _private_bytes(process: psutil.Process) -> int:
     with contextlib.suppress(psutil.NoSuchProcess):
         memory = process.memory_info()
         return int(memory.rss - memory.shared)
     return 0
 
 
-async def run(server: EmbeddedPostgres, url: str, entries: int, megabytes: int, told: Path) -> bool:
-    async with connected(url) as connection:
+async def run(server: ShopServer, entries: int, megabytes: int) -> bool:
+    async with autocommit(server.url) as connection:
         await fill(connection, entries)
-    async with connected(url) as connection:  # another: filling leaves the first one's backend with memory of its own
-
-        async def value(statement: str) -> str:
-            return str((await connection.exec_driver_sql(statement)).scalar_one())
-
-        async def checked() -> Checked:
-            temporary = "SELECT temp_bytes FROM pg_stat_database WHERE datname = current_database()"
-            before = int(await value(temporary))
-            done = await asyncio.to_thread(check, server, url, told)
-            spilt = int(await value(temporary)) - before
-            print(done.told.strip())
-            print(
-                f"exit code {done.code} after {done.seconds:.1f} s; at most {done.client_bytes / MEGABYTE:.0f} MB in "
-                f"the process, {done.server_bytes / MEGABYTE:.0f} MB in PostgreSQL's; {spilt / MEGABYTE:,.0f} MB of "
-                "temporary files",
-                flush=True,
-            )
-            return done
-
-        print(f"{int(await value('SELECT pg_database_size(current_database())')) / MEGABYTE:,.0f} MB of data")
-        right = await checked()
+    # A new connection: the backend that filled the tables keeps memory of its own, which would be measured.
+    async with autocommit(server.url) as connection:
+        size = int(await fetch_value(connection, "SELECT pg_database_size(current_database())"))
+        print(f"{size / MEGABYTE:,.0f} MB of data")
+        correct = await run_check(connection, server)
         await connection.exec_driver_sql("SET session_replication_role = replica")
-        planted = await value(PLANT)
-        print(f"one amount changed: {planted}")
-        wrong = await checked()
-    bounded = all(max(each.client_bytes, each.server_bytes) <= megabytes * MEGABYTE for each in (right, wrong))
-    print(f"memory is {'within' if bounded else 'above'} {megabytes} MB on either side")
+        changed_entry = await fetch_value(connection, CHANGE_ONE_AMOUNT)
+        print(f"one amount changed: {changed_entry}")
+        faulty = await run_check(connection, server)
+    peak = max(correct.client_bytes, correct.server_bytes, faulty.client_bytes, faulty.server_bytes)
+    is_bounded = peak <= megabytes * MEGABYTE
+    print(f"memory is {'within' if is_bounded else 'above'} {megabytes} MB on either side")
     return (
-        right.code == 0
-        and f"{entries // 2 * 2:,} entries" in right.told
-        and wrong.code == 1
-        and "entries don't follow from the one before" in wrong.told
-        and planted in wrong.told
-        and bounded
+        correct.exit_code == 0
+        and f"{entries // 2 * 2:,} entries" in correct.output
+        and faulty.exit_code == 1
+        and changed_entry in faulty.output
+        and is_bounded
     )
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--entries", type=int, default=10_000_000)
-    options.add_argument("--megabytes", type=int, default=256)
-    given = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="check") as folder:
-        Path(folder).chmod(0o755)
-        # or its workers would be measured, too
-        with EmbeddedPostgres(Path(folder, "data"), settings={"autovacuum": "off"}) as server:
-            server.ensure_database("shop")
-            url = server.url("shop")
-            migrations.upgrade(url)
-            as_expected = asyncio.run(run(server, url, given.entries, given.megabytes, Path(folder, "told")))
-    sys.exit(0 if as_expected else 1)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=int, default=10_000_000)
+    parser.add_argument("--megabytes", type=int, default=256)
+    options = parser.parse_args(argv)
+    # without autovacuum, or the memory of its workers would be measured
+    with shop_server({"autovacuum": "off"}) as server:
+        return 0 if asyncio.run(run(server, options.entries, options.megabytes)) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
