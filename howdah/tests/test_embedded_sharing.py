@@ -118,7 +118,7 @@ def test_an_interrupted_start_leaves_no_server(used_data: Path, monkeypatch: pyt
         await_ready(self, *args)
         raise KeyboardInterrupt
 
-    await_ready: Callable[..., None] = Postmaster._await_ready
+    await_ready: Callable[..., Path] = Postmaster._await_ready
     monkeypatch.setattr(Postmaster, "_await_ready", interrupted)
     server = EmbeddedPostgres(used_data)
     with pytest.raises(KeyboardInterrupt):
