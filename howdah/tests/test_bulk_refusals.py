@@ -29,7 +29,7 @@ from howdah import (
     UniqueViolation,
     bulk,
 )
-from howdah._writes.rejected_rows import locate_rejected_row
+from howdah._writes.rejected_rows import write_or_locate_rejected_row
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: Asy
 
     with pytest.raises(UniqueViolation) as caught:
         async with session.begin_nested():
-            await locate_rejected_row(session, [1, 2, 3], write)
+            await write_or_locate_rejected_row(session, [1, 2, 3], write)
     assert caught.value.row_index is None
     assert times == 4
     assert await AsyncRepository(session, Counter).count() == 0

@@ -55,7 +55,7 @@ def _without_length(array: Array, compiler: Any, **options: Any) -> str:
     return re.sub(r"^BIT\b(?! VARYING)", "BIT VARYING", text)
 
 
-def array_of(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:
+def build_array(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:
     """The values as one parameter.
 
     SQLAlchemy names the parameters of an INSERT or UPDATE after their columns, and rejects a second parameter of the
@@ -64,7 +64,7 @@ def array_of(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter
     return bindparam("howdah parameter", [*values], Array(item_type), unique=True)
 
 
-def postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+def resolve_postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     """The type on PostgreSQL: its variant for PostgreSQL, without a `TypeDecorator` around it."""
     plain = kind.dialect_impl(_DIALECT)
     while isinstance(plain, TypeDecorator):
@@ -78,10 +78,10 @@ def fits_in_array(column: Column[Any]) -> bool:
     Arrays can't, because `unnest` would flatten them. Neither can values that the column's type writes by an SQL
     expression.
     """
-    return not isinstance(postgresql_type(column.type), ARRAY) and not column.type._has_bind_expression
+    return not isinstance(resolve_postgresql_type(column.type), ARRAY) and not column.type._has_bind_expression
 
 
-def given(
+def unnest_arrays(
     columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, name: str = "howdah_given"
 ) -> tuple[TableValuedAlias, dict[str, Any]]:
     """A table of the values, and the expressions that a write takes from it, by name.
@@ -91,7 +91,7 @@ def given(
     column. `name` is the name of the table.
     """
     varying = {name: (each, values) for name, (each, values) in columns.items() if not isinstance(values, repeat)}
-    arrays = [array_of(values, each.type) for each, values in varying.values()]
+    arrays = [build_array(values, each.type) for each, values in varying.values()]
     named = [column(name, each.type) for name, (each, _) in varying.items()]
     table = func.unnest(*arrays).table_valued(*named).render_derived(name=name)
     taken = {

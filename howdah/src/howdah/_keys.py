@@ -14,7 +14,7 @@ from sqlalchemy import Column, ColumnElement, Integer, Uuid, and_, any_, bindpar
 from sqlalchemy.orm import Mapper, QueryableAttribute
 from sqlalchemy.types import TypeEngine
 
-from howdah._arrays import Array, array_of, postgresql_type
+from howdah._arrays import Array, build_array, resolve_postgresql_type
 from howdah.errors import InvalidValue, RefusedValue
 
 _INTEGERS: Final = frozenset({int})
@@ -22,28 +22,28 @@ _UUIDS: Final = frozenset({UUID, asyncpg.pgproto.pgproto.UUID})
 _NO_TYPES: Final[frozenset[type]] = frozenset()
 
 
-def key_attributes(model: type[Any]) -> tuple[QueryableAttribute[Any], ...]:
+def get_key_attributes(model: type[Any]) -> tuple[QueryableAttribute[Any], ...]:
     """The mapped attributes of the primary key, in the mapper's order. `model` is a mapped class or an alias of one."""
     mapper = inspect(model).mapper
     return tuple(getattr(model, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
 
 
-def key_names(model: type[Any]) -> tuple[str, ...]:
+def get_key_names(model: type[Any]) -> tuple[str, ...]:
     """The names of those attributes."""
-    return tuple(attribute.key for attribute in key_attributes(model))
+    return tuple(attribute.key for attribute in get_key_attributes(model))
 
 
-def key_of(instance: object) -> Any:
+def get_key(instance: object) -> Any:
     """The key of an object, from its current attributes."""
-    return key_in([getattr(instance, name) for name in key_names(type(instance))])
+    return build_key([getattr(instance, name) for name in get_key_names(type(instance))])
 
 
-def key_in(values: Sequence[Any]) -> Any:
+def build_key(values: Sequence[Any]) -> Any:
     """The key that these column values make."""
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def key_from(model: type[Any], given: Any) -> Any:
+def normalize_key(model: type[Any], given: Any) -> Any:
     """The key in the form that is sent to PostgreSQL.
 
     A UUID as text becomes a `UUID`. A list, a row, or a mapping of attribute names to values becomes a tuple, or the
@@ -60,12 +60,14 @@ def key_from(model: type[Any], given: Any) -> Any:
     else:
         values = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
     if len(values) != len(columns):
-        raise ValueError(f"a key of {model.__name__} is {', '.join(key_names(model))}: one value each, not {given!r}")
-    return key_in([_read(model, column, value) for column, value in zip(columns, values, strict=True)])
+        raise ValueError(
+            f"a key of {model.__name__} is {', '.join(get_key_names(model))}: one value each, not {given!r}"
+        )
+    return build_key([_read(model, column, value) for column, value in zip(columns, values, strict=True)])
 
 
 def has_exact_keys(model: type[Any]) -> bool:
-    """Whether two results of `key_from` are equal in Python if and only if they are equal in PostgreSQL.
+    """Whether two results of `normalize_key` are equal in Python if and only if they are equal in PostgreSQL.
 
     For all other types only PostgreSQL can decide which row a key belongs to. 'Abc' and 'ABC' are the same key in a
     citext column, and 'a' and 'a  ' in a CHAR column. The same holds for an enum member and its name, and for a UUID
@@ -74,23 +76,23 @@ def has_exact_keys(model: type[Any]) -> bool:
     return all(_exact_types(column.type) for column in inspect(model).primary_key)
 
 
-def listed(model: type[Any], keys: Iterable[Any]) -> list[Any]:
+def collect_keys(model: type[Any], keys: Iterable[Any]) -> list[Any]:
     """The keys as a list. Raises `TypeError` for a single key."""
     is_single = isinstance(keys, str | bytes) or not isinstance(keys, Iterable)
-    if is_single or (isinstance(keys, Mapping) and keys.keys() == {*key_names(model)}):
+    if is_single or (isinstance(keys, Mapping) and keys.keys() == {*get_key_names(model)}):
         raise TypeError(f"keys of {model.__name__} must be an iterable of keys, not a single {type(keys).__name__}")
     return list(keys)
 
 
-def keys_from(model: type[Any], given: Sequence[Any], *, first: int = 0) -> Sequence[Any]:
-    """The result of `key_from` for each key. An error has a note with the key's position, counted from `first`."""
+def normalize_keys(model: type[Any], given: Sequence[Any], *, first: int = 0) -> Sequence[Any]:
+    """The result of `normalize_key` for each key. An error has a note with the key's position, counted from `first`."""
     columns = inspect(model).primary_key
     if len(columns) == 1 and _exact_types(columns[0].type).issuperset(map(type, given)):
         return given  # the ordinary case, many times faster
     keys = []
     for place, key in enumerate(given, start=first):
         try:
-            keys.append(key_from(model, key))
+            keys.append(normalize_key(model, key))
         except (ValueError, InvalidValue) as error:
             if isinstance(error, InvalidValue):
                 error.row_index = place
@@ -99,22 +101,22 @@ def keys_from(model: type[Any], given: Sequence[Any], *, first: int = 0) -> Sequ
     return keys
 
 
-def distinct(keys: Iterable[Any]) -> list[Any]:
+def deduplicate(keys: Iterable[Any]) -> list[Any]:
     """Each key once, in the order of first appearance. Use it for exact keys, and to report keys without a row only."""
     return list(dict.fromkeys(keys))
 
 
 def has_key_in(model: type[Any], keys: Sequence[Any]) -> ColumnElement[bool]:
-    """True for the rows with one of these keys, which are results of `keys_from`.
+    """True for the rows with one of these keys, which are results of `normalize_keys`.
 
     The keys are sent as one array for each key column. So there may be any number of keys; with a parameter for each
     key the limit would be 32,767. The text of the statement is always the same, so the caches of PostgreSQL and
     SQLAlchemy find it.
     """
-    return _is_in(key_attributes(model), _key_arrays(model, keys))
+    return _is_in(get_key_attributes(model), _key_arrays(model, keys))
 
 
-def requested_keys(model: type[Any], keys: Sequence[Any]) -> tuple[ColumnElement[int], ColumnElement[bool]]:
+def join_requested_keys(model: type[Any], keys: Sequence[Any]) -> tuple[ColumnElement[int], ColumnElement[bool]]:
     """The positions of the keys, counted from 1, and the condition that joins each key to its row.
 
     Both refer to a table of the keys. A statement that uses them selects from that table, too.
@@ -122,26 +124,28 @@ def requested_keys(model: type[Any], keys: Sequence[Any]) -> tuple[ColumnElement
     return _joined(model, _key_arrays(model, keys))
 
 
-def has_bound_key_in(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
+def build_key_list_condition(
+    model: type[Any],
+) -> tuple[ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
     """As `has_key_in` for keys that are bound at execution, and the function that makes the parameters."""
     arrays, bind = _bound_arrays(model)
-    return _is_in(key_attributes(model), arrays), bind
+    return _is_in(get_key_attributes(model), arrays), bind
 
 
-def bound_requested_keys(
+def build_requested_keys_join(
     model: type[Any],
 ) -> tuple[ColumnElement[int], ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
-    """As `requested_keys` for keys that are bound at execution, and the function that makes the parameters."""
+    """As `join_requested_keys` for keys that are bound at execution, and the function that makes the parameters."""
     arrays, bind = _bound_arrays(model)
     return *_joined(model, arrays), bind
 
 
-def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any], dict[str, Any]]]:
-    """As `has_bound_key_in`, for a single key.
+def build_key_condition(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any], dict[str, Any]]]:
+    """As `build_key_list_condition`, for a single key.
 
     PostgreSQL caches the plan of such a comparison, but plans a comparison with an array at each execution.
     """
-    columns = key_attributes(model)
+    columns = get_key_attributes(model)
     names = [f"key_{place}" for place in range(len(columns))]
 
     def bind(key: Any) -> dict[str, Any]:
@@ -150,7 +154,7 @@ def has_bound_key(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any]
     return and_(*(each == bindparam(name, type_=each.type) for name, each in zip(names, columns, strict=True))), bind
 
 
-def free_name(model: type[Any], name: str) -> str:
+def find_free_name(model: type[Any], name: str) -> str:
     """The name, with underscores added if an attribute or a table of the model or of its metadata has that name."""
     mapper: Mapper[Any] = inspect(model).mapper
     tables = [table.name for table in mapper.tables]
@@ -160,14 +164,14 @@ def free_name(model: type[Any], name: str) -> str:
 
 
 def _key_arrays(model: type[Any], keys: Sequence[Any]) -> list[ColumnElement[Any]]:
-    columns = key_attributes(model)
+    columns = get_key_attributes(model)
     if len(columns) == 1:
-        return [array_of(keys, columns[0].type)]
-    return [array_of([key[place] for key in keys], each.type) for place, each in enumerate(columns)]
+        return [build_array(keys, columns[0].type)]
+    return [build_array([key[place] for key in keys], each.type) for place, each in enumerate(columns)]
 
 
 def _bound_arrays(model: type[Any]) -> tuple[list[ColumnElement[Any]], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
-    columns = key_attributes(model)
+    columns = get_key_attributes(model)
     names = [f"key_{place}" for place in range(len(columns))]
 
     def bind(keys: Sequence[Any]) -> dict[str, list[Any]]:
@@ -186,10 +190,10 @@ def _is_in(columns: Sequence[QueryableAttribute[Any]], arrays: Sequence[ColumnEl
 
 
 def _joined(model: type[Any], arrays: Sequence[ColumnElement[Any]]) -> tuple[ColumnElement[int], ColumnElement[bool]]:
-    columns = key_attributes(model)
+    columns = get_key_attributes(model)
     names = [f"key{place}" for place in range(len(columns))]
     table = func.unnest(*arrays).table_valued(*names, with_ordinality="position")
-    table = table.render_derived(name=free_name(model, "howdah_requested"))
+    table = table.render_derived(name=find_free_name(model, "howdah_requested"))
     position: ColumnElement[int] = table.c.position
     return position, and_(
         *(each == _as_written(each, table.c[name]) for each, name in zip(columns, names, strict=True))
@@ -210,14 +214,14 @@ def _exact_types(kind: TypeEngine[Any]) -> frozenset[type]:
     if not type(kind).__module__.startswith("sqlalchemy."):
         return _NO_TYPES  # a custom type may convert values in any way
     if isinstance(kind, Integer):
-        return _INTEGERS if isinstance(postgresql_type(kind), Integer) else _NO_TYPES
+        return _INTEGERS if isinstance(resolve_postgresql_type(kind), Integer) else _NO_TYPES
     if isinstance(kind, Uuid) and kind.as_uuid and kind.native_uuid:
-        return _UUIDS if isinstance(postgresql_type(kind), Uuid) else _NO_TYPES
+        return _UUIDS if isinstance(resolve_postgresql_type(kind), Uuid) else _NO_TYPES
     return _NO_TYPES
 
 
 def _values_by_name(model: type[Any], given: Mapping[Any, Any]) -> tuple[Any, ...]:
-    names = key_names(model)
+    names = get_key_names(model)
     if given.keys() != {*names}:
         shown = ", ".join(map(str, given)) or "nothing"
         raise ValueError(f"a key of {model.__name__} as a mapping names {', '.join(names)}, not {shown}")

@@ -37,25 +37,34 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
 
 from howdah._arrays import fits_in_array
-from howdah._keys import distinct, has_exact_keys, has_key_in, key_attributes, key_in, key_names, keys_from, listed
-from howdah._writes.columns import columns_of, keys_in, version_name
+from howdah._keys import (
+    build_key,
+    collect_keys,
+    deduplicate,
+    get_key_attributes,
+    get_key_names,
+    has_exact_keys,
+    has_key_in,
+    normalize_keys,
+)
+from howdah._writes.columns import extract_keys, get_version_name, transpose_rows
 from howdah._writes.copying import MIN_COPY_ROWS, copy_rows
-from howdah._writes.inserting import insert_rows, written_of
-from howdah._writes.references import self_references
-from howdah._writes.rejected_rows import locate_rejected_row
+from howdah._writes.inserting import find_present_keys, insert_rows
+from howdah._writes.references import find_self_references
+from howdah._writes.rejected_rows import write_or_locate_rejected_row
 from howdah._writes.rows import (
     LIST_CHUNK_ROWS,
-    in_chunks,
-    names_to_update,
+    find_names_to_update,
     normalize_changes,
     normalize_rows,
-    refuse_non_columns,
+    reject_non_columns,
+    split_into_chunks,
 )
-from howdah._writes.session_objects import find_held, holds_any, refresh
-from howdah._writes.tables import class_of
-from howdah._writes.updating import UNSYNCHRONIZED, count_written, update_rows, update_statement
-from howdah._writes.upserting import Upsert, Written
-from howdah.locking import Match, lock_matches, locked, missing_keys
+from howdah._writes.session_objects import find_objects, has_objects, refresh_objects
+from howdah._writes.tables import map_table
+from howdah._writes.updating import UNSYNCHRONIZED, build_update, execute_update, update_rows
+from howdah._writes.upserting import Upsert, UpsertCounts
+from howdah.locking import Match, find_missing_keys, lock_cte, lock_matches
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -123,11 +132,11 @@ async def insert_many(
     a row of a later chunk raises `ForeignKeyViolation`.
     """
     if isinstance(model, Table):
-        mapped: type[Any] = class_of(model)
+        mapped: type[Any] = map_table(model)
         keys = keys and bool(model.primary_key.columns)
     else:
         mapped = model
-    references = self_references(mapped)
+    references = find_self_references(mapped)
     # Two rows can refer to each other. PostgreSQL checks foreign keys at the end of a statement, and a COPY is one.
     min_rows = 2 if references else MIN_COPY_ROWS
     first = count = 0
@@ -135,13 +144,13 @@ async def insert_many(
     # A single chunk needs none: its write opens a savepoint itself.
     is_one_chunk = isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
     savepoint = nullcontext() if is_one_chunk else session.begin_nested()
-    async with savepoint, aclosing(in_chunks(rows, chunk_size)) as chunks:
+    async with savepoint, aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             new = await copy_rows(session, mapped, chunk, keys=keys) if len(chunk) >= min_rows else None
             if new is None:
                 new = await insert_rows(session, mapped, chunk, references, first=first, keys=keys)
             if new.count < len(chunk) and new.keys:
-                new = await written_of(session, mapped, new.keys)
+                new = await find_present_keys(session, mapped, new.keys)
             made += new.keys
             first, count = first + len(chunk), count + new.count
     return InsertResult(count, made)
@@ -172,7 +181,7 @@ async def upsert_many(
     _refuse_many_tables(model)
     if isinstance(on, str) or isinstance(update, str):
         raise TypeError("`on` and `update` are lists of attribute names, not one name")
-    names, version = key_names(model), version_name(model)
+    names, version = get_key_names(model), get_version_name(model)
     target = names if on is None else tuple(on)
     if not target:
         raise ValueError("`on` must name at least one attribute: leave it out to find rows by their key")
@@ -180,24 +189,24 @@ async def upsert_many(
         raise TypeError(
             "upsert_many can't write to a table named `excluded`: PostgreSQL uses that name for the new row"
         )
-    refuse_non_columns(model, (*target, *(update or ())))
+    reject_non_columns(model, (*target, *(update or ())))
     if update is not None and not {*target, *names, version}.isdisjoint(update):
         raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(update)}")
-    count, total = 0, Written()
-    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+    count, total = 0, UpsertCounts()
+    async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             values = normalize_rows(model, chunk, first=count)
             _refuse_uneven(values, {*target, *(update or ())}, first=count)
             if version in values[0]:
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
             if update is None:
-                set_names = names_to_update(model, chunk, values, first=count)
+                set_names = find_names_to_update(model, chunk, values, first=count)
                 changed = [name for name in set_names if name not in (*target, *names)]
             else:
                 changed = list(update)
-            upsert = Upsert(session, model, target, changed, keys=holds_any(session, model))
-            written = await locate_rejected_row(session, values, upsert.write, first=count)
-            await refresh(session, model, written.changed)
+            upsert = Upsert(session, model, target, changed, keys=has_objects(session, model))
+            written = await write_or_locate_rejected_row(session, values, upsert.write, first=count)
+            await refresh_objects(session, model, written.changed)
             total, count = total + written, count + len(values)
     unchanged = count - total.created - total.updated - total.suppressed
     return UpsertResult(total.created, total.updated, unchanged, total.suppressed)
@@ -216,17 +225,17 @@ async def update_many(
     _refuse_many_tables(model)
     count = 0
     missing: list[Any] = []
-    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+    async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
                 await lock_matches(session, model, _all_keys(model, rows, len(chunk)))
             values = normalize_changes(model, chunk, first=count)
-            columns = _refuse_uneven(values, key_names(model), first=count)
+            columns = _refuse_uneven(values, get_key_names(model), first=count)
             _refuse_what_no_array_holds(model, columns)
-            keys = keys_in(model, columns, first=count)
+            keys = extract_keys(model, columns, first=count)
             write = partial(update_rows, session, model)
-            matches = await locate_rejected_row(session, values, write, first=count)
-            await refresh(session, model, _matched_keys(keys, matches))
+            matches = await write_or_locate_rejected_row(session, values, write, first=count)
+            await refresh_objects(session, model, _matched_keys(keys, matches))
             missing += _missing(keys, matches)
             count += len(values)
     return MatchResult(count - len(missing), missing)
@@ -244,22 +253,22 @@ async def update_by_key(
     is_exact = has_exact_keys(model)
 
     async def write(keys: Sequence[Any]) -> list[Match] | None:
-        statement = update_statement(model, has_key_in(model, keys), values) if values else None
-        if statement is not None and is_exact and await count_written(session, statement) == len(keys):
+        statement = build_update(model, has_key_in(model, keys), values) if values else None
+        if statement is not None and is_exact and await execute_update(session, statement) == len(keys):
             return None
         matches = await lock_matches(session, model, keys)
         if statement is not None and not is_exact:
-            await count_written(session, statement)
+            await execute_update(session, statement)
         return matches
 
     keys, places = _once_each(model, ids)
     if not keys:
         return MatchResult(0, [])
     async with session.begin_nested():
-        matches = await locate_rejected_row(session, keys, write, places=places)
-    await refresh(session, model, _matched_keys(keys, matches))
+        matches = await write_or_locate_rejected_row(session, keys, write, places=places)
+    await refresh_objects(session, model, _matched_keys(keys, matches))
     count = len(keys) if matches is None else sum(match.turn == 0 for match in matches)
-    return MatchResult(count, distinct(_missing(keys, matches)))
+    return MatchResult(count, deduplicate(_missing(keys, matches)))
 
 
 async def update_where(
@@ -272,14 +281,14 @@ async def update_where(
     _refuse_to_set(model, values)
     async with session.begin_nested():
         if not values:
-            keys, _ = locked(model, criterion)
+            keys, _ = lock_cte(model, criterion)
             return len((await session.execute(select(*keys.c))).all())
-        statement = update_statement(model, criterion, values)
-        if not holds_any(session, model):
-            return await count_written(session, statement)
-        statement = statement.returning(*key_attributes(model))
-        changed = [key_in(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
-    await refresh(session, model, changed)
+        statement = build_update(model, criterion, values)
+        if not has_objects(session, model):
+            return await execute_update(session, statement)
+        statement = statement.returning(*get_key_attributes(model))
+        changed = [build_key(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
+    await refresh_objects(session, model, changed)
     return len(changed)
 
 
@@ -294,17 +303,17 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     async def write(keys: Sequence[Any]) -> tuple[list[Match] | None, list[tuple[Any, Any]], list[Any]]:
         await session.flush()
         matches = None if has_exact_keys(model) else await lock_matches(session, model, keys)
-        held = await find_held(session, model, _matched_keys(keys, matches))
-        _, same_row = locked(model, has_key_in(model, keys))
-        statement = delete(model).where(*same_row).returning(*key_attributes(model))
-        gone = [key_in(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
+        held = await find_objects(session, model, _matched_keys(keys, matches))
+        _, same_row = lock_cte(model, has_key_in(model, keys))
+        statement = delete(model).where(*same_row).returning(*get_key_attributes(model))
+        gone = [build_key(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
         return matches, held, gone
 
     keys, places = _once_each(model, ids)
     if not keys:
         return MatchResult(0, [])
     async with session.begin_nested():
-        matches, held, gone = await locate_rejected_row(session, keys, write, places=places)
+        matches, held, gone = await write_or_locate_rejected_row(session, keys, write, places=places)
     deleted = {*gone}
     for instance, key in held:
         if key in deleted and instance in session:  # a cascade of another expunge may have removed it
@@ -312,7 +321,7 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     if matches is None:
         missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
     else:
-        missing = distinct(_missing(keys, [match for match in matches if match.key in deleted]))
+        missing = deduplicate(_missing(keys, [match for match in matches if match.key in deleted]))
     return MatchResult(len(gone), missing)
 
 
@@ -326,8 +335,8 @@ def _refuse_many_tables(model: type[Any]) -> None:
 
 def _refuse_to_set(model: type[Any], values: Mapping[str, Any]) -> None:
     _refuse_many_tables(model)
-    refuse_non_columns(model, values)
-    if not {*key_names(model), version_name(model)}.isdisjoint(values):
+    reject_non_columns(model, values)
+    if not {*get_key_names(model), get_version_name(model)}.isdisjoint(values):
         raise ValueError(f"the key and the version of {model.__name__} rows can't be set: {', '.join(values)}")
 
 
@@ -342,7 +351,7 @@ def _refuse_what_no_array_holds(model: type[Any], names: Iterable[str]) -> None:
 
 def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, first: int) -> dict[str, list[Any]]:
     """The rows by column. Raises `ValueError` if they name different attributes, or not all of the `needed` ones."""
-    columns = columns_of(rows)
+    columns = transpose_rows(rows)
     if columns is not None and columns.keys() >= {*needed}:
         return columns
     for place, row in enumerate(rows, start=first):
@@ -358,7 +367,7 @@ def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list
     keys: list[Any] = []
     for first in range(0, len(rows), chunk_size):
         part = normalize_changes(model, rows[first : first + chunk_size], first=first)
-        keys += keys_in(model, _refuse_uneven(part, key_names(model), first=first), first=first)
+        keys += extract_keys(model, _refuse_uneven(part, get_key_names(model), first=first), first=first)
     return keys
 
 
@@ -367,7 +376,7 @@ def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Seq
 
     Exact keys are in the result once. Others are all there: only PostgreSQL knows which of them are equal.
     """
-    keys = keys_from(model, listed(model, ids))
+    keys = normalize_keys(model, collect_keys(model, ids))
     if not has_exact_keys(model) or len({*keys}) == len(keys):
         return keys, None
     places: dict[Any, int] = {}
@@ -382,4 +391,4 @@ def _matched_keys(keys: Sequence[Any], matches: Sequence[Match] | None) -> Seque
 
 
 def _missing(keys: Sequence[Any], matches: Sequence[Match] | None) -> list[Any]:
-    return [] if matches is None else missing_keys(keys, {match.position for match in matches})
+    return [] if matches is None else find_missing_keys(keys, {match.position for match in matches})

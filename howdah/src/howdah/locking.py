@@ -13,16 +13,16 @@ from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.sql.visitors import iterate
 
 from howdah._keys import (
-    distinct,
-    free_name,
+    build_key,
+    collect_keys,
+    deduplicate,
+    find_free_name,
+    get_key,
+    get_key_attributes,
     has_exact_keys,
     has_key_in,
-    key_attributes,
-    key_in,
-    key_of,
-    keys_from,
-    listed,
-    requested_keys,
+    join_requested_keys,
+    normalize_keys,
 )
 from howdah.errors import NotFound
 
@@ -61,15 +61,15 @@ async def lock(
     """
     if nowait and skip_locked:
         raise ValueError("nowait and skip_locked exclude each other: choose one")
-    keys = keys_from(model, listed(model, ids))
+    keys = normalize_keys(model, collect_keys(model, ids))
     if not keys:
         return {}
     await session.flush()
     read = _lock_and_read if _is_read_from_its_row(inspect(model)) else _lock_then_read
     objects, missing = await read(session, model, keys, nowait, skip_locked)
     if missing and not skip_locked:
-        raise NotFound(model, distinct(missing))
-    return {key_of(instance): instance for instance in objects}
+        raise NotFound(model, deduplicate(missing))
+    return {get_key(instance): instance for instance in objects}
 
 
 async def _lock_and_read(
@@ -78,13 +78,13 @@ async def _lock_and_read(
     """Lock and read with one statement. Returns the objects in key order, and the missing keys."""
     locking = _for_update(model, _reading_anew(model), nowait=nowait, skip_locked=skip_locked)
     if has_exact_keys(model):
-        keys = distinct(keys)
+        keys = deduplicate(keys)
         objects = (await session.scalars(locking.where(has_key_in(model, keys)))).unique().all()
-        present = {key_of(instance) for instance in objects} if len(objects) < len(keys) else {*keys}
+        present = {get_key(instance) for instance in objects} if len(objects) < len(keys) else {*keys}
         return objects, [key for key in keys if key not in present]
-    position, same_row = requested_keys(model, keys)
+    position, same_row = join_requested_keys(model, keys)
     rows = (await session.execute(locking.add_columns(position).where(same_row))).unique().all()
-    return [row[0] for row in rows], missing_keys(keys, {row[1] - 1 for row in rows})
+    return [row[0] for row in rows], find_missing_keys(keys, {row[1] - 1 for row in rows})
 
 
 async def _lock_then_read(
@@ -101,12 +101,12 @@ async def _lock_then_read(
             held[each] = {match.key for match in of_class}
     found = (await session.scalars(_reading_anew(model).where(has_key_in(model, present)))).unique()
     # With `skip_locked`, a row in the table of a subclass may have been left out.
-    objects = [one for one in found if key_of(one) in held.get(inspect(one).mapper, (key_of(one),))]
-    return objects, missing_keys(keys, {match.position for match in matches})
+    objects = [one for one in found if get_key(one) in held.get(inspect(one).mapper, (get_key(one),))]
+    return objects, find_missing_keys(keys, {match.position for match in matches})
 
 
 def _reading_anew(model: type[Any]) -> Select[Any]:
-    return select(model).order_by(*key_attributes(model)).execution_options(populate_existing=True)
+    return select(model).order_by(*get_key_attributes(model)).execution_options(populate_existing=True)
 
 
 async def lock_matches(
@@ -116,10 +116,10 @@ async def lock_matches(
     if not keys:
         return []
     await session.flush()
-    columns = key_attributes(model)
+    columns = get_key_attributes(model)
     if has_exact_keys(model):
         statement = _lock_select(model, select(*columns).where(has_key_in(model, keys)), nowait, skip_locked)
-        present = {key_in(row) for row in await session.execute(statement)}
+        present = {build_key(row) for row in await session.execute(statement)}
         turns: Counter[Any] = Counter()
         matches = []
         for place, key in enumerate(keys):
@@ -127,34 +127,34 @@ async def lock_matches(
                 matches.append(Match(place, turns[key], key))
                 turns[key] += 1
         return matches
-    requested, same_row = requested_keys(model, keys)
-    requested = requested.label(free_name(model, "howdah_position"))
+    requested, same_row = join_requested_keys(model, keys)
+    requested = requested.label(find_free_name(model, "howdah_position"))
     statement = _lock_select(model, select(*columns, requested).where(same_row), nowait, skip_locked)
-    *values, position = statement.cte(free_name(model, "howdah_locked")).c
+    *values, position = statement.cte(find_free_name(model, "howdah_locked")).c
     turn = func.row_number().over(partition_by=values, order_by=position)
     found = await session.execute(select(position, turn, *values).order_by(position))
-    return [Match(place - 1, number - 1, key_in(key)) for place, number, *key in found]
+    return [Match(place - 1, number - 1, build_key(key)) for place, number, *key in found]
 
 
-def missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
+def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
     """The keys that have no row; `found` has the positions of the keys that have one."""
     return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
-def locked(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
+def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
     """A CTE with the keys of the rows that the criterion finds, and the condition that joins it to an UPDATE or DELETE.
 
     The CTE locks the rows in key order. Each row is locked before it is written.
     """
-    columns = key_attributes(model)
-    keys = _lock_select(model, select(*columns).where(criterion)).cte(free_name(model, "howdah_locked"))
+    columns = get_key_attributes(model)
+    keys = _lock_select(model, select(*columns).where(criterion)).cte(find_free_name(model, "howdah_locked"))
     return keys, [attribute == keys.c[attribute.key] for attribute in columns]
 
 
 def _lock_select(
     model: type[Any], statement: Select[Any], nowait: bool = False, skip_locked: bool = False
 ) -> Select[Any]:
-    ordered = statement.order_by(*key_attributes(model))
+    ordered = statement.order_by(*get_key_attributes(model))
     return _for_update(model, ordered, nowait=nowait, skip_locked=skip_locked)
 
 

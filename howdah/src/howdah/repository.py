@@ -14,18 +14,18 @@ from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
 from howdah._keys import (
-    distinct,
+    collect_keys,
+    deduplicate,
+    get_key,
+    get_key_attributes,
     has_exact_keys,
     has_key_in,
-    key_attributes,
-    key_from,
-    key_of,
-    keys_from,
-    listed,
-    requested_keys,
+    join_requested_keys,
+    normalize_key,
+    normalize_keys,
 )
 from howdah._reads.page import Page
-from howdah._writes.rows import refuse_unknown
+from howdah._writes.rows import reject_unknown_names
 from howdah.errors import NotFound
 from howdah.locking import lock
 from howdah.pagination import count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
@@ -72,11 +72,11 @@ class AsyncRepository(Generic[ModelT]):
     async def get(self, id: Any, *, load: LoadWhat = ()) -> ModelT | None:
         """The object with this key, or None. One that the session holds already comes without a statement, unless
         there is something to load with it."""
-        key = key_from(self.model, id)
+        key = normalize_key(self.model, id)
         if not load:
             return await self.session.get(self.model, key)
         values = key if isinstance(key, tuple) else (key,)
-        same_key = (column == value for column, value in zip(key_attributes(self.model), values, strict=True))
+        same_key = (column == value for column, value in zip(get_key_attributes(self.model), values, strict=True))
         return (await self._objects(self._all().where(*same_key), load)).one_or_none()
 
     async def get_one(self, id: Any, *, load: LoadWhat = ()) -> ModelT:
@@ -91,15 +91,15 @@ class AsyncRepository(Generic[ModelT]):
 
         There may be any number of keys.
         """
-        keys = keys_from(self.model, listed(self.model, ids))
+        keys = normalize_keys(self.model, collect_keys(self.model, ids))
         if not keys:
             return []
         if has_exact_keys(self.model):
-            keys = distinct(keys)
+            keys = deduplicate(keys)
             rows = await self._objects(self._all().where(has_key_in(self.model, keys)), load)
-            found = {key_of(row): row for row in rows}
+            found = {get_key(row): row for row in rows}
             return [found[key] for key in keys if key in found]
-        position, same_row = requested_keys(self.model, keys)
+        position, same_row = join_requested_keys(self.model, keys)
         matching = self._loading(self._all().add_columns(position).where(same_row), load)
         matches = (await self.session.execute(matching)).unique().all()
         in_order = sorted(matches, key=lambda match: match[1])
@@ -175,7 +175,7 @@ class AsyncRepository(Generic[ModelT]):
 
     async def create(self, **values: Any) -> ModelT:
         """A new row, flushed. Raises `UnknownAttribute` before anything is sent, or the constraint's error."""
-        refuse_unknown(self.model, values)
+        reject_unknown_names(self.model, values)
         instance = self.model(**values)
         self.session.add(instance)
         await self.session.flush()
@@ -191,7 +191,7 @@ class AsyncRepository(Generic[ModelT]):
         """Set attributes and flush. Raises `UnknownAttribute` before anything is set, `StaleRow` for a `Versioned`
         model whose row has moved on, `InvalidRequestError` for an object that isn't in this session."""
         self._refuse_foreign(instance)
-        refuse_unknown(type(instance), values)
+        reject_unknown_names(type(instance), values)
         for name, value in values.items():
             setattr(instance, name, value)
         await self.session.flush()

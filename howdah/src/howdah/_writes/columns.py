@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, Integer, inspect
 from sqlalchemy.orm import Mapper
 
-from howdah._keys import key_attributes, key_names, keys_from
+from howdah._keys import get_key_attributes, get_key_names, normalize_keys
 from howdah.models import utcnow
 
 
@@ -18,7 +18,7 @@ class CopyUnsupported(Exception):
     """These rows need an INSERT with VALUES: a value is made by SQL, or from other values of the row."""
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None:
+def transpose_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None:
     """The values of the rows by attribute; None if the rows don't all name the same attributes."""
     names = rows[0].keys()
     if {*map(len, rows)} != {len(names)}:
@@ -36,7 +36,7 @@ def generate_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: i
     the database makes it.
     """
     columns: dict[str, Sequence[Any]] = {}
-    for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True):
+    for attribute, column in zip(get_key_attributes(model), inspect(model).primary_key, strict=True):
         make, values = _default_function(column), given.get(attribute.key)
         if values is None:
             values = [None] * count if make is None else _made(make, count)
@@ -46,18 +46,18 @@ def generate_keys(model: type[Any], given: Mapping[str, Sequence[Any]], count: i
     return columns
 
 
-def names_made_by_database(model: type[Any], given: Mapping[str, Sequence[Any]]) -> list[str]:
+def find_partly_generated_keys(model: type[Any], given: Mapping[str, Sequence[Any]]) -> list[str]:
     """The key columns of which the database makes the values for some of the rows, but not for all."""
     return [
         attribute.key
-        for attribute, column in zip(key_attributes(model), inspect(model).primary_key, strict=True)
+        for attribute, column in zip(get_key_attributes(model), inspect(model).primary_key, strict=True)
         if None in (values := given.get(attribute.key, ()))
         and _default_function(column) is None
         and any(value is not None for value in values)
     ]
 
 
-def with_made_keys(given: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+def add_key_columns(given: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """The columns with the key columns of `new`, but without those that the database makes.
 
     Raises `CopyUnsupported` if the database makes the keys of some of the rows only.
@@ -71,13 +71,13 @@ def with_made_keys(given: Mapping[str, Sequence[Any]], new: Mapping[str, Sequenc
     return columns
 
 
-def keys_in(model: type[Any], columns: Mapping[str, Sequence[Any]], *, first: int = 0) -> Sequence[Any]:
-    """The keys in these columns, as `keys_from` makes them."""
-    values = [columns[name] for name in key_names(model)]
-    return keys_from(model, values[0] if len(values) == 1 else [*zip(*values, strict=True)], first=first)
+def extract_keys(model: type[Any], columns: Mapping[str, Sequence[Any]], *, first: int = 0) -> Sequence[Any]:
+    """The keys in these columns, as `normalize_keys` makes them."""
+    values = [columns[name] for name in get_key_names(model)]
+    return normalize_keys(model, values[0] if len(values) == 1 else [*zip(*values, strict=True)], first=first)
 
 
-def with_keys(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def add_keys_to_rows(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """The rows with these keys, as new mappings. A key that is None is left out."""
     complete = []
     for row, values in zip(rows, zip(*keys.values(), strict=True), strict=True):
@@ -88,7 +88,7 @@ def with_keys(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, Sequence[Any
     return complete
 
 
-def inserted_columns(
+def build_insert_columns(
     model: type[Any], given: Mapping[str, Sequence[Any]], count: int
 ) -> dict[Column[Any], Iterable[Any]]:
     """The values that an INSERT of `count` rows writes, by column, before bind processing.
@@ -119,7 +119,7 @@ def inserted_columns(
     return columns
 
 
-def version_name(model: type[Any]) -> str | None:
+def get_version_name(model: type[Any]) -> str | None:
     """The attribute that is the version of a row, if there is one."""
     mapper: Mapper[Any] = inspect(model)
     return None if mapper.version_id_col is None else mapper.get_property_by_column(mapper.version_id_col).key
@@ -131,7 +131,7 @@ def with_version_increment(model: type[Any], values: Mapping[str, Any]) -> dict[
     Raises `TypeError` if SQLAlchemy's default generator, which adds one, doesn't make the version.
     """
     mapper: Mapper[Any] = inspect(model)
-    name = version_name(model)
+    name = get_version_name(model)
     if name is None or mapper.version_id_generator is False:  # the database moves it
         return dict(values)
     assert mapper.version_id_col is not None

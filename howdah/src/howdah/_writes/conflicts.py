@@ -18,7 +18,7 @@ class _Record(UserDefinedType[Any]):
         return "RECORD"
 
 
-def stores_something_else(old: Iterable[Any], new: Iterable[Any]) -> ColumnElement[bool]:
+def is_stored_differently(old: Iterable[Any], new: Iterable[Any]) -> ColumnElement[bool]:
     """Whether the binary images of the values differ. Both lists must have the same types.
 
     Types without an operator `=` can be compared in this way, too.
@@ -43,7 +43,7 @@ def count_conflict(number: int) -> ColumnElement[Any]:
     return func.set_config(literal_column(f"'{_SETTING}'"), token + literal_column("':'", String) + value, true())
 
 
-def conflicts_counted(number: int) -> Select[tuple[int]]:
+def select_conflict_count(number: int) -> Select[tuple[int]]:
     """A SELECT of how many rows of the statement with this number conflicted with an existing row."""
     current = f"current_setting('{_SETTING}', true)"
     is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == str(number)

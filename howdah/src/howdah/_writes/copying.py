@@ -31,9 +31,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah._asyncpg import copy_in
 from howdah._types.integers import are_integers, is_checked
-from howdah._writes.columns import CopyUnsupported, columns_of, generate_keys, inserted_columns, keys_in, with_made_keys
+from howdah._writes.columns import (
+    CopyUnsupported,
+    add_key_columns,
+    build_insert_columns,
+    extract_keys,
+    generate_keys,
+    transpose_rows,
+)
 from howdah._writes.copy_encoding import is_encoded_as_inserted
-from howdah._writes.rows import Inserted, normalize_rows
+from howdah._writes.rows import InsertedRows, normalize_rows
 
 # A transaction that creates rows of seven columns takes 0.9 of the time with COPY for 1 to 10 of them, 0.8 for 20, 0.5
 # for 200 (`make bench ONLY=few-rows`). Below this the gain is under a millisecond.
@@ -59,7 +66,9 @@ _NO_COPY: Final = (
 )
 
 
-async def copy_rows(session: AsyncSession, model: type[Any], rows: Sequence[object], *, keys: bool) -> Inserted | None:
+async def copy_rows(
+    session: AsyncSession, model: type[Any], rows: Sequence[object], *, keys: bool
+) -> InsertedRows | None:
     """Write all the rows, of any kind, or none of them. The result has keys only if `keys` is true.
 
     Returns None if a row was rejected or if COPY isn't possible. The caller's INSERT then finds the row and raises its
@@ -77,7 +86,7 @@ async def copy_rows(session: AsyncSession, model: type[Any], rows: Sequence[obje
             new = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             places = chain.from_iterable(places for places, _ in groups)
             by_place = sorted(zip(places, new.keys, strict=False), key=itemgetter(0))
-            return Inserted(new.count, [key for _, key in by_place])
+            return InsertedRows(new.count, [key for _, key in by_place])
     except (_Rejected, _Mixed, CopyUnsupported):
         return None
 
@@ -137,7 +146,7 @@ def _disabled_tables(dialect: Dialect) -> _DisabledTables:
 
 async def _copy_groups(
     session: AsyncSession, model: type[Any], groups: Sequence[Sequence[object]], keys: bool
-) -> Inserted:
+) -> InsertedRows:
     """COPY each group, whose rows name the same attributes, and return their keys in this order."""
     count = 0
     made: list[Any] = []
@@ -149,7 +158,7 @@ async def _copy_groups(
             connection = await session.connection(bind_arguments={"mapper": inspect(model)})
             await connection.run_sync(_copy, inspect(model).local_table, parts)
             count += parts.written
-    return Inserted(count, made)
+    return InsertedRows(count, made)
 
 
 def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
@@ -269,16 +278,16 @@ class _Parts:
 
     def _columns(self, start: int) -> dict[Column[Any], Sequence[Any]]:
         rows = normalize_rows(self._model, self._rows[start : start + _COPY_BATCH_ROWS], first=start)
-        named = columns_of(rows)
+        named = transpose_rows(rows)
         if named is None:
             raise _Mixed
         new = generate_keys(self._model, named, len(rows))
-        given = with_made_keys(named, new)
+        given = add_key_columns(named, new)
         if self._keys is not None:
             if not new.keys() <= given.keys():
                 raise CopyUnsupported  # the caller needs keys that the database makes
-            self._keys += keys_in(self._model, new)
-        columns = inserted_columns(self._model, given, len(rows))
+            self._keys += extract_keys(self._model, new)
+        columns = build_insert_columns(self._model, given, len(rows))
         return {column: _bound(column, values, len(rows), self._dialect) for column, values in columns.items()}
 
 

@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from sqlalchemy import inspect
 from sqlalchemy.orm import DeclarativeBase, InstanceState, LoaderCallableStatus, Mapper
 
-from howdah._keys import key_names
+from howdah._keys import get_key_names
 
 # Since SQLAlchemy 2.1 a dataclass's constructor doesn't set an attribute that has this default.
 _DONT_SET: Final = getattr(LoaderCallableStatus, "DONT_SET", dataclasses.MISSING)
 _TAKE_INSTEAD: Final = "pass mappings or Pydantic models with what is to be written"
 
 
-def values_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
+def get_insert_values(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
     """All values of the object's `known` attributes, for an INSERT.
 
     A None that only the constructor has set is left out, so that the column's default applies. The ORM does the same.
@@ -36,18 +36,18 @@ def values_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: 
     return values
 
 
-def changes_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
+def get_update_values(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
     """The values to write to the object's existing row. Raises `TypeError` if the object doesn't show what was set."""
     state = _state_of(model, row)
     if state.key is None:
-        names = names_set_in(model, row) & known
+        names = get_set_names(model, row) & known
         return {name: value for name, value in state.dict.items() if name in names}
     if state.session is not None:
         raise TypeError(
             f"this {model.__name__} is in a session, whose flush writes its changes: leave it to the flush, or "
             f"{_TAKE_INSTEAD}"
         )
-    keys = key_names(model)
+    keys = get_key_names(model)
     changed = [name for name in state.mapper.column_attrs.keys() if state.attrs[name].history.has_changes()]  # noqa: SIM118
     if not changed or not {*keys}.isdisjoint(changed):
         what = "not changed since" if not changed else "got another key"
@@ -60,7 +60,7 @@ def changes_of_object(model: type[DeclarativeBase], row: DeclarativeBase, known:
     return values | {name: state.dict[name] for name in changed if name in state.dict and name in known}
 
 
-def names_set_in(model: type[DeclarativeBase], row: DeclarativeBase) -> frozenset[str]:
+def get_set_names(model: type[DeclarativeBase], row: DeclarativeBase) -> frozenset[str]:
     """The attributes of a new object that the caller has set. Raises `TypeError` if the object doesn't show them."""
     state = _state_of(model, row)
     if state.key is not None:
@@ -107,7 +107,7 @@ def _defaulted(row: object) -> Iterator[str]:
     if not dataclasses.is_dataclass(row):
         return
     state: InstanceState[Any] = inspect(row)
-    keys = key_names(type(row))
+    keys = get_key_names(type(row))
     for field in dataclasses.fields(row):
         if field.name not in state.dict or field.name in keys or field.name not in state.mapper.column_attrs:
             continue

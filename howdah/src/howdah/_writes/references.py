@@ -19,7 +19,7 @@ class SelfReference(NamedTuple):
     referred: tuple[str, ...]
 
 
-def self_references(model: type[Any]) -> list[SelfReference]:
+def find_self_references(model: type[Any]) -> list[SelfReference]:
     """The foreign keys between rows of the model's tables, without those that join the tables for inheritance."""
     mapper: Mapper[Any] = inspect(model)
     found = []
@@ -39,7 +39,7 @@ def self_references(model: type[Any]) -> list[SelfReference]:
     return found
 
 
-def parents_first(references: Sequence[SelfReference], rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def order_parents_first(references: Sequence[SelfReference], rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """The positions of the rows, in an order in which each row comes after the rows that it refers to.
 
     If the rows are already in such an order, it doesn't change. A cycle has no such order; its rows come in any.

@@ -14,7 +14,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-async def locate_rejected_row(
+async def write_or_locate_rejected_row(
     session: AsyncSession,
     items: Sequence[ItemT],
     write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],
@@ -36,7 +36,7 @@ async def locate_rejected_row(
             async with session.begin_nested():
                 result = await write(items[start:some])
         except StatementError as error:
-            if not is_of_a_row(error):
+            if not is_row_error(error):
                 raise
             if some - start == 1:
                 _name(error, first + start if places is None else places[start])
@@ -52,7 +52,7 @@ async def locate_rejected_row(
         some = start + max(1, (end - start) // 2)
 
 
-def is_of_a_row(error: StatementError) -> bool:
+def is_row_error(error: StatementError) -> bool:
     """Whether a single row may have caused the error: a constraint, a type or a trigger rejected it."""
     if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError | DataError):
         return True

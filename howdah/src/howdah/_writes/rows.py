@@ -14,7 +14,7 @@ from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
 from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapper, RelationshipProperty
 from sqlalchemy.schema import Column
 
-from howdah._writes.objects import changes_of_object, names_set_in, values_of_object
+from howdah._writes.objects import get_insert_values, get_set_names, get_update_values
 from howdah.errors import UnknownAttribute
 
 ItemT = TypeVar("ItemT")
@@ -25,14 +25,14 @@ LIST_CHUNK_ROWS: Final = 100_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Inserted:
+class InsertedRows:
     """The number of rows that were written, and the keys of all input rows in their order, if they were requested."""
 
     count: int
     keys: Sequence[Any]
 
 
-def writable_names(model: type[Any]) -> tuple[str, ...]:
+def get_writable_names(model: type[Any]) -> tuple[str, ...]:
     """The attributes of `model` that can be assigned.
 
     These are columns, relationships, synonyms, composites, and hybrid properties with a setter. Computed columns and
@@ -52,20 +52,20 @@ def writable_names(model: type[Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def refuse_unknown(model: type[Any], names: Iterable[str]) -> None:
+def reject_unknown_names(model: type[Any], names: Iterable[str]) -> None:
     """Raise `UnknownAttribute` for the first name that can't be assigned to."""
-    _refuse_others(model, names, writable_names(model))
+    _refuse_others(model, names, get_writable_names(model))
 
 
-def column_names(model: type[Any]) -> frozenset[str]:
+def get_column_names(model: type[Any]) -> frozenset[str]:
     """The attributes that are columns, which a bulk write can set."""
     mapper: Mapper[Any] = inspect(model)
     return frozenset(prop.key for prop in mapper.column_attrs if _is_stored(prop))
 
 
-def refuse_non_columns(model: type[Any], names: Iterable[str]) -> None:
+def reject_non_columns(model: type[Any], names: Iterable[str]) -> None:
     """Raise `UnknownAttribute` for the first name that a bulk write can't set."""
-    _refuse_others(model, names, column_names(model))
+    _refuse_others(model, names, get_column_names(model))
 
 
 def normalize_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
@@ -75,7 +75,7 @@ def normalize_rows(model: type[DeclarativeBase], rows: Sequence[object], *, firs
     object are left out, so that defaults apply. Raises `UnknownAttribute` or `TypeError` with a note of the row's
     position, counted from `first`.
     """
-    return _read(model, rows, first, values_of_object)
+    return _read(model, rows, first, get_insert_values)
 
 
 def normalize_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
@@ -84,10 +84,10 @@ def normalize_changes(model: type[DeclarativeBase], rows: Sequence[object], *, f
     In a new object these are the attributes that were passed. In a detached object they are the key, the version and
     the changed attributes. Raises `TypeError` for an object that doesn't show what was set.
     """
-    return _read(model, rows, first, changes_of_object)
+    return _read(model, rows, first, get_update_values)
 
 
-def names_to_update(
+def find_names_to_update(
     model: type[DeclarativeBase], rows: Sequence[object], values: Sequence[dict[str, Any]], *, first: int
 ) -> Sequence[str]:
     """The attributes that an upsert sets on existing rows. `values` is the result of `normalize_rows`.
@@ -100,7 +100,7 @@ def names_to_update(
     common: frozenset[str] | None = None
     for place, row in enumerate(rows, start=first):
         try:
-            names = names_set_in(model, row) & every if isinstance(row, model) else every
+            names = get_set_names(model, row) & every if isinstance(row, model) else every
             if names != (common := names if common is None else common):
                 raise TypeError(f"it sets other attributes than row {first}: {', '.join(sorted(names ^ common))}")
         except TypeError as error:
@@ -115,7 +115,7 @@ def _read(
     first: int,
     read_object: Callable[[type[DeclarativeBase], DeclarativeBase, frozenset[str]], dict[str, Any]],
 ) -> Sequence[dict[str, Any]]:
-    known = column_names(model)
+    known = get_column_names(model)
     if {*map(type, rows)} == {dict}:  # the ordinary case, many times faster
         plain = cast("Sequence[dict[str, Any]]", rows)
         if known.issuperset(chain.from_iterable(plain)):
@@ -153,7 +153,7 @@ def split_duplicate_keys(items: Sequence[ItemT], key: Callable[[ItemT], Hashable
     return rounds
 
 
-async def in_chunks(
+async def split_into_chunks(
     items: Iterable[ItemT] | AsyncIterable[ItemT], size: int | None = None
 ) -> AsyncGenerator[list[ItemT], None]:
     """Lists of `size` items; the last one may be shorter. At most one list is read ahead.

@@ -8,17 +8,17 @@ from typing import Any
 from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah._keys import has_exact_keys, has_key_in, key_attributes, key_in, requested_keys
+from howdah._keys import build_key, get_key_attributes, has_exact_keys, has_key_in, join_requested_keys
 
 
-def holds_any(session: AsyncSession, model: type[Any]) -> bool:
+def has_objects(session: AsyncSession, model: type[Any]) -> bool:
     """Whether the session holds an object of the model."""
     return any(isinstance(instance, model) for instance in session.identity_map.values())
 
 
-async def find_held(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[tuple[Any, Any]]:
+async def find_objects(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> list[tuple[Any, Any]]:
     """The session's objects of the rows with these keys, each with its key. The keys must be those of the rows."""
-    if not holds_any(session, model):
+    if not has_objects(session, model):
         return []
     wanted = {*keys}
     held = [
@@ -29,17 +29,17 @@ async def find_held(session: AsyncSession, model: type[Any], keys: Iterable[Any]
     if not wanted or not others or has_exact_keys(model):
         return found
     # An object keeps the key that it was created with. The row may have another spelling of it.
-    position, same_row = requested_keys(model, [key for _, key in others])
-    for place, *values in await session.execute(select(position, *key_attributes(model)).where(same_row)):
-        if key_in(values) in wanted:
-            found.append((others[place - 1][0], key_in(values)))
+    position, same_row = join_requested_keys(model, [key for _, key in others])
+    for place, *values in await session.execute(select(position, *get_key_attributes(model)).where(same_row)):
+        if build_key(values) in wanted:
+            found.append((others[place - 1][0], build_key(values)))
     return found
 
 
-async def refresh(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> None:
+async def refresh_objects(session: AsyncSession, model: type[Any], keys: Iterable[Any]) -> None:
     """Read the session's objects of the rows with these keys anew."""
     by_class: dict[type[Any], list[Any]] = {}
-    for instance, key in await find_held(session, model, keys):
+    for instance, key in await find_objects(session, model, keys):
         if key == _key_held(instance):
             by_class.setdefault(type(instance), []).append(key)
         else:  # a SELECT by the row's key would create another object
@@ -50,4 +50,4 @@ async def refresh(session: AsyncSession, model: type[Any], keys: Iterable[Any]) 
 
 
 def _key_held(instance: Any) -> Any:
-    return key_in(inspect(instance).identity)
+    return build_key(inspect(instance).identity)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import registry
 _CLASS: Final = "howdah_class"
 
 
-def class_of(table: Table) -> type[Any]:
+def map_table(table: Table) -> type[Any]:
     """A class that is mapped to the table, always the same one. Its attributes have the columns' keys.
 
     Raises `TypeError` for a table without a primary key in which every column has a default.

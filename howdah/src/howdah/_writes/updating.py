@@ -9,11 +9,11 @@ from sqlalchemy import Column, ColumnElement, CursorResult, Integer, Update, ins
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper
 
-from howdah._arrays import given
-from howdah._keys import free_name, has_exact_keys, has_key_in, key_attributes
-from howdah._writes.columns import columns_of, keys_in, version_name, with_version_increment
+from howdah._arrays import unnest_arrays
+from howdah._keys import find_free_name, get_key_attributes, has_exact_keys, has_key_in
+from howdah._writes.columns import extract_keys, get_version_name, transpose_rows, with_version_increment
 from howdah.errors import StaleRow
-from howdah.locking import Match, lock_matches, locked
+from howdah.locking import Match, lock_cte, lock_matches
 
 # the caller refreshes the session's objects afterwards
 UNSYNCHRONIZED: Final = {"synchronize_session": False}
@@ -25,7 +25,7 @@ async def update_rows(session: AsyncSession, model: type[Any], rows: Sequence[di
 
     Rows with the same key are written one after the other.
     """
-    keys = keys_in(model, columns_of(rows) or {}) if rows else ()
+    keys = extract_keys(model, transpose_rows(rows) or {}) if rows else ()
     differ = has_exact_keys(model) and len({*keys}) == len(keys)
     if differ and await _update_each(session, model, keys, rows):
         return None
@@ -46,20 +46,20 @@ async def _update_each(
     """Write the rows, which have different keys. Returns False if some of them have no row in the database."""
     mapper: Mapper[Any] = inspect(model)
     sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {
-        name: (mapper.columns[name], each) for name, each in (columns_of(rows) or {}).items()
+        name: (mapper.columns[name], each) for name, each in (transpose_rows(rows) or {}).items()
     }
-    version = version_name(model)
-    position = free_name(model, "howdah_position")
+    version = get_version_name(model)
+    position = find_free_name(model, "howdah_position")
     if version is not None and version in sent:
         sent[position] = (_POSITION, range(len(rows)))
-    table, values = given(sent, name=free_name(model, "howdah_given"))
-    same_row = locked(model, has_key_in(model, keys))[1]
-    same_row += [attribute == values.pop(attribute.key) for attribute in key_attributes(model)]
+    table, values = unnest_arrays(sent, name=find_free_name(model, "howdah_given"))
+    same_row = lock_cte(model, has_key_in(model, keys))[1]
+    same_row += [attribute == values.pop(attribute.key) for attribute in get_key_attributes(model)]
     if version is None or version not in values:
         if not values:
             return False
         statement = update(model).where(*same_row).values(with_version_increment(model, values))
-        return await count_written(session, statement) == len(rows)
+        return await execute_update(session, statement) == len(rows)
     same_row.append(mapper.columns[version] == values.pop(version))
     del values[position]
     statement = (
@@ -77,13 +77,13 @@ async def _update_each(
     return False
 
 
-def update_statement(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
+def build_update(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
     """An UPDATE that locks the rows that the criterion finds in key order, and sets these values on them."""
-    _, same_row = locked(model, criterion)
+    _, same_row = lock_cte(model, criterion)
     return update(model).where(*same_row).values(with_version_increment(model, values))
 
 
-async def count_written(session: AsyncSession, statement: Update) -> int:
+async def execute_update(session: AsyncSession, statement: Update) -> int:
     """Execute the statement, and return the number of rows that it has written."""
     result = await session.execute(statement, execution_options=UNSYNCHRONIZED)
     assert isinstance(result, CursorResult)

@@ -43,22 +43,22 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper
 
-from howdah._arrays import fits_in_array, given
-from howdah._keys import has_key_in, key_attributes, key_in
+from howdah._arrays import fits_in_array, unnest_arrays
+from howdah._keys import build_key, get_key_attributes, has_key_in
 from howdah._writes.catalog import compares_bytes, has_before_insert_trigger, has_instead_of_trigger
 from howdah._writes.columns import (
     CopyUnsupported,
-    columns_of,
+    add_key_columns,
+    add_keys_to_rows,
+    build_insert_columns,
+    find_partly_generated_keys,
     generate_keys,
-    inserted_columns,
-    names_made_by_database,
-    with_keys,
-    with_made_keys,
+    transpose_rows,
     with_version_increment,
     without_context,
 )
-from howdah._writes.conflicts import conflicts_counted, count_conflict, stores_something_else
-from howdah._writes.rows import column_names, split_duplicate_keys
+from howdah._writes.conflicts import count_conflict, is_stored_differently, select_conflict_count
+from howdah._writes.rows import get_column_names, split_duplicate_keys
 
 _SAME_ROW_TWICE: Final = "21000"
 # SQLSTATEs for a missing system column: a view has none, and a partitioned table has no `xmax`.
@@ -72,7 +72,7 @@ _statement_numbers: Final = count(1)
 
 
 @dataclass
-class Written:
+class UpsertCounts:
     """How many rows were inserted, how many changed an existing row, and how many a trigger suppressed.
 
     `changed` has the keys of the changed rows, if they were requested.
@@ -83,8 +83,8 @@ class Written:
     suppressed: int = 0
     changed: list[Any] = field(default_factory=list)
 
-    def __add__(self, other: Written) -> Written:
-        return Written(
+    def __add__(self, other: UpsertCounts) -> UpsertCounts:
+        return UpsertCounts(
             self.created + other.created,
             self.updated + other.updated,
             self.suppressed + other.suppressed,
@@ -117,9 +117,9 @@ class Upsert:
     counting: bool = False
     locking: bool = False
 
-    async def write(self, rows: Sequence[dict[str, Any]]) -> Written:
+    async def write(self, rows: Sequence[dict[str, Any]]) -> UpsertCounts:
         """Write the rows, which name the same attributes. Rows with the same target are written one after the other."""
-        written = Written()
+        written = UpsertCounts()
         try:
             async with self.session.begin_nested():
                 for part in self._parts(rows):
@@ -143,11 +143,11 @@ class Upsert:
 
     def _parts(self, rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
         """The rows in parts. Each part can be written by one statement."""
-        columns = columns_of(rows)
+        columns = transpose_rows(rows)
         assert columns is not None
         meetings = [*map(_hashable, zip(*(columns[name] for name in self.target), strict=True))]
         rounds = [rows] if len({*meetings}) == len(rows) else split_duplicate_keys(rows, self._meeting)
-        made = names_made_by_database(self.model, columns)
+        made = find_partly_generated_keys(self.model, columns)
         apart = {*made, *self.target} if self.locking else made
 
         def shape(row: dict[str, Any]) -> tuple[bool, ...]:
@@ -162,40 +162,40 @@ class Upsert:
         values = tuple(row[name] for name in self.target)
         return id(row) if None in values else _hashable(values)
 
-    async def _write_part(self, rows: Sequence[dict[str, Any]]) -> Written:
-        named = columns_of(rows) or {}
+    async def _write_part(self, rows: Sequence[dict[str, Any]]) -> UpsertCounts:
+        named = transpose_rows(rows) or {}
         new = generate_keys(self.model, named, len(rows))
-        complete = with_made_keys(named, new)
+        complete = add_key_columns(named, new)
         try:
             statement = self._from_arrays(complete, len(rows))
         except CopyUnsupported:
-            return await self._write_values(with_keys(rows, new))
+            return await self._write_values(add_keys_to_rows(rows, new))
         return await self._write_statement(_Source(statement, len(rows), complete))
 
     def _from_arrays(self, complete: dict[str, Sequence[Any]], size: int) -> Insert:
         """The statement that writes the rows in the order of the target, so that two upserts can't deadlock."""
         mapper: Mapper[Any] = inspect(self.model)
-        columns = inserted_columns(self.model, complete, size)
+        columns = build_insert_columns(self.model, complete, size)
         if not all(map(fits_in_array, columns)):
             raise CopyUnsupported
-        source, values = given({column.key: (column, each) for column, each in columns.items()})
+        source, values = unnest_arrays({column.key: (column, each) for column, each in columns.items()})
         keys = (mapper.columns[name].key for name in self.target if name in complete)
         chosen = select(*values.values()).select_from(source).order_by(*(source.c[key] for key in keys))
         return pg_insert(self._table()).from_select(list(values), chosen, include_defaults=False)
 
-    async def _write_values(self, rows: list[dict[str, Any]]) -> Written:
+    async def _write_values(self, rows: list[dict[str, Any]]) -> UpsertCounts:
         if all(map(_is_exact, self._elements())):  # otherwise conflicting rows might lose the order of the input
             rows.sort(key=lambda row: [_rank(row.get(name)) for name in self.target])
-        size = max(1, min(_VALUES_ROWS, _VALUES_PARAMETERS // max(1, len(column_names(self.model)))))
-        written = Written()
+        size = max(1, min(_VALUES_ROWS, _VALUES_PARAMETERS // max(1, len(get_column_names(self.model)))))
+        written = UpsertCounts()
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             written += await self._write_statement(
-                _Source(pg_insert(self.model), len(part), columns_of(part) or {}, part)
+                _Source(pg_insert(self.model), len(part), transpose_rows(part) or {}, part)
             )
         return written
 
-    async def _write_statement(self, source: _Source) -> Written:
+    async def _write_statement(self, source: _Source) -> UpsertCounts:
         if self.locking:
             written = await self._lock_and_update(source)
         elif self.changed:
@@ -206,19 +206,19 @@ class Upsert:
             raise _RowsMeet
         return written
 
-    async def _insert_or_update(self, source: _Source) -> Written:
+    async def _insert_or_update(self, source: _Source) -> UpsertCounts:
         number = next(_statement_numbers)
         statement = self._on_conflict(source.statement, count_conflict(number) if self.counting else None)
         written = await self._execute(source, statement, await self._is_new())
         if written.created + written.updated == source.size:
             return written
         if self.counting:
-            written.suppressed = source.size - written.created - await self._scalar(conflicts_counted(number))
+            written.suppressed = source.size - written.created - await self._scalar(select_conflict_count(number))
         elif await has_before_insert_trigger(await self._connection(), self._table()):
             raise _NotCounted
         return written
 
-    async def _insert_or_leave(self, source: _Source) -> Written:
+    async def _insert_or_leave(self, source: _Source) -> UpsertCounts:
         statement = source.statement.on_conflict_do_nothing(index_elements=self._elements())
         # A view has no `tableoid`, so the statement fails for it, and `write` tries again with `locking`.
         written = await self._execute(source, statement, literal_column("(tableoid IS NOT NULL)", Boolean))
@@ -226,7 +226,7 @@ class Upsert:
             raise _NotCounted
         return written
 
-    async def _lock_and_update(self, source: _Source) -> Written:
+    async def _lock_and_update(self, source: _Source) -> UpsertCounts:
         if await has_instead_of_trigger(await self._connection(), self._table()):
             raise TypeError(
                 f"{self._table()} is a view with an INSTEAD OF trigger, for which PostgreSQL finds no conflicts: "
@@ -238,31 +238,31 @@ class Upsert:
             index_elements=self._elements(), set_={element: element}, where=count_conflict(number).is_(None)
         )
         new = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
-        conflicts = await self._scalar(conflicts_counted(number))
-        written = Written(len(new), 0, source.size - len(new) - conflicts)
+        conflicts = await self._scalar(select_conflict_count(number))
+        written = UpsertCounts(len(new), 0, source.size - len(new) - conflicts)
         if not self.changed or not conflicts:
             return written
         number = next(_statement_numbers)
-        is_old = ~has_key_in(self.model, [key_in(row) for row in new])
+        is_old = ~has_key_in(self.model, [build_key(row) for row in new])
         statement = self._on_conflict(source.statement, count_conflict(number), is_old)
         old = await self._rows_of(source, statement.returning(*source.key_columns(self.model)))
-        if await self._scalar(conflicts_counted(number)) != len(new) + conflicts:
+        if await self._scalar(select_conflict_count(number)) != len(new) + conflicts:
             raise RuntimeError(
                 f"a trigger of {self._table()} treats the same rows differently a second time: upsert_many can't write "
                 "to such a view, nor before PostgreSQL 18 to such a partitioned table"
             )
-        written.updated, written.changed = len(old), [key_in(row) for row in old]
+        written.updated, written.changed = len(old), [build_key(row) for row in old]
         return written
 
-    async def _execute(self, source: _Source, statement: Insert, is_new: ColumnElement[bool]) -> Written:
+    async def _execute(self, source: _Source, statement: Insert, is_new: ColumnElement[bool]) -> UpsertCounts:
         if source.parameters is None and not self.keys:
             done = statement.returning(is_new.label("is_new")).cte("howdah_written")
             counted = select(func.count(), func.count().filter(done.c.is_new)).select_from(done)
             every, new = (await self.session.execute(counted)).one()
-            return Written(new, every - new)
+            return UpsertCounts(new, every - new)
         rows = await self._rows_of(source, statement.returning(is_new, *source.key_columns(self.model)))
-        old = [key_in(row[1:]) for row in rows if not row[0]]
-        return Written(len(rows) - len(old), len(old), 0, old)
+        old = [build_key(row[1:]) for row in rows if not row[0]]
+        return UpsertCounts(len(rows) - len(old), len(old), 0, old)
 
     async def _rows_of(self, source: _Source, statement: Any) -> Sequence[Any]:
         if source.parameters is None:
@@ -276,8 +276,8 @@ class Upsert:
         mapper: Mapper[Any] = inspect(self.model)
         columns = [mapper.columns[name] for name in self.changed]
         set_to: dict[Any, Any] = {each: statement.excluded[each.key] for each in columns}
-        differs = stores_something_else(set_to.keys(), set_to.values())
-        for name in column_names(self.model):
+        differs = is_stored_differently(set_to.keys(), set_to.values())
+        for name in get_column_names(self.model):
             onupdate: Any = mapper.columns[name].onupdate
             if onupdate is not None and name not in self.changed:
                 make = without_context(onupdate)
@@ -317,7 +317,7 @@ class Upsert:
         wanted: Any = found if len(columns) > 1 else [value for (value,) in found]
         if found and all(map(fits_in_array, columns)):
             arrays = zip(columns, map(list, zip(*found, strict=True)), strict=True)
-            table, _ = given({column.key: (column, each) for column, each in arrays})
+            table, _ = unnest_arrays({column.key: (column, each) for column, each in arrays})
             wanted = select(*(table.c[column.key] for column in columns))
         is_found = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(wanted)
         there: int = await self._scalar(select(func.count()).select_from(self._table()).where(is_found))
@@ -351,7 +351,7 @@ class _Source:
     parameters: list[dict[str, Any]] | None = None
 
     def key_columns(self, model: type[Any]) -> Sequence[Any]:
-        return inspect(model).primary_key if self.parameters is None else key_attributes(model)
+        return inspect(model).primary_key if self.parameters is None else get_key_attributes(model)
 
 
 def _is_exact(column: Any) -> bool:
