@@ -100,7 +100,7 @@ async def test_a_chunk_of_no_rows_is_refused(session: AsyncSession, write: Any, 
 
 @pytest.mark.parametrize("wrong", [[1, 2], [("a", "b")], [None], [Order()], [UserIn]])
 async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> None:
-    with assert_statements(session, 0), pytest.raises(TypeError, match="a row is a mapping") as caught:
+    with assert_statements(session, 0), pytest.raises(TypeError, match="a row must be a mapping") as caught:
         await bulk.insert_many(session, User, wrong)
     assert caught.value.__notes__ == ["in row 0 of the input, counted from 0"]
 

@@ -125,7 +125,7 @@ def test_a_key_may_be_a_mapping_of_attribute_names_to_values() -> None:
     assert normalize_key(User, {"id": str(KEY)}) == KEY
     assert normalize_key(Renamed, {"number": 1}) == 1
     for wrong in ({"row": "A"}, {"row": "A", "number": 1, "more": 2}, {}):
-        with pytest.raises(ValueError, match="a key of Seat as a mapping names row, number, not "):
+        with pytest.raises(ValueError, match="a key of Seat as a mapping must name row, number, not "):
             normalize_key(Seat, wrong)
 
 
@@ -156,12 +156,12 @@ def test_a_composite_key_may_be_any_sequence_of_its_values() -> None:
 
 @pytest.mark.parametrize("given", ["A1", 1, ("A",), ("A", 1, 2), ()])
 def test_a_composite_key_with_the_wrong_number_of_values_is_named(given: object) -> None:
-    with pytest.raises(ValueError, match="a key of Seat is row, number: one value each, not "):
+    with pytest.raises(ValueError, match=r"a key of Seat needs one value for each column \(row, number\), not "):
         normalize_key(Seat, given)
 
 
 def test_two_values_are_no_key_of_one_column() -> None:
-    with pytest.raises(ValueError, match="a key of User is id"):
+    with pytest.raises(ValueError, match=r"a key of User needs one value for each column \(id\)"):
         normalize_key(User, (KEY, KEY))
 
 

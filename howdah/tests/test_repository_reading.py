@@ -66,7 +66,7 @@ async def test_gets_by_a_composite_key_in_every_way(session: AsyncSession) -> No
     assert await seats.get(["A", 1], load=[joinedload("*")]) is first  # a list, and with something to load
     assert await seats.get_by_ids([("A", 2), ("B", 0), ("A", 1)]) == [await seats.get(("A", 2)), first]
     for wrong in ("A", ("A",), ("A", 1, 2)):
-        with pytest.raises(ValueError, match="a key of Seat is row, number"):
+        with pytest.raises(ValueError, match="a key of Seat needs one value for each column"):
             await seats.get(wrong)
 
 

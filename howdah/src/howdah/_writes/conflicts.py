@@ -1,4 +1,4 @@
-"""Expressions for the condition of ON CONFLICT DO UPDATE."""
+"""Expressions for the condition of ON CONFLICT DO UPDATE: whether the row changes, and a count of the conflicts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, case, cast, func, literal_column, select, true
 from sqlalchemy.types import UserDefinedType
 
-_SETTING: Final = "howdah._writes.conflicts"
+# A setting of PostgreSQL, which needs no table and no extension.
+_SETTING: Final = "howdah.conflicts"
 
 
 class _Record(UserDefinedType[Any]):
+    """The type of `ROW(…)`. The operator `*<>` is only defined for it, so the rows are cast to it."""
+
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
@@ -19,9 +22,9 @@ class _Record(UserDefinedType[Any]):
 
 
 def is_stored_differently(old: Iterable[Any], new: Iterable[Any]) -> ColumnElement[bool]:
-    """Whether the binary images of the values differ. Both lists must have the same types.
+    """Whether the binary images of the values differ. Both lists must have the same types in the same order.
 
-    Types without an operator `=` can be compared in this way, too.
+    This also compares types that have no operator `=`, such as json.
     """
     differs: ColumnElement[bool] = cast(func.row(*old), _Record()).op("*<>", is_comparison=True)(
         cast(func.row(*new), _Record())
@@ -32,8 +35,8 @@ def is_stored_differently(old: Iterable[Any], new: Iterable[Any]) -> ColumnEleme
 def count_conflict(number: int) -> ColumnElement[Any]:
     """An expression that adds one to a counter each time PostgreSQL evaluates it. It is never NULL.
 
-    The counter is a setting of the transaction, with the number of the statement. Another number starts again at 1, so
-    nothing has to be reset.
+    The counter is a setting of the transaction. The setting contains the number of the statement and the count. If the
+    number is another one, counting starts at 1, so no statement has to reset the setting.
     """
     current = f"current_setting('{_SETTING}', true)"
     token: ColumnElement[str] = bindparam("howdah_number", str(number), String)
@@ -44,7 +47,7 @@ def count_conflict(number: int) -> ColumnElement[Any]:
 
 
 def select_conflict_count(number: int) -> Select[tuple[int]]:
-    """A SELECT of how many rows of the statement with this number conflicted with an existing row."""
+    """A SELECT of the number of rows that conflicted with an existing row in the statement with this number."""
     current = f"current_setting('{_SETTING}', true)"
     is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == str(number)
     return select(case((is_this_one, literal_column(f"split_part({current}, ':', 2)::bigint", Integer)), else_=0))

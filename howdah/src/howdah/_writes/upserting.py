@@ -47,7 +47,7 @@ from howdah._arrays import fits_in_array, unnest_arrays
 from howdah._keys import build_key, get_key_attributes, has_key_in
 from howdah._writes.catalog import compares_bytes, has_before_insert_trigger, has_instead_of_trigger
 from howdah._writes.columns import (
-    CopyUnsupported,
+    ColumnarUnsupported,
     add_key_columns,
     add_keys_to_rows,
     build_insert_columns,
@@ -168,7 +168,7 @@ class Upsert:
         complete = add_key_columns(named, new)
         try:
             statement = self._from_arrays(complete, len(rows))
-        except CopyUnsupported:
+        except ColumnarUnsupported:
             return await self._write_values(add_keys_to_rows(rows, new))
         return await self._write_statement(_Source(statement, len(rows), complete))
 
@@ -177,7 +177,7 @@ class Upsert:
         mapper: Mapper[Any] = inspect(self.model)
         columns = build_insert_columns(self.model, complete, size)
         if not all(map(fits_in_array, columns)):
-            raise CopyUnsupported
+            raise ColumnarUnsupported
         source, values = unnest_arrays({column.key: (column, each) for column, each in columns.items()})
         keys = (mapper.columns[name].key for name in self.target if name in complete)
         chosen = select(*values.values()).select_from(source).order_by(*(source.c[key] for key in keys))
