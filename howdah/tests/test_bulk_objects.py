@@ -128,7 +128,9 @@ async def test_what_a_constructor_may_have_made_is_refused_with_what_to_pass_ins
     with pytest.raises(TypeError, match=f"whether stamp was passed or is a default: {wanted}") as caught:
         await write(separate, Stamped, [{"id": 1, "name": "A", "stamp": "x"}, Stamped(id=1, name="Two")])
     assert caught.value.__notes__ == ["in row 1 of the input, counted from 0"]
-    with pytest.raises(TypeError, match=f"whether a value that its constructor sets was passed or is a default: {wanted}"):
+    with pytest.raises(
+        TypeError, match=f"whether a value that its constructor sets was passed or is a default: {wanted}"
+    ):
         await write(separate, Careful, [Careful(id=1, name="Two")])
 
 

@@ -60,9 +60,8 @@ def normalize_key(model: type[Any], key: Any) -> Any:
     else:
         values = tuple(key) if isinstance(key, Sequence) and not isinstance(key, str | bytes) else (key,)
     if len(values) != len(columns):
-        raise ValueError(
-            f"a key of {model.__name__} needs one value for each column ({', '.join(get_key_names(model))}), not {key!r}"
-        )
+        names = ", ".join(get_key_names(model))
+        raise ValueError(f"a key of {model.__name__} needs one value for each column ({names}), not {key!r}")
     return build_key([_normalize_value(model, column, value) for column, value in zip(columns, values, strict=True)])
 
 

@@ -161,7 +161,10 @@ async def _insert_chunk(
     first: int,
     keys: bool,
 ) -> InsertedRows:
-    """Insert the rows by COPY if that is possible and faster, otherwise by INSERT. `first` is the position of its first row."""
+    """Insert the rows by COPY if that is possible and faster, otherwise by INSERT.
+
+    `first` is the position of the chunk's first row in the input.
+    """
     # Two rows can refer to each other. PostgreSQL checks foreign keys at the end of a statement, and a COPY is one.
     if len(chunk) >= (2 if references else MIN_COPY_ROWS):
         copy = await copy_rows(session, model, chunk, keys=keys)
@@ -214,13 +217,13 @@ async def upsert_many(
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
             if update is None:
                 set_names = find_names_to_update(model, chunk, values, first=count)
-                changed = [name for name in set_names if name not in (*target, *names)]
+                update_names = [name for name in set_names if name not in (*target, *names)]
             else:
-                changed = list(update)
-            upsert = Upsert(session, model, target, changed, keys=has_objects(session, model))
+                update_names = list(update)
+            upsert = Upsert(session, model, target, update_names, returns_keys=has_objects(session, model))
             positions = range(count, count + len(values))
             counts = await write_or_locate_rejected_row(session, values, upsert.write, positions)
-            await refresh_objects(session, model, counts.changed)
+            await refresh_objects(session, model, counts.changed_keys)
             total, count = total + counts, count + len(values)
     unchanged = count - total.created - total.updated - total.suppressed
     return UpsertResult(total.created, total.updated, unchanged, total.suppressed)
