@@ -94,7 +94,7 @@ async def test_no_rows_are_no_work(session: AsyncSession, write: Any) -> None:
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("size", [0, -1])
 async def test_a_chunk_of_no_rows_is_refused(session: AsyncSession, write: Any, size: int) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         await write(session, User, user_rows(1), chunk_size=size)
 
 
