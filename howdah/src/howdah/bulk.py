@@ -299,7 +299,7 @@ async def update_where(
     _check_values(model, values)
     async with session.begin_nested():
         if not values:  # nothing to set, but the rows are locked and counted
-            keys, _ = lock_cte(model, criterion)
+            keys = lock_cte(model, criterion).keys
             return len((await session.execute(select(*keys.c))).all())
         statement = build_update(model, criterion, values)
         if not has_objects(session, model):
@@ -323,7 +323,7 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
         await session.flush()
         matches = [] if is_exact else await lock_matches(session, model, keys)
         objects = await find_objects(session, model, keys if is_exact else [match.key for match in matches])
-        _, same_row = lock_cte(model, has_key_in(model, keys))
+        same_row = lock_cte(model, has_key_in(model, keys)).same_row
         statement = delete(model).where(*same_row).returning(*get_key_attributes(model))
         deleted = [build_key(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
         return matches, objects, deleted

@@ -40,6 +40,13 @@ class Match(NamedTuple):
     """The key as the row has it."""
 
 
+class LockCTE(NamedTuple):
+    """A CTE that locks rows, and the conditions that join it to an UPDATE or DELETE of these rows."""
+
+    keys: CTE
+    same_row: list[ColumnElement[bool]]
+
+
 async def lock(
     session: AsyncSession, model: type[ModelT], ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False
 ) -> dict[Any, ModelT]:
@@ -133,7 +140,7 @@ async def lock_matches(
     *values, position = statement.cte(find_free_name(model, "howdah_locked")).c
     occurrence = func.row_number().over(partition_by=values, order_by=position)
     found = await session.execute(select(position, occurrence, *values).order_by(position))
-    return [Match(position - 1, occurrence - 1, build_key(key)) for position, occurrence, *key in found]
+    return [Match(number - 1, repetition - 1, build_key(key)) for number, repetition, *key in found]
 
 
 def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
@@ -141,14 +148,11 @@ def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
     return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
-def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
-    """A CTE that locks the rows that the criterion finds, and the conditions that join it to an UPDATE or DELETE.
-
-    The CTE has the keys of the rows. It locks them in key order, each one before it is written.
-    """
+def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> LockCTE:
+    """Build a CTE that locks the rows that the criterion finds, in key order, each one before it is written."""
     columns = get_key_attributes(model)
     keys = _lock_select(model, select(*columns).where(criterion)).cte(find_free_name(model, "howdah_locked"))
-    return keys, [attribute == keys.c[attribute.key] for attribute in columns]
+    return LockCTE(keys, [attribute == keys.c[attribute.key] for attribute in columns])
 
 
 def _lock_select(

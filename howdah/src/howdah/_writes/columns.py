@@ -69,7 +69,7 @@ def generate_keys(model: type[Any], columns: Mapping[str, Sequence[Any]], count:
     """
     keys: dict[str, Sequence[Any]] = {}
     for attribute, column in zip(get_key_attributes(model), inspect(model).primary_key, strict=True):
-        make, values = _default_function(column), columns.get(attribute.key)
+        make, values = _get_default_function(column), columns.get(attribute.key)
         if values is None:
             values = [None] * count if make is None else _generate(make, count)
         elif make is not None and None in values:
@@ -84,7 +84,7 @@ def find_partly_generated_keys(model: type[Any], columns: Mapping[str, Sequence[
         attribute.key
         for attribute, column in zip(get_key_attributes(model), inspect(model).primary_key, strict=True)
         if None in (values := columns.get(attribute.key, ()))
-        and _default_function(column) is None
+        and _get_default_function(column) is None
         and any(value is not None for value in values)
     ]
 
@@ -189,7 +189,7 @@ def _generate_defaults(column: Column[Any], count: int) -> Iterable[Any]:
     default: Any = column.default
     if default.is_scalar:
         return repeat(default.arg, count)
-    make = _default_function(column)
+    make = _get_default_function(column)
     if make is None:
         raise ColumnarUnsupported
     if make is utcnow:
@@ -212,7 +212,7 @@ def _maps_all_defaults(mapper: Mapper[Any]) -> bool:
     return mapped.issuperset(with_default)
 
 
-def _default_function(column: Column[Any]) -> Callable[[], Any] | None:
+def _get_default_function(column: Column[Any]) -> Callable[[], Any] | None:
     """The function of the column's default in Python. None if there is none, or if it takes a context."""
     return without_context(column.default)
 

@@ -222,9 +222,8 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
     except asyncpg.InternalClientError as error:
         if _is_alive(adapted):  # a type that the driver can't encode in binary format
             raise _CopyRejected from None
-        raise ConnectionError(
-            error.args[0]
-        ) from None  # SQLAlchemy doesn't take the driver's error for a lost connection
+        # SQLAlchemy doesn't recognize this error of the driver as a lost connection.
+        raise ConnectionError(error.args[0]) from None
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver cached an old composite type
             adapted.run_async(lambda driver: driver.reload_schema_state())

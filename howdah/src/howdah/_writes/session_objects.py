@@ -24,11 +24,11 @@ async def find_objects(session: AsyncSession, model: type[Any], keys: Iterable[A
     if not has_objects(session, model):
         return []
     wanted = {*keys}
-    held = [
+    candidates = [
         (instance, _get_identity(instance)) for instance in session.identity_map.values() if isinstance(instance, model)
     ]
-    found = [(instance, key) for instance, key in held if key in wanted]
-    others = [(instance, key) for instance, key in held if key not in wanted]
+    found = [(instance, key) for instance, key in candidates if key in wanted]
+    others = [(instance, key) for instance, key in candidates if key not in wanted]
     if not wanted or not others or has_exact_keys(model):
         return found
     # An object keeps the key that it was created with, but the row may have another spelling of that key.

@@ -85,7 +85,7 @@ async def _update_all(
     if version is not None and version in sent:
         sent[position] = (_POSITION, range(len(rows)))
     table, values = unnest_arrays(sent, name=find_free_name(model, "howdah_values"))
-    same_row = lock_cte(model, has_key_in(model, keys))[1]
+    same_row = lock_cte(model, has_key_in(model, keys)).same_row
     same_row += [attribute == values.pop(attribute.key) for attribute in get_key_attributes(model)]
     if version is None or version not in values:
         if not values:
@@ -115,7 +115,7 @@ async def _update_all(
 
 def build_update(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
     """An UPDATE that sets these values on the rows that the criterion finds. It locks the rows in key order first."""
-    _, same_row = lock_cte(model, criterion)
+    same_row = lock_cte(model, criterion).same_row
     return update(model).where(*same_row).values(with_version_increment(model, values))
 
 

@@ -186,6 +186,7 @@ class Upsert:
         return pg_insert(self._get_table()).from_select(list(values), ordered_rows, include_defaults=False)
 
     async def _write_values(self, rows: list[dict[str, Any]]) -> UpsertCounts:
+        """Write the rows with VALUES, in as many statements as the limit of parameters requires."""
         # Two upserts can't deadlock if their rows are sorted. Without exact values, sorting might change the order of
         # rows that conflict with each other.
         if all(map(is_exact, self._get_target_columns())):
