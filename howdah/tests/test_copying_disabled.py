@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
-from howdah import Base, Database, UUIDv7PrimaryKey, bulk, copying
+from howdah import Base, Database, UUIDv7PrimaryKey, bulk
+from howdah._writes import copying
 from howdah.testing import assert_statements
 
 
