@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy
 from pydantic import BaseModel
-from sample import Order, User
-from sample_rows import make_orders, make_users
 from sqlalchemy import MetaData, String, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, defer, mapped_column, registry
 
 from howdah import Base, StaleRow, UpsertResult, bulk
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.sample_rows import make_orders, make_users
 
 SHOWS_DEFAULTS = not sqlalchemy.__version__.startswith("2.0.")  # since 2.1 a dataclass leaves its defaults alone
 MANY = 1100
@@ -242,7 +242,12 @@ async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSess
     Hero = hero()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     names = ("code", "name", "status", "nick", "rank")
-    for write, key in ((bulk.update_many, {}), (bulk.upsert_many, {}), (bulk.upsert_many, {"on": ["code"]})):
+    writes: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (bulk.update_many, {}),
+        (bulk.upsert_many, {}),
+        (bulk.upsert_many, {"on": ["code"]}),
+    ]
+    for write, key in writes:
         for many in (1, 25):
             await session.execute(sqlalchemy.delete(Hero))
             new = [Hero(code=f"{n:02}", name="One", status="done", nick="x", rank=1) for n in range(many)]

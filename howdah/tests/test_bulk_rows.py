@@ -11,13 +11,13 @@ from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from sample import Order, Seat, User, UserRepository
-from sample_rows import emails, make_users, user_rows
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import InsertResult, MatchResult, UnknownAttribute, UpsertResult, bulk
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Order, Seat, User, UserRepository
+from howdah_tests.support.sample_rows import emails, make_users, user_rows
 
 # --- what a row may be
 
@@ -113,9 +113,10 @@ async def test_a_single_row_in_place_of_many_is_refused(session: AsyncSession, w
 
 
 async def test_a_single_name_in_place_of_many_is_refused(session: AsyncSession) -> None:
-    for given in ({"on": "email"}, {"on": ["email"], "update": "name"}):
+    wrong: list[dict[str, Any]] = [{"on": "email"}, {"on": ["email"], "update": "name"}]
+    for given in wrong:
         with pytest.raises(TypeError, match="lists of attribute names"):
-            await bulk.upsert_many(session, User, user_rows(1), **given)  # type: ignore[arg-type]
+            await bulk.upsert_many(session, User, user_rows(1), **given)
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])

@@ -229,5 +229,8 @@ def test_the_order_stays_where_it_can_and_a_long_chain_is_no_recursion() -> None
     rows = chain(50_000)
     assert order_parents_first(references, rows) == [*reversed(range(50_000))]
     assert order_parents_first(references, rows[::-1]) == [*range(50_000)]
-    rows = [{"id": name, "parent_id": parent} for name, parent in ["a-", "bd", "c-", "da", "ec"]]
+    rows = [
+        {"id": name, "parent_id": parent}
+        for name, parent in [("a", "-"), ("b", "d"), ("c", "-"), ("d", "a"), ("e", "c")]
+    ]
     assert order_parents_first(references, rows) == [0, 3, 1, 2, 4]

@@ -8,8 +8,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sample import Order, Seat, Specimen, Status, User
-from sample_rows import LONG_AGO, make_orders, make_users, user_rows
 from sqlalchemy import MetaData, String, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
@@ -17,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, Database, UnknownAttribute, UpsertResult, bulk, utcnow
+from howdah_tests.support.sample_models import Order, Seat, Specimen, Status, User
+from howdah_tests.support.sample_rows import LONG_AGO, make_orders, make_users, user_rows
 
 
 class Separate(Base):
@@ -124,7 +124,8 @@ async def test_rows_that_only_postgresql_finds_the_same_come_out_as_if_written_o
         async with session.begin_nested():
             await session.execute(statement.on_conflict_do_update(index_elements=["code"], set_=set_to))
     assert await bulk.upsert_many(session, Specimen, rows, on=["code"]) == UpsertResult(4, 3, 0)
-    found = dict((await session.execute(select(func.trim(Specimen.code), Specimen.whole))).all())
+    stored = await session.execute(select(func.trim(Specimen.code), Specimen.whole))
+    found = {row[0]: row[1] for row in stored}
     assert found == {"a": 6, "b": 2, "c": 3, "d": 5}
 
 

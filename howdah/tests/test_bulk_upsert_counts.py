@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from case_insensitive import create_citext
-from server import until_waiting
 from sqlalchemy import Identity, MetaData, UniqueConstraint, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, CITEXT
 from sqlalchemy.exc import DBAPIError
@@ -18,6 +16,8 @@ from sqlalchemy.types import Integer
 
 from howdah import Base, Database, UpsertResult, UUIDv7PrimaryKey, bulk
 from howdah.testing import assert_statements
+from howdah_tests.support.case_insensitive_types import create_citext
+from howdah_tests.support.waiting import until_waiting
 
 MANY = 40
 
@@ -202,8 +202,9 @@ async def test_what_postgresql_cant_upsert_into_is_refused(tables: AsyncSession)
     )
     await tables.execute(text("CREATE TRIGGER t INSTEAD OF INSERT ON readings FOR EACH ROW EXECUTE FUNCTION instead()"))
     await tables.execute(text("CREATE VIEW outer_readings AS SELECT id, value FROM readings"))
+    updates: list[list[str] | None] = [None, []]
     for model in (Reading, OuterReading):
-        for update in (None, []):
+        for update in updates:
             with pytest.raises(TypeError, match="INSTEAD OF trigger, for which PostgreSQL finds no conflicts"):
                 await bulk.upsert_many(tables, model, rows_of([1], 1), update=update)
     for action in ("INSTEAD NOTHING", "ALSO INSERT INTO items VALUES (7, 1)"):

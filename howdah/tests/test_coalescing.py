@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from trips import Trips, until
 
 from howdah import Coalescer, CoalescerClosed, QueueFull
+from howdah_tests.support.batch_recorder import Trips, until
 
 
 async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> None:
@@ -75,7 +75,7 @@ async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> No
     """Or a busy system's batches would be split among the trips instead of growing."""
     trips = Trips()
     async with Coalescer(trips, workers=3) as coalescer:
-        tasks = []
+        tasks: list[asyncio.Task[str]] = []
 
         async def submit(letters: str) -> None:
             tasks.extend(asyncio.create_task(coalescer.submit(letter)) for letter in letters)
@@ -140,7 +140,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room()
         await asyncio.wait(waiting[:1])
         instead = asyncio.create_task(coalescer.submit("e"))
         trips.let_go(9)
-        assert await asyncio.gather(first, waiting[1], instead) == ["A", "C", "E"]
+        assert [*await asyncio.gather(first, waiting[1], instead)] == ["A", "C", "E"]
         assert coalescer.status().rejected == 1
 
 

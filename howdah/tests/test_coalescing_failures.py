@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from trips import Trips, until
 
 from howdah import BatchAbandoned, Coalescer, CoalescerClosed, HowdahError, NotFound, Unavailable
 from howdah.errors import ConnectionFailed, SerializationFailure, TransactionConflict
+from howdah_tests.support.batch_recorder import Trips, until
 
 
 class Refused(HowdahError):
@@ -150,7 +150,7 @@ async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice(
         await asyncio.wait([under_way[0], waiting[0], waiting[2]])
         assert coalescer.status().waiting == 2
         trips.let_go(9)
-        assert await asyncio.gather(under_way[1], waiting[1], waiting[3]) == ["B", "C", "E"]
+        assert [*await asyncio.gather(under_way[1], waiting[1], waiting[3])] == ["B", "C", "E"]
     assert trips.batches == [["a", "b"], ["c", "e"]]
     assert [task.cancelled() for task in (*under_way, *waiting)] == [True, False, True, False, True, False]
 

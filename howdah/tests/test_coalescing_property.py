@@ -133,8 +133,8 @@ async def play(
         max_waiting=max_waiting,
         workers=world.trips,
         key=(lambda item: item.key) if world.keyed else None,
-        isolate=world.isolate,
-        attempts=2,
+        bisect_on_error=world.isolate,
+        max_attempts=2,
     )
     for what, value in steps:
         world.now += 1
@@ -191,7 +191,7 @@ class Forgetful(Coalescer[Any, Any]):
     """Without a cure: doesn't look again for those who came as a trip ended."""
 
     def _arrived(self, trip: asyncio.Task[None]) -> None:
-        self._under_way.discard(trip)
+        self._running.discard(trip)
 
 
 class Careless(Coalescer[Any, Any]):
@@ -200,8 +200,10 @@ class Careless(Coalescer[Any, Any]):
     async def _travel(self, loop: asyncio.AbstractEventLoop) -> None:
         self._about_to_start = False
         while self._queue:
-            batch = self._board(loop)
-            for entry, result in zip(batch, await self._results([entry.item for entry in batch]), strict=True):
+            batch = self._next_batch(loop)
+            for entry, result in zip(
+                batch, await self._apply_with_retries([entry.item for entry in batch]), strict=True
+            ):
                 for waiter in entry.waiters:
                     waiter.set_result(result)
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    ColumnElement,
     Date,
     DateTime,
     Enum,
@@ -56,7 +57,7 @@ from sqlalchemy.schema import MetaData
 from sqlalchemy.types import UserDefinedType
 
 from howdah import Base, Database, DatabaseError, UUIDv7PrimaryKey, bulk
-from howdah._connections.kept import PreparedSelect
+from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
 
 # Fewer than 20 rows are inserted, more are copied, a thousand at a time.
@@ -70,7 +71,7 @@ class Point(UserDefinedType[Any]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "place"
 
 
@@ -100,7 +101,9 @@ def one_connection(url: str, **options: Any) -> Database:
 
 
 def as_text(model: Any) -> Select[Any]:
-    columns = [literal_column(column.name + "::text") for column in model.__table__.c if not column.primary_key]
+    columns: list[ColumnElement[Any]] = [
+        literal_column(column.name + "::text") for column in model.__table__.c if not column.primary_key
+    ]
     return select(*columns).select_from(model).order_by(*columns)
 
 

@@ -37,9 +37,9 @@ from sqlalchemy.dialects.postgresql import (
     INT8MULTIRANGE,
     INT8RANGE,
     OID,
-    MultiRange,
     Range,
 )
+from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -212,7 +212,8 @@ async def insert_by_core(session: AsyncSession, name: str, value: Any, count: in
 
 
 async def insert_by_executemany(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await (await session.connection()).execute(insert(Tally.__table__), rows_with(name, value, count))
+    table: Any = Tally.__table__
+    await (await session.connection()).execute(insert(table), rows_with(name, value, count))
 
 
 async def update_by_core(session: AsyncSession, name: str, value: Any, count: int) -> None:
@@ -361,7 +362,12 @@ async def test_keys_are_refused(tallies: AsyncSession, value: Any) -> None:
         ):
             with pytest.raises(InvalidValue):
                 await call()
-    for single in (lambda: repository.get(value), lambda: repository.get_one(value), lambda: tallies.get(Tally, value)):
+    reads: list[Callable[[], Awaitable[Any]]] = [
+        lambda: repository.get(value),
+        lambda: repository.get_one(value),
+        lambda: tallies.get(Tally, value),
+    ]
+    for single in reads:
         with pytest.raises(InvalidValue):
             await single()
 

@@ -7,11 +7,9 @@ from uuid import UUID
 
 import httpx
 import pytest
-from applications import an_app, served
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
-from sample import Order, User
 from sqlalchemy import select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -26,6 +24,8 @@ from howdah.fastapi import (
     get_db,
     session_dependency,
 )
+from howdah_tests.support.fastapi_apps import an_app, served
+from howdah_tests.support.sample_models import Order, User
 
 USERS = "/users"
 
@@ -340,7 +340,7 @@ async def test_a_further_database_has_a_session_dependency_of_its_own(committed_
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post(USERS)
-    async def create(db: reports) -> None:  # type: ignore[valid-type]
+    async def create(db: reports) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
     async with served(app) as client:
@@ -404,7 +404,8 @@ async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> 
 
         @app.get("/")
         async def read(db: DbSession) -> int:
-            return (await db.execute(text("SELECT 1"))).scalar_one()
+            one: int = (await db.execute(text("SELECT 1"))).scalar_one()
+            return one
 
         async with served(app) as client:
             async with database.engine.connect():

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import pytest
-from applications import an_app, bare_app, served
 from fastapi import APIRouter, Depends
-from sample import User
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database
 from howdah.fastapi import DbSession, get_db, session_dependency
+from howdah_tests.support.fastapi_apps import an_app, bare_app, served
+from howdah_tests.support.sample_models import User
 
 
 async def record_login(db: Annotated[AsyncSession, Depends(get_db)]) -> AsyncIterator[None]:
@@ -61,7 +61,7 @@ async def test_one_session_declared_rightly_does_not_excuse_another_one(committe
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post("/")
-    async def create(rightly: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:  # type: ignore[valid-type]
+    async def create(rightly: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
     async with served(app) as client:

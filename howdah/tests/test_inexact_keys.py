@@ -75,7 +75,7 @@ class Lower(UserDefinedType[str]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "TEXT"
 
     def bind_expression(self, bindvalue):  # type: ignore[no-untyped-def]
@@ -331,7 +331,7 @@ async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case:
 async def test_objects_that_were_created_with_another_spelling_follow(tables: AsyncSession) -> None:
     for model, spelling, stored in ((CharKey, "x", "x    "), (GuidKey, ONE, UUID(ONE)), (EnumKey, "SMALL", Size.SMALL)):
         repository = AsyncRepository(tables, model)
-        held = await repository.create(key=spelling)
+        held: Any = await repository.create(key=spelling)
         for key in (spelling, stored):
             await tables.execute(update(model).values(value=0), execution_options={"synchronize_session": False})
             await bulk.update_many(tables, model, [{"key": key, "value": 1}])
@@ -444,7 +444,7 @@ async def test_a_view_reads_the_rows_by_every_spelling(database: Database, commi
 async def test_a_view_reads_them_on_a_connection_of_its_own_too(committed_database: Database) -> None:
     """The statement is executed through the driver."""
     async with committed_database.begin() as session:
-        create = [CharKey.__table__, PairKey.__table__]
+        create: list[Any] = [CharKey.__table__, PairKey.__table__]
         await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection(), tables=create))
         await bulk.insert_many(session, CharKey, [{"key": "a", "value": 1}, {"key": "b", "value": 2}])
         await bulk.insert_many(session, PairKey, [{"name": "a", "number": n, "value": n} for n in range(3)])

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paging import assert_pages_are, ids, walk
 from pydantic import BaseModel
-from sample import Car, Engineer, Order, Specimen, Staff, User, UserRepository, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import ForeignKey, MetaData, Select, case, desc, event, func, insert, literal, select, tuple_
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,10 +27,13 @@ from sqlalchemy.orm import (
     with_loader_criteria,
     with_polymorphic,
 )
-from test_pagination_completeness import ORDERS, ROW, exhaustive, specimens
 
 from howdah import AsyncRepository, Base, Page
 from howdah.testing import assert_statements
+from howdah_tests.support.page_walks import assert_pages_are, ids, walk
+from howdah_tests.support.sample_models import Car, Engineer, Order, Specimen, Staff, User, UserRepository, Vehicle
+from howdah_tests.support.sample_rows import user_rows
+from howdah_tests.support.specimens import ORDERS, ROW, exhaustive, specimens
 
 
 class Separate(Base):
@@ -82,14 +82,14 @@ class Shape(Separate):
     y: Mapped[int | None]
     corners: Mapped[int] = mapped_column()
     point: Mapped[Point] = composite("x", "y")
-    __mapper_args__: ClassVar[Any] = {
+    __mapper_args__ = {  # noqa: RUF012
         "polymorphic_on": case((corners == 3, "triangle"), else_="shape"),
         "polymorphic_identity": "shape",
     }
 
 
 class Triangle(Shape):
-    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "triangle"}
+    __mapper_args__ = {"polymorphic_identity": "triangle"}  # noqa: RUF012
 
 
 class Barge(ConcreteBase, Separate):
@@ -98,7 +98,7 @@ class Barge(ConcreteBase, Separate):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     length: Mapped[int]
-    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "barge", "concrete": True}
+    __mapper_args__ = {"polymorphic_identity": "barge", "concrete": True}  # noqa: RUF012
 
 
 class Ferry(Barge):
@@ -109,7 +109,7 @@ class Ferry(Barge):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     cars: Mapped[int]
-    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "ferry", "concrete": True}
+    __mapper_args__ = {"polymorphic_identity": "ferry", "concrete": True}  # noqa: RUF012
 
 
 class IdOut(BaseModel):
@@ -147,7 +147,7 @@ async def test_an_empty_page_leads_back_to_everything_that_is_left(  # noqa: PLR
 ) -> None:
     """Walk to the end, delete the last page's rows and some others, ask for that page again, and turn round."""
     async with specimens(session, rows) as repository:
-        page = partial(repository.page, select(Specimen).order_by(*order), limit=limit)
+        page: Callable[..., Any] = partial(repository.page, select(Specimen).order_by(*order), limit=limit)
         pages = await walk(lambda cursor: page(after=cursor), "next")
         to, fro, onward, return_ = "after", "before", "next", "previous"
         if backward and len(pages) > 1:
@@ -342,7 +342,8 @@ async def test_composites_and_bundles_are_ordered_by_their_columns(tables: Async
     )
     shapes = AsyncRepository(tables, Shape)
     by_columns = await shapes.list(select(Shape).order_by(Shape.x, Shape.y))
-    for clause in (Shape.point, Bundle("point", Shape.x, Shape.y)):
+    clauses: list[Any] = [Shape.point, Bundle("point", Shape.x, Shape.y)]
+    for clause in clauses:
         listing = select(Shape).order_by(clause)
         assert await shapes.list(listing) == by_columns
         await assert_pages_are(by_columns, partial(shapes.page, listing), limit=2)
@@ -379,8 +380,10 @@ async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(ta
 
 async def test_concrete_classes_are_paged_as_one_listing(tables: AsyncSession) -> None:
     """A column that one of the tables lacks is NULL for its rows, even if it is NOT NULL in the other table."""
-    await tables.execute(insert(Barge.__table__), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
-    await tables.execute(insert(Ferry.__table__), [{"id": 10 + i, "name": f"b{i % 2}", "cars": i} for i in range(6)])
+    barges: Any = Barge.__table__
+    ferries: Any = Ferry.__table__
+    await tables.execute(insert(barges), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
+    await tables.execute(insert(ferries), [{"id": 10 + i, "name": f"b{i % 2}", "cars": i} for i in range(6)])
     boats = AsyncRepository(tables, Barge)
     for listing, number in (
         (select(Barge), 12),

@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-from paging import assert_pages_are, mapped
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -36,6 +35,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 from howdah import AsyncRepository, Page
 from howdah._reads.sort_values import _BUILT_IN
 from howdah.pagination import paginate_as, totally_ordered
+from howdah_tests.support.page_walks import assert_pages_are, mapped
 
 
 class EmptyAsNone(TypeDecorator[str]):
@@ -117,7 +117,7 @@ CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
     ('"char"', String(), ["a", "b", "Z"]),
     ("name", String(), ["a", "b", "Z"]),
     ("text COLLATE \"C\"", Text(), ["a", "B", "Ä", "b"]),
-    ("text COLLATE \"C\"", Text("C"), ["a", "B", "Ä", "b"]),
+    ("text COLLATE \"C\"", Text(collation="C"), ["a", "B", "Ä", "b"]),
     ("bytea", pg.BYTEA(), ["\\x", "\\x00ff", "\\x5c78", "\\x6162"]),
     ("uuid", Uuid(), ["00000000-0000-0000-0000-000000000001", "ffffffff-0000-0000-0000-000000000001"]),
     ("uuid", Uuid(as_uuid=False), ["00000000-0000-0000-0000-000000000001", "ffffffff-0000-0000-0000-000000000001"]),
@@ -238,7 +238,7 @@ async def test_texts_that_a_nondeterministic_collation_holds_for_equal_are_not_l
     locale = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
     await execute_or_skip(prepared, f"CREATE COLLATION ignoring_case ({locale})")
     await fill(prepared, "text COLLATE ignoring_case", ["a", "A", "b", "B", "C"])
-    for kind in (Text(), Text("ignoring_case"), EmptyAsNone()):
+    for kind in (Text(), Text(collation="ignoring_case"), EmptyAsNone()):
         await assert_paged(session, mapped(kind))
 
 

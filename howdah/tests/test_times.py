@@ -280,6 +280,7 @@ async def test_what_is_read_can_be_written_back_and_compared(moments: AsyncSessi
     assert moment.at is not None
     assert moment.at > utcnow()
     assert (moment.day, moment.span) == (date.max, Range(datetime(2020, 1, 1, tzinfo=UTC), GREATEST))
+    assert moment.day is not None
     moment.plain_at, moment.begins, moment.days = moment.at, moment.at, [moment.day]
     await moments.flush()
     for criterion in (
@@ -374,7 +375,9 @@ async def test_naive_values_are_refused_in_texts(moments: AsyncSession, statemen
 async def test_a_naive_literal_is_a_timestamp_in_utc(session: AsyncSession) -> None:
     """Its type is PostgreSQL's `timestamp`, which becomes a `timestamptz` by the time zone of the session."""
     assert await session.scalar(select(literal(AWARE) == literal(NAIVE)))
-    assert await session.scalar(select(func.now() - literal(utcnow().replace(tzinfo=None)))) < timedelta(seconds=5)
+    difference = await session.scalar(select(func.now() - literal(utcnow().replace(tzinfo=None))))
+    assert difference is not None
+    assert difference < timedelta(seconds=5)
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,14 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from sample import Album, Corner, Order, Specimen, Staff, Track, User
 from sqlalchemy import ForeignKey
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from howdah import JsonView, ViewCompileError
+from howdah_tests.support.sample_models import Album, Corner, Order, Specimen, Staff, Track, User
+from howdah_tests.support.view_schemas import create_schema
 
 
 class Other(StrEnum):
@@ -108,9 +109,7 @@ class Detail(BaseModel):
 
 
 def model(**fields: Any) -> type[BaseModel]:
-    from pydantic import create_model
-
-    return create_model("Made", **{name: (kind, ...) for name, kind in fields.items()})
+    return create_schema(fields, BaseModel)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,16 @@ import json
 from typing import Any
 
 import pytest
-import related_classes as related
 import sqlalchemy
-from pydantic import BaseModel, ConfigDict, create_model
-from related_classes import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import RelationshipProperty, configure_mappers, selectinload
+from sqlalchemy.orm import RelationshipProperty, class_mapper, configure_mappers, selectinload
 
 from howdah import Database, JsonView, ViewCompileError
+from howdah_tests.support import relationship_models as related
+from howdah_tests.support.relationship_models import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from howdah_tests.support.view_schemas import create_schema
 
 configure_mappers()
 
@@ -56,12 +57,12 @@ CLASSES = (
 )
 # SQLAlchemy 2.0 itself joins the rows of a polymorphic union to all rows of the table.
 NOT_LOADED = {"me", "few_columns"} | ({"invoices", "reminders"} if sqlalchemy.__version__ < "2.1" else set())
-EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*inspect(each).relationships.keys()]]
+EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*class_mapper(each).relationships.keys()]]
 KINDS = [(each, name) for each, name in EVERY if (each, name) not in REFUSED and name not in NOT_LOADED]
 
 
 def property_of(model: Any, name: str) -> RelationshipProperty[Any]:
-    return inspect(model).relationships[name]
+    return class_mapper(model).relationships[name]
 
 
 def has_itself(model: Any) -> bool:
@@ -71,7 +72,7 @@ def has_itself(model: Any) -> bool:
 
 def schema_of(model: Any, name: str) -> type[BaseModel]:
     kind: Any = list[Item] if property_of(model, name).uselist else Item | None
-    return create_model("Made", __base__=Out, id=(int, ...), **{name: (kind, ...)})
+    return create_schema({"id": int, name: kind})
 
 
 def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> Any:
@@ -109,7 +110,7 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
         found = [json.loads(body) for body in await opened.get_many(keys)]
     assert found == [*wanted.values()]
     if has_itself(model):
-        around = create_model("Around", __base__=Out, me=(schema | None, ...))
+        around = create_schema({"me": schema | None})
         async with JsonView(model, around).open(database) as opened:
             assert [json.loads(body)["me"] for body in await opened.get_many(keys)] == found
 
@@ -167,10 +168,10 @@ async def test_subqueries_within_subqueries_are_of_the_related_row(
 def test_what_an_aliased_class_lacks_is_refused(field: str) -> None:
     """It would be read from the table itself, of every row. SQLAlchemy warns of it, if at all."""
     reason = "few_columns{} can't be rendered: its aliased class has no column"
-    child = create_model("ChildOut", __base__=Out, **{field: (Any, ...)})
+    child: Any = create_schema({field: Any})
     with pytest.raises(ViewCompileError, match=reason.format(rf"\.{field}")):
-        JsonView(Parent, create_model("Made", __base__=Out, few_columns=(list[child], ...)))
-    schema = create_model("Made", __base__=Out, few_columns=(list[Item], ...))
+        JsonView(Parent, create_schema({"few_columns": list[child]}))
+    schema = create_schema({"few_columns": list[Item]})
     with pytest.raises(ViewCompileError, match=reason.format("")):
         JsonView(Parent, schema, where={Child: lambda child: getattr(child, field).is_not(None)})
 
@@ -191,7 +192,7 @@ def test_an_aliased_class_inside_of_itself_is_refused() -> None:
 
 @pytest.mark.parametrize(("model", "name"), REFUSED, ids=[f"{each.__name__}.{name}" for each, name in REFUSED])
 def test_what_cant_be_followed_is_refused(model: Any, name: str) -> None:
-    schema = create_model("Made", __base__=Out, **{name: (list[Item], ...)})
+    schema = create_schema({name: list[Item]})
     with pytest.raises(ViewCompileError) as caught:
         JsonView(model, schema)
     assert caught.value.path == f"Made.{name}"

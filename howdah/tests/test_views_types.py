@@ -46,10 +46,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from test_views import Out, assert_same
-from test_views_property import FLOATS, JSON_VALUES, TEXT, undone
 
 from howdah import AwareDateTime, Database, InvalidValue, JsonView, ViewCompileError
+from howdah_tests.support.savepoints import undone
+from howdah_tests.support.value_strategies import FLOATS, JSON_VALUES, TEXT
+from howdah_tests.support.view_schemas import Out, assert_same
 
 
 class Separate(DeclarativeBase):
@@ -195,7 +196,7 @@ async def tables(session: AsyncSession) -> None:
 def schemas() -> list[type[BaseModel]]:
     """All fields, each column once in a schema."""
     most = max(len(annotations) for _, annotations, _ in EXACT)
-    made = []
+    made: list[type[BaseModel]] = []
     for number in range(most):
         fields: dict[str, Any] = {
             f"c{place}": (annotations[number] | None if annotations[number] is not Any else Any, ...)
@@ -222,7 +223,7 @@ def same(body: bytes, schema: type[BaseModel], row: object) -> None:
 async def test_any_value_of_any_type(session: AsyncSession, database: Database, rows: list[dict[str, Any]]) -> None:
     async with undone(session):
         await session.execute(insert(Thing), [{"id": id, **row} for id, row in enumerate(rows)])
-        found = (await session.scalars(select(Thing).order_by(Thing.id))).all()
+        found = (await session.scalars(select(Thing).order_by(things.c.id))).all()
         for schema in SCHEMAS:
             async with JsonView(Thing, schema).open(database) as view:
                 for body, row in zip(await view.get_many(range(len(rows))), found, strict=True):

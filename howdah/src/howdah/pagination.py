@@ -24,6 +24,16 @@ from howdah._reads.nullability import can_be_null
 from howdah._reads.page import Page
 from howdah._reads.sort_keys import SortKey, follows, parse_order, refuse_unstable
 from howdah._reads.sort_values import SortValue, SortValues, read_types
+from howdah._sqlalchemy import (
+    has_distinct,
+    has_distinct_on,
+    has_group_by,
+    has_joins,
+    has_limit,
+    options_of,
+    order_by_of,
+    requires_unique,
+)
 from howdah.errors import InvalidCursor
 
 MAX_LIMIT: Final = 1000
@@ -86,7 +96,7 @@ async def paginate_as(
     if position is not None:
         is_behind = follows(directed, position.values, inclusive=position.inclusive)
         # a condition on an aggregate belongs into HAVING
-        rows_wanted = rows_wanted.having(is_behind) if statement._group_by_clauses else rows_wanted.where(is_behind)
+        rows_wanted = rows_wanted.having(is_behind) if has_group_by(statement) else rows_wanted.where(is_behind)
     rows_wanted = rows_wanted.order_by(*(key.clause() for key in directed)).limit(limit + 1)
     found, read = await _execute(session, rows_wanted, behind=position)
     more = len(found) > limit or (read > limit and _may_repeat(statement))
@@ -112,7 +122,7 @@ def _rows_wanted(what: ColumnElement[Any] | None, statement: Select[Any], keys: 
     if what is not None:
         wanted = wanted.with_only_columns(what, maintain_column_froms=True)
     wanted = wanted.add_columns(SortValues([(key.raw, key.kind) for key in keys]).label(None))
-    if statement._distinct:  # ORDER BY must name expressions that are selected
+    if has_distinct(statement):  # ORDER BY must name expressions that are selected
         wanted = wanted.add_columns(*(key.raw.label(None) for key in keys))
     return wanted
 
@@ -136,8 +146,8 @@ async def _execute(
             raise
         raise InvalidCursor("PostgreSQL can't read the cursor's values") from error
     # SQLAlchemy requires unique() only if collections are loaded by a join. In other cases unique() must not be called:
-    # it would drop rows that a join repeats, but the limit has counted them. No public attribute tells the cases apart.
-    if result._unique_filter_state is None:
+    # it would drop rows that a join repeats, but the limit has counted them.
+    if not requires_unique(result):
         return [*result.all()], 0
     read = 0
 
@@ -155,9 +165,9 @@ def _may_repeat(statement: Select[Any]) -> bool:
     If a collection is loaded by a join as well, the two kinds of repeated rows look the same. The page then has a
     cursor to a next page, which may be empty.
     """
-    if statement._group_by_clauses or statement._distinct:
+    if has_group_by(statement) or has_distinct(statement):
         return False
-    return bool(statement._setup_joins or statement._from_obj or len(statement.get_final_froms()) > 1)
+    return has_joins(statement) or len(statement.get_final_froms()) > 1
 
 
 async def _ends(
@@ -186,7 +196,7 @@ def entity_of(statement: Select[Any]) -> Any:
 
 def refuse_own_limit(statement: Select[Any]) -> None:
     """Raise `ValueError` for a statement with a LIMIT or OFFSET of its own, which the page's limit would replace."""
-    if statement._has_row_limiting_clause:
+    if has_limit(statement):
         raise ValueError("a listing's limit and offset are arguments, not part of its select()")
 
 
@@ -195,7 +205,7 @@ def totally_ordered(statement: Select[Any]) -> Select[Any]:
 
     They get the direction of the last sort key, so that one index can serve the whole order.
     """
-    clauses = statement._order_by_clauses
+    clauses = order_by_of(statement)
     known = [key for clause in clauses for key in parse_order(clause)]
     descending = bool(known) and known[-1].descending
     missing = (
@@ -225,7 +235,7 @@ async def has_rows(session: AsyncSession | AsyncConnection, statement: Select[An
 
 def _criteria(statement: Select[Any]) -> list[CriteriaOption]:
     """The statement's `with_loader_criteria`. SQLAlchemy only applies those of the outermost statement."""
-    return [option for option in statement._with_options if isinstance(option, CriteriaOption)]
+    return [option for option in options_of(statement) if isinstance(option, CriteriaOption)]
 
 
 async def _capped_count(
@@ -241,9 +251,9 @@ def _sort_keys(statement: Select[Any]) -> list[SortKey]:
     """The sort keys of the statement. Raises `ValueError` for a statement that can't be paginated."""
     entity = entity_of(statement)
     refuse_own_limit(statement)
-    if statement._distinct_on or getattr(statement, "_pre_columns_clause", None) is not None:  # 2.0, 2.1
+    if has_distinct_on(statement):
         raise ValueError("DISTINCT ON can't be paged: which row it takes would depend on the page")
-    keys = [key for clause in totally_ordered(statement)._order_by_clauses for key in parse_order(clause)]
+    keys = [key for clause in order_by_of(totally_ordered(statement)) for key in parse_order(clause)]
     refuse_unstable(keys)
     never_null = _never_null(entity)
     return [replace(key, nullable=not _is_one_of(key.column, never_null)) for key in keys]
@@ -264,7 +274,7 @@ def _never_null(entity: Any) -> list[ColumnElement[Any]]:
     inspected = inspect(entity)
     mapped = [mapper.local_table for mapper in inspected.mapper.iterate_to_root()]
     if mapped == [inspected.selectable] and isinstance(mapped[0], Subquery):
-        if any(getattr(part, "_group_by_clauses", ()) for part in visitors.iterate(mapped[0])):
+        if any(map(has_group_by, visitors.iterate(mapped[0]))):
             return []  # GROUP BY ROLLUP (column) adds NULLs to the column
         return [column for column in mapped[0].c if not can_be_null(column, mapped)]
     if not (all(isinstance(table, Table) for table in mapped) and _is_of_tables(inspected.selectable)):

@@ -25,6 +25,7 @@ from howdah._keys import (
     normalize_keys,
 )
 from howdah._reads.page import Page
+from howdah._sqlalchemy import options_of
 from howdah._writes.rows import reject_unknown_names
 from howdah.errors import NotFound
 from howdah.locking import lock
@@ -168,7 +169,7 @@ class AsyncRepository(Generic[ModelT]):
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         list_query = totally_ordered(self._build_list_query(statement))
-        options = [*list_query._with_options, *load]
+        options = [*options_of(list_query), *load]
         if not any(isinstance(option, LoaderOption) for option in options):  # two options would conflict
             list_query = list_query.options(*_build_collection_options(list_query))
         list_query = self._add_load_options(list_query, load).execution_options(yield_per=batch)

@@ -12,6 +12,7 @@ from sqlalchemy import Select
 
 from howdah._reads.sort_keys import SortKey
 from howdah._reads.sort_values import DIALECT, SortValue, is_readable
+from howdah._sqlalchemy import without_options
 from howdah.errors import InvalidCursor
 
 
@@ -34,8 +35,7 @@ class Cursors:
     def __init__(self, statement: Select[Any], keys: Sequence[SortKey]) -> None:
         self._keys = keys
         # the columns and relationships that are loaded don't matter for a cursor
-        bare = statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True)
-        bare._with_options = ()
+        bare = without_options(statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True))
         compiled = bare.order_by(None).order_by(*(key.clause() for key in keys)).compile(dialect=DIALECT)
         listing = repr((str(compiled), sorted((name, _shown(value)) for name, value in compiled.params.items())))
         self._listing = hashlib.blake2b(listing.encode(), digest_size=9).digest()

@@ -34,6 +34,7 @@ from howdah._reads.relationships import RelatedRows, leaves
 from howdah._reads.row_filters import RowFilter, check_row_filter
 from howdah._reads.scalars import SCALARS, is_decimal, is_float, stored_type
 from howdah._reads.schema_nodes import SchemaNodes, refuse_text_changes
+from howdah._sqlalchemy import is_auto_correlated
 from howdah.errors import ViewCompileError
 
 # PostgreSQL truncates longer column names, which `row_to_json` uses as the keys.
@@ -235,7 +236,7 @@ def _correlated(expression: ColumnElement[Any], entity: Any) -> Any:
         sources = element.get_final_froms()
         outer = [source for source in sources if source in own]
         has_rest = len(outer) < len(sources)  # a subquery on this table alone isn't correlated
-        return element.correlate(*own) if element._auto_correlate and outer and has_rest else element
+        return element.correlate(*own) if is_auto_correlated(element) and outer and has_rest else element
 
     return replacement_traverse(expression, {}, bind)
 

@@ -238,8 +238,8 @@ def _member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnElement[An
     """The values of the enum members. PostgreSQL stores their labels."""
     if kind.enum_class is None:
         return value
-    members: Mapping[Any, Any] = kind._object_lookup
-    written = {label: members[label].value for label in kind.enums}
+    to_member: Any = kind.result_processor(_DIALECT, None)  # type: ignore[no-untyped-call]
+    written = {label: to_member(label).value for label in kind.enums}
     if all(label == json for label, json in written.items()):
         return value
     (type_, *others) = {type(json) for json in written.values()}

@@ -19,11 +19,12 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.sql import elements, operators, visitors
-from sqlalchemy.sql.elements import ClauseList, _label_reference, _textual_label_reference
+from sqlalchemy.sql.elements import ClauseList
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from howdah._reads.sort_values import SortValue, as_stored
+from howdah._sqlalchemy import LABEL_REFERENCE, TEXT_REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def parse_order(clause: ColumnElement[Any]) -> list[SortKey]:
     """The sort keys of one clause of ORDER BY. A composite attribute or a `Bundle` has several."""
     descending, nulls_first = False, None
     while True:
-        if isinstance(clause, _label_reference | Label):
+        if isinstance(clause, LABEL_REFERENCE | Label):
             clause = clause.element
         elif isinstance(clause, UnaryExpression) and clause.modifier in _MODIFIERS:
             if clause.modifier in (operators.asc_op, operators.desc_op):
@@ -149,7 +150,7 @@ def _behind_as_row(
     return row >= bound if or_equal else row > bound
 
 
-_UNCOMPARABLE: Final = (TextClause, _textual_label_reference, Over)
+_UNCOMPARABLE: Final = (TextClause, TEXT_REFERENCE, Over)
 # SQLAlchemy 2.1 applies the direction of a composite attribute to each column, in an `OrderByList`.
 _LISTS: Final = (ClauseList, getattr(elements, "OrderByList", ClauseList))
 _MODIFIERS: Final = frozenset({operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op})

@@ -30,7 +30,8 @@ import asyncpg
 from sqlalchemy import Column, Connection, Dialect, FromClause, Table, event, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah._asyncpg import copy_in
+from howdah._arrays import writes_by_expression
+from howdah._sqlalchemy import copy_in, raise_adapted
 from howdah._types.integers import are_integers, is_checked
 from howdah._writes.columns import (
     ColumnarUnsupported,
@@ -227,7 +228,7 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver cached an old composite type
             adapted.run_async(lambda driver: driver.reload_schema_state())
-        adapted._handle_exception(error)  # as SQLAlchemy's own cursor does
+        raise_adapted(adapted, error)
     except (_CopyRejected, UnevenRows, ColumnarUnsupported, OSError):
         raise
     except Exception:  # a row that can't be converted, or a value that the driver can't encode
@@ -321,7 +322,7 @@ def _group_by_names(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence
 
 def _bind_values(column: Column[Any], values: Iterable[Any], count: int, dialect: Dialect) -> Sequence[Any]:
     """The values as the driver expects them."""
-    if column.type._has_bind_expression:
+    if writes_by_expression(column.type):
         raise ColumnarUnsupported
     kind = column.type.dialect_impl(dialect)
     bind = kind.bind_processor(dialect)

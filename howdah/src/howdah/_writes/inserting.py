@@ -125,7 +125,8 @@ async def _insert(
     session: AsyncSession, model: type[Any], statement: Insert, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[int, Sequence[Row[Any]]]:
     """Write the rows. Returns the number of inserted rows, and the rows of RETURNING if the statement has it."""
-    if not statement._returning:
+    has_returning = bool(statement.returning_column_descriptions)
+    if not has_returning:
         try:
             dialect = session.get_bind(inspect(model)).dialect
             written = await session.execute(_build_array_insert(model, rows, dialect))
@@ -134,9 +135,9 @@ async def _insert(
         else:
             return cast("CursorResult[Any]", written).rowcount, ()
     # With VALUES the driver doesn't return the number of inserted rows, so the returned rows are counted.
-    counted = statement if statement._returning else statement.returning(*get_key_attributes(model))
+    counted = statement if has_returning else statement.returning(*get_key_attributes(model))
     returned = (await session.execute(counted, rows, execution_options={"render_nulls": True})).all()
-    return len(returned), returned if statement._returning else ()
+    return len(returned), returned if has_returning else ()
 
 
 def _build_array_insert(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:

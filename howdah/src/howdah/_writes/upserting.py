@@ -45,9 +45,9 @@ from howdah._writes.columns import (
     build_insert_columns,
     find_partly_generated_keys,
     generate_keys,
+    get_context_free_function,
     transpose_rows,
     with_version_increment,
-    without_context,
 )
 from howdah._writes.comparison import build_sort_key, is_exact, is_stored_unchanged, to_hashable
 from howdah._writes.conflicts import count_conflict, is_stored_differently, select_conflict_count
@@ -293,7 +293,7 @@ class Upsert:
         for name in get_column_names(self.model):
             onupdate: Any = mapper.columns[name].onupdate
             if onupdate is not None and name not in self.update_names:
-                make = without_context(onupdate)
+                make = get_context_free_function(onupdate)
                 if make is None and onupdate.is_callable:
                     raise TypeError(
                         f"upsert_many can't call the onupdate of {self.model.__name__}.{name}, which takes a context: "
