@@ -13,7 +13,10 @@ _SETTING: Final = "howdah.conflicts"
 
 
 class _Record(UserDefinedType[Any]):
-    """The type of `ROW(…)`. The operator `*<>` is only defined for it, so the rows are cast to it."""
+    """The type of `ROW(…)`, for a cast.
+
+    Without the cast PostgreSQL applies an operator between two `ROW(…)` to their columns, which have no operator `*<>`.
+    """
 
     cache_ok = True
 

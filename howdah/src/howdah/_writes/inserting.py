@@ -135,6 +135,7 @@ async def _insert(
         else:
             return cast("CursorResult[Any]", written).rowcount, ()
     # With VALUES the driver doesn't return the number of inserted rows, so the returned rows are counted.
+    # Without `render_nulls` a column with None would be left out, and its default would apply.
     counted = statement if has_returning else statement.returning(*get_key_attributes(model))
     returned = (await session.execute(counted, rows, execution_options={"render_nulls": True})).all()
     return len(returned), returned if has_returning else ()

@@ -58,10 +58,12 @@ _SAME_ROW_TWICE: Final = "21000"
 # SQLSTATEs for a missing system column: a view has none, and a partitioned table has no `xmax`.
 _NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
-# A statement can have at most 32,767 parameters. SQLAlchemy would split a larger one, but doesn't say at which row.
+# A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. It would
+# split a larger one, but doesn't say at which row.
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
+# Each statement that counts its conflicts has its own number, because the counter is a setting of the transaction.
 _statement_numbers: Final = count(1)
 
 
@@ -276,7 +278,7 @@ class Upsert:
     async def _fetch_rows(self, source: _InsertSource, statement: Any) -> Sequence[Any]:
         if source.parameters is None:
             return (await self.session.execute(statement)).all()
-        options = {"render_nulls": True}
+        options = {"render_nulls": True}  # otherwise a column with None is left out, and its default applies
         return (await self.session.execute(statement, source.parameters, execution_options=options)).all()
 
     def _add_on_conflict(
