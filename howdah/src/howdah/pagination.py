@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm.interfaces import CriteriaOption
 from sqlalchemy.sql import visitors
 
-from howdah._keys import key_attributes
+from howdah._keys import get_key_attributes
 from howdah._reads.cursors import Cursors, Position
 from howdah._reads.nullability import can_be_null
 from howdah._reads.page import Page
@@ -210,7 +210,7 @@ def totally_ordered(statement: Select[Any]) -> Select[Any]:
     descending = bool(known) and known[-1].descending
     missing = (
         attribute.expression
-        for attribute in key_attributes(entity_of(statement))
+        for attribute in get_key_attributes(entity_of(statement))
         if not any(attribute.expression.compare(key.column) for key in known)
     )
     return statement.order_by(*(column.desc() if descending else column for column in missing))

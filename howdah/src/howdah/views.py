@@ -21,22 +21,22 @@ from sqlalchemy.sql.util import unwrap_order_by
 
 from howdah._connections.prepared import PreparedSelect
 from howdah._keys import (
-    bound_requested_keys,
-    distinct,
-    has_bound_key,
-    has_bound_key_in,
+    build_key,
+    build_key_condition,
+    build_key_list_condition,
+    build_requested_keys_join,
+    collect_keys,
+    deduplicate,
+    get_key_attributes,
     has_exact_keys,
-    key_attributes,
-    key_from,
-    key_in,
-    keys_from,
-    listed,
+    normalize_key,
+    normalize_keys,
 )
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter
 from howdah._sqlalchemy import has_distinct, has_for_update, options_of, order_by_of
-from howdah._writes.columns import version_name
+from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database
 from howdah.errors import NotFound
@@ -121,19 +121,19 @@ class JsonViewReader(Generic[ModelT]):
         self, view: JsonView[ModelT], database: Database, *, workers: int, max_batch_size: int, max_waiting: int
     ) -> None:
         self._view, self._database = view, database
-        version = version_name(view.model)
+        version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
         # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
         body = self._reading(select(version_column, view.body).select_from(view.model))
-        has_key, self._bind_one = has_bound_key(view.model)
+        has_key, self._bind_one = build_key_condition(view.model)
         self._one = PreparedSelect(body.where(has_key))
         self._exact = has_exact_keys(view.model)
         if self._exact:
-            has_any_key, self._bind_many = has_bound_key_in(view.model)
-            self._many = PreparedSelect(body.add_columns(*key_attributes(view.model)).where(has_any_key))
+            has_any_key, self._bind_many = build_key_list_condition(view.model)
+            self._many = PreparedSelect(body.add_columns(*get_key_attributes(view.model)).where(has_any_key))
         else:
-            position, same_row, self._bind_many = bound_requested_keys(view.model)
-            first = func.min(position).over(partition_by=key_attributes(view.model))
+            position, same_row, self._bind_many = build_requested_keys_join(view.model)
+            first = func.min(position).over(partition_by=get_key_attributes(view.model))
             self._many = PreparedSelect(body.add_columns(position, first).where(same_row))
         self._coalescer: Coalescer[Any, JsonBytes] = Coalescer(
             self._read,
@@ -163,7 +163,7 @@ class JsonViewReader(Generic[ModelT]):
 
     async def get(self, id: Any) -> JsonBytes:
         """The row with this key. Raises `NotFound` without one. Concurrent calls share a statement."""
-        key = key_from(self._view.model, id)
+        key = normalize_key(self._view.model, id)
         if not self._database.shares_reads():
             (body,) = await self._read([key])
             if isinstance(body, Exception):
@@ -176,8 +176,8 @@ class JsonViewReader(Generic[ModelT]):
 
         There may be any number of keys. It takes one statement.
         """
-        keys = keys_from(self._view.model, listed(self._view.model, ids))
-        found = await self._found(distinct(keys) if self._exact else keys)
+        keys = normalize_keys(self._view.model, collect_keys(self._view.model, ids))
+        found = await self._found(deduplicate(keys) if self._exact else keys)
         return [*{id(body): body for body in found if body is not None}.values()]
 
     async def page(
@@ -248,7 +248,7 @@ class JsonViewReader(Generic[ModelT]):
             return [_body(*rows[0]) if rows else None]
         rows = await self._rows(self._many, self._bind_many(keys))
         if self._exact:
-            by_key = {key_in(key): _body(version, text) for version, text, *key in rows}
+            by_key = {build_key(key): _body(version, text) for version, text, *key in rows}
             return [by_key.get(key) for key in keys]
         by_position: dict[int, JsonBytes] = {}
         by_row: dict[int, JsonBytes] = {}

@@ -23,7 +23,7 @@ from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import BooleanClauseList
 from sqlalchemy.sql.util import ClauseAdapter
 
-from howdah._keys import key_attributes
+from howdah._keys import get_key_attributes
 from howdah._reads.nullability import can_be_null
 from howdah.errors import ViewCompileError
 
@@ -80,7 +80,7 @@ class RelatedRows:
         """The relationship's own order, then the key. Without the key the order wouldn't be defined."""
         selectables = [inspect(self.target).selectable, *self._between]
         given = [_adapted(clause, selectables) for clause in self._prop.order_by or ()]
-        return [*given, *key_attributes(self.target)]
+        return [*given, *get_key_attributes(self.target)]
 
 
 def _adapted(clause: Any, selectables: Sequence[Any]) -> Any:

@@ -27,7 +27,7 @@ from sqlalchemy.orm import CompositeProperty, Mapper, RelationshipProperty, Syno
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from howdah._keys import key_attributes
+from howdah._keys import get_key_attributes
 from howdah._reads.json_values import JsonValues, listed
 from howdah._reads.nullability import can_be_null
 from howdah._reads.relationships import RelatedRows, leaves
@@ -175,7 +175,7 @@ class Renderer:
         if related.has_each_once:
             rows = related.select(columns, hidden).order_by(*related.order()).subquery(_ROW)
             return select(listed(func.json_agg(_WHOLE_ROW))).select_from(rows).scalar_subquery()
-        copy = func.row_number().over(partition_by=key_attributes(target), order_by=related.order())
+        copy = func.row_number().over(partition_by=get_key_attributes(target), order_by=related.order())
         position = func.row_number().over(order_by=related.order())
         numbered = [_object(columns, target).label("item"), copy.label("copy"), position.label("position")]
         found = related.select(numbered, hidden).subquery(_ROW)
