@@ -38,7 +38,7 @@ async def paginate(
     before: str | None = None,
     count: bool | int = False,
 ) -> Page[Any]:
-    """One page of a `select(Model)`, in the order of its `order_by`, then of the primary key (see `totally_ordered`).
+    """One page of a `select(Model)`, in the order of its `order_by`, then of the primary key (see `with_total_order`).
 
     The page has at most `limit` rows (1 to 1,000) after the cursor `after` or before the cursor `before`. The order may
     mix `asc()`, `desc()`, `nulls_first()` and `nulls_last()`. If rows are inserted or deleted between two pages, no
@@ -175,7 +175,7 @@ async def _ends(
     return Position([*map(SortValue, first[:-1:2], oids)]), Position([*map(SortValue, last[:-1:2], oids)])
 
 
-def entity_of(statement: Select[Any]) -> Any:
+def get_entity(statement: Select[Any]) -> Any:
     """The mapped class, or the alias of one, that the statement selects. Raises `ValueError` if it selects more."""
     described = statement.column_descriptions
     entity = described[0].get("entity")
@@ -184,13 +184,13 @@ def entity_of(statement: Select[Any]) -> Any:
     return entity
 
 
-def refuse_own_limit(statement: Select[Any]) -> None:
+def reject_own_limit(statement: Select[Any]) -> None:
     """Raise `ValueError` for a statement with a LIMIT or OFFSET of its own, which the page's limit would replace."""
     if statement._has_row_limiting_clause:
         raise ValueError("a listing's limit and offset are arguments, not part of its select()")
 
 
-def totally_ordered(statement: Select[Any]) -> Select[Any]:
+def with_total_order(statement: Select[Any]) -> Select[Any]:
     """The list query, with the columns of the primary key at the end of its order if they aren't in the order already.
 
     They get the direction of the last sort key, so that one index can serve the whole order.
@@ -200,7 +200,7 @@ def totally_ordered(statement: Select[Any]) -> Select[Any]:
     descending = bool(known) and known[-1].descending
     missing = (
         attribute.expression
-        for attribute in key_attributes(entity_of(statement))
+        for attribute in key_attributes(get_entity(statement))
         if not any(attribute.expression.compare(key.column) for key in known)
     )
     return statement.order_by(*(column.desc() if descending else column for column in missing))
@@ -239,11 +239,11 @@ async def _capped_count(
 
 def _sort_keys(statement: Select[Any]) -> list[SortKey]:
     """The sort keys of the statement. Raises `ValueError` for a statement that can't be paginated."""
-    entity = entity_of(statement)
-    refuse_own_limit(statement)
+    entity = get_entity(statement)
+    reject_own_limit(statement)
     if statement._distinct_on or getattr(statement, "_pre_columns_clause", None) is not None:  # 2.0, 2.1
         raise ValueError("DISTINCT ON can't be paged: which row it takes would depend on the page")
-    keys = [key for clause in totally_ordered(statement)._order_by_clauses for key in parse_order(clause)]
+    keys = [key for clause in with_total_order(statement)._order_by_clauses for key in parse_order(clause)]
     refuse_unstable(keys)
     never_null = _never_null(entity)
     return [replace(key, nullable=not _is_one_of(key.column, never_null)) for key in keys]

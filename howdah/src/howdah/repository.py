@@ -28,7 +28,7 @@ from howdah._reads.page import Page
 from howdah._writes.rows import refuse_unknown
 from howdah.errors import NotFound
 from howdah.locking import lock
-from howdah.pagination import count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
+from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 LoadWhat: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
@@ -122,8 +122,8 @@ class AsyncRepository(Generic[ModelT]):
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset and limit can't be negative: {offset}, {limit}")
         listing = self._listing(statement)
-        refuse_own_limit(listing)
-        listing = totally_ordered(listing).offset(literal(offset, BigInteger))
+        reject_own_limit(listing)
+        listing = with_total_order(listing).offset(literal(offset, BigInteger))
         if limit is not None:
             listing = listing.limit(literal(limit, BigInteger))
         return list(await self._objects(listing, load))
@@ -161,7 +161,7 @@ class AsyncRepository(Generic[ModelT]):
         """
         if batch < 1:
             raise ValueError(f"a batch holds at least one row, not {batch}")
-        listing = totally_ordered(self._listing(statement))
+        listing = with_total_order(self._listing(statement))
         options = [*listing._with_options, *load]
         if not any(isinstance(option, LoaderOption) for option in options):  # two options would conflict
             listing = listing.options(*_collections_by_select(listing))
@@ -244,7 +244,7 @@ class AsyncRepository(Generic[ModelT]):
     def _listing(self, statement: Select[Any] | None) -> Select[Any]:
         if statement is None:
             return self._all()
-        if not inspect(entity_of(statement)).mapper.isa(inspect(self.model)):
+        if not inspect(get_entity(statement)).mapper.isa(inspect(self.model)):
             raise ValueError(f"a listing of this repository is a select({self.model.__name__})")
         return statement
 
@@ -261,7 +261,7 @@ def _collections_by_select(statement: Select[Any]) -> Iterator[ExecutableOption]
 
     With a join, the rows of one object could be in two batches.
     """
-    entity = entity_of(statement)
+    entity = get_entity(statement)
     for relationship in inspect(entity).mapper.relationships:
         if relationship.uselist and relationship.lazy in ("joined", False):
             yield selectinload(getattr(entity, relationship.key))

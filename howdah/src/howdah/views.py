@@ -39,7 +39,7 @@ from howdah._writes.columns import version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database
 from howdah.errors import NotFound
-from howdah.pagination import entity_of, paginate_as, totally_ordered
+from howdah.pagination import get_entity, paginate_as, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -205,7 +205,7 @@ class JsonViewReader(Generic[ModelT]):
 
         `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does.
         """
-        listing = totally_ordered(self._listing(statement))
+        listing = with_total_order(self._listing(statement))
         async with self._database.session(read_only=True) as session:
             # with DISTINCT, ORDER BY expressions must be selected
             order = [part for each in listing._order_by_clauses for part in unwrap_order_by(each)]
@@ -226,7 +226,7 @@ class JsonViewReader(Generic[ModelT]):
             )
         if statement is None:
             return self._reading(select(self._view.model))
-        if entity_of(statement) is not self._view.model:
+        if get_entity(statement) is not self._view.model:
             raise ValueError(f"a listing of this view is a select({self._view.model.__name__}), not of an alias of it")
         _refuse_unread_parts(statement)
         return self._reading(statement)
