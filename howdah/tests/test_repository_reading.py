@@ -201,7 +201,7 @@ async def test_a_statement_with_a_limit_of_its_own_isnt_silently_overruled(
     users: UserRepository, limited: Select[Any]
 ) -> None:
     for call in (users.list(limited), users.page(limited)):
-        with pytest.raises(ValueError, match="limit and offset are arguments"):
+        with pytest.raises(ValueError, match="pass them as arguments"):
             await call
 
 
@@ -210,7 +210,7 @@ async def test_a_statement_with_a_limit_of_its_own_isnt_silently_overruled(
 )
 async def test_a_statement_of_something_else_is_refused(users: UserRepository, other: Select[Any]) -> None:
     for call in (users.list(other), users.page(other), anext(users.stream(other))):
-        with pytest.raises(ValueError, match=r"a listing (is|of this repository is) a select\("):
+        with pytest.raises(ValueError, match=r"a list(ing| query) (is|of this repository is) a select\("):
             await call
 
 
