@@ -95,10 +95,10 @@ class JsonView(Generic[ModelT]):
         self.schema = schema
         self._renderer = Renderer(schema, where or {})
         self.body: Final[ColumnElement[bytes]] = func.convert_to(
-            cast(self._renderer.object_of(model), Text), literal_column("'UTF8'"), type_=LargeBinary
+            cast(self._renderer.render_object(model), Text), literal_column("'UTF8'"), type_=LargeBinary
         )
         """The expression of a row's JSON as bytes, for use in your own `select()`."""
-        self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.criteria(model)
+        self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.get_row_filters(model)
         """The row filters of the model, for the same `select()`."""
 
     def open(

@@ -55,7 +55,9 @@ class Cursors:
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
             version, seal, payload = raw[0], raw[1:10], raw[10:]
         except (ValueError, IndexError) as error:
-            raise InvalidCursor("the cursor isn't base64: pass the `next` or `previous` of a page unchanged") from error
+            raise InvalidCursor(
+                "the cursor can't be decoded: pass the `next` or `previous` of a page unchanged"
+            ) from error
         if version != self._VERSION or seal != self._seal(payload):
             raise InvalidCursor(
                 "the cursor is damaged, of another version, or belongs to a list query with another order or other "

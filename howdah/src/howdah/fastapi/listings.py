@@ -6,7 +6,7 @@ from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from howdah._reads.page import without_missing_total
+from howdah._reads.page import omit_missing_total
 from howdah.fastapi.exact_types import DecimalDigits
 from howdah.pagination import MAX_LIMIT
 
@@ -55,4 +55,4 @@ class PageOut(BaseModel, Generic[ItemT]):
     # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
-        return without_missing_total(self.total, write(self))
+        return omit_missing_total(self.total, write(self))
