@@ -24,7 +24,7 @@ from sqlalchemy.types import TypeEngine
 from uuid_utils import uuid7 as _uuid7
 
 from howdah._lazy_loads import explain_raising_loads
-from howdah._types.times import without_time_zone
+from howdah._types.times import describe_naive_value
 from howdah.errors import RefusedValue
 
 NAMING_CONVENTION: Final[dict[Any, str]] = {
@@ -69,7 +69,7 @@ class AwareDateTime(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
-            raise RefusedValue(without_time_zone(value))
+            raise RefusedValue(describe_naive_value(value))
         return value
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
@@ -89,8 +89,8 @@ class Base(DeclarativeBase):
     - Values that the server computes are read by the flush (`eager_defaults`), never by a later lazy load.
 
     For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own. A class with
-    `MappedAsDataclass` can't use the mixins below, because SQLAlchemy requires its mixins to be dataclasses. It declares
-    these columns itself.
+    `MappedAsDataclass` can't use the mixins below, because SQLAlchemy requires its mixins to be dataclasses. Such a
+    class declares these columns itself.
     """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)

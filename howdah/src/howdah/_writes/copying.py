@@ -30,7 +30,7 @@ from sqlalchemy import Column, Connection, Dialect, FromClause, Table, event, in
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah._asyncpg import copy_in
-from howdah._types.integers import are_integers, is_checked
+from howdah._types.integers import has_only_integers, is_exact_integer_type
 from howdah._writes.columns import CopyUnsupported, columns_of, generate_keys, inserted_columns, keys_in, with_made_keys
 from howdah._writes.copy_encoding import is_encoded_as_inserted
 from howdah._writes.rows import Inserted, normalize_rows
@@ -301,7 +301,7 @@ def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dial
     if isinstance(values, repeat):
         value = next(values)
         return [value if bind is None else bind(value)] * count
-    if is_checked(kind) and isinstance(values, list) and are_integers(values):
+    if is_exact_integer_type(kind) and isinstance(values, list) and has_only_integers(values):
         bind = None
     bound = [*values] if bind is None else [*map(bind, values)]
     if len(bound) < count:  # a type raised StopIteration, which ends `map` early
