@@ -17,7 +17,7 @@ from __future__ import annotations
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
-from howdah.fastapi.openapi import problems, schema_of
+from howdah.fastapi.openapi import describe_problems, schema_of
 from howdah.fastapi.pages import PageOut, PageParameters
 from howdah.fastapi.problem import (
     HTTP_STATUS_BY_ERROR,
@@ -55,6 +55,7 @@ __all__ = [
     "StrictJSONRoute",
     "add_error_handlers",
     "database_from_state",
+    "describe_problems",
     "error_response",
     "get_database",
     "get_db",
@@ -63,7 +64,6 @@ __all__ = [
     "page_response",
     "parse_json",
     "problem_response",
-    "problems",
     "schema_of",
     "session_dependency",
 ]

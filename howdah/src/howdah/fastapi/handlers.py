@@ -12,7 +12,7 @@ from fastapi.utils import is_body_allowed_for_status_code
 from starlette.exceptions import HTTPException
 
 from howdah import errors
-from howdah.fastapi.openapi import describe_problems
+from howdah.fastapi.openapi import add_problem_descriptions
 from howdah.fastapi.problem import error_response, problem_response, to_problem_code
 from howdah.fastapi.websockets import WebSocketErrors
 
@@ -38,7 +38,7 @@ def add_error_handlers(app: FastAPI) -> None:
     - 503 with a session or the database,
     - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.
 
-    A route declares other statuses, such as 428, with `responses=problems(428)`. Responses that a route declares itself
+    A route declares other statuses, such as 428, with `responses=describe_problems(428)`. Responses that a route declares itself
     are never changed.
 
     A mounted application has error handlers and an OpenAPI description of its own: call this function for it, too.
@@ -49,7 +49,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(Exception, _handle_unexpected_error)
     app.add_middleware(WebSocketErrors)
-    describe_problems(app)
+    add_problem_descriptions(app)
 
 
 async def _handle_howdah_error(request: Request, error: Exception) -> Response:

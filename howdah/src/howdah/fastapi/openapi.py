@@ -39,7 +39,7 @@ def schema_of(model: type[BaseModel], mode: JsonSchemaMode = "serialization") ->
     return {"$ref": REF_PREFIX + name}
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem details with these statuses, for `responses` of a route or a router."""
     responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
@@ -54,7 +54,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def describe_problems(app: FastAPI) -> None:
+def add_problem_descriptions(app: FastAPI) -> None:
     """Add the problems of each route to the application's description. Responses that a route declares stay."""
     generate = app.openapi  # the application may have overridden it
     last_description: dict[str, Any] | None = None
@@ -94,7 +94,7 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
         statuses.append(HTTPStatus.UNPROCESSABLE_ENTITY)
     for status in statuses:
         if not responses.keys() & {str(int(status)), f"{status // 100}XX", "default"}:
-            responses |= {str(code): response for code, response in problems(status).items()}
+            responses |= {str(code): response for code, response in describe_problems(status).items()}
     operation["responses"] = dict(sorted(responses.items()))
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import Database, Page, paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, get_database, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, schema_of
 from shop.accounts.batch import opened_lines
 from shop.accounts.models import Account
 from shop.accounts.opening import OpeningRequest, open_account_once
@@ -72,7 +72,7 @@ async def create_account(
     response_class=StreamingResponse,
     responses={
         200: {"content": {NDJSON: {"schema": schema_of(AccountLineOut)}}},
-        **problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
     openapi_extra={
         "requestBody": {
@@ -112,7 +112,7 @@ async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -
     return account
 
 
-@router.patch("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.PRECONDITION_REQUIRED))
+@router.patch("/{account_id}", response_model=AccountOut, responses=describe_problems(HTTPStatus.PRECONDITION_REQUIRED))
 async def patch_account(
     account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: IfMatch = None
 ) -> Account:

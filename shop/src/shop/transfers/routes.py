@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, schema_of
 from shop.transfers.batch import posted_lines
 from shop.transfers.bodies import named_in, request_of
 from shop.transfers.listing import transfers_matching
@@ -53,7 +53,7 @@ _METADATA_PARAMETER: Final = {
     "explode": True,
     "schema": _METADATA.json_schema(),
 }
-_REFUSALS: Final = problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
+_REFUSALS: Final = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
 
 
 @router.post(
@@ -80,7 +80,7 @@ async def create_transfer(
     "/linked",
     status_code=HTTPStatus.CREATED,
     response_model=LinkedOut,
-    responses=_REFUSALS | problems(HTTPStatus.NOT_FOUND),
+    responses=_REFUSALS | describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_linked_transfers(
     body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
@@ -109,7 +109,7 @@ async def create_linked_transfers(
     response_class=StreamingResponse,
     responses={
         200: {"content": {NDJSON: {"schema": schema_of(BatchLineOut)}}},
-        **problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
     openapi_extra={
         "requestBody": {
