@@ -24,8 +24,8 @@ from howdah.fastapi import (
     add_error_handlers,
     describe_problems,
     get_database,
+    get_schema_ref,
     problem_response,
-    schema_of,
     session_dependency,
 )
 
@@ -210,8 +210,10 @@ def test_a_model_is_described_where_fastapi_reads_none() -> None:
     app = bare_app()
     app.post(
         "/",
-        responses={200: {"content": {"application/x-ndjson": {"schema": schema_of(Line)}}}},
-        openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": schema_of(Line, "validation")}}}},
+        responses={200: {"content": {"application/x-ndjson": {"schema": get_schema_ref(Line)}}}},
+        openapi_extra={
+            "requestBody": {"content": {"application/x-ndjson": {"schema": get_schema_ref(Line, "validation")}}}
+        },
     )(nothing)
     description = app.openapi()
     operation = description["paths"]["/"]["post"]
@@ -224,7 +226,9 @@ def test_a_model_is_described_where_fastapi_reads_none() -> None:
 
 def test_a_model_that_fastapi_finds_too_is_described_once() -> None:
     app = bare_app()
-    app.post("/lines", responses={200: {"content": {"text/csv": {"schema": schema_of(Line, "validation")}}}})(nothing)
+    app.post("/lines", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(Line, "validation")}}}})(
+        nothing
+    )
 
     @app.post("/")
     async def create(line: Line) -> None: ...
@@ -241,8 +245,8 @@ def test_models_of_the_same_name_are_kept_apart() -> None:
     class Line(BaseModel):
         problem: Problem
 
-    app.get("/lines", responses={200: {"content": {"text/csv": {"schema": schema_of(Line)}}}})(nothing)
-    app.get("/other", responses={200: {"content": {"text/csv": {"schema": schema_of(_other_line())}}}})(nothing)
+    app.get("/lines", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(Line)}}}})(nothing)
+    app.get("/other", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(_other_line())}}}})(nothing)
 
     @app.get("/{id}", response_model=Line, responses=describe_problems(404))
     async def read(id: int) -> None: ...

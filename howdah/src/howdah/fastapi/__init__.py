@@ -17,7 +17,7 @@ from __future__ import annotations
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
-from howdah.fastapi.openapi import describe_problems, schema_of
+from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
 from howdah.fastapi.problem import (
     HTTP_STATUS_BY_ERROR,
@@ -60,10 +60,10 @@ __all__ = [
     "get_database",
     "get_db",
     "get_read_db",
+    "get_schema_ref",
     "json_response",
     "page_response",
     "parse_json",
     "problem_response",
-    "schema_of",
     "session_dependency",
 ]

@@ -38,8 +38,8 @@ def add_error_handlers(app: FastAPI) -> None:
     - 503 with a session or the database,
     - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.
 
-    A route declares other statuses, such as 428, with `responses=describe_problems(428)`. Responses that a route declares itself
-    are never changed.
+    A route declares other statuses, such as 428, with `responses=describe_problems(428)`. Responses that a route
+    declares itself are never changed.
 
     A mounted application has error handlers and an OpenAPI description of its own: call this function for it, too.
     """

@@ -19,14 +19,14 @@ from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
 
-# The arguments of each call of `schema_of`, by the name in its reference. `_insert_models` replaces these names.
+# The arguments of each call of `get_schema_ref`, by the name in its reference. `_insert_models` replaces these names.
 _referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
 
 _READ_ONLY_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _FASTAPI_422: Final = {"$ref": f"{REF_PREFIX}HTTPValidationError"}
 
 
-def schema_of(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> dict[str, str]:
+def get_schema_ref(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> dict[str, str]:
     """A reference to the model's schema, for `responses` and `openapi_extra` of a route.
 
     FastAPI doesn't accept a model there if the media type isn't JSON. `mode="validation"` is for request bodies.
@@ -45,7 +45,7 @@ def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     for status in statuses:
         responses[int(status)] = {
             "description": HTTPStatus(status).phrase,
-            "content": {PROBLEM_JSON: {"schema": schema_of(Problem)}},
+            "content": {PROBLEM_JSON: {"schema": get_schema_ref(Problem)}},
         }
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             responses[int(status)]["headers"] = {
@@ -138,7 +138,7 @@ def _iterate_routes(app: FastAPI) -> Iterator[Any]:
 
 
 def _insert_models(description: dict[str, Any]) -> None:
-    """Add the models of `schema_of` to the components, and replace the references by their final names."""
+    """Add the models of `get_schema_ref` to the components, and replace the references by their final names."""
     wanted = {name for each in _find_references(description) if (name := each.removeprefix(REF_PREFIX)) in _referenced}
     if not wanted:
         return

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import Database, Page, paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, get_schema_ref
 from shop.accounts.batch import opened_lines
 from shop.accounts.models import Account
 from shop.accounts.opening import OpeningRequest, open_account_once
@@ -71,13 +71,13 @@ async def create_account(
     "/batch",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {NDJSON: {"schema": schema_of(AccountLineOut)}}},
+        200: {"content": {NDJSON: {"schema": get_schema_ref(AccountLineOut)}}},
         **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {NDJSON: {"schema": schema_of(AccountLineIn, "validation")}},
+            "content": {NDJSON: {"schema": get_schema_ref(AccountLineIn, "validation")}},
         }
     },
 )

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, json_response, page_response, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref, json_response, page_response
 from shop.orders.models import Order
 from shop.orders.repository import matching
 from shop.orders.schemas import (
@@ -60,7 +60,7 @@ async def list_orders(parameters: Annotated[OrderPageParameters, Query()], order
         int(HTTPStatus.OK): {
             "description": "An order a line",
             "content": {
-                NDJSON: {"schema": schema_of(OrderOut)},
+                NDJSON: {"schema": get_schema_ref(OrderOut)},
                 CSV: {"schema": {"type": "string"}},
             },
         }

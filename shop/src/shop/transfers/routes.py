@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref
 from shop.transfers.batch import posted_lines
 from shop.transfers.bodies import named_in, request_of
 from shop.transfers.listing import transfers_matching
@@ -108,13 +108,13 @@ async def create_linked_transfers(
     "/batch",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {NDJSON: {"schema": schema_of(BatchLineOut)}}},
+        200: {"content": {NDJSON: {"schema": get_schema_ref(BatchLineOut)}}},
         **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {NDJSON: {"schema": schema_of(BatchLineIn, "validation")}},
+            "content": {NDJSON: {"schema": get_schema_ref(BatchLineIn, "validation")}},
         }
     },
 )

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from howdah import DatabaseError, NotFound
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, json_response, page_response, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref, json_response, page_response
 from shop.users.models import User
 from shop.users.repository import UserRepository, matching
 from shop.users.schemas import (
@@ -50,8 +50,8 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
         "requestBody": {
             "required": True,
             "content": {
-                JSON: {"schema": {"type": "array", "items": schema_of(UserIn, "validation")}},
-                NDJSON: {"schema": schema_of(UserIn, "validation")},
+                JSON: {"schema": {"type": "array", "items": get_schema_ref(UserIn, "validation")}},
+                NDJSON: {"schema": get_schema_ref(UserIn, "validation")},
             },
         }
     },
