@@ -25,12 +25,12 @@ import shop.tables  # noqa: F401 (tables refer to each other)
 from benchmarks.transfer_names import ACCOUNTS, BARE, HOT, SPREAD
 from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
-from shop.accounts.models import Account
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account
+from shop.ledger.repository import LOCK, OUTCOMES
+from shop.ledger.requests import TransferRequest
+from shop.ledger.writing import WRITE, WRITE_IF_UNCHANGED
 from shop.memory import collect_seldom, settle
-from shop.transfers.ledger import Ledger
-from shop.transfers.repository import LOCK, OUTCOMES
-from shop.transfers.requests import TransferRequest
-from shop.transfers.writing import WRITE, WRITE_IF
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
@@ -144,7 +144,7 @@ async def by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
             key = str(uuid7())
             async with pool.acquire() as connection, connection.transaction():
                 rows = await connection.fetch(lock.text, *lock.values({"ids": [source, target]}))
-                versions = {row["id"]: row["version"] for row in rows}
+                versions = {row["id"]: row["entry_count"] for row in rows}
                 await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
                 await connection.fetch(write.text, *write.values(_written(source, target, versions, key)))
 
@@ -154,7 +154,7 @@ async def by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
 async def one_by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
     """The one statement that the ledger writes accounts by that it knows, on a connection of asyncpg that knows them,
     too; only for one task, which nobody comes in between."""
-    write = _Statement(WRITE_IF)
+    write = _Statement(WRITE_IF_UNCHANGED)
     known: dict[UUID, int] = {}
 
     async with _pool(url, waiting) as pool:
@@ -162,8 +162,8 @@ async def one_by_hand(url: str, spread: str, waiting: int, seconds: float) -> No
         async def transfer(source: UUID, target: UUID) -> None:
             async with pool.acquire() as connection:
                 if unknown := [each for each in (source, target) if each not in known]:
-                    rows = await connection.fetch("SELECT id, version FROM accounts WHERE id = ANY($1)", unknown)
-                    known.update({row["id"]: row["version"] for row in rows})
+                    rows = await connection.fetch("SELECT id, entry_count FROM accounts WHERE id = ANY($1)", unknown)
+                    known.update({row["id"]: row["entry_count"] for row in rows})
                 ids = sorted((source, target))
                 values = _written(source, target, known, str(uuid7()))
                 values |= {"a_id": ids, "a_version": [known[each] for each in ids], "a_revision": []}
@@ -188,9 +188,9 @@ def _written(source: UUID, target: UUID, versions: dict[UUID, int], key: str) ->
     values: dict[str, Any] = {
         "t_id": [id],
         "t_from_account_id": [source],
-        "t_from_version": [versions[source] + 1],
+        "t_from_entry_number": [versions[source] + 1],
         "t_to_account_id": [target],
-        "t_to_version": [versions[target] + 1],
+        "t_to_entry_number": [versions[target] + 1],
         "t_amount": [1],
         **dict.fromkeys(
             f"t_{name}"

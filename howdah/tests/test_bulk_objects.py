@@ -9,13 +9,13 @@ from uuid import uuid4
 import pytest
 import sqlalchemy
 from pydantic import BaseModel
-from sample import Order, User
-from sample_rows import make_orders, make_users
 from sqlalchemy import MetaData, String, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, defer, mapped_column, registry
 
 from howdah import Base, StaleRow, UpsertResult, bulk
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.sample_rows import make_orders, make_users
 
 SHOWS_DEFAULTS = not sqlalchemy.__version__.startswith("2.0.")  # since 2.1 a dataclass leaves its defaults alone
 MANY = 1100

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from sample import Label, User, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -32,6 +30,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, Database, DatabaseError, UpsertResult, UUIDv7PrimaryKey, bulk
+from howdah_tests.support.sample_models import Label, User, Vehicle
+from howdah_tests.support.sample_rows import user_rows
 
 MANY = 40
 

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from sample import Counter, Order, User
-from sample_rows import make_orders, user_rows
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DeadlockDetected, UpsertResult, bulk
+from howdah_tests.support.sample_models import Counter, Order, User
+from howdah_tests.support.sample_rows import make_orders, user_rows
 
 
 async def test_concurrent_upserts_of_the_same_rows_make_each_once(committed_database: Database) -> None:

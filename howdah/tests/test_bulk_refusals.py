@@ -9,8 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sample import Counter, Order, User
-from sample_rows import LONG_AGO, emails, make_users, user_rows
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -30,6 +28,8 @@ from howdah import (
     bulk,
 )
 from howdah._writes.rejected_rows import locate_rejected_row
+from howdah_tests.support.sample_models import Counter, Order, User
+from howdah_tests.support.sample_rows import LONG_AGO, emails, make_users, user_rows
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from sample import Order, Seat, User, UserRepository
-from sample_rows import emails, make_users, user_rows
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import InsertResult, MatchResult, UnknownAttribute, UpsertResult, bulk
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Order, Seat, User, UserRepository
+from howdah_tests.support.sample_rows import emails, make_users, user_rows
 
 # --- what a row may be
 

@@ -7,13 +7,24 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sample import Album, Counter, Label, Order, Seat, Specimen, Status, Track, User, UserRepository
-from sample_rows import LONG_AGO, emails, make_orders, make_users
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, ForeignKeyViolation, MatchResult, StaleRow, TooLong, UnknownAttribute, bulk
+from howdah_tests.support.sample_models import (
+    Album,
+    Counter,
+    Label,
+    Order,
+    Seat,
+    Specimen,
+    Status,
+    Track,
+    User,
+    UserRepository,
+)
+from howdah_tests.support.sample_rows import LONG_AGO, emails, make_orders, make_users
 
 
 async def test_each_row_is_updated_to_its_own_values(session: AsyncSession) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sample import Order, Seat, Specimen, Status, User
-from sample_rows import LONG_AGO, make_orders, make_users, user_rows
 from sqlalchemy import MetaData, String, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
@@ -17,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, Database, UnknownAttribute, UpsertResult, bulk, utcnow
+from howdah_tests.support.sample_models import Order, Seat, Specimen, Status, User
+from howdah_tests.support.sample_rows import LONG_AGO, make_orders, make_users, user_rows
 
 
 class Separate(Base):

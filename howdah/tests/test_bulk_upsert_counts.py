@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from case_insensitive import create_citext
-from server import until_waiting
 from sqlalchemy import Identity, MetaData, UniqueConstraint, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, CITEXT
 from sqlalchemy.exc import DBAPIError
@@ -18,6 +16,8 @@ from sqlalchemy.types import Integer
 
 from howdah import Base, Database, UpsertResult, UUIDv7PrimaryKey, bulk
 from howdah.testing import assert_statements
+from howdah_tests.support.case_insensitive_types import create_citext
+from howdah_tests.support.waiting import until_waiting
 
 MANY = 40
 

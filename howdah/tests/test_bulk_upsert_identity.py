@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from asyncpg import Point
-from case_insensitive import create_citext, create_nondeterministic_collation
-from sample_rows import LONG_AGO
 from sqlalchemy import ARRAY, CHAR, JSON, Float, Integer, MetaData, Numeric, String, Text, func, select, text
 from sqlalchemy.dialects.postgresql import (
     CITEXT,
@@ -28,6 +26,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
 from howdah import Base, Timestamps, UpsertResult, bulk
+from howdah_tests.support.case_insensitive_types import create_citext, create_nondeterministic_collation
+from howdah_tests.support.sample_rows import LONG_AGO
 
 MANY = 40
 

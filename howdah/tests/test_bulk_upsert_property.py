@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any, Final
 
 import pytest
-from case_insensitive import create_citext, create_nondeterministic_collation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import CHAR, Integer, MetaData, Numeric, String, select, text
@@ -17,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UpsertResult, bulk
+from howdah_tests.support.case_insensitive_types import create_citext, create_nondeterministic_collation
 
 COLUMNS: Final = ["code", "padded", "collated", "name", "amount", "numbers"]
 

@@ -8,8 +8,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sample import Car, Counter, Engineer, Specimen, Staff, Status, User, Vehicle, Wide
-from sample_rows import user_rows
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
@@ -24,6 +22,8 @@ from howdah import (
     bulk,
     utcnow,
 )
+from howdah_tests.support.sample_models import Car, Counter, Engineer, Specimen, Staff, Status, User, Vehicle, Wide
+from howdah_tests.support.sample_rows import user_rows
 
 
 async def test_defaults_apply_to_what_is_left_out_and_to_nothing_else(session: AsyncSession) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from trips import Trips, until
 
 from howdah import Coalescer, CoalescerClosed, QueueFull
+from howdah_tests.support.batch_recorder import Trips, until
 
 
 async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> None:

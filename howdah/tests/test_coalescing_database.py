@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sample import Counter
 from sqlalchemy import func, select, text
-from trips import until
 
 from howdah import Coalescer, ConnectionLost, Database, PoolExhausted, UniqueViolation, bulk, run_transaction
+from howdah_tests.support.batch_recorder import until
+from howdah_tests.support.sample_models import Counter
 
 
 def inserting(database: Database) -> Any:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from trips import Trips, until
 
 from howdah import BatchAbandoned, Coalescer, CoalescerClosed, HowdahError, NotFound, Unavailable
 from howdah.errors import ConnectionFailed, SerializationFailure, TransactionConflict
+from howdah_tests.support.batch_recorder import Trips, until
 
 
 class Refused(HowdahError):

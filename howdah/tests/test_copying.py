@@ -10,8 +10,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sample import User
-from sample_rows import user_rows
 from sqlalchemy import String, event, func, make_url, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
@@ -20,6 +18,8 @@ from sqlalchemy.types import UserDefinedType
 from howdah import Base, ConnectionLost, Database, LockTimeout, UnknownAttribute, UUIDv7PrimaryKey, bulk
 from howdah._writes.copying import MIN_COPY_ROWS
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 
 class Upper(UserDefinedType[str]):

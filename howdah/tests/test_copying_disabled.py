@@ -8,15 +8,16 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from sample import User
-from sample_rows import user_rows
 from sqlalchemy import Float, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
-from howdah import Base, Database, UUIDv7PrimaryKey, bulk, copying
+from howdah import Base, Database, UUIDv7PrimaryKey, bulk
+from howdah._writes import copying
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 
 class Separate(Base):

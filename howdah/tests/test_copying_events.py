@@ -9,13 +9,13 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sample import User
-from sample_rows import user_rows
 from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, LockTimeout, UniqueViolation, bulk
-from howdah._asyncpg import copy_in
+from howdah._sqlalchemy import copy_in
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 
 @contextmanager

@@ -56,7 +56,7 @@ from sqlalchemy.schema import MetaData
 from sqlalchemy.types import UserDefinedType
 
 from howdah import Base, Database, DatabaseError, UUIDv7PrimaryKey, bulk
-from howdah._connections.kept import PreparedSelect
+from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
 
 # Fewer than 20 rows are inserted, more are copied, a thousand at a time.

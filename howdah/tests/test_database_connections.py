@@ -8,11 +8,12 @@ import sys
 import time
 
 import pytest
-from sample_rows import a_user, users
-from server import kill, proxy_before, until, until_gone, until_waiting
 from sqlalchemy import exc, text
 
 from howdah import ConnectionFailed, ConnectionLost, Database, PoolExhausted, PoolStatus
+from howdah_tests.support.faulty_proxy import proxy_before
+from howdah_tests.support.sample_rows import a_user, users
+from howdah_tests.support.waiting import kill, until, until_gone, until_waiting
 
 
 class TestLifeCycle:

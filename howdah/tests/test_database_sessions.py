@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sample import User
-from sample_rows import a_user, users
 from sqlalchemy import exc, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -21,6 +19,8 @@ from howdah import (
     run_transaction,
     savepoint,
 )
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import a_user, users
 
 
 class TestSessions:

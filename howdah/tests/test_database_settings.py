@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sample import Order
-from sample_rows import a_user
-from server import proxy_before
 from sqlalchemy import URL, literal, make_url, select, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import ConnectionFailed, Database, InvalidValue
+from howdah_tests.support.faulty_proxy import proxy_before
+from howdah_tests.support.sample_models import Order
+from howdah_tests.support.sample_rows import a_user
 
 
 async def setting(database: Database, name: str) -> Any:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from embedded_servers import query
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError, default_data_dir, programs
 from howdah.embedded import server as server_module
+from howdah_tests.support.embedded_servers import query
 
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root has PostgreSQL run as another user")

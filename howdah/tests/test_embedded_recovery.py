@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from embedded_servers import PATIENCE, Rider, is_dead, query
 
 from howdah.embedded import EmbeddedPostgres
 from howdah.embedded import server as server_module
+from howdah_tests.support.embedded_servers import PATIENCE, Rider, is_dead, query
 
 GARBAGE = "\0not a pid\n"
 

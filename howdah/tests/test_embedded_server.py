@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from embedded_servers import Rider, is_dead, query, socket_dir_of
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from howdah.embedded import server as server_module
+from howdah_tests.support.embedded_servers import Rider, is_dead, query, socket_dir_of
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from embedded_servers import PATIENCE, Rider, is_dead, query
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from howdah_tests.support.embedded_servers import PATIENCE, Rider, is_dead, query
 
 
 def test_processes_share_one_server_and_the_last_stops_it(used_data: Path) -> None:

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from pickling import pickled
-from sample import User
-from sample_rows import user_rows
-from server import kill, until_gone, until_waiting
 from sqlalchemy import exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, errors
+from howdah_tests.support.pickling import pickled
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
+from howdah_tests.support.waiting import kill, until_gone, until_waiting
 
 
 async def test_reports_a_backend_that_was_killed(real_database: Database) -> None:

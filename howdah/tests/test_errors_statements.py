@@ -11,13 +11,13 @@ from typing import Any
 
 import asyncpg
 import pytest
-from pickling import pickled
-from sample import Order, User
-from server import until_waiting
 from sqlalchemy import Date, DateTime, Integer, bindparam, exc, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from howdah import AwareDateTime, Database, errors
+from howdah_tests.support.pickling import pickled
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.waiting import until_waiting
 
 TABLES = (
     "CREATE TABLE parents (id int PRIMARY KEY)",

@@ -9,13 +9,13 @@ from typing import Any
 
 import asyncpg
 import pytest
-from pickling import pickled
-from sample import User
 from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 import howdah
 from howdah import errors
+from howdah_tests.support.pickling import pickled
+from howdah_tests.support.sample_models import User
 
 # The codes that mean nothing more particular than DatabaseError, each on purpose: SQL that PostgreSQL itself never
 # raises, faults of a program rather than of a request, and what an operator must see as a fault (disk full).

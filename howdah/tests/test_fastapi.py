@@ -7,11 +7,9 @@ from uuid import UUID
 
 import httpx
 import pytest
-from applications import an_app, served
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
-from sample import Order, User
 from sqlalchemy import select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -26,6 +24,8 @@ from howdah.fastapi import (
     get_db,
     session_dependency,
 )
+from howdah_tests.support.fastapi_apps import an_app, served
+from howdah_tests.support.sample_models import Order, User
 
 USERS = "/users"
 

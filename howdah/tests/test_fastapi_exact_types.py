@@ -8,13 +8,13 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 import pytest
-from applications import bare_app, calling
 from fastapi import Query
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
+from howdah_tests.support.fastapi_apps import bare_app, calling
 
 DATETIME: TypeAdapter[datetime] = TypeAdapter(RFC3339Datetime)
 

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from applications import bare_app, served
 from fastapi import APIRouter, FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from howdah.fastapi import InvalidJSON, StrictJSONRoute, parse_json
+from howdah_tests.support.fastapi_apps import bare_app, served
 
 JSON = {"Content-Type": "application/json"}
 

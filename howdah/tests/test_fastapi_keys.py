@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from applications import bare_app, calling
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict
-from sample import Counter, Order, Seat, User
 
 from howdah import AsyncRepository, Database, JsonView, bulk, lock
 from howdah.fastapi import DbSession, json_response
+from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah_tests.support.sample_models import Counter, Order, Seat, User
 
 
 class UserOut(BaseModel):

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from applications import bare_app, calling
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
-from sample import User
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database, InvalidCursor, Unavailable
@@ -28,6 +26,8 @@ from howdah.fastapi import (
     problem_response,
     session_dependency,
 )
+from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah_tests.support.sample_models import User
 
 PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
 

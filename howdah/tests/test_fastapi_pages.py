@@ -10,15 +10,15 @@ from uuid import UUID
 
 import httpx
 import pytest
-from applications import bare_app, calling
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field, field_validator
-from sample import Order, User
-from sample_rows import user_rows
 from sqlalchemy import select
 
 from howdah import AsyncRepository, Database, JsonView, Page, paginate
 from howdah.fastapi import DbSession, PageOut, PageParameters, ReadDbSession, page_response
+from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.sample_rows import user_rows
 
 PAGES = pytest.mark.parametrize("page_schema", [Page, PageOut])
 ItemT = TypeVar("ItemT")

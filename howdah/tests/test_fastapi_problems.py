@@ -7,12 +7,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from applications import bare_app, calling
 from fastapi import HTTPException, Response
 from pydantic import BaseModel, ConfigDict
 
 from howdah import uuid7
 from howdah.fastapi import problem_response
+from howdah_tests.support.fastapi_apps import bare_app, calling
 
 
 class Strict(BaseModel):

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import pytest
-from applications import an_app, bare_app, served
 from fastapi import APIRouter, Depends
-from sample import User
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database
 from howdah.fastapi import DbSession, get_db, session_dependency
+from howdah_tests.support.fastapi_apps import an_app, bare_app, served
+from howdah_tests.support.sample_models import User
 
 
 async def record_login(db: Annotated[AsyncSession, Depends(get_db)]) -> AsyncIterator[None]:

@@ -9,10 +9,8 @@ from typing import Annotated, Any
 
 import orjson
 import pytest
-from applications import bare_app
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Response, WebSocket, WebSocketException
 from fastapi.exceptions import RequestValidationError
-from sample import User
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.endpoints import WebSocketEndpoint
@@ -20,6 +18,8 @@ from starlette.routing import WebSocketRoute
 
 from howdah import AsyncRepository, Database, InvalidCursor, NestedTransaction, NotFound, PoolExhausted
 from howdah.fastapi import DbSession, get_database, get_db, problem_response
+from howdah_tests.support.fastapi_apps import bare_app
+from howdah_tests.support.sample_models import User
 
 
 @dataclass

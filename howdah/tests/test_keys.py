@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 
 import pytest
 import uuid_utils
-from sample import Car, Counter, Engineer, Label, Order, Seat, User
 from sqlalchemy import BigInteger, Numeric, String, TypeDecorator, Uuid, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, mapped_column
@@ -29,6 +28,7 @@ from howdah._keys import (
     keys_from,
     listed,
 )
+from howdah_tests.support.sample_models import Car, Counter, Engineer, Label, Order, Seat, User
 
 KEY = UUID("01977f1e-7c3a-7000-8000-000000000000")
 

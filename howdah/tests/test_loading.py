@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sample import User
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, insert, inspect, select
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,6 +20,7 @@ from sqlalchemy.orm import (
 )
 
 from howdah import AsyncRepository, Base, Database, UniqueViolation
+from howdah_tests.support.sample_models import User
 
 
 class Ours(Base):

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from server import until_waiting
 from sqlalchemy import CHAR, ForeignKey, MetaData, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
@@ -25,6 +24,7 @@ from howdah import (
     uuid7,
 )
 from howdah.testing import assert_statements
+from howdah_tests.support.waiting import until_waiting
 
 
 class Separate(Base):

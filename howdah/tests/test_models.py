@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sample import Order, User
 from sqlalchemy import (
     Column,
     FetchedValue,
@@ -50,6 +49,7 @@ from howdah import (
     utcnow,
 )
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Order, User
 
 
 class Model(Base):

@@ -12,8 +12,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from paging import ids, walk
-from sample import Order, Seat, Specimen, User
 from sqlalchemy import Select, and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, joinedload, undefer
@@ -22,6 +20,8 @@ from howdah import AsyncRepository, InvalidCursor, Page, bulk, paginate
 from howdah._reads.cursors import Cursors
 from howdah.pagination import _get_sort_keys
 from howdah.testing import assert_statements
+from howdah_tests.support.page_walks import ids, walk
+from howdah_tests.support.sample_models import Order, Seat, Specimen, User
 
 # --- one page
 
@@ -311,7 +311,8 @@ async def test_an_equal_listing_takes_the_cursor_whatever_the_order_of_its_in(us
 def test_a_cursor_is_the_same_in_every_process() -> None:
     program = (
         "from howdah._reads.cursors import Cursors, Position; from howdah.pagination import _get_sort_keys\n"
-        "from howdah._reads.sort_values import SortValue; from sample import User; from sqlalchemy import select\n"
+        "from howdah._reads.sort_values import SortValue; from howdah_tests.support.sample_models import User\n"
+        "from sqlalchemy import select\n"
         "s = select(User).where(User.name.in_({'a', 'b', 'c', 'd'}), User.age > 3).order_by(User.name)\n"
         "print(Cursors(s, _get_sort_keys(s)).encode(Position([SortValue('a', 25), SortValue(str(7), 20)])))"
     )

@@ -11,13 +11,13 @@ from uuid import UUID
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from paging import ids, walk
-from sample import Specimen, Status
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
 from howdah import AsyncRepository, Page
+from howdah_tests.support.page_walks import ids, walk
+from howdah_tests.support.sample_models import Specimen, Status
 
 VALUES: dict[str, list[Any]] = {
     "whole": [None, 0, 1, -5, 2**30 - 1],

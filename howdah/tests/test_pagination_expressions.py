@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from paging import assert_pages_are, walk
 from pydantic import BaseModel
 from sqlalchemy import (
     ARRAY,
@@ -40,6 +39,7 @@ from sqlalchemy.types import UserDefinedType
 
 from howdah import AsyncRepository, Base, JsonView
 from howdah.pagination import paginate_as, with_total_order
+from howdah_tests.support.page_walks import assert_pages_are, walk
 
 
 class Separate(Base):

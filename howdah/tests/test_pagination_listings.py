@@ -10,10 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paging import assert_pages_are, ids, walk
 from pydantic import BaseModel
-from sample import Car, Engineer, Order, Specimen, Staff, User, UserRepository, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import ForeignKey, MetaData, Select, case, desc, event, func, insert, literal, select, tuple_
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,10 +27,13 @@ from sqlalchemy.orm import (
     with_loader_criteria,
     with_polymorphic,
 )
-from test_pagination_completeness import ORDERS, ROW, exhaustive, specimens
 
 from howdah import AsyncRepository, Base, Page
 from howdah.testing import assert_statements
+from howdah_tests.support.page_walks import assert_pages_are, ids, walk
+from howdah_tests.support.sample_models import Car, Engineer, Order, Specimen, Staff, User, UserRepository, Vehicle
+from howdah_tests.support.sample_rows import user_rows
+from test_pagination_completeness import ORDERS, ROW, exhaustive, specimens
 
 
 class Separate(Base):

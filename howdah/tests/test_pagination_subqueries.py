@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sample import User
 from sqlalchemy import MetaData, Subquery, func, select, text, union_all
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,6 +14,7 @@ from howdah import Page, paginate
 from howdah._reads.sort_keys import is_after_position
 from howdah._reads.sort_values import SortValue
 from howdah.pagination import _get_sort_keys
+from howdah_tests.support.sample_models import User
 
 _FIELDS = (User.id, User.email, User.age)
 

@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-from paging import assert_pages_are, mapped
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -36,6 +35,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 from howdah import AsyncRepository, Page
 from howdah._reads.sort_values import _BUILT_IN
 from howdah.pagination import paginate_as, with_total_order
+from howdah_tests.support.page_walks import assert_pages_are, mapped
 
 
 class EmptyAsNone(TypeDecorator[str]):

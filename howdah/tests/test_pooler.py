@@ -9,10 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from pgbouncer import PROGRAM, SERVER_CONNECTIONS, pgbouncer_before
 from pydantic import BaseModel
-from sample import Counter, Order, Status, User
-from sample_rows import user_rows
 from sqlalchemy import event, func, insert, literal, select, text, update
 
 from howdah import (
@@ -34,6 +31,9 @@ from howdah import (
     run_transaction,
     savepoint,
 )
+from howdah_tests.support.pgbouncer import PROGRAM, SERVER_CONNECTIONS, pgbouncer_before
+from howdah_tests.support.sample_models import Counter, Order, Status, User
+from howdah_tests.support.sample_rows import user_rows
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer (apt-get install pgbouncer)")
 

@@ -6,8 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from sample_rows import a_user
-from server import kill, proxy_before, until, until_gone
 from sqlalchemy import Integer, Numeric, bindparam, func, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -19,10 +17,13 @@ from howdah import (
     PoolExhausted,
     PoolStatus,
     StatementTimeout,
-    reading,
 )
-from howdah._connections.kept import PreparedSelect
+from howdah._connections import kept
+from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
+from howdah_tests.support.faulty_proxy import proxy_before
+from howdah_tests.support.sample_rows import a_user
+from howdah_tests.support.waiting import kill, until, until_gone
 
 PID = text("SELECT pg_backend_pid()")
 
@@ -139,7 +140,7 @@ async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> N
 
 
 async def test_one_that_has_rested_is_asked_first(real_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_RESTED_SECONDS", 0.0)
+    monkeypatch.setattr(kept, "_MAX_IDLE_SECONDS", 0.0)
     first = await real_database.read(pid)
     await kill(real_database, first)
     calls = 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 import pytest
-from sample import Car, Seat, User, UserRepository, Vehicle
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Base
+from howdah_tests.support.sample_models import Car, Seat, User, UserRepository, Vehicle
 
 ModelT = TypeVar("ModelT", bound=Base)
 OtherT = TypeVar("OtherT")

@@ -6,9 +6,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from reference_repository import ReferenceRepository
-from sample import Car, Order, Seat, Status, User, UserRepository, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import Select, event, func, literal, select, text, union_all
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +13,9 @@ from sqlalchemy.orm import aliased, joinedload, selectinload
 
 from howdah import AsyncRepository, Database, InvalidValue, NotFound
 from howdah.testing import assert_statements
+from howdah_tests.support.reference_repository import ReferenceRepository
+from howdah_tests.support.sample_models import Car, Order, Seat, Status, User, UserRepository, Vehicle
+from howdah_tests.support.sample_rows import user_rows
 
 # --- get, get_one, get_by_ids
 

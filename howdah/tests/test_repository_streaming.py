@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
-from sample import Counter, Order, User, UserRepository
-from sample_rows import user_rows
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Counter, Order, User, UserRepository
+from howdah_tests.support.sample_rows import user_rows
 
 
 @pytest.fixture

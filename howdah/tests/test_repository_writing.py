@@ -6,9 +6,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from reference_repository import ReferenceRepository
-from sample import Album, Car, Corner, Order, Specimen, Track, User, UserRepository, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,6 +22,9 @@ from howdah import (
     bulk,
 )
 from howdah.testing import assert_statements
+from howdah_tests.support.reference_repository import ReferenceRepository
+from howdah_tests.support.sample_models import Album, Car, Corner, Order, Specimen, Track, User, UserRepository, Vehicle
+from howdah_tests.support.sample_rows import user_rows
 
 
 async def test_creates_a_row_with_its_defaults_in_one_statement(users: UserRepository) -> None:

@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sample import Counter
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, InvalidValue, SerializationFailure, UniqueViolation, lock, retrying, run_transaction
+from howdah import Database, InvalidValue, SerializationFailure, UniqueViolation, _retry, lock, run_transaction
+from howdah_tests.support.sample_models import Counter
 
 
 @pytest.fixture
@@ -196,8 +196,8 @@ class TestRunTransaction:
     async def test_can_be_cancelled_between_two_attempts(
         self, counters: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(retrying, "_FIRST_WAIT_SECONDS", 1000)
-        monkeypatch.setattr(retrying, "_LONGEST_WAIT_SECONDS", 1000)
+        monkeypatch.setattr(_retry, "_FIRST_WAIT_SECONDS", 1000)
+        monkeypatch.setattr(_retry, "_LONGEST_WAIT_SECONDS", 1000)
         seen: list[AsyncSession] = []
         work = losing(99, counters, seen)
         task = asyncio.create_task(run_transaction(counters, work, isolation_level="REPEATABLE READ", timeout=10**6))

@@ -15,8 +15,6 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from httpx import ASGITransport, AsyncClient
 from pydantic import BaseModel, ConfigDict, Field
-from sample import Album, Order, Seat, Specimen, Status, Track, User
-from sample_rows import make_users, user_rows
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, selectinload
@@ -24,6 +22,8 @@ from sqlalchemy.orm import aliased, selectinload
 from howdah import AsyncRepository, Database, InvalidValue, JsonView, NotFound, bulk
 from howdah.fastapi import add_error_handlers, json_response, page_response
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Album, Order, Seat, Specimen, Status, Track, User
+from howdah_tests.support.sample_rows import make_users, user_rows
 
 
 class Out(BaseModel):

@@ -26,9 +26,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship, selectinload
-from test_views import Out
 
 from howdah import Base, Database, JsonView, OutOfRange, ViewCompileError
+from test_views import Out
 
 
 class Odd(Base):

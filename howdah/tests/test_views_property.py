@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict, create_model
-from sample import Order, Specimen, Status, User
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
-from test_views import SpecimenOut, UserOut, assert_same
 
 from howdah import AsyncRepository, Database, JsonView, bulk
+from howdah_tests.support.sample_models import Order, Specimen, Status, User
+from test_views import SpecimenOut, UserOut, assert_same
 
 # PostgreSQL stores no NUL, and UTF-8 has no surrogates.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)

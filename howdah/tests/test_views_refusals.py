@@ -26,13 +26,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from sample import Album, Corner, Order, Specimen, Staff, Track, User
 from sqlalchemy import ForeignKey
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from howdah import JsonView, ViewCompileError
+from howdah_tests.support.sample_models import Album, Corner, Order, Specimen, Staff, Track, User
 
 
 class Other(StrEnum):

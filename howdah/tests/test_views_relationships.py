@@ -6,15 +6,15 @@ import json
 from typing import Any
 
 import pytest
-import related_classes as related
 import sqlalchemy
 from pydantic import BaseModel, ConfigDict, create_model
-from related_classes import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
 from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import RelationshipProperty, configure_mappers, selectinload
 
 from howdah import Database, JsonView, ViewCompileError
+from howdah_tests.support import relationship_models as related
+from howdah_tests.support.relationship_models import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
 
 configure_mappers()
 

@@ -15,12 +15,12 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from sample import Engineer, Order, Staff, Status, User
-from sample_rows import make_users
 from sqlalchemy import bindparam, exists, func, literal, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, JsonView, ViewCompileError, bulk, utcnow
+from howdah_tests.support.sample_models import Engineer, Order, Staff, Status, User
+from howdah_tests.support.sample_rows import make_users
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 required: ContextVar[str] = ContextVar("required")

@@ -46,10 +46,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from test_views import Out, assert_same
-from test_views_property import FLOATS, JSON_VALUES, TEXT, undone
 
 from howdah import AwareDateTime, Database, InvalidValue, JsonView, ViewCompileError
+from test_views import Out, assert_same
+from test_views_property import FLOATS, JSON_VALUES, TEXT, undone
 
 
 class Separate(DeclarativeBase):

@@ -8,13 +8,13 @@ import httpx
 import pytest
 import pytest_asyncio
 import structlog
-from described import assert_as_described
-from serving import client_of, served_in_a_thread
-from tampering import empty_tables
 
 from howdah import Database
 from shop import migrations
 from shop.app import create_app
+from shop_tests.support.http_service import client_of, served_in_a_thread
+from shop_tests.support.openapi import assert_as_described
+from shop_tests.support.trigger_bypass import empty_tables
 
 
 @pytest.fixture(scope="session", autouse=True)

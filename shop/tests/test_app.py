@@ -10,16 +10,16 @@ from uuid import UUID
 
 import httpx
 import pytest
-from making import make_user
-from problems import assert_problem
-from serving import client_of, served, shop_serve
 from sqlalchemy import text
-from waiting import until, until_waiting
 
 from howdah import Database
 from shop.app import create_app
 from shop.settings import Settings
 from shop.users.models import User
+from shop_tests.support.factories import make_user
+from shop_tests.support.http_service import client_of, served, shop_serve
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until, until_waiting
 
 _CONNECTIONS = text("""
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'shop'

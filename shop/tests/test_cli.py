@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from howdah import Database
 from shop.demo import create_demo
-from shop.proof.checks import STEPS
+from shop.ledger.check import STEPS
 
 NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 

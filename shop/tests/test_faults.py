@@ -11,8 +11,6 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import FastAPI
-from making import make_order, make_user
-from serving import client_of, served_in_a_thread
 from sqlalchemy import DateTime, ForeignKey, String, literal, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -22,6 +20,8 @@ from howdah import Database, InvalidValue, utcnow
 from howdah.fastapi import DbSession
 from shop import tables
 from shop.users.models import User
+from shop_tests.support.factories import make_order, make_user
+from shop_tests.support.http_service import client_of, served_in_a_thread
 
 
 @pytest.fixture

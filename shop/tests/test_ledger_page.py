@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shop.transfers.requests import Refusal
+from shop.ledger.requests import Refusal
 
 PAGE = Path(__file__).parents[2] / "docs/ledger.md"
 

@@ -72,13 +72,21 @@ def postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return plain
 
 
+def writes_by_expression(kind: TypeEngine[Any]) -> bool:
+    """Whether SQLAlchemy wraps parameters of this type in an SQL expression."""
+    plain = kind.dialect_impl(_DIALECT)
+    while isinstance(plain, TypeDecorator) and type(plain).bind_expression is TypeDecorator.bind_expression:
+        plain = plain.impl_instance
+    return type(plain).bind_expression is not TypeEngine.bind_expression
+
+
 def fits_in_array(column: Column[Any]) -> bool:
     """Whether the column's values can be items of an array parameter.
 
     Arrays can't, because `unnest` would flatten them. Neither can values that the column's type writes by an SQL
     expression.
     """
-    return not isinstance(postgresql_type(column.type), ARRAY) and not column.type._has_bind_expression
+    return not isinstance(postgresql_type(column.type), ARRAY) and not writes_by_expression(column.type)
 
 
 def given(

@@ -14,30 +14,30 @@ from typing import Any
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 from sqlalchemy.orm import ColumnProperty, InstanceState, PassiveFlag, QueryableAttribute, RelationshipProperty
 
+from howdah._sqlalchemy import Loader, is_flushing, wrap_loader
+
 
 def explain_raising_loads(_class: type[Any], _key: str, attribute: QueryableAttribute[Any]) -> None:
     """A listener for the event `attribute_instrument` of mapped classes."""
     remedy = _remedy(attribute)
-    # The function that loads the attribute has no public name, nor has the strategy that it is a method of.
-    impl = getattr(attribute, "impl", None)
-    load = getattr(impl, "callable_", None)
-    if remedy is None or load is None:
+    if remedy is None:
         return
 
-    def load_or_explain(state: InstanceState[Any], passive: PassiveFlag) -> Any:
-        session = state.session
-        # private, because no event reports that a flush has failed
-        if session is not None and session._flushing:
-            passive |= PassiveFlag.NO_RAISE
-        try:
-            return load(state, passive)
-        except InvalidRequestError as error:
-            if type(error) is not InvalidRequestError:  # an error of a load that was allowed
-                raise
-            raise InvalidRequestError(f"{error}: {remedy}") from None
+    def with_remedy(load: Loader) -> Loader:
+        def load_or_explain(state: InstanceState[Any], passive: PassiveFlag) -> Any:
+            session = state.session
+            if session is not None and is_flushing(session):
+                passive |= PassiveFlag.NO_RAISE
+            try:
+                return load(state, passive)
+            except InvalidRequestError as error:
+                if type(error) is not InvalidRequestError:  # an error of a load that was allowed
+                    raise
+                raise InvalidRequestError(f"{error}: {remedy}") from None
 
-    assert impl is not None
-    impl.callable_ = load_or_explain
+        return load_or_explain
+
+    wrap_loader(attribute, with_remedy)
 
 
 def explain_missing_await(error: MissingGreenlet) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from howdah._connections.pool import batch_context
+from howdah._connections.slots import new_batch_context
 from howdah._retry import retried
 from howdah._tracing import batch_span, current_link
 from howdah.errors import BatchAbandoned, CoalescerClosed, ConnectionFailed, QueueFull, TransactionConflict, Unavailable
@@ -204,7 +204,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         if len(self._queue) < min(self._running_items, self._max_batch):
             return
         self._is_starting = True
-        worker = loop.create_task(self._work(loop), context=batch_context())
+        worker = loop.create_task(self._work(loop), context=new_batch_context())
         self._running.add(worker)
         worker.add_done_callback(self._worker_ended)
 

@@ -26,7 +26,8 @@ from howdah._connections.options import (
     listen_for_single_statements,
     milliseconds,
 )
-from howdah._connections.pool import BoundedPool, Slots, record_here
+from howdah._connections.pool import BoundedPool, PoolState
+from howdah._connections.slots import Slots, start_slot_record
 from howdah._types.integers import use_exact_integers
 from howdah._types.json_encoding import dump_json
 from howdah._types.times import use_exact_times
@@ -183,9 +184,12 @@ class Database:
             self.engine, single, keep=pool_size // _KEPT_CONNECTIONS_DIVISOR, recycle=pool_recycle
         )
         assert isinstance(self.engine.pool, BoundedPool)
-        self.engine.pool.slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
-        self.engine.pool.is_transaction_pooled = pooler is not None
-        self.engine.pool.on_exhausted = self._kept.release_idle
+        self.engine.pool.state = PoolState(
+            slots=Slots(pool_size=pool_size, max_overflow=max_overflow),
+            kept=self._kept,
+            is_transaction_pooled=pooler is not None,
+            pool=self.engine.pool,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -289,7 +293,7 @@ class Database:
         The limit is the sum of `pool_timeout` and `connect_timeout`.
         """
         self._refuse_if_closed()
-        record_here()
+        start_slot_record()
         try:
             async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -327,7 +331,7 @@ class Database:
 
 class _Session(Session):
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        record_here()
+        start_slot_record()
         super().__init__(*arguments, **options)
 
     def commit(self) -> None:

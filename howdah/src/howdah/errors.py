@@ -57,6 +57,7 @@ from sqlalchemy.orm import exc as orm
 from howdah._driver_errors import DRIVER_ERRORS as DRIVER_ERRORS  # noqa: PLC0414  # for the modules that catch them
 from howdah._driver_errors import driver_error, fact, timeout_that_closed, told_error
 from howdah._lazy_loads import explain_missing_await
+from howdah._sqlalchemy import raise_adapted, raise_handled
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
@@ -371,10 +372,9 @@ def raise_as_of_a_statement(connection: Connection, statement: str, error: Excep
     """Raise what SQLAlchemy would, had it been it that sent the statement in which the driver met with this error."""
     adapted: Any = connection.connection.dbapi_connection
     try:
-        adapted._handle_exception(error)
+        raise_adapted(adapted, error)
     except Exception as translated:
-        connection._handle_dbapi_exception(translated, statement, None, None, None)
-    raise AssertionError("unreachable") from error
+        raise_handled(connection, translated, statement)
 
 
 def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseError] | None:

@@ -24,6 +24,7 @@ from sqlalchemy.types import TypeEngine
 from uuid_utils import uuid7 as _uuid7
 
 from howdah._lazy_loads import explain_raising_loads
+from howdah._sqlalchemy import properties_of
 from howdah._types.times import describe_naive_value
 from howdah.errors import RefusedValue
 
@@ -119,7 +120,7 @@ def _set_mapper_options(mapper: Mapper[Any], class_: type[Any]) -> None:
 @event.listens_for(Base, "before_mapper_configured", propagate=True)
 def _raise_on_lazy_load(mapper: Mapper[Any], class_: type[Any]) -> None:
     """Make `lazy="raise"` the default of every relationship, and of those that SQLAlchemy creates for a `backref`."""
-    for prop in mapper._props.values():
+    for prop in properties_of(mapper):
         if not isinstance(prop, RelationshipProperty):
             continue
         if prop.lazy == "select":

@@ -29,6 +29,16 @@ from howdah._reads.nullability import can_be_null
 from howdah._reads.page import Page
 from howdah._reads.sort_keys import SortKey, is_after_position, parse_order, reject_unstable_order
 from howdah._reads.sort_values import SortValue, SortValues, resolve_cast_types
+from howdah._sqlalchemy import (
+    has_distinct,
+    has_distinct_on,
+    has_group_by,
+    has_joins,
+    has_limit,
+    options_of,
+    order_by_of,
+    requires_unique,
+)
 from howdah.errors import InvalidCursor
 
 # A page is in memory as a whole, so its size has a bound. `stream` reads any number of rows.
@@ -93,7 +103,7 @@ async def paginate_as(
     if position is not None:
         is_behind = is_after_position(directed_keys, position.values, inclusive=position.inclusive)
         # a condition on an aggregate belongs into HAVING
-        page_query = page_query.having(is_behind) if statement._group_by_clauses else page_query.where(is_behind)
+        page_query = page_query.having(is_behind) if has_group_by(statement) else page_query.where(is_behind)
     # One row more than the page has shows whether there is another page.
     page_query = page_query.order_by(*(key.to_order_by() for key in directed_keys)).limit(limit + 1)
     found, row_count = await _execute(session, page_query, position)
@@ -122,7 +132,7 @@ def _select_page(item: ColumnElement[Any] | None, statement: Select[Any], keys: 
     if item is not None:
         query = query.with_only_columns(item, maintain_column_froms=True)
     query = query.add_columns(SortValues([(key.raw, key.kind) for key in keys]).label(None))
-    if statement._distinct:  # ORDER BY must name expressions that are selected
+    if has_distinct(statement):  # ORDER BY must name expressions that are selected
         query = query.add_columns(*(key.raw.label(None) for key in keys))
     return query
 
@@ -152,8 +162,8 @@ async def _execute(
             "the cursor's values don't fit the sort key, whose type may have changed: start from the first page"
         ) from error
     # SQLAlchemy requires unique() only if collections are loaded by a join. In other cases unique() must not be called:
-    # it would drop rows that a join repeats, but the limit has counted them. No public attribute tells the cases apart.
-    if result._unique_filter_state is None:
+    # it would drop rows that a join repeats, but the limit has counted them.
+    if not requires_unique(result):
         rows = [*result.all()]
         return rows, len(rows)
     row_count = 0
@@ -173,9 +183,9 @@ def _can_repeat_objects(statement: Select[Any]) -> bool:
     If a collection is loaded by a join as well, the two kinds of repeated rows look the same. The page then has a
     cursor to a next page, which may be empty.
     """
-    if statement._group_by_clauses or statement._distinct:
+    if has_group_by(statement) or has_distinct(statement):
         return False
-    return bool(statement._setup_joins or statement._from_obj or len(statement.get_final_froms()) > 1)
+    return has_joins(statement) or len(statement.get_final_froms()) > 1
 
 
 async def _get_end_positions(
@@ -207,7 +217,7 @@ def get_entity(statement: Select[Any]) -> Any:
 
 def reject_own_limit(statement: Select[Any]) -> None:
     """Raise `ValueError` for a statement with a LIMIT or OFFSET of its own, which the page's limit would replace."""
-    if statement._has_row_limiting_clause:
+    if has_limit(statement):
         raise ValueError("a list query can't have limit() or offset(): pass them as arguments of the call")
 
 
@@ -216,7 +226,7 @@ def with_total_order(statement: Select[Any]) -> Select[Any]:
 
     They get the direction of the last sort key, so that one index can serve the whole order.
     """
-    clauses = statement._order_by_clauses
+    clauses = order_by_of(statement)
     keys = [key for clause in clauses for key in parse_order(clause)]
     is_descending = bool(keys) and keys[-1].is_descending
     missing = (
@@ -246,7 +256,7 @@ async def has_rows(session: AsyncSession | AsyncConnection, statement: Select[An
 
 def _get_criteria_options(statement: Select[Any]) -> list[CriteriaOption]:
     """The statement's `with_loader_criteria`. SQLAlchemy only applies those of the outermost statement."""
-    return [option for option in statement._with_options if isinstance(option, CriteriaOption)]
+    return [option for option in options_of(statement) if isinstance(option, CriteriaOption)]
 
 
 async def _count_with_cap(
@@ -263,12 +273,12 @@ def _get_sort_keys(statement: Select[Any]) -> list[SortKey]:
     """The sort keys of the statement. Raises `ValueError` for a statement that can't be paginated."""
     entity = get_entity(statement)
     reject_own_limit(statement)
-    if statement._distinct_on or getattr(statement, "_pre_columns_clause", None) is not None:  # 2.0, 2.1
+    if has_distinct_on(statement):
         raise ValueError(
             "a list query can't have DISTINCT ON: which rows it selects would depend on the page. Put it into a "
             "subquery"
         )
-    keys = [key for clause in with_total_order(statement)._order_by_clauses for key in parse_order(clause)]
+    keys = [key for clause in order_by_of(with_total_order(statement)) for key in parse_order(clause)]
     reject_unstable_order(keys)
     not_null = _get_not_null_columns(entity)
     return [replace(key, nullable=not _contains(not_null, key.column)) for key in keys]
@@ -290,7 +300,7 @@ def _get_not_null_columns(entity: Any) -> list[ColumnElement[Any]]:
     inspected = inspect(entity)
     mapped = [mapper.local_table for mapper in inspected.mapper.iterate_to_root()]
     if mapped == [inspected.selectable] and isinstance(mapped[0], Subquery):
-        if any(getattr(part, "_group_by_clauses", ()) for part in visitors.iterate(mapped[0])):
+        if any(map(has_group_by, visitors.iterate(mapped[0]))):
             return []  # GROUP BY ROLLUP (column) adds NULLs to the column
         return [column for column in mapped[0].c if not can_be_null(column, mapped)]
     if not (all(isinstance(table, Table) for table in mapped) and _has_only_tables(inspected.selectable)):

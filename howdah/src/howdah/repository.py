@@ -25,6 +25,7 @@ from howdah._keys import (
     requested_keys,
 )
 from howdah._reads.page import Page
+from howdah._sqlalchemy import options_of
 from howdah._writes.rows import refuse_unknown
 from howdah.errors import NotFound
 from howdah.locking import lock
@@ -162,7 +163,7 @@ class AsyncRepository(Generic[ModelT]):
         if batch < 1:
             raise ValueError(f"a batch holds at least one row, not {batch}")
         listing = with_total_order(self._listing(statement))
-        options = [*listing._with_options, *load]
+        options = [*options_of(listing), *load]
         if not any(isinstance(option, LoaderOption) for option in options):  # two options would conflict
             listing = listing.options(*_collections_by_select(listing))
         listing = self._loading(listing, load).execution_options(yield_per=batch)

@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
 
-from howdah._connections.kept import PreparedSelect
+from howdah._connections.prepared import PreparedSelect
 from howdah._keys import (
     bound_requested_keys,
     distinct,
@@ -37,6 +37,7 @@ from howdah._keys import (
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter
+from howdah._sqlalchemy import has_distinct, has_for_update, options_of, order_by_of
 from howdah._writes.columns import version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database
@@ -220,8 +221,8 @@ class JsonViewReader(Generic[ModelT]):
         list_query = with_total_order(self._build_list_query(statement))
         async with self._database.session(read_only=True) as session:
             # with DISTINCT, ORDER BY expressions must be selected
-            order = [part for each in list_query._order_by_clauses for part in unwrap_order_by(each)]
-            columns = [self._view.body, *(order if list_query._distinct else ())]
+            order = [part for each in order_by_of(list_query) for part in unwrap_order_by(each)]
+            columns = [self._view.body, *(order if has_distinct(list_query) else ())]
             bodies = list_query.with_only_columns(*columns, maintain_column_froms=True)
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
             try:
@@ -283,12 +284,12 @@ def _make_body(version: Any, text: bytes) -> JsonBytes:
 
 def _reject_unsupported_parts(statement: Select[Any]) -> None:
     """Raise `ValueError` for parts of a statement that a view can't apply to its JSON."""
-    if statement._with_options:
+    if options_of(statement):
         raise ValueError(
             "a view's statement takes no options(): they wouldn't apply to nested rows. The schema decides what is "
             "loaded; filter by where() or by the view's `where`"
         )
     if statement.get_execution_options():
         raise ValueError("a view's statement takes no execution_options(): the view sets its own")
-    if statement._for_update_arg is not None:
+    if has_for_update(statement):
         raise ValueError("a view's statement can't have with_for_update(): its locks end with the read. Use lock()")

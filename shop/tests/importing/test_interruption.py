@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import text
-from tampering import without_guards
 
 from howdah import Database, uuid7
 from shop.importing.loading import load
 from shop.importing.retail import RetailFile, read_retail
 from shop.orders.models import Order
 from shop.users.models import User
+from shop_tests.support.trigger_bypass import without_guards
 
 WriteFile = Callable[..., Path]
 Dump = dict[str, list[tuple[Any, ...]]]

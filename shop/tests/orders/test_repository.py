@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any, Final
 
 import pytest
-from plans import found_by, plan_of
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.orders.models import Order, OrderStatus
 from shop.orders.repository import OrderRepository, matching
+from shop_tests.support.query_plans import found_by, plan_of
 
 _USERS: Final = text("""
     INSERT INTO users (id, email, name, created_at, updated_at, version)

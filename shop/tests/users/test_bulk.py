@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
-from making import make_user, walk
-from problems import assert_problem
-from serving import client_of, shop_serve
 from sqlalchemy import text
-from waiting import until
 
 from howdah import Database
 from shop.web.lines import MAX_LINE_BYTES
+from shop_tests.support.factories import make_user, walk
+from shop_tests.support.http_service import client_of, shop_serve
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from plans import found_by, plan_of
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -16,6 +15,7 @@ from howdah import utcnow
 from howdah.testing import assert_statements
 from shop.orders.models import Order
 from shop.users.repository import UserRepository, matching
+from shop_tests.support.query_plans import found_by, plan_of
 
 
 async def test_a_user_is_found_by_address_in_whatever_case(session: AsyncSession) -> None:

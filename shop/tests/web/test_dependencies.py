@@ -7,10 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import pytest
-import reference
 from fastapi import Depends, FastAPI
-from problems import assert_problem
-from serving import served
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,6 +15,9 @@ from howdah import Database
 from howdah.fastapi import add_error_handlers
 from shop.users.models import User
 from shop.web.dependencies import DbSession, get_db
+from shop_tests.support import reference
+from shop_tests.support.http_service import served
+from shop_tests.support.problems import assert_problem
 
 _CHECKED_IN_COMMIT = (
     "CREATE TABLE parents (id int PRIMARY KEY)",

@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from described import assert_as_described, description
-from making import make_account, make_order, make_user, transfer
-from serving import served
 
 from shop.app import create_app
+from shop_tests.support.factories import make_account, make_order, make_user, transfer
+from shop_tests.support.http_service import served
+from shop_tests.support.openapi import assert_as_described, description
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 

@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from making import make_user
-from problems import assert_problem
-from proxying import proxied
-from serving import served
 from sqlalchemy import text
 
 from howdah import Database
 from shop import migrations
 from shop.app import create_app
 from shop.settings import Settings
+from shop_tests.support.factories import make_user
+from shop_tests.support.http_service import served
+from shop_tests.support.lossy_proxy import proxied
+from shop_tests.support.problems import assert_problem
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
@@ -164,15 +164,15 @@ async def test_the_figures_tell_of_the_trips_that_requests_share(client: httpx.A
     await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(20)))
     after = await shared()
 
-    trips = after['shop_shared_trip_items_count{of="user"}'] - before['shop_shared_trip_items_count{of="user"}']
+    trips = after['shop_batch_size_count{queue="user"}'] - before['shop_batch_size_count{queue="user"}']
     assert 1 <= trips <= 20
     for figure in ("trip_items", "wait_seconds"):
         buckets = [value for name, value in after.items() if name.startswith(f"shop_shared_{figure}_bucket")]
         assert buckets == sorted(buckets)
-        assert buckets[-1] == after[f'shop_shared_{figure}_count{{of="user"}}']
-    assert after['shop_shared_wait_seconds_count{of="user"}'] >= 20
-    assert after['shop_shared_waiting{of="user"}'] == 0
-    assert after['shop_shared_refused_total{of="user"}'] == 0
+        assert buckets[-1] == after[f'shop_shared_{figure}_count{{queue="user"}}']
+    assert after['shop_batch_wait_seconds_count{queue="user"}'] >= 20
+    assert after['shop_batch_waiters{queue="user"}'] == 0
+    assert after['shop_batch_rejections_total{queue="user"}'] == 0
 
 
 def _lines(response: httpx.Response) -> list[str]:

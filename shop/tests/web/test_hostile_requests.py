@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import make_account, make_order, make_user, transfer
 
 from shop.app import create_app
+from shop_tests.support.factories import make_account, make_order, make_user, transfer
 
 DESCRIBED = create_app("postgresql://unused/").openapi()
 JSON, NDJSON = "application/json", "application/x-ndjson"

@@ -8,14 +8,14 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from making import balances, make_account, make_order, make_user, transfer
-from problems import assert_problem
 
 from howdah.fastapi import StrictJSONRoute
-from shop.accounts.routes import router as account_routes
+from shop.ledger.http.account_routes import router as account_routes
+from shop.ledger.http.transfer_routes import router as transfer_routes
 from shop.orders.routes import router as order_routes
-from shop.transfers.routes import router as transfer_routes
 from shop.users.routes import router as user_routes
+from shop_tests.support.factories import balances, make_account, make_order, make_user, transfer
+from shop_tests.support.problems import assert_problem
 
 JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}

@@ -9,11 +9,11 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from problems import assert_problem
-from serving import client_of, served, shop_serve
 
 from howdah import Database
 from shop.app import create_app
+from shop_tests.support.http_service import client_of, served, shop_serve
+from shop_tests.support.problems import assert_problem
 
 
 async def test_a_plain_request_id_is_kept(client: httpx.AsyncClient) -> None:

@@ -11,15 +11,15 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import make_account
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-import shop.accounts.schemas
+import shop.ledger.http.account_schemas
+import shop.ledger.http.transfer_schemas
 import shop.orders.schemas
-import shop.transfers.schemas
 import shop.users.schemas
 from shop.app import create_app
 from shop.web.fields import Moment
+from shop_tests.support.factories import make_account
 
 DESCRIBED = create_app("postgresql://unused/").openapi()
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -57,7 +57,12 @@ def query_times() -> Iterator[Any]:
 
 def input_times() -> Iterator[Any]:
     """Each time field of each model that a request is read with."""
-    for module in (shop.accounts.schemas, shop.orders.schemas, shop.transfers.schemas, shop.users.schemas):
+    for module in (
+        shop.ledger.http.account_schemas,
+        shop.orders.schemas,
+        shop.ledger.http.transfer_schemas,
+        shop.users.schemas,
+    ):
         for model in vars(module).values():
             if isinstance(model, type) and issubclass(model, BaseModel) and not model.__name__.endswith("Out"):
                 for name, field in model.model_fields.items():

@@ -1,1 +1,1 @@
-"""Connections: options, the pool, and connections kept for single reads."""
+"""Connections: their options, the pool and its slots, kept connections, and prepared SELECTs."""

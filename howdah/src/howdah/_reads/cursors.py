@@ -16,6 +16,7 @@ from sqlalchemy import Select
 
 from howdah._reads.sort_keys import SortKey
 from howdah._reads.sort_values import DIALECT, SortValue, has_allowed_type
+from howdah._sqlalchemy import without_options
 from howdah.errors import InvalidCursor
 
 
@@ -38,8 +39,7 @@ class Cursors:
     def __init__(self, statement: Select[Any], keys: Sequence[SortKey]) -> None:
         self._keys = keys
         # the columns and relationships that are loaded don't matter for a cursor
-        bare = statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True)
-        bare._with_options = ()
+        bare = without_options(statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True))
         compiled = bare.order_by(None).order_by(*(key.to_order_by() for key in keys)).compile(dialect=DIALECT)
         parameters = sorted((name, _format_parameter(value)) for name, value in compiled.params.items())
         self._digest = hashlib.blake2b(repr((str(compiled), parameters)).encode(), digest_size=9).digest()

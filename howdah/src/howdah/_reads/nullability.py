@@ -36,6 +36,8 @@ from sqlalchemy.sql.elements import BooleanClauseList, ColumnClause, ExpressionC
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import AliasedReturnsRows, Join
 
+from howdah._sqlalchemy import has_group_by, has_having, has_limit
+
 # Their result is NULL only if an operand is.
 _STRICT_OPERATORS: Final = frozenset(
     {operators.add, operators.sub, operators.mul, operators.truediv, operators.mod, operators.neg, operators.inv}
@@ -114,7 +116,7 @@ def _subquery_can_be_null(select: Any) -> bool:
     """Whether a scalar subquery can be NULL. It is NULL without a row; only an aggregate of all rows always has one."""
     if not isinstance(select, Select) or len(select.selected_columns) != 1:
         return True
-    if select._group_by_clauses or select._having_criteria or select._has_row_limiting_clause:
+    if has_group_by(select) or has_having(select) or has_limit(select):
         return True
     (column,) = select.selected_columns
     return not _has_aggregate(column) or can_be_null(column, select.get_final_froms())

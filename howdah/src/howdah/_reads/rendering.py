@@ -38,6 +38,7 @@ from howdah._reads.relationships import RelatedRows, iterate_tables
 from howdah._reads.row_filters import RowFilter, check_row_filter
 from howdah._reads.scalars import SCALARS, get_stored_type, is_decimal, is_float
 from howdah._reads.schema_nodes import SchemaNodes, reject_text_changes
+from howdah._sqlalchemy import is_auto_correlated
 from howdah.errors import ViewCompileError
 
 # PostgreSQL truncates longer column names, which `row_to_json` uses as the keys.
@@ -273,7 +274,7 @@ def _correlate(expression: ColumnElement[Any], entity: Any) -> Any:
         sources = element.get_final_froms()
         outer = [source for source in sources if source in own]
         has_rest = len(outer) < len(sources)  # a subquery on this table alone isn't correlated
-        return element.correlate(*own) if element._auto_correlate and outer and has_rest else element
+        return element.correlate(*own) if is_auto_correlated(element) and outer and has_rest else element
 
     return replacement_traverse(expression, {}, correlate_select)
 

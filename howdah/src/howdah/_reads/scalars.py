@@ -260,8 +260,8 @@ def _render_member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnEle
     """The values of the enum members, or None if they aren't all texts or all integers. PostgreSQL stores labels."""
     if kind.enum_class is None:
         return value
-    members: Mapping[Any, Any] = kind._object_lookup
-    value_by_label = {label: members[label].value for label in kind.enums}
+    to_member: Any = kind.result_processor(_DIALECT, None)  # type: ignore[no-untyped-call]
+    value_by_label = {label: to_member(label).value for label in kind.enums}
     if all(label == member_value for label, member_value in value_by_label.items()):
         return value
     (type_, *others) = {type(member_value) for member_value in value_by_label.values()}

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from pydantic import EmailStr
-
+from howdah._sqlalchemy import is_email_validator
 from howdah.errors import ViewCompileError
 
 _TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper", "coerce_numbers_to_str")
@@ -86,7 +85,7 @@ class SchemaNodes:
             elif node["type"].startswith("function-"):
                 function = node.get("function", {}).get("function")
                 # EmailStr is the exception: its validator checks the address, and a view validates nothing.
-                if getattr(function, "__func__", None) is not EmailStr._validate.__func__:  # type: ignore[attr-defined]
+                if not is_email_validator(function):
                     raise ViewCompileError(path, "it has a validator, which runs in Python")
                 node = node["schema"]
             else:

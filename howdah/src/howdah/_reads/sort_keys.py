@@ -30,11 +30,12 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.sql import elements, operators, visitors
-from sqlalchemy.sql.elements import ClauseList, _label_reference, _textual_label_reference
+from sqlalchemy.sql.elements import ClauseList
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from howdah._reads.sort_values import SortValue, cast_text
+from howdah._sqlalchemy import LABEL_REFERENCE, TEXT_REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def parse_order(clause: ColumnElement[Any]) -> list[SortKey]:
     is_descending = False
     nulls_first: bool | None = None  # as long as no modifier is found
     while True:
-        if isinstance(clause, _label_reference | Label):
+        if isinstance(clause, LABEL_REFERENCE | Label):
             clause = clause.element
         elif isinstance(clause, UnaryExpression) and clause.modifier in _MODIFIERS:
             if clause.modifier in (operators.asc_op, operators.desc_op):
@@ -186,7 +187,7 @@ def _compare_as_row(keys: Sequence[SortKey], values: Sequence[SortValue], *, or_
     return row >= bound if or_equal else row > bound
 
 
-_UNCOMPARABLE: Final = (TextClause, _textual_label_reference, Over)
+_UNCOMPARABLE: Final = (TextClause, TEXT_REFERENCE, Over)
 # SQLAlchemy 2.1 applies the direction of a composite attribute to each column, in an `OrderByList`.
 _LISTS: Final = (ClauseList, getattr(elements, "OrderByList", ClauseList))
 _MODIFIERS: Final = frozenset({operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op})

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat, starmap
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Column, Integer, inspect
+from sqlalchemy import Column, ColumnDefault, Integer, inspect
 from sqlalchemy.orm import Mapper
 
 from howdah._keys import key_attributes, key_names, keys_from
+from howdah._sqlalchemy import has_default_version_generator
 from howdah.models import utcnow
+
+# The code of the functions in which SQLAlchemy wraps a default that takes no context: one written in Python, and one
+# whose signature isn't known.
+_WRAPPERS: Final = frozenset(getattr(ColumnDefault(each).arg, "__code__", None) for each in (lambda: None, time.time))
 
 
 class CopyUnsupported(Exception):
@@ -135,8 +141,7 @@ def with_version_increment(model: type[Any], values: Mapping[str, Any]) -> dict[
     if name is None or mapper.version_id_generator is False:  # the database moves it
         return dict(values)
     assert mapper.version_id_col is not None
-    # SQLAlchemy makes its default generator for each mapper anew, as a function of that module.
-    if getattr(mapper.version_id_generator, "__module__", None) != "sqlalchemy.orm.mapper":
+    if not has_default_version_generator(mapper):
         raise TypeError(
             f"{model.__name__}.{name} has a version_id_generator of its own, which an UPDATE of many rows can't call "
             "for each row: update the objects one by one, or let the database move the version "
@@ -185,8 +190,7 @@ def without_context(default: Any) -> Callable[[], Any] | None:
     """The function of a default or onupdate if it takes no context, otherwise None."""
     if default is None or not default.is_callable:
         return None
-    # SQLAlchemy wraps only functions that take no context. A wrapper of another module may take one.
-    if getattr(default.arg, "__globals__", {}).get("__name__") != "sqlalchemy.sql.schema":
+    if getattr(default.arg, "__code__", None) not in _WRAPPERS:  # the application's own wrapper may take a context
         return None
     function: Callable[[], Any] | None = getattr(default.arg, "__wrapped__", None)
     return function

@@ -29,7 +29,8 @@ import asyncpg
 from sqlalchemy import Column, Connection, Dialect, FromClause, Table, event, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah._asyncpg import copy_in
+from howdah._arrays import writes_by_expression
+from howdah._sqlalchemy import copy_in, raise_adapted
 from howdah._types.integers import has_only_integers, is_exact_integer_type
 from howdah._writes.columns import CopyUnsupported, columns_of, generate_keys, inserted_columns, keys_in, with_made_keys
 from howdah._writes.copy_encoding import is_encoded_as_inserted
@@ -201,7 +202,7 @@ def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) 
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DatatypeMismatchError):  # the driver cached an old composite type
             adapted.run_async(lambda driver: driver.reload_schema_state())
-        adapted._handle_exception(error)  # as SQLAlchemy's own cursor does
+        raise_adapted(adapted, error)
     except (_Rejected, _Mixed, CopyUnsupported, OSError):
         raise
     except Exception:  # a row that can't be read, or a value that the driver can't write
@@ -294,7 +295,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> Collection[tuple[Sequence[int], 
 
 def _bound(column: Column[Any], values: Iterable[Any], count: int, dialect: Dialect) -> Sequence[Any]:
     """The values as the driver expects them."""
-    if column.type._has_bind_expression:
+    if writes_by_expression(column.type):
         raise CopyUnsupported
     kind = column.type.dialect_impl(dialect)
     bind = kind.bind_processor(dialect)

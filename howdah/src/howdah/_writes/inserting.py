@@ -119,7 +119,8 @@ async def _insert(
     session: AsyncSession, model: type[Any], statement: Insert, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[int, Sequence[Row[Any]]]:
     """Write the rows, and return how many were inserted and the returned columns."""
-    if not statement._returning:
+    has_returning = bool(statement.returning_column_descriptions)
+    if not has_returning:
         try:
             dialect = session.get_bind(inspect(model)).dialect
             written = await session.execute(_from_arrays(model, rows, dialect))
@@ -128,9 +129,9 @@ async def _insert(
         else:
             return cast("CursorResult[Any]", written).rowcount, ()
     # The returned rows are counted: with VALUES the driver doesn't say how many rows a trigger has suppressed.
-    counted = statement if statement._returning else statement.returning(*key_attributes(model))
+    counted = statement if has_returning else statement.returning(*key_attributes(model))
     returned = (await session.execute(counted, rows, execution_options={"render_nulls": True})).all()
-    return len(returned), returned if statement._returning else ()
+    return len(returned), returned if has_returning else ()
 
 
 def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:

@@ -11,6 +11,8 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
 from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref, json_response, page_response
+from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.writing import KeyInUse
 from shop.orders.models import Order
 from shop.orders.repository import matching
 from shop.orders.schemas import (
@@ -25,8 +27,6 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.transfers.schemas import Key
-from shop.transfers.writing import KeyInUse
 from shop.web.dependencies import Caller, CurrentOrders, DbSession, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
 from shop.web.exports import CSV, exported

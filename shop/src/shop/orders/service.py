@@ -10,10 +10,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, JsonView, JsonViewReader, MatchResult, bulk, lock
+from shop.ledger.requests import TransferRequest, TransferResult
+from shop.ledger.service import find_replay, post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
-from shop.transfers.requests import TransferRequest, TransferResult
-from shop.transfers.service import answer_before, post_transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ async def pay_order(
         key=key,
         scope=scope,
     )
-    if key is not None and (before := await answer_before(db, request)) is not None:
+    if key is not None and (before := await find_replay(db, request)) is not None:
         return Payment(order, before)
     if order.status is not OrderStatus.PENDING or order.transfer_id is not None or order.total_cents == 0:
         raise OrderNotPayable(order)

@@ -60,7 +60,7 @@ async def get_user_order_summary(db: AsyncSession, user_id: UUID) -> dict[str, A
     by_month: defaultdict[str, Totals] = defaultdict(Totals)
     for (month, status), totals in (await OrderRepository(db).totals_of(user_id)).items():
         by_status[status] += totals
-        if status.stands:
+        if status.counts_as_sale:
             by_month[month] += totals
     standing = sum(by_month.values(), Totals())
     return {

@@ -55,11 +55,13 @@ class _Shared(Collector):
         self._by_name = by_name
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("shop_shared_waiting", "Requests that wait for a trip", labels=["of"])
-        under_way = GaugeMetricFamily("shop_shared_trips_under_way", "Trips under way", labels=["of"])
-        refused = CounterMetricFamily("shop_shared_refused", "Requests that found the queue full", labels=["of"])
-        sizes = HistogramMetricFamily("shop_shared_trip_items", "How many items a trip carried", labels=["of"])
-        waits = HistogramMetricFamily("shop_shared_wait_seconds", "How long requests waited for a trip", labels=["of"])
+        waiting = GaugeMetricFamily("shop_batch_waiters", "Requests that wait for a trip", labels=["queue"])
+        under_way = GaugeMetricFamily("shop_batches_running", "Trips under way", labels=["queue"])
+        refused = CounterMetricFamily("shop_batch_rejections", "Requests that found the queue full", labels=["queue"])
+        sizes = HistogramMetricFamily("shop_batch_size", "How many items a trip carried", labels=["queue"])
+        waits = HistogramMetricFamily(
+            "shop_batch_wait_seconds", "How long requests waited for a trip", labels=["queue"]
+        )
         for name, status in self._by_name.items():
             waiting.add_metric([name], status.waiting)
             under_way.add_metric([name], status.running)

@@ -1,0 +1,64 @@
+"""What the database doesn't let anybody do, done nevertheless."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Database
+from shop import tables
+from shop.ledger.models import PendingTransfer
+
+
+async def without_guards(session: AsyncSession) -> None:
+    """No trigger fires until the transaction ends or `with_guards` is called, not even those of foreign keys."""
+    await session.execute(text("SET LOCAL session_replication_role = replica"))
+
+
+async def with_guards(session: AsyncSession) -> None:
+    """Triggers fire again."""
+    await session.execute(text("SET LOCAL session_replication_role = origin"))
+
+
+async def expire(stored: Database, *ids: UUID) -> None:
+    """Set the times of these pending transfers back, so that they have expired. Nothing voids them."""
+    async with stored.begin() as session:
+        await without_guards(session)
+        chosen = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
+        await session.execute(chosen.values(expires_at=PendingTransfer.expires_at - timedelta(days=1)))
+        await seal_pending_anew(session)
+
+
+async def seal_pending_anew(session: AsyncSession) -> None:
+    """Make the seals agree with pending transfers that were changed without triggers."""
+    await without_guards(session)
+    await _keep_others_from_linking(session)
+    await session.execute(text("UPDATE seals SET position = NULL, hash = NULL"))
+    await session.execute(
+        text("""
+        UPDATE seals SET digests = (
+            SELECT array_agg(
+                CASE WHEN p.id IS NULL THEN sealed.digest ELSE digest_of_pending_transfer(p) END ORDER BY place
+            )
+            FROM unnest(seals.ids, seals.digests) WITH ORDINALITY AS sealed (id, digest, place)
+            LEFT JOIN pending_transfers p ON p.id = sealed.id AND p.state = 'pending'
+        )
+        WHERE subject = 'pending_transfers' AND befores IS NULL
+        """)
+    )
+
+
+async def empty_tables(session: AsyncSession) -> None:
+    """Delete every row of Shop's tables."""
+    await without_guards(session)
+    await _keep_others_from_linking(session)
+    for table in reversed(tables.Base.metadata.sorted_tables):
+        await session.execute(table.delete())
+
+
+async def _keep_others_from_linking(session: AsyncSession) -> None:
+    """Take the lock of link_seals(), so that no service continues the old chain."""
+    await session.execute(text("SELECT pg_advisory_xact_lock(495622122611)"))
