@@ -77,7 +77,7 @@ def test_a_public_class_or_function_is_exported_or_is_used_by_another_module(nam
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(module, name) for module in WITH_ALL for name in module.__all__],
+    [(module, name) for module in (howdah, howdah.embedded, howdah.fastapi) for name in module.__all__],
     ids=lambda value: value if isinstance(value, str) else get_name(value),
 )
 def test_every_public_name_has_a_docstring(module: ModuleType, name: str) -> None:
@@ -91,6 +91,12 @@ def test_every_public_name_has_a_docstring(module: ModuleType, name: str) -> Non
                 assert inspect.getdoc(getattr(value, each)), f"{name}.{each}"
     elif inspect.isroutine(value) or inspect.ismodule(value):
         assert value.__doc__
+
+
+def test_every_public_name_of_the_pytest_plugin_is_described() -> None:
+    described = howdah.testing.__doc__ or ""
+    names = (name for name in howdah.testing.__all__ if f"`{name}`" not in described)
+    assert all(getattr(howdah.testing, name).__doc__ for name in names)
 
 
 def test_a_class_can_be_imported_from_the_module_that_it_names() -> None:

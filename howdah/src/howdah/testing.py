@@ -23,6 +23,18 @@ Fixtures, from the outside in; override any of them:
 
 from __future__ import annotations
 
+__all__ = [
+    "assert_statements",
+    "committed_database",
+    "committed_url",
+    "database",
+    "database_url",
+    "migrate",
+    "postgres_url",
+    "session",
+    "template",
+]
+
 import asyncio
 import hashlib
 import os
@@ -42,18 +54,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from howdah.database import Database
 from howdah.models import Base
-
-__all__ = [
-    "assert_statements",
-    "committed_database",
-    "committed_url",
-    "database",
-    "database_url",
-    "migrate",
-    "postgres_url",
-    "session",
-    "template",
-]
 
 # Names of databases say who made them, so that only the runs of this machine are ever taken for dead.
 _PREFIX: Final = f"howdah_test_{hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()}"

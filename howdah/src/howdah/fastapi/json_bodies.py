@@ -79,6 +79,7 @@ class StrictJSONRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, with requests whose `json()` is strict."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
