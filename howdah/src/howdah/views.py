@@ -133,15 +133,15 @@ class JsonViewReader(Generic[ModelT]):
         # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
         body = self._apply_row_filters(select(version_column, view.body).select_from(view.model))
         has_key, self._bind_one = has_bound_key(view.model)
-        self._one = PreparedSelect(body.where(has_key))
+        self._select_one = PreparedSelect(body.where(has_key))
         self._has_exact_keys = has_exact_keys(view.model)
         if self._has_exact_keys:
             has_any_key, self._bind_many = has_bound_key_in(view.model)
-            self._many = PreparedSelect(body.add_columns(*key_attributes(view.model)).where(has_any_key))
+            self._select_many = PreparedSelect(body.add_columns(*key_attributes(view.model)).where(has_any_key))
         else:
             position, same_row, self._bind_many = bound_requested_keys(view.model)
             first = func.min(position).over(partition_by=key_attributes(view.model))
-            self._many = PreparedSelect(body.add_columns(position, first).where(same_row))
+            self._select_many = PreparedSelect(body.add_columns(position, first).where(same_row))
         self._coalescer: Coalescer[Any, JsonBytes] = Coalescer(
             self._read,
             # Two keys may be equal in Python but different in PostgreSQL.
@@ -260,9 +260,9 @@ class JsonViewReader(Generic[ModelT]):
     async def _find(self, keys: Sequence[Any]) -> Sequence[JsonBytes | None]:
         """A body or None for each key; for keys of the same row the same body."""
         if len(keys) == 1:
-            rows = await self._fetch(self._one, self._bind_one(keys[0]))
+            rows = await self._fetch(self._select_one, self._bind_one(keys[0]))
             return [_make_body(*rows[0]) if rows else None]
-        rows = await self._fetch(self._many, self._bind_many(keys))
+        rows = await self._fetch(self._select_many, self._bind_many(keys))
         if self._has_exact_keys:
             by_key = {key_in(key): _make_body(version, text) for version, text, *key in rows}
             return [by_key.get(key) for key in keys]

@@ -67,8 +67,8 @@ class JsonValues:
                     path, f"it has more than {_MAX_FUNCTION_ARGUMENTS // 2} fields, PostgreSQL's limit for one object"
                 )
             *preferred, last = field.source_names
-            found = [(_has_key(value, each), value[each]) for each in preferred]
-            source = case(*found, else_=value[last]) if found else value[last]
+            alternatives = [(_has_key(value, each), value[each]) for each in preferred]
+            source = case(*alternatives, else_=value[last]) if alternatives else value[last]
             member = self.render(source, field.schema, here, (*above, model["cls"]))
             pairs += [
                 literal_column(quote_literal(field.json_name)),

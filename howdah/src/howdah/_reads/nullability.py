@@ -138,9 +138,9 @@ def _column_can_be_null(column: ColumnClause[Any], sources: Sequence[FromClause]
             if joined_table == table:
                 return is_outer or _column_of_table_can_be_null(column, table)
     for source in sources:
-        found: Any = source.corresponding_column(column)  # the source is a subquery on the table
-        if found is not None and found.table != table:
-            return _column_can_be_null(found, [source])
+        outer_column: Any = source.corresponding_column(column)  # the source is a subquery on the table
+        if outer_column is not None and outer_column.table != table:
+            return _column_can_be_null(outer_column, [source])
     return _column_of_table_can_be_null(column, table)
 
 

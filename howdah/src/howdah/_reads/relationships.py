@@ -40,6 +40,7 @@ class RelatedRows:
     def __init__(self, entity: Any, prop: Property, path: str) -> None:
         self._entity, self._prop = entity, prop
         _reject_inexact(prop, path)
+        # The target is aliased, so that the same table can occur at several depths of one statement.
         related = getattr(entity, prop.key)
         if isinstance(prop.entity, Mapper):
             self.target: Any = aliased(prop.mapper)

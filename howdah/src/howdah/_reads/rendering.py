@@ -196,15 +196,15 @@ class Renderer:
                 one = one.order_by(*related.get_order()).limit(1)
             return one.scalar_subquery()
         if related.has_each_once:
-            rows = related.select(columns, row_filters).order_by(*related.get_order()).subquery(_ROW)
-            return select(or_empty_list(func.json_agg(_WHOLE_ROW))).select_from(rows).scalar_subquery()
+            ordered = related.select(columns, row_filters).order_by(*related.get_order()).subquery(_ROW)
+            return select(or_empty_list(func.json_agg(_WHOLE_ROW))).select_from(ordered).scalar_subquery()
         # The association may have several rows for one target. SQLAlchemy loads it once, at its first position.
         copy = func.row_number().over(partition_by=key_attributes(target), order_by=related.get_order())
         position = func.row_number().over(order_by=related.get_order())
         numbered = [_build_json_object(columns, target).label("item"), copy.label("copy"), position.label("position")]
-        found = related.select(numbered, row_filters).subquery(_ROW)
-        items = func.json_agg(aggregate_order_by(found.c.item, found.c.position))
-        return select(or_empty_list(items)).where(found.c.copy == literal_column("1")).scalar_subquery()
+        rows = related.select(numbered, row_filters).subquery(_ROW)
+        items = func.json_agg(aggregate_order_by(rows.c.item, rows.c.position))
+        return select(or_empty_list(items)).where(rows.c.copy == literal_column("1")).scalar_subquery()
 
     def _render_value(self, value: ColumnElement[Any], node: Any, place: _Place) -> ColumnElement[Any]:
         """The value of a column, in a form that `row_to_json` writes as the model does."""

@@ -198,15 +198,15 @@ def _render_time(
     if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic rejects
         return None
     text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
-    written = func.replace(text, literal_column("'.000000'"), literal_column("''"))
-    return case(
-        (value == literal_column("'24:00'"), _raise_in_postgres(value, "Python has no such time")), else_=written
-    )
+    without_fraction = func.replace(text, literal_column("'.000000'"), literal_column("''"))
+    error = _raise_in_postgres(value, "Python has no such time")
+    return case((value == literal_column("'24:00'"), error), else_=without_fraction)
 
 
 def _render_timedelta(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
+    """An ISO 8601 duration in days and seconds, or with `ser_json_timedelta="float"` a number of seconds."""
     if isinstance(kind, INTERVAL):
         # EXTRACT counts 365.25 days for a year, the driver 365. The difference is a quarter of a day.
         seconds = func.extract("epoch", value) - func.extract("year", value) * (_DAY_SECONDS // 4)
@@ -215,14 +215,14 @@ def _render_timedelta(
     else:
         return None
     size = func.abs(seconds)
-    written: Any = seconds
-    refused: Any = _raise_in_postgres(value, "too long for a timedelta")
+    json_value: Any = seconds
+    error: Any = _raise_in_postgres(value, "too long for a timedelta")
     if config.get("ser_json_timedelta", "iso8601") == "float":
-        refused = cast(refused, Numeric)
+        error = cast(error, Numeric)
     else:  # days and seconds, because Pydantic reads at most 32 bits of seconds
         sign = case((seconds < 0, "-"), else_="")
-        written = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
-    return case((value.is_(None), null()), (size < _MAX_TIMEDELTA_SECONDS, written), else_=refused)
+        json_value = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
+    return case((value.is_(None), null()), (size < _MAX_TIMEDELTA_SECONDS, json_value), else_=error)
 
 
 def _render_bytes(

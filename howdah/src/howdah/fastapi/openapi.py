@@ -139,18 +139,20 @@ def _iterate_routes(app: FastAPI) -> Iterator[Any]:
 
 def _insert_models(description: dict[str, Any]) -> None:
     """Add the models of `get_schema_ref` to the components, and replace the references by their final names."""
-    wanted = {name for each in _find_references(description) if (name := each.removeprefix(REF_PREFIX)) in _referenced}
-    if not wanted:
+    used_names = {
+        name for each in _find_references(description) if (name := each.removeprefix(REF_PREFIX)) in _referenced
+    }
+    if not used_names:
         return
     # FastAPI's own schemas may have names that these schemas have, too. Then these are renamed, unless they are equal.
     references, generated = models_json_schema(
-        [_referenced[name] for name in sorted(wanted)], ref_template=REF_PREFIX + "{model}"
+        [_referenced[name] for name in sorted(used_names)], ref_template=REF_PREFIX + "{model}"
     )
     definitions = _normalize_schemas(generated["$defs"])
     components = description.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     shared_names = definitions.keys() & schemas.keys()
-    final_references = {REF_PREFIX + name: references[_referenced[name]]["$ref"] for name in wanted}
+    final_references = {REF_PREFIX + name: references[_referenced[name]]["$ref"] for name in used_names}
     if any(definitions[name] != schemas[name] for name in shared_names):  # another model has the same name
         new_names = {name: _make_unused_name(name, schemas.keys() | definitions.keys()) for name in shared_names}
         definitions = {new_names.get(name, name): definition for name, definition in definitions.items()}
