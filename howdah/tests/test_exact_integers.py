@@ -44,7 +44,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import AsyncRepository, Base, Database, InvalidValue, JsonView, OutOfRange, bulk, lock
-from howdah._types.integers import are_integers, exact_integer
+from howdah._types.integers import has_only_integers, to_exact_integer
 
 
 class Separate(Base):
@@ -284,7 +284,7 @@ async def test_every_write_stores_a_value_that_equals_an_integer(
 
 @pytest.mark.parametrize("value", INEXACT, ids=lambda value: type(value).__name__)
 async def test_every_inexact_value_is_refused_without_showing_it(tallies: AsyncSession, value: Any) -> None:
-    message = f"a {type(value).__name__} that isn't a whole number was refused for an integer: pass an int, such as"
+    message = f"a {type(value).__name__} that isn't a whole number was rejected for an integer: pass an int, such as"
     for name in ("small", "whole", "big", "object_id"):
         with pytest.raises(InvalidValue) as caught:
             await bulk.insert_many(tallies, Tally, rows_with(name, value, 25))
@@ -443,17 +443,17 @@ async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -
 
 
 def test_a_column_is_checked_at_once_or_value_by_value() -> None:
-    assert are_integers([])
-    assert are_integers([1, 2**70, -1])
-    assert are_integers([1, None])
-    assert are_integers([None])
-    assert are_integers([True, 1])
+    assert has_only_integers([])
+    assert has_only_integers([1, 2**70, -1])
+    assert has_only_integers([1, None])
+    assert has_only_integers([None])
+    assert has_only_integers([True, 1])
     for value in [*INEXACT, 1.0, Decimal(1), "1", [1]]:
-        assert not are_integers([1, value])
-        assert not are_integers([1, None, value])
-    assert not are_integers([1.5, -1.5])
+        assert not has_only_integers([1, value])
+        assert not has_only_integers([1, None, value])
+    assert not has_only_integers([1.5, -1.5])
 
 
 def test_values_that_the_driver_refuses_itself_are_passed_on() -> None:
     for value in ("1", b"1", [1], 1j, None):
-        assert exact_integer(value) is value
+        assert to_exact_integer(value) is value

@@ -20,10 +20,10 @@ from howdah.fastapi import (
     Problem,
     ReadDbSession,
     add_error_handlers,
+    describe_problems,
     get_database,
+    get_schema_ref,
     problem_response,
-    problems,
-    schema_of,
     session_dependency,
 )
 from howdah_tests.support.fastapi_apps import bare_app, calling
@@ -185,7 +185,7 @@ def test_responses_of_the_route_stay_as_they_are() -> None:
 
 def test_a_route_declares_what_does_not_follow() -> None:
     app = bare_app()
-    app.get("/", responses=problems(428, 503) | {418: {"description": "a teapot"}})(nothing)
+    app.get("/", responses=describe_problems(428, 503) | {418: {"description": "a teapot"}})(nothing)
     described = responses(app)
     assert described.keys() == {"200", "418", "428", "503"}
     assert described["428"] == {"description": "Precondition Required", "content": {PROBLEM_JSON: PROBLEM}}
@@ -210,8 +210,10 @@ def test_a_model_is_described_where_fastapi_reads_none() -> None:
     app = bare_app()
     app.post(
         "/",
-        responses={200: {"content": {"application/x-ndjson": {"schema": schema_of(Line)}}}},
-        openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": schema_of(Line, "validation")}}}},
+        responses={200: {"content": {"application/x-ndjson": {"schema": get_schema_ref(Line)}}}},
+        openapi_extra={
+            "requestBody": {"content": {"application/x-ndjson": {"schema": get_schema_ref(Line, "validation")}}}
+        },
     )(nothing)
     description = app.openapi()
     operation = description["paths"]["/"]["post"]
@@ -224,7 +226,9 @@ def test_a_model_is_described_where_fastapi_reads_none() -> None:
 
 def test_a_model_that_fastapi_finds_too_is_described_once() -> None:
     app = bare_app()
-    app.post("/lines", responses={200: {"content": {"text/csv": {"schema": schema_of(Line, "validation")}}}})(nothing)
+    app.post("/lines", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(Line, "validation")}}}})(
+        nothing
+    )
 
     @app.post("/")
     async def create(line: Line) -> None: ...
@@ -241,10 +245,10 @@ def test_models_of_the_same_name_are_kept_apart() -> None:
     class Line(BaseModel):
         problem: Problem
 
-    app.get("/lines", responses={200: {"content": {"text/csv": {"schema": schema_of(Line)}}}})(nothing)
-    app.get("/other", responses={200: {"content": {"text/csv": {"schema": schema_of(_other_line())}}}})(nothing)
+    app.get("/lines", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(Line)}}}})(nothing)
+    app.get("/other", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(_other_line())}}}})(nothing)
 
-    @app.get("/{id}", response_model=Line, responses=problems(404))
+    @app.get("/{id}", response_model=Line, responses=describe_problems(404))
     async def read(id: int) -> None: ...
 
     description = app.openapi()
@@ -346,7 +350,7 @@ async def test_what_is_answered_is_as_described(database: Database) -> None:
     async def create(body: Body, db: DbSession) -> None:
         await AsyncRepository(db, User).create(email="a@x", name=body.name)
 
-    @app.patch("/users/{id}", responses=problems(428))
+    @app.patch("/users/{id}", responses=describe_problems(428))
     async def change(id: UUID, db: DbSession, if_match: Annotated[str | None, Header()] = None) -> Any:
         if if_match is None:
             return problem_response(428, "precondition-required")

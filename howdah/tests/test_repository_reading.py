@@ -201,7 +201,7 @@ async def test_a_statement_with_a_limit_of_its_own_isnt_silently_overruled(
     users: UserRepository, limited: Select[Any]
 ) -> None:
     for call in (users.list(limited), users.page(limited)):
-        with pytest.raises(ValueError, match="limit and offset are arguments"):
+        with pytest.raises(ValueError, match="pass them as arguments"):
             await call
 
 

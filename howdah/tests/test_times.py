@@ -384,13 +384,13 @@ async def test_a_naive_literal_is_a_timestamp_in_utc(session: AsyncSession) -> N
     ("statement", "value", "says"),
     [
         ("SELECT CAST(:value AS timestamp)", AWARE, "use timestamptz"),
-        ("SELECT CAST(:value AS timestamp)", 1, "a timestamp is a datetime"),
+        ("SELECT CAST(:value AS timestamp)", 1, "for a timestamp: pass a datetime"),
         ("SELECT CAST(:value AS date)", AWARE, r"use its \.date\(\)"),
         ("SELECT CAST(:value AS time)", time(12, tzinfo=UTC), "a time with a time zone"),
-        ("SELECT CAST(:value AS time)", AWARE, "a datetime was refused"),
+        ("SELECT CAST(:value AS time)", AWARE, "a datetime was rejected"),
         ("SELECT CAST(:value AS timetz)", time(12, tzinfo=ZoneInfo("Europe/Berlin")), "depends on the date"),
         ("SELECT CAST(:value AS timetz)", time(12, tzinfo=timezone(timedelta(microseconds=1))), "whole seconds"),
-        ("SELECT CAST(:value AS interval)", 5, "an interval is a timedelta"),
+        ("SELECT CAST(:value AS interval)", 5, "for an interval: pass a timedelta"),
     ],
 )
 async def test_what_would_lose_a_part_is_refused(session: AsyncSession, statement: str, value: Any, says: str) -> None:

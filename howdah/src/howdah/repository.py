@@ -29,7 +29,7 @@ from howdah._sqlalchemy import options_of
 from howdah._writes.rows import reject_unknown_names
 from howdah.errors import NotFound
 from howdah.locking import lock
-from howdah.pagination import count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
+from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 LoadOptions: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
@@ -128,8 +128,8 @@ class AsyncRepository(Generic[ModelT]):
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset and limit must not be negative, but are {offset} and {limit}")
         list_query = self._build_list_query(statement)
-        refuse_own_limit(list_query)
-        list_query = totally_ordered(list_query).offset(literal(offset, BigInteger))
+        reject_own_limit(list_query)
+        list_query = with_total_order(list_query).offset(literal(offset, BigInteger))
         if limit is not None:
             list_query = list_query.limit(literal(limit, BigInteger))
         return list(await self._fetch_objects(list_query, load))
@@ -168,7 +168,7 @@ class AsyncRepository(Generic[ModelT]):
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
-        list_query = totally_ordered(self._build_list_query(statement))
+        list_query = with_total_order(self._build_list_query(statement))
         options = [*options_of(list_query), *load]
         if not any(isinstance(option, LoaderOption) for option in options):  # two options would conflict
             list_query = list_query.options(*_build_collection_options(list_query))
@@ -261,7 +261,7 @@ class AsyncRepository(Generic[ModelT]):
     def _build_list_query(self, statement: Select[Any] | None) -> Select[Any]:
         if statement is None:
             return self._select_all()
-        if not inspect(entity_of(statement)).mapper.isa(inspect(self.model)):
+        if not inspect(get_entity(statement)).mapper.isa(inspect(self.model)):
             raise ValueError(f"this repository reads {self.model.__name__}: pass a select({self.model.__name__})")
         return statement
 
@@ -278,7 +278,7 @@ def _build_collection_options(statement: Select[Any]) -> Iterator[ExecutableOpti
 
     With a join, the rows of one object could be in two batches.
     """
-    entity = entity_of(statement)
+    entity = get_entity(statement)
     for relationship in inspect(entity).mapper.relationships:
         if relationship.uselist and relationship.lazy in ("joined", False):
             yield selectinload(getattr(entity, relationship.key))

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah._arrays import writes_by_expression
 from howdah._sqlalchemy import copy_in, raise_adapted
-from howdah._types.integers import are_integers, is_checked
+from howdah._types.integers import has_only_integers, is_exact_integer_type
 from howdah._writes.columns import (
     ColumnarUnsupported,
     UnevenRows,
@@ -329,7 +329,7 @@ def _bind_values(column: Column[Any], values: Iterable[Any], count: int, dialect
     if isinstance(values, repeat):
         value = next(values)
         return [value if bind is None else bind(value)] * count
-    if is_checked(kind) and isinstance(values, list) and are_integers(values):
+    if is_exact_integer_type(kind) and isinstance(values, list) and has_only_integers(values):
         bind = None
     bound = [*values] if bind is None else [*map(bind, values)]
     if len(bound) < count:  # a type raised StopIteration, which ends `map` without an error
