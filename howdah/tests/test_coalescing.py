@@ -134,7 +134,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room()
         await trips.departed(1)
         waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "bc"]
         await until(lambda: coalescer.status().waiting == 2)
-        with pytest.raises(QueueFull, match="2 tasks wait already"):
+        with pytest.raises(QueueFull, match="the queue is full: 2 tasks are waiting"):
             await coalescer.submit("d")
         waiting[0].cancel()
         await asyncio.wait(waiting[:1])

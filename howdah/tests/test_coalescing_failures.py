@@ -135,7 +135,9 @@ async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]
 
     async with Coalescer(apply) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
-    assert [str(result) for result in results] == [f"apply was given 2 items and returned {len(returned)} results"] * 2
+    assert [str(result) for result in results] == [
+        f"apply got 2 items and returned {len(returned)} results: return one result per item"
+    ] * 2
 
 
 async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice() -> None:
@@ -253,7 +255,7 @@ async def test_what_is_done_isnt_done_again_for_a_wrong_number_of_results(return
     async with Coalescer(write, bisect_on_error=True) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, (1, 2, 3)), return_exceptions=True)
     assert [type(result) for result in results] == [TypeError] * 3
-    assert "was given 3 items" in str(results[0])
+    assert "got 3 items" in str(results[0])
     assert calls == [[1, 2, 3]]
 
 

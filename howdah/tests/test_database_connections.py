@@ -52,10 +52,10 @@ assert not [each for each in gc.get_objects() if isinstance(each, (Engine, Sessi
             used = database.session()
             pid = await used.scalar(text("SELECT pg_backend_pid()"))
         await database.close()
-        with pytest.raises(RuntimeError, match="closed: make a new one"):
+        with pytest.raises(RuntimeError, match="closed: create a new one"):
             database.session()
         for use in (database.begin().__aenter__, database.ping, kept().connection, unused.connection):
-            with pytest.raises(RuntimeError, match="closed: make a new one"):
+            with pytest.raises(RuntimeError, match="closed: create a new one"):
                 await use()
         await used.execute(text("SELECT 1"))
         await used.close()

@@ -146,7 +146,7 @@ class TestUrl:
 
     @pytest.mark.parametrize("name", ["channel_binding", "options", "statement_cache_size", "gssencmode"])
     def test_refuses_what_the_driver_does_not_understand_and_says_what_to_do(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"'{name}' isn't supported: take it out, and use connect_args"):
+        with pytest.raises(ValueError, match=f"'{name}' isn't supported: remove it, and use connect_args"):
             Database(f"postgresql://localhost/shop?{name}=1")
 
     def test_keeps_the_password_out_of_sight(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from howdah.embedded import EmbeddedPostgres
-from howdah.embedded import server as server_module
+from howdah.embedded import postmaster as postmaster_module
 from howdah_tests.support.embedded_servers import PATIENCE, Rider, is_dead, query
 
 GARBAGE = "\0not a pid\n"
@@ -44,7 +44,7 @@ def test_recovers_after_the_server_was_killed(used_data: Path) -> None:
 
 
 def test_ends_a_backend_that_outlives_its_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(postmaster_module, "_ORPHAN_SECONDS", 0.2)
     with EmbeddedPostgres(used_data) as server:
         command = [str(server.bin_dir / "psql"), "-h", str(used_data), "-U", "postgres", "-c"]
         with subprocess.Popen([*command, "do $$ begin loop end loop; end $$"], stderr=subprocess.DEVNULL):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from howdah.embedded.postmaster import Postmaster
 from howdah_tests.support.embedded_servers import PATIENCE, Rider, is_dead, query
 
 
@@ -113,12 +114,12 @@ def test_the_server_outlives_an_interrupt_from_the_terminal(used_data: Path) -> 
 
 
 def test_an_interrupted_start_leaves_no_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: EmbeddedPostgres, *args: object) -> None:
+    def interrupted(self: Postmaster, *args: object) -> None:
         await_ready(self, *args)
         raise KeyboardInterrupt
 
-    await_ready: Callable[..., None] = EmbeddedPostgres._await_ready
-    monkeypatch.setattr(EmbeddedPostgres, "_await_ready", interrupted)
+    await_ready: Callable[..., Path] = Postmaster._await_ready
+    monkeypatch.setattr(Postmaster, "_await_ready", interrupted)
     server = EmbeddedPostgres(used_data)
     with pytest.raises(KeyboardInterrupt):
         server.start()
@@ -127,9 +128,9 @@ def test_an_interrupted_start_leaves_no_server(used_data: Path, monkeypatch: pyt
 
 def test_a_start_waits_no_longer_than_it_was_told(used_data: Path) -> None:
     server = EmbeddedPostgres(used_data, start_timeout=0.2)
-    with open(server._beside("lock"), "a") as lock:
+    with open(server._sibling("lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(EmbeddedPostgresError, match="another process holds"):
+        with pytest.raises(EmbeddedPostgresError, match="is held by another process"):
             server.start()
 
 

@@ -191,7 +191,7 @@ async def test_closing_the_database_closes_them(database_url: str, real_database
     async with Database(database_url) as database:
         kept = await database.read(pid)
     await until_gone(real_database, kept)
-    with pytest.raises(RuntimeError, match="closed: make a new one"):
+    with pytest.raises(RuntimeError, match="closed: create a new one"):
         await database.read(pid)
 
 

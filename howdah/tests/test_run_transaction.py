@@ -124,7 +124,7 @@ class TestRunTransaction:
         assert await values(counters) == [300, 300]
 
     async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
-        with pytest.raises(ValueError, match="at least once, not 0 times"):
+        with pytest.raises(ValueError, match="max_attempts must be at least 1, not 0"):
             await run_transaction(counters, losing(0, counters, []), max_attempts=0)
 
     async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:

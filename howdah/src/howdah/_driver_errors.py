@@ -12,18 +12,18 @@ DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
     asyncpg.InternalClientError,
 )
 
-_BE_SHORT: Final = "end transactions before you wait for anything else, or increase that argument of Database"
+_HOW_TO_AVOID: Final = "end each transaction before you wait for anything else, or raise that argument of Database"
 
 _TIMEOUTS: Final = {
-    "25P03": f"the transaction had done nothing for longer than idle_in_transaction_timeout: {_BE_SHORT}",
-    "25P04": "the transaction had taken longer than PostgreSQL's setting transaction_timeout",
-    "57P05": "the connection had done nothing for longer than PostgreSQL's setting idle_session_timeout",
+    "25P03": f"the transaction was idle for longer than idle_in_transaction_timeout: {_HOW_TO_AVOID}",
+    "25P04": "the transaction took longer than PostgreSQL's setting transaction_timeout",
+    "57P05": "the connection was idle for longer than PostgreSQL's setting idle_session_timeout",
 }
 _REFUSED_BY_DRIVER: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _CLOSED_WHILE_IDLE: Final = (
-    "it was closed while no statement was running. If the transaction had done nothing for longer than "
-    f"idle_in_transaction_timeout, PostgreSQL closed it: {_BE_SHORT}. Its settings transaction_timeout and "
-    "idle_session_timeout close connections likewise"
+    "it was closed while no statement was running. PostgreSQL does so if a transaction is idle for longer than "
+    f"idle_in_transaction_timeout: {_HOW_TO_AVOID}. Its settings transaction_timeout and idle_session_timeout close "
+    "connections too"
 )
 
 
@@ -35,17 +35,17 @@ def driver_error(error: BaseException) -> BaseException | None:
     return cause if isinstance(cause, DRIVER_ERRORS) else None
 
 
-def told_error(error: BaseException) -> BaseException | None:
-    """The error that PostgreSQL sent before it closed the connection, if the driver has kept it; else the driver's."""
+def root_error(error: BaseException) -> BaseException | None:
+    """The error that PostgreSQL sent before it closed the connection, if it is known, otherwise the driver's error."""
     driver: Any = driver_error(error)
     if isinstance(driver, asyncpg.ConnectionDoesNotExistError) and isinstance(driver.__cause__, asyncpg.PostgresError):
         driver = driver.__cause__
     return driver  # type: ignore[no-any-return]  # asyncpg has no types
 
 
-def fact(error: BaseException, name: str) -> str | None:
+def message_field(error: BaseException, name: str) -> str | None:
     """A field of PostgreSQL's message, such as `constraint_name`."""
-    value = getattr(told_error(error), name, None)
+    value = getattr(root_error(error), name, None)
     return value if isinstance(value, str) else None
 
 
@@ -54,10 +54,10 @@ def timeout_that_closed(error: BaseException) -> str | None:
 
     The driver doesn't keep a message that the server sends while no statement runs.
     """
-    driver = told_error(error)
+    driver = root_error(error)
     if driver is None:
         return None
     # The driver raises just these classes, not a subclass, if the connection is closed or being closed.
     if type(driver) in _REFUSED_BY_DRIVER or isinstance(driver.__cause__, BrokenPipeError):
         return _CLOSED_WHILE_IDLE
-    return _TIMEOUTS.get(fact(error, "sqlstate") or "")
+    return _TIMEOUTS.get(message_field(error, "sqlstate") or "")

@@ -1,4 +1,4 @@
-"""Trying again what lost a race: tenacity does the waiting, and costs nothing while nothing fails."""
+"""Retries with random delays, by tenacity. It isn't called unless the first attempt fails."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ async def retried(
     *,
     on: tuple[type[Exception], ...],
     attempts: int,
-    timeout: float | None = None,  # noqa: ASYNC109  # a bound on starting again, not on the work
+    timeout: float | None = None,  # noqa: ASYNC109  # limits the start of a retry, not the work
 ) -> ResultT:
-    """What `once` returns, tried at most `attempts` times while it raises one of these errors, and not begun again
-    later than `timeout` seconds after the first start; then the last error is raised.
+    """The result of `once`, which is called again if it raises one of the errors `on`.
 
-    Between them it waits at random up to 10 ms, 20 ms, 40 ms … 1 s ("full jitter",
+    It is called at most `attempts` times, and not again later than `timeout` seconds after the first start. Then the
+    last error is raised. Before each retry there is a random delay of up to 10 ms, 20 ms, 40 ms … 1 s ("full jitter",
     <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
     """
     started = time.monotonic()
@@ -42,7 +42,7 @@ async def retried(
 
     async def attempt() -> ResultT:
         nonlocal failed
-        if failed is not None:  # the first attempt is in the count, and was out of tenacity's way
+        if failed is not None:  # the first attempt counts, although it ran without tenacity
             first, failed = failed, None
             raise first
         return await once()

@@ -1,4 +1,4 @@
-"""OpenTelemetry, where it is installed: a shared trip is a trace of its own, linked to those of all who are on it."""
+"""OpenTelemetry, if it is installed: each batch is a trace of its own, with links to the traces of its items."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 try:
     from opentelemetry import trace
-except ImportError:  # howdah[opentelemetry] isn't asked for
+except ImportError:  # without the extra howdah[opentelemetry]
 
     def current_link() -> Any:
-        """What links a trip to the span that is current here, or None."""
+        """A link from a batch to the current span, or None without a span."""
         return None
 
     def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
-        """The span of a trip with these links."""
+        """The span of a batch, with these links."""
         return nullcontext()
 
 else:
     _tracer = trace.get_tracer("howdah")
 
     def current_link() -> Any:
-        """What links a trip to the span that is current here, or None."""
+        """A link from a batch to the current span, or None without a span."""
         context = trace.get_current_span().get_span_context()
         return trace.Link(context) if context.is_valid else None
 
     def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
-        """The span of a trip with these links."""
-        return _tracer.start_as_current_span("howdah trip", links=list(links))
+        """The span of a batch, with these links."""
+        return _tracer.start_as_current_span("howdah batch", links=list(links))

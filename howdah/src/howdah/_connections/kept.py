@@ -204,5 +204,5 @@ class KeptConnections:
 
 
 async def _close(connection: AsyncConnection) -> None:
-    """Close, also if the task is cancelled meanwhile."""
+    """Close the connection, even if this task is cancelled at the same time."""
     await asyncio.shield(asyncio.ensure_future(connection.close()))

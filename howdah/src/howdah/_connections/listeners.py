@@ -13,7 +13,7 @@ from typing import Any, Final
 
 # Packages whose listeners only measure and trace, and modules of this library. They set nothing for a caller.
 _OBSERVERS: Final = frozenset({"ddtrace", "elasticapm", "newrelic", "opentelemetry", "sentry_sdk"})
-_OWN_MODULES: Final = frozenset({"howdah.database", "howdah.testing"})
+_OWN_MODULES: Final = frozenset({"howdah._connections.aborted_transactions", "howdah.testing"})
 
 
 class ListenerCheck:
@@ -23,7 +23,7 @@ class ListenerCheck:
     """
 
     def __init__(self) -> None:
-        # Every read asks five times. The number of entries is small: a new one is made if listeners are added.
+        # It is called several times for each read.
         self._is_one_of_application = lru_cache(maxsize=64)(_is_one_of_application)
 
     def has_application_listener(self, listeners: Collection[Callable[..., Any]]) -> bool:

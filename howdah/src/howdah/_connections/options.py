@@ -1,4 +1,4 @@
-"""How a connection is made: the URL, the session settings, the timeouts, and the options for a transaction pooler."""
+"""The options of a connection: the URL, the session settings, the timeouts, and those for a transaction pooler."""
 
 from __future__ import annotations
 
@@ -27,22 +27,26 @@ _POOLED_SETTINGS: Final = frozenset({"timezone", "application_name"})
 
 
 def milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
+    """The server's setting for a timeout in seconds; nothing for None. Raises `ValueError`."""
     if seconds is None:
         return {}
     if seconds <= 0:
-        raise ValueError(f"{setting} must be more than 0 seconds, or None for the server's own setting")
+        raise ValueError(f"{setting} must be more than 0 seconds, or None for the server's own setting, not {seconds}")
     return {setting: str(math.ceil(seconds * 1000))}
 
 
 def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
-    """The URL for SQLAlchemy's asyncpg dialect, and the connect arguments that stand for libpq's parameters."""
+    """The URL for SQLAlchemy's asyncpg dialect, and the arguments of `asyncpg.connect` for libpq's parameters.
+
+    Raises `ValueError` for another driver or an unknown parameter.
+    """
     parsed = make_url(url)
     if parsed.drivername in {"postgresql", "postgres"}:
         parsed = parsed.set(drivername="postgresql+asyncpg")
     if parsed.drivername != "postgresql+asyncpg":
         raise ValueError(f"{parsed.drivername!r} isn't supported: use postgresql:// or postgresql+asyncpg://")
     arguments: dict[str, Any] = {}
-    kept: dict[str, Any] = {}
+    remaining: dict[str, Any] = {}
     tls: dict[str, Any] = {}
     for name, value in parsed.query.items():
         if name in _TLS_PARAMETERS:
@@ -52,15 +56,15 @@ def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
         elif name in {"application_name", "target_session_attrs"}:
             arguments[name] = value
         elif name in {"host", "port", "prepared_statement_cache_size"}:
-            kept[name] = value
+            remaining[name] = value
         else:
             raise ValueError(
-                f"the URL's parameter {name!r} isn't supported: take it out, and use connect_args for an argument of "
+                f"the URL's parameter {name!r} isn't supported: remove it, and use connect_args for an argument of "
                 "asyncpg.connect, or connect_args={'server_settings': {...}} for a setting of the server"
             )
     if tls:
         arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
-    return parsed.set(query=kept), arguments
+    return parsed.set(query=remaining), arguments
 
 
 def bound_pre_ping(engine: Engine, seconds: float | None) -> None:

@@ -13,9 +13,10 @@ from sqlalchemy.util import await_only
 
 from howdah._connections.listeners import ListenerCheck
 from howdah._connections.slots import Priority, Slot, Slots, current_priority, pop_slot_to_use
+from howdah._driver_errors import DRIVER_ERRORS
 from howdah._lazy_loads import explain_missing_await
 from howdah._sqlalchemy import PoolWithReturnHook
-from howdah.errors import DRIVER_ERRORS, ConnectionFailed, PoolExhausted
+from howdah.errors import ConnectionFailed, PoolExhausted
 
 # The errors if a connection can't be opened: SQLAlchemy 2.0 raises the driver's own errors, 2.1 its wrappers of them.
 CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
@@ -64,6 +65,7 @@ class BoundedPool(PoolWithReturnHook):
     _is_disposed = False
 
     def connect(self) -> PoolProxiedConnection:
+        """A connection with a slot. Waits for the slot. Raises `PoolExhausted` and `ConnectionFailed`."""
         if self.state.is_transaction_pooled and self.state.listeners.has_application_listener(self.dispatch.checkout):
             raise RuntimeError(
                 "a listener of the pool's checkout can't prepare a connection behind a transaction pooler, because the "

@@ -10,7 +10,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from howdah.errors import DRIVER_ERRORS, raise_as_of_a_statement
+from howdah._driver_errors import DRIVER_ERRORS
+from howdah._error_translation import raise_as_of_a_statement
 
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
@@ -18,8 +19,9 @@ _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 class PreparedSelect:
     """A `select()` that is compiled once and executed through the driver, which keeps it prepared.
 
-    It is executed through SQLAlchemy, which takes 0.1 ms more, if listeners or the log need its statements, if
-    SQLAlchemy converts the values or rewrites the text, and within a transaction.
+    It falls back to SQLAlchemy (about 0.1 ms slower) if event listeners or engine logging are active, if a result or
+    bind type needs conversion by SQLAlchemy, if the text of the statement depends on the parameters, or if a
+    transaction is open.
     """
 
     def __init__(self, statement: Select[Any]) -> None:
@@ -32,18 +34,19 @@ class PreparedSelect:
         assert sync is not None
         if self._compiled is None:
             self._compiled = _Compiled(self._statement, sync.dialect)
-        sent = self._compiled.parameters(parameters) if _may_bypass(sync) else None
-        if sent is None:
+        values = self._compiled.parameters(parameters) if _can_bypass(sync) else None
+        if values is None:
             result = await connection.execute(self._statement, parameters)
             return [*result]
         raw: Any = await connection.get_raw_connection()
         try:
-            rows: Sequence[Sequence[Any]] = await raw.driver_connection.fetch(self._compiled.text, *sent)
+            rows: Sequence[Sequence[Any]] = await raw.driver_connection.fetch(self._compiled.text, *values)
         except _DRIVER_ERRORS as error:
             text, failed = self._compiled.text, error
             return await connection.run_sync(lambda sync: raise_as_of_a_statement(sync, text, failed))
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(connection.invalidate()))  # its state is unknown
+            # The task was cancelled. The driver may still wait for a result, so the connection can't be used any more.
+            await asyncio.shield(asyncio.ensure_future(connection.invalidate()))
             raise
         return rows
 
@@ -57,27 +60,28 @@ class _Compiled:
         self._processors = {
             name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in self._compiled.binds.items()
         }
-        written_later = self._compiled.post_compile_params or self._compiled.literal_execute_params
-        self._is_plain = not written_later and all(
-            _comes_as_it_is(column.type, dialect) for column in statement.selected_columns
+        # SQLAlchemy writes these parameters into the text at each execution, for example the items of IN.
+        has_late_parameters = self._compiled.post_compile_params or self._compiled.literal_execute_params
+        self._can_bypass = not has_late_parameters and all(
+            _is_returned_unchanged(column.type, dialect) for column in statement.selected_columns
         )
 
-    def parameters(self, given: Mapping[str, Any]) -> list[Any] | None:
+    def parameters(self, arguments: Mapping[str, Any]) -> list[Any] | None:
         """The parameters in the order of the text; None if SQLAlchemy must execute the statement or raise the error."""
-        if not self._is_plain:
+        if not self._can_bypass:
             return None
-        values = self._compiled.construct_params(given)
-        sent = []
+        values = self._compiled.construct_params(arguments)
+        bound = []
         for name in self._compiled.positiontup or ():
             process = self._processors[name]
             try:
-                sent.append(values[name] if process is None else process(values[name]))
+                bound.append(values[name] if process is None else process(values[name]))
             except Exception:
                 return None
-        return sent
+        return bound
 
 
-def _comes_as_it_is(kind: Any, dialect: Dialect) -> bool:
+def _is_returned_unchanged(kind: Any, dialect: Dialect) -> bool:
     """Whether SQLAlchemy returns the driver's values of this type unchanged."""
     try:
         return kind.dialect_impl(dialect).result_processor(dialect, None) is None
@@ -85,12 +89,14 @@ def _comes_as_it_is(kind: Any, dialect: Dialect) -> bool:
         return False
 
 
-def _may_bypass(connection: Connection) -> bool:
+def _can_bypass(connection: Connection) -> bool:
+    """Whether the statement can be sent without SQLAlchemy's listeners, log and transaction."""
     options = connection.get_execution_options()
-    seen = connection.dispatch
+    listeners = connection.dispatch
     return (
         options.get("isolation_level") == "AUTOCOMMIT"
         and not options.get("schema_translate_map")
-        and not (seen.before_execute or seen.after_execute or seen.before_cursor_execute or seen.after_cursor_execute)
+        and not (listeners.before_execute or listeners.after_execute)
+        and not (listeners.before_cursor_execute or listeners.after_cursor_execute)
         and not connection.engine.logger.isEnabledFor(logging.INFO)
     )
