@@ -40,7 +40,7 @@ class Match(NamedTuple):
     """The key as the row has it."""
 
 
-class LockCTE(NamedTuple):
+class _LockCTE(NamedTuple):
     """A CTE that locks rows, and the conditions that join it to an UPDATE or DELETE of these rows."""
 
     keys: CTE
@@ -148,11 +148,11 @@ def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
     return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
-def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> LockCTE:
+def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> _LockCTE:
     """Build a CTE that locks the rows that the criterion finds, in key order, each one before it is written."""
     columns = get_key_attributes(model)
     keys = _lock_select(model, select(*columns).where(criterion)).cte(find_free_name(model, "howdah_locked"))
-    return LockCTE(keys, [attribute == keys.c[attribute.key] for attribute in columns])
+    return _LockCTE(keys, [attribute == keys.c[attribute.key] for attribute in columns])
 
 
 def _lock_select(
