@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from howdah._reads.sort_keys import follows
+from howdah._reads.sort_values import SortValue
 from sqlalchemy import MetaData, Select, Subquery, func, select, text, union_all
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.transfer_batch import BATCH_LINES, posted_lines
+from shop.ledger.http.transfer_batch import posted_lines
 from shop.ledger.http.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop.ledger.models import IdempotencyKey
 from shop.ledger.requests import TransferRequest
