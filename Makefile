@@ -2,16 +2,26 @@
 PORT ?= 8000
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
+PYTEST := $(RUN) pytest -n 2 --dist worksteal
+
+# Container images often set this. Every process would then compile every module again, which takes it several seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: serve test check format bench bench-plot bench-docs soak test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
 
-# One room after the other: each has a schema of its own. ARGS goes to pytest: make test ARGS="-k transfers"
+# One room after the other: each has a schema of its own. ARGS goes to pytest: make test ARGS="-k transfers". Then the
+# coverage isn't measured, and a room may have no such test (exit code 5). Otherwise it prints files below 95 %.
+COVERAGE := $(if $(ARGS),,--cov --cov-append --cov-report=)
+OR_NONE := $(if $(ARGS),|| [ $$? = 5 ])
+
 test: $(UV)
-	$(RUN) pytest -n 2 --dist worksteal --cov --cov-report= howdah/tests $(ARGS)
-	$(RUN) pytest -n 2 --dist worksteal --cov --cov-append --cov-report term:skip-covered shop/tests $(ARGS)
+	@rm -f .coverage
+	$(PYTEST) $(COVERAGE) howdah/tests $(ARGS) $(OR_NONE)
+	$(PYTEST) $(COVERAGE) shop/tests $(ARGS) $(OR_NONE)
+	$(if $(ARGS),,$(RUN) coverage report | awk 'NR == 1 || ($$6 ~ /%/ && $$6 + 0 < 95) || $$1 == "TOTAL"')
 
 check: $(UV)
 	$(RUN) ruff check
@@ -40,14 +50,16 @@ test-matrix: $(UV)
 	UV=$(UV) tools/test-matrix
 
 # Long runs: request batching under cancellations and lost backends, the ledger under SIGKILL, opposed batches and
-# transfers, `shop check` on ten million entries, and the slow tests.
+# transfers, `shop check` on ten million entries, the slow tests, and property tests with random
+# examples. Failing examples are stored in soak/examples/.
 soak: $(UV)
 	$(RUN) python -m soak.coalescer --seconds 300
 	$(RUN) python -m soak.crash_ledger --kills 50
 	$(RUN) python -m soak.opposed_batches --seconds 60
 	$(RUN) python -m soak.opposed_transfers --seconds 30
 	$(RUN) python -m soak.check_at_scale
-	$(RUN) pytest -m slow shop/tests
+	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random howdah/tests
+	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random shop/tests
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)

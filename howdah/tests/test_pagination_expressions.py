@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from sqlalchemy import (
@@ -225,9 +225,7 @@ def ordered(expressions: list[ColumnElement[Any]]) -> st.SearchStrategy[ColumnEl
 
 
 many = settings(
-    max_examples=100,
-    phases=[Phase.generate, Phase.shrink],
-    derandomize=True,
+    max_examples=settings().max_examples // 3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

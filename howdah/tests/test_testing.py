@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, bulk, savepoint
-from howdah.testing import assert_statements
+from howdah import Database, bulk, embedded, savepoint
+from howdah.testing import _embedded_server, assert_statements
+from howdah_tests.support.embedded_servers import query
 from howdah_tests.support.sample_models import User
 
 pytest_plugins = ["pytester"]
@@ -244,3 +245,19 @@ class TestAssertStatements:
     async def test_lets_the_error_of_the_block_through(self, session: AsyncSession) -> None:
         with pytest.raises(ZeroDivisionError), assert_statements(session, 1):
             _ = 1 / 0
+
+
+def test_the_shared_server_waits_for_no_disk_and_starts_anew_after_a_crash(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control is the stop that isn't a crash: its data is there again."""
+    monkeypatch.setattr(embedded, "default_data_dir", lambda: home / "data")
+    with _embedded_server(18) as server:
+        assert query(server, "show fsync") == "off"
+        query(server, "create table kept as select 42 as n")
+    with _embedded_server(18) as server:
+        assert query(server, "select n from kept") == "42"
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+    with _embedded_server(18) as server:
+        assert query(server, "select to_regclass('kept') is null") == "t"

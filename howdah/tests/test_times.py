@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from sqlalchemy import ARRAY, DateTime, func, insert, inspect, literal, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
@@ -69,7 +69,6 @@ def times_in(value: Any) -> list[Any]:
 
 WITH_ZONE = ["at", "plain_at", "ats", "plain_ats", "span", "spans", "span_array", "clock_with_zone", "period"]
 patient = settings(
-    phases=[Phase.generate, Phase.shrink],
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -132,7 +131,7 @@ async def assert_stored(session: AsyncSession, rows: list[dict[str, Any]]) -> No
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", WAYS)
-@settings(patient, max_examples=60)
+@settings(patient, max_examples=settings().max_examples // 5)
 @given(rows=ROWS)
 async def test_any_values_come_back_as_they_were_written(moments: AsyncSession, way: str, rows: list[Any]) -> None:
     rows = [{"id": id, **writable(way, row)} for id, row in enumerate(rows)]

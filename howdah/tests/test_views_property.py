@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -52,7 +52,6 @@ MODELS = st.lists(st.sampled_from(FIELDS), unique=True, min_size=1).map(
     lambda names: create_schema({name: SpecimenOut.model_fields[name].annotation for name in names})
 )
 patient = settings(
-    phases=[Phase.generate, Phase.shrink],
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -219,7 +219,7 @@ def same(body: bytes, schema: type[BaseModel], row: object) -> None:
 @pytest.mark.usefixtures("tables")
 @pytest.mark.timeout(600)
 @given(rows=ROWS)
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 3, deadline=None, suppress_health_check=list(HealthCheck))
 async def test_any_value_of_any_type(session: AsyncSession, database: Database, rows: list[dict[str, Any]]) -> None:
     async with rollback_at_end(session):
         await session.execute(insert(Thing), [{"id": id, **row} for id, row in enumerate(rows)])

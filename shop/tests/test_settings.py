@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from sqlalchemy import text
 
 from howdah import Database
-from shop.app import open_database
+from shop.postgres import open_database
 from shop.settings import Settings
 
 

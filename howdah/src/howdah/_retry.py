@@ -6,14 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_random_exponential,
-)
-
 ResultT = TypeVar("ResultT")
 
 _FIRST_WAIT_SECONDS: Final = 0.01
@@ -39,6 +31,15 @@ async def retried(
         return await once()
     except on as error:
         failed = error
+
+    # here, so that a process in which nothing fails never imports it
+    from tenacity import (
+        AsyncRetrying,
+        retry_if_exception_type,
+        stop_after_attempt,
+        stop_before_delay,
+        wait_random_exponential,
+    )
 
     async def attempt() -> ResultT:
         nonlocal failed

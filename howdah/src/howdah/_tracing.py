@@ -1,31 +1,36 @@
-"""OpenTelemetry, if it is installed: each batch is a trace of its own, with links to the traces of its items."""
+"""OpenTelemetry, if the application uses it: each batch is a trace of its own, with links to the traces of its items."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
-try:
-    from opentelemetry import trace
-except ImportError:  # without the extra howdah[opentelemetry]
 
-    def current_link() -> Any:
-        """A link from a batch to the current span, or None without a span."""
+def current_link() -> Any:
+    """A link from a batch to the current span, or None without a span."""
+    if not _is_in_use():
         return None
+    from opentelemetry import trace
 
-    def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
-        """The span of a batch, with these links."""
-        return nullcontext()
+    context = trace.get_current_span().get_span_context()
+    return trace.Link(context) if context.is_valid else None
 
-else:
-    _tracer = trace.get_tracer("howdah")
 
-    def current_link() -> Any:
-        """A link from a batch to the current span, or None without a span."""
-        context = trace.get_current_span().get_span_context()
-        return trace.Link(context) if context.is_valid else None
+def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
+    """The span of a batch, with these links."""
+    return _tracer().start_as_current_span("howdah batch", links=list(links)) if _is_in_use() else nullcontext()
 
-    def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
-        """The span of a batch, with these links."""
-        return _tracer.start_as_current_span("howdah batch", links=list(links))
+
+def _is_in_use() -> bool:
+    """Whether the application has imported OpenTelemetry. Otherwise no span is current, and none would be exported."""
+    return "opentelemetry.trace" in sys.modules
+
+
+@cache
+def _tracer() -> Any:
+    from opentelemetry import trace
+
+    return trace.get_tracer("howdah")

@@ -10,6 +10,7 @@ Fixtures. Override any of them:
 
 - `postgres_url` (session): the URL of a server's maintenance database. By default it is an embedded server, which
   concurrent test runs share. `--postgres-version` sets its major version. `--postgres-url` uses another server.
+  The embedded server runs with `fsync` off. After a crash of the machine, the next run starts with new data.
 - `migrate` (session): a function that gets the URL of an empty database and creates the tables. By default these are
   the tables of `howdah.Base`. A service runs its migrations here.
 - `database_url` (session): the URL of this worker's own database, a copy of a template that `migrate` has prepared.
@@ -42,11 +43,14 @@ import asyncio
 import hashlib
 import os
 import re
+import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import psutil
@@ -58,6 +62,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from howdah.database import Database
 from howdah.models import Base
 
+if TYPE_CHECKING:
+    from howdah.embedded import EmbeddedPostgres
+
 # The names of databases contain the host, because the process ids in them are only valid on this host.
 _PREFIX: Final = f"howdah_test_{hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()}"
 _numbers: Final = count(1)
@@ -65,6 +72,9 @@ _numbers: Final = count(1)
 _own_databases: Final[set[str]] = set()
 
 _NOT_COUNTED: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ")
+# Full pages in the WAL protect from the same crash as fsync does.
+_SETTINGS: Final = {"fsync": "off", "full_page_writes": "off"}
+_START_SECONDS: Final = 60.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,11 +91,8 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    from howdah.embedded import EmbeddedPostgres, default_data_dir
-
     version: int = request.config.getoption("--postgres-version")
-    data_dir = default_data_dir().with_name(f"testing-{version}")
-    with EmbeddedPostgres(data_dir, version=version) as server:
+    with _embedded_server(version) as server:
         yield server.url()
 
 
@@ -170,16 +177,45 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
 
 
 @contextmanager
+def _embedded_server(version: int) -> Iterator[EmbeddedPostgres]:
+    """The server that the test runs of this user share. It never waits for the disk."""
+    from howdah.embedded import EmbeddedPostgres, default_data_dir
+    from howdah.embedded.data_directory import sibling
+    from howdah.embedded.locks import hold_lock
+    from howdah.embedded.programs import prepare_parent, server_user
+
+    data_dir = default_data_dir().with_name(f"testing-{version}")
+    server = EmbeddedPostgres(data_dir, version=version, settings=_SETTINGS)
+    prepare_parent(data_dir, server_user())
+    with hold_lock(sibling(data_dir, "testing"), time.monotonic() + _START_SECONDS):
+        # Without fsync, a crash of the machine may damage the data. A server that wasn't shut down has left its pid
+        # file. It starts with new data, because it has only the databases of tests.
+        if server.pid is None and (data_dir / "postmaster.pid").exists():
+            shutil.rmtree(data_dir)
+        server.start()
+    with server:
+        yield server
+
+
+@contextmanager
 def _new_database(postgres_url: str, template: str) -> Iterator[str]:
     """The name of a new database, which is dropped at the end."""
     name = f"{_PREFIX}_{os.getpid()}_{next(_numbers)}"
     _own_databases.add(name)
-    _run(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    _run(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"{_strategy(postgres_url)}')
     try:
         yield name
     finally:
         _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
         _own_databases.discard(name)
+
+
+@cache
+def _strategy(url: str) -> str:
+    """How databases are cloned. A copy of the files takes a third of the time (55 instead of 150 ms) if the two
+    checkpoints that belong to it don't wait for the disk, and ten times as long if they do."""
+    query = "SELECT current_setting('fsync') = 'off' AND current_setting('server_version_num')::int >= 150000"
+    return " STRATEGY FILE_COPY" if _run(url, query)[0][0] else ""
 
 
 def _drop_databases_of_dead_runs(postgres_url: str) -> None:

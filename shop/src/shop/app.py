@@ -19,6 +19,7 @@ from shop.ledger.http.transfer_routes import router as transfer_routes
 from shop.ledger.maintenance import maintenance
 from shop.orders.routes import router as order_routes
 from shop.orders.service import OrderViews, open_order_views
+from shop.postgres import open_database
 from shop.settings import Settings
 from shop.users.routes import router as user_routes
 from shop.users.service import UserViews, open_user_views
@@ -40,18 +41,6 @@ class State(TypedDict):
     ledger: Ledger
     users: UserViews
     orders: OrderViews
-
-
-def open_database(url: str, settings: Settings, *, application_name: str = "shop") -> Database:
-    """The database at `url` with the operator's bounds."""
-    return Database(
-        url,
-        pool_size=settings.pool_size,
-        pool_timeout=settings.pool_timeout,
-        statement_timeout=settings.statement_timeout,
-        lock_timeout=settings.lock_timeout,
-        application_name=application_name,
-    )
 
 
 def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:

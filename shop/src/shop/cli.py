@@ -1,4 +1,7 @@
-"""The command line."""
+"""The command line.
+
+Each command imports what it needs: with everything that the service imports, `shop --help` would take a second.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,17 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import uvicorn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from howdah import InvalidStatement
-from shop import migrations
-from shop.app import create_app, open_database
-from shop.demo import create_demo
 from shop.explaining import CannotListen, ExplainingGroup
 from shop.importing.command import commands as import_commands
-from shop.ledger.check import STEPS, LedgerReport, check_ledger
-from shop.ledger.seals import Link, link_seals
-from shop.memory import collect_seldom, settle
-from shop.migrations import guards
-from shop.postgres import located, scratch
-from shop.settings import Settings
-from shop.web.observability import configure_logging
+
+if TYPE_CHECKING:
+    from shop.ledger.check import LedgerReport
 
 app = typer.Typer(
     cls=ExplainingGroup,
@@ -46,6 +40,16 @@ def serve(
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
     """Migrate the database and serve. Refuses to start if a trigger of the ledger is missing or disabled."""
+    import uvicorn
+
+    from shop import migrations
+    from shop.app import create_app
+    from shop.memory import collect_seldom, settle
+    from shop.migrations import guards
+    from shop.postgres import located
+    from shop.settings import Settings
+    from shop.web.observability import configure_logging
+
     settings = Settings()
     configure_logging(settings.log_format)
     # Uvicorn stops gracefully, then sends itself the signal again; by then there is only the server left to leave.
@@ -103,6 +107,11 @@ def migrate(
     ] = False,
 ) -> None:
     """Bring the schema up to date."""
+    from shop import migrations
+    from shop.migrations import guards
+    from shop.postgres import located, scratch
+    from shop.settings import Settings
+
     settings = Settings()
     if check:
         with scratch(settings) as url:
@@ -146,6 +155,13 @@ def check(
 ) -> None:
     """Check the ledger: balances equal their entries, transfers balance, every currency sums to zero, and no row was
     changed after it was sealed."""
+    from howdah import InvalidStatement
+    from shop import migrations
+    from shop.ledger.check import STEPS, check_ledger
+    from shop.ledger.seals import Link, link_seals
+    from shop.postgres import located, open_database
+    from shop.settings import Settings
+
     settings = Settings()
     try:
         since = None if seal is None else Link.parse(seal)
@@ -192,6 +208,11 @@ def create_demo_command(
     seed: Annotated[int, typer.Option(help="The same seed makes the same data")] = 1,
 ) -> None:
     """Fill the database with made-up data."""
+    from shop import migrations
+    from shop.demo import create_demo
+    from shop.postgres import located, open_database
+    from shop.settings import Settings
+
     settings = Settings()
 
     async def run(url: str, progress: Progress) -> int:

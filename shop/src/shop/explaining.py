@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
-from alembic.util.exc import CommandError
-from pydantic import ValidationError
 from rich.console import Console
 from typer.core import TyperGroup
 
-from howdah import ConnectionLost, DatabaseError, HowdahError, LockTimeout, Unavailable
-from shop.importing.reading import UnreadableFile
-from shop.importing.rejects import UnwritableFile
-from shop.migrations.guards import MissingGuards
+if TYPE_CHECKING:
+    from howdah import HowdahError
 
 
 class CannotListen(Exception):
     """The address or the port can't be had."""
 
 
-MENDABLE: Final = (
-    CannotListen,
-    CommandError,
-    HowdahError,
-    MissingGuards,
-    UnreadableFile,
-    UnwritableFile,
-    ValidationError,
-)
-
+# By their modules, because `shop --help` imports none of these.
+_MENDABLE: Final = {
+    "CommandError": "alembic.util.exc",
+    "HowdahError": "howdah.errors",
+    "MissingGuards": "shop.migrations.guards",
+    "UnreadableFile": "shop.importing.reading",
+    "UnwritableFile": "shop.importing.rejects",
+    "ValidationError": "pydantic_core",
+}
 
 _err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
@@ -40,14 +36,24 @@ class ExplainingGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except MENDABLE as error:
+        except mendable_errors() as error:
             _err.print(in_a_line(error), style="bold red")
             raise typer.Exit(1) from error
 
 
+def mendable_errors() -> tuple[type[Exception], ...]:
+    """The errors that are explained in a line. A module that isn't loaded has raised none."""
+    loaded = ((name, sys.modules[module]) for name, module in _MENDABLE.items() if module in sys.modules)
+    return CannotListen, *(getattr(module, name) for name, module in loaded)
+
+
 def in_a_line(error: Exception) -> str:
-    """One of `MENDABLE`, without what the libraries put around it. Settings are named as the variables that they are;
-    their values stay out, for one may be a password."""
+    """The message of one of `mendable_errors()`, without what the libraries put around it. Settings are named as the
+    variables that they are; their values stay out, for one may be a password."""
+    from pydantic import ValidationError
+
+    from howdah import ConnectionLost, DatabaseError, LockTimeout, Unavailable
+
     match error:
         case ValidationError():
             faults = (f"SHOP_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())

@@ -1,4 +1,4 @@
-"""Which PostgreSQL the service runs on: the operator's, or one embedded."""
+"""Which PostgreSQL the service runs on, the operator's or an embedded one, and how it is opened."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from howdah import Database
 from howdah.embedded import EmbeddedPostgres
 from shop.settings import Settings
 
@@ -39,6 +40,18 @@ def located(settings: Settings) -> Iterator[Location]:
     with EmbeddedPostgres(settings.data_dir) as server:
         server.ensure_database(_DATABASE)
         yield Location(server.url(_DATABASE), str(server.data_dir))
+
+
+def open_database(url: str, settings: Settings, *, application_name: str = "shop") -> Database:
+    """The database at `url` with the operator's bounds."""
+    return Database(
+        url,
+        pool_size=settings.pool_size,
+        pool_timeout=settings.pool_timeout,
+        statement_timeout=settings.statement_timeout,
+        lock_timeout=settings.lock_timeout,
+        application_name=application_name,
+    )
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shop.importing.classifying import LARGEST_CENTS, LARGEST_QUANTITY, Reason, classify, price_in_cents
+from shop.importing.options import TimeFormat
 from shop.importing.reading import COLUMNS
-from shop.importing.time_formats import TimeFormat
 
 A_SALE = {
     "Invoice": "500001",
@@ -187,13 +187,13 @@ def test_rounds_half_a_penny_up(price: str, cents: int) -> None:
     assert price_in_cents(price) == cents
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.integers(0, 10**12))
 def test_a_float_of_whole_pence_is_so_many_pence(cents: int) -> None:
     assert price_in_cents(repr(cents / 100)) == cents
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.from_regex(r"\A[+-]?[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,25})?\Z"))
 def test_any_number_is_pence_or_too_large(text: str) -> None:
     cents = price_in_cents(text)
@@ -216,7 +216,7 @@ def test_a_time_that_is_left_out_is_winter_time() -> None:
     assert one(InvoiceDate="2010-03-28 01:30:00")["placed_at"] == datetime(2010, 3, 28, 1, 30, tzinfo=UTC)
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.datetimes(min_value=datetime(1980, 1, 1), max_value=datetime(2037, 1, 1)))  # noqa: DTZ001 - local time is what is read
 def test_reads_local_time_as_the_standard_library_does(local: datetime) -> None:
     local = local.replace(microsecond=0)

@@ -102,7 +102,7 @@ histories = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(histories)
 def test_does_what_the_rules_say(entries: list[tuple[int, str, Wares]]) -> None:
     """The rules again, as plainly as they can be written: each cancellation against every earlier sale."""

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from shop.importing.classifying import Reason
+from shop.importing.options import TimeFormat
 from shop.importing.retail import Invoice, RetailFile, read_retail
-from shop.importing.time_formats import TimeFormat
 
 IMPORT_AND_MEASURE = """
 import sys

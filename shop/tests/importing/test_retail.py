@@ -249,7 +249,7 @@ values = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.lists(values, max_size=20))
 def test_every_line_is_a_sale_a_cancellation_or_a_reject(lines: list[dict[str, str]]) -> None:
     text = io.StringIO(newline="")
@@ -263,7 +263,7 @@ def test_every_line_is_a_sale_a_cancellation_or_a_reject(lines: list[dict[str, s
         assert_adds_up(read_retail(path), len(lines) + 1)
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -289,7 +289,7 @@ def test_every_row_of_numbers_is_a_sale_a_cancellation_or_a_reject(rows: list[di
         assert_adds_up(read_retail(path), len(rows))
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.lists(st.sampled_from([b'"', b",", b"\n", b"\r", b"\x00", b"\xff", b"1", b" ", b"C1,a,b,-1,"]), max_size=60))
 @example([b'"', b"1", b"\n"] * 3)
 def test_no_bytes_stop_an_import(parts: list[bytes]) -> None:

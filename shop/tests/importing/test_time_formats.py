@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shop.importing.classifying import Reason
+from shop.importing.options import TimeFormat
 from shop.importing.reading import LINES_AT_A_TIME, UnreadableFile
 from shop.importing.retail import RetailFile, read_retail
-from shop.importing.time_formats import NoTimeFormat, TimeFormat, find_time_format, parse_time
+from shop.importing.time_formats import NoTimeFormat, find_time_format, parse_time
 
 ISO, MONTH_FIRST, DAY_FIRST = TimeFormat
 
@@ -154,7 +155,7 @@ _LOCAL = st.datetimes(datetime(1971, 1, 1), datetime(2037, 1, 1)).map(  # noqa: 
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(
     st.lists(_LOCAL, min_size=1, max_size=20), st.sampled_from([MONTH_FIRST, DAY_FIRST]), st.booleans(), st.booleans()
 )

@@ -10,7 +10,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -91,8 +91,7 @@ def steps_of(both: LedgerComparison, chain: tuple[list[DrawnStep], int | None]) 
 
 @pytest.mark.timeout(600)
 @settings(
-    max_examples=200,
-    phases=[Phase.generate, Phase.shrink],
+    max_examples=settings().max_examples * 2 // 3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -204,7 +204,7 @@ async def unpaid_order(session: AsyncSession) -> Order:
     return await place_order(session, OrderIn.model_validate({"user_id": user.id, "items": items}))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entry=st.sampled_from(list(ENTRIES)), wrong=WRONG)
 async def test_a_wrong_type_or_value_is_refused_at_every_entry_point_with_its_name(
     database: Database, entry: Entry, wrong: tuple[str, Any]

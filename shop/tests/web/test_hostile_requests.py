@@ -148,7 +148,7 @@ WITH_INPUT = [
 
 
 @pytest.mark.parametrize("route", WITH_INPUT)
-@settings(max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
     client: httpx.AsyncClient,

@@ -5,8 +5,9 @@ from enum import StrEnum
 
 import polars as pl
 
+from shop.importing.options import TimeFormat
 from shop.importing.reading import COLUMNS
-from shop.importing.time_formats import TimeFormat, parse_time
+from shop.importing.time_formats import parse_time
 
 LARGEST_QUANTITY = 2**31 - 1  # PostgreSQL's integer
 LARGEST_CENTS = 2**63 - 1  # PostgreSQL's bigint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,15 +21,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from shop import migrations
-from shop.app import open_database
-from shop.importing.loading import Loaded, load
-from shop.importing.report import report
-from shop.importing.retail import RetailFile, read_retail
-from shop.importing.time_formats import TimeFormat
-from shop.memory import settle
-from shop.postgres import located
-from shop.settings import Settings
+from shop.importing.options import TimeFormat
+
+if TYPE_CHECKING:
+    from shop.importing.loading import Loaded
+    from shop.importing.retail import RetailFile
+    from shop.settings import Settings
 
 commands = typer.Typer(help="Bring in the history of other systems.", no_args_is_help=True)
 
@@ -65,6 +62,14 @@ def import_retail(
 
 
 def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
+    # here, because `shop --help` imports this module: polars and alembic take half a second
+    from shop import migrations
+    from shop.importing.report import report
+    from shop.importing.retail import read_retail
+    from shop.memory import settle
+    from shop.postgres import located
+    from shop.settings import Settings
+
     settings = Settings()
     with _progress_bar() as progress:
         task = progress.add_task(f"reading {file.name}", total=None)
@@ -86,11 +91,16 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
 
 async def _reach(url: str, settings: Settings) -> None:
     """Raise `Unavailable` for a database that can't be reached, before the migrations trip over it."""
+    from shop.postgres import open_database
+
     async with open_database(url, settings, application_name="shop import") as database:
         await database.ping()
 
 
 async def _load(url: str, settings: Settings, retail: RetailFile, progress: Progress) -> Loaded:
+    from shop.importing.loading import load
+    from shop.postgres import open_database
+
     task = progress.add_task("importing lines", total=_accepted_lines(retail))
     async with open_database(url, settings, application_name="shop import") as database:
         progress.advance(task, 0)  # the first batch is measured from here

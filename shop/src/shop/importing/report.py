@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from shop.importing.loading import Loaded
+from shop.importing.options import TimeFormat
 from shop.importing.retail import Summary
-from shop.importing.time_formats import SHOP_TIME_ZONE, TimeFormat
+from shop.importing.time_formats import SHOP_TIME_ZONE
 
 _REFERENCES_NAMED: Final = 10
 

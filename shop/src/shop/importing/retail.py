@@ -14,9 +14,10 @@ import polars as pl
 
 from shop.importing.classifying import Reason, classify
 from shop.importing.grouping import AMOUNT, group_into_invoices, reject_in_context
+from shop.importing.options import TimeFormat
 from shop.importing.reading import UnreadableFile, read_lines
 from shop.importing.rejects import write_rejects
-from shop.importing.time_formats import NoTimeFormat, TimeFormat, find_time_format
+from shop.importing.time_formats import NoTimeFormat, find_time_format
 
 Status = Literal["delivered", "cancelled", "refunded"]
 

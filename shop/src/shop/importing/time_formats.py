@@ -1,10 +1,11 @@
 """The formats of a retail file's times. A file has one format, which is determined from all of its lines."""
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Final
 
 import polars as pl
+
+from shop.importing.options import TimeFormat
 
 SHOP_TIME_ZONE: Final = "Europe/London"
 
@@ -14,25 +15,6 @@ _SLASHED_TIME: Final = (
     r"^(?<first>[0-9]{1,2})/(?<second>[0-9]{1,2})/(?<year>[0-9]{2}|[1-9][0-9]{3}) "
     r"(?<hour>[0-9]{1,2}):(?<minute>[0-9]{2})(?::(?<seconds>[0-5][0-9]))?$"
 )
-
-
-class TimeFormat(StrEnum):
-    """How a file writes its times. A year has two or four digits. Two digits mean 1969 to 2068, as in POSIX."""
-
-    ISO = "iso"
-    MONTH_FIRST = "month-first"
-    DAY_FIRST = "day-first"
-
-    @property
-    def pattern(self) -> str:
-        return _PATTERNS[self]
-
-
-_PATTERNS: Final = {
-    TimeFormat.ISO: "YYYY-MM-DD HH:MM:SS",
-    TimeFormat.MONTH_FIRST: "M/D/YY H:MM",
-    TimeFormat.DAY_FIRST: "D/M/YY H:MM",
-}
 
 
 class NoTimeFormat(Exception):
