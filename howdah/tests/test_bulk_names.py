@@ -18,7 +18,7 @@ class Separate(Base):
 
 
 NAMES = (
-    *("howdah_locked", "howdah_given", "howdah_requested", "howdah_position"),
+    *("howdah_locked", "howdah_values", "howdah_requested", "howdah_position"),
     *("param_1", "position", "key0", "unnest_1"),
 )
 

@@ -124,11 +124,13 @@ async def test_a_dataclass_changes_only_what_was_passed_or_is_refused(separate: 
 async def test_what_a_constructor_may_have_made_is_refused_with_what_to_pass_instead(
     separate: AsyncSession, write: Any
 ) -> None:
-    wanted = "pass mappings or Pydantic models with what is to be written"
+    wanted = "pass mappings or Pydantic models with the values to write"
     with pytest.raises(TypeError, match=f"whether stamp was passed or is a default: {wanted}") as caught:
         await write(separate, Stamped, [{"id": 1, "name": "A", "stamp": "x"}, Stamped(id=1, name="Two")])
     assert caught.value.__notes__ == ["in row 1 of the input, counted from 0"]
-    with pytest.raises(TypeError, match=f"whether what its own constructor sets was passed or is a default: {wanted}"):
+    with pytest.raises(
+        TypeError, match=f"whether a value that its constructor sets was passed or is a default: {wanted}"
+    ):
         await write(separate, Careful, [Careful(id=1, name="Two")])
 
 
@@ -193,16 +195,16 @@ async def test_objects_that_show_no_change_are_refused(session: AsyncSession) ->
     await make_users(session, 1)
     user = (await session.scalars(select(User))).one()
     user.name = "Two"
-    with pytest.raises(TypeError, match="this User is in a session, whose flush writes its changes"):
+    with pytest.raises(TypeError, match="this User is in a session, which writes its changes on flush"):
         await bulk.update_many(session, User, [user])
     with pytest.raises(TypeError, match="was loaded from the database, and its changes alone don't make"):
         await bulk.upsert_many(session, User, [user], on=["email"])
     assert await bulk.upsert_many(session, User, [user], on=["email"], update=["name"]) == UpsertResult(0, 0, 1)
     session.expunge(user)
-    with pytest.raises(TypeError, match="was loaded from the database and not changed since"):
+    with pytest.raises(TypeError, match="was loaded from the database and not changed"):
         await bulk.update_many(session, User, [user])
     user.id = uuid4()
-    with pytest.raises(TypeError, match="was loaded from the database and got another key"):
+    with pytest.raises(TypeError, match="was loaded from the database and then given another key"):
         await bulk.update_many(session, User, [user])
 
 

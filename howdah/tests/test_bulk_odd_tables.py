@@ -242,7 +242,7 @@ async def test_rows_are_found_by_arrays_and_documents(odd: AsyncSession) -> None
 
 
 async def test_an_onupdate_that_upsert_cant_make_is_named(odd: AsyncSession) -> None:
-    with pytest.raises(TypeError, match=r"can't set Contextual\.shown"):
+    with pytest.raises(TypeError, match=r"can't call the onupdate of Contextual\.shown"):
         await bulk.upsert_many(odd, Contextual, [{"id": 1, "name": "a"}])
 
 

@@ -94,13 +94,13 @@ async def test_no_rows_are_no_work(session: AsyncSession, write: Any) -> None:
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("size", [0, -1])
 async def test_a_chunk_of_no_rows_is_refused(session: AsyncSession, write: Any, size: int) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         await write(session, User, user_rows(1), chunk_size=size)
 
 
 @pytest.mark.parametrize("wrong", [[1, 2], [("a", "b")], [None], [Order()], [UserIn]])
 async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> None:
-    with assert_statements(session, 0), pytest.raises(TypeError, match="a row is a mapping") as caught:
+    with assert_statements(session, 0), pytest.raises(TypeError, match="a row must be a mapping") as caught:
         await bulk.insert_many(session, User, wrong)
     assert caught.value.__notes__ == ["in row 0 of the input, counted from 0"]
 

@@ -125,7 +125,9 @@ async def test_the_version_moves_and_a_stale_one_is_refused(session: AsyncSessio
     rows = (await session.execute(select(Order.version, Order.updated_at, Order.total_cents))).all()
     assert {(version, updated > LONG_AGO, cents) for version, updated, cents in rows} == {(4, True, 7)}
     stale = [{**fresh[0], "version": 4}, {**fresh[1], "version": 3}, {**fresh[2], "version": 4}]
-    with pytest.raises(StaleRow, match=f"1 Order rows have another version by now: {keys[1]}"):
+    with pytest.raises(
+        StaleRow, match=f"1 Order rows don't have the version that the input names; read them again: {keys[1]}"
+    ):
         await bulk.update_many(session, Order, stale)
     assert set(await session.scalars(select(Order.version))) == {4}, "nothing is written"
 
@@ -142,7 +144,9 @@ async def test_all_stale_rows_are_told_and_none_is_written(session: AsyncSession
     keys = await make_orders(session, 9)
     await bulk.update_by_key(session, Order, keys[::2], {"total_cents": 100})
     rows = [{"id": key, "version": 1, "total_cents": 7} for key in reversed(keys)]
-    with pytest.raises(StaleRow, match=r"^5 Order rows have another version by now: .*") as caught:
+    with pytest.raises(
+        StaleRow, match=r"^5 Order rows don't have the version that the input names; read them again: .*"
+    ) as caught:
         await bulk.update_many(session, Order, rows)
     assert caught.value.keys == keys[::-2]
     assert await session.scalar(select(func.count()).where(Order.total_cents == 7)) == 1  # which began with it

@@ -130,9 +130,7 @@ async def test_a_version_with_a_generator_of_its_own_isnt_moved_by_one(tables: A
     held.value = 1
     await tables.flush()
     assert held.version == 20
-    told = (
-        r"InTens\.version has a version_id_generator of its own, .* update the objects one by one, or let the database"
-    )
+    told = r"InTens\.version has its own version_id_generator, .* update the objects one by one, or let the database"
     with pytest.raises(TypeError, match=told):
         await bulk.update_many(tables, InTens, [{"id": 1, "value": 2}])
     with pytest.raises(TypeError, match=told):

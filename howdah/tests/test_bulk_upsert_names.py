@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from howdah import UpsertResult, bulk
 
-NAMES = ["excluded", "old", "new", "written", "howdah_given", "howdah_written", "param_1", "param_2", "is_new", "row"]
+NAMES = ["excluded", "old", "new", "written", "howdah_values", "howdah_written", "param_1", "param_2", "is_new", "row"]
 NAMES += ["count_1", "anon_1", "excluded_1", "set_config", "a%b", 'a"b', "a b", "a(b)", "a.b", "Ä", "select", "id_1"]
 
 

@@ -95,7 +95,7 @@ async def test_what_differs_only_far_behind_is_found(database: Database, place: 
             await bulk.insert_many(session, User, rows)
         assert caught.value.__notes__ == [f"in row {place} of the input, counted from 0"]
         rows[place] = None
-        with pytest.raises(TypeError, match="a row is a mapping") as refused:
+        with pytest.raises(TypeError, match="a row must be a mapping") as refused:
             await bulk.insert_many(session, User, rows)
         assert refused.value.__notes__ == [f"in row {place} of the input, counted from 0"]
         assert await session.scalar(select(func.count()).select_from(User)) == 3000

@@ -275,7 +275,7 @@ class TestKeys:
         with pytest.raises(NotFound) as caught:
             await lock(session, Seat, [("a", 2), ("b", 2)])
         assert caught.value.keys == [("b", 2)]
-        with pytest.raises(ValueError, match="a key of Seat is row, number"):
+        with pytest.raises(ValueError, match="a key of Seat needs one value for each column"):
             await lock(session, Seat, [("a",)])
 
 

@@ -38,7 +38,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import UserDefinedType
 
 from howdah import AsyncRepository, Base, JsonView
-from howdah.pagination import paginate_as, totally_ordered
+from howdah.pagination import paginate_as, with_total_order
 from howdah_tests.support.page_walks import assert_pages_are, walk
 
 
@@ -245,7 +245,7 @@ async def assert_paged(items: AsyncRepository[Gadget], statement: Any, limit: in
     whole = await items.list(statement, limit=None)
     await assert_pages_are(whole, partial(items.page, statement), limit=limit)
     connection = await items.session.connection()
-    every_body = totally_ordered(statement).with_only_columns(GADGET_VIEW.body, maintain_column_froms=True)
+    every_body = with_total_order(statement).with_only_columns(GADGET_VIEW.body, maintain_column_froms=True)
     bodies = (await connection.execute(every_body)).scalars().all()
     await assert_pages_are(
         bodies, partial(paginate_as, GADGET_VIEW.body, connection, statement, count=False), limit=limit

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
 
 from howdah import Page, paginate
-from howdah._reads.sort_keys import follows
+from howdah._reads.sort_keys import is_after_position
 from howdah._reads.sort_values import SortValue
-from howdah.pagination import _sort_keys
+from howdah.pagination import _get_sort_keys
 from howdah_tests.support.sample_models import User
 
 _FIELDS = (User.id, User.email, User.age)
@@ -69,9 +69,11 @@ async def test_a_union_is_paged_in_both_directions(
 
 def condition_of(statement: object) -> str:
     """The condition of the second page, in SQL."""
-    keys = _sort_keys(statement)  # type: ignore[arg-type]
+    keys = _get_sort_keys(statement)  # type: ignore[arg-type]
     return str(
-        follows(keys, [SortValue("1", None) for _ in keys], inclusive=False).compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
+        is_after_position(keys, [SortValue("1", None) for _ in keys], inclusive=False).compile(
+            dialect=postgresql.dialect()  # type: ignore[no-untyped-call]
+        )
     )
 
 

@@ -34,7 +34,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from howdah import AsyncRepository, Page
 from howdah._reads.sort_values import _BUILT_IN
-from howdah.pagination import paginate_as, totally_ordered
+from howdah.pagination import paginate_as, with_total_order
 from howdah_tests.support.page_walks import assert_pages_are, mapped
 
 
@@ -301,7 +301,7 @@ async def test_an_enum_of_a_translated_schema_is_paged(prepared: AsyncConnection
     translated = await prepared.execution_options(schema_translate_map={"shared": "tenant"})
     model = mapped(Enum("b", "a", name="feeling", schema="shared"))
     statement = select(model).order_by(model.value)
-    whole = list(await translated.scalars(totally_ordered(statement).with_only_columns(model.id)))
+    whole = list(await translated.scalars(with_total_order(statement).with_only_columns(model.id)))
     await assert_pages_are(whole, partial(paginate_as, model.id, translated, statement, count=False), limit=2)
 
 

@@ -64,12 +64,14 @@ def test_a_second_argument_goes_before_the_type_parameter() -> None:
 
 @pytest.mark.parametrize("repository", [AsyncRepository, Tenanted, type("Plain", (AsyncRepository,), {})])
 def test_without_a_model_it_says_how_to_name_one(repository: Any) -> None:
-    with pytest.raises(TypeError, match=r"which model\? Pass it, AsyncRepository\(session, User\), or name it, class"):
+    with pytest.raises(
+        TypeError, match=r"has no model: pass it, AsyncRepository\(session, User\), or declare it, class"
+    ):
         repository(AsyncSession())
 
 
 def test_a_models_name_as_text_is_no_model() -> None:
     class Quoted(AsyncRepository["User"]): ...
 
-    with pytest.raises(TypeError, match="which model"):
+    with pytest.raises(TypeError, match="the repository has no model"):
         Quoted(AsyncSession())

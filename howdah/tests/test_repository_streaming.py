@@ -54,7 +54,7 @@ async def test_an_empty_stream_ends_at_once(users: UserRepository) -> None:
 
 
 async def test_a_batch_of_no_rows_is_refused(users: UserRepository) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="batch must be at least 1"):
         await anext(users.stream(batch=0))
 
 

@@ -128,7 +128,7 @@ async def test_an_object_of_no_or_another_session_isnt_silently_left_unwritten(
 async def test_a_key_in_place_of_an_object_is_refused(users: UserRepository) -> None:
     user = await users.create(email="a@example.org", name="A")
     for write in (users.update, users.delete):
-        with pytest.raises(TypeError, match="takes a User, not a UUID: get it first"):
+        with pytest.raises(TypeError, match="pass a User object, as `get` returns it, not a UUID"):
             await write(user.id)  # type: ignore[arg-type]
 
 

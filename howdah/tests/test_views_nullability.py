@@ -308,7 +308,7 @@ def test_what_may_be_null_must_be_optional(model: Any, name: str, kind: Any) -> 
 
 @pytest.mark.parametrize("name", MAY_BE_ABSENT)
 def test_what_may_be_absent_must_be_optional(name: str) -> None:
-    with pytest.raises(ViewCompileError, match=rf"Made\.{name} can't be rendered: its row may be absent"):
+    with pytest.raises(ViewCompileError, match=rf"Made\.{name} can't be rendered: the related row may not exist"):
         JsonView(Thing, create_schema({name: Item}))
     JsonView(Thing, create_schema({name: Item | None}))
 

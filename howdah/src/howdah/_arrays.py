@@ -1,6 +1,6 @@
-"""Columns of values as parameters, one array for each column.
+"""Array parameters: one array for each column, with the values of all rows.
 
-A statement then has the same text and the same number of parameters for any number of rows.
+So a statement has the same text and the same number of parameters for any number of rows.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _DIALECT: Final[Dialect] = asyncpg.dialect()  # type: ignore[no-untyped-call]
 class Array(AsyncpgARRAY):
     """The type of an array parameter.
 
-    The parameter is cast without the length of its items. A cast to `VARCHAR(5)[]` would silently truncate a longer
-    text. Without the cast, the column rejects that text, and a comparison finds it different. An item that is a list
-    (of JSON) is an item, not a further dimension.
+    The parameter is cast to the type of its items without their length. A cast to `VARCHAR(5)[]` would silently
+    truncate a longer text. Without a length, the column rejects that text, and a comparison finds it different. If an
+    item is a list (a JSON value), it is still one item, and not a second dimension of the array.
     """
 
     def __init__(self, item_type: TypeEngine[Any]) -> None:
@@ -37,35 +37,35 @@ class Array(AsyncpgARRAY):
             bound = values if process is None else process(values)
             if bound is None or list not in {*map(type, bound)}:
                 return bound
-            # The items are multiranges, or arrays of a DOMAIN. The driver encodes a list within a list as a further
-            # dimension, but not a tuple.
+            # The items are multiranges, or arrays of a DOMAIN. The driver encodes a list in a list as a second
+            # dimension of the array, but not a tuple in a list.
             return [tuple(item) if type(item) is list else item for item in bound]
 
         return items
 
 
 @compiles(Array, "postgresql")
-def _without_length(array: Array, compiler: Any, **options: Any) -> str:
+def _compile_without_length(array: Array, compiler: Any, **options: Any) -> str:
     text: str = compiler.visit_ARRAY(array, **options)
     if '"' in text:  # a quoted name may contain parentheses itself
         return text
     text = re.sub(r"\(\d+(, ?\d+)?\)", "", text)
-    # without a length, CHAR means one character and BIT means one bit
+    # Without a length, CHAR means one character, and BIT means one bit.
     text = re.sub(r"^CHAR\b", "BPCHAR", text)
     return re.sub(r"^BIT\b(?! VARYING)", "BIT VARYING", text)
 
 
-def array_of(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:
-    """The values as one parameter.
+def build_array(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:
+    """A parameter with all the values.
 
-    SQLAlchemy names the parameters of an INSERT or UPDATE after their columns, and rejects a second parameter of the
-    same name. So this one has a name that a column is unlikely to have.
+    SQLAlchemy names the parameters of an INSERT or UPDATE after the columns, and rejects a second parameter with the
+    same name. So this parameter has a name that a column is unlikely to have.
     """
     return bindparam("howdah parameter", [*values], Array(item_type), unique=True)
 
 
-def postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type on PostgreSQL: its variant for PostgreSQL, without a `TypeDecorator` around it."""
+def resolve_postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type that is used on PostgreSQL: its variant for PostgreSQL, without a `TypeDecorator` around it."""
     plain = kind.dialect_impl(_DIALECT)
     while isinstance(plain, TypeDecorator):
         plain = plain.impl_instance
@@ -86,26 +86,26 @@ def fits_in_array(column: Column[Any]) -> bool:
     Arrays can't, because `unnest` would flatten them. Neither can values that the column's type writes by an SQL
     expression.
     """
-    return not isinstance(postgresql_type(column.type), ARRAY) and not writes_by_expression(column.type)
+    return not isinstance(resolve_postgresql_type(column.type), ARRAY) and not writes_by_expression(column.type)
 
 
-def given(
-    columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, name: str = "howdah_given"
+def unnest_arrays(
+    columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, name: str = "howdah_values"
 ) -> tuple[TableValuedAlias, dict[str, Any]]:
-    """A table of the values, and the expressions that a write takes from it, by name.
+    """A table with the values (`unnest` of arrays), and by name the expressions that a statement writes or compares.
 
-    Each item of `columns` is the name of a column of that table, the column that gives its type, and its values. An
-    `itertools.repeat` stands for a value that is the same in all rows: its expression is a parameter instead of a
-    column. `name` is the name of the table.
+    `columns` has, by name, a column whose type is used, and the values. Each becomes a column of the table with that
+    name. If the values are an `itertools.repeat`, the same value is written to all rows: the expression is then a
+    parameter, and not a column of the table. `name` is the name of the table.
     """
     varying = {name: (each, values) for name, (each, values) in columns.items() if not isinstance(values, repeat)}
-    arrays = [array_of(values, each.type) for each, values in varying.values()]
+    arrays = [build_array(values, each.type) for each, values in varying.values()]
     named = [column(name, each.type) for name, (each, _) in varying.items()]
     table = func.unnest(*arrays).table_valued(*named).render_derived(name=name)
-    taken = {
+    expressions = {
         name: bindparam("howdah parameter", next(values), each.type, unique=True)
         if isinstance(values, repeat)
         else table.c[name]
         for name, (each, values) in columns.items()
     }
-    return table, taken
+    return table, expressions

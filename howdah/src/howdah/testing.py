@@ -26,6 +26,18 @@ Fixtures. Override any of them:
 
 from __future__ import annotations
 
+__all__ = [
+    "assert_statements",
+    "committed_database",
+    "committed_url",
+    "database",
+    "database_url",
+    "migrate",
+    "postgres_url",
+    "session",
+    "template",
+]
+
 import asyncio
 import hashlib
 import os

@@ -11,7 +11,7 @@ from typing import TypedDict
 from fastapi import FastAPI
 
 from howdah import Database
-from howdah.fastapi import problems
+from howdah.fastapi import describe_problems
 from shop import tables
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_routes import router as account_routes
@@ -72,7 +72,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
     for router in (user_routes, order_routes, account_routes, transfer_routes):
-        app.include_router(router, responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
+        app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
     app.include_router(health_routes)
     app.include_router(metrics_routes)
     errors.install(app)

@@ -1,4 +1,7 @@
-"""Whether the value of an SQL expression can be NULL. If that isn't certain, it can."""
+"""Whether the value of an SQL expression can be NULL. If that isn't certain, it can.
+
+Pages use this for sort keys (how NULLs are ordered is in `howdah._reads.sort_keys`), and views for required fields.
+"""
 
 from __future__ import annotations
 
@@ -91,25 +94,25 @@ def can_be_null(expression: Any, sources: Sequence[FromClause]) -> bool:  # noqa
         case UnaryExpression() if expression.operator in _STRICT_OPERATORS:
             return can_be_null(expression.element, sources)
         case ScalarSelect():
-            return _scalar_can_be_null(expression.element)
+            return _subquery_can_be_null(expression.element)
     return True
 
 
 def _function_can_be_null(function: Any, sources: Sequence[FromClause]) -> bool:
     arguments = [*function.clauses]
     name = getattr(function, "name", "").lower()
-    if getattr(function, "packagenames", None):  # a function of the user's own
+    if getattr(function, "packagenames", None):  # in a schema, so not a built-in function of the same name
         return True
     if name == "coalesce":
         return all(can_be_null(each, sources) for each in arguments)
     if name in _STRICT_FUNCTIONS:
         if name in {"lower", "upper"} and not all(isinstance(each.type, String) for each in arguments):
-            return True  # of a range, whose bound may be missing
+            return True  # the bound of a range, which may have none
         return any(can_be_null(each, sources) for each in arguments)
     return name not in _NEVER_NULL_FUNCTIONS
 
 
-def _scalar_can_be_null(select: Any) -> bool:
+def _subquery_can_be_null(select: Any) -> bool:
     """Whether a scalar subquery can be NULL. It is NULL without a row; only an aggregate of all rows always has one."""
     if not isinstance(select, Select) or len(select.selected_columns) != 1:
         return True
@@ -128,48 +131,50 @@ def _has_aggregate(expression: Any) -> bool:
 
 
 def _column_can_be_null(column: ColumnClause[Any], sources: Sequence[FromClause]) -> bool:
+    """Whether a column can be NULL in a row of these sources, which may add NULLs by an outer join."""
     table = column.table
     for source in sources:
-        for leaf, is_outer in _leaves(source):
-            if leaf == table:
-                return is_outer or _stored_can_be_null(column, table)
+        for joined_table, is_outer in _iterate_tables(source):
+            if joined_table == table:
+                return is_outer or _column_of_table_can_be_null(column, table)
     for source in sources:
-        found: Any = source.corresponding_column(column)  # the source is a subquery on the table
-        if found is not None and found.table != table:
-            return _column_can_be_null(found, [source])
-    return _stored_can_be_null(column, table)
+        outer_column: Any = source.corresponding_column(column)  # the source is a subquery on the table
+        if outer_column is not None and outer_column.table != table:
+            return _column_can_be_null(outer_column, [source])
+    return _column_of_table_can_be_null(column, table)
 
 
-def _stored_can_be_null(column: ColumnClause[Any], table: Any) -> bool:
+def _column_of_table_can_be_null(column: ColumnClause[Any], table: Any) -> bool:
+    """Whether a column can be NULL in the rows of its own table, alias or subquery."""
     if isinstance(table, Table):
         return not isinstance(column, Column) or bool(column.nullable)
     if not isinstance(table, AliasedReturnsRows) or column.key not in table.c:
         return True
     element = table.element
-    if isinstance(element, FromClause) and not isinstance(element, Join):  # an alias of it
-        return column.key not in element.c or _stored_can_be_null(element.c[column.key], element)
-    place = table.c.keys().index(column.key)
-    for each in _selects(element):
-        if each is None or len(each.selected_columns) != len(table.c):
+    if isinstance(element, FromClause) and not isinstance(element, Join):  # the table is an alias of it
+        return column.key not in element.c or _column_of_table_can_be_null(element.c[column.key], element)
+    position = table.c.keys().index(column.key)
+    for part in _iterate_union(element):
+        if not isinstance(part, Select) or len(part.selected_columns) != len(table.c):  # for example VALUES
             return True
-        if can_be_null([*each.selected_columns][place], each.get_final_froms()):
+        if can_be_null([*part.selected_columns][position], part.get_final_froms()):
             return True
     return False
 
 
-def _selects(element: Any) -> Iterator[Select[Any] | None]:
-    """The SELECTs that return the rows; None for rows of anything else, such as VALUES."""
+def _iterate_union(element: Any) -> Iterator[Any]:
+    """The parts of a UNION (or INTERSECT, EXCEPT), or the element itself if it isn't one."""
     if isinstance(element, CompoundSelect):
         for each in element.selects:
-            yield from _selects(each)
+            yield from _iterate_union(each)
     else:
-        yield element if isinstance(element, Select) else None
+        yield element
 
 
-def _leaves(source: Any, *, is_outer: bool = False) -> Iterator[tuple[Any, bool]]:
-    """The tables that a FROM element joins; true for those that an outer join may fill with NULL."""
+def _iterate_tables(source: Any, *, is_outer: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The tables that a FROM element joins, each with whether an outer join can fill its columns with NULL."""
     if isinstance(source, Join):
-        yield from _leaves(source.left, is_outer=is_outer or source.full)
-        yield from _leaves(source.right, is_outer=is_outer or source.full or source.isouter)
+        yield from _iterate_tables(source.left, is_outer=is_outer or source.full)
+        yield from _iterate_tables(source.right, is_outer=is_outer or source.full or source.isouter)
     else:
         yield source, is_outer

@@ -14,8 +14,9 @@ ItemT = TypeVar("ItemT")
 class Page(Generic[ItemT]):
     """Consecutive rows of a list query, in its order.
 
-    `next` and `previous` are cursors for `after=` and `before=`. They are None at the ends of the list. `total` is None
-    if `count` wasn't requested. `total_capped` is true if there are more rows than the cap in `count`.
+    `next` and `previous` are cursors for `after=` and `before=`. They are None at the ends of the list. `total` is the
+    number of all rows of the list query, or None if `count` wasn't requested. If `count` is a number, `total` is at
+    most that number, and `total_capped` is true if there are more rows.
 
     Pydantic validates the items of `Page[Schema]` like those of `list[Schema]`. It writes `total` and `total_capped`
     only if the rows were counted.
@@ -35,12 +36,12 @@ class Page(Generic[ItemT]):
 
     # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
     @model_serializer(mode="wrap")
-    def _write(self, write: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
-        return without_missing_total(self.total, write(self))
+    def _serialize(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        return omit_missing_total(self.total, serialize(self))
 
 
-def without_missing_total(total: int | None, written: Any) -> Any:
+def omit_missing_total(total: int | None, serialized: Any) -> Any:
     """The members of a page, without `total` and `total_capped` if the rows were not counted."""
-    if total is None and isinstance(written, dict):
-        return {name: value for name, value in written.items() if name not in ("total", "total_capped")}
-    return written
+    if total is None and isinstance(serialized, dict):
+        return {name: value for name, value in serialized.items() if name not in ("total", "total_capped")}
+    return serialized

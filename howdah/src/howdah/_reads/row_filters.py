@@ -26,62 +26,68 @@ _DATE_CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 _TIME_CLOCKS: Final = frozenset({"gmtime", "localtime", "time", "time_ns"})
 
 # A literal time in the code has no microseconds. A recent time with microseconds comes from a clock.
-_RECENT: Final = timedelta(hours=1)
+_RECENT_PERIOD: Final = timedelta(hours=1)
 
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
-    """Raise `ViewCompileError` for a row filter that depends on the time or on the context, as far as this can be detected.
+    """Raise `ViewCompileError` for a row filter that depends on the time or on the context, if that can be detected.
 
     It is detected if the filter reads a clock or a context variable, or if two evaluations differ. A variable that
     changes later isn't detected.
     """
 
-    def refusal(reason: str) -> ViewCompileError:
+    def make_error(reason: str) -> ViewCompileError:
         return ViewCompileError(f"where[{model.__name__}]", f"{reason}. {_REMEDY}")
 
-    inspect(model)  # an unmapped class is another error
+    inspect(model)  # raises NoInspectionAvailable for a class that isn't mapped
     entity: Any = aliased(model)
-    criterion, read = _evaluated(row_filter, entity)
-    if read is not None:
-        raise refusal(f"it reads {read}")
+    criterion, volatile_inputs = _evaluate_watched(row_filter, entity)
+    if volatile_inputs:
+        raise make_error(f"it reads {volatile_inputs[0]}")
     if not isinstance(criterion, ColumnElement) and not hasattr(criterion, "__clause_element__"):
-        raise refusal(f"it returns {criterion!r}, which is no SQL expression")
+        raise make_error(f"it returns {criterion!r}, which isn't an SQL expression")
     try:
+        # In an empty context a context variable has its default value, or raises LookupError.
         again = contextvars.Context().run(row_filter, entity)
-        is_same = _compiled(criterion) == _compiled(again)
+        is_same = _compile(criterion) == _compile(again)
     except Exception as error:
-        raise refusal(f"in an empty context it raises {type(error).__name__}") from error
+        raise make_error(f"in an empty context it raises {type(error).__name__}") from error
     if not is_same:
-        raise refusal("two evaluations return different criteria")
+        raise make_error("two evaluations return different criteria")
     for part in visitors.iterate(select(literal(1)).where(criterion)):
         if isinstance(part, BindParameter):
             if part.callable is not None or (part.required and part.value is None):
-                raise refusal(f"its parameter {part.key!r} has no value yet")
+                raise make_error(f"its parameter {part.key!r} has no value yet")
             if _is_recent(part.value):
-                raise refusal(f"its parameter {part.value} was taken from a clock")
+                raise make_error(f"its parameter {part.value} was taken from a clock")
 
 
-def _evaluated(row_filter: RowFilter, entity: Any) -> tuple[Any, str | None]:
-    """The criterion, and the first context variable or clock that was read to make it."""
-    read: list[str] = []
+def _evaluate_watched(row_filter: RowFilter, entity: Any) -> tuple[Any, list[str]]:
+    """The criterion, and the context variables and clocks that were read to make it.
+
+    A profile function sees every call of a function that is written in C, as these are. A criterion doesn't show where
+    its values came from.
+    """
+    volatile_inputs: list[str] = []
 
     def watch(_frame: Any, event: str, function: Any) -> None:
-        found = _volatile(function) if event == "c_call" else None
-        if found is not None:
-            read.append(found)
+        volatile = _describe_volatile(function) if event == "c_call" else None
+        if volatile is not None:
+            volatile_inputs.append(volatile)
 
-    before = sys.getprofile()
+    previous = sys.getprofile()  # of a profiler or a coverage tool
     sys.setprofile(watch)
     try:
         criterion = row_filter(entity)
     finally:
-        sys.setprofile(before)
-    return criterion, read[0] if read else None
+        sys.setprofile(previous)
+    return criterion, volatile_inputs
 
 
-def _volatile(function: Any) -> str | None:
+def _describe_volatile(function: Any) -> str | None:
+    """What a call of this function reads, if that is a context variable or a clock; otherwise None."""
     owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
     if isinstance(owner, contextvars.ContextVar):
         return f"the context variable {owner.name!r}" if name == "get" else None
@@ -90,7 +96,7 @@ def _volatile(function: Any) -> str | None:
     return "the clock" if owner is time and name in _TIME_CLOCKS else None
 
 
-def _compiled(criterion: Any) -> tuple[str, Mapping[str, Any]]:
+def _compile(criterion: Any) -> tuple[str, Mapping[str, Any]]:
     compiled = select(literal(1)).where(criterion).compile(dialect=_DIALECT)
     return str(compiled), compiled.params
 
@@ -100,4 +106,4 @@ def _is_recent(value: Any) -> bool:
         return False
     aware = value if value.tzinfo is not None else value.astimezone()
     now = datetime.now(UTC)
-    return now - _RECENT < aware <= now
+    return now - _RECENT_PERIOD < aware <= now

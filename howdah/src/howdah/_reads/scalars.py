@@ -1,7 +1,8 @@
 """SQL expressions that write one column's value as Pydantic does: a renderer for each type of Pydantic field.
 
-The arguments of a renderer are the value, its type in PostgreSQL (`stored_type`), the field's node and the model's
-config. It returns an expression that `row_to_json` writes as the model does, or None if that isn't possible.
+The arguments of a renderer are the value, its type in PostgreSQL (`get_stored_type`), the field's node and the model's
+config. It returns an expression that `row_to_json` writes as the model does. It returns None if the field's type can't
+be rendered from a column of this type; `rendering` then raises `ViewCompileError`.
 """
 
 from __future__ import annotations
@@ -42,25 +43,31 @@ from howdah.models import AwareDateTime
 Render = Callable[[ColumnElement[Any], TypeEngine[Any], Any, Mapping[str, Any]], ColumnElement[Any] | None]
 
 _DAY_SECONDS: Final = 86_400
-# A timedelta must be shorter than this.
-_TIMEDELTA_SECONDS: Final = _DAY_SECONDS * 10**9
+# A timedelta must be shorter than this (`timedelta.max` has 999,999,999 days).
+_MAX_TIMEDELTA_SECONDS: Final = _DAY_SECONDS * 10**9
 _DIALECT: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
+
+_OTHER_WAY: Final = "map the column with another type, or read the row with a repository"
 
 # Methods of a type that convert values, in Python after reading or in SQL.
 _CONVERSIONS: Final = ("column_expression", "process_result_value", "result_processor")
 
 
-def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
+def get_stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
     """The type of a column in PostgreSQL. Raises `ViewCompileError` if the type converts stored values in Python."""
     if isinstance(kind, NullType):
-        raise ViewCompileError(path, "its type isn't known: give the expression one, func.length(..., type_=Integer)")
-    if not isinstance(kind, AwareDateTime) and any(_is_foreign(type(kind), name) for name in _CONVERSIONS):
-        raise ViewCompileError(path, f"{kind!r} makes its values in Python")
+        raise ViewCompileError(
+            path, "its type isn't known: give the expression a type, func.length(..., type_=Integer)"
+        )
+    if not isinstance(kind, AwareDateTime) and any(_is_overridden(type(kind), name) for name in _CONVERSIONS):
+        raise ViewCompileError(path, f"{kind!r} converts its values in Python: {_OTHER_WAY}")
     stored: TypeEngine[Any] = kind.dialect_impl(_DIALECT)  # applies variants and load_dialect_impl()
     if isinstance(stored, DOMAIN):
-        inner = stored_type(stored.data_type, path)
-        if isinstance(inner, SqlEnum) or not (isinstance(inner, _AS_THE_DRIVER_READS) or is_decimal(inner)):
-            raise ViewCompileError(path, f"SQLAlchemy doesn't convert the values of a domain over {stored.data_type!r}")
+        inner = get_stored_type(stored.data_type, path)
+        if isinstance(inner, SqlEnum) or not (isinstance(inner, _READ_WITHOUT_CONVERSION) or is_decimal(inner)):
+            raise ViewCompileError(
+                path, f"SQLAlchemy doesn't convert the values of a domain over {stored.data_type!r}: {_OTHER_WAY}"
+            )
         return inner
     if not isinstance(stored, TypeDecorator) or isinstance(stored, Interval):
         return stored
@@ -68,26 +75,28 @@ def stored_type(kind: TypeEngine[Any], path: str) -> TypeEngine[Any]:
         type(stored).process_result_value is not TypeDecorator.process_result_value
         or type(stored).result_processor is not TypeDecorator.result_processor
     ) and not isinstance(stored, AwareDateTime):
-        raise ViewCompileError(path, f"{kind!r} makes its values in Python")
-    return stored_type(stored.impl_instance, path)
+        raise ViewCompileError(path, f"{kind!r} converts its values in Python: {_OTHER_WAY}")
+    return get_stored_type(stored.impl_instance, path)
 
 
-def quoted(text: str) -> str:
+def quote_literal(text: str) -> str:
     """The text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def _is_foreign(kind: type[Any], name: str) -> bool:
+def _is_overridden(kind: type[Any], name: str) -> bool:
     """Whether the method isn't SQLAlchemy's own."""
     method = getattr(kind, name, None)
     return method is not None and not (method.__module__ or "").startswith("sqlalchemy.")
 
 
 # SQLAlchemy has no result processor for a domain. So the domain's base type must be one that needs none.
-_AS_THE_DRIVER_READS: Final = (Boolean, Date, DateTime, Integer, LargeBinary, String)
+_READ_WITHOUT_CONVERSION: Final = (Boolean, Date, DateTime, Integer, LargeBinary, String)
 
 
-def _as_it_is(*kinds: type[TypeEngine[Any]]) -> Render:
+def _render_unchanged(*kinds: type[TypeEngine[Any]]) -> Render:
+    """A renderer for fields that `row_to_json` writes like Pydantic if the column has one of these types."""
+
     def render(
         value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
     ) -> ColumnElement[Any] | None:
@@ -96,34 +105,40 @@ def _as_it_is(*kinds: type[TypeEngine[Any]]) -> Render:
     return render
 
 
-def _text(
+def _render_text(
     value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if isinstance(kind, SqlEnum):
-        return _member_values(value, kind) if kind.enum_class is None or issubclass(kind.enum_class, str) else None
+        return (
+            _render_member_values(value, kind) if kind.enum_class is None or issubclass(kind.enum_class, str) else None
+        )
     if isinstance(kind, Uuid) and not kind.as_uuid:  # SQLAlchemy reads it as a text
-        return _uuid(value, kind, node, _config)
+        return _render_uuid(value, kind, node, _config)
     return value if isinstance(kind, String) else None
 
 
-def _integer(
+def _render_integer(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if isinstance(kind, SqlEnum):
-        return _member_values(value, kind) if kind.enum_class is not None and issubclass(kind.enum_class, int) else None
+        return (
+            _render_member_values(value, kind)
+            if kind.enum_class is not None and issubclass(kind.enum_class, int)
+            else None
+        )
     return value if isinstance(kind, Integer) else None
 
 
-def _literal(
+def _render_literal(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if isinstance(kind, SqlEnum):
         plain = kind.enum_class is None or issubclass(kind.enum_class, str | int)
-        return _member_values(value, kind) if plain else None
+        return _render_member_values(value, kind) if plain else None
     return value if isinstance(kind, String | Integer | Boolean) else None
 
 
-def _uuid(
+def _render_uuid(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if not isinstance(kind, Uuid):
@@ -131,7 +146,7 @@ def _uuid(
     return value if kind.native_uuid else cast(value, Uuid())  # stored as CHAR(32), without dashes
 
 
-def _decimal(
+def _render_decimal(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     return cast(value, Text) if isinstance(kind, Integer) or is_decimal(kind) else None
@@ -147,17 +162,22 @@ def is_float(kind: TypeEngine[Any]) -> bool:
     return isinstance(kind, Float) and not kind.asdecimal
 
 
-def _moment(
+def _render_date_or_datetime(
     value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
-    """A date or a datetime. As in Python, infinities are the minimum and the maximum of the type."""
-    least, greatest, first, end = ("0001-01-01", "9999-12-31", "'0001-01-01'", "'10000-01-01'")
+    """A date or a datetime. As in Python, infinities are the minimum and the maximum of the type.
+
+    Other values outside of the years 1 to 9999 raise an error in PostgreSQL, as they would in Python.
+    """
+    minimum, maximum, first, end = ("0001-01-01", "9999-12-31", "'0001-01-01'", "'10000-01-01'")
     if node["type"] == "datetime":
         zone = "Z" if getattr(kind, "timezone", False) else ""
         first, end = f"'0001-01-01 00:00{zone}'", f"'10000-01-01 00:00{zone}'"
-        least, greatest = f"{least}T00:00:00{zone}", f"{greatest}T23:59:59.999999{zone}"
+        minimum, maximum = f"{minimum}T00:00:00{zone}", f"{maximum}T23:59:59.999999{zone}"
         moment = func.timezone(literal_column("'UTC'"), value) if zone else value
-        text = func.to_char(moment, literal_column(quoted('YYYY-MM-DD"T"HH24:MI:SS.US' + (zone and f'"{zone}"'))))
+        text = func.to_char(
+            moment, literal_column(quote_literal('YYYY-MM-DD"T"HH24:MI:SS.US' + (zone and f'"{zone}"')))
+        )
         finite = func.replace(text, literal_column(f"'.000000{zone}'"), literal_column(f"'{zone}'"))
     else:
         finite = func.to_char(value, literal_column("'YYYY-MM-DD'"))
@@ -166,44 +186,46 @@ def _moment(
     return case(
         (and_(value >= literal_column(first), value < literal_column(end)), finite),
         (value.is_(None), null()),
-        (value == literal_column("'infinity'"), literal_column(quoted(greatest))),
-        (value == literal_column("'-infinity'"), literal_column(quoted(least))),
-        else_=_refused(value, "not in the years 1 to 9999"),
+        (value == literal_column("'infinity'"), literal_column(quote_literal(maximum))),
+        (value == literal_column("'-infinity'"), literal_column(quote_literal(minimum))),
+        else_=_raise_in_postgres(value, "not in the years 1 to 9999"),
     )
 
 
-def _time(
+def _render_time(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if not isinstance(kind, Time) or kind.timezone:  # PostgreSQL writes +02, which Pydantic rejects
         return None
     text = func.to_char(cast(value, INTERVAL), literal_column("'HH24:MI:SS.US'"))
-    written = func.replace(text, literal_column("'.000000'"), literal_column("''"))
-    return case((value == literal_column("'24:00'"), _refused(value, "no time of Python")), else_=written)
+    without_fraction = func.replace(text, literal_column("'.000000'"), literal_column("''"))
+    error = _raise_in_postgres(value, "Python has no such time")
+    return case((value == literal_column("'24:00'"), error), else_=without_fraction)
 
 
-def _timedelta(
+def _render_timedelta(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
+    """An ISO 8601 duration in days and seconds, or with `ser_json_timedelta="float"` a number of seconds."""
     if isinstance(kind, INTERVAL):
-        # EXTRACT counts 365.25 days for a year, the driver 365
+        # EXTRACT counts 365.25 days for a year, the driver 365. The difference is a quarter of a day.
         seconds = func.extract("epoch", value) - func.extract("year", value) * (_DAY_SECONDS // 4)
     elif isinstance(kind, Interval):  # SQLAlchemy stores it as a timestamp, counted from 1970
         seconds = func.extract("epoch", value)
     else:
         return None
     size = func.abs(seconds)
-    written: Any = seconds
-    refused: Any = _refused(value, "too long for a timedelta")
+    json_value: Any = seconds
+    error: Any = _raise_in_postgres(value, "too long for a timedelta")
     if config.get("ser_json_timedelta", "iso8601") == "float":
-        refused = cast(refused, Numeric)
+        error = cast(error, Numeric)
     else:  # days and seconds, because Pydantic reads at most 32 bits of seconds
         sign = case((seconds < 0, "-"), else_="")
-        written = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
-    return case((value.is_(None), null()), (size < _TIMEDELTA_SECONDS, written), else_=refused)
+        json_value = func.concat(sign, "P", func.div(size, _DAY_SECONDS), "DT", func.mod(size, _DAY_SECONDS), "S")
+    return case((value.is_(None), null()), (size < _MAX_TIMEDELTA_SECONDS, json_value), else_=error)
 
 
-def _bytes(
+def _render_bytes(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if not isinstance(kind, LargeBinary):
@@ -216,7 +238,7 @@ def _bytes(
     return func.convert_from(value, "UTF8")
 
 
-def _float(
+def _render_float(
     value: ColumnElement[Any], kind: TypeEngine[Any], _node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if isinstance(kind, Float):
@@ -226,49 +248,49 @@ def _float(
     return value if isinstance(kind, Numeric | Integer) else None
 
 
-def _enum(
+def _render_enum(
     value: ColumnElement[Any], kind: TypeEngine[Any], node: Any, _config: Mapping[str, Any]
 ) -> ColumnElement[Any] | None:
     if isinstance(kind, SqlEnum):
-        return _member_values(value, kind) if kind.enum_class in (None, node["cls"]) else None
+        return _render_member_values(value, kind) if kind.enum_class in (None, node["cls"]) else None
     return value if isinstance(kind, String | Integer) else None
 
 
-def _member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnElement[Any] | None:
-    """The values of the enum members. PostgreSQL stores their labels."""
+def _render_member_values(value: ColumnElement[Any], kind: SqlEnum) -> ColumnElement[Any] | None:
+    """The values of the enum members, or None if they aren't all texts or all integers. PostgreSQL stores labels."""
     if kind.enum_class is None:
         return value
     to_member: Any = kind.result_processor(_DIALECT, None)  # type: ignore[no-untyped-call]
-    written = {label: to_member(label).value for label in kind.enums}
-    if all(label == json for label, json in written.items()):
+    value_by_label = {label: to_member(label).value for label in kind.enums}
+    if all(label == member_value for label, member_value in value_by_label.items()):
         return value
-    (type_, *others) = {type(json) for json in written.values()}
+    (type_, *others) = {type(member_value) for member_value in value_by_label.values()}
     if others or not issubclass(type_, str | int):
         return None
     # For an unknown label SQLAlchemy raises LookupError. Here a cast fails, and its error shows the label.
     label = cast(value, Text)
-    unknown = _refused(value, "unknown label")
-    return case(written, value=label, else_=cast(unknown, Integer) if issubclass(type_, int) else unknown)
+    unknown = _raise_in_postgres(value, "unknown label")
+    return case(value_by_label, value=label, else_=cast(unknown, Integer) if issubclass(type_, int) else unknown)
 
 
-def _refused(value: ColumnElement[Any], reason: str) -> ColumnElement[str]:
-    """A cast that fails in PostgreSQL. Its error message contains the reason and the value."""
+def _raise_in_postgres(value: ColumnElement[Any], reason: str) -> ColumnElement[str]:
+    """A cast of a text to an integer, which fails in PostgreSQL. Its error message has the reason and the value."""
     return cast(cast(literal(f"{reason}: ").concat(cast(value, Text)), Integer), Text)
 
 
 SCALARS: Final[Mapping[str, Render]] = {
-    "any": _as_it_is(String, Integer, Boolean),
-    "bool": _as_it_is(Boolean),
-    "bytes": _bytes,
-    "date": _moment,
-    "datetime": _moment,
-    "decimal": _decimal,
-    "enum": _enum,
-    "float": _float,
-    "int": _integer,
-    "literal": _literal,
-    "str": _text,
-    "time": _time,
-    "timedelta": _timedelta,
-    "uuid": _uuid,
+    "any": _render_unchanged(String, Integer, Boolean),
+    "bool": _render_unchanged(Boolean),
+    "bytes": _render_bytes,
+    "date": _render_date_or_datetime,
+    "datetime": _render_date_or_datetime,
+    "decimal": _render_decimal,
+    "enum": _render_enum,
+    "float": _render_float,
+    "int": _render_integer,
+    "literal": _render_literal,
+    "str": _render_text,
+    "time": _render_time,
+    "timedelta": _render_timedelta,
+    "uuid": _render_uuid,
 }

@@ -1,4 +1,15 @@
-"""Sort keys: the order of a page, and the condition for the rows after a position in that order."""
+"""Sort keys: the order of a page, and the condition for the rows after a position in that order.
+
+How NULLs are ordered is decided here, in three places that must agree:
+
+- `parse_order` reads `nulls_first()` and `nulls_last()`. Without them PostgreSQL's default applies: NULLs come last in
+  an ascending order, and first in a descending one.
+- `SortKey.to_order_by` writes that order.
+- `SortKey.is_after` is the condition for the rows after a NULL, and for the NULLs after a value.
+
+A comparison with NULL is NULL in SQL, so a row with a NULL satisfies neither `>` nor `<`. All NULLs are equal in an
+order. `howdah._reads.nullability` decides which sort keys can be NULL at all.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +34,19 @@ from sqlalchemy.sql.elements import ClauseList
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
-from howdah._reads.sort_values import SortValue, as_stored
+from howdah._reads.sort_values import SortValue, cast_text
 from howdah._sqlalchemy import LABEL_REFERENCE, TEXT_REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
 class SortKey:
-    """One expression of the order, and its direction."""
+    """One expression of the order, its direction, and the place of its NULLs.
+
+    `nullable` is false only if the expression certainly can't be NULL. The condition for the next page is then simpler.
+    """
 
     column: ColumnElement[Any]
-    descending: bool
+    is_descending: bool
     nulls_first: bool
     nullable: bool = True
 
@@ -46,59 +60,77 @@ class SortKey:
         """The column without its mapped type, whose operators and conversions must not apply."""
         return type_coerce(self.column, NullType())
 
-    def reversed(self) -> SortKey:
-        return replace(self, descending=not self.descending, nulls_first=not self.nulls_first)
+    def reverse(self) -> SortKey:
+        """The same key in the opposite order, NULLs included."""
+        return replace(self, is_descending=not self.is_descending, nulls_first=not self.nulls_first)
 
-    def clause(self) -> ColumnElement[Any]:
-        clause = self.column.desc() if self.descending else self.column.asc()
-        if self.nulls_first == self.descending:  # PostgreSQL's own default; saying it would hide a plain index
-            return clause
+    def to_order_by(self) -> ColumnElement[Any]:
+        """The clause for ORDER BY."""
+        clause = self.column.desc() if self.is_descending else self.column.asc()
+        if self.nulls_first == self.is_descending:
+            return clause  # PostgreSQL's default, which is also the order of a plain index
         return clause.nulls_first() if self.nulls_first else clause.nulls_last()
 
-    def equals(self, value: SortValue) -> ColumnElement[bool]:
-        return self.raw.is_(None) if value.text is None else self.raw == self.stored(value)
+    def is_equal(self, value: SortValue) -> ColumnElement[bool]:
+        """The condition that a row has this value. NULL is equal to NULL."""
+        return self.raw.is_(None) if value.is_null else self.raw == self.cast(value)
 
-    def after(self, value: SortValue) -> ColumnElement[bool]:
-        """True for values that sort after this one."""
-        if value.text is None:
-            return self.raw.is_not(None) if self.nulls_first else false()
-        bound = self.stored(value)
-        behind: ColumnElement[bool] = self.raw < bound if self.descending else self.raw > bound
+    def is_after(self, value: SortValue) -> ColumnElement[bool]:
+        """The condition that a row sorts after this value, by this key alone."""
+        return self._is_after_null() if value.is_null else self._is_after_value(value)
+
+    def _is_after_null(self) -> ColumnElement[bool]:
+        """If NULLs come first, every value is after them. If they come last, nothing is."""
+        return self.raw.is_not(None) if self.nulls_first else false()
+
+    def _is_after_value(self, value: SortValue) -> ColumnElement[bool]:
+        """If NULLs come last, they are after every value."""
+        bound = self.cast(value)
+        is_beyond: ColumnElement[bool] = self.raw < bound if self.is_descending else self.raw > bound
         if self.nulls_first or not self.nullable:
-            return behind
-        return or_(behind, self.raw.is_(None))
+            return is_beyond
+        return or_(is_beyond, self.raw.is_(None))
 
-    def stored(self, value: SortValue) -> ColumnElement[Any]:
-        return as_stored(value, self.kind)
+    def cast(self, value: SortValue) -> ColumnElement[Any]:
+        """The value as an SQL expression that can be compared with `raw`."""
+        return cast_text(value, self.kind)
 
 
 def parse_order(clause: ColumnElement[Any]) -> list[SortKey]:
     """The sort keys of one clause of ORDER BY. A composite attribute or a `Bundle` has several."""
-    descending, nulls_first = False, None
+    is_descending = False
+    nulls_first: bool | None = None  # as long as no modifier is found
     while True:
         if isinstance(clause, LABEL_REFERENCE | Label):
             clause = clause.element
         elif isinstance(clause, UnaryExpression) and clause.modifier in _MODIFIERS:
             if clause.modifier in (operators.asc_op, operators.desc_op):
-                descending = clause.modifier is operators.desc_op
+                is_descending = clause.modifier is operators.desc_op
             else:
                 nulls_first = clause.modifier is operators.nulls_first_op
             clause = clause.element
         else:
             break
     if not isinstance(clause, _LISTS):
-        return [SortKey(clause, descending, descending if nulls_first is None else nulls_first)]
-    if descending or nulls_first is not None:  # SQLAlchemy 2.0 writes `a, b DESC`, which reverses only b
-        raise ValueError(f"a direction can't be given for several columns at once: order by each of {clause}")
+        # By default PostgreSQL sorts NULLs as if they were larger than all values.
+        return [SortKey(clause, is_descending, is_descending if nulls_first is None else nulls_first)]
+    if is_descending or nulls_first is not None:  # SQLAlchemy 2.0 writes `a, b DESC`, which reverses only b
+        raise ValueError(
+            f"one direction can't apply to several columns in ORDER BY: apply desc(), nulls_first() or nulls_last() to "
+            f"each of {clause}"
+        )
     return [key for each in clause.clauses for key in parse_order(each)]
 
 
-def refuse_unstable(keys: Sequence[SortKey]) -> None:
+def reject_unstable_order(keys: Sequence[SortKey]) -> None:
     """Raise `ValueError` for an order that a later page can't compare with, or that may change between two pages."""
     for key in keys:
         for part in visitors.iterate(key.column):
             if isinstance(part, _UNCOMPARABLE):
-                raise ValueError(f"a page can't be ordered by text or a window function: {key.column}")  # noqa: TRY004
+                raise ValueError(  # noqa: TRY004
+                    f"a page can't be ordered by {key.column}: a text() or a window function can't be compared with "
+                    "a cursor. Order by a column or an expression"
+                )
             if isinstance(part, FunctionElement) and part.name.lower() in _VOLATILE:
                 raise ValueError(
                     f"a page can't be ordered by {key.column}: {part.name}() has another value when the next page is "
@@ -106,46 +138,51 @@ def refuse_unstable(keys: Sequence[SortKey]) -> None:
                 )
 
 
-def follows(keys: Sequence[SortKey], values: Sequence[SortValue], *, inclusive: bool) -> ColumnElement[bool]:
-    """The condition for rows after these values.
+def is_after_position(keys: Sequence[SortKey], values: Sequence[SortValue], *, inclusive: bool) -> ColumnElement[bool]:
+    """The condition for rows after these values. With `inclusive` the row with equal values is included.
 
     For (a, b, c) after (x, y, z) it is: a > x, or a = x and b > y, or a = x and b = y and c > z. Each key is compared
-    in its own direction. With `inclusive` the row with equal values is included.
+    in its own direction.
 
     PostgreSQL can use an index for a comparison of rows, but not for an OR. So the first keys that have the same
     direction and can't be NULL are compared as one row. If these are all keys, that is the whole condition. Otherwise
     it limits the index scan, and the OR is added.
     """
-    side_by_side = 0
-    for key, value in zip(keys, values, strict=True):
-        if key.nullable or value.text is None or key.descending is not keys[0].descending:
-            break
-        side_by_side += 1
-    all_alike = side_by_side == len(keys)
-    bound = _behind_as_row(keys[:side_by_side], values[:side_by_side], or_equal=inclusive or not all_alike)
-    if bound is not None and all_alike:
-        return bound
-    alternatives = []
-    for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-        equal = [k.equals(v) for k, v in zip(keys[:i], values[:i], strict=True)]
-        alternatives.append(and_(*equal, key.after(value)))
+    width = _count_row_keys(keys, values)
+    if width == len(keys):
+        return _compare_as_row(keys, values, or_equal=inclusive)
+    pairs = [*zip(keys, values, strict=True)]
+    alternatives = [
+        and_(*(each.is_equal(equal) for each, equal in pairs[:i]), key.is_after(value))
+        for i, (key, value) in enumerate(pairs)
+    ]
     if inclusive:
-        alternatives.append(and_(*(key.equals(value) for key, value in zip(keys, values, strict=True))))
-    return or_(*alternatives) if bound is None else and_(bound, or_(*alternatives))
+        alternatives.append(and_(*(key.is_equal(value) for key, value in pairs)))
+    if width == 0:
+        return or_(*alternatives)
+    # Rows that are equal in the first keys may follow by a later key, so the row comparison includes them.
+    return and_(_compare_as_row(keys[:width], values[:width], or_equal=True), or_(*alternatives))
 
 
-def _behind_as_row(
-    keys: Sequence[SortKey], values: Sequence[SortValue], *, or_equal: bool
-) -> ColumnElement[bool] | None:
-    if not keys:
-        return None
+def _count_row_keys(keys: Sequence[SortKey], values: Sequence[SortValue]) -> int:
+    """The number of leading keys that one row comparison covers: the same direction, and no NULL on either side."""
+    count = 0
+    for key, value in zip(keys, values, strict=True):
+        if key.nullable or value.is_null or key.is_descending is not keys[0].is_descending:
+            break
+        count += 1
+    return count
+
+
+def _compare_as_row(keys: Sequence[SortKey], values: Sequence[SortValue], *, or_equal: bool) -> ColumnElement[bool]:
+    """`(a, b) > (x, y)`, or with `<` if the keys are descending. A single key is compared without parentheses."""
     row: ColumnElement[Any]
     if len(keys) == 1:
-        row, bound = keys[0].raw, keys[0].stored(values[0])
+        row, bound = keys[0].raw, keys[0].cast(values[0])
     else:
         row = tuple_(*(key.raw for key in keys))
-        bound = tuple_(*(key.stored(value) for key, value in zip(keys, values, strict=True)))
-    if keys[0].descending:
+        bound = tuple_(*(key.cast(value) for key, value in zip(keys, values, strict=True)))
+    if keys[0].is_descending:
         return row <= bound if or_equal else row < bound
     return row >= bound if or_equal else row > bound
 
@@ -154,6 +191,7 @@ _UNCOMPARABLE: Final = (TextClause, TEXT_REFERENCE, Over)
 # SQLAlchemy 2.1 applies the direction of a composite attribute to each column, in an `OrderByList`.
 _LISTS: Final = (ClauseList, getattr(elements, "OrderByList", ClauseList))
 _MODIFIERS: Final = frozenset({operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op})
+# Their values differ between two statements, so a cursor made by one page is wrong for the next.
 _VOLATILE: Final = frozenset(
     {
         *("random", "random_normal", "gen_random_uuid", "uuidv4", "uuidv7", "uuid_generate_v1", "uuid_generate_v4"),

@@ -72,20 +72,22 @@ _NAMES: Final[dict[int, str]] = {
 }
 
 
-def _oids(*names: str) -> frozenset[int | None]:
+def _get_oids(*names: str) -> frozenset[int | None]:
     return frozenset(oid for name in names for oid in _BUILT_IN[name])
 
 
-_FLOATS: Final = _oids("float4", "float8")
-_INTERVALS: Final = _oids("interval")
+# The types whose text depends on a setting, and the values of the setting with which the text is exact.
+_FLOATS: Final = _get_oids("float4", "float8")
+_INTERVALS: Final = _get_oids("interval")
 _EXACT_INTERVALS: Final = ("postgres", "iso_8601")
-_DATES: Final = _oids(
+_DATES: Final = _get_oids(
     *("date", "daterange", "datemultirange"),
     *("timestamp", "tsrange", "tsmultirange"),
     *("timestamptz", "tstzrange", "tstzmultirange"),
 )
 
-# None stands for the mapped type. An enum, citext and other types of extensions have no fixed OID.
+# The type to cast a text to: the OID of a built-in type, or None for the type of the mapping. An enum, citext and other
+# types of extensions have another OID in each database, so a cursor can't name them.
 TypeOid = int | None
 
 
@@ -109,10 +111,14 @@ _TYPES: Final = {oid: _BuiltIn(name) for oid, name in _NAMES.items()}
 
 
 class SortValue(NamedTuple):
-    """One value of a sort key."""
+    """One value of a sort key: PostgreSQL's text of it (None for NULL), and the type to cast the text to."""
 
     text: str | None
     oid: TypeOid
+
+    @property
+    def is_null(self) -> bool:
+        return self.text is None
 
 
 class SortValues(FunctionElement[Any]):
@@ -127,16 +133,17 @@ class SortValues(FunctionElement[Any]):
     inherit_cache = True
 
     def __init__(self, keys: Sequence[tuple[ColumnElement[Any], TypeEngine[Any]]]) -> None:
-        super().__init__(*(each for column, kind in keys for each in (column, _named_oid(column, kind))))
+        super().__init__(*(each for column, kind in keys for each in (column, _select_oid(column, kind))))
 
 
-def _named_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
-    """NULL if PostgreSQL sorts and compares the column as the mapped type, otherwise the OID of the column's type.
+def _select_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
+    """For a mapped type without a fixed OID: NULL if the column is cast to it, otherwise the OID of the column's type.
 
-    `null()` if the mapped type has no OID of its own (see `_is_named`). The result of `nullif` has the type that `=`
-    compares. If an extension's type is outside of the search_path, it is sorted as itself but compared as text.
+    It is cast to the mapped type if PostgreSQL sorts and compares the column as that type. The result of `nullif` has
+    the type that `=` compares. If an extension's type is outside of the search_path, it is sorted as itself but
+    compared as text. For all other types the result is `null()`, and `_compile_sort_values` writes `pg_typeof` instead.
     """
-    if not _is_named(kind):
+    if not _lacks_fixed_oid(kind):
         return null()
     is_other = func.pg_typeof(func.nullif(column, null())) != func.pg_typeof(cast(null(), kind))
     oid = cast(func.pg_typeof(column), OID)
@@ -157,43 +164,43 @@ _SETTINGS: Final = ", ".join(
 def _compile_sort_values(element: SortValues, compiler: Any, **options: Any) -> str:
     options["within_columns_clause"] = False
     parts, clauses = [], iter(element.clauses)
-    for column, named_oid in zip(clauses, clauses, strict=True):
+    for column, oid_clause in zip(clauses, clauses, strict=True):
         value = compiler.process(column, **options)
-        oid = f"CAST(pg_typeof({value}) AS OID)"
-        if not isinstance(named_oid, Null):
-            oid = compiler.process(named_oid, **options)
+        has_fixed_oid = isinstance(oid_clause, Null)
+        oid = f"CAST(pg_typeof({value}) AS OID)" if has_fixed_oid else compiler.process(oid_clause, **options)
         parts += [f"CAST({value} AS TEXT)", f"CAST({oid} AS TEXT)"]
     return f"ARRAY[{', '.join(parts)}, (SELECT concat_ws('|', {_SETTINGS}))]"
 
 
-def as_stored(value: SortValue, kind: TypeEngine[Any]) -> ColumnElement[Any]:
+def cast_text(value: SortValue, kind: TypeEngine[Any]) -> ColumnElement[Any]:
     """The value as an SQL expression, for a comparison with a sort key of the mapped type `kind`."""
-    return cast(literal(value.text, Text), kind if value.oid is None else _TYPES[value.oid])
+    return cast(literal(value.text, Text), kind if value.oid is None else _TYPES[value.oid])  # None: the mapped type
 
 
-def is_readable(value: SortValue, kind: TypeEngine[Any]) -> bool:
+def has_allowed_type(value: SortValue, kind: TypeEngine[Any]) -> bool:
     """Whether a cursor for this sort key may have the value's type, the only part of a cursor that becomes SQL text."""
-    return _is_named(kind) if value.oid is None else value.oid in _TYPES
+    return _lacks_fixed_oid(kind) if value.oid is None else value.oid in _TYPES
 
 
-async def read_types(
+async def resolve_cast_types(
     connection: AsyncSession | AsyncConnection,
     keys: Sequence[tuple[ColumnElement[Any], TypeEngine[Any]]],
     selected: Sequence[str | None],
 ) -> list[TypeOid]:
-    """The types to cast the texts of a row's `SortValues` to.
+    """The types to cast the texts of a row's `SortValues` to. `selected` is the array that was selected for the row.
 
     Raises `TypeError` for a type whose text isn't exact.
     """
-    found: list[TypeOid] = []
+    oids: list[TypeOid] = []
     settings = selected[-1] or ""
-    for (column, kind), written in zip(keys, selected[1:-1:2], strict=True):
-        oid = None if written is None else int(written)
+    # The array has text, OID, text, OID, …, settings.
+    for (column, kind), selected_oid in zip(keys, selected[1:-1:2], strict=True):
+        oid = None if selected_oid is None else int(selected_oid)
         if oid is not None and oid not in _NAMES:
-            oid = await _base_type(connection, column, oid)
+            oid = await _find_base_type(connection, column, oid)
         _check_settings(column, kind, oid, settings)
-        found.append(oid)
-    return found
+        oids.append(oid)
+    return oids
 
 
 _BASE_TYPE: Final = text("""
@@ -207,7 +214,7 @@ _BASE_TYPE: Final = text("""
     """)
 
 
-async def _base_type(connection: AsyncSession | AsyncConnection, column: ColumnElement[Any], oid: int) -> int:
+async def _find_base_type(connection: AsyncSession | AsyncConnection, column: ColumnElement[Any], oid: int) -> int:
     """The OID of the base type of a DOMAIN over a built-in type. Raises `TypeError` for any other type."""
     base, name = (await connection.execute(_BASE_TYPE, {"oid": oid})).one()
     if base in _NAMES:
@@ -220,36 +227,39 @@ async def _base_type(connection: AsyncSession | AsyncConnection, column: ColumnE
 
 
 def _check_settings(column: ColumnElement[Any], kind: TypeEngine[Any], oid: TypeOid, settings: str) -> None:
+    """Raise `TypeError` if the text of this type isn't exact under the session's settings."""
     date_style, interval_style, float_digits = settings.split("|")
-    unknown = oid is None and not isinstance(_item_of(kind), _TEXTS)
-    for depends, setting, exact, wanted in (
+    # An extension's type may contain dates or floats, so it is rejected if any setting is inexact.
+    may_depend = oid is None and not isinstance(_get_item_type(kind), _TEXTS)
+    for depends, setting, is_exact, wanted in (
         (oid in _DATES, f"DateStyle = '{date_style}'", date_style.startswith("ISO"), "ISO"),
         (oid in _INTERVALS, f"IntervalStyle = '{interval_style}'", interval_style in _EXACT_INTERVALS, "postgres"),
         (oid in _FLOATS, f"extra_float_digits = {float_digits}", int(float_digits) > 0, "1"),
     ):
-        if (depends or unknown) and not exact:
+        if (depends or may_depend) and not is_exact:
             raise TypeError(
                 f"a page can't be ordered by {column} under {setting}, which writes values that other sessions read "
                 f"differently: set it to {wanted} for the role or the database"
             )
 
 
-def _item_of(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+def _get_item_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     """The PostgreSQL type without a `TypeDecorator`; of an array, the type of its items."""
     kind = kind.dialect_impl(DIALECT)  # the variant for PostgreSQL
     if isinstance(kind, TypeDecorator):
-        return _item_of(kind.load_dialect_impl(DIALECT))
+        return _get_item_type(kind.load_dialect_impl(DIALECT))
     if isinstance(kind, ARRAY):
-        return _item_of(kind.item_type)
+        return _get_item_type(kind.item_type)
     return kind
 
 
+# Types whose text depends on no setting.
 _TEXTS: Final = (ENUM, Enum, CITEXT, HSTORE)
 
 
-def _is_named(kind: TypeEngine[Any]) -> bool:
+def _lacks_fixed_oid(kind: TypeEngine[Any]) -> bool:
     """Whether the type's OID differs between databases, so that it must be cast by its name."""
-    item = _item_of(kind)
+    item = _get_item_type(kind)
     if isinstance(item, DOMAIN):  # the operators of enums don't take a domain
-        return _is_named(item.data_type) and not isinstance(_item_of(item.data_type), Enum)
+        return _lacks_fixed_oid(item.data_type) and not isinstance(_get_item_type(item.data_type), Enum)
     return item.native_enum if isinstance(item, Enum) else isinstance(item, CITEXT | HSTORE | UserDefinedType)

@@ -1,1 +1,1 @@
-"""Values that the driver must store and read exactly."""
+"""Types whose values are stored and read exactly, or rejected."""

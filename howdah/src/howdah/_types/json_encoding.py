@@ -1,4 +1,4 @@
-"""How values are written to JSON columns."""
+"""JSON columns: a value is written exactly, or rejected."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from howdah.errors import RefusedValue
 
 
 def dump_json(value: Any) -> str:
+    """The JSON text of a value. Raises `RefusedValue` for a type that JSON doesn't have, NaN and infinities."""
     try:
-        dumped = orjson.dumps(value, default=_plain)
+        dumped = orjson.dumps(value, default=_to_text)
     except orjson.JSONEncodeError as error:
         raise RefusedValue(f"a value can't be written as JSON: {error}") from error
-    if b"null" in dumped and not _is_finite(value):
-        raise RefusedValue("a value can't be written as JSON: it has no NaN and no infinity")  # orjson writes null
+    # orjson writes NaN and infinities as null.
+    if b"null" in dumped and not _has_only_finite_numbers(value):
+        raise RefusedValue("NaN or an infinity can't be written as JSON: store None or a text in its place")
     return dumped.decode()
 
 
-def _plain(value: Any) -> str:
+def _to_text(value: Any) -> str:
     if isinstance(value, UUID | InfiniteDate):  # a subclass, such as the driver's
         return str(value)
     raise TypeError
 
 
-def _is_finite(value: Any) -> bool:
+def _has_only_finite_numbers(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
+        return all(map(_has_only_finite_numbers, value.values()))
     if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
+        return all(map(_has_only_finite_numbers, value))
     if is_dataclass(value):
-        return all(_is_finite(getattr(value, field.name)) for field in fields(value))
+        return all(_has_only_finite_numbers(getattr(value, field.name)) for field in fields(value))
     return True

@@ -37,16 +37,16 @@ from howdah.errors import RefusedTime, RefusedValue, UnreadableTime
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH: Final = _EPOCH.replace(tzinfo=None)
 _EPOCH_ORDINAL: Final = _EPOCH.toordinal()
-_DAY: Final = 24 * 60 * 60 * 1_000_000  # in microseconds
+_DAY_MICROSECONDS: Final = 24 * 60 * 60 * 1_000_000  # in microseconds
 
-_MAX: Final = datetime.max.replace(tzinfo=UTC)
-_MIN: Final = datetime.min.replace(tzinfo=UTC)
+_MAX_DATETIME: Final = datetime.max.replace(tzinfo=UTC)
+_MIN_DATETIME: Final = datetime.min.replace(tzinfo=UTC)
 
-# In PostgreSQL's binary format, the numbers for infinity.
+# In PostgreSQL's binary format, the largest number is infinity, and the smallest is -infinity.
 _INT32_MAX: Final = 2**31 - 1
 _INT64_MAX: Final = 2**63 - 1
 
-_YEARS: Final = "Python has the years 1 to 9999 only"
+_YEAR_RANGE: Final = "Python has the years 1 to 9999 only"
 
 
 class InfiniteDate(date):
@@ -87,46 +87,48 @@ def _encode_timestamptz(value: Any) -> tuple[int, ...]:
     """Microseconds since 2000 in UTC."""
     try:
         since = value - _EPOCH
-        microseconds: int = since.days * _DAY + since.seconds * 1_000_000 + since.microseconds
+        microseconds: int = since.days * _DAY_MICROSECONDS + since.seconds * 1_000_000 + since.microseconds
     except (TypeError, AttributeError):
-        raise RefusedValue(without_time_zone(value)) from None
-    return (microseconds,) if _FIRST < microseconds < _LAST else _encode_edge(microseconds)
+        raise RefusedValue(describe_naive_value(value)) from None
+    return (microseconds,) if _MIN_MICROSECONDS < microseconds < _MAX_MICROSECONDS else _encode_infinity(microseconds)
 
 
 def _decode_timestamptz(parts: tuple[int, ...]) -> datetime:
     microseconds = parts[0]
-    if _FIRST < microseconds < _LAST:
+    if _MIN_MICROSECONDS < microseconds < _MAX_MICROSECONDS:
         return _EPOCH + timedelta(0, 0, microseconds)
-    return _decode_edge(microseconds)
+    return _decode_infinity(microseconds)
 
 
 def _encode_timestamp(value: Any) -> tuple[int, ...]:
     """Microseconds since 2000."""
     if not isinstance(value, datetime):
         if not isinstance(value, date):
-            raise RefusedValue(f"a {type(value).__name__} was refused: a timestamp is a datetime")
+            raise RefusedValue(f"a {type(value).__name__} was rejected for a timestamp: pass a datetime")
         value = datetime.combine(value, time())
     if value.tzinfo is not None:
         raise RefusedValue(
-            "a datetime with a time zone was refused for a timestamp without: use timestamptz (Mapped[datetime], "
-            "or cast(..., AwareDateTime) around an expression such as func.now())"
+            "a datetime with a time zone was rejected for a timestamp without time zone: use timestamptz "
+            "(Mapped[datetime], or cast(..., AwareDateTime) around an expression such as func.now())"
         )
     since = value - _NAIVE_EPOCH
-    microseconds = since.days * _DAY + since.seconds * 1_000_000 + since.microseconds
-    return (microseconds,) if _FIRST < microseconds < _LAST else _encode_edge(microseconds)
+    microseconds = since.days * _DAY_MICROSECONDS + since.seconds * 1_000_000 + since.microseconds
+    return (microseconds,) if _MIN_MICROSECONDS < microseconds < _MAX_MICROSECONDS else _encode_infinity(microseconds)
 
 
 def _decode_timestamp(parts: tuple[int, ...]) -> datetime:
     microseconds = parts[0]
-    if _FIRST < microseconds < _LAST:
+    if _MIN_MICROSECONDS < microseconds < _MAX_MICROSECONDS:
         return _NAIVE_EPOCH + timedelta(0, 0, microseconds)
-    return _decode_edge(microseconds).replace(tzinfo=None)
+    return _decode_infinity(microseconds).replace(tzinfo=None)
 
 
 def _encode_date(value: Any) -> tuple[int, ...]:
     """Days since 2000."""
     if isinstance(value, datetime) or not isinstance(value, date):
-        raise RefusedValue(f"a {type(value).__name__} was refused for a date: use its .date(), in a time zone")
+        raise RefusedValue(
+            f"a {type(value).__name__} was rejected for a date: use its .date() in the time zone that you mean"
+        )
     if isinstance(value, InfiniteDate):
         return (_INT32_MAX if value == INFINITY else -_INT32_MAX - 1,)
     return (value.toordinal() - _EPOCH_ORDINAL,)
@@ -134,13 +136,13 @@ def _encode_date(value: Any) -> tuple[int, ...]:
 
 def _decode_date(parts: tuple[int, ...]) -> date:
     days = parts[0]
-    if 0 < days + _EPOCH_ORDINAL <= _LAST_ORDINAL:
+    if 0 < days + _EPOCH_ORDINAL <= _MAX_ORDINAL:
         return date.fromordinal(days + _EPOCH_ORDINAL)
     if days == _INT32_MAX:
         return INFINITY
     if days == -_INT32_MAX - 1:
         return MINUS_INFINITY
-    raise UnreadableTime(f"a date in the database can't be read: {_YEARS}")
+    raise UnreadableTime(f"a date in the database can't be read: {_YEAR_RANGE}")
 
 
 def _encode_time(value: Any) -> tuple[int, ...]:
@@ -148,13 +150,13 @@ def _encode_time(value: Any) -> tuple[int, ...]:
     if not isinstance(value, time) or value.tzinfo is not None:
         with_zone = " with a time zone" if isinstance(value, time) else ""
         raise RefusedValue(
-            f"a {type(value).__name__}{with_zone} was refused: this column's type is a time without a time zone"
+            f"a {type(value).__name__}{with_zone} was rejected for a time without time zone: pass a naive time"
         )
-    return (_microseconds(value),)
+    return (_count_microseconds(value),)
 
 
 def _decode_time(parts: tuple[int, ...]) -> time:
-    return _read_time(parts[0])
+    return _to_time(parts[0])
 
 
 def _encode_timetz(value: Any) -> tuple[int, ...]:
@@ -162,26 +164,29 @@ def _encode_timetz(value: Any) -> tuple[int, ...]:
     offset = value.utcoffset() if isinstance(value, time) else None
     if offset is None:
         raise RefusedValue(
-            f"a {type(value).__name__} without an offset was refused for a time with one: use "
-            ".replace(tzinfo=timezone(...)), for the offset of a ZoneInfo depends on the date"
+            f"a {type(value).__name__} without an offset was rejected for a time with time zone: use "
+            ".replace(tzinfo=timezone(...)). The offset of a ZoneInfo depends on the date, so it can't be used"
         )
     if offset.microseconds:
-        raise RefusedValue("a time was refused: PostgreSQL's offsets are in whole seconds")
-    return _microseconds(value), -(offset.days * 86_400 + offset.seconds)
+        raise RefusedValue(
+            "a time with a fraction of a second in its offset was rejected: PostgreSQL's offsets are whole seconds"
+        )
+    return _count_microseconds(value), -(offset.days * 86_400 + offset.seconds)
 
 
 def _decode_timetz(parts: tuple[int, ...]) -> time:
-    return _read_time(parts[0]).replace(tzinfo=timezone(timedelta(seconds=-parts[1])))
+    return _to_time(parts[0]).replace(tzinfo=timezone(timedelta(seconds=-parts[1])))
 
 
 def _encode_interval(value: Any) -> tuple[int, ...]:
-    """Months, days and microseconds. A month is read as 30 days and a year as 365, as the driver does."""
+    """Months, days and microseconds."""
     if not isinstance(value, timedelta):
-        raise RefusedValue(f"a {type(value).__name__} was refused: an interval is a timedelta")
+        raise RefusedValue(f"a {type(value).__name__} was rejected for an interval: pass a timedelta")
     return 0, value.days, value.seconds * 1_000_000 + value.microseconds
 
 
 def _decode_interval(parts: tuple[int, ...]) -> timedelta:
+    """A year is read as 365 days and a month as 30, as the driver does."""
     months, days, microseconds = parts
     years = abs(months) // 12 * (1 if months > 0 else -1)
     try:
@@ -192,51 +197,58 @@ def _decode_interval(parts: tuple[int, ...]) -> timedelta:
         ) from None
 
 
-def without_time_zone(value: object) -> str:
-    """The error message for a value without a time zone."""
+def describe_naive_value(value: object) -> str:
+    """The error message for a value without a time zone, which is rejected for `timestamptz`."""
     return (
-        f"a {type(value).__name__} without a time zone was refused: "
+        f"a {type(value).__name__} without a time zone was rejected: "
         "use howdah.utcnow(), datetime.now(UTC) or .replace(tzinfo=...)"
     )
 
 
-def _since_epoch(moment: datetime) -> int:
+def _count_since_epoch(moment: datetime) -> int:
+    """Microseconds since 2000."""
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-_FIRST: Final = _since_epoch(_MIN)
-_LAST: Final = _since_epoch(_MAX)
-_LAST_ORDINAL: Final = date.max.toordinal()
+# A value between these two is finite, in PostgreSQL and in Python.
+_MIN_MICROSECONDS: Final = _count_since_epoch(_MIN_DATETIME)
+_MAX_MICROSECONDS: Final = _count_since_epoch(_MAX_DATETIME)
+_MAX_ORDINAL: Final = date.max.toordinal()
 
 
-def _encode_edge(microseconds: int) -> tuple[int]:
+def _encode_infinity(microseconds: int) -> tuple[int]:
     """Encode the minimum or the maximum as an infinity. Reject a datetime that is beyond them in UTC."""
-    if microseconds == _LAST:
+    if microseconds == _MAX_MICROSECONDS:
         return (_INT64_MAX,)
-    if microseconds == _FIRST:
+    if microseconds == _MIN_MICROSECONDS:
         return (-_INT64_MAX - 1,)
-    raise RefusedTime(f"a datetime was refused: in UTC it couldn't be read, because {_YEARS}")
+    raise RefusedTime(
+        f"a datetime was rejected: in UTC it is outside of the range that can be read, because {_YEAR_RANGE}"
+    )
 
 
-def _decode_edge(microseconds: int) -> datetime:
+def _decode_infinity(microseconds: int) -> datetime:
+    """Decode an infinity. Raise `UnreadableTime` for a finite value that a `datetime` can't hold."""
     if microseconds == _INT64_MAX:
-        return _MAX
+        return _MAX_DATETIME
     if microseconds == -_INT64_MAX - 1:
-        return _MIN
-    if microseconds in {_FIRST, _LAST}:
+        return _MIN_DATETIME
+    if microseconds in {_MIN_MICROSECONDS, _MAX_MICROSECONDS}:
         raise UnreadableTime(
             "a time in the database can't be read: 0001-01-01 00:00:00 and 9999-12-31 23:59:59.999999 stand for "
             "PostgreSQL's infinities in Python; store 'infinity', '-infinity' or NULL in its place"
         )
-    raise UnreadableTime(f"a time in the database can't be read: {_YEARS}")
+    raise UnreadableTime(f"a time in the database can't be read: {_YEAR_RANGE}")
 
 
-def _microseconds(value: time) -> int:
+def _count_microseconds(value: time) -> int:
+    """Microseconds since midnight."""
     return ((value.hour * 60 + value.minute) * 60 + value.second) * 1_000_000 + value.microsecond
 
 
-def _read_time(microseconds: int) -> time:
-    if microseconds >= _DAY:
+def _to_time(microseconds: int) -> time:
+    """The time of day that is so many microseconds after midnight."""
+    if microseconds >= _DAY_MICROSECONDS:
         raise UnreadableTime("a time in the database can't be read: Python has no 24:00")
     seconds, microsecond = divmod(microseconds, 1_000_000)
     minutes, second = divmod(seconds, 60)

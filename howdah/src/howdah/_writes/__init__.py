@@ -1,1 +1,1 @@
-"""The parts of bulk writes."""
+"""Multi-row writes: the input rows, COPY, INSERT, UPDATE, upserts, and the location of a rejected row."""

@@ -44,12 +44,12 @@ AND format_type(a.atttypid, NULL) IN (
 
 async def has_before_insert_trigger(connection: AsyncConnection, table: Table) -> bool:
     """Whether a trigger can suppress or change a row before it is inserted into the table or one of its partitions."""
-    return await _is_true(connection, _HAS_BEFORE_INSERT, table)
+    return await _query_bool(connection, _HAS_BEFORE_INSERT, table)
 
 
 async def has_instead_of_trigger(connection: AsyncConnection, table: Table) -> bool:
     """Whether this view or a view behind it has an INSTEAD OF trigger."""
-    return await _is_true(connection, _HAS_INSTEAD_OF, table)
+    return await _query_bool(connection, _HAS_INSTEAD_OF, table)
 
 
 async def compares_bytes(connection: AsyncConnection, table: Table, columns: Sequence[str]) -> bool:
@@ -57,10 +57,10 @@ async def compares_bytes(connection: AsyncConnection, table: Table, columns: Seq
 
     False for types such as citext, for a nondeterministic collation, and if a BEFORE INSERT trigger may change values.
     """
-    return await _is_true(connection, _COMPARES_BYTES, table, columns=list(columns))
+    return await _query_bool(connection, _COMPARES_BYTES, table, columns=list(columns))
 
 
-async def _is_true(connection: AsyncConnection, query: str, table: Table, **more: Any) -> bool:
+async def _query_bool(connection: AsyncConnection, query: str, table: Table, **more: Any) -> bool:
     assert connection.sync_connection is not None
     quote = connection.dialect.identifier_preparer.quote
     schema = connection.sync_connection.schema_for_object(table)

@@ -1,4 +1,4 @@
-"""INSERT of many rows, for few rows and if COPY isn't possible. An error has the position of the rejected row."""
+"""INSERT of many rows, for few rows or if COPY isn't possible. An error has the position of the rejected row."""
 
 from __future__ import annotations
 
@@ -35,15 +35,24 @@ from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah._arrays import fits_in_array, given
-from howdah._keys import has_key_in, key_attributes, key_in, key_names
-from howdah._writes.columns import CopyUnsupported, columns_of, generate_keys, inserted_columns, keys_in, with_keys
-from howdah._writes.copy_encoding import without_decorators
-from howdah._writes.references import SelfReference, parents_first
-from howdah._writes.rejected_rows import is_of_a_row, locate_rejected_row
-from howdah._writes.rows import Inserted, normalize_rows
+from howdah._arrays import fits_in_array, unnest_arrays
+from howdah._keys import build_key, get_key_attributes, get_key_names, has_key_in
+from howdah._writes.columns import (
+    ColumnarUnsupported,
+    UnevenRows,
+    add_keys_to_rows,
+    build_insert_columns,
+    extract_keys,
+    generate_keys,
+    transpose_rows,
+)
+from howdah._writes.copy_encoding import unwrap_type
+from howdah._writes.references import SelfReference, order_parents_first
+from howdah._writes.rejected_rows import is_row_error, write_or_locate_rejected_row
+from howdah._writes.rows import InsertedRows, normalize_rows
 
-# `unnest` would split an array of composites into columns, and the driver may not know the arrays of other types.
+# Only these types are sent as arrays: `unnest` would split an array of composites into columns, and the driver may not
+# know the array of another type.
 _SCALAR: Final = (Boolean, Date, DateTime, Float, Integer, INTERVAL, JSON, LargeBinary, Numeric, String, Time, Uuid)
 
 ItemT = TypeVar("ItemT")
@@ -58,95 +67,96 @@ async def insert_rows(
     *,
     first: int,
     keys: bool,
-) -> Inserted:
-    """Insert the rows. The result has keys only if `keys` is true.
+) -> InsertedRows:
+    """Insert the rows of a chunk. The result has keys only if `keys` is true.
 
-    `references` are the model's foreign keys to itself. `first` is the position of the first row in the input.
+    `references` are the model's foreign keys to itself. `first` is the position of the chunk's first row in the input.
     """
     rows = normalize_rows(model, chunk, first=first)
-    new = generate_keys(model, {name: [row.get(name) for row in rows] for name in key_names(model)}, len(rows))
+    new = generate_keys(model, {name: [row.get(name) for row in rows] for name in get_key_names(model)}, len(rows))
     statement = insert(model)
-    known = not keys or not any(None in column for column in new.values())
-    if not known:  # the database makes them
-        statement = statement.returning(*key_attributes(model), sort_by_parameter_order=True)
-    complete = with_keys(rows, new)
+    has_all_keys = not keys or not any(None in column for column in new.values())
+    if not has_all_keys:  # the database generates some
+        statement = statement.returning(*get_key_attributes(model), sort_by_parameter_order=True)
+    complete = add_keys_to_rows(rows, new)
     # With VALUES a statement has at most 1,000 rows, and the search for a rejected row writes them in parts. In both
     # cases a row must come after the rows that it refers to.
-    order = parents_first(references, complete) if references else range(len(rows))
-    items = [complete[place] for place in order]
-    places = [first + place for place in order]
-    count, returned = await _insert_or_name_the_row(session, items, partial(_insert, session, model, statement), places)
-    if known:
-        return Inserted(count, keys_in(model, new, first=first) if keys else ())
+    order = order_parents_first(references, complete) if references else range(len(rows))
+    items = [complete[position] for position in order]
+    write = partial(_insert, session, model, statement)
+    count, returned = await _write_or_locate(session, items, write, [first + position for position in order])
+    if has_all_keys:
+        return InsertedRows(count, extract_keys(model, new, first=first) if keys else ())
     if count < len(rows):  # a trigger has suppressed some
-        return Inserted(count, [key_in(row) for row in returned])
-    by_place = sorted(zip(order, returned, strict=True), key=itemgetter(0))
-    return Inserted(count, [key_in(row) for _, row in by_place])
+        return InsertedRows(count, [build_key(row) for row in returned])
+    in_input_order = sorted(zip(order, returned, strict=True), key=itemgetter(0))
+    return InsertedRows(count, [build_key(row) for _, row in in_input_order])
 
 
-async def written_of(session: AsyncSession, model: type[Any], keys: Sequence[Any]) -> Inserted:
-    """The keys that have a row now, if a trigger has suppressed rows or has moved them.
+async def find_present_keys(session: AsyncSession, model: type[Any], keys: Sequence[Any]) -> InsertedRows:
+    """The keys that have a row now. For rows that a trigger may have suppressed, or inserted elsewhere.
 
-    It may have moved them to another table of the same inheritance tree of PostgreSQL.
+    A row may have been inserted into a child table (`INHERITS`). The INSERT doesn't count it, but a SELECT finds it.
     """
-    found = await session.execute(select(*key_attributes(model)).where(has_key_in(model, keys)))
-    present = {key_in(row) for row in found}
-    return Inserted(len(present), [key for key in keys if key in present])
+    found = await session.execute(select(*get_key_attributes(model)).where(has_key_in(model, keys)))
+    present = {build_key(row) for row in found}
+    return InsertedRows(len(present), [key for key in keys if key in present])
 
 
-async def _insert_or_name_the_row(
+async def _write_or_locate(
     session: AsyncSession,
     items: Sequence[ItemT],
     write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],
-    places: list[int],
+    positions: Sequence[int],
 ) -> ResultT:
-    """Write the rows; an error has the position of the rejected row.
-
-    Rows are seldom rejected, so the first attempt takes one savepoint only. The search for the row takes one more.
-    """
+    """As `write_or_locate_rejected_row`, with one savepoint less if no row is rejected, which is the usual case."""
     if len(items) > 1:
         try:
             async with session.begin_nested():
                 return await write(items)
         except StatementError as error:
-            if not is_of_a_row(error):
+            if not is_row_error(error):
                 raise
     async with session.begin_nested() if len(items) > 1 else nullcontext():
-        return await locate_rejected_row(session, items, write, places=places)
+        return await write_or_locate_rejected_row(session, items, write, positions)
 
 
 async def _insert(
     session: AsyncSession, model: type[Any], statement: Insert, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[int, Sequence[Row[Any]]]:
-    """Write the rows, and return how many were inserted and the returned columns."""
+    """Write the rows. Returns the number of inserted rows, and the rows of RETURNING if the statement has it."""
     has_returning = bool(statement.returning_column_descriptions)
     if not has_returning:
         try:
             dialect = session.get_bind(inspect(model)).dialect
-            written = await session.execute(_from_arrays(model, rows, dialect))
-        except CopyUnsupported:
+            written = await session.execute(_build_array_insert(model, rows, dialect))
+        except (ColumnarUnsupported, UnevenRows):
             pass
         else:
             return cast("CursorResult[Any]", written).rowcount, ()
-    # The returned rows are counted: with VALUES the driver doesn't say how many rows a trigger has suppressed.
-    counted = statement if has_returning else statement.returning(*key_attributes(model))
+    # With VALUES the driver doesn't return the number of inserted rows, so the returned rows are counted.
+    # Without `render_nulls` a column with None would be left out, and its default would apply.
+    counted = statement if has_returning else statement.returning(*get_key_attributes(model))
     returned = (await session.execute(counted, rows, execution_options={"render_nulls": True})).all()
     return len(returned), returned if has_returning else ()
 
 
-def _from_arrays(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:
-    """One statement for all rows, so that PostgreSQL checks foreign keys after the last one. Raises `CopyUnsupported`."""
-    table, named = inspect(model).local_table, columns_of(rows)
-    if named is None or not isinstance(table, Table):
-        raise CopyUnsupported
-    columns = inserted_columns(model, named, len(rows))
-    is_any_array = any(not isinstance(values, repeat) for values in columns.values())
-    if not is_any_array or not all(fits_in_array(column) and _is_scalar(column, dialect) for column in columns):
-        raise CopyUnsupported
-    source, values = given({column.key: (column, each) for column, each in columns.items()})
-    chosen = select(*values.values()).select_from(source)
-    return insert(table).from_select(list(values), chosen, include_defaults=False)
+def _build_array_insert(model: type[Any], rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Insert:
+    """One statement for all rows, so that PostgreSQL checks foreign keys after the last row.
+
+    Raises `ColumnarUnsupported` or `UnevenRows` if the rows can't be written like this.
+    """
+    table = inspect(model).local_table
+    if not isinstance(table, Table):
+        raise ColumnarUnsupported
+    columns = build_insert_columns(model, transpose_rows(rows), len(rows))
+    has_array = any(not isinstance(values, repeat) for values in columns.values())
+    if not has_array or not all(fits_in_array(column) and _is_scalar(column, dialect) for column in columns):
+        raise ColumnarUnsupported
+    source, values = unnest_arrays({column.key: (column, each) for column, each in columns.items()})
+    rows_of_arrays = select(*values.values()).select_from(source)
+    return insert(table).from_select(list(values), rows_of_arrays, include_defaults=False)
 
 
 def _is_scalar(column: Column[Any], dialect: Dialect) -> bool:
-    return isinstance(without_decorators(column.type, dialect), _SCALAR)
+    return isinstance(unwrap_type(column.type, dialect), _SCALAR)

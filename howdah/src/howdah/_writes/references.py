@@ -1,4 +1,4 @@
-"""Rows of one table that refer to each other, such as those of a tree."""
+"""Foreign keys between the rows of one table, such as a tree, and the order in which such rows can be inserted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 
 
 class SelfReference(NamedTuple):
-    """The attributes of a foreign key, and the attributes of the same model that they refer to, in the same order."""
+    """The attributes of a foreign key, and the attributes of the same model that it refers to, in the same order."""
 
     referring: tuple[str, ...]
     referred: tuple[str, ...]
 
 
-def self_references(model: type[Any]) -> list[SelfReference]:
-    """The foreign keys between rows of the model's tables, without those that join the tables for inheritance."""
+def find_self_references(model: type[Any]) -> list[SelfReference]:
+    """The foreign keys between rows of the model's tables, except those that join the tables for inheritance."""
     mapper: Mapper[Any] = inspect(model)
     found = []
     tables = [table for table in mapper.tables if isinstance(table, Table)]
@@ -29,8 +29,8 @@ def self_references(model: type[Any]) -> list[SelfReference]:
             if constraint.referred_table not in tables:
                 continue
             reference = SelfReference(
-                tuple(_name(mapper, element.parent) for element in constraint.elements),
-                tuple(_name(mapper, element.column) for element in constraint.elements),
+                tuple(_get_attribute_name(mapper, element.parent) for element in constraint.elements),
+                tuple(_get_attribute_name(mapper, element.column) for element in constraint.elements),
             )
         except (NoReferenceError, UnmappedColumnError):
             continue
@@ -39,40 +39,43 @@ def self_references(model: type[Any]) -> list[SelfReference]:
     return found
 
 
-def parents_first(references: Sequence[SelfReference], rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The positions of the rows, in an order in which each row comes after the rows that it refers to.
+def order_parents_first(references: Sequence[SelfReference], rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The positions of the rows in an order in which each row comes after the rows that it refers to.
 
-    If the rows are already in such an order, it doesn't change. A cycle has no such order; its rows come in any.
+    If the rows already are in such an order, it is kept. The rows of a cycle have no such order and come in any order.
 
-    Values are compared in Python. If only PostgreSQL finds two values equal, a row may come too early, and PostgreSQL
-    rejects it.
+    Python compares the values. If two values are equal only in PostgreSQL (citext), a row may come before a row that it
+    refers to. PostgreSQL then rejects it.
     """
     parents: list[list[int]] = [[] for _ in rows]
     for reference in references:
-        places: dict[Hashable, int] = {}
-        for place, row in enumerate(rows):
-            places.setdefault(_values(row, reference.referred), place)
-        for place, row in enumerate(rows):
-            values = _values(row, reference.referring)
-            if values is not None and values in places:
-                parents[place].append(places[values])
-    if all(parent <= place for place, each in enumerate(parents) for parent in each):
+        positions: dict[Hashable, int] = {}
+        for position, row in enumerate(rows):
+            positions.setdefault(_get_comparable_values(row, reference.referred), position)
+        for position, row in enumerate(rows):
+            values = _get_comparable_values(row, reference.referring)
+            if values is not None and values in positions:
+                parents[position].append(positions[values])
+    if all(parent <= position for position, each in enumerate(parents) for parent in each):
         return [*range(len(rows))]
-    return _after_their_parents(parents)
+    return _sort_depth_first(parents)
 
 
-def _after_their_parents(parents: Sequence[Sequence[int]]) -> list[int]:
-    """A depth-first search. It isn't recursive, because a chain may contain all rows."""
+def _sort_depth_first(parents: Sequence[Sequence[int]]) -> list[int]:
+    """Sort positions so that each comes after its `parents`, by a depth-first search.
+
+    The search isn't recursive, because one chain of references may contain all rows.
+    """
     order: list[int] = []
     is_seen = [False] * len(parents)
     for start in range(len(parents)):
         path = [] if is_seen[start] else [(start, iter(parents[start]))]
         is_seen[start] = True
         while path:
-            place, left = path[-1]
-            parent = next((each for each in left if not is_seen[each]), None)
+            position, remaining = path[-1]
+            parent = next((each for each in remaining if not is_seen[each]), None)
             if parent is None:
-                order.append(place)
+                order.append(position)
                 path.pop()
             else:
                 is_seen[parent] = True
@@ -80,8 +83,9 @@ def _after_their_parents(parents: Sequence[Sequence[int]]) -> list[int]:
     return order
 
 
-def _values(row: Mapping[str, Any], names: Sequence[str]) -> Hashable:
-    """The values in a form that can be compared; None if one is NULL or isn't hashable."""
+def _get_comparable_values(row: Mapping[str, Any], names: Sequence[str]) -> Hashable:
+    """The values in a form that can be compared. None if one of them is NULL or isn't hashable."""
+    # The driver's class for UUIDs and Python's can both occur, so their text is compared.
     values = tuple(str(value) if isinstance(value, UUID) else value for value in map(row.get, names))
     try:
         hash(values)
@@ -90,5 +94,5 @@ def _values(row: Mapping[str, Any], names: Sequence[str]) -> Hashable:
     return None if None in values else values
 
 
-def _name(mapper: Mapper[Any], column: Column[Any]) -> str:
+def _get_attribute_name(mapper: Mapper[Any], column: Column[Any]) -> str:
     return mapper.get_property_by_column(column).key

@@ -1,4 +1,4 @@
-"""Which row of many was refused."""
+"""Which row of a multi-row write PostgreSQL or a type has rejected."""
 
 from __future__ import annotations
 
@@ -14,52 +14,50 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-async def locate_rejected_row(
+async def write_or_locate_rejected_row(
     session: AsyncSession,
     items: Sequence[ItemT],
     write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],
-    *,
-    places: Sequence[int] | None = None,
-    first: int = 0,
+    positions: Sequence[int],
 ) -> ResultT:
-    """Write all the items, and return what `write` returned.
+    """Write all items and return the result of `write`. If an item is rejected, raise its error with its position.
 
-    If one is refused, find out which by writing ever smaller parts, and raise its error with `row_index`: its place in
-    the input, which is in `places`, or counts from `first`. What is written on the way is for the caller's savepoint
-    to undo.
+    `positions` are the positions of the items in the input, one for each item. The error has that of the rejected item
+    as `row_index`. To find the item, the items are written again in ever smaller parts. Call this in a savepoint: it
+    undoes the parts that were written before the error.
     """
-    start, end = 0, len(items)  # the suspects
-    some = end
-    refused: StatementError | None = None
+    start, end = 0, len(items)  # a rejected item is in items[start:end]
+    stop = end
+    rejection: StatementError | None = None
     while True:
         try:
             async with session.begin_nested():
-                result = await write(items[start:some])
+                result = await write(items[start:stop])
         except StatementError as error:
-            if not is_of_a_row(error):
+            if not is_row_error(error):
                 raise
-            if some - start == 1:
-                _name(error, first + start if places is None else places[start])
+            if stop - start == 1:
+                _add_position(error, positions[start])
                 raise
-            refused, end = error, some
+            rejection, end = error, stop
         else:
-            if refused is None:
+            if rejection is None:
                 return result
-            # Those before a bad one stay written while it is looked for: it may be bad only beside them.
-            start = some
-            if start == end:  # what it met was undone by somebody else meanwhile
-                raise refused
-        some = start + max(1, (end - start) // 2)
+            # These items stay written during the search, because a later item may be rejected only because of them.
+            start = stop
+            if start == end:  # each item was accepted now: another transaction has removed the cause of the error
+                raise rejection
+        stop = start + max(1, (end - start) // 2)
 
 
-def is_of_a_row(error: StatementError) -> bool:
+def is_row_error(error: StatementError) -> bool:
     """Whether a single row may have caused the error: a constraint, a type or a trigger rejected it."""
     if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError | DataError):
         return True
-    return (getattr(error.orig, "sqlstate", None) or "").startswith("P0")  # a trigger's RAISE
+    return (getattr(error.orig, "sqlstate", None) or "").startswith("P0")  # RAISE in a trigger
 
 
-def _name(error: StatementError, place: int) -> None:
+def _add_position(error: StatementError, position: int) -> None:
     if isinstance(error, DatabaseError):
-        error.row_index = place
-    error.add_note(f"row {place} of the input, counted from 0, was refused, so none was written")
+        error.row_index = position
+    error.add_note(f"row {position} of the input, counted from 0, was rejected, so no row was written")

@@ -1,4 +1,4 @@
-"""The input rows of bulk writes: mappings, Pydantic models, dataclasses and mapped objects."""
+"""The input rows of bulk writes: mappings, Pydantic models, dataclasses and mapped objects, and chunks of them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
 from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapper, RelationshipProperty
 from sqlalchemy.schema import Column
 
-from howdah._writes.objects import changes_of_object, names_set_in, values_of_object
+from howdah._writes.objects import get_insert_values, get_set_names, get_update_values
 from howdah.errors import UnknownAttribute
 
 ItemT = TypeVar("ItemT")
 
-# Chunks of a list are larger, because it is in memory anyway. PostgreSQL is idle for some milliseconds between chunks.
+# A chunk is held in memory. Chunks of a list are larger, because its rows are in memory anyway, and because PostgreSQL
+# is idle for some milliseconds between two chunks.
 CHUNK_ROWS: Final = 20_000
 LIST_CHUNK_ROWS: Final = 100_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Inserted:
-    """The number of rows that were written, and the keys of all input rows in their order, if they were requested."""
+class InsertedRows:
+    """The number of rows that were written, and the keys of the rows in the order of the input, if they were requested.
+
+    If a trigger has suppressed rows, there may be more keys than written rows.
+    """
 
     count: int
     keys: Sequence[Any]
 
 
-def writable_names(model: type[Any]) -> tuple[str, ...]:
+def get_writable_names(model: type[Any]) -> tuple[str, ...]:
     """The attributes of `model` that can be assigned.
 
     These are columns, relationships, synonyms, composites, and hybrid properties with a setter. Computed columns and
-    `viewonly` relationships can't be assigned.
+    `viewonly` relationships aren't included.
     """
     mapper: Mapper[Any] = inspect(model)
     names = []
@@ -52,95 +56,99 @@ def writable_names(model: type[Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def refuse_unknown(model: type[Any], names: Iterable[str]) -> None:
-    """Raise `UnknownAttribute` for the first name that can't be assigned to."""
-    _refuse_others(model, names, writable_names(model))
+def reject_unknown_names(model: type[Any], names: Iterable[str]) -> None:
+    """Raise `UnknownAttribute` for the first name that can't be assigned."""
+    _reject_others(model, names, get_writable_names(model))
 
 
-def column_names(model: type[Any]) -> frozenset[str]:
-    """The attributes that are columns, which a bulk write can set."""
+def get_column_names(model: type[Any]) -> frozenset[str]:
+    """The attributes that a bulk write can set: the columns, except computed ones."""
     mapper: Mapper[Any] = inspect(model)
     return frozenset(prop.key for prop in mapper.column_attrs if _is_stored(prop))
 
 
-def refuse_non_columns(model: type[Any], names: Iterable[str]) -> None:
+def reject_non_columns(model: type[Any], names: Iterable[str]) -> None:
     """Raise `UnknownAttribute` for the first name that a bulk write can't set."""
-    _refuse_others(model, names, column_names(model))
+    _reject_others(model, names, get_column_names(model))
 
 
 def normalize_rows(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
     """The rows as dictionaries of column attributes and values.
 
-    Don't change them, because they may be the caller's. Attributes that aren't set in a Pydantic model or a mapped
-    object are left out, so that defaults apply. Raises `UnknownAttribute` or `TypeError` with a note of the row's
-    position, counted from `first`.
+    Don't change them: they may be the caller's own dictionaries. Attributes that aren't set in a Pydantic model or a
+    mapped object are left out, so that defaults apply. Raises `UnknownAttribute` or `TypeError`, with a note of the
+    row's position, counted from `first`.
     """
-    return _read(model, rows, first, values_of_object)
+    return _normalize(model, rows, first, get_insert_values)
 
 
 def normalize_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
-    """As `normalize_rows`, for a write of existing rows: of a mapped object only the attributes that the caller has set.
+    """As `normalize_rows`, but for a write of existing rows: a mapped object gives only what the caller has set.
 
-    In a new object these are the attributes that were passed. In a detached object they are the key, the version and
-    the changed attributes. Raises `TypeError` for an object that doesn't show what was set.
+    For a new object these are the attributes that were passed to it. For a detached object they are the key, the
+    version and the changed attributes. Raises `TypeError` if it isn't known which attributes of an object were set.
     """
-    return _read(model, rows, first, changes_of_object)
+    return _normalize(model, rows, first, get_update_values)
 
 
-def names_to_update(
+def find_names_to_update(
     model: type[DeclarativeBase], rows: Sequence[object], values: Sequence[dict[str, Any]], *, first: int
 ) -> Sequence[str]:
-    """The attributes that an upsert sets on existing rows. `values` is the result of `normalize_rows`.
+    """The attributes that an upsert sets on existing rows. `values` is the result of `normalize_rows` for `rows`.
 
-    Raises `TypeError` for an object that doesn't show what was set.
+    Raises `TypeError` if it isn't known which attributes of an object were set, or if these differ between objects.
     """
     every = frozenset(values[0])
-    if values is rows:  # mappings
+    if values is rows:  # all rows are mappings, which are returned as they are
         return [*values[0]]
     common: frozenset[str] | None = None
-    for place, row in enumerate(rows, start=first):
+    for position, row in enumerate(rows, start=first):
         try:
-            names = names_set_in(model, row) & every if isinstance(row, model) else every
+            names = get_set_names(model, row) & every if isinstance(row, model) else every
             if names != (common := names if common is None else common):
-                raise TypeError(f"it sets other attributes than row {first}: {', '.join(sorted(names ^ common))}")
+                raise TypeError(
+                    f"it sets other attributes than row {first} (pass `update`): {', '.join(sorted(names ^ common))}"
+                )
         except TypeError as error:
-            _note_place(error, place)
+            _note_position(error, position)
             raise
     return [name for name in values[0] if common is None or name in common]
 
 
-def _read(
+def _normalize(
     model: type[DeclarativeBase],
     rows: Sequence[object],
     first: int,
-    read_object: Callable[[type[DeclarativeBase], DeclarativeBase, frozenset[str]], dict[str, Any]],
+    get_values: Callable[[type[DeclarativeBase], DeclarativeBase, frozenset[str]], dict[str, Any]],
 ) -> Sequence[dict[str, Any]]:
-    known = column_names(model)
-    if {*map(type, rows)} == {dict}:  # the ordinary case, many times faster
+    """Convert the rows to dictionaries, with `get_values` for mapped objects, and check the names of the attributes."""
+    known = get_column_names(model)
+    if {*map(type, rows)} == {dict}:  # the usual case, many times faster
         plain = cast("Sequence[dict[str, Any]]", rows)
         if known.issuperset(chain.from_iterable(plain)):
             return plain
-    read = []
-    for place, row in enumerate(rows, start=first):
+    normalized = []
+    for position, row in enumerate(rows, start=first):
         try:
-            values = read_object(model, row, known) if isinstance(row, model) else _values_of(model, row)
+            values = get_values(model, row, known) if isinstance(row, model) else _get_values(model, row)
             if not values.keys() <= known:
-                _refuse_others(model, values, known)
+                _reject_others(model, values, known)
         except (UnknownAttribute, TypeError) as error:
-            _note_place(error, place)
+            _note_position(error, position)
             raise
-        read.append(values)
-    return read
+        normalized.append(values)
+    return normalized
 
 
-def _note_place(error: Exception, place: int) -> None:
-    error.add_note(f"in row {place} of the input, counted from 0")
+def _note_position(error: Exception, position: int) -> None:
+    error.add_note(f"in row {position} of the input, counted from 0")
 
 
 def split_duplicate_keys(items: Sequence[ItemT], key: Callable[[ItemT], Hashable]) -> list[list[ItemT]]:
-    """The items in rounds, so that no round has a key twice. The second item with a key is in the second round.
+    """Split the items into rounds, so that no round has two items with the same key.
 
-    Writing one round after the other has the same result as writing the items one by one.
+    The first item with a key is in the first round, the second one in the second round. So writing one round after the
+    other has the same result as writing the items one by one.
     """
     rounds: list[list[ItemT]] = []
     seen: Counter[Hashable] = Counter()
@@ -153,19 +161,19 @@ def split_duplicate_keys(items: Sequence[ItemT], key: Callable[[ItemT], Hashable
     return rounds
 
 
-async def in_chunks(
+async def split_into_chunks(
     items: Iterable[ItemT] | AsyncIterable[ItemT], size: int | None = None
 ) -> AsyncGenerator[list[ItemT], None]:
-    """Lists of `size` items; the last one may be shorter. At most one list is read ahead.
+    """Split the items into lists of `size` items; the last one may be shorter. No list is empty.
 
-    The default size is 20,000, and 100,000 for a list.
+    The default size is 20,000, or 100,000 for a list. The items of the next list are read only when it is requested.
     """
     if size is None:
         size = LIST_CHUNK_ROWS if isinstance(items, Sequence) else CHUNK_ROWS
     if size < 1:
-        raise ValueError(f"a chunk holds at least one row, not {size}")
+        raise ValueError(f"chunk_size must be at least 1, not {size}")
     if isinstance(items, Mapping | str | bytes) or not isinstance(items, Iterable | AsyncIterable):
-        raise TypeError(f"rows must be an iterable of rows, not a single {type(items).__name__}")
+        raise TypeError(f"rows must be an iterable of rows, not one {type(items).__name__}: pass a list of rows")
     if isinstance(items, AsyncIterable):
         chunk: list[ItemT] = []
         async for item in items:
@@ -176,8 +184,8 @@ async def in_chunks(
         if chunk:
             yield chunk
     else:
-        left = iter(items)
-        while chunk := [*islice(left, size)]:
+        remaining = iter(items)
+        while chunk := [*islice(remaining, size)]:
             yield chunk
 
 
@@ -186,17 +194,17 @@ def _is_stored(prop: ColumnProperty[Any]) -> bool:
     return isinstance(column, Column) and column.computed is None
 
 
-def _refuse_others(model: type[Any], names: Iterable[str], known: Iterable[str]) -> None:
+def _reject_others(model: type[Any], names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise UnknownAttribute(model, name, sorted(known))
 
 
-def _values_of(model: type[DeclarativeBase], row: object) -> dict[str, Any]:
+def _get_values(model: type[DeclarativeBase], row: object) -> dict[str, Any]:
     if isinstance(row, Mapping):
         return dict(row)
     if isinstance(row, BaseModel):
         return {name: getattr(row, name) for name in row.model_fields_set}
     if dataclasses.is_dataclass(row) and not isinstance(row, type | DeclarativeBase):
         return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    raise TypeError(f"a row is a mapping, a Pydantic model, a dataclass or a {model.__name__}, not a {type(row)}")
+    raise TypeError(f"a row must be a mapping, a Pydantic model, a dataclass or a {model.__name__}, not {type(row)}")

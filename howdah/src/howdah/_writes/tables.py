@@ -1,4 +1,4 @@
-"""Mapped classes for a `Table` without one, such as an association table, for functions that take a class."""
+"""Mapped classes for tables that have none, such as association tables. Other functions take a mapped class."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from sqlalchemy.orm import registry
 _CLASS: Final = "howdah_class"
 
 
-def class_of(table: Table) -> type[Any]:
-    """A class that is mapped to the table, always the same one. Its attributes have the columns' keys.
+def map_table(table: Table) -> type[Any]:
+    """A class that is mapped to the table; for one table it is always the same class.
+
+    Its attributes are named by the `key` of the columns.
 
     Raises `TypeError` for a table without a primary key in which every column has a default.
     """
-    # Stored on the table, because a global dictionary would keep tables alive. A copy of the table copies `info`, too.
+    # The class is stored in the table's `info`, because a global dictionary would keep tables alive. A copy of a table
+    # has the same `info`, so the class may be mapped to the original.
     known: type[Any] | None = table.info.get(_CLASS)
     if known is not None and inspect(known).local_table is table:
         return known
-    made: type[Any] = type(table.name, (), {"__doc__": f"A row of {table.fullname}."})
-    registry().map_imperatively(made, table, primary_key=_key_columns(table))
-    table.info[_CLASS] = made
-    return made
+    mapped: type[Any] = type(table.name, (), {"__doc__": f"A row of {table.fullname}."})
+    registry().map_imperatively(mapped, table, primary_key=_choose_key_columns(table))
+    table.info[_CLASS] = mapped
+    return mapped
 
 
-def _key_columns(table: Table) -> list[Column[Any]]:
+def _choose_key_columns(table: Table) -> list[Column[Any]]:
     """The primary key, or a column in its place, because SQLAlchemy needs a key.
 
     That column must have no default: None in a key column would mean that the default makes the value.

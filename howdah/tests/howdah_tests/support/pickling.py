@@ -1,4 +1,4 @@
-"""An error, once through pickle."""
+"""Pickling and unpickling of an error."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import pickle
 from typing import Any
 
 
-def pickled(error: Exception) -> Any:
+def pickle_roundtrip(error: Exception) -> Any:
     return pickle.loads(pickle.dumps(error))  # noqa: S301

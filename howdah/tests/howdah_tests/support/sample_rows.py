@@ -1,4 +1,4 @@
-"""Rows of the sample's tables: values for them, and those that a test begins with."""
+"""Values for rows of the sample tables, and functions that insert them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def emails(session: AsyncSession) -> list[str]:
     return list(await session.scalars(select(User.email).order_by(User.id)))
 
 
-def a_user(email: str = "ada@example.com") -> User:
+def new_user(email: str = "ada@example.com") -> User:
     return User(email=email, name="Ada")
 
 

@@ -1,4 +1,4 @@
-"""The service on real HTTP: in this process, or in one of its own."""
+"""The service over real HTTP: in this process, or in another one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which runs behind uvicorn in this event loop."""
     with _listening() as listening:
         server = _server(app)
@@ -38,8 +38,8 @@ async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def served_in_a_thread(app: FastAPI) -> Iterator[str]:
-    """The address of the application, which runs behind uvicorn in an event loop of its own."""
+def serve_in_thread(app: FastAPI) -> Iterator[str]:
+    """The address of the application, which runs behind uvicorn in its own thread and event loop."""
     with _listening() as listening:
         server = _server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -74,8 +74,8 @@ def _server(app: FastAPI) -> uvicorn.Server:
 
 
 @asynccontextmanager
-async def shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """`shop serve` in a process of its own, ready, and its address; what it logs goes to the file."""
+async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready."""
     with _listening() as free:
         port = free.getsockname()[1]
     environment = os.environ | {"SHOP_DATABASE_URL": url, "SHOP_LOG_FORMAT": "json"} | settings

@@ -1,8 +1,8 @@
-"""Clients of the ledger, in processes of their own.
+"""Clients of the ledger, in other processes.
 
     python -m shop_tests.support.ledger_clients URL SEED CLIENTS TRANSFERS HOW ACCOUNT…
 
-Each process prints, as JSON, what its clients were told.
+Each process prints the outcomes of its clients' requests as JSON.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, TransferState
 from shop.ledger.requests import TransferRecord, TransferRequest, TransferResult
 from shop.ledger.service import post_transfers
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 LARGEST = 300
 
 
-class Told(NamedTuple):
-    """What became of a request: the state of its transfer, or the refusal."""
+class Outcome(NamedTuple):
+    """The outcome of a request: the state of its transfer, or the refusal."""
 
     what: str
     transfer_id: str | None = None
@@ -40,10 +40,10 @@ class Told(NamedTuple):
     amount: int | None = None
 
 
-async def told_by_processes(
+async def run_client_processes(
     database: Database, accounts: Sequence[UUID], *, processes: int, clients: int, transfers: int, how: str
-) -> list[Told]:
-    """What so many processes with so many clients each were told, who asked for so many transfers in all."""
+) -> list[Outcome]:
+    """Run processes with this many clients each. `transfers` is the number of requests of all processes together."""
     url = database.engine.url.render_as_string(hide_password=False)
     running = [
         await asyncio.create_subprocess_exec(
@@ -54,28 +54,28 @@ async def told_by_processes(
         )
         for seed in range(processes)
     ]
-    told: list[Told] = []
+    told: list[Outcome] = []
     for process, (out, _) in zip(
         running, await asyncio.gather(*(process.communicate() for process in running)), strict=True
     ):
         assert process.returncode == 0
-        told += [Told(*each) for each in json.loads(out)]
+        told += [Outcome(*each) for each in json.loads(out)]
     return told
 
 
 class Clients:
-    """Those of one process."""
+    """The clients of one process, and the outcomes of their requests."""
 
     def __init__(self, database: Database, ledger: Ledger, accounts: Sequence[UUID], seed: int, transfers: int) -> None:
-        self.told: list[Told] = []
+        self.told: list[Outcome] = []
         self._database = database
         self._ledger = ledger
         self._accounts = accounts
         self._seed = seed
         self._left = iter(range(transfers))
 
-    async def singly(self, number: int) -> None:
-        """One request after the other, each under a key; sometimes two that are linked, sometimes one sent again."""
+    async def post_singly(self, number: int) -> None:
+        """Post one request after the other, each with a key. Some are two linked requests; some are sent twice."""
         dice = Random(f"{self._seed}-{number}")
         for turn in self._left:
             request = self._request(dice, f"{self._seed}/{turn}")
@@ -90,10 +90,10 @@ class Clients:
                 assert again == [result._replace(replayed=True) for result in results]
             self._note(results)
 
-    async def in_batches(self, number: int) -> None:
-        """Lists in which the same accounts come in any order, through the ledger and in transactions of their own.
+    async def post_batches(self, number: int) -> None:
+        """Post batches with the same accounts in any order, half through the ledger, half in their own transactions.
 
-        Plain and linked transfers, holds, and what posts, voids and reverses what was made of the lists before.
+        They contain basic and linked transfers, holds, and the posting, voiding and reversal of earlier transfers.
         """
         dice = Random(f"{self._seed}-{number}")
         made: list[TransferRecord] = []
@@ -111,24 +111,24 @@ class Clients:
             made += [each for each in transfers if each.state is TransferState.POSTED and each.reverses_id is None]
             held += [each for each in transfers if each.state is TransferState.PENDING]
 
-    async def without_locks(self, number: int) -> None:
-        """Reads both balances, and writes what they should be then: the control."""
+    async def write_without_locks(self, number: int) -> None:
+        """The control: read both balances, and write the new ones."""
         dice = Random(f"{self._seed}-{number}")
         for _ in self._left:
             source, target = dice.sample(self._accounts, 2)
             amount = dice.randint(1, LARGEST)
             async with self._database.begin() as session:
-                await without_guards(session)
+                await disable_triggers(session)
                 rows = await session.execute(
                     select(Account.id, Account.balance).where(Account.id.in_([source, target]))
                 )
                 balances = {row.id: row.balance for row in rows}
                 if balances[source] < amount:
-                    self.told.append(Told("insufficient_funds"))
+                    self.told.append(Outcome("insufficient_funds"))
                     continue
                 for id, change in sorted(((source, -amount), (target, amount))):  # or it would deadlock, too
                     await session.execute(update(Account).where(Account.id == id).values(balance=balances[id] + change))
-            self.told.append(Told("posted"))
+            self.told.append(Outcome("posted"))
 
     def _request(self, dice: Random, key: str) -> TransferRequest:
         source, target = dice.sample(self._accounts, 2)
@@ -156,10 +156,10 @@ class Clients:
     def _note(self, results: Sequence[TransferResult]) -> None:
         for result in results:
             if (made := result.transfer) is None:
-                self.told.append(Told(str(result.refusal)))
+                self.told.append(Outcome(str(result.refusal)))
             else:
                 source, target = str(made.from_account_id), str(made.to_account_id)
-                self.told.append(Told(made.state, str(made.id), source, target, made.amount))
+                self.told.append(Outcome(made.state, str(made.id), source, target, made.amount))
 
 
 async def main() -> None:
@@ -167,7 +167,11 @@ async def main() -> None:
     ids = [UUID(account) for account in accounts]
     async with Database(url, pool_size=int(clients)) as database, Ledger(database) as ledger:
         all_ = Clients(database, ledger, ids, int(seed), int(transfers))
-        client = {"singly": all_.singly, "in batches": all_.in_batches, "without locks": all_.without_locks}[how]
+        client = {
+            "singly": all_.post_singly,
+            "in batches": all_.post_batches,
+            "without locks": all_.write_without_locks,
+        }[how]
         await asyncio.gather(*(client(number) for number in range(int(clients))))
     print(json.dumps(all_.told))
 

@@ -1,4 +1,4 @@
-"""The reference examples' functions on Shop's models: what the tests of the cures have as their control."""
+"""The functions of the reference examples, on Shop's models, for control tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from howdah.fastapi import database_from_state
 from shop.ledger.models import Account
 from shop.orders.models import Order
 from shop.users.models import User
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
@@ -34,11 +34,11 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 
 async def move(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> None:
-    """The inside of its `transfer_funds`, which can't be entered once the session has been used.
+    """The body of the reference's `transfer_funds`, for a session in which a transaction has begun.
 
-    Shop's database has to be kept from refusing it.
+    The triggers are disabled, since Shop's database would reject the change.
     """
-    await without_guards(db)
+    await disable_triggers(db)
     from_account = await db.get(Account, from_account_id, with_for_update=True)
     to_account = await db.get(Account, to_account_id, with_for_update=True)
     if not from_account or not to_account:
@@ -64,7 +64,7 @@ class ReferenceBase(DeclarativeBase):
 
 
 class ReferenceOrder(ReferenceBase):
-    """Its `status` is any text."""
+    """Its `status` accepts any text."""
 
     __tablename__ = "reference_orders"
 

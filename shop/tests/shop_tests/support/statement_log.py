@@ -1,4 +1,4 @@
-"""Which statements the ledger sends."""
+"""A log of the ledger's statements."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sqlalchemy import event
 from howdah import Database
 
 
-class Seen:
-    """Which of the ledger's statements the database was given."""
+class StatementLog:
+    """The ledger's statements, in the order in which they were sent."""
 
     def __init__(self) -> None:
         self.statements: list[str] = []
@@ -19,8 +19,8 @@ class Seen:
     def note(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         self.statements.append(statement)
 
-    def taken(self) -> list[str]:
-        """By name, since the last time."""
+    def take(self) -> list[str]:
+        """The names of the statements since the last call."""
         names = {
             "as_assumed": "write if",
             "FOR NO KEY UPDATE": "lock",
@@ -39,8 +39,8 @@ class Seen:
 
 
 @asynccontextmanager
-async def watched(database: Database) -> Any:
-    seen = Seen()
+async def log_statements(database: Database) -> Any:
+    seen = StatementLog()
     event.listen(database.engine.sync_engine, "before_cursor_execute", seen.note)
     try:
         yield seen

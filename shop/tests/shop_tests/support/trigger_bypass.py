@@ -1,4 +1,4 @@
-"""What the database doesn't let anybody do, done nevertheless."""
+"""Changes that the triggers would reject."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from shop import tables
 from shop.ledger.models import PendingTransfer
 
 
-async def without_guards(session: AsyncSession) -> None:
-    """No trigger fires until the transaction ends or `with_guards` is called, not even those of foreign keys."""
+async def disable_triggers(session: AsyncSession) -> None:
+    """Disable all triggers, those of foreign keys included, until `enable_triggers` or the end of the transaction."""
     await session.execute(text("SET LOCAL session_replication_role = replica"))
 
 
-async def with_guards(session: AsyncSession) -> None:
-    """Triggers fire again."""
+async def enable_triggers(session: AsyncSession) -> None:
+    """Enable the triggers again."""
     await session.execute(text("SET LOCAL session_replication_role = origin"))
 
 
 async def expire(stored: Database, *ids: UUID) -> None:
-    """Set the times of these pending transfers back, so that they have expired. Nothing voids them."""
+    """Change `expires_at` of these pending transfers so that they have expired. They are not voided."""
     async with stored.begin() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         chosen = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
         await session.execute(chosen.values(expires_at=PendingTransfer.expires_at - timedelta(days=1)))
-        await seal_pending_anew(session)
+        await reseal_pending_transfers(session)
 
 
-async def seal_pending_anew(session: AsyncSession) -> None:
-    """Make the seals agree with pending transfers that were changed without triggers."""
-    await without_guards(session)
+async def reseal_pending_transfers(session: AsyncSession) -> None:
+    """Recompute the seals of pending transfers that were changed without triggers."""
+    await disable_triggers(session)
     await _keep_others_from_linking(session)
     await session.execute(text("UPDATE seals SET position = NULL, hash = NULL"))
     await session.execute(
@@ -53,12 +53,12 @@ async def seal_pending_anew(session: AsyncSession) -> None:
 
 async def empty_tables(session: AsyncSession) -> None:
     """Delete every row of Shop's tables."""
-    await without_guards(session)
+    await disable_triggers(session)
     await _keep_others_from_linking(session)
     for table in reversed(tables.Base.metadata.sorted_tables):
         await session.execute(table.delete())
 
 
 async def _keep_others_from_linking(session: AsyncSession) -> None:
-    """Take the lock of link_seals(), so that no service continues the old chain."""
+    """Take the lock of link_seals(), so that no other process continues the old chain of seals."""
     await session.execute(text("SELECT pg_advisory_xact_lock(495622122611)"))

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import Database, Page, paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, get_database, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, get_schema_ref
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
 from shop.ledger.accounts import (
     account_now,
@@ -71,13 +71,13 @@ async def create_account(
     "/batch",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {NDJSON: {"schema": schema_of(AccountLineOut)}}},
-        **problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        200: {"content": {NDJSON: {"schema": get_schema_ref(AccountLineOut)}}},
+        **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {NDJSON: {"schema": schema_of(AccountLineIn, "validation")}},
+            "content": {NDJSON: {"schema": get_schema_ref(AccountLineIn, "validation")}},
         }
     },
 )
@@ -112,7 +112,7 @@ async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -
     return account
 
 
-@router.patch("/{account_id}", response_model=AccountOut, responses=problems(HTTPStatus.PRECONDITION_REQUIRED))
+@router.patch("/{account_id}", response_model=AccountOut, responses=describe_problems(HTTPStatus.PRECONDITION_REQUIRED))
 async def patch_account(
     account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: IfMatch = None
 ) -> Account:

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref
 from shop.ledger.http.bodies import named_in, request_of
 from shop.ledger.http.transfer_batch import posted_lines
 from shop.ledger.http.transfer_schemas import (
@@ -60,7 +60,7 @@ _METADATA_PARAMETER: Final = {
     "explode": True,
     "schema": _METADATA.json_schema(),
 }
-_REFUSALS: Final = problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
+_REFUSALS: Final = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)
 
 
 @router.post(
@@ -87,7 +87,7 @@ async def create_transfer(
     "/linked",
     status_code=HTTPStatus.CREATED,
     response_model=LinkedOut,
-    responses=_REFUSALS | problems(HTTPStatus.NOT_FOUND),
+    responses=_REFUSALS | describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_linked_transfers(
     body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
@@ -115,13 +115,13 @@ async def create_linked_transfers(
     "/batch",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {NDJSON: {"schema": schema_of(BatchLineOut)}}},
-        **problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        200: {"content": {NDJSON: {"schema": get_schema_ref(BatchLineOut)}}},
+        **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {NDJSON: {"schema": schema_of(BatchLineIn, "validation")}},
+            "content": {NDJSON: {"schema": get_schema_ref(BatchLineIn, "validation")}},
         }
     },
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from howdah._reads.page import without_missing_total
+from howdah._reads.page import omit_missing_total
 from howdah.fastapi.exact_types import DecimalDigits
 from howdah.pagination import MAX_LIMIT
 
@@ -28,9 +28,9 @@ class PageParameters(BaseModel):
     before: str | None = Field(default=None, description="The `previous` of the page after this one; not with `after`")
 
     @model_validator(mode="after")
-    def _one_direction(self) -> Self:
+    def _check_one_direction(self) -> Self:
         if self.after is not None and self.before is not None:
-            raise ValueError("a page follows `after` or comes before `before`, not both")
+            raise ValueError("after and before can't both be given: pass one of them")
         return self
 
 
@@ -54,5 +54,5 @@ class PageOut(BaseModel, Generic[ItemT]):
 
     # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
     @model_serializer(mode="wrap")
-    def _write(self, write: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
-        return without_missing_total(self.total, write(self))
+    def _serialize(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        return omit_missing_total(self.total, serialize(self))
