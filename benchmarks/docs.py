@@ -1,0 +1,110 @@
+"""`make bench-docs`: write the figures of a run between the markers of docs/benchmarks.md and of the README."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import report, results
+
+FIGURES: Final = Path("benchmarks/results/latest.json")
+PAGE: Final = Path("docs/benchmarks.md")
+README: Final = Path("README.md")
+START: Final = "<!-- figures: made by `make bench-docs` from benchmarks/results/latest.json -->"
+END: Final = "<!-- end of figures -->"
+
+
+def replace_figures(page: str, text: str) -> str:
+    """The page with this text between its markers. Raises `ValueError` for a page without markers."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"the page needs the lines {START} and {END}")
+    return f"{before}{START}\n{text}\n{END}{after}"
+
+
+def all_figures(run: dict[str, Any]) -> str:
+    """What docs/benchmarks.md shows: the environment, each goal's ratio, and the figures of all contenders."""
+    return "\n".join([*_environment(run["environment"]), "", *_goals(run), *_skipped(run), *_comparisons(run)])
+
+
+def goal_figures(run: dict[str, Any]) -> str:
+    """What the README shows: each goal's ratio."""
+    lines = ["| | measured | goal |", "| --- | --- | --- |"]
+    for comparison in run["comparisons"]:
+        for goal in comparison["goals"]:
+            name, unit = comparison["name"], comparison["unit"]
+            size = f", {comparison['size']:,} rows" if unit == "rows" else ""
+            lines.append(_row((f"{name}{size}", report.goal_sentence(goal), report.bound(goal))))
+    return "\n".join(lines)
+
+
+def _environment(environment: dict[str, Any]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    settings = ", ".join(f"`{name}` {value}" for name, value in environment["settings"].items())
+    machine = f"{environment['cores']} cores ({environment['processor']}, {environment['system']})"
+    yield f"Measured {environment['measured_at'][:10]} on {machine}."
+    yield ""
+    yield f"{versions}."
+    yield ""
+    yield f"PostgreSQL's settings: {settings}."
+
+
+def _goals(run: dict[str, Any]) -> Iterator[str]:
+    yield "| | contender | ratio (min - max) | goal | result |"
+    yield "| --- | --- | --- | --- | --- |"
+    for comparison in run["comparisons"]:
+        for row in report.goals_table(comparison).rows:
+            yield _row((comparison["name"], *row))
+
+
+def _skipped(run: dict[str, Any]) -> Iterator[str]:
+    for name, reason in run["skipped"].items():
+        yield ""
+        yield f"`{name}` was skipped: {reason}."
+
+
+def _comparisons(run: dict[str, Any]) -> Iterator[str]:
+    for comparison in run["comparisons"]:
+        yield ""
+        measured = f" (measured {comparison['measured_at'][:10]})" if "measured_at" in comparison else ""
+        yield f"**{comparison['name']}**{measured}: {comparison['description']}."
+        yield ""
+        if comparison["failure"] is not None:
+            yield f"Failed: {comparison['failure']}."
+            continue
+        table = report.contenders_table(comparison)
+        yield _row(table.headings)
+        yield _row(["---:" if heading in table.numeric else "---" for heading in table.headings])
+        for row in table.rows:
+            yield _row(row)
+        for note in report.notes(comparison):
+            yield ""
+            yield note
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.docs", description=__doc__)
+    parser.add_argument("--figures", type=Path, default=FIGURES, metavar="JSON")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the pages don't match the figures")
+    arguments = parser.parse_args()
+    try:
+        run = results.read_publishable(arguments.figures)
+    except results.NotPublishable as error:
+        parser.error(str(error))
+    for page, text in ((PAGE, all_figures(run)), (README, goal_figures(run))):
+        old = page.read_text()
+        new = replace_figures(old, text)
+        if arguments.check and new != old:
+            raise SystemExit(f"{page} doesn't match {arguments.figures}: run make bench-docs")
+        page.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
