@@ -91,7 +91,9 @@ def main() -> None:
         file=arguments.json,
         merge_with=arguments.merge_with,
     )
-    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR)
+    logging.basicConfig(level=logging.ERROR)
+    if arguments.verbose:  # not the root logger: a statement is slower while its engine's logger is active
+        logging.getLogger("benchmarks").setLevel(logging.INFO)
     kinds = [each for each in COMPARISONS if each.name in chosen]
     try:
         if arguments.quick and arguments.json is not None:

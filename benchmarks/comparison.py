@@ -240,7 +240,7 @@ async def _run_once(comparison: Comparison, contender: Contender) -> Measured:
     except TimeoutError as error:
         if not scope.expired():
             raise
-        raise ContenderFailed(f"not finished in {comparison.time_limit:,.0f} s") from error
+        raise ContenderFailed(f"not finished in {comparison.time_limit:g} s") from error
     measured = returned if isinstance(returned, Measured) else Measured(seconds)
     # Ratios divide by all of these.
     if measured.seconds <= 0 or contender.units <= 0:
@@ -282,7 +282,7 @@ def failure_text(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = str(error) if isinstance(error, ContenderFailed) else f"{type(error).__name__}: {error}"
-    return shorten(text.strip().partition("\n")[0].removesuffix(": "))
+    return shorten(text.strip().partition("\n")[0].removesuffix(":"))
 
 
 def shorten(text: str, length: int = MAX_TEXT_LENGTH) -> str:

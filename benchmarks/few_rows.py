@@ -1,4 +1,4 @@
-"""few-rows: the number of rows from which COPY is faster than INSERT. The reason for `howdah.copying.WORTHWHILE_ROWS`."""
+"""few-rows: from how many rows COPY is faster than INSERT, the reason for `howdah.copying.WORTHWHILE_ROWS`."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ ORDERS: dict[str, Select[Any]] = {
 class Pages(Comparison):
     name = "pages"
     description = (
-        f"read a page of {LIMIT} orders, the first one and the one after {{size}} rows, ordered by (created_at, id) and "
-        "by the total, which many orders have in common"
+        f"read a page of {LIMIT} orders, the first one and the one after {{size}} rows, ordered by (created_at, id) "
+        "and by the total, which many orders have in common"
     )
     unit = "pages"
     size = 1_000_000

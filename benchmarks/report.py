@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 QUICK_NOTE: Final = (
-    "Measured with --quick: small sizes, short windows, one round. These figures are not for publication."
+    "Measured with --quick: small sizes, short windows, one round. The goals are set for the full sizes. "
+    "These figures are not for publication."
 )
 
 _NOT_MEASURED: Final = "not measured"
@@ -27,30 +28,29 @@ def goals_table(comparison: Mapping[str, Any]) -> TextTable:
 
 
 def contenders_table(comparison: Mapping[str, Any]) -> TextTable:
-    """One row per contender. The columns peak MB, p50, p99 and failure exist only if a contender has a value."""
+    """One row per contender. Columns without information are left out: the units if all are 1, and the peak, the
+    latencies and the failures if no contender has any."""
     contenders, unit = comparison["contenders"], comparison["unit"]
-    numeric = ["median", "min - max", "rounds", unit, f"{unit}/s"]
-    optional = {"peak": "peak MB", "p50": "p50", "p99": "p99"}
-    shown = {key: heading for key, heading in optional.items() if any(key in each for each in contenders)}
-    has_failures = any(each["failure"] for each in contenders)
-    rows = []
-    for each in contenders:
-        seconds = each["seconds"]
-        rows.append(
-            (
-                each["name"],
-                each["role"],
-                duration(each["median"]) if seconds else "",
-                f"{duration(min(seconds))} - {duration(max(seconds))}" if seconds else "",
-                str(len(seconds)),
-                f"{each['units']:,}",
-                per_second(each) if seconds else "",
-                *(_optional_cell(each, key) for key in shown),
-                *([each["failure"] or ""] if has_failures else []),
-            )
-        )
-    headings = ("contender", "role", *numeric, *shown.values(), *(["failure"] if has_failures else []))
-    return TextTable(headings, rows, frozenset((*numeric, *shown.values())))
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "contender": lambda each: each["name"],
+        "role": lambda each: each["role"],
+        "median": lambda each: duration(each["median"]) if each["seconds"] else "",
+        "min - max": _spread,
+        "rounds": lambda each: str(len(each["seconds"])),
+        unit: lambda each: f"{each['units']:,}",
+        f"{unit}/s": lambda each: per_second(each) if each["seconds"] else "",
+        "peak MB": lambda each: f"{each['peak']:.0f}" if "peak" in each else "",
+        "p50": lambda each: duration(each["p50"]) if "p50" in each else "",
+        "p99": lambda each: duration(each["p99"]) if "p99" in each else "",
+        "failure": lambda each: each["failure"] or "",
+    }
+    if all(each["units"] == 1 for each in contenders):
+        del columns[unit]
+    for heading in ("peak MB", "p50", "p99", "failure"):
+        if not any(columns[heading](each) for each in contenders):
+            del columns[heading]
+    rows = [[text_of(each) for text_of in columns.values()] for each in contenders]
+    return TextTable(list(columns), rows, frozenset(columns) - {"contender", "role", "failure"})
 
 
 def notes(comparison: Mapping[str, Any]) -> list[str]:
@@ -104,10 +104,9 @@ def _of(goal: Mapping[str, Any]) -> str:
     }[goal["kind"]]
 
 
-def _optional_cell(contender: Mapping[str, Any], key: str) -> str:
-    if key not in contender:
-        return ""
-    return f"{contender[key]:.0f}" if key == "peak" else duration(contender[key])
+def _spread(contender: Mapping[str, Any]) -> str:
+    seconds = contender["seconds"]
+    return f"{duration(min(seconds))} - {duration(max(seconds))}" if seconds else ""
 
 
 def _number(value: float) -> str:

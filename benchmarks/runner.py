@@ -100,7 +100,7 @@ async def _run_comparison(comparison: Comparison, display: Display) -> results.R
             except TimeoutError as error:
                 if not scope.expired():
                     raise
-                raise ContenderFailed(f"its data was not made in {limit:,.0f} s") from error
+                raise ContenderFailed(f"its data was not made in {limit:g} s") from error
             rounds = 1 if comparison.is_quick else comparison.rounds()
             figures = await measure(comparison, rounds=rounds, show_progress=show_progress)
         except Exception as error:

@@ -39,7 +39,7 @@ _BATCH_TIMEOUT_SECONDS: Final = 120
 _LEDGER: Final = "howdah Ledger.submit"
 _SAME_STATEMENTS: Final = "asyncpg, same statements"
 _ONE_STATEMENT: Final = "asyncpg, one statement"
-_NO_ENTRIES: Final = "it writes no transfers, entries and idempotency keys"
+_NO_ENTRIES: Final = "it writes no transfers, entries or idempotency keys"
 
 # The random accounts of a pgbench script.
 _CHOOSE: Final = {
@@ -167,9 +167,9 @@ class _LedgerComparison(Comparison):
 class Transfers(_LedgerComparison):
     name = "transfers"
     description = (
-        "transfers between two random accounts of 1,000 (uniform), of 100,000 by Zipf's law (zipf), or between one fixed "
-        "account and a random other one (hot); when a task has its result, the transfer is durable, with two entries and "
-        "an idempotency key; the name says how many tasks wait for a result at the same time"
+        "transfers between two random accounts of 1,000 (uniform), of 100,000 by Zipf's law (zipf), or between one "
+        "fixed account and a random other one (hot); when a task has its result, the transfer is durable, with two "
+        "entries and an idempotency key; the name says how many tasks wait for a result at the same time"
     )
 
     async def set_up(self) -> None:
