@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -27,6 +27,8 @@ QUICK_WINDOW_SECONDS: Final = 1
 _WARM_UP_SECONDS: Final = 1
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
+_END_SECONDS: Final = 0.5
+"""How long after a failure the end of the server's process may be noticed."""
 _IDLE_SECONDS: Final = 10.0
 """How long a server may take to finish the requests of the previous window."""
 _IDLE_SAMPLE_SECONDS: Final = 0.2
@@ -158,40 +160,56 @@ class HttpServer:
             with contextlib.suppress(psutil.Error):
                 child.kill()
 
+    @contextlib.asynccontextmanager
+    async def replaced_on_failure(self) -> AsyncIterator[None]:
+        """Start the process. If the block fails, end it, so that the next request starts a new one."""
+        await self.start()
+        try:
+            yield
+        except BaseException:  # a time limit cancels the block
+            await self.stop_process()
+            raise
+
     async def get_body(self, path: str) -> bytes:
         """The body of one answer. Raises `ContenderFailed` if its status isn't 200."""
-        await self.start()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        try:
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        finally:
-            writer.close()
-        status_line = head.decode(errors="replace").partition("\r\n")[0]
-        if not status_line.startswith("HTTP/1.1 200"):
-            raise ContenderFailed(f"GET {path}: {status_line or 'no answer'}")
-        return body
+        async with self.replaced_on_failure():
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+            status_line = head.decode(errors="replace").partition("\r\n")[0]
+            if not status_line.startswith("HTTP/1.1 200"):
+                raise ContenderFailed(f"GET {path}: {status_line or 'no answer'}")
+            return body
 
     async def measure_load(self, prefix: str, connections: int, *, is_post: bool = False) -> Measured:
         """GET `prefix` plus a random id, again and again, over this many connections; or POST transfers between two
         random ids to `prefix`. Raises `ContenderFailed` if a request failed or nothing was answered."""
-        try:
-            await self._warm_up(prefix, connections, is_post=is_post)
-            summary = await self._run_wrk(prefix, connections, self._window_seconds, is_post=is_post)
-            if self._process is not None and self._process.returncode is not None:
-                code = self._process.returncode
-                raise ContenderFailed(f"the server ended with exit code {code}: {self._last_log_line()}")
-            if summary["status"]:
-                again = await self._run_wrk(prefix, connections, 1, is_post=is_post, counts_statuses=True)
-                summary["statuses"] = again["statuses"]
-            return read_summary(summary, self._window_seconds, connections)
-        except BaseException:
-            await self.stop_process()
-            raise
+        async with self.replaced_on_failure():
+            try:
+                await self._warm_up(prefix, connections, is_post=is_post)
+                summary = await self._run_wrk(prefix, connections, self._window_seconds, is_post=is_post)
+                if summary["status"]:
+                    again = await self._run_wrk(prefix, connections, 1, is_post=is_post, counts_statuses=True)
+                    summary["statuses"] = again["statuses"]
+                return read_summary(summary, self._window_seconds, connections)
+            except ContenderFailed as error:
+                await self._raise_if_ended(error)
+                raise
+
+    async def _raise_if_ended(self, cause: ContenderFailed) -> None:
+        """Name the reason, rather than the requests that the server didn't answer any more."""
+        if self._process is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                code = await self._process.wait()
+                raise ContenderFailed(f"the server ended with exit code {code}: {self._last_log_line()}") from cause
 
     async def _warm_up(self, prefix: str, connections: int, *, is_post: bool) -> None:
         """Send requests that don't count, before the first window; and wait until earlier requests are finished."""
-        await self.start()
         if not await self._is_idle():
             await self.stop_process()
             await self.start()

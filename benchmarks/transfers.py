@@ -337,8 +337,10 @@ class TransfersOverHttp(_LedgerComparison):
             }
             lines.append(json.dumps(line))
         body = "\n".join(lines).encode()
-        await self.server.start()
-        async with httpx.AsyncClient(base_url=self.server.address, timeout=_BATCH_TIMEOUT_SECONDS) as client:
+        async with (
+            self.server.replaced_on_failure(),
+            httpx.AsyncClient(base_url=self.server.address, timeout=_BATCH_TIMEOUT_SECONDS) as client,
+        ):
             headers = {"Content-Type": "application/x-ndjson"}
             started = time.perf_counter()
             response = await client.post("/transfers/batch", content=body, headers=headers)
