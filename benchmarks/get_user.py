@@ -1,4 +1,4 @@
-"""get-user: a user with ten orders over HTTP, with each kind of route. servers: the same with each kind of server."""
+"""get-user: a user with ten orders over HTTP, with each kind of route. servers: the same requests with each kind of server."""
 
 from __future__ import annotations
 
@@ -189,7 +189,9 @@ def _without_timestamps(value: Any) -> Any:
 
 class Servers(_HttpComparison):
     name = "servers"
-    description = "the same with the view and with the empty route, over 64 connections, with each kind of server"
+    description = (
+        "the requests of get-user, to the view and to the empty route, over 64 connections, with each kind of server"
+    )
 
     _KINDS: Final = {
         "uvicorn, asyncio and h11": ("--loop", "asyncio", "--http", "h11"),

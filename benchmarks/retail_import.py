@@ -27,14 +27,14 @@ class RetailImport(Comparison):
     unit = "lines"
     has_warm_up = False
 
-    async def skip_reason(self) -> str | None:
-        return None if FILE_VARIABLE in os.environ else f"set {FILE_VARIABLE} to the path of the Online Retail II file"
-
     def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
         super().__init__(connections, size, rounds=rounds, is_quick=is_quick)
         url = make_url(connections.url)
         self.database = f"{url.database}_shop"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
+
+    async def skip_reason(self) -> str | None:
+        return None if FILE_VARIABLE in os.environ else f"set {FILE_VARIABLE} to the path of the Online Retail II file"
 
     async def set_up(self) -> None:
         from shop.importing.retail import read_retail

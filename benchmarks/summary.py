@@ -20,7 +20,7 @@ QUICK_SUMMARIES_PER_RUN = {10: 20, 1_000: 10}
 
 class Summary(Comparison):
     name = "summary"
-    description = "read a user with the number, sum and mean of their orders; other users have {size} orders"
+    description = "read a user and the number, sum and mean of the user's orders; other users have {size} orders"
     unit = "summaries"
 
     @property
