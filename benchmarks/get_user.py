@@ -1,4 +1,7 @@
-"""get-user: a user with ten orders over HTTP, with each kind of route. servers: the same requests with each kind of server."""
+"""get-user: a user with ten orders over HTTP, with each kind of route.
+
+servers: the same requests with each kind of server.
+"""
 
 from __future__ import annotations
 
