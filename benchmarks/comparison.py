@@ -133,7 +133,8 @@ class Comparison(ABC):
     has_warm_up: ClassVar[bool] = True
     """Whether each contender runs once before the first round."""
     max_seconds: ClassVar[float] = 120.0
-    """Time limit for one run at `size`, with its reset and its verification. Larger sizes have more."""
+    """Time limit for one run at `size`, with its reset and its verification; a larger size has proportionally more.
+    A run is cancelled, so it ends where it awaits something."""
 
     def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
         self.connections = connections
