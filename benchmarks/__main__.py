@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     if arguments.verbose:  # not the root logger: a statement is slower while its engine's logger is active
         logging.getLogger("benchmarks").setLevel(logging.INFO)
+    # Container images often set this. Each process of a comparison would compile all modules again, for seconds.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     kinds = [each for each in COMPARISONS if each.name in chosen]
     try:
         if arguments.quick and arguments.json is not None:

@@ -67,12 +67,13 @@ def account_chooser(distribution: str, seed: int) -> Callable[[], tuple[UUID, UU
     return choose_zipf
 
 
-async def fill(url: str) -> None:
+async def fill(url: str, account_count: int) -> None:
+    """Create Shop's tables and the accounts."""
     await asyncio.to_thread(migrations.upgrade, url)
     async with Database(url) as database, database.begin() as session:
         accounts = (
             {"id": account(number), "name": "Account", "currency": "GBP", "allows_negative": True}
-            for number in range(1, max(ACCOUNTS.values()) + 1)
+            for number in range(1, account_count + 1)
         )
         await bulk.insert_many(session, Account, accounts, keys=False)
 
@@ -244,7 +245,7 @@ KINDS: Final = {
 def main() -> None:
     _, url, kind, *rest = sys.argv
     if kind == "fill":
-        asyncio.run(fill(url))
+        asyncio.run(fill(url, int(rest[0])))
         print(json.dumps({"seconds": 0}))
     else:
         distribution, task_count, seconds = rest

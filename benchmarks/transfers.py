@@ -95,7 +95,7 @@ $$
 
 
 class _LedgerComparison(Comparison):
-    """In a separate database with Shop's tables and 100,000 accounts."""
+    """In a separate database with Shop's tables and as many accounts as the distributions need."""
 
     unit = "transfers"
     has_warm_up = False
@@ -106,12 +106,14 @@ class _LedgerComparison(Comparison):
         self.database = f"{url.database}_ledger"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
         self.seconds = _QUICK_SECONDS if is_quick else _SECONDS
+        self.distributions = (UNIFORM, HOT) if is_quick else (UNIFORM, HOT, ZIPF)
         self._totals: dict[str, Any] = {}
 
     async def set_up(self) -> None:
         await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
         await self.connections.driver.execute(f'CREATE DATABASE "{self.database}"')
-        await run_module("benchmarks.transfer_loads", self.url, "fill")
+        account_count = max(ACCOUNTS[name] for name in self.distributions)
+        await run_module("benchmarks.transfer_loads", self.url, "fill", str(account_count))
         async with connect_driver(self.url) as connection:
             await connection.execute(f"CREATE SCHEMA {PLAIN_SCHEMA}")
             for table in _TABLES:
