@@ -31,11 +31,11 @@ class BulkCreate(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah create_many", "howdah", self.howdah, self.count),
-            Contender("asyncpg COPY of ready-made tuples", "baseline", self.copy, self.count),
-            Contender("reference bulk_create_users", "reference", self.reference, self.count, self._slow_rounds),
-            Contender("advanced-alchemy add_many", "peer", self.advanced_alchemy, self.count, self._slow_rounds),
-            Contender("SQLAlchemy Core insert, RETURNING", "peer", self.core, self.count, self._slow_rounds),
+            Contender("howdah create_many", "howdah", self.run_howdah, self.count),
+            Contender("asyncpg COPY of ready-made tuples", "baseline", self.run_copy, self.count),
+            Contender("reference bulk_create_users", "reference", self.run_reference, self.count, self._slow_rounds),
+            Contender("advanced-alchemy add_many", "peer", self.run_advanced_alchemy, self.count, self._slow_rounds),
+            Contender("SQLAlchemy Core insert, RETURNING", "peer", self.run_core, self.count, self._slow_rounds),
         ]
 
     def goals(self) -> list[Goal]:
@@ -58,25 +58,25 @@ class BulkCreate(Comparison):
             now = utcnow()
             self.tuples = [(uuid7(), row["email"], row["name"], row["country"], now, now, 1) for row in self.rows]
 
-    async def howdah(self) -> list[UUID]:
+    async def run_howdah(self) -> list[UUID]:
         async with self.connections.database.begin() as session:
             return (await AsyncRepository(session, User).create_many(self.rows)).keys
 
-    async def copy(self) -> list[UUID]:
+    async def run_copy(self) -> list[UUID]:
         async with self.connections.driver.transaction():
             await self.connections.driver.copy_records_to_table("users", records=self.tuples, columns=COLUMNS)
         return [row[0] for row in self.tuples]
 
-    async def reference(self) -> int:
+    async def run_reference(self) -> int:
         async with self.connections.sessions() as db, db.begin():
             return await reference.bulk_create_users(db, self.rows)
 
-    async def advanced_alchemy(self) -> list[UUID]:
+    async def run_advanced_alchemy(self) -> list[UUID]:
         async with self.connections.sessions() as db, db.begin():
             users = await Repository(session=db).add_many([User(**row) for row in self.rows])
             return [user.id for user in users]
 
-    async def core(self) -> list[UUID]:
+    async def run_core(self) -> list[UUID]:
         statement = insert(User.__table__).returning(User.id, sort_by_parameter_order=True)  # type: ignore[arg-type]
         async with self.connections.engine.begin() as connection:
             return list((await connection.execute(statement, self.rows)).scalars())

@@ -11,7 +11,7 @@ from benchmarks.comparison import Comparison, Contender, Goal, check_equal
 from benchmarks.tables import Order
 from howdah import AsyncRepository, utcnow
 
-BY_HAND = """
+BASELINE_SQL = """
     UPDATE orders SET status = input.status, total_cents = input.total_cents, updated_at = $4, version = version + 1
     FROM unnest($1::uuid[], $2::text[], $3::int[]) AS input (id, status, total_cents)
     WHERE orders.id = input.id
@@ -43,9 +43,9 @@ class BulkUpdateRows(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah update_many", "howdah", self.howdah, self.count),
-            Contender("asyncpg UPDATE … FROM unnest", "baseline", self.by_hand, self.count),
-            Contender("advanced-alchemy update_many", "peer", self.advanced_alchemy, self.count),
+            Contender("howdah update_many", "howdah", self.run_howdah, self.count),
+            Contender("asyncpg UPDATE … FROM unnest", "baseline", self.run_baseline, self.count),
+            Contender("advanced-alchemy update_many", "peer", self.run_advanced_alchemy, self.count),
         ]
 
     def goals(self) -> list[Goal]:
@@ -57,17 +57,17 @@ class BulkUpdateRows(Comparison):
     async def reset(self, contender: Contender) -> None:
         await table_data.restore_orders(self.connections.driver)
 
-    async def howdah(self) -> int:
+    async def run_howdah(self) -> int:
         async with self.connections.database.begin() as session:
             return (await AsyncRepository(session, Order).update_many(self.rows)).count
 
-    async def by_hand(self) -> int:
+    async def run_baseline(self) -> int:
         columns = ([row[name] for row in self.rows] for name in ("id", "status", "total_cents"))
         async with self.connections.driver.transaction():
-            done = await self.connections.driver.execute(BY_HAND, *columns, utcnow())
+            done = await self.connections.driver.execute(BASELINE_SQL, *columns, utcnow())
         return int(done.removeprefix("UPDATE "))
 
-    async def advanced_alchemy(self) -> int:
+    async def run_advanced_alchemy(self) -> int:
         # SQLAlchemy's bulk UPDATE of a versioned class needs the row's current version.
         async with self.connections.sessions() as db, db.begin():
             orders = [Order(**row, version=1) for row in self.rows]

@@ -9,7 +9,7 @@ from benchmarks.comparison import Comparison, Contender, Goal, check_equal
 from benchmarks.tables import Order
 from howdah import bulk, utcnow
 
-BY_HAND = """
+BASELINE_SQL = """
     UPDATE orders SET status = $2, updated_at = $3, version = version + 1 WHERE id = ANY($1::uuid[])
 """
 CHUNK = 30_000
@@ -30,9 +30,9 @@ class BulkUpdateStatus(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah update_by_key", "howdah", self.howdah, self.count),
-            Contender("asyncpg UPDATE … = ANY", "baseline", self.by_hand, self.count),
-            Contender("reference, IN in chunks", "reference", self.chunked, self.count),
+            Contender("howdah update_by_key", "howdah", self.run_howdah, self.count),
+            Contender("asyncpg UPDATE … = ANY", "baseline", self.run_baseline, self.count),
+            Contender("reference, IN in chunks", "reference", self.run_reference, self.count),
         ]
 
     def rounds(self) -> int:
@@ -47,16 +47,16 @@ class BulkUpdateStatus(Comparison):
     async def reset(self, contender: Contender) -> None:
         await table_data.restore_orders(self.connections.driver)
 
-    async def howdah(self) -> int:
+    async def run_howdah(self) -> int:
         async with self.connections.database.begin() as session:
             return (await bulk.update_by_key(session, Order, self.ids, {"status": "paid"})).count
 
-    async def by_hand(self) -> int:
+    async def run_baseline(self) -> int:
         async with self.connections.driver.transaction():
-            done = await self.connections.driver.execute(BY_HAND, self.ids, "paid", utcnow())
+            done = await self.connections.driver.execute(BASELINE_SQL, self.ids, "paid", utcnow())
         return int(done.removeprefix("UPDATE "))
 
-    async def chunked(self) -> int:
+    async def run_reference(self) -> int:
         async with self.connections.sessions() as db, db.begin():
             return sum(
                 [

@@ -46,7 +46,7 @@ class Contender:
     role: Role
     run: Callable[[], Awaitable[Any]]
     units: int
-    """How many rows, pages, … one run processes. Contenders are compared by the time per unit."""
+    """The number of rows, pages, … that one run processes. Contenders are compared by the time per unit."""
     rounds: int | None = None
     """Fewer rounds than the others, for a slow contender."""
     omission: str | None = None
@@ -66,7 +66,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a contender measured itself, for example in another process."""
+    """Figures that a contender measured itself, for example in another process."""
 
     seconds: float
     megabytes: float | None = None
@@ -86,7 +86,7 @@ class Figures:
     latencies: list[tuple[float, float]] = field(default_factory=list)
     """The p50 and the p99 of each round, in seconds."""
     failure: str | None = None
-    """Why the contender has no further rounds. No goal is judged by the rounds before it."""
+    """The reason why the contender has no further rounds. The rounds before the failure decide no goal."""
 
     @property
     def median(self) -> float | None:
@@ -124,7 +124,7 @@ class Comparison(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str]
-    """What all contenders do, in one sentence; `{size}` is replaced."""
+    """The work of all contenders, in one sentence; `{size}` is replaced."""
     unit: ClassVar[str]
     size: ClassVar[int] = 100_000
     """The amount of work, if the command doesn't set another one."""
@@ -170,7 +170,7 @@ class Comparison(ABC):
         """Stop what `set_up` has started, also if `set_up` failed half-way."""
 
     async def skip_reason(self) -> str | None:
-        """Why the comparison can't run here, or None."""
+        """The reason why the comparison can't run here, or None."""
         return None
 
     def rounds(self) -> int:
@@ -227,7 +227,7 @@ async def measure(
 
 
 async def _run_once(comparison: Comparison, contender: Contender) -> Measured:
-    """One timed and verified run. Raises what the contender raises, or `ContenderFailed`."""
+    """One timed and verified run. Raises `ContenderFailed` at the time limit; errors of the contender pass through."""
     scope = asyncio.timeout(comparison.time_limit)
     try:
         async with scope:

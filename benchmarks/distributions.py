@@ -1,4 +1,4 @@
-"""How the accounts of a transfer are chosen."""
+"""The random distributions by which the accounts of a transfer are chosen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ZIPF: Final = "zipf"
 HOT: Final = "hot"
 
 ACCOUNTS: Final = {UNIFORM: 1_000, ZIPF: 100_000, HOT: 1_000}
-"""How many accounts take part. In `hot` one of them is in every transfer."""
+"""The number of accounts that take part. In `hot` one of them is in every transfer."""
 
 PLAIN_SCHEMA: Final = "plain"
 """The schema of the contenders that move money without Shop: the same tables and indexes, without Shop's triggers.

@@ -26,12 +26,12 @@ def replace_figures(page: str, text: str) -> str:
 
 
 def all_figures(run: dict[str, Any]) -> str:
-    """What docs/benchmarks.md shows: the environment, each goal's ratio, and the figures of all contenders."""
+    """The figures in docs/benchmarks.md: the environment, each goal's ratio, and the figures of all contenders."""
     return "\n".join([*_environment(run["environment"]), "", *_goals(run), *_skipped(run), *_comparisons(run)])
 
 
 def goal_figures(run: dict[str, Any]) -> str:
-    """What the README shows: each goal's ratio."""
+    """The figures in the README: each goal's ratio."""
     lines = ["| | measured | goal |", "| --- | --- | --- |"]
     for comparison in run["comparisons"]:
         for goal in comparison["goals"]:

@@ -31,7 +31,10 @@ class FewRows(Comparison):
         self.rows = table_data.user_rows(self.count * max(ROWS))
 
     def contenders(self) -> list[Contender]:
-        methods: list[tuple[str, Callable[[int], Awaitable[int]]]] = [("COPY", self.copy), ("INSERT", self.insert)]
+        methods: list[tuple[str, Callable[[int], Awaitable[int]]]] = [
+            ("COPY", self.run_copy),
+            ("INSERT", self.run_insert),
+        ]
         return [
             Contender(_name(method, count), "howdah", partial(run, count), self.count)
             for count in ROWS
@@ -48,11 +51,11 @@ class FewRows(Comparison):
     async def reset(self, contender: Contender) -> None:
         await table_data.empty_tables(self.connections.driver)
 
-    async def copy(self, count: int) -> int:
+    async def run_copy(self, count: int) -> int:
         with mock.patch("howdah.bulk.WORTHWHILE_ROWS", 1):
             return await self._create(count)
 
-    async def insert(self, count: int) -> int:
+    async def run_insert(self, count: int) -> int:
         with mock.patch("howdah.bulk.WORTHWHILE_ROWS", count + 1):
             return await self._create(count)
 

@@ -21,16 +21,16 @@ from benchmarks.comparison import ContenderFailed, Measured
 from benchmarks.processes import run_process
 
 WINDOW_SECONDS: Final = 5
-"""How long the answers are counted. In one second a slow peer answers nothing at 256 connections."""
+"""The length of a measurement. In one second, a slow peer answers nothing at 256 connections."""
 QUICK_WINDOW_SECONDS: Final = 1
 
 _WARM_UP_SECONDS: Final = 1
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
 _END_SECONDS: Final = 0.5
-"""How long after a failure the end of the server's process may be noticed."""
+"""Time to wait after a failure for the server's process to end, if it has crashed."""
 _IDLE_SECONDS: Final = 10.0
-"""How long a server may take to finish the requests of the previous window."""
+"""Time for a server to finish the requests of the previous window. After that it is replaced."""
 _IDLE_SAMPLE_SECONDS: Final = 0.2
 _IDLE_CPU_SECONDS: Final = 0.02
 """Two ticks of the kernel's clock: a server that uses no more in a sample is idle."""
@@ -82,7 +82,7 @@ end
 
 
 def skip_reason() -> str | None:
-    """Why no load can be generated here, or None."""
+    """The reason why no load can be generated here, or None."""
     return None if shutil.which("wrk") else "it needs wrk (the Debian package of that name)"
 
 
@@ -200,7 +200,7 @@ class HttpServer:
                 raise
 
     async def _raise_if_ended(self, cause: ContenderFailed) -> None:
-        """Name the reason, rather than the requests that the server didn't answer any more."""
+        """If the server has crashed, this is the reason for the failure, and not the requests without an answer."""
         if self._process is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -219,8 +219,11 @@ class HttpServer:
             await self._is_idle()
 
     async def _is_idle(self) -> bool:
-        """Wait until the server uses no CPU time. wrk drops its connections at the end of a window, and a server still
-        processes what it has read from them, at the expense of the next contender."""
+        """Wait until the server uses no CPU time. Returns whether it does.
+
+        wrk drops its connections at the end of a window. The server still processes the requests that it has received,
+        and would slow down the next contender.
+        """
         assert self._process is not None
         deadline = time.monotonic() + _IDLE_SECONDS
         with contextlib.suppress(psutil.Error):  # the process has ended: the next request notices it

@@ -36,8 +36,8 @@ class Memory(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender(CREATE, "howdah", self.create, self.count),
-            Contender(STREAM, "howdah", self.stream, self.count),
+            Contender(CREATE, "howdah", self.run_create, self.count),
+            Contender(STREAM, "howdah", self.run_stream, self.count),
         ]
 
     def goals(self) -> list[Goal]:
@@ -51,10 +51,10 @@ class Memory(Comparison):
             await self.connections.driver.execute("TRUNCATE orders")
             await self.connections.driver.execute("VACUUM ANALYZE orders")
 
-    async def create(self) -> Measured:
+    async def run_create(self) -> Measured:
         return await run_module(__name__, "create", self.connections.url, str(self.count), str(self.user_id))
 
-    async def stream(self) -> Measured:
+    async def run_stream(self) -> Measured:
         """Reads the rows that `create` wrote, so it fails if that has failed."""
         return await run_module(__name__, "stream", self.connections.url, str(self.count), str(self.user_id))
 

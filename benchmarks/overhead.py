@@ -25,9 +25,9 @@ class Overhead(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah AsyncRepository.get", "howdah", self.howdah, self.count),
-            Contender("session.get, howdah's session", "baseline", self.same_session, self.count),
-            Contender("session.get, SQLAlchemy's session", "reference", self.sqlalchemy, self.count),
+            Contender("howdah AsyncRepository.get", "howdah", self.run_howdah, self.count),
+            Contender("session.get, howdah's session", "baseline", self.run_same_session, self.count),
+            Contender("session.get, SQLAlchemy's session", "reference", self.run_sqlalchemy, self.count),
         ]
 
     def goals(self) -> list[Goal]:
@@ -39,7 +39,7 @@ class Overhead(Comparison):
     def rounds(self) -> int:
         return 30 * self.requested_rounds  # the differences are a few per cent
 
-    async def howdah(self) -> int:
+    async def run_howdah(self) -> int:
         total = 0
         for id in self.ids:
             async with self.connections.database.session() as session:
@@ -48,7 +48,7 @@ class Overhead(Comparison):
                 total += order.total_cents
         return total
 
-    async def same_session(self) -> int:
+    async def run_same_session(self) -> int:
         total = 0
         for id in self.ids:
             async with self.connections.database.session() as session:
@@ -57,7 +57,7 @@ class Overhead(Comparison):
                 total += order.total_cents
         return total
 
-    async def sqlalchemy(self) -> int:
+    async def run_sqlalchemy(self) -> int:
         total = 0
         for id in self.ids:
             async with self.connections.sessions() as session:

@@ -76,14 +76,14 @@ class Pages(Comparison):
 
         contenders = []
         for name, query in ORDERS.items():
-            first, deep = partial(self._page, query, None), partial(self._page, query, self.deep[name])
+            first, deep = partial(self._read_page, query, None), partial(self._read_page, query, self.deep[name])
             contenders += [
                 Contender(f"first page, {name}", "howdah", times(PAGES_PER_RUN, first), PAGES_PER_RUN),
                 Contender(f"deep page, {name}", "howdah", times(PAGES_PER_RUN, deep), PAGES_PER_RUN),
                 Contender(
                     f"deep OFFSET, {name}",
                     "reference",
-                    times(OFFSET_PAGES_PER_RUN, partial(self._offset, query)),
+                    times(OFFSET_PAGES_PER_RUN, partial(self._read_page_by_offset, query)),
                     OFFSET_PAGES_PER_RUN,
                     self.requested_rounds,
                 ),
@@ -96,12 +96,12 @@ class Pages(Comparison):
     def goals(self) -> list[Goal]:
         return [Goal(f"deep page, {name}", "of the time", 1.2, f"first page, {name}") for name in ORDERS]
 
-    async def _page(self, query: Select[Any], after: str | None) -> list[Any]:
+    async def _read_page(self, query: Select[Any], after: str | None) -> list[Any]:
         async with self.connections.database.session(read_only=True) as session:
             page = await AsyncRepository(session, Order).page(query, limit=LIMIT, after=after)
             return [order.id for order in page.items]
 
-    async def _offset(self, query: Select[Any]) -> list[Any]:
+    async def _read_page_by_offset(self, query: Select[Any]) -> list[Any]:
         async with self.connections.sessions() as session:
             ordered = query.order_by(Order.id).offset(self.count).limit(LIMIT)
             return [order.id for order in await session.scalars(ordered)]

@@ -44,7 +44,10 @@ class RetailImport(Comparison):
         self.count = self.summary.sale_lines + self.summary.cancellation_lines
 
     def contenders(self) -> list[Contender]:
-        return [Contender(SHOP, "howdah", self.shop, self.count), Contender(COPY, "baseline", self.copy, self.count)]
+        return [
+            Contender(SHOP, "howdah", self.run_shop, self.count),
+            Contender(COPY, "baseline", self.run_copy, self.count),
+        ]
 
     def goals(self) -> list[Goal]:
         return [Goal(SHOP, "times as fast", 0.5, COPY), Goal(SHOP, "MB", 300)]
@@ -57,10 +60,10 @@ class RetailImport(Comparison):
         await self.connections.driver.execute(f'CREATE DATABASE "{self.database}"')
         await run_module("benchmarks.retail_loads", "migrate", self.url, str(self.file))
 
-    async def shop(self) -> Measured:
+    async def run_shop(self) -> Measured:
         return await run_module("benchmarks.retail_loads", "shop", self.url, str(self.file))
 
-    async def copy(self) -> Measured:
+    async def run_copy(self) -> Measured:
         return await run_module("benchmarks.retail_loads", "copy", self.url, str(self.file))
 
     async def verify(self, contender: Contender, returned: Any) -> None:

@@ -37,7 +37,7 @@ RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
 
 # The fastest known way without Howdah: PostgreSQL builds the JSON in one statement, and the route sends it unchanged.
-BY_HAND = """
+BASELINE_SQL = """
 SELECT json_build_object(
     'id', u.id, 'email', u.email, 'name', u.name, 'country', u.country, 'created_at', u.created_at,
     'updated_at', u.updated_at, 'version', u.version,
@@ -150,7 +150,7 @@ def create_app(url: str) -> ASGIApp:
 
     @get("asyncpg")
     async def with_asyncpg(user_id: UUID, request: Request) -> Response:
-        body = await request.state.pool.fetchval(BY_HAND, user_id)
+        body = await request.state.pool.fetchval(BASELINE_SQL, user_id)
         if body is None:
             raise HTTPException(404, "User not found")
         return Response(body, media_type="application/json")

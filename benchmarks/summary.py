@@ -46,12 +46,15 @@ class Summary(Comparison):
             user_id = self.users[orders]
             contenders += [
                 Contender(
-                    f"one aggregate, {orders:,} orders", "howdah", partial(self._howdah, user_id, summaries), summaries
+                    f"one aggregate, {orders:,} orders",
+                    "howdah",
+                    partial(self._run_howdah, user_id, summaries),
+                    summaries,
                 ),
                 Contender(
                     f"reference, {orders:,} orders",
                     "reference",
-                    partial(self._reference, user_id, summaries),
+                    partial(self._run_reference, user_id, summaries),
                     summaries,
                 ),
             ]
@@ -64,7 +67,7 @@ class Summary(Comparison):
             if orders >= 1000
         ]
 
-    async def _howdah(self, user_id: UUID, summaries: int) -> dict[str, Any]:
+    async def _run_howdah(self, user_id: UUID, summaries: int) -> dict[str, Any]:
         for _ in range(summaries):
             async with self.connections.database.session(read_only=True) as session:
                 user = await AsyncRepository(session, User).get_one(user_id)
@@ -78,7 +81,7 @@ class Summary(Comparison):
             "avg_order_cents": spent / orders if orders else 0.0,
         }
 
-    async def _reference(self, user_id: UUID, summaries: int) -> dict[str, Any] | None:
+    async def _run_reference(self, user_id: UUID, summaries: int) -> dict[str, Any] | None:
         for _ in range(summaries):
             async with self.connections.sessions() as db:
                 summary = await reference.get_user_order_summary(db, user_id)

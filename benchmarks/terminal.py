@@ -1,4 +1,4 @@
-"""What `make bench` prints."""
+"""The output of `make bench` in a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[str], None]]:
-        """A line that shows what runs at the moment. The yielded function changes it."""
+        """A line with the current step. The yielded function changes it."""
         with self._console.status(f"{name}: making the data") as status:
             yield lambda text: status.update(f"{name}: {escape(text)}")
 

@@ -11,7 +11,7 @@ from benchmarks.comparison import Comparison, Contender, Goal, check_equal
 from benchmarks.tables import User
 from howdah import AsyncRepository, utcnow, uuid7
 
-BY_HAND = """
+BASELINE_SQL = """
     INSERT INTO users (id, email, name, country, created_at, updated_at, version)
     SELECT id, email, name, country, $5, $5, 1
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS input (id, email, name, country)
@@ -49,12 +49,12 @@ class Upsert(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah upsert_many", "howdah", self.howdah, self.count),
-            Contender("asyncpg INSERT … ON CONFLICT", "baseline", self.by_hand, self.count),
+            Contender("howdah upsert_many", "howdah", self.run_howdah, self.count),
+            Contender("asyncpg INSERT … ON CONFLICT", "baseline", self.run_baseline, self.count),
             Contender(
                 "advanced-alchemy upsert_many",
                 "peer",
-                self.advanced_alchemy,
+                self.run_advanced_alchemy,
                 max(1, self.count // PEER_SHARE),
                 omission="it doesn't increment the version of existing rows",
             ),
@@ -70,7 +70,7 @@ class Upsert(Comparison):
         await driver.execute("INSERT INTO users SELECT * FROM users_before ORDER BY id")
         await driver.execute("VACUUM ANALYZE users")
 
-    async def howdah(self) -> None:
+    async def run_howdah(self) -> None:
         async with self.connections.database.begin() as session:
             done = await AsyncRepository(session, User).upsert_many(self.input, on=["email"])
         existing = (len(self.input) + 1) // 2
@@ -80,12 +80,12 @@ class Upsert(Comparison):
             (len(self.input) - existing, existing, 0),
         )
 
-    async def by_hand(self) -> None:
+    async def run_baseline(self) -> None:
         columns = ([row[name] for row in self.input] for name in ("email", "name", "country"))
         async with self.connections.driver.transaction():
-            await self.connections.driver.execute(BY_HAND, [uuid7() for _ in self.input], *columns, utcnow())
+            await self.connections.driver.execute(BASELINE_SQL, [uuid7() for _ in self.input], *columns, utcnow())
 
-    async def advanced_alchemy(self) -> None:
+    async def run_advanced_alchemy(self) -> None:
         async with self.connections.sessions() as db, db.begin():
             users = [User(**row) for row in self.input]
             await Repository(session=db).upsert_many(users, match_fields=["email"])
