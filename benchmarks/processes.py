@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import psutil
 
@@ -22,8 +22,13 @@ _SAMPLE_SECONDS: Final = 0.01
 _MB: Final = 1_000_000
 
 
-async def run_process(name: str, *command: str, env: Mapping[str, str] | None = None) -> str:
-    """Run a command and return its output. Raises `ContenderFailed` if it ends with another exit code than 0.
+async def run_process(
+    name: str, *command: str, env: Mapping[str, str] | None = None, reason: Literal["first", "last"] = "last"
+) -> str:
+    """Run a command and return its output.
+
+    If its exit code isn't 0, `ContenderFailed` has the first or the last line of its errors: Python writes the reason
+    into the last one.
 
     If the caller is cancelled, for example by a time limit, the process is killed.
     """
@@ -37,7 +42,8 @@ async def run_process(name: str, *command: str, env: Mapping[str, str] | None = 
             process.kill()
     if process.returncode:
         log = errors.decode(errors="replace").strip()
-        failed = ContenderFailed(f"{name} ended with exit code {process.returncode}: {log.rpartition(chr(10))[2]}")
+        line = log.partition("\n")[0] if reason == "first" else log.rpartition("\n")[2]
+        failed = ContenderFailed(f"{name} ended with exit code {process.returncode}: {line}")
         failed.add_note(log)
         raise failed
     return output.decode()

@@ -69,14 +69,15 @@ def bound(goal: Mapping[str, Any]) -> str:
 def goal_sentence(goal: Mapping[str, Any]) -> str:
     """The goal's contender and its figure, in Markdown."""
     if goal["median"] is None:
-        return f"{goal['contender']}: {ratio(goal)}"
+        return f"{goal['contender']}: {_NOT_MEASURED} ({goal['failure']})"
     figure = f"{goal['median']:.0f}" if goal["kind"] == "MB" else _number(goal["median"])
     return f"{goal['contender']}: **{figure}**{_of(goal)}"
 
 
 def ratio(goal: Mapping[str, Any]) -> str:
+    """The measured ratio, or the reason why there is none."""
     if goal["median"] is None:
-        return f"{_NOT_MEASURED} ({goal['failure']})"
+        return str(goal["failure"])
     if goal["kind"] == "MB":
         return f"{goal['median']:.0f} MB ({goal['minimum']:.0f} - {goal['maximum']:.0f})"
     return f"{_number(goal['median'])} ({_number(goal['minimum'])} - {_number(goal['maximum'])})"

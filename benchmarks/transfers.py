@@ -261,6 +261,7 @@ class Transfers(_LedgerComparison):
                 *("--no-vacuum", "--protocol", "prepared", "--client", str(clients), "--jobs", str(min(clients, 2))),
                 *("--time", str(seconds), "--file", str(file), "--log", "--log-prefix", str(Path(folder, "log"))),
                 str(url.database),
+                reason="first",  # later lines are about the end of the other clients
                 env=os.environ
                 | {
                     "PGOPTIONS": f"-c search_path={PLAIN_SCHEMA}",

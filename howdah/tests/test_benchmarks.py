@@ -245,7 +245,7 @@ async def test_the_tables_and_the_pages_show_the_failure(tmp_path: Path) -> None
     assert failed.headings[-1] == "failure"
     assert [row[-1] for row in failed.rows] == ["", "ValueError: no such column"]
     assert report.goals_table(figures["comparisons"][1]).rows[0][1:] == (
-        "not measured (bad: ValueError: no such column)",
+        "bad: ValueError: no such column",
         "≥ 0.5 × the speed of bad",
         "not measured",
     )
