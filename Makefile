@@ -38,20 +38,21 @@ bench-docs: $(UV)
 
 # SQLAlchemy 2.0 and 2.1, PostgreSQL 15, 16 and 18, Python 3.11 to 3.13, as far as they are installed.
 test-matrix: $(UV)
-	UV=$(UV) scripts/test-matrix
+	UV=$(UV) tools/test-matrix
 
-# Long runs: shared trips under cancellations, the service's books under kills, opposed batches, the proof of
-# large books, the slow tests of the ledger.
+# Long runs: request batching under cancellations and lost backends, the ledger under SIGKILL, opposed batches and
+# transfers, `shop check` on ten million entries, and the slow tests.
 soak: $(UV)
-	$(RUN) python scripts/soak-coalescer --seconds 300
-	$(RUN) python scripts/crash-ledger --kills 50
-	$(RUN) python scripts/opposed-batches --seconds 60
-	$(RUN) python scripts/check-at-scale
+	$(RUN) python -m soak.coalescer --seconds 300
+	$(RUN) python -m soak.crash_ledger --kills 50
+	$(RUN) python -m soak.opposed_batches --seconds 60
+	$(RUN) python -m soak.opposed_transfers --seconds 30
+	$(RUN) python -m soak.check_at_scale
 	$(RUN) pytest -m slow shop/tests
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)
-	UV=$(UV) scripts/test-wheel
+	UV=$(UV) tools/test-wheel
 
 clean:
 	rm -rf .uv .venv .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

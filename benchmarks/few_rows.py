@@ -1,4 +1,4 @@
-"""few-rows: from how many rows COPY is faster than INSERT, the reason for `howdah.copying.WORTHWHILE_ROWS`."""
+"""few-rows: from how many rows COPY is faster than INSERT, the reason for `MIN_COPY_ROWS`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import table_data
 from benchmarks.comparison import Comparison, Contender, Goal
 from benchmarks.tables import User
 from howdah import AsyncRepository
-from howdah.copying import WORTHWHILE_ROWS
+from howdah._writes.copying import MIN_COPY_ROWS
 
 ROWS: Final = (1, 5, 10, 20, 50, 200, 1000)
 
@@ -45,18 +45,18 @@ class FewRows(Comparison):
         return [
             Goal(_name("COPY", count), "of the time", 1, _name("INSERT", count))
             for count in ROWS
-            if count >= WORTHWHILE_ROWS
+            if count >= MIN_COPY_ROWS
         ]
 
     async def reset(self, contender: Contender) -> None:
         await table_data.empty_tables(self.connections.driver)
 
     async def run_copy(self, count: int) -> int:
-        with mock.patch("howdah.bulk.WORTHWHILE_ROWS", 1):
+        with mock.patch("howdah.bulk.MIN_COPY_ROWS", 1):
             return await self._create(count)
 
     async def run_insert(self, count: int) -> int:
-        with mock.patch("howdah.bulk.WORTHWHILE_ROWS", count + 1):
+        with mock.patch("howdah.bulk.MIN_COPY_ROWS", count + 1):
             return await self._create(count)
 
     async def _create(self, count: int) -> int:

@@ -83,7 +83,7 @@ def create_app(url: str) -> ASGIApp:
             asyncpg.create_pool(driver_url, min_size=20, max_size=20) as pool,
             Database(url) as database,
             view.open(database) as users,
-            view.open(database, trips=20, max_batch=1) as unbatched_users,
+            view.open(database, workers=20, max_batch_size=1) as unbatched_users,
         ):
             yield {
                 "sessions": async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False),

@@ -25,12 +25,12 @@ import shop.tables  # noqa: F401 (tables refer to each other)
 from benchmarks.distributions import ACCOUNTS, HOT, PLAIN_SCHEMA, UNIFORM
 from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
-from shop.accounts.models import Account
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account
+from shop.ledger.repository import LOCK, OUTCOMES
+from shop.ledger.requests import TransferRequest
+from shop.ledger.writing import WRITE, WRITE_IF_UNCHANGED
 from shop.memory import collect_seldom, settle
-from shop.transfers.ledger import Ledger
-from shop.transfers.repository import LOCK, OUTCOMES
-from shop.transfers.requests import TransferRequest
-from shop.transfers.writing import WRITE, WRITE_IF
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
@@ -146,9 +146,9 @@ async def with_same_statements(url: str, distribution: str, task_count: int, sec
             key = str(uuid7())
             async with pool.acquire() as connection, connection.transaction():
                 rows = await connection.fetch(lock.text, *lock.values({"ids": [source, target]}))
-                versions = {row["id"]: row["version"] for row in rows}
+                entry_counts = {row["id"]: row["entry_count"] for row in rows}
                 await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
-                await connection.fetch(write.text, *write.values(_parameters(source, target, versions, key)))
+                await connection.fetch(write.text, *write.values(_parameters(source, target, entry_counts, key)))
 
         await load(transfer, distribution, task_count, seconds)
 
@@ -158,25 +158,25 @@ async def with_one_statement(url: str, distribution: str, task_count: int, secon
 
     Only for one task: with several, the cache would be stale, and there is no second attempt with locks.
     """
-    write = _Statement(WRITE_IF)
-    versions: dict[UUID, int] = {}
+    write = _Statement(WRITE_IF_UNCHANGED)
+    entry_counts: dict[UUID, int] = {}
 
     async with _pool(url, task_count) as pool:
 
         async def transfer(source: UUID, target: UUID) -> None:
             async with pool.acquire() as connection:
-                if missing := [each for each in (source, target) if each not in versions]:
-                    rows = await connection.fetch("SELECT id, version FROM accounts WHERE id = ANY($1)", missing)
-                    versions.update({row["id"]: row["version"] for row in rows})
+                if missing := [each for each in (source, target) if each not in entry_counts]:
+                    rows = await connection.fetch("SELECT id, entry_count FROM accounts WHERE id = ANY($1)", missing)
+                    entry_counts.update({row["id"]: row["entry_count"] for row in rows})
                 ids = sorted((source, target))
-                values = _parameters(source, target, versions, str(uuid7()))
-                values |= {"a_id": ids, "a_version": [versions[each] for each in ids], "a_revision": []}
+                values = _parameters(source, target, entry_counts, str(uuid7()))
+                values |= {"a_id": ids, "a_version": [entry_counts[each] for each in ids], "a_revision": []}
                 if not await connection.fetchval(write.text, *write.values(values)):
                     raise AssertionError(
                         "the statement was not applied: another process has changed one of these accounts"
                     )
                 for each in ids:
-                    versions[each] += 1
+                    entry_counts[each] += 1
 
         await load(transfer, distribution, task_count, seconds)
 
@@ -188,15 +188,15 @@ async def _pool(url: str, size: int) -> AsyncIterator[Any]:
         yield pool
 
 
-def _parameters(source: UUID, target: UUID, versions: dict[UUID, int], key: str) -> dict[str, Any]:
+def _parameters(source: UUID, target: UUID, entry_counts: dict[UUID, int], key: str) -> dict[str, Any]:
     """The parameters of the writing statements for one transfer with the amount 1."""
     id, now = uuid7(), utcnow()
     values: dict[str, Any] = {
         "t_id": [id],
         "t_from_account_id": [source],
-        "t_from_version": [versions[source] + 1],
+        "t_from_entry_number": [entry_counts[source] + 1],
         "t_to_account_id": [target],
-        "t_to_version": [versions[target] + 1],
+        "t_to_entry_number": [entry_counts[target] + 1],
         "t_amount": [1],
         **dict.fromkeys(
             f"t_{name}"

@@ -74,19 +74,19 @@ DECLARE
     target_after accounts;
 BEGIN
     PERFORM FROM accounts WHERE id IN (source, target) ORDER BY id FOR NO KEY UPDATE;
-    UPDATE accounts a SET balance = a.balance - amount, version = a.version + 1, updated_at = clock_timestamp()
+    UPDATE accounts a SET balance = a.balance - amount, entry_count = a.entry_count + 1, updated_at = clock_timestamp()
         WHERE id = source RETURNING * INTO source_after;
-    UPDATE accounts a SET balance = a.balance + amount, version = a.version + 1, updated_at = clock_timestamp()
+    UPDATE accounts a SET balance = a.balance + amount, entry_count = a.entry_count + 1, updated_at = clock_timestamp()
         WHERE id = target RETURNING * INTO target_after;
     WITH new_transfer AS (
-        INSERT INTO transfers (id, from_account_id, from_version, to_account_id, to_version, amount, currency,
+        INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
             effective_at, created_at)
-        VALUES (new_id, source, source_after.version, target, target_after.version, amount, source_after.currency,
-            source_after.updated_at, target_after.updated_at)
+        VALUES (new_id, source, source_after.entry_count, target, target_after.entry_count, amount,
+            source_after.currency, source_after.updated_at, target_after.updated_at)
     )
-    INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
-        VALUES (source, source_after.version, new_id, -amount, source_after.balance, target_after.updated_at),
-               (target, target_after.version, new_id, amount, target_after.balance, target_after.updated_at);
+    INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
+        VALUES (source, source_after.entry_count, new_id, -amount, source_after.balance, target_after.updated_at),
+               (target, target_after.entry_count, new_id, amount, target_after.balance, target_after.updated_at);
     INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, answer, created_at)
         VALUES ('', new_id, '', new_id, 'posted', now());
 END

@@ -7,14 +7,14 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from embedded_servers import open_folder, query
 from hypothesis import settings
-from sample import UserRepository
-from sample_rows import user_rows
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
 from howdah.embedded import EmbeddedPostgres
+from howdah_tests.support.embedded_servers import open_folder, query
+from howdah_tests.support.sample_models import UserRepository
+from howdah_tests.support.sample_rows import user_rows
 
 settings.register_profile("ordinary", max_examples=300)
 settings.register_profile("thorough", max_examples=2000)  # pytest --hypothesis-profile=thorough

@@ -236,7 +236,7 @@ async def test_a_missed_goal_is_no_failure() -> None:
     assert display.comparisons[0]["goals"][0]["is_met"] is False
 
 
-async def test_the_tables_and_the_pages_show_the_failure(tmp_path: Path) -> None:
+async def test_the_tables_and_the_pages_show_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "figures.json"
     await run([BrokenSetUp, comparison({"good": good, "bad": raises})], file=file)
     figures = results.read_publishable(file)
@@ -253,7 +253,10 @@ async def test_the_tables_and_the_pages_show_the_failure(tmp_path: Path) -> None
     assert "| bad | howdah |  |  | 0 | 10 |  |  |  | ValueError: no such column |" in page
     assert "| good | howdah | 0.500 s | 0.500 s - 0.500 s | 1 | 10 | 20.00 | 0.100 s | 0.200 s |  |" in page
     assert "Failed: the server ended." in page
-    assert "good: not measured (bad: ValueError: no such column)" in docs.goal_figures(figures)
+
+    monkeypatch.setattr(docs, "HEADLINES", [("fake", "good", "bad")])
+    headline = "| fake | good: not measured (bad: ValueError: no such column) | ≥ 0.5 | not measured |"
+    assert headline in docs.headline_figures(figures)
 
 
 async def test_the_terminal_prints_a_failed_comparison(capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,4 +427,4 @@ def test_the_published_figures_match_the_format(monkeypatch: pytest.MonkeyPatch)
     figures = results.read_publishable(docs.FIGURES)
 
     assert docs.all_figures(figures)
-    assert docs.goal_figures(figures)
+    assert docs.headline_figures(figures)

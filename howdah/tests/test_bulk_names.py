@@ -9,7 +9,7 @@ from sqlalchemy import MetaData, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import AsyncRepository, Base, Matched, Upserted, Versioned, bulk, lock
+from howdah import AsyncRepository, Base, MatchResult, UpsertResult, Versioned, bulk, lock
 
 
 class Separate(Base):
@@ -18,7 +18,7 @@ class Separate(Base):
 
 
 NAMES = (
-    *("howdah_locked", "howdah_given", "howdah_requested", "howdah_position"),
+    *("howdah_locked", "howdah_values", "howdah_requested", "howdah_position"),
     *("param_1", "position", "key0", "unnest_1"),
 )
 
@@ -51,14 +51,14 @@ async def test_any_name_of_a_table_or_a_column_is_free(session: AsyncSession, mo
     names = [name for name in model.__mapper__.columns.keys() if name not in ("id", "version")]  # noqa: SIM118
     await bulk.insert_many(session, model, [{"id": key, **dict.fromkeys(names, 1)} for key in keys])
     rows = [{"id": key, **dict.fromkeys(names, 2), "version": 1} for key in keys[:2]]
-    assert await bulk.update_many(session, model, rows) == Matched(2, [])
+    assert await bulk.update_many(session, model, rows) == MatchResult(2, [])
     for name in names:
         assert (await session.scalars(select(getattr(model, name)).order_by(model.id))).all() == [2, 2, 1]
     rows = [{"id": key, name: number} for number, name in enumerate(names, 10) for key in keys[:1]]
     for row in rows:
-        assert await bulk.update_many(session, model, [row]) == Matched(1, [])
+        assert await bulk.update_many(session, model, [row]) == MatchResult(1, [])
     values = dict.fromkeys(names, 7)
-    assert await bulk.update_by_key(session, model, keys[1:], values) == Matched(2, [])
+    assert await bulk.update_by_key(session, model, keys[1:], values) == MatchResult(2, [])
     assert await bulk.update_where(session, model, model.param_1 == 7, {"position": model.position + 1}) == 2
     read = select(model).order_by(model.id).execution_options(populate_existing=True)
     for number, row in enumerate(await session.scalars(read)):
@@ -67,5 +67,5 @@ async def test_any_name_of_a_table_or_a_column_is_free(session: AsyncSession, mo
     assert list(await lock(session, model, keys)) == keys
     assert len(await AsyncRepository(session, model).get_by_ids(keys)) == 3
     upserted = await bulk.upsert_many(session, model, [{"id": keys[0], **values}])
-    assert upserted == Upserted(0, 1, 0)
-    assert await bulk.delete_many(session, model, keys) == Matched(3, [])
+    assert upserted == UpsertResult(0, 1, 0)
+    assert await bulk.delete_many(session, model, keys) == MatchResult(3, [])

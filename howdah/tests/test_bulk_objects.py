@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy
 from pydantic import BaseModel
-from sample import Order, User
-from sample_rows import make_orders, make_users
 from sqlalchemy import MetaData, String, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, defer, mapped_column, registry
 
-from howdah import Base, StaleRow, Upserted, bulk
+from howdah import Base, StaleRow, UpsertResult, bulk
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.sample_rows import make_orders, make_users
 
 SHOWS_DEFAULTS = not sqlalchemy.__version__.startswith("2.0.")  # since 2.1 a dataclass leaves its defaults alone
 MANY = 1100
@@ -124,11 +124,13 @@ async def test_a_dataclass_changes_only_what_was_passed_or_is_refused(separate: 
 async def test_what_a_constructor_may_have_made_is_refused_with_what_to_pass_instead(
     separate: AsyncSession, write: Any
 ) -> None:
-    wanted = "pass mappings or Pydantic models with what is to be written"
+    wanted = "pass mappings or Pydantic models with the values to write"
     with pytest.raises(TypeError, match=f"whether stamp was passed or is a default: {wanted}") as caught:
         await write(separate, Stamped, [{"id": 1, "name": "A", "stamp": "x"}, Stamped(id=1, name="Two")])
     assert caught.value.__notes__ == ["in row 1 of the input, counted from 0"]
-    with pytest.raises(TypeError, match=f"whether what its own constructor sets was passed or is a default: {wanted}"):
+    with pytest.raises(
+        TypeError, match=f"whether a value that its constructor sets was passed or is a default: {wanted}"
+    ):
         await write(separate, Careful, [Careful(id=1, name="Two")])
 
 
@@ -150,7 +152,7 @@ async def test_an_upsert_that_names_what_to_update_takes_objects_that_dont_show_
     rows = [Careful(id=n, name="One", status="old") for n in range(2)]
     await bulk.insert_many(separate, Careful, rows)
     rows = [Careful(id=n, name="Two") for n in range(3)]
-    assert await bulk.upsert_many(separate, Careful, rows, update=["name"]) == Upserted(1, 2, 0)
+    assert await bulk.upsert_many(separate, Careful, rows, update=["name"]) == UpsertResult(1, 2, 0)
     assert await stored(separate, Careful, "name", "status") == [("Two", "old"), ("Two", "old"), ("Two", "new")]
 
 
@@ -193,16 +195,16 @@ async def test_objects_that_show_no_change_are_refused(session: AsyncSession) ->
     await make_users(session, 1)
     user = (await session.scalars(select(User))).one()
     user.name = "Two"
-    with pytest.raises(TypeError, match="this User is in a session, whose flush writes its changes"):
+    with pytest.raises(TypeError, match="this User is in a session, which writes its changes on flush"):
         await bulk.update_many(session, User, [user])
     with pytest.raises(TypeError, match="was loaded from the database, and its changes alone don't make"):
         await bulk.upsert_many(session, User, [user], on=["email"])
-    assert await bulk.upsert_many(session, User, [user], on=["email"], update=["name"]) == Upserted(0, 0, 1)
+    assert await bulk.upsert_many(session, User, [user], on=["email"], update=["name"]) == UpsertResult(0, 0, 1)
     session.expunge(user)
-    with pytest.raises(TypeError, match="was loaded from the database and not changed since"):
+    with pytest.raises(TypeError, match="was loaded from the database and not changed"):
         await bulk.update_many(session, User, [user])
     user.id = uuid4()
-    with pytest.raises(TypeError, match="was loaded from the database and got another key"):
+    with pytest.raises(TypeError, match="was loaded from the database and then given another key"):
         await bulk.update_many(session, User, [user])
 
 
@@ -211,7 +213,7 @@ async def test_objects_that_set_other_attributes_than_others_are_refused(separat
     for write in (bulk.update_many, bulk.upsert_many):
         with pytest.raises((TypeError, ValueError), match="other attributes than"):
             await write(separate, Animal, rows)
-    assert await bulk.upsert_many(separate, Animal, [{"id": 1, "name": "a"}, Animal(id=2, name="b")]) == Upserted(
+    assert await bulk.upsert_many(separate, Animal, [{"id": 1, "name": "a"}, Animal(id=2, name="b")]) == UpsertResult(
         2, 0, 0
     )
 
@@ -240,7 +242,12 @@ async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSess
     Hero = hero()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     names = ("code", "name", "status", "nick", "rank")
-    for write, key in ((bulk.update_many, {}), (bulk.upsert_many, {}), (bulk.upsert_many, {"on": ["code"]})):
+    writes: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (bulk.update_many, {}),
+        (bulk.upsert_many, {}),
+        (bulk.upsert_many, {"on": ["code"]}),
+    ]
+    for write, key in writes:
         for many in (1, 25):
             await session.execute(sqlalchemy.delete(Hero))
             new = [Hero(code=f"{n:02}", name="One", status="done", nick="x", rank=1) for n in range(many)]
@@ -262,6 +269,6 @@ async def test_new_rows_of_a_sqlmodel_get_its_defaults_and_the_columns(session: 
     await bulk.insert_many(session, Hero, [Hero(code="a", name="One")])
     await bulk.insert_many(session, Hero, [Hero(code=f"{n}", name="One") for n in range(25)])
     rows = [Hero(code=code, name="Two") for code in ("a", "b")]
-    assert await bulk.upsert_many(session, Hero, rows, on=["code"]) == Upserted(1, 1, 0)
+    assert await bulk.upsert_many(session, Hero, rows, on=["code"]) == UpsertResult(1, 1, 0)
     assert set(await stored(session, Hero, "status", "nick", "rank")) == {("new", None, 7)}
     assert (await session.scalars(select(func.count()).select_from(Hero))).one() == 27

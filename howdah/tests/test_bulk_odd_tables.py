@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from sample import Label, User, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -31,7 +29,9 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import Base, Database, DatabaseError, Upserted, UUIDv7PrimaryKey, bulk
+from howdah import Base, Database, DatabaseError, UpsertResult, UUIDv7PrimaryKey, bulk
+from howdah_tests.support.sample_models import Label, User, Vehicle
+from howdah_tests.support.sample_rows import user_rows
 
 MANY = 40
 
@@ -213,8 +213,8 @@ async def test_a_key_that_only_the_database_may_make_cant_be_given(odd: AsyncSes
 async def test_rows_are_upserted_by_another_column_where_the_database_makes_the_keys(odd: AsyncSession) -> None:
     rows = [{"name": f"{n}"} for n in range(5)]
     for model in (Always, Unmapped):
-        assert await bulk.upsert_many(odd, model, rows[:3], on=["name"]) == Upserted(3, 0, 0)
-        assert await bulk.upsert_many(odd, model, rows, on=["name"]) == Upserted(2, 0, 3)
+        assert await bulk.upsert_many(odd, model, rows[:3], on=["name"]) == UpsertResult(3, 0, 0)
+        assert await bulk.upsert_many(odd, model, rows, on=["name"]) == UpsertResult(2, 0, 3)
         assert await count(odd, model) == 5
 
 
@@ -227,8 +227,8 @@ async def test_rows_with_and_without_a_key_far_apart(odd: AsyncSession) -> None:
 @pytest.mark.parametrize("model", [Old, Locked, Given])
 async def test_tables_may_have_any_name(odd: AsyncSession, model: Any) -> None:
     rows = [{"id": n, "value": n} for n in range(30)]
-    assert await bulk.upsert_many(odd, model, rows[:10]) == Upserted(10, 0, 0)
-    assert await bulk.upsert_many(odd, model, [{"id": n, "value": -n} for n in range(1, 20)]) == Upserted(10, 9, 0)
+    assert await bulk.upsert_many(odd, model, rows[:10]) == UpsertResult(10, 0, 0)
+    assert await bulk.upsert_many(odd, model, [{"id": n, "value": -n} for n in range(1, 20)]) == UpsertResult(10, 9, 0)
     assert (await bulk.update_many(odd, model, rows)).count == 20
     assert (await bulk.update_by_key(odd, model, range(5), {"value": 1})).count == 5
     assert await bulk.update_where(odd, model, model.value == 1, {"value": 2}) == 5
@@ -237,21 +237,21 @@ async def test_tables_may_have_any_name(odd: AsyncSession, model: Any) -> None:
 
 async def test_rows_are_found_by_arrays_and_documents(odd: AsyncSession) -> None:
     rows = [{"tags": [f"{n % 3}"], "document": {"n": n % 3}, "plain": {"n": n}} for n in range(6)]
-    assert await bulk.upsert_many(odd, Described, rows, on=["tags"]) == Upserted(3, 3, 0)
-    assert await bulk.upsert_many(odd, Described, rows[3:], on=["document"]) == Upserted(0, 0, 3)
+    assert await bulk.upsert_many(odd, Described, rows, on=["tags"]) == UpsertResult(3, 3, 0)
+    assert await bulk.upsert_many(odd, Described, rows[3:], on=["document"]) == UpsertResult(0, 0, 3)
 
 
 async def test_an_onupdate_that_upsert_cant_make_is_named(odd: AsyncSession) -> None:
-    with pytest.raises(TypeError, match=r"can't set Contextual\.shown"):
+    with pytest.raises(TypeError, match=r"can't call the onupdate of Contextual\.shown"):
         await bulk.upsert_many(odd, Contextual, [{"id": 1, "name": "a"}])
 
 
 async def test_an_upsert_leaves_rows_of_another_class_alone(odd: AsyncSession) -> None:
     (key,) = (await bulk.insert_many(odd, Employee, [{"name": "E"}])).keys
-    assert await bulk.upsert_many(odd, Manager, [{"id": key, "name": "M", "bonus": 1}]) == Upserted(0, 0, 1)
+    assert await bulk.upsert_many(odd, Manager, [{"id": key, "name": "M", "bonus": 1}]) == UpsertResult(0, 0, 1)
     assert await odd.scalar(select(Employee.name)) == "E"
     (boss,) = (await bulk.insert_many(odd, Manager, [{"name": "B"}])).keys
-    assert await bulk.upsert_many(odd, Manager, [{"id": boss, "name": "C", "bonus": 1}]) == Upserted(0, 1, 0)
+    assert await bulk.upsert_many(odd, Manager, [{"id": boss, "name": "C", "bonus": 1}]) == UpsertResult(0, 1, 0)
 
 
 async def test_a_subclass_that_is_held_is_read_anew_whole(odd: AsyncSession) -> None:
@@ -291,5 +291,5 @@ async def test_a_session_with_an_engine_for_each_class(committed_url: str) -> No
     engine = create_async_engine(committed_url)
     async with AsyncSession(binds={User: engine, Vehicle: engine}) as session:
         assert (await bulk.insert_many(session, User, user_rows(MANY))).count == MANY
-        assert await bulk.upsert_many(session, User, user_rows(MANY), on=["email"]) == Upserted(0, 0, MANY)
+        assert await bulk.upsert_many(session, User, user_rows(MANY), on=["email"]) == UpsertResult(0, 0, MANY)
     await engine.dispose()

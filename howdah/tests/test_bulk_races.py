@@ -6,18 +6,18 @@ import asyncio
 from typing import Any
 
 import pytest
-from sample import Counter, Order, User
-from sample_rows import make_orders, user_rows
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, DeadlockDetected, Upserted, bulk
+from howdah import Database, DeadlockDetected, UpsertResult, bulk
+from howdah_tests.support.sample_models import Counter, Order, User
+from howdah_tests.support.sample_rows import make_orders, user_rows
 
 
 async def test_concurrent_upserts_of_the_same_rows_make_each_once(committed_database: Database) -> None:
     rows = user_rows(300)
 
-    async def upsert(order: int) -> Upserted:
+    async def upsert(order: int) -> UpsertResult:
         async with committed_database.begin() as session:
             return await bulk.upsert_many(session, User, rows[::order], on=["email"])
 

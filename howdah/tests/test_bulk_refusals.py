@@ -9,8 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sample import Counter, Order, User
-from sample_rows import LONG_AGO, emails, make_users, user_rows
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -29,7 +27,9 @@ from howdah import (
     UniqueViolation,
     bulk,
 )
-from howdah.refusals import or_name_the_row
+from howdah._writes.rejected_rows import write_or_locate_rejected_row
+from howdah_tests.support.sample_models import Counter, Order, User
+from howdah_tests.support.sample_rows import LONG_AGO, emails, make_users, user_rows
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: Asy
 
     with pytest.raises(UniqueViolation) as caught:
         async with session.begin_nested():
-            await or_name_the_row(session, [1, 2, 3], write)
+            await write_or_locate_rejected_row(session, [1, 2, 3], write, range(3))
     assert caught.value.row_index is None
     assert times == 4
     assert await AsyncRepository(session, Counter).count() == 0
@@ -197,7 +197,7 @@ async def test_without_the_library_s_engine_errors_are_sqlalchemys_and_name_the_
         with pytest.raises(StatementError) as refused:
             await bulk.insert_many(session, User, bad_rows(134, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
         for error in (caught.value, refused.value):
-            assert error.__notes__ == ["row 134 of the input, counted from 0, was refused, so none was written"]
+            assert error.__notes__ == ["row 134 of the input, counted from 0, was rejected, so no row was written"]
         assert await emails(session) == []
     await engine.dispose()
 

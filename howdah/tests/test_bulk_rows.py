@@ -11,13 +11,13 @@ from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from sample import Order, Seat, User, UserRepository
-from sample_rows import emails, make_users, user_rows
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Created, Matched, UnknownAttribute, Upserted, bulk
+from howdah import InsertResult, MatchResult, UnknownAttribute, UpsertResult, bulk
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Order, Seat, User, UserRepository
+from howdah_tests.support.sample_rows import emails, make_users, user_rows
 
 # --- what a row may be
 
@@ -88,19 +88,19 @@ async def test_takes_the_rows_of_another_statement_and_of_a_stream_in_the_same_s
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 async def test_no_rows_are_no_work(session: AsyncSession, write: Any) -> None:
     result = await write(session, User, [])
-    assert result in (Created(0, []), Matched(0, []), Upserted(0, 0, 0))
+    assert result in (InsertResult(0, []), MatchResult(0, []), UpsertResult(0, 0, 0))
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("size", [0, -1])
 async def test_a_chunk_of_no_rows_is_refused(session: AsyncSession, write: Any, size: int) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         await write(session, User, user_rows(1), chunk_size=size)
 
 
 @pytest.mark.parametrize("wrong", [[1, 2], [("a", "b")], [None], [Order()], [UserIn]])
 async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> None:
-    with assert_statements(session, 0), pytest.raises(TypeError, match="a row is a mapping") as caught:
+    with assert_statements(session, 0), pytest.raises(TypeError, match="a row must be a mapping") as caught:
         await bulk.insert_many(session, User, wrong)
     assert caught.value.__notes__ == ["in row 0 of the input, counted from 0"]
 
@@ -113,9 +113,10 @@ async def test_a_single_row_in_place_of_many_is_refused(session: AsyncSession, w
 
 
 async def test_a_single_name_in_place_of_many_is_refused(session: AsyncSession) -> None:
-    for given in ({"on": "email"}, {"on": ["email"], "update": "name"}):
+    wrong: list[dict[str, Any]] = [{"on": "email"}, {"on": ["email"], "update": "name"}]
+    for given in wrong:
         with pytest.raises(TypeError, match="lists of attribute names"):
-            await bulk.upsert_many(session, User, user_rows(1), **given)  # type: ignore[arg-type]
+            await bulk.upsert_many(session, User, user_rows(1), **given)
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])

@@ -40,7 +40,7 @@ from howdah import (
     utcnow,
     uuid7,
 )
-from howdah.tables import class_of
+from howdah._writes.tables import map_table
 from howdah.testing import assert_statements
 
 
@@ -170,19 +170,19 @@ async def test_no_rows_are_no_rows(session: AsyncSession) -> None:
 def test_a_table_with_defaults_only_and_no_key_is_refused() -> None:
     table = Table("defaults", MetaData(), Column("a", Integer, server_default="1"), Column("b", Integer, default=2))
     with pytest.raises(TypeError, match="give it a primary key"):
-        class_of(table)
+        map_table(table)
 
 
 def test_a_table_has_one_class_and_a_copy_of_it_another() -> None:
-    assert class_of(post_tags) is class_of(post_tags)
+    assert map_table(post_tags) is map_table(post_tags)
     copied = without_key.to_metadata(MetaData())
-    assert class_of(copied) is not class_of(without_key)
-    assert class_of(copied.to_metadata(MetaData())) is not class_of(copied)
+    assert map_table(copied) is not map_table(without_key)
+    assert map_table(copied.to_metadata(MetaData())) is not map_table(copied)
 
 
 def test_a_table_is_not_kept() -> None:
     table = Table("temporary", MetaData(), Column("id", Uuid, primary_key=True, default=uuid7))
-    class_of(table)
+    map_table(table)
     reference = weakref.ref(table)
     del table
     gc.collect()

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
 from howdah import Base, CheckViolation, Database, ForeignKeyViolation, UniqueViolation, UUIDv7PrimaryKey, bulk, uuid7
-from howdah.references import parents_first, self_references
+from howdah._writes.references import find_self_references, order_parents_first
 from howdah.testing import assert_statements
 
 
@@ -219,15 +219,18 @@ async def test_a_check_names_its_row_in_a_tree(session: AsyncSession) -> None:
 
 
 def test_only_foreign_keys_within_the_model_are_self_references() -> None:
-    assert [tuple(each) for each in self_references(TreeNode)] == [(("parent_id",), ("id",))]
-    assert [tuple(each) for each in self_references(TreeFolder)] == [(("tenant", "parent"), ("tenant", "number"))]
-    assert {each.referring for each in self_references(TreeWorker)} == {("friend_id",), ("boss_id",)}
+    assert [tuple(each) for each in find_self_references(TreeNode)] == [(("parent_id",), ("id",))]
+    assert [tuple(each) for each in find_self_references(TreeFolder)] == [(("tenant", "parent"), ("tenant", "number"))]
+    assert {each.referring for each in find_self_references(TreeWorker)} == {("friend_id",), ("boss_id",)}
 
 
 def test_the_order_stays_where_it_can_and_a_long_chain_is_no_recursion() -> None:
-    references = self_references(TreeNode)
+    references = find_self_references(TreeNode)
     rows = chain(50_000)
-    assert parents_first(references, rows) == [*reversed(range(50_000))]
-    assert parents_first(references, rows[::-1]) == [*range(50_000)]
-    rows = [{"id": name, "parent_id": parent} for name, parent in ["a-", "bd", "c-", "da", "ec"]]
-    assert parents_first(references, rows) == [0, 3, 1, 2, 4]
+    assert order_parents_first(references, rows) == [*reversed(range(50_000))]
+    assert order_parents_first(references, rows[::-1]) == [*range(50_000)]
+    rows = [
+        {"id": name, "parent_id": parent}
+        for name, parent in [("a", "-"), ("b", "d"), ("c", "-"), ("d", "a"), ("e", "c")]
+    ]
+    assert order_parents_first(references, rows) == [0, 3, 1, 2, 4]

@@ -7,19 +7,30 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sample import Album, Counter, Label, Order, Seat, Specimen, Status, Track, User, UserRepository
-from sample_rows import LONG_AGO, emails, make_orders, make_users
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import AsyncRepository, ForeignKeyViolation, Matched, StaleRow, TooLong, UnknownAttribute, bulk
+from howdah import AsyncRepository, ForeignKeyViolation, MatchResult, StaleRow, TooLong, UnknownAttribute, bulk
+from howdah_tests.support.sample_models import (
+    Album,
+    Counter,
+    Label,
+    Order,
+    Seat,
+    Specimen,
+    Status,
+    Track,
+    User,
+    UserRepository,
+)
+from howdah_tests.support.sample_rows import LONG_AGO, emails, make_orders, make_users
 
 
 async def test_each_row_is_updated_to_its_own_values(session: AsyncSession) -> None:
     keys = await make_users(session, 5)
     rows = [{"id": key, "name": f"New {i}", "age": None} for i, key in enumerate(reversed(keys))]
-    assert await bulk.update_many(session, User, rows, chunk_size=2) == Matched(5, [])
+    assert await bulk.update_many(session, User, rows, chunk_size=2) == MatchResult(5, [])
     found = list(await session.scalars(select(User).order_by(User.id)))
     assert [(user.name, user.age) for user in found] == [(f"New {4 - i}", None) for i in range(5)]
     assert [user.email for user in found] == [f"user{i}@example.org" for i in range(5)]
@@ -33,11 +44,11 @@ async def test_more_rows_than_a_statement_may_have_parameters(session: AsyncSess
     with pytest.raises(StatementError, match="32767"):
         async with session.begin_nested():
             await session.execute(update(Counter).where(Counter.id.in_(ids)).values(value=1))
-    assert await bulk.update_by_key(session, Counter, [*ids, -1], {"value": 1}) == Matched(40_000, [-1])
+    assert await bulk.update_by_key(session, Counter, [*ids, -1], {"value": 1}) == MatchResult(40_000, [-1])
     rows = [{"id": i, "value": i} for i in ids]
-    assert await bulk.update_many(session, Counter, rows, chunk_size=40_000) == Matched(40_000, [])
+    assert await bulk.update_many(session, Counter, rows, chunk_size=40_000) == MatchResult(40_000, [])
     assert await session.scalar(select(func.sum(Counter.value))) == sum(ids)
-    assert await bulk.delete_many(session, Counter, [-2, *ids]) == Matched(40_000, [-2])
+    assert await bulk.delete_many(session, Counter, [-2, *ids]) == MatchResult(40_000, [-2])
 
 
 async def test_missing_keys_are_reported_in_the_order_of_the_input(session: AsyncSession) -> None:
@@ -46,18 +57,18 @@ async def test_missing_keys_are_reported_in_the_order_of_the_input(session: Asyn
     asked = [gone[2], keys[5], gone[0], keys[0], gone[3], gone[1]]
     rows = [{"id": key, "name": "New"} for key in asked]
     missing = [gone[2], gone[0], gone[3], gone[1]]
-    assert await bulk.update_many(session, User, rows, chunk_size=2) == Matched(2, missing)
-    assert await bulk.update_by_key(session, User, [*asked, gone[2]], {"name": "B"}) == Matched(2, missing)
-    assert await bulk.delete_many(session, User, map(str, [*asked, keys[5]])) == Matched(2, missing)
+    assert await bulk.update_many(session, User, rows, chunk_size=2) == MatchResult(2, missing)
+    assert await bulk.update_by_key(session, User, [*asked, gone[2]], {"name": "B"}) == MatchResult(2, missing)
+    assert await bulk.delete_many(session, User, map(str, [*asked, keys[5]])) == MatchResult(2, missing)
     assert len(await emails(session)) == 4
 
 
 async def test_composite_keys_are_updated_and_deleted(session: AsyncSession) -> None:
     await bulk.insert_many(session, Seat, [{"row": row, "number": n} for row in "AB" for n in range(3)])
     rows = [{"row": "A", "number": 1, "taken_by": "x"}, {"row": "C", "number": 1, "taken_by": "y"}]
-    assert await bulk.update_many(session, Seat, rows) == Matched(1, [("C", 1)])
-    assert await bulk.update_by_key(session, Seat, [("B", 2), ["A", 1]], {"taken_by": "z"}) == Matched(2, [])
-    assert await bulk.delete_many(session, Seat, [("A", 1), ("Z", 1)]) == Matched(1, [("Z", 1)])
+    assert await bulk.update_many(session, Seat, rows) == MatchResult(1, [("C", 1)])
+    assert await bulk.update_by_key(session, Seat, [("B", 2), ["A", 1]], {"taken_by": "z"}) == MatchResult(2, [])
+    assert await bulk.delete_many(session, Seat, [("A", 1), ("Z", 1)]) == MatchResult(1, [("Z", 1)])
     taken = (await session.execute(select(Seat.row, Seat.number).where(Seat.taken_by == "z"))).all()
     assert taken == [("B", 2)]
 
@@ -71,14 +82,14 @@ async def test_too_long_a_text_is_refused_and_not_cut(session: AsyncSession) -> 
     cut = text("UPDATE labels SET colour = g.c FROM unnest(CAST(:c AS VARCHAR(5)[])) AS g(c)")
     await session.execute(cut, {"c": ["yellow"]})
     assert await session.scalar(select(Label.colour)) == "yello"
-    assert await bulk.update_many(session, Label, [{"name": "abcdefgh", "colour": "x"}]) == Matched(0, ["abcdefgh"])
+    assert await bulk.update_many(session, Label, [{"name": "abcdefgh", "colour": "x"}]) == MatchResult(0, ["abcdefgh"])
 
 
 async def test_rows_with_one_key_are_written_one_after_the_other_whatever_the_chunks(session: AsyncSession) -> None:
     for chunk_size in (1, 2, 3, 100):
         keys = (await bulk.insert_many(session, Counter, [{"value": 0}, {"value": 0}])).keys
         rows = [{"id": key, "value": i} for i, key in enumerate([*keys, keys[0], keys[0], keys[1]], start=1)]
-        assert await bulk.update_many(session, Counter, rows, chunk_size=chunk_size) == Matched(5, [])
+        assert await bulk.update_many(session, Counter, rows, chunk_size=chunk_size) == MatchResult(5, [])
         values = await session.scalars(select(Counter.value).where(Counter.id.in_(keys)).order_by(Counter.id))
         assert list(values) == [4, 5]
 
@@ -100,21 +111,23 @@ async def test_rows_must_name_the_key_and_the_same_attributes(session: AsyncSess
 async def test_rows_that_name_only_their_key_are_matched_and_left_alone(session: AsyncSession) -> None:
     keys = await make_users(session, 2)
     missing = uuid4()
-    assert await bulk.update_many(session, User, [{"id": key} for key in [*keys, missing]]) == Matched(2, [missing])
-    assert await bulk.update_by_key(session, User, keys, {}) == Matched(2, [])
+    assert await bulk.update_many(session, User, [{"id": key} for key in [*keys, missing]]) == MatchResult(2, [missing])
+    assert await bulk.update_by_key(session, User, keys, {}) == MatchResult(2, [])
     assert set(await session.scalars(select(User.updated_at))) == {LONG_AGO}
 
 
 async def test_the_version_moves_and_a_stale_one_is_refused(session: AsyncSession) -> None:
     keys = await make_orders(session, 3)
-    assert await bulk.update_many(session, Order, [{"id": key, "total_cents": 5} for key in keys]) == Matched(3, [])
-    assert await bulk.update_by_key(session, Order, keys, {"total_cents": 6}) == Matched(3, [])
+    assert await bulk.update_many(session, Order, [{"id": key, "total_cents": 5} for key in keys]) == MatchResult(3, [])
+    assert await bulk.update_by_key(session, Order, keys, {"total_cents": 6}) == MatchResult(3, [])
     fresh = [{"id": key, "total_cents": 7, "version": 3} for key in keys]
-    assert await bulk.update_many(session, Order, fresh) == Matched(3, [])
+    assert await bulk.update_many(session, Order, fresh) == MatchResult(3, [])
     rows = (await session.execute(select(Order.version, Order.updated_at, Order.total_cents))).all()
     assert {(version, updated > LONG_AGO, cents) for version, updated, cents in rows} == {(4, True, 7)}
     stale = [{**fresh[0], "version": 4}, {**fresh[1], "version": 3}, {**fresh[2], "version": 4}]
-    with pytest.raises(StaleRow, match=f"1 Order rows have another version by now: {keys[1]}"):
+    with pytest.raises(
+        StaleRow, match=f"1 Order rows don't have the version that the input names; read them again: {keys[1]}"
+    ):
         await bulk.update_many(session, Order, stale)
     assert set(await session.scalars(select(Order.version))) == {4}, "nothing is written"
 
@@ -123,7 +136,7 @@ async def test_a_row_that_names_only_its_version_is_checked_too(session: AsyncSe
     keys = await make_orders(session, 1)
     with pytest.raises(StaleRow):
         await bulk.update_many(session, Order, [{"id": keys[0], "version": 2}])
-    assert await bulk.update_many(session, Order, [{"id": keys[0], "version": 1}]) == Matched(1, [])
+    assert await bulk.update_many(session, Order, [{"id": keys[0], "version": 1}]) == MatchResult(1, [])
     assert await session.scalar(select(Order.version)) == 2
 
 
@@ -131,7 +144,9 @@ async def test_all_stale_rows_are_told_and_none_is_written(session: AsyncSession
     keys = await make_orders(session, 9)
     await bulk.update_by_key(session, Order, keys[::2], {"total_cents": 100})
     rows = [{"id": key, "version": 1, "total_cents": 7} for key in reversed(keys)]
-    with pytest.raises(StaleRow, match=r"^5 Order rows have another version by now: .*") as caught:
+    with pytest.raises(
+        StaleRow, match=r"^5 Order rows don't have the version that the input names; read them again: .*"
+    ) as caught:
         await bulk.update_many(session, Order, rows)
     assert caught.value.keys == keys[::-2]
     assert await session.scalar(select(func.count()).where(Order.total_cents == 7)) == 1  # which began with it

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import DOMAIN, INT4MULTIRANGE, JSONB, TSTZMU
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import AsyncRepository, Base, Matched, Upserted, bulk
+from howdah import AsyncRepository, Base, MatchResult, UpsertResult, bulk
 
 
 class Separate(Base):
@@ -76,12 +76,12 @@ async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str,
     for shift in range(len(values)):
         rows = [{"id": n, name: values[(n + shift) % len(values)]} for n in range(count)]
         expected = [row[name] for row in rows]
-        assert await bulk.update_many(tables, ListColumns, rows) == Matched(count, [])
+        assert await bulk.update_many(tables, ListColumns, rows) == MatchResult(count, [])
         found = (await tables.scalars(select(getattr(ListColumns, name)).order_by(ListColumns.id))).all()
         assert found == expected
         if name not in ("word_list", "matrix"):  # SQLAlchemy warns of any comparison of a DOMAIN
             upserted = await bulk.upsert_many(tables, ListColumns, rows[::-1])
-            assert upserted == Upserted(0, 0, count)
+            assert upserted == UpsertResult(0, 0, count)
 
 
 @pytest.mark.parametrize("name", ["variant", "tags", "nested"])
@@ -130,9 +130,7 @@ async def test_a_version_with_a_generator_of_its_own_isnt_moved_by_one(tables: A
     held.value = 1
     await tables.flush()
     assert held.version == 20
-    told = (
-        r"InTens\.version has a version_id_generator of its own, .* update the objects one by one, or let the database"
-    )
+    told = r"InTens\.version has its own version_id_generator, .* update the objects one by one, or let the database"
     with pytest.raises(TypeError, match=told):
         await bulk.update_many(tables, InTens, [{"id": 1, "value": 2}])
     with pytest.raises(TypeError, match=told):
@@ -144,7 +142,7 @@ async def test_a_version_with_a_generator_of_its_own_isnt_moved_by_one(tables: A
     with pytest.raises(TypeError, match=told):
         await bulk.upsert_many(tables, InTens, [{"id": 1, "value": 2}])
     assert (await tables.execute(select(InTens.value, InTens.version))).all() == [(1, 20)]
-    assert await bulk.delete_many(tables, InTens, [1]) == Matched(1, [])
+    assert await bulk.delete_many(tables, InTens, [1]) == MatchResult(1, [])
 
 
 @pytest.mark.parametrize(("model", "moved"), [(ByDatabase, 7), (ByDefault, 2)])

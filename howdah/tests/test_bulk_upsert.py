@@ -8,15 +8,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sample import Order, Seat, Specimen, Status, User
-from sample_rows import LONG_AGO, make_orders, make_users, user_rows
 from sqlalchemy import MetaData, String, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import Base, Database, UnknownAttribute, Upserted, bulk, utcnow
+from howdah import Base, Database, UnknownAttribute, UpsertResult, bulk, utcnow
+from howdah_tests.support.sample_models import Order, Seat, Specimen, Status, User
+from howdah_tests.support.sample_rows import LONG_AGO, make_orders, make_users, user_rows
 
 
 class Separate(Base):
@@ -48,7 +48,7 @@ class Tagged(Separate):
 async def test_upserts_count_created_updated_and_unchanged_rows(session: AsyncSession) -> None:
     await make_users(session, 10)
     rows = [row if i < 4 else {**row, "age": 100 + i} for i, row in enumerate(user_rows(15))]
-    assert await bulk.upsert_many(session, User, rows, on=["email"], chunk_size=4) == Upserted(5, 6, 4)
+    assert await bulk.upsert_many(session, User, rows, on=["email"], chunk_size=4) == UpsertResult(5, 6, 4)
     found = list(await session.scalars(select(User).order_by(User.age)))
     assert [user.age for user in found] == [0, 1, 2, 3, *range(104, 115)]
     assert [user.updated_at > LONG_AGO for user in found] == [False] * 4 + [True] * 11
@@ -57,7 +57,7 @@ async def test_upserts_count_created_updated_and_unchanged_rows(session: AsyncSe
 async def test_an_upsert_never_changes_the_key_of_an_existing_row(session: AsyncSession) -> None:
     keys = await make_users(session, 2)
     rows = [{**row, "id": uuid4(), "name": "New"} for row in user_rows(3)]
-    assert await bulk.upsert_many(session, User, rows, on=["email"]) == Upserted(1, 2, 0)
+    assert await bulk.upsert_many(session, User, rows, on=["email"]) == UpsertResult(1, 2, 0)
     assert list(await session.scalars(select(User.id).order_by(User.age))) == [*keys, rows[2]["id"]]
     for name in ("id", "email"):
         with pytest.raises(ValueError, match="`update` can't name the key"):
@@ -73,10 +73,10 @@ async def test_an_upsert_makes_keys_for_new_rows_only(session: AsyncSession) -> 
 async def test_update_chooses_what_an_existing_row_gets(session: AsyncSession) -> None:
     await make_users(session, 2)
     rows = user_rows(3, name="New", nickname="new")
-    assert await bulk.upsert_many(session, User, rows, on=["email"], update=["nickname"]) == Upserted(1, 2, 0)
+    assert await bulk.upsert_many(session, User, rows, on=["email"], update=["nickname"]) == UpsertResult(1, 2, 0)
     found = list(await session.scalars(select(User).order_by(User.age)))
     assert [(user.name, user.nickname) for user in found] == [("User 0", "new"), ("User 1", "new"), ("New", "new")]
-    assert await bulk.upsert_many(session, User, user_rows(4), on=["email"], update=[]) == Upserted(1, 0, 3)
+    assert await bulk.upsert_many(session, User, user_rows(4), on=["email"], update=[]) == UpsertResult(1, 0, 3)
     assert [user.name for user in found] == ["User 0", "User 1", "New"]
 
 
@@ -101,9 +101,9 @@ async def test_rows_that_meet_come_out_as_if_written_one_by_one_whatever_the_chu
         {"email": "a", "name": "3", "age": 3},
     ]
     for update_names, counts, a in (
-        (None, Upserted(2, 2, 1), ("3", 3)),
-        (["name"], Upserted(2, 2, 1), ("3", 1)),
-        ([], Upserted(2, 0, 3), ("1", 1)),
+        (None, UpsertResult(2, 2, 1), ("3", 3)),
+        (["name"], UpsertResult(2, 2, 1), ("3", 1)),
+        ([], UpsertResult(2, 0, 3), ("1", 1)),
     ):
         for chunk_size in (1, 2, 3, 1000):
             async with committed_database.session() as session:
@@ -123,23 +123,24 @@ async def test_rows_that_only_postgresql_finds_the_same_come_out_as_if_written_o
     with pytest.raises(DBAPIError, match="cannot affect row a second time"):
         async with session.begin_nested():
             await session.execute(statement.on_conflict_do_update(index_elements=["code"], set_=set_to))
-    assert await bulk.upsert_many(session, Specimen, rows, on=["code"]) == Upserted(4, 3, 0)
-    found = dict((await session.execute(select(func.trim(Specimen.code), Specimen.whole))).all())
+    assert await bulk.upsert_many(session, Specimen, rows, on=["code"]) == UpsertResult(4, 3, 0)
+    stored = await session.execute(select(func.trim(Specimen.code), Specimen.whole))
+    found = {row[0]: row[1] for row in stored}
     assert found == {"a": 6, "b": 2, "c": 3, "d": 5}
 
 
 async def test_arrays_and_what_sql_writes_are_upserted_too(session: AsyncSession) -> None:
     rows: list[dict[str, Any]] = [{"id": i, "whole": i, "tags": [str(i), "x"]} for i in range(50)]
-    assert await bulk.upsert_many(session, Specimen, rows[:30]) == Upserted(30, 0, 0)
+    assert await bulk.upsert_many(session, Specimen, rows[:30]) == UpsertResult(30, 0, 0)
     rows[3]["tags"] = []
-    assert await bulk.upsert_many(session, Specimen, rows) == Upserted(20, 1, 29)
+    assert await bulk.upsert_many(session, Specimen, rows) == UpsertResult(20, 1, 29)
     assert list(await session.scalars(select(Specimen.tags).order_by(Specimen.id))) == [row["tags"] for row in rows]
 
 
 async def test_null_meets_nothing(session: AsyncSession) -> None:
     await session.execute(text("CREATE UNIQUE INDEX ON specimens (words)"))
     rows = [{"id": i, "words": word} for i, word in enumerate([None, "a", None, "b", None])]
-    assert await bulk.upsert_many(session, Specimen, rows, on=["words"]) == Upserted(5, 0, 0)
+    assert await bulk.upsert_many(session, Specimen, rows, on=["words"]) == UpsertResult(5, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +160,14 @@ async def test_values_that_cant_be_sorted_among_each_other_can_still_be_what_row
 ) -> None:
     await session.execute(text(f"CREATE UNIQUE INDEX ON specimens ({name}, whole)"))
     rows = [{"id": i, "whole": None if i == 0 else 1, name: value} for i, value in enumerate(values)]
-    assert await bulk.upsert_many(session, Specimen, rows, on=[name, "whole"]) == Upserted(len(values), 0, 0)
+    assert await bulk.upsert_many(session, Specimen, rows, on=[name, "whole"]) == UpsertResult(len(values), 0, 0)
 
 
 async def test_an_upsert_moves_the_version_of_what_it_changes_and_cant_set_it(session: AsyncSession) -> None:
     keys = await make_orders(session, 2)
     user = await session.scalar(select(User.id))
     rows = [{"id": key, "user_id": user, "total_cents": 1} for key in [*keys, uuid4()]]
-    assert await bulk.upsert_many(session, Order, rows) == Upserted(1, 1, 1)
+    assert await bulk.upsert_many(session, Order, rows) == UpsertResult(1, 1, 1)
     assert sorted(await session.scalars(select(Order.version))) == [1, 1, 2]
     with pytest.raises(ValueError, match="can't check a version"):
         await bulk.upsert_many(session, Order, [{**row, "version": 1} for row in rows])
@@ -178,7 +179,9 @@ async def test_an_upsert_moves_what_onupdate_makes_of_every_kind(session: AsyncS
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     rows = [{"id": 1, "value": 1}, {"id": 2, "value": 2}]
     await bulk.upsert_many(session, Touched, rows)
-    assert await bulk.upsert_many(session, Touched, [{"id": 1, "value": 1}, {"id": 2, "value": 3}]) == Upserted(0, 1, 1)
+    assert await bulk.upsert_many(session, Touched, [{"id": 1, "value": 1}, {"id": 2, "value": 3}]) == UpsertResult(
+        0, 1, 1
+    )
     found = (await session.scalars(select(Touched).order_by(Touched.id))).all()
     assert [(each.by_constant, each.by_expression, each.by_function) for each in found] == [
         (None, None, None),
@@ -189,14 +192,14 @@ async def test_an_upsert_moves_what_onupdate_makes_of_every_kind(session: AsyncS
 async def test_a_version_that_is_no_number_cant_be_moved_in_bulk(session: AsyncSession) -> None:
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     await bulk.insert_many(session, Tagged, [{"id": 1, "value": 1}])
-    with pytest.raises(TypeError, match=r"Tagged\.tag has a version_id_generator of its own"):
+    with pytest.raises(TypeError, match=r"Tagged\.tag has its own version_id_generator"):
         await bulk.update_many(session, Tagged, [{"id": 1, "value": 2}])
     assert await session.scalar(select(Tagged.value)) == 1
 
 
 async def test_an_upsert_that_sees_none_of_its_rows_change_still_inserts_the_others(session: AsyncSession) -> None:
-    assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": 1}]) == Upserted(1, 0, 0)
-    assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": n} for n in (2, 1)]) == Upserted(1, 0, 1)
+    assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": 1}]) == UpsertResult(1, 0, 0)
+    assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": n} for n in (2, 1)]) == UpsertResult(1, 0, 1)
 
 
 @dataclass

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from case_insensitive import create_citext
-from server import until_waiting
 from sqlalchemy import Identity, MetaData, UniqueConstraint, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, CITEXT
 from sqlalchemy.exc import DBAPIError
@@ -16,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Integer
 
-from howdah import Base, Database, Upserted, UUIDv7PrimaryKey, bulk
+from howdah import Base, Database, UpsertResult, UUIDv7PrimaryKey, bulk
 from howdah.testing import assert_statements
+from howdah_tests.support.case_insensitive_types import create_citext
+from howdah_tests.support.waiting import until_waiting
 
 MANY = 40
 
@@ -113,26 +113,26 @@ async def test_tables_partitioned_tables_and_views_count_what_they_do(
     tables: AsyncSession, model: Any, many: int, held: bool
 ) -> None:
     half = many // 2
-    assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == Upserted(half, 0, 0)
+    assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == UpsertResult(half, 0, 0)
     kept = (await tables.scalars(select(model))).all() if held else []
-    assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == Upserted(0, 0, half)
+    assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == UpsertResult(0, 0, half)
     rows = [{"id": n, "value": n % 2} for n in reversed(range(many))]
-    assert await bulk.upsert_many(tables, model, rows) == Upserted(half, half // 2, half // 2)
+    assert await bulk.upsert_many(tables, model, rows) == UpsertResult(half, half // 2, half // 2)
     assert await values(tables, model) == [(n, n % 2) for n in range(many)]
     assert [each.value for each in sorted(kept, key=lambda each: each.id)] == [
         n % 2 for n in range(half if held else 0)
     ]
     twice = [*rows_of(range(half, many + 1), 5), *rows_of([0, 0, many], 6)]
-    assert await bulk.upsert_many(tables, model, twice) == Upserted(1, many - half + 2, 1)
-    assert await bulk.upsert_many(tables, model, rows_of(range(many + 2), 7), update=[]) == Upserted(1, 0, many + 1)
+    assert await bulk.upsert_many(tables, model, twice) == UpsertResult(1, many - half + 2, 1)
+    assert await bulk.upsert_many(tables, model, rows_of(range(many + 2), 7), update=[]) == UpsertResult(1, 0, many + 1)
 
 
 async def test_sent_with_values_they_count_the_same(tables: AsyncSession) -> None:
     rows = rows_of(range(2500), 1, numbers=[1])
-    assert await bulk.upsert_many(tables, Item, rows[:1500]) == Upserted(1500, 0, 0)
+    assert await bulk.upsert_many(tables, Item, rows[:1500]) == UpsertResult(1500, 0, 0)
     for n in range(0, 2500, 2):
         rows[n]["numbers"] = [2]
-    assert await bulk.upsert_many(tables, Item, rows) == Upserted(1000, 750, 750)
+    assert await bulk.upsert_many(tables, Item, rows) == UpsertResult(1000, 750, 750)
 
 
 @pytest.mark.parametrize("with_values", [False, True])
@@ -144,29 +144,29 @@ async def test_rows_that_a_trigger_suppresses_are_neither_written_nor_unchanged(
     await bulk.insert_many(tables, Item, rows_of([0, 1], 1, **more))
     await trigger(tables, "items", "INSERT", "IF NEW.value = 3 THEN RETURN NULL; END IF; RETURN NEW;")
     rows = [*rows_of([0], 1, **more), *rows_of([1], 2, **more), *rows_of(range(2, many), 3, **more)]
-    assert await bulk.upsert_many(tables, Item, rows) == Upserted(0, 1, 1, suppressed=many - 2)
-    assert await bulk.upsert_many(tables, Item, rows, update=[]) == Upserted(0, 0, 2, suppressed=many - 2)
+    assert await bulk.upsert_many(tables, Item, rows) == UpsertResult(0, 1, 1, suppressed=many - 2)
+    assert await bulk.upsert_many(tables, Item, rows, update=[]) == UpsertResult(0, 0, 2, suppressed=many - 2)
     assert await values(tables, Item) == [(0, 1), (1, 2)]
-    assert await bulk.upsert_many(tables, Item, rows_of([0, 5], 3, **more)) == Upserted(0, 0, 0, suppressed=2)
+    assert await bulk.upsert_many(tables, Item, rows_of([0, 5], 3, **more)) == UpsertResult(0, 0, 0, suppressed=2)
 
 
 async def test_rows_that_a_trigger_keeps_as_they_are_are_unchanged(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, Item, rows_of(range(10), 1))
     await trigger(tables, "items", "UPDATE", "IF NEW.id < 4 THEN RETURN NULL; END IF; RETURN NEW;")
-    assert await bulk.upsert_many(tables, Item, rows_of(range(12), 2)) == Upserted(2, 6, 4)
+    assert await bulk.upsert_many(tables, Item, rows_of(range(12), 2)) == UpsertResult(2, 6, 4)
 
 
 async def test_what_a_trigger_makes_of_a_row_decides_what_it_meets(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, Unique, [{"code": "a", "value": 1}, {"code": "b", "value": 1}])
     await trigger(tables, "unique_ones", "INSERT", "NEW.code := lower(NEW.code); RETURN NEW;")
     rows = [{"code": code, "value": 1} for code in ("A", "b", "C")]
-    assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == Upserted(1, 0, 2)
+    assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(1, 0, 2)
     for codes in ("aA", "Aa"):  # the first one changes the row, the second one changes it back
         rows = [{"code": code, "value": value} for code, value in zip(codes, (2, 1), strict=True)]
-        assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == Upserted(0, 2, 0)
+        assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(0, 2, 0)
     rows = [{"code": code, "value": 2} for code in ("A", "a", "D")]
-    assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == Upserted(1, 1, 1)
-    assert await bulk.upsert_many(tables, Unique, rows, on=["code"], update=[]) == Upserted(0, 0, 3)
+    assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(1, 1, 1)
+    assert await bulk.upsert_many(tables, Unique, rows, on=["code"], update=[]) == UpsertResult(0, 0, 3)
 
 
 @pytest.mark.parametrize("model", [Measurement, Reading])
@@ -175,8 +175,8 @@ async def test_triggers_of_partitions_and_behind_views_are_counted_or_refused(ta
     where = "m0" if model is Measurement else "items"
     await trigger(tables, where, "INSERT", "IF NEW.value = 3 THEN RETURN NULL; END IF; RETURN NEW;")
     rows = [*rows_of([0], 1), *rows_of([1], 2), *rows_of([2, 3], 3), *rows_of([4], 4)]
-    assert await bulk.upsert_many(tables, model, rows) == Upserted(1, 1, 1, suppressed=2)
-    assert await bulk.upsert_many(tables, model, rows, update=[]) == Upserted(0, 0, 3, suppressed=2)
+    assert await bulk.upsert_many(tables, model, rows) == UpsertResult(1, 1, 1, suppressed=2)
+    assert await bulk.upsert_many(tables, model, rows, update=[]) == UpsertResult(0, 0, 3, suppressed=2)
     assert await values(tables, model) == [(0, 1), (1, 2), (2, 1), (4, 4)]
 
 
@@ -188,8 +188,8 @@ async def test_a_trigger_that_decides_differently_a_second_time_is_counted_or_re
     await trigger(tables, "m0", "INSERT", body)
     rows = [*rows_of(range(3), 1), *rows_of([2000], 2)]
     if dialect.server_version_info >= (18,):
-        assert await bulk.upsert_many(tables, Measurement, rows) == Upserted(3, 1, 0)
-        assert await bulk.upsert_many(tables, Measurement, rows) == Upserted(0, 0, 1, suppressed=3)
+        assert await bulk.upsert_many(tables, Measurement, rows) == UpsertResult(3, 1, 0)
+        assert await bulk.upsert_many(tables, Measurement, rows) == UpsertResult(0, 0, 1, suppressed=3)
     else:
         with pytest.raises(RuntimeError, match="a trigger of measurements treats the same rows differently"):
             await bulk.upsert_many(tables, Measurement, rows)
@@ -202,8 +202,9 @@ async def test_what_postgresql_cant_upsert_into_is_refused(tables: AsyncSession)
     )
     await tables.execute(text("CREATE TRIGGER t INSTEAD OF INSERT ON readings FOR EACH ROW EXECUTE FUNCTION instead()"))
     await tables.execute(text("CREATE VIEW outer_readings AS SELECT id, value FROM readings"))
+    updates: list[list[str] | None] = [None, []]
     for model in (Reading, OuterReading):
-        for update in (None, []):
+        for update in updates:
             with pytest.raises(TypeError, match="INSTEAD OF trigger, for which PostgreSQL finds no conflicts"):
                 await bulk.upsert_many(tables, model, rows_of([1], 1), update=update)
     for action in ("INSTEAD NOTHING", "ALSO INSERT INTO items VALUES (7, 1)"):
@@ -217,11 +218,11 @@ async def test_a_savepoint_that_is_rolled_back_takes_its_counts_along(tables: As
     await bulk.upsert_many(tables, Item, rows_of(range(3), 1))
     for _ in range(2):
         async with tables.begin_nested() as nested:
-            assert await bulk.upsert_many(tables, Item, rows_of(range(3), 1)) == Upserted(0, 0, 3)
+            assert await bulk.upsert_many(tables, Item, rows_of(range(3), 1)) == UpsertResult(0, 0, 3)
             await nested.rollback()
         assert await bulk.upsert_many(tables, Item, rows_of(range(4), 1), update=["value"]) in (
-            Upserted(1, 0, 3),
-            Upserted(0, 0, 4),
+            UpsertResult(1, 0, 3),
+            UpsertResult(0, 0, 4),
         )
 
 
@@ -230,7 +231,7 @@ async def test_an_ordinary_table_isnt_read_again_to_count(tables: AsyncSession) 
     with assert_statements(tables, 1):
         await bulk.upsert_many(tables, Unique, rows, on=["code"])
     with assert_statements(tables, 3) as sent:  # its own, how many rows met others, how the index compares
-        assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == Upserted(0, 0, MANY)
+        assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(0, 0, MANY)
     assert [statement for statement in sent if "unique_ones" in statement] == sent[:1]
 
 
@@ -241,17 +242,17 @@ async def test_an_ordinary_table_isnt_read_again_to_count(tables: AsyncSession) 
 @pytest.mark.parametrize("many", [2, 25])
 async def test_a_key_that_is_none_is_made(tables: AsyncSession, model: Any, many: int) -> None:
     rows: list[dict[str, Any]] = [{"id": None, "code": f"{n}", "value": n} for n in range(many)]
-    assert await bulk.upsert_many(tables, model, rows) == Upserted(many, 0, 0)
+    assert await bulk.upsert_many(tables, model, rows) == UpsertResult(many, 0, 0)
     keys = list(await tables.scalars(select(model.id).order_by(model.value)))
     assert len({*keys}) == many
-    assert await bulk.upsert_many(tables, model, rows, on=["code"]) == Upserted(0, 0, many)
+    assert await bulk.upsert_many(tables, model, rows, on=["code"]) == UpsertResult(0, 0, many)
     for row, key in list(zip(rows, keys, strict=True))[::2]:
         row["id"] = key
     mixed = [*rows, {"id": None, "code": "new", "value": -1}]
-    assert await bulk.upsert_many(tables, model, mixed, on=["code"]) == Upserted(1, 0, many)
+    assert await bulk.upsert_many(tables, model, mixed, on=["code"]) == UpsertResult(1, 0, many)
     rows = [{"id": key, "code": f"new {key}", "value": 1} for key in keys[::2]]
     rows = [each for row in rows for each in (row, {"id": None, "code": f"made {row['id']}", "value": 2})]
-    assert await bulk.upsert_many(tables, model, rows) == Upserted(len(keys[::2]), len(keys[::2]), 0)
+    assert await bulk.upsert_many(tables, model, rows) == UpsertResult(len(keys[::2]), len(keys[::2]), 0)
     assert len(list(await tables.scalars(select(model.id)))) == many + 1 + len(keys[::2])
 
 
@@ -263,15 +264,17 @@ async def test_rows_with_and_without_a_key_that_meet_come_out_in_the_order_of_th
         {"id": 501, "code": "b", "value": 3},
         {"id": None, "code": "B", "value": 4},
     ]
-    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(2, 2, 0)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(2, 2, 0)
     assert await values(tables, Numbered) == [(500, 2), (501, 4)]
 
 
 async def test_null_in_what_rows_are_found_by_meets_nothing(tables: AsyncSession) -> None:
     rows = [{"code": None if n % 2 else f"{n}", "value": n} for n in range(MANY)]
-    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(MANY, 0, 0)
-    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(MANY // 2, 0, MANY // 2)
-    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"], update=[]) == Upserted(MANY // 2, 0, MANY // 2)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(MANY, 0, 0)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(MANY // 2, 0, MANY // 2)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"], update=[]) == UpsertResult(
+        MANY // 2, 0, MANY // 2
+    )
 
 
 async def test_null_meets_null_where_the_constraint_says_so(tables: AsyncSession) -> None:
@@ -281,9 +284,9 @@ async def test_null_meets_null_where_the_constraint_says_so(tables: AsyncSession
     await tables.execute(text("ALTER TABLE numbered DROP CONSTRAINT one_code"))
     await tables.execute(text("CREATE UNIQUE INDEX ON numbered (code) NULLS NOT DISTINCT"))
     rows = [{"code": code, "value": n} for n, code in enumerate([None, "a", None, "A", None])]
-    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(2, 3, 0)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(2, 3, 0)
     rows = [{"code": None, "value": 4}, {"code": "a", "value": 3}]
-    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == Upserted(0, 0, 2)
+    assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(0, 0, 2)
 
 
 async def test_rows_are_found_by_something(tables: AsyncSession) -> None:
@@ -308,7 +311,7 @@ async def test_a_row_that_another_one_inserts_meanwhile_isnt_counted_as_new(
         upsert = asyncio.create_task(bulk.upsert_many(session, model, rows_of([1, 2, 3], 2), update=update))
         await until_waiting(committed_database)
         await other.commit()
-        assert await upsert == (Upserted(2, 1, 0) if update is None else Upserted(2, 0, 1))
+        assert await upsert == (UpsertResult(2, 1, 0) if update is None else UpsertResult(2, 0, 1))
         await session.commit()
     async with committed_database.session() as session:
         assert await values(session, model) == [(1, 2), (2, 2 if update is None else 1), (3, 2)]

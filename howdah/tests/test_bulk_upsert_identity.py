@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from asyncpg import Point
-from case_insensitive import create_citext, create_nondeterministic_collation
-from sample_rows import LONG_AGO
 from sqlalchemy import ARRAY, CHAR, JSON, Float, Integer, MetaData, Numeric, String, Text, func, select, text
 from sqlalchemy.dialects.postgresql import (
     CITEXT,
@@ -27,7 +25,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
-from howdah import Base, Timestamps, Upserted, bulk
+from howdah import Base, Timestamps, UpsertResult, bulk
+from howdah_tests.support.case_insensitive_types import create_citext, create_nondeterministic_collation
+from howdah_tests.support.sample_rows import LONG_AGO
 
 MANY = 40
 
@@ -113,11 +113,11 @@ async def test_a_value_that_only_seems_equal_is_written(
     await session.execute(text(insert.replace(":", "\\:")))
     rows = [{"id": n, "value": value} for n in range(many)]
     before = (await session.scalars(text("SELECT row(value)::text FROM valued"))).all()
-    assert await bulk.upsert_many(session, model, rows) == Upserted(0, many, 0)
+    assert await bulk.upsert_many(session, model, rows) == UpsertResult(0, many, 0)
     after = (await session.scalars(text("SELECT row(value)::text FROM valued"))).all()
     assert len(after) == many
     assert set(before) != set(after)
-    assert await bulk.upsert_many(session, model, rows) == Upserted(0, 0, many)
+    assert await bulk.upsert_many(session, model, rows) == UpsertResult(0, 0, many)
 
 
 SAME = [
@@ -152,14 +152,14 @@ async def test_a_value_of_any_type_is_unchanged_or_written(
         pytest.skip("this server was built without libxml")
     model = await create(session, model_of(kind))
     rows = [{"id": n, "value": value} for n in range(many)]
-    assert await bulk.upsert_many(session, model, rows) == Upserted(many, 0, 0)
-    assert await bulk.upsert_many(session, model, rows) == Upserted(0, 0, many)
+    assert await bulk.upsert_many(session, model, rows) == UpsertResult(many, 0, 0)
+    assert await bulk.upsert_many(session, model, rows) == UpsertResult(0, 0, many)
     changes = [{"id": n, "value": other if n == 0 else value} for n in range(many)]
     same = int(value is other)
-    assert await bulk.upsert_many(session, model, changes) == Upserted(0, 1 - same, many - 1 + same)
+    assert await bulk.upsert_many(session, model, changes) == UpsertResult(0, 1 - same, many - 1 + same)
     nothing = [{"id": n, "value": None} for n in range(many)]
     assert (await bulk.upsert_many(session, model, nothing)).unchanged == (many if value is None else 0)
-    assert await bulk.upsert_many(session, model, nothing) == Upserted(0, 0, many)
+    assert await bulk.upsert_many(session, model, nothing) == UpsertResult(0, 0, many)
 
 
 @pytest.mark.parametrize("many", [1, 25, 1100])
@@ -168,7 +168,7 @@ async def test_a_change_of_case_alone_is_written(things: AsyncSession, many: int
     await bulk.insert_many(things, Thing, rows)
     rows = [{"id": n, "name": "NAME" if n % 2 == 0 else "name", "code": f"c{n}"} for n in range(many)]
     changed = (many + 1) // 2
-    assert await bulk.upsert_many(things, Thing, rows) == Upserted(0, changed, many - changed)
+    assert await bulk.upsert_many(things, Thing, rows) == UpsertResult(0, changed, many - changed)
     found = await things.execute(select(Thing.name, Thing.updated_at > LONG_AGO).order_by(Thing.id))
     assert [tuple(row) for row in found] == [(row["name"], row["name"] == "NAME") for row in rows]
 
@@ -179,11 +179,11 @@ async def test_a_change_of_case_under_a_nondeterministic_collation_is_written(se
     model = await create(session, model_of(String(collation="ignores_case")))
     await session.execute(text("CREATE UNIQUE INDEX ON valued (value)"))
     await bulk.insert_many(session, model, [{"id": n, "value": f"a{n}"} for n in range(25)])
-    assert await bulk.upsert_many(session, model, [{"id": n, "value": f"A{n}"} for n in range(25)]) == Upserted(
+    assert await bulk.upsert_many(session, model, [{"id": n, "value": f"A{n}"} for n in range(25)]) == UpsertResult(
         0, 25, 0
     )
     rows = [{"id": 100, "value": "b"}, {"id": 101, "value": "B"}, {"id": 102, "value": "a3"}]
-    assert await bulk.upsert_many(session, model, rows, on=["value"]) == Upserted(1, 0, 2)
+    assert await bulk.upsert_many(session, model, rows, on=["value"]) == UpsertResult(1, 0, 2)
 
 
 async def test_rows_that_meet_in_another_case_come_out_as_if_written_one_by_one(things: AsyncSession) -> None:
@@ -191,16 +191,16 @@ async def test_rows_that_meet_in_another_case_come_out_as_if_written_one_by_one(
     await bulk.insert_many(things, Thing, [{"id": 1, "name": "old", "code": "b"}])
     for codes in ("bB", "Bb"):
         rows = [{"id": 8, "name": "new", "code": codes[0]}, {"id": 9, "name": "old", "code": codes[1]}]
-        assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=["name"]) == Upserted(0, 2, 0)
+        assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=["name"]) == UpsertResult(0, 2, 0)
         rows.reverse()
-        assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=["name"]) == Upserted(0, 1, 1)
+        assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=["name"]) == UpsertResult(0, 1, 1)
         await bulk.upsert_many(things, Thing, [{"id": 1, "name": "old", "code": "b"}], on=["code"], update=["name"])
     rows = [{"id": n, "name": f"{n}", "code": code} for n, code in enumerate(["z", "z", "Z"], start=20)]
-    assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=["name"]) == Upserted(1, 2, 0)
+    assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=["name"]) == UpsertResult(1, 2, 0)
     assert await things.scalar(select(Thing.name).where(Thing.id == 20)) == "22"
     for codes in ("yY", "Xx"):
         rows = [{"id": 30 + ord(code), "name": code, "code": code} for code in codes]
-        assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=[]) == Upserted(1, 0, 1)
+        assert await bulk.upsert_many(things, Thing, rows, on=["code"], update=[]) == UpsertResult(1, 0, 1)
         assert await things.scalar(select(Thing.name).where(Thing.code == codes[0])) == codes[0]
 
 

@@ -10,9 +10,9 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from howdah import Upserted, bulk
+from howdah import UpsertResult, bulk
 
-NAMES = ["excluded", "old", "new", "written", "howdah_given", "howdah_written", "param_1", "param_2", "is_new", "row"]
+NAMES = ["excluded", "old", "new", "written", "howdah_values", "howdah_written", "param_1", "param_2", "is_new", "row"]
 NAMES += ["count_1", "anon_1", "excluded_1", "set_config", "a%b", 'a"b', "a b", "a(b)", "a.b", "Ä", "select", "id_1"]
 
 
@@ -37,13 +37,13 @@ async def check(session: AsyncSession, model: Any, columns: int, **more: Any) ->
     await session.run_sync(lambda sync: model.metadata.create_all(sync.connection()))
     values = {f"c{n}": "x" for n in range(columns)}
     rows = [{"key": n, **values, **more} for n in range(30)]
-    assert await bulk.upsert_many(session, model, rows[:20]) == Upserted(20, 0, 0)
+    assert await bulk.upsert_many(session, model, rows[:20]) == UpsertResult(20, 0, 0)
     rows = [{**row, **(dict.fromkeys(values, "y") if row["key"] < 10 else {})} for row in rows]
-    assert await bulk.upsert_many(session, model, rows) == Upserted(10, 10, 10)
+    assert await bulk.upsert_many(session, model, rows) == UpsertResult(10, 10, 10)
     held = await session.get_one(model, 0)
-    assert await bulk.upsert_many(session, model, [{**rows[0], "c0": "z"}], update=["c0"]) == Upserted(0, 1, 0)
+    assert await bulk.upsert_many(session, model, [{**rows[0], "c0": "z"}], update=["c0"]) == UpsertResult(0, 1, 0)
     assert held.c0 == "z"
-    assert await bulk.upsert_many(session, model, [*rows, {**rows[0], "key": 30}], update=[]) == Upserted(1, 0, 30)
+    assert await bulk.upsert_many(session, model, [*rows, {**rows[0], "key": 30}], update=[]) == UpsertResult(1, 0, 30)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "excluded"])

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any, Final
 
 import pytest
-from case_insensitive import create_citext, create_nondeterministic_collation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import CHAR, Integer, MetaData, Numeric, String, select, text
@@ -16,7 +15,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, CITEXT
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import Base, Upserted, bulk
+from howdah import Base, UpsertResult, bulk
+from howdah_tests.support.case_insensitive_types import create_citext, create_nondeterministic_collation
 
 COLUMNS: Final = ["code", "padded", "collated", "name", "amount", "numbers"]
 
@@ -118,9 +118,9 @@ async def check(
             model.upsert(row)
         sent = [{name: row[name] for name in sent_columns} for row in rows]
         done = await bulk.upsert_many(session, Loose, sent, on=[on], update=update, chunk_size=chunk_size)
-        assert done == Upserted(model.created, model.updated, model.unchanged)
+        assert done == UpsertResult(model.created, model.updated, model.unchanged)
     found = await session.execute(select(*(getattr(Loose, name) for name in COLUMNS)))
-    assert sorted(repr(shown(row._mapping)) for row in found) == model.stored()
+    assert sorted(repr(shown(row._asdict())) for row in found) == model.stored()
 
 
 @pytest.mark.timeout(600)

@@ -8,13 +8,22 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sample import Car, Counter, Engineer, Specimen, Staff, Status, User, Vehicle, Wide
-from sample_rows import user_rows
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
-from howdah import Created, InvalidValue, Matched, NotNullViolation, UnknownAttribute, Upserted, bulk, utcnow
+from howdah import (
+    InsertResult,
+    InvalidValue,
+    MatchResult,
+    NotNullViolation,
+    UnknownAttribute,
+    UpsertResult,
+    bulk,
+    utcnow,
+)
+from howdah_tests.support.sample_models import Car, Counter, Engineer, Specimen, Staff, Status, User, Vehicle, Wide
+from howdah_tests.support.sample_rows import user_rows
 
 
 async def test_defaults_apply_to_what_is_left_out_and_to_nothing_else(session: AsyncSession) -> None:
@@ -107,10 +116,10 @@ async def test_updated_values_of_every_type_come_back_as_they_were(session: Asyn
 
 async def test_upserted_values_of_every_type_come_back_as_they_were(session: AsyncSession) -> None:
     rows = [{"id": i, **values} for i, values in enumerate(reversed(SPECIMENS))]
-    assert await bulk.upsert_many(session, Specimen, rows) == Upserted(2, 0, 0)
+    assert await bulk.upsert_many(session, Specimen, rows) == UpsertResult(2, 0, 0)
     rows = [{"id": i, **values} for i, values in enumerate(SPECIMENS)]
-    assert await bulk.upsert_many(session, Specimen, rows) == Upserted(0, 2, 0)
-    assert await bulk.upsert_many(session, Specimen, rows) == Upserted(0, 0, 2)
+    assert await bulk.upsert_many(session, Specimen, rows) == UpsertResult(0, 2, 0)
+    assert await bulk.upsert_many(session, Specimen, rows) == UpsertResult(0, 0, 2)
     assert await read_specimens(session) == SPECIMENS
     assert await json_nulls(session) == ["null", None, False]
 
@@ -144,7 +153,7 @@ async def test_keys_that_the_database_makes_come_back_in_the_order_of_the_input(
     rows = dict((await session.execute(select(Counter.id, Counter.value))).all())
     assert [rows[key] for key in created.keys] == [i % 7 for i in range(2500)]
     assert created.count == len(set(created.keys)) == 2500
-    assert (await bulk.insert_many(session, Counter, [{"value": 1}], keys=False)) == Created(1, [])
+    assert (await bulk.insert_many(session, Counter, [{"value": 1}], keys=False)) == InsertResult(1, [])
 
 
 async def test_rows_with_and_without_a_key_may_be_mixed(session: AsyncSession) -> None:
@@ -158,8 +167,10 @@ async def test_rows_with_and_without_a_key_may_be_mixed(session: AsyncSession) -
 async def test_a_key_given_as_text_comes_back_as_a_key(session: AsyncSession) -> None:
     id = uuid4()
     assert (await bulk.insert_many(session, User, [{"id": str(id), "email": "a", "name": "A"}])).keys == [id]
-    assert (await bulk.update_many(session, User, [{"id": str(id), "name": "B"}])) == Matched(1, [])
-    assert (await bulk.upsert_many(session, User, [{"id": str(id), "email": "a", "name": "C"}])) == Upserted(0, 1, 0)
+    assert (await bulk.update_many(session, User, [{"id": str(id), "name": "B"}])) == MatchResult(1, [])
+    assert (await bulk.upsert_many(session, User, [{"id": str(id), "email": "a", "name": "C"}])) == UpsertResult(
+        0, 1, 0
+    )
     with pytest.raises(InvalidValue, match="isn't a UUID") as caught:
         await bulk.update_many(session, User, [{"id": id, "name": "B"}, {"id": "x", "name": "B"}])
     assert caught.value.row_index == 1
@@ -170,10 +181,10 @@ async def test_rows_of_more_values_than_a_statement_may_have_parameters(session:
     rows = [{"id": i, **{f"c{c}": i + c for c in range(60)}} for i in range(1500)]
     assert (await bulk.insert_many(session, Wide, rows, chunk_size=1500)).count == 1500
     more = [{**row, "c0": -1} for row in rows]
-    assert await bulk.update_many(session, Wide, more, chunk_size=1500) == Matched(1500, [])
-    assert await bulk.upsert_many(session, Wide, rows, chunk_size=1500) == Upserted(0, 1500, 0)
+    assert await bulk.update_many(session, Wide, more, chunk_size=1500) == MatchResult(1500, [])
+    assert await bulk.upsert_many(session, Wide, rows, chunk_size=1500) == UpsertResult(0, 1500, 0)
     fresh = [{**row, "id": row["id"] + 10_000} for row in rows]
-    assert await bulk.upsert_many(session, Wide, fresh, chunk_size=1500) == Upserted(1500, 0, 0)
+    assert await bulk.upsert_many(session, Wide, fresh, chunk_size=1500) == UpsertResult(1500, 0, 0)
 
 
 async def test_keys_of_the_database_in_wide_rows(session: AsyncSession) -> None:
@@ -197,7 +208,7 @@ async def test_joined_tables_can_be_inserted_and_nothing_else(session: AsyncSess
     for call in refused:
         with pytest.raises(TypeError, match=r"Engineer is stored in several tables \(staff, engineers\)"):
             await call
-    assert await bulk.update_many(session, Staff, [{"id": created.keys[0], "name": "Z"}]) == Matched(1, [])
+    assert await bulk.update_many(session, Staff, [{"id": created.keys[0], "name": "Z"}]) == MatchResult(1, [])
     assert found[0].name == "Z"
 
 
@@ -206,9 +217,11 @@ async def test_a_single_table_keeps_its_subclasses_apart(session: AsyncSession) 
     carts = (await bulk.insert_many(session, Vehicle, [{"wheels": 2}])).keys
     assert list(await session.scalars(select(Vehicle.kind).order_by(Vehicle.id))) == ["car", "car", "vehicle"]
     everything = [*cars, *carts]
-    assert await bulk.update_by_key(session, Car, everything, {"wheels": 5}) == Matched(2, carts)
-    assert await bulk.update_many(session, Car, [{"id": key, "doors": 1} for key in everything]) == Matched(2, carts)
-    assert await bulk.delete_many(session, Car, everything) == Matched(2, carts)
+    assert await bulk.update_by_key(session, Car, everything, {"wheels": 5}) == MatchResult(2, carts)
+    assert await bulk.update_many(session, Car, [{"id": key, "doors": 1} for key in everything]) == MatchResult(
+        2, carts
+    )
+    assert await bulk.delete_many(session, Car, everything) == MatchResult(2, carts)
 
 
 async def test_an_object_of_a_subclass_isnt_cut_down_to_its_base(session: AsyncSession) -> None:

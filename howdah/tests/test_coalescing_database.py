@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sample import Counter
 from sqlalchemy import func, select, text
-from trips import until
 
 from howdah import Coalescer, ConnectionLost, Database, PoolExhausted, UniqueViolation, bulk, run_transaction
+from howdah_tests.support.batch_recorder import until
+from howdah_tests.support.sample_models import Counter
 
 
 def inserting(database: Database) -> Any:
@@ -40,7 +40,7 @@ async def test_many_writers_share_few_transactions_and_are_answered_after_the_co
                 assert await session.get(Counter, id) is not None
 
         await asyncio.gather(*(write(id) for id in range(1, 201)))
-        assert coalescer.status().trips < 100
+        assert coalescer.status().batches < 100
     assert await count(committed_database) == 200
 
 
@@ -49,7 +49,7 @@ async def test_a_bad_row_fails_alone_in_a_shared_transaction(committed_database:
     async with committed_database.begin() as session:
         await bulk.insert_many(session, Counter, [{"id": 7}, {"id": 13}])
     for isolate, wanted in ((False, 2), (True, 20)):
-        async with Coalescer(inserting(committed_database), isolate=isolate) as coalescer:
+        async with Coalescer(inserting(committed_database), bisect_on_error=isolate) as coalescer:
             rows = ({"id": id} for id in range(1, 21))
             results = await asyncio.gather(*map(coalescer.submit, rows), return_exceptions=True)
         assert await count(committed_database) == wanted
@@ -103,9 +103,9 @@ def test_under_uvloop() -> None:
             await asyncio.sleep(0)
             return [-item for item in items]
 
-        async with Coalescer(apply, max_batch=7, trips=2) as coalescer:
+        async with Coalescer(apply, max_batch_size=7, workers=2) as coalescer:
             tasks = [asyncio.create_task(coalescer.submit(n)) for n in range(50)]
-            await until(lambda: coalescer.status().trips > 0)
+            await until(lambda: coalescer.status().batches > 0)
             tasks[0].cancel()
             return [
                 result for result in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(result, int)

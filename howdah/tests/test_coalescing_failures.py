@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from trips import Trips, until
 
-from howdah import Coalescer, CoalescerClosed, HowdahError, NotFound, TripAbandoned, Unavailable
-from howdah.errors import CannotConnect, Conflict, SerializationFailure
+from howdah import BatchAbandoned, Coalescer, CoalescerClosed, HowdahError, NotFound, Unavailable
+from howdah.errors import ConnectionFailed, SerializationFailure, TransactionConflict
+from howdah_tests.support.batch_recorder import BatchRecorder, until
 
 
 class Refused(HowdahError):
@@ -22,7 +22,7 @@ class Uncopyable(Exception):
         super().__init__(detail)
 
 
-def database_error(kind: type[Conflict | CannotConnect]) -> Exception:
+def database_error(kind: type[TransactionConflict | ConnectionFailed]) -> Exception:
     return kind("SELECT 1", None, Exception("lost"))
 
 
@@ -70,8 +70,8 @@ async def test_the_next_trip_leaves_after_a_failed_one() -> None:
         assert await coalescer.submit(2) == 0.5
 
 
-@pytest.mark.parametrize("kind", [SerializationFailure, CannotConnect])
-async def test_a_lost_race_has_the_batch_tried_again(kind: type[Conflict | CannotConnect]) -> None:
+@pytest.mark.parametrize("kind", [SerializationFailure, ConnectionFailed])
+async def test_a_lost_race_has_the_batch_tried_again(kind: type[TransactionConflict | ConnectionFailed]) -> None:
     tries = 0
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
@@ -81,10 +81,10 @@ async def test_a_lost_race_has_the_batch_tried_again(kind: type[Conflict | Canno
             raise database_error(kind)
         return items
 
-    async with Coalescer(apply, attempts=3) as coalescer:
+    async with Coalescer(apply, max_attempts=3) as coalescer:
         assert await asyncio.gather(*map(coalescer.submit, range(3))) == [0, 1, 2]
-        assert (tries, coalescer.status().trips, coalescer.status().items) == (3, 3, 9)
-    async with Coalescer(apply, attempts=2) as coalescer:
+        assert (tries, coalescer.status().batches, coalescer.status().items) == (3, 3, 9)
+    async with Coalescer(apply, max_attempts=2) as coalescer:
         with pytest.raises(kind):
             await coalescer.submit(1)
     assert tries == 5
@@ -103,7 +103,7 @@ async def test_isolate_finds_the_items_at_fault() -> None:
         applied.extend(items)
         return items
 
-    async with Coalescer(all_or_nothing, isolate=True) as coalescer:
+    async with Coalescer(all_or_nothing, bisect_on_error=True) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, range(300)), return_exceptions=True)
     assert [n for n, result in enumerate(results) if result != n] == [7, 107, 207]
     assert all(type(results[n]) is Refused for n in (7, 107, 207))
@@ -122,7 +122,7 @@ async def test_isolate_doesnt_halve_what_is_nobodys_fault() -> None:
         calls += 1
         raise Unavailable
 
-    async with Coalescer(apply, isolate=True) as coalescer:
+    async with Coalescer(apply, bisect_on_error=True) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, range(8)), return_exceptions=True)
     assert {type(result) for result in results} == {Unavailable}
     assert calls == 1
@@ -135,46 +135,48 @@ async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]
 
     async with Coalescer(apply) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
-    assert [str(result) for result in results] == [f"apply was given 2 items and returned {len(returned)} results"] * 2
+    assert [str(result) for result in results] == [
+        f"apply got 2 items and returned {len(returned)} results: return one result per item"
+    ] * 2
 
 
 async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, key=lambda item: item) as coalescer:
         under_way = [asyncio.create_task(coalescer.submit(letter)) for letter in "ab"]
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "ccde"]
         await until(lambda: coalescer.status().waiting == 4)
         for task in (under_way[0], waiting[0], waiting[2]):
             task.cancel()
         await asyncio.wait([under_way[0], waiting[0], waiting[2]])
         assert coalescer.status().waiting == 2
-        trips.let_go(9)
-        assert await asyncio.gather(under_way[1], waiting[1], waiting[3]) == ["B", "C", "E"]
+        trips.release(9)
+        assert [*await asyncio.gather(under_way[1], waiting[1], waiting[3])] == ["B", "C", "E"]
     assert trips.batches == [["a", "b"], ["c", "e"]]
     assert [task.cancelled() for task in (*under_way, *waiting)] == [True, False, True, False, True, False]
 
 
 async def test_a_waiters_own_deadline_is_kept() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await coalescer.submit("b")
-        trips.let_go(9)
+        trips.release(9)
         assert await first == "A"
     assert trips.batches == [["a"]]
 
 
 async def test_a_trip_that_takes_too_long_is_given_up() -> None:
-    trips = Trips()
-    async with Coalescer(trips, timeout=0.01) as coalescer:
+    trips = BatchRecorder()
+    async with Coalescer(trips, batch_timeout=0.01) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
-        assert [type(result) for result in results] == [TripAbandoned, TripAbandoned]
-        assert trips.at_once == 0, "it was cancelled"
-        trips.let_go(1)
+        assert [type(result) for result in results] == [BatchAbandoned, BatchAbandoned]
+        assert trips.running == 0, "it was cancelled"
+        trips.release(1)
         assert await coalescer.submit("c") == "C"
 
 
@@ -195,9 +197,9 @@ async def test_a_cancellation_that_comes_from_inside_of_apply_is_an_error_and_no
         return items
 
     async with Coalescer(apply) as coalescer:
-        with pytest.raises(TripAbandoned):
+        with pytest.raises(BatchAbandoned):
             await coalescer.submit(1)
-        with pytest.raises(TripAbandoned):
+        with pytest.raises(BatchAbandoned):
             await coalescer.submit(2)
 
 
@@ -212,7 +214,7 @@ def test_the_loops_end_ends_every_waiter() -> None:
         return items
 
     async def main() -> None:
-        coalescer = Coalescer(apply, max_batch=1)
+        coalescer = Coalescer(apply, max_batch_size=1)
 
         async def wait(n: int) -> None:
             submitted = asyncio.ensure_future(coalescer.submit(n))
@@ -230,14 +232,14 @@ def test_the_loops_end_ends_every_waiter() -> None:
 
 
 async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None:
-    trips = Trips()
-    coalescer = Coalescer(trips, max_batch=1)
+    trips = BatchRecorder()
+    coalescer = Coalescer(trips, max_batch_size=1)
     waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
-    await trips.departed(1)
+    await trips.wait_for_batches(1)
     for task in asyncio.all_tasks() - {asyncio.current_task(), *waiting}:
         task.cancel()
     results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(result) for result in results] == [TripAbandoned] * 3
+    assert [type(result) for result in results] == [BatchAbandoned] * 3
     with pytest.raises(CoalescerClosed):
         await coalescer.submit("d")
 
@@ -250,10 +252,10 @@ async def test_what_is_done_isnt_done_again_for_a_wrong_number_of_results(return
         calls.append(list(items))
         return returned
 
-    async with Coalescer(write, isolate=True) as coalescer:
+    async with Coalescer(write, bisect_on_error=True) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, (1, 2, 3)), return_exceptions=True)
     assert [type(result) for result in results] == [TypeError] * 3
-    assert "was given 3 items" in str(results[0])
+    assert "got 3 items" in str(results[0])
     assert calls == [[1, 2, 3]]
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from howdah import Coalescer, CoalescerClosed, Overloaded, TripAbandoned, Unavailable
+from howdah import BatchAbandoned, Coalescer, CoalescerClosed, QueueFull, Unavailable
 from howdah.errors import SerializationFailure
 
 PATIENCE_SECONDS = 10.0
@@ -34,10 +34,10 @@ class Item:
 class World:
     """What happens to a coalescer, and what is seen of it."""
 
-    trips: int
-    max_batch: int
+    workers: int
+    max_batch_size: int
     keyed: bool
-    isolate: bool
+    bisect_on_error: bool
     now: int = 0
     at_once: int = 0
     outcomes: list[str] = field(default_factory=list)
@@ -49,9 +49,9 @@ class World:
         began = self.now
         self.at_once += 1
         try:
-            if self.at_once > self.trips:
-                self.faults.append("more trips than allowed")
-            if not 1 <= len(items) <= self.max_batch:
+            if self.at_once > self.workers:
+                self.faults.append("more batches than workers")
+            if not 1 <= len(items) <= self.max_batch_size:
                 self.faults.append(f"a batch of {len(items)}")
             if self.keyed and len({item.key for item in items}) < len(items):
                 self.faults.append("a key twice in a batch")
@@ -98,12 +98,12 @@ STEPS = st.lists(
     ),
     max_size=40,
 )
-ALLOWED = (Refused, Unavailable, SerializationFailure, TripAbandoned, TypeError, Overloaded, CoalescerClosed)
+ALLOWED = (Refused, Unavailable, SerializationFailure, BatchAbandoned, TypeError, QueueFull, CoalescerClosed)
 
 
 @contextmanager
 def without_waits() -> Iterator[None]:
-    with mock.patch("howdah.retrying._FIRST_WAIT_SECONDS", 0):
+    with mock.patch("howdah._retry._FIRST_WAIT_SECONDS", 0):
         yield
 
 
@@ -129,12 +129,12 @@ async def play(
     cancelled: set[int] = set()
     coalescer = kind(
         world.apply,
-        max_batch=world.max_batch,
+        max_batch_size=world.max_batch_size,
         max_waiting=max_waiting,
-        trips=world.trips,
+        workers=world.workers,
         key=(lambda item: item.key) if world.keyed else None,
-        isolate=world.isolate,
-        attempts=2,
+        bisect_on_error=world.bisect_on_error,
+        max_attempts=2,
     )
     for what, value in steps:
         world.now += 1
@@ -170,7 +170,7 @@ async def play(
             assert key == item.key, "a waiter got what is another's"
             assert began >= item.submitted_at, "a read is older than its submit"
     status = coalescer.status()
-    assert (status.waiting, status.under_way) == (0, 0)
+    assert (status.waiting, status.running) == (0, 0)
     assert world.faults == []
     assert problems == []
 
@@ -188,20 +188,22 @@ def test_every_waiter_gets_an_answer_and_its_own(steps: list[tuple[str, Any]], w
 
 
 class Forgetful(Coalescer[Any, Any]):
-    """Without a cure: doesn't look again for those who came as a trip ended."""
+    """Without the fix: it doesn't look for items that were submitted while a worker ended."""
 
-    def _arrived(self, trip: asyncio.Task[None]) -> None:
-        self._under_way.discard(trip)
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self._running.discard(worker)
 
 
 class Careless(Coalescer[Any, Any]):
-    """Without a cure: an error ends the trip, and nobody tells those who were on it."""
+    """Without the fix: an error ends the worker, and the waiters of its batch get no error."""
 
-    async def _travel(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._about_to_start = False
+    async def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_worker_starting = False
         while self._queue:
-            batch = self._board(loop)
-            for entry, result in zip(batch, await self._results([entry.item for entry in batch]), strict=True):
+            batch = self._next_batch(loop)
+            for entry, result in zip(
+                batch, await self._apply_with_retries([entry.item for entry in batch]), strict=True
+            ):
                 for waiter in entry.waiters:
                     waiter.set_result(result)
 
@@ -211,4 +213,4 @@ def test_the_play_finds_lost_waiters(kind: type[Coalescer[Any, Any]]) -> None:
     """Control."""
     steps = [("submit again and again", 1), ("turn", 3), ("release", "raise"), ("turn", 4)]
     with pytest.raises(AssertionError, match="a waiter is lost"):
-        asyncio.run(play(World(1, 4, keyed=False, isolate=False), steps, kind, 10, patience=0.1))
+        asyncio.run(play(World(1, 4, keyed=False, bisect_on_error=False), steps, kind, 10, patience=0.1))

@@ -38,7 +38,7 @@ async def test_a_trip_is_linked_to_its_riders_and_belongs_to_none_of_them() -> N
         riders = await asyncio.gather(*map(ride, range(3)))
         await coalescer.submit(4)  # outside of any span
     spans = {span.name: span for span in exported.get_finished_spans()}
-    trips = [span for span in exported.get_finished_spans() if span.name == "howdah trip"]
+    trips = [span for span in exported.get_finished_spans() if span.name == "howdah batch"]
     assert [link.context.span_id for link in trips[0].links] == riders
     assert trips[0].parent is None
     assert trips[1].links == ()

@@ -10,16 +10,16 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sample import User
-from sample_rows import user_rows
 from sqlalchemy import String, event, func, make_url, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 from sqlalchemy.types import UserDefinedType
 
 from howdah import Base, ConnectionLost, Database, LockTimeout, UnknownAttribute, UUIDv7PrimaryKey, bulk
-from howdah.copying import WORTHWHILE_ROWS
+from howdah._writes.copying import MIN_COPY_ROWS
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 
 class Upper(UserDefinedType[str]):
@@ -27,7 +27,7 @@ class Upper(UserDefinedType[str]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "TEXT"
 
     def bind_expression(self, bindvalue):  # type: ignore[no-untyped-def]
@@ -57,12 +57,12 @@ async def test_many_rows_are_copied_and_few_are_inserted(database: Database) -> 
     async with database.begin() as session:
         await session.connection()
         with assert_statements(session, 1) as sent:
-            assert (await bulk.insert_many(session, User, user_rows(WORTHWHILE_ROWS))).count == WORTHWHILE_ROWS
+            assert (await bulk.insert_many(session, User, user_rows(MIN_COPY_ROWS))).count == MIN_COPY_ROWS
         assert sent[0].startswith("COPY users (id, email, ")
-        few = [{"email": f"{n}@few", "name": "F"} for n in range(WORTHWHILE_ROWS - 1)]
+        few = [{"email": f"{n}@few", "name": "F"} for n in range(MIN_COPY_ROWS - 1)]
         with assert_statements(session, 1):
             await bulk.insert_many(session, User, few)
-        assert await session.scalar(select(func.count()).select_from(User)) == 2 * WORTHWHILE_ROWS - 1
+        assert await session.scalar(select(func.count()).select_from(User)) == 2 * MIN_COPY_ROWS - 1
 
 
 async def test_rows_are_inserted_where_the_operator_says_so(database_url: str) -> None:
@@ -95,7 +95,7 @@ async def test_what_differs_only_far_behind_is_found(database: Database, place: 
             await bulk.insert_many(session, User, rows)
         assert caught.value.__notes__ == [f"in row {place} of the input, counted from 0"]
         rows[place] = None
-        with pytest.raises(TypeError, match="a row is a mapping") as refused:
+        with pytest.raises(TypeError, match="a row must be a mapping") as refused:
             await bulk.insert_many(session, User, rows)
         assert refused.value.__notes__ == [f"in row {place} of the input, counted from 0"]
         assert await session.scalar(select(func.count()).select_from(User)) == 3000
@@ -147,7 +147,7 @@ async def test_where_postgresql_refuses_to_copy_rows_are_inserted_and_the_log_sa
         await session.execute(text("CREATE ROLE howdah_restricted"))
         await session.execute(text("GRANT ALL ON users TO howdah_restricted"))
     try:
-        with caplog.at_level(logging.WARNING, "howdah.copying"):
+        with caplog.at_level(logging.WARNING, "howdah._writes.copying"):
             for letter in "ab":
                 async with committed_database.begin() as session:
                     await session.execute(text("SET LOCAL ROLE howdah_restricted"))

@@ -8,15 +8,16 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from sample import User
-from sample_rows import user_rows
 from sqlalchemy import Float, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
-from howdah import Base, Database, UUIDv7PrimaryKey, bulk, copying
+from howdah import Base, Database, UUIDv7PrimaryKey, bulk
+from howdah._writes import copying
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 
 class Separate(Base):
@@ -61,7 +62,7 @@ async def test_a_view_that_a_table_replaces_is_copied_into_after_a_minute(
     async with database.begin() as session:
         await session.execute(text("CREATE TABLE stored (id uuid PRIMARY KEY, v double precision)"))
         await session.execute(text("CREATE VIEW measures AS SELECT * FROM stored"))
-        with caplog.at_level(logging.WARNING, "howdah.copying"):
+        with caplog.at_level(logging.WARNING, "howdah._writes.copying"):
             assert await verbs(session, 2) == ["COPY", "INSERT"]
             assert await verbs(session, 1) == ["INSERT"]
             await session.execute(text("DROP VIEW measures"))
@@ -82,7 +83,7 @@ async def test_each_rejection_is_logged_once_with_its_reason(
     """Here the column's type in the database isn't that of the model."""
     async with database.begin() as session:
         await session.execute(text("CREATE TABLE measures (id uuid PRIMARY KEY, v bigint)"))
-        with caplog.at_level(logging.WARNING, "howdah.copying"):
+        with caplog.at_level(logging.WARNING, "howdah._writes.copying"):
             for _ in range(3):
                 await verbs(session, 2)
                 await verbs(session, 1)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import asyncpg
 import pytest
-from sample import User
-from sample_rows import user_rows
 from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, LockTimeout, UniqueViolation, bulk
-from howdah._asyncpg import copy_in
+from howdah._sqlalchemy import copy_in
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 
 @contextmanager
@@ -38,7 +38,11 @@ def spans_of(session: AsyncSession) -> Iterator[list[str]]:
         opened.remove(context.execution_context)
         ended.append(f"{context.execution_context.span} failed")
 
-    names = {"before_cursor_execute": before, "after_cursor_execute": after, "handle_error": failed}
+    names: dict[str, Callable[..., None]] = {
+        "before_cursor_execute": before,
+        "after_cursor_execute": after,
+        "handle_error": failed,
+    }
     for name, listener in names.items():
         event.listen(engine, name, listener)
     try:

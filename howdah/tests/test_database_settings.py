@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sample import Order
-from sample_rows import a_user
-from server import proxy_before
 from sqlalchemy import URL, literal, make_url, select, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import CannotConnect, Database, InvalidValue
+from howdah import ConnectionFailed, Database, InvalidValue
+from howdah_tests.support.faulty_proxy import run_proxy
+from howdah_tests.support.sample_models import Order
+from howdah_tests.support.sample_rows import new_user
 
 
 async def setting(database: Database, name: str) -> Any:
@@ -88,7 +88,7 @@ class TestSettings:
 
     async def test_objects_stay_readable_after_a_commit(self, database: Database) -> None:
         async with database.session() as session:
-            user = a_user()
+            user = new_user()
             session.add(user)
             await session.commit()
         assert user.name == "Ada"
@@ -114,10 +114,10 @@ class TestUrl:
             assert await setting(database, "application_name") == "from-url"
 
     async def test_may_carry_a_connect_timeout(self, database_url: str) -> None:
-        async with proxy_before(database_url) as proxy:
+        async with run_proxy(database_url) as proxy:
             proxy.freeze()
             async with Database(f"{proxy.url}?connect_timeout=0.05") as database:
-                with pytest.raises(CannotConnect) as caught:
+                with pytest.raises(ConnectionFailed) as caught:
                     await database.ping()
                 assert isinstance(caught.value.orig, TimeoutError)
             proxy.thaw()
@@ -125,13 +125,13 @@ class TestUrl:
                 await database.ping()
 
     async def test_may_carry_libpqs_tls_parameters(self, database_url: str) -> None:
-        async with proxy_before(database_url) as proxy:
+        async with run_proxy(database_url) as proxy:
             for sslmode in ("disable", "prefer"):
                 async with Database(f"{proxy.url}?sslmode={sslmode}") as database:
                     await database.ping()
             for query in ("sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslmode=nonsense"):
                 async with Database(f"{proxy.url}?{query}") as database:  # a server without TLS, as tests have it
-                    with pytest.raises(CannotConnect):
+                    with pytest.raises(ConnectionFailed):
                         await database.ping()
 
     async def test_may_ask_for_a_primary(self, database_url: str) -> None:
@@ -141,12 +141,12 @@ class TestUrl:
                 if is_met:
                     await database.ping()
                 else:
-                    with pytest.raises(CannotConnect):
+                    with pytest.raises(ConnectionFailed):
                         await database.ping()
 
     @pytest.mark.parametrize("name", ["channel_binding", "options", "statement_cache_size", "gssencmode"])
     def test_refuses_what_the_driver_does_not_understand_and_says_what_to_do(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"'{name}' isn't supported: take it out, and use connect_args"):
+        with pytest.raises(ValueError, match=f"'{name}' isn't supported: remove it, and use connect_args"):
             Database(f"postgresql://localhost/shop?{name}=1")
 
     def test_keeps_the_password_out_of_sight(self) -> None:

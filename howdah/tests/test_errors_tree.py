@@ -9,13 +9,14 @@ from typing import Any
 
 import asyncpg
 import pytest
-from pickling import pickled
-from sample import User
 from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 import howdah
 from howdah import errors
+from howdah._error_translation import BY_SQLSTATE
+from howdah_tests.support.pickling import pickle_roundtrip
+from howdah_tests.support.sample_models import User
 
 # The codes that mean nothing more particular than DatabaseError, each on purpose: SQL that PostgreSQL itself never
 # raises, faults of a program rather than of a request, and what an operator must see as a fault (disk full).
@@ -41,7 +42,7 @@ LEFT_PLAIN = """
     ids=lambda error: type(error).__name__,
 )
 def test_errors_of_the_library_survive_pickling(error: Exception) -> None:
-    for twin in (copy.copy(error), pickled(error)):
+    for twin in (copy.copy(error), pickle_roundtrip(error)):
         assert type(twin) is type(error)
         assert str(twin) == str(error)
         assert vars(twin) == vars(error)
@@ -66,7 +67,7 @@ def driver_errors() -> list[Any]:
 
 
 def becomes(sqlstate: str) -> type[errors.DatabaseError]:
-    return errors.BY_SQLSTATE.get(sqlstate) or errors.BY_SQLSTATE.get(sqlstate[:2]) or errors.DatabaseError
+    return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or errors.DatabaseError
 
 
 def test_every_code_of_the_driver_is_mapped_or_left_plain_on_purpose() -> None:
@@ -76,8 +77,8 @@ def test_every_code_of_the_driver_is_mapped_or_left_plain_on_purpose() -> None:
 
 def test_the_table_holds_no_code_that_does_not_exist() -> None:
     known = {each.sqlstate for each in driver_errors()}
-    assert {code for code in errors.BY_SQLSTATE if len(code) == 5} <= known
-    assert {code for code in errors.BY_SQLSTATE if len(code) == 2} <= {code[:2] for code in known}
+    assert {code for code in BY_SQLSTATE if len(code) == 5} <= known
+    assert {code for code in BY_SQLSTATE if len(code) == 2} <= {code[:2] for code in known}
 
 
 def test_every_code_becomes_what_sqlalchemy_would_raise_too() -> None:
@@ -111,7 +112,7 @@ def test_the_tree_names_the_codes_of_the_table() -> None:
         found = re.search(r"── (\w+) ", line)
         codes = re.findall(r"\b(?=\w*\d)[0-9A-Z]{5}\b", line)
         if found and codes:
-            table = {code for code, cls in errors.BY_SQLSTATE.items() if cls.__name__ == found[1]}
+            table = {code for code, cls in BY_SQLSTATE.items() if cls.__name__ == found[1]}
             assert set(codes) <= table, line
 
 

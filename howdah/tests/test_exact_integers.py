@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import enum
-import math
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from fractions import Fraction
-from ipaddress import IPv4Address
 from typing import Any
 from uuid import UUID
 
@@ -15,13 +12,8 @@ import asyncpg
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
-    Dialect,
     Integer,
-    MetaData,
-    SmallInteger,
-    TypeDecorator,
     bindparam,
     cast,
     insert,
@@ -31,111 +23,16 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import exc as sa
-from sqlalchemy.dialects.postgresql import ARRAY as PG_ARRAY
 from sqlalchemy.dialects.postgresql import (
-    INT4RANGE,
-    INT8MULTIRANGE,
-    INT8RANGE,
-    OID,
-    MultiRange,
     Range,
 )
+from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import AsyncRepository, Base, Database, InvalidValue, JsonView, OutOfRange, bulk, lock
-from howdah.integers import are_integers, exact_integer
+from howdah import AsyncRepository, Database, InvalidValue, JsonView, OutOfRange, bulk, lock
+from howdah._types.integers import has_only_integers, to_exact_integer
+from howdah_tests.support.integer_values import EXACT, FEW_INEXACT, INEXACT, HalfFloat, Separate, Suit, Tally, Whole
 
-
-class Separate(Base):
-    __abstract__ = True
-    metadata = MetaData()
-
-
-class Doubled(TypeDecorator[float]):
-    """Stores the double of a value."""
-
-    impl = Integer
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else value * 2
-
-
-class Tally(Separate):
-    """A column of every integer type."""
-
-    __tablename__ = "tallies"
-
-    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    small: Mapped[int | None] = mapped_column(SmallInteger)
-    whole: Mapped[int | None]
-    big: Mapped[int | None] = mapped_column(BigInteger)
-    doubled: Mapped[float | None] = mapped_column(Doubled)
-    wholes: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
-    bigs: Mapped[list[Any] | None] = mapped_column(PG_ARRAY(BigInteger))
-    span: Mapped[Range[int] | None] = mapped_column(INT4RANGE)
-    big_span: Mapped[Range[int] | None] = mapped_column(INT8RANGE)
-    spans: Mapped[MultiRange[int] | None] = mapped_column(INT8MULTIRANGE)
-    span_array: Mapped[list[Range[int]] | None] = mapped_column(ARRAY(INT8RANGE))
-    object_id: Mapped[int | None] = mapped_column(OID)
-
-
-class Whole(Integer):
-    """A subclass, as an application may write it."""
-
-
-class Suit(enum.IntEnum):
-    CLUBS = 1
-
-
-class Index:
-    """An integer of another library, such as numpy's."""
-
-    def __index__(self) -> int:
-        return 1
-
-    def __int__(self) -> int:
-        return 1
-
-
-class HalfFloat:
-    """A float of another library, such as numpy's."""
-
-    def __int__(self) -> int:
-        return 1
-
-    def __float__(self) -> float:
-        return 1.5
-
-
-class NoIndex:
-    """It has `__index__`, but not for this value, as an array of numpy that holds one float."""
-
-    def __index__(self) -> int:
-        raise TypeError
-
-    def __int__(self) -> int:
-        return 1
-
-
-INEXACT = [
-    1.99,
-    -0.5,
-    Decimal("1.99"),
-    Fraction(3, 2),
-    math.nan,
-    Decimal("NaN"),
-    Decimal("sNaN"),
-    math.inf,
-    Decimal("-Infinity"),
-    HalfFloat(),
-    NoIndex(),
-    UUID(int=1),
-    IPv4Address("0.0.0.1"),
-]
-FEW_INEXACT = [1.99, Decimal("1.99"), Fraction(3, 2), math.nan]
-EXACT = [1, True, Suit.CLUBS, Index(), 1.0, Decimal(1), Decimal("1.00"), Fraction(2, 2)]
 SIZES = [1, 25, 1100]  # INSERT, COPY, and COPY in two parts
 NAMES = ["small", "whole", "doubled"]
 
@@ -212,7 +109,8 @@ async def insert_by_core(session: AsyncSession, name: str, value: Any, count: in
 
 
 async def insert_by_executemany(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await (await session.connection()).execute(insert(Tally.__table__), rows_with(name, value, count))
+    table: Any = Tally.__table__
+    await (await session.connection()).execute(insert(table), rows_with(name, value, count))
 
 
 async def update_by_core(session: AsyncSession, name: str, value: Any, count: int) -> None:
@@ -283,7 +181,7 @@ async def test_every_write_stores_a_value_that_equals_an_integer(
 
 @pytest.mark.parametrize("value", INEXACT, ids=lambda value: type(value).__name__)
 async def test_every_inexact_value_is_refused_without_showing_it(tallies: AsyncSession, value: Any) -> None:
-    message = f"a {type(value).__name__} that isn't a whole number was refused for an integer: pass an int, such as"
+    message = f"a {type(value).__name__} that isn't a whole number was rejected for an integer: pass an int, such as"
     for name in ("small", "whole", "big", "object_id"):
         with pytest.raises(InvalidValue) as caught:
             await bulk.insert_many(tallies, Tally, rows_with(name, value, 25))
@@ -361,7 +259,12 @@ async def test_keys_are_refused(tallies: AsyncSession, value: Any) -> None:
         ):
             with pytest.raises(InvalidValue):
                 await call()
-    for single in (lambda: repository.get(value), lambda: repository.get_one(value), lambda: tallies.get(Tally, value)):
+    reads: list[Callable[[], Awaitable[Any]]] = [
+        lambda: repository.get(value),
+        lambda: repository.get_one(value),
+        lambda: tallies.get(Tally, value),
+    ]
+    for single in reads:
         with pytest.raises(InvalidValue):
             await single()
 
@@ -428,7 +331,7 @@ async def test_a_refused_value_leaves_the_transaction_usable(tallies: AsyncSessi
 
 
 async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -> None:
-    """The control: without the types of `howdah.integers` these values are stored as 1."""
+    """The control: without the types of `howdah._types.integers` these values are stored as 1."""
     raw = await (await tallies.connection()).get_raw_connection()
     driver: Any = raw.driver_connection
     for value in (1.99, Decimal("1.99"), Fraction(3, 2), HalfFloat(), UUID(int=1)):
@@ -437,17 +340,17 @@ async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -
 
 
 def test_a_column_is_checked_at_once_or_value_by_value() -> None:
-    assert are_integers([])
-    assert are_integers([1, 2**70, -1])
-    assert are_integers([1, None])
-    assert are_integers([None])
-    assert are_integers([True, 1])
+    assert has_only_integers([])
+    assert has_only_integers([1, 2**70, -1])
+    assert has_only_integers([1, None])
+    assert has_only_integers([None])
+    assert has_only_integers([True, 1])
     for value in [*INEXACT, 1.0, Decimal(1), "1", [1]]:
-        assert not are_integers([1, value])
-        assert not are_integers([1, None, value])
-    assert not are_integers([1.5, -1.5])
+        assert not has_only_integers([1, value])
+        assert not has_only_integers([1, None, value])
+    assert not has_only_integers([1.5, -1.5])
 
 
 def test_values_that_the_driver_refuses_itself_are_passed_on() -> None:
     for value in ("1", b"1", [1], 1j, None):
-        assert exact_integer(value) is value
+        assert to_exact_integer(value) is value

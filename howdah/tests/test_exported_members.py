@@ -1,4 +1,4 @@
-"""The public door: what `from howdah import …` offers is decided in `__all__`, and nowhere by accident."""
+"""The public API is what `__all__` lists, and nothing is public by accident."""
 
 from __future__ import annotations
 
@@ -6,37 +6,40 @@ import ast
 import importlib
 import inspect
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import howdah
+import howdah.bulk
+import howdah.embedded
+import howdah.fastapi
+import howdah.testing
 
-SOURCES = {path.stem: ast.parse(path.read_text()) for path in Path(howdah.__file__).parent.rglob("*.py")}
-
-
-def test_all_is_sorted_and_names_nothing_twice() -> None:
-    """Constants, then classes, then the rest, as ruff's RUF022 sorts it."""
-    kinds = [(not name.isupper(), not name[0].isupper(), name) for name in howdah.__all__]
-    assert kinds == sorted(set(kinds))
-
-
-def test_all_is_what_the_door_holds() -> None:
-    assert imported_by(ast.parse(Path(howdah.__file__).read_text())) == set(howdah.__all__)
+DIRECTORY = Path(howdah.__file__).parent
+SOURCES = {path.relative_to(DIRECTORY): ast.parse(path.read_text()) for path in DIRECTORY.rglob("*.py")}
+WITH_ALL = [howdah, howdah.embedded, howdah.fastapi, howdah.testing]
+PUBLIC_MODULES = sorted(path.stem for path in SOURCES if len(path.parts) == 1 and not path.stem.startswith("_"))
 
 
-@pytest.mark.parametrize(
-    "name", ["database", "errors", "locking", "models", "pagination", "repository", "transactions"]
-)
-def test_a_public_class_or_function_is_at_the_door_or_serves_another_module(name: str) -> None:
-    made = [
-        each for each in SOURCES[name].body if isinstance(each, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    public = {each.name for each in made if not each.name.startswith("_")}
-    assert public <= set(howdah.__all__).union(*(imported_by(tree) for tree in SOURCES.values()))
+def get_name(module: ModuleType) -> str:
+    return module.__name__
 
 
-def imported_by(tree: ast.Module) -> set[str]:
-    """The names that it imports from Howdah, under which it knows them."""
+def get_tree(module: ModuleType) -> ast.Module:
+    assert module.__file__ is not None
+    return SOURCES[Path(module.__file__).relative_to(DIRECTORY)]
+
+
+def get_definitions(tree: ast.Module) -> set[str]:
+    """The public classes and functions of a module. pytest calls its hooks by their names."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    names = {each.name for each in tree.body if isinstance(each, kinds)}
+    return {name for name in names if not name.startswith(("_", "pytest_"))}
+
+
+def get_imports(tree: ast.Module) -> set[str]:
+    """The names that a module imports from Howdah."""
     return {
         alias.asname or alias.name
         for node in ast.walk(tree)
@@ -45,12 +48,43 @@ def imported_by(tree: ast.Module) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", howdah.__all__)
-def test_every_public_name_is_documented(name: str) -> None:
-    value = getattr(howdah, name)
+@pytest.mark.parametrize("module", WITH_ALL, ids=get_name)
+def test_all_is_sorted_and_names_nothing_twice(module: ModuleType) -> None:
+    """Constants, then classes, then the rest, as ruff's RUF022 sorts it."""
+    kinds = [(not name.isupper(), not name[0].isupper(), name) for name in module.__all__]
+    assert kinds == sorted(set(kinds))
+
+
+@pytest.mark.parametrize("module", [howdah, howdah.embedded, howdah.fastapi], ids=get_name)
+def test_all_of_a_package_is_what_it_imports(module: ModuleType) -> None:
+    assert get_imports(get_tree(module)) == set(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_all_of_the_pytest_plugin_is_what_it_defines() -> None:
+    assert get_definitions(get_tree(howdah.testing)) == set(howdah.testing.__all__)
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_a_public_class_or_function_is_exported_or_is_used_by_another_module(name: str) -> None:
+    if name == "bulk":  # it is exported as a module
+        assert "bulk" in howdah.__all__
+        return
+    exported = {each for module in WITH_ALL for each in module.__all__}
+    used = {each for path, tree in SOURCES.items() if path.stem != name for each in get_imports(tree)}
+    assert get_definitions(SOURCES[Path(f"{name}.py")]) <= exported | used
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(module, name) for module in (howdah, howdah.embedded, howdah.fastapi) for name in module.__all__],
+    ids=lambda value: value if isinstance(value, str) else get_name(value),
+)
+def test_every_public_name_has_a_docstring(module: ModuleType, name: str) -> None:
+    value = getattr(module, name)
     if inspect.isclass(value):
-        # a dataclass would have its signature for a docstring
         assert value.__doc__
+        # The default docstring of a dataclass is its signature.
         assert not value.__doc__.startswith(f"{name}(")
         for each, member in vars(value).items():
             if inspect.isfunction(member) and not each.startswith("_"):
@@ -59,8 +93,14 @@ def test_every_public_name_is_documented(name: str) -> None:
         assert value.__doc__
 
 
-def test_names_keep_the_address_at_which_they_are_found() -> None:
-    """Errors are pickled and shown by it."""
+def test_every_public_name_of_the_pytest_plugin_is_described() -> None:
+    described = howdah.testing.__doc__ or ""
+    names = (name for name in howdah.testing.__all__ if f"`{name}`" not in described)
+    assert all(getattr(howdah.testing, name).__doc__ for name in names)
+
+
+def test_a_class_can_be_imported_from_the_module_that_it_names() -> None:
+    """Pickled errors and tracebacks refer to a class by that name."""
     for name in howdah.__all__:
         value = getattr(howdah, name)
         if inspect.isclass(value):

@@ -7,18 +7,14 @@ from uuid import UUID
 
 import httpx
 import pytest
-from applications import an_app, served
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
-from sample import Order, User
 from sqlalchemy import select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import AsyncRepository, Database, NestedTransaction, NotFound, errors, uuid7
+from howdah import AsyncRepository, Database, NotFound
 from howdah.fastapi import (
-    STATUS,
     DbSession,
     PageParameters,
     ReadDbSession,
@@ -26,13 +22,8 @@ from howdah.fastapi import (
     get_db,
     session_dependency,
 )
-
-USERS = "/users"
-
-
-class UserIn(BaseModel):
-    email: str
-    name: str
+from howdah_tests.support.fastapi_apps import USERS, create_app, http_client
+from howdah_tests.support.sample_models import User
 
 
 async def a_deferred_constraint(database: Database) -> None:
@@ -59,14 +50,14 @@ async def add_two_of_one_nickname(db: AsyncSession) -> None:
 
 async def test_a_commit_that_fails_is_the_response(committed_database: Database) -> None:
     await a_deferred_constraint(committed_database)
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: DbSession) -> dict[str, str]:
         await add_two_of_one_nickname(db)
         return {"saved": "yes"}
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.post(USERS)
     assert response.status_code == 409
     assert response.json()["constraint"] == "one_nickname"
@@ -78,7 +69,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
     committed_database: Database,
 ) -> None:
     await a_deferred_constraint(committed_database)
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     async def reference_get_db() -> AsyncIterator[AsyncSession]:
         async with committed_database.session() as session:
@@ -94,7 +85,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
         await add_two_of_one_nickname(db)
         return {"saved": "yes"}
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.post(USERS)
     assert response.status_code == 200
     assert response.json() == {"saved": "yes"}
@@ -103,7 +94,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
 
 
 async def test_the_commit_is_visible_to_others_before_the_response_is_sent(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     seen: list[int] = []
 
     class SeesCommitted(JSONResponse):
@@ -117,7 +108,7 @@ async def test_the_commit_is_visible_to_others_before_the_response_is_sent(commi
         await AsyncRepository(db, User).create(email="a@x", name="a")
         return SeesCommitted({})
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.post(USERS)).status_code == 200
     assert seen == [1]
 
@@ -126,7 +117,7 @@ async def test_the_commit_is_visible_to_others_before_the_response_is_sent(commi
 async def test_a_committing_session_declared_without_function_scope_is_refused(
     committed_database: Database, included: bool
 ) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     router = APIRouter()
 
     async def nested(db: Annotated[AsyncSession, Depends(get_db)]) -> AsyncSession:
@@ -137,7 +128,7 @@ async def test_a_committing_session_declared_without_function_scope_is_refused(
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
     app.include_router(router, prefix="")
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.post(USERS)).status_code == 500
         assert (await client.post(USERS)).status_code == 500
     async with committed_database.session() as session:
@@ -145,7 +136,7 @@ async def test_a_committing_session_declared_without_function_scope_is_refused(
 
 
 async def test_an_error_of_the_route_rolls_back(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: DbSession, how: str) -> None:
@@ -156,7 +147,7 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
             raise NotFound(User, [1])
         raise ZeroDivisionError
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert [(await client.post(USERS, params={"how": how})).status_code for how in ("http", "howdah", "bug")] == [
             418,
             404,
@@ -192,13 +183,13 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
 async def test_an_http_exception_of_any_status_and_detail_is_answered(
     committed_database: Database, status: int, detail: Any, expected: Any
 ) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get("/")
     async def fail() -> None:
         raise HTTPException(status, detail)
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         answer = await client.get("/")
     assert answer.status_code == status
     if expected is None:
@@ -211,7 +202,7 @@ async def test_an_http_exception_of_any_status_and_detail_is_answered(
 async def test_a_streaming_response_reads_from_the_read_session(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         await AsyncRepository(session, User).create_many({"email": f"{n}@x", "name": "a"} for n in range(3000))
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get("/export")
     async def export(db: ReadDbSession) -> StreamingResponse:
@@ -221,7 +212,7 @@ async def test_a_streaming_response_reads_from_the_read_session(committed_databa
 
         return StreamingResponse(lines())
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.get("/export")
     ids = response.text.split()
     assert len(ids) == 3000
@@ -232,7 +223,7 @@ async def test_a_streaming_response_reads_from_the_read_session(committed_databa
 async def test_a_streaming_response_on_the_committing_session_fails_rather_than_leaks(
     committed_database: Database,
 ) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     raised: list[type[Exception]] = []
 
     @app.get("/export")
@@ -247,7 +238,7 @@ async def test_a_streaming_response_on_the_committing_session_fails_rather_than_
 
         return StreamingResponse(lines())
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/export")
     assert raised == [InvalidRequestError]
@@ -255,13 +246,13 @@ async def test_a_streaming_response_on_the_committing_session_fails_rather_than_
 
 
 async def test_the_read_session_refuses_writes(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: ReadDbSession) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.post(USERS)
     assert response.status_code == 503
     assert response.json()["type"] == "urn:howdah:problem:read-only"
@@ -272,7 +263,7 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
 ) -> None:
     async with committed_database.begin() as session:
         await AsyncRepository(session, User).create_many({"email": f"{n}@x", "name": "a"} for n in range(1000))
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get("/endless")
     async def endless(db: ReadDbSession) -> StreamingResponse:
@@ -283,7 +274,7 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
 
         return StreamingResponse(lines())
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         async with client.stream("GET", "/endless") as response:
             async for _ in response.aiter_bytes():
                 break
@@ -293,7 +284,7 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
 
 
 async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     tasks: list[asyncio.Task[Any]] = []
 
     @app.post(USERS)
@@ -304,7 +295,7 @@ async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(comm
         await AsyncRepository(db, User).create(email="a@x", name="a")
         await db.execute(text("SELECT pg_sleep(60)"))
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         request = asyncio.create_task(client.post(USERS))
         async with asyncio.timeout(10), committed_database.engine.connect() as watching:
             # a transaction would see the backends of its first look for ever
@@ -336,14 +327,14 @@ async def test_another_database_takes_its_place_without_a_lifespan(database: Dat
 
 
 async def test_a_further_database_has_a_session_dependency_of_its_own(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post(USERS)
-    async def create(db: reports) -> None:  # type: ignore[valid-type]
+    async def create(db: reports) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.post(USERS)).status_code == 200
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 1
@@ -361,122 +352,18 @@ async def test_an_application_without_a_database_is_told_what_to_do() -> None:
             await client.get("/")
 
 
-# Problem details.
-
-
-@pytest.mark.parametrize("case", ["unique", "foreign key", "not null", "check", "too long", "nul", "number"])
-async def test_what_the_database_refuses_is_a_problem_that_leaks_nothing(
-    committed_database: Database, case: str
-) -> None:
-    app = an_app(committed_database)
-    rows: dict[str, tuple[Any, int, str]] = {
-        "unique": (User(email="a@x", name="secret"), 409, "unique-violation"),
-        "foreign key": (Order(user_id=uuid7()), 409, "foreign-key-violation"),
-        "not null": (User(email="b@x"), 422, "not-null-violation"),
-        "check": (User(email="b@x", name="secret", age=-1), 422, "check-violation"),
-        "too long": (User(email="b@x", name="secret" * 10), 422, "too-long"),
-        "nul": (User(email="b@x", name="secret\0"), 422, "invalid-text"),
-        "number": (User(email="b@x", name="secret", age=2**40), 422, "out-of-range"),
-    }
-    row, status, code = rows[case]
-
-    @app.post(USERS)
-    async def create(db: DbSession) -> None:
-        db.add(User(email="a@x", name="a"))
-        await db.flush()
-        db.add(row)
-
-    async with served(app) as client:
-        response = await client.post(USERS)
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    problem = response.json()
-    assert problem["type"] == f"urn:howdah:problem:{code}"
-    assert problem["status"] == status
-    assert problem["title"]
-    assert "secret" not in response.text
-    assert "INSERT" not in response.text
-
-
-async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> None:
-    async with Database(committed_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as database:
-        app = an_app(database)
-
-        @app.get("/")
-        async def read(db: DbSession) -> int:
-            return (await db.execute(text("SELECT 1"))).scalar_one()
-
-        async with served(app) as client:
-            async with database.engine.connect():
-                response = await client.get("/")
-            assert response.status_code == 503
-            assert response.headers["retry-after"] == "1"
-            assert response.json()["type"] == "urn:howdah:problem:pool-exhausted"
-            assert (await client.get("/")).json() == 1
-
-
-async def test_validation_http_and_unforeseen_errors_are_problems(committed_database: Database) -> None:
-    app = an_app(committed_database)
-
-    @app.post(USERS)
-    async def create(body: UserIn) -> None:
-        raise ZeroDivisionError("secret")
-
-    async with served(app) as client:
-        invalid = await client.post(USERS, json={"email": "a"})
-        unknown = await client.get("/nowhere")
-        bug = await client.post(USERS, json={"email": "a", "name": "b"})
-        unparsable = await client.post(USERS, content=b'{"email": ', headers={"content-type": "application/json"})
-    assert (invalid.status_code, invalid.json()["errors"][0]["loc"]) == (422, ["body", "name"])
-    assert unknown.status_code == 404
-    assert (bug.status_code, bug.json()["type"]) == (500, "urn:howdah:problem:internal-error")
-    assert "secret" not in bug.text
-    assert unparsable.status_code == 422
-    for response in (invalid, unknown, bug, unparsable):
-        assert response.headers["content-type"] == "application/problem+json"
-
-
-async def test_misuse_found_at_run_time_is_a_fault_of_the_program(committed_database: Database) -> None:
-    app = an_app(committed_database)
-
-    @app.get("/")
-    async def read(request: Request) -> None:
-        raise NestedTransaction("inside")
-
-    async with served(app) as client:
-        response = await client.get("/")
-    assert (response.status_code, response.json()["type"]) == (500, "urn:howdah:problem:internal-error")
-
-
 async def test_page_parameters_refuse_what_they_do_not_name(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get(USERS)
     async def read(page: Annotated[PageParameters, Query()], db: DbSession) -> list[UUID]:
         listing = await AsyncRepository(db, User).page(select(User), limit=page.limit, after=page.after)
         return [user.id for user in listing.items]
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.get(USERS)).json() == []
         statuses = [
             (await client.get(USERS, params=params)).status_code
             for params in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"sort": "name"}, {"after": "garbage"})
         ]
     assert statuses == [422, 422, 422, 422, 400]
-
-
-def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
-    faults_of_the_program = {
-        errors.HowdahError,
-        errors.CannotRender,
-        errors.UnknownAttribute,
-        errors.NestedTransaction,
-        errors.DatabaseError,
-        errors.IntegrityViolation,
-        errors.InvalidStatement,
-        errors.ServerFault,
-        errors.EmbeddedPostgresError,
-    }
-    every = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
-    answered = {cls for cls in every if any(base in STATUS for base in cls.__mro__)}
-    assert every - answered == faults_of_the_program

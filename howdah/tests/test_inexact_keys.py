@@ -6,212 +6,50 @@ Every call that takes keys finds the rows that PostgreSQL finds, counts each onc
 from __future__ import annotations
 
 import asyncio
-import enum
 import json
-from datetime import UTC, datetime, timedelta, timezone
-from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import (
-    CHAR,
-    DateTime,
-    Dialect,
-    Enum,
-    Float,
-    MetaData,
-    Numeric,
-    String,
-    Text,
-    TypeDecorator,
-    Uuid,
     func,
     insert,
     select,
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.types import UserDefinedType
 
 from howdah import (
     AsyncRepository,
-    Base,
     CheckViolation,
     Database,
     JsonView,
-    Matched,
+    MatchResult,
     NotFound,
     OutOfRange,
     StaleRow,
-    Versioned,
     bulk,
     lock,
 )
-from howdah.keys import has_exact_keys
-
-
-class Separate(Base):
-    __abstract__ = True
-    metadata = MetaData()
-
-
-class Guid(TypeDecorator[UUID]):
-    """Takes text as well as a UUID, as the recipe of SQLAlchemy's documentation does."""
-
-    impl = Uuid
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> UUID | None:
-        return UUID(value) if isinstance(value, str) else value
-
-
-class Lower(UserDefinedType[str]):
-    """Written by an SQL expression."""
-
-    cache_ok = True
-
-    def get_col_spec(self) -> str:
-        return "TEXT"
-
-    def bind_expression(self, bindvalue):  # type: ignore[no-untyped-def]
-        return func.lower(bindvalue)
-
-
-class Size(enum.Enum):
-    SMALL = "s"
-    LARGE = "l"
-
-
-class CitextKey(Separate):
-    __tablename__ = "citext_keys"
-
-    key: Mapped[str] = mapped_column(CITEXT, primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class CharKey(Separate):
-    __tablename__ = "char_keys"
-
-    key: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class CollatedKey(Separate):
-    __tablename__ = "collated_keys"
-
-    key: Mapped[str] = mapped_column(String(50, collation="howdah_any_case"), primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class UndeclaredCollation(Separate):
-    """Which only the database knows."""
-
-    __tablename__ = "undeclared_collations"
-
-    key: Mapped[str] = mapped_column(Text, primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class EnumKey(Separate):
-    __tablename__ = "enum_keys"
-
-    key: Mapped[Size] = mapped_column(Enum(Size, name="size"), primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class GuidKey(Separate):
-    __tablename__ = "guid_keys"
-
-    key: Mapped[UUID] = mapped_column(Guid, primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class TextUuidKey(Separate):
-    __tablename__ = "text_uuid_keys"
-
-    key: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class NumericKey(Separate):
-    __tablename__ = "numeric_keys"
-
-    key: Mapped[Decimal] = mapped_column(Numeric(10, 2), primary_key=True, autoincrement=False)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class FloatKey(Separate):
-    __tablename__ = "float_keys"
-
-    key: Mapped[float] = mapped_column(Float(53), primary_key=True, autoincrement=False)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class TimeKey(Separate):
-    __tablename__ = "time_keys"
-
-    key: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class LowerKey(Separate):
-    __tablename__ = "lower_keys"
-
-    key: Mapped[str] = mapped_column(Lower, primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class PairKey(Separate):
-    __tablename__ = "pair_keys"
-
-    name: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class VersionedKey(Versioned, Separate):
-    __tablename__ = "versioned_keys"
-
-    key: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
-    value: Mapped[int] = mapped_column(default=0)
-
-
-class Case(NamedTuple):
-    model: type[Any]
-    stored: Any
-    """A key as its row has it, when it is read."""
-    other: Any
-    """Another spelling of it."""
-    second: Any
-    """The key of a second row."""
-    missing: Any
-
-
-NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-ONE, TWO, THREE = (str(UUID(int=number << 100)) for number in (0xABC, 0xABD, 0xABE))
-CASES = [
-    Case(CitextKey, "Abc", "ABC", "b", "c"),
-    Case(CharKey, "a    ", "a", "b    ", "c"),
-    Case(CollatedKey, "Abc", "ABC", "b", "c"),
-    Case(UndeclaredCollation, "Abc", "ABC", "b", "c"),
-    Case(EnumKey, Size.SMALL, "SMALL", Size.LARGE, None),
-    Case(GuidKey, UUID(ONE), ONE, UUID(TWO), UUID(THREE)),
-    Case(TextUuidKey, ONE, ONE.upper(), TWO, THREE),
-    Case(NumericKey, Decimal("1.00"), 1, Decimal("2.50"), 3),
-    Case(FloatKey, 1.5, Decimal("1.50"), 2.0, 3),
-    Case(TimeKey, NOON, NOON.astimezone(timezone(timedelta(hours=5))), NOON + timedelta(1), NOON + timedelta(2)),
-    Case(PairKey, ("a    ", 1), ("a", 1), ("a    ", 2), ("a", 3)),
-]
-
-
-# What the wheel's servers lack, and Debian's have.
-CITEXT_TABLES = [CitextKey.__table__]
-ICU_TABLES = [CollatedKey.__table__, UndeclaredCollation.__table__]
+from howdah._keys import has_exact_keys
+from howdah_tests.support.inexact_keys import (
+    CASES,
+    CITEXT_TABLES,
+    ICU_TABLES,
+    ONE,
+    Case,
+    CharKey,
+    EnumKey,
+    GuidKey,
+    LowerKey,
+    PairKey,
+    Separate,
+    Size,
+    UndeclaredCollation,
+    VersionedKey,
+)
 
 
 @pytest.fixture
@@ -287,14 +125,14 @@ async def test_the_rows_are_locked_by_every_spelling(tables: AsyncSession, case:
 
 async def test_the_rows_are_updated_by_every_spelling(tables: AsyncSession, case: Case) -> None:
     rows = [named(case, case.other, value=1)]
-    assert await bulk.update_many(tables, case.model, rows) == Matched(1, [])
+    assert await bulk.update_many(tables, case.model, rows) == MatchResult(1, [])
     assert await values_of(tables, case) == [1, 0]
-    assert await bulk.update_by_key(tables, case.model, [case.other], {"value": 2}) == Matched(1, [])
+    assert await bulk.update_by_key(tables, case.model, [case.other], {"value": 2}) == MatchResult(1, [])
     assert await values_of(tables, case) == [2, 0]
     keys = [case.missing, case.stored, case.second, case.other, case.missing]
-    assert await bulk.update_by_key(tables, case.model, keys, {"value": 3}) == Matched(2, [case.missing])
+    assert await bulk.update_by_key(tables, case.model, keys, {"value": 3}) == MatchResult(2, [case.missing])
     assert await values_of(tables, case) == [3, 3]
-    assert await bulk.update_by_key(tables, case.model, keys, {}) == Matched(2, [case.missing])
+    assert await bulk.update_by_key(tables, case.model, keys, {}) == MatchResult(2, [case.missing])
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 100])
@@ -303,16 +141,16 @@ async def test_of_two_spellings_the_later_update_wins(tables: AsyncSession, case
     for order in (keys, [*reversed(keys)]):
         rows = [named(case, key, value=value) for value, key in enumerate(order)]
         done = await bulk.update_many(tables, case.model, rows, chunk_size=chunk_size)
-        assert done == Matched(6, [case.missing])
+        assert done == MatchResult(6, [case.missing])
         last = max(place for place, key in enumerate(order) if key in (case.stored, case.other))
         assert await values_of(tables, case) == [last, max(n for n, key in enumerate(order) if key == case.second)]
 
 
 async def test_the_rows_are_deleted_by_every_spelling_and_counted_once(tables: AsyncSession, case: Case) -> None:
     keys = [case.missing, case.other, case.stored, case.missing]
-    assert await bulk.delete_many(tables, case.model, keys) == Matched(1, [case.missing])
+    assert await bulk.delete_many(tables, case.model, keys) == MatchResult(1, [case.missing])
     assert await values_of(tables, case) == [0]
-    assert await bulk.delete_many(tables, case.model, [case.other, case.second]) == Matched(1, [case.other])
+    assert await bulk.delete_many(tables, case.model, [case.other, case.second]) == MatchResult(1, [case.other])
 
 
 async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case: Case) -> None:
@@ -331,7 +169,7 @@ async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case:
 async def test_objects_that_were_created_with_another_spelling_follow(tables: AsyncSession) -> None:
     for model, spelling, stored in ((CharKey, "x", "x    "), (GuidKey, ONE, UUID(ONE)), (EnumKey, "SMALL", Size.SMALL)):
         repository = AsyncRepository(tables, model)
-        held = await repository.create(key=spelling)
+        held: Any = await repository.create(key=spelling)
         for key in (spelling, stored):
             await tables.execute(update(model).values(value=0), execution_options={"synchronize_session": False})
             await bulk.update_many(tables, model, [{"key": key, "value": 1}])
@@ -340,7 +178,7 @@ async def test_objects_that_were_created_with_another_spelling_follow(tables: As
             assert held.value == 2
             await repository.update_where(model.value == 2, value=3)
             assert held.value == 3
-        assert await bulk.delete_many(tables, model, [stored]) == Matched(1, [])
+        assert await bulk.delete_many(tables, model, [stored]) == MatchResult(1, [])
         assert held not in tables
 
 
@@ -352,21 +190,21 @@ async def test_any_number_of_keys_in_another_spelling(tables: AsyncSession, coun
     tables.expunge_all()
     assert {*await lock(tables, CharKey, keys)} == {key.ljust(5) for key in keys}
     rows = [{"key": key, "value": n} for n, key in enumerate(keys)]
-    assert await bulk.update_many(tables, CharKey, rows, chunk_size=1000) == Matched(count, [])
+    assert await bulk.update_many(tables, CharKey, rows, chunk_size=1000) == MatchResult(count, [])
     assert await tables.scalar(select(func.sum(CharKey.value))) == sum(range(count))
-    assert await bulk.update_by_key(tables, CharKey, keys, {"value": 7}) == Matched(count, [])
-    assert await bulk.delete_many(tables, CharKey, [*keys, *map(str.strip, keys)]) == Matched(count, [])
+    assert await bulk.update_by_key(tables, CharKey, keys, {"value": 7}) == MatchResult(count, [])
+    assert await bulk.delete_many(tables, CharKey, [*keys, *map(str.strip, keys)]) == MatchResult(count, [])
 
 
 async def test_a_checked_version_is_that_of_the_row_whatever_the_spelling(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, VersionedKey, [{"key": key} for key in ("a", "b", "c")])
     rows = [{"key": key, "version": 1, "value": 1} for key in ("a ", "b ", "d ")]
-    assert await bulk.update_many(tables, VersionedKey, rows) == Matched(2, ["d "])
+    assert await bulk.update_many(tables, VersionedKey, rows) == MatchResult(2, ["d "])
     with pytest.raises(StaleRow) as caught:
         await bulk.update_many(tables, VersionedKey, [{"key": "c ", "version": 1}, {"key": "a ", "version": 1}])
     assert caught.value.keys == ["a "]
     in_turn = [{"key": key, "version": version, "value": version} for version, key in enumerate(("c", "c ", "c"), 1)]
-    assert await bulk.update_many(tables, VersionedKey, in_turn) == Matched(3, [])
+    assert await bulk.update_many(tables, VersionedKey, in_turn) == MatchResult(3, [])
     found = await tables.execute(select(VersionedKey.version, VersionedKey.value).order_by(VersionedKey.key))
     assert found.all() == [(2, 1), (2, 1), (4, 3)]
 
@@ -392,7 +230,7 @@ async def test_a_delete_that_a_trigger_suppresses_is_reported(tables: AsyncSessi
     body = "BEGIN IF OLD.key = 'kept' THEN RETURN NULL; END IF; RETURN OLD; END"
     await tables.execute(text(f"CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
     await tables.execute(text("CREATE TRIGGER t BEFORE DELETE ON char_keys FOR EACH ROW EXECUTE FUNCTION keep()"))
-    assert await bulk.delete_many(tables, CharKey, ["gone ", "kept ", "gone"]) == Matched(1, ["kept "])
+    assert await bulk.delete_many(tables, CharKey, ["gone ", "kept ", "gone"]) == MatchResult(1, ["kept "])
 
 
 async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
@@ -403,7 +241,7 @@ async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
     found = await repository.get_one("A")
     assert await repository.get_by_ids(["B", "A", "a"]) == [await repository.get("B"), found]
     assert await lock(tables, LowerKey, ["A"]) == {"a": found}
-    assert await bulk.update_by_key(tables, LowerKey, ["A", "c"], {"value": 7}) == Matched(1, ["c"])
+    assert await bulk.update_by_key(tables, LowerKey, ["A", "c"], {"value": 7}) == MatchResult(1, ["c"])
     assert found.value == 7
     with pytest.raises(TypeError, match=r"update_many can't set LowerKey\.key, because .* by an SQL expression"):
         await bulk.update_many(tables, LowerKey, [{"key": "A", "value": 1}])
@@ -411,7 +249,7 @@ async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
     async with JsonView(LowerKey, ValueOut).open(database) as view:
         assert await view.get("A") == b'{"value":7}'
         assert await view.get_many(["B", "A", "a"]) == [b'{"value":0}', b'{"value":7}']
-    assert await bulk.delete_many(tables, LowerKey, ["B", "A", "a", "c"]) == Matched(2, ["c"])
+    assert await bulk.delete_many(tables, LowerKey, ["B", "A", "a", "c"]) == MatchResult(2, ["c"])
 
 
 class ValueOut(BaseModel):
@@ -444,7 +282,7 @@ async def test_a_view_reads_the_rows_by_every_spelling(database: Database, commi
 async def test_a_view_reads_them_on_a_connection_of_its_own_too(committed_database: Database) -> None:
     """The statement is executed through the driver."""
     async with committed_database.begin() as session:
-        create = [CharKey.__table__, PairKey.__table__]
+        create: list[Any] = [CharKey.__table__, PairKey.__table__]
         await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection(), tables=create))
         await bulk.insert_many(session, CharKey, [{"key": "a", "value": 1}, {"key": "b", "value": 2}])
         await bulk.insert_many(session, PairKey, [{"name": "a", "number": n, "value": n} for n in range(3)])

@@ -13,13 +13,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sample import Counter, Seat, User
-from sample_rows import make_users
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database, InvalidValue, JsonView, bulk, lock
 from howdah.fastapi import DbSession, add_error_handlers
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Counter, Seat, User
+from howdah_tests.support.sample_rows import make_users
 
 Call = Callable[[AsyncSession, type[Any], Any], Awaitable[Any]]
 

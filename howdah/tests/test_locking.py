@@ -8,8 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sample import Counter, Label, Seat, User
-from server import until_waiting
 from sqlalchemy import ForeignKey, MetaData, event, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column, relationship
@@ -28,6 +26,8 @@ from howdah import (
     uuid7,
 )
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Counter, Label, Seat, User
+from howdah_tests.support.waiting import until_waiting
 
 
 class Model(Base):
@@ -275,7 +275,7 @@ class TestKeys:
         with pytest.raises(NotFound) as caught:
             await lock(session, Seat, [("a", 2), ("b", 2)])
         assert caught.value.keys == [("b", 2)]
-        with pytest.raises(ValueError, match="a key of Seat is row, number"):
+        with pytest.raises(ValueError, match="a key of Seat needs one value for each column"):
             await lock(session, Seat, [("a",)])
 
 

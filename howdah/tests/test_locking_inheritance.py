@@ -7,13 +7,24 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from server import until_waiting
 from sqlalchemy import CHAR, ForeignKey, MetaData, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
-from howdah import AsyncRepository, Base, Database, LockTimeout, Matched, NotFound, UUIDv7PrimaryKey, bulk, lock, uuid7
+from howdah import (
+    AsyncRepository,
+    Base,
+    Database,
+    LockTimeout,
+    MatchResult,
+    NotFound,
+    UUIDv7PrimaryKey,
+    bulk,
+    lock,
+    uuid7,
+)
 from howdah.testing import assert_statements
+from howdah_tests.support.waiting import until_waiting
 
 
 class Separate(Base):
@@ -129,12 +140,12 @@ async def test_every_call_that_locks_takes_a_base_class_that_is_read_with_its_su
     with pytest.raises(NotFound):
         await lock(tables, ZooAnimal, [gone])
     rows = [{"id": id, "name": f"{n}"} for n, id in enumerate([*ids, gone])]
-    assert await bulk.update_many(tables, ZooAnimal, rows) == Matched(4, [gone])
+    assert await bulk.update_many(tables, ZooAnimal, rows) == MatchResult(4, [gone])
     assert [each.name for each in locked.values()] == ["0", "1", "2", "3"]
-    assert await bulk.update_by_key(tables, ZooAnimal, [*ids, gone], {"name": "x"}) == Matched(4, [gone])
+    assert await bulk.update_by_key(tables, ZooAnimal, [*ids, gone], {"name": "x"}) == MatchResult(4, [gone])
     assert await bulk.update_where(tables, ZooAnimal, ZooAnimal.name == "x", {"name": "y"}) == 4
     assert {each.name for each in locked.values()} == {"y"}
-    assert await bulk.delete_many(tables, ZooAnimal, [*ids[1:], gone]) == Matched(3, [gone])
+    assert await bulk.delete_many(tables, ZooAnimal, [*ids[1:], gone]) == MatchResult(3, [gone])
     assert [each in tables for each in locked.values()] == [True, False, False, False]
 
 
@@ -264,9 +275,9 @@ async def test_keys_of_another_class_in_the_same_table_are_missing(tables: Async
         await lock(tables, BoxHammer, ["s ", "h"])
     assert caught.value.keys == ["s "]
     rows = [{"code": code, "size": 1} for code in ("s ", "h ", "x")]
-    assert await bulk.update_many(tables, BoxHammer, rows) == Matched(1, ["s ", "x"])
-    assert await bulk.update_by_key(tables, BoxHammer, ["s ", "h "], {"size": 2}) == Matched(1, ["s "])
-    assert await bulk.delete_many(tables, BoxHammer, ["s ", "h ", "x"]) == Matched(1, ["s ", "x"])
+    assert await bulk.update_many(tables, BoxHammer, rows) == MatchResult(1, ["s ", "x"])
+    assert await bulk.update_by_key(tables, BoxHammer, ["s ", "h "], {"size": 2}) == MatchResult(1, ["s "])
+    assert await bulk.delete_many(tables, BoxHammer, ["s ", "h ", "x"]) == MatchResult(1, ["s ", "x"])
     assert (await tables.execute(select(BoxTool.kind, BoxTool.size))).all() == [("saw", 0)]
 
 
@@ -277,8 +288,8 @@ async def test_keys_of_another_class_are_missing_where_python_may_compare_them(t
     ids = [animal.id, fish.id]
     assert [*await lock(tables, ZooFish, ids, skip_locked=True)] == [fish.id]
     rows = [{"id": id, "name": "x"} for id in ids]
-    assert await bulk.update_many(tables, ZooFish, rows) == Matched(1, [animal.id])
-    assert await bulk.update_by_key(tables, ZooFish, ids, {"name": "y"}) == Matched(1, [animal.id])
-    assert await bulk.delete_many(tables, ZooFish, ids) == Matched(1, [animal.id])
+    assert await bulk.update_many(tables, ZooFish, rows) == MatchResult(1, [animal.id])
+    assert await bulk.update_by_key(tables, ZooFish, ids, {"name": "y"}) == MatchResult(1, [animal.id])
+    assert await bulk.delete_many(tables, ZooFish, ids) == MatchResult(1, [animal.id])
     assert animal in tables
     assert animal.name == ""

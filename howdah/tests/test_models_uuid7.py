@@ -7,11 +7,11 @@ import time
 from itertools import pairwise
 from uuid import UUID
 
-from sample import User
 from sqlalchemy import ARRAY, Uuid, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import uuid7
+from howdah_tests.support.sample_models import User
 
 
 class TestUuid7:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from paging import assert_pages_are, walk
 from pydantic import BaseModel
 from sqlalchemy import (
     ARRAY,
@@ -39,7 +38,8 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import UserDefinedType
 
 from howdah import AsyncRepository, Base, JsonView
-from howdah.pagination import paginate_as, totally_ordered
+from howdah.pagination import paginate_as, with_total_order
+from howdah_tests.support.page_walks import assert_pages_are, walk
 
 
 class Separate(Base):
@@ -84,7 +84,7 @@ class GadgetOut(BaseModel):
 
 GADGET_VIEW = JsonView(Gadget, GadgetOut)
 
-EXPRESSIONS: list[ColumnElement[Any]] = [
+EXPRESSIONS: list[Any] = [
     Gadget.price * Gadget.rate,
     Gadget.price / func.nullif(Gadget.whole, 0),
     Gadget.price - Gadget.real,
@@ -245,7 +245,7 @@ async def assert_paged(items: AsyncRepository[Gadget], statement: Any, limit: in
     whole = await items.list(statement, limit=None)
     await assert_pages_are(whole, partial(items.page, statement), limit=limit)
     connection = await items.session.connection()
-    every_body = totally_ordered(statement).with_only_columns(GADGET_VIEW.body, maintain_column_froms=True)
+    every_body = with_total_order(statement).with_only_columns(GADGET_VIEW.body, maintain_column_froms=True)
     bodies = (await connection.execute(every_body)).scalars().all()
     await assert_pages_are(
         bodies, partial(paginate_as, GADGET_VIEW.body, connection, statement, count=False), limit=limit
@@ -339,8 +339,10 @@ async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncR
     statement = select(Gadget).with_only_columns(Gadget.id).order_by(Gadget.doc["k"], Gadget.id)
     whole = list(await items.session.scalars(statement))
     connection = await items.session.connection()
-    turn = partial(paginate_as, Gadget.id, connection, select(Gadget).order_by(Gadget.doc["k"]), count=False)
-    await assert_pages_are(whole, turn, limit=7)  # type: ignore[arg-type]
+    turn: Callable[..., Any] = partial(
+        paginate_as, Gadget.id.expression, connection, select(Gadget).order_by(Gadget.doc["k"]), count=False
+    )
+    await assert_pages_are(whole, turn, limit=7)
 
 
 @pytest.mark.parametrize(

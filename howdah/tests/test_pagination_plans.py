@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from paging import mapped
-from sample import User
 from sqlalchemy import CHAR, Enum, Integer, Numeric, String, TextClause, event, select, text
 from sqlalchemy.dialects.postgresql import BIT, TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import TypeEngine
 
 from howdah import AsyncRepository, Page
+from howdah_tests.support.page_walks import mapped
+from howdah_tests.support.sample_models import User
 
 
 async def plan_of(session: AsyncSession, page: Callable[[], Any]) -> tuple[Page[Any], list[dict[str, Any]]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from sample import User
-from sqlalchemy import MetaData, Subquery, func, select, text, union_all
+from sqlalchemy import MetaData, Select, Subquery, func, select, text, union_all
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
 
 from howdah import Page, paginate
-from howdah.pagination import _sort_keys
-from howdah.sort_keys import follows
-from howdah.sort_values import SortValue
+from howdah._reads.sort_keys import is_after_position
+from howdah._reads.sort_values import SortValue
+from howdah.pagination import _get_sort_keys
+from howdah_tests.support.sample_models import User
 
 _FIELDS = (User.id, User.email, User.age)
 
@@ -58,7 +59,7 @@ async def test_a_union_is_paged_in_both_directions(
     )
     model = mapped_to(mapper, union_of_users())
     key = getattr(model, column)
-    statement = select(model).order_by(key.desc() if descending else key)
+    statement: Select[Any] = select(model).order_by(key.desc() if descending else key)
     found = await pages(session, statement, limit=5)
     everything = [*await session.scalars(statement.order_by(model.id.desc() if descending else model.id))]  # type: ignore[attr-defined]
     assert [item for page in found for item in page.items] == everything
@@ -68,9 +69,11 @@ async def test_a_union_is_paged_in_both_directions(
 
 def condition_of(statement: object) -> str:
     """The condition of the second page, in SQL."""
-    keys = _sort_keys(statement)  # type: ignore[arg-type]
+    keys = _get_sort_keys(statement)  # type: ignore[arg-type]
     return str(
-        follows(keys, [SortValue("1", None) for _ in keys], inclusive=False).compile(dialect=postgresql.dialect())
+        is_after_position(keys, [SortValue("1", None) for _ in keys], inclusive=False).compile(
+            dialect=postgresql.dialect()  # type: ignore[no-untyped-call]
+        )
     )
 
 

@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-from paging import assert_pages_are, mapped
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -34,8 +33,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from howdah import AsyncRepository, Page
-from howdah.pagination import paginate_as, totally_ordered
-from howdah.sort_values import _BUILT_IN
+from howdah._reads.sort_values import _BUILT_IN
+from howdah.pagination import paginate_as, with_total_order
+from howdah_tests.support.page_walks import assert_pages_are, mapped
 
 
 class EmptyAsNone(TypeDecorator[str]):
@@ -117,7 +117,7 @@ CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
     ('"char"', String(), ["a", "b", "Z"]),
     ("name", String(), ["a", "b", "Z"]),
     ("text COLLATE \"C\"", Text(), ["a", "B", "Ä", "b"]),
-    ("text COLLATE \"C\"", Text("C"), ["a", "B", "Ä", "b"]),
+    ("text COLLATE \"C\"", Text(collation="C"), ["a", "B", "Ä", "b"]),
     ("bytea", pg.BYTEA(), ["\\x", "\\x00ff", "\\x5c78", "\\x6162"]),
     ("uuid", Uuid(), ["00000000-0000-0000-0000-000000000001", "ffffffff-0000-0000-0000-000000000001"]),
     ("uuid", Uuid(as_uuid=False), ["00000000-0000-0000-0000-000000000001", "ffffffff-0000-0000-0000-000000000001"]),
@@ -238,7 +238,7 @@ async def test_texts_that_a_nondeterministic_collation_holds_for_equal_are_not_l
     locale = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
     await execute_or_skip(prepared, f"CREATE COLLATION ignoring_case ({locale})")
     await fill(prepared, "text COLLATE ignoring_case", ["a", "A", "b", "B", "C"])
-    for kind in (Text(), Text("ignoring_case"), EmptyAsNone()):
+    for kind in (Text(), Text(collation="ignoring_case"), EmptyAsNone()):
         await assert_paged(session, mapped(kind))
 
 
@@ -301,7 +301,7 @@ async def test_an_enum_of_a_translated_schema_is_paged(prepared: AsyncConnection
     translated = await prepared.execution_options(schema_translate_map={"shared": "tenant"})
     model = mapped(Enum("b", "a", name="feeling", schema="shared"))
     statement = select(model).order_by(model.value)
-    whole = list(await translated.scalars(totally_ordered(statement).with_only_columns(model.id)))
+    whole = list(await translated.scalars(with_total_order(statement).with_only_columns(model.id)))
     await assert_pages_are(whole, partial(paginate_as, model.id, translated, statement, count=False), limit=2)
 
 

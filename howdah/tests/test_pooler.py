@@ -9,15 +9,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from pgbouncer import PROGRAM, SERVER_CONNECTIONS, pgbouncer_before
 from pydantic import BaseModel
-from sample import Counter, Order, Status, User
-from sample_rows import user_rows
 from sqlalchemy import event, func, insert, literal, select, text, update
 
 from howdah import (
     AsyncRepository,
-    CannotConnect,
+    ConnectionFailed,
     Database,
     DatabaseError,
     InvalidStatement,
@@ -34,6 +31,9 @@ from howdah import (
     run_transaction,
     savepoint,
 )
+from howdah_tests.support.pgbouncer import PROGRAM, SERVER_CONNECTIONS, run_pgbouncer
+from howdah_tests.support.sample_models import Counter, Order, Status, User
+from howdah_tests.support.sample_rows import user_rows
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer (apt-get install pgbouncer)")
 
@@ -55,7 +55,7 @@ UserView = JsonView(User, UserOut)
 
 @pytest.fixture
 def pooled_url(committed_url: str) -> Iterator[str]:
-    with pgbouncer_before(committed_url) as url:
+    with run_pgbouncer(committed_url) as url:
         yield url
 
 
@@ -77,7 +77,7 @@ def test_another_kind_of_pooler_is_refused() -> None:
 
 async def test_control_without_the_option_the_pooler_refuses_the_connection(pooled_url: str) -> None:
     async with Database(pooled_url) as database:
-        with pytest.raises((CannotConnect, DatabaseError)):
+        with pytest.raises((ConnectionFailed, DatabaseError)):
             await database.ping()
 
 
@@ -233,7 +233,7 @@ async def test_transactions_are_read_only_serializable_and_run_again(pooled: Dat
         counter.value += 1
 
     async def run(_n: int) -> None:
-        await run_transaction(pooled, count_up, isolation_level="REPEATABLE READ", attempts=100)
+        await run_transaction(pooled, count_up, isolation_level="REPEATABLE READ", max_attempts=100)
 
     await by_everybody(run)
     async with pooled.session() as session:

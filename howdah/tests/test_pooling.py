@@ -13,15 +13,16 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response
 from pydantic import BaseModel
-from sample import Counter, User
-from sample_rows import a_user
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from test_fastapi import served
 
 from howdah import Coalescer, ConnectionLost, Database, JsonView, PoolExhausted, PoolStatus, run_transaction
+from howdah._connections.pool import BoundedPool
+from howdah._connections.slots import Priority, Slots
 from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
-from howdah.pooling import BoundedPool, Priority, Slots
+from howdah_tests.support.fastapi_apps import http_client
+from howdah_tests.support.sample_models import Counter, User
+from howdah_tests.support.sample_rows import new_user
 
 # Of reads. Of the others 60, twice as many as the pool has connections, take as long.
 REQUESTS = 300
@@ -39,7 +40,7 @@ UserView = JsonView(User, UserOut)
 def slots_of(database: Database) -> Slots:
     pool = database.engine.pool
     assert isinstance(pool, BoundedPool)
-    return pool.slots
+    return pool.state.slots
 
 
 def without_reserve(database: Database) -> None:
@@ -52,7 +53,7 @@ def without_reserve(database: Database) -> None:
 @pytest.fixture
 async def user_id(committed_url: str) -> UUID:
     async with Database(committed_url) as database, database.begin() as session:
-        session.add(user := a_user())
+        session.add(user := new_user())
         await session.flush()
         return user.id
 
@@ -80,7 +81,8 @@ async def application(url: str, *, has_reserve: bool = True) -> AsyncIterator[tu
         return await run_transaction(database, work)
 
     async def count_one(session: AsyncSession) -> int:
-        return (await session.scalars(text("SELECT 1"))).one()
+        one: int = (await session.scalars(text("SELECT 1"))).one()
+        return one
 
     app = FastAPI(lifespan=lifespan)
     add_error_handlers(app)
@@ -117,7 +119,7 @@ async def application(url: str, *, has_reserve: bool = True) -> AsyncIterator[tu
     async with Database(url, pool_timeout=20 if has_reserve else 0.2) as database:
         if not has_reserve:
             without_reserve(database)
-        async with served(app) as client:
+        async with http_client(app) as client:
             yield client, database
 
 
@@ -186,11 +188,11 @@ class TestSlots:
         async def use(number: int) -> None:
             slot = await slots.take(Priority.SESSION, 5)
             order.append(number)
-            slots.give_back(slot)
+            slots.release(slot)
 
         tasks = [asyncio.create_task(use(n)) for n in range(10)]
         await asyncio.sleep(0)
-        slots.give_back(held)
+        slots.release(held)
         late = asyncio.create_task(use(10))
         await asyncio.gather(*tasks, late)
         assert order == list(range(11))
@@ -211,20 +213,20 @@ class TestSlots:
         waiting = asyncio.create_task(slots.take(Priority.SESSION, 5))
         await asyncio.sleep(0)
         for reserved in (nested, batch, read):
-            slots.give_back(reserved)
+            slots.release(reserved)
         await asyncio.sleep(0)
         assert not waiting.done()
-        slots.give_back(session)
-        assert (await waiting).kind is Priority.SESSION
+        slots.release(session)
+        assert (await waiting).supply is Priority.SESSION
 
     async def test_are_lent_to_reads_by_all_supplies(self, slots: Slots) -> None:
-        kinds = [(await slots.take(Priority.READ, 0.01)).kind for _ in range(4)]
+        kinds = [(await slots.take(Priority.READ, 0.01)).supply for _ in range(4)]
         assert kinds == [Priority.READ, Priority.BATCH, Priority.NESTED, Priority.SESSION]
 
     async def test_are_given_back_once_only(self, slots: Slots) -> None:
         slot = await slots.take(Priority.SESSION, 1)
-        slots.give_back(slot)
-        slots.give_back(slot)
+        slots.release(slot)
+        slots.release(slot)
         assert slots._free == [1, 1, 1, 1]
 
     async def test_of_cancelled_and_late_waiters_are_not_lost(self, slots: Slots) -> None:
@@ -235,7 +237,7 @@ class TestSlots:
         cancelled.cancel()
         with pytest.raises(TimeoutError):
             await slots.take(Priority.SESSION, 0.01)
-        slots.give_back(held)  # to the second task, which is cancelled before it learns of it
+        slots.release(held)  # to the second task, which is cancelled before it learns of it
         granted.cancel()
         for task in (cancelled, granted):
             with pytest.raises(asyncio.CancelledError):
@@ -330,7 +332,7 @@ async def test_a_session_whose_statement_ran_in_another_task_counts_as_held(data
 
         async def use() -> None:
             async with database.session() as session:
-                await asyncio.create_task(session.execute(text("SELECT 1")))  # type: ignore[arg-type]
+                await asyncio.create_task(session.execute(text("SELECT 1")))
                 async with database.begin() as other:
                     await other.execute(text("SELECT 1"))
 

@@ -6,8 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from sample_rows import a_user
-from server import kill, proxy_before, until, until_gone
 from sqlalchemy import Integer, Numeric, bindparam, func, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -19,10 +17,13 @@ from howdah import (
     PoolExhausted,
     PoolStatus,
     StatementTimeout,
-    reading,
 )
-from howdah.reading import Prepared
+from howdah._connections import kept
+from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
+from howdah_tests.support.faulty_proxy import run_proxy
+from howdah_tests.support.sample_rows import new_user
+from howdah_tests.support.waiting import kill, until, until_gone
 
 PID = text("SELECT pg_backend_pid()")
 
@@ -38,7 +39,7 @@ async def test_a_connection_is_kept_and_counts_as_idle(real_database: Database) 
     assert real_database.pool_status() == PoolStatus(size=20, max_overflow=10, in_use=0, idle=1)
     assert len(set(await asyncio.gather(*(real_database.read(pid) for _ in range(10))))) > 1
     assert real_database.pool_status().in_use == 0
-    assert real_database._lasting.resting == 4
+    assert real_database._kept.idle_count == 4
 
 
 async def test_no_transaction_is_open_between_two_reads(real_database: Database) -> None:
@@ -51,7 +52,7 @@ async def test_no_transaction_is_open_between_two_reads(real_database: Database)
 async def test_a_small_pool_keeps_none(database_url: str) -> None:
     async with Database(database_url, pool_size=4, max_overflow=0, pool_timeout=0.5) as database:
         await asyncio.gather(*(database.read(pid) for _ in range(8)))
-        assert database._lasting.resting == 0
+        assert database._kept.idle_count == 0
         assert database.pool_status().idle == 4
 
 
@@ -130,7 +131,7 @@ async def test_a_read_that_loses_every_connection_says_so(real_database: Databas
 
 
 async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> None:
-    async with proxy_before(database_url) as proxy, Database(proxy.url) as database:
+    async with run_proxy(database_url) as proxy, Database(proxy.url) as database:
         before = set(await asyncio.gather(*(database.read(pid) for _ in range(4))))
         await proxy.down()
         await proxy.up()
@@ -139,7 +140,7 @@ async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> N
 
 
 async def test_one_that_has_rested_is_asked_first(real_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_RESTED_SECONDS", 0.0)
+    monkeypatch.setattr(kept, "_MAX_IDLE_SECONDS", 0.0)
     first = await real_database.read(pid)
     await kill(real_database, first)
     calls = 0
@@ -164,7 +165,7 @@ async def test_one_with_an_error_goes_back_and_the_next_read_has_another(real_da
     for _ in range(3):
         with pytest.raises(DatabaseError):
             await real_database.read(lambda connection: connection.execute(text("SELECT 1/0")))
-        assert real_database._lasting.resting == 0
+        assert real_database._kept.idle_count == 0
         assert real_database.pool_status() == PoolStatus(size=20, max_overflow=10, in_use=0, idle=1)
     await real_database.read(pid)
 
@@ -190,7 +191,7 @@ async def test_closing_the_database_closes_them(database_url: str, real_database
     async with Database(database_url) as database:
         kept = await database.read(pid)
     await until_gone(real_database, kept)
-    with pytest.raises(RuntimeError, match="closed: make a new one"):
+    with pytest.raises(RuntimeError, match="closed: create a new one"):
         await database.read(pid)
 
 
@@ -211,7 +212,7 @@ async def test_one_that_is_in_use_is_closed_when_it_is_done(database_url: str, r
 
 
 async def test_within_a_tests_transaction_reads_see_what_it_wrote(session: AsyncSession, database: Database) -> None:
-    session.add(a_user())
+    session.add(new_user())
     await session.commit()
     names = await database.read(lambda connection: connection.scalars(text("SELECT name FROM users")))
     assert names.all() == ["Ada"]
@@ -220,10 +221,10 @@ async def test_within_a_tests_transaction_reads_see_what_it_wrote(session: Async
 class TestPrepared:
     """Straight to the driver, and yet as if SQLAlchemy had sent it."""
 
-    SUM = Prepared(select(literal(1) + bindparam("n", type_=Integer), func.pg_backend_pid()))
+    SUM = PreparedSelect(select(literal(1) + bindparam("n", type_=Integer), func.pg_backend_pid()))
 
     async def answer(
-        self, database: Database, prepared: Prepared = SUM, **parameters: object
+        self, database: Database, prepared: PreparedSelect = SUM, **parameters: object
     ) -> list[tuple[object, ...]]:
         rows = await database.read(lambda connection: prepared.rows(connection, parameters))
         return [tuple(row) for row in rows]
@@ -232,7 +233,7 @@ class TestPrepared:
         for n in range(5):
             assert (await self.answer(real_database, n=n))[0][0] == n + 1
         listed = select(text("statement, generic_plans + custom_plans")).select_from(text("pg_prepared_statements"))
-        rows = await self.answer(real_database, Prepared(listed))
+        rows = await self.answer(real_database, PreparedSelect(listed))
         assert [plans for statement, plans in rows if "pg_backend_pid" in str(statement)] == [5]
 
     async def test_who_watches_statements_sees_it(self, real_database: Database) -> None:
@@ -246,14 +247,16 @@ class TestPrepared:
         assert any("pg_backend_pid" in record.message for record in caplog.records)
 
     async def test_values_in_lists_and_decimals_come_as_sqlalchemy_brings_them(self, real_database: Database) -> None:
-        listed = Prepared(select(bindparam("n", type_=Integer)).where(literal(2).in_([1, 2, 3])))
+        listed = PreparedSelect(select(bindparam("n", type_=Integer)).where(literal(2).in_([1, 2, 3])))
         assert await self.answer(real_database, listed, n=7) == [(7,)]
-        floats = Prepared(select(bindparam("n", type_=Numeric(asdecimal=False))))
+        floats = PreparedSelect(select(bindparam("n", type_=Numeric(asdecimal=False))))
         [(found,)] = await self.answer(real_database, floats, n=1.5)
         assert (type(found), found) == (float, 1.5)
 
-    @pytest.mark.parametrize("prepared", [SUM, Prepared(select(bindparam("n", type_=Integer)))])
-    async def test_a_value_of_the_wrong_type_is_refused(self, real_database: Database, prepared: Prepared) -> None:
+    @pytest.mark.parametrize("prepared", [SUM, PreparedSelect(select(bindparam("n", type_=Integer)))])
+    async def test_a_value_of_the_wrong_type_is_refused(
+        self, real_database: Database, prepared: PreparedSelect
+    ) -> None:
         with pytest.raises(InvalidValue):
             await self.answer(real_database, prepared, n="x")
         assert real_database.pool_status().in_use == 0
@@ -261,9 +264,9 @@ class TestPrepared:
     async def test_an_error_is_that_of_the_library(self, database_url: str) -> None:
         async with Database(database_url, statement_timeout=0.05) as database:
             with pytest.raises(StatementTimeout):
-                await self.answer(database, Prepared(select(func.pg_sleep(60))))
+                await self.answer(database, PreparedSelect(select(func.pg_sleep(60))))
         async with Database(database_url) as database:
-            suicidal = Prepared(select(func.pg_terminate_backend(func.pg_backend_pid())))
+            suicidal = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())))
             with pytest.raises(ConnectionLost) as caught:
                 await self.answer(database, suicidal)
             assert caught.value.connection_invalidated
@@ -277,7 +280,7 @@ class TestPrepared:
         assert first != second
 
     async def test_one_that_is_cancelled_leaves_nothing_behind(self, real_database: Database) -> None:
-        asleep = asyncio.create_task(self.answer(real_database, Prepared(select(func.pg_sleep(60)))))
+        asleep = asyncio.create_task(self.answer(real_database, PreparedSelect(select(func.pg_sleep(60)))))
         sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
 
         async def sleeps() -> bool:
@@ -292,7 +295,7 @@ class TestPrepared:
         assert (await self.answer(real_database, n=1))[0][0] == 2
 
     async def test_in_a_transaction_it_is_a_statement_of_it(self, session: AsyncSession, database: Database) -> None:
-        session.add(a_user())
+        session.add(new_user())
         await session.commit()
-        count = Prepared(select(func.count()).select_from(text("users")))
+        count = PreparedSelect(select(func.count()).select_from(text("users")))
         assert await self.answer(database, count) == [(1,)]

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, event, make_url, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
-from howdah import Base, Database, JsonView, OpenView, bulk
-from howdah.reading import Lasting
+from howdah import Base, Database, JsonView, JsonViewReader, bulk
+from howdah._connections.kept import KeptConnections
 from howdah.testing import assert_statements
 
 tenant: ContextVar[str] = ContextVar("tenant")
@@ -93,40 +93,40 @@ def set_before_each_statement(database: Database) -> None:
         cursor.execute("SELECT set_config('app.tenant', $1, false)", (tenant.get(),))
 
 
-async def in_a_session(database: Database, view: OpenView[Note]) -> set[str]:
+async def in_a_session(database: Database, view: JsonViewReader[Note]) -> set[str]:
     async with database.session() as session:
         return set(await session.scalars(select(Note.tenant)))
 
 
-async def in_a_read(database: Database, view: OpenView[Note]) -> set[str]:
+async def in_a_read(database: Database, view: JsonViewReader[Note]) -> set[str]:
     return set(await database.read(lambda connection: connection.scalars(select(Note.tenant))))
 
 
-async def in_autocommit(database: Database, view: OpenView[Note]) -> set[str]:
+async def in_autocommit(database: Database, view: JsonViewReader[Note]) -> set[str]:
     async with database.autocommit() as connection:
         return set(await connection.scalars(select(Note.tenant)))
 
 
-async def by_key(database: Database, view: OpenView[Note]) -> set[str]:
+async def by_key(database: Database, view: JsonViewReader[Note]) -> set[str]:
     bodies = await asyncio.gather(*(view.get(n) for n in range(ROWS)), return_exceptions=True)
     return {NoteOut.model_validate_json(body).tenant for body in bodies if isinstance(body, bytes)}
 
 
-async def by_keys(database: Database, view: OpenView[Note]) -> set[str]:
+async def by_keys(database: Database, view: JsonViewReader[Note]) -> set[str]:
     return {NoteOut.model_validate_json(body).tenant for body in await view.get_many(range(ROWS))}
 
 
-async def by_page(database: Database, view: OpenView[Note]) -> set[str]:
+async def by_page(database: Database, view: JsonViewReader[Note]) -> set[str]:
     page = await view.page(count=True)
     assert page.total == ROWS // 2
     return {NoteOut.model_validate_json(body).tenant for body in page.items}
 
 
-async def by_stream(database: Database, view: OpenView[Note]) -> set[str]:
+async def by_stream(database: Database, view: JsonViewReader[Note]) -> set[str]:
     return {NoteOut.model_validate_json(line).tenant async for line in view.stream()}
 
 
-READS: list[Callable[[Database, OpenView[Note]], Awaitable[set[str]]]] = [
+READS: list[Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]]] = [
     in_a_session,
     in_a_read,
     in_autocommit,
@@ -138,7 +138,7 @@ READS: list[Callable[[Database, OpenView[Note]], Awaitable[set[str]]]] = [
 
 
 @asynccontextmanager
-async def service(url: str, listen: Callable[[Database], None]) -> AsyncIterator[tuple[Database, OpenView[Note]]]:
+async def service(url: str, listen: Callable[[Database], None]) -> AsyncIterator[tuple[Database, JsonViewReader[Note]]]:
     async with Database(url) as database, NoteView.open(database) as view:
         listen(database)
         yield database, view
@@ -163,7 +163,7 @@ async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *given: A
 async def test_each_tenant_sees_its_own_rows_one_after_the_other_and_at_once(
     restricted_url: str,
     listen: Callable[[Database], None],
-    read: Callable[[Database, OpenView[Note]], Awaitable[set[str]]],
+    read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
 ) -> None:
     async with service(restricted_url, listen) as given:
         for name in "abab":
@@ -184,17 +184,17 @@ async def test_a_statement_in_autocommit_sees_nothing_of_what_a_begin_listener_s
 @pytest.mark.parametrize("read", [in_a_read, in_autocommit, by_keys, by_page])
 async def test_control_a_connection_that_is_kept_shows_one_tenant_the_rows_of_another(
     restricted_url: str,
-    read: Callable[[Database, OpenView[Note]], Awaitable[set[str]]],
+    read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Lasting, "_is_prepared_for_each_use", lambda self: False)
+    monkeypatch.setattr(KeptConnections, "_is_prepared_for_each_use", lambda self: False)
     async with service(restricted_url, set_at_checkout) as given:
         assert await asyncio.create_task(seen_by("a", read, *given)) == {"a"}
         assert await asyncio.create_task(seen_by("b", read, *given)) == {"a"}
 
 
 async def test_control_a_batch_has_no_tenant(restricted_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lasting, "is_shared", lambda self: True)
+    monkeypatch.setattr(KeptConnections, "is_shared", lambda self: True)
     async with service(restricted_url, set_at_checkout) as given:
         assert await seen_by("a", by_key, *given) == set()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 import pytest
-from sample import Car, Seat, User, UserRepository, Vehicle
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Base
+from howdah_tests.support.sample_models import Car, Seat, User, UserRepository, Vehicle
 
 ModelT = TypeVar("ModelT", bound=Base)
 OtherT = TypeVar("OtherT")
@@ -64,12 +64,14 @@ def test_a_second_argument_goes_before_the_type_parameter() -> None:
 
 @pytest.mark.parametrize("repository", [AsyncRepository, Tenanted, type("Plain", (AsyncRepository,), {})])
 def test_without_a_model_it_says_how_to_name_one(repository: Any) -> None:
-    with pytest.raises(TypeError, match=r"which model\? Pass it, AsyncRepository\(session, User\), or name it, class"):
+    with pytest.raises(
+        TypeError, match=r"has no model: pass it, AsyncRepository\(session, User\), or declare it, class"
+    ):
         repository(AsyncSession())
 
 
 def test_a_models_name_as_text_is_no_model() -> None:
     class Quoted(AsyncRepository["User"]): ...
 
-    with pytest.raises(TypeError, match="which model"):
+    with pytest.raises(TypeError, match="the repository has no model"):
         Quoted(AsyncSession())

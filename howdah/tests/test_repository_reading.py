@@ -6,9 +6,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from reference_repository import ReferenceRepository
-from sample import Car, Order, Seat, Status, User, UserRepository, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import Select, event, func, literal, select, text, union_all
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +13,9 @@ from sqlalchemy.orm import aliased, joinedload, selectinload
 
 from howdah import AsyncRepository, Database, InvalidValue, NotFound
 from howdah.testing import assert_statements
+from howdah_tests.support.reference_repository import ReferenceRepository
+from howdah_tests.support.sample_models import Car, Order, Seat, Status, User, UserRepository, Vehicle
+from howdah_tests.support.sample_rows import user_rows
 
 # --- get, get_one, get_by_ids
 
@@ -66,7 +66,7 @@ async def test_gets_by_a_composite_key_in_every_way(session: AsyncSession) -> No
     assert await seats.get(["A", 1], load=[joinedload("*")]) is first  # a list, and with something to load
     assert await seats.get_by_ids([("A", 2), ("B", 0), ("A", 1)]) == [await seats.get(("A", 2)), first]
     for wrong in ("A", ("A",), ("A", 1, 2)):
-        with pytest.raises(ValueError, match="a key of Seat is row, number"):
+        with pytest.raises(ValueError, match="a key of Seat needs one value for each column"):
             await seats.get(wrong)
 
 
@@ -187,7 +187,7 @@ async def test_huge_offsets_and_limits_are_only_beyond_the_end(users: UserReposi
 
 @pytest.mark.parametrize("bounds", [{"offset": -1}, {"limit": -1}])
 async def test_negative_bounds_are_refused(users: UserRepository, bounds: dict[str, Any]) -> None:
-    with assert_statements(users.session, 0), pytest.raises(ValueError, match="can't be negative"):
+    with assert_statements(users.session, 0), pytest.raises(ValueError, match="must not be negative"):
         await users.list(**bounds)
 
 
@@ -201,7 +201,7 @@ async def test_a_statement_with_a_limit_of_its_own_isnt_silently_overruled(
     users: UserRepository, limited: Select[Any]
 ) -> None:
     for call in (users.list(limited), users.page(limited)):
-        with pytest.raises(ValueError, match="limit and offset are arguments"):
+        with pytest.raises(ValueError, match="pass them as arguments"):
             await call
 
 
@@ -210,7 +210,7 @@ async def test_a_statement_with_a_limit_of_its_own_isnt_silently_overruled(
 )
 async def test_a_statement_of_something_else_is_refused(users: UserRepository, other: Select[Any]) -> None:
     for call in (users.list(other), users.page(other), anext(users.stream(other))):
-        with pytest.raises(ValueError, match=r"a listing (is|of this repository is) a select\("):
+        with pytest.raises(ValueError, match=r"select\("):
             await call
 
 

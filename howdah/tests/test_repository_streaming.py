@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
-from sample import Counter, Order, User, UserRepository
-from sample_rows import user_rows
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import Counter, Order, User, UserRepository
+from howdah_tests.support.sample_rows import user_rows
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_an_empty_stream_ends_at_once(users: UserRepository) -> None:
 
 
 async def test_a_batch_of_no_rows_is_refused(users: UserRepository) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="batch must be at least 1"):
         await anext(users.stream(batch=0))
 
 

@@ -6,9 +6,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from reference_repository import ReferenceRepository
-from sample import Album, Car, Corner, Order, Specimen, Track, User, UserRepository, Vehicle
-from sample_rows import user_rows
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,6 +22,9 @@ from howdah import (
     bulk,
 )
 from howdah.testing import assert_statements
+from howdah_tests.support.reference_repository import ReferenceRepository
+from howdah_tests.support.sample_models import Album, Car, Corner, Order, Specimen, Track, User, UserRepository, Vehicle
+from howdah_tests.support.sample_rows import user_rows
 
 
 async def test_creates_a_row_with_its_defaults_in_one_statement(users: UserRepository) -> None:
@@ -128,8 +128,8 @@ async def test_an_object_of_no_or_another_session_isnt_silently_left_unwritten(
 async def test_a_key_in_place_of_an_object_is_refused(users: UserRepository) -> None:
     user = await users.create(email="a@example.org", name="A")
     for write in (users.update, users.delete):
-        with pytest.raises(TypeError, match="takes a User, not a UUID: get it first"):
-            await write(user.id)  # type: ignore[operator]
+        with pytest.raises(TypeError, match="pass a User object, as `get` returns it, not a UUID"):
+            await write(user.id)  # type: ignore[arg-type]
 
 
 async def _paid_order(database: Database) -> UUID:
@@ -221,11 +221,11 @@ async def test_nothing_is_committed(committed_database: Database) -> None:
 
 async def test_many_rows_go_through_bulk(users: UserRepository) -> None:
     created = await users.create_many(user_rows(3))
-    assert isinstance(created, bulk.Created)
+    assert isinstance(created, bulk.InsertResult)
     matched = await users.update_many([{"id": created.keys[0], "age": 70}], chunk_size=1)
     assert (matched.count, matched.missing) == (1, [])
     upserted = await users.upsert_many([{"email": "user0@example.org", "age": 71, "name": "N"}], on=["email"])
-    assert upserted == bulk.Upserted(0, 1, 0)
+    assert upserted == bulk.UpsertResult(0, 1, 0)
     assert (await users.get_one(created.keys[0])).age == 71
     assert (await users.delete_many(created.keys)).count == 3
     assert (await users.create_many(user_rows(3), keys=False)).keys == []

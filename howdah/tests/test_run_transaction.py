@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sample import Counter
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, InvalidValue, SerializationFailure, UniqueViolation, lock, retrying, run_transaction
+from howdah import Database, InvalidValue, SerializationFailure, UniqueViolation, _retry, lock, run_transaction
+from howdah_tests.support.sample_models import Counter
 
 
 @pytest.fixture
@@ -117,13 +117,15 @@ class TestRunTransaction:
     async def test_gives_up_after_so_many_attempts_with_the_last_error(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         with pytest.raises(SerializationFailure):
-            await run_transaction(counters, losing(99, counters, seen), attempts=3, isolation_level="REPEATABLE READ")
+            await run_transaction(
+                counters, losing(99, counters, seen), max_attempts=3, isolation_level="REPEATABLE READ"
+            )
         assert len(seen) == 3
         assert await values(counters) == [300, 300]
 
     async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
-        with pytest.raises(ValueError, match="at least once, not 0 times"):
-            await run_transaction(counters, values, attempts=0)
+        with pytest.raises(ValueError, match="max_attempts must be at least 1, not 0"):
+            await run_transaction(counters, losing(0, counters, []), max_attempts=0)
 
     async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
@@ -132,7 +134,7 @@ class TestRunTransaction:
             await run_transaction(
                 counters,
                 losing(10**6, counters, seen),
-                attempts=10**6,
+                max_attempts=10**6,
                 timeout=0.3,
                 isolation_level="REPEATABLE READ",
             )
@@ -194,8 +196,8 @@ class TestRunTransaction:
     async def test_can_be_cancelled_between_two_attempts(
         self, counters: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(retrying, "_FIRST_WAIT_SECONDS", 1000)
-        monkeypatch.setattr(retrying, "_LONGEST_WAIT_SECONDS", 1000)
+        monkeypatch.setattr(_retry, "_FIRST_WAIT_SECONDS", 1000)
+        monkeypatch.setattr(_retry, "_LONGEST_WAIT_SECONDS", 1000)
         seen: list[AsyncSession] = []
         work = losing(99, counters, seen)
         task = asyncio.create_task(run_transaction(counters, work, isolation_level="REPEATABLE READ", timeout=10**6))
@@ -220,7 +222,7 @@ class TestRunTransaction:
         monkeypatch.setattr(asyncio, "sleep", sleep)
         with pytest.raises(SerializationFailure):
             await run_transaction(
-                counters, losing(99, counters, []), attempts=12, timeout=99, isolation_level="REPEATABLE READ"
+                counters, losing(99, counters, []), max_attempts=12, timeout=99, isolation_level="REPEATABLE READ"
             )
         waits = [each for each in waits if each > 0]
         bounds = [min(0.01 * 2**n, 1.0) for n in range(11)]
@@ -235,7 +237,7 @@ class TestRunTransaction:
 
         await asyncio.gather(
             *(
-                run_transaction(counters, work, attempts=100, timeout=60, isolation_level="REPEATABLE READ")
+                run_transaction(counters, work, max_attempts=100, timeout=60, isolation_level="REPEATABLE READ")
                 for _ in range(20)
             )
         )

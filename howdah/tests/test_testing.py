@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sample import User
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, savepoint
 from howdah.testing import assert_statements
+from howdah_tests.support.sample_models import User
 
 pytest_plugins = ["pytester"]
 

@@ -8,8 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from sample import User
-from server import until_waiting
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,6 +25,8 @@ from howdah import (
     transactions,
     try_advisory_lock,
 )
+from howdah_tests.support.sample_models import User
+from howdah_tests.support.waiting import until_waiting
 
 
 async def nothing(session: AsyncSession) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("mypy")
 TESTS = Path(__file__).parent
 WRONG = """
 from typing import assert_type
-from sample import User, UserRepository
+from howdah_tests.support.sample_models import User, UserRepository
 
 async def wrong(users: UserRepository) -> None:
     assert_type(await users.get(1), User)
@@ -34,7 +34,16 @@ def test_a_type_checker_knows_what_the_api_takes_and_returns(tmp_path: Path) -> 
     options = ["--strict", f"--config-file={os.devnull}", "--no-error-summary", "--follow-imports=silent"]
     cache = TESTS.parents[1] / ".mypy_cache" / "typing"
     checked = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, "--cache-dir", cache, TESTS / "typing_api.py", wrong],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            *options,
+            "--cache-dir",
+            cache,
+            TESTS / "howdah_tests/support/public_api_types.py",
+            wrong,
+        ],
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": os.pathsep.join([str(TESTS)] + [str(library)] * (not installed))},
         capture_output=True,

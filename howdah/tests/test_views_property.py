@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -11,25 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pydantic import ConfigDict, create_model
-from sample import Order, Specimen, Status, User
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
-from test_views import SpecimenOut, UserOut, assert_same
 
 from howdah import AsyncRepository, Database, JsonView, bulk
+from howdah_tests.support.sample_models import Order, Specimen, Status, User
+from howdah_tests.support.savepoints import rollback_at_end
+from howdah_tests.support.value_strategies import JSON_VALUES, TEXT
+from howdah_tests.support.view_schemas import SpecimenOut, UserOut, assert_same, create_schema
 
-# PostgreSQL stores no NUL, and UTF-8 has no surrogates.
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-# Beyond, JSONB has a whole number of more than 64 bits, which the ORM's way reads as a float.
-FLOATS = st.floats(-1e18, 1e18)
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | FLOATS | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
-    max_leaves=6,
-)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "whole": st.integers(-(2**30), 2**30 - 1),
     "big": st.integers(-(2**63), 2**63 - 1),
@@ -59,11 +49,7 @@ ROWS = st.lists(st.fixed_dictionaries({name: st.none() | values for name, values
 # `half` divides in Python otherwise than in SQL: downwards, not towards zero.
 FIELDS = sorted({*SpecimenOut.model_fields} - {"half"})
 MODELS = st.lists(st.sampled_from(FIELDS), unique=True, min_size=1).map(
-    lambda names: create_model(  # type: ignore[call-overload]
-        "Made",
-        __config__=ConfigDict(from_attributes=True),
-        **{name: (SpecimenOut.model_fields[name].annotation, ...) for name in names},
-    )
+    lambda names: create_schema({name: SpecimenOut.model_fields[name].annotation for name in names})
 )
 patient = settings(
     phases=[Phase.generate, Phase.shrink],
@@ -72,24 +58,13 @@ patient = settings(
 )
 
 
-@asynccontextmanager
-async def undone(session: AsyncSession) -> AsyncIterator[None]:
-    """What an example writes is its own."""
-    savepoint = await session.begin_nested()
-    try:
-        yield
-    finally:
-        session.expunge_all()
-        await savepoint.rollback()
-
-
 @pytest.mark.timeout(600)
 @patient
 @given(rows=ROWS, model=MODELS)
 async def test_any_fields_of_any_values(
     session: AsyncSession, database: Database, rows: list[dict[str, Any]], model: Any
 ) -> None:
-    async with undone(session):
+    async with rollback_at_end(session):
         if rows:
             await session.execute(insert(Specimen), [{"id": id, **row} for id, row in enumerate(rows)])
         async with JsonView(Specimen, model).open(database) as view:
@@ -119,7 +94,7 @@ ORDERS = st.lists(
 async def test_any_rows_within_rows(
     session: AsyncSession, database: Database, users: list[list[dict[str, Any]]]
 ) -> None:
-    async with undone(session):
+    async with rollback_at_end(session):
         keys = (await bulk.insert_many(session, User, [{"email": f"{n}", "name": "N"} for n in range(len(users))])).keys
         rows = [{"user_id": key, **row} for key, orders in zip(keys, users, strict=True) for row in orders]
         await bulk.insert_many(session, Order, rows)

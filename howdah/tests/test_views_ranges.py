@@ -6,13 +6,14 @@ from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import DateTime, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import MetaData
 
 from howdah import Base, Database, InvalidValue, JsonView
+from howdah_tests.support.view_schemas import create_schema
 
 
 class Separate(Base):
@@ -32,10 +33,10 @@ class Moment(Separate):
 
 
 def schema_of(name: str, kind: Any, **config: Any) -> type[BaseModel]:
-    made: type[BaseModel] = create_model(  # type: ignore[call-overload]
-        "Made", __config__=ConfigDict(**config), **{name: (kind | None, ...)}
-    )
-    return made
+    class Configured(BaseModel):
+        model_config = ConfigDict(**config)  # type: ignore[typeddict-item]
+
+    return create_schema({name: kind | None}, Configured)
 
 
 CASES = [

@@ -6,15 +6,17 @@ import json
 from typing import Any
 
 import pytest
-import related_classes as related
 import sqlalchemy
-from pydantic import BaseModel, ConfigDict, create_model
-from related_classes import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import RelationshipProperty, configure_mappers, selectinload
+from sqlalchemy.orm import RelationshipProperty, class_mapper, configure_mappers, selectinload
 
-from howdah import CannotRender, Database, JsonView
+from howdah import Database, JsonView, ViewCompileError
+from howdah_tests.support import relationship_models as related
+from howdah_tests.support.relationship_models import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from howdah_tests.support.relationship_rows import make_rows, make_tables
+from howdah_tests.support.view_schemas import create_schema
 
 configure_mappers()
 
@@ -56,12 +58,12 @@ CLASSES = (
 )
 # SQLAlchemy 2.0 itself joins the rows of a polymorphic union to all rows of the table.
 NOT_LOADED = {"me", "few_columns"} | ({"invoices", "reminders"} if sqlalchemy.__version__ < "2.1" else set())
-EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*inspect(each).relationships.keys()]]
+EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*class_mapper(each).relationships.keys()]]
 KINDS = [(each, name) for each, name in EVERY if (each, name) not in REFUSED and name not in NOT_LOADED]
 
 
 def property_of(model: Any, name: str) -> RelationshipProperty[Any]:
-    return inspect(model).relationships[name]
+    return class_mapper(model).relationships[name]
 
 
 def has_itself(model: Any) -> bool:
@@ -71,7 +73,7 @@ def has_itself(model: Any) -> bool:
 
 def schema_of(model: Any, name: str) -> type[BaseModel]:
     kind: Any = list[Item] if property_of(model, name).uselist else Item | None
-    return create_model("Made", __base__=Out, id=(int, ...), **{name: (kind, ...)})
+    return create_schema({"id": int, name: kind})
 
 
 def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> Any:
@@ -87,8 +89,8 @@ def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> An
 @pytest.mark.filterwarnings("ignore:Multiple rows returned with uselist=False")
 @pytest.mark.parametrize("seed", range(4))
 async def test_it_is_what_selectinload_loads(session: AsyncSession, database: Database, seed: int) -> None:
-    await related.make_tables(session)
-    await related.make_rows(session, seed)
+    await make_tables(session)
+    await make_rows(session, seed)
     different = {}
     for model, name in KINDS:
         try:
@@ -109,7 +111,7 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
         found = [json.loads(body) for body in await opened.get_many(keys)]
     assert found == [*wanted.values()]
     if has_itself(model):
-        around = create_model("Around", __base__=Out, me=(schema | None, ...))
+        around = create_schema({"me": schema | None})
         async with JsonView(model, around).open(database) as opened:
             assert [json.loads(body)["me"] for body in await opened.get_many(keys)] == found
 
@@ -119,8 +121,8 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
     [Animal, Dog, Puppy, related.Vehicle, related.Car, related.Boat, related.Tug, related.Invoice, related.Reminder],
 )
 async def test_a_view_of_a_subclass_has_its_rows_only(session: AsyncSession, database: Database, model: Any) -> None:
-    await related.make_tables(session)
-    await related.make_rows(session, 1)
+    await make_tables(session)
+    await make_rows(session, 1)
     wanted = sorted(row.id for row in await session.scalars(select(model)))
     assert wanted
     async with JsonView(model, Item).open(database) as view:
@@ -152,8 +154,8 @@ class ChildWithSubqueries(Out):
 async def test_subqueries_within_subqueries_are_of_the_related_row(
     session: AsyncSession, database: Database, seed: int
 ) -> None:
-    await related.make_tables(session)
-    await related.make_rows(session, seed)
+    await make_tables(session)
+    await make_rows(session, seed)
     load = (selectinload(Child.home), selectinload(Child.parent))
     rows = (await session.scalars(select(Child).options(*load).order_by(Child.id))).all()
     async with JsonView(Child, ChildWithSubqueries).open(database) as view:
@@ -167,11 +169,11 @@ async def test_subqueries_within_subqueries_are_of_the_related_row(
 def test_what_an_aliased_class_lacks_is_refused(field: str) -> None:
     """It would be read from the table itself, of every row. SQLAlchemy warns of it, if at all."""
     reason = "few_columns{} can't be rendered: its aliased class has no column"
-    child = create_model("ChildOut", __base__=Out, **{field: (Any, ...)})
-    with pytest.raises(CannotRender, match=reason.format(rf"\.{field}")):
-        JsonView(Parent, create_model("Made", __base__=Out, few_columns=(list[child], ...)))
-    schema = create_model("Made", __base__=Out, few_columns=(list[Item], ...))
-    with pytest.raises(CannotRender, match=reason.format("")):
+    child: Any = create_schema({field: Any})
+    with pytest.raises(ViewCompileError, match=reason.format(rf"\.{field}")):
+        JsonView(Parent, create_schema({"few_columns": list[child]}))
+    schema = create_schema({"few_columns": list[Item]})
+    with pytest.raises(ViewCompileError, match=reason.format("")):
         JsonView(Parent, schema, where={Child: lambda child: getattr(child, field).is_not(None)})
 
 
@@ -185,14 +187,14 @@ class ParentWithoutB(Out):
 
 
 def test_an_aliased_class_inside_of_itself_is_refused() -> None:
-    with pytest.raises(CannotRender, match="it is nested in rows of the same aliased class"):
+    with pytest.raises(ViewCompileError, match="it is nested in rows of the same aliased class"):
         JsonView(Parent, ParentWithoutB)
 
 
 @pytest.mark.parametrize(("model", "name"), REFUSED, ids=[f"{each.__name__}.{name}" for each, name in REFUSED])
 def test_what_cant_be_followed_is_refused(model: Any, name: str) -> None:
-    schema = create_model("Made", __base__=Out, **{name: (list[Item], ...)})
-    with pytest.raises(CannotRender) as caught:
+    schema = create_schema({name: list[Item]})
+    with pytest.raises(ViewCompileError) as caught:
         JsonView(model, schema)
     assert caught.value.path == f"Made.{name}"
     assert REFUSED[model, name] in caught.value.reason

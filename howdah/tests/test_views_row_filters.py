@@ -15,12 +15,12 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from sample import Engineer, Order, Staff, Status, User
-from sample_rows import make_users
 from sqlalchemy import bindparam, exists, func, literal, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import CannotRender, Database, JsonView, bulk, utcnow
+from howdah import Database, JsonView, ViewCompileError, bulk, utcnow
+from howdah_tests.support.sample_models import Engineer, Order, Staff, Status, User
+from howdah_tests.support.sample_rows import make_users
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 required: ContextVar[str] = ContextVar("required")
@@ -106,7 +106,7 @@ def test_a_value_of_one_moment_is_refused(row_filter: Any, is_set: bool) -> None
             tenant.set("a")
             required.set("a")
         with pytest.raises(
-            CannotRender, match=r"where\[User\] can't be rendered: .* `where` is evaluated once"
+            ViewCompileError, match=r"where\[User\] can't be rendered: .* `where` is evaluated once"
         ) as caught:
             JsonView(User, UserOut, where={User: row_filter})
         assert "func.now()" in str(caught.value)
@@ -183,6 +183,6 @@ class StaffOut(Out):
 
 def test_a_filter_of_a_subclass_whose_rows_are_read_as_the_base_class_is_refused() -> None:
     where = {Engineer: lambda engineer: engineer.language != "COBOL"}
-    with pytest.raises(CannotRender, match=r"where\[Engineer\] can't be rendered: its rows are read as Staff"):
+    with pytest.raises(ViewCompileError, match=r"where\[Engineer\] can't be rendered: its rows are read as Staff"):
         JsonView(Staff, StaffOut, where=where)
     JsonView(Engineer, StaffOut, where=where)

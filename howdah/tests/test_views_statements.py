@@ -9,14 +9,14 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-from sample import Order, User
-from sample_rows import make_users, user_rows
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import contains_eager, selectinload, with_loader_criteria
-from test_views import UserOut, assert_same
 
 from howdah import Database, JsonView, bulk
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.sample_rows import make_users, user_rows
+from howdah_tests.support.view_schemas import UserOut, assert_same
 
 
 class Out(BaseModel):

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from howdah import Database
 from shop.demo import create_demo
-from shop.proof.checks import STEPS
+from shop.ledger.check import STEPS
 
 NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
@@ -51,7 +52,8 @@ def test_a_database_that_cannot_be_reached_is_told_in_a_line(command: str, tmp_p
     ],
 )
 def test_a_setting_that_makes_no_sense_is_told_by_its_name(name: str, value: str, problem: str) -> None:
-    finished = shop("check", **{name: value})
+    variables: dict[str, Any] = {name: value}
+    finished = shop("check", **variables)
     assert finished.returncode == 1
     assert finished.stderr.startswith(problem)
     assert len(finished.stderr.splitlines()) == 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import func, select
-from tampering import empty_tables
 
 from howdah import Database
-from shop.accounts.models import Account, Entry
 from shop.demo import create_demo
+from shop.ledger.check import check_ledger
+from shop.ledger.models import Account, Entry
 from shop.orders.models import Order, OrderItem
-from shop.proof.checks import check_books
 from shop.users.models import User
+from shop_tests.support.trigger_bypass import empty_tables
 
 
 async def contents(database: Database) -> list[Any]:
@@ -49,7 +49,7 @@ async def test_each_user_has_ten_orders_and_money_and_the_books_are_right(stored
     assert await create_demo(stored, users=620, seed=1, advance=steps.append) == 620
     assert steps == [500, 120]
     async with stored.session() as session:
-        report = await check_books(session)
+        report = await check_ledger(session)
         assert (report.faults, report.transfers, report.entries) == ({}, 620, 1_240)
         orders_each = await session.scalars(select(func.count()).select_from(Order).group_by(Order.user_id))
         assert list(orders_each) == [10] * 620

@@ -14,18 +14,18 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from alembic.util.exc import CommandError
-from books import open_accounts
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from howdah import Base, Database
 from shop import migrations
-from shop.accounts.opening import OpeningRequest, open_account_once
-from shop.accounts.schemas import AccountIn
 from shop.demo import create_demo
-from shop.proof.checks import BooksReport, check_books
-from shop.transfers.requests import TransferRequest
-from shop.transfers.service import post_transfers
+from shop.ledger.check import LedgerReport, check_ledger
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.opening import OpeningRequest, open_account_once
+from shop.ledger.requests import TransferRequest
+from shop.ledger.service import post_transfers
+from shop_tests.support.funded_accounts import open_accounts
 
 # What tells two schemas apart, by the names of things and never by their numbers.
 _SCHEMA = (
@@ -182,16 +182,16 @@ def test_what_was_there_before_the_seals_is_sealed(committed_url: str) -> None:
     async def fill() -> None:
         async with Database(committed_url) as database:
             await create_demo(database, users=600, seed=1)
-            accounts = await open_accounts(database, 100, 0)
+            source, target = await open_accounts(database, 100, 0)
             async with database.begin() as session:
-                requests = [TransferRequest(*accounts, 1, key=f"k{n}", pending_seconds=60) for n in range(2)]
+                requests = [TransferRequest(source, target, 1, key=f"k{n}", pending_seconds=60) for n in range(2)]
                 held, _ = await post_transfers(session, requests)
-                await post_transfers(session, [TransferRequest(*accounts, None, voids=held.unwrap().id)])
+                await post_transfers(session, [TransferRequest(source, target, None, voids=held.unwrap().id)])
                 await session.execute(text("UPDATE accounts SET name = 'Other' WHERE balance = 100"))
 
-    async def check() -> BooksReport:
+    async def check() -> LedgerReport:
         async with Database(committed_url) as database, database.session() as session:
-            return await check_books(session)
+            return await check_ledger(session)
 
     asyncio.run(fill())
     migrations.downgrade(committed_url, "0009-1")

@@ -1,4 +1,4 @@
-"""The README's requests, sent as it sends them, have the answers that it shows."""
+"""The README's request has the response that it shows."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import httpx
 
 README = Path(__file__).parents[2] / "README.md"
 
-# What differs each time.
+# These differ each time.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
@@ -19,19 +19,19 @@ def masked(value: Any) -> str:
     return _TIME.sub("<time>", _UUID.sub("<uuid>", json.dumps(value, indent=2)))
 
 
-def requests_and_answers() -> list[tuple[list[str], Any]]:
+def requests_and_responses() -> list[tuple[list[str], Any]]:
     console = "\n".join(re.findall(r"^```console\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE))
     found = re.findall(r"^\$ (curl .*?)\n(\{.*?^\})", console, re.DOTALL | re.MULTILINE)
-    return [(shlex.split(command), json.loads(answer)) for command, answer in found]
+    return [(shlex.split(command), json.loads(body)) for command, body in found]
 
 
-async def test_the_readmes_requests_have_the_answers_that_it_shows(client: httpx.AsyncClient) -> None:
-    shown = requests_and_answers()
-    assert len(shown) == 2
-    for command, answer in shown:
+async def test_the_readmes_request_has_the_response_that_it_shows(client: httpx.AsyncClient) -> None:
+    shown = requests_and_responses()
+    assert len(shown) == 1
+    for command, shown_body in shown:
         assert command[:3] == ["curl", "-s", "-X"]
         method, url, _, header, _, body = command[3:]
         path = url.removeprefix("localhost:8000")
         name, value = header.split(": ")
         response = await client.request(method, path, headers={name: value}, content=body)
-        assert masked(response.json()) == masked(answer)
+        assert masked(response.json()) == masked(shown_body)

@@ -1,16 +1,17 @@
 """Howdah: the data layer for async Python services on PostgreSQL."""
 
 from howdah import bulk
-from howdah.bulk import Created, Matched, Upserted
+from howdah._reads.page import Page
+from howdah._types.times import INFINITY, MINUS_INFINITY
+from howdah.bulk import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel, PoolStatus
 from howdah.errors import (
-    CannotConnect,
-    CannotRender,
+    BatchAbandoned,
     CheckViolation,
     CoalescerClosed,
-    Conflict,
+    ConnectionFailed,
     ConnectionLost,
     DatabaseError,
     DeadlockDetected,
@@ -27,8 +28,8 @@ from howdah.errors import (
     NotFound,
     NotNullViolation,
     OutOfRange,
-    Overloaded,
     PoolExhausted,
+    QueueFull,
     ReadOnly,
     SchemaChanged,
     SerializationFailure,
@@ -36,10 +37,11 @@ from howdah.errors import (
     StaleRow,
     StatementTimeout,
     TooLong,
-    TripAbandoned,
+    TransactionConflict,
     Unavailable,
     UniqueViolation,
     UnknownAttribute,
+    ViewCompileError,
 )
 from howdah.locking import lock
 from howdah.models import (
@@ -52,27 +54,25 @@ from howdah.models import (
     utcnow,
     uuid7,
 )
-from howdah.page import Page
 from howdah.pagination import paginate
 from howdah.repository import AsyncRepository
 from howdah.transactions import advisory_lock, run_transaction, savepoint, try_advisory_lock
-from howdah.views import Body, JsonView, OpenView
+from howdah.views import JsonBytes, JsonView, JsonViewReader
 
 __all__ = [
+    "INFINITY",
+    "MINUS_INFINITY",
     "NAMING_CONVENTION",
     "AsyncRepository",
     "AwareDateTime",
     "Base",
-    "Body",
-    "CannotConnect",
-    "CannotRender",
+    "BatchAbandoned",
     "CheckViolation",
     "Coalescer",
     "CoalescerClosed",
     "CoalescerStatus",
-    "Conflict",
+    "ConnectionFailed",
     "ConnectionLost",
-    "Created",
     "Database",
     "DatabaseClock",
     "DatabaseError",
@@ -80,24 +80,26 @@ __all__ = [
     "ExclusionViolation",
     "ForeignKeyViolation",
     "HowdahError",
+    "InsertResult",
     "IntegrityViolation",
     "InvalidCursor",
     "InvalidStatement",
     "InvalidText",
     "InvalidValue",
     "IsolationLevel",
+    "JsonBytes",
     "JsonView",
+    "JsonViewReader",
     "LockTimeout",
-    "Matched",
+    "MatchResult",
     "NestedTransaction",
     "NotFound",
     "NotNullViolation",
-    "OpenView",
     "OutOfRange",
-    "Overloaded",
     "Page",
     "PoolExhausted",
     "PoolStatus",
+    "QueueFull",
     "ReadOnly",
     "SchemaChanged",
     "SerializationFailure",
@@ -106,13 +108,14 @@ __all__ = [
     "StatementTimeout",
     "Timestamps",
     "TooLong",
-    "TripAbandoned",
+    "TransactionConflict",
     "UUIDv7PrimaryKey",
     "Unavailable",
     "UniqueViolation",
     "UnknownAttribute",
-    "Upserted",
+    "UpsertResult",
     "Versioned",
+    "ViewCompileError",
     "advisory_lock",
     "bulk",
     "lock",

@@ -1,27 +1,26 @@
-"""Writing many rows: any number, from any iterable, in chunks of constant size, all or nothing.
+"""Write any number of rows from any iterable, in chunks of constant size, all or nothing.
 
-Every function works inside the session's transaction and never commits. If the database or a type rejects a row, the
-call writes nothing, even if the caller catches the error and goes on. The error is the one that the row raises when it
-is written after the rows before it. Its `row_index` is the row's position in the input, from 0. COMMIT checks deferred
-constraints; such an error has no `row_index`.
+Every function runs in the session's transaction and never commits. If one row is rejected, nothing is written, even if
+the caller catches the error and continues. The error is that of the first rejected row; `row_index` is its position in
+the input, from 0. Deferred constraints are checked by COMMIT, and such an error has no `row_index`.
 
-`chunk_size` is the number of rows that are held in memory and sent in one statement. The default is 20,000. For a list,
-which is in memory anyway, it is 100,000.
+`chunk_size` is the number of rows that are held in memory and written together. The default is 20,000. For a list it is
+100,000, because its rows are in memory anyway.
 
-None is written as NULL and not replaced by a default. (In a JSON column it is JSON's null unless the type has
+None is written as NULL; it isn't replaced by a default. (In a JSON column it is JSON's null unless the type has
 `none_as_null`, as everywhere in SQLAlchemy.)
 
-What is written to an existing row depends on the kind of the input row. A Pydantic model (or an SQLModel) and a new
-mapped object write what was passed to them, a dataclass writes all fields, and a detached object writes what was
-changed. An object that doesn't show this is rejected.
+What is written to an existing row depends on the type of the input row. For a Pydantic model (or an SQLModel) and for a
+new mapped object these are the attributes that were passed to it, for a dataclass all fields, and for a detached object
+the changed attributes. An object is rejected if it isn't known which of its attributes were passed.
 
-If the session holds objects of changed rows, they are refreshed; their relationships must be loaded again. Objects of
+If the session has objects of changed rows, they are refreshed; their relationships must be loaded again. Objects of
 deleted rows are expunged.
 
-Existing rows are locked in the order of their keys before they are written. So two updates or deletes of the same rows
-wait for each other but can't deadlock. This isn't possible if not all keys are known in advance: in an update of more
-than one chunk from anything but a list, and in an upsert of more than one chunk. Two of those can deadlock unless their
-inputs are sorted. One of them then raises `DeadlockDetected`, after which `run_transaction` runs its work again.
+Existing rows are locked in key order before they are written. So two updates or deletes of the same rows wait for each
+other but can't deadlock. A deadlock is possible if the keys aren't known in advance (an update of more than one chunk
+from anything but a list, an upsert of more than one chunk) and the inputs aren't sorted. Then `DeadlockDetected` is
+raised, after which `run_transaction` retries.
 """
 
 from __future__ import annotations
@@ -36,19 +35,36 @@ from sqlalchemy import ColumnElement, Table, delete, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
 
-from howdah.arrays import fits_in_array
-from howdah.columns import columns_of, keys_in, version_name
-from howdah.copying import WORTHWHILE_ROWS, copy_rows
-from howdah.inserting import insert_rows, written_of
-from howdah.keys import distinct, has_exact_keys, has_key_in, key_attributes, key_in, key_names, keys_from, listed
-from howdah.locking import Match, lock_matches, locked, missing_keys
-from howdah.references import self_references
-from howdah.refusals import or_name_the_row
-from howdah.rows import LIST_CHUNK_ROWS, in_chunks, names_to_update, read_changes, read_rows, refuse_non_columns
-from howdah.session_objects import find_held, holds_any, refresh
-from howdah.tables import class_of
-from howdah.updating import UNSYNCHRONIZED, count_written, update_rows, update_statement
-from howdah.upserting import Upsert, Written
+from howdah._arrays import fits_in_array
+from howdah._keys import (
+    build_key,
+    collect_keys,
+    deduplicate,
+    get_key_attributes,
+    get_key_names,
+    has_exact_keys,
+    has_key_in,
+    normalize_keys,
+)
+from howdah._writes.columns import extract_keys, get_version_name, transpose_input_rows
+from howdah._writes.copying import MIN_COPY_ROWS, copy_rows
+from howdah._writes.inserting import find_present_keys, insert_rows
+from howdah._writes.references import SelfReference, find_self_references
+from howdah._writes.rejected_rows import write_or_locate_rejected_row
+from howdah._writes.rows import (
+    LIST_CHUNK_ROWS,
+    InsertedRows,
+    find_names_to_update,
+    normalize_changes,
+    normalize_rows,
+    reject_non_columns,
+    split_into_chunks,
+)
+from howdah._writes.session_objects import find_objects, has_objects, refresh_objects
+from howdah._writes.tables import map_table
+from howdah._writes.updating import UNSYNCHRONIZED, KeyMatches, build_update, execute_update, update_rows
+from howdah._writes.upserting import Upsert, UpsertCounts
+from howdah.locking import Match, find_missing_keys, lock_cte, lock_matches
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -56,8 +72,8 @@ Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
 
 
 @dataclass(frozen=True, slots=True)
-class Created:
-    """The result of `insert_many`: `keys` are the keys of the new rows, in the order of the input.
+class InsertResult:
+    """The number of inserted rows, and their keys in the order of the input.
 
     `keys` is empty if it wasn't requested.
     """
@@ -67,11 +83,11 @@ class Created:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
-    """How many rows of the input had a row in the database, and the keys that had none, in the order of the input.
+class MatchResult:
+    """The number of requested keys that have a row, and the keys without a row in the order of the input.
 
-    PostgreSQL decides which keys are equal. If a function counts each key once, two spellings of a key ('Abc' and 'ABC'
-    in a citext column) count as one row. `missing` has the keys as the caller passed them.
+    PostgreSQL decides which keys are equal. In a function that counts each key once, two spellings of a key ('Abc' and
+    'ABC' in a citext column) are one row. `missing` has the keys as the caller has spelled them.
     """
 
     count: int
@@ -79,10 +95,10 @@ class Matched:
 
 
 @dataclass(frozen=True, slots=True)
-class Upserted:
-    """How many rows of the input were inserted, how many changed an existing row, and how many left it unchanged.
+class UpsertResult:
+    """The number of input rows that were inserted, that changed an existing row, and that left it unchanged.
 
-    A `suppressed` row was not written and has no existing row: a BEFORE INSERT trigger returned NULL for it.
+    A `suppressed` row wasn't written, because a BEFORE INSERT trigger returned NULL for it, and has no existing row.
     """
 
     created: int
@@ -98,46 +114,63 @@ async def insert_many(
     *,
     chunk_size: int | None = None,
     keys: bool = True,
-) -> Created:
-    """Insert the rows. Defaults of Python and of the database apply to attributes that a row doesn't name.
+) -> InsertResult:
+    """Insert the rows. If a row doesn't name an attribute, the default of Python or of the database applies.
 
-    Twenty rows or more are sent by COPY where that is possible (see `howdah.copying`). A default of `utcnow` is then
-    called once for many rows. `keys=False` doesn't collect the keys, for inputs whose keys alone would fill the memory.
-    Mapped objects are read, not added to the session. Joined-table inheritance works. A row is written as a `model`,
-    not as a subclass of it.
+    Twenty rows or more are sent by COPY if that is possible, otherwise by INSERT. With COPY, a default of `utcnow` is
+    called once for many rows. `keys=False` doesn't return the keys, for inputs whose keys alone need too much memory.
+    Values are read from mapped objects, but the objects aren't added to the session. Joined-table inheritance is
+    supported. Every row is written as a `model`, not as a subclass of it.
 
     `model` may be a `Table`, such as the `secondary` of a relationship. Rows then name columns by their `key`. The keys
-    of a table without a primary key are not returned.
+    of a table without a primary key aren't returned.
 
     Rows that a BEFORE INSERT trigger suppresses aren't counted, and the result has no key for them. There is one
     exception: if the rows name their keys and the trigger suppresses a row because its key exists, that row is counted.
 
-    A row may refer to any other row of its chunk by a foreign key that the model declares, in any order. A reference to
-    a row of a later chunk raises `ForeignKeyViolation`.
+    By a foreign key that the model declares, a row may refer to any other row of its chunk, in any order. A reference
+    to a row of a later chunk raises `ForeignKeyViolation`.
     """
     if isinstance(model, Table):
-        mapped: type[Any] = class_of(model)
+        mapped: type[Any] = map_table(model)
         keys = keys and bool(model.primary_key.columns)
     else:
         mapped = model
-    references = self_references(mapped)
-    # Two rows can refer to each other. PostgreSQL checks foreign keys at the end of a statement, and a COPY is one.
-    min_rows = 2 if references else WORTHWHILE_ROWS
+    references = find_self_references(mapped)
     first = count = 0
-    made: list[Any] = []
-    # A single chunk needs none: its write opens a savepoint itself.
+    new_keys: list[Any] = []
+    # A single chunk needs no savepoint here, because its write opens one.
     is_one_chunk = isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
     savepoint = nullcontext() if is_one_chunk else session.begin_nested()
-    async with savepoint, aclosing(in_chunks(rows, chunk_size)) as chunks:
+    async with savepoint, aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            new = await copy_rows(session, mapped, chunk, keys=keys) if len(chunk) >= min_rows else None
-            if new is None:
-                new = await insert_rows(session, mapped, chunk, references, first=first, keys=keys)
-            if new.count < len(chunk) and new.keys:
-                new = await written_of(session, mapped, new.keys)
-            made += new.keys
-            first, count = first + len(chunk), count + new.count
-    return Created(count, made)
+            written = await _insert_chunk(session, mapped, chunk, references, first=first, keys=keys)
+            if written.count < len(chunk) and written.keys:  # a trigger has suppressed rows
+                written = await find_present_keys(session, mapped, written.keys)
+            new_keys += written.keys
+            first, count = first + len(chunk), count + written.count
+    return InsertResult(count, new_keys)
+
+
+async def _insert_chunk(
+    session: AsyncSession,
+    model: type[Any],
+    chunk: Sequence[object],
+    references: Sequence[SelfReference],
+    *,
+    first: int,
+    keys: bool,
+) -> InsertedRows:
+    """Insert the rows by COPY if that is possible and faster, otherwise by INSERT.
+
+    `first` is the position of the chunk's first row in the input.
+    """
+    # Two rows can refer to each other. PostgreSQL checks foreign keys at the end of a statement, and a COPY is one.
+    if len(chunk) >= (2 if references else MIN_COPY_ROWS):
+        copy = await copy_rows(session, model, chunk, keys=keys)
+        if copy.is_written:
+            return copy.rows
+    return await insert_rows(session, model, chunk, references, first=first, keys=keys)
 
 
 async def upsert_many(
@@ -148,24 +181,24 @@ async def upsert_many(
     on: Sequence[str] | None = None,
     update: Sequence[str] | None = None,
     chunk_size: int | None = None,
-) -> Upserted:
+) -> UpsertResult:
     """Insert the rows. If a row with the same `on` attributes exists, set the `update` attributes on it instead.
 
-    `on` defaults to the key. It must have a unique constraint or index. A row with a NULL in `on` is always inserted.
-    `update` defaults to all attributes that the rows name except `on` and the key. The key never changes. With
-    `update=[]` existing rows stay unchanged.
+    `on` defaults to the key. There must be a unique constraint or index on these attributes. A row with NULL in one of
+    them is always inserted. `update` defaults to all attributes that the rows name, except `on` and the key. The key
+    never changes. With `update=[]` existing rows stay unchanged.
 
-    If a row already stores the same values, byte for byte, it isn't written: `updated_at` and `version` only change
-    with other values. All rows must name the same attributes. They can't name `version`. If several rows of the input
-    have the same `on` values, the result and the counts are as if they had been written one by one.
+    If the existing row has the same values, byte for byte, it isn't written, and its `updated_at` and `version` don't
+    change. All rows must name the same attributes. They can't name `version`. If several rows of the input have the
+    same `on` values, the result and the counts are as if the rows had been written one by one.
 
-    In a view, and before PostgreSQL 18 in a partitioned table, rows are locked first and written by a second statement.
-    BEFORE INSERT triggers can then run twice.
+    In a view, and before PostgreSQL 18 in a partitioned table, one statement locks the existing rows and another one
+    updates them. BEFORE INSERT triggers can then run twice.
     """
-    _refuse_many_tables(model)
+    _reject_joined_tables(model)
     if isinstance(on, str) or isinstance(update, str):
-        raise TypeError("`on` and `update` are lists of attribute names, not one name")
-    names, version = key_names(model), version_name(model)
+        raise TypeError("`on` and `update` must be lists of attribute names, not one name")
+    names, version = get_key_names(model), get_version_name(model)
     target = names if on is None else tuple(on)
     if not target:
         raise ValueError("`on` must name at least one attribute: leave it out to find rows by their key")
@@ -173,158 +206,164 @@ async def upsert_many(
         raise TypeError(
             "upsert_many can't write to a table named `excluded`: PostgreSQL uses that name for the new row"
         )
-    refuse_non_columns(model, (*target, *(update or ())))
+    reject_non_columns(model, (*target, *(update or ())))
     if update is not None and not {*target, *names, version}.isdisjoint(update):
         raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(update)}")
-    count, total = 0, Written()
-    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+    count, total = 0, UpsertCounts()
+    async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            values = read_rows(model, chunk, first=count)
-            _refuse_uneven(values, {*target, *(update or ())}, first=count)
-            if version in values[0]:
+            values = normalize_rows(model, chunk, first=count)
+            if version in transpose_input_rows(values, (*target, *(update or ())), first=count):
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
             if update is None:
-                set_names = names_to_update(model, chunk, values, first=count)
-                changed = [name for name in set_names if name not in (*target, *names)]
+                set_names = find_names_to_update(model, chunk, values, first=count)
+                update_names = [name for name in set_names if name not in (*target, *names)]
             else:
-                changed = list(update)
-            upsert = Upsert(session, model, target, changed, keys=holds_any(session, model))
-            written = await or_name_the_row(session, values, upsert.write, first=count)
-            await refresh(session, model, written.changed)
-            total, count = total + written, count + len(values)
+                update_names = list(update)
+            upsert = Upsert(session, model, target, update_names, returns_keys=has_objects(session, model))
+            positions = range(count, count + len(values))
+            counts = await write_or_locate_rejected_row(session, values, upsert.write, positions)
+            await refresh_objects(session, model, counts.changed_keys)
+            total, count = total + counts, count + len(values)
     unchanged = count - total.created - total.updated - total.suppressed
-    return Upserted(total.created, total.updated, unchanged, total.suppressed)
+    return UpsertResult(total.created, total.updated, unchanged, total.suppressed)
 
 
 async def update_many(
     session: AsyncSession, model: type[ModelT], rows: Rows, *, chunk_size: int | None = None
-) -> Matched:
-    """Update each row to its own values. A row names its key and the values to set.
+) -> MatchResult:
+    """Update each row to its own values. A row of the input names its key and the values to set.
 
-    All rows must name the same attributes. `onupdate` columns and `version` are updated, too. If the rows name their
+    All rows must name the same attributes. `onupdate` columns and `version` are updated too. If the rows name their
     `version`, it must be the current one. Otherwise `StaleRow` is raised with the keys of the chunk's stale rows.
-    Arrays, and columns whose type writes values by an SQL expression, can't be set. Rows with the same key are written
+    Arrays can't be set, nor columns whose type writes values by an SQL expression. Rows with the same key are written
     one after the other.
     """
-    _refuse_many_tables(model)
+    _reject_joined_tables(model)
     count = 0
     missing: list[Any] = []
-    async with session.begin_nested(), aclosing(in_chunks(rows, chunk_size)) as chunks:
+    async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
-                await lock_matches(session, model, _all_keys(model, rows, len(chunk)))
-            values = read_changes(model, chunk, first=count)
-            columns = _refuse_uneven(values, key_names(model), first=count)
-            _refuse_what_no_array_holds(model, columns)
-            keys = keys_in(model, columns, first=count)
-            write = partial(update_rows, session, model)
-            matches = await or_name_the_row(session, values, write, first=count)
-            await refresh(session, model, _matched_keys(keys, matches))
-            missing += _missing(keys, matches)
+                await lock_matches(session, model, _collect_all_keys(model, rows, len(chunk)))
+            values = normalize_changes(model, chunk, first=count)
+            columns = transpose_input_rows(values, get_key_names(model), first=count)
+            _reject_non_array_columns(model, columns)
+            extract_keys(
+                model, columns, first=count
+            )  # for the errors of invalid keys, with their position in the input
+            write, positions = partial(update_rows, session, model), range(count, count + len(values))
+            matches = await write_or_locate_rejected_row(session, values, write, positions)
+            await refresh_objects(session, model, matches.row_keys)
+            missing += matches.missing
             count += len(values)
-    return Matched(count - len(missing), missing)
+    return MatchResult(count - len(missing), missing)
 
 
 async def update_by_key(
     session: AsyncSession, model: type[ModelT], ids: Iterable[Any], values: Mapping[str, Any]
-) -> Matched:
+) -> MatchResult:
     """Set the same `values` (or SQL expressions) on every row with one of these keys.
 
     There may be any number of keys; each counts once. The rows are locked in key order first. `onupdate` columns and
-    `version` are updated, too.
+    `version` are updated too.
     """
-    _refuse_to_set(model, values)
+    _check_values(model, values)
     is_exact = has_exact_keys(model)
 
-    async def write(keys: Sequence[Any]) -> list[Match] | None:
-        statement = update_statement(model, has_key_in(model, keys), values) if values else None
-        if statement is not None and is_exact and await count_written(session, statement) == len(keys):
-            return None
+    async def write(keys: Sequence[Any]) -> KeyMatches:
+        statement = build_update(model, has_key_in(model, keys), values) if values else None
+        if statement is not None and is_exact and await execute_update(session, statement) == len(keys):
+            return KeyMatches.of_existing_keys(keys)
         matches = await lock_matches(session, model, keys)
         if statement is not None and not is_exact:
-            await count_written(session, statement)
-        return matches
+            await execute_update(session, statement)
+        return KeyMatches.from_matches(keys, matches)
 
-    keys, places = _once_each(model, ids)
+    keys, positions = _prepare_keys(model, ids)
     if not keys:
-        return Matched(0, [])
+        return MatchResult(0, [])
     async with session.begin_nested():
-        matches = await or_name_the_row(session, keys, write, places=places)
-    await refresh(session, model, _matched_keys(keys, matches))
-    count = len(keys) if matches is None else sum(match.turn == 0 for match in matches)
-    return Matched(count, distinct(_missing(keys, matches)))
+        matches = await write_or_locate_rejected_row(session, keys, write, positions)
+    await refresh_objects(session, model, matches.row_keys)
+    return MatchResult(matches.row_count, deduplicate(matches.missing))
 
 
 async def update_where(
     session: AsyncSession, model: type[ModelT], criterion: ColumnElement[bool], values: Mapping[str, Any]
 ) -> int:
-    """Set the same `values` (or SQL expressions) on every row that the criterion finds, and return their number.
+    """Set the same `values` (or SQL expressions) on every row that the criterion finds. Returns the number of rows.
 
-    The rows are locked in key order first. `onupdate` columns and `version` are updated, too.
+    The rows are locked in key order first. `onupdate` columns and `version` are updated too.
     """
-    _refuse_to_set(model, values)
+    _check_values(model, values)
     async with session.begin_nested():
-        if not values:
-            keys, _ = locked(model, criterion)
+        if not values:  # nothing to set, but the rows are locked and counted
+            keys = lock_cte(model, criterion).keys
             return len((await session.execute(select(*keys.c))).all())
-        statement = update_statement(model, criterion, values)
-        if not holds_any(session, model):
-            return await count_written(session, statement)
-        statement = statement.returning(*key_attributes(model))
-        changed = [key_in(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
-    await refresh(session, model, changed)
+        statement = build_update(model, criterion, values)
+        if not has_objects(session, model):
+            return await execute_update(session, statement)
+        statement = statement.returning(*get_key_attributes(model))
+        changed = [build_key(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
+    await refresh_objects(session, model, changed)
     return len(changed)
 
 
-async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[Any]) -> Matched:
+async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[Any]) -> MatchResult:
     """Delete every row with one of these keys.
 
     There may be any number of keys; each counts once. The rows are locked in key order first. The cascades of the
     database apply. Those of the ORM don't.
     """
-    _refuse_many_tables(model)
+    _reject_joined_tables(model)
+    is_exact = has_exact_keys(model)
 
-    async def write(keys: Sequence[Any]) -> tuple[list[Match] | None, list[tuple[Any, Any]], list[Any]]:
+    async def write(keys: Sequence[Any]) -> tuple[list[Match], list[tuple[Any, Any]], list[Any]]:
         await session.flush()
-        matches = None if has_exact_keys(model) else await lock_matches(session, model, keys)
-        held = await find_held(session, model, _matched_keys(keys, matches))
-        _, same_row = locked(model, has_key_in(model, keys))
-        statement = delete(model).where(*same_row).returning(*key_attributes(model))
-        gone = [key_in(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
-        return matches, held, gone
+        matches = [] if is_exact else await lock_matches(session, model, keys)
+        objects = await find_objects(session, model, keys if is_exact else [match.key for match in matches])
+        same_row = lock_cte(model, has_key_in(model, keys)).same_row
+        statement = delete(model).where(*same_row).returning(*get_key_attributes(model))
+        deleted = [build_key(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
+        return matches, objects, deleted
 
-    keys, places = _once_each(model, ids)
+    keys, positions = _prepare_keys(model, ids)
     if not keys:
-        return Matched(0, [])
+        return MatchResult(0, [])
     async with session.begin_nested():
-        matches, held, gone = await or_name_the_row(session, keys, write, places=places)
-    deleted = {*gone}
-    for instance, key in held:
+        matches, objects, deleted_keys = await write_or_locate_rejected_row(session, keys, write, positions)
+    deleted = {*deleted_keys}
+    for instance, key in objects:
         if key in deleted and instance in session:  # a cascade of another expunge may have removed it
             session.expunge(instance)
-    if matches is None:
+    if is_exact:
         missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
     else:
-        missing = distinct(_missing(keys, [match for match in matches if match.key in deleted]))
-    return Matched(len(gone), missing)
+        missing = deduplicate(find_missing_keys(keys, {match.position for match in matches if match.key in deleted}))
+    return MatchResult(len(deleted_keys), missing)
 
 
-def _refuse_many_tables(model: type[Any]) -> None:
+def _reject_joined_tables(model: type[Any]) -> None:
     tables = [str(table) for table in inspect(model).tables]
     if len(tables) > 1:
         raise TypeError(
-            f"{model.__name__} is stored in several tables ({', '.join(tables)}): only insert_many can write it"
+            f"{model.__name__} is stored in several tables ({', '.join(tables)}), which only insert_many can write: "
+            "change its rows one by one, through the session"
         )
 
 
-def _refuse_to_set(model: type[Any], values: Mapping[str, Any]) -> None:
-    _refuse_many_tables(model)
-    refuse_non_columns(model, values)
-    if not {*key_names(model), version_name(model)}.isdisjoint(values):
-        raise ValueError(f"the key and the version of {model.__name__} rows can't be set: {', '.join(values)}")
+def _check_values(model: type[Any], values: Mapping[str, Any]) -> None:
+    """Raise an error if an UPDATE of many rows can't set these values."""
+    _reject_joined_tables(model)
+    reject_non_columns(model, values)
+    if not {*get_key_names(model), get_version_name(model)}.isdisjoint(values):
+        raise ValueError(
+            f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(values)}"
+        )
 
 
-def _refuse_what_no_array_holds(model: type[Any], names: Iterable[str]) -> None:
+def _reject_non_array_columns(model: type[Any], names: Iterable[str]) -> None:
     for name in names:
         if not fits_in_array(inspect(model).columns[name]):
             raise TypeError(
@@ -333,46 +372,25 @@ def _refuse_what_no_array_holds(model: type[Any], names: Iterable[str]) -> None:
             )
 
 
-def _refuse_uneven(rows: Sequence[Mapping[str, Any]], needed: Iterable[str], *, first: int) -> dict[str, list[Any]]:
-    """The rows by column. Raises `ValueError` if they name different attributes, or not all of the `needed` ones."""
-    columns = columns_of(rows)
-    if columns is not None and columns.keys() >= {*needed}:
-        return columns
-    for place, row in enumerate(rows, start=first):
-        missing = [name for name in needed if name not in row]
-        if missing:
-            raise ValueError(f"row {place} of the input, counted from 0, must name {', '.join(missing)}")
-        if row.keys() != rows[0].keys():
-            raise ValueError(f"row {place} of the input, counted from 0, names other attributes than row {first}")
-    raise AssertionError("they are even")
-
-
-def _all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
+def _collect_all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
+    """The keys of all rows of the input. The rows are normalized chunk by chunk, to bound the memory."""
     keys: list[Any] = []
     for first in range(0, len(rows), chunk_size):
-        part = read_changes(model, rows[first : first + chunk_size], first=first)
-        keys += keys_in(model, _refuse_uneven(part, key_names(model), first=first), first=first)
+        part = normalize_changes(model, rows[first : first + chunk_size], first=first)
+        keys += extract_keys(model, transpose_input_rows(part, get_key_names(model), first=first), first=first)
     return keys
 
 
-def _once_each(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int] | None]:
-    """The keys to write, and their first positions in the input; None if these are the same as in the result.
+def _prepare_keys(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int]]:
+    """The keys to write, and the position of each in the input.
 
-    Exact keys are in the result once. Others are all there: only PostgreSQL knows which of them are equal.
+    An exact key that occurs several times is returned once, with its first position. Other keys are all returned,
+    because only PostgreSQL knows which of them are equal.
     """
-    keys = keys_from(model, listed(model, ids))
+    keys = normalize_keys(model, collect_keys(model, ids))
     if not has_exact_keys(model) or len({*keys}) == len(keys):
-        return keys, None
-    places: dict[Any, int] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, place)
-    return list(places), list(places.values())
-
-
-def _matched_keys(keys: Sequence[Any], matches: Sequence[Match] | None) -> Sequence[Any]:
-    """The keys of the matched rows, as the rows have them; without matches, the requested keys."""
-    return keys if matches is None else [match.key for match in matches]
-
-
-def _missing(keys: Sequence[Any], matches: Sequence[Match] | None) -> list[Any]:
-    return [] if matches is None else missing_keys(keys, {match.position for match in matches})
+        return keys, range(len(keys))
+    positions: dict[Any, int] = {}
+    for position, key in enumerate(keys):
+        positions.setdefault(key, position)
+    return list(positions), list(positions.values())

@@ -1,4 +1,4 @@
-"""The time of the database's clock, without a statement that asks for it."""
+"""The time of the database's clock, without a query for it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class DatabaseClock:
         self._learned: tuple[datetime, float] | None = None
 
     def learn(self, at: datetime) -> None:
-        """`at` is the `clock_timestamp()` of a statement whose result has just arrived. It is ignored if `now` is
-        later, because then the earlier result took less time to arrive."""
+        """Set the time. `at` is the `clock_timestamp()` of a statement whose result has just arrived.
+
+        It is ignored if `now` is later, because then the earlier result took less time to arrive.
+        """
         known = self.now()
         if known is None or known < at:
             self._learned = (at, self._monotonic())

@@ -1,15 +1,15 @@
-"""Many riders, one trip: tasks that wait for the database at the same moment share one call.
+"""Request batching: concurrent calls share one statement or one transaction.
 
     async def prices(skus: Sequence[str]) -> list[int | NotFound]:
         found = dict(await connection.fetch("SELECT sku, price FROM items WHERE sku = ANY($1)", skus))
         return [found.get(sku) or NotFound(Item, [sku]) for sku in skus]
 
     async with Coalescer(prices, key=lambda sku: sku) as coalescer:
-        price = await coalescer.submit("A-1")  # in many tasks at once
+        price = await coalescer.submit("A-1")  # in many tasks concurrently
 
-There is no timer. While a trip is under way the next batch gathers, so an idle system adds no latency, and a busy one
-grows its batches by itself: group commit, as PostgreSQL does it with its log
-(<https://www.postgresql.org/docs/current/wal-configuration.html>).
+There is no timer. If nothing is running, an item is sent immediately. While a batch is running, the next one collects.
+So an idle system adds no latency, and the batches grow with the load. PostgreSQL's group commit does the same with its
+log (<https://www.postgresql.org/docs/current/wal-configuration.html>).
 """
 
 from __future__ import annotations
@@ -22,72 +22,81 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from howdah.errors import CannotConnect, CoalescerClosed, Conflict, Overloaded, TripAbandoned, Unavailable
-from howdah.pooling import batch_context
-from howdah.retrying import retried
-from howdah.tracing import current_link, trip_span
+from howdah._connections.slots import new_batch_context
+from howdah._retry import retried
+from howdah._tracing import batch_span, current_link
+from howdah.errors import BatchAbandoned, CoalescerClosed, ConnectionFailed, QueueFull, TransactionConflict, Unavailable
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
-_AGAIN: Final = (Conflict, CannotConnect)
-_WORTH_A_TRIP: Final = 32
-"""Fewer items aren't shared out: what a trip takes by itself would be more than what is won."""
+# Nothing has been done after these errors, so the batch can be applied again.
+_RETRIED: Final = (TransactionConflict, ConnectionFailed)
+
+# With `split_between_workers`, a batch isn't split into parts smaller than this: the fixed cost of a batch would exceed
+# the gain.
+_MIN_SPLIT_BATCH_SIZE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class CoalescerStatus:
-    """Figures to be exported. All but `waiting` and `under_way` only grow."""
+    """Figures for monitoring. `waiting` and `running` are current values; all others only grow."""
 
     waiting: int
-    """Tasks whose item isn't on a trip yet."""
-    under_way: int
-    """Trips."""
-    trips: int
-    """Calls of `apply`, those under way included."""
+    """Tasks whose item isn't in a batch yet."""
+    running: int
+    """Batches that are running."""
+    batches: int
+    """Calls of `apply`, including running ones and retries."""
     items: int
-    """That those calls were given."""
-    refused: int
-    """Submits that found the queue full."""
-    batch_sizes: Mapping[int, int]
-    """How many calls were given at most so many items (and more than the next smaller number, half of it)."""
-    waits: Mapping[float, int]
-    """How many tasks waited at most so many seconds for their trip to begin (and more than half of it)."""
-    waited_seconds: float
-    """All of them together."""
+    """The items of these calls."""
+    rejected: int
+    """Calls of `submit` that found the queue full."""
+    batch_size_histogram: Mapping[int, int]
+    """The number of calls of `apply` by size. A key is an upper limit; the lower limit is half of it."""
+    wait_histogram: Mapping[float, int]
+    """The number of tasks by seconds until their batch started. The keys are limits as above."""
+    wait_seconds_sum: float
+    """The sum of these waits."""
 
 
 class Coalescer(Generic[ItemT, ResultT]):
-    """Gathers the items that tasks `submit`, and calls `apply` with all that wait when a trip is free.
+    """Collects the items that tasks `submit`, and calls `apply` with a batch of them.
 
-    `apply` gets at least one item and returns a result for each, in their order. It sees none of the submitters'
-    context variables, and if it writes, returns after its commit. At most `trips` calls run at a time, each with at
-    most `max_batch` items; a further one sets off beside others when as many items wait as those carry. With `key`,
-    items that are waiting with the same key travel as one and share the result (the object itself): for reads. With
-    `pipelined`, for an `apply` part of which waits for its turn, those who wait are shared out among the trips that are
-    free, so that one is prepared while another one is under way.
+    `apply` gets at least one item and returns one result for each, in the same order. It doesn't see the context
+    variables of the submitting tasks. If it writes, it must return after its commit.
 
-    What goes wrong:
+    At most `workers` calls run at a time, each with at most `max_batch_size` items. Another call starts only when the
+    queue is at least as long as the running batches.
 
-    - a result that is an `Exception` is raised for its item's waiters alone;
-    - `Conflict` and `CannotConnect`, after which nothing has been done, have the batch tried again, `attempts` times
-      in all, at random intervals;
-    - any other error that `apply` raises is raised for every waiter of the batch, each getting a copy of its own, with
-      the error as its cause. With `isolate`, a batch of several items that fails with something else than `Unavailable`
-      is halved and tried again, until only the items at fault fail: for an `apply` that does all or nothing;
-    - a call that takes longer than `timeout` seconds is cancelled, and its waiters get `TripAbandoned`: as after any
-      lost connection, what it was to write may have been written;
-    - a waiter that is cancelled leaves, and its neighbours don't notice; if nobody waits for an item any more it isn't
-      sent, unless it is under way already;
-    - the submit that would be one too many for `max_waiting` raises `Overloaded` at once.
+    With `key`, waiting items with the same key are sent once and share the result, which is the same object. Use it for
+    reads.
 
-    A waiter always gets an answer: within the time of the batches before it, each of which is bounded by `timeout` and
-    `attempts`. `async with` drains: leaving it, no more items are taken (`CoalescerClosed`), and those there are
-    carried through. It belongs to the event loop that uses it first.
+    With `split_between_workers`, the queue is divided evenly among the idle workers, so that one batch can be prepared
+    while another one is being written. Use it if part of `apply` is serialized.
+
+    Errors:
+
+    - A result that is an `Exception` is raised for the waiters of its item only.
+    - After `TransactionConflict` and `ConnectionFailed` nothing has been done. The batch is retried after a random
+      delay, up to `max_attempts` attempts in all.
+    - Any other error of `apply` is raised for every waiter of the batch. Each one gets a copy, whose cause is the
+      error.
+    - With `bisect_on_error`, a batch that fails (other than with `Unavailable` or `TransactionConflict`) is split in
+      two and retried, until only the faulty items fail. `apply` must be all or nothing.
+    - A call that takes longer than `batch_timeout` seconds is cancelled. Its waiters get `BatchAbandoned`: as after a
+      lost connection, its changes may have been written.
+    - If a waiter is cancelled, other waiters aren't affected. An item without waiters is removed from the queue, but
+      not from a running batch.
+    - If `max_waiting` tasks are waiting, `submit` raises `QueueFull` immediately.
+
+    A waiter always gets a result or an error, after the batches before it, each of which is limited by `batch_timeout`
+    and `max_attempts`. Leaving `async with` waits for the items in the queue; new ones are rejected with
+    `CoalescerClosed`. A coalescer belongs to the event loop that uses it first.
 
     A task may submit while it holds a transaction open, because some connections of the pool are reserved for batches.
-    The transaction keeps its locks meanwhile. A batch that needs one of them fails with `LockTimeout` after
+    The transaction keeps its locks in the meantime. A batch that needs one of them fails with `LockTimeout` after
     `lock_timeout`.
     """
 
@@ -95,35 +104,38 @@ class Coalescer(Generic[ItemT, ResultT]):
         self,
         apply: Apply[ItemT, ResultT],
         *,
-        max_batch: int = 1_000,
+        max_batch_size: int = 1_000,
         max_waiting: int = 10_000,
-        trips: int = 1,
+        workers: int = 1,
         key: Callable[[ItemT], Hashable] | None = None,
-        isolate: bool = False,
-        pipelined: bool = False,
-        attempts: int = 3,
-        timeout: float = 30.0,
+        bisect_on_error: bool = False,
+        split_between_workers: bool = False,
+        max_attempts: int = 3,
+        batch_timeout: float = 30.0,
     ) -> None:
-        for name, value in (("max_batch", max_batch), ("max_waiting", max_waiting), ("trips", trips)):
+        for name, value in (("max_batch_size", max_batch_size), ("max_waiting", max_waiting), ("workers", workers)):
             if value < 1:
-                raise ValueError(f"{name} is at least 1, not {value}")
-        if attempts < 1 or timeout <= 0:
-            raise ValueError(f"attempts are at least 1, and a timeout is more than 0 s, not {attempts} and {timeout}")
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
+        if batch_timeout <= 0:
+            raise ValueError(f"batch_timeout must be more than 0 seconds, not {batch_timeout}")
         self._apply = apply
-        self._max_batch, self._max_waiting, self._trips = max_batch, max_waiting, trips
-        self._key, self._isolate, self._attempts, self._timeout = key, isolate, attempts, timeout
-        self._pipelined = pipelined
+        self._max_batch_size, self._max_waiting, self._workers = max_batch_size, max_waiting, workers
+        self._key, self._bisect_on_error = key, bisect_on_error
+        self._split_between_workers = split_between_workers
+        self._max_attempts, self._batch_timeout = max_attempts, batch_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue: OrderedDict[Hashable, _Entry[ItemT, ResultT]] = OrderedDict()
+        self._queue: OrderedDict[Hashable, _QueuedItem[ItemT, ResultT]] = OrderedDict()
         self._waiting = 0
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._aboard = 0
-        self._about_to_start = False
+        self._running: set[asyncio.Task[None]] = set()
+        self._running_items = 0
+        self._is_worker_starting = False
         self._closed = False
-        self._calls = self._items = self._refused = 0
-        self._sizes: Counter[int] = Counter()
+        self._batches = self._items = self._rejected = 0
+        self._batch_sizes: Counter[int] = Counter()
         self._waits: Counter[int] = Counter()
-        self._waited_seconds = 0.0
+        self._wait_seconds_sum = 0.0
 
     async def __aenter__(self) -> Coalescer[ItemT, ResultT]:
         return self
@@ -134,26 +146,29 @@ class Coalescer(Generic[ItemT, ResultT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Take no more items, and wait until those there are have their answers."""
+        """Reject new items, and wait until all items of the queue and of running batches have a result."""
         self._closed = True
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        while self._running:
+            await asyncio.wait(self._running)
 
     async def submit(self, item: ItemT) -> ResultT:
-        """The item's result, or its error. Raises `Overloaded` and `CoalescerClosed` before the item is taken."""
+        """Add the item to the next batch, and return its result when the batch is done, or raise its error.
+
+        Raises `QueueFull` or `CoalescerClosed` if the item isn't accepted.
+        """
         loop = asyncio.get_running_loop()
-        self._refuse(loop)
+        self._check_accepts(loop)
         key = object() if self._key is None else self._key(item)
         entry = self._queue.get(key)
         if entry is None:
-            entry = self._queue[key] = _Entry(item)
+            entry = self._queue[key] = _QueuedItem(item)
         waiter: asyncio.Future[ResultT] = loop.create_future()
         entry.waiters[waiter] = loop.time()
         link = current_link()
         if link is not None:
             entry.links.append(link)
         self._waiting += 1
-        self._set_off(loop)
+        self._start_worker(loop)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -162,108 +177,120 @@ class Coalescer(Generic[ItemT, ResultT]):
                 if not entry.waiters:
                     del self._queue[key]
             if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # seen: it came in the same moment
+                waiter.exception()  # otherwise asyncio would log that it was never retrieved
             raise
 
     def status(self) -> CoalescerStatus:
-        """How it stands now, in this process."""
+        """The current figures, in this process."""
         return CoalescerStatus(
             waiting=self._waiting,
-            under_way=len(self._under_way) - self._about_to_start,
-            trips=self._calls,
+            running=len(self._running) - self._is_worker_starting,
+            batches=self._batches,
             items=self._items,
-            refused=self._refused,
-            batch_sizes={2**power: count for power, count in sorted(self._sizes.items())},
-            waits={2**power / 1000: count for power, count in sorted(self._waits.items())},
-            waited_seconds=self._waited_seconds,
+            rejected=self._rejected,
+            batch_size_histogram={2**power: count for power, count in sorted(self._batch_sizes.items())},
+            wait_histogram={2**power / 1000: count for power, count in sorted(self._waits.items())},
+            wait_seconds_sum=self._wait_seconds_sum,
         )
 
-    def _refuse(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check_accepts(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
-            raise RuntimeError("this coalescer belongs to another event loop: make one in each")
+            raise RuntimeError("this Coalescer belongs to another event loop: create one for each event loop")
         if self._closed:
-            raise CoalescerClosed("the coalescer takes no more items: it is closed, or closing")
+            raise CoalescerClosed("the item was rejected: this Coalescer is closed, or closing")
         if self._waiting >= self._max_waiting:
-            self._refused += 1
-            raise Overloaded(f"{self._waiting:,} tasks wait already")
+            self._rejected += 1
+            raise QueueFull(
+                f"the queue is full: {self._waiting:,} tasks are waiting; retry later, or raise max_waiting"
+            )
 
-    def _set_off(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start a trip if one is free, and as many wait as are under way: batches are to grow with the load, not to be
-        split among the trips. It departs in the loop's next round, so that all who come in this one are on."""
-        if not self._queue or self._about_to_start or len(self._under_way) >= self._trips:
-            return
-        if len(self._queue) < min(self._aboard, self._max_batch):
-            return
-        self._about_to_start = True
-        trip = loop.create_task(self._travel(loop), context=batch_context())
-        self._under_way.add(trip)
-        trip.add_done_callback(self._arrived)
+    def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start a worker if one is idle and the queue is at least as long as the running batches.
 
-    async def _travel(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._about_to_start = False
+        Otherwise the load would be split into many small batches, instead of making the batches larger.
+
+        The worker starts in the next iteration of the event loop, so its batch includes all items that are submitted in
+        this iteration.
+        """
+        if not self._queue or self._is_worker_starting or len(self._running) >= self._workers:
+            return
+        if len(self._queue) < min(self._running_items, self._max_batch_size):
+            return
+        self._is_worker_starting = True
+        worker = loop.create_task(self._run_batches(loop), context=new_batch_context())
+        self._running.add(worker)
+        worker.add_done_callback(self._worker_ended)
+
+    async def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run one batch after the other until the queue is empty."""
+        self._is_worker_starting = False
         while self._queue:
-            batch = self._board(loop)
-            self._aboard += len(batch)
-            self._set_off(loop)  # for those who found no room
+            batch = self._next_batch(loop)
+            self._running_items += len(batch)
+            self._start_worker(loop)  # for items that exceeded `max_batch_size`
             try:
-                await self._carry(batch)
+                await self._run(batch)
             finally:
-                self._aboard -= len(batch)
-                _fail(batch, TripAbandoned("the trip was given up before there was an answer"))
+                self._running_items -= len(batch)
+                _fail(batch, BatchAbandoned("the batch was cancelled before it had a result; it may have been written"))
 
-    def _arrived(self, trip: asyncio.Task[None]) -> None:
-        self._under_way.discard(trip)
-        error = None if trip.cancelled() else trip.exception()
-        if not trip.cancelled() and (error is None or isinstance(error, Exception)):
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        """Start the next worker, or fail all waiters if the event loop is ending."""
+        self._running.discard(worker)
+        error = None if worker.cancelled() else worker.exception()
+        if not worker.cancelled() and (error is None or isinstance(error, Exception)):
             if error is not None:
-                trip.get_loop().call_exception_handler({"message": "a trip failed", "exception": error, "task": trip})
-            self._set_off(trip.get_loop())  # with those who came after its last look at the queue
+                worker.get_loop().call_exception_handler(
+                    {"message": "a batch of a Coalescer failed", "exception": error, "task": worker}
+                )
+            self._start_worker(worker.get_loop())  # for items that came after its last look
             return
-        # Somebody ends the event loop, or the process: there are no more trips.
-        self._about_to_start = False
+        # The event loop or the process is ending, so no further worker can run.
+        self._is_worker_starting = False
         self._closed = True
-        left = list(self._queue.values())
+        queued = list(self._queue.values())
         self._queue.clear()
         self._waiting = 0
-        _fail(left, TripAbandoned("the event loop is ending"))
+        _fail(queued, BatchAbandoned("the item was not sent: the event loop is ending"))
 
-    def _board(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[ItemT, ResultT]]:
+    def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[_QueuedItem[ItemT, ResultT]]:
+        """Take the next batch from the queue, and count how long its tasks have waited."""
         waiting = len(self._queue)
-        free = self._trips - len(self._under_way) + 1 if self._pipelined else 1
-        share = max(-(-waiting // free), min(waiting, _WORTH_A_TRIP))
-        batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch, share))]
+        idle = self._workers - len(self._running) + 1 if self._split_between_workers else 1  # with this worker
+        share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
+        batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]
         now = loop.time()
         for entry in batch:
             self._waiting -= len(entry.waiters)
             for since in entry.waiters.values():
                 self._waits[int((now - since) * 1000).bit_length()] += 1
-                self._waited_seconds += now - since
+                self._wait_seconds_sum += now - since
         return batch
 
-    async def _carry(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
-        """Answer everybody in the batch."""
+    async def _run(self, batch: Sequence[_QueuedItem[ItemT, ResultT]]) -> None:
+        """Apply the batch, and give every waiter its result or its error."""
         try:
-            with trip_span(link for entry in batch for link in entry.links):
-                results = await self._results([entry.item for entry in batch])
+            with batch_span(link for entry in batch for link in entry.links):
+                results = await self._apply_with_retries([entry.item for entry in batch])
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            _fail(batch, TripAbandoned("what the trip waited for was cancelled"))
+            _fail(batch, BatchAbandoned("a call that the batch waited for was cancelled; it may have been written"))
         except Exception as error:
-            if self._isolate and len(batch) > 1 and not isinstance(error, Unavailable | Conflict):
+            if self._bisect_on_error and len(batch) > 1 and not isinstance(error, Unavailable | TransactionConflict):
                 half = len(batch) // 2
-                await self._carry(batch[:half])
-                await self._carry(batch[half:])
+                await self._run(batch[:half])
+                await self._run(batch[half:])
             else:
                 _fail(batch, error)
         else:
-            given = len(results) if isinstance(results, Sequence) else None
-            if given != len(batch):  # what it was to do is done: nothing to be tried again
-                what = "no sequence" if given is None else f"{given} results"
-                _fail(batch, TypeError(f"apply was given {len(batch)} items and returned {what}"))
+            count = len(results) if isinstance(results, Sequence) else None
+            if count != len(batch):  # no retry: the batch has been written
+                what = f"a {type(results).__name__}" if count is None else f"{count} results"
+                _fail(batch, TypeError(f"apply got {len(batch)} items and returned {what}: return one result per item"))
                 return
             for entry, result in zip(batch, results, strict=True):
                 if isinstance(result, Exception):
@@ -273,25 +300,28 @@ class Coalescer(Generic[ItemT, ResultT]):
                     if not waiter.done():
                         waiter.set_result(result)
 
-    async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        return await retried(lambda: self._once(items), on=_AGAIN, attempts=self._attempts)
+    async def _apply_with_retries(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        return await retried(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
 
-    async def _once(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        self._calls += 1
+    async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        """Call `apply` within `batch_timeout`, and count the call."""
+        self._batches += 1
         self._items += len(items)
-        self._sizes[(len(items) - 1).bit_length()] += 1
-        bound = asyncio.timeout(self._timeout)
+        self._batch_sizes[(len(items) - 1).bit_length()] += 1
+        bound = asyncio.timeout(self._batch_timeout)
         try:
             async with bound:
                 return await self._apply(items)
         except TimeoutError as error:
             if not bound.expired():
                 raise
-            raise TripAbandoned(f"the trip took longer than {self._timeout:g} s") from error
+            raise BatchAbandoned(
+                f"the batch took longer than batch_timeout ({self._batch_timeout:g} s); it may have been written"
+            ) from error
 
 
-class _Entry(Generic[ItemT, ResultT]):
-    """An item, and who waits for it since when."""
+class _QueuedItem(Generic[ItemT, ResultT]):
+    """An item of the queue. `waiters` has the time since which each one waits."""
 
     __slots__ = ("item", "links", "waiters")
 
@@ -301,19 +331,22 @@ class _Entry(Generic[ItemT, ResultT]):
         self.links: list[Any] = []
 
 
-def _fail(batch: Sequence[_Entry[Any, Any]], error: Exception) -> None:
-    """Raise the error for all who still wait, for each a copy of its own."""
-    if isinstance(error, StopIteration):  # which would end whatever awaits it
-        wrapped = RuntimeError("an item failed with StopIteration")
+def _fail(batch: Sequence[_QueuedItem[Any, Any]], error: Exception) -> None:
+    """Raise the error for all waiters without a result, for each one a copy."""
+    if isinstance(error, StopIteration):  # raised into a coroutine, it would look like the coroutine's return
+        wrapped = RuntimeError("apply failed with StopIteration")
         wrapped.__cause__ = error
         error = wrapped
-    left = [waiter for entry in batch for waiter in entry.waiters if not waiter.done()]
-    for waiter in left:
-        waiter.set_exception(error if len(left) == 1 else _copy_of(error))
+    pending = [waiter for entry in batch for waiter in entry.waiters if not waiter.done()]
+    for waiter in pending:
+        waiter.set_exception(error if len(pending) == 1 else _copy_error(error))
 
 
-def _copy_of(error: Exception) -> Exception:
-    """As itself where it can't be copied: its type tells more than whose it is."""
+def _copy_error(error: Exception) -> Exception:
+    """A copy of the error, or the error itself if it can't be copied.
+
+    Each waiter needs a copy, because raising an error adds to its traceback.
+    """
     try:
         own = copy.copy(error)
     except Exception:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeVar
 
 import orjson
-from sqlalchemy import URL, Connection, Engine, event, text
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy import URL, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.orm.exc import StaleDataError
 
-from howdah.connecting import (
+from howdah._connections.aborted_transactions import raise_errors_again
+from howdah._connections.kept import KeptConnections
+from howdah._connections.options import (
     COMMIT_EACH,
     Pooler,
     asyncpg_url,
@@ -25,22 +24,23 @@ from howdah.connecting import (
     listen_for_single_statements,
     milliseconds,
 )
-from howdah.copying import COPY_OPTION
-from howdah.errors import CannotConnect, DatabaseError, StaleRow, translate
-from howdah.integers import use_exact_integers
-from howdah.json_encoding import dump_json
-from howdah.pooling import BoundedPool, Slots, record_here
-from howdah.reading import Lasting
-from howdah.times import use_exact_times
+from howdah._connections.pool import BoundedPool, PoolState
+from howdah._connections.sessions import new_session_factory, set_read_only
+from howdah._connections.slots import Slots, start_slot_record
+from howdah._types.integers import use_exact_integers
+from howdah._types.json_encoding import dump_json
+from howdah._types.times import use_exact_times
+from howdah._writes.copying import COPY_OPTION
+from howdah.errors import ConnectionFailed
 
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
-# The client waits this much longer than statement_timeout, so it only gives up if the server doesn't answer.
+# The client waits this much longer than statement_timeout, so that it times out only if the server doesn't answer.
 _GRACE_SECONDS: Final = 5.0
 
-# At most `pool_size` divided by this many idle connections are kept between reads.
-_OF_WHICH_READ: Final = 5
+# At most one fifth of `pool_size` is kept open between reads.
+_KEPT_CONNECTIONS_DIVISOR: Final = 5
 
 # A keyset cursor holds values as PostgreSQL's text. These settings make that text exact, whatever the role has set.
 _TEXT_SETTINGS: Final = {
@@ -53,7 +53,7 @@ _TEXT_SETTINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The pool at one moment. `size` and `max_overflow` are settings; `in_use + idle` connections are open."""
+    """The current state of the pool. `size` and `max_overflow` are settings; `in_use + idle` connections are open."""
 
     size: int
     max_overflow: int
@@ -70,7 +70,7 @@ class Database:
     setting of the server as it is.
 
     - `pool_timeout` limits the wait for a free connection. Then `PoolExhausted` is raised.
-    - `connect_timeout` limits the opening of a connection and the ping of an idle one (`CannotConnect`).
+    - `connect_timeout` limits the opening of a connection and the ping of an idle one (`ConnectionFailed`).
     - `lock_timeout` limits the wait for a row lock (`LockTimeout`).
     - `statement_timeout` limits a statement (`StatementTimeout`). If the server doesn't answer, `ConnectionLost` is
       raised 5 s later.
@@ -87,12 +87,12 @@ class Database:
     (PostgreSQL itself would answer such a COMMIT with a ROLLBACK and no error.)
 
     JSON is written and read by orjson. NaN, infinities and integers beyond 64 bits raise `InvalidValue`, and so does a
-    fraction for an integer type (see `howdah.integers`). Integers beyond 64 bits in stored JSON are read as floats.
+    fraction for an integer type. Integers beyond 64 bits in stored JSON are read as floats.
 
-    The pool opens at most `pool_size + max_overflow` connections and serves in order of arrival. A quarter of
-    `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve reads and
-    views, batches, `autocommit`, and sessions that a task opens while it holds a connection. So a task that has a
-    session open can wait for any of these. A pool of one connection has no reserve.
+    The pool opens at most `pool_size + max_overflow` connections. Waiting tasks are served in order of arrival. A
+    quarter of `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve
+    reads and views, batches, `autocommit`, and sessions that a task opens while it holds a connection. So a task that
+    has a session open can wait for any of these. A pool of one connection has no reserve.
 
     `pooler="transaction"` is for a pooler that can give each transaction another server connection, such as PgBouncer
     with `pool_mode = transaction`. The settings above are then sent with each BEGIN. Statements are prepared for each
@@ -133,18 +133,18 @@ class Database:
         if pooler not in (None, "transaction"):
             raise ValueError(f"pooler must be 'transaction', or None for a direct connection, not {pooler!r}")
         parsed, from_url = asyncpg_url(url)
-        given = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
+        options = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
         settings = {
             **_TEXT_SETTINGS,
-            "application_name": given.pop("application_name", application_name),
+            "application_name": options.pop("application_name", application_name),
             **milliseconds("statement_timeout", statement_timeout),
             **milliseconds("lock_timeout", lock_timeout),
             **milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
-            **given.pop("server_settings", {}),
+            **options.pop("server_settings", {}),
         }
         arguments = {
             "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,
-            **given,
+            **options,
             "server_settings": settings,
         }
         if pooler is not None:
@@ -168,22 +168,27 @@ class Database:
             connect_args=arguments,
             **engine_options,
         )
-        _listen(self.engine.sync_engine)
+        raise_errors_again(self.engine.sync_engine)
         use_exact_times(self.engine.sync_engine)
         use_exact_integers(self.engine.sync_engine)
         if pooler is not None:
             listen_for_single_statements(self.engine.sync_engine)
-        bound_pre_ping(self.engine.sync_engine, given["timeout"])
-        event.listen(self.engine.sync_engine, "do_connect", self._refuse_if_closed)
+        bound_pre_ping(self.engine.sync_engine, options["timeout"])
+        event.listen(self.engine.sync_engine, "do_connect", self._check_is_open)
         self._bind: AsyncEngine | AsyncConnection = self.engine
         self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
-        self._session_factory = _session_factory(self.engine)
+        self._session_factory = new_session_factory(self.engine)
         single = {"isolation_level": "AUTOCOMMIT"} if pooler is None else {COMMIT_EACH: True}
-        self._lasting = Lasting(self.engine, single, keep=pool_size // _OF_WHICH_READ, recycle=pool_recycle)
+        self._kept = KeptConnections(
+            self.engine, single, keep=pool_size // _KEPT_CONNECTIONS_DIVISOR, recycle=pool_recycle
+        )
         assert isinstance(self.engine.pool, BoundedPool)
-        self.engine.pool.slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
-        self.engine.pool.is_transaction_pooled = pooler is not None
-        self.engine.pool.relief = self._lasting.give_one_back
+        self.engine.pool.state = PoolState(
+            slots=Slots(pool_size=pool_size, max_overflow=max_overflow),
+            kept=self._kept,
+            is_transaction_pooled=pooler is not None,
+            pool=self.engine.pool,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -192,21 +197,21 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
-        """Close the pool. Connections in use are closed when they are given back. Nothing connects any more."""
+        """Close the pool. Connections in use are closed when they are returned. No new connection can be opened."""
         self._closed = True
-        await self._lasting.close()
+        await self._kept.close()
         await self.engine.dispose()
 
     @property
     def session_factory(self) -> async_sessionmaker[AsyncSession]:
-        """Makes sessions; `expire_on_commit=False`, and a closed session is refused rather than opened again."""
-        self._refuse_if_closed()
+        """The factory of sessions, with `expire_on_commit=False`. A closed session can't be used again."""
+        self._check_is_open()
         return self._session_factory
 
     def session(self, *, isolation_level: IsolationLevel | None = None, read_only: bool = False) -> AsyncSession:
-        """A new session; `async with` closes it, rolling back what wasn't committed.
+        """A new session. `async with` closes it, which rolls back changes that weren't committed.
 
-        With `read_only` PostgreSQL refuses writes (`ReadOnly`).
+        With `read_only` PostgreSQL rejects writes (`ReadOnly`). A session is for one task at a time.
         """
         factory = self.session_factory
         options: dict[str, Any] = {}
@@ -218,11 +223,11 @@ class Database:
             return factory(bind=self._engine_with(options)) if options else factory()
         session = factory()
         if read_only:
-            event.listen(session.sync_session, "after_begin", _make_read_only)
+            event.listen(session.sync_session, "after_begin", set_read_only)
         return session
 
     def _engine_with(self, options: Mapping[str, Any]) -> AsyncEngine:
-        """The engine with these options; cached, because SQLAlchemy takes a quarter of a millisecond to make it."""
+        """The engine with these options. It is cached, because SQLAlchemy takes 0.25 ms to make it."""
         key = frozenset(options.items())
         if key not in self._engines:
             self._engines[key] = self.engine.execution_options(**options)
@@ -232,35 +237,35 @@ class Database:
     async def begin(
         self, *, isolation_level: IsolationLevel | None = None, read_only: bool = False
     ) -> AsyncIterator[AsyncSession]:
-        """A session in a transaction: committed on leaving, rolled back if an exception leaves."""
+        """A session in a transaction. `async with` commits at its end, or rolls back if its block raises."""
         async with self.session(isolation_level=isolation_level, read_only=read_only) as session, session.begin():
             yield session
-            if session.in_transaction():  # `session.begin()` doesn't raise if a flush has failed; `commit` does
+            if session.in_transaction():  # if a flush has failed, `session.begin()` ends without an error
                 await session.commit()
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
-        """Call `work` with a connection in autocommit for statements that only read, and return its result.
+        """Call `work` with a connection in autocommit, for statements that only read, and return its result.
 
-        A read is one round trip, because up to a fifth of `pool_size` connections are kept between reads until others
-        need them. What `work` sets on the connection (`SET`) remains set. If a kept connection turns out to be lost,
-        `work` is called a second time.
+        Up to one fifth of `pool_size` is kept open between reads and released when the pool is empty, so that a read is
+        one round trip. Session settings (`SET`) stay on a kept connection. If a kept connection is broken, it is
+        replaced and `work` is called a second time.
 
-        If the application listens to any of the events that `shares_reads` names, each read checks out a connection in
+        If the application listens to one of the events that `shares_reads` names, each read checks out a connection in
         the caller's context. If it listens to the engine's `begin`, each read is a transaction.
         """
-        self._refuse_if_closed()
+        self._check_is_open()
         if isinstance(self._bind, AsyncConnection):
             return await work(self._bind)
-        return await self._lasting.read(work)
+        return await self._kept.read(work)
 
     def shares_reads(self) -> bool:
         """Whether one statement may read for several callers.
 
-        False if the application listens to the pool's `checkout`, `checkin` or `reset`, or to the engine's `begin`,
-        `engine_connect`, `before_execute` or `before_cursor_execute`: such a listener may set something on the
+        It is False if the application listens to the pool's `checkout`, `checkin` or `reset`, or to the engine's
+        `begin`, `engine_connect`, `before_execute` or `before_cursor_execute`: such a listener may set something on the
         connection that is for one caller only. Listeners of known tracing packages don't count.
         """
-        return self._lasting.is_shared()
+        return self._kept.is_shared()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
@@ -268,17 +273,17 @@ class Database:
 
         A write is committed when its statement returns.
 
-        The connection may be one that is kept between reads. What is set on it (`SET`) remains set. It isn't pinged if
-        it was used in the last second, so `ConnectionLost` is a little more likely.
+        The connection may be a kept one, on which session settings (`SET`) stay. It isn't pinged if it was used in the
+        last second, so `ConnectionLost` is a little more likely. A write isn't retried.
 
         A `bound_to` database yields its open connection in a savepoint.
         """
-        self._refuse_if_closed()
+        self._check_is_open()
         if isinstance(self._bind, AsyncConnection):
             async with self._bind.begin_nested():
                 yield self._bind
         else:
-            async with self._lasting.lent() as connection:
+            async with self._kept.acquire() as connection:
                 yield connection
 
     async def ping(self) -> None:
@@ -286,24 +291,24 @@ class Database:
 
         The limit is the sum of `pool_timeout` and `connect_timeout`.
         """
-        self._refuse_if_closed()
-        record_here()
+        self._check_is_open()
+        start_slot_record()
         try:
             async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
         except TimeoutError as error:
-            raise CannotConnect(None, None, error) from error
+            raise ConnectionFailed(None, None, error) from error
 
     def pool_status(self) -> PoolStatus:
         """The current state of the pool in this process."""
         pool = self.engine.pool
         assert isinstance(pool, BoundedPool)
-        resting = self._lasting.resting
+        kept = self._kept.idle_count  # checked out of the pool, although they are idle
         return PoolStatus(
             size=pool.size(),
             max_overflow=self._max_overflow,
-            in_use=pool.checkedout() - resting,
-            idle=pool.checkedin() + resting,
+            in_use=pool.checkedout() - kept,
+            idle=pool.checkedin() + kept,
         )
 
     def bound_to(self, connection: AsyncConnection) -> Database:
@@ -311,90 +316,13 @@ class Database:
 
         Sessions join the connection's transaction. A commit releases a savepoint, so the caller can roll everything
         back. Sessions share the connection, so they can't run statements at the same time. `isolation_level` has no
-        effect: the transaction keeps its own.
+        effect: the transaction keeps its isolation level.
         """
         bound = copy(self)
         bound._bind = connection
-        bound._session_factory = _session_factory(connection, join_transaction_mode="create_savepoint")
+        bound._session_factory = new_session_factory(connection, join_transaction_mode="create_savepoint")
         return bound
 
-    def _refuse_if_closed(self, *_event: object) -> None:
+    def _check_is_open(self, *_event: object) -> None:
         if self._closed:
-            raise RuntimeError("this Database is closed: make a new one")
-
-
-class _Session(Session):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        record_here()
-        super().__init__(*arguments, **options)
-
-    def commit(self) -> None:
-        try:
-            super().commit()
-        except BaseException:
-            self.rollback()  # close() doesn't, which would leave a connection of the caller unusable
-            raise
-
-    def flush(self, objects: Any = None) -> None:
-        with _stale_rows():
-            super().flush(objects)
-
-
-@contextmanager
-def _stale_rows() -> Iterator[None]:
-    try:
-        yield
-    except StaleRow:
-        raise
-    except StaleDataError as error:
-        raise StaleRow(str(error)) from error
-
-
-def _session_factory(bind: AsyncEngine | AsyncConnection, **options: Any) -> async_sessionmaker[AsyncSession]:
-    return async_sessionmaker(
-        bind, expire_on_commit=False, close_resets_only=False, sync_session_class=_Session, **options
-    )
-
-
-def _listen(engine: Engine) -> None:
-    """Translate errors, and raise an error that aborted a transaction again at COMMIT or RELEASE SAVEPOINT."""
-    key = "howdah_aborted_by"
-
-    @event.listens_for(engine, "handle_error", retval=True)
-    def handle_error(context: ExceptionContext) -> DatabaseError | None:
-        error = translate(context)
-        connection = context.connection
-        if error and error.sqlstate and connection and not context.is_disconnect and _is_aborted(connection):
-            connection.info.setdefault(key, error)
-        return error
-
-    def forget(connection: Connection, *_savepoint: object) -> None:
-        if not connection.invalidated:
-            connection.info.pop(key, None)
-
-    def refuse_aborted(connection: Connection, *savepoint: str) -> None:
-        error: DatabaseError | None = connection.info.pop(key, None)
-        if error is None:
-            return
-        if savepoint:  # SQLAlchemy doesn't roll back a savepoint that couldn't be released
-            connection.dialect.do_rollback_to_savepoint(connection, savepoint[0])
-        else:
-            connection.connection.rollback()
-        error.add_note("it was caught, but it had aborted the transaction: to go on after an error, use a savepoint")
-        raise error
-
-    for rolled_back in ("begin", "rollback", "rollback_savepoint"):
-        event.listen(engine, rolled_back, forget)
-    for kept in ("commit", "release_savepoint"):
-        event.listen(engine, kept, refuse_aborted)
-
-
-def _make_read_only(_session: Session, _transaction: Any, connection: Connection) -> None:
-    """For a session whose transaction is a savepoint. PostgreSQL undoes the setting when the savepoint ends."""
-    connection.exec_driver_sql("SET LOCAL transaction_read_only = on")
-
-
-def _is_aborted(connection: Connection) -> bool:
-    """Whether the failed statement's transaction is still open, in which PostgreSQL then accepts nothing more."""
-    driver: Any = connection.connection.driver_connection
-    return bool(driver.is_in_transaction()) and not connection.get_execution_options().get(COMMIT_EACH)
+            raise RuntimeError("this Database is closed: create a new one")

@@ -1,73 +1,73 @@
-"""What can go wrong, as one tree.
+"""All errors of this library, as one tree.
 
 HowdahError
-├── NotFound                        no row has that key
-├── UnknownAttribute                the model has no such attribute                      (also AttributeError)
-├── CannotRender                    a JsonView's field can't be written by PostgreSQL    (also TypeError)
-├── EmbeddedPostgresError           the embedded server can't be had                     (also RuntimeError)
-├── InvalidCursor                   a page cursor is damaged or belongs to another listing   (also ValueError)
-├── NestedTransaction               run_transaction inside the work of another one       (also InvalidRequestError)
-├── StaleRow                        the row's version moved since it was read            (also StaleDataError)
-├── Unavailable                     nothing was wrong with the request: try again later
-│   ├── PoolExhausted               no connection became free in time                    (also sqlalchemy TimeoutError)
-│   ├── Overloaded                  a Coalescer's queue is full
-│   ├── TripAbandoned               a shared trip was given up; what it was to write may be written
-│   ├── CoalescerClosed             it takes no more items
-│   ├── CannotConnect               the server can't be reached or refuses the login     (also DatabaseError)
-│   └── ConnectionLost              the connection broke; in COMMIT the outcome is unknown   (also DatabaseError)
-└── DatabaseError                   PostgreSQL refused a statement                       (also DBAPIError)
-    ├── IntegrityViolation          (also sqlalchemy IntegrityError)
+├── NotFound                        no row has this key
+├── UnknownAttribute                the model has no such attribute                     (also AttributeError)
+├── ViewCompileError                PostgreSQL can't write a field of a JsonView        (also TypeError)
+├── EmbeddedPostgresError           the embedded server can't be used                   (also RuntimeError)
+├── InvalidCursor                   a page cursor is damaged, or of another list query  (also ValueError)
+├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
+├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
+├── Unavailable                     the request is correct: try again later
+│   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
+│   ├── QueueFull                   the queue of a Coalescer is full
+│   ├── BatchAbandoned              a batch was cancelled; it may have been written
+│   ├── CoalescerClosed             a Coalescer is closed, or closing
+│   ├── ConnectionFailed            the server can't be reached, or rejects the login   (also DatabaseError)
+│   └── ConnectionLost              the connection broke; in COMMIT, outcome unknown    (also DatabaseError)
+└── DatabaseError                   PostgreSQL rejected a statement                     (also DBAPIError)
+    ├── IntegrityViolation          class 23                                            (also IntegrityError)
     │   ├── UniqueViolation         23505
     │   ├── ForeignKeyViolation     23503, 23001
     │   ├── CheckViolation          23514, 44000
     │   ├── NotNullViolation        23502
     │   └── ExclusionViolation      23P01
-    ├── InvalidValue                class 22, and values refused before they were sent   (also DataError)
+    ├── InvalidValue                class 22, and values rejected before sending        (also DataError)
     │   ├── OutOfRange              22003, 22008, 22015
     │   ├── TooLong                 22001
     │   └── InvalidText             22P02, 22021, 22P05, 22007
-    ├── Conflict                    the transaction lost a race: run it again            (also OperationalError)
+    ├── TransactionConflict         rolled back for a concurrent one: run it again      (also OperationalError)
     │   ├── SerializationFailure    40001
     │   ├── DeadlockDetected        40P01
-    │   └── SchemaChanged           a prepared statement's table was altered             (also NotSupportedError)
-    ├── LockTimeout                 55P03: a lock wasn't free in time (or NOWAIT)
-    ├── StatementTimeout            57014: statement_timeout, or cancelled by an administrator
-    ├── InvalidStatement            classes 42 and 0A: syntax, missing tables or rights  (also ProgrammingError)
-    ├── ReadOnly                    25006: a write in a read-only transaction or on a standby
-    └── ServerFault                 class XX: PostgreSQL found itself in the wrong       (also InternalError)
+    │   └── SchemaChanged           the table of a prepared statement was altered       (also NotSupportedError)
+    ├── LockTimeout                 55P03: a lock wasn't released in time (or NOWAIT)   (also OperationalError)
+    ├── StatementTimeout            57014: statement_timeout, or cancelled by an admin  (also OperationalError)
+    ├── InvalidStatement            classes 42 and 0A: syntax, missing tables or rights (also ProgrammingError)
+    ├── ReadOnly                    25006: a write, in a read-only transaction          (also InternalError)
+    └── ServerFault                 class XX: an internal error of PostgreSQL           (also InternalError)
 
-Every `DatabaseError` is also the SQLAlchemy class that would have been raised in its place, so `except IntegrityError`
-keeps working; it is raised `from` the driver's own error. Which class it becomes is decided by SQLSTATE
-(<https://www.postgresql.org/docs/current/errcodes-appendix.html>) and by the type of what the driver raised, never by
-the text of a message.
+A `DatabaseError` is also the SQLAlchemy error that would have been raised without this library. So
+`except IntegrityError` still works. Its `__cause__` is the driver's error. `howdah._error_translation` chooses the
+class by SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>) and by the type of the driver's
+error, never by the text of a message.
 
-Errors carry facts. What HTTP status they become is decided in `howdah.fastapi`.
+`howdah.fastapi` decides which HTTP status an error becomes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any
 
 import asyncpg
-from sqlalchemy import Connection
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
-from howdah.driver_errors import DRIVER_ERRORS as DRIVER_ERRORS  # noqa: PLC0414  # for the modules that catch them
-from howdah.driver_errors import driver_error, fact, timeout_that_closed, told_error
-from howdah.loading import explain_missing_await
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import ExceptionContext
+from howdah._driver_errors import message_field, root_error, timeout_that_closed
 
 
 class HowdahError(Exception):
-    """The root: everything that this library raises on purpose, except plain misuse (`TypeError`, `ValueError`)."""
+    """The base class of all errors of this library.
+
+    Wrong arguments of a call raise Python's `TypeError` or `ValueError` instead.
+    """
 
 
 class NotFound(HowdahError):
-    """No row of `model` has these `keys`; all that were missing, in the order asked."""
+    """No row of `model` has these `keys`.
+
+    `keys` are all missing keys, in the order of the request.
+    """
 
     def __init__(self, model: type[Any], keys: Sequence[Any]) -> None:
         self.model = model
@@ -81,7 +81,10 @@ class NotFound(HowdahError):
 
 
 class UnknownAttribute(HowdahError, AttributeError):
-    """`model` has no mapped attribute of this name, or it can't be written; nothing was sent to the database."""
+    """`model` has no mapped attribute of this name, or it can't be written. Nothing was sent to the database.
+
+    `known` are the names that can be used.
+    """
 
     def __init__(self, model: type[Any], attribute: str, known: Sequence[str]) -> None:
         self.model = model
@@ -93,8 +96,11 @@ class UnknownAttribute(HowdahError, AttributeError):
         return type(self), (self.model, self.attribute, self.known)
 
 
-class CannotRender(HowdahError, TypeError):
-    """A field of a `JsonView`, at this `path`, can't be written by PostgreSQL as its Pydantic model would."""
+class ViewCompileError(HowdahError, TypeError):
+    """PostgreSQL can't write a field of a `JsonView` in the same form as its Pydantic model.
+
+    It is raised when the view is created. `path` names the field, and `reason` says what is wrong with it.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
@@ -106,15 +112,18 @@ class CannotRender(HowdahError, TypeError):
 
 
 class EmbeddedPostgresError(HowdahError, RuntimeError):
-    """The embedded server can't be had; the message says why and what to do."""
+    """The embedded server can't be started, stopped or used. The message says why, and what to do."""
 
 
 class InvalidCursor(HowdahError, ValueError):
-    """A page cursor that is damaged, of another version, or made by a listing with another order or other filters."""
+    """A page cursor is damaged, of another version, or of another list query.
+
+    A cursor is bound to the order and the filters of its list query. Start again with the first page.
+    """
 
 
 class NestedTransaction(HowdahError, sa.InvalidRequestError):
-    """`run_transaction` was called inside the work of another `run_transaction`.
+    """`run_transaction` was called inside the work of another `run_transaction`. Nothing was sent.
 
     If the outer work is run again, the changes that the inner one committed would be made twice. Pass the outer session
     to the inner function instead.
@@ -122,9 +131,10 @@ class NestedTransaction(HowdahError, sa.InvalidRequestError):
 
 
 class StaleRow(HowdahError, orm.StaleDataError):
-    """A row that was read has been changed or deleted by somebody else since: read it again and decide again.
+    """A row was changed or deleted by another transaction after it was read. Read it again and decide again.
 
-    `keys` are those of the rows, where a bulk write found them stale; it has written none."""
+    `keys` are the keys of the stale rows if a bulk write found them. The bulk write has then written nothing.
+    """
 
     def __init__(self, message: str, keys: Sequence[Any] = ()) -> None:
         super().__init__(message)
@@ -132,57 +142,63 @@ class StaleRow(HowdahError, orm.StaleDataError):
 
 
 class Unavailable(HowdahError):
-    """The database can't serve now. Nothing is wrong with the request; trying later may succeed."""
+    """The database can't serve the request now. The request itself is correct, so a later retry may succeed."""
 
 
 class PoolExhausted(Unavailable, sa.TimeoutError):
-    """Every connection of the pool was in use for the whole `pool_timeout`."""
+    """All connections that this use may have were in use for the whole `pool_timeout`. Nothing was sent.
+
+    Hold sessions for a shorter time, or raise `pool_size`.
+    """
 
 
-class Overloaded(Unavailable):
-    """A Coalescer's queue is full: as many tasks wait as `max_waiting` allows. Nothing was done."""
+class QueueFull(Unavailable):
+    """The queue of a Coalescer has `max_waiting` tasks. The item was not accepted: retry later."""
 
 
-class TripAbandoned(Unavailable):
-    """A Coalescer's trip took longer than its `timeout`, or ended with its event loop. The outcome is unknown."""
+class BatchAbandoned(Unavailable):
+    """A batch took longer than `batch_timeout`, or was cancelled, for example with its event loop.
+
+    The outcome is unknown: before a retry, read whether the changes were written.
+    """
 
 
 class CoalescerClosed(Unavailable):
-    """A Coalescer takes no more items: it is closed, or closing. Nothing was done."""
+    """An item was submitted to a Coalescer that is closed, or closing. It was not accepted."""
 
 
 class DatabaseError(HowdahError, sa.DBAPIError):
-    """PostgreSQL refused a statement, or the driver refused to send it.
+    """PostgreSQL rejected a statement, or the driver refused to send it.
 
-    `sqlstate` is None where PostgreSQL didn't say anything: the driver refused a value before it was sent, or the
-    connection broke. `constraint`, `table` and `column` are what PostgreSQL names, None where it names nothing.
-    `reason` is its DETAIL line, which may hold the row's values: not for the eyes of a client. `row_index` is the place
-    in the input, from 0, of the row that a bulk write failed for.
+    `sqlstate` is None if PostgreSQL sent no error: the driver rejected a value, or the connection broke. `constraint`,
+    `table` and `column` are the names in PostgreSQL's error, or None. `reason` is its DETAIL line. It may contain
+    values of the row, so don't show it to clients. `row_index` is the position in the input, from 0, of the row that
+    made a bulk write fail.
 
-    Unless the engine was made with `hide_parameters=False`, the error's text holds no value of the statement. That of
-    the driver's error, its `__cause__`, may, and so may a log of the traceback.
+    The error's text contains no values of the statement, unless the engine has `hide_parameters=False`. The text of its
+    `__cause__`, the driver's error, may contain them. So may a log of the traceback.
     """
 
     row_index: int | None = None
 
     def __init__(self, statement: str | None, params: Any, orig: BaseException, *options: Any, **named: Any) -> None:
         super().__init__(statement, params, orig, *options, **named)
-        self.sqlstate = fact(orig, "sqlstate") if fact(orig, "severity") else None
-        self.constraint = fact(orig, "constraint_name")
-        self.table = fact(orig, "table_name")
-        self.column = fact(orig, "column_name")
-        self.reason = fact(orig, "detail")
+        self.sqlstate = message_field(orig, "sqlstate") if message_field(orig, "severity") else None
+        self.constraint = message_field(orig, "constraint_name")
+        self.table = message_field(orig, "table_name")
+        self.column = message_field(orig, "column_name")
+        self.reason = message_field(orig, "detail")
         self.args = (self._describe(orig),)
 
     def _describe(self, orig: BaseException) -> str:
-        error = told_error(orig) or orig
+        error = root_error(orig) or orig
         code = f"{type(error).__name__}, {self.sqlstate}" if self.sqlstate else type(error).__name__
-        for refused in (error, error.__cause__):  # a codec's error is the cause of the driver's
-            if isinstance(refused, RefusedValue):
-                return str(refused)
+        for each in (error, error.__cause__):  # the error of a codec is the cause of the driver's error
+            if isinstance(each, RefusedValue):
+                return str(each)
         if self.hide_parameters and isinstance(self, InvalidValue) and not isinstance(self, TooLong):
-            return f"({code}) a value was refused; which one is hidden due to hide_parameters=True"
-        # its first argument alone: str() would add the DETAIL line
+            return f"({code}) a value was rejected; it isn't shown because of hide_parameters=True"
+        # only the first argument: str() would add the DETAIL line
         return f"({code}) {error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error}"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -191,8 +207,11 @@ class DatabaseError(HowdahError, sa.DBAPIError):
         return (*made_of[:2], {**self.__dict__, "args": self.args})
 
 
-class CannotConnect(Unavailable, DatabaseError, sa.OperationalError):
-    """No connection could be made: refused, timed out, wrong password, no such database, too many clients."""
+class ConnectionFailed(Unavailable, DatabaseError, sa.OperationalError):
+    """No connection could be opened. Nothing was sent.
+
+    The server can't be reached, doesn't answer within `connect_timeout`, rejects the login, or has too many clients.
+    """
 
 
 class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.InterfaceError):
@@ -208,85 +227,89 @@ class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.Interfa
 
 
 class IntegrityViolation(DatabaseError, sa.IntegrityError):
-    """A constraint refused the row. `constraint` says which."""
+    """A constraint rejected a row. `constraint` is its name."""
 
 
 class UniqueViolation(IntegrityViolation):
-    """Another row has these values already."""
+    """Another row has the same values in the columns of a primary key or a UNIQUE constraint."""
 
 
 class ForeignKeyViolation(IntegrityViolation):
-    """The row refers to one that doesn't exist, or others still refer to the one that was to go."""
+    """The row refers to a row that doesn't exist, or other rows still refer to the row that was to be deleted."""
 
 
 class CheckViolation(IntegrityViolation):
-    """A CHECK constraint is false for the row."""
+    """A CHECK constraint, or the WITH CHECK OPTION of a view, is false for the row."""
 
 
 class NotNullViolation(IntegrityViolation):
-    """`column` must have a value."""
+    """`column` must not be NULL."""
 
 
 class ExclusionViolation(IntegrityViolation):
-    """Another row conflicts under an EXCLUDE constraint."""
+    """Another row conflicts with this row under an EXCLUDE constraint."""
 
 
 class InvalidValue(DatabaseError, sa.DataError):
-    """A value can't be what its column or function needs: PostgreSQL, the driver or the column's type refused it."""
+    """A value doesn't fit its column or function. PostgreSQL, the driver or the column's type rejected it."""
 
 
 class OutOfRange(InvalidValue):
-    """A number or a time beyond its type's range."""
+    """A number or a time is outside the range of its type."""
 
 
 class TooLong(InvalidValue):
-    """A text beyond its column's length."""
+    """A text is longer than its column allows."""
 
 
 class InvalidText(InvalidValue):
-    """A text that can't be read as its type (a UUID, an enum's member, a date), or with characters that can't be
-    stored (NUL)."""
+    """A text isn't a value of its type (a UUID, an enum, a date), or has a character that can't be stored (NUL)."""
 
 
-class Conflict(DatabaseError, sa.OperationalError):
-    """The transaction lost against a concurrent one and was rolled back whole: run it again from the start."""
+class TransactionConflict(DatabaseError, sa.OperationalError):
+    """PostgreSQL rolled the transaction back because of a concurrent one. Run the whole transaction again.
+
+    `run_transaction` does so.
+    """
 
 
-class SerializationFailure(Conflict):
-    """Its snapshot can't be kept consistent with what has been committed since."""
+class SerializationFailure(TransactionConflict):
+    """The transaction's snapshot isn't consistent with changes that a concurrent transaction has committed."""
 
 
-class DeadlockDetected(Conflict):
-    """Two transactions waited for each other; this one was chosen to give way."""
+class DeadlockDetected(TransactionConflict):
+    """Two transactions waited for each other. PostgreSQL chose this one to be rolled back."""
 
 
-class SchemaChanged(Conflict, sa.NotSupportedError):
-    """A table was altered after the connection had prepared the statement, which is prepared anew next time."""
+class SchemaChanged(TransactionConflict, sa.NotSupportedError):
+    """A table was altered after the connection had prepared the statement. The next attempt prepares it again."""
 
 
 class LockTimeout(DatabaseError, sa.OperationalError):
-    """A lock wasn't free within `lock_timeout`, or at once under NOWAIT."""
+    """A lock wasn't released within `lock_timeout`, or immediately with NOWAIT."""
 
 
 class StatementTimeout(DatabaseError, sa.OperationalError):
-    """The statement ran for longer than `statement_timeout`, or an administrator cancelled it."""
+    """The statement took longer than `statement_timeout`, or an administrator cancelled it."""
 
 
 class InvalidStatement(DatabaseError, sa.ProgrammingError):
-    """The statement itself is wrong: its syntax, a name that doesn't exist, or a right that the role lacks."""
+    """The statement is wrong: its syntax, a name that doesn't exist, or a right that the role doesn't have."""
 
 
 class ReadOnly(DatabaseError, sa.InternalError):
-    """A write in a read-only transaction, or on a standby."""
+    """A write was sent in a read-only transaction, or to a standby."""
 
 
 class ServerFault(DatabaseError, sa.InternalError):
-    """PostgreSQL found an error of its own, or damaged data."""
+    """PostgreSQL found an internal error, or damaged data."""
 
 
 class RefusedValue(ValueError):
-    """Raised by a column's type of this library; the text says what is wrong without showing the value. What a caller
-    gets is an `InvalidValue` with this text."""
+    """A column's type of this library rejects a value. The text says why, without the value.
+
+    The caller gets an `InvalidValue` with this text.
+    """
 
 
 class RefusedTime(RefusedValue, OverflowError):
@@ -294,106 +317,4 @@ class RefusedTime(RefusedValue, OverflowError):
 
 
 class UnreadableTime(asyncpg.InterfaceError, RefusedTime):  # type: ignore[misc]  # asyncpg has no types
-    """A time in the database that Python's type can't hold. It is raised inside the driver while a result is read."""
-
-
-# A code first, then its class (the first two characters), then DatabaseError.
-BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
-    "08": ConnectionLost,
-    "08001": CannotConnect,
-    "08004": CannotConnect,
-    "0A": InvalidStatement,
-    "22": InvalidValue,
-    "22001": TooLong,
-    "22003": OutOfRange,
-    "22007": InvalidText,
-    "22008": OutOfRange,
-    "22015": OutOfRange,
-    "22021": InvalidText,
-    "22P02": InvalidText,
-    "22P05": InvalidText,
-    "23": IntegrityViolation,
-    "23001": ForeignKeyViolation,
-    "23502": NotNullViolation,
-    "23503": ForeignKeyViolation,
-    "23505": UniqueViolation,
-    "23514": CheckViolation,
-    "23P01": ExclusionViolation,
-    "25006": ReadOnly,
-    "25P03": ConnectionLost,
-    "25P04": ConnectionLost,
-    "28": CannotConnect,
-    "3D000": InvalidStatement,
-    "3F000": InvalidStatement,
-    "40001": SerializationFailure,
-    "40P01": DeadlockDetected,
-    "42": InvalidStatement,
-    "44000": CheckViolation,
-    "53300": CannotConnect,
-    "55P03": LockTimeout,
-    "57014": StatementTimeout,
-    "57P01": ConnectionLost,
-    "57P02": ConnectionLost,
-    "57P03": CannotConnect,
-    "57P04": ConnectionLost,
-    "57P05": ConnectionLost,
-    "XX": ServerFault,
-}
-
-
-def translate(context: ExceptionContext) -> DatabaseError | None:
-    """The error to raise in place of SQLAlchemy's; a listener for the engine's `handle_error` event."""
-    original = context.original_exception
-    if isinstance(original, sa.MissingGreenlet):
-        explain_missing_await(original)
-        return None
-    if not isinstance(original, Exception):  # a cancelled task stays a cancelled task
-        return None
-    cls = _class_for(original, context)
-    if cls is None:
-        return None
-    if issubclass(cls, ConnectionLost) and not context.is_disconnect and context.connection is not None:
-        # Told before the socket closed, or the driver's own bound ran out: this connection is of no use, others may be.
-        context.is_disconnect = True
-        context.invalidate_pool_on_disconnect = False
-    raised = context.sqlalchemy_exception
-    return cls(
-        raised.statement if raised else context.statement,
-        raised.params if raised else None,
-        original,
-        hide_parameters=raised.hide_parameters if raised else True,
-        connection_invalidated=context.is_disconnect,
-        ismulti=raised.ismulti if raised else None,
-    )
-
-
-def raise_as_of_a_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
-    """Raise what SQLAlchemy would, had it been it that sent the statement in which the driver met with this error."""
-    adapted: Any = connection.connection.dbapi_connection
-    try:
-        adapted._handle_exception(error)
-    except Exception as translated:
-        connection._handle_dbapi_exception(translated, statement, None, None, None)
-    raise AssertionError("unreachable") from error
-
-
-def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseError] | None:
-    error = driver_error(original) or original
-    if isinstance(error, asyncpg.InvalidCachedStatementError):
-        return SchemaChanged
-    if isinstance(error, RefusedValue) and isinstance(error, OverflowError):
-        return OutOfRange
-    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # refused by the driver
-        return OutOfRange
-    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, UnicodeError):
-        return InvalidText
-    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
-        return ConnectionLost
-    sqlstate = fact(error, "sqlstate")
-    if sqlstate is not None:
-        return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or DatabaseError
-    if context.is_disconnect or isinstance(error, OSError):
-        return ConnectionLost
-    if context.sqlalchemy_exception is not None and isinstance(error, ValueError | TypeError | LookupError):
-        return InvalidValue  # refused by the column's type, while the parameters were made
-    return None
+    """A time in the database that Python's type can't hold. It is raised inside the driver while it reads a result."""

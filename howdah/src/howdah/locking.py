@@ -1,4 +1,4 @@
-"""Row locks, always taken in the order of the keys."""
+"""Row locks, always taken in key order, so that two transactions that lock the same rows can't deadlock."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sqlalchemy.orm import DeclarativeBase, Mapper
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.sql.visitors import iterate
 
-from howdah.errors import NotFound
-from howdah.keys import (
-    distinct,
-    free_name,
+from howdah._keys import (
+    build_key,
+    collect_keys,
+    deduplicate,
+    find_free_name,
+    get_key,
+    get_key_attributes,
     has_exact_keys,
     has_key_in,
-    key_attributes,
-    key_in,
-    key_of,
-    keys_from,
-    listed,
-    requested_keys,
+    join_requested_keys,
+    normalize_keys,
 )
+from howdah.errors import NotFound
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
@@ -34,10 +34,17 @@ class Match(NamedTuple):
 
     position: int
     """Its position among the requested keys, from 0."""
-    turn: int
-    """How many of the keys before it belong to the same row."""
+    occurrence: int
+    """How many of the requested keys before it belong to the same row."""
     key: Any
     """The key as the row has it."""
+
+
+class _LockCTE(NamedTuple):
+    """A CTE that locks rows, and the conditions that join it to an UPDATE or DELETE of these rows."""
+
+    keys: CTE
+    same_row: list[ColumnElement[bool]]
 
 
 async def lock(
@@ -45,132 +52,129 @@ async def lock(
 ) -> dict[Any, ModelT]:
     """Lock the rows with these keys `FOR UPDATE` until the transaction ends, and return the objects by key.
 
-    The dictionary is in key order. Its keys are those of the rows, which may differ from the requested ones: in a
-    citext column, 'ABC' finds the row 'Abc', which is in the dictionary under 'Abc'.
+    The dictionary is in key order. Its keys are those of the rows, which may differ from the requested keys: in a
+    citext column 'ABC' finds the row 'Abc', and the dictionary has it under 'Abc'.
 
-    One statement locks the rows in ascending key order. So two calls that lock overlapping rows wait for each other but
-    can't deadlock. Lock all rows of a transaction in one call: two calls can deadlock.
+    One statement locks the rows in ascending key order. So two transactions that lock some of the same rows wait for
+    each other but can't deadlock. Lock all rows of a transaction in one call: with two calls a deadlock is possible.
 
-    Pending changes are flushed first. Every object is then read anew, even if the session had it, because its values
+    Pending changes are flushed first. Then every object is refreshed, even if the session had it, because its values
     may be older than the lock. If an object depends on more than its own row (joined eager loading,
     `with_polymorphic`, a subquery as `column_property`), a second statement reads it after the lock.
 
     Raises `NotFound` with all missing keys, as they were requested. Raises `LockTimeout` after the session's
-    `lock_timeout`, or at once with `nowait`. With `skip_locked` the result has neither the rows that others have locked
-    nor the missing ones, and `NotFound` isn't raised.
+    `lock_timeout`, or immediately with `nowait`. With `skip_locked`, rows that other transactions have locked and
+    missing rows are left out of the result, and `NotFound` isn't raised.
     """
     if nowait and skip_locked:
-        raise ValueError("nowait and skip_locked exclude each other: choose one")
-    keys = keys_from(model, listed(model, ids))
+        raise ValueError("lock() takes either nowait or skip_locked, not both: choose one")
+    keys = normalize_keys(model, collect_keys(model, ids))
     if not keys:
         return {}
     await session.flush()
-    read = _lock_and_read if _is_read_from_its_row(inspect(model)) else _lock_then_read
-    objects, missing = await read(session, model, keys, nowait, skip_locked)
+    lock_and_read = _lock_and_read if _depends_on_own_row_only(inspect(model)) else _lock_then_read
+    objects, missing = await lock_and_read(session, model, keys, nowait, skip_locked)
     if missing and not skip_locked:
-        raise NotFound(model, distinct(missing))
-    return {key_of(instance): instance for instance in objects}
+        raise NotFound(model, deduplicate(missing))
+    return {get_key(instance): instance for instance in objects}
 
 
 async def _lock_and_read(
     session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
 ) -> tuple[Sequence[ModelT], Sequence[Any]]:
     """Lock and read with one statement. Returns the objects in key order, and the missing keys."""
-    locking = _for_update(model, _reading_anew(model), nowait=nowait, skip_locked=skip_locked)
+    statement = _add_for_update(model, _select_refreshed(model), nowait=nowait, skip_locked=skip_locked)
     if has_exact_keys(model):
-        keys = distinct(keys)
-        objects = (await session.scalars(locking.where(has_key_in(model, keys)))).unique().all()
-        present = {key_of(instance) for instance in objects} if len(objects) < len(keys) else {*keys}
+        keys = deduplicate(keys)
+        objects = (await session.scalars(statement.where(has_key_in(model, keys)))).unique().all()
+        present = {get_key(instance) for instance in objects} if len(objects) < len(keys) else {*keys}
         return objects, [key for key in keys if key not in present]
-    position, same_row = requested_keys(model, keys)
-    rows = (await session.execute(locking.add_columns(position).where(same_row))).unique().all()
-    return [row[0] for row in rows], missing_keys(keys, {row[1] - 1 for row in rows})
+    position, same_row = join_requested_keys(model, keys)
+    rows = (await session.execute(statement.add_columns(position).where(same_row))).unique().all()
+    return [row[0] for row in rows], find_missing_keys(keys, {row[1] - 1 for row in rows})
 
 
 async def _lock_then_read(
     session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
 ) -> tuple[Sequence[ModelT], Sequence[Any]]:
-    """As `_lock_and_read`, with one more statement for each subclass that has a table, and one that reads."""
+    """As `_lock_and_read`, but lock first, also in the tables of subclasses, and then read with another statement."""
     mapper: Mapper[Any] = inspect(model)
     matches = await lock_matches(session, model, keys, nowait=nowait, skip_locked=skip_locked)
-    present = [keys[match.position] for match in matches if match.turn == 0]
-    held: dict[Mapper[Any], set[Any]] = {}
+    present = [keys[match.position] for match in matches if match.occurrence == 0]
+    keys_by_mapper: dict[Mapper[Any], set[Any]] = {}
     for each in mapper.with_polymorphic_mappers:
         if not {*mapper.tables}.issuperset(each.tables):
             of_class = await lock_matches(session, each.class_, present, nowait=nowait, skip_locked=skip_locked)
-            held[each] = {match.key for match in of_class}
-    found = (await session.scalars(_reading_anew(model).where(has_key_in(model, present)))).unique()
-    # With `skip_locked`, a row in the table of a subclass may have been left out.
-    objects = [one for one in found if key_of(one) in held.get(inspect(one).mapper, (key_of(one),))]
-    return objects, missing_keys(keys, {match.position for match in matches})
+            keys_by_mapper[each] = {match.key for match in of_class}
+    found = (await session.scalars(_select_refreshed(model).where(has_key_in(model, present)))).unique()
+    # With `skip_locked`, the row in the table of a subclass may not be locked. Such an object isn't returned.
+    objects = [one for one in found if get_key(one) in keys_by_mapper.get(inspect(one).mapper, (get_key(one),))]
+    return objects, find_missing_keys(keys, {match.position for match in matches})
 
 
-def _reading_anew(model: type[Any]) -> Select[Any]:
-    return select(model).order_by(*key_attributes(model)).execution_options(populate_existing=True)
+def _select_refreshed(model: type[Any]) -> Select[Any]:
+    return select(model).order_by(*get_key_attributes(model)).execution_options(populate_existing=True)
 
 
 async def lock_matches(
     session: AsyncSession, model: type[Any], keys: Sequence[Any], *, nowait: bool = False, skip_locked: bool = False
 ) -> list[Match]:
-    """Lock the rows as `lock` does, without reading them, and return the keys that have a row. For bulk writes."""
+    """Lock the rows as `lock` does, without reading them. Returns the keys that have a row. For bulk writes."""
     if not keys:
         return []
     await session.flush()
-    columns = key_attributes(model)
+    columns = get_key_attributes(model)
     if has_exact_keys(model):
         statement = _lock_select(model, select(*columns).where(has_key_in(model, keys)), nowait, skip_locked)
-        present = {key_in(row) for row in await session.execute(statement)}
-        turns: Counter[Any] = Counter()
+        present = {build_key(row) for row in await session.execute(statement)}
+        occurrences: Counter[Any] = Counter()
         matches = []
-        for place, key in enumerate(keys):
+        for index, key in enumerate(keys):
             if key in present:
-                matches.append(Match(place, turns[key], key))
-                turns[key] += 1
+                matches.append(Match(index, occurrences[key], key))
+                occurrences[key] += 1
         return matches
-    requested, same_row = requested_keys(model, keys)
-    requested = requested.label(free_name(model, "howdah_position"))
+    requested, same_row = join_requested_keys(model, keys)
+    requested = requested.label(find_free_name(model, "howdah_position"))
     statement = _lock_select(model, select(*columns, requested).where(same_row), nowait, skip_locked)
-    *values, position = statement.cte(free_name(model, "howdah_locked")).c
-    turn = func.row_number().over(partition_by=values, order_by=position)
-    found = await session.execute(select(position, turn, *values).order_by(position))
-    return [Match(place - 1, number - 1, key_in(key)) for place, number, *key in found]
+    *values, position = statement.cte(find_free_name(model, "howdah_locked")).c
+    occurrence = func.row_number().over(partition_by=values, order_by=position)
+    found = await session.execute(select(position, occurrence, *values).order_by(position))
+    return [Match(number - 1, repetition - 1, build_key(key)) for number, repetition, *key in found]
 
 
-def missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
-    """The keys that have no row; `found` has the positions of the keys that have one."""
+def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
+    """The keys that have no row. `found` has the positions of the keys that have one."""
     return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
-def locked(model: type[Any], criterion: ColumnElement[bool]) -> tuple[CTE, list[ColumnElement[bool]]]:
-    """A CTE with the keys of the rows that the criterion finds, and the condition that joins it to an UPDATE or DELETE.
-
-    The CTE locks the rows in key order. Each row is locked before it is written.
-    """
-    columns = key_attributes(model)
-    keys = _lock_select(model, select(*columns).where(criterion)).cte(free_name(model, "howdah_locked"))
-    return keys, [attribute == keys.c[attribute.key] for attribute in columns]
+def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> _LockCTE:
+    """Build a CTE that locks the rows that the criterion finds, in key order, each one before it is written."""
+    columns = get_key_attributes(model)
+    keys = _lock_select(model, select(*columns).where(criterion)).cte(find_free_name(model, "howdah_locked"))
+    return _LockCTE(keys, [attribute == keys.c[attribute.key] for attribute in columns])
 
 
 def _lock_select(
     model: type[Any], statement: Select[Any], nowait: bool = False, skip_locked: bool = False
 ) -> Select[Any]:
-    ordered = statement.order_by(*key_attributes(model))
-    return _for_update(model, ordered, nowait=nowait, skip_locked=skip_locked)
+    ordered = statement.order_by(*get_key_attributes(model))
+    return _add_for_update(model, ordered, nowait=nowait, skip_locked=skip_locked)
 
 
-def _for_update(model: type[Any], statement: Select[Any], *, nowait: bool, skip_locked: bool) -> Select[Any]:
-    """Lock the model's own tables.
+def _add_for_update(model: type[Any], statement: Select[Any], *, nowait: bool, skip_locked: bool) -> Select[Any]:
+    """Add FOR UPDATE OF the model's own tables.
 
-    FOR UPDATE OF the entity would also name the tables of subclasses that `with_polymorphic` joins by an outer join.
+    FOR UPDATE OF the entity would also name the tables of subclasses that `with_polymorphic` adds by an outer join.
     PostgreSQL rejects that.
     """
     return statement.with_for_update(of=inspect(model).tables, nowait=nowait, skip_locked=skip_locked)
 
 
-def _is_read_from_its_row(mapper: Mapper[Any]) -> bool:
-    """Whether all values of an object come from the locked rows.
+def _depends_on_own_row_only(mapper: Mapper[Any]) -> bool:
+    """Whether all values of an object come from the rows that are locked.
 
-    A statement that waits for a lock reads the locked rows anew. Values of other rows are from the statement's start.
+    A statement that waits for a lock reads the locked rows again. It reads other rows as they were when it started.
     """
     polymorphic = [mapper, *mapper.with_polymorphic_mappers]
     if not all({*mapper.tables}.issuperset(each.tables) for each in polymorphic):

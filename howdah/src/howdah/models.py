@@ -1,4 +1,4 @@
-"""The declarative base and the mixins that most tables want."""
+"""The declarative base, and mixins for common columns."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, RelationshipProperty
 from sqlalchemy.types import TypeEngine
 from uuid_utils import uuid7 as _uuid7
 
+from howdah._lazy_loads import explain_raising_loads
+from howdah._sqlalchemy import properties_of
+from howdah._types.times import describe_naive_value
 from howdah.errors import RefusedValue
-from howdah.loading import explain_raising_loads
-from howdah.times import without_time_zone
 
 NAMING_CONVENTION: Final[dict[Any, str]] = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -37,37 +38,43 @@ NAMING_CONVENTION: Final[dict[Any, str]] = {
 }
 
 
-_UUID: Final = asyncpg.pgproto.pgproto.UUID
+# The driver's subclass of `uuid.UUID`. It is created several times faster, and the driver needn't convert it.
+_DriverUUID: Final = asyncpg.pgproto.pgproto.UUID
 
 
 def uuid7() -> UUID:
-    """A new UUIDv7 (RFC 9562, section 5.7): ordered by the millisecond of its making, and within a process strictly
-    increasing (section 6.2, a counter). Between processes the order is that of their clocks. It is of the class that
-    the driver reads and writes, a subclass of `uuid.UUID`, and made several times faster than one of that."""
-    made: UUID = _UUID(_uuid7().bytes)
-    return made
+    """A new UUIDv7 (RFC 9562, section 5.7), ordered by the millisecond of its creation.
+
+    Within a process the values are strictly increasing (section 6.2, a counter). Between processes the order is that of
+    their clocks. The value is an instance of the class that the driver reads and writes, a subclass of `uuid.UUID`.
+    """
+    value: UUID = _DriverUUID(_uuid7().bytes)
+    return value
 
 
 def utcnow() -> datetime:
-    """Now, aware, in UTC."""
+    """The current time as an aware `datetime` in UTC, by the application's clock."""
     return datetime.now(UTC)
 
 
 class AwareDateTime(TypeDecorator[datetime]):
-    """`timestamptz`. A naive `datetime` or a `date` is refused with `InvalidValue` before it is sent: the driver would
-    read it as local time. Values that are read are aware and in UTC. PostgreSQL's infinities are read as `datetime.max`
-    and `datetime.min` in UTC, and these are written as infinities (see `howdah.times`)."""
+    """`timestamptz` with aware values.
+
+    A naive `datetime` or a `date` is rejected with `InvalidValue` before it is sent, because the driver would read it
+    as local time. Values that are read are aware and in UTC. PostgreSQL's infinities are read as `datetime.max` and
+    `datetime.min` in UTC, and these are written as infinities.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
-            raise RefusedValue(without_time_zone(value))
+            raise RefusedValue(describe_naive_value(value))
         return value
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
-        """What stands beside it in an expression is of this type if it is a time, of its own (an interval) if not."""
+        """The type of the other operand: this type for a time, otherwise that of the value, such as an interval."""
         return self if isinstance(value, date | None) else self.impl_instance.coerce_compared_value(op, value)
 
 
@@ -75,16 +82,16 @@ class Base(DeclarativeBase):
     """The base of mapped classes.
 
     - Constraints and indexes get names from `NAMING_CONVENTION`, so that migrations and errors can name them.
-    - `Mapped[datetime]` is `timestamptz` and refuses naive values (`AwareDateTime`). So are the items of
+    - `Mapped[datetime]` is `timestamptz` and rejects naive values (`AwareDateTime`). So are the items of
       `Mapped[list[datetime]]` and the bounds of `Mapped[Range[datetime]]` and `Mapped[MultiRange[datetime]]`.
     - A relationship is `lazy="raise"` unless it names another strategy. A lazy load can't work under asyncio, so it
       raises an error that says how to load the relationship. `lazy="select"` is SQLAlchemy's default, and counts as no
       strategy. Write `lazy=True` to get it (for `AsyncAttrs`). During a flush, relationships are loaded as needed.
-    - What the server computes comes back with the flush (`eager_defaults`), never by a later lazy load.
+    - Values that the server computes are read by the flush (`eager_defaults`), never by a later lazy load.
 
-    For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own.
-    With `MappedAsDataclass` it works too, but SQLAlchemy lets such a class have no mixin that isn't one: it declares
-    the columns of the mixins below itself.
+    For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own. A class with
+    `MappedAsDataclass` can't use the mixins below, because SQLAlchemy requires its mixins to be dataclasses. Such a
+    class declares these columns itself.
     """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
@@ -100,9 +107,10 @@ class Base(DeclarativeBase):
     }
 
 
-# Listeners rather than __mapper_args__, which a class that has its own would lose.
+# Listeners, because a class with its own __mapper_args__ would lose those of the base.
 @event.listens_for(Base, "instrument_class", propagate=True)
 def _set_mapper_options(mapper: Mapper[Any], class_: type[Any]) -> None:
+    """Set `eager_defaults`, and the version column of a `Versioned` class."""
     if mapper.eager_defaults == "auto":
         mapper.eager_defaults = True
     if issubclass(class_, Versioned) and mapper.version_id_col is None:
@@ -111,13 +119,14 @@ def _set_mapper_options(mapper: Mapper[Any], class_: type[Any]) -> None:
 
 @event.listens_for(Base, "before_mapper_configured", propagate=True)
 def _raise_on_lazy_load(mapper: Mapper[Any], class_: type[Any]) -> None:
-    for prop in mapper._props.values():
+    """Make `lazy="raise"` the default of every relationship, and of those that SQLAlchemy creates for a `backref`."""
+    for prop in properties_of(mapper):
         if not isinstance(prop, RelationshipProperty):
             continue
         if prop.lazy == "select":
             prop.lazy = "raise"
             prop.strategy_key = (("lazy", "raise"),)
-        if isinstance(prop.backref, str):  # the other side, which SQLAlchemy is about to make
+        if isinstance(prop.backref, str):  # SQLAlchemy creates the other side later
             prop.backref = (prop.backref, {"lazy": "raise"})
         elif prop.backref is not None:
             prop.backref[1].setdefault("lazy", "raise")
@@ -127,21 +136,26 @@ event.listen(Base, "attribute_instrument", explain_raising_loads, propagate=True
 
 
 class UUIDv7PrimaryKey:
-    """`id`: a UUIDv7 made by the application when the row is flushed, or earlier by whoever passes one."""
+    """`id`: a UUIDv7, created by the application when the row is flushed, or passed to the constructor."""
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7, sort_order=-10)
 
 
 class Timestamps:
-    """`created_at` and `updated_at`, by the application's clock; `updated_at` moves with every UPDATE that SQLAlchemy
-    makes of the row."""
+    """`created_at` and `updated_at`, by the application's clock.
+
+    `updated_at` is set by every UPDATE of the row that SQLAlchemy writes.
+    """
 
     created_at: Mapped[datetime] = mapped_column(default=utcnow, sort_order=90)
     updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=91)
 
 
 class Versioned:
-    """`version`: 1 for a new row, one more with each UPDATE of the object. An UPDATE or DELETE of an object whose row
-    has moved on since it was read raises `StaleRow`, and nothing is written (optimistic locking)."""
+    """`version`: 1 for a new row, incremented by each UPDATE of the object (optimistic locking).
+
+    If the row's version has changed since the object was read, an UPDATE or DELETE of the object raises `StaleRow`, and
+    nothing is written.
+    """
 
     version: Mapped[int] = mapped_column(default=1, sort_order=92)

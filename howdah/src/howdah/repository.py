@@ -1,4 +1,4 @@
-"""The repository: reading and writing the rows of one model in the caller's session."""
+"""The repository: it reads and writes the rows of one model in the caller's session."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from sqlalchemy.orm.interfaces import LoaderOption
 from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
-from howdah.errors import NotFound
-from howdah.keys import (
-    distinct,
+from howdah._keys import (
+    collect_keys,
+    deduplicate,
+    get_key,
+    get_key_attributes,
     has_exact_keys,
     has_key_in,
-    key_attributes,
-    key_from,
-    key_of,
-    keys_from,
-    listed,
-    requested_keys,
+    join_requested_keys,
+    normalize_key,
+    normalize_keys,
 )
+from howdah._reads.page import Page
+from howdah._sqlalchemy import options_of
+from howdah._writes.rows import reject_unknown_names
+from howdah.errors import NotFound
 from howdah.locking import lock
-from howdah.page import Page
-from howdah.pagination import count_rows, entity_of, has_rows, paginate, refuse_own_limit, totally_ordered
-from howdah.rows import refuse_unknown
+from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
-LoadWhat: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
+LoadOptions: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
 
 
 class AsyncRepository(Generic[ModelT]):
-    """The rows of one model, in the session that it is given. It flushes and never commits.
+    """Reads and writes the rows of one model in a session. It flushes and never commits.
 
     The model is the type parameter of a subclass, or the second argument:
 
@@ -43,64 +44,69 @@ class AsyncRepository(Generic[ModelT]):
         users = UserRepository(session)
         orders = AsyncRepository(session, Order)
 
-    Methods that read take a `Select` of the model. Without one they read all rows. `load` names what to load with the
-    rows: relationships (`load=[User.orders]`, one further statement for each), or SQLAlchemy's loader options for
-    anything deeper. A key is the value of the primary key, a tuple if the primary key is composite, or a mapping of the
-    key's attribute names to values. PostgreSQL decides which row a key belongs to.
+    Methods that read take a `Select` of the model. Without one they read all rows. `load` contains relationships to
+    load with the rows (`load=[User.orders]`, with one more statement for each), or loader options of SQLAlchemy, which
+    can also load the relationships of related objects. A key is the value of the primary key, a tuple if the primary
+    key is composite, or a mapping of the key's attribute names to values. PostgreSQL decides which row a key belongs
+    to.
+
+    As the session, a repository can be used by one task at a time.
     """
 
-    _declared_model: ClassVar[Any] = ModelT  # type: ignore[misc]  # the model, or the type parameter that is going to be it
+    _declared_model: ClassVar[Any] = ModelT  # type: ignore[misc]  # the model, or the type parameter that stands for it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for base in cls.__dict__.get("__orig_bases__", ()):
             origin = get_origin(base)
             if isinstance(origin, type) and issubclass(origin, AsyncRepository):
-                given = dict(zip(origin.__parameters__, get_args(base), strict=True))  # type: ignore[attr-defined]
-                cls._declared_model = given.get(origin._declared_model, origin._declared_model)
+                arguments = dict(zip(origin.__parameters__, get_args(base), strict=True))  # type: ignore[attr-defined]
+                cls._declared_model = arguments.get(origin._declared_model, origin._declared_model)
 
     def __init__(self, session: AsyncSession, model: type[ModelT] | None = None) -> None:
         chosen = self._declared_model if model is None else model
         if not isinstance(chosen, type):
             raise TypeError(
-                "which model? Pass it, AsyncRepository(session, User), "
-                "or name it, class UserRepository(AsyncRepository[User])"
+                "the repository has no model: pass it, AsyncRepository(session, User), "
+                "or declare it, class UserRepository(AsyncRepository[User])"
             )
         self.session = session
         self.model: type[ModelT] = chosen
 
-    async def get(self, id: Any, *, load: LoadWhat = ()) -> ModelT | None:
-        """The object with this key, or None. One that the session holds already comes without a statement, unless
-        there is something to load with it."""
-        key = key_from(self.model, id)
+    async def get(self, id: Any, *, load: LoadOptions = ()) -> ModelT | None:
+        """The object with this key, or None.
+
+        If the session has the object and `load` is empty, no statement is sent.
+        """
+        key = normalize_key(self.model, id)
         if not load:
             return await self.session.get(self.model, key)
         values = key if isinstance(key, tuple) else (key,)
-        same_key = (column == value for column, value in zip(key_attributes(self.model), values, strict=True))
-        return (await self._objects(self._all().where(*same_key), load)).one_or_none()
+        same_key = (column == value for column, value in zip(get_key_attributes(self.model), values, strict=True))
+        return (await self._fetch_objects(self._select_all().where(*same_key), load)).one_or_none()
 
-    async def get_one(self, id: Any, *, load: LoadWhat = ()) -> ModelT:
-        """The object with this key; raises `NotFound`."""
+    async def get_one(self, id: Any, *, load: LoadOptions = ()) -> ModelT:
+        """The object with this key. Raises `NotFound` if there is none."""
         found = await self.get(id, load=load)
         if found is None:
             raise NotFound(self.model, [id])
         return found
 
-    async def get_by_ids(self, ids: Iterable[Any], *, load: LoadWhat = ()) -> list[ModelT]:
-        """The objects with these keys, each once, in the order of the keys. Missing ones are left out.
+    async def get_by_ids(self, ids: Iterable[Any], *, load: LoadOptions = ()) -> list[ModelT]:
+        """The objects with these keys, each once, in the order of the keys. Keys without a row are skipped.
 
         There may be any number of keys.
         """
-        keys = keys_from(self.model, listed(self.model, ids))
+        keys = normalize_keys(self.model, collect_keys(self.model, ids))
         if not keys:
             return []
         if has_exact_keys(self.model):
-            keys = distinct(keys)
-            rows = await self._objects(self._all().where(has_key_in(self.model, keys)), load)
-            found = {key_of(row): row for row in rows}
+            keys = deduplicate(keys)
+            rows = await self._fetch_objects(self._select_all().where(has_key_in(self.model, keys)), load)
+            found = {get_key(row): row for row in rows}
             return [found[key] for key in keys if key in found]
-        position, same_row = requested_keys(self.model, keys)
-        matching = self._loading(self._all().add_columns(position).where(same_row), load)
+        position, same_row = join_requested_keys(self.model, keys)
+        matching = self._add_load_options(self._select_all().add_columns(position).where(same_row), load)
         matches = (await self.session.execute(matching)).unique().all()
         in_order = sorted(matches, key=lambda match: match[1])
         return [*{id(instance): instance for instance, _ in in_order}.values()]
@@ -111,22 +117,22 @@ class AsyncRepository(Generic[ModelT]):
         *,
         offset: int = 0,
         limit: int | None = 100,
-        load: LoadWhat = (),
+        load: LoadOptions = (),
     ) -> list[ModelT]:
-        """Rows in a stable order: the statement's own, then the key, in the direction of what comes before it.
-        `limit=None` means all.
+        """The objects in a total order: that of the statement, then the key, in the direction of the last sort key.
 
-        An object that a join brings several times comes once, but `limit` counts each of them. A high offset is slow,
-        and shifts when rows come and go: for walking a listing take `page`.
+        `limit=None` returns all rows. If a join returns an object several times, it is in the result once, but `limit`
+        counts each row. A high offset is slow, and rows are skipped or repeated if others are inserted or deleted
+        between two calls: use `page` to read a long list.
         """
         if offset < 0 or (limit is not None and limit < 0):
-            raise ValueError(f"offset and limit can't be negative: {offset}, {limit}")
-        listing = self._listing(statement)
-        refuse_own_limit(listing)
-        listing = totally_ordered(listing).offset(literal(offset, BigInteger))
+            raise ValueError(f"offset and limit must not be negative, but are {offset} and {limit}")
+        list_query = self._build_list_query(statement)
+        reject_own_limit(list_query)
+        list_query = with_total_order(list_query).offset(literal(offset, BigInteger))
         if limit is not None:
-            listing = listing.limit(literal(limit, BigInteger))
-        return list(await self._objects(listing, load))
+            list_query = list_query.limit(literal(limit, BigInteger))
+        return list(await self._fetch_objects(list_query, load))
 
     async def page(
         self,
@@ -136,37 +142,38 @@ class AsyncRepository(Generic[ModelT]):
         after: str | None = None,
         before: str | None = None,
         count: bool | int = False,
-        load: LoadWhat = (),
+        load: LoadOptions = (),
     ) -> Page[ModelT]:
-        """A keyset page; see `howdah.pagination.paginate`."""
-        listing = self._loading(self._listing(statement), load)
-        return await paginate(self.session, listing, limit=limit, after=after, before=before, count=count)
+        """One page by keyset pagination; see `howdah.pagination.paginate`."""
+        list_query = self._add_load_options(self._build_list_query(statement), load)
+        return await paginate(self.session, list_query, limit=limit, after=after, before=before, count=count)
 
     async def count(self, statement: Select[Any] | None = None) -> int:
-        """How many rows there are; up to the statement's own limit, if it has one."""
-        return await count_rows(self.session, self._all() if statement is None else statement)
+        """The number of rows, at most the statement's own limit if it has one."""
+        return await count_rows(self.session, self._select_all() if statement is None else statement)
 
     async def exists(self, statement: Select[Any] | None = None) -> bool:
         """Whether there is any row."""
-        return await has_rows(self.session, self._all() if statement is None else statement)
+        return await has_rows(self.session, self._select_all() if statement is None else statement)
 
     async def stream(
-        self, statement: Select[Any] | None = None, *, batch: int = 1000, load: LoadWhat = ()
+        self, statement: Select[Any] | None = None, *, batch: int = 1000, load: LoadOptions = ()
     ) -> AsyncIterator[ModelT]:
-        """Rows one after the other, in the order of `list`, `batch` of them in memory at a time (server-side cursor).
+        """Yield all objects one after the other, in the order of `list`, with a server-side cursor.
 
-        Use it with `async for`. The session can run other statements meanwhile, but it must not commit before the end.
-        Collections with `lazy="joined"` are loaded by a further statement for each batch, unless loader options say
-        otherwise. SQLAlchemy rejects `joinedload` of a collection here; use `load=[User.orders]` instead.
+        `batch` rows are in memory at a time. The session can run other statements during the loop, but it must not
+        commit before the end. Collections with `lazy="joined"` are loaded by one more statement for each batch, unless
+        there are loader options. SQLAlchemy rejects `joinedload` of a collection here; use `load=[User.orders]`
+        instead.
         """
         if batch < 1:
-            raise ValueError(f"a batch holds at least one row, not {batch}")
-        listing = totally_ordered(self._listing(statement))
-        options = [*listing._with_options, *load]
+            raise ValueError(f"batch must be at least 1, not {batch}")
+        list_query = with_total_order(self._build_list_query(statement))
+        options = [*options_of(list_query), *load]
         if not any(isinstance(option, LoaderOption) for option in options):  # two options would conflict
-            listing = listing.options(*_collections_by_select(listing))
-        listing = self._loading(listing, load).execution_options(yield_per=batch)
-        result = await self.session.stream_scalars(listing)
+            list_query = list_query.options(*_build_collection_options(list_query))
+        list_query = self._add_load_options(list_query, load).execution_options(yield_per=batch)
+        result = await self.session.stream_scalars(list_query)
         try:
             async for row in result:
                 yield row
@@ -174,33 +181,38 @@ class AsyncRepository(Generic[ModelT]):
             await result.close()
 
     async def create(self, **values: Any) -> ModelT:
-        """A new row, flushed. Raises `UnknownAttribute` before anything is sent, or the constraint's error."""
-        refuse_unknown(self.model, values)
+        """Create an object and flush. Raises `UnknownAttribute` before anything is sent, or a constraint's error."""
+        reject_unknown_names(self.model, values)
         instance = self.model(**values)
         self.session.add(instance)
         await self.session.flush()
         return instance
 
-    async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> bulk.Created:
-        """New rows from mappings, Pydantic models, dataclasses or objects; see `howdah.bulk.insert_many`."""
+    async def create_many(
+        self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True
+    ) -> bulk.InsertResult:
+        """Insert mappings, Pydantic models, dataclasses or mapped objects; see `howdah.bulk.insert_many`."""
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
 
     async def update(self, instance: ModelT, **values: Any) -> ModelT:
-        """Set attributes and flush. Raises `UnknownAttribute` before anything is set, `StaleRow` for a `Versioned`
-        model whose row has moved on, `InvalidRequestError` for an object that isn't in this session."""
-        self._refuse_foreign(instance)
-        refuse_unknown(type(instance), values)
+        """Set attributes of the object and flush.
+
+        Raises `UnknownAttribute` before any attribute is set. Raises `StaleRow` if the model is `Versioned` and the row
+        has another version. Raises `InvalidRequestError` for an object that isn't in the repository's session.
+        """
+        self._reject_foreign(instance)
+        reject_unknown_names(type(instance), values)
         for name, value in values.items():
             setattr(instance, name, value)
         await self.session.flush()
         return instance
 
-    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.Matched:
-        """Each row to its own values, by the key that it names; see `howdah.bulk.update_many`."""
+    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.MatchResult:
+        """Update each row to its own values. A row names its key; see `howdah.bulk.update_many`."""
         return await bulk.update_many(self.session, self.model, rows, chunk_size=chunk_size)
 
     async def update_where(self, criterion: ColumnElement[bool], **values: Any) -> int:
-        """The same values for every row that the criterion finds; how many. See `howdah.bulk.update_where`."""
+        """Set the same values on every row that the criterion finds; see `howdah.bulk.update_where`."""
         return await bulk.update_where(self.session, self.model, criterion, values)
 
     async def upsert_many(
@@ -210,56 +222,63 @@ class AsyncRepository(Generic[ModelT]):
         on: Sequence[str] | None = None,
         update: Sequence[str] | None = None,
         chunk_size: int | None = None,
-    ) -> bulk.Upserted:
-        """Insert, or update what is there; see `howdah.bulk.upsert_many`."""
+    ) -> bulk.UpsertResult:
+        """Insert rows, or update the existing ones; see `howdah.bulk.upsert_many`."""
         return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)
 
     async def delete(self, instance: ModelT) -> None:
-        """Delete the object's row and flush. Relationships cascade as they say; without a cascade, rows that refer to
-        this one let go of it, or raise `NotNullViolation` where they can't. Raises `StaleRow` and
-        `InvalidRequestError` as `update` does."""
-        self._refuse_foreign(instance)
+        """Delete the object's row and flush.
+
+        The cascades of the relationships apply. Without a cascade, the foreign keys of related rows are set to NULL, or
+        `NotNullViolation` is raised if they can't be NULL. Raises `StaleRow` and `InvalidRequestError` like `update`.
+        """
+        self._reject_foreign(instance)
         await self.session.delete(instance)
         await self.session.flush()
 
-    async def delete_many(self, ids: Iterable[Any]) -> bulk.Matched:
+    async def delete_many(self, ids: Iterable[Any]) -> bulk.MatchResult:
         """Delete the rows with these keys; see `howdah.bulk.delete_many`."""
         return await bulk.delete_many(self.session, self.model, ids)
 
     async def lock(self, ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False) -> dict[Any, ModelT]:
-        """Lock rows in key order and read them anew; see `howdah.locking.lock`."""
+        """Lock the rows in key order and refresh the objects; see `howdah.locking.lock`."""
         return await lock(self.session, self.model, ids, nowait=nowait, skip_locked=skip_locked)
 
-    def _refuse_foreign(self, instance: ModelT) -> None:
+    def _reject_foreign(self, instance: ModelT) -> None:
         if not isinstance(instance, self.model):
-            raise TypeError(f"this takes a {self.model.__name__}, not a {type(instance).__name__}: get it first")
+            raise TypeError(
+                f"pass a {self.model.__name__} object, as `get` returns it, not a {type(instance).__name__}"
+            )
         if instance not in self.session:
-            raise InvalidRequestError(f"this {type(instance).__name__} isn't in the repository's session")
+            raise InvalidRequestError(
+                f"this {type(instance).__name__} isn't in the repository's session: get it from this "
+                "repository, or add it to the session"
+            )
 
-    def _all(self) -> Select[Any]:
+    def _select_all(self) -> Select[Any]:
         return select(self.model)
 
-    def _listing(self, statement: Select[Any] | None) -> Select[Any]:
+    def _build_list_query(self, statement: Select[Any] | None) -> Select[Any]:
         if statement is None:
-            return self._all()
-        if not inspect(entity_of(statement)).mapper.isa(inspect(self.model)):
-            raise ValueError(f"a listing of this repository is a select({self.model.__name__})")
+            return self._select_all()
+        if not inspect(get_entity(statement)).mapper.isa(inspect(self.model)):
+            raise ValueError(f"this repository reads {self.model.__name__}: pass a select({self.model.__name__})")
         return statement
 
-    def _loading(self, statement: Select[Any], load: LoadWhat) -> Select[Any]:
-        options = (selectinload(what) if isinstance(what, QueryableAttribute) else what for what in load)
+    def _add_load_options(self, statement: Select[Any], load: LoadOptions) -> Select[Any]:
+        options = (selectinload(each) if isinstance(each, QueryableAttribute) else each for each in load)
         return statement.options(*options)
 
-    async def _objects(self, statement: Select[Any], load: LoadWhat) -> ScalarResult[ModelT]:
-        return (await self.session.scalars(self._loading(statement, load))).unique()
+    async def _fetch_objects(self, statement: Select[Any], load: LoadOptions) -> ScalarResult[ModelT]:
+        return (await self.session.scalars(self._add_load_options(statement, load))).unique()
 
 
-def _collections_by_select(statement: Select[Any]) -> Iterator[ExecutableOption]:
+def _build_collection_options(statement: Select[Any]) -> Iterator[ExecutableOption]:
     """`selectinload` for each collection that the mapping loads by a join.
 
     With a join, the rows of one object could be in two batches.
     """
-    entity = entity_of(statement)
+    entity = get_entity(statement)
     for relationship in inspect(entity).mapper.relationships:
         if relationship.uselist and relationship.lazy in ("joined", False):
             yield selectinload(getattr(entity, relationship.key))

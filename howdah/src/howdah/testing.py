@@ -1,27 +1,42 @@
-"""A pytest plugin: tests on a real PostgreSQL that leave nothing behind. In the root `conftest.py`:
+"""A pytest plugin: tests on a real PostgreSQL. Each test leaves the database as it was.
+
+In the root `conftest.py`:
 
     pytest_plugins = ["howdah.testing"]
 
-and `asyncio_mode = "auto"` in pytest's configuration, so that pytest-asyncio runs `async def` tests without a mark.
+Set `asyncio_mode = "auto"` in pytest's configuration, so that pytest-asyncio runs `async def` tests without a mark.
 
-Fixtures, from the outside in; override any of them:
+Fixtures. Override any of them:
 
-- `postgres_url` (session): a server's maintenance database. By default an embedded server's, which test runs share;
-  `--postgres-version` chooses its major version, `--postgres-url` uses a server of yours.
-- `migrate` (session): a function that takes the URL of an empty database and makes the tables. By default those of
-  `howdah.Base`; a service puts its migrations here.
-- `database_url` (session): this worker's own database, cloned from a template that `migrate` made.
-- `database`: a `Database` in which everything is rolled back when the test ends. What the code commits becomes a
-  savepoint, so constraints that are deferred to COMMIT aren't checked, statements can't run at the same time, and
-  every session is at READ COMMITTED, whatever isolation level it asks for.
-- `session`: a session of it.
-- `committed_database`: a `Database` on a fresh clone of its own, with real commits and a real pool: for races.
-- `committed_url`: the URL of that clone, for tests that open it from elsewhere.
+- `postgres_url` (session): the URL of a server's maintenance database. By default it is an embedded server, which
+  concurrent test runs share. `--postgres-version` sets its major version. `--postgres-url` uses another server.
+- `migrate` (session): a function that gets the URL of an empty database and creates the tables. By default these are
+  the tables of `howdah.Base`. A service runs its migrations here.
+- `database_url` (session): the URL of this worker's own database, a copy of a template that `migrate` has prepared.
+- `database`: a `Database` whose changes are rolled back at the end of the test. A commit only releases a savepoint. So
+  constraints that are deferred to COMMIT aren't checked, statements can't run concurrently, and every session is at
+  READ COMMITTED, whatever isolation level it requests.
+- `session`: a session of `database`.
+- `committed_database`: a `Database` on a new copy of the template, with real commits and a real pool, for example for
+  tests of races.
+- `committed_url`: the URL of that copy.
 
-`assert_statements` guards the number of statements.
+`assert_statements` checks the number of statements.
 """
 
 from __future__ import annotations
+
+__all__ = [
+    "assert_statements",
+    "committed_database",
+    "committed_url",
+    "database",
+    "database_url",
+    "migrate",
+    "postgres_url",
+    "session",
+    "template",
+]
 
 import asyncio
 import hashlib
@@ -43,25 +58,28 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from howdah.database import Database
 from howdah.models import Base
 
-# Names of databases say who made them, so that only the runs of this machine are ever taken for dead.
+# The names of databases contain the host, because the process ids in them are only valid on this host.
 _PREFIX: Final = f"howdah_test_{hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()}"
 _numbers: Final = count(1)
-_made: Final[set[str]] = set()
+# The databases that this process has created and not yet dropped.
+_own_databases: Final[set[str]] = set()
 
-_OF_TRANSACTIONS: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ")
+_NOT_COUNTED: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("howdah")
     group.addoption("--postgres-version", type=int, default=18, help="major version of the embedded PostgreSQL")
-    group.addoption("--postgres-url", default=None, help="use this server instead; its databases are made and dropped")
+    group.addoption(
+        "--postgres-url", default=None, help="use this server instead; test databases are created on it and dropped"
+    )
 
 
 @pytest.fixture(scope="session")
 def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    given: str | None = request.config.getoption("--postgres-url")
-    if given is not None:
-        yield given
+    url: str | None = request.config.getoption("--postgres-url")
+    if url is not None:
+        yield url
         return
     from howdah.embedded import EmbeddedPostgres, default_data_dir
 
@@ -126,9 +144,11 @@ async def committed_database(committed_url: str) -> AsyncIterator[Database]:
 
 @contextmanager
 def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: int) -> Iterator[list[str]]:
-    """Fail unless exactly `expected` statements are sent inside the block, by anybody on the same engine; yields their
-    texts as they come. BEGIN, COMMIT, ROLLBACK, SET LOCAL and savepoints don't count. An executemany counts once, and
-    so does a COPY (`COPY users (id, email) FROM STDIN …`)."""
+    """Fail unless exactly `expected` statements are sent inside the block on the target's engine, by any task.
+
+    It yields a list of their texts, which grows as they are sent. BEGIN, COMMIT, ROLLBACK, SET LOCAL and savepoints
+    don't count. An executemany counts as one statement, and so does a COPY (`COPY users (id, email) FROM STDIN …`).
+    """
     if isinstance(target, AsyncSession):
         engine = target.get_bind().engine
     else:
@@ -136,7 +156,7 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
     sent: list[str] = []
 
     def remember(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if not statement.startswith(_OF_TRANSACTIONS):
+        if not statement.startswith(_NOT_COUNTED):
             sent.append(statement)
 
     event.listen(engine, "before_cursor_execute", remember)
@@ -151,25 +171,31 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
 
 @contextmanager
 def _new_database(postgres_url: str, template: str) -> Iterator[str]:
-    """The name of a database that is dropped in the end."""
+    """The name of a new database, which is dropped at the end."""
     name = f"{_PREFIX}_{os.getpid()}_{next(_numbers)}"
-    _made.add(name)
+    _own_databases.add(name)
     _run(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
         yield name
     finally:
         _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+        _own_databases.discard(name)
 
 
 def _drop_databases_of_dead_runs(postgres_url: str) -> None:
+    """Drop the databases of killed processes of this host."""
     for (name,) in _run(postgres_url, "SELECT datname FROM pg_database"):
         found = re.fullmatch(rf"{_PREFIX}_(\d+)_\d+", name)
-        if found and name not in _made and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
+        if (
+            found
+            and name not in _own_databases
+            and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1])))
+        ):
             _run(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 def _run(url: str, *statements: str) -> list[asyncpg.Record]:
-    """Run the statements one by one on a connection of their own; the rows of the last one."""
+    """Run each statement without a transaction, as CREATE DATABASE requires, and return the rows of the last one."""
 
     async def run() -> list[asyncpg.Record]:
         connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))

@@ -1,4 +1,4 @@
-"""Transactions that are run again when they lose a race, and locks that last as long as one."""
+"""Transactions that are retried after a conflict, savepoints, and advisory locks that a transaction holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah._retry import retried
 from howdah.database import Database, IsolationLevel
-from howdah.errors import Conflict, NestedTransaction
-from howdah.retrying import retried
+from howdah.errors import NestedTransaction, TransactionConflict
 
 ResultT = TypeVar("ResultT")
 
@@ -32,19 +32,22 @@ async def run_transaction(
     database: Database,
     work: Callable[[AsyncSession], Awaitable[ResultT]],
     *,
-    attempts: int = 5,
-    timeout: float = 30.0,  # noqa: ASYNC109  # a bound on starting again, not on the work
+    max_attempts: int = 5,
+    timeout: float = 30.0,  # noqa: ASYNC109  # limits the start of a retry, not the work
     isolation_level: IsolationLevel | None = None,
 ) -> ResultT:
-    """Run `work(session)` in a transaction of its own, commit, and return what it returned.
+    """Run `work(session)` in its own transaction, commit, and return the result of `work`.
 
-    When PostgreSQL rolls the transaction back for a race that it lost (40001, 40P01: `Conflict`), the whole of `work`
-    runs again in a fresh session, at most `attempts` times in all and not begun again later than `timeout` seconds
-    after the first start; then the last error is raised. Between them it waits at random up to 10 ms, 20 ms, 40 ms …
-    1 s ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>). So `work` must
-    do nothing outside the database that can't be done twice, and return nothing from a session that was thrown away.
+    If PostgreSQL rolls the transaction back because of a concurrent one (`TransactionConflict`: 40001, 40P01), the
+    whole of `work` is run again in a new session. It is run at most `max_attempts` times, and not again later than
+    `timeout` seconds after the first start. Then the last error is raised. Before each retry there is a random delay of
+    up to 10 ms, 20 ms, 40 ms … 1 s ("full jitter",
+    <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
 
-    Every other error is raised at once and rolls back.
+    So `work` may run several times. It must not do anything outside the database that can't be repeated, and must not
+    keep objects from the session of an earlier attempt.
+
+    Every other error rolls the transaction back and is raised immediately.
 
     It may be called while another session of this task is open, such as a request's `DbSession`. It uses its own
     session and connection. Its changes stay committed even if the other session is rolled back. It doesn't see
@@ -54,8 +57,8 @@ async def run_transaction(
     Raises `NestedTransaction` inside the `work` of another `run_transaction`: if the outer work is run again, the
     changes that the inner one committed would be made twice.
     """
-    if attempts < 1:
-        raise ValueError(f"work is attempted at least once, not {attempts} times")
+    if max_attempts < 1:
+        raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
     outer = _run.get()
     if outer is not None and not outer.is_over:
         raise NestedTransaction(
@@ -63,14 +66,14 @@ async def run_transaction(
             "work's session to the function instead, or open a savepoint in it"
         )
 
-    async def once() -> ResultT:
+    async def run_once() -> ResultT:
         async with database.begin(isolation_level=isolation_level) as session:
             return await work(session)
 
     run = _Run()
     token = _run.set(run)
     try:
-        return await retried(once, on=(Conflict,), attempts=attempts, timeout=timeout)
+        return await retried(run_once, on=(TransactionConflict,), attempts=max_attempts, timeout=timeout)
     finally:
         run.is_over = True  # tasks that the work has started inherit this context
         _run.reset(token)
@@ -78,28 +81,29 @@ async def run_transaction(
 
 @asynccontextmanager
 async def savepoint(session: AsyncSession) -> AsyncIterator[None]:
-    """`async with savepoint(session):` what fails inside is rolled back to here, and the transaction lives on.
+    """`async with savepoint(session):` rolls back to here if its block raises an error. The transaction stays usable.
 
-    An error of the database that is caught inside is raised on leaving, since what came before it is undone too.
-    Objects that were changed inside are expired by such a rollback: `await session.refresh(object)` before using one,
-    or SQLAlchemy raises `MissingGreenlet`.
+    An error of the database that is caught inside the block is raised at its end, because PostgreSQL has undone the
+    earlier statements of the block too. A rollback expires the objects that were changed in the block: call
+    `await session.refresh(object)` before you read one, otherwise SQLAlchemy raises `MissingGreenlet`.
     """
     async with session.begin_nested():
         yield
-        await session.connection()  # raises if a flush has failed: SQLAlchemy would end the savepoint in silence
+        await session.connection()  # raises if a flush has failed; SQLAlchemy would end the savepoint without an error
 
 
 async def advisory_lock(session: AsyncSession, *name: object) -> None:
-    """Wait for the lock of this name and hold it until the transaction ends. For what no row stands for.
+    """Wait for the advisory lock with this name, and hold it until the transaction ends.
 
-    The name's parts are hashed to the 64 bits that PostgreSQL keys its advisory locks by; two names that collide only
-    wait for each other needlessly. Raises `LockTimeout` after the session's `lock_timeout`.
+    Use it if there is no row to lock. The parts of the name are hashed to 64 bits, the key of PostgreSQL's advisory
+    locks. Two names with the same hash only wait for each other. Raises `LockTimeout` after the session's
+    `lock_timeout`.
     """
     await session.execute(select(func.pg_advisory_xact_lock(_lock_key(name))))
 
 
 async def try_advisory_lock(session: AsyncSession, *name: object) -> bool:
-    """As `advisory_lock`, without waiting: False if somebody else holds it."""
+    """As `advisory_lock`, without waiting. Returns False if another transaction holds the lock."""
     return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(_lock_key(name)))))
 
 

@@ -1,5 +1,7 @@
 """Rows as JSON that PostgreSQL writes: no objects, no second validation, and one statement for concurrent reads.
 
+Request batching: the calls of `get` that arrive while a statement is running share the next one.
+
 UserView = JsonView(User, UserOut)  # at import: a field that can't be rendered raises an error here
 
 async with UserView.open(database) as users:  # as long as the application runs
@@ -19,42 +21,45 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
 
+from howdah._connections.prepared import PreparedSelect
+from howdah._keys import (
+    build_key,
+    build_key_condition,
+    build_key_list_condition,
+    build_requested_keys_join,
+    collect_keys,
+    deduplicate,
+    get_key_attributes,
+    has_exact_keys,
+    normalize_key,
+    normalize_keys,
+)
+from howdah._reads.page import Page
+from howdah._reads.rendering import Renderer
+from howdah._reads.row_filters import RowFilter
+from howdah._sqlalchemy import has_distinct, has_for_update, options_of, order_by_of
+from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
-from howdah.columns import version_name
 from howdah.database import Database
 from howdah.errors import NotFound
-from howdah.keys import (
-    bound_requested_keys,
-    distinct,
-    has_bound_key,
-    has_bound_key_in,
-    has_exact_keys,
-    key_attributes,
-    key_from,
-    key_in,
-    keys_from,
-    listed,
-)
-from howdah.page import Page
-from howdah.pagination import entity_of, paginate_as, totally_ordered
-from howdah.reading import Prepared
-from howdah.rendering import Renderer
-from howdah.row_filters import RowFilter
+from howdah.pagination import get_entity, paginate_as, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
 
-class Body(bytes):
-    """A row's JSON. `etag` is the entity tag of these bytes (RFC 9110, section 8.8.3), with its quotes.
-
-    If the model has a version, the tag begins with it (`"7-…"`), so that an `If-Match` can be compared with a locked
-    row.
-    """
+class JsonBytes(bytes):
+    """A row's JSON in UTF-8. `version` is the row's version, or None if the model has none."""
 
     version: Any = None
 
     @property
     def etag(self) -> str:
+        """The entity tag of these bytes (RFC 9110, section 8.8.3), with its quotes.
+
+        If the model has a version, the tag begins with it (`"7-…"`), so that an `If-Match` can be compared with a
+        locked row.
+        """
+        # 96 bits are enough to exclude that two bodies have the same tag by accident.
         digest = hashlib.blake2b(self, digest_size=12).hexdigest()
         return f'"{digest}"' if self.version is None else f'"{self.version}-{digest}"'
 
@@ -70,7 +75,7 @@ class JsonView(Generic[ModelT]):
     never has an exponent. A float that is infinite or not a number is a text.
 
     Code that runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their
-    values. The constructor then raises `CannotRender` with the field and the reason.
+    values. The constructor then raises `ViewCompileError` with the field and the reason.
 
     Related rows are those that SQLAlchemy loads, each once. A field must be Optional if its expression can be NULL or
     if its row can be absent. Only a foreign key with NOT NULL columns guarantees that the row exists. Nothing is
@@ -84,7 +89,7 @@ class JsonView(Generic[ModelT]):
 
     A row filter is evaluated once, when the view is made, and is the same for every caller. It can't protect the rows
     of one user or tenant from another. A filter that reads a context variable or the clock, or that differs between two
-    evaluations, raises `CannotRender`; use `func.now()` for the time. A subquery in an expression of the model
+    evaluations, raises `ViewCompileError`; use `func.now()` for the time. A subquery in an expression of the model
     (`column_property`, hybrid property) isn't filtered.
     """
 
@@ -95,56 +100,59 @@ class JsonView(Generic[ModelT]):
         self.schema = schema
         self._renderer = Renderer(schema, where or {})
         self.body: Final[ColumnElement[bytes]] = func.convert_to(
-            cast(self._renderer.object_of(model), Text), literal_column("'UTF8'"), type_=LargeBinary
+            cast(self._renderer.render_object(model), Text), literal_column("'UTF8'"), type_=LargeBinary
         )
         """The expression of a row's JSON as bytes, for use in your own `select()`."""
-        self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.criteria(model)
+        self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.get_row_filters(model)
         """The row filters of the model, for the same `select()`."""
 
     def open(
-        self, database: Database, *, trips: int = 2, max_batch: int = 100, max_waiting: int = 10_000
-    ) -> OpenView[ModelT]:
-        """A reader of the view for one database. The other arguments are those of its `Coalescer`."""
-        return OpenView(self, database, trips=trips, max_batch=max_batch, max_waiting=max_waiting)
+        self, database: Database, *, workers: int = 2, max_batch_size: int = 100, max_waiting: int = 10_000
+    ) -> JsonViewReader[ModelT]:
+        """A reader of the view for one database. The other arguments are those of its `Coalescer`.
+
+        At most `workers` statements of `get` run at a time, each with at most `max_batch_size` keys. A call raises
+        `QueueFull` if `max_waiting` calls are waiting.
+        """
+        return JsonViewReader(self, database, workers=workers, max_batch_size=max_batch_size, max_waiting=max_waiting)
 
 
-class OpenView(Generic[ModelT]):
+class JsonViewReader(Generic[ModelT]):
     """A reader of a view for one database and one event loop. Use `async with`, or call `aclose`.
 
-    Reads run outside of the caller's transaction. A read sees everything that was committed before its batch was
-    started, and the batch starts after the read was requested. Raises the errors of a `Coalescer` (`Overloaded`, …)
-    and of the database.
+    Any number of tasks may call it concurrently. Reads run outside of the caller's transaction. A read sees everything
+    that was committed before it was requested. Raises the errors of a `Coalescer` (`QueueFull`, …) and of the database.
     """
 
     def __init__(
-        self, view: JsonView[ModelT], database: Database, *, trips: int, max_batch: int, max_waiting: int
+        self, view: JsonView[ModelT], database: Database, *, workers: int, max_batch_size: int, max_waiting: int
     ) -> None:
         self._view, self._database = view, database
-        version = version_name(view.model)
+        version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
         # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
-        body = self._reading(select(version_column, view.body).select_from(view.model))
-        has_key, self._bind_one = has_bound_key(view.model)
-        self._one = Prepared(body.where(has_key))
-        self._exact = has_exact_keys(view.model)
-        if self._exact:
-            has_any_key, self._bind_many = has_bound_key_in(view.model)
-            self._many = Prepared(body.add_columns(*key_attributes(view.model)).where(has_any_key))
+        body = self._apply_row_filters(select(version_column, view.body).select_from(view.model))
+        has_key, self._bind_one = build_key_condition(view.model)
+        self._select_one = PreparedSelect(body.where(has_key))
+        self._has_exact_keys = has_exact_keys(view.model)
+        if self._has_exact_keys:
+            has_any_key, self._bind_many = build_key_list_condition(view.model)
+            self._select_many = PreparedSelect(body.add_columns(*get_key_attributes(view.model)).where(has_any_key))
         else:
-            position, same_row, self._bind_many = bound_requested_keys(view.model)
-            first = func.min(position).over(partition_by=key_attributes(view.model))
-            self._many = Prepared(body.add_columns(position, first).where(same_row))
-        self._coalescer: Coalescer[Any, Body] = Coalescer(
+            position, same_row, self._bind_many = build_requested_keys_join(view.model)
+            first = func.min(position).over(partition_by=get_key_attributes(view.model))
+            self._select_many = PreparedSelect(body.add_columns(position, first).where(same_row))
+        self._coalescer: Coalescer[Any, JsonBytes] = Coalescer(
             self._read,
             # Two keys may be equal in Python but different in PostgreSQL.
-            key=(lambda key: key) if self._exact else (lambda key: (key, repr(key))),
-            isolate=True,  # a key that can't be sent, or a row that can't be written, fails only its own read
-            trips=trips,
-            max_batch=max_batch,
+            key=(lambda key: key) if self._has_exact_keys else (lambda key: (key, repr(key))),
+            bisect_on_error=True,  # a key that can't be sent, or a row that can't be written, fails only its own read
+            workers=workers,
+            max_batch_size=max_batch_size,
             max_waiting=max_waiting,
         )
 
-    async def __aenter__(self) -> OpenView[ModelT]:
+    async def __aenter__(self) -> JsonViewReader[ModelT]:
         return self
 
     async def __aexit__(
@@ -153,30 +161,35 @@ class OpenView(Generic[ModelT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Finish the submitted reads, and accept no more."""
+        """Finish the submitted calls of `get`. Later ones raise `CoalescerClosed`."""
         await self._coalescer.aclose()
 
     def status(self) -> CoalescerStatus:
         """The status of the coalescer that batches the calls of `get`."""
         return self._coalescer.status()
 
-    async def get(self, id: Any) -> Body:
-        """The row with this key. Raises `NotFound` without one. Concurrent calls share a statement."""
-        key = key_from(self._view.model, id)
-        if not self._database.shares_reads():
+    async def get(self, id: Any) -> JsonBytes:
+        """The row with this key. Raises `NotFound` if there is none, or if a row filter hides it.
+
+        Concurrent calls share a statement (unless the application's event listeners prevent it; see
+        `Database.shares_reads`). If one of them fails, the others don't.
+        """
+        key = normalize_key(self._view.model, id)
+        if not self._database.shares_reads():  # a listener may set something on the connection for one caller
             (body,) = await self._read([key])
             if isinstance(body, Exception):
                 raise body
             return body
         return await self._coalescer.submit(key)
 
-    async def get_many(self, ids: Iterable[Any]) -> list[Body]:
+    async def get_many(self, ids: Iterable[Any]) -> list[JsonBytes]:
         """The rows with these keys, each once, in the order of the keys. Missing ones are left out.
 
-        There may be any number of keys. It takes one statement.
+        There may be any number of keys. It is one statement, which is not shared with other calls.
         """
-        keys = keys_from(self._view.model, listed(self._view.model, ids))
-        found = await self._found(distinct(keys) if self._exact else keys)
+        keys = normalize_keys(self._view.model, collect_keys(self._view.model, ids))
+        found = await self._find(deduplicate(keys) if self._has_exact_keys else keys)
+        # Keys of the same row have the same body, the identical object.
         return [*{id(body): body for body in found if body is not None}.values()]
 
     async def page(
@@ -190,13 +203,13 @@ class OpenView(Generic[ModelT]):
     ) -> Page[bytes]:
         """A keyset page of a `select()` of the model, with bytes as its items; see `howdah.pagination.paginate`.
 
-        It takes one statement, and another one to count. Raises `ValueError` for a `select()` with `options()`,
+        It is one statement, and another one to count. Raises `ValueError` for a `select()` with `options()`,
         `execution_options()` or `with_for_update()`.
         """
-        listing = self._listing(statement)
+        list_query = self._build_list_query(statement)
         return await self._database.read(
             lambda connection: paginate_as(
-                self._view.body, connection, listing, limit=limit, after=after, before=before, count=count
+                self._view.body, connection, list_query, limit=limit, after=after, before=before, count=count
             )
         )
 
@@ -205,12 +218,12 @@ class OpenView(Generic[ModelT]):
 
         `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does.
         """
-        listing = totally_ordered(self._listing(statement))
+        list_query = with_total_order(self._build_list_query(statement))
         async with self._database.session(read_only=True) as session:
             # with DISTINCT, ORDER BY expressions must be selected
-            order = [part for each in listing._order_by_clauses for part in unwrap_order_by(each)]
-            columns = [self._view.body, *(order if listing._distinct else ())]
-            bodies = listing.with_only_columns(*columns, maintain_column_froms=True)
+            order = [part for each in order_by_of(list_query) for part in unwrap_order_by(each)]
+            columns = [self._view.body, *(order if has_distinct(list_query) else ())]
+            bodies = list_query.with_only_columns(*columns, maintain_column_froms=True)
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
             try:
                 async for body in result:
@@ -218,61 +231,65 @@ class OpenView(Generic[ModelT]):
             finally:
                 await result.close()
 
-    def _listing(self, statement: Select[Any] | None) -> Select[Any]:
+    def _build_list_query(self, statement: Select[Any] | None) -> Select[Any]:
+        """The statement with the row filters; without a statement, a SELECT of all rows."""
         if inspect(self._view.model).concrete:
             raise ValueError(
                 f"a view can't order the rows of {self._view.model.__name__}, which are read from a union of tables: "
                 "read them by key, or page and stream them with a repository"
             )
         if statement is None:
-            return self._reading(select(self._view.model))
-        if entity_of(statement) is not self._view.model:
-            raise ValueError(f"a listing of this view is a select({self._view.model.__name__}), not of an alias of it")
-        _refuse_unread_parts(statement)
-        return self._reading(statement)
+            return self._apply_row_filters(select(self._view.model))
+        if get_entity(statement) is not self._view.model:
+            raise ValueError(
+                f"a list query of this view is a select({self._view.model.__name__}), not of another class or an alias"
+            )
+        _reject_unsupported_parts(statement)
+        return self._apply_row_filters(statement)
 
-    def _reading(self, statement: Select[Any]) -> Select[Any]:
+    def _apply_row_filters(self, statement: Select[Any]) -> Select[Any]:
         return statement.where(*self._view.criteria)
 
-    async def _read(self, keys: Sequence[Any]) -> Sequence[Body | Exception]:
-        found = await self._found(keys)
+    async def _read(self, keys: Sequence[Any]) -> Sequence[JsonBytes | Exception]:
+        """The results of one batch. A `NotFound` is the result of its own key."""
+        found = await self._find(keys)
         return [
             NotFound(self._view.model, [key]) if body is None else body for key, body in zip(keys, found, strict=True)
         ]
 
-    async def _found(self, keys: Sequence[Any]) -> Sequence[Body | None]:
+    async def _find(self, keys: Sequence[Any]) -> Sequence[JsonBytes | None]:
         """A body or None for each key; for keys of the same row the same body."""
         if len(keys) == 1:
-            rows = await self._rows(self._one, self._bind_one(keys[0]))
-            return [_body(*rows[0]) if rows else None]
-        rows = await self._rows(self._many, self._bind_many(keys))
-        if self._exact:
-            by_key = {key_in(key): _body(version, text) for version, text, *key in rows}
+            rows = await self._fetch(self._select_one, self._bind_one(keys[0]))
+            return [_make_body(*rows[0]) if rows else None]
+        rows = await self._fetch(self._select_many, self._bind_many(keys))
+        if self._has_exact_keys:
+            by_key = {build_key(key): _make_body(version, text) for version, text, *key in rows}
             return [by_key.get(key) for key in keys]
-        by_position: dict[int, Body] = {}
-        by_row: dict[int, Body] = {}
+        by_position: dict[int, JsonBytes] = {}
+        by_row: dict[int, JsonBytes] = {}
         for version, text, position, first in rows:
-            by_position[position] = by_row.setdefault(first, _body(version, text))
+            by_position[position] = by_row.setdefault(first, _make_body(version, text))
         return [by_position.get(position) for position in range(1, len(keys) + 1)]
 
-    async def _rows(self, statement: Prepared, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    async def _fetch(self, statement: PreparedSelect, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         return await self._database.read(lambda connection: statement.rows(connection, parameters))
 
 
-def _body(version: Any, text: bytes) -> Body:
-    body = Body(text)
+def _make_body(version: Any, text: bytes) -> JsonBytes:
+    body = JsonBytes(text)
     body.version = version
     return body
 
 
-def _refuse_unread_parts(statement: Select[Any]) -> None:
+def _reject_unsupported_parts(statement: Select[Any]) -> None:
     """Raise `ValueError` for parts of a statement that a view can't apply to its JSON."""
-    if statement._with_options:
+    if options_of(statement):
         raise ValueError(
             "a view's statement takes no options(): they wouldn't apply to nested rows. The schema decides what is "
             "loaded; filter by where() or by the view's `where`"
         )
     if statement.get_execution_options():
         raise ValueError("a view's statement takes no execution_options(): the view sets its own")
-    if statement._for_update_arg is not None:
+    if has_for_update(statement):
         raise ValueError("a view's statement can't have with_for_update(): its locks end with the read. Use lock()")

@@ -11,15 +11,15 @@ from typing import TypedDict
 from fastapi import FastAPI
 
 from howdah import Database
-from howdah.fastapi import problems
+from howdah.fastapi import describe_problems
 from shop import tables
-from shop.accounts.routes import router as account_routes
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_routes import router as account_routes
+from shop.ledger.http.transfer_routes import router as transfer_routes
+from shop.ledger.maintenance import maintenance
 from shop.orders.routes import router as order_routes
 from shop.orders.service import OrderViews, open_order_views
 from shop.settings import Settings
-from shop.transfers.ledger import Ledger
-from shop.transfers.routes import router as transfer_routes
-from shop.transfers.upkeep import upkeep
 from shop.users.routes import router as user_routes
 from shop.users.service import UserViews, open_user_views
 from shop.web import errors
@@ -66,13 +66,13 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             open_user_views(database) as users,
             open_order_views(database) as orders,
             Ledger(database) as ledger,
-            upkeep(database, ledger, key_retention_days=chosen.key_retention_days),
+            maintenance(database, ledger, key_retention_days=chosen.key_retention_days),
         ):
             yield {"database": database, "ledger": ledger, "users": users, "orders": orders}
 
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
     for router in (user_routes, order_routes, account_routes, transfer_routes):
-        app.include_router(router, responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
+        app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
     app.include_router(health_routes)
     app.include_router(metrics_routes)
     errors.install(app)

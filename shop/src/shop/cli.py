@@ -20,11 +20,11 @@ from shop.app import create_app, open_database
 from shop.demo import create_demo
 from shop.explaining import CannotListen, ExplainingGroup
 from shop.importing.command import commands as import_commands
+from shop.ledger.check import STEPS, LedgerReport, check_ledger
+from shop.ledger.seals import Link, link_seals
 from shop.memory import collect_seldom, settle
 from shop.migrations import guards
 from shop.postgres import located, scratch
-from shop.proof.checks import STEPS, BooksReport, check_books
-from shop.proof.seals import Link, link_seals
 from shop.settings import Settings
 from shop.web.observability import configure_logging
 
@@ -152,7 +152,7 @@ def check(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--seal") from error
 
-    async def run(url: str, progress: Progress) -> BooksReport:
+    async def run(url: str, progress: Progress) -> LedgerReport:
         task = progress.add_task(STEPS[0], total=len(STEPS))
 
         def begin(step: str) -> None:
@@ -161,10 +161,10 @@ def check(
         # whole tables are read: as long as it takes
         patient = settings.model_copy(update={"statement_timeout": None})
         async with open_database(url, patient, application_name="shop check") as database:
-            with suppress(InvalidStatement):  # the function is missing, which check_books reports
+            with suppress(InvalidStatement):  # the function is missing, which check_ledger reports
                 await link_seals(database)
             async with database.begin(isolation_level="REPEATABLE READ", read_only=True) as session:
-                report = await check_books(session, since=since, begin=begin)
+                report = await check_ledger(session, since=since, begin=begin)
         progress.update(task, description="checked", completed=len(STEPS))
         return report
 

@@ -12,13 +12,13 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, run_transaction, uuid7
-from shop.accounts.models import AccountPurpose
-from shop.accounts.opening import OpeningRequest, open_accounts
-from shop.accounts.schemas import AccountIn
-from shop.accounts.service import system_account
+from shop.ledger.accounts import system_account
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.models import AccountPurpose
+from shop.ledger.opening import OpeningRequest, open_accounts
+from shop.ledger.requests import TransferRequest
+from shop.ledger.service import post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
-from shop.transfers.requests import TransferRequest
-from shop.transfers.service import post_transfers
 from shop.users.models import User
 
 _FIRST: Final = ("Ada", "Alan", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Hedy", "Ken", "Radia")

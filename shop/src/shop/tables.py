@@ -1,10 +1,8 @@
 """Every table of Shop: importing this makes `howdah.Base.metadata` complete."""
 
 from howdah import Base
-from shop.accounts.models import Account, Entry
+from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer
 from shop.orders.models import Order, OrderItem
-from shop.proof.models import Seal
-from shop.transfers.models import IdempotencyKey, PendingTransfer, Transfer
 from shop.users.models import User
 
 __all__ = [

@@ -115,10 +115,10 @@ async def assert_summary_agrees(session: Any, lines: pl.DataFrame, customer: int
     orders, cents = expected["sales"]
     assert (found["total_orders"], found["total_spent_cents"]) == (orders, cents)
     assert found["avg_order_cents"] == (cents / orders if orders else 0)
-    taken_back = [found["by_status"].get(status) for status in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)]
+    reversed_amount = [found["by_status"].get(status) for status in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)]
     assert (
-        sum(each.orders for each in taken_back if each is not None),
-        sum(each.total_cents for each in taken_back if each is not None),
+        sum(each.orders for each in reversed_amount if each is not None),
+        sum(each.total_cents for each in reversed_amount if each is not None),
     ) == expected["cancellations"]
 
 

@@ -18,15 +18,15 @@ from uuid import UUID
 
 import httpx
 import pytest
-from making import make_order, make_user, walk
-from problems import assert_problem
-from serving import client_of, shop_serve
 from sqlalchemy import text
-from waiting import until
 
 from howdah import Database
 from shop.orders.models import Order, OrderStatus
 from shop.web import exports
+from shop_tests.support.factories import make_order, make_user, walk
+from shop_tests.support.http_service import client_of, run_shop_serve
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until
 
 ODD = ('a "b", c\r\nd', "=1+1", " é ", "a\nb")
 MANY = 30_000  # more than fits between the server and a client that has stopped reading
@@ -185,7 +185,7 @@ async def test_clients_that_leave_early_give_their_connections_back(
 async def test_a_client_that_takes_nothing_is_cut_off_and_its_connection_given_back(
     service: str, client: httpx.AsyncClient, stored: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exports, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(exports, "CLIENT_SEND_TIMEOUT_SECONDS", 0.5)
     await make_orders(stored, await make_user(client), MANY)
 
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
@@ -251,7 +251,7 @@ async def test_two_hundred_thousand_orders_are_exported_at_constant_memory(
     def peaks_mib(status: str) -> list[int]:
         return [int(kib) // 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status)]
 
-    async with shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
+    async with run_shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
         status = Path(f"/proc/{process.pid}/status")
         user = await make_user(client)
 

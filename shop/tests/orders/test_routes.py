@@ -8,8 +8,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import make_order, make_user, walk, walk_back
-from problems import assert_problem
+
+from shop_tests.support.factories import make_order, make_user, walk, walk_back
+from shop_tests.support.problems import assert_problem
 
 ITEM = {"sku": "TEA", "quantity": 2, "unit_price_cents": 150}
 

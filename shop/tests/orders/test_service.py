@@ -7,23 +7,23 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-import reference
-from making import balances, make_account, make_order, make_user, post_transfer, transfer
-from problems import assert_problem
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
-from waiting import until_waiting
 
 import shop.orders.routes
 from howdah import Database, bulk, uuid7
-from shop.accounts.models import Account
-from shop.accounts.opening import OpeningRequest, open_account_once
-from shop.accounts.schemas import AccountIn
+from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.models import Account
+from shop.ledger.opening import OpeningRequest, open_account_once
+from shop.ledger.writing import KeyInUse
 from shop.orders.models import Order, OrderStatus
 from shop.orders.service import bulk_update_status, change_status
-from shop.transfers.writing import KeyInUse
 from shop.users.models import User
+from shop_tests.support import reference
+from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer, transfer
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until_waiting
 
 MANY = 33_000  # a parameter each would end at 32,767
 
@@ -82,7 +82,7 @@ async def test_two_changes_of_the_same_orders_in_opposite_orders_both_come_throu
             return await bulk_update_status(session, order_ids, status)
 
     for _ in range(5):
-        assert await asyncio.gather(change(ids, "paid"), change(ids[::-1], "shipped")) == [200, 200]
+        assert [*await asyncio.gather(change(ids, "paid"), change(ids[::-1], "shipped"))] == [200, 200]
 
 
 async def pay(

@@ -8,11 +8,11 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from making import make_account, make_order, make_user, walk, walk_back
-from problems import assert_problem
 
 from howdah import Database
 from shop.users.repository import UserRepository
+from shop_tests.support.factories import make_account, make_order, make_user, walk, walk_back
+from shop_tests.support.problems import assert_problem
 
 
 async def test_a_new_user_is_answered_with_where_it_is_and_its_version(client: httpx.AsyncClient) -> None:

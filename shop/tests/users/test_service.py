@@ -9,8 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import reference
-from plans import plan_of
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -21,6 +19,8 @@ from shop.orders.repository import OrderRepository
 from shop.users.models import User
 from shop.users.repository import UserRepository
 from shop.users.service import bulk_create_users, get_user_order_summary
+from shop_tests.support import reference
+from shop_tests.support.query_plans import explain
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ async def test_the_order_summary_agrees_with_adding_the_orders_up(session: Async
     }
     by_month: dict[str, list[int]] = {}
     for order in sorted(all_orders, key=lambda order: order.placed_at):
-        if order.status.stands:
+        if order.status.counts_as_sale:
             by_month.setdefault(f"{order.placed_at:%Y-%m}", []).append(order.total_cents)
     assert [(month, totals.orders, totals.total_cents) for month, totals in summary["by_month"].items()] == [
         (month, len(totals), sum(totals)) for month, totals in by_month.items()
@@ -132,7 +132,7 @@ async def test_the_order_summary_reads_nothing_but_the_index(committed_database:
             for statement in (*before, "VACUUM (ANALYZE) orders"):
                 await connection.execute(text(statement))
         async with committed_database.session() as session:
-            nodes = await plan_of(session, partial(OrderRepository(session).totals_of, user.id))
+            nodes = await explain(session, partial(OrderRepository(session).totals_of, user.id))
             return [(node["Node Type"], node["Index Name"]) for node in nodes if "Index Name" in node]
 
     index = "ix_orders_user_id_placed_at_id"

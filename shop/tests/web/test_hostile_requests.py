@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import make_account, make_order, make_user, transfer
 
 from shop.app import create_app
+from shop_tests.support.factories import make_account, make_order, make_user, transfer
 
 DESCRIBED = create_app("postgresql://unused/").openapi()
 JSON, NDJSON = "application/json", "application/x-ndjson"
@@ -158,7 +158,8 @@ async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
 ) -> None:
     method, path, operation = route
     values = _Values(list(existing.values()))
-    query, headers = {}, {}
+    query: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path" or not (parameter.get("required") or data.draw(st.booleans())):
             continue

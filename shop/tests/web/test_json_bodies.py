@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from making import balances, make_account, make_order, make_user, transfer
-from problems import assert_problem
 
 from howdah.fastapi import StrictJSONRoute
-from shop.accounts.routes import router as account_routes
+from shop.ledger.http.account_routes import router as account_routes
+from shop.ledger.http.transfer_routes import router as transfer_routes
 from shop.orders.routes import router as order_routes
-from shop.transfers.routes import router as transfer_routes
 from shop.users.routes import router as user_routes
+from shop_tests.support.factories import balances, make_account, make_order, make_user, transfer
+from shop_tests.support.problems import assert_problem
 
 JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -46,7 +47,7 @@ async def test_a_duplicate_name_is_refused_on_every_route_that_moves_money(
     )
     nested = json.dumps(body).replace('{"region"', '{"region": "south", "region"')
     account = {"name": "A", "currency": "GBP", "overdraft_limit": 0}
-    requests = [
+    requests: list[tuple[str, str, str, Sequence[str | int]]] = [
         *(("POST", "/transfers", twice(body, name, escaped=escaped), [name]) for name in body),
         ("POST", "/transfers", nested, ["metadata", "region"]),
         (

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from making import make_user
 
 from shop.app import create_app
+from shop_tests.support.factories import make_user
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The data directory: where it lies by default, what it holds, who may use it, and how it is made."""
+"""The data directory: its default path, its version, its owner, and how it is created."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from howdah.embedded.programs import (
 )
 from howdah.errors import EmbeddedPostgresError
 
-with contextlib.suppress(ImportError):  # of the extra; wheel_folder() says so when it is missing
+with contextlib.suppress(ImportError):  # without the extra; wheel_folder() then raises an error that names it
     import platformdirs
 
 DEFAULT_VERSION = 18
@@ -29,18 +29,23 @@ _logger = logging.getLogger("howdah.embedded")
 
 
 def default_data_dir(version: int = DEFAULT_VERSION) -> Path:
-    """`howdah/postgresql-18` in the user's data folder; for root, whose home the server can't enter, in /var/lib."""
+    """`howdah/postgresql-18` in the user's data directory. For root it is in /var/lib/howdah.
+
+    The server doesn't run as root, and its user can't enter root's home directory.
+    """
     if sys.platform != "win32" and os.geteuid() == 0:
         return ROOT_HOME / f"postgresql-{version}"
     wheel_folder()
     return platformdirs.user_data_path("howdah", appauthor=False) / f"postgresql-{version}"
 
 
-def beside(data_dir: Path, kind: str) -> Path:
+def sibling(data_dir: Path, kind: str) -> Path:
+    """A hidden path next to the data directory."""
     return data_dir.with_name(f".{data_dir.name}.{kind}")
 
 
 def data_version(data_dir: Path) -> int | None:
+    """PostgreSQL's major version of the data; None without data."""
     try:
         return int((data_dir / "PG_VERSION").read_text())
     except FileNotFoundError:
@@ -50,52 +55,54 @@ def data_version(data_dir: Path) -> int | None:
 
 
 def check_version(data_dir: Path, version: int, wheel: Path) -> None:
+    """Raise `EmbeddedPostgresError` if the data has another version, or if the wheel doesn't have this one."""
     shipped = [v for v, folder in WHEEL_FOLDERS.items() if (wheel / folder / "bin" / "postgres").exists()]
     found = data_version(data_dir)
     if found not in {None, version}:
         raise EmbeddedPostgresError(
-            f"{data_dir} holds data of PostgreSQL {found}, and {version} is wanted: leave the version "
-            "out, name another data directory, or dump the data and restore it into a new one"
+            f"{data_dir} has data of PostgreSQL {found}, but version={version} was requested: omit the version, use "
+            "another data directory, or dump the data and restore it into a new one"
         )
     if version not in shipped:
         choice = " and ".join(map(str, shipped)) or "none"
         raise EmbeddedPostgresError(
-            f"PostgreSQL {version} is wanted{f' for the data in {data_dir}' if found else ''}, and the "
-            f"wheel ships {choice}: name one of these, with a data directory of its own"
+            f"PostgreSQL {version} was requested{f' for the data in {data_dir}' if found else ''}, but the wheel has "
+            f"{choice}: request one of these, with its own data directory"
         )
 
 
 def check_data_dir(data_dir: Path, user: ServerUser) -> None:
+    """Raise `EmbeddedPostgresError` if the directory belongs to another user, or has other files."""
     if not data_dir.exists():
         return
     owner = data_dir.stat().st_uid
     empty = next(data_dir.iterdir(), None) is None
     if not (owner == user.uid or (empty and owner == os.geteuid())):
         raise EmbeddedPostgresError(
-            f"{data_dir} belongs to the user {user_name(owner)}, and PostgreSQL would run as "
-            f"{user_name(user.uid)}: name another data directory, or start it as its owner"
+            f"{data_dir} belongs to the user {user_name(owner)}, but PostgreSQL would run as {user_name(user.uid)}: "
+            "use another data directory, or start the server as the owner"
         )
     if not empty and data_version(data_dir) is None:
-        raise EmbeddedPostgresError(f"{data_dir} holds files, but no PostgreSQL data: name a new folder")
+        raise EmbeddedPostgresError(f"{data_dir} has files, but no PostgreSQL data: use a new directory")
 
 
 def initialise(data_dir: Path, version: int, user: ServerUser, programs: Path, deadline: float) -> None:
-    """Makes the data directory beside its place and moves it there whole: no start ever meets half of one."""
-    parent, prefix = data_dir.parent, beside(data_dir, "initdb-").name
-    for remains in parent.iterdir():
-        if remains.name.startswith(prefix) and remains.lstat().st_uid in {user.uid, os.geteuid()}:
-            shutil.rmtree(remains, ignore_errors=True)
+    """Create the data directory under another name, then rename it: a start never finds an incomplete one."""
+    parent, prefix = data_dir.parent, sibling(data_dir, "initdb-").name
+    for leftover in parent.iterdir():
+        if leftover.name.startswith(prefix) and leftover.lstat().st_uid in {user.uid, os.geteuid()}:
+            shutil.rmtree(leftover, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         os.chown(fresh, user.uid, user.gid)
-        made = user.run(programs / "initdb", "-D", fresh, *initdb_options(version), deadline=deadline)
-        if made.returncode != 0:
-            raise EmbeddedPostgresError(f"initdb failed for {data_dir}:\n{made.stderr.strip()}")
+        created = user.run(programs / "initdb", "-D", fresh, *initdb_options(version), deadline=deadline)
+        if created.returncode != 0:
+            raise EmbeddedPostgresError(f"initdb failed for {data_dir}:\n{created.stderr.strip()}")
         try:
             fresh.rename(data_dir)
         except OSError as error:
-            hint = "if it is a mount point, name a folder inside it"
-            raise EmbeddedPostgresError(f"{data_dir} can't be made ({error.strerror}); {hint}") from error
+            hint = "if it is a mount point, use a directory inside it"
+            raise EmbeddedPostgresError(f"{data_dir} can't be created ({error.strerror}); {hint}") from error
         _sync_folder(parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

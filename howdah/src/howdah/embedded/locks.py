@@ -1,4 +1,4 @@
-"""Locks between processes, which the kernel frees with the process that holds them."""
+"""Locks between processes. The kernel releases them if the process ends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from howdah.errors import EmbeddedPostgresError
 if sys.platform != "win32":
     import fcntl
 
+# `flock` has no timeout, so it is polled, like the other conditions of a start and stop.
 _POLL_SECONDS = 0.01
 
 
@@ -22,7 +23,8 @@ def open_lock(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(path: Path, deadline: float) -> Iterator[None]:
+def hold_lock(path: Path, deadline: float) -> Iterator[None]:
+    """Hold the lock of this file exclusively. The deadline is a time of `time.monotonic()`."""
     lock = open_lock(path)
 
     def is_ours() -> bool:
@@ -33,15 +35,18 @@ def locked(path: Path, deadline: float) -> Iterator[None]:
         return True
 
     try:
-        if not wait(is_ours, deadline):
-            raise EmbeddedPostgresError(f"another process holds {path}: it starts or stops the server, or hangs")
+        if not wait_until(is_ours, deadline):
+            raise EmbeddedPostgresError(
+                f"the lock {path} is held by another process, which starts or stops the server, or hangs"
+            )
         yield
     finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # closing isn't enough when another thread has forked meanwhile
+        fcntl.flock(lock, fcntl.LOCK_UN)  # closing isn't enough if another thread has forked in the meantime
         os.close(lock)
 
 
-def wait(condition: Callable[[], bool], deadline: float) -> bool:
+def wait_until(condition: Callable[[], bool], deadline: float) -> bool:
+    """Whether the condition becomes true before the deadline."""
     while not condition():
         if time.monotonic() >= deadline:
             return False

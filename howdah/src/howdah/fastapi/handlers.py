@@ -1,4 +1,4 @@
-"""The handlers that answer every error of an application as problem details."""
+"""The handlers that answer every error of an application with problem details."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from fastapi.utils import is_body_allowed_for_status_code
 from starlette.exceptions import HTTPException
 
 from howdah import errors
-from howdah.fastapi.openapi import describe_problems
-from howdah.fastapi.problem import error_response, problem_code, problem_response
+from howdah.fastapi.openapi import add_problem_descriptions
+from howdah.fastapi.problem import error_response, problem_response, to_problem_code
 from howdah.fastapi.websockets import WebSocketErrors
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
-_SHOWN_FAULTS: Final = 20
+_MAX_SHOWN_ERRORS: Final = 20
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of this application with problem details.
 
-    Howdah's errors get the status in `STATUS`, with `Retry-After` if a retry may help. FastAPI's validation errors and
-    `HTTPException` keep their status. Any other exception is a 500 without details.
+    Howdah's errors get the status in `HTTP_STATUS_BY_ERROR`, with `Retry-After` if a retry may help. FastAPI's
+    validation errors and `HTTPException` keep their status. Any other exception is a 500 without details.
 
     On an accepted WebSocket an error closes the connection, with the problem's `type` as the reason. The close code is
     1013 if a retry may help, 1008 for an error of the client, and 1011 for an error of the application.
@@ -38,44 +38,45 @@ def add_error_handlers(app: FastAPI) -> None:
     - 503 with a session or the database,
     - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.
 
-    A route declares other statuses, such as 428, with `responses=problems(428)`. Responses that a route declares itself
-    are never changed.
+    A route declares other statuses, such as 428, with `responses=describe_problems(428)`. Responses that a route
+    declares itself are never changed.
 
     A mounted application has error handlers and an OpenAPI description of its own: call this function for it, too.
     """
-    app.add_exception_handler(errors.HowdahError, _howdah_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(WebSocketRequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(errors.HowdahError, _handle_howdah_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(WebSocketRequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(Exception, _handle_unexpected_error)
     app.add_middleware(WebSocketErrors)
-    describe_problems(app)
+    add_problem_descriptions(app)
 
 
-async def _howdah_error(request: Request, error: Exception) -> Response:
+async def _handle_howdah_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.HowdahError)
     return error_response(error)
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
+async def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
-    found = error.errors()[:_SHOWN_FAULTS]
-    shown = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in found]
+    shown = error.errors()[:_MAX_SHOWN_ERRORS]
+    input_errors = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in shown]
     return problem_response(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "validation", detail="the request is not as described", errors=shown
+        HTTPStatus.UNPROCESSABLE_ENTITY, "validation", detail="the request is not as described", errors=input_errors
     )
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    """Keep the status and the headers. A `detail` that isn't a text becomes the member `errors`."""
     assert isinstance(error, HTTPException)
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
-    known = error.status_code in HTTPStatus.__members__.values()
-    phrase = HTTPStatus(error.status_code).phrase if known else f"Status {error.status_code}"
+    is_standard = error.status_code in HTTPStatus.__members__.values()
+    phrase = HTTPStatus(error.status_code).phrase if is_standard else f"Status {error.status_code}"
     detail = error.detail
     return problem_response(
         error.status_code,
-        problem_code(phrase),
+        to_problem_code(phrase),
         title=phrase,
         detail=detail if isinstance(detail, str) and detail else None,
         headers=error.headers,
@@ -83,5 +84,5 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     )
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
+async def _handle_unexpected_error(request: Request, error: Exception) -> Response:
     return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")

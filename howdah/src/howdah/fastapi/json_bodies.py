@@ -1,4 +1,4 @@
-"""Strict JSON in requests, which no two parsers read differently: I-JSON (RFC 7493)."""
+"""Strict JSON in requests (I-JSON, RFC 7493): texts that two parsers may read differently are rejected."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-_SHOWN_CHARACTERS: Final = 100
+# Of a name in an error response. A name may be as long as the body.
+_MAX_SHOWN_CHARACTERS: Final = 100
 
+# The value of a body that hasn't been parsed yet. None is the value of the body `null`.
 _NO_VALUE: Final = object()
 
 
@@ -77,6 +79,7 @@ class StrictJSONRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, with requests whose `json()` is strict."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
@@ -85,7 +88,7 @@ class StrictJSONRoute(APIRoute):
             except HTTPException as error:
                 # FastAPI turns any other error of `Request.json()` into a 400 without details.
                 if isinstance(error.__cause__, InvalidJSON):
-                    raise _as_response_error(error.__cause__) from error.__cause__
+                    raise _to_response_error(error.__cause__) from error.__cause__
                 raise
 
         return handle_strictly
@@ -100,62 +103,66 @@ class _StrictRequest(Request):
         return self._strict_json
 
 
-def _as_response_error(error: InvalidJSON) -> Exception:
+def _to_response_error(error: InvalidJSON) -> Exception:
+    """400 for the codes for which FastAPI's own parser raises a 400, otherwise 422 with the place."""
     if error.code in ("json_encoding", "json_depth", "json_number"):
         return HTTPException(HTTPStatus.BAD_REQUEST, str(error))
     return RequestValidationError([{"type": error.code, "loc": ("body", *error.loc), "msg": str(error), "input": None}])
 
 
 class _DuplicateName(Exception):
-    pass
+    """An object has two equal names. `_decode` finds out which."""
 
 
 class _Members(list[tuple[str, Any]]):
     """All members of an object, also those with equal names."""
 
 
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) != len(members):
+def _build_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) != len(members):
         raise _DuplicateName
-    return found
+    return value
 
 
-def _float(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise InvalidJSON("json_invalid", "a number is too large for a float")
     return value
 
 
-def _constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise InvalidJSON("json_invalid", f"this is not JSON: {name} is not a value of JSON")
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_build_object, parse_float=_parse_float, parse_constant=_reject_constant
+)
 
 
 def _decode(text: str) -> Any:
+    """The value of a JSON text. Raises `InvalidJSON`, or an error that `parse_json` translates."""
     try:
         value = _DECODER.decode(text)
     except _DuplicateName:
         # The hook doesn't know the place in the text, so parse the text again, with all members.
-        *place, name = next(_duplicates(json.loads(text, object_pairs_hook=_Members)))
-        message = f"the name '{_shown(name)}' occurs more than once in one object: send it once"
-        raise InvalidJSON("json_duplicate_name", message, (*map(_shown, place), _shown(name))) from None
+        *place, name = next(_find_duplicate_names(json.loads(text, object_pairs_hook=_Members)))
+        message = f"the name '{_shorten(name)}' occurs more than once in one object: send it once"
+        raise InvalidJSON("json_duplicate_name", message, (*map(_shorten, place), _shorten(name))) from None
     if "\\ud" in text or "\\uD" in text:  # UTF-8 itself can't encode half of a surrogate pair
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
-def _duplicates(value: Any) -> Iterator[tuple[str | int, ...]]:
+def _find_duplicate_names(value: Any) -> Iterator[tuple[str | int, ...]]:
     """The places of members whose names occur earlier in their object.
 
     It doesn't recurse, because the text may be nested as deeply as Python's recursion limit.
     """
-    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
-    while waiting:
-        place, each = waiting.pop()
+    stack: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while stack:
+        place, each = stack.pop()
         members: list[tuple[str | int, Any]]
         if isinstance(each, _Members):
             names: set[str] = set()
@@ -166,11 +173,11 @@ def _duplicates(value: Any) -> Iterator[tuple[str | int, ...]]:
             members = list(each)
         else:
             members = list(enumerate(each))
-        waiting.extend(((*place, key), item) for key, item in reversed(members) if isinstance(item, list))
+        stack.extend(((*place, key), item) for key, item in reversed(members) if isinstance(item, list))
 
 
-def _shown(part: str | int) -> str | int:
+def _shorten(part: str | int) -> str | int:
     """A part of a place, shortened and without half surrogate pairs, for the error response."""
     if isinstance(part, int):
         return part
-    return "".join(each if each.isprintable() else "\ufffd" for each in part[:_SHOWN_CHARACTERS])
+    return "".join(each if each.isprintable() else "\ufffd" for each in part[:_MAX_SHOWN_CHARACTERS])

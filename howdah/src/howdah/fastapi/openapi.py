@@ -15,18 +15,18 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from howdah.fastapi.listings import PageParameters
+from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
-from howdah.fastapi.sessions import commits, needs_database
+from howdah.fastapi.sessions import is_committing_session, is_database_dependency
 
-# The arguments of each call of `schema_of`, by the name in its reference. `_insert_models` replaces these names.
+# The arguments of each call of `get_schema_ref`, by the name in its reference. `_insert_models` replaces these names.
 _referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
 
-_READING_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_READ_ONLY_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _FASTAPI_422: Final = {"$ref": f"{REF_PREFIX}HTTPValidationError"}
 
 
-def schema_of(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> dict[str, str]:
+def get_schema_ref(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> dict[str, str]:
     """A reference to the model's schema, for `responses` and `openapi_extra` of a route.
 
     FastAPI doesn't accept a model there if the media type isn't JSON. `mode="validation"` is for request bodies.
@@ -39,39 +39,40 @@ def schema_of(model: type[BaseModel], mode: JsonSchemaMode = "serialization") ->
     return {"$ref": REF_PREFIX + name}
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem details with these statuses, for `responses` of a route or a router."""
-    described: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        described[int(status)] = {
+        responses[int(status)] = {
             "description": HTTPStatus(status).phrase,
-            "content": {PROBLEM_JSON: {"schema": schema_of(Problem)}},
+            "content": {PROBLEM_JSON: {"schema": get_schema_ref(Problem)}},
         }
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            described[int(status)]["headers"] = {
+            responses[int(status)]["headers"] = {
                 "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
             }
-    return described
+    return responses
 
 
-def describe_problems(app: FastAPI) -> None:
+def add_problem_descriptions(app: FastAPI) -> None:
     """Add the problems of each route to the application's description. Responses that a route declares stay."""
     generate = app.openapi  # the application may have overridden it
-    described: dict[str, Any] | None = None
+    last_description: dict[str, Any] | None = None
 
     def openapi() -> dict[str, Any]:
-        nonlocal described
+        nonlocal last_description
         description = generate()
-        if description is not described:  # FastAPI caches its description; this one is new
-            _describe(description, app)
-            described = description
+        if description is not last_description:  # FastAPI caches its description; this one is new
+            _complete(description, app)
+            last_description = description
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _describe(description: dict[str, Any], app: FastAPI) -> None:
-    routes = {(route.path_format, method): route for route in _routes(app) for method in route.methods}
+def _complete(description: dict[str, Any], app: FastAPI) -> None:
+    """Add the problems and the models to a description. Remove FastAPI's error schemas if nothing refers to them."""
+    routes = {(route.path_format, method): route for route in _iterate_routes(app) for method in route.methods}
     for path, operations in description.get("paths", {}).items():
         for method, operation in operations.items():
             if isinstance(operation, dict) and "responses" in operation:
@@ -79,114 +80,119 @@ def _describe(description: dict[str, Any], app: FastAPI) -> None:
     _insert_models(description)
     schemas = description.get("components", {}).get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
-        if name in schemas and REF_PREFIX + name not in _references(description):
+        if name in schemas and REF_PREFIX + name not in _find_references(description):
             del schemas[name]
 
 
 def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> None:
+    """Add the problems that the route can answer with, and replace FastAPI's own 422. Declared responses stay."""
     responses = operation["responses"]
-    statuses = [] if route is None else list(_possible_statuses(operation, method, route))
-    declared = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
-    if declared == _FASTAPI_422:
+    statuses = [] if route is None else list(_infer_statuses(operation, method, route))
+    schema_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
+    if schema_422 == _FASTAPI_422:
         del responses["422"]
         statuses.append(HTTPStatus.UNPROCESSABLE_ENTITY)
     for status in statuses:
         if not responses.keys() & {str(int(status)), f"{status // 100}XX", "default"}:
-            responses |= {str(code): told for code, told in problems(status).items()}
+            responses |= {str(code): response for code, response in describe_problems(status).items()}
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _possible_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
+def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
     """The statuses that follow from the route's parameters; `add_error_handlers` documents the rule."""
     parameters = {(each["in"], each["name"].lower()) for each in operation.get("parameters", ()) if "in" in each}
-    dependants = list(_all_dependants(route.dependant))
+    dependants = list(_iterate_dependants(route.dependant))
     calls = [each.call for each in dependants]
     # FastAPI answers 400 to a body that isn't UTF-8, for example, or that has a number of 5,000 digits.
-    if route.body_field is not None or any(_takes_page(each) for each in dependants):
+    if route.body_field is not None or any(_has_page_parameters(each) for each in dependants):
         yield HTTPStatus.BAD_REQUEST
     if any(place == "path" for place, _ in parameters):
         yield HTTPStatus.NOT_FOUND
-    if method not in _READING_METHODS and any(map(commits, calls)):
+    if method not in _READ_ONLY_METHODS and any(map(is_committing_session, calls)):
         yield HTTPStatus.CONFLICT
     if ("header", "if-match") in parameters:
         yield HTTPStatus.PRECONDITION_FAILED
-    if any(map(needs_database, calls)):
+    if any(map(is_database_dependency, calls)):
         yield HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def _all_dependants(dependant: Dependant) -> Iterator[Dependant]:
+def _iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
     for each in dependant.dependencies:
-        yield from _all_dependants(each)
+        yield from _iterate_dependants(each)
 
 
-def _takes_page(dependant: Dependant) -> bool:
+def _has_page_parameters(dependant: Dependant) -> bool:
+    """Whether it is, or takes, `PageParameters`, whose cursor can be invalid (400)."""
     types = [dependant.call, *(parameter.field_info.annotation for parameter in dependant.query_params)]
     return any(isinstance(each, type) and issubclass(each, PageParameters) for each in types)
 
 
-def _routes(app: FastAPI) -> Iterator[Any]:
+def _iterate_routes(app: FastAPI) -> Iterator[Any]:
     """The routes of the description, with the prefixes and dependencies that `include_router` adds."""
     # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
-    listed = getattr(routing, "iter_route_contexts", iter)
-    for route in listed(app.routes):
+    iterate = getattr(routing, "iter_route_contexts", iter)
+    for route in iterate(app.routes):
         if isinstance(getattr(route, "original_route", route), routing.APIRoute):
             yield route
 
 
 def _insert_models(description: dict[str, Any]) -> None:
-    """Add the models of `schema_of` to the components, and replace the references by their final names."""
-    wanted = {name for each in _references(description) if (name := each.removeprefix(REF_PREFIX)) in _referenced}
-    if not wanted:
+    """Add the models of `get_schema_ref` to the components, and replace the references by their final names."""
+    used_names = {
+        name for each in _find_references(description) if (name := each.removeprefix(REF_PREFIX)) in _referenced
+    }
+    if not used_names:
         return
-    references, made = models_json_schema(
-        [_referenced[name] for name in sorted(wanted)], ref_template=REF_PREFIX + "{model}"
+    # FastAPI's own schemas may have names that these schemas have, too. Then these are renamed, unless they are equal.
+    references, generated = models_json_schema(
+        [_referenced[name] for name in sorted(used_names)], ref_template=REF_PREFIX + "{model}"
     )
-    definitions = _as_fastapi_writes(made["$defs"])
+    definitions = _normalize_schemas(generated["$defs"])
     components = description.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    taken = definitions.keys() & schemas.keys()
-    renamed = {REF_PREFIX + name: references[_referenced[name]]["$ref"] for name in wanted}
-    if any(definitions[name] != schemas[name] for name in taken):  # another model has the same name
-        fresh = {name: _unused(name, schemas.keys() | definitions.keys()) for name in taken}
-        definitions = {fresh.get(name, name): definition for name, definition in definitions.items()}
-        moved = {REF_PREFIX + name: REF_PREFIX + new for name, new in fresh.items()}
-        _rename(definitions, moved)
-        renamed = {marker: moved.get(target, target) for marker, target in renamed.items()}
-    _rename(description, renamed)
+    shared_names = definitions.keys() & schemas.keys()
+    final_references = {REF_PREFIX + name: references[_referenced[name]]["$ref"] for name in used_names}
+    if any(definitions[name] != schemas[name] for name in shared_names):  # another model has the same name
+        new_names = {name: _make_unused_name(name, schemas.keys() | definitions.keys()) for name in shared_names}
+        definitions = {new_names.get(name, name): definition for name, definition in definitions.items()}
+        new_references = {REF_PREFIX + name: REF_PREFIX + new for name, new in new_names.items()}
+        _replace_references(definitions, new_references)
+        final_references = {name: new_references.get(target, target) for name, target in final_references.items()}
+    _replace_references(description, final_references)
     components["schemas"] = dict(sorted((definitions | schemas).items()))
 
 
-def _as_fastapi_writes(definitions: dict[str, Any]) -> dict[str, Any]:
+def _normalize_schemas(definitions: dict[str, Any]) -> dict[str, Any]:
     """The schemas in the form that FastAPI writes, so that they can be compared with FastAPI's."""
-    nothing: dict[str, Any] = {"openapi": "3.1.0", "info": {"title": "", "version": ""}, "paths": {}}
-    described = OpenAPI(**nothing, components={"schemas": definitions})
-    encoded: dict[str, Any] = jsonable_encoder(described, by_alias=True, exclude_none=True)["components"]["schemas"]
+    empty: dict[str, Any] = {"openapi": "3.1.0", "info": {"title": "", "version": ""}, "paths": {}}
+    description = OpenAPI(**empty, components={"schemas": definitions})
+    encoded: dict[str, Any] = jsonable_encoder(description, by_alias=True, exclude_none=True)["components"]["schemas"]
     return encoded
 
 
-def _unused(name: str, names: Any) -> str:
+def _make_unused_name(name: str, names: Any) -> str:
     while name in names:
         name += "_"
     return name
 
 
-def _references(value: Any) -> set[str]:
-    return {holder["$ref"] for holder in _holders(value)}
+def _find_references(value: Any) -> set[str]:
+    return {holder["$ref"] for holder in _iterate_reference_objects(value)}
 
 
-def _rename(value: Any, names: Mapping[str, str]) -> None:
-    for holder in _holders(value):
+def _replace_references(value: Any, names: Mapping[str, str]) -> None:
+    for holder in _iterate_reference_objects(value):
         holder["$ref"] = names.get(holder["$ref"], holder["$ref"])
 
 
-def _holders(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object within the value that is a reference."""
+def _iterate_reference_objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object within the value that has a `$ref`."""
     if isinstance(value, dict):
         if isinstance(value.get("$ref"), str):
             yield value
         for inner in value.values():
-            yield from _holders(inner)
+            yield from _iterate_reference_objects(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _holders(inner)
+            yield from _iterate_reference_objects(inner)

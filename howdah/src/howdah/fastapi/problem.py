@@ -17,7 +17,7 @@ PROBLEM_JSON: Final = "application/problem+json"
 
 # The only place that assigns statuses. The first class in the error's MRO that is listed here counts. An error that
 # isn't listed is a bug of the application, and the response is 500.
-STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
+HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.InvalidCursor: HTTPStatus.BAD_REQUEST,
     errors.StaleRow: HTTPStatus.CONFLICT,
@@ -27,13 +27,14 @@ STATUS: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.CheckViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotNullViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.Conflict: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TransactionConflict: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StatementTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+# `Retry-After` is in whole seconds, so this is the shortest wait.
 RETRY_AFTER_SECONDS: Final = 1
 
 
@@ -84,25 +85,25 @@ def problem_response(
 
 
 def error_response(error: errors.HowdahError, **members: Any) -> Response:
-    """The problem details for this error, with its status in `STATUS`.
+    """The problem details for this error, with its status in `HTTP_STATUS_BY_ERROR`.
 
-    `members` extend them, for example with the line of the input that caused the error. If `STATUS` has no status for
-    the error, the error itself is raised.
+    `members` extend them, for example with the line of the input that caused the error. If `HTTP_STATUS_BY_ERROR` has
+    no status for the error, the error itself is raised. A 503 has the header `Retry-After`.
     """
-    status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
+    status = next((HTTP_STATUS_BY_ERROR[cls] for cls in type(error).__mro__ if cls in HTTP_STATUS_BY_ERROR), None)
     if status is None:
         raise error
     return problem_response(
         status,
-        problem_code(type(error).__name__),
-        detail=_detail(error),
+        to_problem_code(type(error).__name__),
+        detail=_describe_for_client(error),
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None,
-        **_members(error),
+        **_get_members(error),
         **members,
     )
 
 
-def _detail(error: Exception) -> str | None:
+def _describe_for_client(error: Exception) -> str | None:
     """The text for the client. It never contains a statement or a row's values."""
     if isinstance(error, errors.IntegrityViolation):
         return f"refused by {error.constraint}" if error.constraint else f"{error.column} must have a value"
@@ -111,13 +112,13 @@ def _detail(error: Exception) -> str | None:
     return str(error)
 
 
-def _members(error: Exception) -> dict[str, Any]:
+def _get_members(error: Exception) -> dict[str, Any]:
     if isinstance(error, errors.IntegrityViolation) and error.constraint:
         return {"constraint": error.constraint}
     return {}
 
 
-def problem_code(name: str) -> str:
+def to_problem_code(name: str) -> str:
     """`UniqueViolation` and `Not Found` as `unique-violation` and `not-found`."""
     words = "".join(f" {letter}" if letter.isupper() else letter for letter in name.replace("-", " ")).split()
     return "-".join(words).lower()

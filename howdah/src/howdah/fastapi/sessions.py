@@ -16,22 +16,25 @@ from starlette.requests import HTTPConnection
 from howdah.database import Database
 
 
-def database_of(connection: HTTPConnection) -> Database:
-    """The `Database` that the application's lifespan yielded as `{"database": …}`."""
+def database_from_state(connection: HTTPConnection) -> Database:
+    """The `Database` that the application's lifespan yielded as `{"database": …}`.
+
+    Raises `RuntimeError` if it yielded none.
+    """
     database = getattr(connection.state, "database", None)
     if not isinstance(database, Database):
         raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
-            'no database: the application\'s lifespan must yield {"database": Database(...)}'
+            'the application has no database: its lifespan must yield {"database": Database(...)}'
         )
     return database
 
 
 async def get_database(connection: HTTPConnection) -> Database:
-    """`database_of` as a dependency; the sessions below use it.
+    """`database_from_state` as a dependency; the sessions below use it.
 
     Tests replace it: `app.dependency_overrides[get_database] = lambda: database`.
     """
-    return database_of(connection)
+    return database_from_state(connection)
 
 
 async def get_db(
@@ -49,7 +52,7 @@ async def get_db(
     an error. On a WebSocket this session would be one transaction for all messages. Use the `Database` there
     (`get_database`), and open a session for each message.
     """
-    async with _committed(connection, database) as session:
+    async with _open_committing_session(connection, database) as session:
         yield session
 
 
@@ -67,56 +70,61 @@ ReadDbSession = Annotated[AsyncSession, Depends(get_read_db, scope="request")]
 
 
 def session_dependency(find: Callable[[HTTPConnection], Database]) -> Any:
-    """`DbSession` for a further database: `Annotated[AsyncSession, session_dependency(lambda c: c.state.reports)]`."""
+    """`DbSession` for another database: `Annotated[AsyncSession, session_dependency(lambda c: c.state.reports)]`.
+
+    `find` returns the `Database` for a request or a WebSocket.
+    """
 
     async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
-        async with _committed(connection, find(connection)) as session:
+        async with _open_committing_session(connection, find(connection)) as session:
             yield session
 
-    _committing.add(get_session)
+    _committing_dependencies.add(get_session)
     return DependsMarker(get_session, scope="function")
 
 
 @asynccontextmanager
-async def _committed(connection: HTTPConnection, database: Database) -> AsyncIterator[AsyncSession]:
-    _refuse_late_commit(connection)
+async def _open_committing_session(connection: HTTPConnection, database: Database) -> AsyncIterator[AsyncSession]:
+    """A session that is committed if the route returns, and rolled back if it raises."""
+    _reject_late_commit(connection)
     async with database.session() as session:
         yield session
         await session.commit()
 
 
-_committing: WeakSet[Callable[..., Any]] = WeakSet({get_db})
-_reading: WeakSet[Callable[..., Any]] = WeakSet({get_database, get_read_db})
+_committing_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_db})
+_other_database_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_database, get_read_db})
 
 
-def commits(dependency: Callable[..., Any] | None) -> bool:
+def is_committing_session(dependency: Callable[..., Any] | None) -> bool:
     """Whether the dependency is a session that commits: `get_db`, or one that `session_dependency` made."""
-    return any(dependency is each for each in _committing)  # by identity: a dependency needn't be hashable
+    return any(dependency is each for each in _committing_dependencies)  # by identity: a dependency needn't be hashable
 
 
-def needs_database(dependency: Callable[..., Any] | None) -> bool:
+def is_database_dependency(dependency: Callable[..., Any] | None) -> bool:
     """Whether the dependency is a session or the `Database`."""
-    return commits(dependency) or any(dependency is each for each in _reading)
+    return is_committing_session(dependency) or any(dependency is each for each in _other_database_dependencies)
 
 
-# by id, because routes can't be hashed
+# The routes that have been checked. By id, because routes can't be hashed.
 _checked_routes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
-def _refuse_late_commit(connection: HTTPConnection) -> None:
+def _reject_late_commit(connection: HTTPConnection) -> None:
+    """Raise `RuntimeError` if the route has a committing session without `scope="function"`. Checks each route once."""
     # FastAPI keeps what `include_router` adds to an HTTP route in a context of its own.
     included = connection.scope.get("fastapi", {}).get("effective_route_context")
     route = included if getattr(included, "dependant", None) else connection.scope.get("route")
     dependant = getattr(route, "dependant", None)
     if not isinstance(dependant, Dependant) or id(route) in _checked_routes:
         return
-    waiting = [dependant]
-    while waiting:
-        each = waiting.pop()
-        if commits(each.call) and each.scope != "function":
+    unchecked = [dependant]
+    while unchecked:
+        each = unchecked.pop()
+        if is_committing_session(each.call) and each.scope != "function":
             raise RuntimeError(
-                f"{connection.scope['path']}: a session that commits must be declared with scope='function' "
-                "(DbSession is), or its commit would come after the response"
+                f"{connection.scope['path']}: the session would be committed after the response: declare it as "
+                "DbSession, or with Depends(..., scope='function')"
             )
-        waiting += each.dependencies
+        unchecked += each.dependencies
     _checked_routes[id(route)] = route

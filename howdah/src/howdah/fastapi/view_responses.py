@@ -1,4 +1,4 @@
-"""Responses with the bytes that a `JsonView` has written."""
+"""Responses with the bytes of a `JsonView`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import orjson
 from fastapi import Response
 from starlette.requests import HTTPConnection
 
-from howdah.page import Page
-from howdah.views import Body
+from howdah._reads.page import Page
+from howdah.views import JsonBytes
 
 
-def json_response(body: Body, request: HTTPConnection | None = None) -> Response:
+def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Response:
     """A response with the JSON of a `JsonView` and its `ETag`.
 
     If the `If-None-Match` of the request contains that tag, the response is 304 without the body.
@@ -22,9 +22,9 @@ def json_response(body: Body, request: HTTPConnection | None = None) -> Response
     FastAPI sends the response unchanged.
     """
     etag = body.etag
-    known = "" if request is None else ",".join(request.headers.getlist("if-none-match"))
+    if_none_match = "" if request is None else ",".join(request.headers.getlist("if-none-match"))
     # weak comparison: RFC 9110, section 13.1.2
-    if known == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+    if if_none_match == "*" or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     return Response(bytes(body), headers={"ETag": etag}, media_type="application/json")
 
@@ -38,6 +38,7 @@ def page_response(page: Page[bytes]) -> Response:
     members: dict[str, Any] = {"next": page.next, "previous": page.previous}
     if page.total is not None:
         members |= {"total": page.total, "total_capped": page.total_capped}
+    # The items are JSON already, so they are joined and not parsed. `[1:]` drops the `{` of the other members.
     return Response(
         b'{"items":[' + b",".join(page.items) + b"]," + orjson.dumps(members)[1:], media_type="application/json"
     )

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _POLICY_VIOLATION: Final = 1008
 _INTERNAL_ERROR: Final = 1011
 _TRY_AGAIN_LATER: Final = 1013
+# RFC 6455, section 5.5: a control frame has at most 125 bytes, two of which are the code.
 _MAX_REASON_BYTES: Final = 123
 
 
@@ -65,6 +66,7 @@ class _Connection:
         return message
 
     async def send(self, message: Message) -> None:
+        """Forward a message. An HTTP response on an accepted WebSocket becomes a close frame."""
         match message["type"]:
             case "websocket.http.response.start":
                 if self._state == "closed":
@@ -80,7 +82,8 @@ class _Connection:
             case "websocket.http.response.body" if self._start is not None:
                 self._body += message.get("body", b"")
                 if not message.get("more_body", False):
-                    await self._close(_close_code(self._start["status"]), _reason(self._start["status"], self._body))
+                    status = self._start["status"]
+                    await self._close(_choose_close_code(status), _build_close_reason(status, self._body))
             case "websocket.accept":
                 await self._send(message)
                 self._state = "accepted"
@@ -101,13 +104,13 @@ class _Connection:
         await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
 
-def _close_code(status: int) -> int:
+def _choose_close_code(status: int) -> int:
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return _TRY_AGAIN_LATER
     return _INTERNAL_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _POLICY_VIOLATION
 
 
-def _reason(status: int, body: bytes) -> str:
+def _build_close_reason(status: int, body: bytes) -> str:
     """The `type` of the problem details, or else the status."""
     problem: Any = None
     with suppress(orjson.JSONDecodeError):

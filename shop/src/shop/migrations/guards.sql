@@ -34,6 +34,9 @@ timestamp with time zone NOT NULL DEFAULT statement_timestamp()
 --- column currency of accounts
 character varying(3) NOT NULL
 
+--- column entry_count of accounts
+bigint NOT NULL
+
 --- column held of accounts
 bigint NOT NULL
 
@@ -64,9 +67,6 @@ timestamp with time zone NOT NULL DEFAULT statement_timestamp()
 --- column user_id of accounts
 uuid
 
---- column version of accounts
-bigint NOT NULL
-
 --- column account_id of entries
 uuid NOT NULL
 
@@ -79,11 +79,11 @@ bigint NOT NULL
 --- column created_at of entries
 timestamp with time zone NOT NULL
 
+--- column entry_number of entries
+bigint NOT NULL
+
 --- column transfer_id of entries
 uuid NOT NULL
-
---- column version of entries
-bigint NOT NULL
 
 --- column account_id of idempotency_keys
 uuid
@@ -193,7 +193,7 @@ timestamp with time zone NOT NULL DEFAULT statement_timestamp()
 --- column from_account_id of transfers
 uuid NOT NULL
 
---- column from_version of transfers
+--- column from_entry_number of transfers
 bigint NOT NULL
 
 --- column group_id of transfers
@@ -214,7 +214,7 @@ uuid
 --- column to_account_id of transfers
 uuid NOT NULL
 
---- column to_version of transfers
+--- column to_entry_number of transfers
 bigint NOT NULL
 
 --- constraint ck_accounts_balance_covered on accounts
@@ -232,6 +232,9 @@ CHECK (state::text <> 'closed'::text OR balance = 0 AND held = 0)
 --- constraint ck_accounts_currency_is_a_code on accounts
 CHECK (currency::text ~ '^[A-Z]{3}$'::text)
 
+--- constraint ck_accounts_entry_count_not_negative on accounts
+CHECK (entry_count >= 0)
+
 --- constraint ck_accounts_held_not_negative on accounts
 CHECK (held >= 0)
 
@@ -244,9 +247,6 @@ CHECK (purpose::text = ANY (ARRAY['cash_in'::character varying, 'cash_out'::char
 --- constraint ck_accounts_state_is_known on accounts
 CHECK (state::text = ANY (ARRAY['open'::character varying, 'frozen'::character varying, 'closed'::character varying]::text[]))
 
---- constraint ck_accounts_version_not_negative on accounts
-CHECK (version >= 0)
-
 --- constraint fk_accounts_user_id on accounts
 FOREIGN KEY (user_id) REFERENCES users(id)
 
@@ -256,11 +256,11 @@ PRIMARY KEY (id)
 --- constraint ck_entries_amount_not_zero on entries
 CHECK (amount <> 0)
 
---- constraint ck_entries_version_positive on entries
-CHECK (version > 0)
+--- constraint ck_entries_entry_number_positive on entries
+CHECK (entry_number > 0)
 
 --- constraint pk_entries on entries
-PRIMARY KEY (account_id, version)
+PRIMARY KEY (account_id, entry_number)
 
 --- constraint ck_idempotency_keys_answer_is_known on idempotency_keys
 CHECK (answer::text = ANY (ARRAY['posted'::character varying, 'pending'::character varying, 'voided'::character varying, 'refused'::character varying, 'opened'::character varying]::text[]))
@@ -329,13 +329,13 @@ CREATE UNIQUE INDEX uq_transfers_reverses_id_reversed_total ON transfers USING b
 CREATE TRIGGER kept BEFORE DELETE OR UPDATE OF id, currency OR TRUNCATE ON accounts FOR EACH STATEMENT EXECUTE FUNCTION refuse_on_accounts()
 
 --- trigger moved_by_transfers on accounts
-CREATE TRIGGER moved_by_transfers BEFORE UPDATE OF balance, version ON accounts FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION refuse_by_hand()
+CREATE TRIGGER moved_by_transfers BEFORE UPDATE OF balance, entry_count ON accounts FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION refuse_by_hand()
 
 --- trigger opened_empty on accounts
 CREATE TRIGGER opened_empty AFTER INSERT ON accounts REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION refuse_opened_with_money()
 
 --- trigger revised on accounts
-CREATE TRIGGER revised BEFORE UPDATE ON accounts FOR EACH ROW WHEN (new.version = old.version) EXECUTE FUNCTION count_revision()
+CREATE TRIGGER revised BEFORE UPDATE ON accounts FOR EACH ROW WHEN (new.entry_count = old.entry_count) EXECUTE FUNCTION count_revision()
 
 --- trigger sealed on accounts
 CREATE TRIGGER sealed AFTER INSERT ON accounts REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION seal_accounts()
@@ -409,27 +409,27 @@ AS $$
                         HINT = 'created_at must be clock_timestamp(), or updated_at of its accounts if that is later.';
             END IF;
             WITH legs AS MATERIALIZED (
-                SELECT from_account_id AS account_id, from_version AS version, id, currency, -amount AS amount, created_at
+                SELECT from_account_id AS account_id, from_entry_number AS entry_number, id, currency, -amount AS amount, created_at
                 FROM added
                 UNION ALL
-                SELECT to_account_id, to_version, id, currency, amount, created_at FROM added
+                SELECT to_account_id, to_entry_number, id, currency, amount, created_at FROM added
             ), moved AS MATERIALIZED (
-                SELECT account_id, currency, count(*) AS legs, min(version) AS first, max(version) AS last,
+                SELECT account_id, currency, count(*) AS legs, min(entry_number) AS first, max(entry_number) AS last,
                     sum(amount) AS change, min(created_at) AS first_at, max(created_at) AS last_at
                 FROM legs GROUP BY account_id, currency
             ), balances AS (
-                UPDATE accounts a SET balance = a.balance + change, version = last, updated_at = last_at
+                UPDATE accounts a SET balance = a.balance + change, entry_count = last, updated_at = last_at
                 FROM moved
                 WHERE a.id = ANY (ids) AND a.id = moved.account_id AND a.currency = moved.currency AND a.state = 'open'
-                    AND a.version = first - 1 AND last - first = moved.legs - 1 AND a.updated_at <= first_at
+                    AND a.entry_count = first - 1 AND last - first = moved.legs - 1 AND a.updated_at <= first_at
                 RETURNING a.id, a.currency, a.balance - change AS before
             )
-            INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
-            SELECT account_id, version, id, amount, balance_after, created_at
+            INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
+            SELECT account_id, entry_number, id, amount, balance_after, created_at
             FROM (
                 SELECT legs.*, balances.before + sum(amount) OVER w AS balance_after, lag(created_at) OVER w AS earlier
                 FROM legs JOIN balances ON balances.id = legs.account_id AND balances.currency = legs.currency
-                WINDOW w AS (PARTITION BY account_id ORDER BY version ROWS UNBOUNDED PRECEDING)
+                WINDOW w AS (PARTITION BY account_id ORDER BY entry_number ROWS UNBOUNDED PRECEDING)
             ) followed
             WHERE earlier IS NULL OR earlier <= created_at;
             GET DIAGNOSTICS booked = ROW_COUNT;
@@ -486,7 +486,7 @@ $$
 RETURNS bytea LANGUAGE sql STABLE
 AS $$
         SELECT substr(sha256(record_send(ROW(
-            t.id, t.from_account_id, t.from_version, t.to_account_id, t.to_version, t.amount,
+            t.id, t.from_account_id, t.from_entry_number, t.to_account_id, t.to_entry_number, t.amount,
             convert_to(t.currency, 'UTF8'), convert_to(t.description, 'UTF8'), convert_to(t.metadata::text, 'UTF8'),
             t.effective_at, t.reverses_id, t.reversed_total, t.group_id, t.created_at
         ))), 1, 16)
@@ -586,7 +586,7 @@ $$
 RETURNS trigger LANGUAGE plpgsql
 AS $$
         BEGIN
-            IF EXISTS (SELECT FROM added WHERE balance <> 0 OR held <> 0 OR version <> 0) THEN
+            IF EXISTS (SELECT FROM added WHERE balance <> 0 OR held <> 0 OR entry_count <> 0) THEN
                 RAISE EXCEPTION 'an account is opened with nothing in it: money comes by transfers'
                     USING ERRCODE = 'check_violation', CONSTRAINT = 'opened_empty', TABLE = 'accounts';
             END IF;

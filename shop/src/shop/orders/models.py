@@ -25,7 +25,7 @@ class OrderStatus(StrEnum):
     REFUNDED = "refunded"
 
     @property
-    def stands(self) -> bool:
+    def counts_as_sale(self) -> bool:
         """Whether the order counts as a sale."""
         return self not in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)
 

@@ -10,7 +10,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
-from howdah.fastapi import PageOut, StrictJSONRoute, json_response, page_response, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref, json_response, page_response
+from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.writing import KeyInUse
 from shop.orders.models import Order
 from shop.orders.repository import matching
 from shop.orders.schemas import (
@@ -25,8 +27,6 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.transfers.schemas import Key
-from shop.transfers.writing import KeyInUse
 from shop.web.dependencies import Caller, CurrentOrders, DbSession, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
 from shop.web.exports import CSV, exported
@@ -60,7 +60,7 @@ async def list_orders(parameters: Annotated[OrderPageParameters, Query()], order
         int(HTTPStatus.OK): {
             "description": "An order a line",
             "content": {
-                NDJSON: {"schema": schema_of(OrderOut)},
+                NDJSON: {"schema": get_schema_ref(OrderOut)},
                 CSV: {"schema": {"type": "string"}},
             },
         }
@@ -88,7 +88,7 @@ async def get_order(order_id: UUID, request: Request, orders: CurrentOrders) -> 
     return json_response(await orders.with_items.get(order_id), request)
 
 
-@router.post("/{order_id}/pay", response_model=OrderOut, responses=problems(HTTPStatus.BAD_REQUEST))
+@router.post("/{order_id}/pay", response_model=OrderOut, responses=describe_problems(HTTPStatus.BAD_REQUEST))
 async def pay(
     *,
     order_id: UUID,

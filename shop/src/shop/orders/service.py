@@ -9,19 +9,19 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, JsonView, Matched, OpenView, bulk, lock
+from howdah import Database, JsonView, JsonViewReader, MatchResult, bulk, lock
+from shop.ledger.requests import TransferRequest, TransferResult
+from shop.ledger.service import find_replay, post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
-from shop.transfers.requests import TransferRequest, TransferResult
-from shop.transfers.service import answer_before, post_transfers
 
 
 @dataclass(frozen=True, slots=True)
 class OrderViews:
     """Orders as they are shown."""
 
-    with_items: OpenView[Order]
-    listed: OpenView[Order]
+    with_items: JsonViewReader[Order]
+    listed: JsonViewReader[Order]
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ async def place_order(db: AsyncSession, order: OrderIn) -> Order:
     return placed
 
 
-async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> Matched:
+async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> MatchResult:
     """Set the status of any number of orders; how many there were, and which ids no order has. No money moves: an
     order that has been paid for can't be paid for again, whatever status it is given.
 
@@ -109,7 +109,7 @@ async def pay_order(
         key=key,
         scope=scope,
     )
-    if key is not None and (before := await answer_before(db, request)) is not None:
+    if key is not None and (before := await find_replay(db, request)) is not None:
         return Payment(order, before)
     if order.status is not OrderStatus.PENDING or order.transfer_id is not None or order.total_cents == 0:
         raise OrderNotPayable(order)

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from howdah import DatabaseError, NotFound
-from howdah.fastapi import PageOut, StrictJSONRoute, json_response, page_response, problems, schema_of
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref, json_response, page_response
 from shop.users.models import User
 from shop.users.repository import UserRepository, matching
 from shop.users.schemas import (
@@ -45,13 +45,13 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
 @router.post(
     "/bulk",
     status_code=HTTPStatus.CREATED,
-    responses=problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
+    responses=describe_problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra={
         "requestBody": {
             "required": True,
             "content": {
-                JSON: {"schema": {"type": "array", "items": schema_of(UserIn, "validation")}},
-                NDJSON: {"schema": schema_of(UserIn, "validation")},
+                JSON: {"schema": {"type": "array", "items": get_schema_ref(UserIn, "validation")}},
+                NDJSON: {"schema": get_schema_ref(UserIn, "validation")},
             },
         }
     },
@@ -106,7 +106,7 @@ async def get_order_summary(user_id: UUID, db: DbSession) -> dict[str, Any]:
     return summary
 
 
-@router.patch("/{user_id}", response_model=UserOut, responses=problems(HTTPStatus.PRECONDITION_REQUIRED))
+@router.patch("/{user_id}", response_model=UserOut, responses=describe_problems(HTTPStatus.PRECONDITION_REQUIRED))
 async def change_user(
     user_id: UUID, body: UserChange, db: DbSession, response: Response, if_match: IfMatch = None
 ) -> User:

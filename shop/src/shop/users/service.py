@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, JsonView, OpenView, bulk
+from howdah import Database, JsonView, JsonViewReader, bulk
 from shop.orders.models import OrderStatus
 from shop.orders.repository import OrderRepository, Totals
 from shop.users.models import User
@@ -22,8 +22,8 @@ from shop.users.schemas import UserOut, UserWithOrdersOut
 class UserViews:
     """Users as they are shown."""
 
-    with_orders: OpenView[User]
-    listed: OpenView[User]
+    with_orders: JsonViewReader[User]
+    listed: JsonViewReader[User]
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def get_user_order_summary(db: AsyncSession, user_id: UUID) -> dict[str, A
     by_month: defaultdict[str, Totals] = defaultdict(Totals)
     for (month, status), totals in (await OrderRepository(db).totals_of(user_id)).items():
         by_status[status] += totals
-        if status.stands:
+        if status.counts_as_sale:
             by_month[month] += totals
     standing = sum(by_month.values(), Totals())
     return {

@@ -8,8 +8,8 @@ from fastapi import Depends, Header, Request
 from pydantic import StringConstraints
 
 from howdah.fastapi import DbSession, ReadDbSession, get_db
+from shop.ledger.group_commit import Ledger
 from shop.orders.service import OrderViews
-from shop.transfers.ledger import Ledger
 from shop.users.service import UserViews
 from shop.web.errors import RepeatedHeader
 

@@ -10,10 +10,10 @@ from starlette.requests import ClientDisconnect
 
 from howdah import DatabaseError
 from howdah.fastapi import RETRY_AFTER_SECONDS, add_error_handlers, error_response, problem_response
-from shop.accounts.service import AccountUnchangeable
+from shop.ledger.accounts import AccountUnchangeable
+from shop.ledger.requests import Refusal, TransferRefused
+from shop.ledger.writing import KeyInUse
 from shop.orders.service import OrderNotPayable
-from shop.transfers.requests import Refusal, TransferRefused
-from shop.transfers.writing import KeyInUse
 
 # What the state of the books forbids is a conflict; what could never be right is unprocessable.
 REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
@@ -27,8 +27,8 @@ REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
     Refusal.LIMIT_EXCEEDED: HTTPStatus.CONFLICT,
     Refusal.ACCOUNT_FROZEN: HTTPStatus.CONFLICT,
     Refusal.ACCOUNT_CLOSED: HTTPStatus.CONFLICT,
-    Refusal.MORE_THAN_IS_LEFT: HTTPStatus.CONFLICT,
-    Refusal.NOT_ITS_REVERSAL: HTTPStatus.CONFLICT,
+    Refusal.EXCEEDS_REVERSIBLE_AMOUNT: HTTPStatus.CONFLICT,
+    Refusal.REVERSAL_MISMATCH: HTTPStatus.CONFLICT,
     Refusal.ALREADY_REVERSED: HTTPStatus.CONFLICT,
     Refusal.NOT_POSTED: HTTPStatus.CONFLICT,
     Refusal.REVERSAL_BEFORE_ORIGINAL: HTTPStatus.CONFLICT,
@@ -36,8 +36,8 @@ REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {
     Refusal.ALREADY_POSTED: HTTPStatus.CONFLICT,
     Refusal.ALREADY_VOIDED: HTTPStatus.CONFLICT,
     Refusal.PENDING_EXPIRED: HTTPStatus.CONFLICT,
-    Refusal.MORE_THAN_IS_HELD: HTTPStatus.CONFLICT,
-    Refusal.LINKED_REFUSED: HTTPStatus.CONFLICT,
+    Refusal.EXCEEDS_HELD_AMOUNT: HTTPStatus.CONFLICT,
+    Refusal.LINKED_TRANSFER_FAILED: HTTPStatus.CONFLICT,
 }
 
 # Nobody reads it; it keeps a client that has gone apart from faults of the service in the log and the metrics.

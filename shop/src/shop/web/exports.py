@@ -22,7 +22,7 @@ from shop.web.lines import NDJSON
 
 CSV: Final = "text/csv"
 # PostgreSQL's side of the connection ends at the same time, by `idle_in_transaction_timeout`.
-PATIENCE_SECONDS = 60.0
+CLIENT_SEND_TIMEOUT_SECONDS = 60.0
 _BATCH_ROWS: Final = 500
 
 
@@ -31,7 +31,7 @@ async def exported(db: AsyncSession, columns: Select[Any], form: ExportFormat, *
 
     At constant memory: a batch of rows is read when the client has taken the one before. All come from one statement
     and so from one snapshot. `db` is a `ReadDbSession`, whose connection is held until the last row has been sent or
-    the client leaves; one that takes nothing for `PATIENCE_SECONDS` is cut off.
+    the client leaves; one that takes nothing for `CLIENT_SEND_TIMEOUT_SECONDS` is cut off.
 
     The first batch is read before the answer begins, so that what the database refuses is answered as a problem. An
     error after that breaks the connection off without the chunk that ends an answer (RFC 9112, section 8), so that
@@ -61,7 +61,7 @@ async def exported(db: AsyncSession, columns: Select[Any], form: ExportFormat, *
 class _Streamed(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(CLIENT_SEND_TIMEOUT_SECONDS):
                 await send(message)
 
         with suppress(ClientDisconnect):  # it has left or been cut off, and that is no fault of the service

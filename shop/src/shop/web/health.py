@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from howdah import Unavailable
-from howdah.fastapi import RETRY_AFTER_SECONDS, database_of, problem_response, problems
+from howdah.fastapi import RETRY_AFTER_SECONDS, database_from_state, describe_problems, problem_response
 from shop import migrations
 from shop.migrations.guards import compare_guards
 
@@ -28,10 +28,10 @@ async def healthz() -> Health:
     "/readyz",
     summary="The database is reachable, its schema is current, and it has the ledger's triggers, enabled",
     response_model=Health,
-    responses=problems(HTTPStatus.SERVICE_UNAVAILABLE),
+    responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def readyz(request: Request) -> Health | Response:
-    database = database_of(request)
+    database = database_from_state(request)
     try:
         current = await migrations.current(database)
         async with database.session(read_only=True) as session:

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from howdah import CoalescerStatus
-from howdah.fastapi import database_of
+from howdah.fastapi import database_from_state
 
 router = APIRouter(tags=["health"])
 
@@ -30,7 +30,7 @@ _SECONDS: Final = [2**power / 1000 for power in range(16)]
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request) -> Response:
-    status = database_of(request).pool_status()
+    status = database_from_state(request).pool_status()
     _pool.labels("in_use").set(status.in_use)
     _pool.labels("idle").set(status.idle)
     _pool.labels("limit").set(status.size + status.max_overflow)
@@ -55,17 +55,19 @@ class _Shared(Collector):
         self._by_name = by_name
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("shop_shared_waiting", "Requests that wait for a trip", labels=["of"])
-        under_way = GaugeMetricFamily("shop_shared_trips_under_way", "Trips under way", labels=["of"])
-        refused = CounterMetricFamily("shop_shared_refused", "Requests that found the queue full", labels=["of"])
-        sizes = HistogramMetricFamily("shop_shared_trip_items", "How many items a trip carried", labels=["of"])
-        waits = HistogramMetricFamily("shop_shared_wait_seconds", "How long requests waited for a trip", labels=["of"])
+        waiting = GaugeMetricFamily("shop_batch_waiters", "Requests that wait for a trip", labels=["queue"])
+        under_way = GaugeMetricFamily("shop_batches_running", "Trips under way", labels=["queue"])
+        refused = CounterMetricFamily("shop_batch_rejections", "Requests that found the queue full", labels=["queue"])
+        sizes = HistogramMetricFamily("shop_batch_size", "How many items a trip carried", labels=["queue"])
+        waits = HistogramMetricFamily(
+            "shop_batch_wait_seconds", "How long requests waited for a trip", labels=["queue"]
+        )
         for name, status in self._by_name.items():
             waiting.add_metric([name], status.waiting)
-            under_way.add_metric([name], status.under_way)
-            refused.add_metric([name], status.refused)
-            sizes.add_metric([name], _cumulated(_SIZES, status.batch_sizes), status.items)
-            waits.add_metric([name], _cumulated(_SECONDS, status.waits), status.waited_seconds)
+            under_way.add_metric([name], status.running)
+            refused.add_metric([name], status.rejected)
+            sizes.add_metric([name], _cumulated(_SIZES, status.batch_size_histogram), status.items)
+            waits.add_metric([name], _cumulated(_SECONDS, status.wait_histogram), status.wait_seconds_sum)
         yield from (waiting, under_way, refused, sizes, waits)
 
 

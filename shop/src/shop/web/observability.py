@@ -105,7 +105,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[unwrapped, *rendered])
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    for chatty in ("alembic", "howdah.pooling"):
+    for chatty in ("alembic", "howdah._connections.pool"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(cache_logger_on_first_use=True)
     if for_people:

@@ -34,12 +34,12 @@ def upgrade() -> None:
         sa.Column("currency", sa.String(length=3), nullable=False),
         sa.Column("balance", sa.BigInteger(), nullable=False),
         sa.Column("allows_negative", sa.Boolean(), nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("entry_count", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("currency ~ '^[A-Z]{3}$'", name=op.f("ck_accounts_currency_is_a_code")),
         sa.CheckConstraint("balance >= 0 OR allows_negative", name=op.f("ck_accounts_balance_covered")),
-        sa.CheckConstraint("version >= 0", name=op.f("ck_accounts_version_not_negative")),
+        sa.CheckConstraint("entry_count >= 0", name=op.f("ck_accounts_entry_count_not_negative")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_accounts_user_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_accounts")),
     )
@@ -67,16 +67,16 @@ def upgrade() -> None:
     op.create_table(
         "entries",
         sa.Column("account_id", sa.Uuid(), nullable=False),
-        sa.Column("version", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("entry_number", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("transfer_id", sa.Uuid(), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
         sa.Column("balance_after", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("amount <> 0", name=op.f("ck_entries_amount_not_zero")),
-        sa.CheckConstraint("version > 0", name=op.f("ck_entries_version_positive")),
+        sa.CheckConstraint("entry_number > 0", name=op.f("ck_entries_entry_number_positive")),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_entries_account_id")),
         sa.ForeignKeyConstraint(["transfer_id"], ["transfers.id"], name=op.f("fk_entries_transfer_id")),
-        sa.PrimaryKeyConstraint("account_id", "version", name=op.f("pk_entries")),
+        sa.PrimaryKeyConstraint("account_id", "entry_number", name=op.f("pk_entries")),
     )
     op.create_index("ix_entries_account_id_created_at", "entries", ["account_id", "created_at"], unique=False)
     op.create_index(op.f("ix_entries_transfer_id"), "entries", ["transfer_id"], unique=False)

@@ -21,28 +21,28 @@ FUNCTIONS = {
             IF EXISTS (
                 SELECT FROM added
                 LEFT JOIN transfers t ON t.id = added.transfer_id
-                WHERE (added.account_id, added.version, added.amount)
-                        IS DISTINCT FROM (t.from_account_id, t.from_version, -t.amount)
-                    AND (added.account_id, added.version, added.amount)
-                        IS DISTINCT FROM (t.to_account_id, t.to_version, t.amount)
+                WHERE (added.account_id, added.entry_number, added.amount)
+                        IS DISTINCT FROM (t.from_account_id, t.from_entry_number, -t.amount)
+                    AND (added.account_id, added.entry_number, added.amount)
+                        IS DISTINCT FROM (t.to_account_id, t.to_entry_number, t.amount)
             ) THEN
                 RAISE EXCEPTION 'an entry belongs to no transfer that says the same'
                     USING ERRCODE = 'check_violation', CONSTRAINT = 'entry_of_a_transfer', TABLE = 'entries';
             END IF;
             IF EXISTS (
                 SELECT FROM (
-                    SELECT *, lag(version) OVER w AS version_before, lag(balance_after) OVER w AS balance_before,
-                        lead(version) OVER w AS version_after
-                    FROM added WINDOW w AS (PARTITION BY account_id ORDER BY version)
+                    SELECT *, lag(entry_number) OVER w AS number_before, lag(balance_after) OVER w AS balance_before,
+                        lead(entry_number) OVER w AS version_after
+                    FROM added WINDOW w AS (PARTITION BY account_id ORDER BY entry_number)
                 ) e
-                LEFT JOIN entries before ON e.version_before IS NULL
-                    AND before.account_id = e.account_id AND before.version = e.version - 1
+                LEFT JOIN entries before ON e.number_before IS NULL
+                    AND before.account_id = e.account_id AND before.entry_number = e.entry_number - 1
                 LEFT JOIN accounts a ON e.version_after IS NULL AND a.id = e.account_id
-                WHERE e.version - 1 <> coalesce(e.version_before, before.version, 0)
+                WHERE e.entry_number - 1 <> coalesce(e.number_before, before.entry_number, 0)
                     OR e.balance_after <> coalesce(e.balance_before, before.balance_after, 0)::numeric + e.amount
                     OR before.created_at > e.created_at
                     OR e.version_after IS NULL
-                        AND (a.version, a.balance) IS DISTINCT FROM (e.version, e.balance_after)
+                        AND (a.entry_count, a.balance) IS DISTINCT FROM (e.entry_number, e.balance_after)
             ) THEN
                 RAISE EXCEPTION 'an entry does not follow from the one before, or lead to the balance of its account'
                     USING ERRCODE = 'check_violation', CONSTRAINT = 'entry_follows', TABLE = 'entries';
@@ -57,8 +57,8 @@ FUNCTIONS = {
         BEGIN
             IF EXISTS (
                 SELECT FROM added t
-                LEFT JOIN entries debit ON debit.account_id = t.from_account_id AND debit.version = t.from_version
-                LEFT JOIN entries credit ON credit.account_id = t.to_account_id AND credit.version = t.to_version
+                LEFT JOIN entries debit ON debit.account_id = t.from_account_id AND debit.entry_number = t.from_entry_number
+                LEFT JOIN entries credit ON credit.account_id = t.to_account_id AND credit.entry_number = t.to_entry_number
                 WHERE debit.transfer_id IS DISTINCT FROM t.id OR credit.transfer_id IS DISTINCT FROM t.id
             ) THEN
                 RAISE EXCEPTION 'a transfer lacks one of its two entries'
@@ -184,8 +184,8 @@ def _accounts() -> None:
 
 def _transfers() -> None:
     for name, kind in (
-        ("from_version", sa.BigInteger()),
-        ("to_version", sa.BigInteger()),
+        ("from_entry_number", sa.BigInteger()),
+        ("to_entry_number", sa.BigInteger()),
         ("metadata", postgresql.JSONB(astext_type=sa.Text())),
         ("effective_at", sa.DateTime(timezone=True)),
         ("group_id", sa.Uuid()),
@@ -194,13 +194,13 @@ def _transfers() -> None:
     op.execute("ALTER TABLE transfers DISABLE TRIGGER only_grows")
     op.execute("""
         UPDATE transfers t
-        SET from_version = debit.version, to_version = credit.version, effective_at = t.created_at
+        SET from_entry_number = debit.entry_number, to_entry_number = credit.entry_number, effective_at = t.created_at
         FROM entries debit, entries credit
         WHERE debit.transfer_id = t.id AND debit.account_id = t.from_account_id
             AND credit.transfer_id = t.id AND credit.account_id = t.to_account_id
         """)
     op.execute("ALTER TABLE transfers ENABLE TRIGGER only_grows")
-    for name in ("from_version", "to_version", "effective_at"):
+    for name in ("from_entry_number", "to_entry_number", "effective_at"):
         op.alter_column("transfers", name, nullable=False)
     op.drop_constraint(op.f("uq_transfers_reverses_id_reversed_total"), "transfers", type_="unique")
     op.create_index(
@@ -312,7 +312,7 @@ def downgrade() -> None:
     op.create_unique_constraint(
         op.f("uq_transfers_reverses_id_reversed_total"), "transfers", ["reverses_id", "reversed_total"]
     )
-    for name in ("group_id", "effective_at", "metadata", "to_version", "from_version"):
+    for name in ("group_id", "effective_at", "metadata", "to_entry_number", "from_entry_number"):
         op.drop_column("transfers", name)
 
     op.execute("ALTER TABLE accounts RESET (fillfactor)")

@@ -27,27 +27,27 @@ _FUNCTIONS = {
             booked bigint;
         BEGIN
             WITH legs AS MATERIALIZED (
-                SELECT from_account_id AS account_id, from_version AS version, id, currency, -amount AS amount, created_at
+                SELECT from_account_id AS account_id, from_entry_number AS entry_number, id, currency, -amount AS amount, created_at
                 FROM added
                 UNION ALL
-                SELECT to_account_id, to_version, id, currency, amount, created_at FROM added
+                SELECT to_account_id, to_entry_number, id, currency, amount, created_at FROM added
             ), moved AS MATERIALIZED (
-                SELECT account_id, currency, count(*) AS legs, min(version) AS first, max(version) AS last,
+                SELECT account_id, currency, count(*) AS legs, min(entry_number) AS first, max(entry_number) AS last,
                     sum(amount) AS change, min(created_at) AS first_at, max(created_at) AS last_at
                 FROM legs GROUP BY account_id, currency
             ), balances AS (
-                UPDATE accounts a SET balance = a.balance + change, version = last, updated_at = last_at
+                UPDATE accounts a SET balance = a.balance + change, entry_count = last, updated_at = last_at
                 FROM moved
                 WHERE a.id = ANY (ids) AND a.id = moved.account_id AND a.currency = moved.currency AND a.state = 'open'
-                    AND a.version = first - 1 AND last - first = moved.legs - 1 AND a.updated_at <= first_at
+                    AND a.entry_count = first - 1 AND last - first = moved.legs - 1 AND a.updated_at <= first_at
                 RETURNING a.id, a.currency, a.balance - change AS before
             )
-            INSERT INTO entries (account_id, version, transfer_id, amount, balance_after, created_at)
-            SELECT account_id, version, id, amount, balance_after, created_at
+            INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
+            SELECT account_id, entry_number, id, amount, balance_after, created_at
             FROM (
                 SELECT legs.*, balances.before + sum(amount) OVER w AS balance_after, lag(created_at) OVER w AS earlier
                 FROM legs JOIN balances ON balances.id = legs.account_id AND balances.currency = legs.currency
-                WINDOW w AS (PARTITION BY account_id ORDER BY version ROWS UNBOUNDED PRECEDING)
+                WINDOW w AS (PARTITION BY account_id ORDER BY entry_number ROWS UNBOUNDED PRECEDING)
             ) followed
             WHERE earlier IS NULL OR earlier <= created_at;
             GET DIAGNOSTICS booked = ROW_COUNT;
@@ -64,7 +64,7 @@ _FUNCTIONS = {
     "refuse_opened_with_money": """
         CREATE OR REPLACE FUNCTION refuse_opened_with_money() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            IF EXISTS (SELECT FROM added WHERE balance <> 0 OR held <> 0 OR version <> 0) THEN
+            IF EXISTS (SELECT FROM added WHERE balance <> 0 OR held <> 0 OR entry_count <> 0) THEN
                 RAISE EXCEPTION 'an account is opened with nothing in it: money comes by transfers'
                     USING ERRCODE = 'check_violation', CONSTRAINT = 'opened_empty', TABLE = 'accounts';
             END IF;
@@ -105,12 +105,12 @@ _TRIGGERS = (
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION refuse_by_hand()
     """,
     """
-    CREATE TRIGGER moved_by_transfers BEFORE UPDATE OF balance, version ON accounts
+    CREATE TRIGGER moved_by_transfers BEFORE UPDATE OF balance, entry_count ON accounts
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION refuse_by_hand()
     """,
     """
     CREATE TRIGGER revised BEFORE UPDATE ON accounts
-    FOR EACH ROW WHEN (NEW.version = OLD.version) EXECUTE FUNCTION count_revision()
+    FOR EACH ROW WHEN (NEW.entry_count = OLD.entry_count) EXECUTE FUNCTION count_revision()
     """,
 )
 # In the order of those who move money.

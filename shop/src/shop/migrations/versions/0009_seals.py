@@ -18,7 +18,7 @@ _DIGESTS = {
     "transfer": (
         "transfers",
         """
-            t.id, t.from_account_id, t.from_version, t.to_account_id, t.to_version, t.amount,
+            t.id, t.from_account_id, t.from_entry_number, t.to_account_id, t.to_entry_number, t.amount,
             convert_to(t.currency, 'UTF8'), convert_to(t.description, 'UTF8'), convert_to(t.metadata::text, 'UTF8'),
             t.effective_at, t.reverses_id, t.reversed_total, t.group_id, t.created_at
         """,
@@ -38,7 +38,7 @@ _DIGESTS = {
             convert_to(t.refusal, 'UTF8'), t.created_at, t.account_id, convert_to(t.answer, 'UTF8')
         """,
     ),
-    # balance, held, version and updated_at are left out: `shop check` compares them with entries and holds
+    # balance, held, entry_number and updated_at are left out: `shop check` compares them with entries and holds
     "account": (
         "accounts",
         """

@@ -1,0 +1,111 @@
+"""Array parameters: one array for each column, with the values of all rows.
+
+So a statement has the same text and the same number of parameters for any number of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, BindParameter, Column, Dialect, TableValuedAlias, bindparam, column, func
+from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgARRAY
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+_DIALECT: Final[Dialect] = asyncpg.dialect()  # type: ignore[no-untyped-call]
+
+
+class Array(AsyncpgARRAY):
+    """The type of an array parameter.
+
+    The parameter is cast to the type of its items without their length. A cast to `VARCHAR(5)[]` would silently
+    truncate a longer text. Without a length, the column rejects that text, and a comparison finds it different. If an
+    item is a list (a JSON value), it is still one item, and not a second dimension of the array.
+    """
+
+    def __init__(self, item_type: TypeEngine[Any]) -> None:
+        super().__init__(item_type, dimensions=1)
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        process = super().bind_processor(dialect)
+
+        def items(values: Any) -> Any:
+            bound = values if process is None else process(values)
+            if bound is None or list not in {*map(type, bound)}:
+                return bound
+            # The items are multiranges, or arrays of a DOMAIN. The driver encodes a list in a list as a second
+            # dimension of the array, but not a tuple in a list.
+            return [tuple(item) if type(item) is list else item for item in bound]
+
+        return items
+
+
+@compiles(Array, "postgresql")
+def _compile_without_length(array: Array, compiler: Any, **options: Any) -> str:
+    text: str = compiler.visit_ARRAY(array, **options)
+    if '"' in text:  # a quoted name may contain parentheses itself
+        return text
+    text = re.sub(r"\(\d+(, ?\d+)?\)", "", text)
+    # Without a length, CHAR means one character, and BIT means one bit.
+    text = re.sub(r"^CHAR\b", "BPCHAR", text)
+    return re.sub(r"^BIT\b(?! VARYING)", "BIT VARYING", text)
+
+
+def build_array(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:
+    """A parameter with all the values.
+
+    SQLAlchemy names the parameters of an INSERT or UPDATE after the columns, and rejects a second parameter with the
+    same name. So this parameter has a name that a column is unlikely to have.
+    """
+    return bindparam("howdah parameter", [*values], Array(item_type), unique=True)
+
+
+def resolve_postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type that is used on PostgreSQL: its variant for PostgreSQL, without a `TypeDecorator` around it."""
+    plain = kind.dialect_impl(_DIALECT)
+    while isinstance(plain, TypeDecorator):
+        plain = plain.impl_instance
+    return plain
+
+
+def writes_by_expression(kind: TypeEngine[Any]) -> bool:
+    """Whether SQLAlchemy wraps parameters of this type in an SQL expression."""
+    plain = kind.dialect_impl(_DIALECT)
+    while isinstance(plain, TypeDecorator) and type(plain).bind_expression is TypeDecorator.bind_expression:
+        plain = plain.impl_instance
+    return type(plain).bind_expression is not TypeEngine.bind_expression
+
+
+def fits_in_array(column: Column[Any]) -> bool:
+    """Whether the column's values can be items of an array parameter.
+
+    Arrays can't, because `unnest` would flatten them. Neither can values that the column's type writes by an SQL
+    expression.
+    """
+    return not isinstance(resolve_postgresql_type(column.type), ARRAY) and not writes_by_expression(column.type)
+
+
+def unnest_arrays(
+    columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, name: str = "howdah_values"
+) -> tuple[TableValuedAlias, dict[str, Any]]:
+    """A table with the values (`unnest` of arrays), and by name the expressions that a statement writes or compares.
+
+    `columns` has, by name, a column whose type is used, and the values. Each becomes a column of the table with that
+    name. If the values are an `itertools.repeat`, the same value is written to all rows: the expression is then a
+    parameter, and not a column of the table. `name` is the name of the table.
+    """
+    varying = {name: (each, values) for name, (each, values) in columns.items() if not isinstance(values, repeat)}
+    arrays = [build_array(values, each.type) for each, values in varying.values()]
+    named = [column(name, each.type) for name, (each, _) in varying.items()]
+    table = func.unnest(*arrays).table_valued(*named).render_derived(name=name)
+    expressions = {
+        name: bindparam("howdah parameter", next(values), each.type, unique=True)
+        if isinstance(values, repeat)
+        else table.c[name]
+        for name, (each, values) in columns.items()
+    }
+    return table, expressions

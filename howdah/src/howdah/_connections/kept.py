@@ -1,0 +1,208 @@
+"""Kept connections: autocommit connections that stay checked out of the pool between uses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from howdah._connections.pool import BoundedPool, assign_slot, release_slot
+from howdah._connections.slots import Priority, Slot, start_slot_record, use_slot
+from howdah.errors import ConnectionLost, TransactionConflict
+
+ResultT = TypeVar("ResultT")
+
+# A ping costs a round trip, as much as the read itself. So a connection is used without a ping if it was used within
+# this time. One that was idle for longer is returned to the pool, which pings it at the next checkout.
+_MAX_IDLE_SECONDS: Final = 1.0
+
+
+@dataclass(slots=True)
+class _KeptConnection:
+    connection: AsyncConnection
+    pool: BoundedPool
+    opened: float
+    used: float
+
+    @property
+    def sync(self) -> Connection:
+        sync = self.connection.sync_connection
+        assert sync is not None
+        return sync
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open, as far as the driver knows."""
+        sync = self.sync
+        driver: Any = None if sync.closed or sync.invalidated else sync.connection.driver_connection
+        return driver is not None and not driver.is_closed()
+
+
+class KeptConnections:
+    """The kept connections of an engine. Each statement on them is a transaction.
+
+    At most `keep` idle connections stay checked out of the pool, each for at most `recycle` seconds (-1: no limit).
+
+    An idle connection has no slot. It is returned to the pool when another use finds the pool empty, and when the
+    engine is disposed.
+
+    No connection is kept if a listener prepares the pool's connections for each use. Each use then checks out a
+    connection. If the application listens to the engine's `begin`, each read is a transaction, so that a `SET LOCAL` of
+    the listener has an effect.
+    """
+
+    def __init__(self, engine: AsyncEngine, single: Mapping[str, Any], *, keep: int, recycle: float) -> None:
+        self._transactional = engine
+        self._sync_engine = engine.sync_engine
+        self._engine = engine.execution_options(**single)
+        self._keep, self._recycle = keep, recycle
+        self._idle: list[_KeptConnection] = []
+        self._closed = False
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[AsyncConnection]:
+        """A kept connection, or a new checkout from the pool."""
+        start_slot_record()
+        async with self._slot(Priority.BATCH) as slot:
+            kept = await self._take_idle(slot) or await self._connect(slot)
+            async with self._until_done(kept) as connection:
+                yield connection
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+        """Call `work`, which must only read, and return its result.
+
+        If a kept connection turns out to be lost, or has plans from before a migration, `work` is called again on
+        another connection.
+        """
+        if self._has_begin_listener():
+            async with self._slot(Priority.READ) as slot:
+                with use_slot(slot):
+                    connection = await self._transactional.connect()
+                try:
+                    return await work(connection)
+                finally:
+                    await _close(connection)
+        async with self._slot(Priority.READ) as slot:
+            kept = await self._take_idle(slot)
+            if kept is None:
+                async with self._until_done(await self._connect(slot)) as connection:
+                    return await work(connection)
+            try:
+                async with self._until_done(kept) as connection:
+                    return await work(connection)
+            except (ConnectionLost, TransactionConflict):
+                # The others were opened before the same restart or migration.
+                await self._release_all()
+        async with self._slot(Priority.READ) as slot, self._until_done(await self._connect(slot)) as connection:
+            return await work(connection)
+
+    def is_shared(self) -> bool:
+        """Whether all callers can use the same connection, because no listener prepares it for one of them."""
+        return not self._has_begin_listener() and not self._is_prepared_for_each_use()
+
+    def release_idle(self) -> None:
+        if self._idle:
+            self._idle.pop(0).sync.close()
+
+    def release_all_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().sync.close()
+
+    def abandon_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().sync.detach()
+
+    async def close(self) -> None:
+        """Return all connections to the pool. Connections in use are returned after their use."""
+        self._closed = True
+        await self._release_all()
+
+    @property
+    def _pool(self) -> BoundedPool:
+        pool = self._engine.pool
+        assert isinstance(pool, BoundedPool)
+        return pool
+
+    @asynccontextmanager
+    async def _slot(self, priority: Priority) -> AsyncIterator[Slot]:
+        slot = await self._pool.take_slot(priority)
+        try:
+            yield slot
+        finally:
+            self._pool.state.slots.release(slot)
+
+    async def _take_idle(self, slot: Slot) -> _KeptConnection | None:
+        """An idle connection, to which the slot is assigned; None if there is none that can be used."""
+        if not self._idle:
+            return None
+        kept, now = self._idle.pop(), time.monotonic()
+        is_fresh = now - kept.used < _MAX_IDLE_SECONDS and not 0 <= self._recycle <= now - kept.opened
+        if is_fresh and kept.is_open and not self._is_prepared_for_each_use():
+            assign_slot(kept.sync.connection, slot)
+            return kept
+        await _close(kept.connection)
+        return None
+
+    async def _connect(self, slot: Slot) -> _KeptConnection:
+        pool, now = self._pool, time.monotonic()
+        with use_slot(slot):
+            return _KeptConnection(await self._engine.connect(), pool, now, now)
+
+    @asynccontextmanager
+    async def _until_done(self, kept: _KeptConnection) -> AsyncIterator[AsyncConnection]:
+        """Use the connection. After that it is idle, or is returned to the pool."""
+        try:
+            yield kept.connection
+            if kept.connection.in_transaction():  # for SQLAlchemy; PostgreSQL is in a transaction only behind a pooler
+                await kept.connection.commit()
+        except BaseException:
+            await _close(kept.connection)
+            raise
+        if self._may_keep(kept):
+            release_slot(kept.sync.connection, self._pool.state.slots)
+            kept.used = time.monotonic()
+            self._idle.append(kept)
+        else:
+            await _close(kept.connection)
+
+    def _may_keep(self, kept: _KeptConnection) -> bool:
+        return (
+            not self._closed
+            and kept.is_open
+            and kept.pool is self._pool  # the engine wasn't disposed during the use
+            and len(self._idle) < self._keep
+            and self._pool.has_room()
+            and not self._is_prepared_for_each_use()
+            # `execution_options()` changes a connection in place
+            and kept.sync.get_execution_options() == self._engine.sync_engine.get_execution_options()
+        )
+
+    def _is_prepared_for_each_use(self) -> bool:
+        """Whether the application listens to each use of a connection, or to each statement."""
+        engine = self._sync_engine
+        pool, sent = engine.pool.dispatch, engine.dispatch
+        of_pool: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)
+        of_engine: tuple[Any, ...] = (sent.engine_connect, sent.before_execute, sent.before_cursor_execute)
+        return any(map(self._pool.state.listeners.has_application_listener, (*of_pool, *of_engine)))
+
+    def _has_begin_listener(self) -> bool:
+        return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)
+
+    async def _release_all(self) -> None:
+        while self._idle:
+            await _close(self._idle.pop().connection)
+
+
+async def _close(connection: AsyncConnection) -> None:
+    """Close the connection, even if this task is cancelled at the same time."""
+    await asyncio.shield(asyncio.ensure_future(connection.close()))

@@ -1,0 +1,46 @@
+"""The application's event listeners, as opposed to those that only measure or trace.
+
+A listener of the application may set something on a connection that is for one caller only, for example the tenant of
+row-level security. Then a connection can't be shared between callers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from typing import Any, Final
+
+# Packages whose listeners only measure and trace, and modules of this library. They set nothing for a caller.
+_OBSERVERS: Final = frozenset({"ddtrace", "elasticapm", "newrelic", "opentelemetry", "sentry_sdk"})
+_OWN_MODULES: Final = frozenset({"howdah._connections.aborted_transactions", "howdah.testing"})
+
+
+class ListenerCheck:
+    """Finds the application's listeners.
+
+    Each engine has its own, because its cache holds references to the listeners, and these may refer to the engine.
+    """
+
+    def __init__(self) -> None:
+        # It is called several times for each read.
+        self._is_one_of_application = lru_cache(maxsize=64)(_is_one_of_application)
+
+    def has_application_listener(self, listeners: Collection[Callable[..., Any]]) -> bool:
+        """Whether one of the listeners may set something for a caller."""
+        return bool(listeners) and self._is_one_of_application(tuple(listeners))
+
+
+def _is_one_of_application(listeners: tuple[Callable[..., Any], ...]) -> bool:
+    return not all(map(_is_observer, listeners))
+
+
+def _is_observer(listener: Any) -> bool:
+    function = inspect.unwrap(listener)
+    module = str(getattr(function, "__module__", ""))
+    package = module.partition(".")[0]
+    if package == "sqlalchemy":
+        # A listener of SQLAlchemy, or its wrapper of another listener, which is in the wrapper's closure.
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        return all(_is_observer(content) for content in cells if inspect.isroutine(content))
+    return package in _OBSERVERS or module in _OWN_MODULES

@@ -1,0 +1,151 @@
+"""The options of a connection: the URL, the session settings, the timeouts, and those for a transaction pooler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+from urllib.parse import urlencode
+
+import asyncpg
+from sqlalchemy import URL, Connection, Engine, event, make_url
+from sqlalchemy.engine import AdaptedConnection, ExceptionContext
+
+from howdah._connections.pool import CONNECTION_ERRORS
+
+Pooler = Literal["transaction"]
+
+# Behind a transaction pooler: the execution option of a connection on which each statement is a transaction.
+COMMIT_EACH: Final = "howdah_commit_each"
+
+# libpq's parameters for TLS. asyncpg reads them, and the files that they name, from a URL.
+_TLS_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"})
+
+# PgBouncer accepts these settings when a client connects, and sets them on each server connection that the client gets.
+# It rejects a client that sends any other setting.
+_POOLED_SETTINGS: Final = frozenset({"timezone", "application_name"})
+
+
+def milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
+    """The server's setting for a timeout in seconds; nothing for None. Raises `ValueError`."""
+    if seconds is None:
+        return {}
+    if seconds <= 0:
+        raise ValueError(f"{setting} must be more than 0 seconds, or None for the server's own setting, not {seconds}")
+    return {setting: str(math.ceil(seconds * 1000))}
+
+
+def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
+    """The URL for SQLAlchemy's asyncpg dialect, and the arguments of `asyncpg.connect` for libpq's parameters.
+
+    Raises `ValueError` for another driver or an unknown parameter.
+    """
+    parsed = make_url(url)
+    if parsed.drivername in {"postgresql", "postgres"}:
+        parsed = parsed.set(drivername="postgresql+asyncpg")
+    if parsed.drivername != "postgresql+asyncpg":
+        raise ValueError(f"{parsed.drivername!r} isn't supported: use postgresql:// or postgresql+asyncpg://")
+    arguments: dict[str, Any] = {}
+    remaining: dict[str, Any] = {}
+    tls: dict[str, Any] = {}
+    for name, value in parsed.query.items():
+        if name in _TLS_PARAMETERS:
+            tls[name] = value
+        elif name == "connect_timeout":
+            arguments["timeout"] = float(str(value)) or None
+        elif name in {"application_name", "target_session_attrs"}:
+            arguments[name] = value
+        elif name in {"host", "port", "prepared_statement_cache_size"}:
+            remaining[name] = value
+        else:
+            raise ValueError(
+                f"the URL's parameter {name!r} isn't supported: remove it, and use connect_args for an argument of "
+                "asyncpg.connect, or connect_args={'server_settings': {...}} for a setting of the server"
+            )
+    if tls:
+        arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
+    return parsed.set(query=remaining), arguments
+
+
+def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
+    """Replace SQLAlchemy's pre-ping, which takes three round trips and only ends with the timeout of a statement."""
+
+    def ping(connection: AdaptedConnection) -> bool:
+        try:
+            connection.run_async(lambda driver: driver.execute("SELECT 1", timeout=seconds))
+        except CONNECTION_ERRORS:
+            connection.driver_connection.terminate()  # a graceful close would wait for the server
+            return False  # the pool replaces this connection and every other one that it holds
+        return True
+
+    engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
+
+
+def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """These arguments of `asyncpg.connect`, changed for a pooler in transaction mode.
+
+    Such a pooler assigns a server connection to a client for one transaction. Nothing may stay on the server connection
+    after that. So the settings are sent with each BEGIN, and statements are prepared without a name, for one execution.
+    """
+    settings = arguments["server_settings"]
+    # By `set_config`, as the driver sends settings: SET would take the list 'a, b' as one name.
+    local = "".join(
+        f" SELECT pg_catalog.set_config({_literal(name)}, {_literal(value)}, true);"
+        for name, value in settings.items()
+        if name.lower() not in _POOLED_SETTINGS
+    )
+
+    class TransactionPooled(_TransactionPooled):
+        settings_sql = local
+
+    return {
+        **arguments,
+        "server_settings": {name: value for name, value in settings.items() if name.lower() in _POOLED_SETTINGS},
+        "connection_class": TransactionPooled,
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+    }
+
+
+class _TransactionPooled(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection whose transactions begin with the session's settings, in the same round trip."""
+
+    settings_sql = ""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
+        begins = not args and query.startswith("BEGIN") and bool(self.settings_sql)
+        try:
+            status: str = await super().execute(query + self.settings_sql if begins else query, *args, timeout=timeout)
+        except asyncpg.PostgresError:
+            if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
+                await super().execute("ROLLBACK")
+            raise
+        return status
+
+
+def listen_for_single_statements(engine: Engine) -> None:
+    """Commit after each statement on connections with the option `COMMIT_EACH`, and roll back one that failed.
+
+    In autocommit the driver prepares and executes a statement in two messages outside of a transaction. A transaction
+    pooler may send the two messages to different server connections.
+    """
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def commit(
+        connection: Connection, _cursor: Any, _statement: str, _parameters: Any, context: Any, _many: bool
+    ) -> None:
+        options = context.execution_options
+        if options.get(COMMIT_EACH) and not options.get("stream_results"):
+            connection.connection.commit()
+
+    @event.listens_for(engine, "handle_error")
+    def roll_back(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is None or context.is_disconnect or connection.invalidated or connection.closed:
+            return
+        if connection.get_execution_options().get(COMMIT_EACH):
+            connection.connection.rollback()
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,163 @@
+"""The connection pool: SQLAlchemy's, in which each connection in use has a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry, ManagesConnection, PoolProxiedConnection
+from sqlalchemy.util import await_only
+
+from howdah._connections.listeners import ListenerCheck
+from howdah._connections.slots import Priority, Slot, Slots, current_priority, pop_slot_to_use
+from howdah._driver_errors import DRIVER_ERRORS
+from howdah._lazy_loads import explain_missing_await
+from howdah._sqlalchemy import PoolWithReturnHook
+from howdah.errors import ConnectionFailed, PoolExhausted
+
+# The errors if a connection can't be opened: SQLAlchemy 2.0 raises the driver's own errors, 2.1 its wrappers of them.
+CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
+
+_SLOT: Final = "howdah_slot"
+
+
+class IdleConnections(Protocol):
+    """Connections that stay checked out of the pool while they are idle. An idle connection has no slot."""
+
+    @property
+    def idle_count(self) -> int: ...
+
+    def release_idle(self) -> None:
+        """Return one idle connection to the pool, if there is any. Called from a greenlet of SQLAlchemy."""
+
+    def release_all_idle(self) -> None:
+        """Return all idle connections to the pool. Called from a greenlet of SQLAlchemy."""
+
+    def abandon_idle(self) -> None:
+        """Drop all idle connections without closing them: another process may use them."""
+
+
+@dataclass(slots=True)
+class PoolState:
+    """The state that a pool has in common with those that replace it after `engine.dispose()`."""
+
+    slots: Slots
+    kept: IdleConnections
+    is_transaction_pooled: bool
+    """Whether a pooler gives each transaction another connection to the server."""
+    pool: BoundedPool
+    """The engine's pool now."""
+    listeners: ListenerCheck = field(default_factory=ListenerCheck)
+
+    @property
+    def claimed(self) -> int:
+        """The number of connections that are in use, of all pools, and of idle ones outside of the pool."""
+        return self.slots.in_use + self.kept.idle_count
+
+
+class BoundedPool(PoolWithReturnHook):
+    """The pool of one `Database`. `state` must be set before the first checkout."""
+
+    state: PoolState
+    _is_disposed = False
+
+    def connect(self) -> PoolProxiedConnection:
+        """A connection with a slot. Waits for the slot. Raises `PoolExhausted` and `ConnectionFailed`."""
+        if self.state.is_transaction_pooled and self.state.listeners.has_application_listener(self.dispatch.checkout):
+            raise RuntimeError(
+                "a listener of the pool's checkout can't prepare a connection behind a transaction pooler, because the "
+                "transaction may get another one: listen to the engine's begin, and set only for the transaction "
+                "(SET LOCAL, or set_config(name, value, true))"
+            )
+        try:
+            slot = pop_slot_to_use() or await_only(self.take_slot(current_priority()))
+            # `dispose()` may have replaced this pool while the task waited for the slot.
+            return self.state.pool._check_out(slot)
+        except MissingGreenlet as error:
+            explain_missing_await(error)
+            raise
+        except CONNECTION_ERRORS as error:
+            raise ConnectionFailed(None, None, error) from error
+
+    async def take_slot(self, priority: Priority) -> Slot:
+        """A slot for one connection. Raises `PoolExhausted` if none is released within `pool_timeout`."""
+        slots = self.state.slots
+        try:
+            return await slots.take(priority, self.timeout())
+        except TimeoutError as error:
+            limit = slots.limit(priority)
+            reserved = slots.total - limit
+            others = f" ({reserved} more are reserved for reads and batches)" if reserved else ""
+            raise PoolExhausted(
+                f"all {limit} connections{others} were in use for {self.timeout()} s (pool_timeout): "
+                "hold sessions for a shorter time, or raise pool_size"
+            ) from error
+
+    def has_room(self) -> bool:
+        """Whether another connection can be opened, or is idle in the pool."""
+        return self.checkedin() > 0 or self.state.claimed < self.state.slots.total
+
+    def dispose(self) -> None:
+        self._is_disposed = True
+        self.state.kept.release_all_idle()
+        super().dispose()
+
+    def recreate(self) -> BoundedPool:
+        """The pool that replaces this one. Connections of this one that are in use keep their slots."""
+        new = super().recreate()
+        assert isinstance(new, BoundedPool)
+        if not self._is_disposed:  # `engine.dispose(close=False)`
+            self.state.kept.abandon_idle()
+        new.state = self.state
+        new.state.pool = new
+        return new
+
+    def return_record(self, record: ConnectionPoolEntry) -> None:
+        slot = _pop_slot(record)
+        try:
+            if self._is_disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
+                self.close_record(record)
+            else:
+                super().return_record(record)
+        finally:
+            # After the connection is back: otherwise the next use could find the pool full and wait for `pool_timeout`.
+            if slot is not None:
+                self.state.slots.release(slot)
+
+    def _check_out(self, slot: Slot) -> PoolProxiedConnection:
+        """A connection with this slot. The slot is released if that fails."""
+        try:
+            # The slot is among the claimed ones already. Its connection must not be one too many.
+            if self.checkedin() == 0 and self.state.claimed > self.state.slots.total:
+                self.state.kept.release_idle()
+            connection = super().connect()
+            assign_slot(connection, slot)
+        except BaseException as error:
+            self.state.slots.release(slot)
+            if type(error) is PoolTimeoutError:  # connections that are being closed still count as open
+                raise PoolExhausted(f"no connection was returned to the pool for {self.timeout()} s") from error
+            raise
+        return connection
+
+
+def assign_slot(connection: ManagesConnection, slot: Slot) -> None:
+    """Let the connection be used with this slot until it is returned to its pool."""
+    info = connection.record_info
+    assert info is not None
+    info[_SLOT] = slot
+
+
+def release_slot(connection: ManagesConnection, slots: Slots) -> None:
+    """Release the slot of a connection that stays checked out."""
+    slot = _pop_slot(connection)
+    if slot is not None:  # not that of this use, if the connection was lost and opened again
+        slots.release(slot)
+
+
+def _pop_slot(connection: ManagesConnection) -> Slot | None:
+    info = connection.record_info
+    slot: Slot | None = None if info is None else info.pop(_SLOT, None)
+    return slot

@@ -1,0 +1,59 @@
+"""The sessions of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+from howdah._connections.slots import start_slot_record
+from howdah.errors import StaleRow
+
+
+class _Session(Session):
+    """A session that raises `StaleRow`, and is rolled back if its commit fails."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        start_slot_record()  # here, because the statements may run in tasks that are started later
+        super().__init__(*arguments, **options)
+
+    def commit(self) -> None:
+        try:
+            super().commit()
+        except BaseException:
+            self.rollback()  # close() doesn't, so a connection of the caller would stay in the failed transaction
+            raise
+
+    def flush(self, objects: Any = None) -> None:
+        with _stale_rows():
+            super().flush(objects)
+
+
+@contextmanager
+def _stale_rows() -> Iterator[None]:
+    try:
+        yield
+    except StaleRow:
+        raise
+    except StaleDataError as error:
+        raise StaleRow(str(error)) from error
+
+
+def new_session_factory(bind: AsyncEngine | AsyncConnection, **options: Any) -> async_sessionmaker[AsyncSession]:
+    """A factory of sessions. Objects stay usable after a commit, and a closed session can't be used again."""
+    return async_sessionmaker(
+        bind, expire_on_commit=False, close_resets_only=False, sync_session_class=_Session, **options
+    )
+
+
+def set_read_only(_session: Session, _transaction: Any, connection: Connection) -> None:
+    """Make a transaction that is a savepoint read-only. Call it in a listener for the session's event `after_begin`.
+
+    PostgreSQL undoes the setting when the savepoint ends.
+    """
+    connection.exec_driver_sql("SET LOCAL transaction_read_only = on")

@@ -1,0 +1,199 @@
+"""Slots: the number of connections for each kind of use.
+
+A task that holds a connection may wait for something that needs another one. For example, a route with an open session
+awaits a view, a batch, or another transaction. Without a reserve, such tasks could hold all connections, and each would
+wait for a further one until `pool_timeout`. So a few connections are reserved, and sessions never use them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
+from enum import IntEnum
+
+
+class Priority(IntEnum):
+    """The use of a connection. A use only waits for uses of the same or a higher priority.
+
+    The highest priority waits for nothing else while it holds a connection. So uses of different priorities can't wait
+    for each other.
+    """
+
+    SESSION = 0
+    """A session of a task that holds no connection: a request, a job."""
+    NESTED = 1
+    """A session of a task that already holds the connection of a session."""
+    BATCH = 2
+    """A batch, a statement in `autocommit`, or a session of a task that already holds two connections."""
+    READ = 3
+    """A read: it waits for nothing else while it holds the connection."""
+
+
+class Slot:
+    """The right to use one connection, for a use of this priority. `supply` is the supply that it belongs to."""
+
+    __slots__ = ("is_released", "priority", "supply")
+
+    def __init__(self, supply: Priority, priority: Priority) -> None:
+        self.supply = supply
+        self.priority = priority
+        self.is_released = False
+
+
+class _SlotRecord:
+    """The slots that are held in a context and in the tasks started from it. `outer` has those of the outer context."""
+
+    __slots__ = ("outer", "slots")
+
+    def __init__(self, outer: _SlotRecord | None) -> None:
+        # A long-lived task starts a record for each session. Records without slots are skipped, so that the chain
+        # doesn't grow.
+        while outer is not None and not outer.has_slots():
+            outer = outer.outer
+        self.outer: _SlotRecord | None = outer
+        self.slots: list[Slot] = []
+
+    def has_slots(self) -> bool:
+        return any(not slot.is_released for slot in self.slots)
+
+    def priorities(self) -> Iterator[Priority]:
+        """The priorities of all slots that are held here and in the outer contexts."""
+        yield from (slot.priority for slot in self.slots if not slot.is_released)
+        if self.outer is not None:
+            yield from self.outer.priorities()
+
+
+# The lowest priority of a checkout in this context. `current_priority` raises it if the context holds a connection.
+_lowest_priority: ContextVar[Priority] = ContextVar("howdah_lowest_priority", default=Priority.SESSION)
+
+# The slots of this context. A task inherits the record of the task that started it, because that one may await it.
+_record: ContextVar[_SlotRecord | None] = ContextVar("howdah_slot_record", default=None)
+
+# The slot for the next checkout in this context. Without one, a checkout takes a slot itself.
+_next_slot: ContextVar[Slot | None] = ContextVar("howdah_next_slot", default=None)
+
+
+def new_batch_context() -> Context:
+    """An empty context in which every checkout has at least the priority of a batch."""
+    context = Context()
+    context.run(_lowest_priority.set, Priority.BATCH)
+    return context
+
+
+def start_slot_record() -> None:
+    """Start a record of the slots of the next session or connection in this context.
+
+    Tasks that are started from here use the same record: `asyncio.wait_for` and `gather` run the statements of a
+    session in such tasks.
+    """
+    _record.set(_SlotRecord(_record.get()))
+
+
+def current_priority() -> Priority:
+    """The priority of a session that is opened in this context: one above that of the connections it holds."""
+    record = _record.get()
+    highest = None if record is None else max(record.priorities(), default=None)
+    nested = Priority.SESSION if highest is None else Priority(min(highest + 1, Priority.BATCH))
+    return max(_lowest_priority.get(), nested)
+
+
+@contextmanager
+def use_slot(slot: Slot) -> Iterator[None]:
+    """The next checkout in this context uses the slot instead of taking one."""
+    token = _next_slot.set(slot)
+    try:
+        yield
+    finally:
+        _next_slot.reset(token)
+
+
+def pop_slot_to_use() -> Slot | None:
+    """The slot of `use_slot`, once."""
+    slot = _next_slot.get()
+    if slot is not None:
+        _next_slot.set(None)
+    return slot
+
+
+class Slots:
+    """One slot for each connection that the pool may open, in a supply for all uses and three reserves.
+
+    A use takes a slot from the reserves that its priority allows, then from the supply for all uses. If there is none,
+    it waits. Waiters are served in order of arrival.
+    """
+
+    def __init__(self, *, pool_size: int, max_overflow: int) -> None:
+        total = pool_size + max_overflow
+        # A quarter of `pool_size`. One connection is for reads, which only take milliseconds.
+        reserved = min(total - 1, max(3, pool_size // 4))
+        reads = 1 if reserved > 1 else 0
+        batches = (reserved - reads) // 2
+        self._supplies = (total - reserved, reserved - reads - batches, batches, reads)
+        self._free = [*self._supplies]
+        self._waiting: deque[tuple[Priority, asyncio.Future[Slot]]] = deque()
+
+    @property
+    def total(self) -> int:
+        return sum(self._supplies)
+
+    @property
+    def in_use(self) -> int:
+        return self.total - sum(self._free)
+
+    def limit(self, priority: Priority) -> int:
+        """The number of slots that uses of this priority can have."""
+        return sum(self._supplies[: priority + 1])
+
+    async def take(self, priority: Priority, timeout: float) -> Slot:  # noqa: ASYNC109
+        """Take a slot. Raises `TimeoutError` after `timeout` seconds."""
+        for supply in reversed(Priority):
+            if supply <= priority and self._free[supply] > 0:
+                self._free[supply] -= 1
+                return _recorded(Slot(supply, priority))
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Slot] = loop.create_future()
+        entry = (priority, waiter)
+        self._waiting.append(entry)
+        expiry = loop.call_later(timeout, _expire, waiter)
+        try:
+            return _recorded(await waiter)
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.release(waiter.result())  # the waiter got a slot just before the task was cancelled
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+            raise
+        finally:
+            expiry.cancel()
+
+    def release(self, slot: Slot) -> None:
+        """Release a slot. The first waiter that may use its supply gets a new one. A second release does nothing."""
+        if slot.is_released:
+            return
+        slot.is_released = True
+        for position, (priority, waiter) in enumerate(self._waiting):
+            if priority >= slot.supply and not waiter.done():
+                del self._waiting[position]
+                waiter.set_result(Slot(slot.supply, priority))
+                return
+        self._free[slot.supply] += 1
+
+
+def _expire(waiter: asyncio.Future[Slot]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
+def _recorded(slot: Slot) -> Slot:
+    """The slot, after it was added to the record of this context."""
+    if slot.priority is Priority.READ:  # a read opens no session while it holds its connection
+        return slot
+    record = _record.get()
+    if record is None:
+        record = _SlotRecord(None)
+        _record.set(record)
+    record.slots = [*(each for each in record.slots if not each.is_released), slot]
+    return slot

@@ -1,0 +1,63 @@
+"""Reading the driver's errors: fields of PostgreSQL's message, and the timeout that closed a connection."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import asyncpg
+
+DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+_HOW_TO_AVOID: Final = "end each transaction before you wait for anything else, or raise that argument of Database"
+
+_TIMEOUTS: Final = {
+    "25P03": f"the transaction was idle for longer than idle_in_transaction_timeout: {_HOW_TO_AVOID}",
+    "25P04": "the transaction took longer than PostgreSQL's setting transaction_timeout",
+    "57P05": "the connection was idle for longer than PostgreSQL's setting idle_session_timeout",
+}
+_REFUSED_BY_DRIVER: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+_CLOSED_WHILE_IDLE: Final = (
+    "it was closed while no statement was running. PostgreSQL does so if a transaction is idle for longer than "
+    f"idle_in_transaction_timeout: {_HOW_TO_AVOID}. Its settings transaction_timeout and idle_session_timeout close "
+    "connections too"
+)
+
+
+def driver_error(error: BaseException) -> BaseException | None:
+    """asyncpg's own error, which SQLAlchemy's adapter wraps and keeps as the cause."""
+    if isinstance(error, DRIVER_ERRORS):
+        return error
+    cause = error.__cause__
+    return cause if isinstance(cause, DRIVER_ERRORS) else None
+
+
+def root_error(error: BaseException) -> BaseException | None:
+    """The error that PostgreSQL sent before it closed the connection, if it is known, otherwise the driver's error."""
+    driver: Any = driver_error(error)
+    if isinstance(driver, asyncpg.ConnectionDoesNotExistError) and isinstance(driver.__cause__, asyncpg.PostgresError):
+        driver = driver.__cause__
+    return driver  # type: ignore[no-any-return]  # asyncpg has no types
+
+
+def message_field(error: BaseException, name: str) -> str | None:
+    """A field of PostgreSQL's message, such as `constraint_name`."""
+    value = getattr(root_error(error), name, None)
+    return value if isinstance(value, str) else None
+
+
+def timeout_that_closed(error: BaseException) -> str | None:
+    """A text about the server's timeout that closed the connection; None if the error doesn't tell.
+
+    The driver doesn't keep a message that the server sends while no statement runs.
+    """
+    driver = root_error(error)
+    if driver is None:
+        return None
+    # The driver raises just these classes, not a subclass, if the connection is closed or being closed.
+    if type(driver) in _REFUSED_BY_DRIVER or isinstance(driver.__cause__, BrokenPipeError):
+        return _CLOSED_WHILE_IDLE
+    return _TIMEOUTS.get(message_field(error, "sqlstate") or "")

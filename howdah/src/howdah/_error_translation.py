@@ -1,0 +1,142 @@
+"""Which error of `howdah.errors` an error of the driver becomes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import asyncpg
+from sqlalchemy import Connection
+from sqlalchemy import exc as sa
+
+from howdah._driver_errors import driver_error, message_field
+from howdah._lazy_loads import explain_missing_await
+from howdah._sqlalchemy import raise_adapted, raise_handled
+from howdah.errors import (
+    CheckViolation,
+    ConnectionFailed,
+    ConnectionLost,
+    DatabaseError,
+    DeadlockDetected,
+    ExclusionViolation,
+    ForeignKeyViolation,
+    IntegrityViolation,
+    InvalidStatement,
+    InvalidText,
+    InvalidValue,
+    LockTimeout,
+    NotNullViolation,
+    OutOfRange,
+    ReadOnly,
+    RefusedValue,
+    SchemaChanged,
+    SerializationFailure,
+    ServerFault,
+    StatementTimeout,
+    TooLong,
+    UniqueViolation,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
+
+# The class for a SQLSTATE: by the whole code, otherwise by its first two characters, otherwise DatabaseError.
+BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
+    "08": ConnectionLost,
+    "08001": ConnectionFailed,
+    "08004": ConnectionFailed,
+    "0A": InvalidStatement,
+    "22": InvalidValue,
+    "22001": TooLong,
+    "22003": OutOfRange,
+    "22007": InvalidText,
+    "22008": OutOfRange,
+    "22015": OutOfRange,
+    "22021": InvalidText,
+    "22P02": InvalidText,
+    "22P05": InvalidText,
+    "23": IntegrityViolation,
+    "23001": ForeignKeyViolation,
+    "23502": NotNullViolation,
+    "23503": ForeignKeyViolation,
+    "23505": UniqueViolation,
+    "23514": CheckViolation,
+    "23P01": ExclusionViolation,
+    "25006": ReadOnly,
+    "25P03": ConnectionLost,
+    "25P04": ConnectionLost,
+    "28": ConnectionFailed,
+    "3D000": InvalidStatement,
+    "3F000": InvalidStatement,
+    "40001": SerializationFailure,
+    "40P01": DeadlockDetected,
+    "42": InvalidStatement,
+    "44000": CheckViolation,
+    "53300": ConnectionFailed,
+    "55P03": LockTimeout,
+    "57014": StatementTimeout,
+    "57P01": ConnectionLost,
+    "57P02": ConnectionLost,
+    "57P03": ConnectionFailed,
+    "57P04": ConnectionLost,
+    "57P05": ConnectionLost,
+    "XX": ServerFault,
+}
+
+
+def translate(context: ExceptionContext) -> DatabaseError | None:
+    """The error to raise instead of SQLAlchemy's. Call it in a listener for the engine's event `handle_error`."""
+    original = context.original_exception
+    if isinstance(original, sa.MissingGreenlet):
+        explain_missing_await(original)
+        return None
+    if not isinstance(original, Exception):  # a CancelledError must stay one
+        return None
+    cls = _class_for(original, context)
+    if cls is None:
+        return None
+    if issubclass(cls, ConnectionLost) and not context.is_disconnect and context.connection is not None:
+        # The server announced the end of this connection, or the driver's own timeout expired. The pool must discard
+        # this connection, but the others may still work.
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+    raised = context.sqlalchemy_exception
+    return cls(
+        raised.statement if raised else context.statement,
+        raised.params if raised else None,
+        original,
+        hide_parameters=raised.hide_parameters if raised else True,
+        connection_invalidated=context.is_disconnect,
+        ismulti=raised.ismulti if raised else None,
+    )
+
+
+def raise_as_of_a_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
+    """Raise the error that SQLAlchemy would raise if it had sent the statement that failed with this driver's error."""
+    adapted: Any = connection.connection.dbapi_connection
+    try:
+        raise_adapted(adapted, error)
+    except Exception as translated:
+        raise_handled(connection, translated, statement)
+
+
+def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseError] | None:
+    """The class of the error to raise; None if it isn't an error of the database."""
+    error = driver_error(original) or original
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
+        return SchemaChanged
+    if isinstance(error, RefusedValue) and isinstance(error, OverflowError):
+        return OutOfRange
+    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # by the driver
+        return OutOfRange
+    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, UnicodeError):
+        return InvalidText
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
+        return ConnectionLost
+    sqlstate = message_field(error, "sqlstate")
+    if sqlstate is not None:
+        return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or DatabaseError
+    if context.is_disconnect or isinstance(error, OSError):
+        return ConnectionLost
+    if context.sqlalchemy_exception is not None and isinstance(error, ValueError | TypeError | LookupError):
+        return InvalidValue  # by the column's type, before sending
+    return None

@@ -1,0 +1,1 @@
+"""The parts of pages and JSON views."""

@@ -1,0 +1,57 @@
+"""Retries with random delays, by tenacity. It isn't called unless the first attempt fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+ResultT = TypeVar("ResultT")
+
+_FIRST_WAIT_SECONDS: Final = 0.01
+_LONGEST_WAIT_SECONDS: Final = 1.0
+
+
+async def retried(
+    once: Callable[[], Awaitable[ResultT]],
+    *,
+    on: tuple[type[Exception], ...],
+    attempts: int,
+    timeout: float | None = None,  # noqa: ASYNC109  # limits the start of a retry, not the work
+) -> ResultT:
+    """The result of `once`, which is called again if it raises one of the errors `on`.
+
+    It is called at most `attempts` times, and not again later than `timeout` seconds after the first start. Then the
+    last error is raised. Before each retry there is a random delay of up to 10 ms, 20 ms, 40 ms … 1 s ("full jitter",
+    <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+    """
+    started = time.monotonic()
+    failed: Exception | None
+    try:
+        return await once()
+    except on as error:
+        failed = error
+
+    async def attempt() -> ResultT:
+        nonlocal failed
+        if failed is not None:  # the first attempt counts, although it ran without tenacity
+            first, failed = failed, None
+            raise first
+        return await once()
+
+    stop = stop_after_attempt(attempts)
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(on),
+        stop=stop if timeout is None else stop | stop_before_delay(timeout - (time.monotonic() - started)),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        reraise=True,
+    )
+    return await retrying(attempt)

@@ -1,0 +1,126 @@
+"""UPDATE of many rows in one statement: each row to its own values, or all rows to the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Column, ColumnElement, CursorResult, Integer, Update, inspect, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapper
+
+from howdah._arrays import unnest_arrays
+from howdah._keys import find_free_name, get_key_attributes, has_exact_keys, has_key_in
+from howdah._writes.columns import extract_keys, get_version_name, transpose_rows, with_version_increment
+from howdah.errors import StaleRow
+from howdah.locking import Match, find_missing_keys, lock_cte, lock_matches
+
+# The caller refreshes the session's objects after the write.
+UNSYNCHRONIZED: Final = {"synchronize_session": False}
+_POSITION: Final = Column("position", Integer)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMatches:
+    """Which of the requested keys have a row.
+
+    `row_keys` are the keys of the found rows, as the rows have them; a row that was requested twice is in it twice.
+    `row_count` counts each row once. `missing` are the requested keys without a row, in the order of the request.
+    """
+
+    row_keys: Sequence[Any]
+    row_count: int
+    missing: list[Any]
+
+    @classmethod
+    def of_existing_keys(cls, keys: Sequence[Any]) -> KeyMatches:
+        """The result for distinct exact keys that all have a row."""
+        return cls(keys, len(keys), [])
+
+    @classmethod
+    def from_matches(cls, keys: Sequence[Any], matches: Sequence[Match]) -> KeyMatches:
+        """The result for any keys, of which these have a row."""
+        return cls(
+            row_keys=[match.key for match in matches],
+            row_count=sum(match.occurrence == 0 for match in matches),
+            missing=find_missing_keys(keys, {match.position for match in matches}),
+        )
+
+
+async def update_rows(session: AsyncSession, model: type[Any], rows: Sequence[dict[str, Any]]) -> KeyMatches:
+    """Update each row to its own values. The rows name the same attributes, and there is at least one.
+
+    Rows with the same key are written one after the other.
+    """
+    keys = extract_keys(model, transpose_rows(rows))
+    is_distinct = has_exact_keys(model) and len({*keys}) == len(keys)
+    if is_distinct and await _update_all(session, model, keys, rows):
+        return KeyMatches.of_existing_keys(keys)
+    matches = await lock_matches(session, model, keys)
+    if not is_distinct:
+        rounds: dict[int, list[int]] = {}
+        for match in matches:
+            rounds.setdefault(match.occurrence, []).append(match.position)
+        for occurrence in sorted(rounds):
+            positions = rounds[occurrence]
+            await _update_all(session, model, [keys[each] for each in positions], [rows[each] for each in positions])
+    return KeyMatches.from_matches(keys, matches)
+
+
+async def _update_all(
+    session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[dict[str, Any]]
+) -> bool:
+    """Update the rows, which have different keys, by one statement. Raises `StaleRow`.
+
+    Returns True if all keys have a row. Returns False if some have none, and also if the rows have only keys: then
+    there is nothing to write, and it isn't known which keys have a row.
+    """
+    mapper: Mapper[Any] = inspect(model)
+    sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {
+        name: (mapper.columns[name], each) for name, each in transpose_rows(rows).items()
+    }
+    version = get_version_name(model)
+    position = find_free_name(model, "howdah_position")
+    if version is not None and version in sent:
+        sent[position] = (_POSITION, range(len(rows)))
+    table, values = unnest_arrays(sent, name=find_free_name(model, "howdah_values"))
+    same_row = lock_cte(model, has_key_in(model, keys)).same_row
+    same_row += [attribute == values.pop(attribute.key) for attribute in get_key_attributes(model)]
+    if version is None or version not in values:
+        if not values:
+            return False
+        statement = update(model).where(*same_row).values(with_version_increment(model, values))
+        return await execute_update(session, statement) == len(rows)
+    same_row.append(mapper.columns[version] == values.pop(version))
+    del values[position]
+    statement = (
+        update(model).where(*same_row).values(with_version_increment(model, values)).returning(table.c[position])
+    )
+    written = {*(await session.execute(statement, execution_options=UNSYNCHRONIZED)).scalars()}
+    if len(written) == len(rows):
+        return True
+    # A key that isn't written has no row, or a row with another version.
+    stale = [
+        keys[match.position] for match in await lock_matches(session, model, keys) if match.position not in written
+    ]
+    if stale:
+        shown = ", ".join(map(str, stale[:5])) + (", …" if len(stale) > 5 else "")
+        message = (
+            f"{len(stale)} {model.__name__} rows don't have the version that the input names; read them again: {shown}"
+        )
+        raise StaleRow(message, stale)
+    return False
+
+
+def build_update(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:
+    """An UPDATE that sets these values on the rows that the criterion finds. It locks the rows in key order first."""
+    same_row = lock_cte(model, criterion).same_row
+    return update(model).where(*same_row).values(with_version_increment(model, values))
+
+
+async def execute_update(session: AsyncSession, statement: Update) -> int:
+    """Execute the UPDATE, and return the number of rows that it has written."""
+    result = await session.execute(statement, execution_options=UNSYNCHRONIZED)
+    assert isinstance(result, CursorResult)
+    return result.rowcount

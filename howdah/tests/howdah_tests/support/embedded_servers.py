@@ -1,0 +1,101 @@
+"""Embedded servers in temporary folders, and other processes that use them.
+
+The folders are not in pytest's tmp_path: if root runs the tests, the server's user can't enter that folder.
+"""
+
+import contextlib
+import multiprocessing
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+from urllib.parse import unquote
+
+import psutil
+
+from howdah.embedded import EmbeddedPostgres
+
+PATIENCE = 30.0
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["howdah.embedded", "pytest"])
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="howdah-test-", dir="/tmp"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "postgres" and any(str(folder) in part for part in process.cmdline()):
+                    process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def socket_dir_of(server: EmbeddedPostgres) -> Path:
+    return Path(unquote(server.url().partition("?host=")[2]))
+
+
+def query(server: EmbeddedPostgres, sql: str) -> str:
+    options = ["-U", "postgres", "-XAt", "-v", "ON_ERROR_STOP=1", "-c", sql]
+    command = [str(server.bin_dir / "psql"), "-h", str(socket_dir_of(server)), *options]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=PATIENCE).stdout.strip()
+
+
+def is_dead(pid: object) -> bool:
+    assert isinstance(pid, int)
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+class OtherProcess:
+    """Another process, in its own session. Its script can use `EmbeddedPostgres`, `data_dir` and `pipe`.
+
+    It is forked from a server process that has already done the imports, so atexit handlers don't run.
+    """
+
+    START = """
+server = EmbeddedPostgres(data_dir)
+try:
+    pipe.send(server.start().pid)
+    pipe.recv()
+except KeyboardInterrupt:
+    pipe.send("interrupted")
+    pipe.recv()
+server.stop()
+"""
+    PREFACE = "import os, sys; from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError; os.setsid()\n"
+
+    def __init__(self, data_dir: Path, script: str = START) -> None:
+        self._pipe, theirs = FORKSERVER.Pipe()
+        names = {"data_dir": str(data_dir), "pipe": theirs}
+        self.process = FORKSERVER.Process(target=exec, args=(self.PREFACE + script, names))
+        self.process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.process.close()
+        self._pipe.close()
+
+    def receive(self) -> object:
+        assert self._pipe.poll(PATIENCE), "the process sent nothing"
+        return self._pipe.recv()
+
+    def finish(self) -> None:
+        self._pipe.send("finish")
+        self.process.join(PATIENCE)
+        assert self.process.exitcode == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(PATIENCE)

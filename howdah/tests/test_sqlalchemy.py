@@ -1,0 +1,330 @@
+"""The private names in `howdah._sqlalchemy` exist on this version of SQLAlchemy and do what is needed of them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel, EmailStr, TypeAdapter, field_validator
+from sqlalchemy import Integer, Select, event, func, select, text
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, selectinload
+
+import howdah
+from howdah import Database, InvalidStatement
+from howdah import _sqlalchemy as private
+from howdah_tests.support.sample_models import Order, User
+from howdah_tests.support.sample_rows import new_user
+
+SOURCE = Path(inspect.getfile(howdah)).parent
+# Documented although they begin with an underscore: the methods of named tuples, and `Row._mapping`.
+DOCUMENTED = frozenset({"_asdict", "_fields", "_make", "_mapping", "_replace"})
+
+
+class TestSelect:
+    def test_order_by_is_read(self) -> None:
+        assert len(private.order_by_of(select(User).order_by(User.name, User.id.desc()))) == 2
+        assert not private.order_by_of(select(User))
+
+    def test_labels_and_texts_in_order_by_have_their_classes(self) -> None:
+        (label,) = private.order_by_of(select(User.name.label("shown")).order_by(User.name.label("shown")))
+        assert isinstance(label, private.LABEL_REFERENCE)
+        (name,) = private.order_by_of(select(User).order_by("name"))
+        assert isinstance(name, private.TEXT_REFERENCE)
+
+    @pytest.mark.parametrize(
+        ("has_part", "statement"),
+        [
+            (private.has_group_by, select(User.name).group_by(User.name)),
+            (private.has_having, select(func.count()).select_from(User).having(func.count() > 1)),
+            (private.has_limit, select(User).limit(1)),
+            (private.has_limit, select(User).offset(1)),
+            (private.has_limit, select(User).fetch(1)),
+            (private.has_distinct, select(User).distinct()),
+            (private.has_joins, select(User).join(User.orders)),
+            (private.has_joins, select(User).select_from(Order)),
+            (private.has_for_update, select(User).with_for_update()),
+            (private.options_of, select(User).options(selectinload(User.orders))),
+        ],
+    )
+    def test_a_part_is_found_only_where_it_is(self, has_part: Any, statement: Select[Any]) -> None:
+        assert has_part(statement)
+        assert not has_part(select(User))
+
+    def test_only_a_select_has_a_group_by(self) -> None:
+        assert not private.has_group_by(User.__table__)
+
+    @pytest.mark.filterwarnings("ignore:Passing expression to")  # 2.1 prefers ext(distinct_on(...))
+    def test_distinct_on_is_found(self) -> None:
+        assert private.has_distinct_on(select(User).distinct(User.name))
+        assert not private.has_distinct_on(select(User).distinct())
+
+    def test_distinct_on_is_found_in_the_form_of_2_1(self) -> None:
+        postgresql: Any = pytest.importorskip("sqlalchemy.dialects.postgresql")
+        if not hasattr(postgresql, "distinct_on"):
+            pytest.skip("SQLAlchemy 2.0 has no distinct_on()")
+        assert private.has_distinct_on(select(User).ext(postgresql.distinct_on(User.name)))
+
+    def test_correlate_ends_the_automatic_correlation(self) -> None:
+        assert private.is_auto_correlated(select(User))
+        assert not private.is_auto_correlated(select(User).correlate(Order))
+        assert not private.is_auto_correlated(select(User).correlate_except(Order))
+
+    def test_options_are_removed_from_a_copy(self) -> None:
+        statement = select(User).options(selectinload(User.orders))
+        assert not private.options_of(private.without_options(statement))
+        assert len(private.options_of(statement)) == 1
+
+
+async def test_a_result_requires_unique_only_if_a_collection_is_loaded_by_a_join(session: AsyncSession) -> None:
+    assert private.requires_unique(await session.execute(select(User).options(joinedload(User.orders))))
+    assert not private.requires_unique(await session.execute(select(User)))
+
+
+def test_the_properties_of_a_mapper_are_known_while_it_is_configured() -> None:
+    found: list[Any] = []
+
+    class Local(DeclarativeBase):
+        pass
+
+    @event.listens_for(Local, "before_mapper_configured", propagate=True)
+    def read(mapper: Any, _class: Any) -> None:
+        found.extend(private.properties_of(mapper))
+
+    class Item(Local):
+        __tablename__ = "items"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    Local.registry.configure()
+    assert [each.key for each in found] == ["id"]
+    assert sa_inspect(Item).attrs.keys() == ["id"]
+
+
+async def test_a_session_is_flushing_only_during_a_flush(session: AsyncSession) -> None:
+    seen: list[bool] = []
+
+    @event.listens_for(session.sync_session, "before_flush")
+    def read(sync: Session, *_: Any) -> None:
+        seen.append(private.is_flushing(sync))
+
+    session.add(new_user())
+    assert not private.is_flushing(session.sync_session)
+    await session.flush()
+    assert seen == [True]
+    assert not private.is_flushing(session.sync_session)
+
+
+async def test_a_wrapped_loader_is_called_to_load_an_attribute(session: AsyncSession) -> None:
+    loaded: list[Any] = []
+
+    class Local(DeclarativeBase):
+        pass
+
+    class Stored(Local):
+        __tablename__ = "users"
+        id: Mapped[UUID] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(deferred=True)
+
+    def recorded(load: private.Loader) -> private.Loader:
+        def load_and_record(state: Any, passive: Any) -> Any:
+            loaded.append(state.obj())
+            return load(state, passive)
+
+        return load_and_record
+
+    @event.listens_for(Local, "attribute_instrument", propagate=True)
+    def wrap(_class: Any, key: str, attribute: Any) -> None:
+        if key == "name":
+            private.wrap_loader(attribute, recorded)
+
+    Local.registry.configure()
+    session.add(user := new_user())
+    await session.flush()
+    (stored,) = await session.scalars(select(Stored))
+    assert not loaded
+    assert await session.run_sync(lambda _: stored.name) == user.name
+    assert loaded == [stored]
+
+
+def test_a_default_version_generator_is_told_from_an_own_one() -> None:
+    class Local(DeclarativeBase):
+        pass
+
+    class Counted(Local):
+        __tablename__ = "counted"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        version = mapped_column(Integer)
+        __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+
+    class Own(Local):
+        __tablename__ = "own"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        version = mapped_column(Integer)
+        __mapper_args__ = {"version_id_col": version, "version_id_generator": lambda last: last}  # noqa: RUF012
+
+    assert private.has_default_version_generator(sa_inspect(Counted))
+    assert not private.has_default_version_generator(sa_inspect(Own))
+
+
+async def test_a_returned_connection_passes_the_hook_of_the_pool(
+    real_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = real_database.engine.pool
+    assert isinstance(pool, private.PoolWithReturnHook)
+    returned: list[Any] = []
+    put_back = pool.return_record
+
+    def record_and_put_back(record: Any) -> None:
+        returned.append(record)
+        assert pool.checkedin() == 0
+        put_back(record)
+        assert pool.checkedin() == 1
+
+    monkeypatch.setattr(pool, "return_record", record_and_put_back)
+    async with real_database.engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+    assert len(returned) == 1
+
+
+async def test_a_closed_record_makes_room_in_the_pool(database_url: str) -> None:
+    async with Database(database_url, pool_size=1, max_overflow=0) as database:
+        pool = database.engine.pool
+        assert isinstance(pool, private.PoolWithReturnHook)
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+            assert pool.checkedout() == 1
+            await database.engine.dispose()
+        assert database.pool_status().in_use == 0
+        async with database.session() as session:
+            assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def test_an_error_of_the_driver_is_raised_as_that_of_a_statement(real_database: Database) -> None:
+    def fail(connection: Any) -> None:
+        adapted = connection.connection.dbapi_connection
+        try:
+            adapted.run_async(lambda driver: driver.execute("SELECT missing"))
+        except Exception as error:
+            with pytest.raises(dialect_module.AsyncAdapt_asyncpg_dbapi.ProgrammingError) as caught:
+                private.raise_adapted(adapted, error)
+            private.raise_handled(connection, caught.value, "SELECT missing")
+
+    async with real_database.engine.connect() as connection:
+        with pytest.raises(InvalidStatement) as caught:
+            await connection.run_sync(fail)
+    assert isinstance(caught.value, ProgrammingError)
+    assert caught.value.statement == "SELECT missing"
+
+
+def test_the_validator_of_email_addresses_is_recognized() -> None:
+    pytest.importorskip("email_validator")
+
+    class Checked(BaseModel):
+        email: str
+
+        @field_validator("email")
+        @classmethod
+        def check(cls, value: str) -> str:
+            return value
+
+    schema: Any = TypeAdapter(EmailStr).core_schema
+    assert private.is_email_validator(schema["function"]["function"])
+    assert not private.is_email_validator(Checked.check)
+
+
+async def test_copy_encodes_for_the_columns_of_a_prepared_statement(real_database: Database) -> None:
+    async with real_database.engine.connect() as connection:
+        await connection.execute(text("CREATE TEMP TABLE numbers (n bigint, half double precision)"))
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        columns = await driver.prepare("SELECT n, half FROM numbers", name="")
+        statement = "COPY numbers (n, half) FROM STDIN (FORMAT binary)"
+        assert await private.copy_in(driver, statement, columns, [(1, 0.5), (2, 1.0)]) == 2
+        assert (await connection.execute(text("SELECT n, half FROM numbers"))).all() == [(1, 0.5), (2, 1.0)]
+
+
+def _modules() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.name != "_sqlalchemy.py":
+            yield path, ast.parse(path.read_text())
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in DOCUMENTED
+
+
+def _defined_names(tree: ast.Module) -> Iterator[str]:
+    """The names of functions, classes and variables, and of attributes that a method assigns to `self` or `cls`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                yield name
+
+
+def _used_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The private names that are read from something: attributes, imports from other packages, and `getattr`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name):
+                yield node.lineno, name
+            case ast.ImportFrom(module=str(module), names=names) if module.partition(".")[0] != "howdah":
+                yield from ((node.lineno, each.name) for each in names)
+                yield from ((node.lineno, part) for part in module.split("."))
+            case ast.Import(names=names):
+                yield from ((node.lineno, part) for each in names for part in each.name.split(".")[1:])
+            case ast.Call(func=ast.Name(id="getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(str(name)), *_]):
+                yield node.lineno, name
+            case _:
+                pass
+
+
+def test_no_other_module_uses_a_private_name() -> None:
+    defined = {name for _, tree in _modules() for name in _defined_names(tree)}
+    found = [
+        f"{path.relative_to(SOURCE)}:{line} {name}"
+        for path, tree in _modules()
+        for line, name in _used_names(tree)
+        if _is_private(name) and name not in defined
+    ]
+    assert not found, "move these to howdah/_sqlalchemy.py, each with its reason and a test"
+
+
+def test_no_other_class_overrides_a_private_method_of_another_library() -> None:
+    found = []
+    for each in pkgutil.walk_packages([str(SOURCE)], "howdah."):
+        if each.name == "howdah._sqlalchemy":
+            continue
+        module = importlib.import_module(each.name)
+        for cls in (value for value in vars(module).values() if inspect.isclass(value)):
+            if cls.__module__ != each.name:
+                continue
+            methods = [
+                name
+                for name, value in vars(cls).items()
+                if inspect.isfunction(value) and value.__code__.co_filename == module.__file__ and _is_private(name)
+            ]
+            others = [base for base in cls.__mro__[1:] if not base.__module__.startswith("howdah")]
+            found += [
+                f"{each.name}.{cls.__name__}.{name}" for name in methods for base in others if hasattr(base, name)
+            ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "line", ["x._private", "self._private", "from a import _private", "import a._private", "getattr(x, '_private')"]
+)
+def test_a_new_private_name_is_found(line: str) -> None:
+    assert "_private" in {name for _, name in _used_names(ast.parse(line))}

@@ -1,0 +1,1 @@
+"""Accounts, transfers and entries: double-entry bookkeeping in integer amounts."""

@@ -1,0 +1,304 @@
+"""Check the ledger (`shop check`). Whole tables are read, each a few times, in bounded memory of client and server.
+
+This module compares the rows with each other. `shop.ledger.seals` compares them with their seals, and
+`shop.migrations.guards` compares the database's triggers and constraints with `guards.sql`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shop.ledger import seals
+from shop.ledger.models import Account, Entry, Transfer
+from shop.ledger.seals import Link
+from shop.migrations.guards import compare_guards
+
+_SHOWN: Final = 20
+
+# No timeout, and memory that doesn't grow with the ledger: the rest goes to temporary files. With a small
+# `effective_cache_size` the planner doesn't read entries one by one in the order of their key, many of them from disk.
+_SETTINGS: Final = {
+    "statement_timeout": "0",
+    "work_mem": "'64MB'",
+    "hash_mem_multiplier": "1",
+    "max_parallel_workers_per_gather": "0",
+    "random_page_cost": "4",
+    "effective_cache_size": "'64MB'",
+}
+
+# Each query returns a row for each violation: the kind of fault, and a line of text.
+_CHECKS: Final = {
+    "accounts": """
+        SELECT fault, finding
+        FROM accounts a
+        LEFT JOIN (
+            SELECT from_account_id, sum(amount) AS total FROM pending_transfers WHERE state = 'pending' GROUP BY 1
+        ) p ON p.from_account_id = a.id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'held amounts differ from what is pending', a.held <> coalesce(p.total, 0),
+                format('account %s: %s held, %s pending', a.id, a.held, coalesce(p.total, 0))
+            ),
+            (
+                'balances below zero without leave',
+                a.balance::numeric - a.held < -a.overdraft_limit AND NOT a.allows_negative,
+                format('account %s: %s, %s of it held', a.id, a.balance, a.held)
+            ),
+            (
+                'balances above their limit', a.balance > a.balance_limit,
+                format('account %s: %s', a.id, a.balance)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    "currencies": """
+        SELECT 'currencies that don''t sum to zero' AS fault, format('%s: %s', currency, sum(balance)) AS finding
+        FROM accounts GROUP BY currency HAVING sum(balance) <> 0
+        """,
+    # reads the entries once, in the order of the primary key: for each account the values that its row must have, and
+    # the first wrong entry
+    "entries of accounts": """
+        SELECT fault, finding
+        FROM accounts a
+        FULL JOIN (
+            SELECT account_id, count(*) AS entries, max(entry_number) AS last, sum(amount) AS total,
+                max(balance_after) FILTER (WHERE version_after IS NULL) AS last_balance,
+                min(entry_number) FILTER (WHERE balance_after <> balance_before::numeric + amount) AS astray,
+                min(entry_number) FILTER (WHERE created_at < created_before) AS older
+            FROM (
+                SELECT account_id, entry_number, amount, balance_after, created_at,
+                    lag(balance_after, 1, 0::bigint) OVER w AS balance_before,
+                    lag(created_at) OVER w AS created_before,
+                    lead(entry_number) OVER w AS version_after
+                FROM entries WINDOW w AS (PARTITION BY account_id ORDER BY entry_number)
+            ) entry
+            GROUP BY account_id
+        ) e ON e.account_id = a.id
+        CROSS JOIN LATERAL (VALUES
+            ('entries of no account', a.id IS NULL, format('account %s: %s entries', e.account_id, e.entries)),
+            (
+                'balances differ from their entries', a.balance <> coalesce(e.total, 0),
+                format('account %s: balance %s, entries sum to %s', a.id, a.balance, coalesce(e.total, 0))
+            ),
+            (
+                'balances differ from the last entry', a.balance <> e.last_balance,
+                format('account %s: balance %s, last entry says %s', a.id, a.balance, e.last_balance)
+            ),
+            (
+                'entry numbers have gaps', a.entry_count <> coalesce(e.entries, 0) OR a.entry_count <> coalesce(e.last, 0),
+                format(
+                    'account %s: entry count %s, %s entries up to %s',
+                    a.id, a.entry_count, coalesce(e.entries, 0), coalesce(e.last, 0)
+                )
+            ),
+            (
+                'entries don''t follow from the one before', e.astray IS NOT NULL,
+                format('account %s: entry %s', e.account_id, e.astray)
+            ),
+            (
+                'entries older than the one before', e.older IS NOT NULL,
+                format('account %s: entry %s', e.account_id, e.older)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    # the entries that each transfer names are the entries that exist
+    "entries of transfers": """
+        SELECT
+            CASE WHEN e.account_id IS NULL THEN 'transfers without their two entries'
+                WHEN t.account_id IS NULL THEN 'entries of no transfer that says the same'
+                ELSE 'entries of another time than their transfer' END AS fault,
+            format('transfer %s: account %s, entry %s, %s', transfer_id, account_id, entry_number, amount) AS finding
+        FROM (
+            SELECT id AS transfer_id, from_account_id AS account_id, from_entry_number AS entry_number, -amount AS amount,
+                created_at
+            FROM transfers
+            UNION ALL
+            SELECT id, to_account_id, to_entry_number, amount, created_at FROM transfers
+        ) t
+        FULL JOIN entries e USING (account_id, entry_number, transfer_id, amount)
+        WHERE t.account_id IS NULL OR e.account_id IS NULL OR t.created_at <> e.created_at
+        """,
+    "currencies of transfers": """
+        SELECT 'transfers between currencies' AS fault,
+            format('transfer %s: %s, from %s to %s', t.id, t.currency, debit.currency, credit.currency) AS finding
+        FROM (
+            SELECT id, currency, from_account_id, to_account_id FROM transfers
+            UNION ALL
+            SELECT id, currency, from_account_id, to_account_id FROM pending_transfers WHERE state <> 'posted'
+        ) t
+        JOIN accounts debit ON debit.id = t.from_account_id
+        JOIN accounts credit ON credit.id = t.to_account_id
+        WHERE t.currency <> debit.currency OR t.currency <> credit.currency
+        """,
+    "reversals": """
+        SELECT fault, finding
+        FROM (
+            SELECT id, reverses_id, from_account_id, to_account_id, reversed_total, effective_at,
+                sum(amount) OVER (PARTITION BY reverses_id ORDER BY reversed_total) AS total
+            FROM transfers WHERE reverses_id IS NOT NULL
+        ) r
+        JOIN transfers t ON t.id = r.reverses_id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'reversals that don''t go back the way of the transfer',
+                r.from_account_id <> t.to_account_id OR r.to_account_id <> t.from_account_id,
+                format('transfer %s reverses %s', r.id, t.id)
+            ),
+            (
+                'reversals of more than there was', r.total > t.amount OR r.total <> r.reversed_total,
+                format('transfer %s: %s, reversed %s', t.id, t.amount, r.total)
+            ),
+            (
+                'reversals that take effect before the transfer', r.effective_at < t.effective_at,
+                format('transfer %s reverses %s', r.id, t.id)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    "pending transfers": """
+        SELECT fault, finding
+        FROM pending_transfers p
+        LEFT JOIN transfers t ON t.id = p.id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'pending transfers posted and not made, or made and not posted',
+                (p.state = 'posted') <> (t.id IS NOT NULL),
+                format('transfer %s: %s', p.id, p.state)
+            ),
+            (
+                'pending transfers made otherwise than they were held',
+                t.id IS NOT NULL AND (
+                    t.amount > p.amount
+                    OR (t.from_account_id, t.to_account_id, t.currency)
+                        <> (p.from_account_id, p.to_account_id, p.currency)
+                    OR (t.description, t.metadata) IS DISTINCT FROM (p.description, p.metadata)
+                    OR t.effective_at <> p.effective_at OR t.group_id IS DISTINCT FROM coalesce(p.group_id, t.group_id)
+                    OR t.created_at < p.settled_at
+                ),
+                format('transfer %s: %s %s of %s %s', p.id, t.amount, t.currency, p.amount, p.currency)
+            )
+        ) AS told (fault, found, finding)
+        WHERE found
+        """,
+    # times that are ahead of the database's clock
+    "times": """
+        SELECT format('%s from the future', kind) AS fault, format('%s: %s', id, at) AS finding
+        FROM (
+            SELECT 'accounts' AS kind, id, greatest(created_at, updated_at) AS at FROM accounts
+            UNION ALL
+            SELECT 'entries', account_id, max(created_at) FROM entries GROUP BY account_id
+            UNION ALL
+            SELECT 'transfers', id, created_at FROM transfers
+            UNION ALL
+            SELECT 'pending transfers', id, greatest(created_at, settled_at) FROM pending_transfers
+        ) AS told
+        WHERE at > clock_timestamp()
+        """,
+    # A key is written in the transaction of its answer and has the same time. A transfer is later than its key if
+    # `updated_at` of one of its accounts was later.
+    "idempotency keys": """
+        SELECT fault, format('key %s', k.key) AS finding
+        FROM idempotency_keys k
+        LEFT JOIN transfers t ON t.id = k.transfer_id
+        LEFT JOIN pending_transfers p ON p.id = k.transfer_id
+        LEFT JOIN accounts a ON a.id = k.account_id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'idempotency keys without what they answered',
+                CASE k.answer
+                    WHEN 'posted' THEN t.id IS NULL
+                    WHEN 'pending' THEN p.id IS NULL
+                    WHEN 'voided' THEN p.state IS DISTINCT FROM 'voided'
+                    WHEN 'opened' THEN a.id IS NULL
+                END
+            ),
+            (
+                'idempotency keys of another time than their answer',
+                CASE k.answer
+                    WHEN 'posted' THEN k.created_at > t.created_at OR k.created_at <> p.settled_at
+                    WHEN 'pending' THEN k.created_at <> p.created_at
+                    WHEN 'voided' THEN k.created_at <> p.settled_at
+                    WHEN 'opened' THEN k.created_at > a.created_at
+                END
+            )
+        ) AS told (fault, found)
+        WHERE found
+        """,
+}
+
+_GUARDS: Final = "guards"
+_COUNTING: Final = "counting"
+STEPS: Final = (_GUARDS, *_CHECKS, *seals.CHECKS, _COUNTING)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerReport:
+    """`faults` has up to 20 findings of each kind. It is empty if the ledger is right. `seal` is the last link of the
+    chain: a later check of this link shows whether anything before it was changed."""
+
+    accounts: int
+    transfers: int
+    entries: int
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    seal: Link | None = None
+
+
+async def check_ledger(
+    db: AsyncSession, *, since: Link | None = None, begin: Callable[[str], None] = lambda _step: None
+) -> LedgerReport:
+    """Check that every balance follows from its entries, every transfer balances, every currency sums to zero, no row
+    was changed after it was sealed, and the chain of seals has the link `since`.
+
+    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or concurrent transfers would look
+    like faults. Until its transaction ends it has no statement timeout and little `work_mem`. `begin` is called with
+    each of `STEPS` when that step begins.
+    """
+    begin(_GUARDS)
+    guards = await compare_guards(db)
+    for name, value in _SETTINGS.items():
+        await db.execute(text(f"SET LOCAL {name} = {value}"))
+    faults: defaultdict[str, list[str]] = defaultdict(list)
+    faults |= {
+        kind: findings[:_SHOWN]
+        for kind, findings in (
+            ("parts of guards.sql that are missing, disabled or changed", guards.missing),
+            ("triggers and settings that the ledger doesn't have", guards.unknown),
+        )
+        if findings
+    }
+    for step, check in (_CHECKS | seals.CHECKS).items():
+        begin(step)
+        if step in seals.CHECKS and guards.lacks_seals:
+            continue
+        for fault, finding in await db.execute(text(_first_of_each_kind(check))):
+            faults[fault].append(finding)
+    begin(_COUNTING)
+    if since is not None and (guards.lacks_seals or not await seals.has_link(db, since)):
+        faults["seals that the chain doesn't have"].append(str(since))
+
+    async def count(table: type[Account | Transfer | Entry]) -> int:
+        return await db.scalar(select(func.count()).select_from(table)) or 0
+
+    return LedgerReport(
+        await count(Account),
+        await count(Transfer),
+        await count(Entry),
+        dict(faults),
+        None if guards.lacks_seals else await seals.last_link(db),
+    )
+
+
+def _first_of_each_kind(check: str) -> str:
+    return f"""
+        SELECT fault, finding
+        FROM (SELECT *, row_number() OVER (PARTITION BY fault ORDER BY finding) AS nth FROM ({check}) AS every) numbered
+        WHERE nth <= {_SHOWN}
+        ORDER BY fault, nth
+        """  # noqa: S608  # of statements from above

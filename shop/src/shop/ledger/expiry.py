@@ -1,0 +1,103 @@
+"""Expired holds. They reserve nothing and count as voided, even if their rows still say `pending`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeAlias, assert_never
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    DateTime,
+    SQLColumnExpression,
+    Uuid,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    not_,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shop.ledger.models import PendingTransfer, TransferState
+from shop.ledger.writing import show
+
+_Column: TypeAlias = SQLColumnExpression[Any]
+
+
+class Freed(NamedTuple):
+    """An account after some of its pending transfers were voided."""
+
+    id: UUID
+    held: int
+    revision: int
+    updated_at: datetime
+    voided: int
+
+
+async def void_expired_of(
+    session: AsyncSession, account_ids: Sequence[UUID], at: datetime | None = None
+) -> list[Freed]:
+    """Void the holds of these accounts that have expired at `at` (default: now). Return the accounts that had one.
+
+    This transaction must have locked the accounts.
+    """
+    rows = await session.execute(VOID, {"ids": list(account_ids), "at": at})
+    freed = [Freed(*row) for row in rows]
+    for account in freed:
+        show(session, account, ("held", "revision", "updated_at"))
+    return freed
+
+
+def has_expired(stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
+    """Whether a hold that is stored with this state has expired and isn't voided yet."""
+    return _is_stored_as(TransferState.PENDING, stored) & (expires_at <= func.statement_timestamp())
+
+
+def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
+    """Whether readers see a hold in this state. An expired hold counts as voided, even if its row says `pending`."""
+    is_stored = _is_stored_as(state, stored)
+    match state:
+        case TransferState.PENDING:
+            return is_stored & (expires_at > func.statement_timestamp())
+        case TransferState.POSTED:
+            return is_stored
+        case TransferState.VOIDED:
+            return is_stored | has_expired(stored, expires_at)
+        case _:
+            assert_never(state)
+
+
+def shown_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
+    """The state that readers see; see `has_state`."""
+    voided: ColumnElement[Any] = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)")
+    return case((not_(has_expired(stored, expires_at)), stored), else_=voided)
+
+
+def _is_stored_as(state: TransferState, stored: _Column) -> ColumnElement[bool]:
+    return stored == literal_column(f"'{state.value}'")  # a literal, so that PostgreSQL can use partial indexes
+
+
+ACCOUNTS_WITH_EXPIRED: Final = (
+    select(PendingTransfer.from_account_id)
+    .where(has_expired(PendingTransfer.state, PendingTransfer.expires_at))
+    .order_by(PendingTransfer.expires_at)
+)
+VOID: Final = text("""
+    WITH voided AS (
+        UPDATE pending_transfers SET state = 'voided', settled_at = coalesce(:at, statement_timestamp())
+        WHERE from_account_id = ANY (:ids) AND state = 'pending'
+            AND expires_at <= coalesce(:at, statement_timestamp())
+        RETURNING from_account_id, amount
+    ), freed AS (
+        SELECT from_account_id, sum(amount) AS amount, count(*) AS voided FROM voided GROUP BY from_account_id
+    )
+    UPDATE accounts AS account
+    SET held = account.held - freed.amount, updated_at = coalesce(:at, statement_timestamp())
+    FROM freed WHERE account.id = freed.from_account_id
+    RETURNING account.id, account.held, account.revision, account.updated_at, freed.voided
+    """).bindparams(bindparam("ids", type_=ARRAY(Uuid())), bindparam("at", type_=DateTime(timezone=True)))

@@ -1,0 +1,183 @@
+"""`/accounts`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import select
+
+from howdah import Database, Page, paginate
+from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, get_schema_ref
+from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
+from shop.ledger.accounts import (
+    account_now,
+    balance_after_entry,
+    balance_at,
+    change_account,
+    effective_balance,
+)
+from shop.ledger.http.account_batch import opened_lines
+from shop.ledger.http.account_schemas import (
+    AccountChange,
+    AccountIn,
+    AccountLineIn,
+    AccountLineOut,
+    AccountOut,
+    AccountPageParameters,
+    BalanceOut,
+    BalanceParameters,
+    EntryOut,
+    EntryPageParameters,
+)
+from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.models import Account
+from shop.ledger.opening import OpeningRequest, open_account_once
+from shop.ledger.requests import Refusal
+from shop.web.dependencies import Caller, DbSession, IfMatch, ReadDbSession
+from shop.web.errors import refusal_response
+from shop.web.lines import NDJSON, ndjson_lines
+from shop.web.preconditions import etag, require_match
+
+router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
+
+
+@router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)
+async def create_account(
+    *,
+    body: AccountIn,
+    db: DbSession,
+    caller: Caller,
+    response: Response,
+    idempotency_key: Annotated[Key | None, Header()] = None,
+) -> Account | Response:
+    """Open an account. With an `Idempotency-Key` it is opened once, however often the request is sent. The first
+    response is returned again with `Idempotency-Replayed: true`, even if the account has changed since."""
+    result = await open_account_once(db, OpeningRequest(body, idempotency_key, caller))
+    if result.refusal is not None:
+        return refusal_response(Refusal.KEY_REUSED)
+    account = result.unwrap()
+    response.headers["Location"] = f"/accounts/{account.id}"
+    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    if result.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return account
+
+
+@router.post(
+    "/batch",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {NDJSON: {"schema": get_schema_ref(AccountLineOut)}}},
+        **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {NDJSON: {"schema": get_schema_ref(AccountLineIn, "validation")}},
+        }
+    },
+)
+async def create_accounts(
+    request: Request, database: Annotated[Database, Depends(get_database)], caller: Caller
+) -> StreamingResponse:
+    """Open many accounts. The body and the response are NDJSON: each line has an account and its own idempotency key,
+    and is answered in order.
+
+    500 lines are one transaction. A refused line doesn't affect the others, and stores nothing under its key. The
+    response starts when the last account has been opened. If the connection breaks before, some accounts have been
+    opened; it is safe to send all lines again.
+    """
+    return StreamingResponse(await opened_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
+
+
+@router.get("", response_model=PageOut[AccountOut])
+async def list_accounts(
+    parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession
+) -> Page[AccountSnapshot]:
+    """Accounts in the order of opening: those of a user, of a purpose, in a currency."""
+    wanted = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
+    chosen = select(AccountSnapshot).filter_by(**wanted).order_by(AccountSnapshot.id)
+    return await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
+
+
+@router.get("/{account_id}", response_model=AccountOut)
+async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
+    """The account. Send its `ETag` as the `If-Match` of a change."""
+    account = await account_now(db, account_id)
+    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    return account
+
+
+@router.patch("/{account_id}", response_model=AccountOut, responses=describe_problems(HTTPStatus.PRECONDITION_REQUIRED))
+async def patch_account(
+    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: IfMatch = None
+) -> Account:
+    """Freeze, reopen or close an account, or change its limits, its name or its metadata. Only the fields in the body
+    change.
+
+    `If-Match` must have the account's current `ETag`. A posted transfer doesn't make it stale. Every other change does,
+    such as a changed held amount.
+    """
+    account = await change_account(
+        db, account_id, body, precondition=lambda locked: require_match(if_match, locked.revision)
+    )
+    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    return account
+
+
+@router.get("/{account_id}/balance")
+async def get_balance(
+    account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
+) -> BalanceOut:
+    """The current balance, or the balance after an entry (`entry_number`), at a posting time (`at`), or at an effective time
+    (`effective_at`). Only the current balance comes with `held` and `available`.
+
+    A balance by `effective_at` is a report. It may be below zero although the account's balance never was, because a
+    transfer can have an earlier `effective_at` than the money for it.
+    """
+    entry_number: int | None
+    held = available = None
+    if parameters.effective_at is not None:
+        balance, entry_number = await effective_balance(db, account_id, parameters.effective_at), None
+    elif parameters.entry_number is not None:
+        balance, entry_number = (
+            await balance_after_entry(db, account_id, parameters.entry_number),
+            parameters.entry_number,
+        )
+    elif parameters.at is not None:
+        balance, entry_number = await balance_at(db, account_id, parameters.at)
+    else:
+        account = await account_now(db, account_id)
+        balance, entry_number, held, available = account.balance, account.entry_count, account.held, account.available
+    return BalanceOut(
+        account_id=account_id,
+        at=parameters.at,
+        effective_at=parameters.effective_at,
+        balance=balance,
+        held=held,
+        available=available,
+        entry_number=entry_number,
+    )
+
+
+@router.get("/{account_id}/entries", response_model=PageOut[EntryOut])
+async def list_entries(
+    account_id: UUID, parameters: Annotated[EntryPageParameters, Query()], db: ReadDbSession
+) -> Page[StatementEntry]:
+    """The account's statement. Entries are added at the end and never change, so a page never repeats or skips one.
+
+    `created_from` and `created_before` are found by binary search. The other filters read the entries one by one.
+    """
+    await AccountRepository(db).get_one(account_id)
+    filters = parameters.model_dump(exclude={"limit", "after", "before"})
+    return await paginate(
+        db,
+        select_entries(account_id, **filters),
+        limit=parameters.limit,
+        after=parameters.after,
+        before=parameters.before,
+    )

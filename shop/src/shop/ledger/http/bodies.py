@@ -1,0 +1,63 @@
+"""From the body of an HTTP request, or one element of it, to the request to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import assert_never
+from uuid import UUID
+
+from howdah import NotFound
+from shop.ledger.http.transfer_schemas import AnyTransferIn, PostingIn, ReversalIn, TransferIn, VoidingIn
+from shop.ledger.models import Transfer
+from shop.ledger.requests import NamedTransfer, TransferRequest
+
+
+def named_in(body: AnyTransferIn) -> UUID | None:
+    """The id of the transfer that the body posts, voids or reverses."""
+    match body:
+        case TransferIn():
+            return None
+        case PostingIn():
+            return body.posts
+        case VoidingIn():
+            return body.voids
+        case ReversalIn():
+            return body.reverses
+        case _:
+            assert_never(body)
+
+
+def request_of(
+    body: AnyTransferIn, named: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
+) -> TransferRequest:
+    """The request to the ledger. Raises `NotFound` if the body names a transfer that isn't among `named`."""
+    match body:
+        case TransferIn():
+            return TransferRequest(
+                body.from_account_id,
+                body.to_account_id,
+                body.amount,
+                description=body.description,
+                key=key,
+                scope=scope,
+                metadata=body.metadata or None,
+                effective_at=body.effective_at,
+                pending_seconds=body.pending_seconds,
+            )
+        case PostingIn():
+            return _found(named, body.posts).posting(body.amount, key=key, scope=scope)
+        case VoidingIn():
+            return _found(named, body.voids).voiding(key=key, scope=scope)
+        case ReversalIn():
+            return _found(named, body.reverses).reversal(
+                body.amount, description=body.description, effective_at=body.effective_at, key=key, scope=scope
+            )
+        case _:
+            assert_never(body)
+
+
+def _found(named: Mapping[UUID, NamedTransfer], transfer_id: UUID) -> NamedTransfer:
+    found = named.get(transfer_id)
+    if found is None:
+        raise NotFound(Transfer, [transfer_id])
+    return found

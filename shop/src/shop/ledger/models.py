@@ -1,0 +1,335 @@
+"""The tables of the ledger: accounts, entries, transfers, pending transfers, idempotency keys and seals."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    Enum,
+    FetchedValue,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from howdah import Base, UUIDv7PrimaryKey
+
+
+def one_of(kind: type[StrEnum], name: str) -> Enum:
+    """The type of a column that holds a member of `kind`. `name` is that of its CHECK constraint."""
+    return Enum(
+        kind,
+        name=name,
+        native_enum=False,
+        create_constraint=True,
+        length=10,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+class AccountState(StrEnum):
+    """Money moves into and out of an open account only. A frozen one can be opened again, a closed one is empty and
+    stays closed."""
+
+    OPEN = "open"
+    FROZEN = "frozen"
+    CLOSED = "closed"
+
+
+class AccountPurpose(StrEnum):
+    """What an account of the house is for: money comes into the books from `cash_in` and leaves them for `cash_out`."""
+
+    CASH_IN = "cash_in"
+    CASH_OUT = "cash_out"
+    FEES = "fees"
+
+
+class EntryKind(StrEnum):
+    """What created an entry: a transfer, the posting of a hold, or a reversal."""
+
+    TRANSFER = "transfer"
+    POSTED_HOLD = "posted_hold"
+    REVERSAL = "reversal"
+
+
+class Direction(StrEnum):
+    """A debit takes from the account, a credit adds to it."""
+
+    DEBIT = "debit"
+    CREDIT = "credit"
+
+
+class Account(UUIDv7PrimaryKey, Base):
+    """Money of one currency, in its smallest unit.
+
+    `entry_count` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of the
+    balance that pending transfers reserve; `shop.transfers` changes it. The available balance stays at
+    `-overdraft_limit` or more, and the balance never exceeds `balance_limit`. The accounts through which money enters
+    and leaves the ledger have `allows_negative`, so every currency sums to zero. There is one account for each purpose
+    and currency.
+
+    `revision` is incremented by a trigger on every change that creates no entry. Other triggers reject a change of the
+    balance without a transfer, a new account with a balance, deletion, and a change of currency.
+
+    `created_at` and `updated_at` are times of PostgreSQL's clock, not of a process's.
+    """
+
+    __tablename__ = "accounts"
+    __table_args__ = (
+        CheckConstraint("balance - held >= -overdraft_limit OR allows_negative", name="balance_covered"),
+        CheckConstraint("balance <= balance_limit", name="balance_within_limit"),
+        CheckConstraint("overdraft_limit >= 0", name="overdraft_limit_not_negative"),
+        CheckConstraint("balance_limit >= 0", name="balance_limit_not_negative"),
+        CheckConstraint("held >= 0", name="held_not_negative"),
+        CheckConstraint("state <> 'closed' OR (balance = 0 AND held = 0)", name="closed_is_empty"),
+        CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
+        CheckConstraint("entry_count >= 0", name="entry_count_not_negative"),
+        Index(
+            "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
+        ),
+        {"postgresql_with": {"fillfactor": 70}},  # room for a balance's next entry_number on its page
+    )
+
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    currency: Mapped[str] = mapped_column(String(3))
+    purpose: Mapped[AccountPurpose | None] = mapped_column(one_of(AccountPurpose, "purpose_is_known"))
+    balance: Mapped[int] = mapped_column(BigInteger, default=0)
+    held: Mapped[int] = mapped_column(BigInteger, default=0)
+    allows_negative: Mapped[bool] = mapped_column(default=False)
+    overdraft_limit: Mapped[int] = mapped_column(BigInteger, default=0)
+    balance_limit: Mapped[int | None] = mapped_column(BigInteger)
+    state: Mapped[AccountState] = mapped_column(one_of(AccountState, "state_is_known"), default=AccountState.OPEN)
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
+    entry_count: Mapped[int] = mapped_column(BigInteger, default=0)
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(
+        server_default=func.statement_timestamp(), onupdate=func.statement_timestamp()
+    )
+
+    @property
+    def available(self) -> int:
+        """Balance less `held`. `shop.ledger.account_queries.AccountSnapshot` also leaves out holds that have expired."""
+        return self.balance - self.held
+
+
+class Entry(Base):
+    """One side of a transfer: `amount` is what came in, negative for what went out. Never changed, never deleted.
+
+    An account's entries are numbered from 1 without gaps by `entry_number`, and not older than the one before;
+    `balance_after` is the account's balance then. There are no foreign keys: a trigger makes the entries of new
+    transfers, once a statement, and another one refuses any from somebody else.
+    """
+
+    __tablename__ = "entries"
+    __table_args__ = (
+        CheckConstraint("amount <> 0", name="amount_not_zero"),
+        CheckConstraint("entry_number > 0", name="entry_number_positive"),
+    )
+
+    account_id: Mapped[UUID] = mapped_column(primary_key=True)
+    entry_number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    transfer_id: Mapped[UUID]
+    amount: Mapped[int] = mapped_column(BigInteger)
+    balance_after: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+
+class TransferState(StrEnum):
+    """A pending transfer becomes posted or voided, and stays it."""
+
+    PENDING = "pending"
+    POSTED = "posted"
+    VOIDED = "voided"
+
+
+class Transfer(UUIDv7PrimaryKey, Base):
+    """Money moved from one account to another, in the smallest unit of their currency. Never changed, never deleted.
+
+    Its two entries, `shop.ledger.models.Entry`, are those of `from_account_id` and `to_account_id` with the numbers
+    `from_entry_number` and `to_entry_number`; a trigger makes them, once a statement, if these follow. `effective_at` is when the
+    transfer counts from, which may be another time than that of its booking. Those that were made
+    together, all or none, share a `group_id`.
+
+    `reverses_id` is the transfer of which this one takes a part or all back, `reversed_total` how much of that one has
+    been taken back with this: a running total, so that two reversals can't count on the same money.
+    """
+
+    __tablename__ = "transfers"
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount_positive"),
+        CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
+        CheckConstraint("(reverses_id IS NULL) = (reversed_total IS NULL)", name="reversal_is_told"),
+        CheckConstraint("reversed_total >= amount", name="reversed_total_is_running"),
+        # partial, so that what nearly no transfer has costs it nothing
+        Index(
+            "uq_transfers_reverses_id_reversed_total",
+            "reverses_id",
+            "reversed_total",
+            unique=True,
+            postgresql_where="reverses_id IS NOT NULL",
+        ),
+        Index("ix_transfers_group_id", "group_id", postgresql_where="group_id IS NOT NULL"),
+        # times only increase, so a BRIN index is small and costs a transfer almost nothing
+        Index("ix_transfers_created_at", "created_at", postgresql_using="brin"),
+        Index(
+            "ix_transfers_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_where="metadata IS NOT NULL",
+        ),
+    )
+
+    from_account_id: Mapped[UUID]
+    from_entry_number: Mapped[int] = mapped_column(BigInteger)
+    to_account_id: Mapped[UUID]
+    to_entry_number: Mapped[int] = mapped_column(BigInteger)
+    amount: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str] = mapped_column(String(3))
+    description: Mapped[str | None] = mapped_column(String(500))
+    details: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
+    effective_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+    reverses_id: Mapped[UUID | None] = mapped_column(ForeignKey("transfers.id"))
+    reversed_total: Mapped[int | None] = mapped_column(BigInteger)
+    group_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+
+
+_UNPOSTED: Final = "state <> 'posted'"
+
+
+class PendingTransfer(UUIDv7PrimaryKey, Base):
+    """A hold on `from_account_id`. The amount is still part of that account's balance, but not of its available
+    balance, and not yet part of the other account's balance.
+
+    It is posted, whole or in part, as the `Transfer` with the same id, or voided. `from_account_id` is locked while its
+    state changes. A trigger ensures that it changes only once.
+
+    It expires at `expires_at`, by the database's clock. From then on it can't be posted, reserves nothing and is shown
+    as voided. Its row says `pending` until its account is next locked, or `shop.ledger.maintenance` voids it (see
+    `shop.ledger.expiry`).
+    """
+
+    __tablename__ = "pending_transfers"
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount_positive"),
+        CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
+        CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="settled_is_told"),
+        Index("ix_pending_transfers_expires_at", "expires_at", postgresql_where="state = 'pending'"),
+        # with `expires_at`: each transaction that locks an account looks for its expired holds, and it may have many
+        Index(
+            "ix_pending_transfers_from_account_id_expires_at",
+            "from_account_id",
+            "expires_at",
+            postgresql_where="state = 'pending'",
+        ),
+        # for lists, which read posted holds from `transfers`
+        Index("ix_pending_transfers_from_account_id_id", "from_account_id", "id", postgresql_where=_UNPOSTED),
+        Index("ix_pending_transfers_to_account_id_id", "to_account_id", "id", postgresql_where=_UNPOSTED),
+        Index("ix_pending_transfers_group_id", "group_id", postgresql_where="group_id IS NOT NULL"),
+        Index(
+            "ix_pending_transfers_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_where="metadata IS NOT NULL",
+        ),
+    )
+
+    from_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    to_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    amount: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str] = mapped_column(String(3))
+    description: Mapped[str | None] = mapped_column(String(500))
+    details: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
+    effective_at: Mapped[datetime | None]
+    group_id: Mapped[UUID | None]
+    state: Mapped[TransferState] = mapped_column(one_of(TransferState, "state_is_known"))
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime]
+    settled_at: Mapped[datetime | None]
+
+
+class AnswerKind(StrEnum):
+    """The kind of the first answer under an idempotency key: the state in which a transfer was returned, a refusal, or
+    a new account."""
+
+    POSTED = "posted"
+    PENDING = "pending"
+    VOIDED = "voided"
+    REFUSED = "refused"
+    OPENED = "opened"
+
+
+class IdempotencyKey(Base):
+    """The answer to the first request under a key: a transfer, a refusal, or an account.
+
+    Written in the transaction of the transfer or account, so one never exists without the other. `answer` is stored
+    because it can't be derived: one transfer can be the answer to a hold, and later to its posting. `fingerprint` is
+    a digest of the request; a different request with the same key is refused. `shop.ledger.maintenance` deletes old keys.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        CheckConstraint(
+            "num_nonnulls(transfer_id, refusal, account_id) = 1 AND (refusal IS NOT NULL) = (answer = 'refused') "
+            "AND (account_id IS NOT NULL) = (answer = 'opened')",
+            name="one_outcome",
+        ),
+        # for what is old, which lies together: a hundredth of the size of an index of every key
+        Index("ix_idempotency_keys_created_at", "created_at", postgresql_using="brin"),
+    )
+
+    scope: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(260), primary_key=True)
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
+    transfer_id: Mapped[UUID | None]
+    refusal: Mapped[str | None] = mapped_column(String(40))
+    account_id: Mapped[UUID | None]  # no foreign key: PostgreSQL would queue its check for every new key, even for NULL
+    answer: Mapped[AnswerKind] = mapped_column(one_of(AnswerKind, "answer_is_known"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+
+
+class Seal(Base):
+    """The digests of the rows that a statement wrote to the table `subject`, in the order of `ids`.
+
+    Triggers insert a seal in the transaction that writes the rows. Later `link_seals` sets `position`, which counts
+    from 1 without gaps, and `hash`, which is computed from the previous hash and the rest of the row. Both are NULL
+    until then. Nothing else of a seal ever changes.
+
+    `revisions` and `befores` are for rows that can change. `revisions` are the accounts' revisions; for pending
+    transfers 0, and 1 once they are posted or voided. `befores` are the digests before the change. Idempotency keys are
+    sealed without `ids`, because old keys are deleted.
+    """
+
+    __tablename__ = "seals"
+    __table_args__ = (
+        CheckConstraint("(position IS NULL) = (hash IS NULL)", name="linked_is_told"),
+        UniqueConstraint("position"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(20))
+    ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
+    revisions: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
+    digests: Mapped[list[bytes]] = mapped_column(ARRAY(LargeBinary))
+    befores: Mapped[list[bytes] | None] = mapped_column(ARRAY(LargeBinary))
+    created_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    position: Mapped[int | None] = mapped_column(BigInteger)
+    hash: Mapped[bytes | None] = mapped_column(LargeBinary)

@@ -1,0 +1,275 @@
+"""Read and list transfers in any state (posted, pending, voided) by one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    String,
+    Subquery,
+    Uuid,
+    any_,
+    case,
+    false,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+    type_coerce,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr
+
+from howdah import AwareDateTime, Base
+from shop.ledger.account_queries import posted_between
+from shop.ledger.expiry import has_state, shown_state
+from shop.ledger.models import Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
+from shop.ledger.repository import balance_after, held_amount
+from shop.ledger.requests import TransferRecord, linked_keys
+from shop.web.fields import ListOrder
+
+_Columns: TypeAlias = Mapping[str, Any]
+
+# Literals, not parameters: PostgreSQL then skips the branch of a union whose constant contradicts a filter.
+_POSTED_STATE: Final = literal_column("CAST('posted' AS varchar)", PendingTransfer.state.type)
+_NO_TIME: Final = literal_column("CAST(NULL AS timestamptz)", AwareDateTime())
+_NO_ID: Final = literal_column("CAST(NULL AS uuid)", Uuid())
+_NO_NUMBER: Final = literal_column("CAST(NULL AS bigint)", BigInteger())
+_SHARED: Final = ("id", "from_account_id", "to_account_id", "amount", "currency", "description", "details", "group_id")
+_ONLY_POSTED: Final = {
+    "from_entry_number": _NO_NUMBER,
+    "to_entry_number": _NO_NUMBER,
+    "reverses_id": _NO_ID,
+    "reversed_total": _NO_NUMBER,
+}
+_IS_UNPOSTED: Final = PendingTransfer.state != literal_column("'posted'", PendingTransfer.state.type)
+
+
+def _hold_columns(state: SQLColumnExpression[Any], expires_at: SQLColumnExpression[Any]) -> _Columns:
+    """The columns of a hold, as stored (`hold_…`) and as shown to readers."""
+    shown = shown_state(state, expires_at)
+    is_pending = has_state(TransferState.PENDING, state, expires_at)
+    return {
+        "state": shown,
+        "expires_at": case((is_pending, expires_at), else_=null()),
+        "hold_state": state,
+        "hold_expires_at": expires_at,
+    }
+
+
+def _labelled(columns: _Columns) -> Select[Any]:
+    return select(*(column.label(name) for name, column in sorted(columns.items())))
+
+
+def _all_transfers() -> Subquery:
+    """`transfers`, and the rows of `pending_transfers` that aren't posted.
+
+    Each branch reads one table, so that PostgreSQL can merge the two in the order of their primary keys."""
+    posted: _Columns = {
+        **{name: getattr(Transfer, name) for name in (*_SHARED, *_ONLY_POSTED, "effective_at", "created_at")},
+        **_hold_columns(_POSTED_STATE, _NO_TIME),
+        "state": _POSTED_STATE,
+        "expires_at": _NO_TIME,
+    }
+    unposted: _Columns = {
+        **{name: getattr(PendingTransfer, name) for name in (*_SHARED, "created_at")},
+        **_ONLY_POSTED,
+        "effective_at": func.coalesce(PendingTransfer.effective_at, PendingTransfer.created_at),
+        **_hold_columns(PendingTransfer.state, PendingTransfer.expires_at),
+    }
+    return union_all(_labelled(posted), _labelled(unposted).where(_IS_UNPOSTED)).subquery("transfer")
+
+
+def _transfers_of_accounts() -> Subquery:
+    """A row for each transfer and each of its accounts.
+
+    The ids come from entries and holds. They are sorted before the transfers are read, so that a page reads only its
+    own transfers."""
+    lines = union_all(
+        select(
+            Entry.account_id,
+            Entry.transfer_id.label("id"),
+            Entry.entry_number,
+            (Entry.amount < literal_column("0")).label("is_debit"),
+            true().label("is_posted"),
+        ),
+        *(
+            select(account, PendingTransfer.id, _NO_NUMBER, is_debit, false()).where(_IS_UNPOSTED)
+            for account, is_debit in (
+                (PendingTransfer.from_account_id, true()),
+                (PendingTransfer.to_account_id, false()),
+            )
+        ),
+    ).subquery("line")
+    posted, hold = aliased(Transfer), aliased(PendingTransfer)
+    state = case((lines.c.is_posted, _POSTED_STATE), else_=hold.state)
+    hold_columns = _hold_columns(state, hold.expires_at)
+    columns: _Columns = {
+        **{column.key: column for column in lines.c},
+        **{name: func.coalesce(getattr(posted, name), getattr(hold, name)) for name in _SHARED if name != "id"},
+        **{name: getattr(posted, name) for name in _ONLY_POSTED},
+        "effective_at": func.coalesce(posted.effective_at, hold.effective_at, hold.created_at),
+        "created_at": func.coalesce(posted.created_at, hold.created_at),
+        **hold_columns,
+    }
+    return (
+        _labelled(columns)
+        .select_from(lines)
+        .outerjoin(posted, lines.c.is_posted & (posted.id == lines.c.id))
+        .outerjoin(hold, hold.id == lines.c.id)
+        .subquery("transfer")
+    )
+
+
+class _Snapshot:
+    """A row of `TransferRecord`, read by one statement.
+
+    Values that only the rows of the page need are scalar subqueries, which PostgreSQL evaluates after LIMIT."""
+
+    __table__: ClassVar[Any]
+
+    @declared_attr
+    def from_balance(self) -> Mapped[int | None]:
+        columns = self.__table__.c
+        return column_property(balance_after(columns.from_account_id, columns.from_entry_number))
+
+    @declared_attr
+    def to_balance(self) -> Mapped[int | None]:
+        columns = self.__table__.c
+        return column_property(balance_after(columns.to_account_id, columns.to_entry_number))
+
+    @declared_attr
+    def held_amount(self) -> Mapped[int | None]:
+        return column_property(held_amount(self.__table__.c.id))
+
+    @declared_attr
+    def reversed_amount(self) -> Mapped[int]:
+        reversal = aliased(Transfer)
+        total = func.coalesce(func.max(reversal.reversed_total), 0)
+        return column_property(select(total).where(reversal.reverses_id == self.__table__.c.id).scalar_subquery())
+
+    if TYPE_CHECKING:
+        id: Mapped[UUID]
+        from_account_id: Mapped[UUID]
+        to_account_id: Mapped[UUID]
+        details: Mapped[Any]
+        effective_at: Mapped[datetime]
+        reverses_id: Mapped[UUID | None]
+        group_id: Mapped[UUID | None]
+        created_at: Mapped[datetime]
+        hold_state: Mapped[Any]
+        hold_expires_at: Mapped[datetime]
+
+    def as_record(self) -> TransferRecord:
+        """The record that the routes write as JSON."""
+        return TransferRecord(**{name: getattr(self, name) for name in TransferRecord._fields})
+
+
+class TransferSnapshot(_Snapshot, Base):
+    """A transfer in any state."""
+
+    __table__ = _all_transfers()
+    __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
+
+
+class AccountTransferSnapshot(_Snapshot, Base):
+    """A transfer in any state, found by one of its accounts."""
+
+    __table__ = _transfers_of_accounts()
+    __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
+
+    if TYPE_CHECKING:
+        account_id: Mapped[UUID]
+        entry_number: Mapped[int]
+        is_debit: Mapped[bool]
+        is_posted: Mapped[bool]
+
+
+def transfer_with(transfer_id: UUID) -> Select[Any]:
+    """The transfer with this id, in any state."""
+    chosen = select(TransferSnapshot).where(TransferSnapshot.id == transfer_id)
+    return chosen.execution_options(populate_existing=True)
+
+
+def transfers_matching(
+    *,
+    scope: str,
+    order: ListOrder = "oldest",
+    account_id: UUID | None = None,
+    from_account_id: UUID | None = None,
+    to_account_id: UUID | None = None,
+    created_from: datetime | None = None,
+    created_before: datetime | None = None,
+    effective_from: datetime | None = None,
+    effective_before: datetime | None = None,
+    state: TransferState | None = None,
+    metadata: Mapping[str, str] | None = None,
+    idempotency_key: str | None = None,
+    reverses_id: UUID | None = None,
+    group_id: UUID | None = None,
+) -> Select[Any]:
+    """Transfers in any state in the order of their ids. None leaves a filter out.
+
+    A transfer keeps its id, and so its place, when it is posted or voided. `idempotency_key` is a key of the client
+    `scope`. A list by account sorts the ids of all the account's entries for each page, or of the entries between
+    `created_from` and `created_before`.
+    """
+    model: Any = TransferSnapshot
+    conditions: list[Any] = []
+    first_account = account_id or from_account_id or to_account_id
+    if first_account is not None:
+        model = AccountTransferSnapshot
+        conditions.append(model.account_id == first_account)
+        if booked := posted_between(model.entry_number, first_account, created_from, created_before):
+            conditions.append(or_(~model.is_posted, *([booked[0] & booked[1]] if len(booked) > 1 else booked)))
+        if account_id is None:
+            conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)
+        if state is not None:  # skips either the entries or the holds
+            conditions.append(model.is_posted if state is TransferState.POSTED else ~model.is_posted)
+    for column, value in (
+        (model.from_account_id, from_account_id),
+        (model.to_account_id, to_account_id),
+        (model.reverses_id, reverses_id),
+        (model.group_id, group_id),
+    ):
+        if value is not None:
+            conditions.append(column == value)
+    for column, start, end in (
+        (model.created_at, created_from, created_before),
+        (model.effective_at, effective_from, effective_before),
+    ):
+        if start is not None:
+            conditions.append(column >= start)
+        if end is not None:
+            conditions.append(column < end)
+    if state is not None:
+        conditions.append(has_state(state, model.hold_state, model.hold_expires_at))
+    if metadata:
+        conditions.append(model.details.contains(dict(metadata)))
+    if idempotency_key is not None:
+        conditions.append(model.id == any_(_transfers_under(scope, idempotency_key)))
+    chosen = select(model).where(*conditions).execution_options(populate_existing=True)
+    return chosen.order_by(model.id.desc() if order == "newest" else model.id)
+
+
+def _transfers_under(scope: str, key: str) -> ColumnElement[Any]:
+    """An array of the ids of the transfers that were made under this key, alone or as a chain.
+
+    The array is computed once, and then its transfers are found by the primary keys. A join would read all transfers.
+    """
+    answered = select(IdempotencyKey.transfer_id).where(
+        IdempotencyKey.scope == scope,
+        IdempotencyKey.key == any_(type_coerce(linked_keys(key), ARRAY(String()))),
+        IdempotencyKey.transfer_id.is_not(None),
+    )
+    return func.array(answered.scalar_subquery(), type_=ARRAY(Uuid()))

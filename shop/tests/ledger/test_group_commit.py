@@ -1,0 +1,249 @@
+"""`Ledger`: what it knows of accounts, and what it does when that is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import select, text, update
+
+from howdah import CoalescerClosed, Database, LockTimeout
+from shop.ledger.accounts import change_account
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.http.account_schemas import AccountChange
+from shop.ledger.models import Account, AccountState
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.service import transfer_funds
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.statement_log import log_statements
+from shop_tests.support.waiting import until, until_waiting
+
+
+async def balance(database: Database, account: UUID) -> int:
+    async with database.session() as session:
+        return (await session.get_one(Account, account)).balance
+
+
+async def test_a_transfer_of_known_accounts_is_one_statement(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    async with Ledger(stored) as ledger, log_statements(stored) as seen:
+        await ledger.submit(TransferRequest(a, b, 1))
+        assert seen.take() == ["read", "write if"]
+        for _ in range(3):
+            await ledger.submit(TransferRequest(a, b, 1, key=str(uuid4())))
+        assert seen.take() == ["write if"] * 3
+    assert await balance(stored, b) == 4
+
+
+async def elsewhere(database: Database, a: UUID, b: UUID) -> None:
+    async with database.session() as session:
+        await transfer_funds(session, a, b, 50)
+
+
+async def frozen(database: Database, a: UUID, b: UUID) -> None:
+    async with database.begin() as session:
+        await change_account(session, b, AccountChange(state=AccountState.FROZEN))
+
+
+async def by_hand(database: Database, a: UUID, b: UUID) -> None:
+    async with database.begin() as session:
+        await session.execute(text("UPDATE accounts SET balance_limit = 20 WHERE id = :id"), {"id": b})
+
+
+async def put_on_hold(database: Database, a: UUID, b: UUID) -> None:
+    async with Ledger(database) as other:
+        await other.submit(TransferRequest(a, b, 60, pending_seconds=60))
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "refusal"),
+    [
+        (elsewhere, Refusal.INSUFFICIENT_FUNDS),
+        (frozen, Refusal.ACCOUNT_FROZEN),
+        (by_hand, Refusal.LIMIT_EXCEEDED),
+        (put_on_hold, Refusal.INSUFFICIENT_FUNDS),
+    ],
+)
+async def test_what_has_changed_elsewhere_is_noticed(
+    stored: Database, meanwhile: Callable[[Database, UUID, UUID], Any], refusal: Refusal
+) -> None:
+    """Control: without the change the same transfer is made."""
+    a, b = await open_accounts(stored, 100, 0)
+    async with Ledger(stored) as ledger, log_statements(stored) as seen:
+        (await ledger.submit(TransferRequest(a, b, 10))).unwrap()
+        await meanwhile(stored, a, b)
+        seen.take()
+        assert (await ledger.submit(TransferRequest(a, b, 60))).refusal is refusal
+        assert seen.take() == ["write if", "lock"]
+    c, d = await open_accounts(stored, 100, 0)
+    async with Ledger(stored) as ledger:
+        (await ledger.submit(TransferRequest(c, d, 10))).unwrap()
+        (await ledger.submit(TransferRequest(c, d, 60))).unwrap()
+
+
+async def test_a_refusal_is_made_sure_of_too(stored: Database) -> None:
+    """What is known says no, and isn't so any more."""
+    a, b = await open_accounts(stored, 100, 100)
+    async with Ledger(stored) as ledger:
+        assert (await ledger.submit(TransferRequest(a, b, 150))).refusal is Refusal.INSUFFICIENT_FUNDS
+        await elsewhere(stored, b, a)
+        assert (await ledger.submit(TransferRequest(a, b, 150))).refusal is None
+    assert await balance(stored, b) == 200
+
+
+async def test_after_mistakes_it_relies_on_the_locks_for_longer_each_time(stored: Database) -> None:
+    a, b = await open_accounts(stored, 10_000, 10_000)
+    async with Ledger(stored) as ledger:
+
+        async def way(*, disturbed: bool) -> str:
+            if disturbed:
+                await elsewhere(stored, a, b)
+            async with log_statements(stored) as seen:
+                (await ledger.submit(TransferRequest(b, a, 1))).unwrap()
+                taken = [each for each in seen.take() if each != "read"]
+            return {"write if": "known", "write if, lock, write": "mistaken", "lock, write": "locks"}[", ".join(taken)]
+
+        assert [await way(disturbed=False) for _ in range(3)] == ["known"] * 3
+        mistakes = [await way(disturbed=True) for _ in range(14)]
+        assert mistakes == ["mistaken", "locks", "mistaken", *["locks"] * 3, "mistaken", *["locks"] * 7]
+        assert [await way(disturbed=False) for _ in range(3)] == ["known"] * 3
+        assert [await way(disturbed=True) for _ in range(3)] == ["mistaken", "locks", "mistaken"]
+
+
+async def test_an_account_that_somebody_has_locked_holds_up_only_its_own_transfers(stored: Database) -> None:
+    """However many of those there are, on whichever way, and in one transaction with whomever."""
+    a, b, c, d = await open_accounts(stored, 1_000, 100, 1_000, 100)
+    async with Ledger(stored) as ledger:
+        for source, target in ((a, b), (c, d)):
+            await ledger.submit(TransferRequest(source, target, 1))
+        async with stored.begin() as session:
+            await session.execute(update(Account).where(Account.id == a).values(name="locked"))
+            waiting, others = [], []
+            for number in range(5):
+                pending = 60 if number % 2 else None
+                waiting += [
+                    asyncio.create_task(ledger.submit(TransferRequest(*pair, 1, pending_seconds=pending)))
+                    for pair in ((a, b), (b, a))
+                ]
+                others += [
+                    asyncio.create_task(ledger.submit(TransferRequest(c, d, 1, pending_seconds=pending)))
+                    for _ in range(10)
+                ]
+                await asyncio.sleep(0)
+            for other in await asyncio.gather(*others):
+                other.unwrap()
+            for _ in range(10):
+                (await ledger.submit(TransferRequest(c, d, 1))).unwrap()
+            assert not any(task.done() for task in waiting)
+        for result in await asyncio.gather(*waiting):
+            result.unwrap()
+    async with stored.session() as session:
+        assert (await check_ledger(session)).faults == {}
+
+
+async def test_who_waits_for_a_locked_account_too_long_is_told_so(stored: Database) -> None:
+    a, b, c = await open_accounts(stored, 100, 100, 100)
+    async with Database(stored.engine.url, lock_timeout=0.3) as impatient, Ledger(impatient) as ledger:
+        async with stored.begin() as session:
+            await session.execute(update(Account).where(Account.id == a).values(name="locked"))
+            # those who wait, wait together, and with one whom somebody holds up only for a while
+            async with stored.begin() as other:
+                await other.execute(update(Account).where(Account.id == c).values(name="locked"))
+                tasks = [
+                    asyncio.create_task(ledger.submit(TransferRequest(*pair, 1))) for pair in ((a, b), (b, a), (b, c))
+                ]
+                await until_waiting(stored, 1)
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [LockTimeout, LockTimeout, TransferResult]
+        (await ledger.submit(TransferRequest(a, b, 1))).unwrap()
+    assert [await balance(stored, each) for each in (a, b, c)] == [99, 100, 101]
+
+
+async def test_closing_it_answers_those_who_wait_for_an_account(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 100)
+    ledger = Ledger(stored)
+    async with stored.begin() as session:
+        await session.execute(update(Account).where(Account.id == a).values(name="locked"))
+        tasks = [asyncio.create_task(ledger.submit(TransferRequest(a, b, 1))) for _ in range(5)]
+        await asyncio.sleep(0)  # they are in
+        closing = asyncio.create_task(ledger.aclose())
+        await until_waiting(stored, 1)
+    for result in await asyncio.gather(*tasks):
+        result.unwrap()
+    await closing
+    with pytest.raises(CoalescerClosed):
+        await ledger.submit(TransferRequest(a, b, 1))
+
+
+async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_again(stored: Database) -> None:
+    """Two transactions at a time: the money that the second one spends comes from the first, which is rolled back."""
+    a, b, c = await open_accounts(stored, 100, 0, 0)
+    async with Ledger(stored, max_batch_size=1) as ledger:
+        for source, target in ((a, b), (b, c), (c, a)):
+            await ledger.submit(TransferRequest(source, target, 1))
+        async with stored.begin() as session:
+            # the first waits at its key, then finds it used; the second has been decided by then
+            await session.execute(
+                text(
+                    "INSERT INTO idempotency_keys (scope, key, fingerprint, refusal, answer, created_at)"
+                    " VALUES ('', 'k', '', 'same_account', 'refused', now())"
+                )
+            )
+            first = asyncio.create_task(ledger.submit(TransferRequest(a, b, 50, key="k")))
+            second = asyncio.create_task(ledger.submit(TransferRequest(b, c, 50)))
+            await until_waiting(stored, 1)
+        assert (await first).refusal is Refusal.KEY_REUSED
+        assert (await second).refusal is Refusal.INSUFFICIENT_FUNDS
+    assert [await balance(stored, each) for each in (a, b, c)] == [100, 0, 0]
+
+
+async def test_a_version_that_somebody_else_has_made_is_not_taken_for_ones_own(stored: Database) -> None:
+    """Decided on an entry that was never made, while another process has made one with the same number."""
+    a, b, c = await open_accounts(stored, 100, 0, 0)
+    async with Ledger(stored, max_batch_size=1) as ledger:
+        for source, target in ((a, b), (b, c), (c, a)):
+            await ledger.submit(TransferRequest(source, target, 1))
+        async with ledger._turn:  # both are decided, and wait to be written
+            first = asyncio.create_task(ledger.submit(TransferRequest(a, b, 50)))
+            second = asyncio.create_task(ledger.submit(TransferRequest(b, c, 10)))
+            await until(lambda: two_wait(ledger))
+            async with stored.session() as session:
+                await transfer_funds(session, a, b, 20)
+            session = stored.session()
+            await session.execute(select(Account.id).where(Account.id == a).with_for_update())  # the first has to wait
+        async with session:
+            (await second).unwrap()
+        (await first).unwrap()
+    assert [await balance(stored, each) for each in (a, b, c)] == [30, 60, 10]
+
+
+async def two_wait(ledger: Ledger) -> bool:
+    return len(ledger._turn._waiters or ()) == 2
+
+
+async def test_accounts_are_not_taken_for_unknown_while_others_are_forgotten(stored: Database) -> None:
+    """Many transactions that fail and succeed at the same time, all of accounts that exist."""
+    accounts = await open_accounts(stored, *[10_000] * 12)
+    async with Ledger(stored, max_batch_size=3, workers=4) as ledger:
+
+        async def disturb() -> None:
+            for _ in range(30):
+                await elsewhere(stored, accounts[0], accounts[1])
+                await elsewhere(stored, accounts[1], accounts[0])
+
+        results = await asyncio.gather(
+            disturb(),
+            *(
+                ledger.submit(TransferRequest(accounts[n % 12], accounts[(n * 5 + 1) % 12], 1, key=f"k{n % 290}"))
+                for n in range(600)
+                if n % 12 != (n * 5 + 1) % 12
+            ),
+        )
+    refusals = {result.refusal for result in results[1:] if result is not None}
+    assert refusals <= {None, Refusal.KEY_REUSED}
+    async with stored.session() as session:
+        assert (await check_ledger(session)).faults == {}

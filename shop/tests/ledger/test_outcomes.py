@@ -1,0 +1,210 @@
+"""Commits that fail, and commits whose outcome nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from howdah import ConnectionLost, Database
+from shop.app import create_app
+from shop.ledger.check import check_ledger
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account
+from shop.ledger.requests import TransferRequest, TransferResult
+from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer
+from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.http_service import http_client
+from shop_tests.support.lossy_proxy import COMMIT, run_lossy_proxy
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.waiting import until_waiting
+
+# A trigger that runs in COMMIT, and what it does there.
+_IN_COMMIT = (
+    """
+    CREATE FUNCTION in_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {}; RETURN NULL; END $$
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER in_commit AFTER INSERT ON transfers
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION in_commit()
+    """,
+)
+_LOCK = 4711
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="pg") as folder:  # tmp_path is too long for a socket
+        yield Path(folder)
+
+
+async def do_in_commit(database: Database, what: str) -> None:
+    async with database.begin() as session:
+        for statement in _IN_COMMIT:
+            await session.execute(text(statement.format(what)))
+
+
+async def undo(database: Database) -> None:
+    async with database.begin() as session:
+        await session.execute(text("DROP TRIGGER in_commit ON transfers"))
+
+
+async def transfers(database: Database) -> int:
+    async with database.session() as session:
+        report = await check_ledger(session)
+        assert report.faults == {}
+        return report.transfers
+
+
+async def test_a_commit_that_fails_is_the_answer_and_leaves_the_key_free(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with http_client(create_app(committed_url)) as client:
+        a, b = await make_account(client, 100), await make_account(client)
+        await do_in_commit(committed_database, "RAISE unique_violation USING CONSTRAINT = 'in_commit'")
+
+        answer = await post_transfer(client, a, b, 60, key="k")
+
+        assert_problem(answer, 409, "unique-violation", constraint="in_commit")
+        assert await balances(client, a, b) == [100, 0]
+        await undo(committed_database)
+        answer = await post_transfer(client, a, b, 60, key="k")
+        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
+        assert await balances(client, a, b) == [40, 60]
+
+
+async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with http_client(create_app(committed_url)) as client:
+        a, b = await make_account(client, 100), await make_account(client)
+        order = await make_order(client, (await make_user(client))["id"], 60)
+        await do_in_commit(committed_database, "RAISE EXCEPTION USING ERRCODE = 'XX000'")
+        body = {"from_account_id": a["id"], "to_account_id": b["id"]}
+
+        answer = await client.post(f"/orders/{order['id']}/pay", json=body, headers={"Idempotency-Key": "k"})
+
+        assert_problem(answer, 500, "internal-error")
+        assert (await client.get(f"/orders/{order['id']}")).json() == order
+        assert await balances(client, a, b) == [100, 0]
+
+
+async def test_what_a_killed_backend_has_lost_in_commit_is_made_by_another(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with http_client(create_app(committed_url)) as client:
+        a, b = await make_account(client, 100), await make_account(client)
+        await do_in_commit(committed_database, f"PERFORM pg_advisory_xact_lock({_LOCK})")
+        async with committed_database.begin() as session:
+            await session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            sent = asyncio.create_task(post_transfer(client, a, b, 60, key="k"))
+            await until_waiting(committed_database, 1, query="%new_transfers%")
+            killed = await session.scalar(
+                text(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    " AND datname = current_database() AND query ILIKE '%new_transfers%'"
+                )
+            )
+            assert killed == 1
+        answer = await sent
+
+        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
+        assert await balances(client, a, b) == [40, 60]
+        await undo(committed_database)  # `check_ledger` reports triggers that aren't the ledger's
+        assert await transfers(committed_database) == 2
+
+
+@pytest.mark.parametrize("pending", [False, True], ids=["on known accounts", "under locks"])
+async def test_a_commit_whose_answer_is_lost_is_found_by_its_key(
+    committed_url: str, committed_database: Database, socket_folder: Path, pending: bool
+) -> None:
+    async with (
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
+        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+    ):
+        a, b = await make_account(client, 100), await make_account(client)
+        proxy.lost_bytes, proxy.times = (COMMIT if pending else b"lost-key"), 1
+        body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 60}
+        if pending:
+            body["pending_seconds"] = 600
+
+        answer = await client.post("/transfers", json=body, headers={"Idempotency-Key": "lost-key"})
+
+        assert proxy.times == 0
+        assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, "true")
+        account = (await client.get(f"/accounts/{a['id']}")).json()
+        assert (account["balance"], account["held"]) == ((100, 60) if pending else (40, 0))
+        assert await transfers(committed_database) == (1 if pending else 2)
+
+
+async def test_answers_that_are_lost_again_and_again_are_an_error_and_the_request_can_be_sent_again(
+    committed_url: str, committed_database: Database, socket_folder: Path
+) -> None:
+    async with (
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
+        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+    ):
+        a, b = await make_account(client, 100), await make_account(client)
+        proxy.lost_bytes = b"lost-key"
+        assert_problem(await post_transfer(client, a, b, 60, key="lost-key"), 503, "connection-lost")
+        assert proxy.lost > 1
+        proxy.lost_bytes = None
+
+        again = await post_transfer(client, a, b, 60, key="lost-key")
+
+        assert (again.status_code, again.headers.get("idempotency-replayed")) == (201, "true")
+        assert await balances(client, a, b) == [40, 60]
+        assert await transfers(committed_database) == 2
+
+
+async def test_who_has_no_key_is_told_that_nobody_knows_and_their_neighbours_are_answered(
+    committed_url: str, committed_database: Database, socket_folder: Path
+) -> None:
+    a, b = await open_accounts(committed_database, 100, 0)
+    async with (
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
+        Database(proxy.url) as database,
+        Ledger(database) as ledger,
+    ):
+        await ledger.submit(TransferRequest(a, b, 1))
+        proxy.lost_bytes, proxy.times = b"lost-key", 1
+        answers = await asyncio.gather(
+            ledger.submit(TransferRequest(a, b, 10)),
+            ledger.submit(TransferRequest(a, b, 20, key="lost-key")),
+            ledger.submit_many([TransferRequest(a, b, 3, key="other"), TransferRequest(a, b, 4)]),
+            return_exceptions=True,
+        )
+    lost, kept, mixed = answers
+    assert isinstance(lost, ConnectionLost)
+    assert isinstance(mixed, ConnectionLost)
+    assert isinstance(kept, TransferResult)
+    assert kept.replayed
+    async with committed_database.session() as session:
+        assert (await session.get_one(Account, b)).balance == 38
+    assert await transfers(committed_database) == 6
+
+
+async def test_without_the_key_a_lost_answer_would_pay_twice(
+    committed_url: str, committed_database: Database, socket_folder: Path
+) -> None:
+    """The control: who doesn't know the outcome and sends again under another key moves the money again."""
+
+    async def balance(client: httpx.AsyncClient, key: str) -> int:
+        await post_transfer(client, a, b, 30, key=key)
+        return (await balances(client, b))[0]
+
+    async with (
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
+        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+    ):
+        a, b = await make_account(client, 100), await make_account(client)
+        proxy.lost_bytes = b"lost-key"
+        await post_transfer(client, a, b, 30, key="lost-key")
+        proxy.lost_bytes = None
+        assert await balance(client, "another") == 60
+        assert await transfers(committed_database) == 3

@@ -1,0 +1,238 @@
+"""Transfers that are pending first."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from sqlalchemy import func, select, text
+
+from howdah import Database, DatabaseError
+from shop.ledger import maintenance
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account, PendingTransfer, Seal, Transfer, TransferState
+from shop.ledger.requests import Refusal, TransferRequest
+from shop_tests.support.factories import (
+    balances,
+    change_account,
+    held,
+    hold,
+    make_account,
+    post_transfer,
+    settle,
+    transfer,
+)
+from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
+from shop_tests.support.problems import assert_problem
+from shop_tests.support.trigger_bypass import disable_triggers, expire
+from shop_tests.support.waiting import until
+
+
+async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, stored: Database) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    answer = await hold(client, a, b, 60, description="room 7", metadata={"guest": "Ada"})
+    assert answer.status_code == 201
+    pending = answer.json()
+    assert (pending["state"], pending["amount"], pending["metadata"]) == ("pending", 60, {"guest": "Ada"})
+    assert (pending["from_entry_number"], pending["to_entry_number"]) == (None, None)
+    assert pending["expires_at"] > pending["created_at"]
+    assert (await client.get(answer.headers["location"])).json() == pending
+    assert (await balances(client, a, b), await held(client, a)) == ([100, 0], 60)
+
+    assert_problem(await post_transfer(client, a, b, 41), 409, "insufficient-funds")
+    assert_problem(await hold(client, a, b, 41), 409, "insufficient-funds")
+    assert (await post_transfer(client, a, b, 40)).status_code == 201
+    await assert_ledger_is_correct(stored)
+
+
+@pytest.mark.parametrize("part", [None, 25])
+async def test_it_is_posted_under_its_own_id_whole_or_in_part(
+    client: httpx.AsyncClient, stored: Database, part: int | None
+) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    pending = (await hold(client, a, b, 60, description="room 7", metadata={"guest": "Ada"})).json()
+    body: dict[str, Any] = {} if part is None else {"amount": part}
+    answer = await settle(client, pending, "post", **body)
+    assert answer.status_code == 201
+    posted = answer.json()
+    moved = part or 60
+    assert (posted["id"], posted["state"], posted["amount"]) == (pending["id"], "posted", moved)
+    assert (posted["description"], posted["metadata"], posted["expires_at"]) == ("room 7", {"guest": "Ada"}, None)
+    assert (await client.get(f"/transfers/{pending['id']}")).json() == posted
+    assert (await balances(client, a, b), await held(client, a)) == ([100 - moved, moved], 0)
+    assert_problem(await settle(client, pending, "post"), 409, "already-posted")
+    assert_problem(await settle(client, pending, "void"), 409, "already-posted")
+    await assert_ledger_is_correct(stored)
+
+
+async def test_it_is_voided(client: httpx.AsyncClient, stored: Database) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    pending = (await hold(client, a, b, 60)).json()
+    answer = await settle(client, pending, "void")
+    assert (answer.status_code, answer.json()["state"]) == (201, "voided")
+    assert (await client.get(f"/transfers/{pending['id']}")).json() == answer.json()
+    assert (await balances(client, a, b), await held(client, a)) == ([100, 0], 0)
+    assert_problem(await settle(client, pending, "post"), 409, "already-voided")
+    assert_problem(await settle(client, pending, "void"), 409, "already-voided")
+    assert_problem(await settle(client, pending, "reverse"), 409, "not-posted")
+    plain = await transfer(client, a, b, 1)
+    for how in ("post", "void"):
+        assert_problem(await settle(client, plain, how), 409, "already-posted")
+    another = (await hold(client, a, b, 60)).json()
+    assert_problem(await settle(client, another, "void", amount=5), 422, "validation")
+    await assert_ledger_is_correct(stored)
+
+
+async def test_each_step_is_replayed_as_it_was_answered_whatever_came_after_it(client: httpx.AsyncClient) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 60, "pending_seconds": 600}
+    first = await client.post("/transfers", json=body, headers={"Idempotency-Key": "hold"})
+    posted = await settle(client, first.json(), "post", key="post", amount=20)
+    again = await client.post("/transfers", json=body, headers={"Idempotency-Key": "hold"})
+    assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
+    again = await settle(client, first.json(), "post", key="post", amount=20)
+    assert (again.content, again.headers["idempotency-replayed"]) == (posted.content, "true")
+    assert_problem(await settle(client, first.json(), "post", key="post", amount=21), 422, "key-reused")
+    assert_problem(await settle(client, first.json(), "void", key="post"), 422, "key-reused")
+
+    other = (await hold(client, a, b, 5)).json()
+    voided = [await settle(client, other, "void", key="void") for _ in range(2)]
+    assert voided[0].content == voided[1].content
+    assert await balances(client, a, b) == [80, 20]
+
+
+async def test_what_moves_money_needs_a_key(client: httpx.AsyncClient) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    pending = (await hold(client, a, b, 60)).json()
+    for what in ("post", "void", "reverse"):
+        answer = await client.post(f"/transfers/{pending['id']}/{what}")
+        assert_problem(answer, 400, "idempotency-key-missing")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 30 * 86_400 + 1, 1.5, "60", True])
+async def test_a_time_that_is_none_is_refused(client: httpx.AsyncClient, seconds: Any) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    assert_problem(await hold(client, a, b, 1, pending_seconds=seconds), 422, "validation")
+
+
+async def test_a_limit_and_a_state_are_those_of_the_moment_of_posting(client: httpx.AsyncClient) -> None:
+    """And then it is pending still."""
+    a, b = await make_account(client, 100), await make_account(client, balance_limit=50)
+    pending = (await hold(client, a, b, 30)).json()
+    await transfer(client, a, b, 30)
+    assert_problem(await settle(client, pending, "post"), 409, "limit-exceeded")
+    await change_account(client, a, state="frozen")
+    assert_problem(await settle(client, pending, "post", amount=1), 409, "account-frozen")
+    assert await held(client, a) == 30
+    assert_problem(await change_account(client, a, state="closed"), 409, "account-unchangeable")
+    assert (await settle(client, pending, "void")).json()["state"] == "voided"
+    assert await held(client, a) == 0
+
+
+async def test_of_many_who_settle_it_at_a_time_one_does(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    async with Ledger(stored) as one, Ledger(stored) as other:
+        pending = (await one.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
+        requests = [
+            TransferRequest(a, b, None, **{("posts", "voids")[n % 2]: pending.id})  # type: ignore[arg-type]
+            for n in range(20)
+        ]
+        results = await asyncio.gather(*((one, other)[n % 3 == 0].submit(each) for n, each in enumerate(requests)))
+    made = [result for result in results if result.refusal is None]
+    assert len(made) == 1
+    assert {result.refusal for result in results} - {None} <= {Refusal.ALREADY_POSTED, Refusal.ALREADY_VOIDED}
+    await assert_ledger_is_correct(stored)
+
+
+async def test_what_has_expired_is_voided_by_the_service(client: httpx.AsyncClient, stored: Database) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    late, other = (await hold(client, a, b, 60)).json(), (await hold(client, a, b, 5)).json()
+    await expire(stored, UUID(late["id"]))
+
+    async def voided() -> bool:  # in the table: readers see an expired hold as voided at once
+        async with stored.session() as session:
+            return (await session.get_one(PendingTransfer, UUID(late["id"]))).state is TransferState.VOIDED
+
+    await until(voided, seconds=20)
+    assert (await client.get(f"/transfers/{late['id']}")).json()["state"] == "voided"
+    assert await held(client, a) == 5
+    assert (await client.get(f"/transfers/{other['id']}")).json()["state"] == "pending"
+    assert (await post_transfer(client, a, b, 95)).status_code == 201
+
+
+async def test_several_processes_may_void_what_has_expired(stored: Database) -> None:
+    a, b = await open_accounts(stored, 10_000, 0)
+    async with Ledger(stored) as ledger, Ledger(stored) as other:
+        results = await ledger.submit_many([TransferRequest(a, b, 1, pending_seconds=60) for _ in range(1_100)])
+        await expire(stored, *(result.unwrap().id for result in results[:-1]))
+        voided = await asyncio.gather(*(maintenance.void_expired(stored, each) for each in (ledger, other)))
+        assert sum(voided) == 1_099
+        assert await maintenance.void_expired(stored, ledger) == 0
+    async with stored.session() as session:
+        assert (await session.get_one(Account, a)).held == 1
+    await assert_ledger_is_correct(stored)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE pending_transfers SET state = 'pending', settled_at = NULL WHERE id = :posted",
+        "UPDATE pending_transfers SET state = 'voided' WHERE id = :posted",
+        "UPDATE pending_transfers SET amount = 1 WHERE id = :pending",
+        "UPDATE pending_transfers SET state = 'voided', settled_at = now(), amount = 1 WHERE id = :pending",
+        "DELETE FROM pending_transfers WHERE id = :pending",
+        "TRUNCATE pending_transfers CASCADE",
+        "UPDATE pending_transfers SET state = 'posted' WHERE id = :pending",
+    ],
+)
+async def test_the_database_lets_it_be_settled_once_and_nothing_else(stored: Database, change: str) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    async with Ledger(stored) as ledger:
+        posted, pending = [
+            result.unwrap().id
+            for result in await ledger.submit_many([TransferRequest(a, b, 5, pending_seconds=60)] * 2)
+        ]
+        await ledger.submit(TransferRequest(a, b, None, posts=posted))
+    async with stored.session() as session:
+        ids = {name: id_ for name, id_ in (("posted", posted), ("pending", pending)) if f":{name}" in change}
+        with pytest.raises(DatabaseError):
+            await session.execute(text(change), ids)
+
+
+async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncClient, stored: Database) -> None:
+    a, b = await make_account(client, 100), await make_account(client)
+    before = await transfer(client, a, b, 1, key="old")
+    async with stored.begin() as session:
+        await disable_triggers(session)
+        await session.execute(
+            text("UPDATE idempotency_keys SET created_at = now() - interval '31 days' WHERE key = 'old'")
+        )
+    new = await transfer(client, a, b, 1, key="new")
+    assert (await transfer(client, a, b, 1, key="old"))["id"] == before["id"]  # until it is forgotten it counts
+
+    assert await maintenance.delete_old_keys(stored, timedelta(days=30)) == 1
+
+    assert (await transfer(client, a, b, 1, key="new"))["id"] == new["id"]
+    assert (await transfer(client, a, b, 1, key="old"))["id"] != before["id"]
+    async with stored.session() as session:
+        assert await session.scalar(select(func.count()).select_from(Transfer)) == 4
+
+
+async def test_a_job_that_fails_does_not_stop_the_others(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> int:
+        raise RuntimeError("no hold can be voided")
+
+    monkeypatch.setattr(maintenance, "void_expired", fail)
+    await open_accounts(stored, 100)
+    async with Ledger(stored) as ledger, maintenance.maintenance(stored, ledger, key_retention_days=30):
+
+        async def linked() -> bool:
+            async with stored.session() as session:
+                unlinked = select(func.count()).select_from(Seal).where(Seal.position.is_(None))
+                return await session.scalar(unlinked) == 0
+
+        await until(linked, seconds=10)

@@ -1,0 +1,88 @@
+"""A proxy in front of PostgreSQL that loses responses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+
+COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
+"""The message that asyncpg sends for COMMIT, as a simple query."""
+
+
+class Proxy:
+    """Forwards everything. A message that contains `lost_bytes` is executed, but both connections end before its
+    response. `times` limits how often this happens."""
+
+    def __init__(self, url: URL, server: URL) -> None:
+        self.url = url
+        self.lost_bytes: bytes | None = None
+        self.times: int | None = None
+        self.lost = 0
+        self._server = server
+        self._serving: set[asyncio.Task[None]] = set()
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def close(self) -> None:
+        """Break all connections."""
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await _connect(self._server)
+        losing = asyncio.Event()
+
+        async def requests() -> None:
+            while data := await reader.read(65_536):
+                if self.lost_bytes is not None and self.lost_bytes in data and self.times != 0:
+                    self.times = None if self.times is None else self.times - 1
+                    losing.set()
+                to_server.write(data)
+
+        async def answers() -> None:
+            while data := await from_server.read(65_536):
+                if losing.is_set():
+                    self.lost += 1
+                    return
+                writer.write(data)
+
+        tasks = [asyncio.create_task(requests()), asyncio.create_task(answers())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for each in (writer, to_server):
+                each.close()
+                with suppress(OSError):
+                    await each.wait_closed()
+
+
+@asynccontextmanager
+async def run_lossy_proxy(url: str, folder: Path) -> AsyncIterator[Proxy]:
+    """A proxy in front of the server of this URL, on a socket in the folder."""
+    server = make_url(url)
+    proxy = Proxy(server.set(host=None, port=None, query={"host": str(folder)}), server)
+    listening = await asyncio.start_unix_server(proxy.accept, folder / ".s.PGSQL.5432")
+    try:
+        yield proxy
+    finally:
+        listening.close()
+        await proxy.close()
+        await listening.wait_closed()
+
+
+async def _connect(url: URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    folder = url.query.get("host")
+    if folder is not None and str(folder).startswith("/"):
+        return await asyncio.open_unix_connection(Path(str(folder)) / f".s.PGSQL.{url.query.get('port', 5432)}")
+    return await asyncio.open_connection(url.host or str(folder), url.port or 5432)

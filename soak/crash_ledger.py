@@ -1,0 +1,183 @@
+"""Kill the service and PostgreSQL under load, and check that the ledger kept what was acknowledged.
+
+    python -m soak.crash_ledger --kills 50        (about two minutes)
+
+Clients post transfers over HTTP, each with its own idempotency key. A client that gets no response, or a 5xx response,
+sends the same request again until it gets another one. Meanwhile SIGKILL ends, chosen at random, the service's process,
+one of PostgreSQL's backends (which makes PostgreSQL recover), or the postmaster.
+
+The run passes if every acknowledged transfer is in the ledger once, with its amount, no refused key has a transfer,
+there is no transfer that no client was told of, and `shop check` finds no fault. Otherwise the exit code is 1.
+With `--new-keys`, the control, transfers are posted twice and the run fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import httpx
+import psutil
+from sqlalchemy import select
+
+from howdah import Database
+from howdah.embedded import EmbeddedPostgres
+from shop import tables  # noqa: F401 (tables refer to each other)
+from shop.ledger.models import IdempotencyKey, Transfer
+from soak.ledger_state import read_ledger_state
+from soak.server import ShopServer, shop_server
+from soak.service import Service, open_funded_accounts, post_transfer, running_service
+
+ACCOUNTS = 8
+BALANCE = 1_000
+MAX_AMOUNT = 400
+
+
+@dataclass
+class Responses:
+    """The responses that the clients got."""
+
+    posted: dict[str, tuple[UUID, int]] = field(default_factory=dict)
+    """The transfer's id and amount, by idempotency key."""
+    refused: set[str] = field(default_factory=set)
+    """Idempotency keys."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """By status code, or by the error where there was no response."""
+    retries: int = 0
+    replays: int = 0
+
+
+async def run_client(
+    address: str, accounts: list[str], responses: Responses, stop: asyncio.Event, seed: int, *, generate_keys: bool
+) -> None:
+    dice = random.Random(seed)
+    async with httpx.AsyncClient(base_url=address, timeout=10) as client:
+        while not stop.is_set():
+            source, target = dice.sample(accounts, 2)
+            key, amount = str(uuid4()), dice.randint(1, MAX_AMOUNT)
+            while True:
+                try:
+                    response = await post_transfer(client, source, target, amount, key=key)
+                except httpx.TransportError as error:
+                    outcome = type(error).__name__
+                else:
+                    outcome = str(response.status_code)
+                    if response.status_code < 500:
+                        break
+                responses.counts[outcome] += 1
+                responses.retries += 1
+                if generate_keys:
+                    key = str(uuid4())
+                await asyncio.sleep(0.05)  # as a real client would
+            responses.counts[outcome] += 1
+            responses.replays += "idempotency-replayed" in response.headers
+            if response.status_code == 201:
+                responses.posted[key] = (UUID(response.json()["id"]), amount)
+            else:
+                responses.refused.add(key)
+
+
+def kill_backend(server: EmbeddedPostgres, dice: random.Random) -> bool:
+    """Kill one of PostgreSQL's backends, if there is one."""
+    assert server.pid is not None
+    backends = [each for each in psutil.Process(server.pid).children() if " [local] " in " ".join(each.cmdline())]
+    if not backends:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        dice.choice(backends).send_signal(signal.SIGKILL)
+        return True
+    return False
+
+
+def kill_postmaster(server: EmbeddedPostgres) -> None:
+    """Kill PostgreSQL, and start it again."""
+    assert server.pid is not None
+    psutil.Process(server.pid).send_signal(signal.SIGKILL)
+    with contextlib.suppress(Exception):
+        server.stop()
+    server.start()
+
+
+async def post_and_kill(
+    server: EmbeddedPostgres, service: Service, responses: Responses, options: argparse.Namespace
+) -> Counter[str]:
+    """Let the clients post until so many processes were killed. Returns how many of each kind."""
+    await service.wait_until_ready()
+    async with httpx.AsyncClient(base_url=service.address, timeout=10) as client:
+        accounts = await open_funded_accounts(client, ACCOUNTS, BALANCE)
+    stop, dice, killed = asyncio.Event(), random.Random(options.seed), Counter[str]()
+    clients = [
+        asyncio.create_task(
+            run_client(
+                service.address, accounts, responses, stop, options.seed + number, generate_keys=options.generate_keys
+            )
+        )
+        for number in range(options.clients)
+    ]
+    for _ in range(options.kills):
+        before = len(responses.posted)
+        while len(responses.posted) < before + dice.randint(20, 400):  # so that the kill is in the middle of the load
+            await asyncio.sleep(0.01)
+        kind = dice.choice(("service", "backend", "postmaster"))
+        if kind == "service":
+            service.kill()
+            service.start()
+        elif kind == "backend":
+            kind = "backend" if kill_backend(server, dice) else "nothing"
+        else:
+            await asyncio.to_thread(kill_postmaster, server)
+        killed[kind] += 1
+        await service.wait_until_ready()
+    stop.set()
+    await asyncio.gather(*clients)
+    return killed
+
+
+async def compare(url: str, responses: Responses) -> bool:
+    """Compare the ledger with the responses; print the differences."""
+    async with Database(url) as database, database.session() as session:
+        amounts = {row.id: row.amount for row in await session.execute(select(Transfer.id, Transfer.amount))}
+        keys = {row.key: row.transfer_id for row in await session.scalars(select(IdempotencyKey))}
+    state = await read_ledger_state(url)
+    lost = [key for key, (id, amount) in responses.posted.items() if amounts.get(id) != amount or keys.get(key) != id]
+    refused_but_posted = [key for key in responses.refused if keys[key] is not None]
+    unknown = len(amounts) - ACCOUNTS - len(responses.posted)
+    print(f"lost: {len(lost)}; refused but posted: {len(refused_but_posted)}; posted twice, or unknown: {unknown}")
+    print(state)
+    return state.is_correct and not (lost or refused_but_posted or unknown)
+
+
+def run(server: ShopServer, options: argparse.Namespace) -> bool:
+    responses = Responses()
+    started = time.monotonic()
+    with running_service(server.url, server.folder) as service:
+        killed = asyncio.run(post_and_kill(server.postgres, service, responses, options))
+    print(f"killed in {time.monotonic() - started:.0f} s: {dict(killed)}")
+    print(f"acknowledged: {len(responses.posted):,} transfers, {len(responses.refused):,} refusals")
+    print(f"responses {dict(responses.counts)}; retries: {responses.retries:,}; replays: {responses.replays:,}")
+    return asyncio.run(compare(server.url, responses))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--new-keys", action="store_true", help="the control: a retry uses a new idempotency key")
+    options = parser.parse_args(argv)
+    print(f"seed: {options.seed}")
+    with shop_server() as server:
+        return 0 if run(server, options) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""`shop serve` in its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import httpx
+
+SHOP: Final = (sys.executable, "-c", "from shop.cli import main; main()")
+"""The command `shop`, in the Python that runs this."""
+
+_START_TIMEOUT_SECONDS = 60
+_STOP_TIMEOUT_SECONDS = 60
+
+
+class Service:
+    """`shop serve` on a free port. The port stays the same when the service is started again."""
+
+    def __init__(self, database_url: str, log: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self._port}"
+        self._environment = os.environ | {"SHOP_DATABASE_URL": database_url, "SHOP_LOG_FORMAT": "json"}
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*SHOP, "serve", "--port", str(self._port)],
+                env=self._environment,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    async def wait_until_ready(self) -> None:
+        """Return when `/readyz` answers 200. A service that has ended is started again."""
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        async with httpx.AsyncClient(base_url=self.address, timeout=5) as client:
+            while time.monotonic() < deadline:
+                assert self._process is not None
+                if self._process.poll() is not None:  # it ends if it starts while PostgreSQL is down
+                    self.start()
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.get("/readyz")).status_code == 200:
+                        return
+                await asyncio.sleep(0.05)
+        raise TimeoutError(f"the service isn't ready after {_START_TIMEOUT_SECONDS} s; see {self._log}")
+
+    def kill(self) -> None:
+        """End the process with SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End the process with SIGTERM, and with SIGKILL if it does not end."""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_SECONDS)
+        finally:
+            self.kill()
+
+
+@contextmanager
+def running_service(database_url: str, folder: Path) -> Iterator[Service]:
+    """A started service, which logs to `service.log` in the folder."""
+    service = Service(database_url, folder / "service.log")
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+async def open_account(client: httpx.AsyncClient, *, allows_negative: bool = False) -> str:
+    """The id of a new account."""
+    body = {"name": "Account", "currency": "GBP", "allows_negative": allows_negative}
+    response = await client.post("/accounts", json=body)
+    return str(response.raise_for_status().json()["id"])
+
+
+async def post_transfer(
+    client: httpx.AsyncClient, source: str, target: str, amount: int, *, key: str | None = None
+) -> httpx.Response:
+    """Post a transfer under this idempotency key, or under a new one."""
+    body = {"from_account_id": source, "to_account_id": target, "amount": amount}
+    return await client.post("/transfers", json=body, headers={"Idempotency-Key": key or str(uuid4())})
+
+
+async def open_funded_accounts(client: httpx.AsyncClient, count: int, balance: int) -> list[str]:
+    """The ids of new accounts with this balance, which comes from an account below zero."""
+    bank = await open_account(client, allows_negative=True)
+    accounts = [await open_account(client) for _ in range(count)]
+    for account in accounts:
+        (await post_transfer(client, bank, account, balance)).raise_for_status()
+    return accounts
