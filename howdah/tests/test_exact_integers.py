@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import enum
-import math
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from fractions import Fraction
-from ipaddress import IPv4Address
 from typing import Any
 from uuid import UUID
 
@@ -15,13 +12,8 @@ import asyncpg
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
-    Dialect,
     Integer,
-    MetaData,
-    SmallInteger,
-    TypeDecorator,
     bindparam,
     cast,
     insert,
@@ -31,111 +23,16 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import exc as sa
-from sqlalchemy.dialects.postgresql import ARRAY as PG_ARRAY
 from sqlalchemy.dialects.postgresql import (
-    INT4RANGE,
-    INT8MULTIRANGE,
-    INT8RANGE,
-    OID,
     Range,
 )
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import AsyncRepository, Base, Database, InvalidValue, JsonView, OutOfRange, bulk, lock
+from howdah import AsyncRepository, Database, InvalidValue, JsonView, OutOfRange, bulk, lock
 from howdah._types.integers import has_only_integers, to_exact_integer
+from howdah_tests.support.integer_values import EXACT, FEW_INEXACT, INEXACT, HalfFloat, Separate, Suit, Tally, Whole
 
-
-class Separate(Base):
-    __abstract__ = True
-    metadata = MetaData()
-
-
-class Doubled(TypeDecorator[float]):
-    """Stores the double of a value."""
-
-    impl = Integer
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else value * 2
-
-
-class Tally(Separate):
-    """A column of every integer type."""
-
-    __tablename__ = "tallies"
-
-    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    small: Mapped[int | None] = mapped_column(SmallInteger)
-    whole: Mapped[int | None]
-    big: Mapped[int | None] = mapped_column(BigInteger)
-    doubled: Mapped[float | None] = mapped_column(Doubled)
-    wholes: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
-    bigs: Mapped[list[Any] | None] = mapped_column(PG_ARRAY(BigInteger))
-    span: Mapped[Range[int] | None] = mapped_column(INT4RANGE)
-    big_span: Mapped[Range[int] | None] = mapped_column(INT8RANGE)
-    spans: Mapped[MultiRange[int] | None] = mapped_column(INT8MULTIRANGE)
-    span_array: Mapped[list[Range[int]] | None] = mapped_column(ARRAY(INT8RANGE))
-    object_id: Mapped[int | None] = mapped_column(OID)
-
-
-class Whole(Integer):
-    """A subclass, as an application may write it."""
-
-
-class Suit(enum.IntEnum):
-    CLUBS = 1
-
-
-class Index:
-    """An integer of another library, such as numpy's."""
-
-    def __index__(self) -> int:
-        return 1
-
-    def __int__(self) -> int:
-        return 1
-
-
-class HalfFloat:
-    """A float of another library, such as numpy's."""
-
-    def __int__(self) -> int:
-        return 1
-
-    def __float__(self) -> float:
-        return 1.5
-
-
-class NoIndex:
-    """It has `__index__`, but not for this value, as an array of numpy that holds one float."""
-
-    def __index__(self) -> int:
-        raise TypeError
-
-    def __int__(self) -> int:
-        return 1
-
-
-INEXACT = [
-    1.99,
-    -0.5,
-    Decimal("1.99"),
-    Fraction(3, 2),
-    math.nan,
-    Decimal("NaN"),
-    Decimal("sNaN"),
-    math.inf,
-    Decimal("-Infinity"),
-    HalfFloat(),
-    NoIndex(),
-    UUID(int=1),
-    IPv4Address("0.0.0.1"),
-]
-FEW_INEXACT = [1.99, Decimal("1.99"), Fraction(3, 2), math.nan]
-EXACT = [1, True, Suit.CLUBS, Index(), 1.0, Decimal(1), Decimal("1.00"), Fraction(2, 2)]
 SIZES = [1, 25, 1100]  # INSERT, COPY, and COPY in two parts
 NAMES = ["small", "whole", "doubled"]
 

@@ -1,4 +1,4 @@
-"""Problem details can be written with members of any type."""
+"""Errors are answered as problem details, whose members may be of any type."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from fastapi import HTTPException, Response
+from fastapi import HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import text
 
-from howdah import uuid7
-from howdah.fastapi import problem_response
-from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah import Database, NestedTransaction, errors, uuid7
+from howdah.fastapi import (
+    HTTP_STATUS_BY_ERROR,
+    DbSession,
+    problem_response,
+)
+from howdah_tests.support.fastapi_apps import USERS, an_app, bare_app, calling, served
+from howdah_tests.support.sample_models import Order, User
 
 
 class Strict(BaseModel):
@@ -69,3 +75,110 @@ async def test_half_a_character_in_a_body_is_422(body: bytes) -> None:
         answer = await client.post("/", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"]
+
+
+class UserIn(BaseModel):
+    email: str
+    name: str
+
+
+@pytest.mark.parametrize("case", ["unique", "foreign key", "not null", "check", "too long", "nul", "number"])
+async def test_what_the_database_refuses_is_a_problem_that_leaks_nothing(
+    committed_database: Database, case: str
+) -> None:
+    app = an_app(committed_database)
+    rows: dict[str, tuple[Any, int, str]] = {
+        "unique": (User(email="a@x", name="secret"), 409, "unique-violation"),
+        "foreign key": (Order(user_id=uuid7()), 409, "foreign-key-violation"),
+        "not null": (User(email="b@x"), 422, "not-null-violation"),
+        "check": (User(email="b@x", name="secret", age=-1), 422, "check-violation"),
+        "too long": (User(email="b@x", name="secret" * 10), 422, "too-long"),
+        "nul": (User(email="b@x", name="secret\0"), 422, "invalid-text"),
+        "number": (User(email="b@x", name="secret", age=2**40), 422, "out-of-range"),
+    }
+    row, status, code = rows[case]
+
+    @app.post(USERS)
+    async def create(db: DbSession) -> None:
+        db.add(User(email="a@x", name="a"))
+        await db.flush()
+        db.add(row)
+
+    async with served(app) as client:
+        response = await client.post(USERS)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["type"] == f"urn:howdah:problem:{code}"
+    assert problem["status"] == status
+    assert problem["title"]
+    assert "secret" not in response.text
+    assert "INSERT" not in response.text
+
+
+async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> None:
+    async with Database(committed_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as database:
+        app = an_app(database)
+
+        @app.get("/")
+        async def read(db: DbSession) -> int:
+            one: int = (await db.execute(text("SELECT 1"))).scalar_one()
+            return one
+
+        async with served(app) as client:
+            async with database.engine.connect():
+                response = await client.get("/")
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert response.json()["type"] == "urn:howdah:problem:pool-exhausted"
+            assert (await client.get("/")).json() == 1
+
+
+async def test_validation_http_and_unforeseen_errors_are_problems(committed_database: Database) -> None:
+    app = an_app(committed_database)
+
+    @app.post(USERS)
+    async def create(body: UserIn) -> None:
+        raise ZeroDivisionError("secret")
+
+    async with served(app) as client:
+        invalid = await client.post(USERS, json={"email": "a"})
+        unknown = await client.get("/nowhere")
+        bug = await client.post(USERS, json={"email": "a", "name": "b"})
+        unparsable = await client.post(USERS, content=b'{"email": ', headers={"content-type": "application/json"})
+    assert (invalid.status_code, invalid.json()["errors"][0]["loc"]) == (422, ["body", "name"])
+    assert unknown.status_code == 404
+    assert (bug.status_code, bug.json()["type"]) == (500, "urn:howdah:problem:internal-error")
+    assert "secret" not in bug.text
+    assert unparsable.status_code == 422
+    for response in (invalid, unknown, bug, unparsable):
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_misuse_found_at_run_time_is_a_fault_of_the_program(committed_database: Database) -> None:
+    app = an_app(committed_database)
+
+    @app.get("/")
+    async def read(request: Request) -> None:
+        raise NestedTransaction("inside")
+
+    async with served(app) as client:
+        response = await client.get("/")
+    assert (response.status_code, response.json()["type"]) == (500, "urn:howdah:problem:internal-error")
+
+
+def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
+    faults_of_the_program = {
+        errors.HowdahError,
+        errors.ViewCompileError,
+        errors.UnknownAttribute,
+        errors.NestedTransaction,
+        errors.DatabaseError,
+        errors.IntegrityViolation,
+        errors.InvalidStatement,
+        errors.ServerFault,
+        errors.EmbeddedPostgresError,
+    }
+    every = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
+    answered = {cls for cls in every if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}
+    assert every - answered == faults_of_the_program

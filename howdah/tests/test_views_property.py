@@ -15,7 +15,7 @@ from sqlalchemy.orm import undefer
 
 from howdah import AsyncRepository, Database, JsonView, bulk
 from howdah_tests.support.sample_models import Order, Specimen, Status, User
-from howdah_tests.support.savepoints import undone
+from howdah_tests.support.savepoints import rollback_at_end
 from howdah_tests.support.value_strategies import JSON_VALUES, TEXT
 from howdah_tests.support.view_schemas import SpecimenOut, UserOut, assert_same, create_schema
 
@@ -64,7 +64,7 @@ patient = settings(
 async def test_any_fields_of_any_values(
     session: AsyncSession, database: Database, rows: list[dict[str, Any]], model: Any
 ) -> None:
-    async with undone(session):
+    async with rollback_at_end(session):
         if rows:
             await session.execute(insert(Specimen), [{"id": id, **row} for id, row in enumerate(rows)])
         async with JsonView(Specimen, model).open(database) as view:
@@ -94,7 +94,7 @@ ORDERS = st.lists(
 async def test_any_rows_within_rows(
     session: AsyncSession, database: Database, users: list[list[dict[str, Any]]]
 ) -> None:
-    async with undone(session):
+    async with rollback_at_end(session):
         keys = (await bulk.insert_many(session, User, [{"email": f"{n}", "name": "N"} for n in range(len(users))])).keys
         rows = [{"user_id": key, **row} for key, orders in zip(keys, users, strict=True) for row in orders]
         await bulk.insert_many(session, Order, rows)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import RelationshipProperty, class_mapper, configure_mappers
 from howdah import Database, JsonView, ViewCompileError
 from howdah_tests.support import relationship_models as related
 from howdah_tests.support.relationship_models import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from howdah_tests.support.relationship_rows import make_rows, make_tables
 from howdah_tests.support.view_schemas import create_schema
 
 configure_mappers()
@@ -88,8 +89,8 @@ def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> An
 @pytest.mark.filterwarnings("ignore:Multiple rows returned with uselist=False")
 @pytest.mark.parametrize("seed", range(4))
 async def test_it_is_what_selectinload_loads(session: AsyncSession, database: Database, seed: int) -> None:
-    await related.make_tables(session)
-    await related.make_rows(session, seed)
+    await make_tables(session)
+    await make_rows(session, seed)
     different = {}
     for model, name in KINDS:
         try:
@@ -120,8 +121,8 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
     [Animal, Dog, Puppy, related.Vehicle, related.Car, related.Boat, related.Tug, related.Invoice, related.Reminder],
 )
 async def test_a_view_of_a_subclass_has_its_rows_only(session: AsyncSession, database: Database, model: Any) -> None:
-    await related.make_tables(session)
-    await related.make_rows(session, 1)
+    await make_tables(session)
+    await make_rows(session, 1)
     wanted = sorted(row.id for row in await session.scalars(select(model)))
     assert wanted
     async with JsonView(model, Item).open(database) as view:
@@ -153,8 +154,8 @@ class ChildWithSubqueries(Out):
 async def test_subqueries_within_subqueries_are_of_the_related_row(
     session: AsyncSession, database: Database, seed: int
 ) -> None:
-    await related.make_tables(session)
-    await related.make_rows(session, seed)
+    await make_tables(session)
+    await make_rows(session, seed)
     load = (selectinload(Child.home), selectinload(Child.parent))
     rows = (await session.scalars(select(Child).options(*load).order_by(Child.id))).all()
     async with JsonView(Child, ChildWithSubqueries).open(database) as view:

@@ -48,7 +48,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from howdah import AwareDateTime, Database, InvalidValue, JsonView, ViewCompileError
-from howdah_tests.support.savepoints import undone
+from howdah_tests.support.savepoints import rollback_at_end
 from howdah_tests.support.value_strategies import FLOATS, JSON_VALUES, TEXT
 from howdah_tests.support.view_schemas import Out, assert_same
 
@@ -221,7 +221,7 @@ def same(body: bytes, schema: type[BaseModel], row: object) -> None:
 @given(rows=ROWS)
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 async def test_any_value_of_any_type(session: AsyncSession, database: Database, rows: list[dict[str, Any]]) -> None:
-    async with undone(session):
+    async with rollback_at_end(session):
         await session.execute(insert(Thing), [{"id": id, **row} for id, row in enumerate(rows)])
         found = (await session.scalars(select(Thing).order_by(things.c.id))).all()
         for schema in SCHEMAS:

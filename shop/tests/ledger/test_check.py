@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from random import Random
-from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -18,54 +17,8 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest
-from shop.ledger.service import post_transfers, reversal_request
+from shop_tests.support.checked_ledger import books
 from shop_tests.support.trigger_bypass import with_guards, without_guards
-
-
-async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
-    """A right ledger with two currencies, a reversal, a refusal, keys, and holds: pending, posted in part, voided.
-
-    The accounts are `world` (may be negative), `rich` (has money), `poor` (its money came back), and one in another
-    currency, which has the holds."""
-    world, rich, poor = [
-        (await open_account(session, AccountIn(name=name, currency="GBP", allows_negative=name == "world"))).id
-        for name in ("world", "rich", "poor")
-    ]
-    euro_world, euros = [
-        (await open_account(session, AccountIn(name=name, currency="EUR", allows_negative=name == "world"))).id
-        for name in ("world", "euros")
-    ]
-    results = await post_transfers(
-        session,
-        [
-            TransferRequest(world, rich, 1_000, key="a"),
-            TransferRequest(rich, poor, 300),
-            TransferRequest(poor, rich, 9_999, key="b"),
-            TransferRequest(euro_world, euros, 50),
-        ],
-    )
-    await post_transfers(session, [await reversal_request(session, results[1].unwrap().id)])
-    pending = await post_transfers(
-        session,
-        [
-            TransferRequest(euros, euro_world, amount, key=key, pending_seconds=60, description="held")
-            for amount, key in ((10, "c"), (20, "d"), (5, None))
-        ],
-    )
-    _, posted, voided = [each.unwrap().id for each in pending]
-    settled = await post_transfers(
-        session,
-        [
-            TransferRequest(euros, euro_world, 15, posts=posted),
-            TransferRequest(euros, euro_world, None, voids=voided),
-        ],
-    )
-    assert [each.refusal for each in settled] == [None, None]
-    return world, rich, poor, euros
-
-
-async def faults(session: AsyncSession) -> dict[str, list[str]]:
-    return (await check_ledger(session)).faults
 
 
 async def test_right_books_have_no_fault_and_are_counted(session: AsyncSession) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -22,181 +20,15 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from shop.ledger.accounts import change_account
-from shop.ledger.check import check_ledger
-from shop.ledger.http.account_schemas import AccountChange
-from shop.ledger.models import Account, AccountState, Entry, PendingTransfer, TransferState
-from shop.ledger.requests import MAX_AMOUNT, TransferRecord, TransferRequest
-from shop.ledger.service import post_transfers
-from shop_tests.support.ledger_model import Model, ModelAccount, Step
-from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
+from shop.ledger.models import AccountState
+from shop.ledger.requests import MAX_AMOUNT
+from shop_tests.support.ledger_comparison import Both, Wish
+from shop_tests.support.ledger_model import Step
 
 ACCOUNTS, MOST_ACCOUNTS = 4, 6
-NOBODY, NOTHING = 99, 9_999  # an account and a transfer that never exist
-DAY_SECONDS = 86_400
-LEAP_DAYS = 1.5  # never what is pending for whole days, so that the moment doesn't matter
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A step that is yet to find the transfer it names: `which`, five times in six, of those it could be about. With
-    `beyond` the amount is so much more than is held, or left."""
-
-    kind: str
-    places: tuple[int, int]
-    amount: int | None
-    beyond: int | None
-    which: int
-    days: int
-    key: int | None
-
-
-class Both:
-    """The ledger and the model side by side; fails as soon as they differ. All of it belongs to the session's
-    transaction."""
-
-    def __init__(self, session: AsyncSession) -> None:
-        self.model = Model()
-        self.accounts: list[UUID] = []
-        self._session = session
-        self._made: list[UUID] = []
-        self._told: dict[tuple[UUID, str], TransferRecord] = {}
-        self._scope = str(uuid4())
-        self._nobody, self._nothing = uuid4(), uuid4()
-        self._compared: list[tuple[int, int, int, str]] = []
-
-    async def open(self, terms: dict[str, Any]) -> None:
-        values = {"id": uuid4(), "name": "Account", "currency": "GBP", **terms}
-        await self._session.execute(insert(Account).values(**values))
-        self.accounts.append(values["id"])
-        self.model.accounts.append(ModelAccount(**terms))
-
-    async def change(self, place: int, state: AccountState) -> None:
-        await change_account(self._session, self.accounts[place], AccountChange(state=state))
-        self.model.expire([place])
-        self.model.accounts[place].state = state
-
-    async def leap(self) -> None:
-        """Time goes on: what is pending expires so much earlier."""
-        leap = timedelta(days=LEAP_DAYS)
-        earlier = (
-            update(PendingTransfer)
-            .where(self._among(PendingTransfer.from_account_id), PendingTransfer.state == TransferState.PENDING)
-            .values(expires_at=PendingTransfer.expires_at - leap)
-            .returning(PendingTransfer.id, PendingTransfer.expires_at)
-            .execution_options(synchronize_session=False)
-        )
-        await without_guards(self._session)
-        for id_, expires_at in (await self._session.execute(earlier)).all():
-            told = (id_, TransferState.PENDING)
-            self._told[told] = self._told[told]._replace(expires_at=expires_at)
-        await seal_pending_anew(self._session)
-        await with_guards(self._session)
-        self.model.day += LEAP_DAYS
-
-    def step(self, wish: Wish) -> Step:
-        made = self.model.made
-        source, target = (place if place < len(self.accounts) else NOBODY for place in wish.places)
-        match wish.kind:
-            case "transfer":
-                return Step(source, target, wish.amount, wish.key)
-            case "hold":
-                return Step(source, target, wish.amount, wish.key, days=wish.days)
-            case "reverse":
-                fitting = list(range(len(made)))
-            case _:
-                fitting = [number for number, each in enumerate(made) if each.until is not None]
-        dice, number = wish.which % 6, wish.which // 6
-        if dice and fitting:
-            number = fitting[number % len(fitting)]
-            source, target = made[number].source, made[number].target
-            if wish.kind == "reverse":
-                source, target = target, source
-        else:
-            number = number if number < len(made) else NOTHING
-        amount = None if wish.kind == "void" else wish.amount
-        if wish.kind != "void" and wish.beyond is not None and number != NOTHING:
-            amount = made[number].amount - made[number].reversed_amount + wish.beyond
-        names = {"post": "posts", "void": "voids", "reverse": "reverses"}
-        return Step(source, target, amount, wish.key, **{names[wish.kind]: number})  # type: ignore[arg-type]
-
-    async def post(self, wanted: Sequence[Step]) -> None:
-        steps = all_or_no_keys(wanted)
-        results = await post_transfers(self._session, [self._request(step) for step in steps])
-        for result, answer in zip(results, self.model.post(steps), strict=True):
-            assert (result.refusal, result.replayed) == (answer.refusal, answer.replayed)
-            if answer.number is None:
-                assert result.transfer is None
-                continue
-            told = result.unwrap()
-            if answer.number == len(self._made):
-                self._made.append(told.id)
-            assert (told.id, told.state, told.amount) == (self._made[answer.number], answer.state, answer.amount)
-            assert self._told.setdefault((told.id, told.state), told) == told  # whenever it is told again
-
-    def _request(self, step: Step) -> TransferRequest:
-        def account(place: int) -> UUID:
-            return self._nobody if place == NOBODY else self.accounts[place]
-
-        def made(number: int | None) -> UUID | None:
-            if number is None:
-                return None
-            return self._nothing if number == NOTHING else self._made[number]
-
-        return TransferRequest(
-            account(step.source),
-            account(step.target),
-            step.amount,
-            key=None if step.key is None else f"{step.key}",
-            scope=self._scope,
-            pending_seconds=None if step.days is None else step.days * DAY_SECONDS,
-            posts=made(step.posts),
-            voids=made(step.voids),
-            reverses=made(step.reverses),
-            linked=step.linked,
-        )
-
-    async def compare(self) -> None:
-        """Everything of both, but for what can't have changed."""
-        balances = select(Account.id, Account.balance, Account.held, Account.entry_count, Account.state)
-        rows = {row.id: tuple(row)[1:] for row in await self._session.execute(balances.where(self._among(Account.id)))}
-        expected = [(each.balance, each.held, len(each.entries), each.state) for each in self.model.accounts]
-        assert [rows[id_] for id_ in self.accounts] == expected
-        if self._compared == expected:
-            return
-        self._compared = expected
-        entries: dict[UUID, list[tuple[int, int]]] = {id_: [] for id_ in self.accounts}
-        numbered = select(Entry.account_id, Entry.amount, Entry.balance_after).where(self._among(Entry.account_id))
-        for account_id, amount, balance_after in await self._session.execute(numbered.order_by(Entry.entry_number)):
-            entries[account_id].append((amount, balance_after))
-        assert list(entries.values()) == [each.entries for each in self.model.accounts]
-        states = select(PendingTransfer.id, PendingTransfer.state).where(self._among(PendingTransfer.from_account_id))
-        assert {row.id: row.state for row in await self._session.execute(states)} == {
-            self._made[number]: each.state for number, each in enumerate(self.model.made) if each.until is not None
-        }
-
-    async def check(self) -> None:
-        assert (await check_ledger(self._session)).faults == {}
-
-    def _among(self, column: Any) -> Any:
-        return column.in_(self.accounts)
-
-
-def all_or_no_keys(steps: Sequence[Step]) -> list[Step]:
-    """Linked ones of which one has no key have none: the ledger takes nothing else."""
-    chosen: list[Step] = []
-    chain: list[Step] = []
-    for step in steps:
-        chain.append(step)
-        if not step.linked:
-            keyed = all(each.key is not None for each in chain)
-            chosen += chain if keyed else [replace(each, key=None) for each in chain]
-            chain = []
-    return chosen
 
 
 def mostly(usual: Any, *, else_: Any) -> Any:

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, NotFound, utcnow, uuid7
+from howdah import Database, NotFound, utcnow
 from howdah.testing import assert_statements
 from shop.ledger.check import check_ledger
-from shop.ledger.models import Account, AccountState, Entry, IdempotencyKey, PendingTransfer, Transfer
+from shop.ledger.models import AccountState, Entry, IdempotencyKey, PendingTransfer, Transfer
 from shop.ledger.posting import MAX_BALANCE
 from shop.ledger.repository import TransferRepository
 from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRefused, TransferRequest, TransferResult
 from shop.ledger.service import post_transfers, reversal_request, transfer_funds
-from shop_tests.support import reference
+from shop_tests.support.session_accounts import account, entries_of, post
 from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
 
 MOMENT: Final = timedelta(microseconds=1)
-
-
-async def account(session: AsyncSession, balance: int = 0, *, currency: str = "GBP", covered: bool = True) -> Account:
-    """An account with this on it, from an account made for that."""
-    made = Account(id=uuid7(), name="Account", currency=currency, allows_negative=not covered)
-    session.add(made)
-    await session.flush()
-    if balance:
-        world = await account(session, currency=currency, covered=False)
-        (await post_transfers(session, [TransferRequest(world.id, made.id, balance)]))[0].unwrap()
-    return made
-
-
-async def entries_of(session: AsyncSession, account_id: UUID) -> list[tuple[int, int, int]]:
-    entries = select(Entry).where(Entry.account_id == account_id).order_by(Entry.entry_number)
-    return [(entry.entry_number, entry.amount, entry.balance_after) for entry in await session.scalars(entries)]
-
-
-async def post(session: AsyncSession, *requests: TransferRequest) -> list[TransferResult]:
-    return await post_transfers(session, requests)
 
 
 async def test_a_transfer_makes_two_entries_and_moves_both_balances(session: AsyncSession) -> None:
@@ -261,107 +240,6 @@ async def test_a_reversal_that_was_refused_can_be_made_later(session: AsyncSessi
     assert (await post(session, reversal))[0].refusal is Refusal.INSUFFICIENT_FUNDS
     await transfer_funds(session, c.id, b.id, 1)
     assert (await post(session, reversal))[0].refusal is None
-
-
-async def test_transfer_funds_commits_in_a_fresh_session(stored: Database) -> None:
-    async with stored.begin() as session:
-        a, b = (await account(session, 100)).id, (await account(session)).id
-    async with stored.session() as session:
-        moved = await transfer_funds(session, a, b, 30)
-        assert not session.in_transaction()
-    async with stored.session() as session:
-        assert (await session.get_one(Account, b)).balance == 30
-        assert (await session.get_one(Transfer, moved.id)).amount == 30
-
-
-async def test_transfer_funds_belongs_to_a_transaction_that_has_begun(stored: Database) -> None:
-    async with stored.begin() as session:
-        a, b = (await account(session, 100)).id, (await account(session)).id
-    async with stored.session() as session:
-        assert (await session.get_one(Account, a)).balance == 100  # begins it
-        await transfer_funds(session, a, b, 30)
-        assert session.in_transaction()
-        await session.rollback()
-    async with stored.session() as session:
-        assert (await session.get_one(Account, a)).balance == 100
-        await transfer_funds(session, a, b, 30)
-        await session.commit()
-    async with stored.session() as session:
-        assert (await session.get_one(Account, a)).balance == 70
-        with pytest.raises(InvalidRequestError, match="already begun"):  # the control
-            await reference.transfer_funds(session, a, b, 30)
-
-
-async def test_a_refused_transfer_leaves_the_rest_of_the_transaction(stored: Database) -> None:
-    async with stored.begin() as session:
-        a, b = (await account(session, 100)).id, (await account(session)).id
-    async with stored.begin() as session:
-        (await session.get_one(Account, a)).name = "Renamed"
-        await transfer_funds(session, a, b, 30)
-        with pytest.raises(TransferRefused):
-            await transfer_funds(session, a, b, 71)
-        await transfer_funds(session, a, b, 70)
-    async with stored.session() as session:
-        found = await session.get_one(Account, a)
-        assert (found.name, found.balance, found.entry_count) == ("Renamed", 0, 3)
-        assert (await check_ledger(session)).faults == {}
-
-
-@pytest.mark.parametrize("amount", [-10, 0, -(2**70)])
-async def test_only_a_positive_amount_is_moved(stored: Database, amount: int) -> None:
-    async with stored.begin() as session:
-        a, b = (await account(session, 100)).id, (await account(session, 100)).id
-    async with stored.session() as session:
-        with pytest.raises(TransferRefused, match="amount"):
-            await transfer_funds(session, a, b, amount)
-    if amount == -10:
-        async with stored.session() as session:  # the control: money comes out of the account it should go to
-            await reference.transfer_funds(session, a, b, amount)
-            assert (await session.get_one(Account, b)).balance == 90
-
-
-async def test_money_is_not_moved_from_an_account_to_itself(stored: Database) -> None:
-    async with stored.begin() as session:
-        a = (await account(session, 100)).id
-    async with stored.session() as session:
-        with pytest.raises(TransferRefused, match="same"):
-            await transfer_funds(session, a, a, 10)
-    async with stored.session() as session:  # the control: it goes through
-        await reference.transfer_funds(session, a, a, 10)
-
-
-async def test_it_is_decided_on_the_locked_row_not_on_the_one_read_before(stored: Database) -> None:
-    async with stored.begin() as session:
-        a, b = (await account(session, 100)).id, (await account(session)).id
-
-    async with stored.session() as session:
-        held = await session.get_one(Account, a)
-        async with stored.session() as other:
-            await transfer_funds(other, a, b, 90)
-        assert held.balance == 100
-        with pytest.raises(TransferRefused, match="cover"):
-            await transfer_funds(session, a, b, 50)
-        await transfer_funds(session, a, b, 10)
-        assert held.balance == 0
-        await session.commit()
-
-
-async def test_the_reference_decides_on_the_row_read_before(stored: Database) -> None:
-    """The control for the test above: the lock is waited for and what it protects isn't read."""
-    async with stored.begin() as session:
-        a, b = (await account(session, 100)).id, (await account(session, 1)).id
-
-    async with stored.session() as session:
-        held = await session.get_one(Account, a)
-        async with stored.session() as other:
-            await reference.transfer_funds(other, a, b, 90)
-        await reference.move(session, a, b, 50)  # there are 10
-        await session.commit()
-        assert held.balance == 50
-
-    async with stored.session() as session:
-        total = (await session.get_one(Account, a)).balance + (await session.get_one(Account, b)).balance
-        assert total != 101
 
 
 async def test_any_number_of_requests_is_three_statements(stored: Database) -> None:

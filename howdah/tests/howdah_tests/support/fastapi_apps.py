@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from howdah import Database
 from howdah.fastapi import add_error_handlers, get_database
 
+USERS = "/users"
+
 
 def an_app(database: Database) -> FastAPI:
     @asynccontextmanager

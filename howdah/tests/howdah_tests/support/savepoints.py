@@ -9,11 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 
 @asynccontextmanager
-async def undone(session: AsyncSession) -> AsyncIterator[None]:
-    """What an example writes is its own."""
+async def rollback_at_end(session: AsyncSession) -> AsyncIterator[None]:
+    """Undo what the block writes, so that the next example finds the same database."""
     savepoint = await session.begin_nested()
     try:
         yield
     finally:
         session.expunge_all()
-        await savepoint.rollback()
+        if savepoint.is_active:  # otherwise an error has rolled it back
+            await savepoint.rollback()
