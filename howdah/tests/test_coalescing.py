@@ -10,70 +10,70 @@ from typing import Any
 import pytest
 
 from howdah import Coalescer, CoalescerClosed, QueueFull
-from howdah_tests.support.batch_recorder import Trips, until
+from howdah_tests.support.batch_recorder import BatchRecorder, until
 
 
 async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         rest = [asyncio.create_task(coalescer.submit(letter)) for letter in "bcd"]
         await until(lambda: coalescer.status().waiting == 3)
         assert trips.batches == [["a"]]
-        trips.let_go(1)
+        trips.release(1)
         assert await first == "A"
-        await trips.departed(2)
-        trips.let_go(1)
+        await trips.wait_for_batches(2)
+        trips.release(1)
         assert await asyncio.gather(*rest) == ["B", "C", "D"]
     assert trips.batches == [["a"], ["b", "c", "d"]]
 
 
 async def test_those_who_come_in_the_same_moment_travel_together() -> None:
-    trips = Trips(waiting=False)
+    trips = BatchRecorder(waiting=False)
     async with Coalescer(trips, workers=4) as coalescer:
         assert await asyncio.gather(*(coalescer.submit(letter) for letter in "abc")) == ["A", "B", "C"]
     assert trips.batches == [["a", "b", "c"]]
 
 
 async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, max_batch_size=2, workers=2) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefg"]
-        await trips.departed(2)
+        await trips.wait_for_batches(2)
         assert trips.batches == [["a", "b"], ["c", "d"]]
         assert coalescer.status().running == 2
-        trips.let_go(10)
+        trips.release(10)
         assert await asyncio.gather(*tasks) == list("ABCDEFG")
-    assert trips.most_at_once == 2
+    assert trips.max_running == 2
     assert max(map(len, trips.batches)) == 2
 
 
 async def test_pipelined_trips_share_those_who_wait() -> None:
     """The control is the same without: all are on one trip, and nothing is prepared while it is under way."""
     for split_between_workers, sizes in ((True, [50, 50]), (False, [100])):
-        trips = Trips()
+        trips = BatchRecorder()
         async with Coalescer(trips, workers=2, split_between_workers=split_between_workers) as coalescer:
             tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefghij" * 10]
-            await trips.departed(len(sizes))
+            await trips.wait_for_batches(len(sizes))
             assert [len(batch) for batch in trips.batches] == sizes
-            trips.let_go(10)
+            trips.release(10)
             assert await asyncio.gather(*tasks) == list("ABCDEFGHIJ" * 10)
 
 
 async def test_pipelined_trips_leave_a_few_together() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, workers=2, split_between_workers=True) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefgh" * 4]
-        await trips.departed(1)
-        trips.let_go(10)
+        await trips.wait_for_batches(1)
+        trips.release(10)
         await asyncio.gather(*tasks)
     assert [len(batch) for batch in trips.batches] == [32]
 
 
 async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> None:
     """Or a busy system's batches would be split among the trips instead of growing."""
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, workers=3) as coalescer:
         tasks: list[asyncio.Task[str]] = []
 
@@ -89,10 +89,10 @@ async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> No
         assert trips.batches == [["a", "b", "c"], ["d", "e", "f"]]
         await submit("ghijk")
         assert len(trips.batches) == 2
-        trips.let_go(1)  # the first returns, and takes those who wait
-        await trips.departed(3)
+        trips.release(1)  # the first returns, and takes those who wait
+        await trips.wait_for_batches(3)
         assert trips.batches[2] == list("ghijk")
-        trips.let_go(10)
+        trips.release(10)
         assert await asyncio.gather(*tasks) == list("ABCDEFGHIJK")
 
 
@@ -121,17 +121,17 @@ async def test_the_same_key_travels_once_and_never_joins_a_trip_that_has_left() 
 
 
 async def test_without_a_key_equal_items_are_items_of_their_own() -> None:
-    trips = Trips(waiting=False)
+    trips = BatchRecorder(waiting=False)
     async with Coalescer(trips) as coalescer:
         assert await asyncio.gather(*(coalescer.submit("a") for _ in range(3))) == ["A", "A", "A"]
     assert trips.batches == [["a", "a", "a"]]
 
 
 async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, max_waiting=2) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "bc"]
         await until(lambda: coalescer.status().waiting == 2)
         with pytest.raises(QueueFull, match="the queue is full: 2 tasks are waiting"):
@@ -139,22 +139,22 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room()
         waiting[0].cancel()
         await asyncio.wait(waiting[:1])
         instead = asyncio.create_task(coalescer.submit("e"))
-        trips.let_go(9)
+        trips.release(9)
         assert [*await asyncio.gather(first, waiting[1], instead)] == ["A", "C", "E"]
         assert coalescer.status().rejected == 1
 
 
 async def test_leaving_drains_and_takes_no_more() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, max_batch_size=1) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         closing = asyncio.create_task(coalescer.aclose())
         await asyncio.sleep(0)
         with pytest.raises(CoalescerClosed):
             await coalescer.submit("d")
         assert not closing.done()
-        trips.let_go(9)
+        trips.release(9)
         await closing
         assert [task.result() for task in tasks] == ["A", "B", "C"]
     await coalescer.aclose()
@@ -166,7 +166,7 @@ async def test_leaving_with_an_error_drains_too() -> None:
     tasks: list[asyncio.Task[str]] = []
 
     async def fail() -> None:
-        async with Coalescer(Trips(waiting=False)) as coalescer:
+        async with Coalescer(BatchRecorder(waiting=False)) as coalescer:
             tasks.append(asyncio.create_task(coalescer.submit("a")))
             await asyncio.sleep(0)
             raise ZeroDivisionError
@@ -192,15 +192,15 @@ async def test_apply_sees_no_submitters_context() -> None:
 
 
 async def test_its_figures() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, key=lambda item: item) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit("x"))]
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         tasks += [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdea"]
         await until(lambda: coalescer.status().waiting == 6)
         status = coalescer.status()
         assert (status.waiting, status.running, status.batches, status.items) == (6, 1, 1, 1)
-        trips.let_go(2)
+        trips.release(2)
         await asyncio.gather(*tasks)
         status = coalescer.status()
         assert (status.waiting, status.batches, status.items, status.rejected) == (0, 2, 6, 0)
@@ -223,11 +223,11 @@ async def test_its_figures() -> None:
 )
 def test_senseless_bounds_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Coalescer(Trips(), **wrong)
+        Coalescer(BatchRecorder(), **wrong)
 
 
 def test_it_belongs_to_one_event_loop() -> None:
-    coalescer = Coalescer(Trips(waiting=False))
+    coalescer = Coalescer(BatchRecorder(waiting=False))
     assert asyncio.run(coalescer.submit("a")) == "A"
     with pytest.raises(RuntimeError, match="another event loop"):
         asyncio.run(coalescer.submit("b"))

@@ -10,7 +10,7 @@ import pytest
 
 from howdah import BatchAbandoned, Coalescer, CoalescerClosed, HowdahError, NotFound, Unavailable
 from howdah.errors import ConnectionFailed, SerializationFailure, TransactionConflict
-from howdah_tests.support.batch_recorder import Trips, until
+from howdah_tests.support.batch_recorder import BatchRecorder, until
 
 
 class Refused(HowdahError):
@@ -141,42 +141,42 @@ async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]
 
 
 async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, key=lambda item: item) as coalescer:
         under_way = [asyncio.create_task(coalescer.submit(letter)) for letter in "ab"]
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "ccde"]
         await until(lambda: coalescer.status().waiting == 4)
         for task in (under_way[0], waiting[0], waiting[2]):
             task.cancel()
         await asyncio.wait([under_way[0], waiting[0], waiting[2]])
         assert coalescer.status().waiting == 2
-        trips.let_go(9)
+        trips.release(9)
         assert [*await asyncio.gather(under_way[1], waiting[1], waiting[3])] == ["B", "C", "E"]
     assert trips.batches == [["a", "b"], ["c", "e"]]
     assert [task.cancelled() for task in (*under_way, *waiting)] == [True, False, True, False, True, False]
 
 
 async def test_a_waiters_own_deadline_is_kept() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
-        await trips.departed(1)
+        await trips.wait_for_batches(1)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await coalescer.submit("b")
-        trips.let_go(9)
+        trips.release(9)
         assert await first == "A"
     assert trips.batches == [["a"]]
 
 
 async def test_a_trip_that_takes_too_long_is_given_up() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     async with Coalescer(trips, batch_timeout=0.01) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
         assert [type(result) for result in results] == [BatchAbandoned, BatchAbandoned]
-        assert trips.at_once == 0, "it was cancelled"
-        trips.let_go(1)
+        assert trips.running == 0, "it was cancelled"
+        trips.release(1)
         assert await coalescer.submit("c") == "C"
 
 
@@ -232,10 +232,10 @@ def test_the_loops_end_ends_every_waiter() -> None:
 
 
 async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None:
-    trips = Trips()
+    trips = BatchRecorder()
     coalescer = Coalescer(trips, max_batch_size=1)
     waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
-    await trips.departed(1)
+    await trips.wait_for_batches(1)
     for task in asyncio.all_tasks() - {asyncio.current_task(), *waiting}:
         task.cancel()
     results = await asyncio.gather(*waiting, return_exceptions=True)

@@ -36,7 +36,15 @@ from sqlalchemy.dialects.postgresql import (
 from howdah import Database, DatabaseError, bulk
 from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
-from howdah_tests.support.typed_columns import SIZES, Point, a_model, as_text, execute, one_connection, write
+from howdah_tests.support.typed_columns import (
+    SIZES,
+    Point,
+    as_text,
+    create_mapped_class,
+    execute,
+    open_one_connection,
+    write,
+)
 
 
 @pytest.fixture
@@ -115,8 +123,11 @@ CHANGES = [
 async def test_after_a_type_change_rows_are_stored_as_by_an_insert_on_a_new_connection(
     committed_url: str, kind: Any, values: list[Any], statements: list[str]
 ) -> None:
-    model = a_model(v=kind)
-    async with one_connection(committed_url) as database, one_connection(committed_url, copy=False) as inserting:
+    model = create_mapped_class(v=kind)
+    async with (
+        open_one_connection(committed_url) as database,
+        open_one_connection(committed_url, copy=False) as inserting,
+    ):
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         for size in SIZES:
@@ -130,8 +141,8 @@ async def test_after_a_type_change_rows_are_stored_as_by_an_insert_on_a_new_conn
 
 async def test_an_enum_that_is_made_anew_is_refused_once_at_most(committed_url: str) -> None:
     """SQLAlchemy's prepared INSERT names the type that is gone. It prepares its statements again after that error."""
-    model = a_model(v=Enum("sad", "happy", name="mood"))
-    async with one_connection(committed_url) as database:
+    model = create_mapped_class(v=Enum("sad", "happy", name="mood"))
+    async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         for size in SIZES:
@@ -154,8 +165,8 @@ async def test_an_enum_that_is_made_anew_is_refused_once_at_most(committed_url: 
 
 async def test_a_column_of_the_type_that_an_insert_would_send_is_copied(committed_url: str) -> None:
     for kind, value in ((BigInteger(), 1), (Float(), 1.5), (Numeric(), Decimal(1)), (ARRAY(Integer), [1])):
-        model = a_model(v=kind)
-        async with one_connection(committed_url) as database, database.begin() as session:
+        model = create_mapped_class(v=kind)
+        async with open_one_connection(committed_url) as database, database.begin() as session:
             await (await session.connection()).run_sync(model.metadata.create_all)
             with assert_statements(session, 1) as sent:
                 await bulk.insert_many(session, model, [{"v": value}] * 30)
@@ -166,8 +177,8 @@ async def test_a_column_of_the_type_that_an_insert_would_send_is_copied(committe
 @pytest.mark.parametrize("chunks", [1, 4])
 async def test_a_type_that_changes_between_two_chunks_is_seen_by_the_second(committed_url: str, chunks: int) -> None:
     """In one transaction, because an ALTER of another transaction waits for this one."""
-    model = a_model(v=BigInteger())
-    async with one_connection(committed_url) as database, database.begin() as session:
+    model = create_mapped_class(v=BigInteger())
+    async with open_one_connection(committed_url) as database, database.begin() as session:
         connection = await session.connection()
         await connection.run_sync(model.metadata.create_all)
 
@@ -183,8 +194,8 @@ async def test_a_type_that_changes_between_two_chunks_is_seen_by_the_second(comm
 
 
 async def test_an_alter_of_another_connection_waits_until_the_rows_are_committed(committed_url: str) -> None:
-    model = a_model(v=BigInteger())
-    async with one_connection(committed_url) as database:
+    model = create_mapped_class(v=BigInteger())
+    async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         async with database.begin() as session:
@@ -202,8 +213,8 @@ async def test_an_alter_of_another_connection_waits_until_the_rows_are_committed
 
 async def test_an_alter_can_not_come_between_the_description_of_the_columns_and_the_rows(committed_url: str) -> None:
     """A control for the test above: the lock is taken before the first row is asked for."""
-    model = a_model(v=BigInteger())
-    async with one_connection(committed_url) as database:
+    model = create_mapped_class(v=BigInteger())
+    async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         refused: list[str] = []
@@ -221,13 +232,13 @@ async def test_an_alter_can_not_come_between_the_description_of_the_columns_and_
 
 
 async def test_one_table_name_in_two_schemas_is_two_tables(committed_url: str) -> None:
-    model = a_model(v=BigInteger())
+    model = create_mapped_class(v=BigInteger())
     await execute(
         committed_url,
         "CREATE SCHEMA one CREATE TABLE samples (id uuid, v bigint)",
         "CREATE SCHEMA two CREATE TABLE samples (id uuid, v double precision)",
     )
-    async with one_connection(committed_url) as database:
+    async with open_one_connection(committed_url) as database:
         for schema in ("one", "two", "one", "two"):
             async with database.begin() as session:
                 await session.execute(text(f"SET LOCAL search_path = {schema}"))
@@ -260,8 +271,8 @@ async def test_a_composite_type_that_has_changed_is_stored_right_or_refused(
 ) -> None:
     """The driver keeps what it knows of a composite type until PostgreSQL refuses what it sends."""
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
-    model = a_model(v=Point())
-    async with one_connection(committed_url) as database:
+    model = create_mapped_class(v=Point())
+    async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         for size in SIZES:
@@ -280,13 +291,13 @@ async def test_a_composite_type_that_has_changed_is_stored_right_or_refused(
 
 async def test_a_range_of_another_type_is_refused(committed_url: str) -> None:
     """PostgreSQL rejects it in an INSERT, too. The driver would truncate the bounds to whole numbers."""
-    model = a_model(v=NUMRANGE())
-    async with one_connection(committed_url) as database:
+    model = create_mapped_class(v=NUMRANGE())
+    async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         await write(database, model, [Range(Decimal("1.7"), Decimal("2.7"))], 30)
         await execute(committed_url, "ALTER TABLE samples DROP v", "ALTER TABLE samples ADD v int4range")
-        other = a_model(v=INT4RANGE())
+        other = create_mapped_class(v=INT4RANGE())
         for size in SIZES:
             with pytest.raises(DatabaseError):
                 await write(database, model, [Range(Decimal("1.7"), Decimal("2.7"))], size)
@@ -303,8 +314,8 @@ async def test_a_range_of_another_type_is_refused(committed_url: str) -> None:
     ],
 )
 async def test_a_column_that_can_not_be_written_any_more_is_refused(committed_url: str, change: str) -> None:
-    model = a_model(v=BigInteger())
-    async with one_connection(committed_url) as database:
+    model = create_mapped_class(v=BigInteger())
+    async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         for size in SIZES:
@@ -320,7 +331,7 @@ async def test_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_
     committed_url: str, kind: Any, values: list[Any], statements: list[str]
 ) -> None:
     """A control: their prepared statements are kept too, and PostgreSQL itself plans those anew."""
-    model = a_model(v=kind)
+    model = create_mapped_class(v=kind)
 
     async def store(database: Database) -> list[Any]:
         async with database.begin() as session:
@@ -331,7 +342,7 @@ async def test_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_
             await session.execute(text("DELETE FROM samples"))
         return found
 
-    async with one_connection(committed_url) as database, one_connection(committed_url, copy=False) as fresh:
+    async with open_one_connection(committed_url) as database, open_one_connection(committed_url, copy=False) as fresh:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         await store(database)
@@ -342,7 +353,7 @@ async def test_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_
 
 
 async def test_a_prepared_select_returns_what_the_column_holds_after_a_type_change(committed_url: str) -> None:
-    model = a_model(v=BigInteger())
+    model = create_mapped_class(v=BigInteger())
     prepared = PreparedSelect(select(model.v))
 
     async def read(database: Database) -> list[Any]:

@@ -39,7 +39,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk
 from howdah.testing import assert_statements
-from howdah_tests.support.typed_columns import Point, a_model, execute, one_connection, write
+from howdah_tests.support.typed_columns import Point, create_mapped_class, execute, open_one_connection, write
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,11 @@ async def test_every_type_is_stored_alike_for_every_number_of_rows(
     committed_url: str, kind: Any, value: Any, stored: str
 ) -> None:
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
-    model = a_model(v=kind)
-    async with one_connection(committed_url) as database, one_connection(committed_url, copy=False) as inserting:
+    model = create_mapped_class(v=kind)
+    async with (
+        open_one_connection(committed_url) as database,
+        open_one_connection(committed_url, copy=False) as inserting,
+    ):
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
         for size in (1, 2, 30):
@@ -88,7 +91,7 @@ async def test_a_connection_that_keeps_no_prepared_statements_copies_too(committ
         "bigint": (BigInteger(), 5, "5"),
     }
     column, value, stored = types[kind]
-    model = a_model(v=column)
+    model = create_mapped_class(v=column)
     url = make_url(committed_url).update_query_dict({"prepared_statement_cache_size": "0"})
     async with Database(url, pool_size=1, connect_args={"statement_cache_size": 0}) as database:
         async with database.engine.begin() as connection:
@@ -108,7 +111,7 @@ async def test_a_connection_that_keeps_no_prepared_statements_copies_too(committ
 async def test_rows_of_an_open_cursor_stay_right_beside_a_copy(session: AsyncSession) -> None:
     """The statement that describes the columns is unnamed, and replaces any other unnamed statement."""
     cursor = await session.stream_scalars(select(func.generate_series(1, 2000)), execution_options={"yield_per": 50})
-    model = a_model(v=BigInteger())
+    model = create_mapped_class(v=BigInteger())
     await (await session.connection()).run_sync(model.metadata.create_all)
     seen = 0
     async for number in cursor:

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import exc, text
 
 from howdah import ConnectionFailed, ConnectionLost, Database, PoolExhausted, PoolStatus
-from howdah_tests.support.faulty_proxy import proxy_before
-from howdah_tests.support.sample_rows import a_user, users
+from howdah_tests.support.faulty_proxy import run_proxy
+from howdah_tests.support.sample_rows import new_user, users
 from howdah_tests.support.waiting import kill, until, until_gone, until_waiting
 
 
@@ -69,7 +69,7 @@ class TestPing:
         assert real_database.pool_status() == PoolStatus(size=20, max_overflow=10, in_use=0, idle=1)
 
     async def test_fails_at_once_when_the_server_is_gone_and_passes_when_it_is_back(self, database_url: str) -> None:
-        async with proxy_before(database_url) as proxy, Database(proxy.url) as database:
+        async with run_proxy(database_url) as proxy, Database(proxy.url) as database:
             await database.ping()
             await proxy.down()
             started = time.monotonic()
@@ -81,7 +81,7 @@ class TestPing:
 
     async def test_fails_within_its_bound_when_the_server_hangs(self, database_url: str) -> None:
         async with (
-            proxy_before(database_url) as proxy,
+            run_proxy(database_url) as proxy,
             Database(proxy.url, connect_timeout=0.2, pool_timeout=0.2) as database,
         ):
             await database.ping()
@@ -142,7 +142,7 @@ class TestCancelledTasks:
 
         async def commit() -> None:
             async with committed_database.begin() as session:
-                session.add(a_user())
+                session.add(new_user())
 
         async with committed_database.session() as holder:
             await holder.execute(text("SELECT pg_advisory_xact_lock(1)"))
@@ -172,7 +172,7 @@ class TestCancelledTasks:
 
     async def test_give_their_place_back_while_they_connect(self, database_url: str) -> None:
         async with (
-            proxy_before(database_url) as proxy,
+            run_proxy(database_url) as proxy,
             Database(proxy.url, pool_size=1, max_overflow=0) as database,
         ):
             proxy.freeze()
@@ -240,7 +240,7 @@ class TestLostConnections:
         async with committed_database.session() as holder, committed_database.session() as session:
             await holder.execute(text("SELECT pg_advisory_xact_lock(1)"))
             pid = await session.scalar(text("SELECT pg_backend_pid()"))
-            session.add(a_user())
+            session.add(new_user())
             committing = asyncio.create_task(session.commit())
             await until_waiting(committed_database)
             await kill(committed_database, pid)
@@ -249,7 +249,7 @@ class TestLostConnections:
         assert committed_database.pool_status().in_use == 0
 
     async def test_by_a_restart_of_the_server_need_no_restart_of_ours(self, database_url: str) -> None:
-        async with proxy_before(database_url) as proxy, Database(proxy.url) as database:
+        async with run_proxy(database_url) as proxy, Database(proxy.url) as database:
             await pids(database, 3)
             async with database.session() as session:
                 await session.execute(text("SELECT 1"))
@@ -264,7 +264,7 @@ class TestLostConnections:
 
     async def test_to_a_server_that_hangs_are_given_up_within_bounds(self, database_url: str) -> None:
         async with (
-            proxy_before(database_url) as proxy,
+            run_proxy(database_url) as proxy,
             Database(proxy.url, connect_timeout=0.2) as database,
         ):
             await pids(database, 5)

@@ -20,26 +20,26 @@ from howdah import (
     savepoint,
 )
 from howdah_tests.support.sample_models import User
-from howdah_tests.support.sample_rows import a_user, users
+from howdah_tests.support.sample_rows import new_user, users
 
 
 class TestSessions:
     async def test_roll_back_uncommitted_work_by_default(self, committed_database: Database) -> None:
         async with committed_database.session() as session:
-            session.add(a_user())
+            session.add(new_user())
             await session.flush()
         assert await users(committed_database) == 0
         async with committed_database.session_factory() as session:
-            session.add(a_user())
+            session.add(new_user())
             await session.commit()
         assert await users(committed_database) == 1
 
     async def test_begin_commits_on_leaving_and_rolls_back_on_an_exception(self, committed_database: Database) -> None:
         async with committed_database.begin() as session:
-            session.add(a_user())
+            session.add(new_user())
         with pytest.raises(ZeroDivisionError):  # noqa: PT012
             async with committed_database.begin() as session:
-                session.add(a_user("grace@example.com"))
+                session.add(new_user("grace@example.com"))
                 await session.flush()
                 _ = 1 / 0
         assert await users(committed_database) == 1
@@ -48,13 +48,13 @@ class TestSessions:
         for read_only in (real_database.session(read_only=True), real_database.begin(read_only=True)):
             async with read_only as session:
                 assert await session.scalar(select(func.count()).select_from(User)) == 0
-                session.add(a_user())
+                session.add(new_user())
                 with pytest.raises(ReadOnly):
                     await session.flush()
                 await session.rollback()
         assert real_database.pool_status().idle == 1  # so this session has the same connection
         async with real_database.session() as session:
-            session.add(a_user())
+            session.add(new_user())
             await session.flush()
 
     @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
@@ -79,7 +79,7 @@ class TestSessions:
 
 async def swallow(session: AsyncSession) -> None:
     async with savepoint(session):
-        session.add(a_user("grace@example.com"))
+        session.add(new_user("grace@example.com"))
         await session.flush()
         with pytest.raises(InvalidValue):
             await session.execute(text("SELECT 1/0"))
@@ -91,7 +91,7 @@ class TestAbortedTransactions:
     async def test_are_lost_without_a_word_by_sqlalchemy_alone(self, committed_url: str) -> None:
         engine = create_async_engine(committed_url)
         async with AsyncSession(engine) as session:
-            session.add(a_user())
+            session.add(new_user())
             await session.flush()
             with pytest.raises(exc.DBAPIError):
                 await session.execute(text("SELECT 1/0"))
@@ -101,7 +101,7 @@ class TestAbortedTransactions:
 
     async def test_cannot_be_committed(self, committed_database: Database) -> None:
         async with committed_database.session() as session:
-            session.add(a_user())
+            session.add(new_user())
             await session.flush()
             with pytest.raises(InvalidValue) as first:
                 await session.execute(text("SELECT 1/0"))
@@ -110,7 +110,7 @@ class TestAbortedTransactions:
             assert again.value is first.value
             assert "use a savepoint" in again.value.__notes__[0]
             await session.rollback()
-            session.add(a_user())
+            session.add(new_user())
             await session.commit()
         assert await users(committed_database) == 1
         assert committed_database.pool_status().in_use == 0
@@ -140,7 +140,7 @@ class TestAbortedTransactions:
 
     async def test_live_on_after_an_error_in_a_savepoint(self, committed_database: Database) -> None:
         async with committed_database.begin() as session:
-            session.add(a_user())
+            session.add(new_user())
             with pytest.raises(InvalidValue):
                 async with savepoint(session):
                     await session.execute(text("SELECT 1/0"))
@@ -150,7 +150,7 @@ class TestAbortedTransactions:
         self, committed_database: Database
     ) -> None:
         async with committed_database.begin() as session:
-            session.add(a_user())
+            session.add(new_user())
             with pytest.raises(InvalidValue):
                 await swallow(session)
         assert await users(committed_database) == 1
@@ -206,25 +206,25 @@ class TestBoundDatabase:
         self, bound: Database, real_database: Database
     ) -> None:
         async with bound.begin() as session:
-            session.add(a_user())
+            session.add(new_user())
         async with bound.session() as session:
-            session.add(a_user("grace@example.com"))
+            session.add(new_user("grace@example.com"))
             await session.commit()
         assert await users(bound) == 2
         assert await users(real_database) == 0
 
     async def test_rolls_a_session_back_to_its_own_beginning(self, bound: Database) -> None:
         async with bound.begin() as session:
-            session.add(a_user())
+            session.add(new_user())
         async with bound.session() as session:
-            session.add(a_user("grace@example.com"))
+            session.add(new_user("grace@example.com"))
             await session.flush()
             await session.rollback()
-            session.add(a_user("edsger@example.com"))
+            session.add(new_user("edsger@example.com"))
             await session.flush()
         with pytest.raises(UniqueViolation):
             async with bound.begin() as session:
-                session.add(a_user())
+                session.add(new_user())
         assert await users(bound) == 1
 
     async def test_takes_no_connection_of_its_own(self, bound: Database, real_database: Database) -> None:
@@ -234,7 +234,7 @@ class TestBoundDatabase:
 
     async def test_runs_transactions_beside_an_open_session(self, bound: Database) -> None:
         async def work(session: AsyncSession) -> str:
-            session.add(a_user())
+            session.add(new_user())
             return "done"
 
         assert await run_transaction(bound, work, isolation_level="SERIALIZABLE") == "done"
@@ -252,7 +252,7 @@ class TestBoundDatabase:
                     await session.execute(insert(User).values(email="a@example.org", name="a"))
                 await session.rollback()
         async with bound.begin() as session:
-            session.add(a_user())
+            session.add(new_user())
         assert await users(bound) == 1
 
     async def test_refuses_to_commit_after_an_error_too(self, bound: Database) -> None:
@@ -262,7 +262,7 @@ class TestBoundDatabase:
             with pytest.raises(InvalidValue):
                 await session.commit()
         async with bound.begin() as session:
-            session.add(a_user())
+            session.add(new_user())
         assert await users(bound) == 1
 
     async def test_is_closed_without_the_other(self, bound: Database, real_database: Database) -> None:

@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import ConnectionFailed, Database, InvalidValue
-from howdah_tests.support.faulty_proxy import proxy_before
+from howdah_tests.support.faulty_proxy import run_proxy
 from howdah_tests.support.sample_models import Order
-from howdah_tests.support.sample_rows import a_user
+from howdah_tests.support.sample_rows import new_user
 
 
 async def setting(database: Database, name: str) -> Any:
@@ -88,7 +88,7 @@ class TestSettings:
 
     async def test_objects_stay_readable_after_a_commit(self, database: Database) -> None:
         async with database.session() as session:
-            user = a_user()
+            user = new_user()
             session.add(user)
             await session.commit()
         assert user.name == "Ada"
@@ -114,7 +114,7 @@ class TestUrl:
             assert await setting(database, "application_name") == "from-url"
 
     async def test_may_carry_a_connect_timeout(self, database_url: str) -> None:
-        async with proxy_before(database_url) as proxy:
+        async with run_proxy(database_url) as proxy:
             proxy.freeze()
             async with Database(f"{proxy.url}?connect_timeout=0.05") as database:
                 with pytest.raises(ConnectionFailed) as caught:
@@ -125,7 +125,7 @@ class TestUrl:
                 await database.ping()
 
     async def test_may_carry_libpqs_tls_parameters(self, database_url: str) -> None:
-        async with proxy_before(database_url) as proxy:
+        async with run_proxy(database_url) as proxy:
             for sslmode in ("disable", "prefer"):
                 async with Database(f"{proxy.url}?sslmode={sslmode}") as database:
                     await database.ping()

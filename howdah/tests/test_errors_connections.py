@@ -12,7 +12,7 @@ from sqlalchemy import exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, errors
-from howdah_tests.support.pickling import pickled
+from howdah_tests.support.pickling import pickle_roundtrip
 from howdah_tests.support.sample_models import User
 from howdah_tests.support.sample_rows import user_rows
 from howdah_tests.support.waiting import kill, until_gone, until_waiting
@@ -32,7 +32,7 @@ async def test_reports_a_backend_that_was_killed(real_database: Database) -> Non
     assert isinstance(error, errors.Unavailable)
     assert isinstance(error, exc.OperationalError)
     assert error.connection_invalidated
-    assert isinstance(pickled(error), errors.ConnectionLost)
+    assert isinstance(pickle_roundtrip(error), errors.ConnectionLost)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ async def test_names_the_timeout_of_a_transaction_that_was_idle(
         await until_gone(real_database, pid)
         with pytest.raises(errors.ConnectionLost, match="idle_in_transaction_timeout") as caught:
             await attempt(session)
-        assert "idle_in_transaction_timeout" in str(pickled(caught.value))
+        assert "idle_in_transaction_timeout" in str(pickle_roundtrip(caught.value))
         await session.rollback()
         assert await session.scalar(text("SELECT 1")) == 1
 
@@ -144,7 +144,7 @@ async def is_refused(url: str) -> errors.ConnectionFailed:
             assert isinstance(error, errors.Unavailable)
             assert isinstance(error, exc.OperationalError)
             assert error.__cause__ is error.orig
-            assert type(pickled(error)) is errors.ConnectionFailed
+            assert type(pickle_roundtrip(error)) is errors.ConnectionFailed
         assert database.pool_status().in_use == 0
     return error
 
@@ -178,7 +178,7 @@ async def test_reports_a_pool_without_a_free_connection(database_url: str) -> No
         assert isinstance(caught.value, exc.TimeoutError)
         assert isinstance(caught.value, errors.Unavailable)
         assert isinstance(caught.value.__cause__, TimeoutError)
-        assert str(pickled(caught.value)) == str(caught.value)
+        assert str(pickle_roundtrip(caught.value)) == str(caught.value)
 
 
 async def test_a_cancelled_task_stays_cancelled(real_database: Database) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Date, DateTime, Integer, bindparam, exc, insert, select, 
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from howdah import AwareDateTime, Database, errors
-from howdah_tests.support.pickling import pickled
+from howdah_tests.support.pickling import pickle_roundtrip
 from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.waiting import until_waiting
 
@@ -162,7 +162,7 @@ async def test_says_what_postgresql_refused(case: Provoked, engines: tuple[Async
     assert isinstance(without_howdah, exc.DBAPIError)
     assert isinstance(error, type(without_howdah))
 
-    for twin in (copy.copy(error), pickled(error)):
+    for twin in (copy.copy(error), pickle_roundtrip(error)):
         assert type(twin) is type(error)
         assert str(twin) == str(error)
         facts = ("sqlstate", "constraint", "table", "column", "reason", "row_index", "statement", "params")
@@ -207,7 +207,7 @@ async def test_says_what_a_column_type_refused_before_anything_was_sent(
     assert isinstance(error.__cause__, ValueError)
     assert says in str(error)
     assert "2026" not in str(error)
-    assert pickled(error).statement == error.statement
+    assert pickle_roundtrip(error).statement == error.statement
 
 
 async def test_leaves_misuse_to_sqlalchemy(engines: tuple[AsyncEngine, AsyncEngine]) -> None:

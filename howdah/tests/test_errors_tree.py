@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 import howdah
 from howdah import errors
 from howdah._error_translation import BY_SQLSTATE
-from howdah_tests.support.pickling import pickled
+from howdah_tests.support.pickling import pickle_roundtrip
 from howdah_tests.support.sample_models import User
 
 # The codes that mean nothing more particular than DatabaseError, each on purpose: SQL that PostgreSQL itself never
@@ -42,7 +42,7 @@ LEFT_PLAIN = """
     ids=lambda error: type(error).__name__,
 )
 def test_errors_of_the_library_survive_pickling(error: Exception) -> None:
-    for twin in (copy.copy(error), pickled(error)):
+    for twin in (copy.copy(error), pickle_roundtrip(error)):
         assert type(twin) is type(error)
         assert str(twin) == str(error)
         assert vars(twin) == vars(error)

@@ -22,7 +22,7 @@ from howdah.fastapi import (
     get_db,
     session_dependency,
 )
-from howdah_tests.support.fastapi_apps import USERS, an_app, served
+from howdah_tests.support.fastapi_apps import USERS, create_app, http_client
 from howdah_tests.support.sample_models import User
 
 
@@ -50,14 +50,14 @@ async def add_two_of_one_nickname(db: AsyncSession) -> None:
 
 async def test_a_commit_that_fails_is_the_response(committed_database: Database) -> None:
     await a_deferred_constraint(committed_database)
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: DbSession) -> dict[str, str]:
         await add_two_of_one_nickname(db)
         return {"saved": "yes"}
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.post(USERS)
     assert response.status_code == 409
     assert response.json()["constraint"] == "one_nickname"
@@ -69,7 +69,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
     committed_database: Database,
 ) -> None:
     await a_deferred_constraint(committed_database)
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     async def reference_get_db() -> AsyncIterator[AsyncSession]:
         async with committed_database.session() as session:
@@ -85,7 +85,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
         await add_two_of_one_nickname(db)
         return {"saved": "yes"}
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.post(USERS)
     assert response.status_code == 200
     assert response.json() == {"saved": "yes"}
@@ -94,7 +94,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
 
 
 async def test_the_commit_is_visible_to_others_before_the_response_is_sent(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     seen: list[int] = []
 
     class SeesCommitted(JSONResponse):
@@ -108,7 +108,7 @@ async def test_the_commit_is_visible_to_others_before_the_response_is_sent(commi
         await AsyncRepository(db, User).create(email="a@x", name="a")
         return SeesCommitted({})
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.post(USERS)).status_code == 200
     assert seen == [1]
 
@@ -117,7 +117,7 @@ async def test_the_commit_is_visible_to_others_before_the_response_is_sent(commi
 async def test_a_committing_session_declared_without_function_scope_is_refused(
     committed_database: Database, included: bool
 ) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     router = APIRouter()
 
     async def nested(db: Annotated[AsyncSession, Depends(get_db)]) -> AsyncSession:
@@ -128,7 +128,7 @@ async def test_a_committing_session_declared_without_function_scope_is_refused(
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
     app.include_router(router, prefix="")
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.post(USERS)).status_code == 500
         assert (await client.post(USERS)).status_code == 500
     async with committed_database.session() as session:
@@ -136,7 +136,7 @@ async def test_a_committing_session_declared_without_function_scope_is_refused(
 
 
 async def test_an_error_of_the_route_rolls_back(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: DbSession, how: str) -> None:
@@ -147,7 +147,7 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
             raise NotFound(User, [1])
         raise ZeroDivisionError
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert [(await client.post(USERS, params={"how": how})).status_code for how in ("http", "howdah", "bug")] == [
             418,
             404,
@@ -183,13 +183,13 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
 async def test_an_http_exception_of_any_status_and_detail_is_answered(
     committed_database: Database, status: int, detail: Any, expected: Any
 ) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get("/")
     async def fail() -> None:
         raise HTTPException(status, detail)
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         answer = await client.get("/")
     assert answer.status_code == status
     if expected is None:
@@ -202,7 +202,7 @@ async def test_an_http_exception_of_any_status_and_detail_is_answered(
 async def test_a_streaming_response_reads_from_the_read_session(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         await AsyncRepository(session, User).create_many({"email": f"{n}@x", "name": "a"} for n in range(3000))
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get("/export")
     async def export(db: ReadDbSession) -> StreamingResponse:
@@ -212,7 +212,7 @@ async def test_a_streaming_response_reads_from_the_read_session(committed_databa
 
         return StreamingResponse(lines())
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.get("/export")
     ids = response.text.split()
     assert len(ids) == 3000
@@ -223,7 +223,7 @@ async def test_a_streaming_response_reads_from_the_read_session(committed_databa
 async def test_a_streaming_response_on_the_committing_session_fails_rather_than_leaks(
     committed_database: Database,
 ) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     raised: list[type[Exception]] = []
 
     @app.get("/export")
@@ -238,7 +238,7 @@ async def test_a_streaming_response_on_the_committing_session_fails_rather_than_
 
         return StreamingResponse(lines())
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/export")
     assert raised == [InvalidRequestError]
@@ -246,13 +246,13 @@ async def test_a_streaming_response_on_the_committing_session_fails_rather_than_
 
 
 async def test_the_read_session_refuses_writes(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: ReadDbSession) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.post(USERS)
     assert response.status_code == 503
     assert response.json()["type"] == "urn:howdah:problem:read-only"
@@ -263,7 +263,7 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
 ) -> None:
     async with committed_database.begin() as session:
         await AsyncRepository(session, User).create_many({"email": f"{n}@x", "name": "a"} for n in range(1000))
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get("/endless")
     async def endless(db: ReadDbSession) -> StreamingResponse:
@@ -274,7 +274,7 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
 
         return StreamingResponse(lines())
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         async with client.stream("GET", "/endless") as response:
             async for _ in response.aiter_bytes():
                 break
@@ -284,7 +284,7 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
 
 
 async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     tasks: list[asyncio.Task[Any]] = []
 
     @app.post(USERS)
@@ -295,7 +295,7 @@ async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(comm
         await AsyncRepository(db, User).create(email="a@x", name="a")
         await db.execute(text("SELECT pg_sleep(60)"))
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         request = asyncio.create_task(client.post(USERS))
         async with asyncio.timeout(10), committed_database.engine.connect() as watching:
             # a transaction would see the backends of its first look for ever
@@ -327,14 +327,14 @@ async def test_another_database_takes_its_place_without_a_lifespan(database: Dat
 
 
 async def test_a_further_database_has_a_session_dependency_of_its_own(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post(USERS)
     async def create(db: reports) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.post(USERS)).status_code == 200
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 1
@@ -353,14 +353,14 @@ async def test_an_application_without_a_database_is_told_what_to_do() -> None:
 
 
 async def test_page_parameters_refuse_what_they_do_not_name(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get(USERS)
     async def read(page: Annotated[PageParameters, Query()], db: DbSession) -> list[UUID]:
         listing = await AsyncRepository(db, User).page(select(User), limit=page.limit, after=page.after)
         return [user.id for user in listing.items]
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert (await client.get(USERS)).json() == []
         statuses = [
             (await client.get(USERS, params=params)).status_code

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
-from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 
 DATETIME: TypeAdapter[datetime] = TypeAdapter(RFC3339Datetime)
 
@@ -161,13 +161,13 @@ class Filters(BaseModel):
 
 
 async def test_a_plus_that_a_url_decodes_to_a_space_gets_a_helpful_error() -> None:
-    app = bare_app()
+    app = create_bare_app()
 
     @app.get("/")
     async def show(filters: Annotated[Filters, Query()]) -> Any:
         return filters
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         refused = await client.get("/?since=2024-01-01T00:00:00+01:00")
         assert refused.status_code == 422
         [error] = refused.json()["errors"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from howdah.fastapi import InvalidJSON, StrictJSONRoute, parse_json
-from howdah_tests.support.fastapi_apps import bare_app, served
+from howdah_tests.support.fastapi_apps import create_bare_app, http_client
 
 JSON = {"Content-Type": "application/json"}
 
@@ -158,7 +158,7 @@ class Body(BaseModel):
 
 @pytest.fixture
 def app() -> FastAPI:
-    app = bare_app()
+    app = create_bare_app()
     strict = APIRouter(prefix="/strict", route_class=StrictJSONRoute)
     lenient = APIRouter(prefix="/lenient")
     for router in (strict, lenient):
@@ -178,7 +178,7 @@ def app() -> FastAPI:
 
 @pytest_asyncio.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with served(app) as client:
+    async with http_client(app) as client:
         yield client
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from howdah import AsyncRepository, Database, JsonView, bulk, lock
 from howdah.fastapi import DbSession, json_response
-from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.sample_models import Counter, Order, Seat, User
 
 
@@ -39,13 +39,13 @@ CALLS: dict[str, Any] = {
 @pytest.mark.parametrize("key", ["no-uuid", "", "01977f1e-7c3a-7000-8000-00000000000", "٣", "1; DROP TABLE users"])
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_key_that_its_column_can_not_have_is_422(database: Database, call: str, key: str) -> None:
-    app = bare_app(database)
+    app = create_bare_app(database)
 
     @app.post("/{call}")
     async def write(db: DbSession, key: str) -> None:
         await CALLS[call](db, key)
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         answer = await client.post(f"/{call}", params={"key": key})
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -54,13 +54,13 @@ async def test_a_key_that_its_column_can_not_have_is_422(database: Database, cal
 
 
 async def test_a_key_that_is_no_uuid_is_422_in_a_view(committed_database: Database) -> None:
-    app = bare_app()
+    app = create_bare_app()
     async with JsonView(User, UserOut).open(committed_database) as view:
 
         @app.get("/{key}", response_model=UserOut)
         async def read(key: str, request: Request) -> Any:
             return json_response(await view.get(key), request)
 
-        async with calling(app) as client:
+        async with asgi_client(app) as client:
             assert (await client.get("/no-uuid")).status_code == 422
             assert (await client.get("/01977f1e-7c3a-7000-8000-000000000000")).status_code == 404

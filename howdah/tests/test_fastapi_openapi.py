@@ -26,7 +26,7 @@ from howdah.fastapi import (
     problem_response,
     session_dependency,
 )
-from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.sample_models import User
 
 PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
@@ -122,7 +122,7 @@ async def by_nested_session(user: Annotated[None, Depends(by_session)], id: int)
 def test_a_route_describes_the_problems_that_follow_from_what_it_takes(
     route: Any, method: str, path: str, statuses: list[int], place: str
 ) -> None:
-    app, router = bare_app(), APIRouter()
+    app, router = create_bare_app(), APIRouter()
     (app if place == "application" else router).add_api_route(path, route, methods=[method.upper()])
     prefix = {"application": "", "router": "/a", "router in a router": "/a/b"}[place]
     if place == "router in a router":
@@ -142,7 +142,7 @@ def test_a_route_describes_the_problems_that_follow_from_what_it_takes(
 
 
 def test_dependencies_that_include_router_adds_count() -> None:
-    app, router = bare_app(), APIRouter()
+    app, router = create_bare_app(), APIRouter()
     router.add_api_route("/", nothing, methods=["POST"])
     app.include_router(router, prefix="/a", dependencies=[Depends(by_session)])
     app.include_router(router, prefix="/b")
@@ -151,7 +151,7 @@ def test_dependencies_that_include_router_adds_count() -> None:
 
 
 def test_the_schema_of_a_problem_has_the_errors_of_a_request() -> None:
-    app = bare_app()
+    app = create_bare_app()
     app.post("/")(by_body)
     schemas = app.openapi()["components"]["schemas"]
     assert schemas["Problem"]["properties"]["errors"]["anyOf"][0] == {
@@ -165,7 +165,7 @@ def test_the_schema_of_a_problem_has_the_errors_of_a_request() -> None:
 
 
 def test_responses_of_the_route_stay_as_they_are() -> None:
-    app, own = bare_app(), {"description": "own", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    app, own = create_bare_app(), {"description": "own", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
     @app.post("/own/{id}", responses={404: own, 422: own, 503: own})
     async def own_responses(id: int, db: DbSession) -> None: ...
@@ -184,7 +184,7 @@ def test_responses_of_the_route_stay_as_they_are() -> None:
 
 
 def test_a_route_declares_what_does_not_follow() -> None:
-    app = bare_app()
+    app = create_bare_app()
     app.get("/", responses=describe_problems(428, 503) | {418: {"description": "a teapot"}})(nothing)
     described = responses(app)
     assert described.keys() == {"200", "418", "428", "503"}
@@ -193,7 +193,7 @@ def test_a_route_declares_what_does_not_follow() -> None:
 
 
 def test_callbacks_and_webhooks_are_left_alone() -> None:
-    app, calls = bare_app(), APIRouter()
+    app, calls = create_bare_app(), APIRouter()
     calls.post("{$request.body.url}")(by_body)
     app.post("/", callbacks=calls.routes)(nothing)
     app.webhooks.post("changed")(by_body)
@@ -207,7 +207,7 @@ def test_callbacks_and_webhooks_are_left_alone() -> None:
 
 
 def test_a_model_is_described_where_fastapi_reads_none() -> None:
-    app = bare_app()
+    app = create_bare_app()
     app.post(
         "/",
         responses={200: {"content": {"application/x-ndjson": {"schema": get_schema_ref(Line)}}}},
@@ -225,7 +225,7 @@ def test_a_model_is_described_where_fastapi_reads_none() -> None:
 
 
 def test_a_model_that_fastapi_finds_too_is_described_once() -> None:
-    app = bare_app()
+    app = create_bare_app()
     app.post("/lines", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(Line, "validation")}}}})(
         nothing
     )
@@ -237,7 +237,7 @@ def test_a_model_that_fastapi_finds_too_is_described_once() -> None:
 
 
 def test_models_of_the_same_name_are_kept_apart() -> None:
-    app = bare_app()
+    app = create_bare_app()
 
     class Problem(BaseModel):
         solved: bool
@@ -273,7 +273,7 @@ def _other_line() -> type[BaseModel]:
 
 
 def test_a_description_is_made_once_and_again_for_a_new_route() -> None:
-    app = bare_app()
+    app = create_bare_app()
     app.get("/{id}")(by_path)
     described = app.openapi()
     assert app.openapi() is described
@@ -313,10 +313,10 @@ def test_a_subclass_with_a_description_of_its_own_keeps_it() -> None:
 
 
 async def test_a_mounted_application_describes_itself() -> None:
-    app, inner = bare_app(), bare_app()
+    app, inner = create_bare_app(), create_bare_app()
     inner.get("/{id}")(by_path)
     app.mount("/inner", inner)
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         outer = (await client.get("/openapi.json")).json()
         description = (await client.get("/inner/openapi.json")).json()
         missing = await client.get("/inner/x")
@@ -336,7 +336,7 @@ def test_an_application_without_error_handlers_is_described_by_fastapi() -> None
 
 
 async def test_what_is_answered_is_as_described(database: Database) -> None:
-    app = bare_app(database)
+    app = create_bare_app(database)
 
     @app.get("/listed")
     async def listed(page: Annotated[PageParameters, Query()]) -> None:
@@ -359,7 +359,7 @@ async def test_what_is_answered_is_as_described(database: Database) -> None:
         return await AsyncRepository(db, User).get_one(id) and Response(status_code=204)
 
     unknown = UUID(int=1)
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         answers = {
             ("/listed", "get", 400): await client.get("/listed"),
             ("/listed", "get", 422): await client.get("/listed", params={"limit": 0}),

@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from howdah import AsyncRepository, Database, JsonView, Page, paginate
 from howdah.fastapi import DbSession, PageOut, PageParameters, ReadDbSession, page_response
-from howdah_tests.support.fastapi_apps import bare_app, calling
+from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import user_rows
 
@@ -72,7 +72,7 @@ class Decorated(BaseModel):
 @asynccontextmanager
 async def client_of(database: Database, model: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Of an application with the same list twice: as a page and as a list."""
-    app = bare_app(database)
+    app = create_bare_app(database)
     page_options: dict[str, Any] = {
         name: ({"items": value, "next": ...} if isinstance(value, dict) else value) for name, value in options.items()
     }
@@ -87,7 +87,7 @@ async def client_of(database: Database, model: Any, **options: Any) -> AsyncIter
     async def listed(db: DbSession) -> list[User]:
         return await AsyncRepository(db, User).list(select(User).order_by(User.email))
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         yield client
 
 
@@ -103,7 +103,7 @@ class UnpreparedPage(Generic[ItemT]):
 
 async def test_control_an_ordinary_dataclass_is_written_without_validation(database: Database) -> None:
     await add_users(database)
-    app = bare_app(database)
+    app = create_bare_app(database)
 
     @app.get("/", response_model=UnpreparedPage[Masked])
     async def read(db: DbSession) -> UnpreparedPage[User]:
@@ -113,7 +113,7 @@ async def test_control_an_ordinary_dataclass_is_written_without_validation(datab
     async def read_orders(db: DbSession) -> UnpreparedPage[User]:
         return UnpreparedPage(await AsyncRepository(db, User).list())
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         leaking, silent = await client.get("/"), await client.get("/orders")
     assert leaking.status_code == silent.status_code == 200
     assert "***" not in leaking.text
@@ -177,13 +177,13 @@ async def test_items_are_written_as_those_of_a_list(
 
 @PAGES
 async def test_unset_fields_of_items_that_are_schemas_are_left_out(database: Database, page_schema: Any) -> None:
-    app = bare_app()
+    app = create_bare_app()
 
     @app.get("/", response_model=page_schema[Decorated], response_model_exclude_unset=True)
     async def read() -> Page[Decorated]:
         return Page([Decorated(name="a"), Decorated(name="b", nickname="c")], None, None)
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         assert (await client.get("/")).json()["items"] == [
             {"fullName": "a", "shouted": "A"},
             {"fullName": "b", "nickname": "c", "shouted": "B"},
@@ -256,7 +256,7 @@ async def test_the_bytes_of_a_view_are_what_the_page_schema_describes(committed_
         async def read(parameters: Annotated[Counting, Query()]) -> Any:
             return page_response(await view.page(limit=parameters.limit, count=parameters.count))
 
-        async with calling(app) as client:
+        async with asgi_client(app) as client:
             for params in ({}, {"count": True}, {"limit": 1}):
                 answer = await client.get("/", params=params)
                 page = PageOut[UnmarkedOut].model_validate_json(answer.content)
@@ -292,11 +292,11 @@ async def test_a_page_with_loaded_relationships_is_written(database: Database) -
     async with database.begin() as session:
         user = User(email="a@x", name="a", orders=[Order(total_cents=5), Order(total_cents=7)])
         session.add(user)
-    app = bare_app(database)
+    app = create_bare_app(database)
 
     @app.get("/", response_model=Page[WithOrders])
     async def read(db: ReadDbSession) -> Page[User]:
         return await AsyncRepository(db, User).page(load=[User.orders])
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         assert (await client.get("/")).json()["items"] == [{"orders": [{"total_cents": 5}, {"total_cents": 7}]}]

@@ -17,7 +17,7 @@ from howdah.fastapi import (
     DbSession,
     problem_response,
 )
-from howdah_tests.support.fastapi_apps import USERS, an_app, bare_app, calling, served
+from howdah_tests.support.fastapi_apps import USERS, asgi_client, create_app, create_bare_app, http_client
 from howdah_tests.support.sample_models import Order, User
 
 
@@ -28,13 +28,13 @@ class Strict(BaseModel):
 
 
 async def test_members_may_be_of_the_drivers_class_of_uuids() -> None:
-    app, key = bare_app(), uuid7()
+    app, key = create_bare_app(), uuid7()
 
     @app.get("/")
     async def refuse() -> Response:
         return problem_response(409, "in-use", account_id=key, others=[key], by_key={str(key): Decimal("1.5")})
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         answer = await client.get("/")
     assert answer.status_code == 409
     assert UUID(answer.json()["account_id"]) == key
@@ -50,13 +50,13 @@ async def test_members_may_be_of_the_drivers_class_of_uuids() -> None:
     ],
 )
 async def test_the_detail_of_an_http_exception_may_be_what_fastapi_encodes(detail: Any, errors: Any) -> None:
-    app = bare_app()
+    app = create_bare_app()
 
     @app.get("/")
     async def refuse() -> None:
         raise HTTPException(409, detail)
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         answer = await client.get("/")
     assert (answer.status_code, answer.json()["errors"]) == (409, errors)
 
@@ -66,12 +66,12 @@ async def test_the_detail_of_an_http_exception_may_be_what_fastapi_encodes(detai
     [b'{"\\ud800": 1}', b'{"names": {"\\ud800": "x"}}', b'{"names": {"a": "\\ud800"}}', b'["\\ud800"]', b'"\\udfff"'],
 )
 async def test_half_a_character_in_a_body_is_422(body: bytes) -> None:
-    app = bare_app()
+    app = create_bare_app()
 
     @app.post("/")
     async def create(body: Strict) -> None: ...
 
-    async with calling(app) as client:
+    async with asgi_client(app) as client:
         answer = await client.post("/", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"]
@@ -86,7 +86,7 @@ class UserIn(BaseModel):
 async def test_what_the_database_refuses_is_a_problem_that_leaks_nothing(
     committed_database: Database, case: str
 ) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     rows: dict[str, tuple[Any, int, str]] = {
         "unique": (User(email="a@x", name="secret"), 409, "unique-violation"),
         "foreign key": (Order(user_id=uuid7()), 409, "foreign-key-violation"),
@@ -104,7 +104,7 @@ async def test_what_the_database_refuses_is_a_problem_that_leaks_nothing(
         await db.flush()
         db.add(row)
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.post(USERS)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -118,14 +118,14 @@ async def test_what_the_database_refuses_is_a_problem_that_leaks_nothing(
 
 async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> None:
     async with Database(committed_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as database:
-        app = an_app(database)
+        app = create_app(database)
 
         @app.get("/")
         async def read(db: DbSession) -> int:
             one: int = (await db.execute(text("SELECT 1"))).scalar_one()
             return one
 
-        async with served(app) as client:
+        async with http_client(app) as client:
             async with database.engine.connect():
                 response = await client.get("/")
             assert response.status_code == 503
@@ -135,13 +135,13 @@ async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> 
 
 
 async def test_validation_http_and_unforeseen_errors_are_problems(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(body: UserIn) -> None:
         raise ZeroDivisionError("secret")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         invalid = await client.post(USERS, json={"email": "a"})
         unknown = await client.get("/nowhere")
         bug = await client.post(USERS, json={"email": "a", "name": "b"})
@@ -156,13 +156,13 @@ async def test_validation_http_and_unforeseen_errors_are_problems(committed_data
 
 
 async def test_misuse_found_at_run_time_is_a_fault_of_the_program(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
 
     @app.get("/")
     async def read(request: Request) -> None:
         raise NestedTransaction("inside")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         response = await client.get("/")
     assert (response.status_code, response.json()["type"]) == (500, "urn:howdah:problem:internal-error")
 

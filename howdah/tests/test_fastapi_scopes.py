@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AsyncRepository, Database
 from howdah.fastapi import DbSession, get_db, session_dependency
-from howdah_tests.support.fastapi_apps import an_app, bare_app, served
+from howdah_tests.support.fastapi_apps import create_app, create_bare_app, http_client
 from howdah_tests.support.sample_models import User
 
 
@@ -26,7 +26,7 @@ async def test_a_dependency_with_a_late_commit_is_refused_wherever_it_is_declare
     committed_database: Database, place: str, takes_session: bool
 ) -> None:
     late = [Depends(record_login)]
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     if place == "application":
         app.router.dependencies.extend(late)
     router = APIRouter(dependencies=late if place == "router" else [])
@@ -45,26 +45,26 @@ async def test_a_dependency_with_a_late_commit_is_refused_wherever_it_is_declare
         outer.include_router(router, dependencies=late)
         router = outer
     if place == "mounted":
-        inner = bare_app(committed_database)
+        inner = create_bare_app(committed_database)
         inner.include_router(router, dependencies=late)
         app.mount("/there", inner)
     else:
         app.include_router(router, prefix="/there", dependencies=late if place == "included router" else [])
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert [(await client.post("/there/")).status_code for _ in range(2)] == [500, 500]
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 0
 
 
 async def test_one_session_declared_rightly_does_not_excuse_another_one(committed_database: Database) -> None:
-    app = an_app(committed_database)
+    app = create_app(committed_database)
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post("/")
     async def create(rightly: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         assert [(await client.post("/")).status_code for _ in range(2)] == [500, 500]
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 0

@@ -18,7 +18,7 @@ from starlette.routing import WebSocketRoute
 
 from howdah import AsyncRepository, Database, InvalidCursor, NestedTransaction, NotFound, PoolExhausted
 from howdah.fastapi import DbSession, get_database, get_db, problem_response
-from howdah_tests.support.fastapi_apps import bare_app
+from howdah_tests.support.fastapi_apps import create_bare_app
 from howdah_tests.support.sample_models import User
 
 
@@ -84,7 +84,7 @@ def _incoming(text: str | None) -> dict[str, Any]:
 
 
 def with_route(route: Any, database: Database | None = None) -> FastAPI:
-    app = bare_app(database)
+    app = create_bare_app(database)
     app.add_api_websocket_route("/", route)
     return app
 
@@ -211,7 +211,7 @@ async def test_errors_of_endpoints_and_mounted_applications_close_as_well() -> N
         await websocket.accept()
         raise NotFound(User, [1])
 
-    app = bare_app()
+    app = create_bare_app()
     app.router.routes.append(WebSocketRoute("/endpoint", Endpoint))
     app.mount("/raw", raw)
     app.mount("/inner", inner)
@@ -225,7 +225,7 @@ async def test_a_mounted_application_has_handlers_of_its_own() -> None:
         await websocket.accept()
         raise PoolExhausted("none left")
 
-    app = bare_app()
+    app = create_bare_app()
     app.mount("/inner", with_route(fail))
     assert (await Server().run(app, "/inner/")).closed == (1013, "urn:howdah:problem:pool-exhausted")
 
@@ -234,7 +234,7 @@ async def test_parameters_that_are_not_as_described_are_the_same_problem_as_over
     async def accept(websocket: WebSocket) -> None:
         await websocket.accept()
 
-    app = bare_app()
+    app = create_bare_app()
 
     @app.websocket("/late", dependencies=[Depends(accept)])
     @app.websocket("/early")
@@ -347,7 +347,7 @@ async def test_a_session_for_each_message_commits_each(committed_database: Datab
 async def test_a_committing_session_of_a_websocket_must_have_function_scope(
     committed_database: Database, included: bool
 ) -> None:
-    app, router = bare_app(committed_database), APIRouter()
+    app, router = create_bare_app(committed_database), APIRouter()
 
     async def login(db: Annotated[AsyncSession, Depends(get_db)]) -> AsyncIterator[None]:
         yield

@@ -31,7 +31,7 @@ from howdah import (
     run_transaction,
     savepoint,
 )
-from howdah_tests.support.pgbouncer import PROGRAM, SERVER_CONNECTIONS, pgbouncer_before
+from howdah_tests.support.pgbouncer import PROGRAM, SERVER_CONNECTIONS, run_pgbouncer
 from howdah_tests.support.sample_models import Counter, Order, Status, User
 from howdah_tests.support.sample_rows import user_rows
 
@@ -55,7 +55,7 @@ UserView = JsonView(User, UserOut)
 
 @pytest.fixture
 def pooled_url(committed_url: str) -> Iterator[str]:
-    with pgbouncer_before(committed_url) as url:
+    with run_pgbouncer(committed_url) as url:
         yield url
 
 

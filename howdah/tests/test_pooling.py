@@ -20,9 +20,9 @@ from howdah import Coalescer, ConnectionLost, Database, JsonView, PoolExhausted,
 from howdah._connections.pool import BoundedPool
 from howdah._connections.slots import Priority, Slots
 from howdah.fastapi import DbSession, ReadDbSession, add_error_handlers, json_response
-from howdah_tests.support.fastapi_apps import served
+from howdah_tests.support.fastapi_apps import http_client
 from howdah_tests.support.sample_models import Counter, User
-from howdah_tests.support.sample_rows import a_user
+from howdah_tests.support.sample_rows import new_user
 
 # Of reads. Of the others 60, twice as many as the pool has connections, take as long.
 REQUESTS = 300
@@ -53,7 +53,7 @@ def without_reserve(database: Database) -> None:
 @pytest.fixture
 async def user_id(committed_url: str) -> UUID:
     async with Database(committed_url) as database, database.begin() as session:
-        session.add(user := a_user())
+        session.add(user := new_user())
         await session.flush()
         return user.id
 
@@ -119,7 +119,7 @@ async def application(url: str, *, has_reserve: bool = True) -> AsyncIterator[tu
     async with Database(url, pool_timeout=20 if has_reserve else 0.2) as database:
         if not has_reserve:
             without_reserve(database)
-        async with served(app) as client:
+        async with http_client(app) as client:
             yield client, database
 
 

@@ -21,8 +21,8 @@ from howdah import (
 from howdah._connections import kept
 from howdah._connections.prepared import PreparedSelect
 from howdah.testing import assert_statements
-from howdah_tests.support.faulty_proxy import proxy_before
-from howdah_tests.support.sample_rows import a_user
+from howdah_tests.support.faulty_proxy import run_proxy
+from howdah_tests.support.sample_rows import new_user
 from howdah_tests.support.waiting import kill, until, until_gone
 
 PID = text("SELECT pg_backend_pid()")
@@ -131,7 +131,7 @@ async def test_a_read_that_loses_every_connection_says_so(real_database: Databas
 
 
 async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> None:
-    async with proxy_before(database_url) as proxy, Database(proxy.url) as database:
+    async with run_proxy(database_url) as proxy, Database(proxy.url) as database:
         before = set(await asyncio.gather(*(database.read(pid) for _ in range(4))))
         await proxy.down()
         await proxy.up()
@@ -212,7 +212,7 @@ async def test_one_that_is_in_use_is_closed_when_it_is_done(database_url: str, r
 
 
 async def test_within_a_tests_transaction_reads_see_what_it_wrote(session: AsyncSession, database: Database) -> None:
-    session.add(a_user())
+    session.add(new_user())
     await session.commit()
     names = await database.read(lambda connection: connection.scalars(text("SELECT name FROM users")))
     assert names.all() == ["Ada"]
@@ -295,7 +295,7 @@ class TestPrepared:
         assert (await self.answer(real_database, n=1))[0][0] == 2
 
     async def test_in_a_transaction_it_is_a_statement_of_it(self, session: AsyncSession, database: Database) -> None:
-        session.add(a_user())
+        session.add(new_user())
         await session.commit()
         count = PreparedSelect(select(func.count()).select_from(text("users")))
         assert await self.answer(database, count) == [(1,)]

@@ -24,7 +24,7 @@ import howdah
 from howdah import Database, InvalidStatement
 from howdah import _sqlalchemy as private
 from howdah_tests.support.sample_models import Order, User
-from howdah_tests.support.sample_rows import a_user
+from howdah_tests.support.sample_rows import new_user
 
 SOURCE = Path(inspect.getfile(howdah)).parent
 # Documented although they begin with an underscore: the methods of named tuples, and `Row._mapping`.
@@ -117,7 +117,7 @@ async def test_a_session_is_flushing_only_during_a_flush(session: AsyncSession) 
     def read(sync: Session, *_: Any) -> None:
         seen.append(private.is_flushing(sync))
 
-    session.add(a_user())
+    session.add(new_user())
     assert not private.is_flushing(session.sync_session)
     await session.flush()
     assert seen == [True]
@@ -148,7 +148,7 @@ async def test_a_wrapped_loader_is_called_to_load_an_attribute(session: AsyncSes
             private.wrap_loader(attribute, recorded)
 
     Local.registry.configure()
-    session.add(user := a_user())
+    session.add(user := new_user())
     await session.flush()
     (stored,) = await session.scalars(select(Stored))
     assert not loaded

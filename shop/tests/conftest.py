@@ -12,8 +12,8 @@ import structlog
 from howdah import Database
 from shop import migrations
 from shop.app import create_app
-from shop_tests.support.http_service import client_of, served_in_a_thread
-from shop_tests.support.openapi import assert_as_described
+from shop_tests.support.http_service import client_of, serve_in_thread
+from shop_tests.support.openapi import assert_matches_openapi
 from shop_tests.support.trigger_bypass import empty_tables
 
 
@@ -37,7 +37,7 @@ def migrate() -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def service(database_url: str) -> Iterator[str]:
     """The address of a service that this worker's tests share."""
-    with served_in_a_thread(create_app(database_url)) as address:
+    with serve_in_thread(create_app(database_url)) as address:
         yield address
 
 
@@ -56,5 +56,5 @@ async def stored(database_url: str) -> AsyncIterator[Database]:
 @pytest_asyncio.fixture
 async def client(service: str, stored: Database) -> AsyncIterator[httpx.AsyncClient]:
     """A client of that service, which compares each answer with the description."""
-    async with client_of(service, event_hooks={"response": [assert_as_described]}) as client:
+    async with client_of(service, event_hooks={"response": [assert_matches_openapi]}) as client:
         yield client

@@ -17,7 +17,7 @@ from shop.app import create_app
 from shop.settings import Settings
 from shop.users.models import User
 from shop_tests.support.factories import make_user
-from shop_tests.support.http_service import client_of, served, shop_serve
+from shop_tests.support.http_service import client_of, http_client, run_shop_serve
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until, until_waiting
 
@@ -45,7 +45,7 @@ async def test_a_request_that_gets_no_connection_is_told_to_come_again_and_can(
     committed_url: str, committed_database: Database
 ) -> None:
     app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))  # 11 under load, of which 8 for sessions
-    async with served(app) as client:
+    async with http_client(app) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
@@ -71,7 +71,7 @@ async def test_a_request_that_gets_no_connection_is_told_to_come_again_and_can(
 async def test_a_row_that_others_hold_for_long_is_told_to_come_again_for(
     committed_url: str, committed_database: Database, settings: Settings, code: str
 ) -> None:
-    async with served(create_app(committed_url, settings)) as client:
+    async with http_client(create_app(committed_url, settings)) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
@@ -82,7 +82,7 @@ async def test_a_row_that_others_hold_for_long_is_told_to_come_again_for(
 async def test_connections_that_the_server_closed_cost_no_request(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with served(create_app(committed_url)) as client:
+    async with http_client(create_app(committed_url)) as client:
         user = await make_user(client)
         await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(5)))
         async with committed_database.begin() as session:
@@ -94,7 +94,7 @@ async def test_connections_that_the_server_closed_cost_no_request(
 async def test_a_backend_killed_in_the_middle_of_a_request_costs_that_one_alone(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with served(create_app(committed_url)) as client:
+    async with http_client(create_app(committed_url)) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
@@ -109,7 +109,7 @@ async def test_a_backend_killed_in_the_middle_of_a_request_costs_that_one_alone(
 
 async def test_answers_on_a_kept_connection_come_at_once(committed_url: str, tmp_path: Path) -> None:
     """They don't wait for the acknowledgement of the one before (Nagle's algorithm), which takes 40 ms."""
-    async with shop_serve(committed_url, tmp_path / "log") as (_, address), client_of(address) as client:
+    async with run_shop_serve(committed_url, tmp_path / "log") as (_, address), client_of(address) as client:
         took = []
         for _ in range(40):
             started = time.monotonic()
@@ -121,7 +121,7 @@ async def test_answers_on_a_kept_connection_come_at_once(committed_url: str, tmp
 async def test_two_services_in_one_process_keep_to_their_own_databases(
     client: httpx.AsyncClient, committed_url: str
 ) -> None:
-    async with served(create_app(committed_url)) as other:
+    async with http_client(create_app(committed_url)) as other:
         user = await make_user(client)
         assert_problem(await other.get(f"/users/{user['id']}"), 404, "not-found")
         assert (await client.get(f"/users/{user['id']}")).status_code == 200
@@ -130,7 +130,7 @@ async def test_two_services_in_one_process_keep_to_their_own_databases(
 async def test_a_stop_lets_the_request_under_way_finish_and_leaves_no_connection(
     committed_url: str, committed_database: Database, tmp_path: Path
 ) -> None:
-    async with shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
+    async with run_shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)

@@ -21,7 +21,7 @@ from howdah.fastapi import DbSession
 from shop import tables
 from shop.users.models import User
 from shop_tests.support.factories import make_order, make_user
-from shop_tests.support.http_service import client_of, served_in_a_thread
+from shop_tests.support.http_service import client_of, serve_in_thread
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def test_control_without_a_response_model_every_loaded_column_goes_out(com
     async def get_customer(customer_id: int, db: DbSession):  # type: ignore[no-untyped-def]
         return await db.get(Customer, customer_id)
 
-    with served_in_a_thread(app) as address:
+    with serve_in_thread(app) as address:
         async with client_of(address) as client:
             answer = (await client.get("/customers/1")).json()
     assert answer["password_hash"] == "secret"

@@ -19,7 +19,7 @@ from shop.importing.loading import load
 from shop.importing.retail import RetailFile, read_retail
 from shop.orders.models import Order
 from shop.users.models import User
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 WriteFile = Callable[..., Path]
 Dump = dict[str, list[tuple[Any, ...]]]
@@ -208,6 +208,6 @@ def end_for_writing(pipe: Path) -> int | None:
 
 async def import_anew(database: Database, retail: RetailFile) -> None:
     async with database.begin() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         await session.execute(text("TRUNCATE users, orders, order_items CASCADE"))
     await load(database, retail)

@@ -20,7 +20,7 @@ from shop.ledger.requests import Refusal, TransferRequest, TransferResult
 from shop.ledger.service import find_replay, post_transfers
 from shop_tests.support.factories import make_account
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 KEY = "key"
 KINDS = ("transfer", "hold", "post", "void", "reversal", "refused")
@@ -173,7 +173,7 @@ async def test_a_key_whose_transfer_is_missing_is_an_error_and_no_empty_answer(
     request = requests.of(kind)
     await _in_one_transaction(stored, [request])
     async with stored.begin() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         await session.execute(update(IdempotencyKey).values(transfer_id=uuid4()))
     with pytest.raises(LookupError, match=f"key 'key' names the {answer} transfer .* doesn't exist: run `shop check`"):
         await _in_one_transaction(stored, [request])

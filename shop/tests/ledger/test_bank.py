@@ -13,7 +13,7 @@ from howdah import Database
 from shop.ledger.check import check_ledger
 from shop.ledger.models import Transfer
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.ledger_clients import Told, told_by_processes
+from shop_tests.support.ledger_clients import Outcome, run_client_processes
 
 ACCOUNTS, FUNDS = 8, 1_000
 PROCESSES, CLIENTS = 4, 8
@@ -24,10 +24,10 @@ TOTALS = text("SELECT sum(balance), count(*) FILTER (WHERE balance < 0 AND NOT a
 
 async def busy(
     database: Database, accounts: list[UUID], transfers: int, how: str
-) -> tuple[list[Told], set[tuple[int, int]]]:
+) -> tuple[list[Outcome], set[tuple[int, int]]]:
     """What the clients were told, and what was seen meanwhile: the sum of all balances, how many were below zero."""
     done = asyncio.create_task(
-        told_by_processes(database, accounts, processes=PROCESSES, clients=CLIENTS, transfers=transfers, how=how)
+        run_client_processes(database, accounts, processes=PROCESSES, clients=CLIENTS, transfers=transfers, how=how)
     )
     seen = set()
     while not done.done():

@@ -17,12 +17,12 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest
-from shop_tests.support.checked_ledger import books
-from shop_tests.support.trigger_bypass import with_guards, without_guards
+from shop_tests.support.checked_ledger import create_ledger
+from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers
 
 
 async def test_right_books_have_no_fault_and_are_counted(session: AsyncSession) -> None:
-    await books(session)
+    await create_ledger(session)
     assert await check_ledger(session) == LedgerReport(accounts=5, transfers=5, entries=10)
 
 
@@ -277,12 +277,12 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
     ],
 )
 async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: list[str]) -> None:
-    ids = dict(zip(("world", "rich", "poor", "euros"), await books(session), strict=True))
-    await without_guards(session)
+    ids = dict(zip(("world", "rich", "poor", "euros"), await create_ledger(session), strict=True))
+    await disable_triggers(session)
     for statement in plant:
         planting = text(statement)
         await session.execute(planting.bindparams(**{name: ids[name] for name in planting._bindparams}))
-    await with_guards(session)
+    await enable_triggers(session)
     report = (await check_ledger(session)).faults
     assert {fault for fault in report if "seal" not in fault and "guards.sql" not in fault} == found
     assert all(report.values())
@@ -291,9 +291,9 @@ async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: l
 async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -> None:
     for number in range(25):
         await open_account(session, AccountIn(name=str(number), currency="GBP"))
-    await without_guards(session)
+    await disable_triggers(session)
     await session.execute(text("UPDATE accounts SET balance = 1, entry_count = 1"))
-    await with_guards(session)
+    await enable_triggers(session)
     report = (await check_ledger(session)).faults
     assert len(report["balances differ from their entries"]) == 20
     assert len(report["entry numbers have gaps"]) == 20
@@ -355,7 +355,7 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
 @pytest.mark.parametrize("table", ["transfers", "entries"])
 @pytest.mark.parametrize("change", ["UPDATE {} SET amount = amount + 1", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
 async def test_what_is_in_the_books_is_never_changed(session: AsyncSession, table: str, change: str) -> None:
-    await books(session)
+    await create_ledger(session)
     with pytest.raises(DatabaseError, match="never changed or deleted") as caught:
         async with savepoint(session):
             await session.execute(text(change.format(table)))

@@ -26,8 +26,8 @@ from shop.orders.models import Order
 from shop.orders.service import pay_order
 from shop_tests.support.factories import make_account, make_order, make_user, post_transfer, transfer
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.statement_log import watched
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.statement_log import log_statements
+from shop_tests.support.trigger_bypass import disable_triggers
 from shop_tests.support.waiting import until
 from shop_tests.support.wall_clock import wall_clock_off_by
 
@@ -192,7 +192,7 @@ async def test_the_upkeep_voids_and_forgets_by_the_databases_time(stored: Databa
             assert await void_expired(stored, ledger) == 0
             assert await delete_old_keys(stored, timedelta(minutes=30)) == 0
         async with stored.begin() as session:
-            await without_guards(session)
+            await disable_triggers(session)
             await session.execute(update(PendingTransfer).values(expires_at=PendingTransfer.expires_at - HOUR / 2))
             await session.execute(update(IdempotencyKey).values(created_at=IdempotencyKey.created_at - HOUR))
         with wall_clock_off_by(difference):
@@ -203,7 +203,7 @@ async def test_the_upkeep_voids_and_forgets_by_the_databases_time(stored: Databa
 async def ahead(stored: Database, *accounts: UUID) -> None:
     """Accounts as left by a process whose clock was an hour fast, before the database checked times."""
     async with stored.begin() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         await session.execute(
             update(Account).where(Account.id.in_(accounts)).values(updated_at=Account.updated_at + HOUR)
         )
@@ -270,10 +270,10 @@ async def test_a_wrong_idea_of_the_databases_time_is_noticed(
 async def test_a_wrong_clock_of_the_process_costs_no_further_statement(stored: Database, difference: timedelta) -> None:
     a, b = await open_accounts(stored, 100, 0)
     with wall_clock_off_by(difference):
-        async with Ledger(stored) as ledger, watched(stored) as seen:
+        async with Ledger(stored) as ledger, log_statements(stored) as seen:
             for _ in range(4):
                 (await ledger.submit(TransferRequest(a, b, 1))).unwrap()
-            assert seen.taken() == ["read", *["write if"] * 4]
+            assert seen.take() == ["read", *["write if"] * 4]
 
 
 async def test_the_time_is_read_again_after_a_minute_without_transfers(stored: Database) -> None:

@@ -22,7 +22,7 @@ from shop.ledger.service import post, reversal_request
 from shop_tests.support.factories import make_account
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.problems import assert_problem
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 
 def year(number: int) -> datetime:
@@ -175,7 +175,7 @@ async def test_the_check_finds_a_reversal_that_takes_effect_before_its_original(
         moved = await post(session, TransferRequest(a, b, 60, effective_at=year(2030)))
         back = await post(session, await reversal_request(session, moved.id))
         assert (await check_ledger(session)).faults == {}
-        await without_guards(session)
+        await disable_triggers(session)
         await session.execute(text("UPDATE transfers SET effective_at = now() WHERE id = :id"), {"id": back.id})
         faults = (await check_ledger(session)).faults
         assert f"transfer {back.id} reverses {moved.id}" in faults["reversals that take effect before the transfer"]

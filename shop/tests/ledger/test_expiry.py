@@ -31,10 +31,10 @@ from shop_tests.support.factories import (
     post_transfer,
     settle,
 )
-from shop_tests.support.funded_accounts import open_accounts, sum_up
+from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.problems import assert_problem
-from shop_tests.support.statement_log import watched
-from shop_tests.support.trigger_bypass import expire, without_guards
+from shop_tests.support.statement_log import log_statements
+from shop_tests.support.trigger_bypass import disable_triggers, expire
 
 
 async def on_hold(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:
@@ -97,32 +97,32 @@ async def test_what_has_expired_is_free_for_every_kind_of_request(
             refusals = select(IdempotencyKey.key, IdempotencyKey.refusal).where(IdempotencyKey.key == "after")
             assert (await session.execute(refusals)).all() == [("after", None)]
     assert (await rows(stored, a))[0][1] == (100 if way is held_again else 20)
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_what_expires_while_a_ledger_knows_the_account_is_free(stored: Database) -> None:
     """The cache still has the held amount: the refusal is decided again under locks, which is no version conflict."""
     a, b, c, d = await open_accounts(stored, 100, 0, 100, 100)
-    async with Ledger(stored) as ledger, watched(stored) as seen:
+    async with Ledger(stored) as ledger, log_statements(stored) as seen:
         pending = (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
         (await ledger.submit(TransferRequest(c, d, 1))).unwrap()
-        seen.taken()
+        seen.take()
         (await ledger.submit(TransferRequest(a, b, 10))).unwrap()
-        assert seen.taken() == ["write if"]
+        assert seen.take() == ["write if"]
         await expire(stored, pending.id)
-        seen.taken()
+        seen.take()
         [fitting, more, other] = await ledger.submit_many(
             [TransferRequest(a, b, 80, key="k"), TransferRequest(a, b, 11, key="l"), TransferRequest(c, d, 1)]
         )
         assert (fitting.refusal, more.refusal, other.refusal) == (None, Refusal.INSUFFICIENT_FUNDS, None)
-        assert seen.taken() == ["lock", "write"]
+        assert seen.take() == ["lock", "write"]
         for source, target, amount in ((a, b, 10), (b, a, 1), (c, d, 1)):
             (await ledger.submit(TransferRequest(source, target, amount))).unwrap()
-            assert seen.taken() == ["write if"]
+            assert seen.take() == ["write if"]
         assert (await ledger.submit(TransferRequest(a, b, 100))).refusal is Refusal.INSUFFICIENT_FUNDS
-        assert seen.taken() == ["write if"]  # nothing is held any more, so it is trusted
+        assert seen.take() == ["write if"]  # nothing is held any more, so it is trusted
     assert await rows(stored, a, b) == [(1, 0), (99, 0)]
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: Database) -> None:
@@ -142,7 +142,7 @@ async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: D
         left = 300 - moved
         assert (await ledger.submit(TransferRequest(a, c, left + 1))).refusal is Refusal.INSUFFICIENT_FUNDS
         (await ledger.submit(TransferRequest(a, c, left))).unwrap()
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_what_was_decided_and_not_written_is_not_taken_for_made(stored: Database) -> None:
@@ -202,7 +202,7 @@ async def test_posting_it_is_late_and_voiding_it_is_not(stored: Database) -> Non
             assert (await ledger.submit(TransferRequest(a, b, None, posts=id_))).refusal is Refusal.PENDING_EXPIRED
             assert (await ledger.submit(TransferRequest(a, b, None, voids=id_))).refusal is Refusal.ALREADY_VOIDED
     assert await rows(stored, a) == [(100, 0)]
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_what_was_voided_in_time_has_not_expired(stored: Database) -> None:
@@ -232,14 +232,14 @@ async def test_a_reader_sees_it_voided(client: httpx.AsyncClient, stored: Databa
         shown = (await client.get(f"/transfers/{late['id']}")).json()
         assert (shown["state"], shown["expires_at"], shown["amount"]) == ("voided", None, 60)
         assert (await client.get(f"/transfers/{other['id']}")).json()["state"] == "pending"
-        await sum_up(stored)
+        await assert_ledger_is_correct(stored)
     again = await client.post("/transfers", json=replay, headers={"Idempotency-Key": "k"})
     assert (again.json()["id"], again.json()["state"]) == (first.json()["id"], "pending")
     assert_problem(await settle(client, late, "reverse"), 409, "not-posted")
     assert_problem(await settle(client, late, "post"), 409, "pending-expired")
     assert (await post_transfer(client, a, b, 95)).status_code == 201
     assert (await balances(client, a, b), await held(client, a)) == ([5, 95], 5)
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_a_session_of_the_caller_has_the_account_as_it_is(stored: Database) -> None:
@@ -254,7 +254,7 @@ async def test_a_session_of_the_caller_has_the_account_as_it_is(stored: Database
         await transfer_funds(session, a, b, 100)
         assert (account.balance, account.held) == (0, 0)
     assert await rows(stored, a, b) == [(0, 0), (100, 0)]
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_an_order_is_paid_with_what_was_held(client: httpx.AsyncClient, stored: Database) -> None:
@@ -268,7 +268,7 @@ async def test_an_order_is_paid_with_what_was_held(client: httpx.AsyncClient, st
     await expire(stored, *pending)
     async with stored.begin() as session:
         assert (await pay_order(session, UUID(order["id"]), a, b, key="after")).result.refusal is None
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_an_account_that_holds_only_what_has_expired_can_be_closed(stored: Database) -> None:
@@ -290,7 +290,7 @@ async def test_an_account_that_holds_only_what_has_expired_can_be_closed(stored:
                 assert account.held == 0
         assert (await ledger.submit(TransferRequest(c, a, 1))).refusal is Refusal.ACCOUNT_CLOSED
     assert await rows(stored, a) == [(0, 0)]
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_the_upkeep_leaves_what_is_locked_and_goes_on_with_others(stored: Database) -> None:
@@ -317,14 +317,14 @@ async def test_two_processes_void_it_once(stored: Database) -> None:
         )
     assert all(result.refusal is None for result in results[:40] if isinstance(result, TransferResult))
     assert await rows(stored, a, b) == [(1_000, 0), (1_000, 0)]
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_it_is_found_by_its_account_and_time(stored: Database) -> None:
     """Or each posting would read all that the account holds, or all that has expired."""
     a, b = await open_accounts(stored, 0, 0)
     async with stored.session() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         await session.execute(
             text("""
                 INSERT INTO pending_transfers (

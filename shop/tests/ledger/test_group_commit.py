@@ -19,7 +19,7 @@ from shop.ledger.models import Account, AccountState
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
 from shop.ledger.service import transfer_funds
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.statement_log import watched
+from shop_tests.support.statement_log import log_statements
 from shop_tests.support.waiting import until, until_waiting
 
 
@@ -30,12 +30,12 @@ async def balance(database: Database, account: UUID) -> int:
 
 async def test_a_transfer_of_known_accounts_is_one_statement(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
-    async with Ledger(stored) as ledger, watched(stored) as seen:
+    async with Ledger(stored) as ledger, log_statements(stored) as seen:
         await ledger.submit(TransferRequest(a, b, 1))
-        assert seen.taken() == ["read", "write if"]
+        assert seen.take() == ["read", "write if"]
         for _ in range(3):
             await ledger.submit(TransferRequest(a, b, 1, key=str(uuid4())))
-        assert seen.taken() == ["write if"] * 3
+        assert seen.take() == ["write if"] * 3
     assert await balance(stored, b) == 4
 
 
@@ -73,12 +73,12 @@ async def test_what_has_changed_elsewhere_is_noticed(
 ) -> None:
     """Control: without the change the same transfer is made."""
     a, b = await open_accounts(stored, 100, 0)
-    async with Ledger(stored) as ledger, watched(stored) as seen:
+    async with Ledger(stored) as ledger, log_statements(stored) as seen:
         (await ledger.submit(TransferRequest(a, b, 10))).unwrap()
         await meanwhile(stored, a, b)
-        seen.taken()
+        seen.take()
         assert (await ledger.submit(TransferRequest(a, b, 60))).refusal is refusal
-        assert seen.taken() == ["write if", "lock"]
+        assert seen.take() == ["write if", "lock"]
     c, d = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         (await ledger.submit(TransferRequest(c, d, 10))).unwrap()
@@ -102,9 +102,9 @@ async def test_after_mistakes_it_relies_on_the_locks_for_longer_each_time(stored
         async def way(*, disturbed: bool) -> str:
             if disturbed:
                 await elsewhere(stored, a, b)
-            async with watched(stored) as seen:
+            async with log_statements(stored) as seen:
                 (await ledger.submit(TransferRequest(b, a, 1))).unwrap()
-                taken = [each for each in seen.taken() if each != "read"]
+                taken = [each for each in seen.take() if each != "read"]
             return {"write if": "known", "write if, lock, write": "mistaken", "lock, write": "locks"}[", ".join(taken)]
 
         assert [await way(disturbed=False) for _ in range(3)] == ["known"] * 3

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database
 from shop.ledger.models import AccountState
 from shop.ledger.requests import MAX_AMOUNT
-from shop_tests.support.ledger_comparison import Both, Wish
+from shop_tests.support.ledger_comparison import DrawnStep, LedgerComparison
 from shop_tests.support.ledger_model import Step
 
 ACCOUNTS, MOST_ACCOUNTS = 4, 6
@@ -53,10 +53,10 @@ AMOUNT_OR_ALL = mostly(st.none() | st.integers(1, 40), else_=st.sampled_from([0,
 KINDS = ("transfer", "hold", "post", "void", "reverse")
 
 
-def wishes(*kinds: str) -> st.SearchStrategy[Wish]:
+def wishes(*kinds: str) -> st.SearchStrategy[DrawnStep]:
     return st.sampled_from(kinds).flatmap(
         lambda kind: st.builds(
-            Wish,
+            DrawnStep,
             kind=st.just(kind),
             places=PLACES,
             amount=PLAIN_AMOUNT if kind in ("transfer", "hold") else AMOUNT_OR_ALL,
@@ -81,7 +81,7 @@ BATCHES = st.lists(
 )
 
 
-def steps_of(both: Both, chain: tuple[list[Wish], int | None]) -> list[Step]:
+def steps_of(both: LedgerComparison, chain: tuple[list[DrawnStep], int | None]) -> list[Step]:
     wished, first_key = chain
     steps = [replace(both.step(wish), linked=place < len(wished)) for place, wish in enumerate(wished, start=1)]
     if first_key is None:
@@ -102,7 +102,7 @@ async def test_it_answers_and_holds_what_the_model_does(
 ) -> None:
     savepoint = await session.begin_nested()
     try:
-        both = Both(session)
+        both = LedgerComparison(session)
         for terms in described:
             await both.open(terms)
         for batch, leaps in batches:
@@ -116,9 +116,9 @@ async def test_it_answers_and_holds_what_the_model_does(
         await savepoint.rollback()
 
 
-async def opened(session: AsyncSession) -> Both:
+async def opened(session: AsyncSession) -> LedgerComparison:
     """With two accounts, of which the first may be overdrawn."""
-    both = Both(session)
+    both = LedgerComparison(session)
     await both.open({"allows_negative": True})
     await both.open({})
     return both
@@ -155,7 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.run = run
         self.session = database.session()
-        self.both = Both(self.session)
+        self.both = LedgerComparison(self.session)
         self.calls: list[list[Step]] = []
         self.steps = 0
 
@@ -178,27 +178,27 @@ class LedgerMachine(RuleBasedStateMachine):
         self.run(self.both.open(terms))
 
     @rule(wish=wishes("transfer"))
-    def transfer(self, wish: Wish) -> None:
+    def transfer(self, wish: DrawnStep) -> None:
         self.post([self.both.step(wish)])
 
     @rule(wish=wishes("hold"))
-    def hold(self, wish: Wish) -> None:
+    def hold(self, wish: DrawnStep) -> None:
         self.post([self.both.step(wish)])
 
     @rule(wish=wishes("post"))
-    def post_pending(self, wish: Wish) -> None:
+    def post_pending(self, wish: DrawnStep) -> None:
         self.post([self.both.step(wish)])
 
     @rule(wish=wishes("void"))
-    def void(self, wish: Wish) -> None:
+    def void(self, wish: DrawnStep) -> None:
         self.post([self.both.step(wish)])
 
     @rule(wish=wishes("reverse"))
-    def reverse(self, wish: Wish) -> None:
+    def reverse(self, wish: DrawnStep) -> None:
         self.post([self.both.step(wish)])
 
     @rule(wished=st.lists(wishes(*KINDS), min_size=2, max_size=4), key=st.none() | st.integers(0, 9))
-    def linked(self, wished: list[Wish], key: int | None) -> None:
+    def linked(self, wished: list[DrawnStep], key: int | None) -> None:
         self.post(steps_of(self.both, (wished, key)))
 
     @precondition(lambda self: self.calls)

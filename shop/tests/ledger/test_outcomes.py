@@ -19,8 +19,8 @@ from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.http_service import served
-from shop_tests.support.lossy_proxy import COMMIT, proxied
+from shop_tests.support.http_service import http_client
+from shop_tests.support.lossy_proxy import COMMIT, run_lossy_proxy
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until_waiting
 
@@ -64,7 +64,7 @@ async def transfers(database: Database) -> int:
 async def test_a_commit_that_fails_is_the_answer_and_leaves_the_key_free(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with served(create_app(committed_url)) as client:
+    async with http_client(create_app(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
         await do_in_commit(committed_database, "RAISE unique_violation USING CONSTRAINT = 'in_commit'")
 
@@ -81,7 +81,7 @@ async def test_a_commit_that_fails_is_the_answer_and_leaves_the_key_free(
 async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with served(create_app(committed_url)) as client:
+    async with http_client(create_app(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
         order = await make_order(client, (await make_user(client))["id"], 60)
         await do_in_commit(committed_database, "RAISE EXCEPTION USING ERRCODE = 'XX000'")
@@ -97,7 +97,7 @@ async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
 async def test_what_a_killed_backend_has_lost_in_commit_is_made_by_another(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with served(create_app(committed_url)) as client:
+    async with http_client(create_app(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
         await do_in_commit(committed_database, f"PERFORM pg_advisory_xact_lock({_LOCK})")
         async with committed_database.begin() as session:
@@ -124,11 +124,11 @@ async def test_a_commit_whose_answer_is_lost_is_found_by_its_key(
     committed_url: str, committed_database: Database, socket_folder: Path, pending: bool
 ) -> None:
     async with (
-        proxied(committed_url, socket_folder) as proxy,
-        served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
+        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
-        proxy.losing, proxy.times = (COMMIT if pending else b"lost-key"), 1
+        proxy.lost_bytes, proxy.times = (COMMIT if pending else b"lost-key"), 1
         body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 60}
         if pending:
             body["pending_seconds"] = 600
@@ -146,14 +146,14 @@ async def test_answers_that_are_lost_again_and_again_are_an_error_and_the_reques
     committed_url: str, committed_database: Database, socket_folder: Path
 ) -> None:
     async with (
-        proxied(committed_url, socket_folder) as proxy,
-        served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
+        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
-        proxy.losing = b"lost-key"
+        proxy.lost_bytes = b"lost-key"
         assert_problem(await post_transfer(client, a, b, 60, key="lost-key"), 503, "connection-lost")
         assert proxy.lost > 1
-        proxy.losing = None
+        proxy.lost_bytes = None
 
         again = await post_transfer(client, a, b, 60, key="lost-key")
 
@@ -167,12 +167,12 @@ async def test_who_has_no_key_is_told_that_nobody_knows_and_their_neighbours_are
 ) -> None:
     a, b = await open_accounts(committed_database, 100, 0)
     async with (
-        proxied(committed_url, socket_folder) as proxy,
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
         Database(proxy.url) as database,
         Ledger(database) as ledger,
     ):
         await ledger.submit(TransferRequest(a, b, 1))
-        proxy.losing, proxy.times = b"lost-key", 1
+        proxy.lost_bytes, proxy.times = b"lost-key", 1
         answers = await asyncio.gather(
             ledger.submit(TransferRequest(a, b, 10)),
             ledger.submit(TransferRequest(a, b, 20, key="lost-key")),
@@ -199,12 +199,12 @@ async def test_without_the_key_a_lost_answer_would_pay_twice(
         return (await balances(client, b))[0]
 
     async with (
-        proxied(committed_url, socket_folder) as proxy,
-        served(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+        run_lossy_proxy(committed_url, socket_folder) as proxy,
+        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
-        proxy.losing = b"lost-key"
+        proxy.lost_bytes = b"lost-key"
         await post_transfer(client, a, b, 30, key="lost-key")
-        proxy.losing = None
+        proxy.lost_bytes = None
         assert await balance(client, "another") == 60
         assert await transfers(committed_database) == 3

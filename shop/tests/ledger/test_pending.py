@@ -26,9 +26,9 @@ from shop_tests.support.factories import (
     settle,
     transfer,
 )
-from shop_tests.support.funded_accounts import open_accounts, sum_up
+from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.problems import assert_problem
-from shop_tests.support.trigger_bypass import expire, without_guards
+from shop_tests.support.trigger_bypass import disable_triggers, expire
 from shop_tests.support.waiting import until
 
 
@@ -46,7 +46,7 @@ async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, 
     assert_problem(await post_transfer(client, a, b, 41), 409, "insufficient-funds")
     assert_problem(await hold(client, a, b, 41), 409, "insufficient-funds")
     assert (await post_transfer(client, a, b, 40)).status_code == 201
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 @pytest.mark.parametrize("part", [None, 25])
@@ -66,7 +66,7 @@ async def test_it_is_posted_under_its_own_id_whole_or_in_part(
     assert (await balances(client, a, b), await held(client, a)) == ([100 - moved, moved], 0)
     assert_problem(await settle(client, pending, "post"), 409, "already-posted")
     assert_problem(await settle(client, pending, "void"), 409, "already-posted")
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_it_is_voided(client: httpx.AsyncClient, stored: Database) -> None:
@@ -84,7 +84,7 @@ async def test_it_is_voided(client: httpx.AsyncClient, stored: Database) -> None
         assert_problem(await settle(client, plain, how), 409, "already-posted")
     another = (await hold(client, a, b, 60)).json()
     assert_problem(await settle(client, another, "void", amount=5), 422, "validation")
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_each_step_is_replayed_as_it_was_answered_whatever_came_after_it(client: httpx.AsyncClient) -> None:
@@ -145,7 +145,7 @@ async def test_of_many_who_settle_it_at_a_time_one_does(stored: Database) -> Non
     made = [result for result in results if result.refusal is None]
     assert len(made) == 1
     assert {result.refusal for result in results} - {None} <= {Refusal.ALREADY_POSTED, Refusal.ALREADY_VOIDED}
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_what_has_expired_is_voided_by_the_service(client: httpx.AsyncClient, stored: Database) -> None:
@@ -174,7 +174,7 @@ async def test_several_processes_may_void_what_has_expired(stored: Database) -> 
         assert await maintenance.void_expired(stored, ledger) == 0
     async with stored.session() as session:
         assert (await session.get_one(Account, a)).held == 1
-    await sum_up(stored)
+    await assert_ledger_is_correct(stored)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
     a, b = await make_account(client, 100), await make_account(client)
     before = await transfer(client, a, b, 1, key="old")
     async with stored.begin() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         await session.execute(
             text("UPDATE idempotency_keys SET created_at = now() - interval '31 days' WHERE key = 'old'")
         )

@@ -14,13 +14,13 @@ from howdah import Database, uuid7
 from shop.ledger.check import check_ledger
 from shop.ledger.models import Account, Entry, Transfer
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.ledger_clients import told_by_processes
-from shop_tests.support.ledger_model import Booked, differences, in_version_order
+from shop_tests.support.ledger_clients import run_client_processes
+from shop_tests.support.ledger_model import PostedTransfer, differences, in_version_order
 
 ACCOUNTS, FUNDS = 8, 1_000
 
 
-async def booked(database: Database) -> tuple[list[Booked], UUID]:
+async def booked(database: Database) -> tuple[list[PostedTransfer], UUID]:
     """All transfers, and the account that the money entered by."""
     debit, credit = aliased(Entry), aliased(Entry)
     statement = (
@@ -39,7 +39,7 @@ async def booked(database: Database) -> tuple[list[Booked], UUID]:
         world = await session.scalar(select(Account.id).where(Account.allows_negative))
         assert world is not None
         assert (await check_ledger(session)).faults == {}
-        return [Booked(*row) for row in await session.execute(statement)], world
+        return [PostedTransfer(*row) for row in await session.execute(statement)], world
 
 
 async def test_opposed_batches_of_four_processes_do_not_deadlock_and_can_be_replayed_one_by_one(
@@ -47,7 +47,7 @@ async def test_opposed_batches_of_four_processes_do_not_deadlock_and_can_be_repl
 ) -> None:
     """A deadlock would be raised by half of the batches, which are posted in transactions of their own."""
     accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
-    told = await told_by_processes(stored, accounts, processes=4, clients=4, transfers=8_000, how="in batches")
+    told = await run_client_processes(stored, accounts, processes=4, clients=4, transfers=8_000, how="in batches")
     answers = Counter(each.what for each in told)
     assert {"posted", "pending", "voided", "insufficient_funds", "linked_transfer_failed"} <= set(answers)
 
@@ -61,7 +61,7 @@ async def test_opposed_batches_of_four_processes_do_not_deadlock_and_can_be_repl
 async def test_a_replay_finds_what_was_made_otherwise(stored: Database) -> None:
     """The control."""
     accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
-    await told_by_processes(stored, accounts, processes=1, clients=2, transfers=200, how="in batches")
+    await run_client_processes(stored, accounts, processes=1, clients=2, transfers=200, how="in batches")
     transfers, world = await booked(stored)
     ordered = in_version_order(transfers)
     assert differences(ordered, world) == []
@@ -88,8 +88,8 @@ async def test_a_replay_finds_what_was_made_otherwise(stored: Database) -> None:
 def test_transfers_each_of_which_is_before_another_have_no_order() -> None:
     a, b, c = (uuid7() for _ in range(3))
 
-    def transfer(source: UUID, from_entry_number: int, target: UUID, to_entry_number: int) -> Booked:
-        return Booked(uuid7(), source, from_entry_number, 0, target, to_entry_number, 0, 1, None)
+    def transfer(source: UUID, from_entry_number: int, target: UUID, to_entry_number: int) -> PostedTransfer:
+        return PostedTransfer(uuid7(), source, from_entry_number, 0, target, to_entry_number, 0, 1, None)
 
     cycle = [transfer(a, 1, b, 2), transfer(b, 1, c, 2), transfer(c, 1, a, 2)]
     with pytest.raises(ValueError, match="3 of 3 transfers"):

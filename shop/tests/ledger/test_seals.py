@@ -22,7 +22,7 @@ from shop.ledger.requests import TransferRequest
 from shop.ledger.seals import Link, last_link, link_seals
 from shop.ledger.service import post_transfers, reversal_request
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.trigger_bypass import with_guards, without_guards
+from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers
 from shop_tests.support.waiting import until
 
 # rich got 1000, paid 300 twice, the second with a key of its own, and took the first back; three holds of 10
@@ -82,10 +82,10 @@ async def books(session: AsyncSession) -> None:
 
 
 async def tamper(session: AsyncSession, statements: str) -> None:
-    await without_guards(session)
+    await disable_triggers(session)
     for statement in statements.split(";"):
         await session.execute(text(statement.replace(":", "\\:")))
-    await with_guards(session)
+    await enable_triggers(session)
 
 
 async def faults(session: AsyncSession) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from shop.ledger.repository import TransferRepository
 from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRefused, TransferRequest, TransferResult
 from shop.ledger.service import post_transfers, reversal_request, transfer_funds
 from shop_tests.support.session_accounts import account, entries_of, post
-from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
+from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers, reseal_pending_transfers
 
 MOMENT: Final = timedelta(microseconds=1)
 
@@ -97,10 +97,10 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
         session, TransferRequest(a.id, b.id, None, posts=posted), TransferRequest(a.id, b.id, None, voids=voided)
     )
     late = (await post(session, TransferRequest(a.id, b.id, 1, pending_seconds=1)))[0].unwrap().id
-    await without_guards(session)
+    await disable_triggers(session)
     await session.execute(update(PendingTransfer).where(PendingTransfer.id == late).values(expires_at=utcnow()))
-    await seal_pending_anew(session)
-    await with_guards(session)
+    await reseal_pending_transfers(session)
+    await enable_triggers(session)
     before = await session.scalar(select(func.count()).select_from(Transfer))
 
     results = await post(

@@ -20,10 +20,10 @@ from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import find_transfer, post, transfer_funds
 from shop_tests.support.factories import made, make_account, transfer, walk, walk_back
-from shop_tests.support.large_ledger import crowd_of_transfers
+from shop_tests.support.large_ledger import create_large_ledger
 from shop_tests.support.problems import assert_problem
-from shop_tests.support.query_plans import plan_of
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.query_plans import explain
+from shop_tests.support.trigger_bypass import disable_triggers
 
 
 async def moved(client: httpx.AsyncClient, path: str = "/transfers", **body: Any) -> dict[str, Any]:
@@ -134,11 +134,11 @@ async def test_the_statement_is_filtered(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_page_of_a_statement_reads_the_entries_of_the_page(session: AsyncSession) -> None:
-    account = await crowd_of_transfers(session)
+    account = await create_large_ledger(session)
     for order in ("newest", "oldest"):
         listing = select_entries(account, order=order)
         after = (await paginate(session, listing, limit=20)).next
-        nodes = await plan_of(session, partial(paginate, session, listing, limit=20, after=after))
+        nodes = await explain(session, partial(paginate, session, listing, limit=20, after=after))
         scans = {node["Index Name"]: node for node in nodes if "Index Name" in node}
         assert not [node for node in nodes if node["Node Type"] in {"Seq Scan", "Sort", "Hash Join"}]
         assert {"pk_entries", "pk_transfers"} <= scans.keys()
@@ -146,7 +146,7 @@ async def test_a_page_of_a_statement_reads_the_entries_of_the_page(session: Asyn
 
 
 async def test_the_entries_of_a_time_are_found_by_halving(session: AsyncSession) -> None:
-    account = await crowd_of_transfers(session)
+    account = await create_large_ledger(session)
     at = await session.scalar(
         text("SELECT created_at FROM entries WHERE entry_number = 301 AND account_id = :a"), {"a": account}
     )
@@ -194,7 +194,7 @@ async def test_an_expired_hold_is_read_as_voided_before_it_is(session: AsyncSess
         35,
         "pending",
     )
-    await without_guards(session)
+    await disable_triggers(session)
     past = datetime.now(UTC) - timedelta(seconds=60)
     await session.execute(update(PendingTransfer).where(PendingTransfer.id == late.id).values(expires_at=past))
 

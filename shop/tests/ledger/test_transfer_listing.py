@@ -21,10 +21,10 @@ from shop.ledger.requests import TransferRequest
 from shop.ledger.transfer_queries import transfers_matching
 from shop_tests.support.factories import made, make_account, post_transfer, transfer, walk, walk_back
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.large_ledger import crowd_of_transfers
+from shop_tests.support.large_ledger import create_large_ledger
 from shop_tests.support.problems import assert_problem
-from shop_tests.support.query_plans import plan_of
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.query_plans import explain
+from shop_tests.support.trigger_bypass import disable_triggers
 
 
 async def moved(client: httpx.AsyncClient, path: str = "/transfers", *, key: str = "", **body: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ async def test_transfers_are_listed_by_account_and_state(client: httpx.AsyncClie
     await moved(client, f"/transfers/{posted['id']}/post")
     await moved(client, f"/transfers/{voided['id']}/void")
     async with stored.begin() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         expired = update(PendingTransfer).where(PendingTransfer.id == UUID(late["id"]))
         await session.execute(expired.values(expires_at=utcnow() - timedelta(minutes=1)))
 
@@ -289,7 +289,7 @@ async def nodes_of(session: AsyncSession, **filters: Any) -> list[dict[str, Any]
     """Of the second page of 20."""
     listing = transfers_matching(scope="", **filters)
     after = (await paginate(session, listing, limit=20)).next
-    return await plan_of(session, partial(paginate, session, listing, limit=20, after=after))
+    return await explain(session, partial(paginate, session, listing, limit=20, after=after))
 
 
 def kinds(nodes: Sequence[dict[str, Any]]) -> set[str]:
@@ -302,7 +302,7 @@ def indexes(nodes: Sequence[dict[str, Any]]) -> set[str]:
 
 @pytest.mark.parametrize("order", ["newest", "oldest"])
 async def test_the_pages_of_all_transfers_merge_two_primary_keys(session: AsyncSession, order: str) -> None:
-    await crowd_of_transfers(session)
+    await create_large_ledger(session)
     nodes = await nodes_of(session, order=order)
     assert "Merge Append" in kinds(nodes)
     scanned = [node for node in nodes if node.get("Index Name") in {"pk_transfers", "pk_pending_transfers"}]
@@ -328,14 +328,14 @@ async def test_the_pages_of_all_transfers_merge_two_primary_keys(session: AsyncS
     ids=["metadata", "group", "reversal", "key", "time"],
 )
 async def test_a_filter_of_transfers_uses_its_index(session: AsyncSession, filters: dict[str, Any], index: str) -> None:
-    await crowd_of_transfers(session)
+    await create_large_ledger(session)
     nodes = await nodes_of(session, **filters)
     assert index in indexes(nodes)
     assert not [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] == "transfers"]
 
 
 async def test_transfers_of_an_account_are_found_by_its_entries_and_holds(session: AsyncSession) -> None:
-    account = await crowd_of_transfers(session)
+    account = await create_large_ledger(session)
     for filters in ({"account_id": account}, {"from_account_id": account}, {"to_account_id": account}):
         nodes = await nodes_of(session, order="newest", **filters)
         read_whole = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}

@@ -24,7 +24,7 @@ from howdah import Database
 from shop.orders.models import Order, OrderStatus
 from shop.web import exports
 from shop_tests.support.factories import make_order, make_user, walk
-from shop_tests.support.http_service import client_of, shop_serve
+from shop_tests.support.http_service import client_of, run_shop_serve
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until
 
@@ -251,7 +251,7 @@ async def test_two_hundred_thousand_orders_are_exported_at_constant_memory(
     def peaks_mib(status: str) -> list[int]:
         return [int(kib) // 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status)]
 
-    async with shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
+    async with run_shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
         status = Path(f"/proc/{process.pid}/status")
         user = await make_user(client)
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.orders.models import Order, OrderStatus
 from shop.orders.repository import OrderRepository, matching
-from shop_tests.support.query_plans import found_by, plan_of
+from shop_tests.support.query_plans import explain, uses_index
 
 _USERS: Final = text("""
     INSERT INTO users (id, email, name, created_at, updated_at, version)
@@ -59,6 +59,6 @@ async def test_each_filter_of_orders_reads_its_index(
         "total": {"total_from": order.total_cents, "total_to": order.total_cents + 10},
     }
     page = partial(OrderRepository(session).page, matching(**filters[name]), limit=50)
-    assert found_by(await plan_of(session, page), index)
+    assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control
-    assert not found_by(await plan_of(session, page), index)
+    assert not uses_index(await explain(session, page), index)

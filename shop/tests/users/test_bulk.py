@@ -17,7 +17,7 @@ from sqlalchemy import text
 from howdah import Database
 from shop.web.lines import MAX_LINE_BYTES
 from shop_tests.support.factories import make_user, walk
-from shop_tests.support.http_service import client_of, shop_serve
+from shop_tests.support.http_service import client_of, run_shop_serve
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until
 
@@ -151,7 +151,7 @@ async def test_the_line_that_has_an_address_a_second_time_is_named(client: httpx
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 async def test_fifty_thousand_users_are_made_at_constant_memory(committed_url: str, tmp_path: Path) -> None:
-    async with shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
+    async with run_shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
         status = Path(f"/proc/{process.pid}/status")
 
         def peak_kib() -> int:

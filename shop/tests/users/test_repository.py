@@ -15,7 +15,7 @@ from howdah import utcnow
 from howdah.testing import assert_statements
 from shop.orders.models import Order
 from shop.users.repository import UserRepository, matching
-from shop_tests.support.query_plans import found_by, plan_of
+from shop_tests.support.query_plans import explain, uses_index
 
 
 async def test_a_user_is_found_by_address_in_whatever_case(session: AsyncSession) -> None:
@@ -76,6 +76,6 @@ async def test_each_filter_of_users_reads_its_index(
 ) -> None:
     page = partial(UserRepository(session).page, matching(**filters), limit=50)
     assert len((await page()).items) == found
-    assert found_by(await plan_of(session, page), index)
+    assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control
-    assert not found_by(await plan_of(session, page), index)
+    assert not uses_index(await explain(session, page), index)

@@ -20,7 +20,7 @@ from shop.users.models import User
 from shop.users.repository import UserRepository
 from shop.users.service import bulk_create_users, get_user_order_summary
 from shop_tests.support import reference
-from shop_tests.support.query_plans import plan_of
+from shop_tests.support.query_plans import explain
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ async def test_the_order_summary_reads_nothing_but_the_index(committed_database:
             for statement in (*before, "VACUUM (ANALYZE) orders"):
                 await connection.execute(text(statement))
         async with committed_database.session() as session:
-            nodes = await plan_of(session, partial(OrderRepository(session).totals_of, user.id))
+            nodes = await explain(session, partial(OrderRepository(session).totals_of, user.id))
             return [(node["Node Type"], node["Index Name"]) for node in nodes if "Index Name" in node]
 
     index = "ix_orders_user_id_placed_at_id"

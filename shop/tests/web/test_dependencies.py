@@ -16,7 +16,7 @@ from howdah.fastapi import add_error_handlers
 from shop.users.models import User
 from shop.web.dependencies import DbSession, get_db
 from shop_tests.support import reference
-from shop_tests.support.http_service import served
+from shop_tests.support.http_service import http_client
 from shop_tests.support.problems import assert_problem
 
 _CHECKED_IN_COMMIT = (
@@ -65,7 +65,7 @@ async def app_on(database: Database) -> AsyncIterator[FastAPI]:
 async def test_a_commit_that_fails_is_the_answer(
     committed_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with app_on(committed_database) as app, served(app) as client:
+    async with app_on(committed_database) as app, http_client(app) as client:
         answer = await client.post("/ours")
         assert_problem(answer, 409, "foreign-key-violation", constraint="children_parent_id_fkey")
 
@@ -78,7 +78,7 @@ async def test_a_commit_that_fails_is_the_answer(
 
 
 async def test_a_route_that_raises_writes_nothing(committed_database: Database) -> None:
-    async with app_on(committed_database) as app, served(app) as client:
+    async with app_on(committed_database) as app, http_client(app) as client:
         assert_problem(await client.post("/refused"), 500, "internal-error")
         async with committed_database.session() as session:
             assert await session.scalar(select(func.count()).select_from(User)) == 0
@@ -88,6 +88,6 @@ async def test_a_route_that_raises_writes_nothing(committed_database: Database) 
 async def test_get_db_declared_as_the_reference_declares_it_is_refused(
     committed_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with app_on(committed_database) as app, served(app) as client:
+    async with app_on(committed_database) as app, http_client(app) as client:
         assert_problem(await client.post("/late"), 500, "internal-error")
     assert "scope='function'" in caplog.text

@@ -9,8 +9,8 @@ import pytest
 
 from shop.app import create_app
 from shop_tests.support.factories import make_account, make_order, make_user, transfer
-from shop_tests.support.http_service import served
-from shop_tests.support.openapi import assert_as_described, description
+from shop_tests.support.http_service import http_client
+from shop_tests.support.openapi import assert_matches_openapi, description
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -58,8 +58,8 @@ async def test_every_list_is_described(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_answers_without_a_database_are_described() -> None:
-    async with served(create_app("postgresql://nobody@127.0.0.1:1/nothing")) as client:
-        client.event_hooks = {"response": [assert_as_described]}
+    async with http_client(create_app("postgresql://nobody@127.0.0.1:1/nothing")) as client:
+        client.event_hooks = {"response": [assert_matches_openapi]}
         key = {"Idempotency-Key": "k"}
         ids = {"from_account_id": str(uuid4()), "to_account_id": str(uuid4())}
         answers = [
@@ -94,4 +94,4 @@ async def test_control_an_answer_that_is_not_described_is_noticed(
 ) -> None:
     request = httpx.Request("GET", f"http://test/users/{uuid4()}")
     with pytest.raises(AssertionError):
-        await assert_as_described(httpx.Response(status, headers=headers, content=content, request=request))
+        await assert_matches_openapi(httpx.Response(status, headers=headers, content=content, request=request))

@@ -17,8 +17,8 @@ from shop import migrations
 from shop.app import create_app
 from shop.settings import Settings
 from shop_tests.support.factories import make_user
-from shop_tests.support.http_service import served
-from shop_tests.support.lossy_proxy import proxied
+from shop_tests.support.http_service import http_client
+from shop_tests.support.lossy_proxy import run_lossy_proxy
 from shop_tests.support.problems import assert_problem
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -31,7 +31,7 @@ def socket_folder() -> Iterator[Path]:
 
 
 async def test_the_process_lives_and_tells_its_figures_without_a_database() -> None:
-    async with served(create_app(NOWHERE)) as client:
+    async with http_client(create_app(NOWHERE)) as client:
         response = await client.get("/healthz")
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
         assert (await client.get("/metrics")).status_code == 200
@@ -39,7 +39,7 @@ async def test_the_process_lives_and_tells_its_figures_without_a_database() -> N
 
 
 async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
-    async with served(create_app(NOWHERE)) as client:
+    async with http_client(create_app(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
         assert_problem(await client.get("/users"), 503, "cannot-connect")
@@ -47,18 +47,18 @@ async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
 
 
 async def test_it_is_ready_once_the_database_can_be_reached(committed_url: str, socket_folder: Path) -> None:
-    async with proxied(committed_url, socket_folder) as proxy:
+    async with run_lossy_proxy(committed_url, socket_folder) as proxy:
         url = proxy.url.render_as_string(hide_password=False)
-    async with served(create_app(url)) as client:
+    async with http_client(create_app(url)) as client:
         assert_problem(await client.get("/readyz"), 503, "not-ready")
-        async with proxied(committed_url, socket_folder):
+        async with run_lossy_proxy(committed_url, socket_folder):
             response = await client.get("/readyz")
             assert (response.status_code, response.json()) == (200, {"status": "ready"})
             assert (await client.get("/users")).status_code == 200
 
 
 async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, committed_database: Database) -> None:
-    async with served(create_app(committed_url)) as client:
+    async with http_client(create_app(committed_url)) as client:
         assert (await client.get("/readyz")).status_code == 200
         async with committed_database.begin() as session:
             await session.execute(text("UPDATE alembic_version SET version_num = '0000'"))
@@ -98,7 +98,7 @@ async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, c
 async def test_it_is_not_ready_unless_the_triggers_are_those_of_the_ledger(
     committed_url: str, committed_database: Database, statement: str, undone: str, detail: str
 ) -> None:
-    async with served(create_app(committed_url)) as client:
+    async with http_client(create_app(committed_url)) as client:
         async with committed_database.begin() as session:
             await session.execute(text(statement))
         answer = await client.get("/readyz")
@@ -112,7 +112,7 @@ async def test_it_is_not_ready_unless_the_triggers_are_those_of_the_ledger(
 async def test_it_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
     settings = Settings(pool_size=1, pool_timeout=0.2)
     app = create_app(committed_url, settings)
-    async with served(app) as client:
+    async with http_client(app) as client:
         user = await make_user(client)
         async with Database(committed_url) as database, database.begin() as session:
             await session.execute(text("LOCK TABLE users"))

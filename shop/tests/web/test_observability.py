@@ -12,7 +12,7 @@ import pytest
 
 from howdah import Database
 from shop.app import create_app
-from shop_tests.support.http_service import client_of, served, shop_serve
+from shop_tests.support.http_service import client_of, http_client, run_shop_serve
 from shop_tests.support.problems import assert_problem
 
 
@@ -44,7 +44,7 @@ async def test_an_unforeseen_error_is_a_problem_with_a_request_id_and_a_tracebac
     async def broken() -> None:
         raise LookupError("a secret")
 
-    async with served(app) as client:
+    async with http_client(app) as client:
         answer = await client.get("/broken", headers={"X-Request-ID": "mine"})
         figures = (await client.get("/metrics")).text
     assert_problem(answer, 500, "internal-error")
@@ -60,7 +60,7 @@ async def test_each_request_is_a_line_of_json_with_its_request_id(
     committed_url: str, committed_database: Database, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    async with shop_serve(committed_url, log) as (process, address), client_of(address) as client:
+    async with run_shop_serve(committed_url, log) as (process, address), client_of(address) as client:
         await client.get("/users?limit=0", headers={"X-Request-ID": "one"})
         await client.post("/users", json={"email": "ada@example.com", "name": "Ada"}, headers={"X-Request-ID": "two"})
         process.terminate()

@@ -6,31 +6,31 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 
-class Trips:
+class BatchRecorder:
     """Makes capitals of letters. With `waiting`, each trip waits until it is let go."""
 
     def __init__(self, *, waiting: bool = True) -> None:
         self.batches: list[list[str]] = []
-        self.at_once = self.most_at_once = 0
+        self.running = self.max_running = 0
         self._passes = asyncio.Semaphore(0) if waiting else None
 
     async def __call__(self, items: Sequence[str]) -> list[str]:
         self.batches.append(list(items))
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.running += 1
+        self.max_running = max(self.max_running, self.running)
         try:
             if self._passes is not None:
                 await self._passes.acquire()
             return [item.upper() for item in items]
         finally:
-            self.at_once -= 1
+            self.running -= 1
 
-    def let_go(self, count: int) -> None:
+    def release(self, count: int) -> None:
         assert self._passes is not None
         for _ in range(count):
             self._passes.release()
 
-    async def departed(self, count: int) -> None:
+    async def wait_for_batches(self, count: int) -> None:
         await until(lambda: len(self.batches) >= count)
 
 

@@ -54,7 +54,7 @@ def is_dead(pid: object) -> bool:
         return True
 
 
-class Rider:
+class OtherProcess:
     """Another process, in a session of its own. Its script knows `EmbeddedPostgres`, `data_dir` and `pipe`.
 
     Forked from a server that has the imports done, and so without atexit.
@@ -83,19 +83,19 @@ server.stop()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.is_killed()
+        self.kill()
         self.process.close()
         self._pipe.close()
 
-    def says(self) -> object:
+    def receive(self) -> object:
         assert self._pipe.poll(PATIENCE), "it says nothing"
         return self._pipe.recv()
 
-    def leaves(self) -> None:
+    def finish(self) -> None:
         self._pipe.send("you may go")
         self.process.join(PATIENCE)
         assert self.process.exitcode == 0
 
-    def is_killed(self) -> None:
+    def kill(self) -> None:
         self.process.kill()
         self.process.join(PATIENCE)

@@ -18,7 +18,7 @@ from howdah.fastapi import add_error_handlers, get_database
 USERS = "/users"
 
 
-def an_app(database: Database) -> FastAPI:
+def create_app(database: Database) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         yield {"database": database, "reports": database}
@@ -28,7 +28,7 @@ def an_app(database: Database) -> FastAPI:
     return app
 
 
-def bare_app(database: Database | None = None) -> FastAPI:
+def create_bare_app(database: Database | None = None) -> FastAPI:
     """An application without a lifespan, for `calling`."""
     app = FastAPI()
     add_error_handlers(app)
@@ -38,7 +38,7 @@ def bare_app(database: Database | None = None) -> FastAPI:
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application behind a real server."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
@@ -55,7 +55,7 @@ async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def calling(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+async def asgi_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application without a server. An unexpected error gets the response that a server would send."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

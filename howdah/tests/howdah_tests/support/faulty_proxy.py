@@ -77,7 +77,7 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_before(url: str) -> AsyncIterator[Proxy]:
+async def run_proxy(url: str) -> AsyncIterator[Proxy]:
     proxy = Proxy(url)
     await proxy.up()
     try:

@@ -21,7 +21,7 @@ SERVER_CONNECTIONS: Final = 3
 
 
 @contextmanager
-def pgbouncer_before(url: str) -> Iterator[str]:
+def run_pgbouncer(url: str) -> Iterator[str]:
     """The URL of a pooler that shares three connections to the server among all its clients."""
     assert PROGRAM is not None
     target = make_url(url)

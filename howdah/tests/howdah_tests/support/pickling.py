@@ -6,5 +6,5 @@ import pickle
 from typing import Any
 
 
-def pickled(error: Exception) -> Any:
+def pickle_roundtrip(error: Exception) -> Any:
     return pickle.loads(pickle.dumps(error))  # noqa: S301

@@ -33,7 +33,7 @@ async def emails(session: AsyncSession) -> list[str]:
     return list(await session.scalars(select(User.email).order_by(User.id)))
 
 
-def a_user(email: str = "ada@example.com") -> User:
+def new_user(email: str = "ada@example.com") -> User:
     return User(email=email, name="Ada")
 
 

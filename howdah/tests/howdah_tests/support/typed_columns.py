@@ -36,7 +36,7 @@ class Point(UserDefinedType[Any]):
         return "place"
 
 
-def a_model(**columns: Any) -> Any:
+def create_mapped_class(**columns: Any) -> Any:
     """A mapped class of the table `samples` with these columns besides its key."""
 
     class Separate(Base):
@@ -57,7 +57,7 @@ async def execute(url: str, *statements: str) -> None:
         await connection.close()
 
 
-def one_connection(url: str, **options: Any) -> Database:
+def open_one_connection(url: str, **options: Any) -> Database:
     return Database(url, pool_size=1, max_overflow=0, **options)
 
 

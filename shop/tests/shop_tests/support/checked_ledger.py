@@ -13,7 +13,7 @@ from shop.ledger.requests import TransferRequest
 from shop.ledger.service import post_transfers, reversal_request
 
 
-async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
+async def create_ledger(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
     """A right ledger with two currencies, a reversal, a refusal, keys, and holds: pending, posted in part, voided.
 
     The accounts are `world` (may be negative), `rich` (has money), `poor` (its money came back), and one in another
@@ -55,5 +55,5 @@ async def books(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
     return world, rich, poor, euros
 
 
-async def faults(session: AsyncSession) -> dict[str, list[str]]:
+async def find_faults(session: AsyncSession) -> dict[str, list[str]]:
     return (await check_ledger(session)).faults

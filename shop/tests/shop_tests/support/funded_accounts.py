@@ -22,6 +22,6 @@ async def open_accounts(database: Database, *balances: int) -> list[UUID]:
     return accounts
 
 
-async def sum_up(stored: Database) -> None:
+async def assert_ledger_is_correct(stored: Database) -> None:
     async with stored.session() as session:
         assert (await check_ledger(session)).faults == {}

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which runs behind uvicorn in this event loop."""
     with _listening() as listening:
         server = _server(app)
@@ -38,7 +38,7 @@ async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def served_in_a_thread(app: FastAPI) -> Iterator[str]:
+def serve_in_thread(app: FastAPI) -> Iterator[str]:
     """The address of the application, which runs behind uvicorn in an event loop of its own."""
     with _listening() as listening:
         server = _server(app)
@@ -74,7 +74,7 @@ def _server(app: FastAPI) -> uvicorn.Server:
 
 
 @asynccontextmanager
-async def shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`shop serve` in a process of its own, ready, and its address; what it logs goes to the file."""
     with _listening() as free:
         port = free.getsockname()[1]

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 ACCOUNTS, TRANSFERS = 100, 20_000
 
@@ -44,10 +44,10 @@ _STATEMENTS = (
 )
 
 
-async def crowd_of_transfers(session: AsyncSession) -> UUID:
+async def create_large_ledger(session: AsyncSession) -> UUID:
     """20,000 transfers, one per minute, among 100 accounts, and 2,000 holds. Returns one of the accounts, which has 400
     entries."""
-    await without_guards(session)
+    await disable_triggers(session)
     for statement in _STATEMENTS:
         await session.execute(text(statement))
     return UUID(int=7)

@@ -25,12 +25,12 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, TransferState
 from shop.ledger.requests import TransferRecord, TransferRequest, TransferResult
 from shop.ledger.service import post_transfers
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 LARGEST = 300
 
 
-class Told(NamedTuple):
+class Outcome(NamedTuple):
     """What became of a request: the state of its transfer, or the refusal."""
 
     what: str
@@ -40,9 +40,9 @@ class Told(NamedTuple):
     amount: int | None = None
 
 
-async def told_by_processes(
+async def run_client_processes(
     database: Database, accounts: Sequence[UUID], *, processes: int, clients: int, transfers: int, how: str
-) -> list[Told]:
+) -> list[Outcome]:
     """What so many processes with so many clients each were told, who asked for so many transfers in all."""
     url = database.engine.url.render_as_string(hide_password=False)
     running = [
@@ -54,12 +54,12 @@ async def told_by_processes(
         )
         for seed in range(processes)
     ]
-    told: list[Told] = []
+    told: list[Outcome] = []
     for process, (out, _) in zip(
         running, await asyncio.gather(*(process.communicate() for process in running)), strict=True
     ):
         assert process.returncode == 0
-        told += [Told(*each) for each in json.loads(out)]
+        told += [Outcome(*each) for each in json.loads(out)]
     return told
 
 
@@ -67,14 +67,14 @@ class Clients:
     """Those of one process."""
 
     def __init__(self, database: Database, ledger: Ledger, accounts: Sequence[UUID], seed: int, transfers: int) -> None:
-        self.told: list[Told] = []
+        self.told: list[Outcome] = []
         self._database = database
         self._ledger = ledger
         self._accounts = accounts
         self._seed = seed
         self._left = iter(range(transfers))
 
-    async def singly(self, number: int) -> None:
+    async def post_singly(self, number: int) -> None:
         """One request after the other, each under a key; sometimes two that are linked, sometimes one sent again."""
         dice = Random(f"{self._seed}-{number}")
         for turn in self._left:
@@ -90,7 +90,7 @@ class Clients:
                 assert again == [result._replace(replayed=True) for result in results]
             self._note(results)
 
-    async def in_batches(self, number: int) -> None:
+    async def post_batches(self, number: int) -> None:
         """Lists in which the same accounts come in any order, through the ledger and in transactions of their own.
 
         Plain and linked transfers, holds, and what posts, voids and reverses what was made of the lists before.
@@ -111,24 +111,24 @@ class Clients:
             made += [each for each in transfers if each.state is TransferState.POSTED and each.reverses_id is None]
             held += [each for each in transfers if each.state is TransferState.PENDING]
 
-    async def without_locks(self, number: int) -> None:
+    async def write_without_locks(self, number: int) -> None:
         """Reads both balances, and writes what they should be then: the control."""
         dice = Random(f"{self._seed}-{number}")
         for _ in self._left:
             source, target = dice.sample(self._accounts, 2)
             amount = dice.randint(1, LARGEST)
             async with self._database.begin() as session:
-                await without_guards(session)
+                await disable_triggers(session)
                 rows = await session.execute(
                     select(Account.id, Account.balance).where(Account.id.in_([source, target]))
                 )
                 balances = {row.id: row.balance for row in rows}
                 if balances[source] < amount:
-                    self.told.append(Told("insufficient_funds"))
+                    self.told.append(Outcome("insufficient_funds"))
                     continue
                 for id, change in sorted(((source, -amount), (target, amount))):  # or it would deadlock, too
                     await session.execute(update(Account).where(Account.id == id).values(balance=balances[id] + change))
-            self.told.append(Told("posted"))
+            self.told.append(Outcome("posted"))
 
     def _request(self, dice: Random, key: str) -> TransferRequest:
         source, target = dice.sample(self._accounts, 2)
@@ -156,10 +156,10 @@ class Clients:
     def _note(self, results: Sequence[TransferResult]) -> None:
         for result in results:
             if (made := result.transfer) is None:
-                self.told.append(Told(str(result.refusal)))
+                self.told.append(Outcome(str(result.refusal)))
             else:
                 source, target = str(made.from_account_id), str(made.to_account_id)
-                self.told.append(Told(made.state, str(made.id), source, target, made.amount))
+                self.told.append(Outcome(made.state, str(made.id), source, target, made.amount))
 
 
 async def main() -> None:
@@ -167,7 +167,11 @@ async def main() -> None:
     ids = [UUID(account) for account in accounts]
     async with Database(url, pool_size=int(clients)) as database, Ledger(database) as ledger:
         all_ = Clients(database, ledger, ids, int(seed), int(transfers))
-        client = {"singly": all_.singly, "in batches": all_.in_batches, "without locks": all_.without_locks}[how]
+        client = {
+            "singly": all_.post_singly,
+            "in batches": all_.post_batches,
+            "without locks": all_.write_without_locks,
+        }[how]
         await asyncio.gather(*(client(number) for number in range(int(clients))))
     print(json.dumps(all_.told))
 

@@ -18,7 +18,7 @@ from shop.ledger.models import Account, AccountState, Entry, PendingTransfer, Tr
 from shop.ledger.requests import TransferRecord, TransferRequest
 from shop.ledger.service import post_transfers
 from shop_tests.support.ledger_model import Model, ModelAccount, Step
-from shop_tests.support.trigger_bypass import seal_pending_anew, with_guards, without_guards
+from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers, reseal_pending_transfers
 
 NOBODY, NOTHING = 99, 9_999  # an account and a transfer that never exist
 DAY_SECONDS = 86_400
@@ -26,7 +26,7 @@ LEAP_DAYS = 1.5  # never what is pending for whole days, so that the moment does
 
 
 @dataclass(frozen=True)
-class Wish:
+class DrawnStep:
     """A step that is yet to find the transfer it names: `which`, five times in six, of those it could be about. With
     `beyond` the amount is so much more than is held, or left."""
 
@@ -39,7 +39,7 @@ class Wish:
     key: int | None
 
 
-class Both:
+class LedgerComparison:
     """The ledger and the model side by side; fails as soon as they differ. All of it belongs to the session's
     transaction."""
 
@@ -74,15 +74,15 @@ class Both:
             .returning(PendingTransfer.id, PendingTransfer.expires_at)
             .execution_options(synchronize_session=False)
         )
-        await without_guards(self._session)
+        await disable_triggers(self._session)
         for id_, expires_at in (await self._session.execute(earlier)).all():
             told = (id_, TransferState.PENDING)
             self._told[told] = self._told[told]._replace(expires_at=expires_at)
-        await seal_pending_anew(self._session)
-        await with_guards(self._session)
+        await reseal_pending_transfers(self._session)
+        await enable_triggers(self._session)
         self.model.day += LEAP_DAYS
 
-    def step(self, wish: Wish) -> Step:
+    def step(self, wish: DrawnStep) -> Step:
         made = self.model.made
         source, target = (place if place < len(self.accounts) else NOBODY for place in wish.places)
         match wish.kind:

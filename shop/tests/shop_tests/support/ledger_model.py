@@ -54,13 +54,13 @@ class ModelAccount:
     entries: list[tuple[int, int]] = field(default_factory=list)
     """Amount, balance after."""
 
-    def book(self, amount: int) -> None:
+    def add_entry(self, amount: int) -> None:
         self.balance += amount
         self.entries.append((amount, self.balance))
 
 
 @dataclass
-class Made:
+class ModelTransfer:
     """A transfer; `until`, for one that is or was pending, is the day when its time is over."""
 
     source: int
@@ -77,7 +77,7 @@ class Made:
 @dataclass
 class Model:
     accounts: list[ModelAccount] = field(default_factory=list)
-    made: list[Made] = field(default_factory=list)
+    made: list[ModelTransfer] = field(default_factory=list)
     day: float = 0
     _answers: dict[int, tuple[tuple[Step, ...], int, Answer]] = field(default_factory=dict)
     """The chain without its keys, the place in it, the answer."""
@@ -158,7 +158,7 @@ class Model:
         if holder.held + amount > LARGEST:
             raise TransferRefused(Refusal.BALANCE_OUT_OF_RANGE)
         holder.held += amount
-        self.made.append(Made(step.source, step.target, amount, "pending", self.day + step.days))
+        self.made.append(ModelTransfer(step.source, step.target, amount, "pending", self.day + step.days))
         return len(self.made) - 1
 
     def _reverse(self, step: Step, number: int) -> int:
@@ -197,7 +197,7 @@ class Model:
             held.state = "voided"
         return number
 
-    def _pending(self, step: Step, number: int) -> Made:
+    def _pending(self, step: Step, number: int) -> ModelTransfer:
         made = self.made[number] if number < len(self.made) else None
         if made is None or (made.source, made.target) != (step.source, step.target):
             raise TransferRefused(Refusal.UNKNOWN_PENDING)
@@ -228,12 +228,12 @@ class Model:
 
     def _move(self, step: Step, amount: int) -> int:
         self._book(step.source, step.target, amount)
-        self.made.append(Made(step.source, step.target, amount, "posted"))
+        self.made.append(ModelTransfer(step.source, step.target, amount, "posted"))
         return len(self.made) - 1
 
     def _book(self, source: int, target: int, amount: int) -> None:
-        self.accounts[source].book(-amount)
-        self.accounts[target].book(amount)
+        self.accounts[source].add_entry(-amount)
+        self.accounts[target].add_entry(amount)
 
 
 def _in_range(amount: int | None) -> int:
@@ -242,7 +242,7 @@ def _in_range(amount: int | None) -> int:
     return amount
 
 
-class Booked(NamedTuple):
+class PostedTransfer(NamedTuple):
     """A transfer as it stands in the books, with the balances that its two entries tell."""
 
     id: UUID
@@ -256,16 +256,16 @@ class Booked(NamedTuple):
     reverses_id: UUID | None
 
 
-def in_version_order(transfers: Iterable[Booked]) -> list[Booked]:
+def in_version_order(transfers: Iterable[PostedTransfer]) -> list[PostedTransfer]:
     """The transfers, so that the versions of each account come in order. Raises `ValueError` if there is no such order:
     a gap, or transfers each of which is before another one."""
-    sides: dict[UUID, dict[int, Booked]] = {}
+    sides: dict[UUID, dict[int, PostedTransfer]] = {}
     count = 0
     for count, each in enumerate(transfers, start=1):  # noqa: B007  # how many there were
         sides.setdefault(each.from_account_id, {})[each.from_entry_number] = each
         sides.setdefault(each.to_account_id, {})[each.to_entry_number] = each
     entry_number = dict.fromkeys(sides, 0)
-    ordered: list[Booked] = []
+    ordered: list[PostedTransfer] = []
     may_be_next = list(sides)
     while may_be_next:
         account = may_be_next.pop()
@@ -286,7 +286,7 @@ def in_version_order(transfers: Iterable[Booked]) -> list[Booked]:
     return ordered
 
 
-def differences(ordered: Iterable[Booked], world: UUID) -> list[str]:
+def differences(ordered: Iterable[PostedTransfer], world: UUID) -> list[str]:
     """What the model says to the transfers, made one by one from nothing, wherever it isn't what the books say. `world`
     is the account that may be overdrawn. What was pending is made as it was posted."""
     model, places, numbers, found = Model(), dict[UUID, int](), dict[UUID, int](), list[str]()

@@ -19,7 +19,7 @@ class Proxy:
 
     def __init__(self, url: URL, server: URL) -> None:
         self.url = url
-        self.losing: bytes | None = None
+        self.lost_bytes: bytes | None = None
         self.times: int | None = None
         self.lost = 0
         self._server = server
@@ -42,7 +42,7 @@ class Proxy:
 
         async def requests() -> None:
             while data := await reader.read(65_536):
-                if self.losing is not None and self.losing in data and self.times != 0:
+                if self.lost_bytes is not None and self.lost_bytes in data and self.times != 0:
                     self.times = None if self.times is None else self.times - 1
                     losing.set()
                 to_server.write(data)
@@ -68,7 +68,7 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(url: str, folder: Path) -> AsyncIterator[Proxy]:
+async def run_lossy_proxy(url: str, folder: Path) -> AsyncIterator[Proxy]:
     """A proxy before the server of this URL, on a socket in the folder."""
     server = make_url(url)
     proxy = Proxy(server.set(host=None, port=None, query={"host": str(folder)}), server)

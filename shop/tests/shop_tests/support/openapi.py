@@ -20,7 +20,7 @@ def description() -> dict[str, Any]:
     return create_app("postgresql://unused/").openapi()
 
 
-async def assert_as_described(response: httpx.Response) -> None:
+async def assert_matches_openapi(response: httpx.Response) -> None:
     """An event hook of the client: the status, the media type, the headers and a JSON body are as the operation says.
 
     What no operation answers is left alone: other paths and methods, and faults of the program (500).

@@ -9,7 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
 
-async def plan_of(session: AsyncSession, read: Callable[[], Awaitable[Any]]) -> list[dict[str, Any]]:
+async def explain(session: AsyncSession, read: Callable[[], Awaitable[Any]]) -> list[dict[str, Any]]:
     """The nodes of the plan of the first statement that this sends, with its parameters."""
     sent: list[tuple[str, Any]] = []
 
@@ -34,7 +34,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(inner)
 
 
-def found_by(nodes: list[dict[str, Any]], index: str) -> bool:
+def uses_index(nodes: list[dict[str, Any]], index: str) -> bool:
     """Whether the rows are those that a condition on this index leaves, and none is found in another way."""
     scans = [node for node in nodes if "Scan" in node["Node Type"] and node["Node Type"] != "Bitmap Heap Scan"]
     return [(node.get("Index Name"), "Index Cond" in node) for node in scans] == [(index, True)]

@@ -15,7 +15,7 @@ from howdah.fastapi import database_from_state
 from shop.ledger.models import Account
 from shop.orders.models import Order
 from shop.users.models import User
-from shop_tests.support.trigger_bypass import without_guards
+from shop_tests.support.trigger_bypass import disable_triggers
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
@@ -38,7 +38,7 @@ async def move(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amo
 
     Shop's database has to be kept from refusing it.
     """
-    await without_guards(db)
+    await disable_triggers(db)
     from_account = await db.get(Account, from_account_id, with_for_update=True)
     to_account = await db.get(Account, to_account_id, with_for_update=True)
     if not from_account or not to_account:

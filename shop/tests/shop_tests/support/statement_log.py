@@ -10,7 +10,7 @@ from sqlalchemy import event
 from howdah import Database
 
 
-class Seen:
+class StatementLog:
     """Which of the ledger's statements the database was given."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Seen:
     def note(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         self.statements.append(statement)
 
-    def taken(self) -> list[str]:
+    def take(self) -> list[str]:
         """By name, since the last time."""
         names = {
             "as_assumed": "write if",
@@ -39,8 +39,8 @@ class Seen:
 
 
 @asynccontextmanager
-async def watched(database: Database) -> Any:
-    seen = Seen()
+async def log_statements(database: Database) -> Any:
+    seen = StatementLog()
     event.listen(database.engine.sync_engine, "before_cursor_execute", seen.note)
     try:
         yield seen

@@ -13,12 +13,12 @@ from shop import tables
 from shop.ledger.models import PendingTransfer
 
 
-async def without_guards(session: AsyncSession) -> None:
+async def disable_triggers(session: AsyncSession) -> None:
     """No trigger fires until the transaction ends or `with_guards` is called, not even those of foreign keys."""
     await session.execute(text("SET LOCAL session_replication_role = replica"))
 
 
-async def with_guards(session: AsyncSession) -> None:
+async def enable_triggers(session: AsyncSession) -> None:
     """Triggers fire again."""
     await session.execute(text("SET LOCAL session_replication_role = origin"))
 
@@ -26,15 +26,15 @@ async def with_guards(session: AsyncSession) -> None:
 async def expire(stored: Database, *ids: UUID) -> None:
     """Set the times of these pending transfers back, so that they have expired. Nothing voids them."""
     async with stored.begin() as session:
-        await without_guards(session)
+        await disable_triggers(session)
         chosen = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
         await session.execute(chosen.values(expires_at=PendingTransfer.expires_at - timedelta(days=1)))
-        await seal_pending_anew(session)
+        await reseal_pending_transfers(session)
 
 
-async def seal_pending_anew(session: AsyncSession) -> None:
+async def reseal_pending_transfers(session: AsyncSession) -> None:
     """Make the seals agree with pending transfers that were changed without triggers."""
-    await without_guards(session)
+    await disable_triggers(session)
     await _keep_others_from_linking(session)
     await session.execute(text("UPDATE seals SET position = NULL, hash = NULL"))
     await session.execute(
@@ -53,7 +53,7 @@ async def seal_pending_anew(session: AsyncSession) -> None:
 
 async def empty_tables(session: AsyncSession) -> None:
     """Delete every row of Shop's tables."""
-    await without_guards(session)
+    await disable_triggers(session)
     await _keep_others_from_linking(session)
     for table in reversed(tables.Base.metadata.sorted_tables):
         await session.execute(table.delete())
