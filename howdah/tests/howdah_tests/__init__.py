@@ -1,1 +1,1 @@
-"""What the tests of the library share."""
+"""Shared code of the library's tests."""

@@ -1,1 +1,1 @@
-"""What the tests of Shop share."""
+"""Shared code of Shop's tests."""

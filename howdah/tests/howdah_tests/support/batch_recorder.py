@@ -1,4 +1,4 @@
-"""An `apply` for a Coalescer whose trips a test can watch and hold up."""
+"""An `apply` for a Coalescer that records its batches and can hold them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 class BatchRecorder:
-    """Makes capitals of letters. With `waiting`, each trip waits until it is let go."""
+    """Returns the items in capitals. With `waiting`, each batch waits for `release`."""
 
     def __init__(self, *, waiting: bool = True) -> None:
         self.batches: list[list[str]] = []
@@ -35,7 +35,7 @@ class BatchRecorder:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Give way until it is so."""
+    """Yield to the event loop until the condition is true."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)

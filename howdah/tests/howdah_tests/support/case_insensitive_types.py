@@ -42,7 +42,7 @@ CREATE OPERATOR CLASS citext_ops DEFAULT FOR TYPE citext USING btree AS OPERATOR
 
 
 async def create_citext(session: AsyncSession) -> None:
-    """Create the type `citext`: the extension's, or one that compares in the same way."""
+    """Create the type `citext`: from the extension, or one that compares in the same way."""
     try:
         async with session.begin_nested():
             await session.execute(text("CREATE EXTENSION citext"))
@@ -53,7 +53,7 @@ async def create_citext(session: AsyncSession) -> None:
 
 
 async def create_nondeterministic_collation(session: AsyncSession) -> bool:
-    """Create the collation `ignores_case`, if the server was built with ICU."""
+    """Create the collation `ignores_case`. Returns False if the server was built without ICU."""
     try:
         async with session.begin_nested():
             await session.execute(

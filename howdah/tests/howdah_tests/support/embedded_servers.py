@@ -1,6 +1,6 @@
-"""Embedded servers of the tests, in folders of their own, and other processes that use them.
+"""Embedded servers in temporary folders, and other processes that use them.
 
-Not in pytest's tmp_path: for root that lies in a folder that the server's user can't enter.
+The folders are not in pytest's tmp_path: if root runs the tests, the server's user can't enter that folder.
 """
 
 import contextlib
@@ -55,9 +55,9 @@ def is_dead(pid: object) -> bool:
 
 
 class OtherProcess:
-    """Another process, in a session of its own. Its script knows `EmbeddedPostgres`, `data_dir` and `pipe`.
+    """Another process, in its own session. Its script can use `EmbeddedPostgres`, `data_dir` and `pipe`.
 
-    Forked from a server that has the imports done, and so without atexit.
+    It is forked from a server process that has already done the imports, so atexit handlers don't run.
     """
 
     START = """
@@ -88,11 +88,11 @@ server.stop()
         self._pipe.close()
 
     def receive(self) -> object:
-        assert self._pipe.poll(PATIENCE), "it says nothing"
+        assert self._pipe.poll(PATIENCE), "the process sent nothing"
         return self._pipe.recv()
 
     def finish(self) -> None:
-        self._pipe.send("you may go")
+        self._pipe.send("finish")
         self.process.join(PATIENCE)
         assert self.process.exitcode == 0
 

@@ -29,7 +29,7 @@ def create_app(database: Database) -> FastAPI:
 
 
 def create_bare_app(database: Database | None = None) -> FastAPI:
-    """An application without a lifespan, for `calling`."""
+    """An application without a lifespan, for `asgi_client`."""
     app = FastAPI()
     add_error_handlers(app)
     if database is not None:
@@ -39,7 +39,7 @@ def create_bare_app(database: Database | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application behind a real server."""
+    """A client of the application, which runs behind uvicorn."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
         running = asyncio.create_task(server.serve(sockets=[listening]))

@@ -10,8 +10,8 @@ from sqlalchemy import make_url
 
 
 class Proxy:
-    """Stands before the server. `up=False` breaks what is open and refuses what comes, `frozen=True` passes nothing on
-    until it is False again."""
+    """Forwards connections to the server. `down` breaks the open ones and refuses new ones. After `freeze` it forwards
+    nothing until `thaw`."""
 
     def __init__(self, url: str) -> None:
         self._target = make_url(url)

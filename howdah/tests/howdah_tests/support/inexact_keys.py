@@ -1,4 +1,4 @@
-"""Tables whose keys are equal in PostgreSQL in several spellings."""
+"""Tables whose keys have several spellings: PostgreSQL compares them as equal, Python doesn't."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Separate(Base):
 
 
 class Guid(TypeDecorator[UUID]):
-    """Takes text as well as a UUID, as the recipe of SQLAlchemy's documentation does."""
+    """Accepts a UUID or text, like the recipe in SQLAlchemy's documentation."""
 
     impl = Uuid
     cache_ok = True
@@ -86,7 +86,7 @@ class CollatedKey(Separate):
 
 
 class UndeclaredCollation(Separate):
-    """Which only the database knows."""
+    """Its collation is declared in the database only."""
 
     __tablename__ = "undeclared_collations"
 
@@ -161,9 +161,9 @@ class VersionedKey(Versioned, Separate):
 class Case(NamedTuple):
     model: type[Any]
     stored: Any
-    """A key as its row has it, when it is read."""
+    """The key as a read returns it."""
     other: Any
-    """Another spelling of it."""
+    """Another spelling of this key."""
     second: Any
     """The key of a second row."""
     missing: Any

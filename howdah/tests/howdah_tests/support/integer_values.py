@@ -1,4 +1,4 @@
-"""A table of integers, and values that an integer equals or not."""
+"""A table of integers, values that are equal to an integer, and values that aren't."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class HalfFloat:
 
 
 class NoIndex:
-    """It has `__index__`, but not for this value, as an array of numpy that holds one float."""
+    """Its `__index__` raises TypeError, like that of a numpy array with one float."""
 
     def __index__(self) -> int:
         raise TypeError

@@ -33,7 +33,7 @@ from howdah import (
 
 
 class Model(Base):
-    """Apart from the sample models: the tests that need these tables make them."""
+    """Has its own metadata: a test that needs these tables creates them."""
 
     __abstract__ = True
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
@@ -63,7 +63,7 @@ class Person(UUIDv7PrimaryKey, Timestamps, Model):
 
 
 class Pet(UUIDv7PrimaryKey, AsyncAttrs, Model):
-    """Every way to say how a relationship is loaded."""
+    """Has every way to declare how a relationship is loaded."""
 
     __tablename__ = "pets"
 
@@ -79,7 +79,7 @@ class Pet(UUIDv7PrimaryKey, AsyncAttrs, Model):
 
 
 class Document(Versioned, Model):
-    """Its own mapper options, and values that the server makes."""
+    """Has its own mapper options, and columns with server defaults."""
 
     __tablename__ = "documents"
 

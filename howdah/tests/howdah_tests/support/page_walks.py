@@ -1,4 +1,4 @@
-"""Walks through pages, and what is on them."""
+"""Reads all pages of a list, forward and backward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def mapped(kind: TypeEngine[Any], *, nullable: bool = True) -> Any:
     """A class of a table `cases` with a column `value`, which has this type in the mapping."""
 
     class Separate(DeclarativeBase):
-        """Of its own, for many have this name."""
+        """Has its own registry, since many classes are called `Case`."""
 
     columns = {
         "id": mapped_column(Integer, primary_key=True),
@@ -33,12 +33,12 @@ async def walk(turn: Callable[[str | None], Any], following: str) -> list[Page[A
     pages = [await turn(None)]
     while (cursor := getattr(pages[-1], following)) is not None:
         pages.append(await turn(cursor))
-        assert len(pages) < 100, "going round in circles"
+        assert len(pages) < 100, "more than 100 pages: the cursors go round in circles"
     return pages
 
 
 async def assert_pages_are(whole: Sequence[Any], turn: Callable[..., Any], *, limit: int) -> None:
-    """The pages that `turn(limit=…, after=…, before=…)` reads, forward and backward, are the whole list."""
+    """Check that the pages that `turn(limit=…, after=…, before=…)` reads, forward and backward, are the whole list."""
     forward = await walk(lambda cursor: turn(limit=limit, after=cursor, before=None), "next")
     assert [item for page in forward for item in page.items] == list(whole)
     if len(forward) == 1:

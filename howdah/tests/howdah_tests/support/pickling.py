@@ -1,4 +1,4 @@
-"""An error, once through pickle."""
+"""Pickling and unpickling of an error."""
 
 from __future__ import annotations
 

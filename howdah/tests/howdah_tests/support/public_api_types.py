@@ -1,4 +1,4 @@
-"""What a type checker knows of the public API. Nothing here runs; `test_typing.py` has mypy check it."""
+"""The types of the public API. Nothing here is executed; `test_typing.py` runs mypy on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference's repository, as a control."""
+"""The repository of the reference examples, for control tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 
 class ReferenceRepository:
-    """The reference's own methods, as controls."""
+    """Has the methods of the reference examples, unchanged."""
 
     def __init__(self, session: AsyncSession, model: type[Any]) -> None:
         self.session = session

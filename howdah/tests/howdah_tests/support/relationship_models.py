@@ -1,4 +1,4 @@
-"""Mapped classes with every kind of relationship of SQLAlchemy's documentation, and random rows for them."""
+"""Mapped classes with every kind of relationship in SQLAlchemy's documentation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Separate(DeclarativeBase):
 
 
 class Node(Separate):
-    """The base of most classes here: a number, and a relationship to the row itself, which needs an alias."""
+    """The base of most classes here. `me` is a relationship to the row itself, which needs an alias."""
 
     __abstract__ = True
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

@@ -38,7 +38,7 @@ async def make_tables(session: AsyncSession) -> None:
 
 
 async def make_rows(session: AsyncSession, seed: int) -> None:
-    """At most nine rows in a table, with as many coincidences as chance makes."""
+    """Insert at most nine rows per table, with random references between them."""
     random = Random(seed)
     parents, children = range(1, 5), range(1, random.randint(1, 8) + 1)
 

@@ -79,7 +79,7 @@ class Seat(Base):
 
 
 class Counter(Base):
-    """A key that the database makes, and a column whose name isn't its attribute's."""
+    """Has a key that the database generates, and a column whose name differs from its attribute."""
 
     __tablename__ = "counters"
 
@@ -112,7 +112,7 @@ class Corner:
 
 
 class Specimen(Base):
-    """A column of every kind, and attributes that aren't columns."""
+    """Has a column of every kind, and attributes that aren't columns."""
 
     __tablename__ = "specimens"
 
@@ -160,7 +160,7 @@ class Specimen(Base):
 
 
 class Album(UUIDv7PrimaryKey, Base):
-    """Its tracks go with it, and a collection that is only viewed."""
+    """Its tracks are deleted with it. It also has a view-only collection."""
 
     __tablename__ = "albums"
 

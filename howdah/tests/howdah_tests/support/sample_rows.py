@@ -1,4 +1,4 @@
-"""Rows of the sample's tables: values for them, and those that a test begins with."""
+"""Values for rows of the sample tables, and functions that insert them."""
 
 from __future__ import annotations
 

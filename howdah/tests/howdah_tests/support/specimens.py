@@ -62,7 +62,7 @@ exhaustive = settings(
 
 @asynccontextmanager
 async def specimens(session: AsyncSession, rows: list[dict[str, Any]]) -> AsyncIterator[AsyncRepository[Specimen]]:
-    """These rows and no others, for one example."""
+    """The repository of a table with these rows only, for one example."""
     savepoint = await session.begin_nested()
     try:
         await insert_specimens(session, {(i * 7) % 31: row for i, row in enumerate(rows)})

@@ -1,4 +1,4 @@
-"""A table with columns of any type, and what is written to it."""
+"""A table with columns of any type, and functions that write and read it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def create_mapped_class(**columns: Any) -> Any:
 
 
 async def execute(url: str, *statements: str) -> None:
-    """On a connection of its own."""
+    """Execute the statements on a new connection."""
     connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
     try:
         for statement in statements:
@@ -69,7 +69,7 @@ def as_text(model: Any) -> Select[Any]:
 
 
 async def write(database: Database, model: Any, values: Sequence[Any], count: int) -> list[Any]:
-    """Write that many rows and read all as text; afterwards the table is empty."""
+    """Write that many rows, read all of them as text, and empty the table."""
     rows = [{"v": values[i % len(values)]} for i in range(count)]
     async with database.begin() as session:
         assert (await bulk.insert_many(session, model, rows)).count == count

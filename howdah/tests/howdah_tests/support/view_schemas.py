@@ -1,4 +1,4 @@
-"""Pydantic models for views of the sample's tables, and the comparison of a view's JSON with them."""
+"""Pydantic models for views of the sample tables, and the comparison of a view's JSON with them."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def keys_of(value: Any) -> Any:
 
 
 def texts_of(value: Any) -> Any:
-    """All texts in a JSON value but those of which there are several for one value: durations, decimals with an
-    exponent or without, and an infinite float."""
+    """All texts in a JSON value, except those with several forms for one value: durations, decimals with and without an
+    exponent, and infinite floats."""
     if isinstance(value, dict):
         return [texts_of(inner) for key, inner in value.items() if key not in ("span", "exact", "real")]
     return (

@@ -11,14 +11,14 @@ from howdah import Database
 
 
 async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10.0) -> None:
-    """Return when the condition is true; fail if it isn't within so many seconds."""
+    """Return when the condition is true; fail if it isn't after this time."""
     async with asyncio.timeout(seconds):
         while not await condition():  # the server can't notify
             await asyncio.sleep(0.005)
 
 
 async def until_waiting(database: Database, sessions: int = 1) -> None:
-    """Return when so many sessions of this database wait for a lock."""
+    """Return when at least this many sessions of the database wait for a lock."""
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )

@@ -14,9 +14,9 @@ from shop.ledger.service import post_transfers, reversal_request
 
 
 async def create_ledger(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:
-    """A right ledger with two currencies, a reversal, a refusal, keys, and holds: pending, posted in part, voided.
+    """Create a correct ledger: two currencies, a reversal, a refusal, keys, and holds (pending, partly posted, voided).
 
-    The accounts are `world` (may be negative), `rich` (has money), `poor` (its money came back), and one in another
+    Returns `world` (may be negative), `rich` (has money), `poor` (its money was returned), and an account in another
     currency, which has the holds."""
     world, rich, poor = [
         (await open_account(session, AccountIn(name=name, currency="GBP", allows_negative=name == "world"))).id

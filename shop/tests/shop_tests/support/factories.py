@@ -1,4 +1,4 @@
-"""What tests need to be there, made over HTTP."""
+"""Users, orders, accounts and transfers, created over HTTP."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ async def make_user(client: httpx.AsyncClient, **values: Any) -> dict[str, Any]:
 
 
 async def make_order(client: httpx.AsyncClient, user_id: str, *prices: int, **values: Any) -> dict[str, Any]:
-    """A pending order of one piece at each price."""
+    """Create a pending order with one item per price."""
     items = [{"sku": "TEA", "quantity": 1, "unit_price_cents": price} for price in prices or (100,)]
     return await made(client, "/orders", {"user_id": user_id, "items": items} | values)
 
 
 async def make_account(client: httpx.AsyncClient, balance: int = 0, **values: Any) -> dict[str, Any]:
-    """An account with this on it, which comes from an account made for that."""
+    """Create an account with this balance, which comes from another new account."""
     account = await made(client, "/accounts", {"name": "Current account", "currency": "GBP"} | values)
     if balance:
         world = await made(
@@ -42,7 +42,7 @@ async def make_account(client: httpx.AsyncClient, balance: int = 0, **values: An
 
 
 async def change_account(client: httpx.AsyncClient, account: dict[str, Any], **changes: Any) -> httpx.Response:
-    """Based on the account as it is now."""
+    """Change the account, with its current ETag."""
     path = f"/accounts/{account['id']}"
     current = (await client.get(path)).headers["etag"]
     return await client.patch(path, json=changes, headers={"If-Match": current})
@@ -92,7 +92,7 @@ async def balances(client: httpx.AsyncClient, *accounts: dict[str, Any]) -> list
 
 
 async def walk(client: httpx.AsyncClient, path: str, **parameters: Any) -> list[list[dict[str, Any]]]:
-    """The pages of a listing from the first to the last."""
+    """The pages of a list, from the first to the last."""
     pages: list[list[dict[str, Any]]] = []
     after: dict[str, Any] = {}
     while True:
@@ -105,7 +105,7 @@ async def walk(client: httpx.AsyncClient, path: str, **parameters: Any) -> list[
 
 
 async def walk_back(client: httpx.AsyncClient, path: str, **parameters: Any) -> list[list[dict[str, Any]]]:
-    """The pages from the last one, which `walk` would end at, to the first; in that order."""
+    """The pages of a list, from the last to the first."""
     last: dict[str, Any] = {}
     while True:
         page = (await client.get(path, params=parameters | last)).json()

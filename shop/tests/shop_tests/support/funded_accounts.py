@@ -1,4 +1,4 @@
-"""Accounts with money on them."""
+"""Accounts with a balance, and a check of the whole ledger."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shop.ledger.service import transfer_funds
 
 
 async def open_accounts(database: Database, *balances: int) -> list[UUID]:
-    """An account for each balance, which comes from an account made for that."""
+    """Open one account per balance. The money comes from another new account."""
     async with database.begin() as session:
         world = (await open_account(session, AccountIn(name="World", currency="GBP", allows_negative=True))).id
         accounts = [(await open_account(session, AccountIn(name="Account", currency="GBP"))).id for _ in balances]

@@ -1,4 +1,4 @@
-"""The service on real HTTP: in this process, or in one of its own."""
+"""The service over real HTTP: in this process, or in another one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @contextmanager
 def serve_in_thread(app: FastAPI) -> Iterator[str]:
-    """The address of the application, which runs behind uvicorn in an event loop of its own."""
+    """The address of the application, which runs behind uvicorn in its own thread and event loop."""
     with _listening() as listening:
         server = _server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -75,7 +75,7 @@ def _server(app: FastAPI) -> uvicorn.Server:
 
 @asynccontextmanager
 async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """`shop serve` in a process of its own, ready, and its address; what it logs goes to the file."""
+    """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready."""
     with _listening() as free:
         port = free.getsockname()[1]
     environment = os.environ | {"SHOP_DATABASE_URL": url, "SHOP_LOG_FORMAT": "json"} | settings

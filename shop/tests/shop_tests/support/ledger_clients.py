@@ -1,8 +1,8 @@
-"""Clients of the ledger, in processes of their own.
+"""Clients of the ledger, in other processes.
 
     python -m shop_tests.support.ledger_clients URL SEED CLIENTS TRANSFERS HOW ACCOUNT…
 
-Each process prints, as JSON, what its clients were told.
+Each process prints the outcomes of its clients' requests as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LARGEST = 300
 
 
 class Outcome(NamedTuple):
-    """What became of a request: the state of its transfer, or the refusal."""
+    """The outcome of a request: the state of its transfer, or the refusal."""
 
     what: str
     transfer_id: str | None = None
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 async def run_client_processes(
     database: Database, accounts: Sequence[UUID], *, processes: int, clients: int, transfers: int, how: str
 ) -> list[Outcome]:
-    """What so many processes with so many clients each were told, who asked for so many transfers in all."""
+    """Run processes with this many clients each. `transfers` is the number of requests of all processes together."""
     url = database.engine.url.render_as_string(hide_password=False)
     running = [
         await asyncio.create_subprocess_exec(
@@ -64,7 +64,7 @@ async def run_client_processes(
 
 
 class Clients:
-    """Those of one process."""
+    """The clients of one process, and the outcomes of their requests."""
 
     def __init__(self, database: Database, ledger: Ledger, accounts: Sequence[UUID], seed: int, transfers: int) -> None:
         self.told: list[Outcome] = []
@@ -75,7 +75,7 @@ class Clients:
         self._left = iter(range(transfers))
 
     async def post_singly(self, number: int) -> None:
-        """One request after the other, each under a key; sometimes two that are linked, sometimes one sent again."""
+        """Post one request after the other, each with a key. Some are two linked requests; some are sent twice."""
         dice = Random(f"{self._seed}-{number}")
         for turn in self._left:
             request = self._request(dice, f"{self._seed}/{turn}")
@@ -91,9 +91,9 @@ class Clients:
             self._note(results)
 
     async def post_batches(self, number: int) -> None:
-        """Lists in which the same accounts come in any order, through the ledger and in transactions of their own.
+        """Post batches with the same accounts in any order, half through the ledger, half in their own transactions.
 
-        Plain and linked transfers, holds, and what posts, voids and reverses what was made of the lists before.
+        They contain basic and linked transfers, holds, and the posting, voiding and reversal of earlier transfers.
         """
         dice = Random(f"{self._seed}-{number}")
         made: list[TransferRecord] = []
@@ -112,7 +112,7 @@ class Clients:
             held += [each for each in transfers if each.state is TransferState.PENDING]
 
     async def write_without_locks(self, number: int) -> None:
-        """Reads both balances, and writes what they should be then: the control."""
+        """The control: read both balances, and write the new ones."""
         dice = Random(f"{self._seed}-{number}")
         for _ in self._left:
             source, target = dice.sample(self._accounts, 2)

@@ -1,4 +1,4 @@
-"""The ledger and the model of it, which are asked for the same."""
+"""Posts the same requests to the ledger and to the model, and compares them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LEAP_DAYS = 1.5  # never what is pending for whole days, so that the moment does
 
 @dataclass(frozen=True)
 class DrawnStep:
-    """A step that is yet to find the transfer it names: `which`, five times in six, of those it could be about. With
-    `beyond` the amount is so much more than is held, or left."""
+    """A step whose transfer is not chosen yet. `which` selects it: five times in six, one that the step can refer to.
+    `beyond` is how much the amount exceeds the held or reversible amount."""
 
     kind: str
     places: tuple[int, int]
@@ -40,7 +40,7 @@ class DrawnStep:
 
 
 class LedgerComparison:
-    """The ledger and the model side by side; fails as soon as they differ. All of it belongs to the session's
+    """Drives the ledger and the model, and fails as soon as they differ. Everything happens in the session's
     transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
@@ -65,7 +65,7 @@ class LedgerComparison:
         self.model.accounts[place].state = state
 
     async def leap(self) -> None:
-        """Time goes on: what is pending expires so much earlier."""
+        """Advance the time: pending transfers expire earlier by this much."""
         leap = timedelta(days=LEAP_DAYS)
         earlier = (
             update(PendingTransfer)
@@ -145,7 +145,7 @@ class LedgerComparison:
         )
 
     async def compare(self) -> None:
-        """Everything of both, but for what can't have changed."""
+        """Compare all accounts, entries and states. If no account has changed, entries and states are not read."""
         balances = select(Account.id, Account.balance, Account.held, Account.entry_count, Account.state)
         rows = {row.id: tuple(row)[1:] for row in await self._session.execute(balances.where(self._among(Account.id)))}
         expected = [(each.balance, each.held, len(each.entries), each.state) for each in self.model.accounts]
@@ -171,7 +171,7 @@ class LedgerComparison:
 
 
 def all_or_no_keys(steps: Sequence[Step]) -> list[Step]:
-    """Linked ones of which one has no key have none: the ledger takes nothing else."""
+    """Remove the keys of a linked chain in which one request has none: the ledger accepts all keys or none."""
     chosen: list[Step] = []
     chain: list[Step] = []
     for step in steps:

@@ -1,6 +1,6 @@
-"""A ledger in memory, small enough to be read, to hold the real one against; and the replay of what that one has made.
+"""A small in-memory model of the ledger, and the replay of the real ledger's transfers in it.
 
-It shares nothing with the ledger but the codes of its refusals.
+It shares only the codes of refusals with the ledger.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Step:
-    """A request, by the places of the accounts and the numbers of the transfers that it names."""
+    """A request. Accounts and transfers are numbers: their index in the model's lists."""
 
     source: int
     target: int
     amount: int | None
     key: int | None = None
     days: int | None = None
-    """Pending for so long."""
+    """How many days it stays pending; None for a transfer that is posted."""
     posts: int | None = None
     voids: int | None = None
     reverses: int | None = None
@@ -33,7 +33,7 @@ class Step:
 
 
 class Answer(NamedTuple):
-    """A refusal, or the number of the transfer and what was said of it."""
+    """A refusal, or the transfer's number, state and amount."""
 
     refusal: Refusal | None
     number: int | None = None
@@ -61,7 +61,7 @@ class ModelAccount:
 
 @dataclass
 class ModelTransfer:
-    """A transfer; `until`, for one that is or was pending, is the day when its time is over."""
+    """A transfer. `until` is the day on which a pending one expires."""
 
     source: int
     target: int
@@ -71,7 +71,7 @@ class ModelTransfer:
     reversed_amount: int = 0
     expired: bool = False
     told: bool = True
-    """Whether a request to void it comes too late, although it has expired."""
+    """Whether the expiry was reported. Until then, a request to void it succeeds."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Model:
     made: list[ModelTransfer] = field(default_factory=list)
     day: float = 0
     _answers: dict[int, tuple[tuple[Step, ...], int, Answer]] = field(default_factory=dict)
-    """The chain without its keys, the place in it, the answer."""
+    """By key: the chain without its keys, the index in it, the answer."""
 
     def post(self, steps: Sequence[Step]) -> list[Answer]:
         answers, chain = list[Answer](), list[Step]()
@@ -95,7 +95,7 @@ class Model:
         return answers
 
     def expire(self, places: Iterable[int]) -> list[int]:
-        """Void what these accounts hold and whose time is over: before anything else is decided on them."""
+        """Void the expired pending transfers of these accounts, as the ledger does before it decides on them."""
         holders = set(places)
         expired = [
             number
@@ -143,7 +143,7 @@ class Model:
         return answers
 
     def _make(self, step: Step) -> int:
-        """The transfer's number. Raises `TransferRefused`."""
+        """Post the step, and return the transfer's number. Raises `TransferRefused`."""
         if step.reverses is not None:
             return self._reverse(step, step.reverses)
         if step.posts is not None:
@@ -243,7 +243,7 @@ def _in_range(amount: int | None) -> int:
 
 
 class PostedTransfer(NamedTuple):
-    """A transfer as it stands in the books, with the balances that its two entries tell."""
+    """A posted transfer of the real ledger, with the balances after its two entries."""
 
     id: UUID
     from_account_id: UUID
@@ -257,8 +257,10 @@ class PostedTransfer(NamedTuple):
 
 
 def in_version_order(transfers: Iterable[PostedTransfer]) -> list[PostedTransfer]:
-    """The transfers, so that the versions of each account come in order. Raises `ValueError` if there is no such order:
-    a gap, or transfers each of which is before another one."""
+    """Sort the transfers so that the entry numbers of each account are in order.
+
+    Raises `ValueError` if there is no such order: a number is missing, or the transfers form a cycle.
+    """
     sides: dict[UUID, dict[int, PostedTransfer]] = {}
     count = 0
     for count, each in enumerate(transfers, start=1):  # noqa: B007  # how many there were
@@ -287,8 +289,11 @@ def in_version_order(transfers: Iterable[PostedTransfer]) -> list[PostedTransfer
 
 
 def differences(ordered: Iterable[PostedTransfer], world: UUID) -> list[str]:
-    """What the model says to the transfers, made one by one from nothing, wherever it isn't what the books say. `world`
-    is the account that may be overdrawn. What was pending is made as it was posted."""
+    """Post the transfers to a new model, one by one, and return where it differs from the ledger.
+
+    `world` is the account that may be negative. Transfers that were pending are posted directly, with their posted
+    amount.
+    """
     model, places, numbers, found = Model(), dict[UUID, int](), dict[UUID, int](), list[str]()
     for each in ordered:
         for account in (each.from_account_id, each.to_account_id):

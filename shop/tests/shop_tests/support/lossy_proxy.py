@@ -1,4 +1,4 @@
-"""A proxy before PostgreSQL that loses answers."""
+"""A proxy in front of PostgreSQL that loses responses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 
 COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
-"""asyncpg's, as a simple query."""
+"""The message that asyncpg sends for COMMIT, as a simple query."""
 
 
 class Proxy:
-    """Forwards everything; what has the bytes `losing` in it is carried out, and both connections end instead of its
-    answer, `times` times if that is set."""
+    """Forwards everything. A message that contains `lost_bytes` is executed, but both connections end before its
+    response. `times` limits how often this happens."""
 
     def __init__(self, url: URL, server: URL) -> None:
         self.url = url
@@ -69,7 +69,7 @@ class Proxy:
 
 @asynccontextmanager
 async def run_lossy_proxy(url: str, folder: Path) -> AsyncIterator[Proxy]:
-    """A proxy before the server of this URL, on a socket in the folder."""
+    """A proxy in front of the server of this URL, on a socket in the folder."""
     server = make_url(url)
     proxy = Proxy(server.set(host=None, port=None, query={"host": str(folder)}), server)
     listening = await asyncio.start_unix_server(proxy.accept, folder / ".s.PGSQL.5432")

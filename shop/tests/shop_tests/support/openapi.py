@@ -1,4 +1,4 @@
-"""Compares what the service answers with its OpenAPI description."""
+"""Compares the service's responses with its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def description() -> dict[str, Any]:
 
 
 async def assert_matches_openapi(response: httpx.Response) -> None:
-    """An event hook of the client: the status, the media type, the headers and a JSON body are as the operation says.
+    """An event hook of the client: the status, the media type, the headers and a JSON body must match the operation.
 
-    What no operation answers is left alone: other paths and methods, and faults of the program (500).
+    Responses that belong to no operation are not checked: other paths and methods, and internal errors (500).
     """
     operation = _operation(response.request.method, response.request.url.path)
     if operation is None or response.status_code == 500:
@@ -54,7 +54,8 @@ def _operation(method: str, path: str) -> dict[str, Any] | None:
 
 
 def _faults(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:
-    """Where the value isn't as the schema says, in the words of JSON Schema that the description uses."""
+    """The differences between the value and the schema. Only those keywords of JSON Schema are checked that the
+    description uses."""
     if "$ref" in schema:
         yield from _faults(value, description()["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], place)
         return

@@ -1,4 +1,4 @@
-"""What every refusal has in common."""
+"""The check of a problem response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import httpx
 
 
 def assert_problem(response: httpx.Response, status: int, code: str, **members: Any) -> dict[str, Any]:
-    """The response is the problem of this status and code, with these members; its body."""
+    """Check that the response is a problem with this status, code and members. Returns its body."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()

@@ -1,4 +1,4 @@
-"""How PostgreSQL goes about what a repository asks for."""
+"""The query plans of a repository's statements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 
 async def explain(session: AsyncSession, read: Callable[[], Awaitable[Any]]) -> list[dict[str, Any]]:
-    """The nodes of the plan of the first statement that this sends, with its parameters."""
+    """The nodes of the query plan of the first statement that `read` sends, with its parameters."""
     sent: list[tuple[str, Any]] = []
 
     def remember(*args: Any) -> None:
@@ -35,6 +35,6 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def uses_index(nodes: list[dict[str, Any]], index: str) -> bool:
-    """Whether the rows are those that a condition on this index leaves, and none is found in another way."""
+    """Whether the plan's only scan is one of this index, with a condition."""
     scans = [node for node in nodes if "Scan" in node["Node Type"] and node["Node Type"] != "Bitmap Heap Scan"]
     return [(node.get("Index Name"), "Index Cond" in node) for node in scans] == [(index, True)]

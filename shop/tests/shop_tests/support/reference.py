@@ -1,4 +1,4 @@
-"""The reference examples' functions on Shop's models: what the tests of the cures have as their control."""
+"""The functions of the reference examples, on Shop's models, for control tests."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 
 async def move(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> None:
-    """The inside of its `transfer_funds`, which can't be entered once the session has been used.
+    """The body of the reference's `transfer_funds`, for a session in which a transaction has begun.
 
-    Shop's database has to be kept from refusing it.
+    The triggers are disabled, since Shop's database would reject the change.
     """
     await disable_triggers(db)
     from_account = await db.get(Account, from_account_id, with_for_update=True)
@@ -64,7 +64,7 @@ class ReferenceBase(DeclarativeBase):
 
 
 class ReferenceOrder(ReferenceBase):
-    """Its `status` is any text."""
+    """Its `status` accepts any text."""
 
     __tablename__ = "reference_orders"
 

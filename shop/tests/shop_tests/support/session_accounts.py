@@ -14,7 +14,7 @@ from shop.ledger.service import post_transfers
 
 
 async def account(session: AsyncSession, balance: int = 0, *, currency: str = "GBP", covered: bool = True) -> Account:
-    """An account with this on it, from an account made for that."""
+    """Open an account with this balance, which comes from another new account."""
     made = Account(id=uuid7(), name="Account", currency=currency, allows_negative=not covered)
     session.add(made)
     await session.flush()

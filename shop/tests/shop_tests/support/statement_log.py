@@ -1,4 +1,4 @@
-"""Which statements the ledger sends."""
+"""A log of the ledger's statements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from howdah import Database
 
 
 class StatementLog:
-    """Which of the ledger's statements the database was given."""
+    """The ledger's statements, in the order in which they were sent."""
 
     def __init__(self) -> None:
         self.statements: list[str] = []
@@ -20,7 +20,7 @@ class StatementLog:
         self.statements.append(statement)
 
     def take(self) -> list[str]:
-        """By name, since the last time."""
+        """The names of the statements since the last call."""
         names = {
             "as_assumed": "write if",
             "FOR NO KEY UPDATE": "lock",

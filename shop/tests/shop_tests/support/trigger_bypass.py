@@ -1,4 +1,4 @@
-"""What the database doesn't let anybody do, done nevertheless."""
+"""Changes that the triggers would reject."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from shop.ledger.models import PendingTransfer
 
 
 async def disable_triggers(session: AsyncSession) -> None:
-    """No trigger fires until the transaction ends or `with_guards` is called, not even those of foreign keys."""
+    """Disable all triggers, those of foreign keys included, until `enable_triggers` or the end of the transaction."""
     await session.execute(text("SET LOCAL session_replication_role = replica"))
 
 
 async def enable_triggers(session: AsyncSession) -> None:
-    """Triggers fire again."""
+    """Enable the triggers again."""
     await session.execute(text("SET LOCAL session_replication_role = origin"))
 
 
 async def expire(stored: Database, *ids: UUID) -> None:
-    """Set the times of these pending transfers back, so that they have expired. Nothing voids them."""
+    """Change `expires_at` of these pending transfers so that they have expired. They are not voided."""
     async with stored.begin() as session:
         await disable_triggers(session)
         chosen = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
@@ -33,7 +33,7 @@ async def expire(stored: Database, *ids: UUID) -> None:
 
 
 async def reseal_pending_transfers(session: AsyncSession) -> None:
-    """Make the seals agree with pending transfers that were changed without triggers."""
+    """Recompute the seals of pending transfers that were changed without triggers."""
     await disable_triggers(session)
     await _keep_others_from_linking(session)
     await session.execute(text("UPDATE seals SET position = NULL, hash = NULL"))
@@ -60,5 +60,5 @@ async def empty_tables(session: AsyncSession) -> None:
 
 
 async def _keep_others_from_linking(session: AsyncSession) -> None:
-    """Take the lock of link_seals(), so that no service continues the old chain."""
+    """Take the lock of link_seals(), so that no other process continues the old chain of seals."""
     await session.execute(text("SELECT pg_advisory_xact_lock(495622122611)"))

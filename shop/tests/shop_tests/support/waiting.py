@@ -1,4 +1,4 @@
-"""Waiting for conditions instead of for times."""
+"""Waiting for a condition on the server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from howdah import Database
 
 
 async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 10) -> None:
-    """Return once the condition holds; fail if it doesn't in time."""
+    """Return when the condition is true; fail if it isn't after this time."""
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""A process whose wall clock is wrong."""
+"""A wrong wall clock for this process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import howdah.models
 
 @contextmanager
 def wall_clock_off_by(difference: timedelta) -> Iterator[None]:
-    """Inside the `with` block, `howdah.utcnow` differs by this much from the time. The clocks of the database and
-    of the test stay right."""
+    """Inside the `with` block, `howdah.utcnow` is wrong by this much. The clocks of the database and of the test are
+    correct."""
 
     class AnyDateTime(type):
         def __instancecheck__(cls, instance: object) -> bool:
