@@ -92,11 +92,11 @@ FILL = {
         """,
     "transfers": """
         INSERT INTO transfers (
-            id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at, reverses_id,
-            reversed_total, created_at
+            id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at,
+            reverses_id, reversed_total, created_at
         )
-        SELECT pg_temp.transfer(n), debit.account_id, debit.entry_number, credit.account_id, credit.entry_number, m.amount,
-            pg_temp.currency(source), pg_temp.at(n), pg_temp.transfer(reverses),
+        SELECT pg_temp.transfer(n), debit.account_id, debit.entry_number, credit.account_id, credit.entry_number,
+            m.amount, pg_temp.currency(source), pg_temp.at(n), pg_temp.transfer(reverses),
             CASE WHEN reverses IS NOT NULL THEN m.amount END, pg_temp.at(n)
         FROM moves m
         JOIN entries debit ON debit.transfer_id = pg_temp.transfer(n) AND debit.amount < 0
@@ -117,8 +117,8 @@ FILL = {
             id, name, currency, balance, entry_count, held, revision, allows_negative, overdraft_limit, state, metadata,
             created_at, updated_at
         )
-        SELECT pg_temp.account(n), 'Account ' || n, pg_temp.currency(n), e.balance, e.entry_count, coalesce(p.held, 0), 0,
-            n < 3, 0, 'open', '{{}}', pg_temp.at(0), pg_temp.at({transfers})
+        SELECT pg_temp.account(n), 'Account ' || n, pg_temp.currency(n), e.balance, e.entry_count, coalesce(p.held, 0),
+            0, n < 3, 0, 'open', '{{}}', pg_temp.at(0), pg_temp.at({transfers})
         FROM generate_series(0::bigint, {accounts} + 2) n
         JOIN (
             SELECT account_id, sum(amount) AS balance, count(*) AS entry_count FROM entries GROUP BY account_id

@@ -79,8 +79,8 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             [
                 """
                 INSERT INTO transfers (
-                    id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at,
-                    created_at
+                    id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
+                    effective_at, created_at
                 ) VALUES (gen_random_uuid(), :world, 2, :rich, 4, 5, 'GBP', now(), now())
                 """
             ],
@@ -141,7 +141,10 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
                 "entries from the future",
             },
             [
-                "UPDATE entries SET created_at = created_at + interval '1 day' WHERE account_id = :rich AND entry_number = 1"
+                """
+                UPDATE entries SET created_at = created_at + interval '1 day'
+                WHERE account_id = :rich AND entry_number = 1
+                """
             ],
             id="an entry's time",
         ),

@@ -289,7 +289,8 @@ async def test_the_time_is_read_again_after_a_minute_without_transfers(stored: D
 
 
 TRANSFER = """
-    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, created_at)
+    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
+        created_at)
     SELECT gen_random_uuid(), a.id, a.entry_count + 1, b.id, b.entry_count + 1, 1, 'GBP', {}
     FROM accounts a, accounts b WHERE a.id = :a AND b.id = :b
     """

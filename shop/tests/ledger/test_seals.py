@@ -38,7 +38,8 @@ _ENLARGED = """
     UPDATE transfers SET amount = amount + 1 WHERE description = 'last';
     UPDATE entries e SET amount = e.amount + sign(e.amount), balance_after = balance_after + sign(e.amount)
     FROM transfers t WHERE t.id = e.transfer_id AND t.description = 'last';
-    UPDATE accounts a SET balance = e.balance_after FROM entries e WHERE e.account_id = a.id AND e.entry_number = a.entry_count
+    UPDATE accounts a SET balance = e.balance_after
+    FROM entries e WHERE e.account_id = a.id AND e.entry_number = a.entry_count
     """
 _ADDED_ACCOUNT = """
     INSERT INTO accounts (
@@ -299,9 +300,9 @@ async def test_no_setting_of_a_session_changes_a_digest(session: AsyncSession) -
             "transfers",
             "digest_of_transfer(t)",
             """
-            "id": "{id}", "from_account_id": "{id}", "from_entry_number": 1, "to_account_id": "{id}", "to_entry_number": 2,
-            "amount": 3, "currency": "GBP", "description": "Zoë", "metadata": {{"bb": "ü", "a": "1.0"}},
-            "effective_at": "{at}", "created_at": "{at}"
+            "id": "{id}", "from_account_id": "{id}", "from_entry_number": 1, "to_account_id": "{id}",
+            "to_entry_number": 2, "amount": 3, "currency": "GBP", "description": "Zoë",
+            "metadata": {{"bb": "ü", "a": "1.0"}}, "effective_at": "{at}", "created_at": "{at}"
             """,
             "204914c3a2742aa63eb20163ca8cb9e9",
         ),
