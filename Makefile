@@ -59,8 +59,8 @@ soak: $(UV)
 	$(RUN) python -m soak.opposed_batches --seconds 60
 	$(RUN) python -m soak.opposed_transfers --seconds 30
 	$(RUN) python -m soak.check_at_scale
-	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random howdah/tests
-	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random shop/tests
+	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 howdah/tests
+	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 shop/tests
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)
