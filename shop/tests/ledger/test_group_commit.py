@@ -207,7 +207,7 @@ async def test_a_version_that_somebody_else_has_made_is_not_taken_for_ones_own(s
     async with Ledger(stored, max_batch_size=1) as ledger:
         for source, target in ((a, b), (b, c), (c, a)):
             await ledger.submit(TransferRequest(source, target, 1))
-        async with ledger._turn:  # both are decided, and wait to be written
+        async with ledger._write_lock:  # both are decided, and wait to be written
             first = asyncio.create_task(ledger.submit(TransferRequest(a, b, 50)))
             second = asyncio.create_task(ledger.submit(TransferRequest(b, c, 10)))
             await until(lambda: two_wait(ledger))
@@ -222,7 +222,7 @@ async def test_a_version_that_somebody_else_has_made_is_not_taken_for_ones_own(s
 
 
 async def two_wait(ledger: Ledger) -> bool:
-    return len(ledger._turn._waiters or ()) == 2
+    return len(ledger._write_lock._waiters or ()) == 2
 
 
 async def test_accounts_are_not_taken_for_unknown_while_others_are_forgotten(stored: Database) -> None:

@@ -35,7 +35,7 @@ from shop.ledger.account_queries import posted_between
 from shop.ledger.expiry import has_state, shown_state
 from shop.ledger.models import Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.repository import balance_after, held_amount
-from shop.ledger.requests import TransferRecord, linked_keys
+from shop.ledger.requests import TransferRecord, chain_keys
 from shop.web.fields import ListOrder
 
 _Columns: TypeAlias = Mapping[str, Any]
@@ -269,7 +269,7 @@ def _transfers_under(scope: str, key: str) -> ColumnElement[Any]:
     """
     answered = select(IdempotencyKey.transfer_id).where(
         IdempotencyKey.scope == scope,
-        IdempotencyKey.key == any_(type_coerce(linked_keys(key), ARRAY(String()))),
+        IdempotencyKey.key == any_(type_coerce(chain_keys(key), ARRAY(String()))),
         IdempotencyKey.transfer_id.is_not(None),
     )
     return func.array(answered.scalar_subquery(), type_=ARRAY(Uuid()))

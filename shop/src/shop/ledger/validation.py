@@ -7,27 +7,25 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from shop.ledger.requests import MAX_PENDING_SECONDS, TransferRequest, chains
+from shop.ledger.requests import MAX_PENDING_SECONDS, TransferRequest, split_into_chains
 from shop.limits import EARLIEST, LATEST, MAX_DESCRIPTION, MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE
 
 # The lengths of the columns in `shop.ledger.models`.
 _MAX_KEY: Final = 260
 _MAX_SCOPE: Final = 100
 
-_SETTLES_ONLY: Final = "a request that posts or voids can't change the one of the pending transfer"
 
+def validate_requests(requests: Iterable[TransferRequest]) -> tuple[TransferRequest, ...]:
+    """Validate the requests and their chains, and return them as a tuple, which the caller can't change later.
 
-def checked(requests: Iterable[TransferRequest]) -> tuple[TransferRequest, ...]:
-    """A copy of the list of requests, validated.
-
-    Raises `TypeError` and `ValueError`, as `check_request` and `chains` do.
+    Raises `TypeError` and `ValueError`, as `check_request` and `split_into_chains` do.
     """
-    every = tuple(requests)
-    for request in every:
+    validated = tuple(requests)
+    for request in validated:
         check_request(request)
-    for _ in chains(every):
+    for _ in split_into_chains(validated):
         pass
-    return every
+    return validated
 
 
 def check_request(request: TransferRequest) -> None:
@@ -38,7 +36,7 @@ def check_request(request: TransferRequest) -> None:
     refused later.
     """
     if not isinstance(request, TransferRequest):
-        raise TypeError(f"a TransferRequest is expected, not {type(request).__name__}; pass several as a list")
+        raise TypeError(f"a TransferRequest is expected, not {type(request).__name__}; pass several requests as a list")
     if not isinstance(request.from_account_id, UUID):
         raise _wrong_type("from_account_id", request.from_account_id, _A_UUID)
     if not isinstance(request.to_account_id, UUID):
@@ -91,7 +89,9 @@ def _check_kind(request: TransferRequest) -> None:
     if request.posts is not None or request.voids is not None:
         for name in ("description", "metadata", "effective_at"):
             if getattr(request, name) is not None:
-                raise ValueError(f"{name}: {_SETTLES_ONLY}; leave it out")
+                raise ValueError(
+                    f"{name}: a request that posts or voids keeps the {name} of the pending transfer; leave it out"
+                )
     if request.voids is not None and request.amount is not None:
         raise ValueError("amount: a pending transfer is voided whole; leave it out, or post a part to release the rest")
 

@@ -22,7 +22,7 @@ class Seen:
     def taken(self) -> list[str]:
         """By name, since the last time."""
         names = {
-            "as_assumed": "write if",
+            "is_unchanged": "write if",
             "FOR NO KEY UPDATE": "lock",
             "new_transfers": "write",
             "accounts.id": "read",
