@@ -72,7 +72,7 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
         "limit and send the request with a new idempotency key"
     ),
     Refusal.ACCOUNT_FROZEN: (
-        "one of the accounts is frozen: open it, then send the request with a new idempotency key"
+        "one of the accounts is frozen: set its state to open, then send the request with a new idempotency key"
     ),
     Refusal.ACCOUNT_CLOSED: "one of the accounts is closed and can't be opened again: use another account",
     Refusal.ALREADY_REVERSED: "the whole amount of the transfer has been reversed already: nothing is left to reverse",
@@ -107,8 +107,11 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
 
 
 class TransferRequest(NamedTuple):
-    """`amount` is in the smallest unit. `currency`, if given, must be that of both accounts. `effective_at` is the time
-    when the transfer takes effect, now by default. The transfer is posted now in any case.
+    """A request to transfer, hold, post, void or reverse an amount.
+
+    `amount` is in the currency's smallest unit. Without `currency` both accounts must have the same one, with it both
+    must have that one. `effective_at` is the time when the transfer takes effect, now by default. The transfer is
+    posted now in any case.
 
     A request has at most one of these: `pending_seconds` holds the amount for at most that time, until it is posted or
     voided. `posts` and `voids` name a pending transfer. `reverses` names a transfer that this one returns, in the

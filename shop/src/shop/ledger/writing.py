@@ -66,7 +66,7 @@ def values_to_write(context: PostingContext) -> dict[str, Any]:
     """The parameters that say what to write. Read them right after the decision, because the next decision changes the
     accounts.
 
-    The most frequent value of a column is sent once for all rows, and as None in the array.
+    The context's time and a currency that all transfers have are sent once, and as None in the arrays.
     """
     fields: dict[str, Sequence[Any]] = dict.fromkeys(TransferRecord._fields, ())
     if context.transfers:
@@ -116,6 +116,7 @@ async def _write_holds(
 
 @contextmanager
 def _raise_key_in_use() -> Iterator[None]:
+    """Raise `KeyInUse` instead of a unique violation of the idempotency keys."""
     try:
         yield
     except UniqueViolation as error:
@@ -171,8 +172,6 @@ def _omit_nulls(values: Sequence[Any]) -> list[Any]:
 
 
 _TRANSFER: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
-if _missing := set(_TRANSFER.names) - set(TransferRecord._fields):
-    raise TypeError(f"TransferRecord has no field for {sorted(_missing)}: add one for each new column of Transfer")
 _EXPECTED: Final = _ArrayParameters("a", Account, ("id", "entry_count", "revision"))
 _KEY: Final = _ArrayParameters("k", IdempotencyKey, ("scope", "key", "fingerprint", "transfer_id", "refusal", "answer"))
 # The statement sets `state` and `created_at` of new holds. `settled_at` is NULL.
@@ -181,6 +180,16 @@ _NEW_HOLD: Final = _ArrayParameters(
     PendingTransfer,
     [name for name in _attribute_names(PendingTransfer) if name not in {"state", "created_at", "settled_at"}],
 )
+
+
+def _check_fields(row: type[Any], parameters: _ArrayParameters) -> None:
+    """Raise `TypeError` if a column has no field of the same name in the class of the rows."""
+    if missing := set(parameters.names) - set(row.__annotations__):
+        raise TypeError(f"{row.__name__} has no field for the columns {sorted(missing)}: add a field for each column")
+
+
+_check_fields(TransferRecord, _TRANSFER)
+_check_fields(Hold, _NEW_HOLD)
 
 
 def _key_values(context: PostingContext) -> dict[str, list[Any]]:
@@ -291,7 +300,7 @@ _SETTLE_HOLDS: Final = _hold_statement(
         UPDATE {PendingTransfer.__tablename__} AS hold SET state = input.state, settled_at = :at
         FROM unnest(:settled, :states) AS input (id, state) WHERE hold.id = input.id
         """,  # noqa: S608  # of names from above
-    # `held` is the amount after settled and new holds. If that isn't less, `_INSERT_HOLDS` sets it.
+    # `held` is the amount after all decisions. If it is higher than before, `_INSERT_HOLDS` sets it.
     condition="input.held < account.held",
     parameters=[bindparam("settled", type_=ARRAY(Uuid())), bindparam("states", type_=ARRAY(String()))],
 )
