@@ -74,11 +74,13 @@ async def post_skip_locked(
     another transaction has locked one of its accounts."""
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
     locked, blocked_ids = await TransferRepository(session).lock_accounts_skip_locked(ids)
-    is_free = [blocked_ids.isdisjoint(collect_account_ids(requests)) for requests in lists]
-    free_lists = [requests for requests, free in zip(lists, is_free, strict=True) if free]
-    results = await _post(session, locked, [request for requests in free_lists for request in requests])
-    grouped = iter(group_results(free_lists, results))
-    return [next(grouped) if free else BLOCKED for free in is_free], locked
+    free = [n for n, each in enumerate(lists) if not blocked_ids or blocked_ids.isdisjoint(collect_account_ids(each))]
+    free_lists = [lists[n] for n in free]
+    posted = await _post(session, locked, [request for requests in free_lists for request in requests])
+    results: list[list[TransferResult] | Blocked] = [BLOCKED] * len(lists)
+    for n, group in zip(free, group_results(free_lists, posted), strict=True):
+        results[n] = group
+    return results, locked
 
 
 def group_results(
