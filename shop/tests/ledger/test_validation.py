@@ -187,9 +187,9 @@ async def stored_keys(database: Database) -> int:
 async def assert_cache_is_right(database: Database, ledger: Ledger) -> None:
     async with database.session() as session:
         assert (await check_ledger(session)).faults == {}
-        for id_, known in ledger._account_cache.accounts.items():
+        for id_, cached in ledger._account_cache.accounts.items():
             account = await session.get_one(Account, id_)
-            assert (known.balance, known.held, known.entry_count) == (
+            assert (cached.balance, cached.held, cached.entry_count) == (
                 account.balance,
                 account.held,
                 account.entry_count,

@@ -109,9 +109,8 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
 class TransferRequest(NamedTuple):
     """A request to transfer, hold, post, void or reverse an amount.
 
-    `amount` is in the currency's smallest unit. Without `currency` both accounts must have the same one, with it both
-    must have that one. `effective_at` is the time when the transfer takes effect, now by default. The transfer is
-    posted now in any case.
+    `amount` is in the currency's smallest unit. If `currency` is set, it must be that of both accounts. `effective_at`
+    is the time when the transfer takes effect, now by default. The transfer is posted now in any case.
 
     A request has at most one of these: `pending_seconds` holds the amount for at most that time, until it is posted or
     voided. `posts` and `voids` name a pending transfer. `reverses` names a transfer that this one returns, in the
