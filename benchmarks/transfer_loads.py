@@ -170,7 +170,7 @@ async def with_one_statement(url: str, distribution: str, task_count: int, secon
                     entry_counts.update({row["id"]: row["entry_count"] for row in rows})
                 ids = sorted((source, target))
                 values = _parameters(source, target, entry_counts, str(uuid7()))
-                values |= {"a_id": ids, "a_version": [entry_counts[each] for each in ids], "a_revision": []}
+                values |= {"a_id": ids, "a_entry_count": [entry_counts[each] for each in ids], "a_revision": []}
                 if not await connection.fetchval(write.text, *write.values(values)):
                     raise AssertionError(
                         "the statement was not applied: another process has changed one of these accounts"

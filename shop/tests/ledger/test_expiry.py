@@ -248,7 +248,7 @@ async def test_a_session_of_the_caller_has_the_account_as_it_is(stored: Database
     async with stored.begin() as session:
         account = await session.get_one(Account, a)
         before = account.revision
-        with pytest.raises(ValueError, match="cover"):
+        with pytest.raises(ValueError, match="available balance"):
             await transfer_funds(session, a, b, 101)  # and the account is freed all the same
         assert (account.held, account.revision) == (0, before + 1)
         await transfer_funds(session, a, b, 100)

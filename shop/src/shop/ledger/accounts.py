@@ -15,7 +15,7 @@ from howdah import NotFound, uuid7
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot
 from shop.ledger.expiry import void_expired_of
 from shop.ledger.http.account_schemas import AccountChange, AccountIn
-from shop.ledger.metadata import in_jsonb_order
+from shop.ledger.metadata import sort_like_jsonb
 from shop.ledger.models import Account, AccountPurpose, AccountState, Entry
 
 
@@ -39,7 +39,7 @@ async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None
 def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
     """The attributes of a new account. The others have defaults; those of the times are the database's."""
     values = account.model_dump()
-    values["details"] = in_jsonb_order(values.pop("metadata"))
+    values["details"] = sort_like_jsonb(values.pop("metadata"))
     if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
         values["allows_negative"] = True
     return values | {"id": id_ or uuid7()}
@@ -63,7 +63,7 @@ async def change_account(
     precondition(account)
     values = change.model_dump(exclude_unset=True)
     if "metadata" in values:
-        values["details"] = in_jsonb_order(values.pop("metadata"))
+        values["details"] = sort_like_jsonb(values.pop("metadata"))
     if account.state is AccountState.CLOSED and values:
         raise AccountUnchangeable(account, "it is closed")
     if values.get("state") is AccountState.CLOSED and account.purpose is not None:

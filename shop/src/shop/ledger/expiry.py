@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.ledger.models import PendingTransfer, TransferState
-from shop.ledger.writing import show
+from shop.ledger.writing import update_loaded_account
 
 _Column: TypeAlias = SQLColumnExpression[Any]
 
@@ -49,7 +49,7 @@ async def void_expired_of(
     rows = await session.execute(VOID, {"ids": list(account_ids), "at": at})
     freed = [Freed(*row) for row in rows]
     for account in freed:
-        show(session, account, ("held", "revision", "updated_at"))
+        update_loaded_account(session, account, ("held", "revision", "updated_at"))
     return freed
 
 

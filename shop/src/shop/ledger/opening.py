@@ -177,7 +177,7 @@ async def _claim(db: AsyncSession, claims: Mapping[ScopedKey, _Claim]) -> dict[S
         }
         claimed = {(row.scope, row.key) for row in await db.execute(_CLAIM, values)}
         others = missing.keys() - claimed
-        used |= await TransferRepository(db).answers_under(others)
+        used |= await TransferRepository(db).find_answers(others)
         # keys that were deleted meanwhile, because they were old
         missing = {key: missing[key] for key in missing if key in others and key not in used}
     return used

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Uuid,
     any_,
     case,
+    cast,
     false,
     func,
     literal_column,
@@ -35,7 +36,7 @@ from shop.ledger.account_queries import posted_between
 from shop.ledger.expiry import has_state, shown_state
 from shop.ledger.models import Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.repository import balance_after, held_amount
-from shop.ledger.requests import TransferRecord, linked_keys
+from shop.ledger.requests import TransferRecord, chain_keys
 from shop.web.fields import ListOrder
 
 _Columns: TypeAlias = Mapping[str, Any]
@@ -43,14 +44,18 @@ _Columns: TypeAlias = Mapping[str, Any]
 # Literals, not parameters: PostgreSQL then skips the branch of a union whose constant contradicts a filter.
 _POSTED_STATE: Final = literal_column("CAST('posted' AS varchar)", PendingTransfer.state.type)
 _NO_TIME: Final = literal_column("CAST(NULL AS timestamptz)", AwareDateTime())
-_NO_ID: Final = literal_column("CAST(NULL AS uuid)", Uuid())
 _NO_NUMBER: Final = literal_column("CAST(NULL AS bigint)", BigInteger())
-_SHARED: Final = ("id", "from_account_id", "to_account_id", "amount", "currency", "description", "details", "group_id")
+# Both tables have the columns `_SHARED`, and holds have NULL for those of `_ONLY_POSTED`. The two times of a hold are
+# computed in another way.
+_SHARED: Final = tuple(
+    name
+    for name in Transfer.__mapper__.columns.keys()  # noqa: SIM118  # iteration would give the columns
+    if name in PendingTransfer.__mapper__.columns and name not in {"effective_at", "created_at"}
+)
 _ONLY_POSTED: Final = {
-    "from_entry_number": _NO_NUMBER,
-    "to_entry_number": _NO_NUMBER,
-    "reverses_id": _NO_ID,
-    "reversed_total": _NO_NUMBER,
+    name: cast(null(), column.type)
+    for name, column in Transfer.__mapper__.columns.items()
+    if name not in PendingTransfer.__mapper__.columns
 }
 _IS_UNPOSTED: Final = PendingTransfer.state != literal_column("'posted'", PendingTransfer.state.type)
 
@@ -269,7 +274,7 @@ def _transfers_under(scope: str, key: str) -> ColumnElement[Any]:
     """
     answered = select(IdempotencyKey.transfer_id).where(
         IdempotencyKey.scope == scope,
-        IdempotencyKey.key == any_(type_coerce(linked_keys(key), ARRAY(String()))),
+        IdempotencyKey.key == any_(type_coerce(chain_keys(key), ARRAY(String()))),
         IdempotencyKey.transfer_id.is_not(None),
     )
     return func.array(answered.scalar_subquery(), type_=ARRAY(Uuid()))

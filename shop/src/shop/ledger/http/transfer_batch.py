@@ -17,7 +17,7 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.http.bodies import named_in, request_of
 from shop.ledger.http.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, rendered, shown
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
-from shop.ledger.service import named_transfers
+from shop.ledger.service import find_named_transfers
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 
@@ -90,7 +90,7 @@ async def _requested(part: _Read, db: AsyncSession, caller: str) -> _Lines:
     named: dict[UUID, NamedTransfer] = {}
     naming = [line for line in part.values() if not isinstance(line, (str, TransferLineIn))]
     if ids := {id_ for line in naming if (id_ := named_in(line)) is not None}:
-        named = await named_transfers(db, ids)
+        named = await find_named_transfers(db, ids)
         await db.commit()  # gives the connection back while other lines are posted
     asked: _Lines = {}
     chain: list[int] = []

@@ -34,8 +34,8 @@ from shop.ledger.http.transfer_schemas import (
 from shop.ledger.requests import Refusal, TransferResult
 from shop.ledger.service import (
     as_linked_chain,
+    find_named_transfers,
     find_transfer,
-    named_transfers,
     posting_request,
     reversal_request,
     voiding_request,
@@ -100,7 +100,7 @@ async def create_linked_transfers(
     """
     if idempotency_key is None:
         return key_missing()
-    named = await named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
+    named = await find_named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
     await db.commit()  # it only read; the ledger uses a transaction of its own
     requests = [request_of(each, named, key=None, scope=caller) for each in body.transfers]
     results = await ledger.submit_many(as_linked_chain(idempotency_key, requests))
