@@ -112,11 +112,11 @@ def test_what_is_no_seal_is_told_before_anything_is_read() -> None:
 
 async def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
     async with Database(committed_url) as database, database.begin() as session:
-        await session.execute(text("ALTER TABLE transfers DISABLE TRIGGER booked"))
+        await session.execute(text("ALTER TABLE transfers DISABLE TRIGGER post_transfers"))
     finished = shop("serve", "--port", "0", DATABASE_URL=committed_url)
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(
-        "the database differs from guards.sql: trigger booked on transfers: disabled. Restore what"
+        "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore what"
     )
     assert "Traceback" not in finished.stderr
 
@@ -124,7 +124,7 @@ async def test_a_database_without_a_trigger_is_not_served(committed_url: str) ->
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        ("DROP FUNCTION link_seals", "function link_seals(most integer): missing"),
+        ("DROP FUNCTION link_seals", "function link_seals(max_seals integer): missing"),
         ("DROP FUNCTION digest_of_transfer", "function digest_of_transfer(t transfers): missing"),
         ("DROP TABLE seals CASCADE", "table seals: missing"),
     ],

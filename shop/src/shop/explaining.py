@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from howdah import ConnectionLost, DatabaseError, HowdahError, LockTimeout, Unavailable
 from shop.importing.reading import UnreadableFile
 from shop.importing.rejects import UnwritableFile
-from shop.migrations.guards import MissingGuards
+from shop.ledger.schema import SchemaMismatch
 
 
 class CannotListen(Exception):
@@ -24,7 +24,7 @@ MENDABLE: Final = (
     CannotListen,
     CommandError,
     HowdahError,
-    MissingGuards,
+    SchemaMismatch,
     UnreadableFile,
     UnwritableFile,
     ValidationError,
