@@ -14,7 +14,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import CheckViolation, Database, bulk, utcnow
-from shop.ledger.accounts import balance_at, change_account, effective_balance, system_account
+from shop.ledger.accounts import change_account, get_or_open_system_account, read_balance_at, read_effective_balance
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_schemas import AccountChange
@@ -99,7 +99,7 @@ async def by_bulk_insert(database: Database, a: UUID, b: UUID) -> None:
 
 
 async def system_id(session: AsyncSession) -> UUID:
-    return (await system_account(session, AccountPurpose.CASH_IN, "GBP")).id
+    return (await get_or_open_system_account(session, AccountPurpose.CASH_IN, "GBP")).id
 
 
 WAYS = [by_submit, by_submit_many, by_hold, by_reversal, by_session, by_change, by_bulk_insert]
@@ -126,7 +126,9 @@ async def test_all_that_a_process_writes_is_of_the_databases_time(
         assert (await session.scalars(select(Entry.created_at))).first()
         assert (await check_ledger(session)).faults == {}
         balance = (await session.get_one(Account, b)).balance
-        assert (await balance_at(session, b, after))[0] == await effective_balance(session, b, after) == balance
+        assert (
+            (await read_balance_at(session, b, after))[0] == await read_effective_balance(session, b, after) == balance
+        )
 
 
 @skewed

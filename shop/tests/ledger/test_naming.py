@@ -16,7 +16,7 @@ from sqlalchemy import event, func, select
 from howdah import Database
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.transfer_batch import posted_lines
+from shop.ledger.http.transfer_batch import post_transfer_lines
 from shop.ledger.http.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop.ledger.models import IdempotencyKey
 from shop.ledger.requests import TransferRequest
@@ -329,7 +329,7 @@ async def test_the_named_transfers_of_a_part_are_looked_up_by_one_statement(stor
         ]
         event.listen(stored.engine.sync_engine, "before_cursor_execute", note)
         try:
-            answers = await posted_lines(lines_of(*lines), session, ledger, "")
+            answers = await post_transfer_lines(lines_of(*lines), session, ledger, "")
         finally:
             event.remove(stored.engine.sync_engine, "before_cursor_execute", note)
         body = b"".join([part async for part in answers])

@@ -16,7 +16,7 @@ from shop.ledger.accounts import open_account
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_schemas import AccountIn
-from shop.ledger.maintenance import maintenance
+from shop.ledger.maintenance import run_maintenance
 from shop.ledger.models import Account, AccountState
 from shop.ledger.requests import TransferRequest
 from shop.ledger.seals import Link, last_link, link_seals
@@ -390,7 +390,7 @@ async def test_the_service_links_what_is_written(stored: Database) -> None:
         async with stored.session() as session:
             return bool(await session.scalar(text("SELECT count(*) = count(position) FROM seals")))
 
-    async with Ledger(stored) as ledger, maintenance(stored, ledger, key_retention_days=30):
+    async with Ledger(stored) as ledger, run_maintenance(stored, ledger, key_retention_days=30):
         await open_accounts(stored, 100)
         await until(linked)
     async with stored.session() as session:

@@ -40,11 +40,11 @@ from shop.web.fields import ListOrder
 
 
 class AccountRepository(AsyncRepository[Account]):
-    async def last_entry_number(self, account_id: UUID, at: datetime) -> int:
+    async def find_last_entry_number(self, account_id: UUID, at: datetime) -> int:
         """The number of the last entry posted at or before `at`; 0 if there is none."""
         return int((await self.session.execute(select(entry_number_at(account_id, at)))).scalar_one())
 
-    async def effective_balance(self, account_id: UUID, at: datetime) -> int:
+    async def sum_effective_entries(self, account_id: UUID, at: datetime) -> int:
         """The sum of the entries whose transfers take effect at or before `at`. Reads all entries of the account."""
         total = select(func.coalesce(func.sum(Entry.amount), 0)).join(Transfer, Transfer.id == Entry.transfer_id)
         chosen = total.where(Entry.account_id == account_id, Transfer.effective_at <= at)

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound, uuid7
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot
-from shop.ledger.expiry import void_expired_of
+from shop.ledger.expiry import void_expired_holds
 from shop.ledger.http.account_schemas import AccountChange, AccountIn
 from shop.ledger.metadata import in_jsonb_order
 from shop.ledger.models import Account, AccountPurpose, AccountState, Entry
@@ -33,10 +33,10 @@ _BOUNDARIES: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
 async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None = None) -> Account:
     """Open an account with the balance 0. A `cash_in` or `cash_out` account has `allows_negative` by default. Raises
     `ForeignKeyViolation` for an unknown user."""
-    return await AccountRepository(db).create(**values_of(account, id_=id_))
+    return await AccountRepository(db).create(**build_account_values(account, id_=id_))
 
 
-def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
+def build_account_values(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
     """The attributes of a new account. The others have defaults; those of the times are the database's."""
     values = account.model_dump()
     values["details"] = in_jsonb_order(values.pop("metadata"))
@@ -71,7 +71,7 @@ async def change_account(
             account, f"it is the {account.currency} account for {account.purpose}, of which there is one"
         )
     if account.held:
-        await void_expired_of(db, [account_id])
+        await void_expired_holds(db, [account_id])
     if values.get("state") is AccountState.CLOSED and (account.balance or account.held):
         on_it = f"{account.balance} on it, {account.held} of it held"
         raise AccountUnchangeable(account, f"there are {on_it}, and only an empty one can be closed")
@@ -85,7 +85,7 @@ async def change_account(
     return account
 
 
-async def system_account(db: AsyncSession, purpose: AccountPurpose, currency: str) -> Account:
+async def get_or_open_system_account(db: AsyncSession, purpose: AccountPurpose, currency: str) -> Account:
     """The account of the house for this purpose and currency, which is opened if there is none. It may go below zero,
     so that what comes into the books comes from somewhere. Two who open it at the same time get the same."""
     values = {"id": uuid7(), "name": purpose.replace("_", " ").capitalize(), "allows_negative": True}
@@ -95,7 +95,7 @@ async def system_account(db: AsyncSession, purpose: AccountPurpose, currency: st
     return (await db.scalars(found)).one()
 
 
-async def account_now(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
+async def read_account(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
     """The current state of the account, without expired holds. Raises `NotFound`."""
     found = select(AccountSnapshot).where(AccountSnapshot.id == account_id)
     account = (await db.scalars(found.execution_options(populate_existing=True))).one_or_none()
@@ -104,15 +104,15 @@ async def account_now(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
     return account
 
 
-async def balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
+async def read_balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
     """The balance and the number of the last entry that the account had at that time. Raises `NotFound`."""
     accounts = AccountRepository(db)
     await accounts.get_one(account_id)
-    entry_number = await accounts.last_entry_number(account_id, at)
-    return await balance_after_entry(db, account_id, entry_number), entry_number
+    entry_number = await accounts.find_last_entry_number(account_id, at)
+    return await read_balance_after_entry(db, account_id, entry_number), entry_number
 
 
-async def balance_after_entry(db: AsyncSession, account_id: UUID, entry_number: int) -> int:
+async def read_balance_after_entry(db: AsyncSession, account_id: UUID, entry_number: int) -> int:
     """The balance after the entry of this number, 0 before the first. Raises `NotFound`, for the entry if there is no
     such yet."""
     if entry_number == 0:
@@ -125,9 +125,9 @@ async def balance_after_entry(db: AsyncSession, account_id: UUID, entry_number: 
     return entry.balance_after
 
 
-async def effective_balance(db: AsyncSession, account_id: UUID, at: datetime) -> int:
+async def read_effective_balance(db: AsyncSession, account_id: UUID, at: datetime) -> int:
     """What the account had at that time by what counts from then or earlier, whenever it was booked. Raises
     `NotFound`."""
     accounts = AccountRepository(db)
     await accounts.get_one(account_id)
-    return await accounts.effective_balance(account_id, at)
+    return await accounts.sum_effective_entries(account_id, at)

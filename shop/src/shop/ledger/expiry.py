@@ -29,7 +29,7 @@ from shop.ledger.writing import show
 _Column: TypeAlias = SQLColumnExpression[Any]
 
 
-class Freed(NamedTuple):
+class AccountAfterVoiding(NamedTuple):
     """An account after some of its pending transfers were voided."""
 
     id: UUID
@@ -39,15 +39,15 @@ class Freed(NamedTuple):
     voided: int
 
 
-async def void_expired_of(
+async def void_expired_holds(
     session: AsyncSession, account_ids: Sequence[UUID], at: datetime | None = None
-) -> list[Freed]:
+) -> list[AccountAfterVoiding]:
     """Void the holds of these accounts that have expired at `at` (default: now). Return the accounts that had one.
 
     This transaction must have locked the accounts.
     """
-    rows = await session.execute(VOID, {"ids": list(account_ids), "at": at})
-    freed = [Freed(*row) for row in rows]
+    rows = await session.execute(VOID_EXPIRED, {"ids": list(account_ids), "at": at})
+    freed = [AccountAfterVoiding(*row) for row in rows]
     for account in freed:
         show(session, account, ("held", "revision", "updated_at"))
     return freed
@@ -72,7 +72,7 @@ def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> Col
             assert_never(state)
 
 
-def shown_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
+def current_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
     """The state that readers see; see `has_state`."""
     voided: ColumnElement[Any] = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)")
     return case((not_(has_expired(stored, expires_at)), stored), else_=voided)
@@ -82,12 +82,12 @@ def _is_stored_as(state: TransferState, stored: _Column) -> ColumnElement[bool]:
     return stored == literal_column(f"'{state.value}'")  # a literal, so that PostgreSQL can use partial indexes
 
 
-ACCOUNTS_WITH_EXPIRED: Final = (
+ACCOUNTS_WITH_EXPIRED_HOLDS: Final = (
     select(PendingTransfer.from_account_id)
     .where(has_expired(PendingTransfer.state, PendingTransfer.expires_at))
     .order_by(PendingTransfer.expires_at)
 )
-VOID: Final = text("""
+VOID_EXPIRED: Final = text("""
     WITH voided AS (
         UPDATE pending_transfers SET state = 'voided', settled_at = coalesce(:at, statement_timestamp())
         WHERE from_account_id = ANY (:ids) AND state = 'pending'

@@ -17,12 +17,12 @@ import structlog
 from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
 from howdah import Database
-from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED
+from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED_HOLDS
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import IdempotencyKey, PendingTransfer
 from shop.ledger.seals import link_seals
 
-EVERY_SECONDS: Final = 5.0
+INTERVAL_SECONDS: Final = 5.0
 _KEYS_EVERY_SECONDS: Final = 3_600.0
 _AT_A_TIME: Final = 500
 
@@ -50,7 +50,7 @@ async def void_expired(database: Database, ledger: Ledger) -> int:
     the next run."""
     voided, done = 0, set[UUID]()
     while True:
-        holding = ACCOUNTS_WITH_EXPIRED.where(PendingTransfer.from_account_id != all_(_done)).limit(_AT_A_TIME)
+        holding = ACCOUNTS_WITH_EXPIRED_HOLDS.where(PendingTransfer.from_account_id != all_(_done)).limit(_AT_A_TIME)
         async with database.autocommit() as connection:
             ids = set(await connection.scalars(holding, {"done": list(done)}))
         if not ids:
@@ -96,7 +96,7 @@ async def _run_jobs(database: Database, ledger: Ledger, retention: timedelta) ->
                 if forgotten := await delete_old_keys(database, retention):
                     _log.info("idempotency keys forgotten", count=forgotten)
                 keys_due = time.monotonic() + _KEYS_EVERY_SECONDS
-        await asyncio.sleep(EVERY_SECONDS)
+        await asyncio.sleep(INTERVAL_SECONDS)
 
 
 @contextmanager

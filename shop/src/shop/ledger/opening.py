@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import bulk, uuid7
-from shop.ledger.accounts import open_account, values_of
+from shop.ledger.accounts import build_account_values, open_account
 from shop.ledger.http.account_schemas import AccountIn, OpeningRefusal
 from shop.ledger.models import Account, AccountState, AnswerKind, IdempotencyKey
 from shop.ledger.repository import StoredAnswer, TransferRepository
@@ -144,7 +144,7 @@ async def _write(db: AsyncSession, accounts: Mapping[UUID, AccountIn]) -> dict[U
         for id_, each in accounts.items()
         if each.user_id is not None and each.user_id not in users
     }
-    rows = {id_: values_of(each, id_=id_) for id_, each in accounts.items() if id_ not in refusals}
+    rows = {id_: build_account_values(each, id_=id_) for id_, each in accounts.items() if id_ not in refusals}
     system = sorted(
         (row for row in rows.values() if row["purpose"] is not None), key=lambda row: (row["purpose"], row["currency"])
     )
@@ -201,7 +201,12 @@ def _as_opened(id_: UUID, account: AccountIn, at: datetime) -> Account:
     """The account as it was when this request opened it. A new account has no values from anywhere else."""
     times = {"created_at": at, "updated_at": at}
     return Account(
-        **(values_of(account, id_=id_) | times), balance=0, held=0, state=AccountState.OPEN, entry_count=0, revision=0
+        **(build_account_values(account, id_=id_) | times),
+        balance=0,
+        held=0,
+        state=AccountState.OPEN,
+        entry_count=0,
+        revision=0,
     )
 
 
@@ -209,7 +214,7 @@ def _fingerprint(account: AccountIn) -> bytes:
     """A digest of the requested account. Defaults are left out, so that a new field doesn't change the digests of old
     requests."""
     requested = account.model_dump(exclude_defaults=True)
-    if values_of(account)["allows_negative"]:
+    if build_account_values(account)["allows_negative"]:
         requested["allows_negative"] = True
     return hashlib.sha256(orjson.dumps(requested, default=str, option=orjson.OPT_SORT_KEYS)).digest()
 

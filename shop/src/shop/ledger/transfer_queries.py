@@ -32,7 +32,7 @@ from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr
 
 from howdah import AwareDateTime, Base
 from shop.ledger.account_queries import posted_between
-from shop.ledger.expiry import has_state, shown_state
+from shop.ledger.expiry import current_state, has_state
 from shop.ledger.models import Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.repository import balance_after, held_amount
 from shop.ledger.requests import TransferRecord, linked_keys
@@ -57,7 +57,7 @@ _IS_UNPOSTED: Final = PendingTransfer.state != literal_column("'posted'", Pendin
 
 def _hold_columns(state: SQLColumnExpression[Any], expires_at: SQLColumnExpression[Any]) -> _Columns:
     """The columns of a hold, as stored (`hold_…`) and as shown to readers."""
-    shown = shown_state(state, expires_at)
+    shown = current_state(state, expires_at)
     is_pending = has_state(TransferState.PENDING, state, expires_at)
     return {
         "state": shown,
@@ -195,13 +195,13 @@ class AccountTransferSnapshot(_Snapshot, Base):
         is_posted: Mapped[bool]
 
 
-def transfer_with(transfer_id: UUID) -> Select[Any]:
+def select_transfer(transfer_id: UUID) -> Select[Any]:
     """The transfer with this id, in any state."""
     chosen = select(TransferSnapshot).where(TransferSnapshot.id == transfer_id)
     return chosen.execution_options(populate_existing=True)
 
 
-def transfers_matching(
+def select_transfers(
     *,
     scope: str,
     order: ListOrder = "oldest",

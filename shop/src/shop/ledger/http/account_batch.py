@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from howdah import Database, run_transaction
 from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.http.account_schemas import AccountIn, AccountLineIn, AccountOut
-from shop.ledger.http.transfer_schemas import rendered
+from shop.ledger.http.transfer_schemas import encode_json
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
@@ -22,7 +22,7 @@ _Lines = dict[int, OpeningRequest | str]
 """By line number: the request, or what is wrong with the line."""
 
 
-async def opened_lines(
+async def open_account_lines(
     lines: AsyncIterator[tuple[int, bytes | None]], database: Database, caller: str
 ) -> AsyncIterator[bytes]:
     """Open the accounts of the lines as they arrive, and return the responses."""
@@ -67,7 +67,7 @@ def _write_answers(lines: _Lines, results: list[OpeningResult], answers: IO[byte
             content: dict[str, Any] = {"outcome": "invalid", "detail": request}
         else:
             content = _answer(next(remaining))
-        answers.write(rendered({"line": number, **_NOTHING, **content}) + b"\n")
+        answers.write(encode_json({"line": number, **_NOTHING, **content}) + b"\n")
 
 
 def _answer(result: OpeningResult) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from howdah import Database, Page, paginate
 from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, get_schema_ref
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
 from shop.ledger.accounts import (
-    account_now,
-    balance_after_entry,
-    balance_at,
     change_account,
-    effective_balance,
+    read_account,
+    read_balance_after_entry,
+    read_balance_at,
+    read_effective_balance,
 )
-from shop.ledger.http.account_batch import opened_lines
+from shop.ledger.http.account_batch import open_account_lines
 from shop.ledger.http.account_schemas import (
     AccountChange,
     AccountIn,
@@ -91,7 +91,7 @@ async def create_accounts(
     response starts when the last account has been opened. If the connection breaks before, some accounts have been
     opened; it is safe to send all lines again.
     """
-    return StreamingResponse(await opened_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
+    return StreamingResponse(await open_account_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
 
 
 @router.get("", response_model=PageOut[AccountOut])
@@ -107,7 +107,7 @@ async def list_accounts(
 @router.get("/{account_id}", response_model=AccountOut)
 async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
     """The account. Send its `ETag` as the `If-Match` of a change."""
-    account = await account_now(db, account_id)
+    account = await read_account(db, account_id)
     response.headers["ETag"] = etag(account.revision, account.entry_count)
     return account
 
@@ -142,16 +142,16 @@ async def get_balance(
     entry_number: int | None
     held = available = None
     if parameters.effective_at is not None:
-        balance, entry_number = await effective_balance(db, account_id, parameters.effective_at), None
+        balance, entry_number = await read_effective_balance(db, account_id, parameters.effective_at), None
     elif parameters.entry_number is not None:
         balance, entry_number = (
-            await balance_after_entry(db, account_id, parameters.entry_number),
+            await read_balance_after_entry(db, account_id, parameters.entry_number),
             parameters.entry_number,
         )
     elif parameters.at is not None:
-        balance, entry_number = await balance_at(db, account_id, parameters.at)
+        balance, entry_number = await read_balance_at(db, account_id, parameters.at)
     else:
-        account = await account_now(db, account_id)
+        account = await read_account(db, account_id)
         balance, entry_number, held, available = account.balance, account.entry_count, account.held, account.available
     return BalanceOut(
         account_id=account_id,

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import NotFound
 from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.bodies import named_in, request_of
-from shop.ledger.http.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, rendered, shown
+from shop.ledger.http.transfer_bodies import build_request, get_named_id
+from shop.ledger.http.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import named_transfers
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
@@ -35,7 +35,7 @@ _Lines = dict[int, TransferRequest | str]
 """By line number: the request to the ledger, or what is wrong with the line."""
 
 
-async def posted_lines(
+async def post_transfer_lines(
     lines: AsyncIterator[tuple[int, bytes | None]], db: AsyncSession, ledger: Ledger, caller: str
 ) -> AsyncIterator[bytes]:
     """Post the lines as they arrive, and return the responses. `db` is only read from."""
@@ -89,7 +89,7 @@ async def _requested(part: _Read, db: AsyncSession, caller: str) -> _Lines:
     If a line of a chain names a transfer that doesn't exist, no line of the chain is posted."""
     named: dict[UUID, NamedTransfer] = {}
     naming = [line for line in part.values() if not isinstance(line, (str, TransferLineIn))]
-    if ids := {id_ for line in naming if (id_ := named_in(line)) is not None}:
+    if ids := {id_ for line in naming if (id_ := get_named_id(line)) is not None}:
         named = await named_transfers(db, ids)
         await db.commit()  # gives the connection back while other lines are posted
     asked: _Lines = {}
@@ -101,7 +101,7 @@ async def _requested(part: _Read, db: AsyncSession, caller: str) -> _Lines:
             continue
         chain.append(number)
         try:
-            request = request_of(line, named, key=line.idempotency_key, scope=caller)
+            request = build_request(line, named, key=line.idempotency_key, scope=caller)
             asked[number] = request._replace(linked=True) if line.linked else request
         except NotFound as unknown:
             asked[number] = str(unknown)
@@ -162,11 +162,11 @@ def _answer_lines(lines: _Lines, results: list[TransferResult], answers: IO[byte
             content: dict[str, Any] = {"outcome": "invalid", "detail": asked}
         else:
             content = _answer(next(left))
-        answers.write(rendered({"line": number, **_NOTHING, **content}) + b"\n")
+        answers.write(encode_json({"line": number, **_NOTHING, **content}) + b"\n")
 
 
 def _answer(result: TransferResult) -> dict[str, Any]:
     if result.refusal is not None:
         return {"outcome": "refused", "refusal": result.refusal, "replayed": result.replayed}
     transfer = result.unwrap()
-    return {"outcome": transfer.state, "transfer": shown(transfer), "replayed": result.replayed}
+    return {"outcome": transfer.state, "transfer": serialize_transfer(transfer), "replayed": result.replayed}

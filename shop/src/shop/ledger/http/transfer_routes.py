@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
 from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref
-from shop.ledger.http.bodies import named_in, request_of
-from shop.ledger.http.transfer_batch import posted_lines
+from shop.ledger.http.transfer_batch import post_transfer_lines
+from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.http.transfer_schemas import (
     METADATA_PARAMETER,
     BatchLineIn,
@@ -28,8 +28,8 @@ from shop.ledger.http.transfer_schemas import (
     TransferOut,
     TransferPageParameters,
     VoidIn,
-    rendered,
-    shown,
+    encode_json,
+    serialize_transfer,
 )
 from shop.ledger.requests import Refusal, TransferResult
 from shop.ledger.service import (
@@ -40,7 +40,7 @@ from shop.ledger.service import (
     reversal_request,
     voiding_request,
 )
-from shop.ledger.transfer_queries import transfers_matching
+from shop.ledger.transfer_queries import select_transfers
 from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
 from shop.web.errors import key_missing, refusal_response
 from shop.web.fields import Metadata
@@ -80,7 +80,7 @@ async def create_transfer(
     """
     if idempotency_key is None:
         return key_missing()
-    return _answer(await ledger.submit(request_of(body, {}, key=idempotency_key, scope=caller)))
+    return _answer(await ledger.submit(build_request(body, {}, key=idempotency_key, scope=caller)))
 
 
 @router.post(
@@ -100,14 +100,14 @@ async def create_linked_transfers(
     """
     if idempotency_key is None:
         return key_missing()
-    named = await named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
+    named = await named_transfers(db, {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None})
     await db.commit()  # it only read; the ledger uses a transaction of its own
-    requests = [request_of(each, named, key=None, scope=caller) for each in body.transfers]
+    requests = [build_request(each, named, key=None, scope=caller) for each in body.transfers]
     results = await ledger.submit_many(as_linked_chain(idempotency_key, requests))
     for index, result in enumerate(results):
         if result.refusal is not None and result.refusal is not Refusal.LINKED_TRANSFER_FAILED:
             return refusal_response(result.refusal, replayed=result.replayed, index=index)
-    content = {"transfers": [shown(result.unwrap()) for result in results]}
+    content = {"transfers": [serialize_transfer(result.unwrap()) for result in results]}
     return _json(HTTPStatus.CREATED, content, replayed=results[0].replayed)
 
 
@@ -138,7 +138,7 @@ async def create_transfers(
     affect lines that it isn't linked with. The response starts when the last line has been decided. If the connection
     breaks before, some lines have been posted; it is safe to send all lines again.
     """
-    return StreamingResponse(await posted_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
+    return StreamingResponse(await post_transfer_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
 
 
 async def get_metadata_filter(request: Request) -> dict[str, str]:
@@ -171,16 +171,16 @@ async def list_transfers(
     `GET /accounts/{account_id}/entries` reads only the entries of the page.
     """
     filters = parameters.model_dump(exclude={"limit", "after", "before"})
-    chosen = transfers_matching(scope=caller, metadata=metadata, **filters)
+    chosen = select_transfers(scope=caller, metadata=metadata, **filters)
     page = await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
-    items = [shown(transfer.as_record()) for transfer in page.items]
+    items = [serialize_transfer(transfer.as_record()) for transfer in page.items]
     return _json(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
 
 @router.get("/{transfer_id}", response_model=TransferOut)
 async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
     """The current state of the transfer: pending, posted or voided."""
-    return _json(HTTPStatus.OK, shown(await find_transfer(db, transfer_id)))
+    return _json(HTTPStatus.OK, serialize_transfer(await find_transfer(db, transfer_id)))
 
 
 _SETTLING: Final[dict[str, Any]] = {
@@ -258,7 +258,9 @@ def _answer(result: TransferResult) -> Response:
     if result.refusal is not None:
         return refusal_response(result.refusal, replayed=result.replayed)
     transfer = result.unwrap()
-    return _json(HTTPStatus.CREATED, shown(transfer), location=f"/transfers/{transfer.id}", replayed=result.replayed)
+    return _json(
+        HTTPStatus.CREATED, serialize_transfer(transfer), location=f"/transfers/{transfer.id}", replayed=result.replayed
+    )
 
 
 def _json(
@@ -267,4 +269,4 @@ def _json(
     headers = {} if location is None else {"Location": location}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(rendered(content), status, headers, JSON)
+    return Response(encode_json(content), status, headers, JSON)

@@ -12,7 +12,7 @@ from shop.ledger.models import Transfer
 from shop.ledger.requests import NamedTransfer, TransferRequest
 
 
-def named_in(body: AnyTransferIn) -> UUID | None:
+def get_named_id(body: AnyTransferIn) -> UUID | None:
     """The id of the transfer that the body posts, voids or reverses."""
     match body:
         case TransferIn():
@@ -27,7 +27,7 @@ def named_in(body: AnyTransferIn) -> UUID | None:
             assert_never(body)
 
 
-def request_of(
+def build_request(
     body: AnyTransferIn, named: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
 ) -> TransferRequest:
     """The request to the ledger. Raises `NotFound` if the body names a transfer that isn't among `named`."""
