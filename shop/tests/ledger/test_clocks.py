@@ -235,8 +235,8 @@ async def test_an_account_from_the_future_does_not_take_others_there(stored: Dat
         found = {id_: (await session.get_one(Account, id_)).updated_at <= now for id_ in (cash_in, a, b, c)}
         assert found == {cash_in: False, a: False, b: True, c: True}
         faults = (await check_ledger(session)).faults
-    assert set(faults) == {"accounts from the future", "entries from the future", "transfers from the future"}
-    assert len(faults["accounts from the future"]) == 2
+    assert set(faults) == {f"{name} have a time in the future" for name in ("accounts", "entries", "transfers")}
+    assert len(faults["accounts have a time in the future"]) == 2
 
 
 async def test_a_transfer_of_accounts_from_the_future_undone_with_its_chain_leaves_no_time(stored: Database) -> None:
@@ -291,7 +291,9 @@ async def test_the_time_is_read_again_after_a_minute_without_transfers(stored: D
 
 
 TRANSFER = """
-    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, created_at)
+    INSERT INTO transfers (
+        id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, created_at
+    )
     SELECT gen_random_uuid(), a.id, a.entry_count + 1, b.id, b.entry_count + 1, 1, 'GBP', {}
     FROM accounts a, accounts b WHERE a.id = :a AND b.id = :b
     """

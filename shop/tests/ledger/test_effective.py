@@ -178,7 +178,7 @@ async def test_the_check_finds_a_reversal_that_takes_effect_before_its_original(
         await disable_triggers(session)
         await session.execute(text("UPDATE transfers SET effective_at = now() WHERE id = :id"), {"id": back.id})
         faults = (await check_ledger(session)).faults
-        assert f"transfer {back.id} reverses {moved.id}" in faults["reversals that take effect before the transfer"]
+        assert f"transfer {back.id} reverses {moved.id}" in faults["reversals take effect before the original transfer"]
         await session.rollback()
 
 

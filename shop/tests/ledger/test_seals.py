@@ -38,7 +38,8 @@ _ENLARGED = """
     UPDATE transfers SET amount = amount + 1 WHERE description = 'last';
     UPDATE entries e SET amount = e.amount + sign(e.amount), balance_after = balance_after + sign(e.amount)
     FROM transfers t WHERE t.id = e.transfer_id AND t.description = 'last';
-    UPDATE accounts a SET balance = e.balance_after FROM entries e WHERE e.account_id = a.id AND e.entry_number = a.entry_count
+    UPDATE accounts a SET balance = e.balance_after
+    FROM entries e WHERE e.account_id = a.id AND e.entry_number = a.entry_count
     """
 _ADDED_ACCOUNT = """
     INSERT INTO accounts (
@@ -95,10 +96,10 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("found", "change"),
     [
-        pytest.param("transfers that differ from their seal", _ENLARGED, id="a transfer with entries and balances"),
-        pytest.param("sealed transfers that are gone", _REMOVED, id="the last transfer with all that is of it"),
+        pytest.param("transfers differ from their seal", _ENLARGED, id="a transfer with entries and balances"),
+        pytest.param("sealed transfers are missing", _REMOVED, id="the last transfer with all that is of it"),
         *(
-            pytest.param("transfers that differ from their seal", f"UPDATE transfers SET {change}", id=change)
+            pytest.param("transfers differ from their seal", f"UPDATE transfers SET {change}", id=change)
             for change in (
                 "effective_at = effective_at + interval '1 us' WHERE description = '1st'",
                 "description = 'other' WHERE description = '1st'",
@@ -113,7 +114,7 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
         ),
         *(
             pytest.param(
-                "pending transfers that differ from their last seal",
+                "pending transfers differ from their last seal",
                 f"UPDATE pending_transfers SET {change}",
                 id=change,
             )
@@ -126,7 +127,7 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
             )
         ),
         pytest.param(
-            "pending transfers that differ from their last seal",
+            "pending transfers differ from their last seal",
             """
             UPDATE pending_transfers SET state = 'pending', settled_at = NULL WHERE state = 'voided';
             UPDATE accounts SET held = held + 10 WHERE name = 'Rich'
@@ -134,7 +135,7 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
             id="a pending transfer that was voided is pending again",
         ),
         pytest.param(
-            "sealed pending transfers that are gone",
+            "sealed pending transfers are missing",
             """
             DELETE FROM idempotency_keys k USING pending_transfers p WHERE p.id = k.transfer_id AND p.state = 'pending';
             DELETE FROM pending_transfers WHERE state = 'pending';
@@ -144,7 +145,7 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
         ),
         *(
             pytest.param(
-                "idempotency keys that no seal has, or that differ from it",
+                "idempotency keys are not sealed, or differ from their seal",
                 f"UPDATE idempotency_keys SET {change}",
                 id=change,
             )
@@ -158,13 +159,13 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
             )
         ),
         pytest.param(
-            "idempotency keys that no seal has, or that differ from it",
+            "idempotency keys are not sealed, or differ from their seal",
             "INSERT INTO idempotency_keys SELECT (jsonb_populate_record(k, jsonb_build_object('key', 'new'))).*"
             " FROM idempotency_keys k WHERE key = '1st'",
             id="a key more",
         ),
         *(
-            pytest.param("accounts that differ from their last seal", f"UPDATE accounts SET {change}", id=change)
+            pytest.param("accounts differ from their last seal", f"UPDATE accounts SET {change}", id=change)
             for change in (
                 "state = 'open' WHERE name = 'poor'",
                 "name = 'rich' WHERE name = 'Rich'",
@@ -176,9 +177,9 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
                 "revision = 0 WHERE name = 'Rich'",
             )
         ),
-        pytest.param("accounts that no seal has", _ADDED_ACCOUNT, id="an account more"),
+        pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an account more"),
         *(
-            pytest.param("seals that don't follow from the one before", f"UPDATE seals SET {change}", id=change)
+            pytest.param("seals don't follow from the seal before", f"UPDATE seals SET {change}", id=change)
             for change in (
                 "created_at = created_at + interval '1 us' WHERE position = 2",
                 "hash = sha256('other') WHERE position = 2",
@@ -186,10 +187,10 @@ async def faults(session: AsyncSession) -> dict[str, list[str]]:
                 "subject = 'accounts' WHERE subject = 'transfers'",
             )
         ),
-        pytest.param("gaps in the chain of seals", "DELETE FROM seals WHERE position = 2", id="a seal less"),
-        pytest.param("gaps in the chain of seals", "DELETE FROM seals WHERE position = 1", id="the first seal less"),
+        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 2", id="a seal less"),
+        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 1", id="the first seal less"),
         pytest.param(
-            "idempotency keys that no seal has, or that differ from it",
+            "idempotency keys are not sealed, or differ from their seal",
             "DELETE FROM seals WHERE position = (SELECT max(position) FROM seals WHERE subject = 'idempotency_keys')",
             id="the last seal of keys less",
         ),
@@ -216,7 +217,7 @@ async def test_a_finding_names_the_row(session: AsyncSession) -> None:
     await books(session)
     id_ = await session.scalar(text("SELECT id FROM transfers WHERE description = 'last'"))
     await tamper(session, _REMOVED)
-    assert await faults(session) == {"sealed transfers that are gone": [f"transfer {id_}"]}
+    assert await faults(session) == {"sealed transfers are missing": [f"transfer {id_}"]}
 
 
 async def test_a_change_that_a_later_one_covers_is_found(session: AsyncSession) -> None:
@@ -230,8 +231,8 @@ async def test_a_change_that_a_later_one_covers_is_found(session: AsyncSession) 
         text("UPDATE pending_transfers SET state = 'voided', settled_at = now() WHERE state = 'pending'")
     )
     found = await faults(session)
-    assert len(found["accounts that changed between two seals"]) == 1
-    assert len(found["pending transfers that changed between two seals"]) == 1
+    assert len(found["accounts were changed between two seals"]) == 1
+    assert len(found["pending transfers were changed between two seals"]) == 1
 
 
 async def test_a_ledger_that_was_rolled_back_whole_is_found_by_a_seal_that_was_written_down(
@@ -254,7 +255,7 @@ async def test_a_ledger_that_was_rolled_back_whole_is_found_by_a_seal_that_was_w
             raise LookupError
     assert (await check_ledger(session)).faults == {}
     report = await check_ledger(session, since=written)
-    assert report.faults == {"seals that the chain doesn't have": [str(written)]}
+    assert report.faults == {"the chain of seals doesn't have this seal": [str(written)]}
     # the same position, another past
     await post_transfers(session, [TransferRequest(world, rich, 2)])
     await session.execute(text("SELECT link_seals(1000)"))
@@ -299,8 +300,8 @@ async def test_no_setting_of_a_session_changes_a_digest(session: AsyncSession) -
             "transfers",
             "digest_of_transfer(t)",
             """
-            "id": "{id}", "from_account_id": "{id}", "from_entry_number": 1, "to_account_id": "{id}", "to_entry_number": 2,
-            "amount": 3, "currency": "GBP", "description": "Zoë", "metadata": {{"bb": "ü", "a": "1.0"}},
+            "id": "{id}", "from_account_id": "{id}", "from_entry_number": 1, "to_account_id": "{id}",
+            "to_entry_number": 2, "amount": 3, "currency": "GBP", "description": "Zoë", "metadata": {{"bb": "ü", "a": "1.0"}},
             "effective_at": "{at}", "created_at": "{at}"
             """,
             "204914c3a2742aa63eb20163ca8cb9e9",

@@ -30,7 +30,10 @@ _Column: TypeAlias = SQLColumnExpression[Any]
 
 
 class AccountAfterVoiding(NamedTuple):
-    """An account after some of its pending transfers were voided."""
+    """An account after its expired holds were voided.
+
+    `voided` is the number of these holds. The other fields are the new values of the account.
+    """
 
     id: UUID
     held: int
@@ -42,24 +45,24 @@ class AccountAfterVoiding(NamedTuple):
 async def void_expired_holds(
     session: AsyncSession, account_ids: Sequence[UUID], at: datetime | None = None
 ) -> list[AccountAfterVoiding]:
-    """Void the holds of these accounts that have expired at `at` (default: now). Return the accounts that had one.
+    """Void the holds of these accounts that have expired at `at` (default: now), and return the accounts that had one.
 
     This transaction must have locked the accounts.
     """
     rows = await session.execute(VOID_EXPIRED, {"ids": list(account_ids), "at": at})
-    freed = [AccountAfterVoiding(*row) for row in rows]
-    for account in freed:
+    accounts = [AccountAfterVoiding(**row._asdict()) for row in rows]
+    for account in accounts:
         show(session, account, ("held", "revision", "updated_at"))
-    return freed
+    return accounts
 
 
 def has_expired(stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
-    """Whether a hold that is stored with this state has expired and isn't voided yet."""
+    """Whether a hold with this stored state has expired and isn't voided yet."""
     return _is_stored_as(TransferState.PENDING, stored) & (expires_at <= func.statement_timestamp())
 
 
 def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
-    """Whether readers see a hold in this state. An expired hold counts as voided, even if its row says `pending`."""
+    """Whether the current state of a hold is `state`. An expired hold is voided, even if its row says `pending`."""
     is_stored = _is_stored_as(state, stored)
     match state:
         case TransferState.PENDING:
@@ -73,7 +76,7 @@ def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> Col
 
 
 def current_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
-    """The state that readers see; see `has_state`."""
+    """The state of a hold at the time of the statement; see `has_state`."""
     voided: ColumnElement[Any] = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)")
     return case((not_(has_expired(stored, expires_at)), stored), else_=voided)
 
@@ -93,11 +96,11 @@ VOID_EXPIRED: Final = text("""
         WHERE from_account_id = ANY (:ids) AND state = 'pending'
             AND expires_at <= coalesce(:at, statement_timestamp())
         RETURNING from_account_id, amount
-    ), freed AS (
+    ), released AS (
         SELECT from_account_id, sum(amount) AS amount, count(*) AS voided FROM voided GROUP BY from_account_id
     )
     UPDATE accounts AS account
-    SET held = account.held - freed.amount, updated_at = coalesce(:at, statement_timestamp())
-    FROM freed WHERE account.id = freed.from_account_id
-    RETURNING account.id, account.held, account.revision, account.updated_at, freed.voided
+    SET held = account.held - released.amount, updated_at = coalesce(:at, statement_timestamp())
+    FROM released WHERE account.id = released.from_account_id
+    RETURNING account.id, account.held, account.revision, account.updated_at, released.voided
     """).bindparams(bindparam("ids", type_=ARRAY(Uuid())), bindparam("at", type_=DateTime(timezone=True)))
