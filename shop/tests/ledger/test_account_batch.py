@@ -74,8 +74,8 @@ async def test_each_line_is_answered_in_its_order_with_its_account(client: httpx
     assert [answer["detail"] for answer in answers] == [
         None,
         None,
-        "user_id: there is no such user",
-        "purpose: there is an account for this purpose and currency already",
+        "user_id: the user doesn't exist",
+        "purpose: there is already an account with this purpose and currency",
         None,
     ]
     for answer in answers:

@@ -301,8 +301,8 @@ async def test_no_setting_of_a_session_changes_a_digest(session: AsyncSession) -
             "digest_of_transfer(t)",
             """
             "id": "{id}", "from_account_id": "{id}", "from_entry_number": 1, "to_account_id": "{id}",
-            "to_entry_number": 2, "amount": 3, "currency": "GBP", "description": "Zoë", "metadata": {{"bb": "ü", "a": "1.0"}},
-            "effective_at": "{at}", "created_at": "{at}"
+            "to_entry_number": 2, "amount": 3, "currency": "GBP", "description": "Zoë",
+            "metadata": {{"bb": "ü", "a": "1.0"}}, "effective_at": "{at}", "created_at": "{at}"
             """,
             "204914c3a2742aa63eb20163ca8cb9e9",
         ),

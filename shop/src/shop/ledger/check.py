@@ -157,7 +157,8 @@ _CHECKS: Final = {
                 format('transfer %s reverses %s', r.id, t.id)
             ),
             (
-                'reversals exceed the original amount, or their totals are wrong', r.total > t.amount OR r.total <> r.reversed_total,
+                'reversals exceed the original amount, or their totals are wrong',
+                r.total > t.amount OR r.total <> r.reversed_total,
                 format('transfer %s: %s, reversed %s', t.id, t.amount, r.total)
             ),
             (
@@ -309,7 +310,9 @@ def _limit_findings(check: str) -> str:
     """The query, with at most `_MAX_FINDINGS` rows of each fault."""
     return f"""
         SELECT fault, finding
-        FROM (SELECT *, row_number() OVER (PARTITION BY fault ORDER BY finding) AS nth FROM ({check}) AS findings) numbered
+        FROM (
+            SELECT *, row_number() OVER (PARTITION BY fault ORDER BY finding) AS nth FROM ({check}) AS findings
+        ) AS numbered
         WHERE nth <= {_MAX_FINDINGS}
         ORDER BY fault, nth
         """  # noqa: S608  # made of the constant queries above

@@ -103,7 +103,8 @@ def _check_changeable_rows(name: str, table: str, revision: str) -> str:
         """  # noqa: S608  # made of the constants below
 
 
-# Queries like those of `shop.ledger.check`. The database's functions compute the digests; the guards compare these functions.
+# Queries like those of `shop.ledger.check`. The database's functions compute the digests. `shop.migrations.guards`
+# compares these functions with their definitions.
 CHECKS: Final = {
     "chain of seals": """
         SELECT fault, finding

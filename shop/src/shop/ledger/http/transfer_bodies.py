@@ -1,4 +1,4 @@
-"""From the body of an HTTP request, or one element of it, to the request to the ledger."""
+"""Convert the body of an HTTP request, or an element or line of it, to a request to the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shop.ledger.requests import NamedTransfer, TransferRequest
 
 
 def get_named_id(body: AnyTransferIn) -> UUID | None:
-    """The id of the transfer that the body posts, voids or reverses."""
+    """The id of the transfer that the body posts, voids or reverses; None for a new transfer."""
     match body:
         case TransferIn():
             return None
@@ -30,7 +30,10 @@ def get_named_id(body: AnyTransferIn) -> UUID | None:
 def build_request(
     body: AnyTransferIn, named: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
 ) -> TransferRequest:
-    """The request to the ledger. Raises `NotFound` if the body names a transfer that isn't among `named`."""
+    """The request to the ledger.
+
+    `named` has the existing transfers that the body may name, by id. Raises `NotFound` if the body names another one.
+    """
     match body:
         case TransferIn():
             return TransferRequest(
@@ -45,19 +48,19 @@ def build_request(
                 pending_seconds=body.pending_seconds,
             )
         case PostingIn():
-            return _found(named, body.posts).posting(body.amount, key=key, scope=scope)
+            return _get_named(named, body.posts).posting(body.amount, key=key, scope=scope)
         case VoidingIn():
-            return _found(named, body.voids).voiding(key=key, scope=scope)
+            return _get_named(named, body.voids).voiding(key=key, scope=scope)
         case ReversalIn():
-            return _found(named, body.reverses).reversal(
+            return _get_named(named, body.reverses).reversal(
                 body.amount, description=body.description, effective_at=body.effective_at, key=key, scope=scope
             )
         case _:
             assert_never(body)
 
 
-def _found(named: Mapping[UUID, NamedTransfer], transfer_id: UUID) -> NamedTransfer:
-    found = named.get(transfer_id)
-    if found is None:
+def _get_named(named: Mapping[UUID, NamedTransfer], transfer_id: UUID) -> NamedTransfer:
+    transfer = named.get(transfer_id)
+    if transfer is None:
         raise NotFound(Transfer, [transfer_id])
-    return found
+    return transfer
