@@ -111,7 +111,7 @@ async def create_linked_transfers(
         if result.refusal is not None and result.refusal is not Refusal.LINKED_TRANSFER_FAILED:
             return refusal_response(result.refusal, replayed=result.replayed, index=index)
     content = {"transfers": [serialize_transfer(result.unwrap()) for result in results]}
-    return _json(HTTPStatus.CREATED, content, replayed=results[0].replayed)
+    return _json_response(HTTPStatus.CREATED, content, replayed=results[0].replayed)
 
 
 @router.post(
@@ -179,13 +179,13 @@ async def list_transfers(
     query = select_transfers(scope=caller, metadata=metadata, **filters)
     page = await paginate(db, query, limit=parameters.limit, after=parameters.after, before=parameters.before)
     items = [serialize_transfer(transfer.as_record()) for transfer in page.items]
-    return _json(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
+    return _json_response(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
 
 @router.get("/{transfer_id}", response_model=TransferOut)
 async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
     """Return a transfer with its current state: pending, posted or voided."""
-    return _json(HTTPStatus.OK, serialize_transfer(await find_transfer(db, transfer_id)))
+    return _json_response(HTTPStatus.OK, serialize_transfer(await find_transfer(db, transfer_id)))
 
 
 # The options of the routes that post, void or reverse a transfer.
@@ -266,12 +266,12 @@ def _build_response(result: TransferResult) -> Response:
     if result.refusal is not None:
         return refusal_response(result.refusal, replayed=result.replayed)
     transfer = result.unwrap()
-    return _json(
+    return _json_response(
         HTTPStatus.CREATED, serialize_transfer(transfer), location=f"/transfers/{transfer.id}", replayed=result.replayed
     )
 
 
-def _json(
+def _json_response(
     status: HTTPStatus, content: dict[str, Any], *, location: str | None = None, replayed: bool = False
 ) -> Response:
     headers = {} if location is None else {"Location": location}
