@@ -1,10 +1,10 @@
-"""Kill the service and PostgreSQL under load, and check that the ledger kept what was acknowledged.
+"""Kill the service and PostgreSQL under load, and check that no acknowledged transfer is lost.
 
     python -m soak.crash_ledger --kills 50        (about two minutes)
 
 Clients post transfers over HTTP, each with its own idempotency key. If a client gets no response or a 5xx response, it
-sends the same request again until it gets another response. Meanwhile processes are killed with SIGKILL. Each time it
-is, at random, the service, one of PostgreSQL's backends (then PostgreSQL recovers), or the postmaster.
+sends the same request again until it gets another response. Meanwhile SIGKILL ends processes at random: the service, a
+backend of PostgreSQL (then PostgreSQL recovers), or the postmaster.
 
 The run passes if all these conditions are met. Otherwise the exit code is 1.
 

@@ -61,10 +61,10 @@ def draw_batch(rng: random.Random, accounts: Sequence[UUID], seed: int) -> list[
 
     Half of the batches are sorted. Processes with an even and with an odd seed sort them in opposite orders.
     """
-    chosen = rng.sample(accounts, rng.randint(2, 4) if rng.random() < 0.25 else rng.randint(8, len(accounts)))
+    batch_accounts = rng.sample(accounts, rng.randint(2, 4) if rng.random() < 0.25 else rng.randint(8, len(accounts)))
     requests = []
     for _ in range(rng.randint(20, 200)):
-        source, target = rng.sample(chosen, 2)
+        source, target = rng.sample(batch_accounts, 2)
         key = rng.choice((None, str(uuid7()), str(rng.randint(1, SHARED_KEYS))))
         requests.append(TransferRequest(source, target, rng.randint(1, MAX_AMOUNT), key=key))
     if rng.random() < 0.5:

@@ -51,11 +51,11 @@ async def post_opposed(service: Service, seconds: float, clients: int) -> Respon
     responses = Responses()
     limits = httpx.Limits(max_connections=2 * clients)
     async with httpx.AsyncClient(base_url=service.address, timeout=60, limits=limits) as client:
-        one, other = await open_funded_accounts(client, 2, BALANCE)
+        first, second = await open_funded_accounts(client, 2, BALANCE)
         until = time.monotonic() + seconds
         await asyncio.gather(
-            *(run_client(client, one, other, until, responses) for _ in range(clients)),
-            *(run_client(client, other, one, until, responses) for _ in range(clients)),
+            *(run_client(client, first, second, until, responses) for _ in range(clients)),
+            *(run_client(client, second, first, until, responses) for _ in range(clients)),
         )
     return responses
 

@@ -127,7 +127,7 @@ def test_right_books_are_told_and_wrong_ones_are_exit_code_1(committed_url: str)
     finished = shop("check", DATABASE_URL=committed_url)
     assert finished.exit_code == 0
     counts, seal, verdict = finished.stdout.splitlines()
-    assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "the books are right")
+    assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "no faults found")
     assert re.fullmatch(r"the seal of the ledger is [1-9]\d*:[0-9a-f]{64}", seal)
     assert f"{len(STEPS)}/{len(STEPS)}" in finished.stderr
     execute(committed_url, "UPDATE accounts SET held = 1 WHERE purpose IS NULL")

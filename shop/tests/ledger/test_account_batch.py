@@ -251,7 +251,7 @@ async def test_python_gets_a_result_for_each_request_with_or_without_a_key(store
         )
     assert [result.refusal for result in results] == [None, OpeningRefusal.PURPOSE_TAKEN, None, None]
     assert len({result.unwrap().id for result in results if result.refusal is None}) == 3
-    with pytest.raises(OpeningRefused, match="an account for this purpose and currency already"):
+    with pytest.raises(OpeningRefused, match="already an account with this purpose and currency"):
         results[1].unwrap()
 
 

@@ -215,12 +215,12 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="a held amount where nothing is pending",
         ),
         pytest.param(
-            {"pending transfers are posted without a transfer, or not posted with one"},
+            {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'posted' WHERE state = 'voided'"],
             id="a pending transfer posted and not made",
         ),
         pytest.param(
-            {"pending transfers are posted without a transfer, or not posted with one"},
+            {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'voided' WHERE state = 'posted'"],
             id="a pending transfer made and not posted",
         ),

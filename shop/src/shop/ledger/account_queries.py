@@ -208,7 +208,7 @@ def select_entries(
 ) -> Select[Any]:
     """An account's entries, in the order of their numbers. A filter that is None is not applied.
 
-    `created_from` and `created_before` are query by binary search. The other filters read the account's entries one by
+    `created_from` and `created_before` are found by binary search. The other filters read the account's entries one by
     one until the page is full.
     """
     entry_number = StatementEntry.entry_number

@@ -174,7 +174,7 @@ _CHECKS: Final = {
         LEFT JOIN transfers t ON t.id = p.id
         CROSS JOIN LATERAL (VALUES
             (
-                'pending transfers are posted without a transfer, or not posted with one',
+                'states of pending transfers disagree with the posted transfers',
                 (p.state = 'posted') <> (t.id IS NOT NULL),
                 format('transfer %s: %s', p.id, p.state)
             ),

@@ -272,9 +272,9 @@ def _transfer_ids_by_key(scope: str, key: str) -> ColumnElement[Any]:
 
     PostgreSQL computes the array once, and finds its transfers by their primary keys. A join would read all transfers.
     """
-    answered = select(IdempotencyKey.transfer_id).where(
+    transfer_ids = select(IdempotencyKey.transfer_id).where(
         IdempotencyKey.scope == scope,
         IdempotencyKey.key == any_(type_coerce(linked_keys(key), ARRAY(String()))),
         IdempotencyKey.transfer_id.is_not(None),
     )
-    return func.array(answered.scalar_subquery(), type_=ARRAY(Uuid()))
+    return func.array(transfer_ids.scalar_subquery(), type_=ARRAY(Uuid()))

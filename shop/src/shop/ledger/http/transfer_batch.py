@@ -91,11 +91,11 @@ async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, caller: str) ->
 
     If a line of a chain names a transfer that doesn't exist, no line of the chain is posted.
     """
-    named: dict[UUID, NamedTransfer] = {}
+    transfers_by_id: dict[UUID, NamedTransfer] = {}
     naming_lines = [line for line in chunk.values() if not isinstance(line, (str, TransferLineIn))]
     ids = {id_ for line in naming_lines if (id_ := get_named_id(line)) is not None}
     if ids:
-        named = await named_transfers(db, ids)
+        transfers_by_id = await named_transfers(db, ids)
         await db.commit()  # gives the connection back while other lines are posted
     requests: _Chunk = {}
     chain: list[int] = []
@@ -106,7 +106,7 @@ async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, caller: str) ->
             continue
         chain.append(number)
         try:
-            request = build_request(line, named, key=line.idempotency_key, scope=caller)
+            request = build_request(line, transfers_by_id, key=line.idempotency_key, scope=caller)
             requests[number] = request._replace(linked=True) if line.linked else request
         except NotFound as error:
             requests[number] = str(error)

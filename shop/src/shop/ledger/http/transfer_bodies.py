@@ -28,11 +28,11 @@ def get_named_id(body: AnyTransferIn) -> UUID | None:
 
 
 def build_request(
-    body: AnyTransferIn, named: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
+    body: AnyTransferIn, transfers_by_id: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
 ) -> TransferRequest:
     """The request to the ledger.
 
-    `named` has the existing transfers that the body may name, by id. Raises `NotFound` if the body names another one.
+    `transfers_by_id` has the existing transfers that the body may name, by id. Raises `NotFound` if the body names another one.
     """
     match body:
         case TransferIn():
@@ -48,19 +48,19 @@ def build_request(
                 pending_seconds=body.pending_seconds,
             )
         case PostingIn():
-            return _get_named(named, body.posts).posting(body.amount, key=key, scope=scope)
+            return _get_transfer(transfers_by_id, body.posts).posting(body.amount, key=key, scope=scope)
         case VoidingIn():
-            return _get_named(named, body.voids).voiding(key=key, scope=scope)
+            return _get_transfer(transfers_by_id, body.voids).voiding(key=key, scope=scope)
         case ReversalIn():
-            return _get_named(named, body.reverses).reversal(
+            return _get_transfer(transfers_by_id, body.reverses).reversal(
                 body.amount, description=body.description, effective_at=body.effective_at, key=key, scope=scope
             )
         case _:
             assert_never(body)
 
 
-def _get_named(named: Mapping[UUID, NamedTransfer], transfer_id: UUID) -> NamedTransfer:
-    transfer = named.get(transfer_id)
+def _get_transfer(transfers_by_id: Mapping[UUID, NamedTransfer], transfer_id: UUID) -> NamedTransfer:
+    transfer = transfers_by_id.get(transfer_id)
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer

@@ -103,9 +103,11 @@ async def create_linked_transfers(
     """
     if idempotency_key is None:
         return key_missing()
-    named = await named_transfers(db, {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None})
+    transfers_by_id = await named_transfers(
+        db, {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None}
+    )
     await db.commit()  # gives the connection back: the ledger has its own transaction
-    requests = [build_request(each, named, key=None, scope=caller) for each in body.transfers]
+    requests = [build_request(each, transfers_by_id, key=None, scope=caller) for each in body.transfers]
     results = await ledger.submit_many(as_linked_chain(idempotency_key, requests))
     for index, result in enumerate(results):
         if result.refusal is not None and result.refusal is not Refusal.LINKED_TRANSFER_FAILED:
