@@ -298,6 +298,7 @@ async def run(server: ShopServer, entries: int, megabytes: int) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--megabytes", type=int, default=256)

@@ -33,6 +33,8 @@ CLIENT_NAME = "soak"
 
 
 class Value(Base):
+    """A row that the clients read."""
+
     __tablename__ = "soak_values"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -40,6 +42,8 @@ class Value(Base):
 
 
 class Note(Base):
+    """A row that a client writes."""
+
     __tablename__ = "soak_notes"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -174,6 +178,7 @@ async def run(url: str, seconds: float, clients: int) -> Soak:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=200)

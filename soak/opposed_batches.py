@@ -100,6 +100,7 @@ async def post_batches(load: Load) -> Counter[str]:
     async with Database(load.url, pool_size=load.clients + 2) as database, Ledger(database) as ledger:
 
         async def run_client(number: int) -> None:
+            """Post random batches: through the ledger if the number is even, else in own transactions."""
             rng = random.Random(f"{load.seed}-{number}")
             while time.monotonic() < until:
                 requests = draw_batch(rng, load.accounts, load.seed)
@@ -162,6 +163,7 @@ def run(url: str, options: argparse.Namespace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--processes", type=int, default=4)

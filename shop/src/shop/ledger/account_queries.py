@@ -40,6 +40,8 @@ from shop.web.fields import ListOrder
 
 
 class AccountRepository(AsyncRepository[Account]):
+    """Reads accounts, and values that are computed from their entries."""
+
     async def find_last_entry_number(self, account_id: UUID, at: datetime) -> int:
         """The number of the last entry posted at or before `at`; 0 if there is none."""
         return int((await self.session.execute(select(entry_number_at(account_id, at)))).scalar_one())

@@ -32,7 +32,7 @@ def build_request(
 ) -> TransferRequest:
     """The request to the ledger.
 
-    `transfers_by_id` has the existing transfers that the body may name, by id. Raises `NotFound` if the body names another one.
+    `transfers_by_id` has the transfers that exist. Raises `NotFound` if the body names another one.
     """
     match body:
         case TransferIn():

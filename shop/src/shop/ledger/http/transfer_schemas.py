@@ -125,6 +125,7 @@ def _validate_by_reference(*models: type[BaseModel]) -> WrapValidator:
     all_fields = {name for model in models for name in model.model_fields}
 
     def validate(content: Any, _handler: Any) -> BaseModel:
+        """Choose the model, and validate with it instead of the union."""
         if isinstance(content, models):
             return content
         references = [name for name in model_by_reference if name in content] if isinstance(content, dict) else []
