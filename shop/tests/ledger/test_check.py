@@ -275,7 +275,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             )
         ),
         pytest.param(
-            {"available balances are below the overdraft limit"},
+            {"overdrafts exceed the overdraft limit"},
             [
                 "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance_covered",
                 "UPDATE accounts SET allows_negative = false WHERE id = :world",

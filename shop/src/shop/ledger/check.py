@@ -25,8 +25,8 @@ _MAX_FINDINGS: Final = 20
 """The number of findings of each kind that a report has."""
 
 # No timeout, and memory that doesn't grow with the ledger: PostgreSQL writes the rest to temporary files. With a small
-# `effective_cache_size` the planner sorts the entries instead of reading them one by one in the order of their key,
-# many of them from disk.
+# `effective_cache_size` the planner avoids plans that read the entries one by one in the order of their key, many of
+# them from disk.
 _SETTINGS: Final = {
     "statement_timeout": "0",
     "work_mem": "'64MB'",
@@ -50,7 +50,7 @@ _CHECKS: Final = {
                 format('account %s: %s held, %s pending', a.id, a.held, coalesce(p.total, 0))
             ),
             (
-                'available balances are below the overdraft limit',
+                'overdrafts exceed the overdraft limit',
                 a.balance::numeric - a.held < -a.overdraft_limit AND NOT a.allows_negative,
                 format('account %s: %s, %s of it held', a.id, a.balance, a.held)
             ),
