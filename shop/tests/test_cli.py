@@ -127,13 +127,13 @@ def test_right_books_are_told_and_wrong_ones_are_exit_code_1(committed_url: str)
     finished = shop("check", DATABASE_URL=committed_url)
     assert finished.exit_code == 0
     counts, seal, verdict = finished.stdout.splitlines()
-    assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "the books are right")
+    assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "no faults found")
     assert re.fullmatch(r"the seal of the ledger is [1-9]\d*:[0-9a-f]{64}", seal)
     assert f"{len(STEPS)}/{len(STEPS)}" in finished.stderr
     execute(committed_url, "UPDATE accounts SET held = 1 WHERE purpose IS NULL")
     finished = shop("check", DATABASE_URL=committed_url)
     assert (finished.exit_code, finished.stdout.splitlines()) == (1, [counts, seal])
-    assert "held amounts differ from what is pending:\n  account " in finished.stderr
+    assert "held amounts differ from the pending transfers:\n  account " in finished.stderr
     assert finished.stderr.count(": 1 held, 0 pending\n") == 3
 
 
@@ -144,7 +144,7 @@ def test_a_seal_that_was_written_down_is_looked_for(committed_url: str) -> None:
     assert shop("check", "--seal", seal, DATABASE_URL=committed_url).exit_code == 0
     finished = shop("check", "--seal", f"1{seal}", DATABASE_URL=committed_url)
     assert finished.exit_code == 1
-    assert f"seals that the chain doesn't have:\n  1{seal}\n" in finished.stderr
+    assert f"the chain of seals doesn't have this seal:\n  1{seal}\n" in finished.stderr
 
 
 def test_what_is_no_seal_is_told_before_anything_is_read() -> None:
@@ -176,4 +176,4 @@ def test_what_is_missing_does_not_end_the_check(committed_url: str, change: str,
     finished = shop("check", "--seal", "1:" + 64 * "a", DATABASE_URL=committed_url)
     assert finished.exit_code == 1
     assert missing in finished.stderr
-    assert "seals that the chain doesn't have:" in finished.stderr
+    assert "the chain of seals doesn't have this seal:" in finished.stderr

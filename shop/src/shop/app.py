@@ -16,7 +16,7 @@ from shop import migrations, tables
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_routes import router as account_routes
 from shop.ledger.http.transfer_routes import router as transfer_routes
-from shop.ledger.maintenance import maintenance
+from shop.ledger.maintenance import run_maintenance
 from shop.ledger.schema import find_schema_problem
 from shop.orders.routes import router as order_routes
 from shop.orders.service import OrderViews, open_order_views
@@ -56,7 +56,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             open_user_views(database) as users,
             open_order_views(database) as orders,
             Ledger(database) as ledger,
-            maintenance(database, ledger, key_retention_days=chosen.key_retention_days),
+            run_maintenance(database, ledger, key_retention_days=chosen.key_retention_days),
         ):
             yield {"database": database, "ledger": ledger, "users": users, "orders": orders}
 

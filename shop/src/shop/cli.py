@@ -207,7 +207,7 @@ def check(
             _err.print(f"  {finding}", highlight=False)
     if report.faults:
         raise typer.Exit(1)
-    _out.print("the books are right", highlight=False)
+    _out.print("no faults found", highlight=False)
 
 
 @app.command("create-demo")

@@ -13,7 +13,7 @@ from sqlalchemy import select, text, update
 
 from howdah import Database, LockTimeout, utcnow
 from shop.ledger.accounts import AccountUnchangeable, change_account
-from shop.ledger.expiry import VOID
+from shop.ledger.expiry import VOID_EXPIRED
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.maintenance import void_expired
@@ -338,7 +338,7 @@ async def test_it_is_found_by_its_account_and_time(stored: Database) -> None:
             {"a": a, "b": b},
         )
         await session.execute(text("ANALYZE pending_transfers"))
-        explained = text(f"EXPLAIN {VOID.text}").bindparams(*VOID._bindparams.values())
+        explained = text(f"EXPLAIN {VOID_EXPIRED.text}").bindparams(*VOID_EXPIRED._bindparams.values())
         plan = "\n".join(await session.scalars(explained, {"ids": [a], "at": utcnow()}))
     assert "Seq Scan on pending_transfers" not in plan
     assert "ix_pending_transfers_from_account_id_expires_at" in plan
