@@ -154,11 +154,11 @@ def test_what_is_no_seal_is_told_before_anything_is_read() -> None:
 
 
 def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
-    execute(committed_url, "ALTER TABLE transfers DISABLE TRIGGER booked")
+    execute(committed_url, "ALTER TABLE transfers DISABLE TRIGGER post_transfers")
     finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(
-        "the database differs from guards.sql: trigger booked on transfers: disabled. Restore what"
+        "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore what"
     )
     assert "Traceback" not in finished.stderr
 
@@ -166,7 +166,7 @@ def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        ("DROP FUNCTION link_seals", "function link_seals(most integer): missing"),
+        ("DROP FUNCTION link_seals", "function link_seals(max_seals integer): missing"),
         ("DROP FUNCTION digest_of_transfer", "function digest_of_transfer(t transfers): missing"),
         ("DROP TABLE seals CASCADE", "table seals: missing"),
     ],

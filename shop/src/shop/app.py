@@ -12,11 +12,12 @@ from fastapi import FastAPI
 
 from howdah import Database
 from howdah.fastapi import describe_problems
-from shop import tables
+from shop import migrations, tables
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_routes import router as account_routes
 from shop.ledger.http.transfer_routes import router as transfer_routes
 from shop.ledger.maintenance import maintenance
+from shop.ledger.schema import find_schema_problem
 from shop.orders.routes import router as order_routes
 from shop.orders.service import OrderViews, open_order_views
 from shop.postgres import open_database
@@ -24,7 +25,7 @@ from shop.settings import Settings
 from shop.users.routes import router as user_routes
 from shop.users.service import UserViews, open_user_views
 from shop.web import errors
-from shop.web.health import router as health_routes
+from shop.web.health import health_router
 from shop.web.metrics import router as metrics_routes
 from shop.web.observability import Observability
 
@@ -62,7 +63,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
     for router in (user_routes, order_routes, account_routes, transfer_routes):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
-    app.include_router(health_routes)
+    app.include_router(health_router([migrations.find_revision_problem, find_schema_problem]))
     app.include_router(metrics_routes)
     errors.install(app)
     app.add_middleware(Observability)

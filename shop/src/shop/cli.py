@@ -21,6 +21,7 @@ from shop.importing.command import commands as import_commands
 
 if TYPE_CHECKING:
     from shop.ledger.check import LedgerReport
+    from shop.settings import Settings
 
 app = typer.Typer(
     cls=ExplainingGroup,
@@ -39,13 +40,13 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve. Refuses to start if a trigger of the ledger is missing or disabled."""
+    """Migrate the database and serve. Refuses to start if a trigger of the ledger is missing, disabled or changed."""
     import uvicorn
 
     from shop import migrations
     from shop.app import create_app
+    from shop.ledger import schema
     from shop.memory import collect_seldom, settle
-    from shop.migrations import guards
     from shop.postgres import located
     from shop.settings import Settings
     from shop.web.observability import configure_logging
@@ -57,7 +58,7 @@ def serve(
     address = host or settings.host
     with suppress(KeyboardInterrupt), _listening(address, port) as listening, located(settings) as location:
         migrations.upgrade(location.url)
-        guards.verify_guards(location.url)
+        schema.verify_schema(location.url)
         config = uvicorn.Config(
             create_app(location.url, settings),
             log_config=None,
@@ -93,48 +94,49 @@ def migrate(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Only check, on a temporary database, that migrations, models and guards.sql agree"
+            "--check",
+            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define",
         ),
     ] = False,
     downgrade: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; what is younger is lost")
+        str | None,
+        typer.Option(
+            metavar="REVISION", help="Go back to this revision. The data of dropped tables and columns is lost"
+        ),
     ] = None,
     new: Annotated[
-        str | None, typer.Option(metavar="MESSAGE", help="Write a new migration from what the models have changed")
+        str | None,
+        typer.Option(
+            metavar="MESSAGE", help="Write the first version of a migration for changed models and .sql files"
+        ),
     ] = None,
-    write_guards: Annotated[
-        bool, typer.Option("--guards", help="Write guards.sql: the triggers and functions of a migrated database")
+    write_catalog: Annotated[
+        bool,
+        typer.Option("--write-catalog", help="Write ledger/catalog.txt, with which the service compares its database"),
     ] = False,
 ) -> None:
     """Bring the schema up to date."""
-    from shop import migrations
-    from shop.migrations import guards
+    from shop import migrations, tables
+    from shop.catalog import read_whole_catalog
+    from shop.ledger import schema
     from shop.postgres import located, scratch
     from shop.settings import Settings
 
     settings = Settings()
     if check:
-        with scratch(settings) as url:
-            migrations.upgrade(url)
-            found = migrations.differences(url)
-            unwritten = guards.differences(url)
-        if found is not None:
-            _err.print(f"the models and the migrations differ: {found}", highlight=False)
-        if unwritten is not None:
-            _err.print(f"guards.sql and the migrations differ, run shop migrate --guards: {unwritten}", highlight=False)
-        if found is not None or unwritten is not None:
-            raise typer.Exit(1)
-        _out.print("migrations, models and guards.sql agree", highlight=False)
+        _check_migrations(settings)
         return
-    if write_guards:
+    if write_catalog:
         with scratch(settings) as url:
-            migrations.upgrade(url)
-            _out.print(f"written: {guards.write_guards(url)}", highlight=False)
+            tables.create_tables(url)
+            described = schema.describe_catalog(read_whole_catalog(url))
+        schema.CATALOG_FILE.write_text(described, encoding="utf-8")
+        _out.print(f"written: {schema.CATALOG_FILE}", highlight=False)
         return
     if new is not None:
         with scratch(settings) as url:
             migrations.upgrade(url)
-            migrations.write_revision(url, new)
+            _out.print(f"written: {migrations.write_revision(url, new)}", highlight=False)
         return
     with located(settings) as location:
         if downgrade is not None:
@@ -142,6 +144,34 @@ def migrate(
         else:
             migrations.upgrade(location.url)
         _out.print(f"the schema is at {downgrade or migrations.head()}", highlight=False)
+
+
+def _check_migrations(settings: Settings) -> None:
+    """Compare a migrated database and catalog.txt with a database that was created from the models and .sql files."""
+    from shop import migrations, tables
+    from shop.catalog import compare_catalogs, read_whole_catalog
+    from shop.ledger import schema
+    from shop.postgres import scratch
+
+    with scratch(settings) as migrated, scratch(settings) as created:
+        migrations.upgrade(migrated)
+        tables.create_tables(created)
+        expected = read_whole_catalog(created)
+        differences = list(compare_catalogs(read_whole_catalog(migrated), expected, show_changes=True))
+    failed = False
+    for title, lines in (
+        ("the migrations don't create what the models and ledger/sql define", differences),
+        (
+            "ledger/catalog.txt is out of date, run shop migrate --write-catalog",
+            schema.find_catalog_differences(expected),
+        ),
+    ):
+        if lines:
+            _err.print("\n  ".join([f"{title}:", *lines]), highlight=False, markup=False)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+    _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree", highlight=False)
 
 
 @app.command()

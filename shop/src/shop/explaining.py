@@ -21,7 +21,7 @@ class CannotListen(Exception):
 _MENDABLE: Final = {
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
-    "MissingGuards": "shop.migrations.guards",
+    "SchemaMismatch": "shop.ledger.schema",
     "UnreadableFile": "shop.importing.reading",
     "UnwritableFile": "shop.importing.rejects",
     "ValidationError": "pydantic_core",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from uuid import uuid4
 
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -58,7 +58,7 @@ def open_database(url: str, settings: Settings, *, application_name: str = "shop
 def scratch(settings: Settings) -> Iterator[str]:
     """The URL of an empty database on the same server, dropped afterwards."""
     with located(settings) as location:
-        name = f"shop_scratch_{os.getpid()}"
+        name = f"shop_scratch_{uuid4().hex}"
         _administer(location.url, f'CREATE DATABASE "{name}"')
         try:
             yield make_url(location.url).set(database=name).render_as_string(hide_password=False)

@@ -208,4 +208,4 @@ async def test_the_database_refuses_an_answer_of_another_kind_than_it_names(
                 """),
             {"transfer_id": None, "refusal": None, "account_id": None, **values},
         )
-    assert raised.value.constraint in {"ck_idempotency_keys_one_outcome", "ck_idempotency_keys_answer_is_known"}
+    assert raised.value.constraint in {"ck_idempotency_keys_exactly_one_result", "ck_idempotency_keys_answer_is_known"}

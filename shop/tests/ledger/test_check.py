@@ -269,7 +269,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
         pytest.param(
             {"balances below zero without leave"},
             [
-                "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance_covered",
+                "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_available_within_overdraft_limit",
                 "UPDATE accounts SET allows_negative = false WHERE id = :world",
             ],
             id="a balance below zero",
@@ -284,7 +284,7 @@ async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: l
         await session.execute(planting.bindparams(**{name: ids[name] for name in planting._bindparams}))
     await enable_triggers(session)
     report = (await check_ledger(session)).faults
-    assert {fault for fault in report if "seal" not in fault and "guards.sql" not in fault} == found
+    assert {fault for fault in report if "seal" not in fault and "schema" not in fault} == found
     assert all(report.values())
 
 

@@ -308,10 +308,10 @@ LATER = "clock_timestamp() + interval '2 seconds'"
 @pytest.mark.parametrize(
     ("statement", "time", "constraint"),
     [
-        (TRANSFER, LATER, "transfer_in_time"),
-        (PENDING, LATER, "held_in_time"),
-        (ACCOUNT.replace("{}", "created_at", 1), LATER, "opened_in_time"),
-        (ACCOUNT.replace("{}", "updated_at", 1), LATER, "opened_in_time"),
+        (TRANSFER, LATER, "transfer_not_in_future"),
+        (PENDING, LATER, "pending_transfer_not_in_future"),
+        (ACCOUNT.replace("{}", "created_at", 1), LATER, "account_not_in_future"),
+        (ACCOUNT.replace("{}", "updated_at", 1), LATER, "account_not_in_future"),
     ],
 )
 async def test_the_database_refuses_what_is_ahead_of_its_clock(

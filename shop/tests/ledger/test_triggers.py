@@ -76,7 +76,8 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
     async with stored.session() as session:
         entries = await session.execute(
             text(
-                "SELECT entry_number, amount, balance_after FROM entries WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
+                "SELECT entry_number, amount, balance_after FROM entries"
+                " WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
             ),
             {name: accounts[name] for name in ("a", "b")},
         )
@@ -92,35 +93,43 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
 @pytest.mark.parametrize(
     ("rows", "constraint"),
     [
-        pytest.param([TransferRow(from_entry_number=3)], "transfer_follows", id="a gap"),
-        pytest.param([TransferRow(from_entry_number=1)], "transfer_follows", id="a number that is taken"),
+        pytest.param([TransferRow(from_entry_number=3)], "transfer_matches_accounts", id="a gap"),
+        pytest.param([TransferRow(from_entry_number=1)], "transfer_matches_accounts", id="a number that is taken"),
         pytest.param(
             [TransferRow(), TransferRow(from_entry_number=4, to_entry_number=2)],
-            "transfer_follows",
+            "transfer_matches_accounts",
             id="a gap between two",
         ),
-        pytest.param([TransferRow(), TransferRow(to_entry_number=2)], "transfer_follows", id="a number twice"),
+        pytest.param([TransferRow(), TransferRow(to_entry_number=2)], "transfer_matches_accounts", id="a number twice"),
         pytest.param(
             [TransferRow(), TransferRow(from_account="b", from_entry_number=3, to_account="a", to_entry_number=3)],
-            "transfer_follows",
+            "transfer_matches_accounts",
             id="a gap of the other account",
         ),
-        pytest.param([TransferRow(currency="EUR")], "transfer_follows", id="of another currency"),
+        pytest.param([TransferRow(currency="EUR")], "transfer_matches_accounts", id="of another currency"),
         pytest.param(
             [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, currency="EUR")],
-            "transfer_follows",
+            "transfer_matches_accounts",
             id="of two currencies",
         ),
-        pytest.param([TransferRow(to_account="unknown")], "transfer_follows", id="to an account that doesn't exist"),
-        pytest.param([TransferRow(to_account="frozen")], "transfer_follows", id="to an account that is frozen"),
-        pytest.param([TransferRow(to_account="closed")], "transfer_follows", id="to an account that is closed"),
-        pytest.param([TransferRow(age=timedelta(days=1))], "transfer_follows", id="older than the one before"),
+        pytest.param(
+            [TransferRow(to_account="unknown")], "transfer_matches_accounts", id="to an account that doesn't exist"
+        ),
+        pytest.param(
+            [TransferRow(to_account="frozen")], "transfer_matches_accounts", id="to an account that is frozen"
+        ),
+        pytest.param(
+            [TransferRow(to_account="closed")], "transfer_matches_accounts", id="to an account that is closed"
+        ),
+        pytest.param([TransferRow(age=timedelta(days=1))], "transfer_matches_accounts", id="older than the one before"),
         pytest.param(
             [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, age=timedelta(microseconds=1))],
-            "transfer_follows",
+            "transfer_matches_accounts",
             id="older than the one before of the statement",
         ),
-        pytest.param([TransferRow(amount=101)], "ck_accounts_balance_covered", id="more than there is"),
+        pytest.param(
+            [TransferRow(amount=101)], "ck_accounts_available_within_overdraft_limit", id="more than there is"
+        ),
         pytest.param([TransferRow(amount=0)], "ck_transfers_amount_positive", id="nothing"),
         pytest.param([TransferRow(amount=-1)], "ck_transfers_amount_positive", id="turned round"),
         pytest.param([TransferRow(to_account="a", to_entry_number=3)], "ck_transfers_accounts_differ", id="to itself"),
@@ -188,7 +197,7 @@ async def test_an_account_is_opened_with_nothing_in_it(
     await write(stored, opened.format(0, 0, 0))
     with pytest.raises(CheckViolation) as refused:
         await write(stored, opened.format(balance, held, entry_count))
-    assert refused.value.constraint == "opened_empty"
+    assert refused.value.constraint == "new_account_is_empty"
 
 
 async def test_entries_stay_in_order_whatever_time_an_account_is_said_to_be_of(
@@ -197,7 +206,7 @@ async def test_entries_stay_in_order_whatever_time_an_account_is_said_to_be_of(
     await write(stored, "UPDATE accounts SET updated_at = now() - interval '1 year' WHERE id = :a", a=accounts["a"])
     with pytest.raises(CheckViolation) as refused:
         await write(stored, insert_transfers(accounts, TransferRow(age=timedelta(days=1))))
-    assert refused.value.constraint == "transfer_follows"
+    assert refused.value.constraint == "transfer_matches_accounts"
 
 
 async def test_the_entries_are_those_of_the_books_whatever_else_is_called_so(

@@ -79,9 +79,9 @@ async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, c
     ("statement", "undone", "detail"),
     [
         (
-            "ALTER TABLE transfers DISABLE TRIGGER booked",
-            "ALTER TABLE transfers ENABLE TRIGGER booked",
-            "trigger booked on transfers: disabled",
+            "ALTER TABLE transfers DISABLE TRIGGER post_transfers",
+            "ALTER TABLE transfers ENABLE TRIGGER post_transfers",
+            "trigger post_transfers on transfers: disabled",
         ),
         (
             "ALTER TABLE accounts RENAME TO ledger_accounts",
@@ -89,7 +89,7 @@ async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, c
             "table accounts: missing",
         ),
         (
-            "CREATE TRIGGER harm BEFORE INSERT ON transfers FOR EACH ROW EXECUTE FUNCTION refuse_change()",
+            "CREATE TRIGGER harm BEFORE INSERT ON transfers FOR EACH ROW EXECUTE FUNCTION reject_change()",
             "DROP TRIGGER harm ON transfers",
             "trigger harm on transfers: unknown",
         ),

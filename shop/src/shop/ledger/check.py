@@ -1,7 +1,7 @@
 """Check the ledger (`shop check`). Whole tables are read, each a few times, in bounded memory of client and server.
 
 This module compares the rows with each other. `shop.ledger.seals` compares them with their seals, and
-`shop.migrations.guards` compares the database's triggers and constraints with `guards.sql`.
+`shop.ledger.schema` compares the database's triggers, functions and constraints with their definitions.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.ledger import seals
 from shop.ledger.models import Account, Entry, Transfer
+from shop.ledger.schema import compare_schema
 from shop.ledger.seals import Link
-from shop.migrations.guards import compare_guards
 
 _SHOWN: Final = 20
 
@@ -91,7 +91,8 @@ _CHECKS: Final = {
                 format('account %s: balance %s, last entry says %s', a.id, a.balance, e.last_balance)
             ),
             (
-                'entry numbers have gaps', a.entry_count <> coalesce(e.entries, 0) OR a.entry_count <> coalesce(e.last, 0),
+                'entry numbers have gaps',
+                a.entry_count <> coalesce(e.entries, 0) OR a.entry_count <> coalesce(e.last, 0),
                 format(
                     'account %s: entry count %s, %s entries up to %s',
                     a.id, a.entry_count, coalesce(e.entries, 0), coalesce(e.last, 0)
@@ -116,8 +117,8 @@ _CHECKS: Final = {
                 ELSE 'entries of another time than their transfer' END AS fault,
             format('transfer %s: account %s, entry %s, %s', transfer_id, account_id, entry_number, amount) AS finding
         FROM (
-            SELECT id AS transfer_id, from_account_id AS account_id, from_entry_number AS entry_number, -amount AS amount,
-                created_at
+            SELECT id AS transfer_id, from_account_id AS account_id, from_entry_number AS entry_number,
+                -amount AS amount, created_at
             FROM transfers
             UNION ALL
             SELECT id, to_account_id, to_entry_number, amount, created_at FROM transfers
@@ -233,9 +234,9 @@ _CHECKS: Final = {
         """,
 }
 
-_GUARDS: Final = "guards"
+_SCHEMA: Final = "schema"
 _COUNTING: Final = "counting"
-STEPS: Final = (_GUARDS, *_CHECKS, *seals.CHECKS, _COUNTING)
+STEPS: Final = (_SCHEMA, *_CHECKS, *seals.CHECKS, _COUNTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,27 +261,27 @@ async def check_ledger(
     like faults. Until its transaction ends it has no statement timeout and little `work_mem`. `begin` is called with
     each of `STEPS` when that step begins.
     """
-    begin(_GUARDS)
-    guards = await compare_guards(db)
+    begin(_SCHEMA)
+    schema = await compare_schema(db)
     for name, value in _SETTINGS.items():
         await db.execute(text(f"SET LOCAL {name} = {value}"))
     faults: defaultdict[str, list[str]] = defaultdict(list)
     faults |= {
         kind: findings[:_SHOWN]
         for kind, findings in (
-            ("parts of guards.sql that are missing, disabled or changed", guards.missing),
-            ("triggers and settings that the ledger doesn't have", guards.unknown),
+            ("parts of the schema that are missing, disabled or changed", schema.missing),
+            ("triggers, policies and settings that the ledger doesn't have", schema.unknown),
         )
         if findings
     }
     for step, check in (_CHECKS | seals.CHECKS).items():
         begin(step)
-        if step in seals.CHECKS and guards.lacks_seals:
+        if step in seals.CHECKS and schema.lacks_seals:
             continue
         for fault, finding in await db.execute(text(_first_of_each_kind(check))):
             faults[fault].append(finding)
     begin(_COUNTING)
-    if since is not None and (guards.lacks_seals or not await seals.has_link(db, since)):
+    if since is not None and (schema.lacks_seals or not await seals.has_link(db, since)):
         faults["seals that the chain doesn't have"].append(str(since))
 
     async def count(table: type[Account | Transfer | Entry]) -> int:
@@ -291,7 +292,7 @@ async def check_ledger(
         await count(Transfer),
         await count(Entry),
         dict(faults),
-        None if guards.lacks_seals else await seals.last_link(db),
+        None if schema.lacks_seals else await seals.last_link(db),
     )
 
 

@@ -40,7 +40,7 @@ async def link_seals(database: Database) -> int:
     linked = 0
     while True:
         async with database.begin() as session:
-            found = await session.scalar(text("SELECT link_seals(:most)"), {"most": _LINKED_AT_A_TIME}) or 0
+            found = await session.scalar(text("SELECT link_seals(:max_seals)"), {"max_seals": _LINKED_AT_A_TIME}) or 0
         linked += found
         if found < _LINKED_AT_A_TIME:
             return linked
@@ -67,7 +67,8 @@ def _of_what_changes(name: str, table: str, revision: str) -> str:
             SELECT sealed.*, lag(digest) OVER w AS digest_before, lag(revision) OVER w AS revision_before,
                 lead(revision) OVER w IS NULL AS is_last
             FROM seals
-            CROSS JOIN LATERAL unnest(ids, revisions, digests, befores) AS sealed (id, revision, digest, before)
+            CROSS JOIN LATERAL unnest(ids, revisions, digests, previous_digests)
+                AS sealed (id, revision, digest, before)
             WHERE subject = '{table}' WINDOW w AS (PARTITION BY sealed.id ORDER BY revision)
         ) s USING (id)
         CROSS JOIN LATERAL (VALUES
@@ -92,7 +93,8 @@ def _of_what_changes(name: str, table: str, revision: str) -> str:
         """  # noqa: S608  # of names from below
 
 
-# Like those of `shop.ledger.check`. The database's functions compute the digests; the guards compare these functions.
+# Like those of `shop.ledger.check`. The database's functions compute the digests. `shop.ledger.schema` compares these
+# functions with their definitions.
 CHECKS: Final = {
     "chain of seals": """
         SELECT fault, finding
