@@ -14,9 +14,9 @@ from sqlalchemy import func, select, text
 
 from howdah import Database
 from shop.orders.models import Order, OrderStatus
+from shop.user_orders.service import get_user_order_summary
 from shop.users.models import User
 from shop.users.repository import UserRepository
-from shop.users.service import get_user_order_summary
 
 IMPORT_AND_MEASURE = """
 import sys

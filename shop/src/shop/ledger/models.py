@@ -32,6 +32,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey, text_enum
 from shop.ledger.triggers import create_triggers, drop_functions
+from shop.users.models import User
 
 
 class AccountState(StrEnum):
@@ -101,7 +102,7 @@ class Account(UUIDv7PrimaryKey, Base):
         {"postgresql_with": {"fillfactor": 70}},
     )
 
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey(User.id), index=True)
     name: Mapped[str] = mapped_column(String(100))
     currency: Mapped[str] = mapped_column(String(3))
     purpose: Mapped[AccountPurpose | None] = mapped_column(

@@ -1,4 +1,4 @@
-"""The order and its lines."""
+"""Orders and their items."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class OrderStatus(StrEnum):
 
 
 class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
-    """What somebody ordered. `total_cents` is the sum over its items, in the smallest unit of `currency`.
+    """An order. `total_cents` is the sum of its items, in the smallest unit of `currency`.
 
-    `reference` is the number that the order has elsewhere, such as on the invoice that it was imported from. An order
-    that takes back another one (`cancels_id`) is cancelled if it takes all of it back, and refunded otherwise.
+    `reference` is the number of the order in another system, such as that of an imported invoice. An order that cancels
+    another one (`cancels_id`) has the status `cancelled` if it cancels all of it, and `refunded` otherwise.
     """
 
     __tablename__ = "orders"
     __table_args__ = (
         CheckConstraint("total_cents >= 0", name="total_not_negative"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
-        # what is included makes a user's summary an index-only scan
+        # The included columns make a user's order summary an index-only scan.
         Index(
             "ix_orders_user_id_placed_at_id",
             *("user_id", "placed_at", "id"),
@@ -68,7 +68,7 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
 
 
 class OrderItem(UUIDv7PrimaryKey, Base):
-    """A line of an order, numbered from 1."""
+    """An item of an order. `line_no` counts from 1."""
 
     __tablename__ = "order_items"
     __table_args__ = (

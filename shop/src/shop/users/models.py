@@ -1,4 +1,4 @@
-"""The user."""
+"""Users."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned
 
 
 class User(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
-    """Somebody who orders. `email` is kept in lower case, so that it is unique whatever the case it was written in."""
+    """A customer. `email` is stored in lower case, so that it is unique in upper and lower case."""
 
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_is_lower_case"),
-        # a prefix is found by it whatever the database's collation
+        # With any collation of the database, a search by prefix uses this index.
         Index("ix_users_email_prefix", "email", postgresql_ops={"email": "text_pattern_ops"}),
         Index("ix_users_country_id", "country", "id"),
         Index("ix_users_created_at", "created_at"),

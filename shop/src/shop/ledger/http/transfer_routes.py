@@ -6,20 +6,21 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref
+from howdah.fastapi import PageOut, ReadDbSession, StrictJSONRoute, describe_problems, get_schema_ref
 from shop.ledger.http.bodies import named_in, request_of
+from shop.ledger.http.dependencies import CurrentLedger, RequiredIdempotencyKey
+from shop.ledger.http.problems import refusal_response
 from shop.ledger.http.transfer_batch import posted_lines
 from shop.ledger.http.transfer_schemas import (
     METADATA_PARAMETER,
     BatchLineIn,
     BatchLineOut,
-    Key,
     LinkedIn,
     LinkedOut,
     PartIn,
@@ -41,14 +42,11 @@ from shop.ledger.service import (
     voiding_request,
 )
 from shop.ledger.transfer_queries import transfers_matching
-from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
-from shop.web.errors import key_missing, refusal_response
+from shop.web.dependencies import Caller
 from shop.web.fields import Metadata
 from shop.web.lines import JSON, NDJSON, ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
-
-IdempotencyKey = Annotated[Key | None, Header()]
 
 _METADATA: Final = TypeAdapter(Metadata)
 _METADATA_PARAMETER: Final = {
@@ -70,7 +68,7 @@ _REFUSALS: Final = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT
     responses=_REFUSALS,
 )
 async def create_transfer(
-    body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
+    body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
     """Move money. A request can be sent again with its key after any failure: it is executed once, and the first
     response is returned again with `Idempotency-Replayed: true`. The same key with another body is refused.
@@ -78,8 +76,6 @@ async def create_transfer(
     With `pending_seconds` the amount is only held. `POST /transfers/{transfer_id}/post` posts it and `…/void` releases
     it. After that time it expires.
     """
-    if idempotency_key is None:
-        return key_missing()
     return _answer(await ledger.submit(request_of(body, {}, key=idempotency_key, scope=caller)))
 
 
@@ -90,7 +86,7 @@ async def create_transfer(
     responses=_REFUSALS | describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_linked_transfers(
-    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
+    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
     """Make 2 to 100 transfers under one key, all or none. Each is decided on the balances that the ones before it left.
     So one account can pay many, or money can pass through an account. A refusal names the refused one by its `index`,
@@ -98,8 +94,6 @@ async def create_linked_transfers(
 
     An element is a transfer, or posts (`posts`), voids (`voids`) or reverses (`reverses`) the transfer that it names.
     """
-    if idempotency_key is None:
-        return key_missing()
     named = await named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
     await db.commit()  # it only read; the ledger uses a transaction of its own
     requests = [request_of(each, named, key=None, scope=caller) for each in body.transfers]
@@ -199,11 +193,9 @@ async def post_pending_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Part,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released."""
-    if idempotency_key is None:
-        return key_missing()
     request = await posting_request(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
     await db.commit()  # only read; the ledger has a transaction of its own
     return _answer(await ledger.submit(request))
@@ -217,11 +209,9 @@ async def void_pending_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[VoidIn, Body(default_factory=VoidIn)],
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Void a pending transfer: release the whole hold."""
-    if idempotency_key is None:
-        return key_missing()
     request = await voiding_request(db, transfer_id, key=idempotency_key, scope=caller)
     await db.commit()
     return _answer(await ledger.submit(request))
@@ -235,12 +225,10 @@ async def reverse_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Reverse a transfer: the `amount` of the body, or all that isn't reversed yet. Its reversals never return more
     than its amount. A reversal never takes effect before the transfer that it reverses."""
-    if idempotency_key is None:
-        return key_missing()
     request = await reversal_request(
         db,
         transfer_id,
