@@ -16,7 +16,7 @@ from howdah import Database, utcnow, uuid7
 from shop import migrations
 from shop.importing.loading import CURRENCY, load
 from shop.importing.retail import RetailFile, read_retail
-from shop.memory import settle
+from shop.memory import freeze_loaded_objects
 
 COLUMNS = {
     "users": "id email name country created_at updated_at version",
@@ -30,7 +30,7 @@ async def import_(url: str, file: Path) -> None:
         await database.ping()
         async with measuring(whole=True) as from_now:
             retail = read_retail(file)
-            settle()  # as the command does
+            freeze_loaded_objects()  # as the command does
             from_now()
             await load(database, retail)
 
@@ -39,7 +39,7 @@ async def copy(url: str, file: Path) -> None:
     connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
     async with measuring(whole=True) as from_now:
         tuples = _tuples(read_retail(file))
-        settle()
+        freeze_loaded_objects()
         from_now()
         async with connection.transaction():
             for table, columns in COLUMNS.items():

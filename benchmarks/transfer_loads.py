@@ -30,7 +30,7 @@ from shop.ledger.models import Account
 from shop.ledger.repository import LOCK, OUTCOMES
 from shop.ledger.requests import TransferRequest
 from shop.ledger.writing import WRITE, WRITE_IF_UNCHANGED
-from shop.memory import collect_seldom, settle
+from shop.memory import collect_less_often, freeze_loaded_objects
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
@@ -81,8 +81,8 @@ async def load(transfer: Transfer, spread: str, waiting: int, seconds: float) ->
     """As many tasks as are to wait, one transfer after the other; and print what came of it."""
     pair = drawn(spread, random.Random(7))
     await asyncio.gather(*(transfer(*pair()) for _ in range(min(waiting, 10))))  # connected, compiled, prepared
-    settle()
-    collect_seldom()
+    freeze_loaded_objects()
+    collect_less_often()
     latencies: list[float] = []
     started = time.perf_counter()
 

@@ -101,7 +101,7 @@ async def test_the_real_file_is_imported_whole_and_only_once(
         before = await fingerprint(session)
 
     again, _ = await shop_import(real_file, committed_url, tmp_path)
-    assert re.findall(r"created +(\S+)\n +there already +(\S+)", again) == [("0", "4,383"), ("0", "23,585")]
+    assert re.findall(r"created +(\S+)\n +existing +(\S+)", again) == [("0", "4,383"), ("0", "23,585")]
     async with committed_database.session() as session:
         assert await fingerprint(session) == before
 

@@ -164,7 +164,8 @@ def test_a_moment_is_within_the_bounds_and_in_utc() -> None:
 
 @pytest.mark.parametrize("value", ["1.0", "+1", " 1", "1_0", "1e1"])
 @pytest.mark.parametrize(
-    "path", ["/accounts/{id}/balance?version=", "/orders?total_from=", "/orders/export?total_to=", "/transfers?limit="]
+    "path",
+    ["/accounts/{id}/balance?entry_number=", "/orders?total_from=", "/orders/export?total_to=", "/transfers?limit="],
 )
 async def test_no_parameter_guesses_an_integer(client: httpx.AsyncClient, path: str, value: str) -> None:
     response = await client.get(path.format(id=uuid4()) + quote(value))
