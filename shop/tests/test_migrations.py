@@ -17,9 +17,11 @@ from howdah import Database
 from shop import migrations
 from shop.catalog import CatalogEntry, compare_catalogs, read_catalog, read_whole_catalog
 from shop.demo import create_demo
+from shop.ledger import schema
 from shop.ledger.check import LedgerReport, check_ledger
 from shop.ledger.triggers import SQL_FOLDER
-from shop_tests.support.empty_database import run
+from shop.migrations.comparison import find_differences
+from shop_tests.support.empty_database import empty_database, run
 
 KINDS = {"table", "column", "constraint", "index", "trigger", "function"}
 
@@ -184,6 +186,32 @@ def test_a_new_migration_without_changed_sql_files_has_no_folder(empty_url: str,
     migrations.head.cache_clear()
     migrations.upgrade(empty_url)
     migrations.downgrade(empty_url, "0001")
+
+
+def test_the_check_finds_what_the_migrations_lack_and_an_outdated_catalog_file(
+    empty_url: str, postgres_url: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, _current = folders
+    old = history / "versions" / "0001_initial" / "immutable_rows.sql"
+    old.write_text(old.read_text().replace("post a reversal", "reverse the transfer"))
+    file = tmp_path / "catalog.txt"
+    file.write_text(schema.CATALOG_FILE.read_text().replace("character varying(260)", "character varying(255)"))
+    monkeypatch.setattr(schema, "CATALOG_FILE", file)
+    with empty_database(postgres_url) as created_url:
+        found = find_differences(empty_url, created_url)
+    assert {title: [line for line in lines if "@@" not in line] for title, lines in found.items()} == {
+        "the migrations don't create what the models and ledger/sql define": [
+            "function reject_change(): changed",
+            "    -    RAISE EXCEPTION '% are never changed or deleted: to return the money, post a reversal', "
+            "TG_TABLE_NAME",
+            "    +    RAISE EXCEPTION '% are never changed or deleted: to return the money, reverse the transfer', "
+            "TG_TABLE_NAME",
+        ],
+        "ledger/catalog.txt is out of date, run shop migrate --write-catalog": [
+            "-character varying(255) NOT NULL",
+            "+character varying(260) NOT NULL",
+        ],
+    }
 
 
 def test_processes_that_upgrade_at_once_wait_for_each_other(

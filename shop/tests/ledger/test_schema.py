@@ -149,7 +149,7 @@ def test_every_function_of_the_files_is_in_the_catalog_file() -> None:
         ("table transfers: changed", "ALTER TABLE transfers FORCE ROW LEVEL SECURITY"),
     ],
 )
-async def test_what_is_missing_disabled_or_changed_is_found(session: AsyncSession, missing: str, change: str) -> None:
+async def test_a_missing_disabled_or_changed_part_is_found(session: AsyncSession, missing: str, change: str) -> None:
     if "CREATE RULE" in change:
         missing = missing.replace("transfers", "idempotency_keys")
     await session.execute(text(change))
@@ -178,14 +178,14 @@ async def test_what_is_missing_disabled_or_changed_is_found(session: AsyncSessio
         ),
     ],
 )
-async def test_what_the_ledger_does_not_have_is_found(session: AsyncSession, unknown: str, change: str) -> None:
+async def test_an_unknown_trigger_policy_or_setting_is_found(session: AsyncSession, unknown: str, change: str) -> None:
     await session.execute(text(change))
     user = str(await session.scalar(text("SELECT quote_ident(current_user)")))
     kind = "triggers, policies and settings that the ledger doesn't have"
     assert (await check_ledger(session)).faults[kind] == [f"{unknown.replace('CURRENT_USER', user)}: unknown"]
 
 
-async def test_a_trigger_of_another_table_and_one_that_always_fires_are_no_faults(session: AsyncSession) -> None:
+async def test_additions_that_change_no_rule_of_the_ledger_are_no_differences(session: AsyncSession) -> None:
     for change in (
         "CREATE TRIGGER more BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION reject_change()",
         "ALTER TABLE transfers ENABLE ALWAYS TRIGGER post_transfers",
@@ -206,4 +206,4 @@ async def test_the_name_of_the_schema_does_not_matter(committed_database: Databa
         report = await compare_schema(session)
         changed = [each for each in report.missing if "seal" not in each]
         assert (changed, report.unknown) == ([], [])
-        assert len(report.missing) > len(changed)  # those whose path still leads elsewhere
+        assert len(report.missing) > len(changed)  # functions whose search_path still names the old schema

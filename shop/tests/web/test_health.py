@@ -42,7 +42,7 @@ async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
     async with http_client(create_app(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
-        assert_problem(await client.get("/users"), 503, "cannot-connect")
+        assert_problem(await client.get("/users"), 503, "connection-failed")
         assert time.monotonic() - started < 5
 
 
@@ -158,7 +158,7 @@ async def test_the_figures_tell_of_the_trips_that_requests_share(client: httpx.A
 
     async def shared() -> dict[str, float]:
         lines = [line.rsplit(" ", 1) for line in _lines(await client.get("/metrics"))]
-        return {name: float(value) for name, value in lines if 'of="user"' in name}
+        return {name: float(value) for name, value in lines if 'queue="user"' in name}
 
     before = await shared()
     await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(20)))
@@ -166,10 +166,10 @@ async def test_the_figures_tell_of_the_trips_that_requests_share(client: httpx.A
 
     trips = after['shop_batch_size_count{queue="user"}'] - before['shop_batch_size_count{queue="user"}']
     assert 1 <= trips <= 20
-    for figure in ("trip_items", "wait_seconds"):
-        buckets = [value for name, value in after.items() if name.startswith(f"shop_shared_{figure}_bucket")]
+    for figure in ("size", "wait_seconds"):
+        buckets = [value for name, value in after.items() if name.startswith(f"shop_batch_{figure}_bucket")]
         assert buckets == sorted(buckets)
-        assert buckets[-1] == after[f'shop_shared_{figure}_count{{queue="user"}}']
+        assert buckets[-1] == after[f'shop_batch_{figure}_count{{queue="user"}}']
     assert after['shop_batch_wait_seconds_count{queue="user"}'] >= 20
     assert after['shop_batch_waiters{queue="user"}'] == 0
     assert after['shop_batch_rejections_total{queue="user"}'] == 0
