@@ -34,16 +34,17 @@ format: $(UV)
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-# Every claim of speed beside its peers; make bench ONLY=bulk-create,pages ARGS="--rounds 3 --json figures.json"
+# Every speed claim, compared with its peers: make bench ONLY=bulk-create,pages ARGS="--rounds 3 --json figures.json"
+# A first look at everything, in under 3 minutes: make bench ARGS=--quick
 bench: $(UV)
 	$(RUN) --group bench python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
-# Throughput against size, and the table in docs/benchmarks.md, from the figures in benchmarks/results/.
+# The plot of throughput against size, and the tables in the README and docs/benchmarks.md, from benchmarks/results/.
 bench-plot: $(UV)
 	$(RUN) --group bench python -m benchmarks.plot $(ARGS)
 
 bench-docs: $(UV)
-	$(RUN) --group bench python -m benchmarks.page $(ARGS)
+	$(RUN) --group bench python -m benchmarks.docs $(ARGS)
 
 # SQLAlchemy 2.0 and 2.1, PostgreSQL 15, 16 and 18, Python 3.11 to 3.13, as far as they are installed.
 test-matrix: $(UV)
@@ -58,8 +59,8 @@ soak: $(UV)
 	$(RUN) python -m soak.opposed_batches --seconds 60
 	$(RUN) python -m soak.opposed_transfers --seconds 30
 	$(RUN) python -m soak.check_at_scale
-	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random howdah/tests
-	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random shop/tests
+	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 howdah/tests
+	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 shop/tests
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)

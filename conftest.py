@@ -23,7 +23,7 @@ _common = settings(
 _derandomized = settings(_common, derandomize=True, max_examples=300)
 # `settings(derandomize=True, database=...)` is refused; test_property_profiles.py shows that inherited it works.
 settings.register_profile("repeatable", _derandomized, database=ReadOnlyDatabase(_examples))
-settings.register_profile("random", _common, derandomize=False, database=_examples, max_examples=2_000)
+settings.register_profile("random", _common, derandomize=False, database=_examples, max_examples=1_000)
 settings.load_profile("repeatable")
 
 

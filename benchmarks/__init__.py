@@ -1,1 +1,1 @@
-"""Every claim of speed, measured beside its peers in one run: `make bench`. See docs/benchmarks.md."""
+"""Every speed claim, measured together with its peers in one run: `make bench`. See docs/benchmarks.md."""

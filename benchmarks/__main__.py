@@ -1,31 +1,34 @@
-"""`make bench`: run the comparisons, show them, and write them down."""
+"""`make bench`: run the comparisons, show them, and write their figures to a file."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.status import Status
-
-from benchmarks import contents, report, results
+from benchmarks import results
 from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
-from benchmarks.comparison import Comparison, measure
+from benchmarks.comparison import Comparison
 from benchmarks.few_rows import FewRows
 from benchmarks.get_user import GetUser, Servers
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.pages import Pages
+from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
 from benchmarks.retail_import import RetailImport
-from benchmarks.server import connections, embedded_server, new_database, settings
+from benchmarks.runner import Options, run_comparisons
 from benchmarks.summary import Summary
+from benchmarks.terminal import Terminal
 from benchmarks.transfers import Transfers, TransfersOverHttp
 from benchmarks.upsert import Upsert
+from howdah.embedded import EmbeddedPostgres
 
 COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     BulkCreate,
@@ -45,79 +48,64 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
 )
 
 LARGE: Final = 10_000_000
-"""Rows of `memory` under `--large`."""
+"""Rows of `memory` with `--large`."""
 
 
-async def run(
-    url: str,
-    chosen: Sequence[type[Comparison]],
-    *,
-    sizes: Sequence[int],
-    rounds: int,
-    file: Path | None,
-    before: Path | None,
-) -> None:
-    """What is done is written down after each comparison, so that an end before time leaves it."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print("Ratios are medians over the rounds, in brackets the least and the most.")
-    done: list[results.Result] = []
-    left_out: dict[str, str] = {}
-    async with connections(url) as connected:
-        place = results.Place(await connected.driver.fetchval("SHOW server_version"), await settings(connected.driver))
-        for kind in chosen:
-            for size in sizes or [kind.size]:
-                await contents.empty(connected.driver)
-                comparison = kind(connected, size)
-                reason = await comparison.left_out()
-                if reason is not None:
-                    left_out[kind.name] = reason
-                    console.print(f"\n[bold]{kind.name}[/] is left out: {reason}")
-                    break
-                with console.status(f"{kind.name}: making the data") as status:
-
-                    def say(text: str, name: str = kind.name, status: Status = status) -> None:
-                        status.update(f"{name}: {text}")
-
-                    try:
-                        await comparison.set_up()
-                        figures = await measure(comparison, rounds=comparison.rounds(rounds), say=say)
-                    finally:
-                        await comparison.tear_down()
-                done.append(results.Result(comparison, figures))
-                so_far = results.as_dict(place, done, left_out)
-                report.show(console, so_far["comparisons"][-1])
-                if file is not None:
-                    results.write(file, so_far if before is None else results.with_others_of(before, so_far))
-    goals = [outcome for each in done for outcome in each.outcomes()]
-    console.print(f"\n{sum(outcome.met for outcome in goals)} of {len(goals)} goals met")
+async def _run(server: EmbeddedPostgres, kinds: Sequence[type[Comparison]], options: Options) -> bool:
+    async with new_database(server) as url, open_connections(url) as connections:
+        version = await connections.driver.fetchval("SHOW server_version")
+        environment = results.Environment(version, await read_settings(connections.driver))
+        return await run_comparisons(connections, environment, kinds, options, Terminal())
 
 
 def main() -> None:
     names = [each.name for each in COMPARISONS]
-    options = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    options.add_argument("--only", metavar="NAME[,NAME]", default=",".join(names), help=", ".join(names))
-    options.add_argument("--rounds", type=int, default=5, help="after a warm-up; small sizes have more")
-    options.add_argument("--size", metavar="N[,N]", default="", help="in place of each comparison's own")
-    options.add_argument("--large", action="store_true", help=f"memory with {LARGE:,} rows")
-    options.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    options.add_argument("--with", type=Path, metavar="FILE", dest="before", help="and its figures of the others")
-    given = options.parse_args()
-    unknown = [name for name in given.only.split(",") if name not in names]
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--only", metavar="NAME[,NAME]", default=",".join(names), help=", ".join(names))
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, short windows, one round; not to be published"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="for each comparison; noisy ones run a multiple of it")
+    parser.add_argument("--size", metavar="N[,N]", default="", help="instead of each comparison's own")
+    parser.add_argument("--large", action="store_true", help=f"memory with {LARGE:,} rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    parser.add_argument(
+        "--with", type=Path, metavar="FILE", dest="merge_with", help="add this file's figures of all other comparisons"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the tracebacks of failures")
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",")
+    unknown = [name for name in chosen if name not in names]
     if unknown:
-        options.error(f"no such comparison: {', '.join(unknown)}; there are {', '.join(names)}")
-    chosen = [each for each in COMPARISONS if each.name in given.only.split(",")]
-    sizes = [int(size.replace("_", "")) for size in given.size.split(",") if size]
-
-    async def in_a_database() -> None:
-        async with new_database(server) as url:
-            await run(url, chosen, sizes=sizes, rounds=given.rounds, file=given.json, before=given.before)
-
-    if given.large:
-        Memory.size = LARGE
-    with embedded_server() as server:
-        asyncio.run(in_a_database())
+        parser.error(f"no such comparison: {', '.join(unknown)}; there are {', '.join(names)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: at least 1")
+    if arguments.quick and (arguments.merge_with or arguments.large):
+        parser.error("--quick can't be combined with --with or --large")
+    sizes = [int(size.replace("_", "")) for size in arguments.size.split(",") if size]
+    if any(size < 1 for size in sizes):
+        parser.error(f"--size {arguments.size}: at least 1")
+    options = Options(
+        sizes={Memory.name: LARGE} if arguments.large else sizes,
+        rounds=arguments.rounds,
+        is_quick=arguments.quick,
+        file=arguments.json,
+        merge_with=arguments.merge_with,
+    )
+    logging.basicConfig(level=logging.ERROR)
+    if arguments.verbose:  # not the root logger: a statement is slower while its engine's logger is active
+        logging.getLogger("benchmarks").setLevel(logging.INFO)
+    # Container images often set this. Each process of a comparison would compile all modules again, for seconds.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    kinds = [each for each in COMPARISONS if each.name in chosen]
+    try:
+        if arguments.quick and arguments.json is not None:
+            results.check_quick_file(arguments.json)
+        with embedded_server() as server:
+            is_complete = asyncio.run(_run(server, kinds, options))
+    except results.NotPublishable as error:
+        parser.error(str(error))
+    sys.exit(0 if is_complete else 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""bulk-update-rows: many rows, each to values of its own."""
+"""bulk-update-rows: update many rows, each with its own values."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 
-from benchmarks import contents
-from benchmarks.comparison import Comparison, Contender, Goal, same
+from benchmarks import table_data
+from benchmarks.comparison import Comparison, Contender, Goal, check_equal
 from benchmarks.tables import Order
 from howdah import AsyncRepository, utcnow
 
-BY_HAND = """
-    UPDATE orders SET status = given.status, total_cents = given.total_cents, updated_at = $4, version = version + 1
-    FROM unnest($1::uuid[], $2::text[], $3::int[]) AS given (id, status, total_cents)
-    WHERE orders.id = given.id
+BASELINE_SQL = """
+    UPDATE orders SET status = input.status, total_cents = input.total_cents, updated_at = $4, version = version + 1
+    FROM unnest($1::uuid[], $2::text[], $3::int[]) AS input (id, status, total_cents)
+    WHERE orders.id = input.id
 """
 
-# It finds a versioned class's rows with a parameter a key, of which a statement has 32,767 at most.
-PEERS_PART = 30_000
+PEER_CHUNK = 30_000
+"""advanced-alchemy selects the rows of a versioned class with one parameter per key. A statement has at most 32,767."""
 
 
 class Repository(SQLAlchemyAsyncRepository[Order]):
@@ -27,24 +27,25 @@ class Repository(SQLAlchemyAsyncRepository[Order]):
 
 class BulkUpdateRows(Comparison):
     name = "bulk-update-rows"
-    work = (
-        "set status and total of {size} orders, every second of the table, from dicts in any order, in one transaction"
+    description = (
+        "set status and total of {size} orders, half of the table (every other row), from dicts in random order, in "
+        "one transaction"
     )
     unit = "rows"
 
     async def set_up(self) -> None:
-        ids = await contents.fill_orders(self.connections.driver, 2 * self.count)
+        ids = await table_data.fill_orders(self.connections.driver, 2 * self.count)
         statuses = ("paid", "shipped", "delivered")
         self.rows = [
             {"id": id, "status": statuses[number % 3], "total_cents": number}
-            for number, id in enumerate(contents.shuffled(ids[::2]))
+            for number, id in enumerate(table_data.shuffle(ids[::2]))
         ]
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah update_many", "howdah", self.howdah, self.count),
-            Contender("asyncpg UPDATE … FROM unnest", "limit", self.by_hand, self.count),
-            Contender("advanced-alchemy update_many", "peer", self.advanced_alchemy, self.count),
+            Contender("howdah update_many", "howdah", self.run_howdah, self.count),
+            Contender("asyncpg UPDATE … FROM unnest", "baseline", self.run_baseline, self.count),
+            Contender("advanced-alchemy update_many", "peer", self.run_advanced_alchemy, self.count),
         ]
 
     def goals(self) -> list[Goal]:
@@ -54,41 +55,41 @@ class BulkUpdateRows(Comparison):
         ]
 
     async def reset(self, contender: Contender) -> None:
-        await contents.restore_orders(self.connections.driver)
+        await table_data.restore_orders(self.connections.driver)
 
-    async def howdah(self) -> int:
+    async def run_howdah(self) -> int:
         async with self.connections.database.begin() as session:
             return (await AsyncRepository(session, Order).update_many(self.rows)).count
 
-    async def by_hand(self) -> int:
+    async def run_baseline(self) -> int:
         columns = ([row[name] for row in self.rows] for name in ("id", "status", "total_cents"))
         async with self.connections.driver.transaction():
-            done = await self.connections.driver.execute(BY_HAND, *columns, utcnow())
+            done = await self.connections.driver.execute(BASELINE_SQL, *columns, utcnow())
         return int(done.removeprefix("UPDATE "))
 
-    async def advanced_alchemy(self) -> int:
-        # SQLAlchemy's bulk UPDATE of a versioned class wants the version that the row has.
+    async def run_advanced_alchemy(self) -> int:
+        # SQLAlchemy's bulk UPDATE of a versioned class needs the row's current version.
         async with self.connections.sessions() as db, db.begin():
             orders = [Order(**row, version=1) for row in self.rows]
-            for first in range(0, len(orders), PEERS_PART):
-                await Repository(session=db).update_many(orders[first : first + PEERS_PART])
+            for first in range(0, len(orders), PEER_CHUNK):
+                await Repository(session=db).update_many(orders[first : first + PEER_CHUNK])
             return len(orders)
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        same("rows counted", returned, self.count)
+        check_equal("number of rows", returned, self.count)
         found = await self.connections.driver.fetchrow(
             """
             SELECT count(*), count(*) FILTER (
                 WHERE now.user_id = before.user_id AND now.created_at = before.created_at
-                AND CASE WHEN given.id IS NULL
+                AND CASE WHEN input.id IS NULL
                     THEN now.status = 'pending' AND now.version = 1 AND now.updated_at = before.updated_at
                         AND now.total_cents = before.total_cents
-                    ELSE now.status = given.status AND now.total_cents = given.total_cents AND now.version = 2
+                    ELSE now.status = input.status AND now.total_cents = input.total_cents AND now.version = 2
                         AND now.updated_at > before.updated_at END
             )
             FROM orders now JOIN orders_before before USING (id)
-            LEFT JOIN unnest($1::uuid[], $2::text[], $3::int[]) AS given (id, status, total_cents) USING (id)
+            LEFT JOIN unnest($1::uuid[], $2::text[], $3::int[]) AS input (id, status, total_cents) USING (id)
             """,
             *([row[name] for row in self.rows] for name in ("id", "status", "total_cents")),
         )
-        same("orders, and those that are as they should be", tuple(found), (2 * self.count, 2 * self.count))
+        check_equal("number of orders, and of correct orders", tuple(found), (2 * self.count, 2 * self.count))

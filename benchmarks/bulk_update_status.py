@@ -1,39 +1,42 @@
-"""bulk-update-status: the same new value for many rows, by their keys."""
+"""bulk-update-status: set the same new value in many rows, selected by their keys."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import contents, reference
-from benchmarks.comparison import Comparison, Contender, Goal, same
+from benchmarks import reference, table_data
+from benchmarks.comparison import Comparison, Contender, Goal, check_equal
 from benchmarks.tables import Order
 from howdah import bulk, utcnow
 
-BY_HAND = """
+BASELINE_SQL = """
     UPDATE orders SET status = $2, updated_at = $3, version = version + 1 WHERE id = ANY($1::uuid[])
 """
 CHUNK = 30_000
-"""A statement has 32,767 parameters at most; the largest chunks were the fastest."""
+"""A statement has at most 32,767 parameters. Larger chunks are faster."""
 
 
 class BulkUpdateStatus(Comparison):
     name = "bulk-update-status"
-    work = "set the status of {size} orders, every second of the table, in one transaction, by their ids in any order"
+    description = (
+        "set the status of {size} orders, half of the table (every other row), by their ids in random order, in one "
+        "transaction"
+    )
     unit = "rows"
 
     async def set_up(self) -> None:
-        ids = await contents.fill_orders(self.connections.driver, 2 * self.count)
-        self.ids = contents.shuffled(ids[::2])
+        ids = await table_data.fill_orders(self.connections.driver, 2 * self.count)
+        self.ids = table_data.shuffle(ids[::2])
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah update_by_key", "howdah", self.howdah, self.count),
-            Contender("asyncpg UPDATE … = ANY", "limit", self.by_hand, self.count),
-            Contender("reference, IN in chunks", "reference", self.chunked, self.count),
+            Contender("howdah update_by_key", "howdah", self.run_howdah, self.count),
+            Contender("asyncpg UPDATE … = ANY", "baseline", self.run_baseline, self.count),
+            Contender("reference, IN in chunks", "reference", self.run_reference, self.count),
         ]
 
-    def rounds(self, asked: int) -> int:
-        return 2 * asked  # so small a difference needs more of them
+    def rounds(self) -> int:
+        return 2 * self.requested_rounds  # the differences are small
 
     def goals(self) -> list[Goal]:
         return [
@@ -42,18 +45,18 @@ class BulkUpdateStatus(Comparison):
         ]
 
     async def reset(self, contender: Contender) -> None:
-        await contents.restore_orders(self.connections.driver)
+        await table_data.restore_orders(self.connections.driver)
 
-    async def howdah(self) -> int:
+    async def run_howdah(self) -> int:
         async with self.connections.database.begin() as session:
             return (await bulk.update_by_key(session, Order, self.ids, {"status": "paid"})).count
 
-    async def by_hand(self) -> int:
+    async def run_baseline(self) -> int:
         async with self.connections.driver.transaction():
-            done = await self.connections.driver.execute(BY_HAND, self.ids, "paid", utcnow())
+            done = await self.connections.driver.execute(BASELINE_SQL, self.ids, "paid", utcnow())
         return int(done.removeprefix("UPDATE "))
 
-    async def chunked(self) -> int:
+    async def run_reference(self) -> int:
         async with self.connections.sessions() as db, db.begin():
             return sum(
                 [
@@ -63,7 +66,7 @@ class BulkUpdateStatus(Comparison):
             )
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        same("rows counted", returned, self.count)
+        check_equal("number of rows", returned, self.count)
         found = await self.connections.driver.fetchrow(
             """
             SELECT count(*), count(*) FILTER (
@@ -75,4 +78,4 @@ class BulkUpdateStatus(Comparison):
             """,
             self.ids,
         )
-        same("orders, and those that are as they should be", tuple(found), (2 * self.count, 2 * self.count))
+        check_equal("number of orders, and of correct orders", tuple(found), (2 * self.count, 2 * self.count))

@@ -1,54 +1,72 @@
-"""A comparison: contenders that do the same work, in turn, and the goals that their figures are held against."""
+"""A comparison: contenders that do the same work in turn, and the goals for the ratios of their figures.
+
+A contender that raises, takes too long or returns a wrong result has a failure instead of further figures. It never
+ends the run, and the figures of the others stay.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import logging
 import math
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
-if TYPE_CHECKING:  # a process that measures Shop must not have tables of the same names
-    from benchmarks.server import Connections
+if TYPE_CHECKING:  # Shop has tables of the same names, so a process that measures Shop must not import these
+    from benchmarks.postgres import Connections
 
-Role: TypeAlias = Literal["howdah", "limit", "reference", "peer"]
-Kind: TypeAlias = Literal["times as fast", "of the time", "of the p50", "MB"]
+Role: TypeAlias = Literal["howdah", "baseline", "reference", "peer"]
+GoalKind: TypeAlias = Literal["times as fast", "of the time", "of the p50", "MB"]
+
+MAX_TEXT_LENGTH: Final = 200
+"""Of a failure, in characters, so that it fits into a table."""
+
+_log = logging.getLogger(__name__)
 
 
-class NotTheSameWork(Exception):
-    """A contender left something else in the database, or returned something else, than it was to."""
+class ContenderFailed(Exception):
+    """A contender has no figure. The message is the reason, as the tables show it."""
+
+
+class WrongResult(ContenderFailed):
+    """A contender returned or wrote something else than the comparison requires."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"wrong result: {text}")
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
     name: str
     role: Role
-    work: Callable[[], Awaitable[Any]]
+    run: Callable[[], Awaitable[Any]]
     units: int
-    """How many rows, pages, … one run is. Contenders compare by the time of one."""
+    """The number of rows, pages, … that one run processes. Contenders are compared by the time per unit."""
     rounds: int | None = None
-    """Fewer rounds than the others, for a slow one."""
-    lacks: str | None = None
-    """A part of the work that it can't do, and is forgiven; it is named beside its figures."""
+    """Fewer rounds than the others, for a slow contender."""
+    omission: str | None = None
+    """A part of the work that this contender doesn't do. It is stated below the figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`contender` is to be at least `bound` times as fast as `against`, to take at most `bound` of its time or of its
-    median latency, or to stay within `bound` MB."""
+    """`contender` must be at least `bound` times as fast as `against`, or take at most `bound` of its time or of its
+    median latency, or stay within `bound` MB."""
 
     contender: str
-    kind: Kind
+    kind: GoalKind
     bound: float
     against: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a contender measured itself, in a process of its own."""
+    """Figures that a contender measured itself, for example in another process."""
 
     seconds: float
     megabytes: float | None = None
@@ -58,149 +76,227 @@ class Measured:
 
 @dataclass(slots=True)
 class Figures:
-    """A contender's rounds."""
+    """All rounds of one contender."""
 
     role: Role
     units: int
-    lacks: str | None = None
+    omission: str | None = None
     seconds: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)
-    """Of each round the p50 and the p99, in seconds."""
+    """The p50 and the p99 of each round, in seconds."""
+    failure: str | None = None
+    """The reason why the contender has no further rounds. The rounds before the failure decide no goal."""
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+    def median(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
 
     @property
-    def per_unit(self) -> float:
-        return self.median / self.units
+    def per_second(self) -> float | None:
+        median = self.median
+        return self.units / median if median else None
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """A goal and what came of it: the median, and the least and the most, over the rounds."""
+class GoalResult:
+    """A goal and its ratio in each round, or the reason why there is none."""
 
     goal: Goal
-    median: float
-    least: float
-    most: float
+    values: Sequence[float] = ()
+    failure: str | None = None
 
     @property
-    def met(self) -> bool:
-        return self.median >= self.goal.bound if self.goal.kind == "times as fast" else self.median <= self.goal.bound
+    def median(self) -> float | None:
+        return statistics.median(self.values) if self.values else None
+
+    @property
+    def is_met(self) -> bool | None:
+        """None if the goal was not measured."""
+        median = self.median
+        if median is None:
+            return None
+        return median >= self.goal.bound if self.goal.kind == "times as fast" else median <= self.goal.bound
 
 
 class Comparison(ABC):
-    """One table of figures. A benchmark derives from this, and is made once for each size."""
+    """One table of figures. A benchmark derives from this class; an instance measures one size."""
 
     name: ClassVar[str]
-    work: ClassVar[str]
-    """What all contenders do, in a sentence; `{size}` stands for the size."""
+    description: ClassVar[str]
+    """The work of all contenders, in one sentence; `{size}` is replaced."""
     unit: ClassVar[str]
     size: ClassVar[int] = 100_000
-    """How much work, unless the command says otherwise."""
-    warm_up: ClassVar[bool] = True
+    """The amount of work, if the command doesn't set another one."""
+    quick_size: ClassVar[int] = 5_000
+    """The amount of work with `--quick`."""
+    has_warm_up: ClassVar[bool] = True
+    """Whether each contender runs once before the first round."""
+    max_seconds: ClassVar[float] = 120.0
+    """Time limit for one run at `size`, with its reset and its verification; a larger size has proportionally more.
+    A run is cancelled, so it ends where it awaits something."""
 
-    def __init__(self, connections: Connections, size: int) -> None:
+    def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
         self.connections = connections
         self.count = size
+        self.requested_rounds = rounds
+        self.is_quick = is_quick
+
+    @property
+    def time_limit(self) -> float:
+        return self.max_seconds * max(1.0, self.count / self.size)
 
     @abstractmethod
     async def set_up(self) -> None:
         """Make the data. Called once, in a database with empty tables."""
 
     @abstractmethod
-    def contenders(self) -> Sequence[Contender]: ...
+    def contenders(self) -> Sequence[Contender]:
+        """Called once, after `set_up`."""
 
     @abstractmethod
-    def goals(self) -> Sequence[Goal]: ...
+    def goals(self) -> Sequence[Goal]:
+        """Must not depend on `set_up`: if that fails, the goals are reported as not measured."""
 
     @abstractmethod
     async def reset(self, contender: Contender) -> None:
-        """Bring the data back into the state from which every run starts. Not timed."""
+        """Restore the state from which every run starts. Not timed."""
 
     @abstractmethod
     async def verify(self, contender: Contender, returned: Any) -> None:
-        """Raise `NotTheSameWork` unless the run did what it was to. Not timed."""
+        """Raise `WrongResult` if the run returned or wrote something wrong. Not timed."""
 
-    async def tear_down(self) -> None:  # noqa: B027  # most have nothing to stop
-        """Stop what `set_up` has started."""
+    async def tear_down(self) -> None:  # noqa: B027  # most comparisons start nothing
+        """Stop what `set_up` has started, also if `set_up` failed half-way."""
 
-    async def left_out(self) -> str | None:
-        """Why it can't be run here, if so."""
+    async def skip_reason(self) -> str | None:
+        """The reason why the comparison can't run here, or None."""
         return None
 
-    def rounds(self, asked: int) -> int:
-        """More for what is noisy, fewer for what isn't."""
-        return asked
+    def rounds(self) -> int:
+        """The number of rounds: more than requested for noisy figures, fewer for steady ones."""
+        return self.requested_rounds
 
 
 async def measure(
-    comparison: Comparison, *, rounds: int, say: Callable[[str], None] = lambda _text: None
+    comparison: Comparison, *, rounds: int, show_progress: Callable[[str], None] = lambda _text: None
 ) -> dict[str, Figures]:
-    """Run the contenders in turn, `rounds` times; each round begins with another one. Raises `NotTheSameWork`."""
+    """Run the contenders in turn, `rounds` times; each round begins with another contender.
+
+    A contender that fails, in the warm-up or in a round, is not run again. The others go on.
+    """
     contenders = comparison.contenders()
-    figures = {each.name: Figures(each.role, each.units, each.lacks) for each in contenders}
-    # What is loaded by now stays, and isn't walked through at the expense of whoever runs when a collection is due: a
-    # service does the same when it has started.
+    figures = {each.name: Figures(each.role, each.units, each.omission) for each in contenders}
+    # A garbage collection that scans all imported modules would hit whichever contender runs at that moment. A service
+    # excludes them after startup, too.
     gc.collect()
     gc.freeze()
-    if comparison.warm_up:
+
+    async def run(contender: Contender) -> Measured | None:
+        try:
+            return await _run_once(comparison, contender)
+        except Exception as error:
+            _log.info("%s: %s failed", comparison.name, contender.name, exc_info=error)
+            figures[contender.name].failure = failure_text(error)
+        try:
+            await comparison.connections.recover()
+        except Exception as error:  # the next contender fails by itself, and says why
+            _log.info("recovering after %s failed", contender.name, exc_info=error)
+        return None
+
+    if comparison.has_warm_up:
         for contender in contenders:
-            say(f"warm-up: {contender.name}")
-            await _run(comparison, contender)
+            show_progress(f"warm-up: {contender.name}")
+            await run(contender)
     for number in range(rounds):
         for place in range(len(contenders)):
             contender = contenders[(number + place) % len(contenders)]
-            if contender.rounds is not None and number >= contender.rounds:
+            own = figures[contender.name]
+            if own.failure is not None or (contender.rounds is not None and number >= contender.rounds):
                 continue
-            say(f"round {number + 1} of {rounds}: {contender.name}")
-            measured = await _run(comparison, contender)
-            figures[contender.name].seconds.append(measured.seconds)
+            show_progress(f"round {number + 1} of {rounds}: {contender.name}")
+            measured = await run(contender)
+            if measured is None:
+                continue
+            own.seconds.append(measured.seconds)
             if measured.megabytes is not None:
-                figures[contender.name].megabytes.append(measured.megabytes)
+                own.megabytes.append(measured.megabytes)
             if measured.latency is not None:
-                figures[contender.name].latencies.append(measured.latency)
+                own.latencies.append(measured.latency)
     return figures
 
 
-def outcome(goal: Goal, figures: Mapping[str, Figures]) -> Outcome:
-    """The goal's figure in every round, the contenders' figures of one round by each other."""
+async def _run_once(comparison: Comparison, contender: Contender) -> Measured:
+    """One timed and verified run. Raises `ContenderFailed` at the time limit; errors of the contender pass through."""
+    scope = asyncio.timeout(comparison.time_limit)
+    try:
+        async with scope:
+            await comparison.reset(contender)
+            await comparison.connections.driver.execute("CHECKPOINT")
+            gc.collect()
+            started = time.perf_counter()
+            returned = await contender.run()
+            seconds = time.perf_counter() - started
+            await comparison.verify(contender, returned)
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise ContenderFailed(f"not finished in {comparison.time_limit:g} s") from error
+    measured = returned if isinstance(returned, Measured) else Measured(seconds)
+    # Ratios divide by all of these.
+    if measured.seconds <= 0 or contender.units <= 0:
+        raise ContenderFailed(f"nothing measured: {contender.units:,} units in {measured.seconds:g} s")
+    if measured.latency is not None and measured.latency[0] <= 0:
+        raise ContenderFailed("nothing measured: the median latency is 0")
+    return measured
+
+
+def evaluate_goal(goal: Goal, figures: Mapping[str, Figures]) -> GoalResult:
+    """The goal's ratio in each round; both figures of a ratio are from the same round."""
+    for name in (goal.contender, goal.against):
+        if name is None:
+            continue
+        if name not in figures:
+            return GoalResult(goal, failure=f"{name} did not run")
+        failure = figures[name].failure
+        if failure is not None:
+            return GoalResult(goal, failure=f"{name}: {failure}")
     ours = figures[goal.contender]
     if goal.kind == "MB":
         values = ours.megabytes
-        return Outcome(goal, statistics.median(values), min(values), max(values))
-    assert goal.against is not None
-    theirs = figures[goal.against]
-    if goal.kind == "of the p50":
-        values = [mine / other for (mine, _), (other, _) in zip(ours.latencies, theirs.latencies, strict=True)]
     else:
-        times = [
-            (mine / ours.units) / (other / theirs.units)
-            for mine, other in zip(ours.seconds, theirs.seconds, strict=False)  # a slow one has fewer rounds
-        ]
-        values = [1 / each for each in times] if goal.kind == "times as fast" else times
-    return Outcome(goal, statistics.median(values), min(values), max(values))
+        assert goal.against is not None
+        theirs = figures[goal.against]
+        if goal.kind == "of the p50":
+            values = [mine / other for (mine, _), (other, _) in zip(ours.latencies, theirs.latencies, strict=False)]
+        else:
+            times = [
+                (mine / ours.units) / (other / theirs.units)
+                for mine, other in zip(ours.seconds, theirs.seconds, strict=False)  # a slow one has fewer rounds
+            ]
+            values = [1 / each for each in times] if goal.kind == "times as fast" else times
+    return GoalResult(goal, values) if values else GoalResult(goal, failure="no figures")
 
 
-async def _run(comparison: Comparison, contender: Contender) -> Measured:
-    await comparison.reset(contender)
-    await comparison.connections.driver.execute("CHECKPOINT")
-    gc.collect()
-    started = time.perf_counter()
-    returned = await contender.work()
-    seconds = time.perf_counter() - started
-    await comparison.verify(contender, returned)
-    return returned if isinstance(returned, Measured) else Measured(seconds)
+def failure_text(error: BaseException) -> str:
+    """The error in one line, short enough for a table."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = str(error) if isinstance(error, ContenderFailed) else f"{type(error).__name__}: {error}"
+    return shorten(text.strip().partition("\n")[0].removesuffix(":"))
 
 
-def same(what: str, found: object, wanted: object) -> None:
-    """Raise `NotTheSameWork` if they differ."""
-    if found != wanted:
-        raise NotTheSameWork(f"{what}: {found!r} instead of {wanted!r}")
+def shorten(text: str, length: int = MAX_TEXT_LENGTH) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def close(what: str, found: float, wanted: float) -> None:
-    if not math.isclose(found, wanted):
-        raise NotTheSameWork(f"{what}: {found!r} instead of {wanted!r}")
+def check_equal(what: str, found: object, expected: object) -> None:
+    """Raise `WrongResult` if they differ."""
+    if found != expected:
+        raise WrongResult(f"{what}: {shorten(repr(found), 80)} instead of {shorten(repr(expected), 80)}")
+
+
+def check_close(what: str, found: float, expected: float) -> None:
+    """Raise `WrongResult` if they differ by more than rounding."""
+    if not math.isclose(found, expected):
+        raise WrongResult(f"{what}: {found!r} instead of {expected!r}")

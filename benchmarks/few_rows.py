@@ -1,4 +1,4 @@
-"""few-rows: from how many rows on COPY pays. What `howdah._writes.copying.MIN_COPY_ROWS` was chosen by."""
+"""few-rows: from how many rows COPY is faster than INSERT, the reason for `MIN_COPY_ROWS`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 from unittest import mock
 
-from benchmarks import contents
+from benchmarks import table_data
 from benchmarks.comparison import Comparison, Contender, Goal
 from benchmarks.tables import User
 from howdah import AsyncRepository
@@ -16,38 +16,46 @@ from howdah._writes.copying import MIN_COPY_ROWS
 ROWS: Final = (1, 5, 10, 20, 50, 200, 1000)
 
 
+def _name(method: str, count: int) -> str:
+    return f"{method}, {count:,} row{'' if count == 1 else 's'}"
+
+
 class FewRows(Comparison):
     name = "few-rows"
-    work = "{size} transactions, each of which creates so many users by create_many"
+    description = "{size} transactions, each of which inserts the given number of users with create_many"
     unit = "transactions"
     size = 50
+    quick_size = 5
 
     async def set_up(self) -> None:
-        self.rows = contents.people(self.count * max(ROWS))
+        self.rows = table_data.user_rows(self.count * max(ROWS))
 
     def contenders(self) -> list[Contender]:
-        ways: list[tuple[str, Callable[[int], Awaitable[int]]]] = [("COPY", self.copy), ("INSERT", self.insert)]
+        methods: list[tuple[str, Callable[[int], Awaitable[int]]]] = [
+            ("COPY", self.run_copy),
+            ("INSERT", self.run_insert),
+        ]
         return [
-            Contender(f"{way} of {count:,}", "howdah", partial(work, count), self.count)
+            Contender(_name(method, count), "howdah", partial(run, count), self.count)
             for count in ROWS
-            for way, work in ways
+            for method, run in methods
         ]
 
     def goals(self) -> list[Goal]:
         return [
-            Goal(f"COPY of {count:,}", "of the time", 1, f"INSERT of {count:,}")
+            Goal(_name("COPY", count), "of the time", 1, _name("INSERT", count))
             for count in ROWS
             if count >= MIN_COPY_ROWS
         ]
 
     async def reset(self, contender: Contender) -> None:
-        await contents.empty(self.connections.driver)
+        await table_data.empty_tables(self.connections.driver)
 
-    async def copy(self, count: int) -> int:
+    async def run_copy(self, count: int) -> int:
         with mock.patch("howdah.bulk.MIN_COPY_ROWS", 1):
             return await self._create(count)
 
-    async def insert(self, count: int) -> int:
+    async def run_insert(self, count: int) -> int:
         with mock.patch("howdah.bulk.MIN_COPY_ROWS", count + 1):
             return await self._create(count)
 
@@ -58,4 +66,4 @@ class FewRows(Comparison):
         return self.count * count
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        await contents.check_new_users(self.connections.driver, returned)
+        await table_data.check_new_users(self.connections.driver, returned)

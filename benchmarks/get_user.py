@@ -1,4 +1,7 @@
-"""get-user: a user with ten orders over HTTP, from each kind of route; and behind each kind of server."""
+"""get-user: a user with ten orders over HTTP, with each kind of route.
+
+servers: the same requests with each kind of server.
+"""
 
 from __future__ import annotations
 
@@ -6,115 +9,193 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
-from benchmarks import contents
-from benchmarks.comparison import Comparison, Contender, Goal, Measured, Role, same
-from benchmarks.http import Server, missing
+from sqlalchemy import select
+from sqlalchemy.orm import selectinload
+
+from benchmarks import table_data
+from benchmarks.comparison import (
+    Comparison,
+    Contender,
+    ContenderFailed,
+    Goal,
+    Measured,
+    Role,
+    check_equal,
+    failure_text,
+)
+from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
+from benchmarks.schemas import UserOut
+from benchmarks.tables import User
 
 CONNECTIONS: Final = (1, 16, 64, 256)
-COMPARED: Final = 10_000
-"""Answers of the view that are held against the reference's."""
+QUICK_CONNECTIONS: Final = (64,)
+"""The latency over one connection is not measured: a window of one second is too short for it."""
 
-_ORDERS_EACH: Final = 10
-_AT_ONCE: Final = 16
+VERIFIED_VIEW_RESPONSES: Final = 10_000
+VERIFIED_PEER_RESPONSES: Final = 100
 
-# path, name, role
-_ROUTES: Final[tuple[tuple[str, str, Role], ...]] = (
-    ("reference", "reference", "reference"),
-    ("sqlmodel", "SQLModel", "peer"),
-    ("fastcrud", "fastcrud get_joined", "peer"),
-    ("advanced-alchemy", "advanced-alchemy service", "peer"),
-    ("asyncpg", "asyncpg and json_agg by hand", "limit"),
-    ("view-alone", "howdah view, each alone", "howdah"),
-    ("view", "howdah view", "howdah"),
-    ("nothing", "a route that does nothing", "limit"),
+_ORDERS_PER_USER: Final = 10
+_CONCURRENT_CHECKS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    path: str
+    name: str
+    role: Role
+
+
+_VIEW: Final = _Route("view", "howdah view", "howdah")
+_REFERENCE: Final = _Route("reference", "reference", "reference")
+_ASYNCPG: Final = _Route("asyncpg", "asyncpg with json_agg", "baseline")
+_EMPTY: Final = _Route("empty", "empty route", "baseline")
+_ROUTES: Final = (
+    _REFERENCE,
+    _Route("sqlmodel", "SQLModel", "peer"),
+    _Route("fastcrud", "fastcrud get_joined", "peer"),
+    _Route("advanced-alchemy", "advanced-alchemy service", "peer"),
+    _ASYNCPG,
+    _Route("view-unbatched", "howdah view, no batching", "howdah"),
+    _VIEW,
+    _EMPTY,
 )
 
 
-def _at(name: str, connections: int) -> str:
-    return f"{name}, {connections}"
+def _name(route: _Route, connections: int) -> str:
+    return f"{route.name}, {connections} connection{'' if connections == 1 else 's'}"
 
 
-class GetUser(Comparison):
-    name = "get-user"
-    work = (
-        "get a user with ten orders, at random out of {size} users, over HTTP from a FastAPI application in one "
-        "process, over as many connections as the name says"
-    )
+class _HttpComparison(Comparison):
     unit = "requests"
+    quick_size = 2_000
+    # `HttpServer` warms up each route for one second. A complete window for each contender would take minutes.
+    has_warm_up = False
 
-    async def left_out(self) -> str | None:
-        return missing()
+    async def skip_reason(self) -> str | None:
+        return skip_reason()
+
+    async def fill_tables(self) -> list[UUID]:
+        """Insert the users and their orders. Returns the ids of the users."""
+        await table_data.fill_orders(self.connections.driver, self.count * _ORDERS_PER_USER, users=self.count)
+        return [record["id"] for record in await self.connections.driver.fetch("SELECT id FROM users")]
+
+    @property
+    def window_seconds(self) -> int:
+        return QUICK_WINDOW_SECONDS if self.is_quick else WINDOW_SECONDS
+
+    def rounds(self) -> int:
+        return (self.requested_rounds + 1) // 2  # a round takes minutes
+
+    async def reset(self, contender: Contender) -> None:
+        """Nothing is written, so there is nothing to restore."""
+
+
+class GetUser(_HttpComparison):
+    name = "get-user"
+    description = (
+        "get a random one of {size} users with ten orders over HTTP, from a FastAPI application in one process; the "
+        "name says over how many connections"
+    )
 
     async def set_up(self) -> None:
-        await contents.fill_orders(self.connections.driver, self.count * _ORDERS_EACH, users=self.count)
-        ids = [record["id"] for record in await self.connections.driver.fetch("SELECT id FROM users")]
-        self.server = Server("-m", "benchmarks.routes", "{url}", "{port}", url=self.connections.url, ids=ids)
-        await self.server.start()
-        some = random.Random(7).sample(ids, min(COMPARED, len(ids)))
-        await self._compare("view", some)
-        for path, _, role in _ROUTES:
-            if path != "nothing" and role != "reference":
-                await self._compare(path, some[:100])
+        ids = await self.fill_tables()
+        self.expected = await self._expected_responses(
+            random.Random(7).sample(ids, min(VERIFIED_VIEW_RESPONSES, self.count))
+        )
+        self._verification_failures: dict[str, str | None] = {}
+        self.server = HttpServer(
+            *("-m", "benchmarks.routes", "{url}", "{port}"),
+            url=self.connections.url,
+            ids=ids,
+            window_seconds=self.window_seconds,
+        )
 
     async def tear_down(self) -> None:
-        await self.server.stop()
+        if hasattr(self, "server"):
+            await self.server.stop()
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender(_at(name, connections), role, self._load(path, connections), 1)
-            for connections in CONNECTIONS
-            for path, name, role in _ROUTES
+            Contender(_name(route, connections), route.role, self._load(route, connections), 1)
+            for connections in self._connections
+            for route in _ROUTES
         ]
 
     def goals(self) -> list[Goal]:
-        view, by_hand = "howdah view", "asyncpg and json_agg by hand"
-        return [
-            Goal(_at(view, 64), "times as fast", 10, _at("reference", 64)),
-            Goal(_at(view, 64), "times as fast", 2.5, _at(by_hand, 64)),
-            Goal(_at(view, 64), "times as fast", 0.6, _at("a route that does nothing", 64)),
-            Goal(_at(view, 1), "of the p50", 1.1, _at(by_hand, 1)),
+        goals = [
+            Goal(_name(_VIEW, 64), "times as fast", 10, _name(_REFERENCE, 64)),
+            Goal(_name(_VIEW, 64), "times as fast", 2.5, _name(_ASYNCPG, 64)),
+            Goal(_name(_VIEW, 64), "times as fast", 0.6, _name(_EMPTY, 64)),
+            Goal(_name(_VIEW, 1), "of the p50", 1.1, _name(_ASYNCPG, 1)),
         ]
+        return [goal for goal in goals if goal.kind != "of the p50" or 1 in self._connections]
 
-    def rounds(self, asked: int) -> int:
-        return 3 * asked  # short ones, for a machine's speed changes from second to second
-
-    async def reset(self, contender: Contender) -> None:
-        """Nothing is written."""
+    @property
+    def _connections(self) -> tuple[int, ...]:
+        return QUICK_CONNECTIONS if self.is_quick else CONNECTIONS
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        """`load` has raised if an answer wasn't good; what the answers are was compared before."""
+        """Compare answers of the route with the database, once for all numbers of connections."""
+        route = next(each for each in _ROUTES if contender.name in {_name(each, count) for count in self._connections})
+        if route is _EMPTY:
+            return
+        if route.path not in self._verification_failures:
+            try:
+                await self._check_responses(route)
+            except Exception as error:
+                self._verification_failures[route.path] = failure_text(error)
+                raise
+            self._verification_failures[route.path] = None
+        failure = self._verification_failures[route.path]
+        if failure is not None:
+            raise ContenderFailed(failure)
 
-    def _load(self, path: str, connections: int) -> Callable[[], Awaitable[Measured]]:
-        return lambda: self.server.load(f"/{path}/", connections)
+    def _load(self, route: _Route, connections: int) -> Callable[[], Awaitable[Measured]]:
+        return lambda: self.server.measure_load(f"/{route.path}/", connections)
 
-    async def _compare(self, path: str, ids: list[Any]) -> None:
-        """Raise `NotTheSameWork` if an answer isn't the reference's."""
-        waiting = iter(ids)
+    async def _expected_responses(self, ids: list[UUID]) -> dict[UUID, Any]:
+        """The users as FastAPI serializes them with `response_model=UserOut`.
 
-        async def compare() -> None:
-            for id in waiting:
-                found, wanted = [json.loads(await self.server.get(f"/{each}/{id}")) for each in (path, "reference")]
-                if path == "asyncpg":  # by hand, a time ends in +00:00 and has as many digits as it needs
-                    found, wanted = _without_times(found), _without_times(wanted)
-                same(f"{path}'s answer", found, wanted)
+        They are read without any of the routes, so that a faulty route fails alone.
+        """
+        users = select(User).options(selectinload(User.orders)).where(User.id.in_(ids))
+        async with self.connections.sessions() as session:
+            return {
+                user.id: UserOut.model_validate(user).model_dump(mode="json") for user in await session.scalars(users)
+            }
+
+    async def _check_responses(self, route: _Route) -> None:
+        """Raise `WrongResult` if an answer isn't the expected one."""
+        verifies_all = route is _VIEW and not self.is_quick
+        ids = iter(list(self.expected)[: None if verifies_all else VERIFIED_PEER_RESPONSES])
+
+        async def check() -> None:
+            for id in ids:  # the tasks share the iterator
+                found, expected = json.loads(await self.server.get_body(f"/{route.path}/{id}")), self.expected[id]
+                if route is _ASYNCPG:  # json_agg writes +00:00 instead of Z, and no trailing zeros
+                    found, expected = _without_timestamps(found), _without_timestamps(expected)
+                check_equal("response", found, expected)
 
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(_AT_ONCE):
-                tasks.create_task(compare())
+            for _ in range(_CONCURRENT_CHECKS):
+                tasks.create_task(check())
 
 
-def _without_times(value: Any) -> Any:
+def _without_timestamps(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_times(inner) for name, inner in value.items() if not name.endswith("_at")}
-    return [_without_times(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _without_timestamps(inner) for name, inner in value.items() if not name.endswith("_at")}
+    return [_without_timestamps(inner) for inner in value] if isinstance(value, list) else value
 
 
-class Servers(Comparison):
+class Servers(_HttpComparison):
     name = "servers"
-    work = "the same by the view and by the route that does nothing, over 64 connections, behind each kind of server"
-    unit = "requests"
+    description = (
+        "the requests of get-user, to the view and to the empty route, over 64 connections, with each kind of server"
+    )
 
     _KINDS: Final = {
         "uvicorn, asyncio and h11": ("--loop", "asyncio", "--http", "h11"),
@@ -123,47 +204,41 @@ class Servers(Comparison):
         "granian": (),
         "granian, two processes": ("--workers", "2"),
     }
+    _QUICK_KINDS: Final = ("uvicorn", "granian")
     _CONNECTIONS: Final = 64
 
-    async def left_out(self) -> str | None:
-        return missing()
-
     async def set_up(self) -> None:
-        await contents.fill_orders(self.connections.driver, self.count * _ORDERS_EACH, users=self.count)
-        ids = [record["id"] for record in await self.connections.driver.fetch("SELECT id FROM users")]
-        self.servers: dict[str, Server] = {}
-        for name, options in self._KINDS.items():
-            kind = name.partition(",")[0]
+        self.servers: dict[str, HttpServer] = {}
+        ids = await self.fill_tables()
+        for name in self._QUICK_KINDS if self.is_quick else self._KINDS:
+            program = name.partition(",")[0]
             common = {
                 "uvicorn": ("--factory", "--port", "{port}", "--log-level", "error", "--no-access-log"),
                 "granian": ("--factory", "--port", "{port}", "--log-level", "error", "--interface", "asgi", "--no-ws"),
             }
-            command = ("-m", kind, "benchmarks.routes:from_environment", *common[kind], *options)
-            self.servers[name] = server = Server(*command, url=self.connections.url, ids=ids)
-            await server.start()
+            self.servers[name] = HttpServer(
+                *("-m", program, "benchmarks.routes:from_environment", *common[program], *self._KINDS[name]),
+                url=self.connections.url,
+                ids=ids,
+                window_seconds=self.window_seconds,
+            )
 
     async def tear_down(self) -> None:
-        for server in self.servers.values():
+        for server in getattr(self, "servers", {}).values():
             await server.stop()
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender(f"{name}: {route}", "peer", self._load(server, path), 1)
-            for path, route in (("view", "howdah view"), ("nothing", "nothing"))
+            Contender(f"{name}: {route.name}", "peer", self._load(server, route), 1)
+            for route in (_VIEW, _EMPTY)
             for name, server in self.servers.items()
         ]
 
     def goals(self) -> list[Goal]:
         return []
 
-    def rounds(self, asked: int) -> int:
-        return 3 * asked
-
-    async def reset(self, contender: Contender) -> None:
-        """Nothing is written."""
-
     async def verify(self, contender: Contender, returned: Any) -> None:
-        """`load` has raised if an answer wasn't good."""
+        """`measure_load` has raised if an answer was an error. `get-user` compares the answers."""
 
-    def _load(self, server: Server, path: str) -> Callable[[], Awaitable[Measured]]:
-        return lambda: server.load(f"/{path}/", self._CONNECTIONS)
+    def _load(self, server: HttpServer, route: _Route) -> Callable[[], Awaitable[Measured]]:
+        return lambda: server.measure_load(f"/{route.path}/", self._CONNECTIONS)

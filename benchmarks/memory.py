@@ -1,4 +1,4 @@
-"""memory: how much of it a million rows take, written from a generator and read as a stream."""
+"""memory: peak memory while a million rows are written from a generator and read as a stream."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from typing import Any
 from uuid import UUID
 
-from benchmarks.comparison import Comparison, Contender, Goal, Measured, same
-from benchmarks.processes import measured, measuring
+from benchmarks.comparison import Comparison, Contender, Goal, Measured, check_equal
+from benchmarks.processes import measure_block, run_module
 from benchmarks.tables import Order
 from howdah import AsyncRepository, Database, uuid7
 
@@ -17,12 +17,14 @@ CREATE, STREAM = "howdah create_many(keys=False)", "howdah stream"
 
 class Memory(Comparison):
     name = "memory"
-    work = (
-        "write {size} orders from a generator, and read them as a stream: peak above the start, in a process of its own"
+    description = (
+        "write {size} orders from a generator, and read them as a stream, each in a new process; the peak is counted "
+        "from the level at the start"
     )
     unit = "rows"
     size = 1_000_000
-    warm_up = False
+    quick_size = 50_000
+    has_warm_up = False
 
     async def set_up(self) -> None:
         self.user_id = uuid7()
@@ -34,54 +36,56 @@ class Memory(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender(CREATE, "howdah", self.create, self.count),
-            Contender(STREAM, "howdah", self.stream, self.count),
+            Contender(CREATE, "howdah", self.run_create, self.count),
+            Contender(STREAM, "howdah", self.run_stream, self.count),
         ]
 
     def goals(self) -> list[Goal]:
         return [Goal(CREATE, "MB", 150), Goal(STREAM, "MB", 150)]
 
-    def rounds(self, asked: int) -> int:
-        return 1  # memory isn't noisy
+    def rounds(self) -> int:
+        return 1  # the peak is the same in every round
 
     async def reset(self, contender: Contender) -> None:
         if contender.name == CREATE:
             await self.connections.driver.execute("TRUNCATE orders")
             await self.connections.driver.execute("VACUUM ANALYZE orders")
 
-    async def create(self) -> Measured:
-        return await measured(__name__, "create", self.connections.url, str(self.count), str(self.user_id))
+    async def run_create(self) -> Measured:
+        return await run_module(__name__, "create", self.connections.url, str(self.count), str(self.user_id))
 
-    async def stream(self) -> Measured:
-        """Reads what `create` wrote."""
-        return await measured(__name__, "stream", self.connections.url, str(self.count), str(self.user_id))
+    async def run_stream(self) -> Measured:
+        """Reads the rows that `create` wrote, so it fails if that has failed."""
+        return await run_module(__name__, "stream", self.connections.url, str(self.count), str(self.user_id))
 
     async def verify(self, contender: Contender, returned: Any) -> None:
         found = await self.connections.driver.fetchrow("SELECT count(DISTINCT id), sum(total_cents) FROM orders")
-        same("orders and their sum", tuple(found), (self.count, sum(n % 1000 for n in range(self.count))))
+        check_equal(
+            "number and sum of the orders", tuple(found), (self.count, sum(n % 1000 for n in range(self.count)))
+        )
         await self.connections.driver.execute("VACUUM ANALYZE orders")
 
 
 async def _create(database: Database, count: int, user_id: str) -> None:
     user = UUID(user_id)
     rows = ({"user_id": user, "total_cents": number % 1000} for number in range(count))
-    async with measuring(), database.begin() as session:
+    async with measure_block(), database.begin() as session:
         created = await AsyncRepository(session, Order).create_many(rows, keys=False)
-        same("rows counted", created.count, count)
+        check_equal("number of rows", created.count, count)
 
 
 async def _stream(database: Database, count: int) -> None:
-    async with measuring(), database.session(read_only=True) as session:
+    async with measure_block(), database.session(read_only=True) as session:
         read = total = 0
         async for order in AsyncRepository(session, Order).stream():
             read, total = read + 1, total + order.total_cents
-        same("rows and their sum", (read, total), (count, sum(n % 1000 for n in range(count))))
+        check_equal("number and sum of the rows", (read, total), (count, sum(n % 1000 for n in range(count))))
 
 
-async def _main(what: str, url: str, count: str, user_id: str) -> None:
+async def _main(action: str, url: str, count: str, user_id: str) -> None:
     async with Database(url) as database:
         await database.ping()
-        await (_create(database, int(count), user_id) if what == "create" else _stream(database, int(count)))
+        await (_create(database, int(count), user_id) if action == "create" else _stream(database, int(count)))
 
 
 if __name__ == "__main__":

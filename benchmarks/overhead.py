@@ -1,30 +1,33 @@
-"""overhead: what the repository adds to reading one row."""
+"""overhead: the time that the repository adds to reading one row."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import contents
-from benchmarks.comparison import Comparison, Contender, Goal, same
+from benchmarks import table_data
+from benchmarks.comparison import Comparison, Contender, Goal, check_equal
 from benchmarks.tables import Order
 from howdah import AsyncRepository
 
 
 class Overhead(Comparison):
     name = "overhead"
-    work = "read {size} orders by their keys, one by one, each in a session of its own, so that each is a statement"
+    description = (
+        "read {size} orders by their keys, one by one, each in a new session, so that each read is one statement"
+    )
     unit = "reads"
     size = 200
+    quick_size = 100
 
     async def set_up(self) -> None:
-        self.ids = contents.shuffled(await contents.fill_orders(self.connections.driver, self.count))
+        self.ids = table_data.shuffle(await table_data.fill_orders(self.connections.driver, self.count))
         self.sum = await self.connections.driver.fetchval("SELECT sum(total_cents) FROM orders")
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender("howdah AsyncRepository.get", "howdah", self.howdah, self.count),
-            Contender("session.get, howdah's session", "limit", self.same_session, self.count),
-            Contender("session.get, SQLAlchemy's session", "reference", self.sqlalchemy, self.count),
+            Contender("howdah AsyncRepository.get", "howdah", self.run_howdah, self.count),
+            Contender("session.get, howdah's session", "baseline", self.run_same_session, self.count),
+            Contender("session.get, SQLAlchemy's session", "reference", self.run_sqlalchemy, self.count),
         ]
 
     def goals(self) -> list[Goal]:
@@ -33,10 +36,10 @@ class Overhead(Comparison):
             Goal("howdah AsyncRepository.get", "of the time", 1.05, "session.get, SQLAlchemy's session"),
         ]
 
-    def rounds(self, asked: int) -> int:
-        return 30 * asked  # so small a difference needs many of them
+    def rounds(self) -> int:
+        return 30 * self.requested_rounds  # the differences are a few per cent
 
-    async def howdah(self) -> int:
+    async def run_howdah(self) -> int:
         total = 0
         for id in self.ids:
             async with self.connections.database.session() as session:
@@ -45,7 +48,7 @@ class Overhead(Comparison):
                 total += order.total_cents
         return total
 
-    async def same_session(self) -> int:
+    async def run_same_session(self) -> int:
         total = 0
         for id in self.ids:
             async with self.connections.database.session() as session:
@@ -54,7 +57,7 @@ class Overhead(Comparison):
                 total += order.total_cents
         return total
 
-    async def sqlalchemy(self) -> int:
+    async def run_sqlalchemy(self) -> int:
         total = 0
         for id in self.ids:
             async with self.connections.sessions() as session:
@@ -64,7 +67,7 @@ class Overhead(Comparison):
         return total
 
     async def reset(self, contender: Contender) -> None:
-        """Nothing is written."""
+        """Nothing is written, so there is nothing to restore."""
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        same("sum of the totals", returned, self.sum)
+        check_equal("sum of the totals", returned, self.sum)

@@ -1,4 +1,4 @@
-"""pages: one page of a long listing, the first and a deep one, by cursor and by OFFSET."""
+"""pages: one page of a long list, the first and a deep one, with a keyset cursor and with OFFSET."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 from sqlalchemy import Select, select, text
 
-from benchmarks import contents
-from benchmarks.comparison import Comparison, Contender, Goal, same
+from benchmarks import table_data
+from benchmarks.comparison import Comparison, Contender, Goal, check_equal
 from benchmarks.tables import Order
 from howdah import AsyncRepository
 
 LIMIT = 50
-AT_A_TIME = 50
-"""Pages in one run; by OFFSET, which takes a good part of a second, two."""
+PAGES_PER_RUN = 50
+OFFSET_PAGES_PER_RUN = 2
+"""A deep page with OFFSET takes a large part of a second."""
 
 ORDERS: dict[str, Select[Any]] = {
     "by time": select(Order).order_by(Order.created_at, Order.id),
@@ -25,39 +26,43 @@ ORDERS: dict[str, Select[Any]] = {
 
 class Pages(Comparison):
     name = "pages"
-    work = (
-        f"a page of {LIMIT} orders, the first and the one behind {{size}} rows, "
-        "by (created_at, id) and by the total, which many share"
+    description = (
+        f"read a page of {LIMIT} orders, the first one and the one after {{size}} rows, ordered by (created_at, id) "
+        "and by the total, which many orders have in common"
     )
     unit = "pages"
     size = 1_000_000
+    quick_size = 20_000
 
     async def set_up(self) -> None:
-        # Half as many lie behind the deep page: of a few, PostgreSQL would read and sort all.
-        await contents.fill_orders(self.connections.driver, self.count + self.count // 2)
-        self.deep = {name: await self._cursor(listing) for name, listing in ORDERS.items()}
+        # Half as many rows follow the deep page. If only a few rows followed, PostgreSQL would sort all of them.
+        await table_data.fill_orders(self.connections.driver, self.count + self.count // 2)
+        self.deep = {name: await self._cursor(query) for name, query in ORDERS.items()}
         self.expected = {
-            (name, depth): await self._by_offset(listing, depth)
-            for name, listing in ORDERS.items()
+            (name, depth): await self._ids_by_offset(query, depth)
+            for name, query in ORDERS.items()
             for depth in (0, self.count)
         }
 
-    async def _cursor(self, listing: Select[Any]) -> str:
-        """That of the page behind `size` rows. A cursor holds the values of the row before the page, whatever else is
-        in the table: so that row and the next one are put into an empty table for a moment."""
-        two = listing.order_by(Order.id).offset(self.count - 1).limit(2).with_only_columns(Order.id)
+    async def _cursor(self, query: Select[Any]) -> str:
+        """The cursor of the page after `size` rows.
+
+        A cursor contains only the values of the row before the page. So a table with just that row and the next one
+        gives the same cursor, without reading all pages before.
+        """
+        two = query.order_by(Order.id).offset(self.count - 1).limit(2).with_only_columns(Order.id)
         async with self.connections.database.session() as session:
             ids = list((await session.scalars(two)).all())
             await session.execute(text("TRUNCATE orders"))
             copy = text("INSERT INTO orders SELECT * FROM orders_before WHERE id = ANY(:ids)")
             await session.execute(copy, {"ids": ids})
-            page = await AsyncRepository(session, Order).page(listing, limit=1)
+            page = await AsyncRepository(session, Order).page(query, limit=1)
             assert page.next is not None
-            return page.next  # and the session rolls back
+            return page.next  # without a commit, the session rolls back
 
-    async def _by_offset(self, listing: Select[Any], depth: int) -> list[Any]:
+    async def _ids_by_offset(self, query: Select[Any], depth: int) -> list[Any]:
         async with self.connections.database.session(read_only=True) as session:
-            orders = await AsyncRepository(session, Order).list(listing, offset=depth, limit=LIMIT)
+            orders = await AsyncRepository(session, Order).list(query, offset=depth, limit=LIMIT)
             return [order.id for order in orders]
 
     def contenders(self) -> list[Contender]:
@@ -69,36 +74,41 @@ class Pages(Comparison):
 
             return run
 
-        found = []
-        for name, listing in ORDERS.items():
-            first, deep = partial(self._page, listing, None), partial(self._page, listing, self.deep[name])
-            found += [
-                Contender(f"first page, {name}", "howdah", times(AT_A_TIME, first), AT_A_TIME),
-                Contender(f"deep page, {name}", "howdah", times(AT_A_TIME, deep), AT_A_TIME),
-                Contender(f"deep OFFSET, {name}", "reference", times(2, partial(self._offset, listing)), 2, self.few),
+        contenders = []
+        for name, query in ORDERS.items():
+            first, deep = partial(self._read_page, query, None), partial(self._read_page, query, self.deep[name])
+            contenders += [
+                Contender(f"first page, {name}", "howdah", times(PAGES_PER_RUN, first), PAGES_PER_RUN),
+                Contender(f"deep page, {name}", "howdah", times(PAGES_PER_RUN, deep), PAGES_PER_RUN),
+                Contender(
+                    f"deep OFFSET, {name}",
+                    "reference",
+                    times(OFFSET_PAGES_PER_RUN, partial(self._read_page_by_offset, query)),
+                    OFFSET_PAGES_PER_RUN,
+                    self.requested_rounds,
+                ),
             ]
-        return found
+        return contenders
 
-    def rounds(self, asked: int) -> int:
-        self.few = asked
-        return 5 * asked  # so small a difference needs more of them
+    def rounds(self) -> int:
+        return 5 * self.requested_rounds  # the differences are small
 
     def goals(self) -> list[Goal]:
         return [Goal(f"deep page, {name}", "of the time", 1.2, f"first page, {name}") for name in ORDERS]
 
-    async def _page(self, listing: Select[Any], after: str | None) -> list[Any]:
+    async def _read_page(self, query: Select[Any], after: str | None) -> list[Any]:
         async with self.connections.database.session(read_only=True) as session:
-            page = await AsyncRepository(session, Order).page(listing, limit=LIMIT, after=after)
+            page = await AsyncRepository(session, Order).page(query, limit=LIMIT, after=after)
             return [order.id for order in page.items]
 
-    async def _offset(self, listing: Select[Any]) -> list[Any]:
+    async def _read_page_by_offset(self, query: Select[Any]) -> list[Any]:
         async with self.connections.sessions() as session:
-            ordered = listing.order_by(Order.id).offset(self.count).limit(LIMIT)
+            ordered = query.order_by(Order.id).offset(self.count).limit(LIMIT)
             return [order.id for order in await session.scalars(ordered)]
 
     async def reset(self, contender: Contender) -> None:
-        """Nothing is written."""
+        """Nothing is written, so there is nothing to restore."""
 
     async def verify(self, contender: Contender, returned: Any) -> None:
         kind, _, name = contender.name.partition(", ")
-        same("ids of the page", returned, self.expected[name, 0 if kind == "first page" else self.count])
+        check_equal("ids of the page", returned, self.expected[name, 0 if kind == "first page" else self.count])

@@ -1,6 +1,6 @@
-"""Work in a process of its own, so that its memory is its own: `python -m benchmarks.memory …` and the like.
+"""Work in other processes, for example so that its memory is measured alone: `python -m benchmarks.memory …`.
 
-The process prints one JSON object; `measured` reads it.
+Such a process prints one JSON object at the end; `run_module` reads it.
 """
 
 from __future__ import annotations
@@ -9,72 +9,94 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final, Literal
 
 import psutil
 
-from benchmarks.comparison import Measured
+from benchmarks.comparison import ContenderFailed, Measured
 
-_EVERY_SECONDS = 0.01
-_MB = 1_000_000
-
-
-class Failed(Exception):
-    """The process ended with an error."""
+_SAMPLE_SECONDS: Final = 0.01
+_MB: Final = 1_000_000
 
 
-async def measured(module: str, *arguments: str) -> Measured:
-    """Run the module with these arguments; what its `measuring` block took."""
+async def run_process(
+    name: str, *command: str, env: Mapping[str, str] | None = None, reason: Literal["first", "last"] = "last"
+) -> str:
+    """Run a command and return its output.
+
+    If its exit code isn't 0, `ContenderFailed` has the first or the last line of its errors: Python writes the reason
+    into the last one.
+
+    If the caller is cancelled, for example by a time limit, the process is killed.
+    """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, errors = await process.communicate()
-    if process.returncode != 0:
-        raise Failed(f"{module} {' '.join(arguments)}:\n{errors.decode().strip()}")
-    return Measured(**json.loads(out))
+    try:
+        output, errors = await process.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+    if process.returncode:
+        log = errors.decode(errors="replace").strip()
+        line = log.partition("\n")[0] if reason == "first" else log.rpartition("\n")[2]
+        failed = ContenderFailed(f"{name} ended with exit code {process.returncode}: {line}")
+        failed.add_note(log)
+        raise failed
+    return output.decode()
+
+
+async def run_module(module: str, *arguments: str) -> Measured:
+    """Run `python -m module arguments…` and return what its `measure_block` measured."""
+    output = await run_process(module, sys.executable, "-m", module, *arguments)
+    try:
+        return Measured(**json.loads(output.rstrip().rpartition("\n")[2]))
+    except (ValueError, TypeError) as error:
+        raise ContenderFailed(f"{module} printed no figures") from error
 
 
 @asynccontextmanager
-async def measuring(*, whole: bool = False) -> AsyncIterator[Callable[[], None]]:
-    """Print the seconds that the block takes, and by how much its peak of resident memory exceeds that at its start;
-    or `whole`, the peak itself. Calling what it yields starts the seconds anew."""
+async def measure_block(*, from_zero: bool = False) -> AsyncIterator[Callable[[], None]]:
+    """Print the seconds that the block takes, and its peak of resident memory: above the level at the start of the
+    block, or from zero. A call of the yielded function starts the seconds anew."""
     process = psutil.Process()
     peak = start = process.memory_info().rss
 
-    async def watch() -> None:
+    async def sample() -> None:
         nonlocal peak
         while True:
             peak = max(peak, process.memory_info().rss)
-            await asyncio.sleep(_EVERY_SECONDS)
+            await asyncio.sleep(_SAMPLE_SECONDS)
 
-    reset = _reset_peak()
-    watcher = asyncio.create_task(watch())
+    has_kernel_peak = _reset_kernel_peak()
+    sampler = asyncio.create_task(sample())
     started = time.perf_counter()
 
-    def from_now() -> None:
+    def restart_clock() -> None:
         nonlocal started
         started = time.perf_counter()
 
-    yield from_now
+    yield restart_clock
     seconds = time.perf_counter() - started
-    watcher.cancel()
-    if reset:  # the kernel misses nothing
-        peak = _peak()
-    print(json.dumps({"seconds": seconds, "megabytes": (max(peak, start) - (0 if whole else start)) / _MB}))
+    sampler.cancel()
+    if has_kernel_peak:  # samples can miss a short peak
+        peak = _kernel_peak()
+    print(json.dumps({"seconds": seconds, "megabytes": (max(peak, start) - (0 if from_zero else start)) / _MB}))
 
 
-def _reset_peak() -> bool:
-    """Have Linux count the peak from here; elsewhere it is sampled."""
+def _reset_kernel_peak() -> bool:
+    """Make Linux record the peak from now on. False on systems where the peak must be sampled."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        _peak()
+        _kernel_peak()
     except OSError:
         return False
     return True
 
 
-def _peak() -> int:
+def _kernel_peak() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -1,16 +1,61 @@
-"""A comparison as a person reads it: the goals and their ratios first, then every contender's figures.
-
-It is made of the JSON, so that the terminal, the documentation and the file say the same.
-"""
+"""The texts and tables of a comparison, made from its JSON. The terminal and the documentation show the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+QUICK_NOTE: Final = (
+    "Measured with --quick: small sizes, short windows, one round. The goals are set for the full sizes. "
+    "These figures are not for publication."
+)
+
+_NOT_MEASURED: Final = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: frozenset[str] = frozenset()
+    """Headings of the columns that are aligned to the right."""
+
+
+def goals_table(comparison: Mapping[str, Any]) -> TextTable:
+    rows = [(goal["contender"], ratio(goal), goal_text(goal), verdict(goal)) for goal in comparison["goals"]]
+    return TextTable(("contender", "ratio (min - max)", "goal", "result"), rows)
+
+
+def contenders_table(comparison: Mapping[str, Any]) -> TextTable:
+    """One row per contender. Columns without information are left out: the units if all are 1, and the peak, the
+    latencies and the failures if no contender has any."""
+    contenders, unit = comparison["contenders"], comparison["unit"]
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "contender": lambda each: each["name"],
+        "role": lambda each: each["role"],
+        "median": lambda each: duration(each["median"]) if each["seconds"] else "",
+        "min - max": _spread,
+        "rounds": lambda each: str(len(each["seconds"])),
+        unit: lambda each: f"{each['units']:,}",
+        f"{unit}/s": lambda each: per_second(each) if each["seconds"] else "",
+        "peak MB": lambda each: f"{each['peak']:.0f}" if "peak" in each else "",
+        "p50": lambda each: duration(each["p50"]) if "p50" in each else "",
+        "p99": lambda each: duration(each["p99"]) if "p99" in each else "",
+        "failure": lambda each: each["failure"] or "",
+    }
+    if all(each["units"] == 1 for each in contenders):
+        del columns[unit]
+    for heading in ("peak MB", "p50", "p99", "failure"):
+        if not any(columns[heading](each) for each in contenders):
+            del columns[heading]
+    rows = [[text_of(each) for text_of in columns.values()] for each in contenders]
+    return TextTable(list(columns), rows, frozenset(columns) - {"contender", "role", "failure"})
+
+
+def notes(comparison: Mapping[str, Any]) -> list[str]:
+    """Sentences below the tables: contenders that do less work than the others."""
+    return [f"{each['name']} does less: {each['omission']}." for each in comparison["contenders"] if each["omission"]]
 
 
 def goal_text(goal: Mapping[str, Any]) -> str:
@@ -21,10 +66,33 @@ def bound(goal: Mapping[str, Any]) -> str:
     return f"{'≥' if goal['kind'] == 'times as fast' else '≤'} {goal['bound']:g}"
 
 
-def measured(goal: Mapping[str, Any]) -> str:
-    """The goal's contender and its figure, as a sentence."""
+def goal_sentence(goal: Mapping[str, Any]) -> str:
+    """The goal's contender and its figure, in Markdown."""
+    if goal["median"] is None:
+        return f"{goal['contender']}: {_NOT_MEASURED} ({goal['failure']})"
     figure = f"{goal['median']:.0f}" if goal["kind"] == "MB" else _number(goal["median"])
     return f"{goal['contender']}: **{figure}**{_of(goal)}"
+
+
+def ratio(goal: Mapping[str, Any]) -> str:
+    """The measured ratio, or the reason why there is none."""
+    if goal["median"] is None:
+        return str(goal["failure"])
+    if goal["kind"] == "MB":
+        return f"{goal['median']:.0f} MB ({goal['minimum']:.0f} - {goal['maximum']:.0f})"
+    return f"{_number(goal['median'])} ({_number(goal['minimum'])} - {_number(goal['maximum'])})"
+
+
+def verdict(goal: Mapping[str, Any]) -> str:
+    return {True: "met", False: "not met", None: _NOT_MEASURED}[goal["is_met"]]
+
+
+def per_second(contender: Mapping[str, Any]) -> str:
+    return f"{contender['per_second']:,.{0 if contender['per_second'] >= 100 else 2}f}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1000:.2f} ms"
 
 
 def _of(goal: Mapping[str, Any]) -> str:
@@ -37,60 +105,9 @@ def _of(goal: Mapping[str, Any]) -> str:
     }[goal["kind"]]
 
 
-def ratio(goal: Mapping[str, Any]) -> str:
-    if goal["kind"] == "MB":
-        return f"{goal['median']:.0f} MB ({goal['least']:.0f}-{goal['most']:.0f})"
-    return f"{_number(goal['median'])} ({_number(goal['least'])}-{_number(goal['most'])})"
-
-
-def verdict(goal: Mapping[str, Any]) -> str:
-    return "met" if goal["met"] else "not met"
-
-
-def per_second(contender: Mapping[str, Any]) -> str:
-    return f"{contender['per_second']:,.{0 if contender['per_second'] >= 100 else 2}f}"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1000:.2f} ms"
-
-
-def show(console: Console, comparison: Mapping[str, Any]) -> None:
-    console.print()
-    console.print(f"[bold]{comparison['name']}[/]: {comparison['work']}")
-    if comparison["goals"]:
-        goals = Table("", "ratio", "goal", "", box=SIMPLE_HEAD)
-        for goal in comparison["goals"]:
-            colour = "green" if goal["met"] else "red"
-            goals.add_row(goal["contender"], ratio(goal), goal_text(goal), f"[{colour}]{verdict(goal)}[/]")
-        console.print(goals)
-    figures = Table("contender", "role", box=SIMPLE_HEAD)
-    for heading in ("median", "spread", "rounds", comparison["unit"], f"{comparison['unit']}/s"):
-        figures.add_column(heading, justify="right")
-    peaks = any("peak" in each for each in comparison["contenders"])
-    if peaks:
-        figures.add_column("peak MB", justify="right")
-    latencies = any("p50" in each for each in comparison["contenders"])
-    if latencies:
-        figures.add_column("p50", justify="right")
-        figures.add_column("p99", justify="right")
-    for each in comparison["contenders"]:
-        seconds = each["seconds"]
-        figures.add_row(
-            each["name"],
-            each["role"],
-            duration(each["median"]),
-            f"{duration(min(seconds))} - {duration(max(seconds))}",
-            str(len(seconds)),
-            f"{each['units']:,}",
-            per_second(each),
-            *([f"{each['peak']:.0f}" if "peak" in each else ""] if peaks else []),
-            *([duration(each[part]) if part in each else "" for part in ("p50", "p99")] if latencies else []),
-        )
-    console.print(figures)
-    for each in comparison["contenders"]:
-        if each["lacks"]:
-            console.print(f"  {each['name']} does less: {each['lacks']}")
+def _spread(contender: Mapping[str, Any]) -> str:
+    seconds = contender["seconds"]
+    return f"{duration(min(seconds))} - {duration(max(seconds))}" if seconds else ""
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The figures of a run as JSON: where they were taken, every round's seconds, and what came of the goals."""
+"""The figures of a run as JSON: the environment, the seconds of every round, the goals, and the failures."""
 
 from __future__ import annotations
 
@@ -13,36 +13,46 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.comparison import Comparison, Figures, Outcome, outcome
+from benchmarks.comparison import Comparison, Figures, GoalResult, evaluate_goal
 
 PACKAGES: Final = (
     *("howdah", "shop", "sqlalchemy", "asyncpg", "advanced-alchemy", "fastcrud", "sqlmodel", "fastapi", "uvicorn"),
     *("granian", "pydantic", "polars"),
 )
+PUBLISHED: Final = Path("benchmarks/results")
+"""The figures in the documentation are made from the files in this directory."""
+
+
+class NotPublishable(Exception):
+    """These figures must not get into the published results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one comparison came to."""
+    """The figures of one comparison, or the reason why it has none."""
 
     comparison: Comparison
     figures: Mapping[str, Figures]
-    taken_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    failure: str | None = None
+    measured_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def outcomes(self) -> list[Outcome]:
-        return [outcome(goal, self.figures) for goal in self.comparison.goals()]
+    def goals(self) -> list[GoalResult]:
+        goals = self.comparison.goals()
+        if self.failure is not None:
+            return [GoalResult(goal, failure=self.failure) for goal in goals]
+        return [evaluate_goal(goal, self.figures) for goal in goals]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The machine, the server and the versions that figures are true of."""
+class Environment:
+    """The server on which the figures were measured. `to_json` adds the machine and the versions."""
 
     postgresql: str
     settings: Mapping[str, str]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
-            "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "system": f"{platform.system()} {platform.machine()}",
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -55,31 +65,32 @@ class Place:
         }
 
 
-def as_dict(place: Place, results: Sequence[Result], left_out: Mapping[str, str]) -> dict[str, Any]:
+def to_json(
+    environment: Environment, results: Sequence[Result], skipped: Mapping[str, str], *, is_quick: bool = False
+) -> dict[str, Any]:
     return {
-        "place": place.as_dict(),
-        "comparisons": [{**_comparison(result), "taken_at": result.taken_at} for result in results],
-        "left_out": dict(left_out),
+        "environment": environment.to_json(),
+        "is_quick": is_quick,
+        "comparisons": [_comparison(result) for result in results],
+        "skipped": dict(skipped),
     }
 
 
-def write(file: Path, run: dict[str, Any]) -> None:
+def failures(run: Mapping[str, Any]) -> list[str]:
+    """Each failed comparison and each failed contender of a run, with the reason."""
+    found = []
+    for comparison in run["comparisons"]:
+        if comparison["failure"] is not None:
+            found.append(f"{comparison['name']}: {comparison['failure']}")
+        for contender in comparison["contenders"]:
+            if contender["failure"] is not None:
+                found.append(f"{comparison['name']}: {contender['name']}: {contender['failure']}")
+    return found
+
+
+def write(file: Path, run: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-
-
-def with_others_of(file: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """The run, and of the one in the file what this one hasn't taken anew."""
-    if not file.exists():
-        return run
-    old = read(file)
-    place = old["place"] | {"versions": old["place"]["versions"] | run["place"]["versions"]}
-    if any(place[name] != run["place"][name] for name in ("processor", "cores", "settings", "versions")):
-        raise ValueError(f"the figures in {file} are of another place, or of other versions: take all of them anew")
-    new = {each["name"]: each for each in run["comparisons"]}
-    kept = [new.pop(each["name"], each) for each in old["comparisons"]]
-    left_out = {name: why for name, why in old["left_out"].items() if name not in new} | run["left_out"]
-    return {"place": run["place"], "comparisons": [*kept, *new.values()], "left_out": left_out}
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -87,13 +98,59 @@ def read(file: Path) -> dict[str, Any]:
     return run
 
 
+def read_publishable(file: Path) -> dict[str, Any]:
+    """Raises `NotPublishable` for the figures of a quick run."""
+    run = read(file)
+    if run.get("is_quick"):
+        raise NotPublishable(f"{file} was measured with --quick: measure again without it")
+    return run
+
+
+def check_quick_file(file: Path) -> None:
+    """Raise `NotPublishable` if a quick run would write into the published results."""
+    if file.resolve().is_relative_to(PUBLISHED.resolve()):
+        raise NotPublishable(f"--json {file}: a quick run can't be published; choose a file outside of {PUBLISHED}")
+
+
+def check_mergeable(file: Path, environment: Mapping[str, Any]) -> None:
+    """Raise `NotPublishable` if the file has figures of another environment, or of a quick run."""
+    if not file.exists():
+        return
+    old = read_publishable(file)["environment"]
+    merged = old | {"versions": old["versions"] | environment["versions"]}
+    if any(merged[name] != environment[name] for name in ("processor", "cores", "settings", "versions")):
+        raise NotPublishable(
+            f"--with {file}: its figures were measured on another machine or with other versions; run all comparisons"
+        )
+
+
+def merge(file: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The run, plus the comparisons of the file that this run doesn't contain."""
+    if not file.exists():
+        return run
+    if run["is_quick"]:
+        raise NotPublishable(f"--with {file}: figures of a quick run can't be merged into others")
+    check_mergeable(file, run["environment"])
+    old = read(file)
+    new = {each["name"]: each for each in run["comparisons"]}
+    merged = [new.pop(each["name"], each) for each in old["comparisons"]]
+    skipped = {name: why for name, why in old["skipped"].items() if name not in new} | run["skipped"]
+    return {
+        "environment": run["environment"],
+        "is_quick": False,
+        "comparisons": [*merged, *new.values()],
+        "skipped": skipped,
+    }
+
+
 def _comparison(result: Result) -> dict[str, Any]:
     comparison = result.comparison
     return {
         "name": comparison.name,
-        "work": comparison.work.format(size=f"{comparison.count:,}"),
+        "description": comparison.description.format(size=f"{comparison.count:,}"),
         "unit": comparison.unit,
         "size": comparison.count,
+        "failure": result.failure,
         "goals": [
             {
                 "contender": each.goal.contender,
@@ -101,26 +158,29 @@ def _comparison(result: Result) -> dict[str, Any]:
                 "bound": each.goal.bound,
                 "against": each.goal.against,
                 "median": each.median,
-                "least": each.least,
-                "most": each.most,
-                "met": each.met,
+                "minimum": min(each.values, default=None),
+                "maximum": max(each.values, default=None),
+                "is_met": each.is_met,
+                "failure": each.failure,
             }
-            for each in result.outcomes()
+            for each in result.goals()
         ],
         "contenders": [
             {
                 "name": name,
                 "role": each.role,
                 "units": each.units,
-                "lacks": each.lacks,
+                "omission": each.omission,
+                "failure": each.failure,
                 "median": each.median,
-                "per_second": 1 / each.per_unit,
+                "per_second": each.per_second,
                 "seconds": each.seconds,
                 **({"megabytes": each.megabytes, "peak": statistics.median(each.megabytes)} if each.megabytes else {}),
                 **_latency(each),
             }
             for name, each in result.figures.items()
         ],
+        "measured_at": result.measured_at,
     }
 
 

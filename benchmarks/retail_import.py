@@ -1,63 +1,74 @@
-"""import: a retail file into Shop's tables."""
+"""import: import a retail file into Shop's tables."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import make_url
 
-from benchmarks.comparison import Comparison, Contender, Goal, Measured, same
-from benchmarks.processes import measured
-from benchmarks.server import driver
+from benchmarks.comparison import Comparison, Contender, Goal, Measured, check_equal
+from benchmarks.postgres import connect_driver
+from benchmarks.processes import run_module
 
-FILE: Final = "HOWDAH_RETAIL_FILE"
+if TYPE_CHECKING:
+    from benchmarks.postgres import Connections
+
+FILE_VARIABLE: Final = "HOWDAH_RETAIL_FILE"
 SHOP, COPY = "shop import", "asyncpg COPY of ready-made tuples"
 
 
 class RetailImport(Comparison):
     name = "import"
-    work = "load the {size} accepted lines of a retail file into Shop's tables; peak of the whole process"
+    description = (
+        "import the {size} accepted lines of a retail file into Shop's tables; the peak is that of the whole process"
+    )
     unit = "lines"
-    warm_up = False
+    has_warm_up = False
 
-    async def left_out(self) -> str | None:
-        return None if FILE in os.environ else f"{FILE} doesn't name the Online Retail II file"
+    def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
+        super().__init__(connections, size, rounds=rounds, is_quick=is_quick)
+        url = make_url(connections.url)
+        self.database = f"{url.database}_shop"
+        self.url = url.set(database=self.database).render_as_string(hide_password=False)
+
+    async def skip_reason(self) -> str | None:
+        return None if FILE_VARIABLE in os.environ else f"set {FILE_VARIABLE} to the path of the Online Retail II file"
 
     async def set_up(self) -> None:
         from shop.importing.retail import read_retail
 
-        self.file = Path(os.environ[FILE])
+        self.file = Path(os.environ[FILE_VARIABLE])
         self.summary = read_retail(self.file).summary
         self.count = self.summary.sale_lines + self.summary.cancellation_lines
-        url = make_url(self.connections.url)
-        self.database = f"{url.database}_shop"
-        self.url = url.set(database=self.database).render_as_string(hide_password=False)
 
     def contenders(self) -> list[Contender]:
-        return [Contender(SHOP, "howdah", self.shop, self.count), Contender(COPY, "limit", self.copy, self.count)]
+        return [
+            Contender(SHOP, "howdah", self.run_shop, self.count),
+            Contender(COPY, "baseline", self.run_copy, self.count),
+        ]
 
     def goals(self) -> list[Goal]:
         return [Goal(SHOP, "times as fast", 0.5, COPY), Goal(SHOP, "MB", 300)]
 
-    def rounds(self, asked: int) -> int:
-        return min(asked, 3)
+    def rounds(self) -> int:
+        return min(self.requested_rounds, 3)
 
     async def reset(self, contender: Contender) -> None:
         await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
         await self.connections.driver.execute(f'CREATE DATABASE "{self.database}"')
-        await measured("benchmarks.retail_loads", "migrate", self.url, str(self.file))
+        await run_module("benchmarks.retail_loads", "migrate", self.url, str(self.file))
 
-    async def shop(self) -> Measured:
-        return await measured("benchmarks.retail_loads", "shop", self.url, str(self.file))
+    async def run_shop(self) -> Measured:
+        return await run_module("benchmarks.retail_loads", "shop", self.url, str(self.file))
 
-    async def copy(self) -> Measured:
-        return await measured("benchmarks.retail_loads", "copy", self.url, str(self.file))
+    async def run_copy(self) -> Measured:
+        return await run_module("benchmarks.retail_loads", "copy", self.url, str(self.file))
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        wanted = self.summary
-        async with driver(self.url) as connection:
+        expected = self.summary
+        async with connect_driver(self.url) as connection:
             found = await connection.fetchrow(
                 """
                 SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM orders), (SELECT count(*) FROM order_items),
@@ -66,11 +77,13 @@ class RetailImport(Comparison):
                     (SELECT max(version) FROM orders)
                 """
             )
-        cents = wanted.sales_cents + wanted.cancellations_cents
-        orders = wanted.sales + wanted.cancellations
-        same(
+        cents = expected.sales_cents + expected.cancellations_cents
+        orders = expected.sales + expected.cancellations
+        check_equal(
             "users, orders, items, sum of orders, sum of items, linked, cancelled, version",
             tuple(found),
-            (wanted.customers, orders, self.count, cents, cents, wanted.linked, wanted.cancelled, 1),
+            (expected.customers, orders, self.count, cents, cents, expected.linked, expected.cancelled, 1),
         )
-        await self.connections.driver.execute(f'DROP DATABASE "{self.database}" WITH (FORCE)')
+
+    async def tear_down(self) -> None:
+        await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')

@@ -1,4 +1,4 @@
-"""The loads that `retail_import` compares, each in a process of its own, in a database with Shop's tables."""
+"""The contenders of `retail_import`. Each runs in a new process, in a database with Shop's tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncpg
 from sqlalchemy import make_url
 
 import shop.tables  # noqa: F401 (tables refer to each other)
-from benchmarks.processes import measuring
+from benchmarks.processes import measure_block
 from howdah import Database, utcnow, uuid7
 from shop import migrations
 from shop.importing.loading import CURRENCY, load
@@ -28,19 +28,19 @@ COLUMNS = {
 async def import_(url: str, file: Path) -> None:
     async with Database(url) as database:
         await database.ping()
-        async with measuring(whole=True) as from_now:
+        async with measure_block(from_zero=True) as restart_clock:
             retail = read_retail(file)
-            freeze_loaded_objects()  # as the command does
-            from_now()
+            freeze_loaded_objects()  # `shop import` does this, too
+            restart_clock()
             await load(database, retail)
 
 
 async def copy(url: str, file: Path) -> None:
     connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
-    async with measuring(whole=True) as from_now:
+    async with measure_block(from_zero=True) as restart_clock:
         tuples = _tuples(read_retail(file))
         freeze_loaded_objects()
-        from_now()
+        restart_clock()
         async with connection.transaction():
             for table, columns in COLUMNS.items():
                 await connection.copy_records_to_table(table, records=tuples[table], columns=columns.split())
@@ -75,11 +75,11 @@ def _tuples(retail: RetailFile) -> dict[str, list[tuple[Any, ...]]]:
 
 
 async def _migrate() -> None:
-    async with measuring(whole=True):
+    async with measure_block(from_zero=True):
         await asyncio.to_thread(migrations.upgrade, sys.argv[2])
 
 
 if __name__ == "__main__":
-    _, what, url, file = sys.argv
+    _, action, url, file = sys.argv
     loads = {"shop": lambda: import_(url, Path(file)), "copy": lambda: copy(url, Path(file)), "migrate": _migrate}
-    asyncio.run(loads[what]())
+    asyncio.run(loads[action]())

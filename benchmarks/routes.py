@@ -1,8 +1,9 @@
-"""The routes that `get-user` compares: `/<contender>/<user id>` answers the user with their orders.
+"""The routes that `get-user` compares: `GET /<contender>/<user id>` returns the user with their orders.
 
-Each is the only route of an application of its own, or those that FastAPI comes to later would wait for the earlier.
+Each is the only route of its own application: FastAPI tries the routes of an application one after the other, so later
+ones would be slower.
 
-`python -m benchmarks.routes URL PORT` serves them as Shop serves its own.
+`python -m benchmarks.routes URL PORT` serves them like `shop serve`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -21,13 +21,13 @@ from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from advanced_alchemy.service import SQLAlchemyAsyncRepositoryService
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastcrud import FastCRUD, JoinConfig
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import selectinload
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks import sqlmodels
+from benchmarks.schemas import OrderOut, UserOut
 from benchmarks.tables import Order, User
 from howdah import Database, JsonView
 from howdah.fastapi import add_error_handlers, json_response
@@ -36,30 +36,8 @@ from shop.memory import collect_less_often, freeze_loaded_objects
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
 
-class OrderOut(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-    id: UUID
-    status: str
-    total_cents: int
-    created_at: datetime
-
-
-class UserOut(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-    id: UUID
-    email: str
-    name: str
-    country: str | None
-    created_at: datetime
-    updated_at: datetime
-    version: int
-    orders: list[OrderOut]
-
-
-# As somebody would write it who knows PostgreSQL and asyncpg: one statement, and what it returns is sent.
-BY_HAND = """
+# The fastest known way without Howdah: PostgreSQL builds the JSON in one statement, and the route sends it unchanged.
+BASELINE_SQL = """
 SELECT json_build_object(
     'id', u.id, 'email', u.email, 'name', u.name, 'country', u.country, 'created_at', u.created_at,
     'updated_at', u.updated_at, 'version', u.version,
@@ -82,7 +60,7 @@ class UserService(SQLAlchemyAsyncRepositoryService[User]):
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
-    """As the reference has it."""
+    """The dependency of the reference."""
     async with request.state.sessions() as session:
         try:
             yield session
@@ -105,17 +83,17 @@ def create_app(url: str) -> ASGIApp:
             asyncpg.create_pool(driver_url, min_size=20, max_size=20) as pool,
             Database(url) as database,
             view.open(database) as users,
-            view.open(database, workers=20, max_batch_size=1) as alone,
+            view.open(database, workers=20, max_batch_size=1) as unbatched_users,
         ):
             yield {
                 "sessions": async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False),
                 "pool": pool,
                 "users": users,
-                "alone": alone,
+                "unbatched_users": unbatched_users,
             }
         await engine.dispose()
 
-    whole = FastAPI(lifespan=lifespan)
+    lifespan_app = FastAPI(lifespan=lifespan)
     apps: dict[str, FastAPI] = {}
 
     def get(contender: str, **options: Any) -> Callable[[RouteT], RouteT]:
@@ -124,11 +102,11 @@ def create_app(url: str) -> ASGIApp:
         return app.get(f"/{contender}/{{user_id}}", **options)
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        app = whole if scope["type"] == "lifespan" else apps[scope["path"].split("/")[1]]
+        app = lifespan_app if scope["type"] == "lifespan" else apps[scope["path"].split("/")[1]]
         await app(scope, receive, send)
 
     crud: Any = FastCRUD(User)
-    orders = JoinConfig(
+    orders_join = JoinConfig(
         model=Order,
         join_on=User.id == Order.user_id,
         join_prefix="orders_",
@@ -139,8 +117,8 @@ def create_app(url: str) -> ASGIApp:
 
     with_orders: Any = selectinload(sqlmodels.User.orders)  # type: ignore[arg-type]
 
-    @get("nothing")
-    async def nothing(user_id: str) -> Response:
+    @get("empty")
+    async def empty(user_id: str) -> Response:
         return Response(b"{}", media_type="application/json")
 
     @get("reference", response_model=UserOut)
@@ -160,7 +138,7 @@ def create_app(url: str) -> ASGIApp:
 
     @get("fastcrud", response_model=UserOut)
     async def with_fastcrud(user_id: UUID, db: Db) -> Any:
-        user = await crud.get_joined(db, joins_config=[orders], nest_joins=True, id=user_id)
+        user = await crud.get_joined(db, joins_config=[orders_join], nest_joins=True, id=user_id)
         if user is None:
             raise HTTPException(404, "User not found")
         return user
@@ -172,14 +150,14 @@ def create_app(url: str) -> ASGIApp:
 
     @get("asyncpg")
     async def with_asyncpg(user_id: UUID, request: Request) -> Response:
-        body = await request.state.pool.fetchval(BY_HAND, user_id)
+        body = await request.state.pool.fetchval(BASELINE_SQL, user_id)
         if body is None:
             raise HTTPException(404, "User not found")
         return Response(body, media_type="application/json")
 
-    @get("view-alone", response_model=UserOut)
-    async def view_alone(user_id: UUID, request: Request) -> Response:
-        return json_response(await request.state.alone.get(user_id), request)
+    @get("view-unbatched", response_model=UserOut)
+    async def unbatched_view(user_id: UUID, request: Request) -> Response:
+        return json_response(await request.state.unbatched_users.get(user_id), request)
 
     @get("view", response_model=UserOut)
     async def view(user_id: UUID, request: Request) -> Response:
@@ -189,7 +167,7 @@ def create_app(url: str) -> ASGIApp:
 
 
 def from_environment() -> ASGIApp:
-    """For servers that are started by commands of their own; the URL is in `BENCHMARK_URL`."""
+    """The application for the commands of uvicorn and granian. The URL of the database is in `BENCHMARK_URL`."""
     app = create_app(os.environ["BENCHMARK_URL"])
     freeze_loaded_objects()
     collect_less_often()

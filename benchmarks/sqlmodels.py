@@ -1,4 +1,7 @@
-"""The tables of users and orders as SQLModel has them. (It reads annotations that are no strings.)"""
+"""Users and orders as models of SQLModel.
+
+SQLModel can't read annotations that are strings, so `from __future__ import annotations` is missing here.
+"""
 
 from datetime import datetime
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""The tables that are written and read: users and orders much as Shop's, on Howdah's base."""
+"""The tables of the benchmarks: users and orders, similar to Shop's, on Howdah's base class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from howdah import Base as HowdahBase
 
 
 class Base(HowdahBase):
-    """A metadata of its own: Shop has tables of the same names."""
+    """Separate metadata, because Shop has tables with the same names."""
 
     __abstract__ = True
     metadata = MetaData(naming_convention=NAMING_CONVENTION)

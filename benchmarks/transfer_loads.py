@@ -1,5 +1,5 @@
-"""The loads that `transfers` compares, each in a process of its own, in a database with Shop's tables:
-`python -m benchmarks.transfer_loads URL KIND SPREAD WAITING SECONDS`."""
+"""The contenders of `transfers`. Each runs in a new process, in a database with Shop's tables:
+`python -m benchmarks.transfer_loads URL KIND DISTRIBUTION TASKS SECONDS`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import shop.tables  # noqa: F401 (tables refer to each other)
-from benchmarks.transfer_names import ACCOUNTS, BARE, HOT, SPREAD
+from benchmarks.distributions import ACCOUNTS, HOT, PLAIN_SCHEMA, UNIFORM
 from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
 from shop.ledger.group_commit import Ledger
@@ -36,87 +36,89 @@ Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
 
 def account(number: int) -> UUID:
-    """Numbered from 1, so that pgbench can name them."""
+    """The id of an account. They are numbered from 1, so that a script of pgbench can compute them."""
     return UUID(int=0x7000_8000_0000_0000_0000 | number)
 
 
-def drawn(spread: str, dice: random.Random) -> Callable[[], tuple[UUID, UUID]]:
-    """Two accounts at random; for next to nothing, for it isn't what is measured."""
-    size, random = ACCOUNTS[spread], dice.random
+def account_chooser(distribution: str, seed: int) -> Callable[[], tuple[UUID, UUID]]:
+    """A function that returns two different random accounts. It must be fast: its time is part of the figures."""
+    size, draw = ACCOUNTS[distribution], random.Random(seed).random
     accounts = [account(number) for number in range(1, size + 1)]
 
-    def two() -> tuple[UUID, UUID]:
-        first = int(random() * size)
-        return accounts[first], accounts[first - 1 - int(random() * (size - 1))]
+    def choose_uniform() -> tuple[UUID, UUID]:
+        first = int(draw() * size)
+        return accounts[first], accounts[first - 1 - int(draw() * (size - 1))]
 
-    if spread == SPREAD:
-        return two
-    if spread == HOT:
-        return lambda: (accounts[0], accounts[1 + int(random() * (size - 1))])
+    if distribution == UNIFORM:
+        return choose_uniform
+    if distribution == HOT:
+        return lambda: (accounts[0], accounts[1 + int(draw() * (size - 1))])
     bounds = list(accumulate(1 / rank for rank in range(1, size + 1)))
 
-    def zipf() -> int:
-        return bisect(bounds, random() * bounds[-1], hi=size - 1)
+    def draw_zipf() -> int:
+        return bisect(bounds, draw() * bounds[-1], hi=size - 1)
 
-    def pair() -> tuple[UUID, UUID]:
-        a = b = zipf()
+    def choose_zipf() -> tuple[UUID, UUID]:
+        a = b = draw_zipf()
         while a == b:
-            b = zipf()
+            b = draw_zipf()
         return accounts[a], accounts[b]
 
-    return pair
+    return choose_zipf
 
 
-async def fill(url: str) -> None:
+async def fill(url: str, account_count: int) -> None:
+    """Create Shop's tables and the accounts."""
     await asyncio.to_thread(migrations.upgrade, url)
     async with Database(url) as database, database.begin() as session:
         accounts = (
             {"id": account(number), "name": "Account", "currency": "GBP", "allows_negative": True}
-            for number in range(1, max(ACCOUNTS.values()) + 1)
+            for number in range(1, account_count + 1)
         )
         await bulk.insert_many(session, Account, accounts, keys=False)
 
 
-async def load(transfer: Transfer, spread: str, waiting: int, seconds: float) -> None:
-    """As many tasks as are to wait, one transfer after the other; and print what came of it."""
-    pair = drawn(spread, random.Random(7))
-    await asyncio.gather(*(transfer(*pair()) for _ in range(min(waiting, 10))))  # connected, compiled, prepared
+async def load(transfer: Transfer, distribution: str, task_count: int, seconds: float) -> None:
+    """Run `task_count` tasks for `seconds`, each of which makes one transfer after the other. Prints the figures."""
+    choose = account_chooser(distribution, seed=7)
+    # The first transfers open connections, compile statements and prepare them.
+    await asyncio.gather(*(transfer(*choose()) for _ in range(min(task_count, 10))))
     freeze_loaded_objects()
     collect_less_often()
     latencies: list[float] = []
     started = time.perf_counter()
 
     async def work() -> None:
-        while (begun := time.perf_counter()) < started + seconds:
-            await transfer(*pair())
-            latencies.append(time.perf_counter() - begun)
+        while (sent := time.perf_counter()) < started + seconds:
+            await transfer(*choose())
+            latencies.append(time.perf_counter() - sent)
 
-    await asyncio.gather(*(work() for _ in range(waiting)))
-    each = (time.perf_counter() - started) / len(latencies)
+    await asyncio.gather(*(work() for _ in range(task_count)))
+    seconds_per_transfer = (time.perf_counter() - started) / len(latencies)
     latencies.sort()
     p50, p99 = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
-    print(json.dumps({"seconds": each, "latency": [p50, p99]}))
+    print(json.dumps({"seconds": seconds_per_transfer, "latency": [p50, p99]}))
 
 
-async def with_ledger(url: str, spread: str, waiting: int, seconds: float) -> None:
+async def with_ledger(url: str, distribution: str, task_count: int, seconds: float) -> None:
     keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
     async with Database(url) as database, Ledger(database) as ledger:
 
         async def transfer(source: UUID, target: UUID) -> None:
             (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
 
-        await load(transfer, spread, waiting, seconds)
+        await load(transfer, distribution, task_count, seconds)
 
 
-async def with_reference(url: str, spread: str, waiting: int, seconds: float) -> None:
-    """The pattern of the reference, the locks in one order so that it survives."""
+async def with_reference(url: str, distribution: str, task_count: int, seconds: float) -> None:
+    """The code of the reference, except that the accounts are locked in key order. Otherwise it would deadlock."""
     engine = create_async_engine(
         url,
         pool_size=20,
         max_overflow=10,
         pool_pre_ping=True,
         pool_timeout=600,
-        connect_args={"server_settings": {"search_path": BARE}},
+        connect_args={"server_settings": {"search_path": PLAIN_SCHEMA}},
     )
     sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
 
@@ -130,49 +132,53 @@ async def with_reference(url: str, spread: str, waiting: int, seconds: float) ->
             accounts[target].balance += 1
             await db.flush()
 
-    await load(transfer, spread, waiting, seconds)
+    await load(transfer, distribution, task_count, seconds)
     await engine.dispose()
 
 
-async def by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
-    """The statements of `post_transfers` for one transfer, in a transaction of asyncpg."""
+async def with_same_statements(url: str, distribution: str, task_count: int, seconds: float) -> None:
+    """The statements that `post_transfers` runs for one transfer, in a transaction of asyncpg."""
     lock, outcomes, write = (_Statement(each) for each in (LOCK, OUTCOMES, WRITE))
 
-    async with _pool(url, waiting) as pool:
+    async with _pool(url, task_count) as pool:
 
         async def transfer(source: UUID, target: UUID) -> None:
             key = str(uuid7())
             async with pool.acquire() as connection, connection.transaction():
                 rows = await connection.fetch(lock.text, *lock.values({"ids": [source, target]}))
-                versions = {row["id"]: row["entry_count"] for row in rows}
+                entry_counts = {row["id"]: row["entry_count"] for row in rows}
                 await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
-                await connection.fetch(write.text, *write.values(_written(source, target, versions, key)))
+                await connection.fetch(write.text, *write.values(_parameters(source, target, entry_counts, key)))
 
-        await load(transfer, spread, waiting, seconds)
+        await load(transfer, distribution, task_count, seconds)
 
 
-async def one_by_hand(url: str, spread: str, waiting: int, seconds: float) -> None:
-    """The one statement that the ledger writes accounts by that it knows, on a connection of asyncpg that knows them,
-    too; only for one task, which nobody comes in between."""
+async def with_one_statement(url: str, distribution: str, task_count: int, seconds: float) -> None:
+    """The statement of optimistic posting, sent through asyncpg, with an account cache.
+
+    Only for one task: with several, the cache would be stale, and there is no second attempt with locks.
+    """
     write = _Statement(WRITE_IF_UNCHANGED)
-    known: dict[UUID, int] = {}
+    entry_counts: dict[UUID, int] = {}
 
-    async with _pool(url, waiting) as pool:
+    async with _pool(url, task_count) as pool:
 
         async def transfer(source: UUID, target: UUID) -> None:
             async with pool.acquire() as connection:
-                if unknown := [each for each in (source, target) if each not in known]:
-                    rows = await connection.fetch("SELECT id, entry_count FROM accounts WHERE id = ANY($1)", unknown)
-                    known.update({row["id"]: row["entry_count"] for row in rows})
+                if missing := [each for each in (source, target) if each not in entry_counts]:
+                    rows = await connection.fetch("SELECT id, entry_count FROM accounts WHERE id = ANY($1)", missing)
+                    entry_counts.update({row["id"]: row["entry_count"] for row in rows})
                 ids = sorted((source, target))
-                values = _written(source, target, known, str(uuid7()))
-                values |= {"a_id": ids, "a_version": [known[each] for each in ids], "a_revision": []}
+                values = _parameters(source, target, entry_counts, str(uuid7()))
+                values |= {"a_id": ids, "a_entry_count": [entry_counts[each] for each in ids], "a_revision": []}
                 if not await connection.fetchval(write.text, *write.values(values)):
-                    raise AssertionError("somebody else has moved the money of these accounts")
+                    raise AssertionError(
+                        "the statement was not applied: another process has changed one of these accounts"
+                    )
                 for each in ids:
-                    known[each] += 1
+                    entry_counts[each] += 1
 
-        await load(transfer, spread, waiting, seconds)
+        await load(transfer, distribution, task_count, seconds)
 
 
 @asynccontextmanager
@@ -182,15 +188,15 @@ async def _pool(url: str, size: int) -> AsyncIterator[Any]:
         yield pool
 
 
-def _written(source: UUID, target: UUID, versions: dict[UUID, int], key: str) -> dict[str, Any]:
-    """What the statements are given for one transfer of 1."""
+def _parameters(source: UUID, target: UUID, entry_counts: dict[UUID, int], key: str) -> dict[str, Any]:
+    """The parameters of the writing statements for one transfer with the amount 1."""
     id, now = uuid7(), utcnow()
     values: dict[str, Any] = {
         "t_id": [id],
         "t_from_account_id": [source],
-        "t_from_entry_number": [versions[source] + 1],
+        "t_from_entry_number": [entry_counts[source] + 1],
         "t_to_account_id": [target],
-        "t_to_entry_number": [versions[target] + 1],
+        "t_to_entry_number": [entry_counts[target] + 1],
         "t_amount": [1],
         **dict.fromkeys(
             f"t_{name}"
@@ -218,27 +224,32 @@ def _written(source: UUID, target: UUID, versions: dict[UUID, int], key: str) ->
 
 
 class _Statement:
-    """As the driver is given it."""
+    """A statement of SQLAlchemy as text for asyncpg, with the order of its parameters."""
 
     def __init__(self, statement: Any) -> None:
         compiled = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
         self.text, self._names = str(compiled), compiled.positiontup
 
-    def values(self, given: dict[str, Any]) -> list[Any]:
-        return [given[name] for name in self._names]
+    def values(self, parameters: dict[str, Any]) -> list[Any]:
+        return [parameters[name] for name in self._names]
 
 
-KINDS: Final = {"ledger": with_ledger, "reference": with_reference, "hand": by_hand, "one by hand": one_by_hand}
+KINDS: Final = {
+    "ledger": with_ledger,
+    "reference": with_reference,
+    "same-statements": with_same_statements,
+    "one-statement": with_one_statement,
+}
 
 
 def main() -> None:
     _, url, kind, *rest = sys.argv
     if kind == "fill":
-        asyncio.run(fill(url))
+        asyncio.run(fill(url, int(rest[0])))
         print(json.dumps({"seconds": 0}))
     else:
-        spread, waiting, seconds = rest
-        uvloop.run(KINDS[kind](url, spread, int(waiting), float(seconds)))
+        distribution, task_count, seconds = rest
+        uvloop.run(KINDS[kind](url, distribution, int(task_count), float(seconds)))
 
 
 if __name__ == "__main__":

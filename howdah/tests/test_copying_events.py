@@ -83,7 +83,7 @@ async def test_a_copy_of_rows_that_turn_out_to_differ_has_failed(session: AsyncS
 async def test_a_copy_of_a_value_that_the_driver_can_not_write_has_failed(session: AsyncSession, place: int) -> None:
     rows = user_rows(1100)
     rows[place]["age"] = "old"
-    with spans_of(session) as ended, pytest.raises(Exception, match="a value was refused") as caught:
+    with spans_of(session) as ended, pytest.raises(Exception, match="a value was rejected") as caught:
         await bulk.insert_many(session, User, rows)
     assert caught.value.row_index == place  # type: ignore[attr-defined]
     assert written(ended)[0] == "COPY failed"

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, EmailStr, TypeAdapter, field_validator
-from sqlalchemy import Integer, Select, event, func, select, text
+from sqlalchemy import Integer, Select, event, func, select, text, union
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
 from sqlalchemy.exc import ProgrammingError
@@ -46,6 +46,7 @@ class TestSelect:
         ("has_part", "statement"),
         [
             (private.has_group_by, select(User.name).group_by(User.name)),
+            (private.has_group_by, union(select(User.name), select(User.nickname)).group_by(User.name)),
             (private.has_having, select(func.count()).select_from(User).having(func.count() > 1)),
             (private.has_limit, select(User).limit(1)),
             (private.has_limit, select(User).offset(1)),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 from pydantic import EmailStr
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, GenerativeSelect, Select
 from sqlalchemy.engine import Result
 from sqlalchemy.orm import InstanceState, Mapper, MapperProperty, PassiveFlag, QueryableAttribute, Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
@@ -29,8 +29,8 @@ def order_by_of(statement: Select[Any]) -> Sequence[ColumnElement[Any]]:
 
 
 def has_group_by(statement: object) -> bool:
-    """Whether the object is a SELECT with GROUP BY."""
-    return isinstance(statement, Select) and bool(statement._group_by_clauses)
+    """Whether the object is a SELECT or a UNION with GROUP BY."""
+    return isinstance(statement, GenerativeSelect) and bool(statement._group_by_clauses)
 
 
 def has_having(statement: Select[Any]) -> bool:

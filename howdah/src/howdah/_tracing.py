@@ -1,4 +1,4 @@
-"""OpenTelemetry, if the application uses it: each batch is a trace of its own, with links to the traces of its items."""
+"""OpenTelemetry, if the application uses it. Each batch is a trace of its own, linked to the traces of its items."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
 from shop.ledger.http.transfer_routes import router as transfer_routes
-from shop.ledger.maintenance import maintenance
+from shop.ledger.maintenance import run_maintenance
 from shop.ledger.schema import find_schema_problem
 from shop.orders import problems as order_problems
 from shop.orders.routes import router as order_routes
@@ -61,7 +61,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             open_order_views(database) as orders,
             open_user_order_views(database) as user_orders,
             Ledger(database) as ledger,
-            maintenance(database, ledger, key_retention_days=chosen.key_retention_days),
+            run_maintenance(database, ledger, key_retention_days=chosen.key_retention_days),
         ):
             yield {
                 "database": database,

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, run_transaction, uuid7
-from shop.ledger.accounts import system_account
+from shop.ledger.accounts import get_or_open_system_account
 from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import AccountPurpose
 from shop.ledger.opening import OpeningRequest, open_accounts
@@ -83,7 +83,7 @@ async def _create_batch(session: AsyncSession, seed: int, numbers: range) -> int
     await bulk.insert_many(session, Order, (order for order, _ in orders), keys=False)
     await bulk.insert_many(session, OrderItem, (item for _, items in orders for item in items), keys=False)
     if new:
-        cash_in = await system_account(session, AccountPurpose.CASH_IN, "GBP")
+        cash_in = await get_or_open_system_account(session, AccountPurpose.CASH_IN, "GBP")
         opened = await open_accounts(
             session,
             [OpeningRequest(AccountIn(name="Current account", currency="GBP", user_id=user_id)) for user_id in ids],

@@ -160,7 +160,7 @@ async def test_lines_of_a_batch_get_the_first_answer_next_to_others_under_their_
 
 def test_a_result_is_a_transfer_or_a_refusal_and_never_neither_or_both() -> None:
     for wrong in ((), (None, None, True)):
-        with pytest.raises(ValueError, match="a transfer or a refusal"):
+        with pytest.raises(ValueError, match="pass either transfer or refusal"):
             TransferResult(*wrong)
     assert TransferResult(refusal=Refusal.SAME_ACCOUNT).transfer is None
 

@@ -35,15 +35,15 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
     [
         pytest.param(
             {
-                "balances differ from their entries",
+                "balances differ from the sum of the entries",
                 "balances differ from the last entry",
-                "currencies that don't sum to zero",
+                "currencies don't sum to zero",
             },
             ["UPDATE accounts SET balance = balance + 1 WHERE id = :rich"],
             id="a balance",
         ),
         pytest.param(
-            {"balances differ from their entries", "balances differ from the last entry"},
+            {"balances differ from the sum of the entries", "balances differ from the last entry"},
             [
                 "UPDATE accounts SET balance = balance - 1 WHERE id = :rich",
                 "UPDATE accounts SET balance = balance + 1 WHERE id = :poor",
@@ -51,12 +51,12 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="two balances that cancel out",
         ),
         pytest.param(
-            {"balances differ from the last entry", "entries don't follow from the one before"},
+            {"balances differ from the last entry", "entry balances don't follow from the entry before"},
             ["UPDATE entries SET balance_after = balance_after + 1 WHERE account_id = :rich AND entry_number = 3"],
             id="the last entry's balance",
         ),
         pytest.param(
-            {"entries don't follow from the one before"},
+            {"entry balances don't follow from the entry before"},
             ["UPDATE entries SET balance_after = 9223372036854775807 WHERE account_id = :rich AND entry_number = 1"],
             id="an earlier entry's balance",
         ),
@@ -75,24 +75,24 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="an entry count",
         ),
         pytest.param(
-            {"transfers without their two entries"},
+            {"transfers lack an entry"},
             [
                 """
                 INSERT INTO transfers (
-                    id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at,
-                    created_at
+                    id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
+                    effective_at, created_at
                 ) VALUES (gen_random_uuid(), :world, 2, :rich, 4, 5, 'GBP', now(), now())
                 """
             ],
             id="a transfer without entries",
         ),
         pytest.param(
-            {"transfers without their two entries", "entries of no transfer that says the same"},
+            {"transfers lack an entry", "entries have no transfer with the same values"},
             ["UPDATE transfers SET amount = amount + 1 WHERE to_account_id = :euros"],
             id="a transfer of another amount",
         ),
         pytest.param(
-            {"transfers without their two entries", "entries of no transfer that says the same"},
+            {"transfers lack an entry", "entries have no transfer with the same values"},
             [
                 "UPDATE entries SET transfer_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
                 " WHERE account_id = :world"
@@ -100,7 +100,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="entries of another transfer",
         ),
         pytest.param(
-            {"entries of no transfer that says the same"},
+            {"entries have no transfer with the same values"},
             [
                 """
                 INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
@@ -112,7 +112,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="more than two entries",
         ),
         pytest.param(
-            {"entries of no transfer that says the same"},
+            {"entries have no transfer with the same values"},
             [
                 """
                 INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
@@ -125,7 +125,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="an entry of no transfer",
         ),
         pytest.param(
-            {"entries of no account", "entries of no transfer that says the same"},
+            {"entries have no account", "entries have no transfer with the same values"},
             [
                 """
                 INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
@@ -136,42 +136,52 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
         ),
         pytest.param(
             {
-                "entries older than the one before",
-                "entries of another time than their transfer",
-                "entries from the future",
+                "entries are older than the entry before",
+                "entries have another time than their transfer",
+                "entries have a time in the future",
             },
             [
-                "UPDATE entries SET created_at = created_at + interval '1 day' WHERE account_id = :rich AND entry_number = 1"
+                """
+                UPDATE entries SET created_at = created_at + interval '1 day'
+                WHERE account_id = :rich AND entry_number = 1
+                """
             ],
             id="an entry's time",
         ),
         *(
             pytest.param(
-                {f"{table.replace('_', ' ')} from the future", *others},
+                {f"{table.replace('_', ' ')} have a time in the future", *others},
                 [f"UPDATE {table} SET {column} = now() + interval '1 hour' WHERE {column} IS NOT NULL"],
                 id=f"{column} of {table} in the future",
             )
             for table, column, *others in (
                 ("accounts", "created_at"),
                 ("accounts", "updated_at"),
-                ("entries", "created_at", "entries of another time than their transfer"),
-                ("transfers", "created_at", "entries of another time than their transfer"),
-                ("pending_transfers", "created_at", "idempotency keys of another time than their answer"),
-                ("pending_transfers", "settled_at", "pending transfers made otherwise than they were held"),
+                ("entries", "created_at", "entries have another time than their transfer"),
+                ("transfers", "created_at", "entries have another time than their transfer"),
+                (
+                    "pending_transfers",
+                    "created_at",
+                    "idempotency keys have another time than their transfer or account",
+                ),
+                ("pending_transfers", "settled_at", "posted transfers differ from their hold"),
             )
         ),
         pytest.param(
-            {"transfers between currencies"},
+            {"transfers have another currency than their accounts"},
             ["UPDATE transfers SET currency = 'JPY' WHERE to_account_id = :euros"],
             id="a transfer in another currency",
         ),
         pytest.param(
-            {"transfers between currencies", "currencies that don't sum to zero"},
+            {"transfers have another currency than their accounts", "currencies don't sum to zero"},
             ["UPDATE accounts SET currency = 'EUR' WHERE id = :rich"],
             id="an account in another currency",
         ),
         pytest.param(
-            {"reversals that don't go back the way of the transfer", "reversals of more than there was"},
+            {
+                "reversals don't swap the accounts of the original transfer",
+                "reversals exceed the original amount, or their totals are wrong",
+            },
             [
                 "UPDATE transfers SET reverses_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
                 " WHERE reverses_id IS NOT NULL"
@@ -179,12 +189,12 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="a reversal of another transfer",
         ),
         pytest.param(
-            {"reversals of more than there was"},
+            {"reversals exceed the original amount, or their totals are wrong"},
             ["UPDATE transfers SET reversed_total = reversed_total + 1 WHERE reverses_id IS NOT NULL"],
             id="a reversal's running total",
         ),
         pytest.param(
-            {"balances above their limit"},
+            {"balances are above the balance limit"},
             [
                 "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance_within_limit",
                 "UPDATE accounts SET balance_limit = 0 WHERE id = :rich",
@@ -192,58 +202,58 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             id="a limit",
         ),
         pytest.param(
-            {"idempotency keys without what they answered"},
+            {"idempotency keys disagree with their transfer or account"},
             ["UPDATE idempotency_keys SET transfer_id = gen_random_uuid() WHERE key = 'a'"],
             id="a key of no transfer",
         ),
         pytest.param(
-            {"held amounts differ from what is pending"},
+            {"held amounts differ from the pending transfers"},
             ["UPDATE accounts SET held = held + 1 WHERE id = :euros"],
             id="a held amount",
         ),
         pytest.param(
-            {"held amounts differ from what is pending"},
+            {"held amounts differ from the pending transfers"},
             ["UPDATE accounts SET held = 1 WHERE id = :rich"],
             id="a held amount where nothing is pending",
         ),
         pytest.param(
-            {"pending transfers posted and not made, or made and not posted"},
+            {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'posted' WHERE state = 'voided'"],
             id="a pending transfer posted and not made",
         ),
         pytest.param(
-            {"pending transfers posted and not made, or made and not posted"},
+            {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'voided' WHERE state = 'posted'"],
             id="a pending transfer made and not posted",
         ),
         pytest.param(
-            {"pending transfers made otherwise than they were held"},
+            {"posted transfers differ from their hold"},
             ["UPDATE pending_transfers SET amount = 14 WHERE state = 'posted'"],
             id="more than was pending",
         ),
         pytest.param(
-            {"pending transfers made otherwise than they were held"},
+            {"posted transfers differ from their hold"},
             ["UPDATE pending_transfers SET to_account_id = :rich WHERE state = 'posted'"],
             id="a pending transfer made to another account",
         ),
         pytest.param(
-            {"entries of another time than their transfer"},
+            {"entries have another time than their transfer"},
             ["UPDATE transfers SET created_at = created_at + interval '1 us' WHERE to_account_id = :euros"],
             id="a transfer's time",
         ),
         pytest.param(
-            {"transfers between currencies"},
+            {"transfers have another currency than their accounts"},
             ["UPDATE pending_transfers SET currency = 'JPY' WHERE state = 'pending'"],
             id="a pending transfer in another currency",
         ),
         pytest.param(
-            {"transfers between currencies"},
+            {"transfers have another currency than their accounts"},
             ["UPDATE pending_transfers SET to_account_id = :rich WHERE state = 'voided'"],
             id="a pending transfer to an account in another currency",
         ),
         *(
             pytest.param(
-                {"pending transfers made otherwise than they were held"},
+                {"posted transfers differ from their hold"},
                 [f"UPDATE pending_transfers SET {change} WHERE state = 'posted'"],
                 id=f"a pending transfer made otherwise: {change}",
             )
@@ -257,7 +267,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
         ),
         *(
             pytest.param(
-                {"idempotency keys of another time than their answer"},
+                {"idempotency keys have another time than their transfer or account"},
                 [f"UPDATE idempotency_keys SET {change}"],
                 id=f"a key's time: {change}",
             )
@@ -267,7 +277,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             )
         ),
         pytest.param(
-            {"balances below zero without leave"},
+            {"overdrafts exceed the overdraft limit"},
             [
                 "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_available_within_overdraft_limit",
                 "UPDATE accounts SET allows_negative = false WHERE id = :world",
@@ -295,9 +305,9 @@ async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -
     await session.execute(text("UPDATE accounts SET balance = 1, entry_count = 1"))
     await enable_triggers(session)
     report = (await check_ledger(session)).faults
-    assert len(report["balances differ from their entries"]) == 20
+    assert len(report["balances differ from the sum of the entries"]) == 20
     assert len(report["entry numbers have gaps"]) == 20
-    assert report["currencies that don't sum to zero"] == ["GBP: 25"]
+    assert report["currencies don't sum to zero"] == ["GBP: 25"]
 
 
 async def test_each_step_is_told_when_it_begins(session: AsyncSession) -> None:

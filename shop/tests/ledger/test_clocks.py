@@ -14,7 +14,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import CheckViolation, Database, bulk, utcnow
-from shop.ledger.accounts import balance_at, change_account, effective_balance, system_account
+from shop.ledger.accounts import change_account, get_or_open_system_account, read_balance_at, read_effective_balance
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_schemas import AccountChange
@@ -99,7 +99,7 @@ async def by_bulk_insert(database: Database, a: UUID, b: UUID) -> None:
 
 
 async def system_id(session: AsyncSession) -> UUID:
-    return (await system_account(session, AccountPurpose.CASH_IN, "GBP")).id
+    return (await get_or_open_system_account(session, AccountPurpose.CASH_IN, "GBP")).id
 
 
 WAYS = [by_submit, by_submit_many, by_hold, by_reversal, by_session, by_change, by_bulk_insert]
@@ -126,7 +126,9 @@ async def test_all_that_a_process_writes_is_of_the_databases_time(
         assert (await session.scalars(select(Entry.created_at))).first()
         assert (await check_ledger(session)).faults == {}
         balance = (await session.get_one(Account, b)).balance
-        assert (await balance_at(session, b, after))[0] == await effective_balance(session, b, after) == balance
+        assert (
+            (await read_balance_at(session, b, after))[0] == await read_effective_balance(session, b, after) == balance
+        )
 
 
 @skewed
@@ -233,8 +235,8 @@ async def test_an_account_from_the_future_does_not_take_others_there(stored: Dat
         found = {id_: (await session.get_one(Account, id_)).updated_at <= now for id_ in (cash_in, a, b, c)}
         assert found == {cash_in: False, a: False, b: True, c: True}
         faults = (await check_ledger(session)).faults
-    assert set(faults) == {"accounts from the future", "entries from the future", "transfers from the future"}
-    assert len(faults["accounts from the future"]) == 2
+    assert set(faults) == {f"{name} have a time in the future" for name in ("accounts", "entries", "transfers")}
+    assert len(faults["accounts have a time in the future"]) == 2
 
 
 async def test_a_transfer_of_accounts_from_the_future_undone_with_its_chain_leaves_no_time(stored: Database) -> None:
@@ -289,7 +291,8 @@ async def test_the_time_is_read_again_after_a_minute_without_transfers(stored: D
 
 
 TRANSFER = """
-    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, created_at)
+    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
+        created_at)
     SELECT gen_random_uuid(), a.id, a.entry_count + 1, b.id, b.entry_count + 1, 1, 'GBP', {}
     FROM accounts a, accounts b WHERE a.id = :a AND b.id = :b
     """

@@ -13,7 +13,7 @@ from sqlalchemy import select, text, update
 
 from howdah import Database, LockTimeout, utcnow
 from shop.ledger.accounts import AccountUnchangeable, change_account
-from shop.ledger.expiry import VOID
+from shop.ledger.expiry import VOID_EXPIRED
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.maintenance import void_expired
@@ -248,7 +248,7 @@ async def test_a_session_of_the_caller_has_the_account_as_it_is(stored: Database
     async with stored.begin() as session:
         account = await session.get_one(Account, a)
         before = account.revision
-        with pytest.raises(ValueError, match="cover"):
+        with pytest.raises(ValueError, match="available balance"):
             await transfer_funds(session, a, b, 101)  # and the account is freed all the same
         assert (account.held, account.revision) == (0, before + 1)
         await transfer_funds(session, a, b, 100)
@@ -338,7 +338,7 @@ async def test_it_is_found_by_its_account_and_time(stored: Database) -> None:
             {"a": a, "b": b},
         )
         await session.execute(text("ANALYZE pending_transfers"))
-        explained = text(f"EXPLAIN {VOID.text}").bindparams(*VOID._bindparams.values())
+        explained = text(f"EXPLAIN {VOID_EXPIRED.text}").bindparams(*VOID_EXPIRED._bindparams.values())
         plan = "\n".join(await session.scalars(explained, {"ids": [a], "at": utcnow()}))
     assert "Seq Scan on pending_transfers" not in plan
     assert "ix_pending_transfers_from_account_id_expires_at" in plan

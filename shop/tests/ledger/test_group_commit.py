@@ -1,4 +1,4 @@
-"""`Ledger`: what it knows of accounts, and what it does when that is wrong."""
+"""`Ledger`: the account cache, version conflicts, and locked accounts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def balance(database: Database, account: UUID) -> int:
         return (await session.get_one(Account, account)).balance
 
 
-async def test_a_transfer_of_known_accounts_is_one_statement(stored: Database) -> None:
+async def test_a_transfer_of_cached_accounts_is_one_statement(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger, log_statements(stored) as seen:
         await ledger.submit(TransferRequest(a, b, 1))
@@ -68,10 +68,10 @@ async def put_on_hold(database: Database, a: UUID, b: UUID) -> None:
         (put_on_hold, Refusal.INSUFFICIENT_FUNDS),
     ],
 )
-async def test_what_has_changed_elsewhere_is_noticed(
+async def test_a_change_by_another_session_is_noticed(
     stored: Database, meanwhile: Callable[[Database, UUID, UUID], Any], refusal: Refusal
 ) -> None:
-    """Control: without the change the same transfer is made."""
+    """Control: without the change the same transfer is posted."""
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger, log_statements(stored) as seen:
         (await ledger.submit(TransferRequest(a, b, 10))).unwrap()
@@ -85,8 +85,8 @@ async def test_what_has_changed_elsewhere_is_noticed(
         (await ledger.submit(TransferRequest(c, d, 60))).unwrap()
 
 
-async def test_a_refusal_is_made_sure_of_too(stored: Database) -> None:
-    """What is known says no, and isn't so any more."""
+async def test_a_refusal_is_decided_on_current_balances(stored: Database) -> None:
+    """The cached balance is too low, and another session has raised the balance."""
     a, b = await open_accounts(stored, 100, 100)
     async with Ledger(stored) as ledger:
         assert (await ledger.submit(TransferRequest(a, b, 150))).refusal is Refusal.INSUFFICIENT_FUNDS
@@ -95,27 +95,29 @@ async def test_a_refusal_is_made_sure_of_too(stored: Database) -> None:
     assert await balance(stored, b) == 200
 
 
-async def test_after_mistakes_it_relies_on_the_locks_for_longer_each_time(stored: Database) -> None:
+async def test_consecutive_conflicts_use_locks_for_more_and_more_batches(stored: Database) -> None:
     a, b = await open_accounts(stored, 10_000, 10_000)
     async with Ledger(stored) as ledger:
 
-        async def way(*, disturbed: bool) -> str:
+        async def post_one(*, disturbed: bool) -> str:
             if disturbed:
                 await elsewhere(stored, a, b)
             async with log_statements(stored) as seen:
                 (await ledger.submit(TransferRequest(b, a, 1))).unwrap()
                 taken = [each for each in seen.take() if each != "read"]
-            return {"write if": "known", "write if, lock, write": "mistaken", "lock, write": "locks"}[", ".join(taken)]
+            return {"write if": "optimistic", "write if, lock, write": "conflict", "lock, write": "locks"}[
+                ", ".join(taken)
+            ]
 
-        assert [await way(disturbed=False) for _ in range(3)] == ["known"] * 3
-        mistakes = [await way(disturbed=True) for _ in range(14)]
-        assert mistakes == ["mistaken", "locks", "mistaken", *["locks"] * 3, "mistaken", *["locks"] * 7]
-        assert [await way(disturbed=False) for _ in range(3)] == ["known"] * 3
-        assert [await way(disturbed=True) for _ in range(3)] == ["mistaken", "locks", "mistaken"]
+        assert [await post_one(disturbed=False) for _ in range(3)] == ["optimistic"] * 3
+        conflicts = [await post_one(disturbed=True) for _ in range(14)]
+        assert conflicts == ["conflict", "locks", "conflict", *["locks"] * 3, "conflict", *["locks"] * 7]
+        assert [await post_one(disturbed=False) for _ in range(3)] == ["optimistic"] * 3
+        assert [await post_one(disturbed=True) for _ in range(3)] == ["conflict", "locks", "conflict"]
 
 
-async def test_an_account_that_somebody_has_locked_holds_up_only_its_own_transfers(stored: Database) -> None:
-    """However many of those there are, on whichever way, and in one transaction with whomever."""
+async def test_a_locked_account_delays_only_its_own_transfers(stored: Database) -> None:
+    """Transfers to and from it, basic ones and holds, in the same batches as other transfers."""
     a, b, c, d = await open_accounts(stored, 1_000, 100, 1_000, 100)
     async with Ledger(stored) as ledger:
         for source, target in ((a, b), (c, d)):
@@ -145,12 +147,12 @@ async def test_an_account_that_somebody_has_locked_holds_up_only_its_own_transfe
         assert (await check_ledger(session)).faults == {}
 
 
-async def test_who_waits_for_a_locked_account_too_long_is_told_so(stored: Database) -> None:
+async def test_a_transfer_of_a_locked_account_raises_lock_timeout(stored: Database) -> None:
     a, b, c = await open_accounts(stored, 100, 100, 100)
     async with Database(stored.engine.url, lock_timeout=0.3) as impatient, Ledger(impatient) as ledger:
         async with stored.begin() as session:
             await session.execute(update(Account).where(Account.id == a).values(name="locked"))
-            # those who wait, wait together, and with one whom somebody holds up only for a while
+            # a batch of the blocked queue: the lock on `c` is released before the timeout, the lock on `a` isn't
             async with stored.begin() as other:
                 await other.execute(update(Account).where(Account.id == c).values(name="locked"))
                 tasks = [
@@ -163,13 +165,13 @@ async def test_who_waits_for_a_locked_account_too_long_is_told_so(stored: Databa
     assert [await balance(stored, each) for each in (a, b, c)] == [99, 100, 101]
 
 
-async def test_closing_it_answers_those_who_wait_for_an_account(stored: Database) -> None:
+async def test_closing_finishes_transfers_that_wait_for_a_locked_account(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 100)
     ledger = Ledger(stored)
     async with stored.begin() as session:
         await session.execute(update(Account).where(Account.id == a).values(name="locked"))
         tasks = [asyncio.create_task(ledger.submit(TransferRequest(a, b, 1))) for _ in range(5)]
-        await asyncio.sleep(0)  # they are in
+        await asyncio.sleep(0)  # they are in the queue
         closing = asyncio.create_task(ledger.aclose())
         await until_waiting(stored, 1)
     for result in await asyncio.gather(*tasks):
@@ -179,14 +181,14 @@ async def test_closing_it_answers_those_who_wait_for_an_account(stored: Database
         await ledger.submit(TransferRequest(a, b, 1))
 
 
-async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_again(stored: Database) -> None:
-    """Two transactions at a time: the money that the second one spends comes from the first, which is rolled back."""
+async def test_a_decision_that_assumes_a_failed_one_is_decided_again(stored: Database) -> None:
+    """Two batches at a time: the second one spends the money of the first, which is rolled back."""
     a, b, c = await open_accounts(stored, 100, 0, 0)
     async with Ledger(stored, max_batch_size=1) as ledger:
         for source, target in ((a, b), (b, c), (c, a)):
             await ledger.submit(TransferRequest(source, target, 1))
         async with stored.begin() as session:
-            # the first waits at its key, then finds it used; the second has been decided by then
+            # the first waits for its key, then finds it used; the second has been decided in the meantime
             await session.execute(
                 text(
                     "INSERT INTO idempotency_keys (scope, key, fingerprint, refusal, answer, created_at)"
@@ -201,13 +203,13 @@ async def test_who_was_decided_on_what_another_one_failed_to_make_is_decided_aga
     assert [await balance(stored, each) for each in (a, b, c)] == [100, 0, 0]
 
 
-async def test_a_version_that_somebody_else_has_made_is_not_taken_for_ones_own(stored: Database) -> None:
-    """Decided on an entry that was never made, while another process has made one with the same number."""
+async def test_another_process_entry_with_the_same_number_is_a_conflict(stored: Database) -> None:
+    """The decision assumes an entry that was not written. Another session has created one with the same number."""
     a, b, c = await open_accounts(stored, 100, 0, 0)
     async with Ledger(stored, max_batch_size=1) as ledger:
         for source, target in ((a, b), (b, c), (c, a)):
             await ledger.submit(TransferRequest(source, target, 1))
-        async with ledger._turn:  # both are decided, and wait to be written
+        async with ledger._write_lock:  # both are decided, and wait for the write lock
             first = asyncio.create_task(ledger.submit(TransferRequest(a, b, 50)))
             second = asyncio.create_task(ledger.submit(TransferRequest(b, c, 10)))
             await until(lambda: two_wait(ledger))
@@ -222,11 +224,11 @@ async def test_a_version_that_somebody_else_has_made_is_not_taken_for_ones_own(s
 
 
 async def two_wait(ledger: Ledger) -> bool:
-    return len(ledger._turn._waiters or ()) == 2
+    return len(ledger._write_lock._waiters or ()) == 2
 
 
-async def test_accounts_are_not_taken_for_unknown_while_others_are_forgotten(stored: Database) -> None:
-    """Many transactions that fail and succeed at the same time, all of accounts that exist."""
+async def test_cached_accounts_are_not_refused_as_unknown_during_conflicts(stored: Database) -> None:
+    """Many batches with and without conflicts at the same time. All accounts exist."""
     accounts = await open_accounts(stored, *[10_000] * 12)
     async with Ledger(stored, max_batch_size=3, workers=4) as ledger:
 

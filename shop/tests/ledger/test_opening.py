@@ -176,7 +176,7 @@ async def test_a_look_at_the_keys_before_opening_would_open_two(stored: Database
     """The control: two that look before either has committed."""
     async with stored.session() as first, stored.session() as second:
         for session in (first, second):
-            assert await TransferRepository(session).answers_under([("", "k")]) == {}
+            assert await TransferRepository(session).find_answers([("", "k")]) == {}
         for session in (first, second):
             await open_account(session, ACCOUNT)
             await session.commit()

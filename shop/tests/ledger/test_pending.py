@@ -228,7 +228,7 @@ async def test_a_job_that_fails_does_not_stop_the_others(stored: Database, monke
 
     monkeypatch.setattr(maintenance, "void_expired", fail)
     await open_accounts(stored, 100)
-    async with Ledger(stored) as ledger, maintenance.maintenance(stored, ledger, key_retention_days=30):
+    async with Ledger(stored) as ledger, maintenance.run_maintenance(stored, ledger, key_retention_days=30):
 
         async def linked() -> bool:
             async with stored.session() as session:

@@ -254,7 +254,7 @@ async def test_any_number_of_requests_is_three_statements(stored: Database) -> N
         assert [result.unwrap().id for result in again] == [result.unwrap().id for result in results]
         assert all(result.replayed for result in again)
         assert await session.scalar(select(func.count()).select_from(IdempotencyKey)) == 40_000
-        assert await TransferRepository(session).reversible([uuid4() for _ in range(40_000)]) == {}
+        assert await TransferRepository(session).find_reversible([uuid4() for _ in range(40_000)]) == {}
         assert (await check_ledger(session)).faults == {}
 
 

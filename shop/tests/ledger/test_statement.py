@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, paginate
 from shop.ledger.account_queries import AccountRepository, select_entries
-from shop.ledger.accounts import account_now, open_account
+from shop.ledger.accounts import open_account, read_account
 from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
@@ -190,7 +190,7 @@ async def test_an_expired_hold_is_read_as_voided_before_it_is(session: AsyncSess
     late, other = [
         await post(session, TransferRequest(account.id, world.id, amount, pending_seconds=60)) for amount in (30, 5)
     ]
-    assert ((await account_now(session, account.id)).held, (await find_transfer(session, late.id)).state) == (
+    assert ((await read_account(session, account.id)).held, (await find_transfer(session, late.id)).state) == (
         35,
         "pending",
     )
@@ -198,7 +198,7 @@ async def test_an_expired_hold_is_read_as_voided_before_it_is(session: AsyncSess
     past = datetime.now(UTC) - timedelta(seconds=60)
     await session.execute(update(PendingTransfer).where(PendingTransfer.id == late.id).values(expires_at=past))
 
-    now = await account_now(session, account.id)
+    now = await read_account(session, account.id)
     assert (now.balance, now.held, now.available) == (100, 5, 95)
     found = await find_transfer(session, late.id)
     assert (found.state, found.expires_at, found.held_amount) == ("voided", None, 30)

@@ -90,7 +90,7 @@ async def test_it_is_decided_on_the_locked_row_not_on_the_one_read_before(stored
         async with stored.session() as other:
             await transfer_funds(other, a, b, 90)
         assert held.balance == 100
-        with pytest.raises(TransferRefused, match="cover"):
+        with pytest.raises(TransferRefused, match="available balance"):
             await transfer_funds(session, a, b, 50)
         await transfer_funds(session, a, b, 10)
         assert held.balance == 0

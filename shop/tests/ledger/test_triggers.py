@@ -76,8 +76,8 @@ async def test_new_transfers_create_entries_and_balances(stored: Database, accou
     async with stored.session() as session:
         entries = await session.execute(
             text(
-                "SELECT entry_number, amount, balance_after FROM entries"
-                " WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
+                "SELECT entry_number, amount, balance_after FROM entries "
+                "WHERE account_id IN (:a, :b) ORDER BY account_id, 1"
             ),
             {name: accounts[name] for name in ("a", "b")},
         )

@@ -187,9 +187,9 @@ async def stored_keys(database: Database) -> int:
 async def assert_cache_is_right(database: Database, ledger: Ledger) -> None:
     async with database.session() as session:
         assert (await check_ledger(session)).faults == {}
-        for id_, known in ledger._known.accounts.items():
+        for id_, cached in ledger._account_cache.accounts.items():
             account = await session.get_one(Account, id_)
-            assert (known.balance, known.held, known.entry_count) == (
+            assert (cached.balance, cached.held, cached.entry_count) == (
                 account.balance,
                 account.held,
                 account.entry_count,
@@ -244,7 +244,7 @@ async def test_nothing_is_done_and_the_account_cache_is_right_after_wrong_reques
         assert await stored_keys(stored) == 0
         (await ledger.submit(TransferRequest(a, b, 90))).unwrap()  # all that is left
         await assert_cache_is_right(stored, ledger)
-        assert ledger._known.accounts[b].balance == 100
+        assert ledger._account_cache.accounts[b].balance == 100
 
 
 async def test_the_library_refuses_an_amount_that_nothing_checked(stored: Database) -> None:

@@ -25,7 +25,7 @@ _CUSTOMERS_AT_A_TIME: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """The result of an import. Created and existing users are all customers of the file, and orders all its invoices."""
+    """The result of an import. It counts every customer of the file as a user, and every invoice as an order."""
 
     users_created: int
     users_existing: int

@@ -1,44 +1,53 @@
-"""Transfers of many tasks in shared transactions."""
+"""Group commit: the transfers of concurrent tasks share a transaction."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, DatabaseClock, LockTimeout, run_transaction
 from shop.ledger.posting import PostingContext
-from shop.ledger.repository import AccountsAt, accounts_now
+from shop.ledger.repository import AccountsAt, read_accounts
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
-from shop.ledger.service import accounts_of, post_skip_locked, post_with_locks, void_expired_skip_locked
+from shop.ledger.service import (
+    BLOCKED,
+    Blocked,
+    collect_account_ids,
+    group_results,
+    post_skip_locked,
+    post_with_locks,
+    void_expired_skip_locked,
+)
 from shop.ledger.snapshots import PostingAccount
-from shop.ledger.validation import check_request, checked
-from shop.ledger.writing import KeyInUse, values_to_write, write_if_unchanged
+from shop.ledger.validation import check_request, validate_requests
+from shop.ledger.writing import KeyInUse, expected_values, values_to_write, write_if_unchanged
 
-# A batch that met another one's keys sees them the next time, and would have to meet still others then.
-_ATTEMPTS_AT_KEYS: Final = 5
-_MOST_KNOWN: Final = 100_000
-_LONGEST_CAUTION: Final = 64
+# After `KeyInUse` the next attempt sees the other transaction's keys. Each further one needs another such transaction.
+_MAX_KEY_ATTEMPTS: Final = 5
+_MAX_CACHED_ACCOUNTS: Final = 100_000
+_MAX_BACKOFF: Final = 64
 # Refusals that a held amount can cause. The hold may have expired in the meantime.
-_FOR_WHAT_IS_HELD: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
+_REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
 ResultT = TypeVar("ResultT")
-_Item = Sequence[TransferRequest]
-_Answer = list[TransferResult] | Exception
+_Item: TypeAlias = Sequence[TransferRequest]
+# For the task that submitted the item: the results, or the exception to raise.
+_Answer: TypeAlias = list[TransferResult] | Exception
 
 
 class Ledger:
     """Posts transfers and commits them before it returns the result. Concurrent requests share a transaction.
 
     Account states are cached. A batch is decided on the cache while the previous one is being written, and posted
-    optimistically: one statement, which does nothing if an account's entry count or revision has changed. After a conflict,
-    and for all requests that are not plain, `post_transfers` decides under locks. After consecutive conflicts the next
-    1, 3, 7 … 63 batches use locks.
+    optimistically: one statement, which does nothing if an account's entry count or revision has changed. After a
+    version conflict, and for all requests that are not basic, the batch is decided under locks. After consecutive
+    conflicts the next 1, 3, 7 … 63 batches use locks.
 
     All times are those of the database's clock. The wall clock of this process isn't used.
 
@@ -48,35 +57,35 @@ class Ledger:
     If the connection breaks during a commit, the idempotency keys are looked up, and the requests that were not
     committed are posted. Requests without keys raise the error.
 
-    Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those that wait.
-    Raises `QueueFull` if too many wait.
+    Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those in the queue.
+    Raises `QueueFull` if more than `max_waiting` tasks wait.
     """
 
     def __init__(
         self, database: Database, *, workers: int = 2, max_batch_size: int = 500, max_waiting: int = 10_000
     ) -> None:
         self._database = database
-        self._coalescer: Coalescer[_Item, list[TransferResult] | None] = Coalescer(
-            self._carry,
+        self._coalescer: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
+            self._post_batch,
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             bisect_on_error=True,
             split_between_workers=True,
         )
-        self._patient: Coalescer[_Item, list[TransferResult]] = Coalescer(
-            self._carry_patiently,
+        self._blocked_queue: Coalescer[_Item, list[TransferResult]] = Coalescer(
+            self._post_blocked,
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             bisect_on_error=True,
         )
-        self._lists = asyncio.Semaphore(workers)
-        self._turn = asyncio.Lock()
-        self._known = _Known()
+        self._bulk_slots = asyncio.Semaphore(workers)
+        self._write_lock = asyncio.Lock()
+        self._account_cache = _AccountCache()
         self._clock = DatabaseClock()
-        self._inside, self._empty = 0, asyncio.Event()
-        self._empty.set()
+        self._active_submits, self._has_no_submits = 0, asyncio.Event()
+        self._has_no_submits.set()
 
     async def __aenter__(self) -> Ledger:
         return self
@@ -85,9 +94,10 @@ class Ledger:
         await self.aclose()
 
     async def aclose(self) -> None:
+        """Accept no more requests, and finish those in the queues."""
         await self._coalescer.aclose()
-        await self._empty.wait()  # until no request is between the two
-        await self._patient.aclose()
+        await self._has_no_submits.wait()  # a request may be between the two queues
+        await self._blocked_queue.aclose()
 
     def status(self) -> CoalescerStatus:
         """Figures of the shared transactions."""
@@ -109,197 +119,241 @@ class Ledger:
         Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself. Then none is
         posted.
         """
-        item = checked(requests)
+        item = validate_requests(requests)
         if not item:
             return []
-        async with self._lists:  # so that long lists don't delay single requests
+        async with self._bulk_slots:  # so that long lists don't delay single requests
             return await self._submit(item)
 
     async def void_expired(self, account_ids: Iterable[UUID]) -> int:
         """Void the expired holds of these accounts, and return their number. Accounts that another transaction has
         locked are skipped."""
-        async with self._turn:
-            return await self._committed(lambda session: void_expired_skip_locked(session, account_ids))
+        async with self._write_lock:
+            return await self._commit(lambda session: void_expired_skip_locked(session, account_ids))
 
     async def _submit(self, item: _Item) -> list[TransferResult]:
-        self._inside += 1
-        self._empty.clear()
+        self._active_submits += 1
+        self._has_no_submits.clear()
         try:
             results = await self._coalescer.submit(item)
-            return await self._patient.submit(item) if results is None else results
+            return await self._blocked_queue.submit(item) if isinstance(results, Blocked) else results
         finally:
-            self._inside -= 1
-            if not self._inside:
-                self._empty.set()
+            self._active_submits -= 1
+            if not self._active_submits:
+                self._has_no_submits.set()
 
-    async def _carry(self, items: Sequence[_Item]) -> Sequence[_Answer | None]:
-        """The answer is None for an item with an account that another transaction has locked. Such items wait
-        separately, so that they don't delay the others."""
-        requests = [request for item in items for request in item]
+    async def _post_batch(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
+        """Post a batch of the first queue. Items whose accounts another transaction has locked are `BLOCKED`. They go
+        to the blocked queue, so that they don't delay the others."""
+        requests = _flatten(items)
         try:
-            if self._known.may_be_relied_on() and all(request.is_basic for request in requests):
-                results = await self._as_known(requests)
+            if self._account_cache.take_optimistic_slot() and all(request.is_basic for request in requests):
+                results = await self._post_optimistic(requests)
                 if results is not None:
-                    return _dealt(items, results)
+                    return group_results(items, results)
         except ConnectionLost as lost:
-            return await self._carry_again(items, lost)
-        return await self._carry_free(items)
+            return await self._recover(items, lost)
+        return await self._post_unblocked(items)
 
-    async def _carry_patiently(self, items: Sequence[_Item]) -> Sequence[_Answer]:
-        answers: list[_Answer | None] = list(await self._carry_free(items))  # most are free by now
-        blocked = [item for item, answer in zip(items, answers, strict=True) if answer is None]
-        waited: Sequence[_Answer | None] = []
-        if blocked:
-            try:
-                waited = _dealt(blocked, await self._under_locks([request for item in blocked for request in item]))
-            except ConnectionLost as lost:
-                waited = await self._carry_again(blocked, lost)
-            except LockTimeout as error:  # of one account, perhaps
-                waited = [error if answer is None else answer for answer in await self._carry_free(blocked)]
-        left = iter(waited)
-        return [answer for each in answers if (answer := next(left) if each is None else each) is not None]
-
-    async def _carry_free(self, items: Sequence[_Item]) -> Sequence[_Answer | None]:
+    async def _post_blocked(self, items: Sequence[_Item]) -> Sequence[_Answer]:
+        """Post a batch of the blocked queue. It waits for locks, but only if an account is still locked."""
+        answers = await self._post_unblocked(items)
+        blocked = [item for item, answer in zip(items, answers, strict=True) if answer is BLOCKED]
         try:
-            return await self._where_free(items)
+            waited: Sequence[_Answer] = await self._post_with_locks(blocked)
         except ConnectionLost as lost:
-            return await self._carry_again(items, lost)
+            waited = await self._recover(blocked, lost)
+        except LockTimeout as timeout:
+            # The timeout is that of one lock. Items that don't need this lock must not fail with it.
+            retried = await self._post_unblocked(blocked)
+            waited = [timeout if isinstance(answer, Blocked) else answer for answer in retried]
+        return _replace_blocked(answers, waited)
 
-    async def _carry_again(self, items: Sequence[_Item], lost: ConnectionLost) -> list[_Answer]:
-        """After a transaction whose outcome nobody knows. Nothing may be raised: it could be tried again with those
-        who have no keys."""
-        keyed = [all(request.key is not None for request in item) for item in items]
-        safe = [item for item, has_keys in zip(items, keyed, strict=True) if has_keys]
-        answers: list[_Answer]
+    async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
+        """Post the items whose accounts no other transaction has locked. The others are `BLOCKED`."""
         try:
-            answers = _dealt(safe, await self._under_locks([request for item in safe for request in item]))
-        except Exception as error:
-            answers = [error] * len(safe)
-        left = iter(answers)
-        return [next(left) if has_keys else lost for has_keys in keyed]
+            async with self._write_lock:  # otherwise two batches of this process could block each other
+                return await self._commit(lambda session: post_skip_locked(session, items))
+        except ConnectionLost as lost:
+            return await self._recover(items, lost)
 
-    async def _as_known(self, requests: Sequence[TransferRequest]) -> list[TransferResult] | None:
-        """Post optimistically, on the account cache. None, and nothing written, if the cache is stale or incomplete."""
-        known, clock, ids = self._known, self._clock, accounts_of(requests)
-        async with self._database.autocommit() as connection:
-            accounts = known.those_of(ids)
-            if len(accounts) < len(ids) or clock.now() is None:
-                found, at = await accounts_now(connection, [id_ for id_ in ids if id_ not in accounts])
-                clock.learn(at)
-                known.learn(found)
-                accounts = known.those_of(ids)
-                if len(accounts) < len(ids):  # there is none, or somebody's mistake made us forget it
-                    return None
-            since = known.mistakes
-            try:
-                # Nothing else runs from here until the turn is taken or waited for, so the turns are in the order in
-                # which it was decided.
-                if (now := clock.now()) is None:
-                    return None
-                assumed = [(account.id, account.entry_count, account.revision or None) for account in accounts.values()]
-                is_held = any(account.held for account in accounts.values())
-                if is_held:  # decided on copies: if the decision is dropped, the cache must not show it
-                    accounts = {id_: copy(account) for id_, account in accounts.items()}
-                books = PostingContext(accounts, now)
-                results = books.decide(requests)
-                if is_held:
-                    if _may_have_expired(requests, results, accounts):
-                        return None
-                    known.accounts.update(accounts)
-                values = values_to_write(books, assumed)
-                async with self._turn:
-                    if known.mistakes != since:  # it was decided on what another one was to make of the accounts
-                        return None
-                    written, at = await write_if_unchanged(connection, values)
-                    if not written:  # the time may have been the reason
-                        clock.forget()
-                    clock.learn(at)
-            except KeyInUse:
-                written = False
-            except BaseException:
-                known.forget()
-                clock.forget()  # after a failover the server may have another clock
-                raise
-            if not written:  # at once: whoever has the next turn has to know
-                known.was_wrong()
-                return None
-        known.was_right()
-        return results
-
-    async def _under_locks(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
-        if not requests:
+    async def _post_with_locks(self, items: Sequence[_Item]) -> list[list[TransferResult]]:
+        if not items:
             return []
-        return await self._committed(lambda session: post_with_locks(session, requests))
+        requests = _flatten(items)
+        return group_results(items, await self._commit(lambda session: post_with_locks(session, requests)))
 
-    async def _where_free(self, items: Sequence[_Item]) -> list[list[TransferResult] | None]:
-        async with self._turn:  # or two of this process would take each other for somebody else
-            return await self._committed(lambda session: post_skip_locked(session, items))
+    async def _recover(self, items: Sequence[_Item], lost: ConnectionLost) -> list[_Answer]:
+        """Answer a batch whose connection broke, so that its outcome is unknown. Items with keys are looked up and
+        posted if they were not committed. The others fail with `lost`.
 
-    async def _committed(self, work: Callable[[AsyncSession], Awaitable[tuple[ResultT, AccountsAt]]]) -> ResultT:
-        """What the work made of some accounts, which are known then."""
-        for attempt in range(1, _ATTEMPTS_AT_KEYS + 1):
+        Must not raise: the coalescer would retry the whole batch, including requests without keys, and could post those
+        twice.
+        """
+        answers: list[_Answer] = [lost] * len(items)
+        positions = [n for n, item in enumerate(items) if all(request.key is not None for request in item)]
+        recovered: Sequence[_Answer]
+        try:
+            recovered = await self._post_with_locks([items[n] for n in positions])
+        except Exception as error:
+            recovered = [error] * len(positions)
+        for position, answer in zip(positions, recovered, strict=True):
+            answers[position] = answer
+        return answers
+
+    async def _post_optimistic(self, requests: Sequence[TransferRequest]) -> list[TransferResult] | None:
+        """Post the requests on the account cache. Return None if nothing was written, because the cache is incomplete
+        or stale, or another transaction has locked an account or used a key."""
+        ids = collect_account_ids(requests)
+        async with self._database.autocommit() as connection:
+            await self._load_accounts(connection, ids)
+            try:
+                # No await between the decision and the request for the write lock. So the statements are sent in the
+                # order of the decisions, each of which assumes the ones before it.
+                decision = self._decide_on_cache(requests, ids)
+                if decision is None:
+                    return None
+                async with self._write_lock:
+                    return decision.results if await self._write(connection, decision) else None
+            except BaseException:
+                self._account_cache.invalidate()
+                self._clock.forget()  # after a failover the server may have another clock
+                raise
+
+    async def _load_accounts(self, connection: AsyncConnection, ids: Collection[UUID]) -> None:
+        """Add the missing ones of these accounts to the cache, and read the database's clock if that is too old."""
+        cached = self._account_cache.find(ids)
+        if len(cached) < len(ids) or self._clock.now() is None:
+            loaded, at = await read_accounts(connection, [id_ for id_ in ids if id_ not in cached])
+            self._clock.learn(at)
+            self._account_cache.add(loaded)
+
+    def _decide_on_cache(self, requests: Sequence[TransferRequest], ids: Collection[UUID]) -> _Decision | None:
+        """Decide on the cached accounts, and show the decision in the cache. Return None, and leave the cache as it is,
+        if it is incomplete or if an expired hold may have caused a refusal."""
+        accounts, now = self._account_cache.find(ids), self._clock.now()
+        if len(accounts) < len(ids) or now is None:  # it doesn't exist, or the cache was invalidated after loading
+            return None
+        expected = expected_values(accounts.values())
+        has_holds = any(account.held for account in accounts.values())
+        if has_holds:  # decided on copies: if the decision is dropped, the cache must not show it
+            accounts = {id_: copy(account) for id_, account in accounts.items()}
+        context = PostingContext(accounts=accounts, at=now)
+        results = context.decide(requests)
+        if has_holds and _may_have_expired(requests, results, accounts):
+            return None
+        self._account_cache.replace(accounts)
+        return _Decision(results=results, values=expected | values_to_write(context), epoch=self._account_cache.epoch)
+
+    async def _write(self, connection: AsyncConnection, decision: _Decision) -> bool:
+        """Write the decision, and return whether it was written. This process must hold the write lock."""
+        if decision.epoch != self._account_cache.epoch:  # it assumes an earlier decision that was not written
+            return False
+        try:
+            is_written, at = await write_if_unchanged(connection, decision.values)
+        except KeyInUse:
+            is_written = False
+        else:
+            if not is_written:  # the decision's time may have been the reason
+                self._clock.forget()
+            self._clock.learn(at)
+        # before the write lock is released: the next decision must not be sent if this one was not written
+        if is_written:
+            self._account_cache.record_success()
+        else:
+            self._account_cache.record_conflict()
+        return is_written
+
+    async def _commit(self, work: Callable[[AsyncSession], Awaitable[tuple[ResultT, AccountsAt]]]) -> ResultT:
+        """Do the work in a transaction, and cache the accounts that it returns."""
+        for attempt in range(1, _MAX_KEY_ATTEMPTS + 1):
             try:
                 result, locked = await run_transaction(self._database, work)
-            except KeyInUse:  # by now it is committed and will be seen, or rolled back and free
-                if attempt == _ATTEMPTS_AT_KEYS:
+            except KeyInUse:  # the other transaction has ended: its keys are visible now, or free
+                if attempt == _MAX_KEY_ATTEMPTS:
                     raise
             else:
-                self._known.accounts.update(locked.accounts)
+                self._account_cache.replace(locked.accounts)
                 self._clock.learn(locked.at)
                 return result
         raise AssertionError
 
 
+class _Decision(NamedTuple):
+    """What was decided on the account cache: the results, the parameters of the statement, and the cache's epoch."""
+
+    results: list[TransferResult]
+    values: dict[str, Any]
+    epoch: int
+
+
 @dataclass(slots=True)
-class _Known:
-    """The accounts as they are once all that is under way has been committed."""
+class _AccountCache:
+    """The states of accounts after all decisions of this process, including those that are still to be written.
+
+    `epoch` counts invalidations. A decision of an earlier epoch must not be written.
+    """
 
     accounts: dict[UUID, PostingAccount] = field(default_factory=dict)
-    mistakes: int = 0
-    _penalty: int = 1
-    _cautious_for: int = 0
-    """Trips."""
+    epoch: int = 0
+    _backoff: int = 1
+    _locked_batches_left: int = 0
 
-    def may_be_relied_on(self) -> bool:
-        if self._cautious_for == 0:
+    def take_optimistic_slot(self) -> bool:
+        """Whether the next batch may be posted optimistically. After a conflict this counts the batches that use
+        locks, so call it once for each batch."""
+        if self._locked_batches_left == 0:
             return True
-        self._cautious_for -= 1
+        self._locked_batches_left -= 1
         return False
 
-    def those_of(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
-        """Those of them that are known."""
+    def find(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
+        """Those of these accounts that are cached."""
         return {id_: account for id_ in ids if (account := self.accounts.get(id_)) is not None}
 
-    def learn(self, accounts: Mapping[UUID, PostingAccount]) -> None:
-        if len(self.accounts) > _MOST_KNOWN:
-            self.forget()
+    def add(self, accounts: Mapping[UUID, PostingAccount]) -> None:
+        """Add accounts that were read without locks."""
+        if len(self.accounts) > _MAX_CACHED_ACCOUNTS:
+            self.invalidate()
         for id_, account in accounts.items():
-            self.accounts.setdefault(id_, account)  # somebody may have learned of it, and decided on it, meanwhile
+            # another batch may have added it, and decided on it, in the meantime
+            self.accounts.setdefault(id_, account)
 
-    def was_right(self) -> None:
-        self._penalty = 1
+    def replace(self, accounts: Mapping[UUID, PostingAccount]) -> None:
+        """Set the accounts to the states after a decision."""
+        self.accounts.update(accounts)
 
-    def was_wrong(self) -> None:
-        self.forget()
-        self._penalty = min(2 * self._penalty, _LONGEST_CAUTION)
-        self._cautious_for = self._penalty - 1
+    def record_success(self) -> None:
+        self._backoff = 1
 
-    def forget(self) -> None:
+    def record_conflict(self) -> None:
+        """Invalidate the cache, and use locks for the next batches: 1, 3, 7 … 63 after consecutive conflicts."""
+        self.invalidate()
+        self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
+        self._locked_batches_left = self._backoff - 1
+
+    def invalidate(self) -> None:
+        """Remove all accounts. Decisions that were made on them are not written any more."""
         self.accounts.clear()
-        self.mistakes += 1
+        self.epoch += 1
 
 
 def _may_have_expired(
     requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, PostingAccount]
 ) -> bool:
-    """Whether a refusal may be due to a held amount."""
+    """Whether a held amount may have caused a refusal. Then the hold may have expired."""
     return any(
-        result.refusal in _FOR_WHAT_IS_HELD and accounts[request.from_account_id].held
+        result.refusal in _REFUSALS_BY_HOLDS and accounts[request.from_account_id].held
         for request, result in zip(requests, results, strict=True)
         if result.refusal is not None
     )
 
 
-def _dealt(items: Sequence[_Item], results: Sequence[TransferResult]) -> list[_Answer]:
-    left = iter(results)
-    return [[next(left) for _ in item] for item in items]
+def _flatten(items: Sequence[_Item]) -> list[TransferRequest]:
+    return [request for item in items for request in item]
+
+
+def _replace_blocked(answers: Sequence[_Answer | Blocked], replacements: Sequence[_Answer]) -> list[_Answer]:
+    """The answers, with the replacements in the places of those that are `BLOCKED`, in order."""
+    remaining = iter(replacements)
+    return [next(remaining) if isinstance(answer, Blocked) else answer for answer in answers]

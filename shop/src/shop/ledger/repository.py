@@ -1,4 +1,4 @@
-"""Finding transfers, and writing the books: a few statements for any number of requests."""
+"""Read and lock the rows on which requests are decided: a few statements for any number of requests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    Result,
     ScalarSelect,
     Select,
     SQLColumnExpression,
@@ -34,7 +35,7 @@ from shop.ledger.snapshots import Hold, PostingAccount, Reversible
 
 
 class StoredAnswer(NamedTuple):
-    """What is stored under an idempotency key: see `IdempotencyKey`."""
+    """The answer that is stored with an idempotency key: see `IdempotencyKey`."""
 
     fingerprint: bytes
     answer: AnswerKind
@@ -55,65 +56,75 @@ class TransferRepository(AsyncRepository[Transfer]):
         """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock."""
         return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
 
-    async def lock_free_accounts(self, ids: set[UUID]) -> tuple[AccountsAt, set[UUID]]:
-        """Those that nobody else has locked, locked until the transaction ends, and the ids of those that somebody
-        has. Waits for nothing."""
-        free = _accounts_at(await self.session.execute(_LOCK_FREE, {"ids": list(ids)}))
-        missing = ids - free.accounts.keys()
-        if not missing:
-            return free, set()
-        return free, set(
-            await self.session.scalars(select(Account.id).where(Account.id == _ids), {"ids": list(missing)})
-        )
+    async def lock_accounts_skip_locked(self, ids: set[UUID]) -> tuple[AccountsAt, set[UUID]]:
+        """Lock the accounts that no other transaction has locked, until the transaction ends. Waits for no lock.
 
-    async def answers_under(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
+        Return these accounts, and the ids of those that another transaction has locked.
+        """
+        locked = _accounts_at(await self.session.execute(_LOCK_SKIP_LOCKED, {"ids": list(ids)}))
+        missing = ids - locked.accounts.keys()
+        if not missing:
+            return locked, set()
+        existing = await self.session.scalars(select(Account.id).where(Account.id == _ids), {"ids": list(missing)})
+        return locked, set(existing)
+
+    async def find_answers(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
         """The stored answers of those keys that were used. There may be any number of keys."""
         if not keys:
             return {}
-        found = await self.session.execute(
+        rows = await self.session.execute(
             OUTCOMES, {"scopes": [scope for scope, _ in keys], "keys": [key for _, key in keys]}
         )
-        return {(scope, key): StoredAnswer(*answer) for scope, key, *answer in found}
+        answers: dict[ScopedKey, StoredAnswer] = {}
+        for row in rows:
+            fields = row._asdict()
+            scoped_key = fields.pop("scope"), fields.pop("key")
+            answers[scoped_key] = StoredAnswer(**fields)
+        return answers
 
-    async def booked(self, transfer_ids: Collection[UUID]) -> dict[UUID, TransferRecord]:
+    async def find_posted(self, transfer_ids: Collection[UUID]) -> dict[UUID, TransferRecord]:
         """The posted ones of these transfers, as they were when they were posted."""
         if not transfer_ids:
             return {}
-        rows = await self.session.execute(_BOOKED, {"ids": list(transfer_ids)})
-        return {row.id: TransferRecord(**row._mapping) for row in rows}
+        rows = await self.session.execute(_POSTED, {"ids": list(transfer_ids)})
+        return {row.id: TransferRecord(**row._asdict()) for row in rows}
 
-    async def holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
+    async def find_holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
         """Those of these transfers that are or were pending, as they are stored."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_HOLDS, {"ids": list(transfer_ids)})
-        return {row.id: Hold(*row) for row in rows}
+        return {row.id: Hold(**row._asdict()) for row in rows}
 
-    async def named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
+    async def find_named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
         """Those of these transfers that exist in any state, with their accounts. Takes one statement."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_NAMED, {"ids": list(transfer_ids)})
-        return {row.id: NamedTransfer(*row) for row in rows}
+        return {row.id: NamedTransfer(**row._asdict()) for row in rows}
 
-    async def reversible(self, transfer_ids: Collection[UUID]) -> dict[UUID, Reversible]:
-        """Those of these transfers that exist, and how much of each has been taken back."""
+    async def find_reversible(self, transfer_ids: Collection[UUID]) -> dict[UUID, Reversible]:
+        """The posted ones of these transfers, and how much of each has been reversed."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_REVERSIBLE, {"ids": list(transfer_ids)})
-        return {row.id: Reversible(*row) for row in rows}
+        return {row.id: Reversible(**row._asdict()) for row in rows}
 
 
-async def accounts_now(connection: AsyncConnection, ids: Sequence[UUID]) -> AccountsAt:
-    """Those of the accounts that exist, as they stand now; they may be others the next moment."""
+async def read_accounts(connection: AsyncConnection, ids: Sequence[UUID]) -> AccountsAt:
+    """The current states of the accounts that exist, without locks. Another transaction may change them at once."""
     return _accounts_at(await connection.execute(_ACCOUNTS_AT, {"ids": list(ids)}))
 
 
-def _accounts_at(rows: Iterable[Sequence[Any]]) -> AccountsAt:
+def _accounts_at(rows: Result[Any]) -> AccountsAt:
+    """The accounts, and the time in the last row. Each row has the time at which its account was locked."""
     accounts: dict[UUID, PostingAccount] = {}
-    for at, id_, *values in rows:  # noqa: B007  # each row has the time when its account was locked: the last one is used
-        if id_ is not None:
-            accounts[id_] = PostingAccount(id_, *values)
+    names = tuple(rows.keys())
+    for row in rows:
+        values = dict(zip(names, row, strict=True))  # `row._asdict()` takes three times as long
+        at = values.pop("at")
+        if values["id"] is not None:
+            accounts[values["id"]] = PostingAccount(**values)
     return AccountsAt(accounts, at)
 
 
@@ -121,10 +132,12 @@ _ids: Final = any_(bindparam("ids", type_=ARRAY(Uuid())))
 
 
 def _with_time(accounts: Select[Any]) -> Select[Any]:
-    """The accounts with the time in the first column. It is read after an account has been locked, which a column of
-    the locking SELECT itself isn't. If there is no account, there is a row with the time alone."""
+    """The accounts with the current time in the column `at`. If there is no account, there is one row with the time.
+
+    The time is read outside of the locking SELECT, whose columns are computed before it waits for the lock.
+    """
     found, one = accounts.cte("found"), select(literal_column("1")).subquery("one")
-    return select(func.clock_timestamp(), *found.c).select_from(one.outerjoin(found, true()))
+    return select(func.clock_timestamp().label("at"), *found.c).select_from(one.outerjoin(found, true()))
 
 
 _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(PostingAccount))).where(
@@ -132,10 +145,11 @@ _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in
 )
 _ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
 LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
-_LOCK_FREE: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
+_LOCK_SKIP_LOCKED: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
 
-_HOLD_NAMES: Final = [each.name for each in fields(Hold) if each.name not in {"settled", "is_told"}]
-_HOLDS: Final = select(*(getattr(PendingTransfer, name) for name in _HOLD_NAMES)).where(PendingTransfer.id == _ids)
+_HOLDS: Final = select(
+    *(getattr(PendingTransfer, each.name) for each in fields(Hold) if hasattr(PendingTransfer, each.name))
+).where(PendingTransfer.id == _ids)
 
 _NAMED: Final = union_all(
     *(
@@ -166,7 +180,7 @@ def held_amount(transfer_id: SQLColumnExpression[UUID]) -> ScalarSelect[int]:
 
 
 # Entries never change, so this is the transfer as it was returned when it was posted.
-_BOOKED: Final = select(
+_POSTED: Final = select(
     *(getattr(Transfer, name) for name in TransferRecord._fields if hasattr(Transfer, name)),
     held_amount(Transfer.id).label("held_amount"),
     balance_after(Transfer.from_account_id, Transfer.from_entry_number).label("from_balance"),
@@ -182,13 +196,14 @@ _REVERSIBLE: Final = select(
     Transfer.effective_at,
     select(func.coalesce(func.max(_reversal.reversed_total), 0))
     .where(_reversal.reverses_id == Transfer.id)
-    .scalar_subquery(),
+    .scalar_subquery()
+    .label("reversed_amount"),
 ).where(Transfer.id == _ids)
 
 _pairs: Final = (
     func.unnest(bindparam("scopes", type_=ARRAY(String())), bindparam("keys", type_=ARRAY(String())))
     .table_valued(column("scope", String()), column("key", String()))
-    .render_derived(name="given")
+    .render_derived(name="input")
 )
 OUTCOMES: Final = select(
     IdempotencyKey.scope, IdempotencyKey.key, *(getattr(IdempotencyKey, name) for name in StoredAnswer._fields)

@@ -1,4 +1,4 @@
-"""What can be asked of the ledger, and what it answers."""
+"""Requests to the ledger, and their results: `TransferRequest`, `TransferRecord`, `TransferResult`, `Refusal`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Final, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
@@ -13,7 +14,7 @@ import orjson
 
 from shop.ledger.models import TransferState
 
-MAX_AMOUNT: Final = 2**62  # two of them still fit the column
+MAX_AMOUNT: Final = 2**62  # half the range of a bigint
 MAX_LINKED: Final = 100
 MAX_PENDING_SECONDS: Final = 30 * 86_400
 
@@ -21,7 +22,7 @@ ScopedKey: TypeAlias = tuple[str, str]
 
 
 class Refusal(StrEnum):
-    """Why a transfer isn't made. The codes are part of the interface and stay."""
+    """Why a transfer was not posted. The codes are part of the API and don't change."""
 
     AMOUNT_OUT_OF_RANGE = "amount_out_of_range"
     SAME_ACCOUNT = "same_account"
@@ -47,7 +48,7 @@ class Refusal(StrEnum):
 
 
 class TransferRefused(ValueError):
-    """The rules of the books don't allow the transfer; nothing was moved."""
+    """The ledger decided not to post a transfer. No money was moved. `code` says why."""
 
     def __init__(self, code: Refusal) -> None:
         self.code = code
@@ -56,32 +57,60 @@ class TransferRefused(ValueError):
 
 _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.AMOUNT_OUT_OF_RANGE: f"the amount must be from 1 to {MAX_AMOUNT}",
-    Refusal.SAME_ACCOUNT: "the two accounts are the same",
-    Refusal.UNKNOWN_ACCOUNT: "there is no such account",
-    Refusal.CURRENCY_MISMATCH: "the accounts, or the order, are in different currencies",
-    Refusal.INSUFFICIENT_FUNDS: "what is free of the balance, and what the account may be overdrawn, don't cover it",
-    Refusal.BALANCE_OUT_OF_RANGE: "a balance would be larger than can be kept",
-    Refusal.LIMIT_EXCEEDED: "the balance would be more than the account may hold",
-    Refusal.ACCOUNT_FROZEN: "one of the accounts is frozen",
-    Refusal.ACCOUNT_CLOSED: "one of the accounts is closed",
-    Refusal.ALREADY_REVERSED: "the whole of the transfer has been reversed already",
-    Refusal.EXCEEDS_REVERSIBLE_AMOUNT: "that is more than is left of the transfer to be reversed",
-    Refusal.REVERSAL_MISMATCH: "there is no such transfer to be reversed between these accounts",
-    Refusal.NOT_POSTED: "the transfer is pending or voided, and only a posted one can be reversed",
-    Refusal.REVERSAL_BEFORE_ORIGINAL: "a reversal can't take effect before the transfer that it reverses",
-    Refusal.UNKNOWN_PENDING: "there is no such pending transfer between these accounts",
-    Refusal.ALREADY_POSTED: "the pending transfer has been posted already",
-    Refusal.ALREADY_VOIDED: "the pending transfer has been voided already",
-    Refusal.PENDING_EXPIRED: "the time of the pending transfer is over",
-    Refusal.EXCEEDS_HELD_AMOUNT: "that is more than the pending transfer holds",
-    Refusal.LINKED_TRANSFER_FAILED: "a transfer that this one is linked to was refused",
-    Refusal.KEY_REUSED: "the idempotency key was used for another request",
+    Refusal.SAME_ACCOUNT: "both accounts are the same: name two different accounts",
+    Refusal.UNKNOWN_ACCOUNT: "one of the accounts doesn't exist: check both account ids",
+    Refusal.CURRENCY_MISMATCH: (
+        "the accounts, or the order and the accounts, have different currencies: use accounts of one currency"
+    ),
+    Refusal.INSUFFICIENT_FUNDS: (
+        "the available balance plus the overdraft limit is less than the amount: fund the account, then send the "
+        "request with a new idempotency key"
+    ),
+    Refusal.BALANCE_OUT_OF_RANGE: "a balance would be outside the range of 64-bit integers: send a smaller amount",
+    Refusal.LIMIT_EXCEEDED: (
+        "the receiving account's balance would be higher than its balance_limit: send a smaller amount, or raise the "
+        "limit and send the request with a new idempotency key"
+    ),
+    Refusal.ACCOUNT_FROZEN: (
+        "one of the accounts is frozen: set its state to open, then send the request with a new idempotency key"
+    ),
+    Refusal.ACCOUNT_CLOSED: "one of the accounts is closed and can't be opened again: use another account",
+    Refusal.ALREADY_REVERSED: "the whole amount of the transfer has been reversed already: nothing is left to reverse",
+    Refusal.EXCEEDS_REVERSIBLE_AMOUNT: (
+        "the amount is more than is left to reverse: send a smaller amount, or none to reverse all that is left"
+    ),
+    Refusal.REVERSAL_MISMATCH: (
+        "no transfer with this id goes between these accounts in the opposite direction: check the id and the accounts"
+    ),
+    Refusal.NOT_POSTED: (
+        "the transfer to reverse is pending or voided, and only a posted transfer can be reversed: void it if it is "
+        "pending"
+    ),
+    Refusal.REVERSAL_BEFORE_ORIGINAL: (
+        "a reversal can't take effect before the transfer that it reverses: send a later effective_at, or leave it out"
+    ),
+    Refusal.UNKNOWN_PENDING: (
+        "no pending transfer with this id goes between these accounts: check the id and the accounts"
+    ),
+    Refusal.ALREADY_POSTED: "the transfer has been posted already: reverse it to return the money",
+    Refusal.ALREADY_VOIDED: "the pending transfer has been voided already: create a new transfer to move the money",
+    Refusal.PENDING_EXPIRED: "the pending transfer has expired and can't be posted: create a new transfer",
+    Refusal.EXCEEDS_HELD_AMOUNT: (
+        "the amount is more than the pending transfer holds: send a smaller amount, or none to post the whole hold"
+    ),
+    Refusal.LINKED_TRANSFER_FAILED: (
+        "another transfer of the linked chain was refused, so none of them was posted: correct that one, then send "
+        "the chain with a new idempotency key"
+    ),
+    Refusal.KEY_REUSED: "the idempotency key was used for another request: send this request with a new key",
 }
 
 
 class TransferRequest(NamedTuple):
-    """`amount` is in the smallest unit. `currency`, if given, must be that of both accounts. `effective_at` is the time
-    when the transfer takes effect, now by default. The transfer is posted now in any case.
+    """A request to transfer, hold, post, void or reverse an amount.
+
+    `amount` is in the currency's smallest unit. If `currency` is set, it must be that of both accounts. `effective_at`
+    is the time when the transfer takes effect, now by default. The transfer is posted now in any case.
 
     A request has at most one of these: `pending_seconds` holds the amount for at most that time, until it is posted or
     voided. `posts` and `voids` name a pending transfer. `reverses` names a transfer that this one returns, in the
@@ -108,26 +137,28 @@ class TransferRequest(NamedTuple):
     voids: UUID | None = None
     linked: bool = False
 
-    def asked(self) -> list[object]:
-        """The contents of the fingerprint: all but the key. A newer field is left out if it isn't used, so that old
-        keys keep their fingerprints."""
-        asked: list[object] = [
+    def fingerprint_fields(self) -> list[object]:
+        """The contents of the fingerprint: all fields but the key, its owner and `linked`.
+
+        Fields that were added later are included only if set, so that fingerprints stored earlier still match.
+        """
+        contents: list[object] = [
             self.from_account_id,
             self.to_account_id,
-            self.amount if self.amount is None or abs(self.amount) < 2**63 else _digits(self.amount),
+            self.amount if self.amount is None or abs(self.amount) < 2**63 else _number_text(self.amount),
             self.currency,
             self.description,
             self.reverses,
         ]
-        if not (self.is_basic and self.metadata is None and self.effective_at is None and self.reverses is None):
-            later = ("metadata", "effective_at", "pending_seconds", "posts", "voids")
-            if given := {name: value for name in later if (value := getattr(self, name)) is not None}:
-                if self.metadata is not None:
-                    given["metadata"] = dict(self.metadata)  # so that all kinds of mappings have the same fingerprint
-                if self.effective_at is not None:
-                    given["effective_at"] = self.effective_at.astimezone(UTC)
-                asked.append(given)
-        return asked
+        values = _later_values(self)
+        if values.count(None) < len(values):
+            later = {name: value for name, value in zip(_LATER_FIELDS, values, strict=True) if value is not None}
+            if self.metadata is not None:
+                later["metadata"] = dict(self.metadata)  # so that all kinds of mappings have the same fingerprint
+            if self.effective_at is not None:
+                later["effective_at"] = self.effective_at.astimezone(UTC)
+            contents.append(later)
+        return contents
 
     @property
     def is_basic(self) -> bool:
@@ -135,8 +166,16 @@ class TransferRequest(NamedTuple):
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
 
 
+_NOT_LATER: Final = {
+    *("from_account_id", "to_account_id", "amount", "currency", "description", "reverses"),  # always included
+    *("key", "scope", "linked"),  # never included
+}
+_LATER_FIELDS: Final = tuple(name for name in TransferRequest._fields if name not in _NOT_LATER)
+_later_values: Final = attrgetter(*_LATER_FIELDS)
+
+
 class NamedTransfer(NamedTuple):
-    """A transfer that a request names, with its accounts."""
+    """A transfer that a request posts, voids or reverses, with its accounts."""
 
     id: UUID
     from_account_id: UUID
@@ -144,11 +183,25 @@ class NamedTransfer(NamedTuple):
 
     def posting(self, amount: int | None = None, *, key: str | None = None, scope: str = "") -> TransferRequest:
         """The request that posts it: `amount`, or the whole hold."""
-        return TransferRequest(self.from_account_id, self.to_account_id, amount, posts=self.id, key=key, scope=scope)
+        return TransferRequest(
+            from_account_id=self.from_account_id,
+            to_account_id=self.to_account_id,
+            amount=amount,
+            posts=self.id,
+            key=key,
+            scope=scope,
+        )
 
     def voiding(self, *, key: str | None = None, scope: str = "") -> TransferRequest:
         """The request that voids it."""
-        return TransferRequest(self.from_account_id, self.to_account_id, None, voids=self.id, key=key, scope=scope)
+        return TransferRequest(
+            from_account_id=self.from_account_id,
+            to_account_id=self.to_account_id,
+            amount=None,
+            voids=self.id,
+            key=key,
+            scope=scope,
+        )
 
     def reversal(
         self,
@@ -161,9 +214,9 @@ class NamedTransfer(NamedTuple):
     ) -> TransferRequest:
         """The request that reverses it: `amount`, or all that isn't reversed yet."""
         return TransferRequest(
-            self.to_account_id,
-            self.from_account_id,
-            amount,
+            from_account_id=self.to_account_id,
+            to_account_id=self.from_account_id,
+            amount=amount,
             description=f"reversal of {self.id}" if description is None else description,
             reverses=self.id,
             key=key,
@@ -175,10 +228,13 @@ class NamedTransfer(NamedTuple):
 class TransferRecord(NamedTuple):
     """A transfer's row. It is not a mapped object: to create one would take most of the time of a decision.
 
-    The versions are the numbers of its two entries. A pending or voided transfer has none. The balances are those of
-    its accounts after these entries. `held_amount` is the amount that the transfer held or still holds, None if it was
-    never pending. `reversed_amount` is the part of it that has been reversed. It is 0 in the result of the request that
-    made the transfer, and in every replay.
+    It has a field for each mapped column of `shop.ledger.models.Transfer`, with the attribute's name. The fields
+    without a default are required, so that mypy finds the places that create a record when a field is added.
+
+    A pending or voided transfer has no entry numbers. `from_balance` and `to_balance` are the balances of its accounts
+    after its entries. `held_amount` is the amount that the transfer held or still holds, None if it was never pending.
+    `reversed_amount` is the part of it that has been reversed. It is 0 in the result of the request that created the
+    transfer, and in every replay.
     """
 
     id: UUID
@@ -210,7 +266,7 @@ class _Result(NamedTuple):
 
 
 class TransferResult(_Result):
-    """Either a transfer or a refusal. `replayed`: it is the answer to an earlier request under the same key.
+    """Either a transfer or a refusal. `replayed`: it is the stored result of an earlier request with the same key.
 
     Raises `ValueError` for neither or both.
     """
@@ -221,10 +277,10 @@ class TransferResult(_Result):
         cls, transfer: TransferRecord | None = None, refusal: Refusal | None = None, replayed: bool = False
     ) -> Self:
         if (transfer is None) is (refusal is None):
-            raise ValueError(f"a result is a transfer or a refusal, not {transfer!r} and {refusal!r}")
+            raise ValueError(f"pass either transfer or refusal, not {transfer!r} and {refusal!r}")
         return super().__new__(cls, transfer, refusal, replayed)
 
-    def again(self) -> TransferResult:
+    def as_replay(self) -> TransferResult:
         """The same result as a replay."""
         return TransferResult(self.transfer, self.refusal, replayed=True)
 
@@ -236,9 +292,12 @@ class TransferResult(_Result):
         return self.transfer
 
 
-def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferRequest]]:
-    """The requests, grouped into chains of linked ones. Raises `ValueError` if the last one is linked, if more than 100
-    are linked, or if only some of the linked ones have keys."""
+def split_into_chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferRequest]]:
+    """The requests, grouped into chains of linked ones. A request that isn't linked is a chain of one.
+
+    Raises `ValueError` if the last request is linked, if a chain has more than 100 requests, or if only some of its
+    requests have keys.
+    """
     first = 0
     for number, request in enumerate(requests, start=1):
         if request.linked:
@@ -248,17 +307,20 @@ def chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[TransferReq
             yield (request,)
         else:
             if length > MAX_LINKED:
-                raise ValueError(f"at most {MAX_LINKED} transfers are linked, not {length}")
+                raise ValueError(f"linked: a chain of {length} transfers is too long; link at most {MAX_LINKED}")
             chain = requests[first:number]
             if len({each.key is None for each in chain}) > 1:
-                raise ValueError("either all linked transfers have keys or none: otherwise they couldn't be sent again")
+                raise ValueError(
+                    "key: only some of the linked transfers have one, so the chain couldn't be sent again safely; "
+                    "give a key to all of them or to none"
+                )
             yield chain
         first = number
     if first < len(requests):
-        raise ValueError("the last request is linked to a next one, and there is none")
+        raise ValueError("linked: the last request is linked to the next one, and there is none; set linked=False")
 
 
-def linked_keys(key: str) -> list[str]:
+def chain_keys(key: str) -> list[str]:
     """The keys of a chain's transfers: the client's key for the first one, and that key with a number for the others.
 
     The key and the number are separated by a space, which a client's key can't have.
@@ -266,18 +328,18 @@ def linked_keys(key: str) -> list[str]:
     return [key, *(f"{key} {place}" for place in range(1, MAX_LINKED))]
 
 
-def fingerprints(chain: Sequence[TransferRequest]) -> list[bytes]:
-    """A digest of what each asks for; of linked ones also of all that they are linked to."""
+def compute_fingerprints(chain: Sequence[TransferRequest]) -> list[bytes]:
+    """The fingerprint of each request of the chain. In a chain of several it covers all of them and the position."""
     if len(chain) == 1:
-        return [hashlib.sha256(_dumped(chain[0].asked())).digest()]
-    together = _dumped([request.asked() for request in chain])
+        return [hashlib.sha256(_to_json(chain[0].fingerprint_fields())).digest()]
+    together = _to_json([request.fingerprint_fields() for request in chain])
     return [hashlib.sha256(together + b"%d" % place).digest() for place in range(len(chain))]
 
 
-def _digits(number: int) -> str:
+def _number_text(number: int) -> str:
     """Hexadecimal for a large number: Python doesn't write more than 4,300 decimal digits."""
     return str(number) if number.bit_length() < 10_000 else hex(number)
 
 
-def _dumped(asked: list[object]) -> bytes:
-    return orjson.dumps(asked, default=str, option=orjson.OPT_SORT_KEYS)
+def _to_json(contents: list[object]) -> bytes:
+    return orjson.dumps(contents, default=str, option=orjson.OPT_SORT_KEYS)

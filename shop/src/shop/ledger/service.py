@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import assert_never
+from enum import Enum
+from typing import Final, assert_never
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
-from shop.ledger.expiry import void_expired_of
+from shop.ledger.expiry import void_expired_holds
 from shop.ledger.models import AnswerKind, Transfer, TransferState
 from shop.ledger.posting import Outcome, PostingContext
 from shop.ledger.repository import AccountsAt, StoredAnswer, TransferRepository
 from shop.ledger.requests import (
+    MAX_LINKED,
     NamedTransfer,
     Refusal,
     ScopedKey,
     TransferRecord,
     TransferRequest,
     TransferResult,
-    fingerprints,
-    linked_keys,
+    chain_keys,
+    compute_fingerprints,
 )
-from shop.ledger.transfer_queries import TransferSnapshot, transfer_with
-from shop.ledger.validation import check_request, checked
+from shop.ledger.snapshots import Hold
+from shop.ledger.transfer_queries import TransferSnapshot, select_transfer
+from shop.ledger.validation import check_request, validate_requests
 from shop.ledger.writing import write
+
+
+class Blocked(Enum):
+    """Instead of results: another transaction has locked one of the accounts, and nothing was posted."""
+
+    BLOCKED = "blocked"
+
+
+BLOCKED: Final = Blocked.BLOCKED
 
 
 async def post_transfers(session: AsyncSession, requests: Sequence[TransferRequest]) -> list[TransferResult]:
@@ -49,68 +61,82 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
 async def post_with_locks(
     session: AsyncSession, requests: Sequence[TransferRequest]
 ) -> tuple[list[TransferResult], AccountsAt]:
-    """`post_transfers`, and the accounts as they are when the transaction is committed."""
-    chosen = checked(requests)
-    locked = await TransferRepository(session).lock_accounts(accounts_of(chosen))
-    return await _posted(session, locked, chosen), locked
+    """Like `post_transfers`. Also return the accounts as they are after the commit."""
+    validated = validate_requests(requests)
+    locked = await TransferRepository(session).lock_accounts(collect_account_ids(validated))
+    return await _post(session, locked, validated), locked
 
 
 async def post_skip_locked(
     session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
-) -> tuple[list[list[TransferResult] | None], AccountsAt]:
-    """Like `post_with_locks`, for several lists, and without waiting for locks. The result is None for a list with
-    an account that another transaction has locked."""
-    ids = {id_ for requests in lists for id_ in accounts_of(requests)}
-    locked, taken = await TransferRepository(session).lock_free_accounts(ids)
-    free = [not taken or taken.isdisjoint(accounts_of(requests)) for requests in lists]
-    chosen = [request for requests, is_free in zip(lists, free, strict=True) if is_free for request in requests]
-    results = iter(await _posted(session, locked, chosen))
-    dealt = [
-        [next(results) for _ in requests] if is_free else None for requests, is_free in zip(lists, free, strict=True)
-    ]
-    return dealt, locked
+) -> tuple[list[list[TransferResult] | Blocked], AccountsAt]:
+    """Like `post_with_locks`, for several lists, and without waiting for locks. The result of a list is `BLOCKED` if
+    another transaction has locked one of its accounts."""
+    ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
+    locked, blocked_ids = await TransferRepository(session).lock_accounts_skip_locked(ids)
+    free = [n for n, each in enumerate(lists) if not blocked_ids or blocked_ids.isdisjoint(collect_account_ids(each))]
+    free_lists = [lists[n] for n in free]
+    posted = await _post(session, locked, [request for requests in free_lists for request in requests])
+    results: list[list[TransferResult] | Blocked] = [BLOCKED] * len(lists)
+    for n, group in zip(free, group_results(free_lists, posted), strict=True):
+        results[n] = group
+    return results, locked
+
+
+def group_results(
+    lists: Sequence[Sequence[TransferRequest]], results: Sequence[TransferResult]
+) -> list[list[TransferResult]]:
+    """The results of all requests of the lists, as one list for each list."""
+    remaining = iter(results)
+    return [[next(remaining) for _ in requests] for requests in lists]
 
 
 async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
     """Void the expired holds of those of these accounts that no other transaction has locked. Return the number of
     holds, and the accounts."""
-    locked, _ = await TransferRepository(session).lock_free_accounts(set(account_ids))
+    locked, _ = await TransferRepository(session).lock_accounts_skip_locked(set(account_ids))
     return await _void_expired(session, locked), locked
 
 
 async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:
-    holding = [account.id for account in locked.accounts.values() if account.held]
-    if not holding:
+    """Void the expired holds of the locked accounts, and update these accounts. Return the number of holds."""
+    ids = [account.id for account in locked.accounts.values() if account.held]
+    if not ids:
         return 0
     voided = 0
-    for freed in await void_expired_of(session, holding, locked.at):
+    for freed in await void_expired_holds(session, ids, locked.at):
         account = locked.accounts[freed.id]
         account.held, account.revision, account.updated_at = freed.held, freed.revision, freed.updated_at
         voided += freed.voided
     return voided
 
 
-async def _posted(
-    session: AsyncSession, locked: AccountsAt, requests: Sequence[TransferRequest]
-) -> list[TransferResult]:
+async def _post(session: AsyncSession, locked: AccountsAt, requests: Sequence[TransferRequest]) -> list[TransferResult]:
+    """Decide the requests on the locked accounts, and write the decision."""
     await _void_expired(session, locked)  # before the decision: expired holds must not cause a refusal
     repository = TransferRepository(session)
     reversed_ids = {request.reverses for request in requests if request.reverses is not None}
-    settled_ids = {subject for request in requests if (subject := request.posts or request.voids) is not None}
-    used = await _used(repository, requests)
-    reversible = await repository.reversible(reversed_ids)
+    settled_ids = {hold_id for request in requests if (hold_id := request.posts or request.voids) is not None}
+    stored_outcomes = await _find_outcomes(repository, requests)
+    reversible = await repository.find_reversible(reversed_ids)
     # for the right refusal: holds that requests reverse but that aren't posted, and transfers that requests post or
     # void but that were never pending
-    pending = await repository.holds(settled_ids | (reversed_ids - reversible.keys()))
-    reversible |= await repository.reversible(settled_ids - pending.keys())
-    books = PostingContext(locked.accounts, locked.at, used=used, reversible=reversible, pending=pending)
-    results = books.decide(requests)
-    if not books.is_empty:
-        await write(session, books)
+    pending = await repository.find_holds(settled_ids | (reversed_ids - reversible.keys()))
+    reversible |= await repository.find_reversible(settled_ids - pending.keys())
+    context = PostingContext(
+        accounts=locked.accounts,
+        at=locked.at,
+        stored_outcomes=stored_outcomes,
+        reversible=reversible,
+        pending=pending,
+    )
+    results = context.decide(requests)
+    if not context.is_empty:
+        await write(session, context)
     return results
 
 
-def accounts_of(requests: Sequence[TransferRequest]) -> set[UUID]:
+def collect_account_ids(requests: Sequence[TransferRequest]) -> set[UUID]:
     """The accounts that these requests name."""
     ids = {request.from_account_id for request in requests}
     ids.update(request.to_account_id for request in requests)
@@ -125,8 +151,8 @@ async def post(session: AsyncSession, request: TransferRequest) -> TransferRecor
 async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> TransferRecord:
     """Move `amount` of the accounts' smallest unit. Raises `TransferRefused`, a `ValueError`, and moves nothing then.
 
-    In a session that has begun it is part of that transaction, which the caller commits; in a fresh one it commits
-    its own.
+    If the session has a transaction, the transfer is part of it, and the caller commits. Otherwise this function begins
+    and commits a transaction.
     """
     async with db.begin_nested() if db.in_transaction() else db.begin():
         [result] = await post_transfers(db, [TransferRequest(from_account_id, to_account_id, amount)])
@@ -135,7 +161,7 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> TransferRecord:
     """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`."""
-    transfer: TransferSnapshot | None = (await db.scalars(transfer_with(transfer_id))).one_or_none()
+    transfer: TransferSnapshot | None = (await db.scalars(select_transfer(transfer_id))).one_or_none()
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer.as_record()
@@ -145,10 +171,12 @@ def as_linked_chain(key: str, requests: Sequence[TransferRequest]) -> list[Trans
     """The requests as one linked chain under one key."""
     if type(key) is not str:
         raise TypeError(f"key is of type {type(key).__name__}; pass a str")
+    if len(requests) > MAX_LINKED:
+        raise ValueError(f"linked: a chain of {len(requests)} transfers is too long; link at most {MAX_LINKED}")
     last = len(requests) - 1
     return [
         request._replace(key=own_key, linked=place < last)
-        for place, (own_key, request) in enumerate(zip(linked_keys(key), requests, strict=False))
+        for place, (own_key, request) in enumerate(zip(chain_keys(key)[: len(requests)], requests, strict=True))
     ]
 
 
@@ -163,7 +191,7 @@ async def reversal_request(
     scope: str = "",
 ) -> TransferRequest:
     """The request that reverses a transfer: `amount`, or all that isn't reversed yet. Raises `NotFound`."""
-    named = await named_transfer(db, transfer_id)
+    named = await find_named_transfer(db, transfer_id)
     return named.reversal(amount, description=description, effective_at=effective_at, key=key, scope=scope)
 
 
@@ -171,27 +199,27 @@ async def posting_request(
     db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that posts a pending transfer: `amount`, or the whole hold. Raises `NotFound`."""
-    return (await named_transfer(db, transfer_id)).posting(amount, key=key, scope=scope)
+    return (await find_named_transfer(db, transfer_id)).posting(amount, key=key, scope=scope)
 
 
 async def voiding_request(
     db: AsyncSession, transfer_id: UUID, *, key: str | None = None, scope: str = ""
 ) -> TransferRequest:
     """The request that voids a pending transfer. Raises `NotFound`."""
-    return (await named_transfer(db, transfer_id)).voiding(key=key, scope=scope)
+    return (await find_named_transfer(db, transfer_id)).voiding(key=key, scope=scope)
 
 
-async def named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
+async def find_named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
     """The transfer, in any state, with its accounts. Raises `NotFound`."""
-    found = (await named_transfers(db, [transfer_id])).get(transfer_id)
-    if found is None:
+    transfer = (await find_named_transfers(db, [transfer_id])).get(transfer_id)
+    if transfer is None:
         raise NotFound(Transfer, [transfer_id])
-    return found
+    return transfer
 
 
-async def named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
+async def find_named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
     """Those of the transfers that exist, in any state, with their accounts. Takes at most one statement."""
-    return await TransferRepository(db).named(transfer_ids)
+    return await TransferRepository(db).find_named(transfer_ids)
 
 
 async def find_replay(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
@@ -199,48 +227,58 @@ async def find_replay(session: AsyncSession, request: TransferRequest) -> Transf
     was used for another request."""
     check_request(request)
     assert request.key is not None
-    outcome = (await _used(TransferRepository(session), [request])).get((request.scope, request.key))
+    outcome = (await _find_outcomes(TransferRepository(session), [request])).get((request.scope, request.key))
     if outcome is None:
         return None
-    if outcome.fingerprint != fingerprints([request])[0]:
+    if outcome.fingerprint != compute_fingerprints([request])[0]:
         return TransferResult(refusal=Refusal.KEY_REUSED)
-    return outcome.result.again()
+    return outcome.result.as_replay()
 
 
-async def _used(repository: TransferRepository, requests: Sequence[TransferRequest]) -> dict[ScopedKey, Outcome]:
+async def _find_outcomes(
+    repository: TransferRepository, requests: Sequence[TransferRequest]
+) -> dict[ScopedKey, Outcome]:
     """The stored results of those of the requests' keys that were used. Raises `LookupError` if the transfer of a key
     is missing."""
-    found = await repository.answers_under({(each.scope, each.key) for each in requests if each.key is not None})
+    answers = await repository.find_answers({(each.scope, each.key) for each in requests if each.key is not None})
     ids: dict[AnswerKind, list[UUID]] = {kind: [] for kind in AnswerKind}
-    for each in found.values():
-        if each.transfer_id is not None:
-            ids[each.answer].append(each.transfer_id)
-    booked = await repository.booked(ids[AnswerKind.POSTED])
-    holds = await repository.holds(ids[AnswerKind.PENDING] + ids[AnswerKind.VOIDED])
-
-    def answered(pair: ScopedKey, stored: StoredAnswer) -> TransferResult:
+    for stored in answers.values():
+        if stored.transfer_id is not None:
+            ids[stored.answer].append(stored.transfer_id)
+    posted = await repository.find_posted(ids[AnswerKind.POSTED])
+    holds = await repository.find_holds(ids[AnswerKind.PENDING] + ids[AnswerKind.VOIDED])
+    outcomes: dict[ScopedKey, Outcome] = {}
+    for scoped_key, stored in answers.items():
         try:
-            match stored.answer:
-                case AnswerKind.POSTED:
-                    return TransferResult(booked[_id(stored)])
-                case AnswerKind.PENDING:
-                    return TransferResult(holds[_id(stored)].shown(TransferState.PENDING))
-                case AnswerKind.VOIDED:
-                    return TransferResult(holds[_id(stored)].shown(TransferState.VOIDED))
-                case AnswerKind.REFUSED:
-                    return TransferResult(refusal=Refusal(str(stored.refusal)))
-                case AnswerKind.OPENED:  # it opened an account, so this request is another one
-                    return TransferResult(refusal=Refusal.KEY_REUSED)
+            result = _restore_result(stored, posted, holds)
         except KeyError:
             raise LookupError(
-                f"idempotency key {pair[1]!r} names the {stored.answer} transfer {stored.transfer_id}, "
+                f"idempotency key {scoped_key[1]!r} names the {stored.answer} transfer {stored.transfer_id}, "
                 "which doesn't exist: run `shop check`"
             ) from None
-        assert_never(stored.answer)
+        outcomes[scoped_key] = Outcome(stored.fingerprint, result)
+    return outcomes
 
-    return {pair: Outcome(stored.fingerprint, answered(pair, stored)) for pair, stored in found.items()}
+
+def _restore_result(
+    stored: StoredAnswer, posted: Mapping[UUID, TransferRecord], holds: Mapping[UUID, Hold]
+) -> TransferResult:
+    """The result that was returned when the answer was stored. Raises `KeyError` if its transfer is missing."""
+    match stored.answer:
+        case AnswerKind.POSTED:
+            return TransferResult(posted[_transfer_id(stored)])
+        case AnswerKind.PENDING:
+            return TransferResult(holds[_transfer_id(stored)].to_record(TransferState.PENDING))
+        case AnswerKind.VOIDED:
+            return TransferResult(holds[_transfer_id(stored)].to_record(TransferState.VOIDED))
+        case AnswerKind.REFUSED:
+            return TransferResult(refusal=Refusal(str(stored.refusal)))
+        case AnswerKind.OPENED:  # the key was used to open an account
+            return TransferResult(refusal=Refusal.KEY_REUSED)
+        case _:
+            assert_never(stored.answer)
 
 
-def _id(stored: StoredAnswer) -> UUID:
+def _transfer_id(stored: StoredAnswer) -> UUID:
     assert stored.transfer_id is not None  # the table's CHECK constraint
     return stored.transfer_id

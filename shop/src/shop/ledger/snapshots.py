@@ -1,4 +1,4 @@
-"""Rows in memory that requests are decided on."""
+"""The rows in memory on which requests are decided: accounts, holds, and transfers that are to be reversed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shop.ledger.requests import TransferRecord
 
 @dataclass(slots=True)
 class PostingAccount:
-    """The columns of an account that decisions need. A decision changes them, and then they are written."""
+    """The columns of an account that a decision reads. The decision changes the object before the row is written."""
 
     id: UUID
     currency: str
@@ -30,7 +30,7 @@ class PostingAccount:
 
 @dataclass(slots=True)
 class Reversible:
-    """A transfer that is to be reversed, and how much of it has been."""
+    """A posted transfer that a request reverses. `reversed_amount` is the part that has been reversed."""
 
     id: UUID
     from_account_id: UUID
@@ -42,8 +42,11 @@ class Reversible:
 
 @dataclass(slots=True)
 class Hold:
-    """A pending transfer's row. `settled`: the new state must be written. `is_told`: the hold had expired, and a
-    request of this list to void it was answered with `voided`."""
+    """A row of `pending_transfers`, and two flags that are not stored.
+
+    `has_new_state`: a decision has changed `state`, and it must be written. `is_expiry_reported`: the hold had expired,
+    and the first request of this transaction to void it got the result `voided`.
+    """
 
     id: UUID
     from_account_id: UUID
@@ -58,32 +61,32 @@ class Hold:
     expires_at: datetime
     created_at: datetime
     settled_at: datetime | None = None
-    settled: bool = False
-    is_told: bool = False
+    has_new_state: bool = False
+    is_expiry_reported: bool = False
 
     @property
     def has_expired(self) -> bool:
         """Whether it was voided at or after its expiry. Expired holds are voided before any request is decided."""
         return self.state is TransferState.VOIDED and self.settled_at is not None and self.settled_at >= self.expires_at
 
-    def shown(self, state: TransferState) -> TransferRecord:
-        """As an answer, in this state."""
+    def to_record(self, state: TransferState) -> TransferRecord:
+        """The hold as a result, in this state."""
         return TransferRecord(
-            self.id,
-            self.from_account_id,
-            None,
-            self.to_account_id,
-            None,
-            self.amount,
-            self.currency,
-            self.description,
-            self.details,
-            self.effective_at or self.created_at,
-            None,
-            None,
-            self.group_id,
-            self.created_at,
-            state,
-            self.expires_at if state is TransferState.PENDING else None,
-            self.amount,
+            id=self.id,
+            from_account_id=self.from_account_id,
+            from_entry_number=None,
+            to_account_id=self.to_account_id,
+            to_entry_number=None,
+            amount=self.amount,
+            currency=self.currency,
+            description=self.description,
+            details=self.details,
+            effective_at=self.effective_at or self.created_at,
+            reverses_id=None,
+            reversed_total=None,
+            group_id=self.group_id,
+            created_at=self.created_at,
+            state=state,
+            expires_at=self.expires_at if state is TransferState.PENDING else None,
+            held_amount=self.amount,
         )

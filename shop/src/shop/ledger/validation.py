@@ -7,27 +7,25 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from shop.ledger.requests import MAX_PENDING_SECONDS, TransferRequest, chains
+from shop.ledger.requests import MAX_PENDING_SECONDS, TransferRequest, split_into_chains
 from shop.limits import EARLIEST, LATEST, MAX_DESCRIPTION, MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE
 
 # The lengths of the columns in `shop.ledger.models`.
 _MAX_KEY: Final = 260
 _MAX_SCOPE: Final = 100
 
-_SETTLES_ONLY: Final = "a request that posts or voids can't change the one of the pending transfer"
 
+def validate_requests(requests: Iterable[TransferRequest]) -> tuple[TransferRequest, ...]:
+    """Validate the requests and their chains, and return them as a tuple, which the caller can't change later.
 
-def checked(requests: Iterable[TransferRequest]) -> tuple[TransferRequest, ...]:
-    """A copy of the list of requests, validated.
-
-    Raises `TypeError` and `ValueError`, as `check_request` and `chains` do.
+    Raises `TypeError` and `ValueError`, as `check_request` and `split_into_chains` do.
     """
-    every = tuple(requests)
-    for request in every:
+    validated = tuple(requests)
+    for request in validated:
         check_request(request)
-    for _ in chains(every):
+    for _ in split_into_chains(validated):
         pass
-    return every
+    return validated
 
 
 def check_request(request: TransferRequest) -> None:
@@ -38,7 +36,7 @@ def check_request(request: TransferRequest) -> None:
     refused later.
     """
     if not isinstance(request, TransferRequest):
-        raise TypeError(f"a TransferRequest is expected, not {type(request).__name__}; pass several as a list")
+        raise TypeError(f"a TransferRequest is expected, not {type(request).__name__}; pass several requests as a list")
     if not isinstance(request.from_account_id, UUID):
         raise _wrong_type("from_account_id", request.from_account_id, _A_UUID)
     if not isinstance(request.to_account_id, UUID):
@@ -68,6 +66,7 @@ _AN_INT: Final = "pass an int, in the currency's smallest unit"
 
 
 def _check_no_amount(request: TransferRequest) -> None:
+    """Raise `TypeError` unless the amount is None and the request may leave it out."""
     if request.amount is not None:
         raise _wrong_type("amount", request.amount, _AN_INT)
     if request.posts is None and request.voids is None and request.reverses is None:
@@ -75,6 +74,7 @@ def _check_no_amount(request: TransferRequest) -> None:
 
 
 def _check_kind(request: TransferRequest) -> None:
+    """Check a request that holds, posts, voids or reverses."""
     for name in ("posts", "voids", "reverses"):
         value = getattr(request, name)
         if value is not None and not isinstance(value, UUID):
@@ -87,11 +87,13 @@ def _check_kind(request: TransferRequest) -> None:
         if type(seconds) is not int:
             raise _wrong_type("pending_seconds", seconds, "pass an int")
         if not 1 <= seconds <= MAX_PENDING_SECONDS:
-            raise ValueError(f"pending_seconds: a transfer is pending for 1 to {MAX_PENDING_SECONDS} seconds")
+            raise ValueError(f"pending_seconds: {seconds} is out of range; pass 1 to {MAX_PENDING_SECONDS}")
     if request.posts is not None or request.voids is not None:
         for name in ("description", "metadata", "effective_at"):
             if getattr(request, name) is not None:
-                raise ValueError(f"{name}: {_SETTLES_ONLY}; leave it out")
+                raise ValueError(
+                    f"{name}: a request that posts or voids keeps the {name} of the pending transfer; leave it out"
+                )
     if request.voids is not None and request.amount is not None:
         raise ValueError("amount: a pending transfer is voided whole; leave it out, or post a part to release the rest")
 
@@ -100,7 +102,7 @@ def _check_text(name: str, value: str, max_length: int) -> None:
     if type(value) is not str:
         raise _wrong_type(name, value, "pass a str")
     if len(value) > max_length:
-        raise ValueError(f"{name}: at most {max_length} characters are stored, not {len(value)}")
+        raise ValueError(f"{name}: {len(value)} characters are too many; pass at most {max_length}")
     if "\0" in value:
         raise ValueError(f"{name}: PostgreSQL can't store a NUL character; remove it")
     if not value.isascii():
@@ -113,14 +115,14 @@ def _check_text(name: str, value: str, max_length: int) -> None:
 def _check_currency(currency: str) -> None:
     _check_text("currency", currency, 3)
     if len(currency) != 3 or not (currency.isascii() and currency.isalpha() and currency.isupper()):
-        raise ValueError(f"currency: {currency!r} isn't three capital letters, such as 'GBP'")
+        raise ValueError(f"currency: {currency!r} isn't a currency code; pass three capital letters, such as 'GBP'")
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
     if not isinstance(metadata, Mapping):
         raise _wrong_type("metadata", metadata, "pass a dict of str to str")
     if len(metadata) > MAX_METADATA:
-        raise ValueError(f"metadata: at most {MAX_METADATA} names are stored, not {len(metadata)}")
+        raise ValueError(f"metadata: {len(metadata)} names are too many; pass at most {MAX_METADATA}")
     for name, value in metadata.items():
         _check_text("metadata, a name", name, MAX_METADATA_NAME)
         if not name:
@@ -136,13 +138,13 @@ def _check_time(moment: datetime) -> None:
             "effective_at: a naive datetime has no time zone; pass an aware one, such as datetime.now(UTC)"
         )
     if not EARLIEST <= moment <= LATEST:
-        raise ValueError(f"effective_at: {moment} isn't between {EARLIEST} and {LATEST}")
+        raise ValueError(f"effective_at: {moment} is out of range; pass a time between {EARLIEST} and {LATEST}")
 
 
 def _wrong_type(name: str, value: Any, instead: str) -> TypeError:
-    return TypeError(f"{name} is {_named(value)}; {instead}")
+    return TypeError(f"{name} is {_describe_type(value)}; {instead}")
 
 
-def _named(value: Any) -> str:
-    kind = type(value)
-    return "None" if value is None else f"of type {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
+def _describe_type(value: Any) -> str:
+    type_ = type(value)
+    return "None" if value is None else f"of type {type_.__module__}.{type_.__qualname__}".replace("builtins.", "")

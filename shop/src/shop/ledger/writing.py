@@ -1,108 +1,122 @@
-"""Writing the books: one statement for any number of transfers, which PostgreSQL makes the entries and balances of, and
-one each for what is held no longer, and anew."""
+"""Write a decision: one statement for transfers and idempotency keys, one for settled holds, and one for new holds.
+
+PostgreSQL creates the entries and the balances from the new transfers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 import orjson
-from sqlalchemy import ARRAY, BigInteger, Boolean, DateTime, LargeBinary, String, Uuid, bindparam, text
+from sqlalchemy import ARRAY, JSON, BigInteger, Boolean, Column, DateTime, String, Uuid, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
-from howdah import UniqueViolation
+from howdah import Base, UniqueViolation
 from shop.ledger.models import Account, AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.posting import PostingContext
-from shop.ledger.requests import TransferResult
-from shop.ledger.snapshots import Hold
-
-_Kinds = dict[str, TypeEngine[Any]]
+from shop.ledger.requests import TransferRecord, TransferResult
+from shop.ledger.snapshots import Hold, PostingAccount
 
 
 class KeyInUse(Exception):
-    """Another transaction has used one of the idempotency keys meanwhile: roll this one back, and begin it again."""
+    """Another transaction has used one of the idempotency keys. Roll back this transaction, and repeat it."""
 
 
-async def write(session: AsyncSession, books: PostingContext) -> None:
-    """Write what was decided under locks. Raises `KeyInUse` if one of the keys was used meanwhile by a transaction
-    that this one didn't wait for."""
-    if settled := books.settled():  # first, for others may take what it leaves free
-        states = {"settled": [each.id for each in settled], "states": [each.state.value for each in settled]}
-        await _write_held(session, books, settled, _SETTLE, states)
-    with _keys_not_in_use():
-        await session.execute(WRITE, _shared_values(books))
-    if books.holds:  # last, for it may hold what others have brought
-        rows = [
-            (
-                each.id,
-                each.from_account_id,
-                each.to_account_id,
-                each.amount,
-                each.currency,
-                each.description,
-                _dumped(each.details),
-                each.effective_at,
-                each.group_id,
-                each.expires_at,
-            )
-            for each in books.holds
-        ]
-        await _write_held(session, books, books.holds, _HOLD, _columns("h", _HELD, rows))
-    for account in books.moved():
-        show(session, account, ("balance", "held", "entry_count", "revision", "updated_at"))
-
-
-def values_to_write(books: PostingContext, assumed: Sequence[tuple[UUID, int, int | None]]) -> dict[str, Any]:
-    """The parameters of `write_if_unchanged`. Read them right after the decision, because the next decision changes the accounts.
-    `assumed`: id, entry count and revision (None for 0) of each account that the decision assumed."""
-    return _shared_values(books) | _columns("a", _ASSUMED, assumed)
-
-
-class Written(NamedTuple):
+class WriteResult(NamedTuple):
     """Whether the statement wrote anything, and the database's time."""
 
-    written: bool
+    is_written: bool
     at: datetime
 
 
-async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, Any]) -> Written:
-    """Write the optimistic decision by one statement, which waits for no account. It writes nothing unless
+async def write(session: AsyncSession, context: PostingContext) -> None:
+    """Write what was decided under locks.
 
-    - all accounts still have the versions and revisions that the decision assumed,
+    Raises `KeyInUse` if another transaction has used one of the keys, and it didn't lock the same accounts.
+    """
+    if settled := context.settled_holds():  # first: a new transfer may spend the amounts that they release
+        values = {"settled": [hold.id for hold in settled], "states": [hold.state.value for hold in settled]}
+        await _write_holds(session, context, settled, _SETTLE_HOLDS, values)
+    with _raise_key_in_use():
+        await session.execute(WRITE, values_to_write(context))
+    if context.holds:  # last: a new hold may reserve amounts that the new transfers bring
+        await _write_holds(session, context, context.holds, _INSERT_HOLDS, _hold_values(context.holds))
+    for account in context.changed_accounts():
+        update_loaded_account(session, account, ("balance", "held", "entry_count", "revision", "updated_at"))
+
+
+def expected_values(accounts: Collection[PostingAccount]) -> dict[str, Any]:
+    """The parameters of `write_if_unchanged` that say how the accounts are expected to be. Read them before the
+    decision, which changes the accounts."""
+    fields: dict[str, Sequence[Any]] = {
+        "id": [account.id for account in accounts],
+        "entry_count": [account.entry_count for account in accounts],
+        "revision": [account.revision or None for account in accounts],  # nearly all are 0; see `_omit_nulls`
+    }
+    return _EXPECTED.values(fields)
+
+
+def values_to_write(context: PostingContext) -> dict[str, Any]:
+    """The parameters that say what to write. Read them right after the decision, because the next decision changes the
+    accounts.
+
+    The context's time and a currency that all transfers have are sent once, and as None in the arrays.
+    """
+    fields: dict[str, Sequence[Any]] = dict.fromkeys(TransferRecord._fields, ())
+    if context.transfers:
+        fields = dict(zip(TransferRecord._fields, zip(*context.transfers, strict=True), strict=True))
+    for name in ("effective_at", "created_at"):
+        fields[name] = [None if moment is context.at else moment for moment in fields[name]]
+    fields["details"] = [_to_json(details) for details in fields["details"]]
+    currencies = set(fields["currency"])
+    if len(currencies) == 1:
+        fields["currency"] = []
+    shared = {"currency": currencies.pop() if currencies else None, "at": context.at}
+    return _TRANSFER.values(fields) | _key_values(context) | shared
+
+
+async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, Any]) -> WriteResult:
+    """Write an optimistic decision by one statement, which waits for no account. It writes nothing unless
+
+    - all accounts still have the expected entry counts and revisions,
     - no other transaction has locked one of them,
     - the decision's time isn't ahead of the database's clock, nor more than ten seconds behind.
 
-    Raises `KeyInUse`."""
-    with _keys_not_in_use():
-        return Written(*(await connection.execute(WRITE_IF_UNCHANGED, values)).one())
+    Raises `KeyInUse`.
+    """
+    with _raise_key_in_use():
+        row = (await connection.execute(WRITE_IF_UNCHANGED, values)).one()
+    return WriteResult(is_written=row.is_written, at=row.at)
 
 
-async def _write_held(
-    session: AsyncSession, books: PostingContext, holds: Iterable[Hold], statement: Any, values: Mapping[str, Any]
-) -> None:
-    accounts = [books.accounts[id_] for id_ in sorted({each.from_account_id for each in holds})]
-    given = {"a_id": [each.id for each in accounts], "a_held": [each.held for each in accounts], "at": books.at}
-    for id_, revision, updated_at in await session.execute(statement, {**values, **given}):
-        account = books.accounts[id_]
-        account.revision, account.updated_at = revision, max(account.updated_at, updated_at)
-
-
-def show(session: AsyncSession, account: Any, names: Iterable[str]) -> None:
+def update_loaded_account(session: AsyncSession, account: Any, names: Iterable[str]) -> None:
     """Copy these attributes to the session's object of this account, if it has one. They are what was written."""
-    kept = session.identity_map
-    if kept and (instance := kept.get(identity_key(Account, account.id))) is not None:
+    loaded = session.identity_map
+    if loaded and (instance := loaded.get(identity_key(Account, account.id))) is not None:
         for name in names:
             attributes.set_committed_value(instance, name, getattr(account, name))
 
 
+async def _write_holds(
+    session: AsyncSession, context: PostingContext, holds: Iterable[Hold], statement: Any, values: Mapping[str, Any]
+) -> None:
+    """Execute the statement, and copy the new revisions and times of the holds' accounts to the context."""
+    accounts = [context.accounts[id_] for id_ in sorted({hold.from_account_id for hold in holds})]
+    account_values = {"a_id": [each.id for each in accounts], "a_held": [each.held for each in accounts]}
+    for row in await session.execute(statement, {**values, **account_values, "at": context.at}):
+        account = context.accounts[row.id]
+        account.revision, account.updated_at = row.revision, max(account.updated_at, row.updated_at)
+
+
 @contextmanager
-def _keys_not_in_use() -> Iterator[None]:
+def _raise_key_in_use() -> Iterator[None]:
+    """Raise `KeyInUse` instead of a unique violation of the idempotency keys."""
     try:
         yield
     except UniqueViolation as error:
@@ -111,163 +125,167 @@ def _keys_not_in_use() -> Iterator[None]:
         raise KeyInUse from error
 
 
-def _shared_values(books: PostingContext) -> dict[str, Any]:
-    """The parameters that all the writing statements share."""
-    values = _columns("t", _TRANSFER, [each[: len(_TRANSFER)] for each in books.transfers])
-    for name in ("t_effective_at", "t_created_at"):
-        values[name] = _without([None if each is books.at else each for each in values[name]])
-    values["t_metadata"] = [_dumped(each) for each in values["t_metadata"]]
-    currencies = set(values["t_currency"])
-    if len(currencies) == 1:
-        values["t_currency"] = []
-    shared = {"currency": currencies.pop() if currencies else None, "at": books.at}
-    keys = [
-        (
-            scope or None,
-            key,
-            outcome.fingerprint,
-            None if outcome.result.transfer is None else outcome.result.transfer.id,
-            outcome.result.refusal,
-            _kind_if_unusual(outcome.result),
-        )
-        for (scope, key), outcome in sorted(
-            books.keys.items()
-        )  # in one order for all, or two could wait for each other
-    ]
-    return values | _columns("k", _KEY, keys) | shared
+class _ArrayParameters:
+    """Columns of a table that a statement receives as arrays, one parameter for each column: `t_amount` for `amount`.
+
+    `names` are attributes of the model. The names and types of the columns come from its table.
+    """
+
+    def __init__(self, prefix: str, model: type[Base], names: Iterable[str]) -> None:
+        mapped = model.__mapper__.columns
+        self.names = tuple(names)
+        columns: list[Column[Any]] = [mapped[name] for name in self.names]
+        self.columns = tuple(column.name for column in columns)
+        self._parameters = {name: f"{prefix}_{column}" for name, column in zip(self.names, self.columns, strict=True)}
+        self.bindparams = [
+            bindparam(parameter, type_=ARRAY(_element_type(column)))
+            for parameter, column in zip(self._parameters.values(), columns, strict=True)
+        ]
+
+    def unnest(self, alias: str) -> str:
+        """A FROM item with a row for each element of the arrays."""
+        parameters = ", ".join(f":{parameter}" for parameter in self._parameters.values())
+        return f"unnest({parameters}) AS {alias} ({', '.join(self.columns)})"
+
+    def values(self, arrays: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The parameters, from a list for each attribute. Lists of other attributes are ignored."""
+        return {parameter: _omit_nulls(arrays[name]) for name, parameter in self._parameters.items()}
 
 
-def _kind_if_unusual(result: TransferResult) -> str | None:
-    """The kind of the answer, or None for a posted transfer and a refusal, which `_write` derives."""
+def _attribute_names(model: type[Base]) -> list[str]:
+    """The attributes of the model that are columns, in the order of the table."""
+    return list(model.__mapper__.columns.keys())
+
+
+def _element_type(column: Column[Any]) -> TypeEngine[Any]:
+    """The type in which a column's values are sent: that of the column.
+
+    Text, enums and JSON are sent as text without a length, because PostgreSQL silently shortens what is cast to
+    `varchar(3)[]`. The statement converts JSON.
+    """
+    return String() if isinstance(column.type, String | JSON) else column.type
+
+
+def _omit_nulls(values: Sequence[Any]) -> list[Any]:
+    """An empty list if all values are None: `unnest` pads it with NULLs, and the driver has fewer values to encode."""
+    return list(values) if values.count(None) < len(values) else []
+
+
+_TRANSFER: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
+_EXPECTED: Final = _ArrayParameters("a", Account, ("id", "entry_count", "revision"))
+_KEY: Final = _ArrayParameters("k", IdempotencyKey, ("scope", "key", "fingerprint", "transfer_id", "refusal", "answer"))
+# The statement sets `state` and `created_at` of new holds. `settled_at` is NULL.
+_NEW_HOLD: Final = _ArrayParameters(
+    "h",
+    PendingTransfer,
+    [name for name in _attribute_names(PendingTransfer) if name not in {"state", "created_at", "settled_at"}],
+)
+
+
+def _check_fields(row: type[Any], parameters: _ArrayParameters) -> None:
+    """Raise `TypeError` if a column has no field of the same name in the class of the rows."""
+    if missing := set(parameters.names) - set(row.__annotations__):
+        raise TypeError(f"{row.__name__} has no field for the columns {sorted(missing)}: add a field for each column")
+
+
+_check_fields(TransferRecord, _TRANSFER)
+_check_fields(Hold, _NEW_HOLD)
+
+
+def _key_values(context: PostingContext) -> dict[str, list[Any]]:
+    outcomes = sorted(context.keys.items())  # in one order: otherwise two transactions could wait for each other
+    results = [outcome.result for _, outcome in outcomes]
+    return _KEY.values(
+        {
+            "scope": [scope or None for (scope, _), _ in outcomes],
+            "key": [key for (_, key), _ in outcomes],
+            "fingerprint": [outcome.fingerprint for _, outcome in outcomes],
+            "transfer_id": [None if result.transfer is None else result.transfer.id for result in results],
+            "refusal": [result.refusal for result in results],
+            "answer": [_unusual_answer(result) for result in results],
+        }
+    )
+
+
+def _unusual_answer(result: TransferResult) -> str | None:
+    """The kind of the answer. None for a posted transfer and for a refusal, which the statement derives."""
     transfer = result.transfer
     return None if transfer is None or transfer.state is TransferState.POSTED else transfer.state.value
 
 
-def _dumped(details: Mapping[str, str] | None) -> str | None:
+def _hold_values(holds: Sequence[Hold]) -> dict[str, list[Any]]:
+    fields: dict[str, Sequence[Any]] = {name: [getattr(hold, name) for hold in holds] for name in _NEW_HOLD.names}
+    fields["details"] = [_to_json(hold.details) for hold in holds]
+    return _NEW_HOLD.values(fields)
+
+
+def _to_json(details: Mapping[str, str] | None) -> str | None:
     return orjson.dumps(dict(details)).decode() if details else None
 
 
-def _columns(prefix: str, kinds: _Kinds, rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
-    """A parameter for each column, as `_given` names them."""
-    turned = zip(*rows, strict=True) if rows else []
-    given = {f"{prefix}_{name}": _without(list(values)) for name, values in zip(kinds, turned, strict=False)}
-    return {f"{prefix}_{name}": [] for name in kinds} | given
-
-
-def _without(values: list[Any]) -> list[Any]:
-    """Nothing in place of nothing but None, which is what `unnest` makes of it: most of the time that a parameter takes
-    is that of the driver, for each value."""
-    return values if values.count(None) < len(values) else []
-
-
-def _given(prefix: str, kinds: _Kinds) -> str:
-    return f"unnest({', '.join(f':{prefix}_{name}' for name in kinds)}) AS given ({', '.join(kinds)})"
-
-
-def _parameters(*tables: tuple[str, _Kinds]) -> list[Any]:
-    return [
-        bindparam(f"{prefix}_{name}", type_=ARRAY(kind)) for prefix, kinds in tables for name, kind in kinds.items()
-    ]
-
-
-_TRANSFER: Final[_Kinds] = {
-    "id": Uuid(),
-    "from_account_id": Uuid(),
-    "from_entry_number": BigInteger(),
-    "to_account_id": Uuid(),
-    "to_entry_number": BigInteger(),
-    "amount": BigInteger(),
-    "currency": String(),
-    "description": String(),
-    "metadata": String(),
-    "effective_at": DateTime(timezone=True),
-    "reverses_id": Uuid(),
-    "reversed_total": BigInteger(),
-    "group_id": Uuid(),
-    "created_at": DateTime(timezone=True),
-}
-_ASSUMED: Final[_Kinds] = {"id": Uuid(), "entry_count": BigInteger(), "revision": BigInteger()}
-_KEY: Final[_Kinds] = {
-    "scope": String(),
-    "key": String(),
-    "fingerprint": LargeBinary(),
-    "transfer_id": Uuid(),
-    "refusal": String(),
-    "answer": String(),
-}
-_HELD: Final[_Kinds] = {
-    "id": Uuid(),
-    "from_account_id": Uuid(),
-    "to_account_id": Uuid(),
-    "amount": BigInteger(),
-    "currency": String(),
-    "description": String(),
-    "metadata": String(),
-    "effective_at": DateTime(timezone=True),
-    "group_id": Uuid(),
-    "expires_at": DateTime(timezone=True),
-}
-
-# Nothing is written unless the accounts are as assumed and the time is close to the database's clock. Locked accounts
-# are skipped: to wait for their transaction could deadlock, or take long.
-_AS_ASSUMED: Final = f"""
-        locked AS MATERIALIZED (
-            SELECT id, entry_count, revision FROM {Account.__tablename__}
-            WHERE id = ANY (:a_id) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-        ), as_assumed AS MATERIALIZED (
-            SELECT count(*) = cardinality(:a_id)
-                AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp() AS yes
-            FROM locked JOIN {_given("a", _ASSUMED)} ON locked.id = given.id
-                AND locked.entry_count = given.entry_count AND locked.revision = coalesce(given.revision, 0)
-        ),"""  # noqa: S608  # of names from above
-
-
-def _write(*, as_assumed: bool) -> Any:
-    """The statement that writes transfers and keys. A trigger makes the entries and balances."""
-    condition = "(SELECT yes FROM as_assumed)" if as_assumed else "true"
-    statement = text(f"""
-        WITH {_AS_ASSUMED if as_assumed else ""} new_transfers AS (
-            INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER)})
-            SELECT {", ".join(_GIVEN_AS.get(name, name) for name in _TRANSFER)}
-            FROM {_given("t", _TRANSFER)} WHERE {condition}
-        ), generate_keys AS (
-            INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY)}, created_at)
-            SELECT {", ".join(_KEY_GIVEN_AS.get(name, name) for name in _KEY)}, :at
-            FROM {_given("k", _KEY)} WHERE {condition}
-        )
-        SELECT {condition} AS written, clock_timestamp() AS at
-        """).bindparams(  # noqa: S608  # of names from above
-        *_parameters(("t", _TRANSFER), *([("a", _ASSUMED)] if as_assumed else []), ("k", _KEY)),
-        bindparam("currency", type_=String()),
-        bindparam("at", type_=DateTime(timezone=True)),
-    )
-    return statement.columns(written=Boolean(), at=DateTime(timezone=True))
-
-
-_GIVEN_AS: Final = {
+# How the statements store a column that isn't sent as it is stored.
+_STORED_AS: Final = {
     "currency": "coalesce(currency, :currency)",
     "metadata": "metadata::jsonb",
     "effective_at": "coalesce(effective_at, :at)",
     "created_at": "coalesce(created_at, :at)",
 }
 
-_KEY_GIVEN_AS: Final = {
+_KEY_STORED_AS: Final = {
     "scope": "coalesce(scope, '')",
     "answer": f"""coalesce(
         answer, CASE WHEN refusal IS NULL THEN '{AnswerKind.POSTED.value}' ELSE '{AnswerKind.REFUSED.value}' END
     )""",
 }
 
-WRITE: Final = _write(as_assumed=False)
-WRITE_IF_UNCHANGED: Final = _write(as_assumed=True)
+# Nothing is written unless the accounts are unchanged and the decision's time is close to the database's clock. Locked
+# accounts are skipped: waiting for their transaction could deadlock, or take long.
+_COMPARISON: Final = f"""
+        locked AS MATERIALIZED (
+            SELECT id, entry_count, revision FROM {Account.__tablename__}
+            WHERE id = ANY (:a_id) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+        ), comparison AS MATERIALIZED (
+            SELECT count(*) = cardinality(:a_id)
+                AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp() AS is_unchanged
+            FROM locked JOIN {_EXPECTED.unnest("expected")} ON locked.id = expected.id
+                AND locked.entry_count = expected.entry_count AND locked.revision = coalesce(expected.revision, 0)
+        ),"""  # noqa: S608  # of names from above
 
 
-def _holding(first: str, *, change: str, parameters: Sequence[Any]) -> Any:
-    """A statement that changes pending transfers and, where it is `change`, what of their accounts is held."""
+def _write_statement(*, if_unchanged: bool) -> Any:
+    """The statement that writes transfers and keys. A trigger creates the entries and balances."""
+    condition = "(SELECT is_unchanged FROM comparison)" if if_unchanged else "true"
+    statement = text(f"""
+        WITH {_COMPARISON if if_unchanged else ""} new_transfers AS (
+            INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER.columns)})
+            SELECT {", ".join(_STORED_AS.get(name, name) for name in _TRANSFER.columns)}
+            FROM {_TRANSFER.unnest("input")} WHERE {condition}
+        ), new_keys AS (
+            INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY.columns)}, created_at)
+            SELECT {", ".join(_KEY_STORED_AS.get(name, name) for name in _KEY.columns)}, :at
+            FROM {_KEY.unnest("input")} WHERE {condition}
+        )
+        SELECT {condition} AS is_written, clock_timestamp() AS at
+        """).bindparams(  # noqa: S608  # of names from above
+        *_TRANSFER.bindparams,
+        *_KEY.bindparams,
+        *(_EXPECTED.bindparams if if_unchanged else ()),
+        bindparam("currency", type_=String()),
+        bindparam("at", type_=DateTime(timezone=True)),
+    )
+    return statement.columns(is_written=Boolean(), at=DateTime(timezone=True))
+
+
+WRITE: Final = _write_statement(if_unchanged=False)
+WRITE_IF_UNCHANGED: Final = _write_statement(if_unchanged=True)
+
+
+def _hold_statement(change: str, *, condition: str, parameters: Sequence[Any]) -> Any:
+    """A statement that changes pending transfers, and sets `held` of their accounts where the condition is true."""
     return text(f"""
-        WITH first AS ({first})
-        UPDATE {Account.__tablename__} AS account SET held = given.held, updated_at = :at
-        FROM unnest(:a_id, :a_held) AS given (id, held) WHERE account.id = given.id AND {change}
+        WITH changed_holds AS ({change})
+        UPDATE {Account.__tablename__} AS account SET held = input.held, updated_at = :at
+        FROM unnest(:a_id, :a_held) AS input (id, held) WHERE account.id = input.id AND {condition}
         RETURNING account.id, revision, account.updated_at
         """).bindparams(  # noqa: S608  # of names from above
         *parameters,
@@ -277,20 +295,22 @@ def _holding(first: str, *, change: str, parameters: Sequence[Any]) -> Any:
     )
 
 
-_SETTLE: Final = _holding(
+_SETTLE_HOLDS: Final = _hold_statement(
     f"""
-        UPDATE {PendingTransfer.__tablename__} AS hold SET state = given.state, settled_at = :at
-        FROM unnest(:settled, :states) AS given (id, state) WHERE hold.id = given.id
+        UPDATE {PendingTransfer.__tablename__} AS hold SET state = input.state, settled_at = :at
+        FROM unnest(:settled, :states) AS input (id, state) WHERE hold.id = input.id
         """,  # noqa: S608  # of names from above
-    change="given.held < account.held",
+    # `held` is the amount after all decisions. If it is higher than before, `_INSERT_HOLDS` sets it.
+    condition="input.held < account.held",
     parameters=[bindparam("settled", type_=ARRAY(Uuid())), bindparam("states", type_=ARRAY(String()))],
 )
-_HOLD: Final = _holding(
+_INSERT_HOLDS: Final = _hold_statement(
     f"""
-        INSERT INTO {PendingTransfer.__tablename__} ({", ".join(_HELD)}, state, created_at)
-        SELECT {", ".join(f"{name}::jsonb" if name == "metadata" else name for name in _HELD)}, 'pending', :at
-        FROM {_given("h", _HELD)}
+        INSERT INTO {PendingTransfer.__tablename__} ({", ".join(_NEW_HOLD.columns)}, state, created_at)
+        SELECT {", ".join("metadata::jsonb" if name == "metadata" else name for name in _NEW_HOLD.columns)},
+            'pending', :at
+        FROM {_NEW_HOLD.unnest("input")}
         """,  # noqa: S608  # of names from above
-    change="given.held > account.held",
-    parameters=_parameters(("h", _HELD)),
+    condition="input.held > account.held",
+    parameters=_NEW_HOLD.bindparams,
 )

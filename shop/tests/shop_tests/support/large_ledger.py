@@ -13,14 +13,14 @@ ACCOUNTS, TRANSFERS = 100, 20_000
 
 _STATEMENTS = (
     """
-    INSERT INTO accounts (id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, entry_count,
-        revision, created_at, updated_at)
+    INSERT INTO accounts (id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata,
+        entry_count, revision, created_at, updated_at)
     SELECT lpad(to_hex(i), 32, '0')::uuid, 'Account', 'GBP', 0, 0, true, 0, 'open', '{}', 400, 0, '2026-01-01Z', now()
     FROM generate_series(0, 99) AS i
     """,
     """
-    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency, effective_at,
-        created_at, metadata)
+    INSERT INTO transfers (id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
+        effective_at, created_at, metadata)
     SELECT ('a' || lpad(to_hex(n), 31, '0'))::uuid, lpad(to_hex(n % 100), 32, '0')::uuid, 2 * (n / 100) + 2,
         lpad(to_hex((n + 1) % 100), 32, '0')::uuid, 2 * (n / 100) + 1, 1, 'GBP', at, at,
         CASE WHEN n % 10 = 0 THEN jsonb_build_object('region', 'north', 'invoice', n::text) END

@@ -22,7 +22,7 @@ class StatementLog:
     def take(self) -> list[str]:
         """The names of the statements since the last call."""
         names = {
-            "as_assumed": "write if",
+            "is_unchanged": "write if",
             "FOR NO KEY UPDATE": "lock",
             "new_transfers": "write",
             "accounts.id": "read",

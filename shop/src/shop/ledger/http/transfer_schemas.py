@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP."""
+"""Request and response schemas of `/transfers`."""
 
 from __future__ import annotations
 
@@ -28,39 +28,58 @@ from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, M
 Key = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$"),
-    Field(description="Chosen by the client, one for each request that it means", examples=["6b3f1a52-0c7e"]),
+    Field(
+        description="Chosen by the client: one key for each request. A retry sends the same key",
+        examples=["6b3f1a52-0c7e"],
+    ),
 ]
 Description = Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION, pattern=STORABLE)]
 METADATA_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+"""The query parameter `metadata[name]`, which filters by this name of the metadata."""
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]
 
 
 class TransferIn(BaseModel):
+    """A transfer, or a hold if `pending_seconds` is set."""
+
     model_config = ConfigDict(extra="forbid")
 
     from_account_id: UUID = Field(examples=[EXAMPLE_ID])
     to_account_id: UUID = Field(examples=[OTHER_EXAMPLE_ID])
-    amount: Amount = Field(description="In the smallest unit", examples=[1250])
+    amount: Amount = Field(description="In the currency's smallest unit", examples=[1250])
     description: Description | None = Field(default=None, examples=["rent for May"])
     metadata: Metadata | None = None
     effective_at: Moment | None = Field(
-        default=None, description="When the transfer takes effect: now by default. It is posted now in any case"
+        default=None, description="When the transfer takes effect; by default now. It is posted now in any case"
     )
     pending_seconds: Annotated[int, Field(ge=1, le=MAX_PENDING_SECONDS, strict=True)] | None = Field(
         default=None,
-        description="Only hold the amount, for at most this time, until it is posted or voided",
+        description="Only hold the amount, until it is posted or voided, for at most this number of seconds",
         examples=[None],
     )
 
 
-class PartIn(BaseModel):
+class PostIn(BaseModel):
+    """How to post a pending transfer."""
+
     model_config = ConfigDict(extra="forbid")
 
-    amount: Amount | None = Field(default=None, description="Null for all that is left", examples=[250])
+    amount: Amount | None = Field(
+        default=None, description="The amount to post; null for the whole hold", examples=[250]
+    )
 
 
-class ReverseIn(PartIn):
-    description: Description | None = Field(default=None, description="By default it names the reversed transfer")
+class ReverseIn(BaseModel):
+    """How to reverse a transfer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    amount: Amount | None = Field(
+        default=None, description="The amount to reverse; null for all that isn't reversed yet", examples=[250]
+    )
+    description: Description | None = Field(
+        default=None, description="By default `reversal of` and the id of the reversed transfer"
+    )
     effective_at: Moment | None = Field(
         default=None,
         description="When the reversal takes effect: not before the transfer that it reverses. By default now, or "
@@ -69,71 +88,87 @@ class ReverseIn(PartIn):
 
 
 class VoidIn(BaseModel):
-    """An empty object: a pending transfer is voided whole. To release a part, post the rest."""
+    """An empty object: a pending transfer can only be voided as a whole. To release a part, post the rest."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class PostingIn(PartIn):
-    posts: UUID = Field(description="The pending transfer that is posted")
+class PostingIn(PostIn):
+    """Post a pending transfer."""
+
+    posts: UUID = Field(description="The pending transfer to post")
 
 
 class VoidingIn(VoidIn):
-    """A pending transfer that is voided, all of it."""
+    """Void a pending transfer."""
 
-    voids: UUID = Field(description="The pending transfer that is voided")
+    voids: UUID = Field(description="The pending transfer to void")
 
 
 class ReversalIn(ReverseIn):
-    reverses: UUID = Field(description="The transfer that is reversed")
+    """Reverse a transfer."""
+
+    reverses: UUID = Field(description="The transfer to reverse")
 
 
-def _of_its_kind(*kinds: type[BaseModel]) -> WrapValidator:
-    """Validate with the model whose field is present: `posts`, `voids` or `reverses`, or with the plain transfer model.
+# The fields that name the transfer to post, void or reverse. The first one that is present decides the model.
+_REFERENCE_FIELDS: Final = ("posts", "voids", "reverses")
+
+
+def _validate_by_reference(*models: type[BaseModel]) -> WrapValidator:
+    """Validate with the model whose reference field is present (`posts`, `voids` or `reverses`), or as a new transfer.
 
     So the errors are those of one model. A union would report the errors of all models.
     """
-    plain = next(kind for kind in kinds if issubclass(kind, TransferIn))
-    by_name = {name: kind for kind in kinds for name in _NAMING if name in kind.model_fields}
-    every = {name for kind in kinds for name in kind.model_fields}
+    transfer_model = next(model for model in models if issubclass(model, TransferIn))
+    model_by_reference = {name: model for model in models for name in _REFERENCE_FIELDS if name in model.model_fields}
+    all_fields = {name for model in models for name in model.model_fields}
 
     def validate(content: Any, _handler: Any) -> BaseModel:
-        if isinstance(content, kinds):
+        """Choose the model, and validate with it instead of the union."""
+        if isinstance(content, models):
             return content
-        named = [name for name in by_name if name in content] if isinstance(content, dict) else []
-        if not named:
-            return plain.model_validate(content)
-        kind = by_name[named[0]]
-        if excluded := [name for name in content if name in every - kind.model_fields.keys()]:
+        references = [name for name in model_by_reference if name in content] if isinstance(content, dict) else []
+        if not references:
+            return transfer_model.model_validate(content)
+        reference = references[0]
+        model = model_by_reference[reference]
+        fields = model.model_fields.keys()
+        # Only fields of the other models are listed here. The model itself rejects unknown fields.
+        excluded = [name for name in content if name in all_fields and name not in fields]
+        if excluded:
+            allowed = ", ".join(name for name in fields if name != reference)
             raise PydanticCustomError(
                 "excluded",
-                "{name} and {excluded} exclude each other: with {name} there may be {allowed}",
+                "{name} and {excluded} can't be sent together: with {name}, send {allowed}",
                 {
-                    "name": named[0],
+                    "name": reference,
                     "excluded": ", ".join(excluded),
-                    "allowed": ", ".join(name for name in kind.model_fields if name != named[0]) or "nothing else",
+                    "allowed": f"at most {allowed}" if allowed else "nothing else",
                 },
             )
-        return kind.model_validate(content)
+        return model.model_validate(content)
 
     return WrapValidator(validate)
 
-
-_NAMING: Final = ("posts", "voids", "reverses")
 
 AnyTransferIn = TransferIn | PostingIn | VoidingIn | ReversalIn
 
 
 class LinkedIn(BaseModel):
+    """Linked transfers, which are posted together or not at all."""
+
     model_config = ConfigDict(extra="forbid")
 
     transfers: Annotated[
-        list[Annotated[AnyTransferIn, _of_its_kind(TransferIn, PostingIn, VoidingIn, ReversalIn)]],
+        list[Annotated[AnyTransferIn, _validate_by_reference(TransferIn, PostingIn, VoidingIn, ReversalIn)]],
         Field(min_length=2, max_length=MAX_LINKED),
     ]
 
 
 class TransferOut(BaseModel):
+    """A transfer in any state. Amounts are in the currency's smallest unit."""
+
     model_config = ConfigDict(extra="forbid")
 
     id: UUID
@@ -145,23 +180,35 @@ class TransferOut(BaseModel):
     description: str | None
     metadata: dict[str, str]
     effective_at: datetime
-    expires_at: datetime | None = Field(description="Of a pending one")
-    group_id: UUID | None = Field(description="Shared by linked transfers")
-    reverses_id: UUID | None
-    reversed_total: int | None = Field(description="Of a reversal: how much of the original is reversed with it in all")
-    reversed_amount: int = Field(
-        description="How much of it has been reversed; 0 in the response that made it, and in its replays"
+    expires_at: datetime | None = Field(description="When the hold expires; null unless the transfer is pending")
+    group_id: UUID | None = Field(description="The group of linked transfers, which are posted together")
+    reverses_id: UUID | None = Field(description="For a reversal: the transfer that it reverses")
+    reversed_total: int | None = Field(
+        description="For a reversal: how much of the original transfer is reversed by it and the reversals before it"
     )
-    held_amount: int | None = Field(description="The amount that it held or still holds; null if it was never pending")
-    from_entry_number: int | None = Field(description="The number of its entry among the account's")
-    from_balance: int | None = Field(description="The account's balance after it; null unless it is posted")
-    to_entry_number: int | None
-    to_balance: int | None
+    reversed_amount: int = Field(
+        description="How much of this transfer has been reversed; 0 in the response to its POST, and in replays"
+    )
+    held_amount: int | None = Field(
+        description="The amount that the transfer held or still holds; null if it was never pending"
+    )
+    from_entry_number: int | None = Field(
+        description="The number of the debit in the entries of `from_account_id`; null unless the transfer is posted"
+    )
+    from_balance: int | None = Field(
+        description="The balance of `from_account_id` after this transfer; null unless it is posted"
+    )
+    to_entry_number: int | None = Field(
+        description="The number of the credit in the entries of `to_account_id`; null unless the transfer is posted"
+    )
+    to_balance: int | None = Field(
+        description="The balance of `to_account_id` after this transfer; null unless it is posted"
+    )
     created_at: datetime
 
 
 class LinkedOut(BaseModel):
-    """In the order of the request."""
+    """The linked transfers, in the order of the request."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -169,63 +216,73 @@ class LinkedOut(BaseModel):
 
 
 class TransferPageParameters(PageParameters):
-    """Filters, all of which must match. `shop.ledger.http.transfer_routes` reads `metadata[name]=value`."""
+    """Page and filters. A transfer must match all filters.
+
+    `get_metadata_filter` of the routes reads `metadata[name]=value`.
+    """
 
     order: ListOrder = Field(default="oldest", description="The order of the ids")
-    account_id: UUID | None = Field(default=None, description="From or to this account")
+    account_id: UUID | None = Field(default=None, description="Transfers from or to this account")
     from_account_id: UUID | None = None
     to_account_id: UUID | None = None
-    created_from: RFC3339Datetime | None = Field(default=None, description="Created from then on")
-    created_before: RFC3339Datetime | None = Field(default=None, description="Created before then")
-    effective_from: RFC3339Datetime | None = Field(default=None, description="Effective from then on")
-    effective_before: RFC3339Datetime | None = Field(default=None, description="Effective before then")
+    created_from: RFC3339Datetime | None = Field(default=None, description="Created at or after this time")
+    created_before: RFC3339Datetime | None = Field(default=None, description="Created before this time")
+    effective_from: RFC3339Datetime | None = Field(default=None, description="Effective at or after this time")
+    effective_before: RFC3339Datetime | None = Field(default=None, description="Effective before this time")
     state: TransferState | None = Field(default=None, description="An expired hold counts as voided")
     idempotency_key: Key | None = Field(
-        default=None, description="Made under this key of this client, until the key is deleted"
+        default=None,
+        description="The transfers that this client posted or held under this key, until the key is deleted",
     )
     reverses_id: UUID | None = Field(default=None, description="The reversals of this transfer")
-    group_id: UUID | None = Field(default=None, description="Posted together or not at all")
+    group_id: UUID | None = Field(default=None, description="The linked transfers of this group")
 
     @model_validator(mode="before")
     @classmethod
-    def _without_metadata(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {name: value for name, value in given.items() if not METADATA_PARAMETER.fullmatch(name)}
+    def _drop_metadata_parameters(cls, parameters: Any) -> Any:
+        if not isinstance(parameters, dict):
+            return parameters
+        return {name: value for name, value in parameters.items() if not METADATA_PARAMETER.fullmatch(name)}
 
 
 class _Line(BaseModel):
+    """The fields that every line of a batch has."""
+
     idempotency_key: Key
-    linked: bool = Field(default=False, strict=True, description="Made together with the next line, or not at all")
+    linked: bool = Field(
+        default=False, strict=True, description="Post this line and the next one together or not at all"
+    )
 
 
 class TransferLineIn(_Line, TransferIn):
-    pass
+    """A line of a batch: a transfer, or a hold."""
 
 
 class PostingLineIn(_Line, PostingIn):
-    pass
+    """A line of a batch: post a pending transfer."""
 
 
 class VoidingLineIn(_Line, VoidingIn):
-    """A pending transfer that is voided, all of it."""
+    """A line of a batch: void a pending transfer."""
 
 
 class ReversalLineIn(_Line, ReversalIn):
-    pass
+    """A line of a batch: reverse a transfer."""
 
 
 AnyLineIn = TransferLineIn | PostingLineIn | VoidingLineIn | ReversalLineIn
 
 
 class BatchLineIn(
-    RootModel[Annotated[AnyLineIn, _of_its_kind(TransferLineIn, PostingLineIn, VoidingLineIn, ReversalLineIn)],]
+    RootModel[
+        Annotated[AnyLineIn, _validate_by_reference(TransferLineIn, PostingLineIn, VoidingLineIn, ReversalLineIn)],
+    ]
 ):
-    """A transfer, or one that is posted (`posts`), voided (`voids`) or reversed (`reverses`)."""
+    """A line of a batch: a transfer, or one to post (`posts`), void (`voids`) or reverse (`reverses`)."""
 
 
 class BatchLineOut(BaseModel):
-    """The answer to one line of a batch, lines counted from 1."""
+    """The result of a line of a batch. Lines are numbered from 1."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -237,8 +294,8 @@ class BatchLineOut(BaseModel):
     detail: str | None = Field(default=None, description="What is wrong with an invalid line")
 
 
-def shown(transfer: TransferRecord) -> dict[str, Any]:
-    """As `TransferOut` has it."""
+def serialize_transfer(transfer: TransferRecord) -> dict[str, Any]:
+    """The fields of `TransferOut`, for `encode_json`."""
     return {
         "id": transfer.id,
         "state": transfer.state,
@@ -263,6 +320,6 @@ def shown(transfer: TransferRecord) -> dict[str, Any]:
     }
 
 
-def rendered(content: dict[str, Any]) -> bytes:
+def encode_json(content: dict[str, Any]) -> bytes:
     """JSON as Pydantic would write it, in a fifth of the time."""
-    return orjson.dumps(content, default=str, option=orjson.OPT_UTC_Z)  # str for the driver's own class of UUIDs
+    return orjson.dumps(content, default=str, option=orjson.OPT_UTC_Z)  # asyncpg has its own UUID class: use `str`

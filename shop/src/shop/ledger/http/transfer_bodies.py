@@ -1,4 +1,4 @@
-"""From the body of an HTTP request, or one element of it, to the request to the ledger."""
+"""Convert the body of an HTTP request, or an element or line of it, to a request to the ledger."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shop.ledger.models import Transfer
 from shop.ledger.requests import NamedTransfer, TransferRequest
 
 
-def named_in(body: AnyTransferIn) -> UUID | None:
-    """The id of the transfer that the body posts, voids or reverses."""
+def get_named_id(body: AnyTransferIn) -> UUID | None:
+    """The id of the transfer that the body posts, voids or reverses; None for a new transfer."""
     match body:
         case TransferIn():
             return None
@@ -27,10 +27,13 @@ def named_in(body: AnyTransferIn) -> UUID | None:
             assert_never(body)
 
 
-def request_of(
-    body: AnyTransferIn, named: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
+def build_request(
+    body: AnyTransferIn, transfers_by_id: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
 ) -> TransferRequest:
-    """The request to the ledger. Raises `NotFound` if the body names a transfer that isn't among `named`."""
+    """The request to the ledger.
+
+    `transfers_by_id` has the transfers that exist. Raises `NotFound` if the body names another one.
+    """
     match body:
         case TransferIn():
             return TransferRequest(
@@ -45,19 +48,19 @@ def request_of(
                 pending_seconds=body.pending_seconds,
             )
         case PostingIn():
-            return _found(named, body.posts).posting(body.amount, key=key, scope=scope)
+            return _get_transfer(transfers_by_id, body.posts).posting(body.amount, key=key, scope=scope)
         case VoidingIn():
-            return _found(named, body.voids).voiding(key=key, scope=scope)
+            return _get_transfer(transfers_by_id, body.voids).voiding(key=key, scope=scope)
         case ReversalIn():
-            return _found(named, body.reverses).reversal(
+            return _get_transfer(transfers_by_id, body.reverses).reversal(
                 body.amount, description=body.description, effective_at=body.effective_at, key=key, scope=scope
             )
         case _:
             assert_never(body)
 
 
-def _found(named: Mapping[UUID, NamedTransfer], transfer_id: UUID) -> NamedTransfer:
-    found = named.get(transfer_id)
-    if found is None:
+def _get_transfer(transfers_by_id: Mapping[UUID, NamedTransfer], transfer_id: UUID) -> NamedTransfer:
+    transfer = transfers_by_id.get(transfer_id)
+    if transfer is None:
         raise NotFound(Transfer, [transfer_id])
-    return found
+    return transfer
