@@ -35,7 +35,7 @@ async def test_refusals_have_a_request_id_too(client: httpx.AsyncClient) -> None
         assert (await client.get(path, headers={"X-Request-ID": "mine"})).headers["x-request-id"] == "mine"
 
 
-async def test_an_unforeseen_error_is_a_problem_with_a_request_id_and_a_traceback_in_the_log(
+async def test_an_unexpected_error_is_a_problem_with_a_request_id_and_a_traceback_in_the_log(
     committed_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(committed_url)
@@ -52,7 +52,7 @@ async def test_an_unforeseen_error_is_a_problem_with_a_request_id_and_a_tracebac
     assert answer.headers["x-request-id"] == "mine"
     assert 'shop_requests_total{method="GET",route="/broken",status="500"}' in figures
     [logged] = [json.loads(record.message) for record in caplog.records if record.levelno == logging.ERROR]
-    assert (logged["event"], logged["request_id"]) == ("unforeseen", "mine")
+    assert (logged["event"], logged["request_id"]) == ("unexpected error", "mine")
     assert "LookupError: a secret" in logged["exception"]
 
 

@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Connection,
-    Enum,
     FetchedValue,
     ForeignKey,
     Identity,
@@ -31,20 +30,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import Base, UUIDv7PrimaryKey
+from howdah import Base, UUIDv7PrimaryKey, text_enum
 from shop.ledger.triggers import create_triggers, drop_functions
-
-
-def one_of(kind: type[StrEnum], name: str) -> Enum:
-    """The type of a column that holds a member of `kind`. `name` is that of its CHECK constraint."""
-    return Enum(
-        kind,
-        name=name,
-        native_enum=False,
-        create_constraint=True,
-        length=10,
-        values_callable=lambda members: [member.value for member in members],
-    )
+from shop.users.models import User
 
 
 class AccountState(StrEnum):
@@ -114,16 +102,20 @@ class Account(UUIDv7PrimaryKey, Base):
         {"postgresql_with": {"fillfactor": 70}},
     )
 
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey(User.id), index=True)
     name: Mapped[str] = mapped_column(String(100))
     currency: Mapped[str] = mapped_column(String(3))
-    purpose: Mapped[AccountPurpose | None] = mapped_column(one_of(AccountPurpose, "purpose_is_known"))
+    purpose: Mapped[AccountPurpose | None] = mapped_column(
+        text_enum(AccountPurpose, name="purpose_is_known", length=10)
+    )
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
     held: Mapped[int] = mapped_column(BigInteger, default=0)
     allows_negative: Mapped[bool] = mapped_column(default=False)
     overdraft_limit: Mapped[int] = mapped_column(BigInteger, default=0)
     balance_limit: Mapped[int | None] = mapped_column(BigInteger)
-    state: Mapped[AccountState] = mapped_column(one_of(AccountState, "state_is_known"), default=AccountState.OPEN)
+    state: Mapped[AccountState] = mapped_column(
+        text_enum(AccountState, name="state_is_known", length=10), default=AccountState.OPEN
+    )
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
     entry_count: Mapped[int] = mapped_column(BigInteger, default=0)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())
@@ -270,7 +262,7 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     details: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
     effective_at: Mapped[datetime | None]
     group_id: Mapped[UUID | None]
-    state: Mapped[TransferState] = mapped_column(one_of(TransferState, "state_is_known"))
+    state: Mapped[TransferState] = mapped_column(text_enum(TransferState, name="state_is_known", length=10))
     expires_at: Mapped[datetime]
     created_at: Mapped[datetime]
     settled_at: Mapped[datetime | None]
@@ -313,7 +305,7 @@ class IdempotencyKey(Base):
     transfer_id: Mapped[UUID | None]
     refusal: Mapped[str | None] = mapped_column(String(40))
     account_id: Mapped[UUID | None]  # no foreign key: PostgreSQL would queue its check for every new key, even for NULL
-    answer: Mapped[AnswerKind] = mapped_column(one_of(AnswerKind, "answer_is_known"))
+    answer: Mapped[AnswerKind] = mapped_column(text_enum(AnswerKind, name="answer_is_known", length=10))
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
 
 

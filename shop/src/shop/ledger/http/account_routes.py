@@ -6,12 +6,23 @@ from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import Database, Page, paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, get_schema_ref
+from howdah.fastapi import (
+    DbSession,
+    PageOut,
+    ReadDbSession,
+    RequiredIfMatch,
+    StrictJSONRoute,
+    check_if_match,
+    describe_problems,
+    get_database,
+    get_schema_ref,
+    make_etag,
+)
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
 from shop.ledger.accounts import (
     change_account,
@@ -33,26 +44,24 @@ from shop.ledger.http.account_schemas import (
     EntryOut,
     EntryPageParameters,
 )
-from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.http.dependencies import IdempotencyKey
+from shop.ledger.http.problems import refusal_response
 from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.requests import Refusal
-from shop.web.dependencies import Caller, DbSession, IfMatch, ReadDbSession
-from shop.web.errors import refusal_response
+from shop.web.dependencies import Caller
 from shop.web.lines import NDJSON, ndjson_lines
-from shop.web.preconditions import etag, require_match
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)
 async def create_account(
-    *,
     body: AccountIn,
     db: DbSession,
     caller: Caller,
     response: Response,
-    idempotency_key: Annotated[Key | None, Header()] = None,
+    idempotency_key: IdempotencyKey,
 ) -> Account | Response:
     """Open an account.
 
@@ -64,7 +73,7 @@ async def create_account(
         return refusal_response(Refusal.KEY_REUSED)
     account = result.unwrap()
     response.headers["Location"] = f"/accounts/{account.id}"
-    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     if result.replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return account
@@ -113,13 +122,13 @@ async def list_accounts(
 async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
     """Return an account. Send its `ETag` as the `If-Match` of a change."""
     account = await read_account(db, account_id)
-    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     return account
 
 
-@router.patch("/{account_id}", response_model=AccountOut, responses=describe_problems(HTTPStatus.PRECONDITION_REQUIRED))
+@router.patch("/{account_id}", response_model=AccountOut)
 async def patch_account(
-    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: IfMatch = None
+    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: RequiredIfMatch
 ) -> Account:
     """Freeze, reopen or close an account, or change its limits, its name or its metadata.
 
@@ -128,10 +137,10 @@ async def patch_account(
     """
 
     def precondition(locked_account: Account) -> None:
-        require_match(if_match, locked_account.revision)
+        check_if_match(if_match, locked_account.revision)
 
     account = await change_account(db, account_id, body, precondition=precondition)
-    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     return account
 
 

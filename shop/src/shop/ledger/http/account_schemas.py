@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
 from shop.ledger.http.transfer_schemas import Key
 from shop.ledger.models import AccountPurpose, AccountState, Direction, EntryKind
-from shop.orders.schemas import Currency
-from shop.web.fields import STORABLE, ListOrder, Metadata
+from shop.web.fields import STORABLE, Currency, ListOrder, Metadata
 
 AccountName = Annotated[
     str,

@@ -6,20 +6,21 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref
+from howdah.fastapi import PageOut, ReadDbSession, StrictJSONRoute, describe_problems, get_schema_ref
+from shop.ledger.http.dependencies import CurrentLedger, RequiredIdempotencyKey
+from shop.ledger.http.problems import refusal_response
 from shop.ledger.http.transfer_batch import post_transfer_lines
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.http.transfer_schemas import (
     METADATA_PARAMETER,
     BatchLineIn,
     BatchLineOut,
-    Key,
     LinkedIn,
     LinkedOut,
     PostIn,
@@ -41,14 +42,11 @@ from shop.ledger.service import (
     voiding_request,
 )
 from shop.ledger.transfer_queries import select_transfers
-from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
-from shop.web.errors import key_missing, refusal_response
+from shop.web.dependencies import Caller
 from shop.web.fields import Metadata
 from shop.web.lines import JSON, NDJSON, ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
-
-IdempotencyKey = Annotated[Key | None, Header()]
 
 _METADATA: Final = TypeAdapter(Metadata)
 _METADATA_PARAMETER: Final = {
@@ -70,7 +68,7 @@ _REFUSALS: Final = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT
     responses=_REFUSALS,
 )
 async def create_transfer(
-    body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
+    body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
     """Post a transfer, or hold its amount.
 
@@ -80,8 +78,6 @@ async def create_transfer(
     With `pending_seconds` the amount is only held. `POST /transfers/{transfer_id}/post` posts it, and `…/void` releases
     it. The hold expires after `pending_seconds`.
     """
-    if idempotency_key is None:
-        return key_missing()
     return _build_response(await ledger.submit(build_request(body, {}, key=idempotency_key, scope=caller)))
 
 
@@ -92,7 +88,7 @@ async def create_transfer(
     responses=_REFUSALS | describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_linked_transfers(
-    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
+    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
     """Post 2 to 100 transfers under one key, all or none.
 
@@ -101,8 +97,6 @@ async def create_linked_transfers(
 
     An element is a transfer, or the id of a transfer to post (`posts`), void (`voids`) or reverse (`reverses`).
     """
-    if idempotency_key is None:
-        return key_missing()
     transfers_by_id = await find_named_transfers(
         db, {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None}
     )
@@ -206,11 +200,9 @@ async def post_pending_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[PostIn, Body(default_factory=PostIn)],
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released."""
-    if idempotency_key is None:
-        return key_missing()
     request = await posting_request(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
     await db.commit()  # gives the connection back: the ledger has its own transaction
     return _build_response(await ledger.submit(request))
@@ -224,11 +216,9 @@ async def void_pending_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[VoidIn, Body(default_factory=VoidIn)],
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Void a pending transfer. The whole hold is released."""
-    if idempotency_key is None:
-        return key_missing()
     request = await voiding_request(db, transfer_id, key=idempotency_key, scope=caller)
     await db.commit()
     return _build_response(await ledger.submit(request))
@@ -242,15 +232,13 @@ async def reverse_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Reverse a transfer: the `amount` of the body, or all that isn't reversed yet.
 
     The reversals of a transfer never return more than its amount. A reversal never takes effect before the transfer
     that it reverses.
     """
-    if idempotency_key is None:
-        return key_missing()
     request = await reversal_request(
         db,
         transfer_id,

@@ -1,4 +1,4 @@
-"""`get_db`: what a route does is committed before it is answered."""
+"""`get_db`: the changes of a route are committed before its response is sent."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from howdah.fastapi import add_error_handlers
+from howdah.fastapi import DbSession, add_error_handlers, get_db
 from shop.users.models import User
-from shop.web.dependencies import DbSession, get_db
 from shop_tests.support import reference
 from shop_tests.support.http_service import http_client
 from shop_tests.support.problems import assert_problem
@@ -62,14 +61,12 @@ async def app_on(database: Database) -> AsyncIterator[FastAPI]:
     yield app
 
 
-async def test_a_commit_that_fails_is_the_answer(
-    committed_database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_failed_commit_is_the_response(committed_database: Database, caplog: pytest.LogCaptureFixture) -> None:
     async with app_on(committed_database) as app, http_client(app) as client:
         answer = await client.post("/ours")
         assert_problem(answer, 409, "foreign-key-violation", constraint="children_parent_id_fkey")
 
-        answer = await client.post("/theirs")  # the control: the commit fails behind its back
+        answer = await client.post("/theirs")  # the control: the commit fails after the response
         assert (answer.status_code, answer.json()) == (200, "made")
 
         async with committed_database.session() as session:
@@ -85,7 +82,7 @@ async def test_a_route_that_raises_writes_nothing(committed_database: Database) 
         assert committed_database.pool_status().in_use == 0
 
 
-async def test_get_db_declared_as_the_reference_declares_it_is_refused(
+async def test_get_db_declared_as_in_the_reference_is_rejected(
     committed_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with app_on(committed_database) as app, http_client(app) as client:
