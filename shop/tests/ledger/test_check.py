@@ -11,10 +11,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DatabaseError, lock, savepoint
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import STEPS, LedgerReport, check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest
 from shop_tests.support.checked_ledger import create_ledger

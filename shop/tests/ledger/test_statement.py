@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, paginate
 from shop.ledger.account_queries import AccountRepository, select_entries
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account, read_account
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import find_transfer, post, transfer_funds

@@ -24,15 +24,7 @@ from howdah.fastapi import (
     make_etag,
 )
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
-from shop.ledger.accounts import (
-    change_account,
-    read_account,
-    read_balance_after_entry,
-    read_balance_at,
-    read_effective_balance,
-)
-from shop.ledger.http.account_batch import open_account_lines
-from shop.ledger.http.account_schemas import (
+from shop.ledger.account_schemas import (
     AccountChange,
     AccountIn,
     AccountLineIn,
@@ -44,6 +36,14 @@ from shop.ledger.http.account_schemas import (
     EntryOut,
     EntryPageParameters,
 )
+from shop.ledger.accounts import (
+    change_account,
+    read_account,
+    read_balance_after_entry,
+    read_balance_at,
+    read_effective_balance,
+)
+from shop.ledger.http.account_batch import open_account_lines
 from shop.ledger.http.dependencies import IdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.models import Account
