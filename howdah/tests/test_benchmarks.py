@@ -126,7 +126,7 @@ async def test_a_failing_contender_does_not_end_the_comparison(run: Callable[[],
     assert connections.recoveries == 1  # it is not run again after the warm-up
 
 
-async def test_a_wrong_result_is_not_a_figure() -> None:
+async def test_a_contender_with_a_wrong_result_has_no_figures() -> None:
     figures, _ = await measured_figures(comparison({"good": good, "bad": good}, wrong=frozenset({"bad"})))
 
     assert figures["bad"].failure == "wrong result: answer: True instead of False"
@@ -226,7 +226,7 @@ async def test_a_failing_comparison_does_not_end_the_run(tmp_path: Path) -> None
     assert "  fake: bad: ValueError: no such column" in display.lines
 
 
-async def test_a_missed_goal_is_no_failure() -> None:
+async def test_a_missed_goal_does_not_fail_the_run() -> None:
     async def fast() -> Measured:
         return Measured(0.1)
 

@@ -105,7 +105,7 @@ async def test_a_new_object_changes_only_what_was_passed(separate: AsyncSession,
 
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_a_dataclass_changes_only_what_was_passed_or_is_refused(separate: AsyncSession, write: Any) -> None:
+async def test_a_dataclass_changes_only_what_was_passed_or_is_rejected(separate: AsyncSession, write: Any) -> None:
     await bulk.insert_many(separate, Task, [Task(1, "One", "done", "note", 3)])
     if SHOWS_DEFAULTS:
         await write(separate, Task, [Task(id=1, name="Two")])
@@ -121,7 +121,7 @@ async def test_a_dataclass_changes_only_what_was_passed_or_is_refused(separate: 
 
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_what_a_constructor_may_have_made_is_refused_with_what_to_pass_instead(
+async def test_an_object_whose_constructor_may_have_set_values_is_rejected_with_what_to_pass_instead(
     separate: AsyncSession, write: Any
 ) -> None:
     wanted = "pass mappings or Pydantic models with the values to write"
@@ -135,7 +135,7 @@ async def test_what_a_constructor_may_have_made_is_refused_with_what_to_pass_ins
 
 
 @pytest.mark.parametrize("many", [1, 25])
-async def test_new_rows_get_what_the_constructor_sets_and_the_columns_defaults(
+async def test_new_rows_get_the_values_of_the_constructor_and_the_defaults_of_the_columns(
     separate: AsyncSession, many: int
 ) -> None:
     await bulk.insert_many(separate, Task, [Task(id=n, name="One") for n in range(many)])
@@ -146,7 +146,7 @@ async def test_new_rows_get_what_the_constructor_sets_and_the_columns_defaults(
     assert await stored(separate, Careful, "status") == [("new",)] * many
 
 
-async def test_an_upsert_that_names_what_to_update_takes_objects_that_dont_show_what_was_set(
+async def test_an_upsert_with_update_accepts_objects_that_do_not_show_which_values_were_set(
     separate: AsyncSession,
 ) -> None:
     rows = [Careful(id=n, name="One", status="old") for n in range(2)]
@@ -176,7 +176,7 @@ async def test_a_detached_object_writes_only_what_was_changed(session: AsyncSess
     assert [tuple(row) for row in await session.execute(select(User.name, User.nickname))] == [("Two", "newer")] * 2
 
 
-async def test_a_detached_object_must_still_have_its_version(session: AsyncSession) -> None:
+async def test_a_detached_object_is_stale_if_its_version_has_changed(session: AsyncSession) -> None:
     (key,) = await make_orders(session, 1)
     order = await session.get_one(Order, key)
     session.expunge(order)
@@ -191,7 +191,7 @@ async def test_a_detached_object_must_still_have_its_version(session: AsyncSessi
     assert (await bulk.update_many(session, Order, [light])).count == 1
 
 
-async def test_objects_that_show_no_change_are_refused(session: AsyncSession) -> None:
+async def test_objects_without_known_changes_are_rejected(session: AsyncSession) -> None:
     await make_users(session, 1)
     user = (await session.scalars(select(User))).one()
     user.name = "Two"
@@ -208,7 +208,7 @@ async def test_objects_that_show_no_change_are_refused(session: AsyncSession) ->
         await bulk.update_many(session, User, [user])
 
 
-async def test_objects_that_set_other_attributes_than_others_are_refused(separate: AsyncSession) -> None:
+async def test_objects_with_different_sets_of_attributes_are_rejected(separate: AsyncSession) -> None:
     rows: list[Any] = [Animal(id=1, name="One"), Animal(id=2, name="Two", legs=4)]
     for write in (bulk.update_many, bulk.upsert_many):
         with pytest.raises((TypeError, ValueError), match="other attributes than"):
@@ -263,7 +263,7 @@ async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSess
             assert (await stored(session, Hero, *names))[0] == ("00", "Three", "done", None, 1)
 
 
-async def test_new_rows_of_a_sqlmodel_get_its_defaults_and_the_columns(session: AsyncSession) -> None:
+async def test_new_rows_of_a_sqlmodel_get_its_defaults_and_those_of_the_columns(session: AsyncSession) -> None:
     Hero = hero()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     await bulk.insert_many(session, Hero, [Hero(code="a", name="One")])

@@ -174,7 +174,7 @@ async def count(session: AsyncSession, model: type[Any]) -> int:
 
 
 @pytest.mark.parametrize("many", [3, MANY])
-async def test_a_default_or_a_type_that_stops_an_iteration_fails_instead_of_ending_the_rows(
+async def test_a_stop_iteration_in_a_default_or_a_type_fails_instead_of_ending_the_rows(
     odd: AsyncSession, many: int
 ) -> None:
     with pytest.raises((StatementError, RuntimeError)):
@@ -187,13 +187,13 @@ async def test_a_default_or_a_type_that_stops_an_iteration_fails_instead_of_endi
 
 @pytest.mark.parametrize("many", [3, MANY])
 @pytest.mark.parametrize("keys", [True, False])
-async def test_rows_of_defaults_alone_are_as_many_as_given(odd: AsyncSession, many: int, keys: bool) -> None:
+async def test_rows_without_values_are_all_inserted_with_defaults(odd: AsyncSession, many: int, keys: bool) -> None:
     assert (await bulk.insert_many(odd, Defaulted, [{}] * many, keys=keys)).count == many
     assert await count(odd, Defaulted) == many
 
 
 @pytest.mark.parametrize("many", [3, MANY])
-async def test_defaults_that_are_wrapped_hidden_or_a_subclasss_apply(odd: AsyncSession, many: int) -> None:
+async def test_defaults_apply_if_they_are_wrapped_unmapped_or_of_a_subclass(odd: AsyncSession, many: int) -> None:
     rows = [{"name": f"{n}"} for n in range(many)]
     await bulk.insert_many(odd, Slugged, rows, keys=False)
     assert set(await odd.scalars(select(Slugged.slug))) == {f"slug {n}" for n in range(many)}
@@ -205,12 +205,12 @@ async def test_defaults_that_are_wrapped_hidden_or_a_subclasss_apply(odd: AsyncS
 
 
 @pytest.mark.parametrize("many", [3, MANY])
-async def test_a_key_that_only_the_database_may_make_cant_be_given(odd: AsyncSession, many: int) -> None:
+async def test_a_value_for_a_generated_always_key_is_rejected(odd: AsyncSession, many: int) -> None:
     with pytest.raises(DBAPIError, match="non-DEFAULT"):
         await bulk.insert_many(odd, Always, [{"id": n, "name": f"{n}"} for n in range(many)])
 
 
-async def test_rows_are_upserted_by_another_column_where_the_database_makes_the_keys(odd: AsyncSession) -> None:
+async def test_rows_with_generated_keys_can_be_upserted_by_another_column(odd: AsyncSession) -> None:
     rows = [{"name": f"{n}"} for n in range(5)]
     for model in (Always, Unmapped):
         assert await bulk.upsert_many(odd, model, rows[:3], on=["name"]) == UpsertResult(3, 0, 0)
@@ -218,7 +218,7 @@ async def test_rows_are_upserted_by_another_column_where_the_database_makes_the_
         assert await count(odd, model) == 5
 
 
-async def test_rows_with_and_without_a_key_far_apart(odd: AsyncSession) -> None:
+async def test_rows_with_and_without_a_key_can_be_far_apart(odd: AsyncSession) -> None:
     rows = [{"id": None if n < 1000 else 5000 + n, "at": "now"} for n in range(2000)]
     assert (await bulk.insert_many(odd, Defaulted, rows, keys=False)).count == 2000
     assert await count(odd, Defaulted) == 2000
@@ -235,18 +235,18 @@ async def test_tables_may_have_any_name(odd: AsyncSession, model: Any) -> None:
     assert (await bulk.delete_many(odd, model, range(5))).count == 5
 
 
-async def test_rows_are_found_by_arrays_and_documents(odd: AsyncSession) -> None:
+async def test_rows_can_be_matched_by_arrays_and_json_documents(odd: AsyncSession) -> None:
     rows = [{"tags": [f"{n % 3}"], "document": {"n": n % 3}, "plain": {"n": n}} for n in range(6)]
     assert await bulk.upsert_many(odd, Described, rows, on=["tags"]) == UpsertResult(3, 3, 0)
     assert await bulk.upsert_many(odd, Described, rows[3:], on=["document"]) == UpsertResult(0, 0, 3)
 
 
-async def test_an_onupdate_that_upsert_cant_make_is_named(odd: AsyncSession) -> None:
+async def test_an_onupdate_that_upsert_cannot_call_is_reported(odd: AsyncSession) -> None:
     with pytest.raises(TypeError, match=r"can't call the onupdate of Contextual\.shown"):
         await bulk.upsert_many(odd, Contextual, [{"id": 1, "name": "a"}])
 
 
-async def test_an_upsert_leaves_rows_of_another_class_alone(odd: AsyncSession) -> None:
+async def test_an_upsert_does_not_change_rows_of_another_class(odd: AsyncSession) -> None:
     (key,) = (await bulk.insert_many(odd, Employee, [{"name": "E"}])).keys
     assert await bulk.upsert_many(odd, Manager, [{"id": key, "name": "M", "bonus": 1}]) == UpsertResult(0, 0, 1)
     assert await odd.scalar(select(Employee.name)) == "E"
@@ -254,7 +254,7 @@ async def test_an_upsert_leaves_rows_of_another_class_alone(odd: AsyncSession) -
     assert await bulk.upsert_many(odd, Manager, [{"id": boss, "name": "C", "bonus": 1}]) == UpsertResult(0, 1, 0)
 
 
-async def test_a_subclass_that_is_held_is_read_anew_whole(odd: AsyncSession) -> None:
+async def test_a_loaded_object_of_a_subclass_is_refreshed_completely(odd: AsyncSession) -> None:
     (key,) = (await bulk.insert_many(odd, Manager, [{"name": "M", "bonus": 7}])).keys
     manager = await odd.get_one(Manager, key)
     await bulk.update_many(odd, Employee, [{"id": key, "name": "N"}])
@@ -262,7 +262,7 @@ async def test_a_subclass_that_is_held_is_read_anew_whole(odd: AsyncSession) -> 
 
 
 @pytest.mark.parametrize("many", [5, MANY])
-async def test_a_row_that_a_trigger_refuses_is_named(session: AsyncSession, many: int) -> None:
+async def test_a_row_that_a_trigger_rejects_is_identified(session: AsyncSession, many: int) -> None:
     await session.execute(
         text(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
@@ -276,9 +276,7 @@ async def test_a_row_that_a_trigger_refuses_is_named(session: AsyncSession, many
 
 
 @pytest.mark.parametrize("many", [5, MANY])
-async def test_a_schema_that_is_another_ones_for_this_session_is_minded(
-    committed_database: Database, many: int
-) -> None:
+async def test_the_schema_translate_map_of_the_session_applies(committed_database: Database, many: int) -> None:
     tenant = committed_database.engine.execution_options(schema_translate_map={None: "tenant"})
     async with AsyncSession(tenant) as session:
         await session.execute(text("CREATE SCHEMA tenant"))
@@ -287,7 +285,7 @@ async def test_a_schema_that_is_another_ones_for_this_session_is_minded(
         assert (await session.scalars(text("SELECT count(*) FROM tenant.labels"))).one() == many
 
 
-async def test_a_session_with_an_engine_for_each_class(committed_url: str) -> None:
+async def test_a_session_may_bind_each_class_to_an_engine(committed_url: str) -> None:
     engine = create_async_engine(committed_url)
     async with AsyncSession(binds={User: engine, Vehicle: engine}) as session:
         assert (await bulk.insert_many(session, User, user_rows(MANY))).count == MANY

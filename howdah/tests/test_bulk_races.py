@@ -14,7 +14,7 @@ from howdah_tests.support.sample_models import Counter, Order, User
 from howdah_tests.support.sample_rows import make_orders, user_rows
 
 
-async def test_concurrent_upserts_of_the_same_rows_make_each_once(committed_database: Database) -> None:
+async def test_concurrent_upserts_of_the_same_rows_create_each_row_once(committed_database: Database) -> None:
     rows = user_rows(300)
 
     async def upsert(order: int) -> UpsertResult:
@@ -39,7 +39,7 @@ async def _race(database: Database, write: Any, *, inputs: tuple[Any, Any]) -> l
     return await asyncio.gather(*(run(given) for given in inputs), return_exceptions=True)
 
 
-async def test_two_updates_of_the_same_rows_in_opposite_order_dont_deadlock(committed_database: Database) -> None:
+async def test_two_updates_of_the_same_rows_in_opposite_order_do_not_deadlock(committed_database: Database) -> None:
     """Control: an executemany in the order of the input does."""
     async with committed_database.begin() as session:
         keys = (await bulk.insert_many(session, Counter, ({"value": 0} for _ in range(400)))).keys
@@ -63,7 +63,7 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_dont_deadlock(comm
     assert [type(each) for each in outcomes if each is not None] == [DeadlockDetected]
 
 
-async def test_two_updates_of_many_chunks_dont_deadlock_if_their_inputs_are_lists_or_sorted(
+async def test_two_updates_of_many_chunks_do_not_deadlock_if_their_inputs_are_lists_or_sorted(
     committed_database: Database,
 ) -> None:
     """Control: from unsorted generators they do, as the module says."""
@@ -89,7 +89,7 @@ async def test_two_updates_of_many_chunks_dont_deadlock_if_their_inputs_are_list
         pytest.fail("the control should have deadlocked")
 
 
-async def test_two_upserts_of_the_same_rows_in_opposite_order_dont_deadlock(committed_database: Database) -> None:
+async def test_two_upserts_of_the_same_rows_in_opposite_order_do_not_deadlock(committed_database: Database) -> None:
     async def upsert(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
         await bulk.upsert_many(session, User, rows, on=["email"])
 
@@ -98,7 +98,7 @@ async def test_two_upserts_of_the_same_rows_in_opposite_order_dont_deadlock(comm
         assert await _race(committed_database, upsert, inputs=(rows, rows[::-1])) == [None, None]
 
 
-async def test_two_versioned_updates_of_the_same_rows_let_one_through(committed_database: Database) -> None:
+async def test_one_of_two_concurrent_versioned_updates_is_stale(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         keys = await make_orders(session, 20)
 

@@ -64,7 +64,7 @@ def bad_rows(place: int, **values: Any) -> list[dict[str, Any]]:
     ],
     ids=["unique", "far", "near", "check", "null", "long", "range", "type", "nul", "naive", "text", "key"],
 )
-async def test_a_bad_row_fails_the_whole_and_is_named(
+async def test_a_rejected_row_fails_the_whole_call_and_is_identified(
     settled: AsyncSession, place: int, values: dict[str, Any], error: Any, constraint: str | None
 ) -> None:
     with pytest.raises(error) as caught:
@@ -77,7 +77,7 @@ async def test_a_bad_row_fails_the_whole_and_is_named(
     assert len(await emails(settled)) == 4
 
 
-async def test_what_fails_is_still_caught_by_sqlalchemys_classes(settled: AsyncSession) -> None:
+async def test_errors_are_subclasses_of_those_of_sqlalchemy(settled: AsyncSession) -> None:
     with pytest.raises(IntegrityError):
         await bulk.insert_many(settled, User, bad_rows(234, age=-1))
     with pytest.raises(StatementError) as caught:
@@ -85,7 +85,7 @@ async def test_what_fails_is_still_caught_by_sqlalchemys_classes(settled: AsyncS
     assert "without a time zone" in str(caught.value.__cause__)
 
 
-async def test_the_first_of_several_bad_rows_is_named(settled: AsyncSession) -> None:
+async def test_the_first_of_several_rejected_rows_is_identified(settled: AsyncSession) -> None:
     rows = bad_rows(140, age=-1)
     rows[130] = {**rows[130], "name": "x" * 21}
     with pytest.raises(TooLong) as caught:
@@ -93,13 +93,13 @@ async def test_the_first_of_several_bad_rows_is_named(settled: AsyncSession) -> 
     assert caught.value.row_index == 130
 
 
-async def test_a_statement_that_is_wrong_itself_isnt_blamed_on_a_row(settled: AsyncSession) -> None:
+async def test_an_error_of_the_statement_itself_identifies_no_row(settled: AsyncSession) -> None:
     with pytest.raises(InvalidStatement) as caught:
         await bulk.upsert_many(settled, User, user_rows(3), on=["name"])
     assert caught.value.row_index is None
 
 
-async def test_a_bad_row_of_an_update_is_named_and_nothing_stays(session: AsyncSession) -> None:
+async def test_a_rejected_row_of_an_update_is_identified_and_no_row_is_written(session: AsyncSession) -> None:
     keys = await make_users(session, 250)
     for place, values, error in (
         (222, {"age": -1}, CheckViolation),
@@ -120,7 +120,7 @@ async def test_a_bad_row_of_an_update_is_named_and_nothing_stays(session: AsyncS
         assert await session.scalar(select(func.count()).where(User.name == "New")) == 0
 
 
-async def test_a_bad_row_of_an_upsert_is_named_by_its_place_in_the_input_though_it_is_sorted(
+async def test_a_rejected_row_of_an_upsert_is_identified_by_its_position_in_the_input(
     session: AsyncSession,
 ) -> None:
     rows = list(reversed(user_rows(250)))
@@ -135,7 +135,7 @@ async def test_a_bad_row_of_an_upsert_is_named_by_its_place_in_the_input_though_
     assert await emails(session) == []
 
 
-async def test_a_key_that_cant_be_deleted_or_updated_is_named(session: AsyncSession) -> None:
+async def test_a_key_that_cannot_be_deleted_or_updated_is_identified(session: AsyncSession) -> None:
     keys = await make_users(session, 10)
     await bulk.insert_many(session, Order, [{"user_id": keys[7]}])
     with pytest.raises(ForeignKeyViolation) as caught:
@@ -147,7 +147,7 @@ async def test_a_key_that_cant_be_deleted_or_updated_is_named(session: AsyncSess
     assert list(await session.scalars(select(User.age).order_by(User.id))) == list(range(10))
 
 
-async def test_a_key_of_another_type_is_named(session: AsyncSession) -> None:
+async def test_a_key_of_another_type_is_identified(session: AsyncSession) -> None:
     with pytest.raises(InvalidValue) as caught:
         await bulk.update_many(session, Counter, [{"id": i if i != 30 else "x", "value": 1} for i in range(50)])
     assert caught.value.row_index == 30
@@ -158,7 +158,7 @@ async def test_a_key_of_another_type_is_named(session: AsyncSession) -> None:
     assert await AsyncRepository(session, Counter).count() == 0
 
 
-async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: AsyncSession) -> None:
+async def test_an_error_that_is_not_reproduced_identifies_no_row(session: AsyncSession) -> None:
     times = 0
 
     async def write(ids: Sequence[int]) -> None:
@@ -174,7 +174,7 @@ async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: Asy
     assert await AsyncRepository(session, Counter).count() == 0
 
 
-async def test_a_lock_that_isnt_free_in_time_isnt_blamed_on_a_row(committed_database: Database) -> None:
+async def test_a_lock_timeout_identifies_no_row(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         keys = await make_users(session, 10)
     async with committed_database.session() as holder, committed_database.session() as session:
@@ -186,7 +186,7 @@ async def test_a_lock_that_isnt_free_in_time_isnt_blamed_on_a_row(committed_data
         assert await session.scalar(select(func.count()).where(User.name == "New")) == 0
 
 
-async def test_without_the_library_s_engine_errors_are_sqlalchemys_and_name_the_row_all_the_same(
+async def test_with_a_plain_engine_errors_are_those_of_sqlalchemy_and_identify_the_row_in_a_note(
     committed_database: Database,
 ) -> None:
     engine = create_async_engine(committed_database.engine.url)
@@ -202,7 +202,9 @@ async def test_without_the_library_s_engine_errors_are_sqlalchemys_and_name_the_
     await engine.dispose()
 
 
-async def test_a_cancelled_bulk_leaves_nothing_and_the_connection_usable(committed_database: Database) -> None:
+async def test_a_cancelled_bulk_write_writes_no_row_and_its_connection_stays_usable(
+    committed_database: Database,
+) -> None:
     waiting = asyncio.Event()
 
     async def slow() -> AsyncIterator[dict[str, Any]]:
@@ -223,7 +225,9 @@ async def test_a_cancelled_bulk_leaves_nothing_and_the_connection_usable(committ
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_a_bulk_that_is_cancelled_while_it_waits_for_a_lock_leaves_nothing(committed_database: Database) -> None:
+async def test_a_bulk_write_that_is_cancelled_while_it_waits_for_a_lock_writes_no_row(
+    committed_database: Database,
+) -> None:
     async with committed_database.begin() as session:
         keys = await make_users(session, 10)
     for write in (

@@ -68,7 +68,7 @@ async def there(session: AsyncSession) -> set[UUID]:
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("first", [0, 1])
-async def test_rows_that_a_trigger_suppresses_do_not_count_and_have_no_key(
+async def test_rows_that_a_trigger_suppresses_are_not_counted_and_have_no_key(
     session: AsyncSession, count: int, first: int
 ) -> None:
     await before_insert(session, "IF NEW.n % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW;")
@@ -81,7 +81,7 @@ async def test_rows_that_a_trigger_suppresses_do_not_count_and_have_no_key(
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_chunks_that_a_trigger_suppresses_rows_of_add_up(session: AsyncSession, count: int) -> None:
+async def test_the_counts_of_chunks_with_suppressed_rows_add_up(session: AsyncSession, count: int) -> None:
     await before_insert(session, "IF NEW.n % 3 = 1 THEN RETURN NULL; END IF; RETURN NEW;")
     created = await bulk.insert_many(session, Guarded, [{"n": n} for n in range(count)], chunk_size=7)
     assert created.count == await session.scalar(select(func.count()).select_from(Guarded))
@@ -89,7 +89,7 @@ async def test_chunks_that_a_trigger_suppresses_rows_of_add_up(session: AsyncSes
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_the_row_that_is_refused_is_named_by_its_place_among_all(session: AsyncSession, count: int) -> None:
+async def test_a_rejected_row_is_identified_by_its_position_among_all_rows(session: AsyncSession, count: int) -> None:
     await before_insert(
         session, "IF NEW.n < 0 THEN RAISE 'no'; ELSIF NEW.n % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW;"
     )
@@ -103,7 +103,7 @@ async def test_the_row_that_is_refused_is_named_by_its_place_among_all(session: 
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_rows_that_a_trigger_puts_into_a_table_that_inherits_are_there(session: AsyncSession, count: int) -> None:
+async def test_rows_that_a_trigger_moves_to_an_inheriting_table_are_counted(session: AsyncSession, count: int) -> None:
     await session.execute(text("CREATE TABLE guarded_child () INHERITS (guarded)"))
     await before_insert(session, "INSERT INTO guarded_child VALUES (NEW.*); RETURN NULL;")
     created = await bulk.insert_many(session, Guarded, [{"n": number} for number in range(count)])
@@ -113,7 +113,7 @@ async def test_rows_that_a_trigger_puts_into_a_table_that_inherits_are_there(ses
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("model", [Listed, Counted])
-async def test_rows_that_are_inserted_with_values_are_counted_as_well(
+async def test_rows_that_are_inserted_with_values_are_counted_too(
     session: AsyncSession, model: type[Any], count: int
 ) -> None:
     await before_insert(session, "IF NEW.n % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW;", model.__tablename__)

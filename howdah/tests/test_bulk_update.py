@@ -37,7 +37,7 @@ async def test_each_row_is_updated_to_its_own_values(session: AsyncSession) -> N
     assert all(user.updated_at > LONG_AGO for user in found)
 
 
-async def test_more_rows_than_a_statement_may_have_parameters(session: AsyncSession) -> None:
+async def test_more_rows_than_the_maximum_of_parameters_can_be_written(session: AsyncSession) -> None:
     """Fault 4. Control: the reference's IN fails over 32,767."""
     await bulk.insert_many(session, Counter, ({"id": i} for i in range(40_000)), chunk_size=10_000)
     ids = list(range(40_000))
@@ -73,7 +73,7 @@ async def test_composite_keys_are_updated_and_deleted(session: AsyncSession) -> 
     assert taken == [("B", 2)]
 
 
-async def test_too_long_a_text_is_refused_and_not_cut(session: AsyncSession) -> None:
+async def test_a_text_that_is_too_long_is_rejected_and_not_truncated(session: AsyncSession) -> None:
     """Control: through an array of VARCHAR(5), as SQLAlchemy's type renders it, it is cut."""
     await bulk.insert_many(session, Label, [{"name": "a", "colour": "red"}])
     with pytest.raises(TooLong) as caught:
@@ -85,7 +85,7 @@ async def test_too_long_a_text_is_refused_and_not_cut(session: AsyncSession) -> 
     assert await bulk.update_many(session, Label, [{"name": "abcdefgh", "colour": "x"}]) == MatchResult(0, ["abcdefgh"])
 
 
-async def test_rows_with_one_key_are_written_one_after_the_other_whatever_the_chunks(session: AsyncSession) -> None:
+async def test_rows_with_one_key_are_written_in_order_for_every_chunk_size(session: AsyncSession) -> None:
     for chunk_size in (1, 2, 3, 100):
         keys = (await bulk.insert_many(session, Counter, [{"value": 0}, {"value": 0}])).keys
         rows = [{"id": key, "value": i} for i, key in enumerate([*keys, keys[0], keys[0], keys[1]], start=1)]
@@ -103,12 +103,14 @@ async def test_rows_with_one_key_are_written_one_after_the_other_whatever_the_ch
     ],
 )
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_rows_must_name_the_key_and_the_same_attributes(session: AsyncSession, write: Any, rows: Any) -> None:
+async def test_every_row_must_have_the_key_and_the_same_attributes(
+    session: AsyncSession, write: Any, rows: Any
+) -> None:
     with pytest.raises(ValueError, match=r"row 1 of the input, counted from 0, (must name id|names other attributes)"):
         await write(session, User, rows)
 
 
-async def test_rows_that_name_only_their_key_are_matched_and_left_alone(session: AsyncSession) -> None:
+async def test_rows_with_only_a_key_are_matched_and_not_changed(session: AsyncSession) -> None:
     keys = await make_users(session, 2)
     missing = uuid4()
     assert await bulk.update_many(session, User, [{"id": key} for key in [*keys, missing]]) == MatchResult(2, [missing])
@@ -116,7 +118,7 @@ async def test_rows_that_name_only_their_key_are_matched_and_left_alone(session:
     assert set(await session.scalars(select(User.updated_at))) == {LONG_AGO}
 
 
-async def test_the_version_moves_and_a_stale_one_is_refused(session: AsyncSession) -> None:
+async def test_the_version_is_incremented_and_a_stale_version_is_rejected(session: AsyncSession) -> None:
     keys = await make_orders(session, 3)
     assert await bulk.update_many(session, Order, [{"id": key, "total_cents": 5} for key in keys]) == MatchResult(3, [])
     assert await bulk.update_by_key(session, Order, keys, {"total_cents": 6}) == MatchResult(3, [])
@@ -132,7 +134,7 @@ async def test_the_version_moves_and_a_stale_one_is_refused(session: AsyncSessio
     assert set(await session.scalars(select(Order.version))) == {4}, "nothing is written"
 
 
-async def test_a_row_that_names_only_its_version_is_checked_too(session: AsyncSession) -> None:
+async def test_a_row_with_only_a_version_is_checked_too(session: AsyncSession) -> None:
     keys = await make_orders(session, 1)
     with pytest.raises(StaleRow):
         await bulk.update_many(session, Order, [{"id": keys[0], "version": 2}])
@@ -140,7 +142,7 @@ async def test_a_row_that_names_only_its_version_is_checked_too(session: AsyncSe
     assert await session.scalar(select(Order.version)) == 2
 
 
-async def test_all_stale_rows_are_told_and_none_is_written(session: AsyncSession) -> None:
+async def test_all_stale_rows_are_reported_and_none_is_written(session: AsyncSession) -> None:
     keys = await make_orders(session, 9)
     await bulk.update_by_key(session, Order, keys[::2], {"total_cents": 100})
     rows = [{"id": key, "version": 1, "total_cents": 7} for key in reversed(keys)]
@@ -152,7 +154,7 @@ async def test_all_stale_rows_are_told_and_none_is_written(session: AsyncSession
     assert await session.scalar(select(func.count()).where(Order.total_cents == 7)) == 1  # which began with it
 
 
-async def test_rows_are_updated_where_a_criterion_finds_them(session: AsyncSession) -> None:
+async def test_update_where_updates_the_rows_that_match_the_criteria(session: AsyncSession) -> None:
     keys = await make_orders(session, 6)
     orders = AsyncRepository(session, Order)
     held = await orders.get_by_ids(keys[:2])
@@ -174,7 +176,7 @@ async def test_rows_are_updated_where_a_criterion_finds_them(session: AsyncSessi
         await orders.update_where(Order.total_cents > 4, totl=1)
 
 
-async def test_the_key_and_the_version_cant_be_set_for_many(session: AsyncSession) -> None:
+async def test_the_key_and_the_version_cannot_be_set_for_many_rows(session: AsyncSession) -> None:
     keys = await make_orders(session, 1)
     for values in ({"id": uuid4()}, {"version": 7}):
         with pytest.raises(ValueError, match="can't be set"):
@@ -183,7 +185,7 @@ async def test_the_key_and_the_version_cant_be_set_for_many(session: AsyncSessio
         await bulk.update_by_key(session, Order, keys, {"user": None})
 
 
-async def test_objects_that_the_session_holds_are_fresh_afterwards(session: AsyncSession) -> None:
+async def test_objects_in_the_session_are_refreshed(session: AsyncSession) -> None:
     keys = await make_orders(session, 4)
     orders = await AsyncRepository(session, Order).get_by_ids(keys)
     orders[3].total_cents = 99  # pending: flushed first, so not lost
@@ -197,7 +199,7 @@ async def test_objects_that_the_session_holds_are_fresh_afterwards(session: Asyn
     assert all(order.updated_at > LONG_AGO for order in orders)
 
 
-async def test_a_related_object_isnt_left_stale_when_its_column_is_changed(session: AsyncSession) -> None:
+async def test_a_relationship_is_not_left_stale_when_its_column_changes(session: AsyncSession) -> None:
     users = await make_users(session, 2)
     orders = AsyncRepository(session, Order)
     order = await orders.create(user_id=users[0])
@@ -210,7 +212,7 @@ async def test_a_related_object_isnt_left_stale_when_its_column_is_changed(sessi
     assert order.user.id == users[1]
 
 
-async def test_a_deferred_column_isnt_left_stale(session: AsyncSession) -> None:
+async def test_a_deferred_column_is_not_left_stale(session: AsyncSession) -> None:
     specimens = AsyncRepository(session, Specimen)
     specimen = await specimens.create(id=1, notes="old", left=1, top=2)
     assert (specimen.notes, specimen.corner.left) == ("old", 1)
@@ -221,7 +223,7 @@ async def test_a_deferred_column_isnt_left_stale(session: AsyncSession) -> None:
     assert specimen.notes == "new"
 
 
-async def test_deleted_objects_are_expunged_and_their_keys_are_free(session: AsyncSession) -> None:
+async def test_deleted_objects_are_expunged_and_their_keys_can_be_reused(session: AsyncSession) -> None:
     keys = await make_users(session, 3)
     users = UserRepository(session)
     held = await users.get_by_ids(keys)
@@ -232,7 +234,7 @@ async def test_deleted_objects_are_expunged_and_their_keys_are_free(session: Asy
     assert (await users.create(id=keys[0], email="again@example.org", name="Again")).id == keys[0]
 
 
-async def test_a_delete_follows_the_databases_cascades_only(session: AsyncSession) -> None:
+async def test_a_delete_follows_only_the_cascades_of_the_database(session: AsyncSession) -> None:
     album = await AsyncRepository(session, Album).create(title="A", tracks=[Track(position=1)])
     with pytest.raises(ForeignKeyViolation):
         await bulk.delete_many(session, Album, [album.id])

@@ -70,7 +70,7 @@ VALUES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("count", [1, 25, 1100])
-async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str, count: int) -> None:
+async def test_values_that_are_lists_are_stored_unchanged(tables: AsyncSession, name: str, count: int) -> None:
     values = VALUES[name]
     await bulk.insert_many(tables, ListColumns, [{"id": n} for n in range(count)])
     for shift in range(len(values)):
@@ -85,7 +85,9 @@ async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str,
 
 
 @pytest.mark.parametrize("name", ["variant", "tags", "nested"])
-async def test_arrays_in_whatever_dress_are_refused_with_what_to_do(tables: AsyncSession, name: str) -> None:
+async def test_arrays_behind_variants_and_decorators_are_rejected_with_what_to_do(
+    tables: AsyncSession, name: str
+) -> None:
     """`unnest` would flatten them, because PostgreSQL has no arrays of arrays."""
     rows = [{"id": n, name: ["a", "b"]} for n in range(3)]
     await bulk.insert_many(tables, ListColumns, rows)
@@ -124,7 +126,7 @@ class ByDefault(Separate):
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
 
-async def test_a_version_with_a_generator_of_its_own_isnt_moved_by_one(tables: AsyncSession) -> None:
+async def test_a_version_with_a_custom_generator_is_rejected(tables: AsyncSession) -> None:
     """Control: the ORM's own update calls the generator."""
     held = await AsyncRepository(tables, InTens).create(id=1)
     held.value = 1
@@ -146,7 +148,9 @@ async def test_a_version_with_a_generator_of_its_own_isnt_moved_by_one(tables: A
 
 
 @pytest.mark.parametrize(("model", "moved"), [(ByDatabase, 7), (ByDefault, 2)])
-async def test_other_versions_move_as_they_say(tables: AsyncSession, model: type[Any], moved: int) -> None:
+async def test_a_version_without_a_custom_generator_gets_its_default_or_is_incremented(
+    tables: AsyncSession, model: type[Any], moved: int
+) -> None:
     await bulk.insert_many(tables, model, [{"id": 1}])
     await bulk.update_many(tables, model, [{"id": 1, "value": 2}])
     assert (await tables.execute(select(model.value, model.version))).all() == [(2, moved)]

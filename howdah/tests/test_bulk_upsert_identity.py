@@ -105,7 +105,7 @@ SEEM_EQUAL = [
 
 @pytest.mark.parametrize("many", [1, 25])
 @pytest.mark.parametrize(("kind", "value", "other"), SEEM_EQUAL, ids=str)
-async def test_a_value_that_only_seems_equal_is_written(
+async def test_a_value_that_is_equal_but_has_other_bytes_is_written(
     session: AsyncSession, kind: Any, value: Any, other: str, many: int
 ) -> None:
     model = await create(session, model_of(kind))
@@ -186,7 +186,7 @@ async def test_a_change_of_case_under_a_nondeterministic_collation_is_written(se
     assert await bulk.upsert_many(session, model, rows, on=["value"]) == UpsertResult(1, 0, 2)
 
 
-async def test_rows_that_meet_in_another_case_come_out_as_if_written_one_by_one(things: AsyncSession) -> None:
+async def test_rows_with_keys_of_another_case_have_the_result_of_single_upserts(things: AsyncSession) -> None:
     """Control: one statement would write the second of these rows first, or wouldn't detect the conflict."""
     await bulk.insert_many(things, Thing, [{"id": 1, "name": "old", "code": "b"}])
     for codes in ("bB", "Bb"):
@@ -204,7 +204,7 @@ async def test_rows_that_meet_in_another_case_come_out_as_if_written_one_by_one(
         assert await things.scalar(select(Thing.name).where(Thing.code == codes[0])) == codes[0]
 
 
-async def test_the_control_a_statement_that_compares_with_the_types_operator_loses_a_change(
+async def test_control_a_comparison_with_the_operator_of_the_type_loses_a_change(
     things: AsyncSession,
 ) -> None:
     await bulk.insert_many(things, Thing, [{"id": 1, "name": "a", "code": "a"}])

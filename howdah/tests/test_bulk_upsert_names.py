@@ -63,7 +63,7 @@ async def test_columns_may_have_any_names(session: AsyncSession, with_array: boo
     await check(session, model_of("named", "id", names, with_array=with_array), len(names), **more)
 
 
-async def test_a_table_named_as_postgresql_names_the_new_row_is_refused(session: AsyncSession) -> None:
+async def test_a_table_named_excluded_is_rejected(session: AsyncSession) -> None:
     model = model_of("excluded", "id", ["value"])
     with pytest.raises(TypeError, match="can't write to a table named `excluded`"):
         await bulk.upsert_many(session, model, [{"key": 1, "c0": "x"}])

@@ -130,7 +130,7 @@ async def check(
     update=st.sampled_from([None, [], ["name"], ["amount", "name"]]),
     chunk_size=st.sampled_from([None, 1, 3]),
 )
-async def test_rows_come_out_and_are_counted_as_if_written_one_by_one(
+async def test_rows_have_the_result_and_the_counts_of_single_upserts(
     session: AsyncSession, on: str, data: st.DataObject, update: list[str] | None, chunk_size: int | None
 ) -> None:
     lists = data.draw(st.lists(inputs(on), min_size=2, max_size=2))

@@ -13,7 +13,7 @@ from howdah import Coalescer, CoalescerClosed, QueueFull
 from howdah_tests.support.batch_recorder import BatchRecorder, until
 
 
-async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> None:
+async def test_an_idle_coalescer_sends_an_item_at_once_and_a_busy_one_collects_items() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
@@ -29,14 +29,14 @@ async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> Non
     assert trips.batches == [["a"], ["b", "c", "d"]]
 
 
-async def test_those_who_come_in_the_same_moment_travel_together() -> None:
+async def test_items_of_the_same_moment_share_a_batch() -> None:
     trips = BatchRecorder(waiting=False)
     async with Coalescer(trips, workers=4) as coalescer:
         assert await asyncio.gather(*(coalescer.submit(letter) for letter in "abc")) == ["A", "B", "C"]
     assert trips.batches == [["a", "b", "c"]]
 
 
-async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
+async def test_batches_have_a_maximum_size_and_run_concurrently() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips, max_batch_size=2, workers=2) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefg"]
@@ -49,7 +49,7 @@ async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
     assert max(map(len, trips.batches)) == 2
 
 
-async def test_pipelined_trips_share_those_who_wait() -> None:
+async def test_with_split_between_workers_a_long_queue_is_divided() -> None:
     """The control is the same without: all are on one trip, and nothing is prepared while it is under way."""
     for split_between_workers, sizes in ((True, [50, 50]), (False, [100])):
         trips = BatchRecorder()
@@ -61,7 +61,7 @@ async def test_pipelined_trips_share_those_who_wait() -> None:
             assert await asyncio.gather(*tasks) == list("ABCDEFGHIJ" * 10)
 
 
-async def test_pipelined_trips_leave_a_few_together() -> None:
+async def test_with_split_between_workers_a_short_queue_is_not_divided() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips, workers=2, split_between_workers=True) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefgh" * 4]
@@ -71,7 +71,7 @@ async def test_pipelined_trips_leave_a_few_together() -> None:
     assert [len(batch) for batch in trips.batches] == [32]
 
 
-async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> None:
+async def test_a_further_worker_waits_for_as_many_items_as_the_running_batches_have() -> None:
     """Or a busy system's batches would be split among the trips instead of growing."""
     trips = BatchRecorder()
     async with Coalescer(trips, workers=3) as coalescer:
@@ -96,7 +96,7 @@ async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> No
         assert await asyncio.gather(*tasks) == list("ABCDEFGHIJK")
 
 
-async def test_the_same_key_travels_once_and_never_joins_a_trip_that_has_left() -> None:
+async def test_the_same_key_is_sent_once_and_never_joins_a_running_batch() -> None:
     """A read is never older than its submit."""
     reads: list[list[str]] = []
     value = 0
@@ -120,14 +120,14 @@ async def test_the_same_key_travels_once_and_never_joins_a_trip_that_has_left() 
     assert reads == [["a", "b"], ["a", "b"]]
 
 
-async def test_without_a_key_equal_items_are_items_of_their_own() -> None:
+async def test_without_a_key_equal_items_are_separate_items() -> None:
     trips = BatchRecorder(waiting=False)
     async with Coalescer(trips) as coalescer:
         assert await asyncio.gather(*(coalescer.submit("a") for _ in range(3))) == ["A", "A", "A"]
     assert trips.batches == [["a", "a", "a"]]
 
 
-async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() -> None:
+async def test_a_full_queue_rejects_items_until_there_is_room() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips, max_waiting=2) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
@@ -144,7 +144,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room()
         assert coalescer.status().rejected == 1
 
 
-async def test_leaving_drains_and_takes_no_more() -> None:
+async def test_closing_finishes_the_queue_and_rejects_new_items() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips, max_batch_size=1) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
@@ -162,7 +162,7 @@ async def test_leaving_drains_and_takes_no_more() -> None:
         await coalescer.submit("e")
 
 
-async def test_leaving_with_an_error_drains_too() -> None:
+async def test_leaving_with_an_error_finishes_the_queue_too() -> None:
     tasks: list[asyncio.Task[str]] = []
 
     async def fail() -> None:
@@ -176,7 +176,7 @@ async def test_leaving_with_an_error_drains_too() -> None:
     assert await tasks[0] == "A"
 
 
-async def test_apply_sees_no_submitters_context() -> None:
+async def test_apply_does_not_see_the_context_of_a_submitter() -> None:
     """The first one's would be everybody's: a request's id, its user, its open transaction."""
     user = contextvars.ContextVar("user", default="nobody")
     seen: list[str] = []
@@ -191,7 +191,7 @@ async def test_apply_sees_no_submitters_context() -> None:
     assert seen == ["nobody"]
 
 
-async def test_its_figures() -> None:
+async def test_the_status_counts_waiters_batches_and_items() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips, key=lambda item: item) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit("x"))]
@@ -221,12 +221,12 @@ async def test_its_figures() -> None:
         {"batch_timeout": -1},
     ],
 )
-def test_senseless_bounds_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_limits_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Coalescer(BatchRecorder(), **wrong)
 
 
-def test_it_belongs_to_one_event_loop() -> None:
+def test_a_coalescer_belongs_to_one_event_loop() -> None:
     coalescer = Coalescer(BatchRecorder(waiting=False))
     assert asyncio.run(coalescer.submit("a")) == "A"
     with pytest.raises(RuntimeError, match="another event loop"):

@@ -29,7 +29,7 @@ async def count(database: Database) -> int:
         return (await session.scalars(select(func.count()).select_from(Counter))).one()
 
 
-async def test_many_writers_share_few_transactions_and_are_answered_after_the_commit(
+async def test_many_writers_share_few_transactions_and_get_results_after_the_commit(
     committed_database: Database,
 ) -> None:
     async with Coalescer(inserting(committed_database)) as coalescer:
@@ -44,7 +44,7 @@ async def test_many_writers_share_few_transactions_and_are_answered_after_the_co
     assert await count(committed_database) == 200
 
 
-async def test_a_bad_row_fails_alone_in_a_shared_transaction(committed_database: Database) -> None:
+async def test_with_bisect_on_error_only_the_rejected_rows_fail(committed_database: Database) -> None:
     """Control: without `isolate` its neighbours fail with it."""
     async with committed_database.begin() as session:
         await bulk.insert_many(session, Counter, [{"id": 7}, {"id": 13}])
@@ -57,7 +57,7 @@ async def test_a_bad_row_fails_alone_in_a_shared_transaction(committed_database:
     assert sum(isinstance(result, int) for result in results) == 18
 
 
-async def test_a_killed_backend_ends_its_trip_with_a_clear_error_and_not_the_next(committed_database: Database) -> None:
+async def test_a_killed_backend_fails_its_batch_and_not_the_next_one(committed_database: Database) -> None:
     pids: list[int] = []
 
     async def apply(seconds: Sequence[float]) -> Sequence[int]:
@@ -77,7 +77,7 @@ async def test_a_killed_backend_ends_its_trip_with_a_clear_error_and_not_the_nex
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_an_exhausted_pool_ends_every_waiter_in_time(committed_url: str) -> None:
+async def test_an_exhausted_pool_fails_every_waiter_within_the_timeout(committed_url: str) -> None:
     async with Database(committed_url, pool_size=1, max_overflow=0, pool_timeout=0.05) as database:
         async with database.session() as holder, Coalescer(inserting(database)) as coalescer:
             await holder.connection()
@@ -95,7 +95,7 @@ async def until_really(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_under_uvloop() -> None:
+def test_a_coalescer_works_under_uvloop() -> None:
     uvloop = pytest.importorskip("uvloop", reason="uvloop isn't installed")
 
     async def main() -> list[int]:

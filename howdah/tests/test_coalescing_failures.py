@@ -26,7 +26,7 @@ def database_error(kind: type[TransactionConflict | ConnectionFailed]) -> Except
     return kind("SELECT 1", None, Exception("lost"))
 
 
-async def test_an_error_is_raised_for_all_of_its_batch_each_with_a_copy_and_the_cause() -> None:
+async def test_every_waiter_of_a_failed_batch_gets_a_copy_of_the_error_with_the_cause() -> None:
     async def apply(items: Sequence[int]) -> Sequence[int]:
         raise NotFound(Refused, items)
 
@@ -39,7 +39,7 @@ async def test_an_error_is_raised_for_all_of_its_batch_each_with_a_copy_and_the_
     assert all(error.keys == [0, 1, 2] for error in errors if isinstance(error, NotFound))
 
 
-async def test_an_error_that_cant_be_copied_is_raised_as_itself() -> None:
+async def test_an_error_that_cannot_be_copied_is_raised_itself() -> None:
     error = Uncopyable(detail="x")
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
@@ -49,7 +49,7 @@ async def test_an_error_that_cant_be_copied_is_raised_as_itself() -> None:
         assert await asyncio.gather(*map(coalescer.submit, range(2)), return_exceptions=True) == [error, error]
 
 
-async def test_an_error_among_the_results_is_its_items_alone() -> None:
+async def test_an_error_among_the_results_is_raised_only_for_its_item() -> None:
     async def apply(items: Sequence[str]) -> Sequence[str | Exception]:
         return [Refused(item) if item == "b" else item.upper() for item in items]
 
@@ -60,7 +60,7 @@ async def test_an_error_among_the_results_is_its_items_alone() -> None:
     assert results[1] is not results[3]
 
 
-async def test_the_next_trip_leaves_after_a_failed_one() -> None:
+async def test_the_next_batch_runs_after_a_failed_batch() -> None:
     async def apply(items: Sequence[int]) -> Sequence[float]:
         return [1 / item for item in items]
 
@@ -71,7 +71,9 @@ async def test_the_next_trip_leaves_after_a_failed_one() -> None:
 
 
 @pytest.mark.parametrize("kind", [SerializationFailure, ConnectionFailed])
-async def test_a_lost_race_has_the_batch_tried_again(kind: type[TransactionConflict | ConnectionFailed]) -> None:
+async def test_a_transaction_conflict_or_a_failed_connection_retries_the_batch(
+    kind: type[TransactionConflict | ConnectionFailed],
+) -> None:
     tries = 0
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
@@ -90,7 +92,7 @@ async def test_a_lost_race_has_the_batch_tried_again(kind: type[TransactionConfl
     assert tries == 5
 
 
-async def test_isolate_finds_the_items_at_fault() -> None:
+async def test_bisect_on_error_finds_the_items_at_fault() -> None:
     """Control: without it, their neighbours fail with them."""
     applied: list[int] = []
     calls = 0
@@ -114,7 +116,7 @@ async def test_isolate_finds_the_items_at_fault() -> None:
     assert {type(result) for result in results} == {Refused}
 
 
-async def test_isolate_doesnt_halve_what_is_nobodys_fault() -> None:
+async def test_bisect_on_error_does_not_split_a_batch_that_was_unavailable() -> None:
     calls = 0
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
@@ -129,7 +131,7 @@ async def test_isolate_doesnt_halve_what_is_nobodys_fault() -> None:
 
 
 @pytest.mark.parametrize("returned", [[], ["A", "B", "C"]])
-async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]) -> None:
+async def test_a_wrong_number_of_results_is_an_error_for_all_waiters(returned: list[str]) -> None:
     async def apply(items: Sequence[str]) -> list[str]:
         return returned
 
@@ -140,7 +142,7 @@ async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]
     ] * 2
 
 
-async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice() -> None:
+async def test_a_cancelled_waiter_does_not_affect_the_others() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips, key=lambda item: item) as coalescer:
         under_way = [asyncio.create_task(coalescer.submit(letter)) for letter in "ab"]
@@ -157,7 +159,7 @@ async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice(
     assert [task.cancelled() for task in (*under_way, *waiting)] == [True, False, True, False, True, False]
 
 
-async def test_a_waiters_own_deadline_is_kept() -> None:
+async def test_the_timeout_of_a_waiter_applies() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
@@ -170,7 +172,7 @@ async def test_a_waiters_own_deadline_is_kept() -> None:
     assert trips.batches == [["a"]]
 
 
-async def test_a_trip_that_takes_too_long_is_given_up() -> None:
+async def test_a_batch_that_exceeds_its_timeout_is_abandoned() -> None:
     trips = BatchRecorder()
     async with Coalescer(trips, batch_timeout=0.01) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
@@ -180,7 +182,7 @@ async def test_a_trip_that_takes_too_long_is_given_up() -> None:
         assert await coalescer.submit("c") == "C"
 
 
-async def test_a_timeout_of_applys_own_stays_what_it_is() -> None:
+async def test_a_timeout_error_of_apply_is_raised_unchanged() -> None:
     async def apply(items: Sequence[int]) -> Sequence[int]:
         raise TimeoutError("mine")
 
@@ -189,7 +191,7 @@ async def test_a_timeout_of_applys_own_stays_what_it_is() -> None:
             await coalescer.submit(1)
 
 
-async def test_a_cancellation_that_comes_from_inside_of_apply_is_an_error_and_not_the_waiters() -> None:
+async def test_a_cancellation_inside_of_apply_abandons_the_batch() -> None:
     async def apply(items: Sequence[int]) -> Sequence[int]:
         inner = asyncio.get_running_loop().create_future()
         inner.cancel()
@@ -203,7 +205,7 @@ async def test_a_cancellation_that_comes_from_inside_of_apply_is_an_error_and_no
             await coalescer.submit(2)
 
 
-def test_the_loops_end_ends_every_waiter() -> None:
+def test_the_end_of_the_event_loop_ends_every_waiter() -> None:
     """`asyncio.run` cancels all tasks, in no order: one that shields itself still gets an answer."""
     answers: list[object] = []
     begun = asyncio.Event()
@@ -231,7 +233,7 @@ def test_the_loops_end_ends_every_waiter() -> None:
     assert len(answers) == 3
 
 
-async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None:
+async def test_a_cancelled_worker_ends_every_waiter() -> None:
     trips = BatchRecorder()
     coalescer = Coalescer(trips, max_batch_size=1)
     waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
@@ -245,7 +247,7 @@ async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None
 
 
 @pytest.mark.parametrize("returned", [None, [], [1], [1, 2, 3, 4]])
-async def test_what_is_done_isnt_done_again_for_a_wrong_number_of_results(returned: Any) -> None:
+async def test_a_wrong_number_of_results_does_not_run_the_batch_again(returned: Any) -> None:
     calls: list[list[int]] = []
 
     async def write(items: Sequence[int]) -> Any:
@@ -259,7 +261,7 @@ async def test_what_is_done_isnt_done_again_for_a_wrong_number_of_results(return
     assert calls == [[1, 2, 3]]
 
 
-async def test_an_item_may_fail_with_an_error_that_no_future_takes() -> None:
+async def test_an_item_may_fail_with_stop_iteration() -> None:
     async def work(items: Sequence[int]) -> list[int | Exception]:
         return [StopIteration() if item == 2 else item for item in items]
 

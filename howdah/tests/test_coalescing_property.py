@@ -182,7 +182,9 @@ async def play(
     world=st.builds(World, st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans()),
     max_waiting=st.integers(1, 12),
 )
-def test_every_waiter_gets_an_answer_and_its_own(steps: list[tuple[str, Any]], world: World, max_waiting: int) -> None:
+def test_every_waiter_gets_its_own_result_or_an_error(
+    steps: list[tuple[str, Any]], world: World, max_waiting: int
+) -> None:
     with without_waits():
         asyncio.run(play(world, steps, Coalescer, max_waiting))
 
@@ -209,7 +211,7 @@ class Careless(Coalescer[Any, Any]):
 
 
 @pytest.mark.parametrize("kind", [Forgetful, Careless])
-def test_the_play_finds_lost_waiters(kind: type[Coalescer[Any, Any]]) -> None:
+def test_control_the_property_finds_lost_waiters(kind: type[Coalescer[Any, Any]]) -> None:
     """Control."""
     steps = [("submit again and again", 1), ("turn", 3), ("release", "raise"), ("turn", 4)]
     with pytest.raises(AssertionError, match="a waiter is lost"):

@@ -20,7 +20,7 @@ provider.add_span_processor(SimpleSpanProcessor(exported))
 trace.set_tracer_provider(provider)
 
 
-async def test_a_trip_is_linked_to_its_riders_and_belongs_to_none_of_them() -> None:
+async def test_a_batch_is_linked_to_the_spans_of_its_items_and_is_a_child_of_none() -> None:
     tracer = trace.get_tracer("test")
     exported.clear()  # of other tests' trips
 
@@ -46,7 +46,7 @@ async def test_a_trip_is_linked_to_its_riders_and_belongs_to_none_of_them() -> N
     assert spans["apply"].parent.span_id == trips[1].context.span_id
 
 
-def test_it_works_without_opentelemetry() -> None:
+def test_a_coalescer_works_without_opentelemetry() -> None:
     code = """
 import asyncio, sys
 sys.modules["opentelemetry"] = None

@@ -65,13 +65,13 @@ async def test_many_rows_are_copied_and_few_are_inserted(database: Database) -> 
         assert await session.scalar(select(func.count()).select_from(User)) == 2 * MIN_COPY_ROWS - 1
 
 
-async def test_rows_are_inserted_where_the_operator_says_so(database_url: str) -> None:
+async def test_with_copy_disabled_rows_are_inserted(database_url: str) -> None:
     async with Database(database_url, copy=False) as database, database.session() as session:
         with assert_statements(session, 1):
             assert (await bulk.insert_many(session, User, user_rows(100))).count == 100
 
 
-async def test_rows_that_name_different_attributes_are_copied_too(database: Database) -> None:
+async def test_rows_with_different_attributes_are_copied(database: Database) -> None:
     rows = [{"email": f"{n}@x", "name": "N", **({"nickname": "odd"} if n % 2 else {})} for n in range(100)]
     async with database.begin() as session:
         await session.connection()
@@ -82,7 +82,7 @@ async def test_rows_that_name_different_attributes_are_copied_too(database: Data
 
 
 @pytest.mark.parametrize("place", [0, 999, 1000, 2500, 2999])
-async def test_what_differs_only_far_behind_is_found(database: Database, place: int) -> None:
+async def test_a_row_with_other_attributes_is_found_at_any_position(database: Database, place: int) -> None:
     """Rows are made ready a thousand at a time."""
     rows: list[Any] = [{"email": f"{n}@x", "name": "N"} for n in range(3000)]
     rows[place]["nickname"] = "odd"
@@ -101,7 +101,7 @@ async def test_what_differs_only_far_behind_is_found(database: Database, place: 
         assert await session.scalar(select(func.count()).select_from(User)) == 3000
 
 
-async def test_each_row_has_a_default_of_its_own_and_no_more_are_made_than_rows(database: Database) -> None:
+async def test_a_default_is_called_once_for_each_row(database: Database) -> None:
     numbers = iter(range(100))
 
     class Ticket(UUIDv7PrimaryKey, Separate):
@@ -124,7 +124,7 @@ async def test_each_row_has_a_default_of_its_own_and_no_more_are_made_than_rows(
         (Numbered, [{"name": "b"}], "shout", "B"),
     ],
 )
-async def test_what_only_an_insert_can_do_is_inserted(
+async def test_rows_that_need_an_insert_are_inserted(
     database: Database, model: type[Base], rows: list[dict[str, str]], column: str, value: str
 ) -> None:
     """An SQL expression as a type's or a default's value; a default that looks at the other values."""
@@ -136,7 +136,7 @@ async def test_what_only_an_insert_can_do_is_inserted(
         await session.rollback()
 
 
-async def test_where_postgresql_refuses_to_copy_rows_are_inserted_and_the_log_says_so_once(
+async def test_rows_are_inserted_if_postgresql_rejects_copy_and_the_reason_is_logged_once(
     committed_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Row-level security: COPY isn't supported for those that it holds for."""
@@ -180,7 +180,7 @@ def kill(url: str, pid: int) -> None:
 
 
 @pytest.mark.parametrize("turns", range(10))
-async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_is_a_lost_connection(
+async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_raises_connection_lost(
     committed_database: Database, committed_url: str, turns: int
 ) -> None:
     """The driver, when it hears of it between two messages, refuses the next with an error of its own."""
@@ -210,7 +210,7 @@ async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_is_a_lost_connec
         assert (await bulk.insert_many(session, User, user_rows(100))).count == 100
 
 
-async def test_an_error_that_is_of_no_row_is_raised_as_that_of_a_statement(
+async def test_an_error_that_no_row_caused_is_raised_for_the_statement(
     committed_database: Database, committed_url: str
 ) -> None:
     """The same email is being written by somebody else, so COPY waits."""
@@ -226,7 +226,7 @@ async def test_an_error_that_is_of_no_row_is_raised_as_that_of_a_statement(
             assert (await bulk.insert_many(session, User, rows[:-1])).count == 99
 
 
-async def test_a_copy_that_is_cancelled_while_it_waits_gives_its_connection_back(
+async def test_a_copy_that_is_cancelled_while_it_waits_returns_its_connection(
     committed_database: Database, committed_url: str
 ) -> None:
     rows = user_rows(100)

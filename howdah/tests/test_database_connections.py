@@ -24,7 +24,7 @@ class TestLifeCycle:
             await session.execute(text("SELECT 1"))
             assert database.pool_status() == PoolStatus(size=20, max_overflow=10, in_use=1, idle=0)
 
-    def test_importing_the_library_makes_no_engine_and_needs_no_extra(self) -> None:
+    def test_importing_the_library_creates_no_engine_and_needs_no_extra(self) -> None:
         program = """
 import gc, sys
 import howdah
@@ -45,7 +45,7 @@ assert not [each for each in gc.get_objects() if isinstance(each, (Engine, Sessi
             assert database.pool_status() == PoolStatus(size=1, max_overflow=2, in_use=0, idle=1)
         assert database.pool_status().idle == 0
 
-    async def test_refuses_use_after_it_was_closed(self, database_url: str, real_database: Database) -> None:
+    async def test_rejects_use_after_it_was_closed(self, database_url: str, real_database: Database) -> None:
         async with Database(database_url) as database:
             kept = database.session_factory
             unused = database.session()
@@ -79,7 +79,7 @@ class TestPing:
             await proxy.up()
             await database.ping()
 
-    async def test_fails_within_its_bound_when_the_server_hangs(self, database_url: str) -> None:
+    async def test_fails_within_its_time_limit_when_the_server_hangs(self, database_url: str) -> None:
         async with (
             run_proxy(database_url) as proxy,
             Database(proxy.url, connect_timeout=0.2, pool_timeout=0.2) as database,
@@ -94,7 +94,7 @@ class TestPing:
             proxy.thaw()
             await database.ping()
 
-    async def test_fails_within_its_bound_when_every_connection_is_in_use(self, database_url: str) -> None:
+    async def test_fails_within_its_time_limit_when_every_connection_is_in_use(self, database_url: str) -> None:
         async with (
             Database(database_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as database,
             database.session() as session,
@@ -119,7 +119,7 @@ async def make_commits_wait(database: Database) -> None:
 
 
 class TestCancelledTasks:
-    async def test_give_their_connection_back_in_the_middle_of_a_statement(self, real_database: Database) -> None:
+    async def test_return_their_connection_during_a_statement(self, real_database: Database) -> None:
         async def wait() -> None:
             async with real_database.begin() as session:
                 await session.execute(text("SELECT pg_advisory_xact_lock(1)"))
@@ -137,7 +137,7 @@ class TestCancelledTasks:
         await real_database.ping()
         assert real_database.pool_status().in_use == 0
 
-    async def test_give_their_connection_back_in_the_middle_of_a_commit(self, committed_database: Database) -> None:
+    async def test_return_their_connection_during_a_commit(self, committed_database: Database) -> None:
         await make_commits_wait(committed_database)
 
         async def commit() -> None:
@@ -156,7 +156,7 @@ class TestCancelledTasks:
         assert await users(committed_database) == 0
         assert committed_database.pool_status().in_use == 0
 
-    async def test_give_their_place_back_while_they_wait_for_a_connection(self, database_url: str) -> None:
+    async def test_release_their_slot_while_they_wait_for_a_connection(self, database_url: str) -> None:
         async with Database(database_url, pool_size=1, max_overflow=0) as database:
             async with database.session() as holder:
                 await holder.execute(text("SELECT 1"))
@@ -170,7 +170,7 @@ class TestCancelledTasks:
             await tasks[2]
             assert database.pool_status() == PoolStatus(size=1, max_overflow=0, in_use=0, idle=1)
 
-    async def test_give_their_place_back_while_they_connect(self, database_url: str) -> None:
+    async def test_release_their_slot_while_they_connect(self, database_url: str) -> None:
         async with (
             run_proxy(database_url) as proxy,
             Database(proxy.url, pool_size=1, max_overflow=0) as database,
@@ -206,9 +206,7 @@ async def pids(database: Database, count: int) -> list[int]:
 
 
 class TestLostConnections:
-    async def test_that_were_idle_in_the_pool_are_replaced_unnoticed(
-        self, database_url: str, real_database: Database
-    ) -> None:
+    async def test_that_were_idle_in_the_pool_are_replaced(self, database_url: str, real_database: Database) -> None:
         async with Database(database_url) as database:
             for pid in await pids(database, 3):
                 await kill(real_database, pid)
@@ -223,7 +221,7 @@ class TestLostConnections:
             with pytest.raises(ConnectionLost):
                 await database.ping()
 
-    async def test_do_not_outlive_their_session(self, real_database: Database) -> None:
+    async def test_end_the_transaction_of_their_session(self, real_database: Database) -> None:
         async with real_database.session() as session:
             pid = await session.scalar(text("SELECT pg_backend_pid()"))
             await kill(real_database, pid)
@@ -235,7 +233,7 @@ class TestLostConnections:
             assert await session.scalar(text("SELECT pg_backend_pid()")) != pid
         assert real_database.pool_status().in_use == 0
 
-    async def test_in_a_commit_are_told_from_a_commit(self, committed_database: Database) -> None:
+    async def test_during_a_commit_raise_connection_lost(self, committed_database: Database) -> None:
         await make_commits_wait(committed_database)
         async with committed_database.session() as holder, committed_database.session() as session:
             await holder.execute(text("SELECT pg_advisory_xact_lock(1)"))
@@ -248,7 +246,7 @@ class TestLostConnections:
                 await committing
         assert committed_database.pool_status().in_use == 0
 
-    async def test_by_a_restart_of_the_server_need_no_restart_of_ours(self, database_url: str) -> None:
+    async def test_are_replaced_after_a_restart_of_the_server(self, database_url: str) -> None:
         async with run_proxy(database_url) as proxy, Database(proxy.url) as database:
             await pids(database, 3)
             async with database.session() as session:
@@ -262,7 +260,7 @@ class TestLostConnections:
             await asyncio.gather(*(database.ping() for _ in range(5)))
             assert database.pool_status().in_use == 0
 
-    async def test_to_a_server_that_hangs_are_given_up_within_bounds(self, database_url: str) -> None:
+    async def test_to_a_server_that_hangs_are_replaced_within_the_time_limit(self, database_url: str) -> None:
         async with (
             run_proxy(database_url) as proxy,
             Database(proxy.url, connect_timeout=0.2) as database,

@@ -43,7 +43,7 @@ def test_recovers_after_the_server_was_killed(used_data: Path) -> None:
         assert query(server, "select n from survivors") == "7"
 
 
-def test_ends_a_backend_that_outlives_its_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ends_a_backend_that_survives_its_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postmaster_module, "_ORPHAN_SECONDS", 0.2)
     with EmbeddedPostgres(used_data) as server:
         command = [str(server.bin_dir / "psql"), "-h", str(used_data), "-U", "postgres", "-c"]
@@ -65,7 +65,7 @@ def test_ends_a_backend_that_outlives_its_server(used_data: Path, monkeypatch: p
     ["{pid}", "{pid}\n{data}\n1\n5432\n{data}\n\n 1 2\nready\n", "", GARBAGE, "9" * 5000],
     ids=["truncated", "whole", "empty", "garbage", "huge"],
 )
-def test_starts_over_a_stale_pid_file(used_data: Path, unrelated: int, lines: str) -> None:
+def test_starts_despite_a_stale_pid_file(used_data: Path, unrelated: int, lines: str) -> None:
     stale = lines.format(pid=unrelated, data=used_data)
     for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
         (used_data / name).write_text(stale)
@@ -76,7 +76,7 @@ def test_starts_over_a_stale_pid_file(used_data: Path, unrelated: int, lines: st
     assert not is_dead(unrelated)
 
 
-def test_is_not_misled_by_the_server_of_another_directory(used_data: Path, home: Path) -> None:
+def test_ignores_a_pid_file_of_the_server_of_another_directory(used_data: Path, home: Path) -> None:
     with EmbeddedPostgres(home / "data") as other:
         shutil.copy(home / "data" / "postmaster.pid", used_data)
         with EmbeddedPostgres(used_data) as server:
@@ -93,7 +93,7 @@ def test_never_runs_two_servers_on_one_directory(used_data: Path) -> None:
         assert query(server, "select n from kept") == "42"
 
 
-def test_a_directory_deleted_under_its_server_is_made_anew(home: Path) -> None:
+def test_a_directory_that_was_deleted_while_its_server_ran_is_created_again(home: Path) -> None:
     with OtherProcess(home / "data") as rider, EmbeddedPostgres(home / "data") as server:
         first = rider.receive()
         shutil.rmtree(home / "data")
@@ -104,7 +104,7 @@ def test_a_directory_deleted_under_its_server_is_made_anew(home: Path) -> None:
         assert query(server, "select 1") == "1"
 
 
-def test_a_start_killed_in_initdb_leaves_nothing_that_is_taken_for_data(home: Path) -> None:
+def test_a_start_that_is_killed_in_initdb_leaves_no_data_directory(home: Path) -> None:
     with OtherProcess(home / "data") as rider:
         wait_until(lambda: any(home.glob(".data.initdb-*/base")))
         rider.kill()
@@ -115,7 +115,7 @@ def test_a_start_killed_in_initdb_leaves_nothing_that_is_taken_for_data(home: Pa
     assert not any(home.glob(".data.initdb-*"))
 
 
-def test_a_failing_initdb_is_explained_and_cleaned_up(home: Path) -> None:
+def test_a_failed_initdb_is_explained_and_cleaned_up(home: Path) -> None:
     script = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -44,7 +44,7 @@ async def test_reports_a_backend_that_was_killed(real_database: Database) -> Non
     ],
     ids=["execute", "commit", "bulk"],
 )
-async def test_names_the_timeout_of_a_transaction_that_was_idle(
+async def test_reports_the_timeout_of_a_transaction_that_was_idle(
     database_url: str, real_database: Database, attempt: Callable[[AsyncSession], Awaitable[object]]
 ) -> None:
     async with Database(database_url, idle_in_transaction_timeout=0.1) as database, database.session() as session:
@@ -57,7 +57,7 @@ async def test_names_the_timeout_of_a_transaction_that_was_idle(
         assert await session.scalar(text("SELECT 1")) == 1
 
 
-async def test_names_the_timeout_before_the_driver_has_heard_of_it(database_url: str) -> None:
+async def test_reports_the_timeout_before_the_driver_has_noticed_it(database_url: str) -> None:
     """Control: this event loop runs nothing until the backend is gone."""
 
     def wait(pid: int) -> None:
@@ -76,7 +76,7 @@ async def test_names_the_timeout_before_the_driver_has_heard_of_it(database_url:
             await session.execute(text("SELECT 1"))
 
 
-async def test_names_the_timeout_of_a_transaction_that_took_too_long(real_database: Database) -> None:
+async def test_reports_the_timeout_of_a_transaction_that_took_too_long(real_database: Database) -> None:
     async with real_database.session() as session:
         if await session.scalar(text("SELECT CAST(current_setting('server_version_num') AS int) < 170000")):
             pytest.skip("transaction_timeout came with PostgreSQL 17")
@@ -86,7 +86,7 @@ async def test_names_the_timeout_of_a_transaction_that_took_too_long(real_databa
         assert caught.value.sqlstate == "25P04"
 
 
-async def test_names_the_timeout_of_a_connection_that_was_idle(real_database: Database) -> None:
+async def test_reports_the_timeout_of_a_connection_that_was_idle(real_database: Database) -> None:
     async with real_database.session() as session:
         pid = await session.scalar(text("SELECT pg_backend_pid()"))
         await session.execute(text("SET idle_session_timeout = '20ms'"))
@@ -99,7 +99,7 @@ async def test_names_the_timeout_of_a_connection_that_was_idle(real_database: Da
             await session.execute(text("SELECT 1"))
 
 
-async def test_names_no_timeout_where_none_is_known(real_database: Database) -> None:
+async def test_reports_no_timeout_if_none_is_known(real_database: Database) -> None:
     lock = text("SELECT pg_advisory_xact_lock(1)")
     async with real_database.session() as holder, real_database.session() as session:
         pid = await session.scalar(text("SELECT pg_backend_pid()"))
@@ -149,7 +149,7 @@ async def is_refused(url: str) -> errors.ConnectionFailed:
     return error
 
 
-async def test_reports_a_server_that_is_not_there(database_url: str) -> None:
+async def test_reports_a_server_that_does_not_exist(database_url: str) -> None:
     assert isinstance((await is_refused("postgresql://?host=/nowhere")).orig, OSError)
     assert isinstance((await is_refused("postgresql://127.0.0.1:1/nowhere")).orig, OSError)
     assert isinstance((await is_refused("postgresql://nowhere.invalid/nowhere")).orig, OSError)
@@ -160,12 +160,12 @@ async def test_reports_a_database_that_does_not_exist(database_url: str) -> None
     assert (await is_refused(nowhere)).sqlstate == "3D000"
 
 
-async def test_reports_a_login_that_is_refused(database_url: str) -> None:
+async def test_reports_a_rejected_login(database_url: str) -> None:
     nobody = make_url(database_url).set(username="nobody").render_as_string(hide_password=False)
     assert (await is_refused(nobody)).sqlstate in {"28000", "28P01"}
 
 
-async def test_reports_a_server_that_takes_no_more_clients(full_url: str) -> None:
+async def test_reports_a_server_that_accepts_no_more_clients(full_url: str) -> None:
     assert (await is_refused(full_url)).sqlstate == "53300"
 
 

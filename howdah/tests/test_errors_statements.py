@@ -146,7 +146,9 @@ async def raised_by(engine: AsyncEngine, statements: Sequence[Any], parameters: 
 
 
 @pytest.mark.parametrize("case", PROVOKED, ids=lambda case: case.id)
-async def test_says_what_postgresql_refused(case: Provoked, engines: tuple[AsyncEngine, AsyncEngine]) -> None:
+async def test_an_error_has_the_class_and_the_facts_of_what_postgresql_rejected(
+    case: Provoked, engines: tuple[AsyncEngine, AsyncEngine]
+) -> None:
     ours, plain = engines
     statements = (*TABLES, *case.statements)
     error = await raised_by(ours, statements, case.parameters)
@@ -172,7 +174,7 @@ async def test_says_what_postgresql_refused(case: Provoked, engines: tuple[Async
     assert "secret" not in repr(error)
 
 
-async def test_keeps_values_out_of_the_text_of_an_error(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
+async def test_the_text_of_an_error_contains_no_values(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
     insertion = "INSERT INTO things (id, name) VALUES (2, CAST(:name AS text))"
     taken = (*TABLES, "CREATE UNIQUE INDEX ON things (name)", insertion.replace(":name", "'shh'"))
     error = await raised_by(engines[0], (*taken, insertion.replace("(2", "(3")), {"name": "shh"})
@@ -182,7 +184,7 @@ async def test_keeps_values_out_of_the_text_of_an_error(engines: tuple[AsyncEngi
     assert "things_name_idx" in str(error)
 
 
-async def test_shows_values_when_asked_to(database_url: str) -> None:
+async def test_the_text_of_an_error_contains_values_if_hide_parameters_is_false(database_url: str) -> None:
     async with Database(database_url, hide_parameters=False) as database:
         error = await raised_by(database.engine, ["SELECT CAST(:key AS uuid)"], {"key": "shown"})
     assert str(error).count("shown") > 1
@@ -198,7 +200,7 @@ async def test_shows_values_when_asked_to(database_url: str) -> None:
     ],
     ids=["naive", "nan", "huge", "set"],
 )
-async def test_says_what_a_column_type_refused_before_anything_was_sent(
+async def test_reports_what_a_column_type_rejected_before_anything_was_sent(
     statement: Any, says: str, engines: tuple[AsyncEngine, AsyncEngine]
 ) -> None:
     error = await raised_by(engines[0], [statement], {})
@@ -277,7 +279,7 @@ async def test_reports_a_deadlock_to_one_of_the_two(real_database: Database) -> 
 
 
 @pytest.mark.parametrize("nowait", ["", "NOWAIT"])
-async def test_reports_a_lock_that_is_not_free_in_time(nowait: str, database_url: str) -> None:
+async def test_reports_a_lock_timeout(nowait: str, database_url: str) -> None:
     lock = text(f"LOCK TABLE users {nowait}")
     timeout = 60 if nowait else 0.05
     async with (
@@ -291,7 +293,7 @@ async def test_reports_a_lock_that_is_not_free_in_time(nowait: str, database_url
     assert caught.value.sqlstate == "55P03"
 
 
-async def test_reports_a_table_that_was_altered_under_a_prepared_statement(committed_database: Database) -> None:
+async def test_reports_a_table_that_was_altered_after_a_statement_was_prepared(committed_database: Database) -> None:
     emails = select(User.email)
     async with committed_database.session() as session, committed_database.session() as migration:
         await session.execute(emails)

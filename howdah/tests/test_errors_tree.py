@@ -41,20 +41,20 @@ LEFT_PLAIN = """
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_errors_of_the_library_survive_pickling(error: Exception) -> None:
+def test_errors_of_the_library_can_be_pickled(error: Exception) -> None:
     for twin in (copy.copy(error), pickle_roundtrip(error)):
         assert type(twin) is type(error)
         assert str(twin) == str(error)
         assert vars(twin) == vars(error)
 
 
-def test_not_found_names_all_keys_and_shows_a_few() -> None:
+def test_not_found_has_all_keys_and_shows_a_few() -> None:
     error = errors.NotFound(User, range(7))
     assert error.keys == [0, 1, 2, 3, 4, 5, 6]
     assert str(error) == "no User with key 0, 1, 2, 3, 4 and 2 more"
 
 
-def test_unknown_attribute_is_an_attribute_error_that_names_what_there_is() -> None:
+def test_unknown_attribute_is_an_attribute_error_that_lists_the_attributes() -> None:
     assert isinstance(errors.UnknownAttribute(User, "mail", ["email"]), AttributeError)
     assert str(errors.UnknownAttribute(User, "mail", ["email", "name"])).endswith("it has email, name")
 
@@ -70,18 +70,18 @@ def becomes(sqlstate: str) -> type[errors.DatabaseError]:
     return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or errors.DatabaseError
 
 
-def test_every_code_of_the_driver_is_mapped_or_left_plain_on_purpose() -> None:
+def test_every_code_of_the_driver_is_mapped_or_listed_as_unmapped() -> None:
     plain = {each.sqlstate for each in driver_errors() if becomes(each.sqlstate) is errors.DatabaseError}
     assert plain == set(LEFT_PLAIN.split())
 
 
-def test_the_table_holds_no_code_that_does_not_exist() -> None:
+def test_the_table_has_no_code_that_does_not_exist() -> None:
     known = {each.sqlstate for each in driver_errors()}
     assert {code for code in BY_SQLSTATE if len(code) == 5} <= known
     assert {code for code in BY_SQLSTATE if len(code) == 2} <= {code[:2] for code in known}
 
 
-def test_every_code_becomes_what_sqlalchemy_would_raise_too() -> None:
+def test_every_code_becomes_a_subclass_of_the_error_of_sqlalchemy() -> None:
     dbapi: Any = PGDialect_asyncpg.import_dbapi()  # type: ignore[no-untyped-call]
     for driver_error in driver_errors():
         if driver_error is asyncpg.InvalidCachedStatementError:
@@ -93,7 +93,7 @@ def test_every_code_becomes_what_sqlalchemy_would_raise_too() -> None:
         assert issubclass(becomes(driver_error.sqlstate), theirs), driver_error.sqlstate
 
 
-def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_is_the_class_hierarchy() -> None:
     drawn: dict[str, str | None] = {"HowdahError": None}
     above = ["HowdahError"]
     for line in (errors.__doc__ or "").splitlines():
@@ -107,7 +107,7 @@ def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
     assert drawn == {**real, "HowdahError": None}
 
 
-def test_the_tree_names_the_codes_of_the_table() -> None:
+def test_the_codes_in_the_docstring_are_in_the_table() -> None:
     for line in (errors.__doc__ or "").splitlines():
         found = re.search(r"── (\w+) ", line)
         codes = re.findall(r"\b(?=\w*\d)[0-9A-Z]{5}\b", line)
@@ -116,7 +116,7 @@ def test_the_tree_names_the_codes_of_the_table() -> None:
             assert set(codes) <= table, line
 
 
-def test_every_name_of_the_tree_is_public() -> None:
+def test_every_class_of_the_tree_is_public() -> None:
     classes = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.HowdahError)]
     elsewhere = {"EmbeddedPostgresError"}  # by howdah.embedded
     assert {each.__name__ for each in classes} <= {*howdah.__all__, *elsewhere}

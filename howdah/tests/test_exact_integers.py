@@ -157,7 +157,7 @@ CASES = [(write, count) for write in WRITES for count in SIZES if write not in S
 
 
 @pytest.mark.parametrize(("write", "count"), CASES)
-async def test_every_write_refuses_a_value_that_no_integer_equals(
+async def test_every_write_rejects_a_value_that_no_integer_equals(
     tallies: AsyncSession, write: Write, count: int
 ) -> None:
     for value, name in [*((value, "big") for value in FEW_INEXACT), *((1.25, name) for name in NAMES)]:
@@ -180,7 +180,7 @@ async def test_every_write_stores_a_value_that_equals_an_integer(
 
 
 @pytest.mark.parametrize("value", INEXACT, ids=lambda value: type(value).__name__)
-async def test_every_inexact_value_is_refused_without_showing_it(tallies: AsyncSession, value: Any) -> None:
+async def test_every_inexact_value_is_rejected_and_not_shown(tallies: AsyncSession, value: Any) -> None:
     message = f"a {type(value).__name__} that isn't a whole number was rejected for an integer: pass an int, such as"
     for name in ("small", "whole", "big", "object_id"):
         with pytest.raises(InvalidValue) as caught:
@@ -192,7 +192,7 @@ async def test_every_inexact_value_is_refused_without_showing_it(tallies: AsyncS
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("value", FEW_INEXACT)
-async def test_items_of_arrays_are_refused(tallies: AsyncSession, value: Any, count: int) -> None:
+async def test_items_of_arrays_are_rejected(tallies: AsyncSession, value: Any, count: int) -> None:
     for name, stored in (
         ("wholes", [value]),
         ("wholes", [1, None, value]),
@@ -206,7 +206,7 @@ async def test_items_of_arrays_are_refused(tallies: AsyncSession, value: Any, co
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("value", FEW_INEXACT)
-async def test_bounds_of_ranges_are_refused(tallies: AsyncSession, value: Any, count: int) -> None:
+async def test_bounds_of_ranges_are_rejected(tallies: AsyncSession, value: Any, count: int) -> None:
     for name, stored in (
         ("span", Range(value, None)),
         ("big_span", Range(None, value)),
@@ -220,7 +220,7 @@ async def test_bounds_of_ranges_are_refused(tallies: AsyncSession, value: Any, c
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_arrays_and_ranges_are_stored_as_before(tallies: AsyncSession, count: int) -> None:
+async def test_valid_arrays_and_ranges_are_stored_unchanged(tallies: AsyncSession, count: int) -> None:
     values: dict[str, Any] = {
         "wholes": [1, None, 3],
         "bigs": [[1, 2], [3, 2**62]],
@@ -240,7 +240,7 @@ async def test_arrays_and_ranges_are_stored_as_before(tallies: AsyncSession, cou
 
 
 @pytest.mark.parametrize("value", FEW_INEXACT)
-async def test_keys_are_refused(tallies: AsyncSession, value: Any) -> None:
+async def test_inexact_keys_are_rejected(tallies: AsyncSession, value: Any) -> None:
     repository = AsyncRepository(tallies, Tally)
     await bulk.insert_many(tallies, Tally, [{"id": place} for place in range(25)])
     for count in SIZES:
@@ -274,7 +274,9 @@ class TallyRead(BaseModel):
     big: int | None
 
 
-async def test_views_and_filters_are_refused(tallies: AsyncSession, database: Database) -> None:
+async def test_inexact_keys_of_views_and_inexact_filters_are_rejected(
+    tallies: AsyncSession, database: Database
+) -> None:
     await bulk.insert_many(tallies, Tally, [{"id": 1, "big": 1, "bigs": [1]}])
     half = Fraction(3, 2)
     async with JsonView(Tally, TallyRead).open(database) as view:
@@ -300,7 +302,7 @@ async def test_views_and_filters_are_refused(tallies: AsyncSession, database: Da
             await bulk.update_where(tallies, Tally, criterion, {"small": 2})
 
 
-async def test_a_literal_in_the_text_of_a_statement_is_refused(tallies: AsyncSession) -> None:
+async def test_a_literal_in_the_text_of_a_statement_is_rejected(tallies: AsyncSession) -> None:
     for value in FEW_INEXACT:
         with pytest.raises(sa.StatementError, match="Could not render literal value"):
             await tallies.execute(select(literal(value, BigInteger, literal_execute=True)))
@@ -324,13 +326,13 @@ async def test_numbers_beyond_64_bits_are_out_of_range(tallies: AsyncSession) ->
                 await bulk.insert_many(tallies, Tally, rows_with("big", value, count))
 
 
-async def test_a_refused_value_leaves_the_transaction_usable(tallies: AsyncSession) -> None:
+async def test_a_rejected_value_leaves_the_transaction_usable(tallies: AsyncSession) -> None:
     with pytest.raises(InvalidValue):
         await tallies.execute(update(Tally).values(big=Fraction(1, 2)))
     assert await tallies.scalar(text("SELECT 1")) == 1
 
 
-async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -> None:
+async def test_control_the_driver_truncates(tallies: AsyncSession, database: Database) -> None:
     """The control: without the types of `howdah._types.integers` these values are stored as 1."""
     raw = await (await tallies.connection()).get_raw_connection()
     driver: Any = raw.driver_connection
@@ -339,7 +341,7 @@ async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -
         assert await driver.fetchval("SELECT $1::int[]", [value]) == [1]
 
 
-def test_a_column_is_checked_at_once_or_value_by_value() -> None:
+def test_a_list_of_integers_is_recognized() -> None:
     assert has_only_integers([])
     assert has_only_integers([1, 2**70, -1])
     assert has_only_integers([1, None])
@@ -351,6 +353,6 @@ def test_a_column_is_checked_at_once_or_value_by_value() -> None:
     assert not has_only_integers([1.5, -1.5])
 
 
-def test_values_that_the_driver_refuses_itself_are_passed_on() -> None:
+def test_values_that_the_driver_rejects_are_passed_on() -> None:
     for value in ("1", b"1", [1], 1j, None):
         assert to_exact_integer(value) is value

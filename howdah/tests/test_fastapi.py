@@ -114,7 +114,7 @@ async def test_the_commit_is_visible_to_others_before_the_response_is_sent(commi
 
 
 @pytest.mark.parametrize("included", [False, True])
-async def test_a_committing_session_declared_without_function_scope_is_refused(
+async def test_a_committing_session_declared_without_function_scope_is_rejected(
     committed_database: Database, included: bool
 ) -> None:
     app = create_app(committed_database)
@@ -180,7 +180,7 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
         (304, None, None),
     ],
 )
-async def test_an_http_exception_of_any_status_and_detail_is_answered(
+async def test_an_http_exception_of_any_status_and_detail_becomes_a_response(
     committed_database: Database, status: int, detail: Any, expected: Any
 ) -> None:
     app = create_app(committed_database)
@@ -220,7 +220,7 @@ async def test_a_streaming_response_reads_from_the_read_session(committed_databa
     await returns_to_the_pool(committed_database)
 
 
-async def test_a_streaming_response_on_the_committing_session_fails_rather_than_leaks(
+async def test_a_streaming_response_on_the_committing_session_fails_and_leaks_no_connection(
     committed_database: Database,
 ) -> None:
     app = create_app(committed_database)
@@ -245,7 +245,7 @@ async def test_a_streaming_response_on_the_committing_session_fails_rather_than_
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_the_read_session_refuses_writes(committed_database: Database) -> None:
+async def test_the_read_session_rejects_writes(committed_database: Database) -> None:
     app = create_app(committed_database)
 
     @app.post(USERS)
@@ -258,7 +258,7 @@ async def test_the_read_session_refuses_writes(committed_database: Database) -> 
     assert response.json()["type"] == "urn:howdah:problem:read-only"
 
 
-async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back(
+async def test_a_client_that_disconnects_from_a_stream_releases_the_connection(
     committed_database: Database,
 ) -> None:
     async with committed_database.begin() as session:
@@ -283,7 +283,7 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
         assert await AsyncRepository(session, User).count() == 1000
 
 
-async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(committed_database: Database) -> None:
+async def test_a_cancelled_request_rolls_back_and_releases_the_connection(committed_database: Database) -> None:
     app = create_app(committed_database)
     tasks: list[asyncio.Task[Any]] = []
 
@@ -309,7 +309,7 @@ async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(comm
         assert await AsyncRepository(session, User).count() == 0
 
 
-async def test_another_database_takes_its_place_without_a_lifespan(database: Database) -> None:
+async def test_get_database_can_be_overridden_without_a_lifespan(database: Database) -> None:
     app = FastAPI()
 
     @app.post(USERS)
@@ -326,7 +326,7 @@ async def test_another_database_takes_its_place_without_a_lifespan(database: Dat
         assert (await client.get(USERS)).json() == 1
 
 
-async def test_a_further_database_has_a_session_dependency_of_its_own(committed_database: Database) -> None:
+async def test_a_second_database_can_have_its_own_session_dependency(committed_database: Database) -> None:
     app = create_app(committed_database)
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
@@ -340,7 +340,7 @@ async def test_a_further_database_has_a_session_dependency_of_its_own(committed_
         assert await AsyncRepository(session, User).count() == 1
 
 
-async def test_an_application_without_a_database_is_told_what_to_do() -> None:
+async def test_the_error_of_an_application_without_a_database_says_what_to_do() -> None:
     app = FastAPI()
 
     @app.get("/")
@@ -352,7 +352,7 @@ async def test_an_application_without_a_database_is_told_what_to_do() -> None:
             await client.get("/")
 
 
-async def test_page_parameters_refuse_what_they_do_not_name(committed_database: Database) -> None:
+async def test_page_parameters_reject_unknown_and_invalid_parameters(committed_database: Database) -> None:
     app = create_app(committed_database)
 
     @app.get(USERS)

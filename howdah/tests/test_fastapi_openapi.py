@@ -119,7 +119,7 @@ async def by_nested_session(user: Annotated[None, Depends(by_session)], id: int)
     ],
 )
 @pytest.mark.parametrize("place", ["application", "router", "router in a router"])
-def test_a_route_describes_the_problems_that_follow_from_what_it_takes(
+def test_a_route_describes_the_problems_that_follow_from_its_parameters(
     route: Any, method: str, path: str, statuses: list[int], place: str
 ) -> None:
     app, router = create_bare_app(), APIRouter()
@@ -141,7 +141,7 @@ def test_a_route_describes_the_problems_that_follow_from_what_it_takes(
     assert_every_reference_leads_somewhere(app.openapi())
 
 
-def test_dependencies_that_include_router_adds_count() -> None:
+def test_dependencies_of_include_router_are_included() -> None:
     app, router = create_bare_app(), APIRouter()
     router.add_api_route("/", nothing, methods=["POST"])
     app.include_router(router, prefix="/a", dependencies=[Depends(by_session)])
@@ -150,7 +150,7 @@ def test_dependencies_that_include_router_adds_count() -> None:
     assert responses(app, "/b/", "post").keys() == {"200"}
 
 
-def test_the_schema_of_a_problem_has_the_errors_of_a_request() -> None:
+def test_the_schema_of_a_problem_contains_the_validation_errors() -> None:
     app = create_bare_app()
     app.post("/")(by_body)
     schemas = app.openapi()["components"]["schemas"]
@@ -164,7 +164,7 @@ def test_the_schema_of_a_problem_has_the_errors_of_a_request() -> None:
 # What the route says itself.
 
 
-def test_responses_of_the_route_stay_as_they_are() -> None:
+def test_responses_that_the_route_declares_are_kept() -> None:
     app, own = create_bare_app(), {"description": "own", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
     @app.post("/own/{id}", responses={404: own, 422: own, 503: own})
@@ -183,7 +183,7 @@ def test_responses_of_the_route_stay_as_they_are() -> None:
     assert responses(app, "/default/{id}", "post").keys() == {"200", "default"}
 
 
-def test_a_route_declares_what_does_not_follow() -> None:
+def test_a_route_can_declare_further_problems() -> None:
     app = create_bare_app()
     app.get("/", responses=describe_problems(428, 503) | {418: {"description": "a teapot"}})(nothing)
     described = responses(app)
@@ -192,7 +192,7 @@ def test_a_route_declares_what_does_not_follow() -> None:
     assert "Retry-After" in described["503"]["headers"]
 
 
-def test_callbacks_and_webhooks_are_left_alone() -> None:
+def test_callbacks_and_webhooks_are_not_changed() -> None:
     app, calls = create_bare_app(), APIRouter()
     calls.post("{$request.body.url}")(by_body)
     app.post("/", callbacks=calls.routes)(nothing)
@@ -206,7 +206,7 @@ def test_callbacks_and_webhooks_are_left_alone() -> None:
 # Models that FastAPI doesn't find by itself.
 
 
-def test_a_model_is_described_where_fastapi_reads_none() -> None:
+def test_a_model_that_no_route_reads_can_be_described() -> None:
     app = create_bare_app()
     app.post(
         "/",
@@ -224,7 +224,7 @@ def test_a_model_is_described_where_fastapi_reads_none() -> None:
     assert_every_reference_leads_somewhere(description)
 
 
-def test_a_model_that_fastapi_finds_too_is_described_once() -> None:
+def test_a_model_that_fastapi_describes_too_is_described_once() -> None:
     app = create_bare_app()
     app.post("/lines", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(Line, "validation")}}}})(
         nothing
@@ -272,7 +272,7 @@ def _other_line() -> type[BaseModel]:
 # The application's description.
 
 
-def test_a_description_is_made_once_and_again_for_a_new_route() -> None:
+def test_a_description_is_cached_until_a_route_is_added() -> None:
     app = create_bare_app()
     app.get("/{id}")(by_path)
     described = app.openapi()
@@ -282,7 +282,7 @@ def test_a_description_is_made_once_and_again_for_a_new_route() -> None:
     assert responses(app, "/later/{id}").keys() == {"200", "404", "422"}
 
 
-def test_an_application_with_a_description_of_its_own_keeps_it() -> None:
+def test_an_application_with_a_custom_description_keeps_it() -> None:
     app = FastAPI()
     app.get("/{id}")(by_path)
 
@@ -298,7 +298,7 @@ def test_an_application_with_a_description_of_its_own_keeps_it() -> None:
     assert responses(app, "/{id}")["422"]["content"].keys() == {"application/json"}
 
 
-def test_a_subclass_with_a_description_of_its_own_keeps_it() -> None:
+def test_a_subclass_with_a_custom_description_keeps_it() -> None:
     class Titled(FastAPI):
         def openapi(self) -> dict[str, Any]:
             description = super().openapi()
@@ -335,7 +335,7 @@ def test_an_application_without_error_handlers_is_described_by_fastapi() -> None
 # The description and the answers.
 
 
-async def test_what_is_answered_is_as_described(database: Database) -> None:
+async def test_responses_are_as_described(database: Database) -> None:
     app = create_bare_app(database)
 
     @app.get("/listed")

@@ -139,7 +139,7 @@ async def test_an_error_before_the_websocket_is_accepted_is_a_response(
     assert (b"retry-after" in seen.denial["headers"]) == (status == 503)
 
 
-async def test_a_server_that_sends_no_responses_on_websockets_answers_403() -> None:
+async def test_without_the_denial_extension_the_response_is_403() -> None:
     async def fail(websocket: WebSocket) -> None:
         raise NotFound(User, [1])
 
@@ -148,7 +148,7 @@ async def test_a_server_that_sends_no_responses_on_websockets_answers_403() -> N
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), NestedTransaction("inside")])
-async def test_a_fault_of_the_program_closes_with_1011_and_is_raised_to_the_server(error: Exception) -> None:
+async def test_an_internal_error_closes_with_1011_and_is_raised_to_the_server(error: Exception) -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()
         raise error
@@ -158,7 +158,7 @@ async def test_a_fault_of_the_program_closes_with_1011_and_is_raised_to_the_serv
     assert seen.raised is error
 
 
-async def test_a_fault_of_the_program_before_acceptance_is_left_to_the_server() -> None:
+async def test_an_internal_error_before_acceptance_is_left_to_the_server() -> None:
     async def fail(websocket: WebSocket) -> None:
         raise ZeroDivisionError
 
@@ -179,7 +179,7 @@ async def test_control_without_the_middleware_an_accepted_websocket_receives_a_r
 
 
 @pytest.mark.parametrize("leaving", ["server", "client"])
-async def test_an_error_that_nobody_can_be_told_is_raised_to_the_server(leaving: str) -> None:
+async def test_an_error_on_a_closed_websocket_is_raised_to_the_server(leaving: str) -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()
         if leaving == "server":
@@ -194,7 +194,7 @@ async def test_an_error_that_nobody_can_be_told_is_raised_to_the_server(leaving:
     assert isinstance(seen.raised.__context__, NotFound)
 
 
-async def test_errors_of_endpoints_and_mounted_applications_close_as_well() -> None:
+async def test_errors_of_endpoints_and_mounted_applications_close_the_websocket() -> None:
     class Endpoint(WebSocketEndpoint):
         async def on_connect(self, websocket: WebSocket) -> None:
             await websocket.accept()
@@ -220,7 +220,7 @@ async def test_errors_of_endpoints_and_mounted_applications_close_as_well() -> N
         assert (seen.closed, seen.raised) == ((1008, "urn:howdah:problem:not-found"), None), path
 
 
-async def test_a_mounted_application_has_handlers_of_its_own() -> None:
+async def test_a_mounted_application_uses_its_own_handlers() -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()
         raise PoolExhausted("none left")
@@ -230,7 +230,7 @@ async def test_a_mounted_application_has_handlers_of_its_own() -> None:
     assert (await Server().run(app, "/inner/")).closed == (1013, "urn:howdah:problem:pool-exhausted")
 
 
-async def test_parameters_that_are_not_as_described_are_the_same_problem_as_over_http() -> None:
+async def test_invalid_parameters_are_the_same_problem_as_over_http() -> None:
     async def accept(websocket: WebSocket) -> None:
         await websocket.accept()
 
@@ -317,7 +317,7 @@ async def test_a_commit_that_fails_closes_the_websocket(committed_database: Data
     assert (seen.closed, seen.raised) == ((1008, "urn:howdah:problem:unique-violation"), None)
 
 
-async def test_an_exhausted_pool_refuses_the_websocket_with_503(committed_url: str) -> None:
+async def test_an_exhausted_pool_rejects_the_websocket_with_503(committed_url: str) -> None:
     async def read(websocket: WebSocket, db: DbSession) -> None:
         await db.execute(text("SELECT 1"))
         await websocket.accept()
@@ -329,7 +329,7 @@ async def test_an_exhausted_pool_refuses_the_websocket_with_503(committed_url: s
         assert seen.denial["headers"][b"retry-after"] == b"1"
 
 
-async def test_a_session_for_each_message_commits_each(committed_database: Database) -> None:
+async def test_a_session_per_message_commits_each_message(committed_database: Database) -> None:
     counts: list[int] = []
 
     async def save(websocket: WebSocket, database: Annotated[Database, Depends(get_database)]) -> None:

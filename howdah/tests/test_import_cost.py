@@ -30,11 +30,11 @@ def imported_by(code: str) -> set[str]:
     return own - set(sys.stdlib_module_names) - {"howdah"}
 
 
-def test_the_library_imports_only_what_every_service_needs() -> None:
+def test_the_library_imports_only_the_expected_packages() -> None:
     assert imported_by("import howdah") <= EXPECTED
 
 
 @pytest.mark.parametrize("extra", ["fastapi", "testing"])
-def test_another_import_is_noticed(extra: str) -> None:
+def test_control_another_import_is_found(extra: str) -> None:
     """The control."""
     assert imported_by(f"import howdah.{extra}") & OTHERS

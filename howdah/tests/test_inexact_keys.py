@@ -98,11 +98,11 @@ async def values_of(session: AsyncSession, case: Case) -> list[int]:
     return [found[key] for key in (case.stored, case.second) if key in found]
 
 
-def test_python_isnt_trusted_with_these_keys() -> None:
+def test_none_of_these_keys_counts_as_exact() -> None:
     assert not any(has_exact_keys(case.model) for case in CASES)
 
 
-async def test_the_rows_are_read_by_every_spelling(tables: AsyncSession, case: Case) -> None:
+async def test_the_rows_are_found_by_every_spelling(tables: AsyncSession, case: Case) -> None:
     repository = AsyncRepository(tables, case.model)
     found = await repository.get_one(case.other)
     assert key_read(found) == case.stored
@@ -136,7 +136,9 @@ async def test_the_rows_are_updated_by_every_spelling(tables: AsyncSession, case
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 100])
-async def test_of_two_spellings_the_later_update_wins(tables: AsyncSession, case: Case, chunk_size: int) -> None:
+async def test_of_two_spellings_of_a_key_the_later_update_wins(
+    tables: AsyncSession, case: Case, chunk_size: int
+) -> None:
     keys = [case.stored, case.second, case.missing, case.other, case.second, case.stored, case.other]
     for order in (keys, [*reversed(keys)]):
         rows = [named(case, key, value=value) for value, key in enumerate(order)]
@@ -153,7 +155,7 @@ async def test_the_rows_are_deleted_by_every_spelling_and_counted_once(tables: A
     assert await bulk.delete_many(tables, case.model, [case.other, case.second]) == MatchResult(1, [case.other])
 
 
-async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case: Case) -> None:
+async def test_objects_in_the_session_are_refreshed(tables: AsyncSession, case: Case) -> None:
     held = await AsyncRepository(tables, case.model).get_by_ids([case.stored, case.second])
     await bulk.update_many(tables, case.model, [named(case, case.other, value=1)])
     assert [each.value for each in held] == [1, 0]
@@ -166,7 +168,7 @@ async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case:
     assert [each in tables for each in held] == [False, True]
 
 
-async def test_objects_that_were_created_with_another_spelling_follow(tables: AsyncSession) -> None:
+async def test_objects_that_were_created_with_another_spelling_are_refreshed(tables: AsyncSession) -> None:
     for model, spelling, stored in ((CharKey, "x", "x    "), (GuidKey, ONE, UUID(ONE)), (EnumKey, "SMALL", Size.SMALL)):
         repository = AsyncRepository(tables, model)
         held: Any = await repository.create(key=spelling)
@@ -183,7 +185,7 @@ async def test_objects_that_were_created_with_another_spelling_follow(tables: As
 
 
 @pytest.mark.parametrize("count", [1, 25, 1100])
-async def test_any_number_of_keys_in_another_spelling(tables: AsyncSession, count: int) -> None:
+async def test_any_number_of_keys_can_have_another_spelling(tables: AsyncSession, count: int) -> None:
     await bulk.insert_many(tables, CharKey, [{"key": f"{n}"} for n in range(count)])
     keys = [f"{n} " for n in range(count)]
     assert len(await AsyncRepository(tables, CharKey).get_by_ids(keys)) == count
@@ -196,7 +198,7 @@ async def test_any_number_of_keys_in_another_spelling(tables: AsyncSession, coun
     assert await bulk.delete_many(tables, CharKey, [*keys, *map(str.strip, keys)]) == MatchResult(count, [])
 
 
-async def test_a_checked_version_is_that_of_the_row_whatever_the_spelling(tables: AsyncSession) -> None:
+async def test_a_version_is_checked_for_every_spelling(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, VersionedKey, [{"key": key} for key in ("a", "b", "c")])
     rows = [{"key": key, "version": 1, "value": 1} for key in ("a ", "b ", "d ")]
     assert await bulk.update_many(tables, VersionedKey, rows) == MatchResult(2, ["d "])
@@ -209,7 +211,7 @@ async def test_a_checked_version_is_that_of_the_row_whatever_the_spelling(tables
     assert found.all() == [(2, 1), (2, 1), (4, 3)]
 
 
-async def test_a_row_that_is_refused_is_located_among_rows_of_one_key(tables: AsyncSession) -> None:
+async def test_a_rejected_row_is_located_among_rows_with_the_same_key(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, CharKey, [{"key": "a"}, {"key": "b"}])
     keys = ["a", "b ", "a ", "x", "b"]
     for place in range(len(keys)):
@@ -233,7 +235,7 @@ async def test_a_delete_that_a_trigger_suppresses_is_reported(tables: AsyncSessi
     assert await bulk.delete_many(tables, CharKey, ["gone ", "kept ", "gone"]) == MatchResult(1, ["kept "])
 
 
-async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
+async def test_a_key_with_an_sql_expression_is_compared_as_it_is_stored(
     tables: AsyncSession, database: Database
 ) -> None:
     await bulk.insert_many(tables, LowerKey, [{"key": "A"}, {"key": "b"}])
@@ -264,7 +266,7 @@ async def committed(tables: AsyncSession, case: Case) -> Case:
     return case
 
 
-async def test_a_view_reads_the_rows_by_every_spelling(database: Database, committed: Case) -> None:
+async def test_a_view_finds_the_rows_by_every_spelling(database: Database, committed: Case) -> None:
     case = committed
     async with JsonView(case.model, ValueOut).open(database) as view:
         assert json.loads(await view.get(case.other)) == {"value": 1}
@@ -279,7 +281,7 @@ async def test_a_view_reads_the_rows_by_every_spelling(database: Database, commi
         assert together[0].keys == [case.missing]
 
 
-async def test_a_view_reads_them_on_a_connection_of_its_own_too(committed_database: Database) -> None:
+async def test_a_view_finds_them_through_the_driver_too(committed_database: Database) -> None:
     """The statement is executed through the driver."""
     async with committed_database.begin() as session:
         create: list[Any] = [CharKey.__table__, PairKey.__table__]

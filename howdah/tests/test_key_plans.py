@@ -73,7 +73,7 @@ def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("count", [1, 100, 10_000])
 @pytest.mark.parametrize("model", [PlannedSingle, PlannedPair])
-async def test_keys_that_postgresql_compares_are_found_by_the_index_or_one_reading_of_the_table(
+async def test_keys_that_postgresql_compares_use_the_index_or_one_scan_of_the_table(
     tables: AsyncSession, model: type[Any], count: int
 ) -> None:
     numbers = range(1, count + 1)

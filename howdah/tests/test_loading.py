@@ -220,7 +220,7 @@ async def test_a_tree_is_written_as_by_plain_sqlalchemy(session: AsyncSession, n
 
 
 @pytest.mark.parametrize("name", ["owned", "backref", "cascading", "passive", "explicit"])
-async def test_a_tree_is_deleted_with_all_that_is_below(session: AsyncSession, name: str) -> None:
+async def test_a_tree_is_deleted_with_all_its_descendants(session: AsyncSession, name: str) -> None:
     node = NODES[Ours][name]
     await (await session.connection()).run_sync(node.__table__.create)
     for depth in range(4):

@@ -130,7 +130,9 @@ async def kennel(session: AsyncSession) -> list[ZooAnimal]:
     return sorted(animals, key=lambda each: each.id)
 
 
-async def test_every_call_that_locks_takes_a_base_class_that_is_read_with_its_subclasses(tables: AsyncSession) -> None:
+async def test_every_call_that_locks_accepts_a_base_class_that_is_read_with_its_subclasses(
+    tables: AsyncSession,
+) -> None:
     animals = await kennel(tables)
     ids, gone = [each.id for each in animals], uuid7()
     tables.expunge_all()
@@ -160,7 +162,7 @@ async def other_session_can_write(database: Database, statement: str, id: UUID) 
 
 
 @pytest.mark.parametrize("model", [ZooAnimal, ZooDog, ZooPuppy])
-async def test_all_rows_of_the_objects_are_locked(committed: Database, model: type[Any]) -> None:
+async def test_all_rows_of_an_object_are_locked(committed: Database, model: type[Any]) -> None:
     """Control: those of another object are free."""
     async with committed.begin() as session:
         one, other = ZooPuppy(), ZooPuppy()
@@ -175,7 +177,7 @@ async def test_all_rows_of_the_objects_are_locked(committed: Database, model: ty
             assert await other_session_can_write(committed, change, other.id)
 
 
-async def test_rows_that_others_hold_are_left_out_whatever_table_they_are_in(committed: Database) -> None:
+async def test_rows_that_are_locked_in_any_table_are_left_out(committed: Database) -> None:
     async with committed.begin() as session:
         one, other, fish = ZooPuppy(), ZooDog(), ZooFish()
         session.add_all([one, other, fish])
@@ -229,7 +231,7 @@ async def test_the_tables_of_subclasses_are_read_after_the_lock(committed: Datab
     assert fresh.tricks == 2
 
 
-async def test_what_is_joined_to_the_row_is_read_after_the_lock(committed: Database) -> None:
+async def test_joined_rows_are_read_after_the_lock(committed: Database) -> None:
     async with committed.begin() as session:
         basket = ZooBasket()
         session.add(basket)
@@ -245,7 +247,7 @@ async def test_what_is_joined_to_the_row_is_read_after_the_lock(committed: Datab
     assert len(fresh.items) == 2
 
 
-async def test_what_a_subquery_counts_is_read_after_the_lock(committed: Database) -> None:
+async def test_the_result_of_a_subquery_is_read_after_the_lock(committed: Database) -> None:
     async with committed.begin() as session:
         session.add(ZooTally(id=1))
     change = (
@@ -281,7 +283,7 @@ async def test_keys_of_another_class_in_the_same_table_are_missing(tables: Async
     assert (await tables.execute(select(BoxTool.kind, BoxTool.size))).all() == [("saw", 0)]
 
 
-async def test_keys_of_another_class_are_missing_where_python_may_compare_them(tables: AsyncSession) -> None:
+async def test_keys_of_another_class_are_missing_if_python_can_compare_them(tables: AsyncSession) -> None:
     fish, animal = ZooFish(), ZooAnimal()
     tables.add_all([fish, animal])
     await tables.flush()

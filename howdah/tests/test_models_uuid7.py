@@ -24,12 +24,12 @@ class TestUuid7:
         assert key.int >> 62 & 0b11 == 0b10
         assert before <= key.int >> 80 <= after
 
-    def test_grows_with_every_call_however_fast(self) -> None:
+    def test_increases_with_every_call(self) -> None:
         keys = [uuid7() for _ in range(100_000)]
         assert all(one < other for one, other in pairwise(keys))
         assert {(key.version, key.int >> 62 & 0b11) for key in keys} == {(7, 0b10)}
 
-    def test_grows_in_every_thread_and_is_never_given_twice(self) -> None:
+    def test_increases_in_every_thread_and_is_unique(self) -> None:
         made: list[list[UUID]] = [[] for _ in range(4)]
 
         def make(keys: list[UUID]) -> None:
@@ -44,13 +44,13 @@ class TestUuid7:
             assert all(one < other for one, other in pairwise(keys))
         assert len({key for keys in made for key in keys}) == 100_000
 
-    async def test_sorts_on_the_server_as_it_does_here(self, session: AsyncSession) -> None:
+    async def test_has_the_same_order_on_the_server(self, session: AsyncSession) -> None:
         keys = [uuid7() for _ in range(100)]
         at_random = literal(sorted(keys, key=lambda key: key.int & 0xFFFF), ARRAY(Uuid))
         shuffled = select(func.unnest(at_random).label("key")).subquery()
         assert list(await session.scalars(select(shuffled.c.key).order_by(shuffled.c.key))) == keys
 
-    async def test_is_the_key_of_a_row_from_its_flush_on_or_from_its_making(self, session: AsyncSession) -> None:
+    async def test_is_set_by_the_flush_or_by_the_constructor(self, session: AsyncSession) -> None:
         given = uuid7()
         one, other = User(email="a", name="a"), User(id=given, email="b", name="b")
         session.add_all([one, other])

@@ -17,7 +17,7 @@ from howdah_tests.support.specimens import ORDERS, ROW, exhaustive, insert_speci
 
 @exhaustive
 @given(rows=st.lists(ROW, max_size=9), order=ORDERS, limit=st.integers(1, 4))
-async def test_pages_forward_and_backward_are_the_whole_listing(
+async def test_pages_forward_and_backward_are_the_whole_list(
     session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int
 ) -> None:
     async with specimens(session, rows) as repository:
@@ -45,7 +45,7 @@ async def test_pages_forward_and_backward_are_the_whole_listing(
     limit=st.integers(1, 3),
     changes=st.lists(st.one_of(ROW, st.integers(0, 8)), max_size=8),
 )
-async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_others(
+async def test_rows_that_are_inserted_or_deleted_between_pages_neither_repeat_nor_hide_others(
     session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int, changes: list[Any]
 ) -> None:
     async with specimens(session, rows) as repository:

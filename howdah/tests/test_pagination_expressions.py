@@ -348,7 +348,7 @@ async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncR
     [func.random(), func.now() - Gadget.moment, func.gen_random_uuid(), func.current_date(), func.clock_timestamp()],
     ids=str,
 )
-async def test_an_order_that_changes_between_two_pages_is_refused(
+async def test_an_order_that_changes_between_two_pages_is_rejected(
     items: AsyncRepository[Gadget], volatile: ColumnElement[Any]
 ) -> None:
     with pytest.raises(ValueError, match="has another value when the next page is read"):
@@ -364,7 +364,7 @@ async def test_an_order_that_changes_between_two_pages_is_refused(
     ],
     ids=["record", "tsvector", "money"],
 )
-async def test_an_order_whose_type_no_cursor_can_hold_is_refused_at_the_first_page(
+async def test_an_order_of_a_type_that_a_cursor_cannot_contain_is_rejected_at_the_first_page(
     items: AsyncRepository[Gadget], expression: ColumnElement[Any], name: str
 ) -> None:
     await fill(items, [{"whole": 1, "name": "a"}], [])
@@ -381,7 +381,7 @@ class Money(UserDefinedType[Decimal]):
         return "NUMERIC(10, 2)"
 
 
-async def test_the_length_of_a_users_type_does_not_round_an_expression(session: AsyncSession) -> None:
+async def test_the_length_of_a_custom_type_does_not_round_an_expression(session: AsyncSession) -> None:
     class Priced(Separate):
         __tablename__ = "priced"
 

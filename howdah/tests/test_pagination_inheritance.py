@@ -89,7 +89,7 @@ async def tables(session: AsyncSession) -> AsyncSession:
 # --- inherited classes, composites and bundles
 
 
-async def test_a_class_whose_kind_is_an_expression_is_paged(tables: AsyncSession) -> None:
+async def test_a_class_with_a_computed_discriminator_can_be_paginated(tables: AsyncSession) -> None:
     await tables.execute(
         insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
     )
@@ -122,7 +122,7 @@ async def test_composites_and_bundles_are_ordered_by_their_columns(tables: Async
     await assert_pages_are(await shapes.list(descending), partial(shapes.page, descending), limit=2)
 
 
-async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(tables: AsyncSession) -> None:
+async def test_the_direction_of_a_composite_applies_to_each_column_or_is_rejected(tables: AsyncSession) -> None:
     """SQLAlchemy 2.0 gives it to the last column alone."""
     await tables.execute(
         insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
@@ -148,7 +148,7 @@ async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(ta
     assert all("one direction can't apply to several columns" in each for each in refusals)
 
 
-async def test_concrete_classes_are_paged_as_one_listing(tables: AsyncSession) -> None:
+async def test_concrete_classes_are_one_list_query(tables: AsyncSession) -> None:
     """A column that one of the tables lacks is NULL for its rows, even if it is NOT NULL in the other table."""
     barges: Any = Barge.__table__
     ferries: Any = Ferry.__table__

@@ -91,7 +91,7 @@ async def racks(tables: AsyncSession) -> AsyncRepository[Rack]:
     backward=st.booleans(),
     data=st.data(),
 )
-async def test_an_empty_page_leads_back_to_everything_that_is_left(  # noqa: PLR0917
+async def test_an_empty_page_leads_back_to_all_remaining_rows(  # noqa: PLR0917
     session: AsyncSession, rows: list[Any], order: list[Any], limit: int, backward: bool, data: Any
 ) -> None:
     """Walk to the end, delete the last page's rows and some others, ask for that page again, and turn round."""
@@ -117,7 +117,7 @@ async def test_an_empty_page_leads_back_to_everything_that_is_left(  # noqa: PLR
             assert (await page(**{to: getattr(back[0], onward)})).items == []
 
 
-async def test_a_row_that_is_there_again_is_on_the_page_that_leads_back(users: UserRepository) -> None:
+async def test_a_row_that_is_inserted_again_is_on_the_previous_page(users: UserRepository) -> None:
     await users.create_many(user_rows(3))
     first = await users.page(limit=2)
     last = (await users.page(limit=2, after=first.next)).items[0]
@@ -158,7 +158,7 @@ LISTINGS = [
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=["expression", "lambda", "aliases", "not propagated", "joined"])
 @pytest.mark.parametrize("listing", LISTINGS, ids=["plain", "alias", "in", "distinct", "groups", "any"])
-async def test_counts_are_of_what_criteria_in_options_let_through(
+async def test_counts_apply_the_loader_criteria(
     racks: AsyncRepository[Rack], listing: Select[Any], criterion: Any
 ) -> None:
     """Control: some of them hide rows."""
@@ -172,7 +172,7 @@ async def test_counts_are_of_what_criteria_in_options_let_through(
     await assert_pages_are(whole, partial(racks.page, listing), limit=2)
 
 
-async def test_exists_is_false_where_criteria_hide_all(racks: AsyncRepository[Rack]) -> None:
+async def test_exists_is_false_if_loader_criteria_hide_all_rows(racks: AsyncRepository[Rack]) -> None:
     nothing = select(Rack).options(with_loader_criteria(Rack, Rack.id < 0))
     assert await racks.list(nothing) == []
     assert not await racks.exists(nothing)
@@ -180,7 +180,7 @@ async def test_exists_is_false_where_criteria_hide_all(racks: AsyncRepository[Ra
     assert await racks.exists()
 
 
-async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(racks: AsyncRepository[Rack]) -> None:
+async def test_counts_apply_criteria_that_a_session_adds_to_all_statements(racks: AsyncRepository[Rack]) -> None:
     def add_criterion(state: Any) -> None:
         if state.is_select:
             state.statement = state.statement.options(with_loader_criteria(Rack, Rack.hidden.is_(False)))
@@ -195,7 +195,7 @@ async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(ra
 
 
 @pytest.mark.parametrize("limit", [1, 3, 12])
-async def test_collections_that_are_loaded_by_a_join_dont_change_the_pages(
+async def test_collections_that_are_loaded_by_a_join_do_not_change_the_pages(
     racks: AsyncRepository[Rack], limit: int
 ) -> None:
     for listing in (
@@ -218,7 +218,7 @@ async def test_collections_that_are_loaded_by_a_join_dont_change_the_pages(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
-async def test_a_join_that_brings_objects_twice_loses_none_where_collections_are_loaded_by_a_join(
+async def test_a_join_that_returns_objects_twice_loses_none_if_collections_are_loaded_by_a_join(
     racks: AsyncRepository[Rack], limit: int
 ) -> None:
     """The last page may be an empty one."""
@@ -237,7 +237,7 @@ async def turn_after(racks: AsyncRepository[Rack], listing: Any, limit: int, cur
     return await racks.page(listing, limit=limit, after=cursor)
 
 
-async def test_joinedload_in_a_page_in_a_list_and_by_ids(users: UserRepository) -> None:
+async def test_joinedload_works_in_a_page_in_a_list_and_by_ids(users: UserRepository) -> None:
     keys = (await users.create_many(user_rows(5))).keys
     await AsyncRepository(users.session, Order).create_many({"user_id": key} for key in keys[1:] for _ in range(3))
     load = [joinedload(User.orders).joinedload(Order.user)]
@@ -251,7 +251,7 @@ async def test_joinedload_in_a_page_in_a_list_and_by_ids(users: UserRepository) 
     assert (len(listed.items), listed.next, listed.total) == (5, None, 5)
 
 
-async def test_a_stream_loads_collections_by_further_statements(racks: AsyncRepository[Rack]) -> None:
+async def test_a_stream_loads_collections_with_further_statements(racks: AsyncRepository[Rack]) -> None:
     for listing in (select(Rack), select(OTHER).order_by(OTHER.place)):
         racks.session.expunge_all()
         found = [rack async for rack in racks.stream(listing, batch=5)]
@@ -265,7 +265,7 @@ async def test_a_stream_loads_collections_by_further_statements(racks: AsyncRepo
     assert len([rack async for rack in racks.stream(load=lazy)]) == 12
 
 
-async def test_an_alias_of_an_outer_joins_rows_hides_none_whose_column_is_null(tables: AsyncSession) -> None:
+async def test_an_alias_of_an_outer_join_hides_no_row_whose_column_is_null(tables: AsyncSession) -> None:
     await tables.execute(insert(Rack), [{"id": i, "place": i % 2} for i in range(8)])
     await tables.execute(insert(Tome), [{"id": i, "rack_id": i, "pages": i} for i in range(0, 8, 2)])
     rows = select(Rack.id, Tome.pages.label("place"), Rack.hidden).outerjoin(Rack.books).subquery()

@@ -48,7 +48,7 @@ async def add_users(session: AsyncSession, *, created_at: TextClause) -> None:
     )
 
 
-async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_nothing(
+async def test_a_page_in_key_order_starts_at_the_cursor_in_the_index_and_sorts_nothing(
     session: AsyncSession,
 ) -> None:
     """Control: a page by offset reads what it skips."""
@@ -80,7 +80,7 @@ async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_
         (["created_at", "id desc"], "created_at >= "),
     ],
 )
-async def test_a_page_in_another_order_reads_that_orders_index_from_the_cursor_on(
+async def test_a_page_in_another_order_starts_at_the_cursor_in_its_index(
     session: AsyncSession, order: list[str], bounded: str
 ) -> None:
     """Many rows have each time. Control: alternatives alone bound no index."""
@@ -118,7 +118,7 @@ async def test_a_page_in_another_order_reads_that_orders_index_from_the_cursor_o
     ],
     ids=str,
 )
-async def test_the_types_of_cursors_enter_the_index(
+async def test_the_types_of_cursors_can_use_the_index(
     session: AsyncSession, column_type: str, kind: TypeEngine[Any], value: str
 ) -> None:
     """With a length in the mapping, with another type than the mapping's, with a type of the database's own."""

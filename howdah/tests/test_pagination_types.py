@@ -232,7 +232,7 @@ async def execute_or_skip(connection: AsyncConnection, *statements: str) -> None
         pytest.skip(f"this server can't: {error.orig}")
 
 
-async def test_texts_that_a_nondeterministic_collation_holds_for_equal_are_not_lost(
+async def test_texts_that_a_nondeterministic_collation_finds_equal_are_not_lost(
     prepared: AsyncConnection, session: AsyncSession
 ) -> None:
     locale = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
@@ -242,7 +242,7 @@ async def test_texts_that_a_nondeterministic_collation_holds_for_equal_are_not_l
         await assert_paged(session, mapped(kind))
 
 
-async def test_citext_is_paged_where_the_mapping_says_so_and_otherwise_refused(
+async def test_citext_can_be_paginated_if_the_mapping_declares_it_and_is_rejected_otherwise(
     prepared: AsyncConnection, session: AsyncSession
 ) -> None:
     """Control: as texts they sort otherwise. An extension outside of the search_path is sorted by its own operators,
@@ -268,7 +268,7 @@ async def test_citext_is_paged_where_the_mapping_says_so_and_otherwise_refused(
         await assert_paged(session, mapped(String()))
 
 
-async def test_an_enum_of_another_schema_is_paged(prepared: AsyncConnection, session: AsyncSession) -> None:
+async def test_an_enum_of_another_schema_can_be_paginated(prepared: AsyncConnection, session: AsyncSession) -> None:
     await prepared.execute(text("CREATE SCHEMA elsewhere"))
     await prepared.execute(text(f'CREATE TYPE elsewhere."Feeling Of" AS ENUM ({MOODS})'))
     await fill(prepared, 'elsewhere."Feeling Of"', ["happy", "sad", "ok"])
@@ -278,7 +278,7 @@ async def test_an_enum_of_another_schema_is_paged(prepared: AsyncConnection, ses
         await assert_paged(session, mapped(String()))
 
 
-async def test_a_domain_over_an_enum_is_refused_and_a_cast_of_it_paged(
+async def test_a_domain_over_an_enum_is_rejected_and_a_cast_of_it_can_be_paginated(
     prepared: AsyncConnection, session: AsyncSession
 ) -> None:
     """PostgreSQL sorts it, but has no operators for it."""
@@ -294,7 +294,9 @@ async def test_a_domain_over_an_enum_is_refused_and_a_cast_of_it_paged(
     await assert_pages_are(whole, partial(AsyncRepository[Any](session, model).page, statement), limit=2)
 
 
-async def test_an_enum_of_a_translated_schema_is_paged(prepared: AsyncConnection, session: AsyncSession) -> None:
+async def test_an_enum_of_a_translated_schema_can_be_paginated(
+    prepared: AsyncConnection, session: AsyncSession
+) -> None:
     await prepared.execute(text("CREATE SCHEMA tenant"))
     await prepared.execute(text("CREATE TYPE tenant.feeling AS ENUM ('b', 'a')"))
     await fill(prepared, "tenant.feeling", ["a", "b"])
@@ -315,7 +317,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("column_type", "setting", "values"), SETTINGS)
-async def test_pages_may_be_read_under_different_settings(
+async def test_pages_can_be_read_under_different_settings(
     prepared: AsyncConnection, session: AsyncSession, column_type: str, setting: str, values: list[str]
 ) -> None:
     """Every other page under another one."""
@@ -351,7 +353,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("column_type", "setting"), REFUSED)
-async def test_settings_under_which_texts_are_not_exact_are_refused_at_the_first_page(
+async def test_settings_under_which_texts_are_not_exact_are_rejected_at_the_first_page(
     prepared: AsyncConnection, session: AsyncSession, column_type: str, setting: str
 ) -> None:
     """Control: other types are paged under them."""
@@ -365,7 +367,7 @@ async def test_settings_under_which_texts_are_not_exact_are_refused_at_the_first
     assert len((await repository.page(limit=1)).items) == 1
 
 
-async def test_every_type_with_an_order_is_known_or_left_out_on_purpose(session: AsyncSession) -> None:
+async def test_every_type_with_an_order_is_supported_or_listed_as_unsupported(session: AsyncSession) -> None:
     types = text("""
         SELECT typname, CAST(oid AS int), CAST(typarray AS int) FROM pg_type
         WHERE typnamespace = 'pg_catalog'::regnamespace AND typname = ANY(:names)

@@ -70,18 +70,18 @@ async def by_everybody(work: Any) -> list[Any]:
     return await asyncio.gather(*(work(n) for n in range(CLIENTS)))
 
 
-def test_another_kind_of_pooler_is_refused() -> None:
+def test_another_kind_of_pooler_is_rejected() -> None:
     with pytest.raises(ValueError, match="pooler must be 'transaction'"):
         Database("postgresql://x", pooler="session")  # type: ignore[arg-type]
 
 
-async def test_control_without_the_option_the_pooler_refuses_the_connection(pooled_url: str) -> None:
+async def test_control_without_the_option_the_pooler_rejects_the_connection(pooled_url: str) -> None:
     async with Database(pooled_url) as database:
         with pytest.raises((ConnectionFailed, DatabaseError)):
             await database.ping()
 
 
-async def test_sessions_have_their_settings_and_leave_none_behind(pooled_url: str, pooled: Database) -> None:
+async def test_sessions_have_their_settings_and_leave_none_on_the_connection(pooled_url: str, pooled: Database) -> None:
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "TimeZone", "application_name")
     read = select(*(func.current_setting(name) for name in names))
 
@@ -108,7 +108,7 @@ async def test_sessions_have_their_settings_and_leave_none_behind(pooled_url: st
         assert not await session.scalar(text("SELECT current_setting('app.tenant', true)"))
 
 
-async def test_a_setting_that_is_refused_leaves_the_connection_usable(pooled_url: str) -> None:
+async def test_a_rejected_setting_leaves_the_connection_usable(pooled_url: str) -> None:
     wrong = {"server_settings": {"work_mem": "much"}}
     async with Database(pooled_url, pooler="transaction", connect_args=wrong, pool_size=1) as database:
         for _ in range(2):
@@ -118,21 +118,21 @@ async def test_a_setting_that_is_refused_leaves_the_connection_usable(pooled_url
         await by_everybody(lambda n: database.ping())
 
 
-async def test_a_setting_that_is_a_list_is_one(pooled_url: str) -> None:
+async def test_a_setting_may_be_a_list(pooled_url: str) -> None:
     paths = {"server_settings": {"search_path": "pg_catalog, public"}}
     database = Database(pooled_url, pooler="transaction", connect_args=paths)
     async with database, database.session() as session:
         assert await session.scalar(text("SELECT current_schemas(false)")) == ["pg_catalog", "public"]
 
 
-async def test_a_listener_of_the_checkout_is_refused(pooled: Database) -> None:
+async def test_a_listener_of_the_checkout_is_rejected(pooled: Database) -> None:
     """The next transaction may be on another connection to the server."""
     event.listen(pooled.engine.sync_engine, "checkout", lambda *_: None)
     with pytest.raises(RuntimeError, match="listen to the engine's begin"):
         await pooled.ping()
 
 
-async def test_bounds_hold(pooled_url: str) -> None:
+async def test_timeouts_apply(pooled_url: str) -> None:
     async with Database(pooled_url, pooler="transaction", statement_timeout=0.05, lock_timeout=0.02) as database:
         async with database.session() as session:
             with pytest.raises(StatementTimeout):
@@ -145,7 +145,7 @@ async def test_bounds_hold(pooled_url: str) -> None:
                 await advisory_lock(other, "x")
 
 
-async def test_rows_are_written_and_read_in_every_way(pooled: Database) -> None:
+async def test_every_kind_of_write_and_read_works(pooled: Database) -> None:
     async def write(n: int) -> None:
         rows = user_rows(50)
         for m, row in enumerate(rows):
@@ -174,7 +174,7 @@ async def test_rows_are_written_and_read_in_every_way(pooled: Database) -> None:
         assert (order.status, order.placed_at) == (Status.PENDING, datetime(2024, 1, 1, tzinfo=UTC))
 
 
-async def test_views_read_in_every_way(pooled: Database) -> None:
+async def test_every_kind_of_view_read_works(pooled: Database) -> None:
     async with pooled.begin() as session:
         keys = (await bulk.insert_many(session, User, user_rows(60))).keys
 
@@ -194,7 +194,7 @@ async def test_views_read_in_every_way(pooled: Database) -> None:
     assert pooled.pool_status().in_use == 0
 
 
-async def test_each_statement_in_autocommit_is_a_transaction_of_its_own(pooled: Database) -> None:
+async def test_each_statement_in_autocommit_is_a_separate_transaction(pooled: Database) -> None:
     async def write(n: int) -> None:
         async with pooled.autocommit() as connection:
             await connection.execute(insert(Counter).values(id=n + 1, value=n))
@@ -212,7 +212,7 @@ async def test_each_statement_in_autocommit_is_a_transaction_of_its_own(pooled: 
     assert pooled.pool_status().in_use == 0
 
 
-async def test_what_is_streamed_in_autocommit_is_committed(pooled: Database) -> None:
+async def test_rows_that_are_streamed_in_autocommit_are_committed(pooled: Database) -> None:
     async with pooled.autocommit() as connection:
         statement = insert(Counter).returning(Counter.id)
         async with connection.stream(statement, [{"id": 1, "value": 1}]) as result:
@@ -221,7 +221,7 @@ async def test_what_is_streamed_in_autocommit_is_committed(pooled: Database) -> 
         assert await session.scalar(select(func.count()).select_from(Counter)) == 1
 
 
-async def test_transactions_are_read_only_serializable_and_run_again(pooled: Database) -> None:
+async def test_read_only_serializable_and_retried_transactions_work(pooled: Database) -> None:
     async with pooled.session(read_only=True) as session:
         with pytest.raises(ReadOnly):
             await session.execute(insert(Counter), {"value": 1})

@@ -133,7 +133,7 @@ async def statuses(client: httpx.AsyncClient, path: str) -> list[int]:
 
 
 @pytest.mark.parametrize("path", ["/view/{}", "/batch", "/autocommit", "/transaction", "/reading/view/{}"])
-async def test_a_request_with_an_open_session_gets_the_second_connection_that_it_needs(
+async def test_a_request_with_an_open_session_gets_a_second_connection(
     committed_url: str, user_id: UUID, path: str
 ) -> None:
     async with application(committed_url) as (client, database):
@@ -149,7 +149,7 @@ async def test_control_without_a_reserve_such_requests_wait_for_each_other(
         assert 503 in await statuses(client, path.format(user_id))
 
 
-async def test_a_background_task_may_run_a_transaction_while_the_request_has_a_session_open(
+async def test_a_background_task_can_run_a_transaction_while_the_request_has_an_open_session(
     committed_url: str, user_id: UUID
 ) -> None:
     async with application(committed_url) as (client, database):
@@ -186,7 +186,7 @@ class TestSlots:
         """One for each priority."""
         return Slots(pool_size=4, max_overflow=0)
 
-    async def test_are_given_in_order_of_arrival(self, slots: Slots) -> None:
+    async def test_are_granted_in_order_of_arrival(self, slots: Slots) -> None:
         held = await slots.take(Priority.SESSION, 1)
         order: list[int] = []
 
@@ -202,7 +202,7 @@ class TestSlots:
         await asyncio.gather(*tasks, late)
         assert order == list(range(11))
 
-    async def test_of_the_reserves_are_not_for_sessions(self, slots: Slots) -> None:
+    async def test_of_the_reserves_are_not_granted_to_sessions(self, slots: Slots) -> None:
         session = await slots.take(Priority.SESSION, 1)
         with pytest.raises(TimeoutError):
             await slots.take(Priority.SESSION, 0.01)
@@ -224,11 +224,11 @@ class TestSlots:
         slots.release(session)
         assert (await waiting).supply is Priority.SESSION
 
-    async def test_are_lent_to_reads_by_all_supplies(self, slots: Slots) -> None:
+    async def test_of_all_supplies_are_granted_to_reads(self, slots: Slots) -> None:
         kinds = [(await slots.take(Priority.READ, 0.01)).supply for _ in range(4)]
         assert kinds == [Priority.READ, Priority.BATCH, Priority.NESTED, Priority.SESSION]
 
-    async def test_are_given_back_once_only(self, slots: Slots) -> None:
+    async def test_are_released_only_once(self, slots: Slots) -> None:
         slot = await slots.take(Priority.SESSION, 1)
         slots.release(slot)
         slots.release(slot)
@@ -251,7 +251,7 @@ class TestSlots:
         assert not slots._waiting
 
 
-async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserve(database_url: str) -> None:
+async def test_several_sessions_of_one_task_can_use_the_reserve(database_url: str) -> None:
     async with (
         Database(database_url, pool_size=5, max_overflow=0, pool_timeout=0.1) as database,
         AsyncExitStack() as stack,
@@ -272,7 +272,7 @@ async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserv
         assert database.pool_status() == PoolStatus(size=5, max_overflow=0, in_use=4, idle=0)
 
 
-async def test_slots_survive_a_disposed_engine(database_url: str) -> None:
+async def test_slots_are_counted_correctly_after_the_engine_is_disposed(database_url: str) -> None:
     async with Database(database_url, pool_size=4, max_overflow=0, pool_timeout=0.1) as database:
         async with database.session() as session:
             await session.execute(text("SELECT 1"))
@@ -283,7 +283,7 @@ async def test_slots_survive_a_disposed_engine(database_url: str) -> None:
         assert slots_of(database)._free == [1, 1, 1, 1]
 
 
-async def test_tasks_that_wait_while_the_engine_is_disposed_get_their_connection(database_url: str) -> None:
+async def test_tasks_that_wait_while_the_engine_is_disposed_get_a_connection(database_url: str) -> None:
     async with Database(database_url, pool_size=1, max_overflow=0, pool_timeout=10) as database:
 
         async def use() -> None:
@@ -298,7 +298,7 @@ async def test_tasks_that_wait_while_the_engine_is_disposed_get_their_connection
         await asyncio.gather(*waiting)
 
 
-async def test_a_connection_that_is_opened_again_during_a_use_gives_all_slots_back(database_url: str) -> None:
+async def test_a_connection_that_is_reopened_during_its_use_releases_all_slots(database_url: str) -> None:
     async with Database(database_url, pool_size=8, max_overflow=0) as database:
         for _ in range(10):
             async with database.autocommit() as connection:
@@ -373,7 +373,7 @@ async def test_cancelled_and_failing_uses_of_every_kind_leave_all_slots_free(dat
         assert not slots._waiting
 
 
-async def test_tasks_with_a_common_ancestor_that_had_a_session_are_no_nested_ones(database_url: str) -> None:
+async def test_tasks_with_a_common_ancestor_that_had_a_session_are_not_nested(database_url: str) -> None:
     """What one of them holds isn't held by the others."""
     async with Database(database_url, pool_size=8, max_overflow=0, pool_timeout=10) as database:
         async with database.session() as session:

@@ -160,7 +160,7 @@ async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *given: A
         *((set_at_begin, read) for read in READS if read is not in_autocommit),
     ],
 )
-async def test_each_tenant_sees_its_own_rows_one_after_the_other_and_at_once(
+async def test_each_tenant_sees_only_its_own_rows_one_after_the_other_and_concurrently(
     restricted_url: str,
     listen: Callable[[Database], None],
     read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
@@ -173,7 +173,7 @@ async def test_each_tenant_sees_its_own_rows_one_after_the_other_and_at_once(
         assert seen == [{name} for name in names]
 
 
-async def test_a_statement_in_autocommit_sees_nothing_of_what_a_begin_listener_set(restricted_url: str) -> None:
+async def test_a_statement_in_autocommit_does_not_see_the_setting_of_a_begin_listener(restricted_url: str) -> None:
     """The setting of a transaction that is over is empty."""
     async with service(restricted_url, set_at_begin) as given:
         for name in "ab":
@@ -182,7 +182,7 @@ async def test_a_statement_in_autocommit_sees_nothing_of_what_a_begin_listener_s
 
 
 @pytest.mark.parametrize("read", [in_a_read, in_autocommit, by_keys, by_page])
-async def test_control_a_connection_that_is_kept_shows_one_tenant_the_rows_of_another(
+async def test_control_a_kept_connection_shows_one_tenant_the_rows_of_another(
     restricted_url: str,
     read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -199,7 +199,7 @@ async def test_control_a_batch_has_no_tenant(restricted_url: str, monkeypatch: p
         assert await seen_by("a", by_key, *given) == set()
 
 
-async def test_execution_options_of_one_use_are_not_those_of_the_next(committed_url: str) -> None:
+async def test_execution_options_of_one_use_do_not_apply_to_the_next(committed_url: str) -> None:
     async with Database(committed_url) as database:
         async with database.begin() as session:
             connection = await session.connection()
@@ -216,7 +216,7 @@ async def test_execution_options_of_one_use_are_not_those_of_the_next(committed_
                 assert await single.scalar(text("SHOW transaction_isolation")) == "read committed"
 
 
-async def test_a_listener_that_only_observes_leaves_reads_shared(committed_url: str) -> None:
+async def test_a_listener_that_only_observes_does_not_stop_the_sharing_of_reads(committed_url: str) -> None:
     def observe(*_event: Any) -> None: ...
 
     observe.__module__ = "opentelemetry.instrumentation.sqlalchemy.engine"

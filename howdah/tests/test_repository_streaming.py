@@ -23,13 +23,13 @@ async def crowd(session: AsyncSession) -> int:
     return 20_000
 
 
-async def test_streams_every_row_in_order_in_one_statement(session: AsyncSession, crowd: int) -> None:
+async def test_a_stream_returns_every_row_in_order_with_one_statement(session: AsyncSession, crowd: int) -> None:
     with assert_statements(session, 1):
         ids = [counter.id async for counter in AsyncRepository(session, Counter).stream()]
     assert ids == list(range(1, crowd + 1))
 
 
-async def test_a_stream_holds_no_more_than_its_batch(session: AsyncSession, crowd: int) -> None:
+async def test_a_stream_keeps_only_one_batch_in_memory(session: AsyncSession, crowd: int) -> None:
     """Control: a list of them holds all."""
     counters = AsyncRepository(session, Counter)
     most = 0
@@ -40,7 +40,7 @@ async def test_a_stream_holds_no_more_than_its_batch(session: AsyncSession, crow
     assert len(session.identity_map) == len(held) == crowd
 
 
-async def test_a_stream_takes_the_statements_order_and_limit_and_loads(
+async def test_a_stream_applies_the_order_the_limit_and_the_loader_options(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
     await AsyncRepository(users.session, Order).create(user_id=twenty[19])
@@ -53,12 +53,12 @@ async def test_an_empty_stream_ends_at_once(users: UserRepository) -> None:
     assert [user async for user in users.stream()] == []
 
 
-async def test_a_batch_of_no_rows_is_refused(users: UserRepository) -> None:
+async def test_a_batch_of_no_rows_is_rejected(users: UserRepository) -> None:
     with pytest.raises(ValueError, match="batch must be at least 1"):
         await anext(users.stream(batch=0))
 
 
-async def test_the_session_is_usable_inside_a_stream_and_at_once_after_leaving_it(
+async def test_the_session_is_usable_during_a_stream_and_immediately_after_it(
     committed_database: Database,
 ) -> None:
     async with committed_database.session() as session:
@@ -78,7 +78,7 @@ async def test_the_session_is_usable_inside_a_stream_and_at_once_after_leaving_i
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_a_stream_left_by_an_error_or_never_finished_gives_the_connection_back(
+async def test_a_stream_that_ends_with_an_error_or_never_ends_releases_its_connection(
     committed_database: Database,
 ) -> None:
     async with committed_database.session() as session:

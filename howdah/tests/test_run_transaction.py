@@ -51,14 +51,14 @@ def losing(times: int, database: Database, seen: list[AsyncSession]) -> Any:
 
 
 class TestRunTransaction:
-    async def test_commits_and_returns_what_the_work_returned(self, counters: Database) -> None:
+    async def test_commits_and_returns_the_result_of_the_work(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         assert await run_transaction(counters, losing(0, counters, seen)) == 1
         assert await values(counters) == [1, 0]
         with pytest.raises(InvalidRequestError, match="permanently closed"):
             await seen[0].execute(text("SELECT 1"))
 
-    async def test_runs_the_whole_work_again_in_a_fresh_session_when_it_lost_a_race(self, counters: Database) -> None:
+    async def test_repeats_the_work_in_a_new_session_after_a_serialization_failure(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         work = losing(2, counters, seen)
         assert await run_transaction(counters, work, isolation_level="REPEATABLE READ") == 201
@@ -66,12 +66,12 @@ class TestRunTransaction:
         assert len({id(session) for session in seen}) == 3
         assert counters.pool_status().in_use == 0
 
-    async def test_without_it_the_race_is_lost(self, counters: Database) -> None:
+    async def test_control_without_it_a_serialization_failure_is_raised(self, counters: Database) -> None:
         with pytest.raises(SerializationFailure):
             async with counters.begin(isolation_level="REPEATABLE READ") as session:
                 await losing(1, counters, [])(session)
 
-    async def test_runs_again_when_the_commit_is_what_failed(self, counters: Database) -> None:
+    async def test_repeats_the_work_if_the_commit_failed(self, counters: Database) -> None:
         """Write skew: each of two reads what the other writes, and only the second commit can tell."""
         runs = 0
 
@@ -91,7 +91,7 @@ class TestRunTransaction:
         assert runs == 2
         assert await values(counters) == [5, 5]
 
-    async def test_runs_the_victim_of_a_deadlock_again(self, counters: Database) -> None:
+    async def test_repeats_the_work_of_the_victim_of_a_deadlock(self, counters: Database) -> None:
         reached = asyncio.Barrier(2)
         runs = 0
 
@@ -114,7 +114,7 @@ class TestRunTransaction:
         assert runs == 3
         assert await values(counters) == [2, 2]
 
-    async def test_gives_up_after_so_many_attempts_with_the_last_error(self, counters: Database) -> None:
+    async def test_raises_the_last_error_after_max_attempts(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         with pytest.raises(SerializationFailure):
             await run_transaction(
@@ -123,11 +123,11 @@ class TestRunTransaction:
         assert len(seen) == 3
         assert await values(counters) == [300, 300]
 
-    async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
+    async def test_rejects_zero_attempts(self, counters: Database) -> None:
         with pytest.raises(ValueError, match="max_attempts must be at least 1, not 0"):
             await run_transaction(counters, losing(0, counters, []), max_attempts=0)
 
-    async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
+    async def test_starts_no_attempt_after_the_timeout(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         started = time.monotonic()
         with pytest.raises(SerializationFailure):
@@ -168,7 +168,7 @@ class TestRunTransaction:
             assert runs == n
         assert await values(counters) == [0, 0]
 
-    async def test_runs_again_even_if_the_work_swallowed_the_conflict(self, counters: Database) -> None:
+    async def test_repeats_the_work_even_if_it_suppressed_the_conflict(self, counters: Database) -> None:
         runs = 0
 
         async def work(session: AsyncSession) -> None:
@@ -184,7 +184,7 @@ class TestRunTransaction:
         assert runs == 2
         assert await values(counters) == [101, 101]
 
-    async def test_does_not_hide_a_flush_that_failed(self, counters: Database) -> None:
+    async def test_does_not_hide_a_failed_flush(self, counters: Database) -> None:
         async def work(session: AsyncSession) -> None:
             with suppress(SerializationFailure):
                 await losing(1, counters, [])(session)
@@ -209,7 +209,7 @@ class TestRunTransaction:
         assert len(seen) == 1
         assert counters.pool_status().in_use == 0
 
-    async def test_waits_longer_and_at_random_from_attempt_to_attempt(
+    async def test_waits_are_random_and_their_limits_grow(
         self, counters: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         waits: list[float] = []
@@ -230,7 +230,7 @@ class TestRunTransaction:
         assert all(0 <= wait <= bound for wait, bound in zip(waits, bounds, strict=True))
         assert len(set(waits)) > 1
 
-    async def test_serves_many_at_the_same_time(self, counters: Database) -> None:
+    async def test_can_run_many_transactions_concurrently(self, counters: Database) -> None:
         async def work(session: AsyncSession) -> None:
             counter = (await session.scalars(select(Counter).where(Counter.id == 1))).one()
             counter.value += 1

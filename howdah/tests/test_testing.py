@@ -130,7 +130,7 @@ async def test_rolls_back_what_was_committed(n, database, session, seen):
     assert await count(database) == 2
 
 @pytest.mark.parametrize("n", range(2))
-async def test_commits_for_real_in_a_database_of_its_own(n, committed_database, committed_url, database, seen):
+async def test_commits_for_real_in_a_separate_database(n, committed_database, committed_url, database, seen):
     assert await seen(committed_database) != await seen(database)
     async def add(key):
         async with committed_database.begin() as session:
@@ -176,7 +176,7 @@ def migrate():
         _run(url, "CREATE TABLE migrated ()")
     return run
 
-async def test_has_what_was_migrated_and_nothing_else(session, committed_database):
+async def test_has_only_what_was_migrated(session, committed_database):
     tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
     assert list(await session.scalars(text(tables))) == ["migrated"]
     async with committed_database.session() as other:
@@ -189,7 +189,7 @@ async def test_sends_too_much(session):
 """
 
 
-def test_drops_what_a_killed_run_left_but_nothing_else(
+def test_drops_only_the_databases_of_a_killed_run(
     run: Run, names: Path, postgres_url: str, database_url: str, database_of_others: str
 ) -> None:
     assert run(KILLED).ret == -signal.SIGKILL
@@ -207,13 +207,13 @@ def test_drops_what_a_killed_run_left_but_nothing_else(
 
 class TestAssertStatements:
     @pytest.mark.parametrize("expected", [0, 2])
-    async def test_fails_with_a_list_of_what_was_sent(self, expected: int, session: AsyncSession) -> None:
+    async def test_fails_with_a_list_of_the_sent_statements(self, expected: int, session: AsyncSession) -> None:
         with pytest.raises(pytest.fail.Exception) as caught:  # noqa: SIM117
             with assert_statements(session, expected):
                 await session.execute(text("SELECT 42"))
         assert str(caught.value) == f"1 statements instead of {expected}:\n1. SELECT 42"
 
-    async def test_watches_a_session_a_database_or_an_engine(self, database: Database) -> None:
+    async def test_counts_statements_of_a_session_a_database_or_an_engine(self, database: Database) -> None:
         async with database.session() as session:
             for target in (session, database, database.engine):
                 with assert_statements(target, 1) as sent:
@@ -222,7 +222,7 @@ class TestAssertStatements:
                 await session.execute(text("SELECT 43"))
                 assert sent == ["SELECT 42"]
 
-    async def test_watches_a_session_that_is_read_only(self, database_url: str) -> None:
+    async def test_counts_statements_of_a_read_only_session(self, database_url: str) -> None:
         async with Database(database_url) as database, database.session(read_only=True) as session:
             for target in (session, database):
                 with assert_statements(target, 1):
@@ -242,12 +242,12 @@ class TestAssertStatements:
         assert sent[0].startswith("COPY users (id, email, ")
         assert " FROM STDIN" in sent[0]
 
-    async def test_lets_the_error_of_the_block_through(self, session: AsyncSession) -> None:
+    async def test_does_not_hide_the_error_of_the_block(self, session: AsyncSession) -> None:
         with pytest.raises(ZeroDivisionError), assert_statements(session, 1):
             _ = 1 / 0
 
 
-def test_the_shared_server_waits_for_no_disk_and_starts_anew_after_a_crash(
+def test_the_shared_server_runs_without_fsync_and_has_new_data_after_a_crash(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control is the stop that isn't a crash: its data is there again."""

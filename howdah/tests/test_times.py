@@ -133,7 +133,7 @@ async def assert_stored(session: AsyncSession, rows: list[dict[str, Any]]) -> No
 @pytest.mark.parametrize("way", WAYS)
 @settings(patient, max_examples=settings().max_examples // 5)
 @given(rows=ROWS)
-async def test_any_values_come_back_as_they_were_written(moments: AsyncSession, way: str, rows: list[Any]) -> None:
+async def test_any_values_are_read_back_unchanged(moments: AsyncSession, way: str, rows: list[Any]) -> None:
     rows = [{"id": id, **writable(way, row)} for id, row in enumerate(rows)]
     async with rollback_at_end(moments):
         await write(moments, way, rows)
@@ -164,7 +164,7 @@ EDGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("count", [1, 25, 1100])
 @pytest.mark.parametrize("way", WAYS)
-async def test_infinities_come_back_whatever_the_number_of_rows(moments: AsyncSession, way: str, count: int) -> None:
+async def test_infinities_are_read_back_for_any_number_of_rows(moments: AsyncSession, way: str, count: int) -> None:
     rows = [{"id": id, **writable(way, EDGES)} for id in range(count)]
     await write(moments, way, rows)
     await assert_stored(moments, rows)
@@ -176,7 +176,7 @@ async def test_infinities_come_back_whatever_the_number_of_rows(moments: AsyncSe
     assert await moments.scalar(infinite) == count
 
 
-async def test_what_is_read_can_be_written_back_and_compared(moments: AsyncSession) -> None:
+async def test_values_that_were_read_can_be_written_and_compared(moments: AsyncSession) -> None:
     await moments.execute(
         text("INSERT INTO moments (id, at, day, span) VALUES (1, 'infinity', 'infinity', '[2020-01-01, infinity)')")
     )
@@ -219,7 +219,9 @@ def with_naive(name: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("value", [NAIVE, date(2026, 1, 1), LOCAL_GREATEST], ids=["naive", "date", "greatest"])
 @pytest.mark.parametrize("name", WITH_ZONE)
-async def test_naive_values_are_refused_on_every_way(moments: AsyncSession, name: str, value: Any) -> None:
+async def test_naive_values_are_rejected_by_every_write_and_criterion(
+    moments: AsyncSession, name: str, value: Any
+) -> None:
     for way in WAYS:
         for count in (1, 25, 1100) if name == "plain_at" else (1, 25):
             nothing = dict.fromkeys(with_naive(name, value))
@@ -258,7 +260,7 @@ async def test_naive_values_are_refused_on_every_way(moments: AsyncSession, name
     ],
     ids=lambda statement: str(statement)[-50:],
 )
-async def test_naive_values_are_refused_wherever_they_stand(moments: AsyncSession, statement: Any) -> None:
+async def test_naive_values_are_rejected_anywhere_in_a_statement(moments: AsyncSession, statement: Any) -> None:
     with pytest.raises(InvalidValue, match="without a time zone"):
         await moments.execute(statement)
 
@@ -271,7 +273,7 @@ async def test_naive_values_are_refused_wherever_they_stand(moments: AsyncSessio
         ("SELECT CAST(:value AS timestamptz)", date(2026, 1, 1)),
     ],
 )
-async def test_naive_values_are_refused_in_texts(moments: AsyncSession, statement: str, value: Any) -> None:
+async def test_naive_values_are_rejected_in_text_statements(moments: AsyncSession, statement: str, value: Any) -> None:
     with pytest.raises(InvalidValue, match="without a time zone"):
         await moments.execute(text(statement), {"value": value})
 
@@ -297,13 +299,15 @@ async def test_a_naive_literal_is_a_timestamp_in_utc(session: AsyncSession) -> N
         ("SELECT CAST(:value AS interval)", 5, "for an interval: pass a timedelta"),
     ],
 )
-async def test_what_would_lose_a_part_is_refused(session: AsyncSession, statement: str, value: Any, says: str) -> None:
+async def test_a_value_that_would_lose_a_part_is_rejected(
+    session: AsyncSession, statement: str, value: Any, says: str
+) -> None:
     with pytest.raises(InvalidValue, match=says):
         await session.execute(text(statement), {"value": value})
 
 
 @pytest.mark.parametrize(("value", "hours"), [(LOCAL_GREATEST, -5), (LOCAL_LEAST, 5)])
-async def test_a_time_that_is_beyond_the_range_in_utc_is_refused(
+async def test_a_time_that_is_out_of_range_in_utc_is_rejected(
     session: AsyncSession, value: datetime, hours: int
 ) -> None:
     value = value.replace(tzinfo=timezone(timedelta(hours=hours)))
@@ -333,7 +337,7 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("value", BEYOND)
-async def test_what_python_cannot_hold_is_out_of_range(value: str, session: AsyncSession) -> None:
+async def test_a_value_that_python_cannot_represent_is_out_of_range(value: str, session: AsyncSession) -> None:
     with pytest.raises(OutOfRange, match="can't be read"):
         await session.execute(text(f"SELECT {value}"))
     with pytest.raises(OutOfRange, match="can't be read"):
@@ -342,7 +346,7 @@ async def test_what_python_cannot_hold_is_out_of_range(value: str, session: Asyn
     assert await session.scalar(text("SELECT 1")) == 1
 
 
-async def test_a_connection_can_be_used_after_what_could_not_be_read(real_database: Database) -> None:
+async def test_a_connection_is_usable_after_a_value_that_cannot_be_read(real_database: Database) -> None:
     for value in BEYOND:
         with pytest.raises(OutOfRange):
             await real_database.read(lambda connection, value=value: connection.execute(text(f"SELECT {value}")))  # type: ignore[misc]
@@ -374,15 +378,15 @@ async def test_seconds_of_an_offset_are_kept(session: AsyncSession) -> None:
 
 class TestInfiniteDates:
     @pytest.mark.parametrize("value", [INFINITY, MINUS_INFINITY])
-    def test_are_kept_by_copies_and_pickles(self, value: date) -> None:
+    def test_stay_the_same_object_in_copies_and_pickles(self, value: date) -> None:
         for same in (copy.copy(value), copy.deepcopy([value])[0], pickle.loads(pickle.dumps(value))):  # noqa: S301
             assert same is value
 
-    def test_are_ordered_as_the_greatest_and_the_least(self) -> None:
+    def test_compare_as_the_greatest_and_the_least_date(self) -> None:
         assert MINUS_INFINITY < date(2026, 1, 1) < INFINITY
         assert (date.min, date.max) == (MINUS_INFINITY, INFINITY)
 
-    def test_make_ordinary_dates(self) -> None:
+    def test_become_ordinary_dates_in_arithmetic(self) -> None:
         for made in (
             INFINITY - timedelta(1),
             INFINITY.replace(year=2026),
@@ -397,7 +401,7 @@ class TestInfiniteDates:
         assert await session.scalar(select(literal(days, JSONB))) == {"first": "0001-01-01", "last": "9999-12-31"}
 
 
-def test_annotations_mean_columns_with_time_zones() -> None:
+def test_annotations_become_columns_with_time_zones() -> None:
     kinds = {name: str(column.type) for name, column in inspect(Moment).columns.items() if name in VALUES}
     assert {name: kinds[name] for name in ("span", "spans", "day_spans")} == {
         "span": "TSTZRANGE",

@@ -25,7 +25,7 @@ async def wrong(users: UserRepository) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_type_checker_knows_what_the_api_takes_and_returns(tmp_path: Path) -> None:
+def test_the_api_has_the_declared_types(tmp_path: Path) -> None:
     """Control: what is wrong in a second file is found, and nothing else."""
     wrong = tmp_path / "wrong.py"
     wrong.write_text(WRONG)

@@ -298,7 +298,7 @@ def every(fields: dict[Any, dict[str, Any]]) -> list[tuple[Any, str, Any]]:
 
 
 @pytest.mark.parametrize(("model", "name", "kind"), every(MAY_BE_NULL))
-def test_what_may_be_null_must_be_optional(model: Any, name: str, kind: Any) -> None:
+def test_a_field_of_a_column_that_may_be_null_must_be_optional(model: Any, name: str, kind: Any) -> None:
     with pytest.raises(
         ViewCompileError, match=rf"Made\.{name} can't be rendered: .* may be NULL: make the field Optional"
     ):
@@ -307,7 +307,7 @@ def test_what_may_be_null_must_be_optional(model: Any, name: str, kind: Any) -> 
 
 
 @pytest.mark.parametrize("name", MAY_BE_ABSENT)
-def test_what_may_be_absent_must_be_optional(name: str) -> None:
+def test_a_field_of_a_related_row_that_may_be_absent_must_be_optional(name: str) -> None:
     with pytest.raises(ViewCompileError, match=rf"Made\.{name} can't be rendered: the related row may not exist"):
         JsonView(Thing, create_schema({name: Item}))
     JsonView(Thing, create_schema({name: Item | None}))
@@ -332,7 +332,7 @@ async def rows(session: AsyncSession) -> None:
 
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("model", NEVER_NULL)
-async def test_what_is_never_null_is_as_the_object_has_it(
+async def test_columns_that_are_never_null_have_the_values_of_the_object(
     session: AsyncSession, database: Database, model: Any
 ) -> None:
     required = create_schema(NEVER_NULL[model])
@@ -349,7 +349,7 @@ async def test_what_is_never_null_is_as_the_object_has_it(
 
 
 @pytest.mark.usefixtures("rows")
-async def test_related_rows_are_as_the_object_has_them(session: AsyncSession, database: Database) -> None:
+async def test_related_rows_have_the_values_of_the_object(session: AsyncSession, database: Database) -> None:
     required = create_schema({"id": int, **dict.fromkeys(ALWAYS_THERE, Item)})
     optional = {name: Item | None for name in MAY_BE_ABSENT if name != "greater"}
     schema = create_schema(optional, required)

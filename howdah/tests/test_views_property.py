@@ -60,7 +60,7 @@ patient = settings(
 @pytest.mark.timeout(600)
 @patient
 @given(rows=ROWS, model=MODELS)
-async def test_any_fields_of_any_values(
+async def test_any_fields_of_any_rows_are_equal_to_those_of_the_object(
     session: AsyncSession, database: Database, rows: list[dict[str, Any]], model: Any
 ) -> None:
     async with rollback_at_end(session):
@@ -90,7 +90,7 @@ ORDERS = st.lists(
 @pytest.mark.timeout(600)
 @patient
 @given(users=st.lists(ORDERS, max_size=3))
-async def test_any_rows_within_rows(
+async def test_any_nested_rows_are_equal_to_those_of_the_object(
     session: AsyncSession, database: Database, users: list[list[dict[str, Any]]]
 ) -> None:
     async with rollback_at_end(session):

@@ -162,7 +162,9 @@ def model(**fields: Any) -> type[BaseModel]:
         (Staff, model(name=str, language=str), "Made.language", "no mapped attribute"),
     ],
 )
-def test_it_names_the_field_and_the_reason(mapped: type[Any], schema: type[BaseModel], path: str, reason: str) -> None:
+def test_the_error_contains_the_field_and_the_reason(
+    mapped: type[Any], schema: type[BaseModel], path: str, reason: str
+) -> None:
     with pytest.raises(ViewCompileError) as caught:
         JsonView(mapped, schema)
     assert caught.value.path == path
@@ -232,7 +234,9 @@ class Keyed(Door):
         ),
     ],
 )
-def test_what_runs_in_python_says_what_to_do(schema: type[BaseModel], path: str, reason: str) -> None:
+def test_the_error_for_an_attribute_that_is_computed_in_python_says_what_to_do(
+    schema: type[BaseModel], path: str, reason: str
+) -> None:
     with pytest.raises(ViewCompileError) as caught:
         JsonView(Keyed, schema)
     assert caught.value.path == path
@@ -245,14 +249,14 @@ class Camel(BaseModel):
     created_at: int
 
 
-def test_an_alias_that_is_no_attribute_says_how_to_read_the_name() -> None:
+def test_the_error_for_an_alias_without_an_attribute_says_how_to_use_the_name() -> None:
     with pytest.raises(
         ViewCompileError, match=r"no attribute 'createdAt', .* with validate_by_name=True in the model_config"
     ):
         JsonView(Keyed, Camel)
 
 
-def test_what_may_be_hidden_must_be_optional() -> None:
+def test_a_related_row_that_a_filter_may_hide_must_be_optional() -> None:
     where = {Album: lambda album: album.title.is_not(None)}
     with pytest.raises(ViewCompileError, match=r"Made\.album can't be rendered: the related row may not exist"):
         JsonView(Track, model(album=model(id=UUID)), where=where)

@@ -88,7 +88,9 @@ def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> An
 
 @pytest.mark.filterwarnings("ignore:Multiple rows returned with uselist=False")
 @pytest.mark.parametrize("seed", range(4))
-async def test_it_is_what_selectinload_loads(session: AsyncSession, database: Database, seed: int) -> None:
+async def test_a_relationship_has_the_rows_that_selectinload_loads(
+    session: AsyncSession, database: Database, seed: int
+) -> None:
     await make_tables(session)
     await make_rows(session, seed)
     different = {}
@@ -120,7 +122,7 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
     "model",
     [Animal, Dog, Puppy, related.Vehicle, related.Car, related.Boat, related.Tug, related.Invoice, related.Reminder],
 )
-async def test_a_view_of_a_subclass_has_its_rows_only(session: AsyncSession, database: Database, model: Any) -> None:
+async def test_a_view_of_a_subclass_has_only_its_rows(session: AsyncSession, database: Database, model: Any) -> None:
     await make_tables(session)
     await make_rows(session, 1)
     wanted = sorted(row.id for row in await session.scalars(select(model)))
@@ -151,7 +153,7 @@ class ChildWithSubqueries(Out):
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_subqueries_within_subqueries_are_of_the_related_row(
+async def test_nested_subqueries_are_correlated_to_the_related_row(
     session: AsyncSession, database: Database, seed: int
 ) -> None:
     await make_tables(session)
@@ -166,7 +168,7 @@ async def test_subqueries_within_subqueries_are_of_the_related_row(
 
 @pytest.mark.filterwarnings("ignore:Did not locate an expression in selectable")
 @pytest.mark.parametrize("field", ["name", "name_length"])
-def test_what_an_aliased_class_lacks_is_refused(field: str) -> None:
+def test_a_column_that_an_aliased_class_lacks_is_rejected(field: str) -> None:
     """It would be read from the table itself, of every row. SQLAlchemy warns of it, if at all."""
     reason = "few_columns{} can't be rendered: its aliased class has no column"
     child: Any = create_schema({field: Any})
@@ -186,13 +188,13 @@ class ParentWithoutB(Out):
     without_b: list[Inside]
 
 
-def test_an_aliased_class_inside_of_itself_is_refused() -> None:
+def test_an_aliased_class_nested_in_itself_is_rejected() -> None:
     with pytest.raises(ViewCompileError, match="it is nested in rows of the same aliased class"):
         JsonView(Parent, ParentWithoutB)
 
 
 @pytest.mark.parametrize(("model", "name"), REFUSED, ids=[f"{each.__name__}.{name}" for each, name in REFUSED])
-def test_what_cant_be_followed_is_refused(model: Any, name: str) -> None:
+def test_a_relationship_that_cannot_be_rendered_is_rejected(model: Any, name: str) -> None:
     schema = create_schema({name: list[Item]})
     with pytest.raises(ViewCompileError) as caught:
         JsonView(model, schema)

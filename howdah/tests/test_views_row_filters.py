@@ -100,7 +100,7 @@ OF_A_MOMENT: dict[str, Any] = {
 
 @pytest.mark.parametrize("row_filter", OF_A_MOMENT.values(), ids=OF_A_MOMENT.keys())
 @pytest.mark.parametrize("is_set", [False, True])
-def test_a_value_of_one_moment_is_refused(row_filter: Any, is_set: bool) -> None:
+def test_a_value_of_one_moment_is_rejected(row_filter: Any, is_set: bool) -> None:
     def make() -> None:
         if is_set:
             tenant.set("a")
@@ -114,7 +114,7 @@ def test_a_value_of_one_moment_is_refused(row_filter: Any, is_set: bool) -> None
     contextvars.copy_context().run(make)
 
 
-def test_a_context_variable_that_has_no_value_says_so_itself() -> None:
+def test_a_context_variable_without_a_value_raises_lookup_error() -> None:
     with pytest.raises(LookupError):
         JsonView(User, UserOut, where={User: lambda user: user.name == required.get()})
 
@@ -138,7 +138,9 @@ CONSTANT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("row_filter", CONSTANT.values(), ids=CONSTANT.keys())
-async def test_what_is_always_the_same_is_allowed(session: AsyncSession, database: Database, row_filter: Any) -> None:
+async def test_a_filter_with_constant_values_is_allowed(
+    session: AsyncSession, database: Database, row_filter: Any
+) -> None:
     (user,) = await make_users(session, 1)
     await bulk.insert_many(session, Order, [{"user_id": user, "total_cents": 10}])
     await session.commit()
@@ -146,7 +148,7 @@ async def test_what_is_always_the_same_is_allowed(session: AsyncSession, databas
         assert len(json.loads(await view.get(user))["orders"]) == 1
 
 
-async def test_a_subquery_of_a_filter_is_of_its_own_row(session: AsyncSession, database: Database) -> None:
+async def test_a_subquery_of_a_filter_is_correlated_to_its_own_row(session: AsyncSession, database: Database) -> None:
     """In a view of users the subquery selects from users, too. It must not be correlated to the outer user."""
     users = await make_users(session, 3)
     await bulk.insert_many(session, Order, [{"user_id": user, "total_cents": 1} for user in users])
@@ -165,7 +167,7 @@ class UserKey(Out):
     id: UUID
 
 
-async def test_a_subquery_of_a_filter_of_a_single_row_is_of_its_own_row(
+async def test_a_subquery_of_a_filter_of_a_to_one_relationship_is_correlated_to_its_own_row(
     session: AsyncSession, database: Database
 ) -> None:
     """In a view of orders the subquery selects from orders, too. It must not be correlated to the outer order."""
@@ -181,7 +183,7 @@ class StaffOut(Out):
     name: str
 
 
-def test_a_filter_of_a_subclass_whose_rows_are_read_as_the_base_class_is_refused() -> None:
+def test_a_filter_of_a_subclass_whose_rows_are_read_as_the_base_class_is_rejected() -> None:
     where = {Engineer: lambda engineer: engineer.language != "COBOL"}
     with pytest.raises(ViewCompileError, match=r"where\[Engineer\] can't be rendered: its rows are read as Staff"):
         JsonView(Staff, StaffOut, where=where)

@@ -220,7 +220,9 @@ def same(body: bytes, schema: type[BaseModel], row: object) -> None:
 @pytest.mark.timeout(600)
 @given(rows=ROWS)
 @settings(max_examples=settings().max_examples // 3, deadline=None, suppress_health_check=list(HealthCheck))
-async def test_any_value_of_any_type(session: AsyncSession, database: Database, rows: list[dict[str, Any]]) -> None:
+async def test_any_value_of_any_type_is_equal_to_that_of_the_object(
+    session: AsyncSession, database: Database, rows: list[dict[str, Any]]
+) -> None:
     async with rollback_at_end(session):
         await session.execute(insert(Thing), [{"id": id, **row} for id, row in enumerate(rows)])
         found = (await session.scalars(select(Thing).order_by(things.c.id))).all()
@@ -281,7 +283,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "annotation", "reason"), REFUSED, ids=[f"{k!r}-{a}" for k, a, _ in REFUSED])
-def test_what_isnt_exact_is_refused(kind: Any, annotation: Any, reason: str) -> None:
+def test_a_type_that_cannot_be_rendered_exactly_is_rejected(kind: Any, annotation: Any, reason: str) -> None:
     class Own(DeclarativeBase):
         pass
 
@@ -312,7 +314,7 @@ class ChoiceOut(Out):
 
 
 @pytest.mark.usefixtures("tables")
-async def test_a_mapped_literal_is_written(session: AsyncSession, database: Database) -> None:
+async def test_a_mapped_literal_can_be_rendered(session: AsyncSession, database: Database) -> None:
     session.add(Choice(id=1, size="small", state=State.SHUT, level=Level.HIGH))
     await session.flush()
     async with JsonView(Choice, ChoiceOut).open(database) as view:
@@ -321,7 +323,7 @@ async def test_a_mapped_literal_is_written(session: AsyncSession, database: Data
 
 @pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("column", ["state", "level"])
-async def test_a_label_that_the_enumeration_lacks_is_an_error(
+async def test_a_label_that_is_missing_in_the_enumeration_is_an_error(
     session: AsyncSession, database: Database, column: str
 ) -> None:
     """Reading the object raises LookupError. It was `null` before, where the schema forbids it."""
