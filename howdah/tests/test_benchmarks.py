@@ -41,7 +41,7 @@ finally:
 
 @pytest.fixture(autouse=True)
 def _unfrozen() -> Iterator[None]:
-    """`measure` freezes all objects, which would hide the garbage of later tests."""
+    """`measure` excludes all objects from garbage collection. Undo this for later tests."""
     yield
     gc.unfreeze()
 
@@ -123,7 +123,7 @@ async def test_a_failing_contender_does_not_end_the_comparison(run: Callable[[],
     assert figures["bad"].failure == failure
     assert figures["bad"].seconds == []
     assert figures["good"].seconds == figures["other"].seconds == [0.5, 0.5]
-    assert connections.recoveries == 1  # it is not run again after the warm-up
+    assert connections.recoveries == 1  # it doesn't run again after the warm-up
 
 
 async def test_a_contender_with_a_wrong_result_has_no_figures() -> None:
@@ -374,7 +374,7 @@ async def test_a_process_that_does_not_end_is_killed_with_the_time_limit(tmp_pat
     assert time.monotonic() - started < 30
 
 
-# Answers GET /ok/…, answers /error/… with 500, ends at /crash/…, and never answers anything else.
+# Responds to GET /ok/…, responds to /error/… with 500, ends at /crash/…, and never responds to other paths.
 SERVER = """
 import asyncio, os, sys
 

@@ -1,4 +1,4 @@
-"""Bulk writes of tables and columns whose names the statements use themselves."""
+"""Bulk writes of tables and columns with names that the statements use, too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = (
 
 
 def model_of(name: str, *, exact: bool) -> type[Any]:
-    """A table of this name with a key and columns of all these names."""
+    """A class of a table with this name, whose columns have all the names."""
     columns = {each: mapped_column(default=0) for each in NAMES}
     key = int if exact else str
     annotations = {"id": Mapped[key], **dict.fromkeys(NAMES, Mapped[int])}  # type: ignore[valid-type]

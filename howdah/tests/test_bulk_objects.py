@@ -1,4 +1,4 @@
-"""Mapped objects as rows: a bulk write never overwrites what the object's user didn't set."""
+"""Mapped objects as rows: a bulk write never overwrites a column that the caller didn't set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from howdah import Base, StaleRow, UpsertResult, bulk
 from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import make_orders, make_users
 
-SHOWS_DEFAULTS = not sqlalchemy.__version__.startswith("2.0.")  # since 2.1 a dataclass leaves its defaults alone
+SHOWS_DEFAULTS = not sqlalchemy.__version__.startswith("2.0.")  # since 2.1 a dataclass doesn't store its defaults
 MANY = 1100
 
 
@@ -27,7 +27,7 @@ class Separate(Base):
 
 
 class Careful(Separate):
-    """Its own constructor fills something in."""
+    """Its constructor sets an attribute."""
 
     __tablename__ = "careful"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -124,12 +124,12 @@ async def test_a_dataclass_changes_only_what_was_passed_or_is_rejected(separate:
 async def test_an_object_whose_constructor_may_have_set_values_is_rejected_with_what_to_pass_instead(
     separate: AsyncSession, write: Any
 ) -> None:
-    wanted = "pass mappings or Pydantic models with the values to write"
-    with pytest.raises(TypeError, match=f"whether stamp was passed or is a default: {wanted}") as caught:
+    advice = "pass mappings or Pydantic models with the values to write"
+    with pytest.raises(TypeError, match=f"whether stamp was passed or is a default: {advice}") as caught:
         await write(separate, Stamped, [{"id": 1, "name": "A", "stamp": "x"}, Stamped(id=1, name="Two")])
     assert caught.value.__notes__ == ["in row 1 of the input, counted from 0"]
     with pytest.raises(
-        TypeError, match=f"whether a value that its constructor sets was passed or is a default: {wanted}"
+        TypeError, match=f"whether a value that its constructor sets was passed or is a default: {advice}"
     ):
         await write(separate, Careful, [Careful(id=1, name="Two")])
 
@@ -164,7 +164,7 @@ async def test_a_pydantic_model_changes_only_what_was_passed(separate: AsyncSess
 
 
 async def test_a_detached_object_writes_only_what_was_changed(session: AsyncSession) -> None:
-    """Control: the object's other values are stale, because another session has changed them since."""
+    """Control: the object's other values are stale, because they have been changed in the database."""
     await make_users(session, 2)
     users = list(await session.scalars(select(User).order_by(User.age)))
     session.expunge_all()
@@ -221,7 +221,7 @@ async def test_objects_with_different_sets_of_attributes_are_rejected(separate: 
 # --- SQLModel
 
 
-def hero() -> Any:
+def make_hero_class() -> Any:
     sqlmodel = pytest.importorskip("sqlmodel")
 
     class Own(sqlmodel.SQLModel, registry=registry()):  # type: ignore[misc, name-defined, call-arg]
@@ -239,7 +239,7 @@ def hero() -> Any:
 
 
 async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSession) -> None:
-    Hero = hero()
+    Hero = make_hero_class()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     names = ("code", "name", "status", "nick", "rank")
     writes: list[tuple[Callable[..., Any], dict[str, Any]]] = [
@@ -264,7 +264,7 @@ async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSess
 
 
 async def test_new_rows_of_a_sqlmodel_get_its_defaults_and_those_of_the_columns(session: AsyncSession) -> None:
-    Hero = hero()
+    Hero = make_hero_class()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     await bulk.insert_many(session, Hero, [Hero(code="a", name="One")])
     await bulk.insert_many(session, Hero, [Hero(code=f"{n}", name="One") for n in range(25)])

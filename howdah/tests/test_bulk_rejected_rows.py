@@ -1,4 +1,4 @@
-"""Bulk writes are all or nothing, and say which row was refused."""
+"""A bulk write is all or nothing, and its error identifies the rejected row."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from howdah_tests.support.sample_rows import LONG_AGO, emails, make_users, user_
 
 
 @pytest.fixture
-async def settled(session: AsyncSession) -> AsyncSession:
-    """A session in which something was written before."""
+async def used_session(session: AsyncSession) -> AsyncSession:
+    """A session that has already written a row in its transaction."""
     await bulk.insert_many(session, User, [{"email": "first@example.org", "name": "First"}])
     return session
 
@@ -42,12 +42,12 @@ async def settled(session: AsyncSession) -> AsyncSession:
 ROWS = user_rows(260)  # three chunks of 100
 
 
-def bad_rows(place: int, **values: Any) -> list[dict[str, Any]]:
-    return [{**row, **values} if i == place else row for i, row in enumerate(ROWS)]
+def rows_with(position: int, **values: Any) -> list[dict[str, Any]]:
+    return [{**row, **values} if i == position else row for i, row in enumerate(ROWS)]
 
 
 @pytest.mark.parametrize(
-    ("place", "values", "error", "constraint"),
+    ("position", "values", "error", "constraint"),
     [
         (250, {"email": "first@example.org"}, UniqueViolation, "uq_users_email"),
         (259, {"email": "user3@example.org"}, UniqueViolation, "uq_users_email"),
@@ -65,43 +65,43 @@ def bad_rows(place: int, **values: Any) -> list[dict[str, Any]]:
     ids=["unique", "far", "near", "check", "null", "long", "range", "type", "nul", "naive", "text", "key"],
 )
 async def test_a_rejected_row_fails_the_whole_call_and_is_identified(
-    settled: AsyncSession, place: int, values: dict[str, Any], error: Any, constraint: str | None
+    used_session: AsyncSession, position: int, values: dict[str, Any], error: Any, constraint: str | None
 ) -> None:
     with pytest.raises(error) as caught:
-        await bulk.insert_many(settled, User, bad_rows(place, **values), chunk_size=100)
-    assert caught.value.row_index == place
+        await bulk.insert_many(used_session, User, rows_with(position, **values), chunk_size=100)
+    assert caught.value.row_index == position
     assert caught.value.constraint == constraint
-    assert f"row {place} of the input" in caught.value.__notes__[-1]
-    assert await emails(settled) == ["first@example.org"], "the caller goes on in the same transaction"
-    await bulk.insert_many(settled, User, user_rows(3))
-    assert len(await emails(settled)) == 4
+    assert f"row {position} of the input" in caught.value.__notes__[-1]
+    assert await emails(used_session) == ["first@example.org"], "the transaction is still usable"
+    await bulk.insert_many(used_session, User, user_rows(3))
+    assert len(await emails(used_session)) == 4
 
 
-async def test_errors_are_subclasses_of_those_of_sqlalchemy(settled: AsyncSession) -> None:
+async def test_errors_are_subclasses_of_those_of_sqlalchemy(used_session: AsyncSession) -> None:
     with pytest.raises(IntegrityError):
-        await bulk.insert_many(settled, User, bad_rows(234, age=-1))
+        await bulk.insert_many(used_session, User, rows_with(234, age=-1))
     with pytest.raises(StatementError) as caught:
-        await bulk.insert_many(settled, User, bad_rows(234, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
+        await bulk.insert_many(used_session, User, rows_with(234, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
     assert "without a time zone" in str(caught.value.__cause__)
 
 
-async def test_the_first_of_several_rejected_rows_is_identified(settled: AsyncSession) -> None:
-    rows = bad_rows(140, age=-1)
+async def test_the_first_of_several_rejected_rows_is_identified(used_session: AsyncSession) -> None:
+    rows = rows_with(140, age=-1)
     rows[130] = {**rows[130], "name": "x" * 21}
     with pytest.raises(TooLong) as caught:
-        await bulk.insert_many(settled, User, rows)
+        await bulk.insert_many(used_session, User, rows)
     assert caught.value.row_index == 130
 
 
-async def test_an_error_of_the_statement_itself_identifies_no_row(settled: AsyncSession) -> None:
+async def test_an_error_of_the_statement_itself_identifies_no_row(used_session: AsyncSession) -> None:
     with pytest.raises(InvalidStatement) as caught:
-        await bulk.upsert_many(settled, User, user_rows(3), on=["name"])
+        await bulk.upsert_many(used_session, User, user_rows(3), on=["name"])
     assert caught.value.row_index is None
 
 
 async def test_a_rejected_row_of_an_update_is_identified_and_no_row_is_written(session: AsyncSession) -> None:
     keys = await make_users(session, 250)
-    for place, values, error in (
+    for position, values, error in (
         (222, {"age": -1}, CheckViolation),
         (222, {"email": "user0@example.org"}, UniqueViolation),
         (1, {"name": "x" * 21}, TooLong),
@@ -113,10 +113,10 @@ async def test_a_rejected_row_of_an_update_is_identified_and_no_row_is_written(s
             {"id": key, **row, "name": "New", "created_at": LONG_AGO}
             for key, row in zip(keys, user_rows(250), strict=True)
         ]
-        rows[place] |= values
+        rows[position] |= values
         with pytest.raises(error) as caught:
             await bulk.update_many(session, User, rows, chunk_size=100)
-        assert caught.value.row_index == place
+        assert caught.value.row_index == position
         assert await session.scalar(select(func.count()).where(User.name == "New")) == 0
 
 
@@ -159,18 +159,18 @@ async def test_a_key_of_another_type_is_identified(session: AsyncSession) -> Non
 
 
 async def test_an_error_that_is_not_reproduced_identifies_no_row(session: AsyncSession) -> None:
-    times = 0
+    calls = 0
 
     async def write(ids: Sequence[int]) -> None:
-        nonlocal times
-        times += 1
-        await session.execute(insert(Counter), [{"id": 7 if times == 1 else id} for id in ids])
+        nonlocal calls
+        calls += 1
+        await session.execute(insert(Counter), [{"id": 7 if calls == 1 else id} for id in ids])
 
     with pytest.raises(UniqueViolation) as caught:
         async with session.begin_nested():
             await write_or_locate_rejected_row(session, [1, 2, 3], write, range(3))
     assert caught.value.row_index is None
-    assert times == 4
+    assert calls == 4
     assert await AsyncRepository(session, Counter).count() == 0
 
 
@@ -192,11 +192,11 @@ async def test_with_a_plain_engine_errors_are_those_of_sqlalchemy_and_identify_t
     engine = create_async_engine(committed_database.engine.url)
     async with AsyncSession(engine) as session:
         with pytest.raises(IntegrityError) as caught:
-            await bulk.insert_many(session, User, bad_rows(134, age=-1))
+            await bulk.insert_many(session, User, rows_with(134, age=-1))
         assert type(caught.value) is IntegrityError
-        with pytest.raises(StatementError) as refused:
-            await bulk.insert_many(session, User, bad_rows(134, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
-        for error in (caught.value, refused.value):
+        with pytest.raises(StatementError) as without_time_zone:
+            await bulk.insert_many(session, User, rows_with(134, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
+        for error in (caught.value, without_time_zone.value):
             assert error.__notes__ == ["row 134 of the input, counted from 0, was rejected, so no row was written"]
         assert await emails(session) == []
     await engine.dispose()
@@ -252,7 +252,7 @@ async def test_a_bulk_write_that_is_cancelled_while_it_waits_for_a_lock_writes_n
 
 
 async def until_waiting(database: Database, pid: int) -> None:
-    """Until this backend waits for a lock."""
+    """Return when this backend waits for a lock."""
     query = text("SELECT wait_event_type FROM pg_stat_activity WHERE pid = :pid")
     async with asyncio.timeout(10), database.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")

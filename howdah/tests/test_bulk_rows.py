@@ -1,4 +1,4 @@
-"""What a row of a bulk write may be, and how long it is held."""
+"""The kinds of rows that a bulk write accepts, and its memory use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from howdah.testing import assert_statements
 from howdah_tests.support.sample_models import Order, Seat, User, UserRepository
 from howdah_tests.support.sample_rows import emails, make_users, user_rows
 
-# --- what a row may be
+# --- kinds of rows
 
 
 class UserIn(BaseModel):
@@ -116,9 +116,9 @@ async def test_a_single_row_instead_of_an_iterable_is_rejected(session: AsyncSes
 
 async def test_a_single_name_instead_of_a_list_of_names_is_rejected(session: AsyncSession) -> None:
     wrong: list[dict[str, Any]] = [{"on": "email"}, {"on": ["email"], "update": "name"}]
-    for given in wrong:
+    for options in wrong:
         with pytest.raises(TypeError, match="lists of attribute names"):
-            await bulk.upsert_many(session, User, user_rows(1), **given)
+            await bulk.upsert_many(session, User, user_rows(1), **options)
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
@@ -176,46 +176,46 @@ async def test_unset_fields_of_a_pydantic_model_are_left_out(session: AsyncSessi
 
 
 class Counted(dict[str, Any]):
-    """A row that can be counted while it lives."""
+    """A row that counts its instances."""
 
-    alive = 0
-    most = 0
+    instances = 0
+    max_instances = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        Counted.alive += 1
-        Counted.most = max(Counted.most, Counted.alive)
+        Counted.instances += 1
+        Counted.max_instances = max(Counted.max_instances, Counted.instances)
 
     def __del__(self) -> None:
-        Counted.alive -= 1
+        Counted.instances -= 1
 
 
 async def test_rows_are_released_chunk_by_chunk_and_no_object_stays_in_the_session(session: AsyncSession) -> None:
-    """Fault 5. Control: the reference's way makes an object of every row, and the caller's list holds every row."""
-    Counted.most = 0
-    made = 0
+    """Fault 5. Control: the reference creates an object for every row, from a list of all rows."""
+    Counted.max_instances = 0
+    created_objects = 0
 
     @event.listens_for(User, "init")
     def count(*_: Any) -> None:
-        nonlocal made
-        made += 1
+        nonlocal created_objects
+        created_objects += 1
 
     async def reference_bulk_create_users(db: AsyncSession, users_data: list[Any], chunk_size: int) -> int:
-        held = 0
+        max_in_session = 0
         for i in range(0, len(users_data), chunk_size):
             users = [User(**data) for data in users_data[i : i + chunk_size]]
             db.add_all(users)
             await db.flush()
-            held = max(held, len(db.identity_map))
-        return held
+            max_in_session = max(max_in_session, len(db.identity_map))
+        return max_in_session
 
     try:
         await bulk.insert_many(session, User, (Counted(row) for row in user_rows(5000)), chunk_size=500)
         gc.collect()
-        assert len(session.identity_map) == made == 0
-        assert Counted.most <= 1001
+        assert len(session.identity_map) == created_objects == 0
+        assert Counted.max_instances <= 1001
         more = [{**row, "email": row["email"] + ".org"} for row in user_rows(5000)]
         assert await reference_bulk_create_users(session, more, 500) >= 500
-        assert made == 5000
+        assert created_objects == 5000
     finally:
         event.remove(User, "init", count)

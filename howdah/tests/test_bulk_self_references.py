@@ -1,4 +1,4 @@
-"""Rows of one call that refer to each other: the result is the same for any number and order, with COPY and without."""
+"""Rows that refer to each other: the result is the same for any number and order of rows, with COPY and without."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TreeNode(UUIDv7PrimaryKey, Separate):
 
 
 class TreeNumbered(Separate):
-    """The database makes the keys."""
+    """The database generates the keys."""
 
     __tablename__ = "numbered_nodes"
 
@@ -77,12 +77,12 @@ async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
         yield session
 
 
-def copies(session: AsyncSession) -> bool:
+def has_copy(session: AsyncSession) -> bool:
     return bool(session.get_bind().engine.get_execution_options()["howdah_copy"])
 
 
 def chain(count: int) -> list[dict[str, Any]]:
-    """Each row's parent is the next one."""
+    """Rows whose parent is the next row."""
     ids = [uuid7() for _ in range(count)]
     return [{"id": key, "parent_id": parent} for key, parent in zip(ids, [*ids[1:], None], strict=True)]
 
@@ -125,10 +125,10 @@ async def test_rows_may_refer_to_each_other_in_a_circle(session: AsyncSession, c
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_a_circle_of_rows_with_arrays_is_copied_or_rejected(session: AsyncSession, count: int) -> None:
-    """Without COPY a statement has at most 1,000 of them."""
+    """Without COPY a statement inserts at most 1,000 rows with arrays."""
     rows = [{**row, "tags": [1]} for row in chain(count)]
     rows[-1]["parent_id"] = rows[0]["id"]
-    if copies(session) or count <= 1000:
+    if has_copy(session) or count <= 1000:
         assert (await bulk.insert_many(session, TreeNode, rows)).count == count
     else:
         with pytest.raises(ForeignKeyViolation):
@@ -144,17 +144,17 @@ async def test_a_row_may_refer_to_itself(session: AsyncSession) -> None:
 async def test_a_rejected_row_is_identified_and_no_child_is_blamed_for_its_parent(
     session: AsyncSession, count: int
 ) -> None:
-    rows = [{**row, "name": str(place)} for place, row in enumerate(chain(count))]
-    place = count // 2
-    await bulk.insert_many(session, TreeNode, [{"name": str(place)}])
+    rows = [{**row, "name": str(position)} for position, row in enumerate(chain(count))]
+    position = count // 2
+    await bulk.insert_many(session, TreeNode, [{"name": str(position)}])
     with pytest.raises(UniqueViolation) as caught:
         await bulk.insert_many(session, TreeNode, rows)
-    assert caught.value.row_index == place
-    rows[place]["name"] = "other"
+    assert caught.value.row_index == position
+    rows[position]["name"] = "other"
     rows[0]["parent_id"], missing = uuid7(), rows[0]["parent_id"]
-    with pytest.raises(ForeignKeyViolation) as refused:
+    with pytest.raises(ForeignKeyViolation) as missing_parent:
         await bulk.insert_many(session, TreeNode, rows)
-    assert refused.value.row_index == 0
+    assert missing_parent.value.row_index == 0
     rows[0]["parent_id"] = missing
     assert (await bulk.insert_many(session, TreeNode, rows)).count == count
 
@@ -206,12 +206,12 @@ async def test_rows_that_refer_to_each_other_are_written_by_one_statement(sessio
         await bulk.insert_many(session, TreeNode, chain(5))
     with assert_statements(session, 1) as sent:
         await bulk.insert_many(session, TreeNumbered, [{"code": "x"}, {"code": "y"}])
-    assert sent[0].startswith("INSERT")  # the database makes the keys, so nobody can refer to them
+    assert sent[0].startswith("INSERT")  # the database generates the keys, so no row can refer to another one
 
 
 async def test_a_check_violation_identifies_its_row_among_rows_that_refer_to_each_other(session: AsyncSession) -> None:
     await session.execute(text("ALTER TABLE nodes ADD CHECK (name <> 'bad')"))
-    rows = [{**row, "name": f"n{place}"} for place, row in enumerate(chain(10))]
+    rows = [{**row, "name": f"n{position}"} for position, row in enumerate(chain(10))]
     rows[3]["name"] = "bad"
     with pytest.raises(CheckViolation) as caught:
         await bulk.insert_many(session, TreeNode, rows)

@@ -1,4 +1,4 @@
-"""Bulk inserts into a `Table` that no class is mapped to."""
+"""Bulk inserts into a `Table` without a mapped class."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
         yield session
 
 
-async def ends(session: AsyncSession, count: int) -> tuple[Any, list[int]]:
-    """A post, and that many tags."""
+async def insert_post_and_tags(session: AsyncSession, count: int) -> tuple[Any, list[int]]:
+    """Insert a post and this number of tags; return their keys."""
     post = (await bulk.insert_many(session, LinkedPost, [{}])).keys[0]
     return post, (await bulk.insert_many(session, LinkedTag, [{"id": number} for number in range(count)])).keys
 
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_rows_of_an_association_table_can_be_inserted(session: AsyncSession, count: int) -> None:
-    post, tags = await ends(session, count)
+    post, tags = await insert_post_and_tags(session, count)
     rows = [{"post_id": post, "tag_id": tag} for tag in tags]
     with assert_statements(session, 1) as sent:
         created = await bulk.insert_many(session, post_tags, rows)
@@ -123,7 +123,7 @@ async def test_rows_of_an_association_table_can_be_inserted(session: AsyncSessio
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_a_rejected_row_is_identified(session: AsyncSession, count: int) -> None:
-    post, tags = await ends(session, count)
+    post, tags = await insert_post_and_tags(session, count)
     rows = [{"post_id": post, "tag_id": tag} for tag in tags]
     rows[-1]["tag_id"] = -1
     with pytest.raises(ForeignKeyViolation) as caught:
@@ -142,7 +142,7 @@ async def test_a_rejected_row_is_identified(session: AsyncSession, count: int) -
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_a_table_without_a_key_stores_every_value_unchanged(session: AsyncSession, count: int) -> None:
-    """NULL is NULL, also in a column with a default; rows name columns by their key."""
+    """None is stored as NULL, also in a column with a default. A row contains the keys of columns, not their names."""
     now = datetime(2024, 1, 1, tzinfo=UTC)
     rows: list[dict[str, Any]] = [{"page": None, "time": now, "seconds": 2}, {"time": None, "seconds": None}]
     created = await bulk.insert_many(session, without_key, (rows[number % 2] for number in range(count)))

@@ -1,4 +1,4 @@
-"""Bulk writes of tables that are made differently: COPY and arrays do what an INSERT of each row would."""
+"""Bulk writes of tables with unusual columns: COPY and arrays have the same result as an INSERT of each row."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ MANY = 40
 
 
 class Odd(Base):
-    """Away from the tables of the test database."""
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData()
 
 
-def at_once() -> str:
+def raise_stop_iteration() -> str:
     return next(iter(()))
 
 
 class Exhausted(Odd):
     __tablename__ = "exhausted"
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    word: Mapped[str] = mapped_column(default=at_once)
+    word: Mapped[str] = mapped_column(default=raise_stop_iteration)
 
 
 class Known(TypeDecorator[int]):
-    """Written as its number."""
+    """Sends the number of a word."""
 
     impl = Integer
     cache_ok = True
@@ -119,8 +119,8 @@ class Locked(Odd):
     value: Mapped[int]
 
 
-class Given(Odd):
-    __tablename__ = "given"
+class Requested(Odd):
+    __tablename__ = "requested"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int]
 
@@ -224,7 +224,7 @@ async def test_rows_with_and_without_a_key_can_be_far_apart(odd: AsyncSession) -
     assert await count(odd, Defaulted) == 2000
 
 
-@pytest.mark.parametrize("model", [Old, Locked, Given])
+@pytest.mark.parametrize("model", [Old, Locked, Requested])
 async def test_tables_may_have_any_name(odd: AsyncSession, model: Any) -> None:
     rows = [{"id": n, "value": n} for n in range(30)]
     assert await bulk.upsert_many(odd, model, rows[:10]) == UpsertResult(10, 0, 0)

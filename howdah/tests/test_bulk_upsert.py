@@ -1,4 +1,4 @@
-"""`upsert_many`: what it counts, finds, changes and leaves."""
+"""`upsert_many`: its counts, the rows that it matches, and the columns that it changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from howdah_tests.support.sample_rows import LONG_AGO, make_orders, make_users, 
 
 
 class Separate(Base):
-    """Away from the tables of the test database."""
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData()
@@ -81,7 +81,7 @@ async def test_update_chooses_which_attributes_of_an_existing_row_change(session
 
 
 async def test_every_row_must_have_the_attributes_that_update_names(session: AsyncSession) -> None:
-    """Otherwise existing rows would get the default of a column that nobody gave."""
+    """Otherwise existing rows would get the default of a column that the caller didn't pass."""
     with pytest.raises(ValueError, match="row 0 of the input, counted from 0, must name nickname"):
         await bulk.upsert_many(session, User, user_rows(2), on=["email"], update=["nickname"])
     wrongs: list[dict[str, Any]] = [{"on": ["orders"]}, {"update": ["emial"]}, {"on": ["emial"]}]
@@ -115,7 +115,7 @@ async def test_rows_with_the_same_key_have_the_result_of_single_upserts_for_ever
 async def test_rows_with_keys_that_only_postgresql_finds_equal_have_the_result_of_single_upserts(
     session: AsyncSession,
 ) -> None:
-    """CHAR ignores blanks at the end. Control: one statement can't write a row twice."""
+    """CHAR ignores trailing blanks. Control: one statement can't write a row twice."""
     await session.execute(text("CREATE UNIQUE INDEX ON specimens (code)"))
     rows = [{"id": n, "code": code, "whole": n} for n, code in enumerate(["a", "b", "b ", "c", "a ", "d", "a"])]
     statement = insert(Specimen).values(rows)

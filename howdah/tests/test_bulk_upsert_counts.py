@@ -31,7 +31,7 @@ class Item(Separate):
     __tablename__ = "items"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int]
-    numbers: Mapped[Any] = mapped_column(ARRAY(Integer), nullable=True)  # sent with VALUES
+    numbers: Mapped[Any] = mapped_column(ARRAY(Integer), nullable=True)  # rows with an array are sent with VALUES
 
 
 class Measurement(Separate):
@@ -42,7 +42,7 @@ class Measurement(Separate):
 
 
 class Reading(Separate):
-    """A view of the table of `Item`."""
+    """A database view of the table of `Item`."""
 
     __tablename__ = "readings"
     __table_args__ = {"info": {"view": True}}  # noqa: RUF012
@@ -106,21 +106,21 @@ def rows_of(ids: Any, value: int, **more: Any) -> list[dict[str, Any]]:
     return [{"id": n, "value": value, **more} for n in ids]
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("with_objects", [False, True])
 @pytest.mark.parametrize("many", [4, 40, 1200])
 @pytest.mark.parametrize("model", [Item, Measurement, Reading])
 async def test_rows_of_tables_partitioned_tables_and_views_are_counted(
-    tables: AsyncSession, model: Any, many: int, held: bool
+    tables: AsyncSession, model: Any, many: int, with_objects: bool
 ) -> None:
     half = many // 2
     assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == UpsertResult(half, 0, 0)
-    kept = (await tables.scalars(select(model))).all() if held else []
+    kept = (await tables.scalars(select(model))).all() if with_objects else []
     assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == UpsertResult(0, 0, half)
     rows = [{"id": n, "value": n % 2} for n in reversed(range(many))]
     assert await bulk.upsert_many(tables, model, rows) == UpsertResult(half, half // 2, half // 2)
     assert await values(tables, model) == [(n, n % 2) for n in range(many)]
     assert [each.value for each in sorted(kept, key=lambda each: each.id)] == [
-        n % 2 for n in range(half if held else 0)
+        n % 2 for n in range(half if with_objects else 0)
     ]
     twice = [*rows_of(range(half, many + 1), 5), *rows_of([0, 0, many], 6)]
     assert await bulk.upsert_many(tables, model, twice) == UpsertResult(1, many - half + 2, 1)
@@ -161,7 +161,7 @@ async def test_rows_are_matched_by_the_values_that_a_trigger_sets(tables: AsyncS
     await trigger(tables, "unique_ones", "INSERT", "NEW.code := lower(NEW.code); RETURN NEW;")
     rows = [{"code": code, "value": 1} for code in ("A", "b", "C")]
     assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(1, 0, 2)
-    for codes in ("aA", "Aa"):  # the first one changes the row, the second one changes it back
+    for codes in ("aA", "Aa"):  # the first row changes the stored row, the second one changes it back
         rows = [{"code": code, "value": value} for code, value in zip(codes, (2, 1), strict=True)]
         assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(0, 2, 0)
     rows = [{"code": code, "value": 2} for code in ("A", "a", "D")]
@@ -230,7 +230,7 @@ async def test_an_ordinary_table_is_not_read_again_for_the_counts(tables: AsyncS
     rows = [{"code": f"{n}", "value": n} for n in range(MANY)]
     with assert_statements(tables, 1):
         await bulk.upsert_many(tables, Unique, rows, on=["code"])
-    with assert_statements(tables, 3) as sent:  # its own, how many rows met others, how the index compares
+    with assert_statements(tables, 3) as sent:  # the upsert, the number of conflicting rows, the operators of the index
         assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(0, 0, MANY)
     assert [statement for statement in sent if "unique_ones" in statement] == sent[:1]
 
@@ -259,7 +259,7 @@ async def test_a_key_that_is_none_is_generated(tables: AsyncSession, model: Any,
 async def test_conflicting_rows_with_and_without_a_key_are_written_in_the_order_of_the_input(
     tables: AsyncSession,
 ) -> None:
-    """They are written by two statements, and only PostgreSQL knows that they conflict."""
+    """They are written by two statements, and only PostgreSQL can detect the conflict."""
     rows: list[dict[str, Any]] = [
         {"id": 500, "code": "A", "value": 1},
         {"id": None, "code": "a", "value": 2},
@@ -304,7 +304,7 @@ async def test_an_empty_list_of_conflict_columns_is_rejected(tables: AsyncSessio
 async def test_a_row_that_another_transaction_inserts_meanwhile_is_not_counted_as_created(
     committed_database: Database, model: Any, update: Any
 ) -> None:
-    """The statement doesn't see it. Control: its snapshot says that the row isn't there."""
+    """The snapshot of the upsert doesn't contain the row."""
     async with committed_database.begin() as session:
         await create_tables(session)
     async with committed_database.session() as other, committed_database.session() as session:

@@ -57,7 +57,7 @@ class Thing(Timestamps, Separate):
 
 
 def model_of(kind: Any) -> Any:
-    """A class with a column `value` of this type, in a table of its own."""
+    """A class with a column `value` of this type. It has its own metadata."""
 
     class Own(DeclarativeBase):
         pass
@@ -92,7 +92,7 @@ async def things(session: AsyncSession) -> AsyncIterator[AsyncSession]:
     await session.rollback()
 
 
-# a value, and the text of another one that the type's `=` finds the same
+# a type, a value, and the text of a value that the type's operator `=` finds equal
 SEEM_EQUAL = [
     (Numeric, Decimal("1.0"), "1.00"),
     (Float, 0.0, "-0"),
@@ -175,7 +175,7 @@ async def test_a_change_of_case_alone_is_written(things: AsyncSession, many: int
 
 async def test_a_change_of_case_under_a_nondeterministic_collation_is_written(session: AsyncSession) -> None:
     if not await create_nondeterministic_collation(session):
-        pytest.skip("this server was built without ICU, which alone has nondeterministic collations")
+        pytest.skip("nondeterministic collations need ICU, and this server was built without it")
     model = await create(session, model_of(String(collation="ignores_case")))
     await session.execute(text("CREATE UNIQUE INDEX ON valued (value)"))
     await bulk.insert_many(session, model, [{"id": n, "value": f"a{n}"} for n in range(25)])

@@ -1,4 +1,4 @@
-"""The values of bulk writes: defaults, types, keys, and where inheritance puts them."""
+"""The values of bulk writes: defaults, types, keys and inheritance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from howdah_tests.support.sample_rows import user_rows
 
 
 async def test_defaults_apply_only_to_attributes_that_are_left_out(session: AsyncSession) -> None:
-    """Control: SQLAlchemy's bulk insert takes a None for "left out" by itself."""
+    """Control: SQLAlchemy's bulk insert treats None as left out."""
     await bulk.insert_many(session, User, [{"email": "a", "name": "A"}, {"email": "b", "name": "B", "nickname": "b"}])
     found = list(await session.scalars(select(User).order_by(User.email)))
     assert [user.nickname for user in found] == ["nobody", "b"]
@@ -91,7 +91,7 @@ async def read_specimens(session: AsyncSession) -> list[dict[str, Any]]:
 
 
 async def json_nulls(session: AsyncSession) -> list[Any]:
-    """Which of the JSON columns of the second specimen hold a JSON null; None where they are NULL."""
+    """Whether the JSON columns of the second specimen contain a JSON null (`"null"`, False) or NULL (None, True)."""
     columns = (func.jsonb_typeof(Specimen.anything), func.jsonb_typeof(Specimen.nothing), Specimen.plain_json.is_(None))
     return list((await session.execute(select(*columns).where(Specimen.id == 1))).one())
 
@@ -199,13 +199,13 @@ async def test_joined_tables_support_only_inserts(session: AsyncSession) -> None
     assert [(engineer.id, engineer.kind, engineer.language) for engineer in found] == [
         (key, "engineer", "Python") for key in created.keys
     ]
-    refused = [
+    unsupported = [
         bulk.update_many(session, Engineer, [{"id": created.keys[0], "language": "C"}]),
         bulk.upsert_many(session, Engineer, rows),
         bulk.update_by_key(session, Engineer, created.keys, {"language": "C"}),
         bulk.delete_many(session, Engineer, created.keys),
     ]
-    for call in refused:
+    for call in unsupported:
         with pytest.raises(TypeError, match=r"Engineer is stored in several tables \(staff, engineers\)"):
             await call
     assert await bulk.update_many(session, Staff, [{"id": created.keys[0], "name": "Z"}]) == MatchResult(1, [])

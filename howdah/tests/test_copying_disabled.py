@@ -1,4 +1,4 @@
-"""A table that COPY was rejected for gets INSERTs for a minute, and COPY is tried again after it."""
+"""After a rejected COPY, the rows of the table are inserted for a minute. Then COPY is tried again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Advance = Callable[[float], None]
 
 @pytest.fixture
 def advance(monkeypatch: pytest.MonkeyPatch) -> Advance:
-    """The clock stands still until it is advanced."""
+    """A function that advances the clock, which stands still otherwise."""
     now = 1000.0
 
     def forward(seconds: float) -> None:
@@ -80,7 +80,7 @@ async def test_a_table_that_replaces_a_view_is_copied_into_after_a_minute(
 async def test_each_rejection_is_logged_once_with_its_reason(
     database: Database, advance: Advance, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Here the column's type in the database isn't that of the model."""
+    """In this test the column has another type in the database than in the model."""
     async with database.begin() as session:
         await session.execute(text("CREATE TABLE measures (id uuid PRIMARY KEY, v bigint)"))
         with caplog.at_level(logging.WARNING, "howdah._writes.copying"):
@@ -131,10 +131,10 @@ async def test_the_entries_of_a_database_are_garbage_collected_with_it(committed
     async with Database(committed_url) as database, database.begin() as session:
         await session.execute(text("CREATE TABLE measures (id uuid PRIMARY KEY, v bigint)"))
         await verbs(session, 2)
-        remembered = weakref.ref(copying._disabled[database.engine.dialect])
+        reference = weakref.ref(copying._disabled[database.engine.dialect])
     del database, session
     gc.collect()
-    assert remembered() is None
+    assert reference() is None
 
 
 async def test_a_role_with_row_level_security_disables_copy_for_other_roles_for_at_most_a_minute(

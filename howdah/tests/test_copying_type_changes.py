@@ -49,7 +49,7 @@ from howdah_tests.support.typed_columns import (
 
 @pytest.fixture
 def far_from_utc() -> Iterator[None]:
-    """This process's local time isn't that of the session."""
+    """The process has another time zone than the session."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "America/New_York"
     time.tzset()
@@ -107,13 +107,13 @@ CHANGES = [
         Float(),
         [2.5, None],
         ["DROP TABLE samples", "CREATE TABLE samples (v int, id uuid PRIMARY KEY)"],
-        id="table that is made anew",
+        id="table that is created again",
     ),
     pytest.param(
         BigInteger(),
         [5, None],
         ["ALTER TABLE samples RENAME v TO w", "ALTER TABLE samples ADD v double precision"],
-        id="column that another has replaced",
+        id="column that is replaced",
     ),
 ]
 
@@ -140,7 +140,7 @@ async def test_after_a_type_change_rows_are_stored_as_by_an_insert_on_a_new_conn
 
 
 async def test_an_enum_that_is_created_again_is_rejected_at_most_once(committed_url: str) -> None:
-    """SQLAlchemy's prepared INSERT names the type that is gone. It prepares its statements again after that error."""
+    """SQLAlchemy's prepared INSERT refers to the dropped type. After this error it prepares its statements again."""
     model = create_mapped_class(v=Enum("sad", "happy", name="mood"))
     async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
@@ -214,23 +214,23 @@ async def test_an_alter_of_another_connection_waits_until_the_rows_are_committed
 
 
 async def test_a_copy_locks_the_table_before_its_first_row(committed_url: str) -> None:
-    """A control for the test above: the lock is taken before the first row is asked for."""
+    """So no ALTER can run between the description of the columns and the rows."""
     model = create_mapped_class(v=BigInteger())
     async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
-        refused: list[str] = []
+        locks: list[str] = []
 
         @event.listens_for(database.engine.sync_engine, "after_cursor_execute")
-        def try_to_alter(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        def read_locks(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             if not statement.startswith("COPY"):
                 return
-            locks = "SELECT mode FROM pg_locks WHERE relation = 'samples'::regclass AND pid = pg_backend_pid()"
-            refused.extend(connection.exec_driver_sql(locks).scalars())
+            held = "SELECT mode FROM pg_locks WHERE relation = 'samples'::regclass AND pid = pg_backend_pid()"
+            locks.extend(connection.exec_driver_sql(held).scalars())
 
         async with database.begin() as session:
             await bulk.insert_many(session, model, [{"v": 1250}] * 30)
-        assert "AccessShareLock" in refused
+        assert "AccessShareLock" in locks
 
 
 async def test_the_same_table_name_in_two_schemas_is_two_tables(committed_url: str) -> None:
@@ -271,7 +271,7 @@ async def test_the_same_table_name_in_two_schemas_is_two_tables(committed_url: s
 async def test_a_changed_composite_type_is_stored_correctly_or_rejected(
     committed_url: str, changes: list[str], stored: str | None
 ) -> None:
-    """The driver keeps what it knows of a composite type until PostgreSQL refuses what it sends."""
+    """The driver caches the description of a composite type until PostgreSQL rejects a value."""
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
     model = create_mapped_class(v=Point())
     async with open_one_connection(committed_url) as database:
@@ -332,7 +332,7 @@ async def test_a_column_that_cannot_be_written_any_more_is_rejected(committed_ur
 async def test_control_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_change(
     committed_url: str, kind: Any, values: list[Any], statements: list[str]
 ) -> None:
-    """A control: their prepared statements are kept too, and PostgreSQL itself plans those anew."""
+    """Their prepared statements are cached too, and PostgreSQL plans them again."""
     model = create_mapped_class(v=kind)
 
     async def store(database: Database) -> list[Any]:

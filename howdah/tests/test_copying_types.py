@@ -81,7 +81,7 @@ async def test_every_type_is_stored_the_same_for_every_number_of_rows(
 
 @pytest.mark.parametrize("kind", ["enum", "composite", "array of enum", "bigint"])
 async def test_a_connection_without_prepared_statements_copies_too(committed_url: str, kind: str) -> None:
-    """This is so behind a pooler. The driver's queries about unknown types are unnamed statements, too."""
+    """This is the case behind a pooler. The driver's queries about unknown types are unnamed statements, too."""
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
     mood = Enum("sad", "happy", name="mood")
     types: dict[str, tuple[Any, Any, str]] = {

@@ -1,4 +1,4 @@
-"""Connections: made, counted, given back when a task is cancelled, and replaced when they are lost."""
+"""Connections: opened, counted, released when a task is cancelled, and replaced when they are lost."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ assert not [each for each in gc.get_objects() if isinstance(each, (Engine, Sessi
 
     async def test_rejects_use_after_it_was_closed(self, database_url: str, real_database: Database) -> None:
         async with Database(database_url) as database:
-            kept = database.session_factory
+            factory = database.session_factory
             unused = database.session()
             used = database.session()
             pid = await used.scalar(text("SELECT pg_backend_pid()"))
         await database.close()
         with pytest.raises(RuntimeError, match="closed: create a new one"):
             database.session()
-        for use in (database.begin().__aenter__, database.ping, kept().connection, unused.connection):
+        for use in (database.begin().__aenter__, database.ping, factory().connection, unused.connection):
             with pytest.raises(RuntimeError, match="closed: create a new one"):
                 await use()
         await used.execute(text("SELECT 1"))
@@ -89,7 +89,7 @@ class TestPing:
             started = time.monotonic()
             with pytest.raises(ConnectionFailed):
                 await database.ping()
-            assert time.monotonic() - started < 4  # the driver takes up to 2 s to close a connection in order
+            assert time.monotonic() - started < 4  # the driver waits up to 2 s for an orderly close of a connection
             assert database.pool_status().in_use == 0
             proxy.thaw()
             await database.ping()
@@ -107,7 +107,7 @@ class TestPing:
 
 
 async def make_commits_wait(database: Database) -> None:
-    """Let every commit of a new user wait for the advisory lock 1."""
+    """Make every commit of a new user wait for the advisory lock 1."""
     async with database.begin() as session:
         for statement in (
             """CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -133,7 +133,7 @@ class TestCancelledTasks:
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(each, asyncio.CancelledError) for each in outcomes)
             assert real_database.pool_status().in_use == 1  # the holder's
-            await until_nobody_waits(real_database)
+            await until_no_session_waits(real_database)
         await real_database.ping()
         assert real_database.pool_status().in_use == 0
 
@@ -152,7 +152,7 @@ class TestCancelledTasks:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert committed_database.pool_status().in_use == 1
-            await until_nobody_waits(committed_database)
+            await until_no_session_waits(committed_database)
         assert await users(committed_database) == 0
         assert committed_database.pool_status().in_use == 0
 
@@ -187,17 +187,17 @@ class TestCancelledTasks:
             await database.ping()
 
 
-async def until_nobody_waits(database: Database) -> None:
-    async def nobody() -> bool:
+async def until_no_session_waits(database: Database) -> None:
+    async def no_session_waits() -> bool:
         async with database.session() as session:
             waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
             return bool(await session.scalar(text(f"SELECT NOT EXISTS ({waiting})")))
 
-    await until(nobody)
+    await until(no_session_waits)
 
 
 async def pids(database: Database, count: int) -> list[int]:
-    """Of so many connections that are idle in the pool now."""
+    """The pids of this number of connections, which are idle in the pool afterwards."""
     sessions = [database.session() for _ in range(count)]
     found = [await session.scalar(text("SELECT pg_backend_pid()")) for session in sessions]
     for session in sessions:

@@ -1,4 +1,4 @@
-"""After `await database.engine.dispose()`, every promise of the database still holds."""
+"""After `await database.engine.dispose()` the limits, settings and listeners of the database still apply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BACKENDS = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 
 
 @pytest.fixture
 async def backends(database_url: str) -> AsyncIterator[Any]:
-    """A function that counts the connections to the server, by a connection of another name."""
+    """A function that counts the connections of the database, through a connection with another application name."""
     engine = create_async_engine(make_url(database_url))
 
     async def count() -> int:
@@ -42,7 +42,7 @@ async def pid(connection: AsyncConnection) -> int:
 
 async def wait_for_count(backends: Any, expected: int) -> None:
     async with asyncio.timeout(10):
-        while await backends() != expected:  # the server notices a closed connection a little later
+        while await backends() != expected:  # the server notices a closed connection with a delay
             await asyncio.sleep(0.005)
 
 

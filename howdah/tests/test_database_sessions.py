@@ -1,4 +1,4 @@
-"""Sessions: what they commit, what they refuse, and those of a database bound to a connection."""
+"""Sessions: what they commit and reject, and the sessions of a database that is bound to a connection."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TestSessions:
                 with pytest.raises(ReadOnly):
                     await session.flush()
                 await session.rollback()
-        assert real_database.pool_status().idle == 1  # so this session has the same connection
+        assert real_database.pool_status().idle == 1  # so the next session uses the same connection
         async with real_database.session() as session:
             session.add(new_user())
             await session.flush()
@@ -77,7 +77,7 @@ class TestSessions:
             await session.execute(text("SELECT 1"))
 
 
-async def swallow(session: AsyncSession) -> None:
+async def suppress_error(session: AsyncSession) -> None:
     async with savepoint(session):
         session.add(new_user("grace@example.com"))
         await session.flush()
@@ -86,7 +86,7 @@ async def swallow(session: AsyncSession) -> None:
 
 
 class TestAbortedTransactions:
-    """PostgreSQL answers the COMMIT of a transaction that an error has aborted with a silent ROLLBACK."""
+    """After an error in a transaction, PostgreSQL rolls back on COMMIT, without an error."""
 
     async def test_control_are_rolled_back_silently_by_plain_sqlalchemy(self, committed_url: str) -> None:
         engine = create_async_engine(committed_url)
@@ -152,7 +152,7 @@ class TestAbortedTransactions:
         async with committed_database.begin() as session:
             session.add(new_user())
             with pytest.raises(InvalidValue):
-                await swallow(session)
+                await suppress_error(session)
         assert await users(committed_database) == 1
 
     async def test_do_not_arise_from_statements_that_were_never_sent(self, real_database: Database) -> None:
@@ -283,7 +283,7 @@ class TestBoundDatabase:
 
 class TestAutocommit:
     async def test_each_statement_is_committed_at_once(self, committed_database: Database) -> None:
-        """Control: in a session it isn't."""
+        """Control: a statement of a session isn't committed at once."""
         async with committed_database.autocommit() as connection:
             await connection.execute(insert(User).values(email="ada@example.com", name="Ada"))
             assert await users(committed_database) == 1

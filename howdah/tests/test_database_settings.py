@@ -1,4 +1,4 @@
-"""What a database is given: bounds, URLs, and values as JSON."""
+"""The options of a database: timeouts, limits, URLs, and the encoding of JSON."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ class TestSettings:
             application_name="shop",
         ) as database:
             assert await setting(database, "statement_timeout") == "1500ms"
-            assert await setting(database, "lock_timeout") == "1ms"  # 0 would mean no bound at all
+            assert await setting(database, "lock_timeout") == "1ms"  # 0 would disable the timeout
             assert await setting(database, "idle_in_transaction_session_timeout") == "2s"
             assert await setting(database, "application_name") == "shop"
 
     @pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "idle_in_transaction_timeout"])
     def test_rejects_a_timeout_of_zero(self, name: str) -> None:
-        given: dict[str, Any] = {name: 0}
+        options: dict[str, Any] = {name: 0}
         with pytest.raises(ValueError, match="more than 0 seconds, or None"):
-            Database("postgresql://", **given)
+            Database("postgresql://", **options)
 
     @pytest.mark.parametrize(
-        "given", [{"pool_size": 0}, {"max_overflow": -1}, {"pool_timeout": 0}, {"connect_timeout": -1}]
+        "options", [{"pool_size": 0}, {"max_overflow": -1}, {"pool_timeout": 0}, {"connect_timeout": -1}]
     )
-    def test_rejects_a_pool_without_limits(self, given: dict[str, Any]) -> None:
+    def test_rejects_a_pool_without_limits(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=r"pool_size must be at least 1|more than 0 seconds"):
-            Database("postgresql://", **given)
+            Database("postgresql://", **options)
 
     async def test_none_leaves_a_timeout_to_the_server(self, database_url: str) -> None:
         async with Database(database_url, statement_timeout=None, lock_timeout=None) as database:
@@ -98,8 +98,8 @@ class TestUrl:
     @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
     async def test_connects_with_asyncpg_for_every_scheme(self, scheme: str, database_url: str) -> None:
         url = make_url(database_url).set(drivername=scheme)
-        for given in (url, url.render_as_string(hide_password=False)):
-            async with Database(given) as database:
+        for each in (url, url.render_as_string(hide_password=False)):
+            async with Database(each) as database:
                 assert database.engine.driver == "asyncpg"
                 await database.ping()
 
@@ -121,7 +121,7 @@ class TestUrl:
                     await database.ping()
                 assert isinstance(caught.value.orig, TimeoutError)
             proxy.thaw()
-            async with Database(f"{proxy.url}?connect_timeout=0") as database:  # libpq's "no bound"
+            async with Database(f"{proxy.url}?connect_timeout=0") as database:  # no timeout, as in libpq
                 await database.ping()
 
     async def test_may_contain_the_tls_parameters_of_libpq(self, database_url: str) -> None:
@@ -130,7 +130,7 @@ class TestUrl:
                 async with Database(f"{proxy.url}?sslmode={sslmode}") as database:
                     await database.ping()
             for query in ("sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslmode=nonsense"):
-                async with Database(f"{proxy.url}?{query}") as database:  # a server without TLS, as tests have it
+                async with Database(f"{proxy.url}?{query}") as database:  # the server of the tests has no TLS
                     with pytest.raises(ConnectionFailed):
                         await database.ping()
 

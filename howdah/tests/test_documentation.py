@@ -1,4 +1,4 @@
-"""The documentation: every Python snippet runs, every link works, and every line has the project's form."""
+"""The documentation: every Python snippet runs, every link works, and every line follows the project's format."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_readmes_program_runs_in_an_empty_directory() -> None:
 
 
 def with_own_server(text: str, folder: Path) -> str:
-    """The only change to what a reader runs: a data directory in this folder, so that nothing is left behind."""
+    """Use a data directory in this folder, so that nothing is left behind. Nothing else is changed."""
     assert "EmbeddedPostgres()" in text
     return text.replace("EmbeddedPostgres()", f"EmbeddedPostgres({str(folder / 'data')!r})")
 

@@ -1,4 +1,4 @@
-"""The folders of an embedded server: which it takes and refuses, whose they are, and root's."""
+"""The folders of an embedded server: which are accepted, who owns them, and what changes if root starts the server."""
 
 import importlib.util
 import os
@@ -13,8 +13,8 @@ from howdah.embedded import server as server_module
 from howdah_tests.support.embedded_servers import query
 
 IS_ROOT = os.geteuid() == 0
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root has PostgreSQL run as another user")
-as_ordinary_user = pytest.mark.skipif(IS_ROOT, reason="root may write everywhere")
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only root runs PostgreSQL as another user")
+as_ordinary_user = pytest.mark.skipif(IS_ROOT, reason="root can write to every folder")
 
 
 def test_the_server_has_the_version_of_the_data(home: Path) -> None:

