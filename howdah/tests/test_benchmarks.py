@@ -85,7 +85,7 @@ class FakeComparison(Comparison):
 def comparison(
     runs: Mapping[str, Callable[[], Awaitable[Any]]], *, wrong: frozenset[str] = frozenset()
 ) -> type[FakeComparison]:
-    return type("Made", (FakeComparison,), {"runs": runs, "wrong": wrong})
+    return type("Fake", (FakeComparison,), {"runs": runs, "wrong": wrong})
 
 
 async def good() -> Measured:

@@ -92,7 +92,7 @@ async def stored(session: AsyncSession, model: Any, *names: str) -> list[Any]:
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("many", [1, 25, MANY])
-async def test_a_new_object_changes_only_what_was_passed(separate: AsyncSession, write: Any, many: int) -> None:
+async def test_a_new_object_changes_only_the_passed_attributes(separate: AsyncSession, write: Any, many: int) -> None:
     rows = [{"id": n, "name": "One", "legs": 4} for n in range(many)]
     await bulk.insert_many(separate, Animal, rows)
     await write(separate, Animal, [Animal(id=n, name="Two") for n in range(many)])
@@ -105,7 +105,9 @@ async def test_a_new_object_changes_only_what_was_passed(separate: AsyncSession,
 
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_a_dataclass_changes_only_what_was_passed_or_is_rejected(separate: AsyncSession, write: Any) -> None:
+async def test_a_dataclass_changes_only_the_passed_attributes_or_is_rejected(
+    separate: AsyncSession, write: Any
+) -> None:
     await bulk.insert_many(separate, Task, [Task(1, "One", "done", "note", 3)])
     if SHOWS_DEFAULTS:
         await write(separate, Task, [Task(id=1, name="Two")])
@@ -157,13 +159,13 @@ async def test_an_upsert_with_update_accepts_objects_that_do_not_show_which_valu
 
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_a_pydantic_model_changes_only_what_was_passed(separate: AsyncSession, write: Any) -> None:
+async def test_a_pydantic_model_changes_only_the_passed_attributes(separate: AsyncSession, write: Any) -> None:
     await bulk.insert_many(separate, Task, [Task(1, "One", "done", "note", 3)])
     await write(separate, Task, [TaskChange(id=1, name="Two")])
     assert await stored(separate, Task, "name", "status") == [("Two", "done")]
 
 
-async def test_a_detached_object_writes_only_what_was_changed(session: AsyncSession) -> None:
+async def test_a_detached_object_writes_only_its_changed_attributes(session: AsyncSession) -> None:
     """Control: the object's other values are stale, because they have been changed in the database."""
     await make_users(session, 2)
     users = list(await session.scalars(select(User).order_by(User.age)))
@@ -238,7 +240,7 @@ def make_hero_class() -> Any:
     return Hero
 
 
-async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSession) -> None:
+async def test_a_sqlmodel_object_changes_only_the_passed_attributes(session: AsyncSession) -> None:
     Hero = make_hero_class()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     names = ("code", "name", "status", "nick", "rank")

@@ -62,7 +62,20 @@ def rows_with(position: int, **values: Any) -> list[dict[str, Any]]:
         (234, {"created_at": "yesterday"}, InvalidValue, None),
         (0, {"id": "no key"}, InvalidValue, None),
     ],
-    ids=["unique", "far", "near", "check", "null", "long", "range", "type", "nul", "naive", "text", "key"],
+    ids=[
+        "unique",
+        "unique in another chunk",
+        "unique in the same chunk",
+        "check",
+        "null",
+        "long",
+        "range",
+        "type",
+        "nul",
+        "naive",
+        "time as text",
+        "key as text",
+    ],
 )
 async def test_a_rejected_row_fails_the_whole_call_and_is_identified(
     used_session: AsyncSession, position: int, values: dict[str, Any], error: Any, constraint: str | None

@@ -196,7 +196,7 @@ async def test_rows_of_joined_table_inheritance_may_refer_to_each_other(session:
     assert await session.scalar(select(func.count()).select_from(TreeWorker)) == count
 
 
-async def test_keys_that_are_given_as_text_are_matched(session: AsyncSession) -> None:
+async def test_keys_that_are_passed_as_text_are_matched(session: AsyncSession) -> None:
     rows = [{"id": str(row["id"]), "parent_id": row["parent_id"]} for row in chain(5)]
     assert (await bulk.insert_many(session, TreeNode, rows)).count == 5
 

@@ -164,7 +164,7 @@ async def test_rows_with_and_without_a_key_may_be_mixed(session: AsyncSession) -
     assert (created.keys[1], created.keys[3]) == (77_777, 88_888)
 
 
-async def test_a_key_that_is_given_as_text_is_returned_as_a_key(session: AsyncSession) -> None:
+async def test_a_key_that_is_passed_as_text_is_returned_as_a_key(session: AsyncSession) -> None:
     id = uuid4()
     assert (await bulk.insert_many(session, User, [{"id": str(id), "email": "a", "name": "A"}])).keys == [id]
     assert (await bulk.update_many(session, User, [{"id": str(id), "name": "B"}])) == MatchResult(1, [])

@@ -38,7 +38,7 @@ Advance = Callable[[float], None]
 
 @pytest.fixture
 def advance(monkeypatch: pytest.MonkeyPatch) -> Advance:
-    """A function that advances the clock, which stands still otherwise."""
+    """Stops the clock. Returns a function that advances it."""
     now = 1000.0
 
     def forward(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""COPY encodes values for the current column types in the database, whatever types the connection has cached."""
+"""COPY encodes values for the current column types in the database, even if the connection has cached other types."""
 
 from __future__ import annotations
 

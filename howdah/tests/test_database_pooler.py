@@ -65,8 +65,8 @@ async def pooled(pooled_url: str) -> AsyncIterator[Database]:
         yield database
 
 
-async def by_everybody(work: Any) -> list[Any]:
-    """The results of as many clients at once as make them change server connections with every transaction."""
+async def run_clients(work: Any) -> list[Any]:
+    """The results of concurrent clients. There are so many that each transaction may use another server connection."""
     return await asyncio.gather(*(work(n) for n in range(CLIENTS)))
 
 
@@ -89,7 +89,7 @@ async def test_sessions_have_their_settings_and_leave_none_on_the_connection(poo
         async with pooled.session() as session:
             return tuple((await session.execute(read)).one())
 
-    assert set(await by_everybody(settings)) == {("30s", "5s", "1min", "UTC", "howdah")}
+    assert set(await run_clients(settings)) == {("30s", "5s", "1min", "UTC", "howdah")}
     bare = Database(
         pooled_url,
         pooler="transaction",
@@ -115,7 +115,7 @@ async def test_a_rejected_setting_leaves_the_connection_usable(pooled_url: str) 
             with pytest.raises(DatabaseError):
                 await database.ping()
     async with Database(pooled_url, pooler="transaction") as database:
-        await by_everybody(lambda n: database.ping())
+        await run_clients(lambda n: database.ping())
 
 
 async def test_a_setting_may_be_a_list(pooled_url: str) -> None:
@@ -152,7 +152,7 @@ async def test_every_kind_of_write_and_read_works(pooled: Database) -> None:
             row["email"] = f"{n}-{m}@example.org"
         async with pooled.begin() as session:
             users = AsyncRepository(session, User)
-            keys = (await users.create_many(rows)).keys  # by COPY
+            keys = (await users.create_many(rows)).keys  # with COPY
             one = await users.create(email=f"{n}@example.org", name="One")
             await bulk.insert_many(session, Order, [{"user_id": one.id, "placed_at": datetime(2024, 1, 1, tzinfo=UTC)}])
             await users.update_many([{"id": key, "name": f"Client {n}"} for key in keys])
@@ -165,7 +165,7 @@ async def test_every_kind_of_write_and_read_works(pooled: Database) -> None:
             assert len([user async for user in users.stream(select(User).where(User.name == f"Client {n}"))]) == 49
             await session.execute(insert(Counter), [{"value": m} for m in range(3)])
 
-    await by_everybody(write)
+    await run_clients(write)
     async with pooled.session() as session:
         names = select(User.name, func.count()).group_by(User.name)
         counts = dict((await session.execute(names)).all())
@@ -189,8 +189,8 @@ async def test_every_kind_of_view_read_works(pooled: Database) -> None:
         assert len([line async for line in view.stream(batch=10)]) == 60
 
     async with UserView.open(pooled) as view:
-        await by_everybody(read)
-        await by_everybody(read)
+        await run_clients(read)
+        await run_clients(read)
     assert pooled.pool_status().in_use == 0
 
 
@@ -208,7 +208,7 @@ async def test_each_statement_in_autocommit_is_a_separate_transaction(pooled: Da
             times = [(await connection.scalars(select(func.now()))).one() for _ in range(2)]
             assert times[0] < times[1]
 
-    await by_everybody(write)
+    await run_clients(write)
     assert pooled.pool_status().in_use == 0
 
 
@@ -235,10 +235,10 @@ async def test_read_only_serializable_and_retried_transactions_work(pooled: Data
     async def run(_n: int) -> None:
         await run_transaction(pooled, count_up, isolation_level="REPEATABLE READ", max_attempts=100)
 
-    await by_everybody(run)
+    await run_clients(run)
     async with pooled.session() as session:
         assert await session.scalar(select(Counter.value)) == CLIENTS
-    with pytest.raises(SerializationFailure):  # noqa: PT012  # the control
+    with pytest.raises(SerializationFailure):  # noqa: PT012  # without run_transaction
         async with pooled.begin(isolation_level="REPEATABLE READ") as session:
             counter = (await session.scalars(select(Counter))).one()
             await run(0)
@@ -251,4 +251,4 @@ async def test_errors_are_those_of_a_direct_connection(pooled: Database) -> None
     async with pooled.session() as session:
         with pytest.raises(InvalidStatement):
             await session.execute(text("SELECT nothing"))
-    await by_everybody(lambda n: pooled.ping())
+    await run_clients(lambda n: pooled.ping())

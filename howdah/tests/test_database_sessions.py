@@ -88,7 +88,7 @@ async def suppress_error(session: AsyncSession) -> None:
 class TestAbortedTransactions:
     """After an error in a transaction, PostgreSQL rolls back on COMMIT, without an error."""
 
-    async def test_control_are_rolled_back_silently_by_plain_sqlalchemy(self, committed_url: str) -> None:
+    async def test_control_plain_sqlalchemy_rolls_back_without_an_error(self, committed_url: str) -> None:
         engine = create_async_engine(committed_url)
         async with AsyncSession(engine) as session:
             session.add(new_user())
@@ -227,7 +227,7 @@ class TestBoundDatabase:
                 session.add(new_user())
         assert await users(bound) == 1
 
-    async def test_takes_no_connection_of_its_own(self, bound: Database, real_database: Database) -> None:
+    async def test_uses_only_the_connection_that_it_is_bound_to(self, bound: Database, real_database: Database) -> None:
         assert await users(bound) == 0
         assert real_database.pool_status().in_use == 1
         assert real_database.pool_status().idle == 0

@@ -12,7 +12,7 @@ import pytest
 
 from howdah.embedded import EmbeddedPostgres
 from howdah.embedded import postmaster as postmaster_module
-from howdah_tests.support.embedded_servers import PATIENCE, OtherProcess, is_dead, query
+from howdah_tests.support.embedded_servers import TIMEOUT_SECONDS, OtherProcess, is_dead, query
 
 GARBAGE = "\0not a pid\n"
 
@@ -26,7 +26,7 @@ def unrelated(used_data: Path) -> Iterator[int]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "the condition is still false after the timeout"
         time.sleep(0.01)

@@ -13,7 +13,7 @@ import pytest
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from howdah.embedded.postmaster import Postmaster
-from howdah_tests.support.embedded_servers import PATIENCE, OtherProcess, is_dead, query
+from howdah_tests.support.embedded_servers import TIMEOUT_SECONDS, OtherProcess, is_dead, query
 
 
 def test_processes_share_one_server_and_the_last_one_stops_it(used_data: Path) -> None:
@@ -44,7 +44,7 @@ import subprocess
 for _ in range(8):
     with EmbeddedPostgres(data_dir) as server:
         subprocess.run([server.bin_dir / "psql", "-h", data_dir, "-U", "postgres", "-c", "select 1"], check=True,
-                       stdout=subprocess.DEVNULL, timeout={PATIENCE})
+                       stdout=subprocess.DEVNULL, timeout={TIMEOUT_SECONDS})
 pipe.send("done")
 pipe.recv()
 """
@@ -87,7 +87,7 @@ if child == 0:
     os._exit(0)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, used_data], check=True, stdout=subprocess.PIPE, timeout=PATIENCE
+        [sys.executable, "-c", script, used_data], check=True, stdout=subprocess.PIPE, timeout=TIMEOUT_SECONDS
     )
     assert is_dead(int(done.stdout.split()[0]))
 

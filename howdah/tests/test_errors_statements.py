@@ -148,7 +148,7 @@ async def raised_by(engine: AsyncEngine, statements: Sequence[Any], parameters: 
 
 
 @pytest.mark.parametrize("case", ERROR_CASES, ids=lambda case: case.id)
-async def test_an_error_has_the_class_and_the_facts_of_what_postgresql_rejected(
+async def test_an_error_has_the_class_constraint_table_and_column_of_its_cause(
     case: ErrorCase, engines: tuple[AsyncEngine, AsyncEngine]
 ) -> None:
     ours, plain = engines
@@ -202,7 +202,7 @@ async def test_the_text_of_an_error_contains_values_if_hide_parameters_is_false(
     ],
     ids=["naive", "nan", "huge", "set"],
 )
-async def test_reports_what_a_column_type_rejected_before_anything_was_sent(
+async def test_reports_a_value_that_a_column_type_rejected(
     statement: Any, says: str, engines: tuple[AsyncEngine, AsyncEngine]
 ) -> None:
     error = await raised_by(engines[0], [statement], {})
@@ -263,7 +263,7 @@ async def test_reports_a_serialization_failure(committed_database: Database) -> 
     assert isinstance(caught.value, exc.OperationalError)
 
 
-async def test_reports_a_deadlock_to_one_of_the_two(real_database: Database) -> None:
+async def test_reports_a_deadlock_to_one_of_two_sessions(real_database: Database) -> None:
     lock = text("SELECT pg_advisory_xact_lock(:key)")
     async with real_database.session() as one, real_database.session() as other:
         await one.execute(text("SET LOCAL deadlock_timeout = '10ms'"))

@@ -56,12 +56,12 @@ def test_all_is_sorted_and_has_no_duplicates(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("module", [howdah, howdah.embedded, howdah.fastapi], ids=get_name)
-def test_all_of_a_package_is_what_it_imports(module: ModuleType) -> None:
+def test_all_of_a_package_equals_its_imports(module: ModuleType) -> None:
     assert get_imports(get_tree(module)) == set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
 
 
-def test_all_of_the_pytest_plugin_is_what_it_defines() -> None:
+def test_all_of_the_pytest_plugin_equals_its_definitions() -> None:
     assert get_definitions(get_tree(howdah.testing)) == set(howdah.testing.__all__)
 
 

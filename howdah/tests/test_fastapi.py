@@ -1,4 +1,4 @@
-"""`howdah.fastapi`, behind a real server on real HTTP."""
+"""`howdah.fastapi` behind uvicorn, over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,21 +26,21 @@ from howdah_tests.support.fastapi_apps import USERS, create_app, http_client
 from howdah_tests.support.sample_models import User
 
 
-async def a_deferred_constraint(database: Database) -> None:
-    """From now on a second user with the same nickname is refused, but only by COMMIT."""
+async def add_deferred_constraint(database: Database) -> None:
+    """Make the COMMIT fail if two users have the same nickname."""
     async with database.begin() as session:
         await session.execute(
             text("ALTER TABLE users ADD CONSTRAINT one_nickname UNIQUE (nickname) DEFERRABLE INITIALLY DEFERRED")
         )
 
 
-async def returns_to_the_pool(database: Database) -> None:
+async def until_released(database: Database) -> None:
     async with asyncio.timeout(10):
         while database.pool_status().in_use:
             await asyncio.sleep(0.005)
 
 
-async def add_two_of_one_nickname(db: AsyncSession) -> None:
+async def add_two_users_with_one_nickname(db: AsyncSession) -> None:
     db.add_all([User(email=f"{n}@x", name="x", nickname="same") for n in range(2)])
     await db.flush()
 
@@ -49,12 +49,12 @@ async def add_two_of_one_nickname(db: AsyncSession) -> None:
 
 
 async def test_a_commit_that_fails_is_the_response(committed_database: Database) -> None:
-    await a_deferred_constraint(committed_database)
+    await add_deferred_constraint(committed_database)
     app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: DbSession) -> dict[str, str]:
-        await add_two_of_one_nickname(db)
+        await add_two_users_with_one_nickname(db)
         return {"saved": "yes"}
 
     async with http_client(app) as client:
@@ -68,7 +68,7 @@ async def test_a_commit_that_fails_is_the_response(committed_database: Database)
 async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fails(
     committed_database: Database,
 ) -> None:
-    await a_deferred_constraint(committed_database)
+    await add_deferred_constraint(committed_database)
     app = create_app(committed_database)
 
     async def reference_get_db() -> AsyncIterator[AsyncSession]:
@@ -82,7 +82,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
 
     @app.post(USERS)
     async def create(db: Annotated[AsyncSession, Depends(reference_get_db)]) -> dict[str, str]:
-        await add_two_of_one_nickname(db)
+        await add_two_users_with_one_nickname(db)
         return {"saved": "yes"}
 
     async with http_client(app) as client:
@@ -90,7 +90,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
     assert response.status_code == 200
     assert response.json() == {"saved": "yes"}
     async with committed_database.session() as session:
-        assert await AsyncRepository(session, User).count() == 0  # and nothing was
+        assert await AsyncRepository(session, User).count() == 0  # nothing was saved
 
 
 async def test_the_commit_is_visible_to_others_before_the_response_is_sent(committed_database: Database) -> None:
@@ -153,7 +153,7 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
             404,
             500,
         ]
-    await returns_to_the_pool(committed_database)
+    await until_released(committed_database)
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 0
 
@@ -217,7 +217,7 @@ async def test_a_streaming_response_reads_from_the_read_session(committed_databa
     ids = response.text.split()
     assert len(ids) == 3000
     assert ids == sorted(ids)
-    await returns_to_the_pool(committed_database)
+    await until_released(committed_database)
 
 
 async def test_a_streaming_response_on_the_committing_session_fails_and_leaks_no_connection(
@@ -278,7 +278,7 @@ async def test_a_client_that_disconnects_from_a_stream_releases_the_connection(
         async with client.stream("GET", "/endless") as response:
             async for _ in response.aiter_bytes():
                 break
-        await returns_to_the_pool(committed_database)
+        await until_released(committed_database)
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 1000
 
@@ -298,13 +298,13 @@ async def test_a_cancelled_request_rolls_back_and_releases_the_connection(commit
     async with http_client(app) as client:
         request = asyncio.create_task(client.post(USERS))
         async with asyncio.timeout(10), committed_database.engine.connect() as watching:
-            # a transaction would see the backends of its first look for ever
+            # in a transaction pg_stat_activity is cached
             await watching.execution_options(isolation_level="AUTOCOMMIT")
             while not await watching.scalar(text("SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'")):
                 await asyncio.sleep(0.01)
         tasks[0].cancel()
         assert (await request).status_code == 500
-        await returns_to_the_pool(committed_database)
+        await until_released(committed_database)
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 0
 
@@ -357,8 +357,8 @@ async def test_page_parameters_reject_unknown_and_invalid_parameters(committed_d
 
     @app.get(USERS)
     async def read(page: Annotated[PageParameters, Query()], db: DbSession) -> list[UUID]:
-        listing = await AsyncRepository(db, User).page(select(User), limit=page.limit, after=page.after)
-        return [user.id for user in listing.items]
+        found = await AsyncRepository(db, User).page(select(User), limit=page.limit, after=page.after)
+        return [user.id for user in found.items]
 
     async with http_client(app) as client:
         assert (await client.get(USERS)).json() == []

@@ -168,9 +168,9 @@ async def test_the_error_for_a_plus_that_a_url_decodes_to_a_space_is_helpful() -
         return filters
 
     async with asgi_client(app) as client:
-        refused = await client.get("/?since=2024-01-01T00:00:00+01:00")
-        assert refused.status_code == 422
-        [error] = refused.json()["errors"]
+        rejected = await client.get("/?since=2024-01-01T00:00:00+01:00")
+        assert rejected.status_code == 422
+        [error] = rejected.json()["errors"]
         assert error["loc"] == ["query", "since"]
         assert "write + as %2B in a URL" in error["msg"]
         assert (await client.get("/?since=2024-01-01T00:00:00%2B01:00")).json()["since"] == "2024-01-01T00:00:00+01:00"

@@ -198,7 +198,7 @@ async def test_the_response_to_a_duplicate_name_has_its_location(client: httpx.A
 
 
 async def test_control_without_the_route_class_the_last_of_two_values_is_used(client: httpx.AsyncClient) -> None:
-    """The control: the fault that `StrictJSONRoute` prevents."""
+    """The fault that `StrictJSONRoute` prevents."""
     answer = await client.post("/lenient", content=b'{"amount": 1, "amount": 2}', headers=JSON)
     assert answer.json()["amount"] == 2
 

@@ -1,4 +1,4 @@
-"""A key that its column can't have is the client's fault, in every call that takes keys."""
+"""An invalid key is an error of the client, in every call that accepts keys."""
 
 from __future__ import annotations
 

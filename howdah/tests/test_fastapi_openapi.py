@@ -46,7 +46,7 @@ def responses(app: FastAPI, path: str = "/", method: str = "get") -> dict[str, A
     return found
 
 
-def assert_every_reference_leads_somewhere(description: dict[str, Any]) -> None:
+def assert_every_reference_has_a_target(description: dict[str, Any]) -> None:
     for reference in references(description):
         assert reference.rsplit("/", 1)[1] in description["components"]["schemas"], reference
 
@@ -61,7 +61,7 @@ def references(value: Any) -> Iterator[str]:
             yield from references(inner)
 
 
-# What follows from what a route takes.
+# Problems that follow from the parameters of a route.
 
 
 async def nothing() -> None: ...
@@ -138,7 +138,7 @@ def test_a_route_describes_the_problems_that_follow_from_its_parameters(
     schemas = app.openapi().get("components", {}).get("schemas", {})
     assert "HTTPValidationError" not in schemas
     assert ("Problem" in schemas) == bool(statuses)
-    assert_every_reference_leads_somewhere(app.openapi())
+    assert_every_reference_has_a_target(app.openapi())
 
 
 def test_dependencies_of_include_router_are_included() -> None:
@@ -161,7 +161,7 @@ def test_the_schema_of_a_problem_contains_the_validation_errors() -> None:
     assert schemas["InputError"]["required"] == ["loc", "msg", "type"]
 
 
-# What the route says itself.
+# Responses that the route declares.
 
 
 def test_responses_that_the_route_declares_are_kept() -> None:
@@ -200,10 +200,10 @@ def test_callbacks_and_webhooks_are_not_changed() -> None:
     description = app.openapi()
     assert description["webhooks"]["changed"]["post"]["responses"]["422"]["content"].keys() == {"application/json"}
     assert "HTTPValidationError" in description["components"]["schemas"]
-    assert_every_reference_leads_somewhere(description)
+    assert_every_reference_has_a_target(description)
 
 
-# Models that FastAPI doesn't find by itself.
+# Models that no route reads or returns.
 
 
 def test_a_model_that_no_route_reads_can_be_described() -> None:
@@ -221,7 +221,7 @@ def test_a_model_that_no_route_reads_can_be_described() -> None:
         "application/x-ndjson": {"schema": {"$ref": "#/components/schemas/Line"}}
     }
     assert description["components"]["schemas"].keys() == {"Body", "Line"}
-    assert_every_reference_leads_somewhere(description)
+    assert_every_reference_has_a_target(description)
 
 
 def test_a_model_that_fastapi_describes_too_is_described_once() -> None:
@@ -262,7 +262,7 @@ def test_models_of_the_same_name_are_kept_apart() -> None:
     assert described("/{id}", "404", PROBLEM_JSON) >= {"type", "title", "status"}
     assert described("/lines", "200", "text/csv") == {"problem"}
     assert described("/other", "200", "text/csv") == {"body", "amount"}
-    assert_every_reference_leads_somewhere(description)
+    assert_every_reference_has_a_target(description)
 
 
 def _other_line() -> type[BaseModel]:
@@ -294,7 +294,7 @@ def test_an_application_with_a_custom_description_keeps_it() -> None:
     assert app.openapi()["info"]["title"] == "own"
     assert responses(app, "/{id}").keys() == {"200", "404", "422"}
 
-    app.openapi = own  # type: ignore[method-assign]  # set afterwards, it is all there is
+    app.openapi = own  # type: ignore[method-assign]  # set after add_error_handlers, so it replaces the library's description
     assert responses(app, "/{id}")["422"]["content"].keys() == {"application/json"}
 
 
@@ -332,7 +332,7 @@ def test_an_application_without_error_handlers_is_described_by_fastapi() -> None
     assert responses(app, "/{id}")["422"]["content"].keys() == {"application/json"}
 
 
-# The description and the answers.
+# The description and the responses.
 
 
 async def test_responses_are_as_described(database: Database) -> None:
@@ -355,7 +355,7 @@ async def test_responses_are_as_described(database: Database) -> None:
         if if_match is None:
             return problem_response(428, "precondition-required")
         if if_match != "*":
-            raise HTTPException(412, "moved on")
+            raise HTTPException(412, "changed")
         return await AsyncRepository(db, User).get_one(id) and Response(status_code=204)
 
     unknown = UUID(int=1)

@@ -1,4 +1,4 @@
-"""Pages as response models: each item is validated and written as an item of `list[Schema]` is."""
+"""Pages as response models: each item is validated and written like an item of `list[Schema]`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Counting(PageParameters):
 
 
 class UnmarkedOut(BaseModel):
-    """Without `from_attributes`: FastAPI reads the attributes of objects all the same."""
+    """It has no `from_attributes`, but FastAPI reads the attributes of objects."""
 
     name: str
 
@@ -71,7 +71,7 @@ class Decorated(BaseModel):
 
 @asynccontextmanager
 async def client_of(database: Database, model: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Of an application with the same list twice: as a page and as a list."""
+    """A client of an application that returns the same list as a page and as a list."""
     app = create_bare_app(database)
     page_options: dict[str, Any] = {
         name: ({"items": value, "next": ...} if isinstance(value, dict) else value) for name, value in options.items()

@@ -1,4 +1,4 @@
-"""Errors are answered as problem details, whose members may be of any type."""
+"""Errors are returned as problem details, whose members may have any type."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_members_may_be_uuids_of_the_driver() -> None:
     app, key = create_bare_app(), uuid7()
 
     @app.get("/")
-    async def refuse() -> Response:
+    async def fail() -> Response:
         return problem_response(409, "in-use", account_id=key, others=[key], by_key={str(key): Decimal("1.5")})
 
     async with asgi_client(app) as client:
@@ -53,7 +53,7 @@ async def test_the_detail_of_an_http_exception_may_be_anything_that_fastapi_enco
     app = create_bare_app()
 
     @app.get("/")
-    async def refuse() -> None:
+    async def fail() -> None:
         raise HTTPException(409, detail)
 
     async with asgi_client(app) as client:
@@ -168,7 +168,7 @@ async def test_misuse_at_run_time_is_an_internal_error(committed_database: Datab
 
 
 def test_every_error_has_a_status_or_is_an_internal_error() -> None:
-    faults_of_the_program = {
+    internal_errors = {
         errors.HowdahError,
         errors.ViewCompileError,
         errors.UnknownAttribute,
@@ -179,6 +179,6 @@ def test_every_error_has_a_status_or_is_an_internal_error() -> None:
         errors.ServerFault,
         errors.EmbeddedPostgresError,
     }
-    every = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
-    answered = {cls for cls in every if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}
-    assert every - answered == faults_of_the_program
+    all_errors = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
+    with_status = {cls for cls in all_errors if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}
+    assert all_errors - with_status == internal_errors

@@ -61,7 +61,7 @@ async def test_a_valid_session_dependency_does_not_permit_an_invalid_one(committ
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post("/")
-    async def create(rightly: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
+    async def create(valid: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
     async with http_client(app) as client:

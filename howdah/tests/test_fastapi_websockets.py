@@ -1,4 +1,4 @@
-"""Errors on a WebSocket, checked against a server's rules for messages."""
+"""Errors on a WebSocket. A fake server checks that the messages are valid."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def with_route(route: Any, database: Database | None = None) -> FastAPI:
     return app
 
 
-class Refused(Exception):
-    """Answered by a handler of the application's own."""
+class Rejected(Exception):
+    """An error with a handler of the application."""
 
 
 ERRORS: list[tuple[Exception, int, str, int]] = [
@@ -102,13 +102,18 @@ ERRORS: list[tuple[Exception, int, str, int]] = [
     (HTTPException(502), 502, "urn:howdah:problem:bad-gateway", 1011),
     (HTTPException(404, {"long": "x" * 500}), 404, "urn:howdah:problem:not-found", 1008),
     (RequestValidationError([]), 422, "urn:howdah:problem:validation", 1008),
-    (Refused(), 409, "urn:howdah:problem:" + "é" * 52, 1008),  # as much of the type as a reason may hold
+    (
+        Rejected(),
+        409,
+        "urn:howdah:problem:" + "é" * 52,
+        1008,
+    ),  # a reason has at most 123 bytes, so the type is truncated
 ]
 
 
-def refusing(app: FastAPI) -> FastAPI:
-    @app.exception_handler(Refused)
-    async def refused(request: Any, error: Refused) -> Response:
+def with_handler(app: FastAPI) -> FastAPI:
+    @app.exception_handler(Rejected)
+    async def handle(request: Any, error: Rejected) -> Response:
         return problem_response(409, "é" * 100)
 
     return app
@@ -121,7 +126,7 @@ async def test_an_error_closes_an_accepted_websocket(error: Exception, status: i
         await websocket.send_text("hello")
         raise error
 
-    seen = await Server().run(refusing(with_route(fail)))
+    seen = await Server().run(with_handler(with_route(fail)))
     assert (seen.sent, seen.closed, seen.raised) == (["hello"], (code, reason), None)
 
 
@@ -132,7 +137,7 @@ async def test_an_error_before_the_websocket_is_accepted_is_a_response(
     async def fail(websocket: WebSocket) -> None:
         raise error
 
-    seen = await Server().run(refusing(with_route(fail)))
+    seen = await Server().run(with_handler(with_route(fail)))
     assert (seen.denial["status"], seen.raised) == (status, None)
     assert seen.denial["headers"][b"content-type"] == b"application/problem+json"
     assert orjson.loads(seen.denial["body"])["type"].startswith(reason)
@@ -178,11 +183,11 @@ async def test_control_without_the_middleware_an_accepted_websocket_receives_a_r
     assert "unexpected message websocket.http.response.start while accepted" in str(seen.raised)
 
 
-@pytest.mark.parametrize("leaving", ["server", "client"])
-async def test_an_error_on_a_closed_websocket_is_raised_to_the_server(leaving: str) -> None:
+@pytest.mark.parametrize("closed_by", ["server", "client"])
+async def test_an_error_on_a_closed_websocket_is_raised_to_the_server(closed_by: str) -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()
-        if leaving == "server":
+        if closed_by == "server":
             await websocket.close()
         else:
             async for _ in websocket.iter_text():
@@ -204,7 +209,7 @@ async def test_errors_of_endpoints_and_mounted_applications_close_the_websocket(
         await send({"type": "websocket.accept"})
         raise NotFound(User, [1])
 
-    inner = FastAPI()  # has no handlers of its own
+    inner = FastAPI()  # it has no handlers
 
     @inner.websocket("/route")
     async def fail(websocket: WebSocket) -> None:

@@ -1,4 +1,4 @@
-"""Short reads on connections that are kept between them."""
+"""Short reads on kept connections."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_session_that_finds_the_pool_empty_gets_a_kept_connection(databa
 
 async def test_a_read_leaves_no_transaction_for_the_next_one(real_database: Database) -> None:
     async def begin(connection: AsyncConnection) -> int:
-        async with connection.begin():  # which SQLAlchemy refuses where something has begun already
+        async with connection.begin():  # SQLAlchemy raises if a transaction has started already
             return await pid(connection)
 
     assert await real_database.read(pid) == await real_database.read(begin)
@@ -89,7 +89,7 @@ async def test_a_lost_connection_is_replaced(real_database: Database) -> None:
     first = await real_database.read(counted)
     await kill(real_database, first)
     assert await real_database.read(counted) != first
-    assert calls in (2, 3)  # it was heard of before, or when it was used
+    assert calls in (2, 3)  # the loss was noticed before the use, or by it
     assert real_database.pool_status().in_use == 0
 
 
@@ -106,7 +106,7 @@ async def test_a_connection_that_is_known_to_be_lost_is_not_acquired(real_databa
 
 
 async def test_an_autocommit_block_is_not_repeated_after_a_lost_connection(real_database: Database) -> None:
-    """It may have been a write."""
+    """The lost statement may have been a write."""
     with pytest.raises(ConnectionLost):
         async with real_database.autocommit() as connection:
             await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
@@ -119,13 +119,13 @@ async def test_a_read_that_loses_every_connection_raises_connection_lost(real_da
     await real_database.read(pid)
     calls = 0
 
-    async def suicidal(connection: AsyncConnection) -> None:
+    async def terminate_itself(connection: AsyncConnection) -> None:
         nonlocal calls
         calls += 1
         await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     with pytest.raises(ConnectionLost):
-        await real_database.read(suicidal)
+        await real_database.read(terminate_itself)
     assert calls == 2
     assert real_database.pool_status().in_use == 0
 
@@ -176,7 +176,9 @@ async def test_a_connection_with_an_error_is_released_and_the_next_read_gets_ano
 
 async def test_a_cancelled_read_releases_its_connection(real_database: Database) -> None:
     await real_database.read(pid)
-    asleep = asyncio.create_task(real_database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)"))))
+    sleeping_read = asyncio.create_task(
+        real_database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+    )
 
     async def sleeps() -> bool:
         async with real_database.session() as session:
@@ -184,9 +186,9 @@ async def test_a_cancelled_read_releases_its_connection(real_database: Database)
             return bool(await session.scalar(statement))
 
     await until(sleeps)
-    asleep.cancel()
+    sleeping_read.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asleep
+        await sleeping_read
     assert real_database.pool_status().in_use == 0
     await real_database.read(pid)
 
@@ -200,19 +202,19 @@ async def test_closing_the_database_closes_the_kept_connections(database_url: st
 
 
 async def test_a_connection_in_use_is_closed_after_its_use(database_url: str, real_database: Database) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    started, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(connection: AsyncConnection) -> int:
         found = await pid(connection)
-        begun.set()
+        started.set()
         await go_on.wait()
         return found
 
     async with Database(database_url) as database:
-        under_way = asyncio.create_task(database.read(slow))
-        await begun.wait()
+        running = asyncio.create_task(database.read(slow))
+        await started.wait()
     go_on.set()
-    await until_gone(real_database, await under_way)
+    await until_gone(real_database, await running)
 
 
 async def test_within_the_transaction_of_a_test_reads_see_its_writes(session: AsyncSession, database: Database) -> None:
@@ -222,8 +224,8 @@ async def test_within_the_transaction_of_a_test_reads_see_its_writes(session: As
     assert names.all() == ["Ada"]
 
 
-class TestPrepared:
-    """Straight to the driver, and yet as if SQLAlchemy had sent it."""
+class TestPreparedSelect:
+    """A prepared SELECT is executed through the driver, with the same results and errors as through SQLAlchemy."""
 
     SUM = PreparedSelect(select(literal(1) + bindparam("n", type_=Integer), func.pg_backend_pid()))
 
@@ -240,12 +242,12 @@ class TestPrepared:
         rows = await self.answer(real_database, PreparedSelect(listed))
         assert [plans for statement, plans in rows if "pg_backend_pid" in str(statement)] == [5]
 
-    async def test_listeners_of_statements_see_it(self, real_database: Database) -> None:
+    async def test_listeners_see_the_statement(self, real_database: Database) -> None:
         with assert_statements(real_database, 2):
             await self.answer(real_database, n=1)
             await self.answer(real_database, n=1)
 
-    async def test_the_log_contains_it(self, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_the_log_contains_the_statement(self, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
         async with Database(database_url, echo=True) as database:
             await self.answer(database, n=1)
         assert any("pg_backend_pid" in record.message for record in caplog.records)
@@ -270,9 +272,9 @@ class TestPrepared:
             with pytest.raises(StatementTimeout):
                 await self.answer(database, PreparedSelect(select(func.pg_sleep(60))))
         async with Database(database_url) as database:
-            suicidal = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())))
+            terminate_itself = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())))
             with pytest.raises(ConnectionLost) as caught:
-                await self.answer(database, suicidal)
+                await self.answer(database, terminate_itself)
             assert caught.value.connection_invalidated
             assert database.pool_status().in_use == 0
             assert (await self.answer(database, n=1))[0][0] == 2
@@ -284,7 +286,7 @@ class TestPrepared:
         assert first != second
 
     async def test_a_cancelled_read_releases_its_connection(self, real_database: Database) -> None:
-        asleep = asyncio.create_task(self.answer(real_database, PreparedSelect(select(func.pg_sleep(60)))))
+        sleeping_read = asyncio.create_task(self.answer(real_database, PreparedSelect(select(func.pg_sleep(60)))))
         sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
 
         async def sleeps() -> bool:
@@ -292,9 +294,9 @@ class TestPrepared:
                 return bool(await session.scalar(sleeping))
 
         await until(sleeps)
-        asleep.cancel()
+        sleeping_read.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asleep
+            await sleeping_read
         assert real_database.pool_status().in_use == 0
         assert (await self.answer(real_database, n=1))[0][0] == 2
 

@@ -1,4 +1,4 @@
-"""Primary keys: their values, and sets of them of any size."""
+"""Primary keys: their values, and lists of keys of any length."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEY = UUID("01977f1e-7c3a-7000-8000-000000000000")
 
 
 class Separate(Base):
-    """Away from the tables of the test database."""
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData()
@@ -78,7 +78,7 @@ def test_a_composite_key_is_a_tuple_and_a_single_key_is_its_value() -> None:
     assert get_key(User(id=KEY)) == KEY
 
 
-def test_a_uuid_may_be_given_as_text() -> None:
+def test_a_uuid_may_be_passed_as_text() -> None:
     assert normalize_key(User, str(KEY)) == KEY
     assert normalize_key(User, KEY) is KEY
 
@@ -114,7 +114,7 @@ def test_a_number_that_equals_an_integer_becomes_an_int(value: object) -> None:
 
 @pytest.mark.parametrize("value", [1.5, Decimal("1.5"), Decimal("NaN"), float("inf"), Fraction(3, 2)])
 def test_a_number_that_is_not_an_integer_is_rejected_for_an_integer_column(value: object) -> None:
-    """The driver would send 1.5 as 1."""
+    """The driver would truncate 1.5 to 1."""
     for call in (lambda: normalize_key(Counter, value), lambda: normalize_keys(Counter, [1, value])):
         with pytest.raises(InvalidValue, match=r"its value for Counter\.id isn't an integer"):
             call()
@@ -154,10 +154,10 @@ def test_a_composite_key_may_be_any_sequence_of_its_values() -> None:
     assert deduplicate(normalize_keys(Seat, [("A", 1), ["A", 1], ("B", 2)])) == [("A", 1), ("B", 2)]
 
 
-@pytest.mark.parametrize("given", ["A1", 1, ("A",), ("A", 1, 2), ()])
-def test_a_composite_key_with_the_wrong_number_of_values_is_rejected(given: object) -> None:
+@pytest.mark.parametrize("key", ["A1", 1, ("A",), ("A", 1, 2), ()])
+def test_a_composite_key_with_the_wrong_number_of_values_is_rejected(key: object) -> None:
     with pytest.raises(ValueError, match=r"a key of Seat needs one value for each column \(row, number\), not "):
-        normalize_key(Seat, given)
+        normalize_key(Seat, key)
 
 
 def test_two_values_are_rejected_for_a_key_of_one_column() -> None:
@@ -177,13 +177,13 @@ async def test_only_the_rows_of_the_composite_keys_are_found(session: AsyncSessi
 
 
 async def test_a_key_that_is_too_long_is_not_truncated(session: AsyncSession) -> None:
-    """Control: SQLAlchemy's own array type casts to VARCHAR(5)[], which cuts."""
+    """Control: SQLAlchemy's array type casts to VARCHAR(5)[], which truncates."""
     from sqlalchemy import ARRAY, any_, literal
 
     session.add(Label(name="abcde"))
     assert (await session.scalars(select(Label).where(has_key_in(Label, ["abcdefgh"])))).all() == []
-    cut = Label.name == any_(literal(["abcdefgh"], ARRAY(Label.name.type)))
-    assert len((await session.scalars(select(Label).where(cut))).all()) == 1
+    truncating = Label.name == any_(literal(["abcdefgh"], ARRAY(Label.name.type)))
+    assert len((await session.scalars(select(Label).where(truncating))).all()) == 1
 
 
 async def test_the_statement_is_the_same_for_any_number_of_keys() -> None:

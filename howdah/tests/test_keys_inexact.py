@@ -1,6 +1,6 @@
 """Keys that are equal in PostgreSQL but not in Python.
 
-Every call that takes keys finds the rows that PostgreSQL finds, counts each once, and reports only missing keys.
+Every call that accepts keys finds the rows that PostgreSQL finds, counts each once, and reports only missing keys.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from howdah_tests.support.inexact_keys import (
 
 @pytest.fixture
 async def tables(session: AsyncSession) -> AsyncSession:
-    """All tables that this server can have."""
+    """The session, after all tables that this server supports were created."""
     missing = []
     if await session.scalar(text("SELECT true FROM pg_available_extensions WHERE name = 'citext'")):
         await session.execute(text("CREATE EXTENSION citext"))
@@ -74,7 +74,7 @@ async def tables(session: AsyncSession) -> AsyncSession:
 
 @pytest.fixture(params=CASES, ids=lambda case: case.model.__name__)
 async def case(tables: AsyncSession, request: pytest.FixtureRequest) -> Case:
-    """Insert the two rows; the session has no objects of them."""
+    """Insert the two rows without loading objects into the session."""
     found: Case = request.param
     if not await tables.scalar(text("SELECT to_regclass(:name)"), {"name": found.model.__tablename__}):
         pytest.skip("this server has no citext, or no ICU")
@@ -86,15 +86,15 @@ def named(case: Case, key: Any, **values: Any) -> dict[str, Any]:
     return {"name": key[0], "number": key[1], **values} if case.model is PairKey else {"key": key, **values}
 
 
-def key_read(instance: Any) -> Any:
+def key_of(instance: Any) -> Any:
     return (instance.name, instance.number) if isinstance(instance, PairKey) else instance.key
 
 
 async def values_of(session: AsyncSession, case: Case) -> list[int]:
-    """The values of the two rows, the stored one first."""
+    """The values of the row `stored` and of the row `second`, without deleted rows."""
     found = dict[Any, int]()
     for instance in await session.scalars(select(case.model).execution_options(populate_existing=True)):
-        found[key_read(instance)] = instance.value
+        found[key_of(instance)] = instance.value
     return [found[key] for key in (case.stored, case.second) if key in found]
 
 
@@ -105,18 +105,18 @@ def test_none_of_these_keys_counts_as_exact() -> None:
 async def test_the_rows_are_found_by_every_spelling(tables: AsyncSession, case: Case) -> None:
     repository = AsyncRepository(tables, case.model)
     found = await repository.get_one(case.other)
-    assert key_read(found) == case.stored
+    assert key_of(found) == case.stored
     assert await repository.get(case.other, load=[]) is found
     tables.expunge_all()
     found = await repository.get_by_ids([case.missing, case.second, case.other, case.stored])
-    assert [key_read(each) for each in found] == [case.second, case.stored]
+    assert [key_of(each) for each in found] == [case.second, case.stored]
     assert await repository.get_by_ids([case.other, case.second, case.stored]) == found[::-1]
 
 
 async def test_the_rows_are_locked_by_every_spelling(tables: AsyncSession, case: Case) -> None:
     locked = await lock(tables, case.model, [case.second, case.other, case.stored])
     assert list(locked) == [case.stored, case.second]
-    assert [key_read(each) for each in locked.values()] == [case.stored, case.second]
+    assert [key_of(each) for each in locked.values()] == [case.stored, case.second]
     assert list(await lock(tables, case.model, [case.other, case.missing], skip_locked=True)) == [case.stored]
     with pytest.raises(NotFound) as caught:
         await lock(tables, case.model, [case.missing, case.other, case.missing])
@@ -144,7 +144,7 @@ async def test_of_two_spellings_of_a_key_the_later_update_wins(
         rows = [named(case, key, value=value) for value, key in enumerate(order)]
         done = await bulk.update_many(tables, case.model, rows, chunk_size=chunk_size)
         assert done == MatchResult(6, [case.missing])
-        last = max(place for place, key in enumerate(order) if key in (case.stored, case.other))
+        last = max(position for position, key in enumerate(order) if key in (case.stored, case.other))
         assert await values_of(tables, case) == [last, max(n for n, key in enumerate(order) if key == case.second)]
 
 
@@ -156,32 +156,32 @@ async def test_the_rows_are_deleted_by_every_spelling_and_counted_once(tables: A
 
 
 async def test_objects_in_the_session_are_refreshed(tables: AsyncSession, case: Case) -> None:
-    held = await AsyncRepository(tables, case.model).get_by_ids([case.stored, case.second])
+    loaded = await AsyncRepository(tables, case.model).get_by_ids([case.stored, case.second])
     await bulk.update_many(tables, case.model, [named(case, case.other, value=1)])
-    assert [each.value for each in held] == [1, 0]
+    assert [each.value for each in loaded] == [1, 0]
     await bulk.update_by_key(tables, case.model, [case.other], {"value": 2})
-    assert [each.value for each in held] == [2, 0]
+    assert [each.value for each in loaded] == [2, 0]
     await tables.execute(update(case.model).values(value=3), execution_options={"synchronize_session": False})
-    assert await lock(tables, case.model, [case.other]) == {case.stored: held[0]}
-    assert held[0].value == 3
+    assert await lock(tables, case.model, [case.other]) == {case.stored: loaded[0]}
+    assert loaded[0].value == 3
     await bulk.delete_many(tables, case.model, [case.other])
-    assert [each in tables for each in held] == [False, True]
+    assert [each in tables for each in loaded] == [False, True]
 
 
 async def test_objects_that_were_created_with_another_spelling_are_refreshed(tables: AsyncSession) -> None:
     for model, spelling, stored in ((CharKey, "x", "x    "), (GuidKey, ONE, UUID(ONE)), (EnumKey, "SMALL", Size.SMALL)):
         repository = AsyncRepository(tables, model)
-        held: Any = await repository.create(key=spelling)
+        loaded: Any = await repository.create(key=spelling)
         for key in (spelling, stored):
             await tables.execute(update(model).values(value=0), execution_options={"synchronize_session": False})
             await bulk.update_many(tables, model, [{"key": key, "value": 1}])
-            assert held.value == 1
+            assert loaded.value == 1
             await bulk.update_by_key(tables, model, [key], {"value": 2})
-            assert held.value == 2
+            assert loaded.value == 2
             await repository.update_where(model.value == 2, value=3)
-            assert held.value == 3
+            assert loaded.value == 3
         assert await bulk.delete_many(tables, model, [stored]) == MatchResult(1, [])
-        assert held not in tables
+        assert loaded not in tables
 
 
 @pytest.mark.parametrize("count", [1, 25, 1100])
@@ -205,8 +205,8 @@ async def test_a_version_is_checked_for_every_spelling(tables: AsyncSession) -> 
     with pytest.raises(StaleRow) as caught:
         await bulk.update_many(tables, VersionedKey, [{"key": "c ", "version": 1}, {"key": "a ", "version": 1}])
     assert caught.value.keys == ["a "]
-    in_turn = [{"key": key, "version": version, "value": version} for version, key in enumerate(("c", "c ", "c"), 1)]
-    assert await bulk.update_many(tables, VersionedKey, in_turn) == MatchResult(3, [])
+    successive = [{"key": key, "version": version, "value": version} for version, key in enumerate(("c", "c ", "c"), 1)]
+    assert await bulk.update_many(tables, VersionedKey, successive) == MatchResult(3, [])
     found = await tables.execute(select(VersionedKey.version, VersionedKey.value).order_by(VersionedKey.key))
     assert found.all() == [(2, 1), (2, 1), (4, 3)]
 
@@ -214,16 +214,16 @@ async def test_a_version_is_checked_for_every_spelling(tables: AsyncSession) -> 
 async def test_a_rejected_row_is_located_among_rows_with_the_same_key(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, CharKey, [{"key": "a"}, {"key": "b"}])
     keys = ["a", "b ", "a ", "x", "b"]
-    for place in range(len(keys)):
-        if keys[place] != "x":
-            rows = [{"key": key, "value": 2**40 if number == place else 1} for number, key in enumerate(keys)]
+    for position in range(len(keys)):
+        if keys[position] != "x":
+            rows = [{"key": key, "value": 2**40 if number == position else 1} for number, key in enumerate(keys)]
             with pytest.raises(OutOfRange) as caught:
                 await bulk.update_many(tables, CharKey, rows)
-            assert caught.value.row_index == place
+            assert caught.value.row_index == position
     await tables.execute(text("ALTER TABLE char_keys ADD CONSTRAINT few CHECK (value < 5 OR key = 'a')"))
-    with pytest.raises(CheckViolation) as refused:
+    with pytest.raises(CheckViolation) as violation:
         await bulk.update_by_key(tables, CharKey, keys, {"value": 7})
-    assert refused.value.row_index == 1
+    assert violation.value.row_index == 1
     assert (await tables.scalars(select(CharKey.value))).all() == [0, 0]
 
 

@@ -1,4 +1,4 @@
-"""Keys that can't be read, and keys in every form, in every call that takes keys."""
+"""Invalid keys and the forms of valid keys, in every call that accepts keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def update_many(session: AsyncSession, model: type[Any], key: Any) -> Any:
 CALLS: dict[str, Call] = {
     "get": lambda session, model, key: AsyncRepository(session, model).get(key),
     "get_one": lambda session, model, key: AsyncRepository(session, model).get_one(key),
-    "get, loading": lambda session, model, key: AsyncRepository(session, model).get(key, load=[]),
+    "get with load": lambda session, model, key: AsyncRepository(session, model).get(key, load=[]),
     "get_by_ids": lambda session, model, key: AsyncRepository(session, model).get_by_ids([key]),
     "lock": lambda session, model, key: lock(session, model, [key]),
     "update_by_key": lambda session, model, key: bulk.update_by_key(session, model, [key], {}),
@@ -134,10 +134,10 @@ async def test_a_key_that_is_not_a_uuid_is_422(session: AsyncSession, database: 
 
 
 class WithState(httpx.ASGITransport):
-    """What a server makes of the lifespan's state."""
+    """A transport that passes on the lifespan's state, as a server does."""
 
     def __init__(self, app: FastAPI, state: dict[str, Any]) -> None:
-        async def stated(scope: Any, receive: Any, send: Any) -> None:
+        async def app_with_state(scope: Any, receive: Any, send: Any) -> None:
             await app({**scope, "state": dict(state)}, receive, send)
 
-        super().__init__(app=stated)
+        super().__init__(app=app_with_state)

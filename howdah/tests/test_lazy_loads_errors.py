@@ -1,4 +1,4 @@
-"""Reading what is not loaded says what loads it."""
+"""The error for an attribute that isn't loaded says how to load it."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ async def book(session: AsyncSession) -> Volume:
     return book
 
 
-class TestTheError:
+class TestError:
     @pytest.mark.parametrize("name", ["author", "by"])
     async def test_of_a_relationship_says_how_to_load_it(self, book: Volume, name: str) -> None:
         with pytest.raises(InvalidRequestError) as caught:
             getattr(book, name)
-        said = str(caught.value)
-        assert said.startswith(f"'Volume.{name}' is not available due to lazy='raise")
-        assert f"load=[Volume.{name}]" in said
-        assert f"selectinload(Volume.{name})" in said
+        message = str(caught.value)
+        assert message.startswith(f"'Volume.{name}' is not available due to lazy='raise")
+        assert f"load=[Volume.{name}]" in message
+        assert f"selectinload(Volume.{name})" in message
         assert type(caught.value) is InvalidRequestError
 
     async def test_of_a_relationship_contains_the_class_that_was_read(

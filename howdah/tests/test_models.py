@@ -1,4 +1,4 @@
-"""What the base and its mixins give a mapped class."""
+"""`Base` and its mixins."""
 
 from __future__ import annotations
 
@@ -189,9 +189,9 @@ class TestTimestamps:
         await session.flush()
         assert user.created_at == created
         assert user.updated_at > updated
-        moved = user.updated_at
+        updated = user.updated_at
         await session.execute(update(User).values(name="c"))
-        assert (await session.scalars(select(User.updated_at))).one() > moved
+        assert (await session.scalars(select(User.updated_at))).one() > updated
 
     async def test_do_not_change_without_an_update(self, session: AsyncSession) -> None:
         user = User(email="a", name="a")
@@ -271,14 +271,14 @@ class TestVersioned:
                 await mine.commit()
             assert isinstance(caught.value, StaleDataError)
             assert isinstance(caught.value.__cause__, StaleDataError)
-            # once more, from what there is now
+            # again, with the current values
             my_order = (await mine.scalars(select(Order), execution_options={"populate_existing": True})).one()
             my_order.total_cents += 1
             await mine.commit()
         async with committed_database.session() as session:
             assert await session.scalar(select(Order.total_cents)) == 12
 
-    async def test_control_without_it_an_update_is_lost(self, committed_database: Database) -> None:
+    async def test_control_without_a_version_an_update_is_lost(self, committed_database: Database) -> None:
         async with committed_database.begin() as session:
             session.add(User(email="a", name="a", age=10))
         async with committed_database.session() as mine, committed_database.session() as theirs:

@@ -1,4 +1,4 @@
-"""Keyset pages: one page, the orders that it can have, and its cursors."""
+"""Keyset pagination: single pages, sort keys, and cursors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from howdah.testing import assert_statements
 from howdah_tests.support.page_walks import ids, walk
 from howdah_tests.support.sample_models import Order, Seat, Specimen, User
 
-# --- one page
+# --- single pages
 
 
 @pytest.fixture
 async def users(session: AsyncSession) -> AsyncRepository[User]:
-    """Twenty, whose names are those of ten."""
+    """Twenty users with ten different names, except for the case."""
     repository = AsyncRepository(session, User)
     await repository.create_many(
         {"email": f"{i:02}@example.org", "name": f"{'nN'[i % 2]}ame {i % 10}", "age": i} for i in range(20)
@@ -37,7 +37,7 @@ async def users(session: AsyncSession) -> AsyncRepository[User]:
 
 
 async def ages(users: AsyncRepository[User], statement: Select[Any], limit: int = 3) -> list[int | None]:
-    """Those of all pages, after it was seen that they are those of the listing and that all turn back as well."""
+    """The ages on all pages. Checks that the pages are the whole list, forward and backward."""
     pages = await walk(lambda cursor: users.page(statement, limit=limit, after=cursor), "next")
     found = [user.age for page in pages for user in page.items]
     assert found == [user.age for user in await users.list(statement, limit=None)]
@@ -120,7 +120,7 @@ async def test_a_bulk_write_between_pages_is_seen(session: AsyncSession, users: 
     assert [user.age for user in (await users.page(limit=50, after=page.next)).items] == [*range(10, 20), 99]
 
 
-# --- orders
+# --- sort keys
 
 
 async def test_expressions_and_computed_columns_can_be_sort_keys(users: AsyncRepository[User]) -> None:
@@ -157,8 +157,8 @@ async def test_a_joined_list_query_can_be_ordered_by_a_related_column(users: Asy
 
 async def test_a_column_that_is_null_because_of_an_outer_join_hides_no_row(users: AsyncRepository[User]) -> None:
     orders = AsyncRepository(users.session, Order)
-    some = [user.id for user in await users.list()][::3]
-    await orders.create_many({"user_id": id, "total_cents": i} for i, id in enumerate(some))
+    every_third = [user.id for user in await users.list()][::3]
+    await orders.create_many({"user_id": id, "total_cents": i} for i, id in enumerate(every_third))
     statement = select(User).outerjoin(Order, and_(Order.user_id == User.id, Order.total_cents > 1))
     for clause in (Order.total_cents, Order.total_cents.desc(), Order.total_cents.nulls_first(), Order.id.desc()):
         assert sorted(age or 0 for age in await ages(users, statement.order_by(clause))) == list(range(20))
@@ -172,7 +172,7 @@ async def test_groups_can_be_ordered_by_an_aggregate(users: AsyncRepository[User
     assert found == [*range(17, 0, -3), *range(19, 0, -3)]
 
 
-async def test_aliases_and_composite_keys_can_be_paged(users: AsyncRepository[User]) -> None:
+async def test_aliases_and_composite_keys_can_be_paginated(users: AsyncRepository[User]) -> None:
     other = aliased(User)
     assert await ages(users, select(other).where(other.age > 10).order_by(other.age.desc())) == list(range(19, 10, -1))
     seats = AsyncRepository(users.session, Seat)
@@ -228,16 +228,16 @@ async def test_loader_options_are_not_part_of_the_list_query(users: AsyncReposit
 # --- cursors
 
 
-LISTING = select(User).where(User.age < 15).order_by(User.name)
+LIST_QUERY = select(User).where(User.age < 15).order_by(User.name)
 
 
-async def make_cursor(users: AsyncRepository[User], statement: Select[Any] = LISTING) -> str:
+async def make_cursor(users: AsyncRepository[User], statement: Select[Any] = LIST_QUERY) -> str:
     cursor = (await users.page(statement, limit=3)).next
     assert cursor is not None
     return cursor
 
 
-async def refused(users: AsyncRepository[User], cursor: str, statement: Select[Any] = LISTING) -> None:
+async def assert_rejected(users: AsyncRepository[User], cursor: str, statement: Select[Any] = LIST_QUERY) -> None:
     for side in ("after", "before"):
         with assert_statements(users.session, 0), pytest.raises(InvalidCursor):
             await users.page(statement, **{side: cursor})  # type: ignore[arg-type]
@@ -253,11 +253,11 @@ async def test_a_changed_cursor_is_rejected(users: AsyncRepository[User]) -> Non
         other = "B" if cursor[i] == "A" else "A"
         changed = cursor[:i] + other + cursor[i + 1 :]
         if base64.urlsafe_b64decode(changed + "==") != base64.urlsafe_b64decode(cursor + "=="):
-            await refused(users, changed)
+            await assert_rejected(users, changed)
     for i in range(0, len(cursor), 7):
-        await refused(users, cursor[:i])
-        await refused(users, cursor[:i] + "!" + cursor[i:])
-        await refused(users, cursor[:i] + " " + cursor[i:])
+        await assert_rejected(users, cursor[:i])
+        await assert_rejected(users, cursor[:i] + "!" + cursor[i:])
+        await assert_rejected(users, cursor[:i] + " " + cursor[i:])
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ async def test_a_changed_cursor_is_rejected(users: AsyncRepository[User]) -> Non
     ids=repr,
 )
 async def test_garbage_is_rejected(users: AsyncRepository[User], garbage: str) -> None:
-    await refused(users, garbage)
+    await assert_rejected(users, garbage)
 
 
 @pytest.mark.parametrize(
@@ -298,13 +298,13 @@ async def test_garbage_is_rejected(users: AsyncRepository[User], garbage: str) -
     ids=["value", "operator", "no filter", "direction", "nulls", "column", "more columns", "no order"],
 )
 async def test_a_cursor_of_another_list_query_is_rejected(users: AsyncRepository[User], other: Select[Any]) -> None:
-    await refused(users, await make_cursor(users), other)
+    await assert_rejected(users, await make_cursor(users), other)
 
 
 async def test_a_cursor_of_another_version_is_rejected(users: AsyncRepository[User]) -> None:
     raw = bytearray(base64.urlsafe_b64decode(await make_cursor(users) + "=="))
     raw[0] += 1
-    await refused(users, base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
+    await assert_rejected(users, base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
 
 
 async def test_an_equal_list_query_accepts_the_cursor_for_any_order_of_in_values(users: AsyncRepository[User]) -> None:
@@ -320,7 +320,7 @@ def test_a_cursor_is_the_same_in_every_process() -> None:
         "s = select(User).where(User.name.in_({'a', 'b', 'c', 'd'}), User.age > 3).order_by(User.name)\n"
         "print(Cursors(s, _get_sort_keys(s)).encode(Position([SortValue('a', 25), SortValue(str(7), 20)])))"
     )
-    made = {
+    cursors = {
         subprocess.run(
             [sys.executable, "-c", program],
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -330,11 +330,11 @@ def test_a_cursor_is_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(made) == 1
+    assert len(cursors) == 1
 
 
-async def sealed(content: Any, statement: Select[Any] = LISTING) -> str:
-    """A cursor with this content, as somebody could make it who knows the listing."""
+async def make_sealed_cursor(content: Any, statement: Select[Any] = LIST_QUERY) -> str:
+    """A cursor with this content and a valid seal, as a client could make it who knows the list query."""
     payload = json.dumps(content).encode()
     raw = bytes([2]) + Cursors(statement, _get_sort_keys(statement))._seal(payload) + payload
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
@@ -346,7 +346,7 @@ async def test_a_cursor_with_a_valid_seal_but_other_contents_is_rejected(users: 
     wrong = [["x"], ["x", "uuid"], ["x", True], ["x", 2950.0], [1, 2950], [["x"], 2950], ["x", 790], ["x", 10**30]]
     contents += [[False, name, each] for each in (*wrong, ["x", None], ["x", 2206], {"text": "x"}, None, [])]
     for content in contents:
-        await refused(users, await sealed(content))
+        await assert_rejected(users, await make_sealed_cursor(content))
 
 
 @pytest.mark.parametrize(
@@ -355,8 +355,8 @@ async def test_a_cursor_with_a_valid_seal_but_other_contents_is_rejected(users: 
 async def test_a_cursor_with_text_that_postgresql_cannot_read_is_rejected(
     users: AsyncRepository[User], key: Any
 ) -> None:
-    cursor = await sealed([False, ["a", 25], key])
+    cursor = await make_sealed_cursor([False, ["a", 25], key])
     for side in ("after", "before"):
         with pytest.raises(InvalidCursor):
             async with users.session.begin_nested():
-                await users.page(LISTING, **{side: cursor})  # type: ignore[arg-type]
+                await users.page(LIST_QUERY, **{side: cursor})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Which model a repository is of."""
+"""The model of a repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OtherT = TypeVar("OtherT")
 
 
 class Tenanted(AsyncRepository[ModelT]):
-    """An intermediate that leaves the model open."""
+    """A generic subclass."""
 
 
 class TenantedUsers(Tenanted[User]): ...
@@ -25,7 +25,7 @@ class OnlyActiveUsers(TenantedUsers): ...
 
 
 class WithContext(AsyncRepository[ModelT], Generic[OtherT, ModelT]):
-    """The model isn't its first type parameter."""
+    """The model is its second type parameter."""
 
 
 class UsersWithContext(WithContext[int, User]): ...
@@ -38,7 +38,7 @@ class MixedUsers(Mixin, UserRepository): ...
 
 
 class ByArgument(AsyncRepository[User]):
-    """The constructor of the reference."""
+    """It has the constructor of the reference."""
 
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, User)

@@ -1,4 +1,4 @@
-"""Repositories read: by key, as a list or a page, as a number."""
+"""Repositories: reads by key, lists, pages and counts."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ async def test_get_returns_none_for_a_key_without_a_row(users: UserRepository) -
 async def test_get_returns_an_object_of_the_session_without_a_statement_for_any_spelling_of_the_key(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
-    """Control: the session's own `get` doesn't know an object by its key as text."""
-    held = await users.get(twenty[0])
+    """Control: the session's `get` doesn't find a loaded object by its key as text."""
+    loaded = await users.get(twenty[0])
     with assert_statements(users.session, 0):
-        assert await users.get(twenty[0]) is held
-        assert await users.get(str(twenty[0])) is held
+        assert await users.get(twenty[0]) is loaded
+        assert await users.get(str(twenty[0])) is loaded
     with assert_statements(users.session, 1):
         await users.session.get(User, str(twenty[0]))
 
@@ -63,7 +63,9 @@ async def test_get_accepts_a_composite_key_in_every_form(session: AsyncSession) 
     first = await seats.get(("A", 1))
     assert first is not None
     assert (first.row, first.number) == ("A", 1)
-    assert await seats.get(["A", 1], load=[joinedload("*")]) is first  # a list, and with something to load
+    assert (
+        await seats.get(["A", 1], load=[joinedload("*")]) is first
+    )  # a list instead of a tuple, and with a loader option
     assert await seats.get_by_ids([("A", 2), ("B", 0), ("A", 1)]) == [await seats.get(("A", 2)), first]
     for wrong in ("A", ("A",), ("A", 1, 2)):
         with pytest.raises(ValueError, match="a key of Seat needs one value for each column"):
@@ -82,13 +84,13 @@ async def test_load_loads_a_relationship_of_an_object_that_is_in_the_session(
 ) -> None:
     """Control: without `load` the relationship raises."""
     await AsyncRepository(users.session, Order).create(user_id=twenty[0])
-    held = await users.get_one(twenty[0])
+    loaded = await users.get_one(twenty[0])
     with pytest.raises(InvalidRequestError, match="raise"):
-        _ = held.orders
+        _ = loaded.orders
     with assert_statements(users.session, 2):
         again = await users.get_one(twenty[0], load=[User.orders])
-    assert again is held
-    assert len(held.orders) == 1
+    assert again is loaded
+    assert len(loaded.orders) == 1
 
 
 async def test_load_works_for_an_object_that_was_just_created(users: UserRepository) -> None:
@@ -111,10 +113,10 @@ async def test_load_accepts_loader_options_of_any_depth(users: UserRepository, t
 async def test_get_by_ids_keeps_the_order_of_the_input_without_duplicates_and_missing_rows(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
-    """Control: the reference's come in any order (here that of the table)."""
-    asked = [twenty[7], uuid4(), twenty[2], twenty[7], str(twenty[2]), twenty[11]]
+    """Control: the reference returns the rows in any order (here that of the table)."""
+    requested = [twenty[7], uuid4(), twenty[2], twenty[7], str(twenty[2]), twenty[11]]
     with assert_statements(users.session, 1):
-        found = await users.get_by_ids(iter(asked))
+        found = await users.get_by_ids(iter(requested))
     assert [user.id for user in found] == [twenty[7], twenty[2], twenty[11]]
     plain = await ReferenceRepository(users.session, User).get_by_ids([twenty[7], twenty[2], twenty[11]])
     assert [user.id for user in plain] == [twenty[2], twenty[7], twenty[11]]
@@ -133,7 +135,7 @@ async def test_get_by_ids_loads_relationships(users: UserRepository, twenty: lis
 
 
 async def test_get_by_ids_accepts_any_number_of_keys_in_one_statement(committed_database: Database) -> None:
-    """Fault 4. Control: the reference's fails over 32,767."""
+    """Fault 4. Control: the reference fails with more than 32,767 keys."""
     ids = [uuid4() for _ in range(100_000)]
     async with committed_database.session() as session:
         users = UserRepository(session)
@@ -149,10 +151,12 @@ async def test_get_by_ids_accepts_any_number_of_keys_in_one_statement(committed_
 
 async def test_list_returns_100_rows_in_key_order_by_default(users: UserRepository) -> None:
     keys = (await users.create_many(user_rows(120))).keys
-    await users.session.execute(text("UPDATE users SET age = age WHERE age < 50"))  # moves them to the table's end
+    await users.session.execute(
+        text("UPDATE users SET age = age WHERE age < 50")
+    )  # moves these rows to the end of the table
     assert [user.id for user in await users.list()] == sorted(keys)[:100]
     in_table = (await users.session.scalars(select(User.id).limit(100))).all()
-    assert in_table != sorted(keys)[:100], "control: without an order it isn't"
+    assert in_table != sorted(keys)[:100], "control: without ORDER BY the order is another one"
     assert len(await users.list(limit=None)) == 120
 
 
@@ -178,15 +182,17 @@ async def test_offset_and_limit_select_a_part(users: UserRepository, twenty: lis
     assert await users.list(offset=20) == []
 
 
-async def test_huge_offsets_and_limits_return_what_there_is(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_a_huge_offset_returns_no_rows_and_a_huge_limit_all_rows(
+    users: UserRepository, twenty: list[UUID]
+) -> None:
     assert await users.list(offset=2**62) == []
     assert len(await users.list(limit=2**62)) == 20
 
 
-@pytest.mark.parametrize("bounds", [{"offset": -1}, {"limit": -1}])
-async def test_negative_limits_and_offsets_are_rejected(users: UserRepository, bounds: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"offset": -1}, {"limit": -1}])
+async def test_negative_limits_and_offsets_are_rejected(users: UserRepository, options: dict[str, Any]) -> None:
     with assert_statements(users.session, 0), pytest.raises(ValueError, match="must not be negative"):
-        await users.list(**bounds)
+        await users.list(**options)
 
 
 async def test_an_offset_beyond_the_range_of_bigint_is_a_database_error(users: UserRepository) -> None:
@@ -279,7 +285,7 @@ async def test_exists_is_true_if_there_is_any_row(users: UserRepository, twenty:
     assert await AsyncRepository(users.session, Seat).exists() is False
 
 
-# --- the rest goes to other modules
+# --- methods that call other modules
 
 
 async def test_page_accepts_load_and_count(users: UserRepository, twenty: list[UUID]) -> None:
@@ -299,7 +305,7 @@ async def test_lock_returns_the_rows_in_key_order(users: UserRepository, twenty:
         await users.lock([uuid4()])
 
 
-# --- what the session holds
+# --- objects of the session
 
 
 async def test_a_list_contains_the_pending_objects_of_the_session(users: UserRepository, session: AsyncSession) -> None:

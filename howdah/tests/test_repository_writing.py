@@ -1,4 +1,4 @@
-"""Repositories create, update and delete, and commit nothing."""
+"""Repositories: create, update and delete. They commit nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from howdah_tests.support.sample_rows import user_rows
 
 
 async def test_create_inserts_a_row_with_its_defaults_in_one_statement(users: UserRepository) -> None:
-    await users.count()  # the session's first statement opens the fixture's savepoint
+    await users.count()  # the first statement of the session opens the savepoint of the fixture
     with assert_statements(users.session, 1):
         user = await users.create(email="a@example.org", name="A")
         assert user.nickname == "nobody"
@@ -46,7 +46,7 @@ async def test_an_unknown_attribute_is_rejected_before_anything_is_sent(users: U
 
 
 async def test_an_unknown_attribute_is_rejected_before_anything_is_set(users: UserRepository) -> None:
-    """Fault 10. Control: the reference's update takes it and writes nothing."""
+    """Fault 10. Control: the reference's update sets the attribute and writes nothing."""
     user = await users.create(email="a@example.org", name="A")
     with assert_statements(users.session, 0), pytest.raises(UnknownAttribute):
         await users.update(user, name="B", emial="b@example.org")
@@ -113,7 +113,7 @@ async def test_update_writes_the_changes_and_sets_updated_at(users: UserReposito
 
 
 async def test_an_object_that_is_not_in_the_session_is_rejected(users: UserRepository, database: Database) -> None:
-    """Control: the reference's update sets it and writes nothing."""
+    """Control: the reference's update sets the attribute and writes nothing."""
     user = await users.create(email="a@example.org", name="A")
     async with database.session() as other:
         for instance in (user, User(email="b@example.org", name="B")):
@@ -132,7 +132,7 @@ async def test_a_key_instead_of_an_object_is_rejected(users: UserRepository) -> 
             await write(user.id)  # type: ignore[arg-type]
 
 
-async def _paid_order(database: Database) -> UUID:
+async def _create_order(database: Database) -> UUID:
     async with database.begin() as session:
         user = await UserRepository(session).create(email="a@example.org", name="A")
         return (await AsyncRepository(session, Order).create(user=user)).id
@@ -141,8 +141,8 @@ async def _paid_order(database: Database) -> UUID:
 async def test_updating_a_versioned_object_whose_row_has_changed_raises_stale_row(
     committed_database: Database,
 ) -> None:
-    """Control: an object without a version overwrites the other's change."""
-    id = await _paid_order(committed_database)
+    """Control: an object without a version overwrites the change of the other session."""
+    id = await _create_order(committed_database)
     async with committed_database.session() as mine, committed_database.session() as theirs:
         order = await AsyncRepository(mine, Order).get_one(id, load=[Order.user])
         same = await AsyncRepository(theirs, Order).get_one(id, load=[Order.user])
@@ -160,7 +160,7 @@ async def test_updating_a_versioned_object_whose_row_has_changed_raises_stale_ro
 async def test_deleting_a_versioned_object_whose_row_has_changed_raises_stale_row(
     committed_database: Database,
 ) -> None:
-    id = await _paid_order(committed_database)
+    id = await _create_order(committed_database)
     async with committed_database.session() as mine, committed_database.session() as theirs:
         order = await AsyncRepository(mine, Order).get_one(id)
         await AsyncRepository(theirs, Order).update(await AsyncRepository(theirs, Order).get_one(id), total_cents=1)

@@ -1,4 +1,4 @@
-"""The private names in `howdah._sqlalchemy` exist on this version of SQLAlchemy and do what is needed of them."""
+"""The private names in `howdah._sqlalchemy` exist in this version of SQLAlchemy and work as expected."""
 
 from __future__ import annotations
 

@@ -68,23 +68,23 @@ def times_in(value: Any) -> list[Any]:
 
 
 WITH_ZONE = ["at", "plain_at", "ats", "plain_ats", "span", "spans", "span_array", "clock_with_zone", "period"]
-patient = settings(
+without_deadline = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 WAYS = ["flush", "core", "insert_many", "update_many", "upsert_many"]
-# an array of arrays would be taken apart
+# unnest would flatten an array of arrays
 NOT_IN_ARRAYS = {"ats", "plain_ats", "spans", "span_array", "clocks", "days", "day_spans"}
 
 
 def writable(way: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Of these values, those that can be written this way."""
+    """The values that can be written in this way."""
     by_array = way in {"update_many", "upsert_many"}
     return {name: value for name, value in values.items() if not (by_array and name in NOT_IN_ARRAYS)}
 
 
 async def write(session: AsyncSession, way: str, rows: list[dict[str, Any]]) -> None:
-    """Write the rows, of which none is there yet."""
+    """Write the rows, which don't exist yet."""
     match way:
         case "flush":
             session.add_all(Moment(**row) for row in rows)
@@ -104,16 +104,16 @@ async def write(session: AsyncSession, way: str, rows: list[dict[str, Any]]) -> 
 
 def assert_same(found: dict[str, Any], row: dict[str, Any]) -> None:
     for name, value in row.items():
-        # in a repeated hour, Python finds the same moment in two zones unequal
+        # in the repeated hour at the end of DST, Python finds the same moment in two zones unequal
         assert in_utc(found[name]) == in_utc(value), name
         kinds = [type(each) for each in times_in(found[name])]
-        assert kinds == [type(each) for each in times_in(value)], name  # an infinite date stays one
+        assert kinds == [type(each) for each in times_in(value)], name  # an infinite date stays infinite
         if name in WITH_ZONE:
             assert all(each.tzinfo is not None for each in times_in(found[name])), name
 
 
 async def assert_stored(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
-    """Read through the ORM, as columns, and as a stream."""
+    """Check the stored rows: read as objects, as columns, and as streams."""
     by_id = {row["id"]: row for row in rows}
     columns = [getattr(Moment, name) for name in ("id", *VALUES)]
     found = (await session.scalars(select(Moment))).all()
@@ -131,7 +131,7 @@ async def assert_stored(session: AsyncSession, rows: list[dict[str, Any]]) -> No
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", WAYS)
-@settings(patient, max_examples=settings().max_examples // 5)
+@settings(without_deadline, max_examples=settings().max_examples // 5)
 @given(rows=ROWS)
 async def test_any_values_are_read_back_unchanged(moments: AsyncSession, way: str, rows: list[Any]) -> None:
     rows = [{"id": id, **writable(way, row)} for id, row in enumerate(rows)]
@@ -203,7 +203,7 @@ async def test_values_that_were_read_can_be_written_and_compared(moments: AsyncS
 
 
 def with_naive(name: str, value: Any) -> dict[str, Any]:
-    """What a row is given for this attribute, with a naive value in its place."""
+    """The values of a row for this attribute, with a naive value in it."""
     return {
         "at": {"at": value},
         "plain_at": {"plain_at": value},
@@ -235,14 +235,14 @@ async def test_naive_values_are_rejected_by_every_write_and_criterion(
                 assert caught.value.row_index == (count - 1 if way.endswith("_many") else None)
     if name == "period":
         return
-    column, given = getattr(Moment, name), with_naive(name, value)[name]
-    criteria = [column == given, column.in_([given]), column != given]
+    column, naive = getattr(Moment, name), with_naive(name, value)[name]
+    criteria = [column == naive, column.in_([naive]), column != naive]
     if name == "plain_at" and type(value) is date:
-        return  # SQLAlchemy sends a date, and PostgreSQL compares with its beginning in UTC
+        return  # SQLAlchemy sends a date, and PostgreSQL compares with its midnight in UTC
     if name in {"at", "plain_at", "clock_with_zone"}:
-        criteria += [column > given, column.between(given, given)]
+        criteria += [column > naive, column.between(naive, naive)]
     if name in {"span", "spans"}:
-        criteria += [column.overlaps(given), column.contains(given)]
+        criteria += [column.overlaps(naive), column.contains(naive)]
     for criterion in criteria:
         with pytest.raises(InvalidValue, match=r"without (a time zone|an offset)"):
             await moments.execute(select(Moment).where(criterion))
@@ -279,7 +279,7 @@ async def test_naive_values_are_rejected_in_text_statements(moments: AsyncSessio
 
 
 async def test_a_naive_literal_is_a_timestamp_in_utc(session: AsyncSession) -> None:
-    """Its type is PostgreSQL's `timestamp`, which becomes a `timestamptz` by the time zone of the session."""
+    """It is sent as `timestamp`, which PostgreSQL converts to `timestamptz` in the time zone of the session."""
     assert await session.scalar(select(literal(AWARE) == literal(NAIVE)))
     difference = await session.scalar(select(func.now() - literal(utcnow().replace(tzinfo=None))))
     assert difference is not None
@@ -387,13 +387,13 @@ class TestInfiniteDates:
         assert (date.min, date.max) == (MINUS_INFINITY, INFINITY)
 
     def test_become_ordinary_dates_in_arithmetic(self) -> None:
-        for made in (
+        for each in (
             INFINITY - timedelta(1),
             INFINITY.replace(year=2026),
             INFINITY.replace(),
             type(INFINITY)(2026, 1, 1),
         ):
-            assert type(made) is date
+            assert type(each) is date
         assert repr(INFINITY) == "howdah.INFINITY"
 
     async def test_are_written_as_json_like_other_dates(self, session: AsyncSession) -> None:

@@ -1,4 +1,4 @@
-"""Transactions in transactions, savepoints, and advisory locks."""
+"""Nested transactions, savepoints, and advisory locks."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from howdah_tests.support.sample_models import User
 from howdah_tests.support.waiting import until_waiting
 
 
-async def nothing(session: AsyncSession) -> None:
+async def select_one(session: AsyncSession) -> None:
     await session.execute(text("SELECT 1"))
 
 
 class TestNesting:
     async def test_is_rejected_in_the_work_of_another_call(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
-            await nothing(session)
-            await run_transaction(real_database, nothing)
+            await select_one(session)
+            await run_transaction(real_database, select_one)
 
         with pytest.raises(NestedTransaction, match="pass that work's session") as caught:
             await run_transaction(real_database, work)
@@ -45,14 +45,14 @@ class TestNesting:
 
     async def test_is_rejected_in_work_that_has_sent_nothing_yet(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
-            await run_transaction(real_database, nothing)
+            await run_transaction(real_database, select_one)
 
         with pytest.raises(NestedTransaction):
             await run_transaction(real_database, work)
 
     async def test_is_rejected_in_a_task_that_the_work_started_and_awaits(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
-            await asyncio.create_task(run_transaction(real_database, nothing))
+            await asyncio.create_task(run_transaction(real_database, select_one))
 
         with pytest.raises(NestedTransaction):
             await run_transaction(real_database, work)
@@ -62,7 +62,7 @@ class TestNesting:
 
         async def later() -> None:
             await committed.wait()
-            await run_transaction(real_database, nothing)
+            await run_transaction(real_database, select_one)
 
         async def work(session: AsyncSession) -> asyncio.Task[None]:
             return asyncio.create_task(later())
@@ -80,7 +80,7 @@ class TestNesting:
                 await run_transaction(real_database, work)
 
 
-class TestBesideAnOpenSession:
+class TestWithAnOpenSession:
     async def test_a_transaction_commits_independently(self, committed_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
             session.add(User(email="b", name="b"))
@@ -108,7 +108,7 @@ class TestBesideAnOpenSession:
 
 class TestSavepoint:
     async def test_undoes_only_the_writes_inside_of_it(self, session: AsyncSession) -> None:
-        session.add(kept := User(email="a", name="a"))
+        session.add(first := User(email="a", name="a"))
         with pytest.raises(UniqueViolation):  # noqa: PT012
             async with savepoint(session):
                 session.add(User(email="b", name="b"))
@@ -118,7 +118,7 @@ class TestSavepoint:
         async with savepoint(session):
             session.add(User(email="c", name="c"))
         assert await session.scalar(select(func.count()).select_from(User)) == 2
-        assert kept.name == "a"
+        assert first.name == "a"
 
     async def test_can_be_nested(self, session: AsyncSession) -> None:
         async with savepoint(session):
@@ -163,29 +163,29 @@ class TestSavepoint:
 
 class TestAdvisoryLock:
     async def test_admits_one_transaction_at_a_time(self, real_database: Database) -> None:
-        assert await self.most_at_once(real_database, is_locked=True) == 1
+        assert await self.max_concurrent(real_database, is_locked=True) == 1
 
-    async def test_control_without_it_all_transactions_run_at_once(self, real_database: Database) -> None:
-        assert await self.most_at_once(real_database, is_locked=False) == 8
+    async def test_control_without_a_lock_all_transactions_run_at_once(self, real_database: Database) -> None:
+        assert await self.max_concurrent(real_database, is_locked=False) == 8
 
-    async def most_at_once(self, database: Database, *, is_locked: bool) -> int:
-        inside = most = 0
-        everybody = asyncio.Barrier(8)
+    async def max_concurrent(self, database: Database, *, is_locked: bool) -> int:
+        inside = maximum = 0
+        all_started = asyncio.Barrier(8)
 
         async def client() -> None:
-            nonlocal inside, most
+            nonlocal inside, maximum
             async with database.begin() as session:
-                await nothing(session)
-                await everybody.wait()
+                await select_one(session)
+                await all_started.wait()
                 if is_locked:
                     await advisory_lock(session, "import", 2026)
                 inside += 1
-                most = max(most, inside)
+                maximum = max(maximum, inside)
                 await session.execute(text("SELECT pg_sleep(0.005)"))
                 inside -= 1
 
         await asyncio.gather(*(client() for _ in range(8)))
-        return most
+        return maximum
 
     async def test_is_released_at_the_end_of_the_transaction(self, real_database: Database) -> None:
         async with real_database.session() as holder, real_database.session() as session:

@@ -1,4 +1,4 @@
-"""The public API as mypy sees it."""
+"""The types of the public API, checked by mypy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def wrong(users: UserRepository) -> None:
 
 @pytest.mark.timeout(300)
 def test_the_api_has_the_declared_types(tmp_path: Path) -> None:
-    """Control: what is wrong in a second file is found, and nothing else."""
+    """Control: mypy finds the errors in a second file, and no others."""
     wrong = tmp_path / "wrong.py"
     wrong.write_text(WRONG)
     library = Path(howdah.__file__).parents[1]

@@ -1,4 +1,4 @@
-"""JsonView: what PostgreSQL writes is what the Pydantic model reads from the object."""
+"""JsonView: the JSON that PostgreSQL writes is equal to that of the Pydantic model and the object."""
 
 from __future__ import annotations
 
@@ -217,10 +217,10 @@ async def test_concurrent_reads_share_a_statement_and_each_gets_its_own_row(
         with assert_statements(session, 1):
             bodies = await asyncio.gather(*(view.get(key) for key in [*users, *users]))
         assert [json.loads(body)["id"] for body in bodies] == [str(key) for key in [*users, *users]]
-        gone = uuid4()
-        results = await asyncio.gather(view.get(gone), view.get(str(users[3])), return_exceptions=True)
+        missing = uuid4()
+        results = await asyncio.gather(view.get(missing), view.get(str(users[3])), return_exceptions=True)
         assert isinstance(results[0], NotFound)
-        assert results[0].keys == [gone]
+        assert results[0].keys == [missing]
         assert json.loads(results[1])["email"] == "user3@example.org"  # type: ignore[arg-type]
         with pytest.raises(InvalidValue, match="isn't a UUID"):
             await view.get("no key")
@@ -247,12 +247,12 @@ async def test_composite_keys_can_be_read(session: AsyncSession, database: Datab
 async def test_pages_are_the_same_as_those_of_the_repository(session: AsyncSession, database: Database) -> None:
     await bulk.insert_many(session, User, user_rows(25))
     await session.commit()
-    listing = select(User).where(User.age > 2).order_by(User.name.desc())
+    list_query = select(User).where(User.age > 2).order_by(User.name.desc())
     async with JsonView(User, UserOut).open(database) as view:
         cursor, seen = None, []
         while True:
-            page = await view.page(listing, limit=7, after=cursor, count=True)
-            other = await AsyncRepository(session, User).page(listing, limit=7, after=cursor, load=[User.orders])
+            page = await view.page(list_query, limit=7, after=cursor, count=True)
+            other = await AsyncRepository(session, User).page(list_query, limit=7, after=cursor, load=[User.orders])
             for body, user in zip(page.items, other.items, strict=True):
                 assert_same(body, UserOut, user)
             assert (page.next, page.previous, page.total) == (other.next, other.previous, 22)
@@ -261,7 +261,7 @@ async def test_pages_are_the_same_as_those_of_the_repository(session: AsyncSessi
             if cursor is None:
                 break
         assert len(seen) == 22
-        assert [line async for line in view.stream(listing, batch=4)] == [body + b"\n" for body in seen]
+        assert [line async for line in view.stream(list_query, batch=4)] == [body + b"\n" for body in seen]
 
 
 async def test_a_page_can_be_a_response(session: AsyncSession, database: Database) -> None:
@@ -282,7 +282,7 @@ async def test_a_page_can_be_a_response(session: AsyncSession, database: Databas
 
 
 async def test_a_list_query_of_another_model_is_rejected(session: AsyncSession, database: Database) -> None:
-    """Its rows would be joined to all of the view's."""
+    """Its rows would be joined to all rows of the view."""
     async with JsonView(User, AliasedOut).open(database) as view:
         for wrong in (select(aliased(User)), select(Order), select(User.id)):
             with pytest.raises(ValueError, match=r"select\("):
@@ -325,21 +325,21 @@ async def test_a_view_reads_committed_rows_and_holds_no_connection(committed_dat
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_an_entity_tag_is_a_digest_of_the_bytes_and_begins_with_the_version(
+async def test_an_entity_tag_depends_on_the_bytes_and_begins_with_the_version(
     session: AsyncSession, database: Database
 ) -> None:
     (user,) = await make_users(session, 1)
     (key,) = (await bulk.insert_many(session, Order, [{"user_id": user}])).keys
     await session.commit()
     async with JsonView(Order, OrderOut).open(database) as orders, JsonView(User, UserOut).open(database) as users:
-        before, around = await orders.get(key), await users.get(user)
+        before, with_orders = await orders.get(key), await users.get(user)
         assert before.etag == (await orders.get(key)).etag
         assert before.etag.startswith('"1-')
-        assert "-" not in around.etag
+        assert "-" not in with_orders.etag
         await bulk.update_by_key(session, Order, [key], {"total_cents": 5})
         await session.commit()
         assert (await orders.get(key)).etag.startswith('"2-')
-        assert (await users.get(user)).etag != around.etag, "what is nested counts"
+        assert (await users.get(user)).etag != with_orders.etag, "nested rows change the entity tag"
 
 
 async def test_a_route_responds_with_the_bytes_or_with_304(committed_database: Database) -> None:

@@ -56,11 +56,11 @@ CASES = [
 async def test_the_last_valid_value_is_written_and_the_next_one_rejected(
     session: AsyncSession, database: Database, case: tuple[str, Any, str, str, str]
 ) -> None:
-    name, kind, stored, written, refused = case
+    name, kind, stored, written, rejected = case
     await (await session.connection()).run_sync(Separate.metadata.create_all)
     insert = f"INSERT INTO moments_of_views (id, {name}) VALUES (:id, '{{}}')"
     await session.execute(text(insert.format(stored)), {"id": 1})
-    await session.execute(text(insert.format(refused)), {"id": 2})
+    await session.execute(text(insert.format(rejected)), {"id": 2})
     async with JsonView(Moment, schema_of(name, kind)).open(database) as view:
         assert written in (await view.get(1)).decode()
         with pytest.raises(InvalidValue):

@@ -1,4 +1,4 @@
-"""A view reads each kind of relationship in SQLAlchemy's documentation as SQLAlchemy does, or raises an error."""
+"""A view reads every kind of relationship in SQLAlchemy's documentation like SQLAlchemy, or raises an error."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Item(Out):
     id: int
 
 
-# What can't be followed exactly, and why.
-REFUSED = {
+# The relationships that a view can't render exactly, and the reasons.
+REJECTED = {
     (Parent, "toys_outer"): "outer join",
     (Parent, "third_table"): "a table that it doesn't join",
     (Parent, "by_missing_column"): "a table that it doesn't join",
@@ -58,8 +58,10 @@ CLASSES = (
 )
 # SQLAlchemy 2.0 itself joins the rows of a polymorphic union to all rows of the table.
 NOT_LOADED = {"me", "few_columns"} | ({"invoices", "reminders"} if sqlalchemy.__version__ < "2.1" else set())
-EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*class_mapper(each).relationships.keys()]]
-KINDS = [(each, name) for each, name in EVERY if (each, name) not in REFUSED and name not in NOT_LOADED]
+ALL_RELATIONSHIPS: list[tuple[Any, str]] = [
+    (each, name) for each in CLASSES for name in [*class_mapper(each).relationships.keys()]
+]
+KINDS = [(each, name) for each, name in ALL_RELATIONSHIPS if (each, name) not in REJECTED and name not in NOT_LOADED]
 
 
 def property_of(model: Any, name: str) -> RelationshipProperty[Any]:
@@ -77,8 +79,8 @@ def schema_of(model: Any, name: str) -> type[BaseModel]:
 
 
 def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> Any:
-    """What the schema makes of the object. In SQLAlchemy 2.1 `selectinload` repeats a row that an association repeats;
-    all other loaders have it once."""
+    """The schema's values of the object. In SQLAlchemy 2.1 `selectinload` repeats a row that an association repeats;
+    all other loaders return it once."""
     value = schema.model_validate(row).model_dump()
     if isinstance(value[name], list):
         once = {item["id"]: item for item in value[name]}
@@ -107,14 +109,14 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
     session.expunge_all()
     schema, ordered = schema_of(model, name), bool(property_of(model, name).order_by)
     rows = (await session.scalars(select(model).options(selectinload(getattr(model, name))))).all()
-    wanted = {inspect(row).identity: loaded(schema, row, name, ordered=ordered) for row in rows}
-    keys = [key if len(key) > 1 else key[0] for key in wanted]
+    expected = {inspect(row).identity: loaded(schema, row, name, ordered=ordered) for row in rows}
+    keys = [key if len(key) > 1 else key[0] for key in expected]
     async with JsonView(model, schema).open(database) as opened:
         found = [json.loads(body) for body in await opened.get_many(keys)]
-    assert found == [*wanted.values()]
+    assert found == [*expected.values()]
     if has_itself(model):
-        around = create_schema({"me": schema | None})
-        async with JsonView(model, around).open(database) as opened:
+        outer = create_schema({"me": schema | None})
+        async with JsonView(model, outer).open(database) as opened:
             assert [json.loads(body)["me"] for body in await opened.get_many(keys)] == found
 
 
@@ -125,16 +127,16 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
 async def test_a_view_of_a_subclass_has_only_its_rows(session: AsyncSession, database: Database, model: Any) -> None:
     await make_tables(session)
     await make_rows(session, 1)
-    wanted = sorted(row.id for row in await session.scalars(select(model)))
-    assert wanted
+    expected = sorted(row.id for row in await session.scalars(select(model)))
+    assert expected
     async with JsonView(model, Item).open(database) as view:
-        assert [json.loads(body)["id"] for body in await view.get_many(range(10))] == wanted
+        assert [json.loads(body)["id"] for body in await view.get_many(range(10))] == expected
         if inspect(model).concrete:
             with pytest.raises(ValueError, match="read from a union of tables: read them by key"):
                 await view.page()
             return
-        assert [json.loads(line)["id"] async for line in view.stream()] == wanted
-        assert [json.loads(body)["id"] for body in (await view.page()).items] == wanted
+        assert [json.loads(line)["id"] async for line in view.stream()] == expected
+        assert [json.loads(body)["id"] for body in (await view.page()).items] == expected
 
 
 class WithSubqueries(Out):
@@ -162,14 +164,14 @@ async def test_nested_subqueries_are_correlated_to_the_related_row(
     rows = (await session.scalars(select(Child).options(*load).order_by(Child.id))).all()
     async with JsonView(Child, ChildWithSubqueries).open(database) as view:
         bodies = await view.get_many([row.id for row in rows])
-    wanted = [ChildWithSubqueries.model_validate(row) for row in rows]
-    assert [ChildWithSubqueries.model_validate_json(body) for body in bodies] == wanted
+    expected = [ChildWithSubqueries.model_validate(row) for row in rows]
+    assert [ChildWithSubqueries.model_validate_json(body) for body in bodies] == expected
 
 
 @pytest.mark.filterwarnings("ignore:Did not locate an expression in selectable")
 @pytest.mark.parametrize("field", ["name", "name_length"])
 def test_a_column_that_an_aliased_class_lacks_is_rejected(field: str) -> None:
-    """It would be read from the table itself, of every row. SQLAlchemy warns of it, if at all."""
+    """It would be read from the table itself, for every row. SQLAlchemy at most warns about it."""
     reason = "few_columns{} can't be rendered: its aliased class has no column"
     child: Any = create_schema({field: Any})
     with pytest.raises(ViewCompileError, match=reason.format(rf"\.{field}")):
@@ -193,10 +195,10 @@ def test_an_aliased_class_nested_in_itself_is_rejected() -> None:
         JsonView(Parent, ParentWithoutB)
 
 
-@pytest.mark.parametrize(("model", "name"), REFUSED, ids=[f"{each.__name__}.{name}" for each, name in REFUSED])
+@pytest.mark.parametrize(("model", "name"), REJECTED, ids=[f"{each.__name__}.{name}" for each, name in REJECTED])
 def test_a_relationship_that_cannot_be_rendered_is_rejected(model: Any, name: str) -> None:
     schema = create_schema({name: list[Item]})
     with pytest.raises(ViewCompileError) as caught:
         JsonView(model, schema)
-    assert caught.value.path == f"Made.{name}"
-    assert REFUSED[model, name] in caught.value.reason
+    assert caught.value.path == f"Schema.{name}"
+    assert REJECTED[model, name] in caught.value.reason

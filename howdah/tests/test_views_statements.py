@@ -1,4 +1,4 @@
-"""A view applies all parts of a statement or rejects it. It reads aliases as Pydantic does."""
+"""A view applies all parts of a statement or rejects it. It reads aliases like Pydantic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NameOut(Out):
     name: str
 
 
-REFUSED = {
+REJECTED = {
     "criteria of a nested class": (
         select(User).options(with_loader_criteria(Order, lambda order: order.total_cents > 5)),
         r"takes no options\(\)",
@@ -48,12 +48,12 @@ REFUSED = {
         select(User).execution_options(schema_translate_map={None: "other"}),
         r"takes no execution_options\(\)",
     ),
-    "the rows at a time": (select(User).execution_options(yield_per=5), r"takes no execution_options\(\)"),
+    "yield_per": (select(User).execution_options(yield_per=5), r"takes no execution_options\(\)"),
     "locks": (select(User).with_for_update(), r"can't have with_for_update\(\)"),
 }
 
 
-@pytest.mark.parametrize(("statement", "reason"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("statement", "reason"), REJECTED.values(), ids=REJECTED.keys())
 async def test_a_statement_with_a_part_that_the_view_cannot_apply_is_rejected(
     session: AsyncSession, database: Database, statement: Any, reason: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""JsonView of models that are made differently: what a newcomer tried, and found wrong once."""
+"""JsonView of unusual models. Each test is a fault that a user of the library once found."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from howdah import Base, Database, JsonView, OutOfRange, ViewCompileError
 from howdah_tests.support.view_schemas import Out
 
 
-class Odd(Base):
-    """Away from the tables of the test database."""
+class Separate(Base):
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData()
@@ -40,19 +40,19 @@ class Odd(Base):
 
 linked = Table(
     "linked",
-    Odd.metadata,
+    Separate.metadata,
     Column("shelf_id", ForeignKey("shelves.id"), primary_key=True),
     Column("book_id", ForeignKey("books.id"), primary_key=True),
     Column("place", Integer),
 )
 
 
-class Book(Odd):
+class Book(Separate):
     __tablename__ = "books"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
-class Page(Odd):
+class Page(Separate):
     __tablename__ = "pages"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     shelf_id: Mapped[int] = mapped_column(ForeignKey("shelves.id"))
@@ -60,7 +60,7 @@ class Page(Odd):
     shelf: Mapped[Shelf] = relationship(back_populates="pages")
 
 
-class Shelf(Odd):
+class Shelf(Separate):
     __tablename__ = "shelves"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     details: Mapped[Any | None] = mapped_column(JSONB)
@@ -100,7 +100,7 @@ Shelf.page_count = column_property(
 @pytest.fixture
 async def shelves(committed_database: Database) -> Database:
     async with committed_database.engine.begin() as connection:
-        await connection.run_sync(Odd.metadata.create_all)
+        await connection.run_sync(Separate.metadata.create_all)
     async with committed_database.begin() as session:
         session.add_all([Shelf(id=id) for id in (1, 2, 3)])
         session.add_all([Book(id=id) for id in (1, 2, 3)])
@@ -237,15 +237,17 @@ Many = create_model("Many", **{f"f{n}": (int, 0) for n in range(51)})  # type: i
 @pytest.mark.parametrize(("inside", "reason"), [(Loose, "extra='allow'"), (Many, "more than 50 fields")])
 def test_a_model_in_json_that_sql_cannot_render_is_rejected(inside: Any, reason: str) -> None:
     with pytest.raises(ViewCompileError, match=reason):
-        JsonView(Shelf, create_model("Made", details=(inside | None, ...)))
+        JsonView(Shelf, create_model("Schema", details=(inside | None, ...)))
 
 
 async def test_json_of_a_recursive_type_is_passed_on(shelves: Database) -> None:
     from typing_extensions import TypeAliasType
 
-    tree: Any = TypeAliasType("tree", "dict[str, tree] | list[tree] | str | None")  # Any: or mypy follows it forever
+    tree: Any = TypeAliasType(
+        "tree", "dict[str, tree] | list[tree] | str | None"
+    )  # Any, because mypy doesn't terminate on a recursive alias
     namespace: dict[str, Any] = {"tree": tree}
-    schema = create_model("Made", __base__=Out, details=(tree, ...))
+    schema = create_model("Schema", __base__=Out, details=(tree, ...))
     schema.model_rebuild(_types_namespace=namespace)
     async with shelves.begin() as session:
         (await session.get_one(Shelf, 1)).details = {"a": ["b", {"c": None}]}

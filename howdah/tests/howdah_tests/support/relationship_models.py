@@ -246,7 +246,7 @@ class Folder(Separate):
 
 
 class Animal(Node):
-    """Joined-table inheritance, of which all tables are always read."""
+    """Joined-table inheritance. A query always reads all tables."""
 
     __tablename__ = "animals"
     kind: Mapped[str]
@@ -279,7 +279,7 @@ class Puppy(Dog):
 
 
 class Vehicle(Node):
-    """Single-table inheritance, by an expression."""
+    """Single-table inheritance with an expression as the discriminator."""
 
     __tablename__ = "machines"
     wheels: Mapped[int] = mapped_column()
@@ -299,7 +299,7 @@ class Bicycle(Vehicle):
 
 
 class Boat(Node):
-    """Single-table inheritance, by a column."""
+    """Single-table inheritance with a column as the discriminator."""
 
     __tablename__ = "boats"
     kind: Mapped[str]
