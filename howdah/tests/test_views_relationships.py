@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import RelationshipProperty, class_mapper, configure_mappers, selectinload
 
 from howdah import Database, JsonView, ViewCompileError
-from howdah_tests.support import relationship_models as related
-from howdah_tests.support.relationship_models import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from howdah_tests.support.relationship_inheritance import Animal, Boat, Car, Dog, Invoice, Puppy, Reminder, Tug, Vehicle
+from howdah_tests.support.relationship_models import Association, Child, Folder, Parent, Toy
 from howdah_tests.support.relationship_rows import make_rows, make_tables
 from howdah_tests.support.view_schemas import create_schema
 
@@ -51,10 +51,10 @@ CLASSES = (
     Animal,
     Dog,
     Puppy,
-    related.Car,
-    related.Boat,
-    related.Tug,
-    related.Reminder,
+    Car,
+    Boat,
+    Tug,
+    Reminder,
 )
 # SQLAlchemy 2.0 itself joins the rows of a polymorphic union to all rows of the table.
 NOT_LOADED = {"me", "few_columns"} | ({"invoices", "reminders"} if sqlalchemy.__version__ < "2.1" else set())
@@ -122,7 +122,7 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
 
 @pytest.mark.parametrize(
     "model",
-    [Animal, Dog, Puppy, related.Vehicle, related.Car, related.Boat, related.Tug, related.Invoice, related.Reminder],
+    [Animal, Dog, Puppy, Vehicle, Car, Boat, Tug, Invoice, Reminder],
 )
 async def test_a_view_of_a_subclass_has_only_its_rows(session: AsyncSession, database: Database, model: Any) -> None:
     await make_tables(session)

@@ -58,6 +58,8 @@ class Moment(Separate):
     length: Mapped[timedelta | None]
 
 
+WITH_ZONE = ["at", "plain_at", "ats", "plain_ats", "span", "spans", "span_array", "clock_with_zone", "period"]
+"""The attributes whose values have a time zone."""
 ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 # a day from the ends, since an offset would lead beyond them
 MOMENTS = st.datetimes(
