@@ -1,4 +1,4 @@
-"""Finding and adding up orders."""
+"""Find orders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ORDERS: Final = text("""
 
 @pytest.fixture
 async def many(session: AsyncSession) -> list[Order]:
-    """Twenty thousand orders, of which these are some."""
+    """Twenty thousand orders, and the ids of some."""
     for statement in (_USERS, _ORDERS, text("ANALYZE orders")):
         await session.execute(statement)
     return await OrderRepository(session).list(limit=1_000)
@@ -45,7 +45,7 @@ async def many(session: AsyncSession) -> list[Order]:
         ("total", "ix_orders_total_cents"),
     ],
 )
-async def test_each_filter_of_orders_reads_its_index(
+async def test_each_filter_of_orders_uses_its_index(
     session: AsyncSession, many: list[Order], name: str, index: str
 ) -> None:
     order = many[500]

@@ -53,7 +53,7 @@ async def crowd(session: AsyncSession) -> None:
         ),
     ],
 )
-async def test_each_filter_of_users_reads_its_index(
+async def test_each_filter_of_users_uses_its_index(
     session: AsyncSession, filters: dict[str, Any], index: str, found: int
 ) -> None:
     page = partial(UserRepository(session).page, select_users(**filters), limit=50)
