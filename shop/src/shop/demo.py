@@ -12,8 +12,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, run_transaction, uuid7
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import get_or_open_system_account
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import AccountPurpose
 from shop.ledger.opening import OpeningRequest, open_accounts
 from shop.ledger.requests import TransferRequest

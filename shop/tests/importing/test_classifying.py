@@ -114,9 +114,8 @@ def test_an_invalid_line_is_rejected_with_its_reason(values: Values, reason: Rea
 
 
 def test_every_reason_of_a_single_line_is_tested_above() -> None:
-    (mark,) = [
-        mark for mark in test_an_invalid_line_is_rejected_with_its_reason.pytestmark if mark.name == "parametrize"
-    ]  # type: ignore[attr-defined]
+    marks = test_an_invalid_line_is_rejected_with_its_reason.pytestmark  # type: ignore[attr-defined]
+    (mark,) = [mark for mark in marks if mark.name == "parametrize"]
     assert {reason for _, reason, _ in mark.args[1]} == set(Reason) - {Reason.ANOTHER_CUSTOMER}
 
 

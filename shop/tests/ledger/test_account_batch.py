@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event, func, select
 
 from howdah import Database
-from shop.ledger.http.account_schemas import AccountIn, AccountLineOut, OpeningRefusal
+from shop.ledger.account_schemas import AccountIn, AccountLineOut, OpeningRefusal
 from shop.ledger.models import Account, AccountPurpose, IdempotencyKey
 from shop.ledger.opening import OpeningRefused, OpeningRequest, OpeningResult, open_accounts
 from shop.users.models import User

@@ -11,22 +11,22 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DatabaseError, lock, savepoint
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import STEPS, LedgerReport, check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest
 from shop_tests.support.checked_ledger import create_ledger
 from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers
 
 
-async def test_right_books_have_no_fault_and_are_counted(session: AsyncSession) -> None:
+async def test_a_correct_ledger_has_no_fault_and_is_counted(session: AsyncSession) -> None:
     await create_ledger(session)
     assert await check_ledger(session) == LedgerReport(accounts=5, transfers=5, entries=10)
 
 
-async def test_empty_books_are_right(session: AsyncSession) -> None:
+async def test_an_empty_ledger_is_correct(session: AsyncSession) -> None:
     assert await check_ledger(session) == LedgerReport(accounts=0, transfers=0, entries=0)
 
 
@@ -67,7 +67,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
                 "UPDATE transfers SET to_entry_number = 7 WHERE to_account_id = :rich AND to_entry_number = 3",
                 "UPDATE accounts SET entry_count = 7 WHERE id = :rich",
             ],
-            id="a gap in the versions",
+            id="a gap in the entry numbers",
         ),
         pytest.param(
             {"entry numbers have gaps"},
@@ -122,7 +122,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
                 """,
                 "UPDATE accounts SET entry_count = 4 WHERE id = :poor",
             ],
-            id="an entry of no transfer",
+            id="an entry without a transfer",
         ),
         pytest.param(
             {"entries have no account", "entries have no transfer with the same values"},
@@ -132,7 +132,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
                 VALUES (gen_random_uuid(), 1, gen_random_uuid(), 5, 5, now())
                 """
             ],
-            id="an entry of no account",
+            id="an entry without an account",
         ),
         pytest.param(
             {
@@ -204,7 +204,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
         pytest.param(
             {"idempotency keys disagree with their transfer or account"},
             ["UPDATE idempotency_keys SET transfer_id = gen_random_uuid() WHERE key = 'a'"],
-            id="a key of no transfer",
+            id="a key without a transfer",
         ),
         pytest.param(
             {"held amounts differ from the pending transfers"},
@@ -219,22 +219,22 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
         pytest.param(
             {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'posted' WHERE state = 'voided'"],
-            id="a pending transfer posted and not made",
+            id="a posted hold without a transfer",
         ),
         pytest.param(
             {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'voided' WHERE state = 'posted'"],
-            id="a pending transfer made and not posted",
+            id="a transfer of a hold that is not posted",
         ),
         pytest.param(
             {"posted transfers differ from their hold"},
             ["UPDATE pending_transfers SET amount = 14 WHERE state = 'posted'"],
-            id="more than was pending",
+            id="a transfer of more than the hold",
         ),
         pytest.param(
             {"posted transfers differ from their hold"},
             ["UPDATE pending_transfers SET to_account_id = :rich WHERE state = 'posted'"],
-            id="a pending transfer made to another account",
+            id="a hold that was posted to another account",
         ),
         pytest.param(
             {"entries have another time than their transfer"},
@@ -255,7 +255,7 @@ async def test_empty_books_are_right(session: AsyncSession) -> None:
             pytest.param(
                 {"posted transfers differ from their hold"},
                 [f"UPDATE pending_transfers SET {change} WHERE state = 'posted'"],
-                id=f"a pending transfer made otherwise: {change}",
+                id=f"a hold that differs from its transfer: {change}",
             )
             for change in (
                 "description = ''",
@@ -298,7 +298,7 @@ async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: l
     assert all(report.values())
 
 
-async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -> None:
+async def test_up_to_twenty_findings_of_a_kind_are_reported(session: AsyncSession) -> None:
     for number in range(25):
         await open_account(session, AccountIn(name=str(number), currency="GBP"))
     await disable_triggers(session)
@@ -310,13 +310,13 @@ async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -
     assert report["currencies don't sum to zero"] == ["GBP: 25"]
 
 
-async def test_each_step_is_told_when_it_begins(session: AsyncSession) -> None:
+async def test_each_step_is_reported_when_it_begins(session: AsyncSession) -> None:
     begun: list[str] = []
     await check_ledger(session, begin=begun.append)
     assert begun == list(STEPS)
 
 
-async def test_it_takes_as_long_as_it_takes_and_little_memory(session: AsyncSession) -> None:
+async def test_the_check_has_no_timeout_and_uses_little_memory(session: AsyncSession) -> None:
     await session.execute(text("SET LOCAL statement_timeout = '30s'"))
     await session.execute(text("SET LOCAL work_mem = '1GB'"))
     await check_ledger(session)
@@ -324,7 +324,7 @@ async def test_it_takes_as_long_as_it_takes_and_little_memory(session: AsyncSess
         assert await session.scalar(text(f"SHOW {name}")) == value
 
 
-async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Database) -> None:
+async def test_the_ledger_is_correct_at_every_moment_of_a_busy_run(stored: Database) -> None:
     async with stored.begin() as session:
         accounts = [
             (await open_account(session, AccountIn(name=str(n), currency="GBP", allows_negative=True))).id
@@ -364,7 +364,7 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
 
 @pytest.mark.parametrize("table", ["transfers", "entries"])
 @pytest.mark.parametrize("change", ["UPDATE {} SET amount = amount + 1", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
-async def test_what_is_in_the_books_is_never_changed(session: AsyncSession, table: str, change: str) -> None:
+async def test_rows_of_the_ledger_are_never_changed(session: AsyncSession, table: str, change: str) -> None:
     await create_ledger(session)
     with pytest.raises(DatabaseError, match="never changed or deleted") as caught:
         async with savepoint(session):

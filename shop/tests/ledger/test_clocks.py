@@ -14,10 +14,10 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import CheckViolation, Database, bulk, utcnow
+from shop.ledger.account_schemas import AccountChange
 from shop.ledger.accounts import change_account, get_or_open_system_account, read_balance_at, read_effective_balance
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.maintenance import delete_old_keys, void_expired
 from shop.ledger.models import Account, AccountPurpose, Entry, IdempotencyKey, PendingTransfer, Transfer
 from shop.ledger.requests import Refusal, TransferRequest

@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import select, text, update
 
 from howdah import Database, LockTimeout, utcnow
+from shop.ledger.account_schemas import AccountChange
 from shop.ledger.accounts import AccountUnchangeable, change_account
 from shop.ledger.expiry import VOID_EXPIRED
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.maintenance import void_expired
 from shop.ledger.models import Account, AccountState, IdempotencyKey
 from shop.ledger.requests import Refusal, TransferRecord, TransferRequest, TransferResult

@@ -17,9 +17,9 @@ from howdah import Database
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.transfer_batch import post_transfer_lines
-from shop.ledger.http.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop.ledger.models import IdempotencyKey
 from shop.ledger.requests import TransferRequest
+from shop.ledger.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop.web.batches import BATCH_LINES
 from shop_tests.support.factories import balances, make_account, transfer
 from shop_tests.support.funded_accounts import open_accounts

@@ -9,9 +9,9 @@ from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import DatabaseError, savepoint
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import check_ledger
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account, AccountState
 from shop.ledger.requests import TransferRequest
 from shop.ledger.seals import Link, last_link

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, paginate
 from shop.ledger.account_queries import AccountRepository, select_entries
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account, read_account
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import find_transfer, post, transfer_funds
@@ -173,7 +173,7 @@ async def test_what_is_available_is_the_balance_less_what_is_held(client: httpx.
     assert listed == account
     path = f"/accounts/{a['id']}/balance"
     now = (await client.get(path)).json()
-    assert (now["balance"], now["held"], now["available"], now["entry_count"]) == (100, 120, -20, 1)
+    assert (now["balance"], now["held"], now["available"], now["entry_number"]) == (100, 120, -20, 1)
     for then in ({"entry_number": 1}, {"at": pending["created_at"]}, {"effective_at": pending["created_at"]}):
         body = (await client.get(path, params=then)).json()
         assert (body["balance"], body["held"], body["available"]) == (100, None, None)

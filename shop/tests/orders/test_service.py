@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import shop.orders.routes
 from howdah import Database, bulk, uuid7
-from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.writing import KeyInUse

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-import shop.ledger.http.account_schemas
-import shop.ledger.http.transfer_schemas
+import shop.ledger.account_schemas
+import shop.ledger.transfer_schemas
 import shop.orders.schemas
 import shop.users.schemas
 from shop.app import create_app
@@ -58,9 +58,9 @@ def query_times() -> Iterator[Any]:
 def input_times() -> Iterator[Any]:
     """The time fields of all models of requests."""
     for module in (
-        shop.ledger.http.account_schemas,
+        shop.ledger.account_schemas,
         shop.orders.schemas,
-        shop.ledger.http.transfer_schemas,
+        shop.ledger.transfer_schemas,
         shop.users.schemas,
     ):
         for model in vars(module).values():

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound, uuid7
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot
+from shop.ledger.account_schemas import AccountChange, AccountIn
 from shop.ledger.expiry import void_expired_holds
-from shop.ledger.http.account_schemas import AccountChange, AccountIn
 from shop.ledger.metadata import sort_like_jsonb
 from shop.ledger.models import Account, AccountPurpose, AccountState, Entry
 

@@ -14,8 +14,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import bulk, uuid7
+from shop.ledger.account_schemas import AccountIn, OpeningRefusal
 from shop.ledger.accounts import build_account_values, open_account
-from shop.ledger.http.account_schemas import AccountIn, OpeningRefusal
 from shop.ledger.models import Account, AccountState, AnswerKind, IdempotencyKey
 from shop.ledger.repository import StoredAnswer, TransferRepository
 from shop.ledger.requests import ScopedKey

@@ -267,12 +267,12 @@ def select_transfers(
     if metadata:
         conditions.append(model.details.contains(dict(metadata)))
     if idempotency_key is not None:
-        conditions.append(model.id == any_(_transfer_ids_by_key(scope, idempotency_key)))
+        conditions.append(model.id == any_(_select_transfer_ids(scope, idempotency_key)))
     query = select(model).where(*conditions).execution_options(populate_existing=True)
     return query.order_by(model.id.desc() if order == "newest" else model.id)
 
 
-def _transfer_ids_by_key(scope: str, key: str) -> ColumnElement[Any]:
+def _select_transfer_ids(scope: str, key: str) -> ColumnElement[Any]:
     """An array of the ids of the transfers that were posted or held under this key, alone or as a chain.
 
     PostgreSQL computes the array once, and finds its transfers by their primary keys. A join would read all transfers.

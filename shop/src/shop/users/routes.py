@@ -20,7 +20,6 @@ from howdah.fastapi import (
     PageOut,
     RequiredIfMatch,
     StrictJSONRoute,
-    check_if_match,
     describe_problems,
     get_schema_ref,
     make_etag,
@@ -108,7 +107,7 @@ async def change_user(
     """Change the fields that the body has. `If-Match` must have the user's current `ETag`."""
     users = UserRepository(db)
     user = (await users.lock([user_id]))[user_id]
-    check_if_match(if_match, user.version)
+    if_match.check(user.version)
     await users.update(user, **body.model_dump(exclude_unset=True))
     response.headers["ETag"] = make_etag(user.version)
     return user
@@ -119,5 +118,5 @@ async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)
     user = (await users.lock([user_id]))[user_id]
-    check_if_match(if_match, user.version)
+    if_match.check(user.version)
     await users.delete(user)

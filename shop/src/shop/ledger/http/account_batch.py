@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from howdah import Database, run_transaction
 from howdah.fastapi import InvalidJSON, parse_json
-from shop.ledger.http.account_schemas import AccountIn, AccountLineIn, AccountOut
-from shop.ledger.http.transfer_schemas import encode_json
+from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
+from shop.ledger.transfer_schemas import encode_json
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 

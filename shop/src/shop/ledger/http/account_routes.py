@@ -17,22 +17,13 @@ from howdah.fastapi import (
     ReadDbSession,
     RequiredIfMatch,
     StrictJSONRoute,
-    check_if_match,
     describe_problems,
     get_database,
     get_schema_ref,
     make_etag,
 )
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
-from shop.ledger.accounts import (
-    change_account,
-    read_account,
-    read_balance_after_entry,
-    read_balance_at,
-    read_effective_balance,
-)
-from shop.ledger.http.account_batch import open_account_lines
-from shop.ledger.http.account_schemas import (
+from shop.ledger.account_schemas import (
     AccountChange,
     AccountIn,
     AccountLineIn,
@@ -44,6 +35,14 @@ from shop.ledger.http.account_schemas import (
     EntryOut,
     EntryPageParameters,
 )
+from shop.ledger.accounts import (
+    change_account,
+    read_account,
+    read_balance_after_entry,
+    read_balance_at,
+    read_effective_balance,
+)
+from shop.ledger.http.account_batch import open_account_lines
 from shop.ledger.http.dependencies import IdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.models import Account
@@ -137,7 +136,7 @@ async def patch_account(
     """
 
     def precondition(locked_account: Account) -> None:
-        check_if_match(if_match, locked_account.revision)
+        if_match.check(locked_account.revision)
 
     account = await change_account(db, account_id, body, precondition=precondition)
     response.headers["ETag"] = make_etag(account.revision, account.entry_count)

@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from howdah.fastapi import single_header
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.transfer_schemas import Key
 
 
 # async, because FastAPI calls other functions in a thread

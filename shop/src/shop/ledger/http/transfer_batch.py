@@ -15,9 +15,9 @@ from howdah import NotFound
 from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
-from shop.ledger.http.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
+from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 

@@ -7,9 +7,9 @@ from typing import assert_never
 from uuid import UUID
 
 from howdah import NotFound
-from shop.ledger.http.transfer_schemas import AnyTransferIn, PostingIn, ReversalIn, TransferIn, VoidingIn
 from shop.ledger.models import Transfer
 from shop.ledger.requests import NamedTransfer, TransferRequest
+from shop.ledger.transfer_schemas import AnyTransferIn, PostingIn, ReversalIn, TransferIn, VoidingIn
 
 
 def get_named_id(body: AnyTransferIn) -> UUID | None:

@@ -17,7 +17,17 @@ from shop.ledger.http.dependencies import CurrentLedger, RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.http.transfer_batch import post_transfer_lines
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
-from shop.ledger.http.transfer_schemas import (
+from shop.ledger.requests import Refusal, TransferResult
+from shop.ledger.service import (
+    as_linked_chain,
+    find_named_transfers,
+    find_transfer,
+    posting_request,
+    reversal_request,
+    voiding_request,
+)
+from shop.ledger.transfer_queries import select_transfers
+from shop.ledger.transfer_schemas import (
     METADATA_PARAMETER,
     BatchLineIn,
     BatchLineOut,
@@ -32,16 +42,6 @@ from shop.ledger.http.transfer_schemas import (
     encode_json,
     serialize_transfer,
 )
-from shop.ledger.requests import Refusal, TransferResult
-from shop.ledger.service import (
-    as_linked_chain,
-    find_named_transfers,
-    find_transfer,
-    posting_request,
-    reversal_request,
-    voiding_request,
-)
-from shop.ledger.transfer_queries import select_transfers
 from shop.web.dependencies import Caller
 from shop.web.fields import Metadata
 from shop.web.lines import JSON, NDJSON, read_ndjson_lines

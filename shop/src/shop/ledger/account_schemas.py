@@ -11,8 +11,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
-from shop.ledger.http.transfer_schemas import Key
 from shop.ledger.models import AccountPurpose, AccountState, Direction, EntryKind
+from shop.ledger.transfer_schemas import Key
 from shop.web.fields import STORABLE, Currency, ListOrder, Metadata
 
 AccountName = Annotated[
