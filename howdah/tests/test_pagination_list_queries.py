@@ -98,23 +98,30 @@ async def test_an_empty_page_leads_back_to_all_remaining_rows(  # noqa: PLR0917
     async with specimens(session, rows) as repository:
         page: Callable[..., Any] = partial(repository.page, select(Specimen).order_by(*order), limit=limit)
         pages = await walk(lambda cursor: page(after=cursor), "next")
-        to, back_to, onward, backward_name = "after", "before", "next", "previous"
+        parameter, opposite_parameter, cursor_name, opposite_cursor = "after", "before", "next", "previous"
         if backward and len(pages) > 1:
             start = pages[-1].previous
             pages = await walk(lambda cursor: page(before=cursor or start), "previous")
-            to, back_to, onward, backward_name = back_to, to, backward_name, onward
+            parameter, opposite_parameter, cursor_name, opposite_cursor = (
+                opposite_parameter,
+                parameter,
+                opposite_cursor,
+                cursor_name,
+            )
         if len(pages) == 1:
             return
         others = [id for each in pages[:-1] for id in ids(each)]
         deleted = [*ids(pages[-1]), *data.draw(st.sets(st.sampled_from(others)))]
         await repository.delete_many(deleted)
-        empty = await page(**{to: getattr(pages[-2], onward)})
-        assert (empty.items, getattr(empty, onward)) == ([], None)
-        back = await walk(lambda cursor: page(**{back_to: cursor or getattr(empty, backward_name)}), backward_name)
+        empty = await page(**{parameter: getattr(pages[-2], cursor_name)})
+        assert (empty.items, getattr(empty, cursor_name)) == ([], None)
+        back = await walk(
+            lambda cursor: page(**{opposite_parameter: cursor or getattr(empty, opposite_cursor)}), opposite_cursor
+        )
         remaining = [each.id for each in await repository.list(select(Specimen).order_by(*order), limit=None)]
         assert [id for each in (back if backward else back[::-1]) for id in ids(each)] == remaining
         if remaining:
-            assert (await page(**{to: getattr(back[0], onward)})).items == []
+            assert (await page(**{parameter: getattr(back[0], cursor_name)})).items == []
 
 
 async def test_a_row_that_is_inserted_again_is_on_the_previous_page(users: UserRepository) -> None:
