@@ -1,4 +1,4 @@
-"""What an operator gets wrong is told in a line; the books are proven."""
+"""The command line: one line per mistake of the operator, and `shop check`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
 
 def shop(*arguments: str, **variables: str) -> Result:
-    """Run the command in this process. An error that isn't explained to the operator fails the test."""
+    """Run the command in this process. Any other exception than an exit fails the test."""
     environment = {f"SHOP_{name}": value for name, value in variables.items()}
     return CliRunner().invoke(app, arguments, env=environment, catch_exceptions=False)
 
 
 def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as `serve` needs: it sets a signal handler and the garbage collector."""
+    """Run the command in another process. `serve` needs one: it sets a signal handler and the garbage collector."""
     return subprocess.run(
         [sys.executable, "-c", "from shop.cli import main; main()", *arguments],
         env={**os.environ, **{f"SHOP_{name}": value for name, value in variables.items()}},
@@ -58,18 +58,18 @@ def add_demo(url: str, *, users: int, seed: int) -> None:
 
 
 def test_help_imports_only_the_command_line() -> None:
-    """Everything together takes a second, and polars, alembic and FastAPI are needed by some commands only."""
+    """All imports take a second, and only some commands need polars, alembic and FastAPI."""
     code = "import sys; from shop.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    shown, *_, modules = told.stdout.splitlines()
-    assert "Usage" in told.stdout, shown
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    shown, *_, modules = finished.stdout.splitlines()
+    assert "Usage" in finished.stdout, shown
     packages = {name.partition(".")[0] for name in modules.split()}
     assert {"shop", "typer"} < packages
     assert packages.isdisjoint({"alembic", "asyncpg", "fastapi", "howdah", "polars", "pydantic", "sqlalchemy"})
 
 
 @pytest.mark.parametrize("command", ["migrate", "check", "create-demo", "import retail FILE"])
-def test_a_database_that_cannot_be_reached_is_told_in_a_line(
+def test_an_unreachable_database_is_reported_in_one_line(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -81,7 +81,7 @@ def test_a_database_that_cannot_be_reached_is_told_in_a_line(
     assert "secret" not in finished.output
 
 
-def test_a_database_that_cannot_be_reached_is_told_in_a_line_by_serve() -> None:
+def test_serve_reports_an_unreachable_database_in_one_line() -> None:
     finished = shop_process("serve", "--port", "0", DATABASE_URL=NOWHERE)
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith("the database can't be reached: ")
@@ -97,7 +97,7 @@ def test_a_database_that_cannot_be_reached_is_told_in_a_line_by_serve() -> None:
         ("POOL_SIZE", "0", "SHOP_POOL_SIZE: Input should be greater than or equal to 1"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_told_by_its_name(name: str, value: str, problem: str) -> None:
+def test_an_invalid_setting_is_reported_by_name(name: str, value: str, problem: str) -> None:
     variables: dict[str, Any] = {name: value}
     finished = shop("check", **variables)
     assert finished.exit_code == 1
@@ -106,9 +106,9 @@ def test_a_setting_that_makes_no_sense_is_told_by_its_name(name: str, value: str
     assert "secret" not in finished.stderr
 
 
-def test_a_port_that_is_taken_is_told_in_a_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_reported_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
         finished = shop_process("serve", "--port", str(port), DATABASE_URL=NOWHERE)
     assert (finished.returncode, finished.stderr) == (
         1,
@@ -116,13 +116,13 @@ def test_a_port_that_is_taken_is_told_in_a_line() -> None:
     )
 
 
-def test_a_revision_that_does_not_exist_is_told_in_a_line(committed_url: str) -> None:
+def test_an_unknown_revision_is_reported_in_one_line(committed_url: str) -> None:
     finished = shop("migrate", "--downgrade", "nonsense", DATABASE_URL=committed_url)
     assert finished.exit_code == 1
     assert finished.stderr.splitlines()[-1] == "Can't locate revision identified by 'nonsense'"
 
 
-def test_right_books_are_told_and_wrong_ones_are_exit_code_1(committed_url: str) -> None:
+def test_check_reports_a_correct_ledger_and_exits_with_1_for_a_fault(committed_url: str) -> None:
     assert shop("create-demo", "--users", "3", DATABASE_URL=committed_url).exit_code == 0
     finished = shop("check", DATABASE_URL=committed_url)
     assert finished.exit_code == 0
@@ -137,7 +137,7 @@ def test_right_books_are_told_and_wrong_ones_are_exit_code_1(committed_url: str)
     assert finished.stderr.count(": 1 held, 0 pending\n") == 3
 
 
-def test_a_seal_that_was_written_down_is_looked_for(committed_url: str) -> None:
+def test_check_looks_for_the_given_seal_in_the_chain(committed_url: str) -> None:
     add_demo(committed_url, users=2, seed=1)
     seal = shop("check", DATABASE_URL=committed_url).stdout.splitlines()[1].split()[-1]
     add_demo(committed_url, users=2, seed=2)
@@ -147,13 +147,13 @@ def test_a_seal_that_was_written_down_is_looked_for(committed_url: str) -> None:
     assert f"seals that the chain doesn't have:\n  1{seal}\n" in finished.stderr
 
 
-def test_what_is_no_seal_is_told_before_anything_is_read() -> None:
+def test_an_invalid_seal_is_reported_before_the_database_is_read() -> None:
     finished = shop("check", "--seal", "nonsense", DATABASE_URL=NOWHERE)
     assert finished.exit_code == 2
     assert "POSITION:HASH" in finished.stderr
 
 
-def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
+def test_serve_refuses_a_database_with_a_disabled_trigger(committed_url: str) -> None:
     execute(committed_url, "ALTER TABLE transfers DISABLE TRIGGER booked")
     finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
     assert finished.returncode == 1
@@ -171,7 +171,7 @@ def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
         ("DROP TABLE seals CASCADE", "table seals: missing"),
     ],
 )
-def test_what_is_missing_does_not_end_the_check(committed_url: str, change: str, missing: str) -> None:
+def test_the_check_continues_after_a_missing_function_or_table(committed_url: str, change: str, missing: str) -> None:
     execute(committed_url, change)
     finished = shop("check", "--seal", "1:" + 64 * "a", DATABASE_URL=committed_url)
     assert finished.exit_code == 1

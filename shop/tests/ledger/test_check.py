@@ -1,4 +1,4 @@
-"""`check_ledger` finds each kind of fault, and reports none in a right ledger."""
+"""`check_ledger` finds each kind of fault, and reports none in a correct ledger."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from shop_tests.support.checked_ledger import create_ledger
 from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers
 
 
-async def test_right_books_have_no_fault_and_are_counted(session: AsyncSession) -> None:
+async def test_a_correct_ledger_has_no_fault_and_its_rows_are_counted(session: AsyncSession) -> None:
     await create_ledger(session)
     assert await check_ledger(session) == LedgerReport(accounts=5, transfers=5, entries=10)
 
 
-async def test_empty_books_are_right(session: AsyncSession) -> None:
+async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
     assert await check_ledger(session) == LedgerReport(accounts=0, transfers=0, entries=0)
 
 
@@ -291,7 +291,7 @@ async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: l
     assert all(report.values())
 
 
-async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -> None:
+async def test_at_most_twenty_findings_of_a_kind_are_reported(session: AsyncSession) -> None:
     for number in range(25):
         await open_account(session, AccountIn(name=str(number), currency="GBP"))
     await disable_triggers(session)
@@ -303,13 +303,13 @@ async def test_up_to_twenty_findings_of_a_kind_are_told(session: AsyncSession) -
     assert report["currencies that don't sum to zero"] == ["GBP: 25"]
 
 
-async def test_each_step_is_told_when_it_begins(session: AsyncSession) -> None:
+async def test_each_step_is_reported_when_it_begins(session: AsyncSession) -> None:
     begun: list[str] = []
     await check_ledger(session, begin=begun.append)
     assert begun == list(STEPS)
 
 
-async def test_it_takes_as_long_as_it_takes_and_little_memory(session: AsyncSession) -> None:
+async def test_the_check_has_no_statement_timeout_and_little_work_mem(session: AsyncSession) -> None:
     await session.execute(text("SET LOCAL statement_timeout = '30s'"))
     await session.execute(text("SET LOCAL work_mem = '1GB'"))
     await check_ledger(session)
@@ -317,7 +317,7 @@ async def test_it_takes_as_long_as_it_takes_and_little_memory(session: AsyncSess
         assert await session.scalar(text(f"SHOW {name}")) == value
 
 
-async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Database) -> None:
+async def test_the_check_finds_no_fault_while_transfers_are_posted(stored: Database) -> None:
     async with stored.begin() as session:
         accounts = [
             (await open_account(session, AccountIn(name=str(n), currency="GBP", allows_negative=True))).id
@@ -342,7 +342,7 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
         reports = [await check("REPEATABLE READ") for _ in range(15)]
         assert [report.faults for report in reports] == [{}] * 15
         assert reports[-1].transfers > reports[0].transfers
-        # the control: a statement each, each with a snapshot of its own, counts what has come in between
+        # the control: in READ COMMITTED each statement has its own snapshot, so the counts differ
         async with asyncio.timeout(30):
             while (seen := await check("READ COMMITTED")).entries == 2 * seen.transfers:
                 pass
@@ -350,14 +350,14 @@ async def test_the_books_are_right_at_every_moment_of_a_busy_run(stored: Databas
         stop.set()
         moved = sum(await asyncio.gather(*running))
     async with stored.begin() as session:
-        report = replace(await check_ledger(session), seal=None)  # a service may have linked some
+        report = replace(await check_ledger(session), seal=None)  # the shared service may have linked some seals
         assert report == LedgerReport(accounts=4, transfers=moved, entries=2 * moved)
         assert sum(account.balance for account in (await lock(session, Account, accounts)).values()) == 0
 
 
 @pytest.mark.parametrize("table", ["transfers", "entries"])
 @pytest.mark.parametrize("change", ["UPDATE {} SET amount = amount + 1", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
-async def test_what_is_in_the_books_is_never_changed(session: AsyncSession, table: str, change: str) -> None:
+async def test_transfers_and_entries_are_never_changed(session: AsyncSession, table: str, change: str) -> None:
     await create_ledger(session)
     with pytest.raises(DatabaseError, match="never changed or deleted") as caught:
         async with savepoint(session):
