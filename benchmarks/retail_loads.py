@@ -16,7 +16,7 @@ from howdah import Database, utcnow, uuid7
 from shop import migrations
 from shop.importing.loading import CURRENCY, load
 from shop.importing.retail import RetailFile, read_retail
-from shop.memory import settle
+from shop.memory import freeze_loaded_objects
 
 COLUMNS = {
     "users": "id email name country created_at updated_at version",
@@ -30,7 +30,7 @@ async def import_(url: str, file: Path) -> None:
         await database.ping()
         async with measure_block(from_zero=True) as restart_clock:
             retail = read_retail(file)
-            settle()  # `shop import` does this, too
+            freeze_loaded_objects()  # `shop import` does this, too
             restart_clock()
             await load(database, retail)
 
@@ -39,7 +39,7 @@ async def copy(url: str, file: Path) -> None:
     connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
     async with measure_block(from_zero=True) as restart_clock:
         tuples = _tuples(read_retail(file))
-        settle()
+        freeze_loaded_objects()
         restart_clock()
         async with connection.transaction():
             for table, columns in COLUMNS.items():

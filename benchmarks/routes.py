@@ -31,7 +31,7 @@ from benchmarks.schemas import OrderOut, UserOut
 from benchmarks.tables import Order, User
 from howdah import Database, JsonView
 from howdah.fastapi import add_error_handlers, json_response
-from shop.memory import collect_seldom, settle
+from shop.memory import collect_less_often, freeze_loaded_objects
 
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
@@ -169,16 +169,16 @@ def create_app(url: str) -> ASGIApp:
 def from_environment() -> ASGIApp:
     """The application for the commands of uvicorn and granian. The URL of the database is in `BENCHMARK_URL`."""
     app = create_app(os.environ["BENCHMARK_URL"])
-    settle()
-    collect_seldom()
+    freeze_loaded_objects()
+    collect_less_often()
     return app
 
 
 def main() -> None:
     url, port = sys.argv[1:]
     app = create_app(url)
-    settle()
-    collect_seldom()
+    freeze_loaded_objects()
+    collect_less_often()
     uvicorn.run(app, port=int(port), log_config=None, access_log=False)
 
 

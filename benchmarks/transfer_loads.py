@@ -30,7 +30,7 @@ from shop.ledger.models import Account
 from shop.ledger.repository import LOCK, OUTCOMES
 from shop.ledger.requests import TransferRequest
 from shop.ledger.writing import WRITE, WRITE_IF_UNCHANGED
-from shop.memory import collect_seldom, settle
+from shop.memory import collect_less_often, freeze_loaded_objects
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
@@ -83,8 +83,8 @@ async def load(transfer: Transfer, distribution: str, task_count: int, seconds: 
     choose = account_chooser(distribution, seed=7)
     # The first transfers open connections, compile statements and prepare them.
     await asyncio.gather(*(transfer(*choose()) for _ in range(min(task_count, 10))))
-    settle()
-    collect_seldom()
+    freeze_loaded_objects()
+    collect_less_often()
     latencies: list[float] = []
     started = time.perf_counter()
 

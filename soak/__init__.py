@@ -1,5 +1,5 @@
-"""Long-running proofs, one per module: `python -m soak.crash_ledger`. `make soak` runs all of them.
+"""Long-running tests, one per module: `python -m soak.crash_ledger`. `make soak` runs all of them.
 
-Each module starts a PostgreSQL server of its own in a temporary directory, prints what it counted, and exits with 1
-if the claim in its docstring does not hold.
+Each module starts its own PostgreSQL server in a temporary directory and prints its counts. Its exit code is 1 if a
+condition in its docstring is not met.
 """

@@ -2,14 +2,16 @@
 
     python -m soak.check_at_scale --entries 10_000_000
 
-The server is filled with SQL: transfers between accounts of three currencies, a key for each, one reversal in a
-hundred, some pending, posted and voided transfers, and the seals of all. Then `shop check` runs twice: on the
-correct ledger, and after one amount was changed. Each check takes about four minutes. Ten million entries need ten
-gigabytes of disk.
+SQL statements fill the tables. They create transfers between accounts of three currencies, with an idempotency key for
+each. One transfer in a hundred is a reversal. Some holds are pending, posted or voided. All rows are sealed.
 
-The run passes if the first check finds nothing, the second one finds the changed entry, and both need at most
-`--megabytes` of memory: in the process, and in the private memory of all of PostgreSQL's processes together (without
-shared buffers; on Linux). Otherwise the exit code is 1. The size of the temporary files is printed, too.
+Then `shop check` runs twice: on the correct ledger, and after one amount was changed. Each check takes about four
+minutes. Ten million entries need ten gigabytes of disk.
+
+The run passes if the first check finds no fault, the second one finds the changed entry, and both need at most
+`--megabytes` of memory. This limit applies to the memory of the `shop check` process, and to the private memory of all
+PostgreSQL processes together (without shared buffers; on Linux). Otherwise the exit code is 1. The size of the
+temporary files is printed, too.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ ROWS_PER_SEAL = 128
 SAMPLE_SECONDS = 0.02
 MEGABYTE = 1_000_000
 
-# Accounts 0, 1 and 2 fund the accounts of the three currencies. The currencies of the accounts alternate, so that
-# accounts whose numbers differ by a multiple of three have the same one. `moves` are the transfers to be posted.
-FILL = {
-    # without triggers, and with the largest indexes built at the end: to fill the tables takes minutes nevertheless
+# Accounts 0, 1 and 2 fund the accounts of the three currencies. Accounts have the same currency if their numbers differ
+# by a multiple of three. The table `moves` has the transfers to post.
+FILL_STEPS = {
+    # Without triggers, and with the largest indexes built at the end. This still takes minutes.
     "setting up": """
         SET session_replication_role = replica;
         SET work_mem = '512MB';
@@ -139,7 +141,7 @@ FILL = {
         WHERE n % 50 = 0;
         ALTER TABLE idempotency_keys ADD CONSTRAINT pk_idempotency_keys PRIMARY KEY (scope, key)
         """,
-    # in chunks, as the triggers write them
+    # One seal for each chunk of rows, as the triggers write them.
     "seals": """
         INSERT INTO seals (subject, ids, digests)
         SELECT 'transfers', array_agg(id), array_agg(digest_of_transfer(t))
@@ -179,9 +181,9 @@ class CheckRun:
     output: str
     seconds: float
     client_bytes: int
-    """The most memory that the process had."""
+    """Peak memory of the process."""
     server_bytes: int
-    """The most private memory that PostgreSQL's processes had together."""
+    """Peak private memory of all PostgreSQL processes together."""
     temporary_bytes: int
 
 
@@ -199,10 +201,11 @@ async def fetch_value(connection: AsyncConnection, statement: str) -> str:
 
 
 async def fill(connection: AsyncConnection, entries: int) -> None:
+    """Create a ledger with this number of entries."""
     transfers = entries // 2
     accounts = max(transfers // TRANSFERS_PER_ACCOUNT // 3, 2) * 3
     started = time.monotonic()
-    for step, template in FILL.items():
+    for step, template in FILL_STEPS.items():
         print(f"filling, {time.monotonic() - started:.0f} s: {step}", flush=True)
         script = template.format(
             transfers=transfers,
@@ -217,7 +220,7 @@ async def fill(connection: AsyncConnection, entries: int) -> None:
 
 
 async def run_check(connection: AsyncConnection, server: ShopServer) -> CheckRun:
-    """Run `shop check`, and print its output and what it needed."""
+    """Run `shop check`, and print its output, time, memory and temporary files."""
 
     async def temporary_bytes() -> int:
         statement = "SELECT temp_bytes FROM pg_stat_database WHERE datname = current_database()"
@@ -237,11 +240,12 @@ async def run_check(connection: AsyncConnection, server: ShopServer) -> CheckRun
 
 
 def _measure_check(server: ShopServer) -> CheckRun:
+    """Run `shop check`, and sample the memory of its process and of PostgreSQL's processes."""
     assert server.postgres.pid is not None
     postmaster = psutil.Process(server.postgres.pid)
     client_bytes, server_bytes, started = 0, 0, time.monotonic()
     output_file = server.folder / "check.output"
-    with output_file.open("wb") as output:  # with a pipe that nobody reads the process could block
+    with output_file.open("wb") as output:  # a full pipe would block the process
         process = subprocess.Popen(
             [*SHOP, "check"], env=os.environ | {"SHOP_DATABASE_URL": server.url}, stdout=output, stderr=output
         )
@@ -269,9 +273,10 @@ def _private_bytes(process: psutil.Process) -> int:
 
 
 async def run(server: ShopServer, entries: int, megabytes: int) -> bool:
+    """Check the correct ledger and the changed one. Return whether the run passed."""
     async with autocommit(server.url) as connection:
         await fill(connection, entries)
-    # A new connection: the backend that filled the tables keeps memory of its own, which would be measured.
+    # A new connection, because the old backend keeps the memory that it used to fill the tables.
     async with autocommit(server.url) as connection:
         size = int(await fetch_value(connection, "SELECT pg_database_size(current_database())"))
         print(f"{size / MEGABYTE:,.0f} MB of data")
@@ -281,23 +286,24 @@ async def run(server: ShopServer, entries: int, megabytes: int) -> bool:
         print(f"one amount changed: {changed_entry}")
         faulty = await run_check(connection, server)
     peak = max(correct.client_bytes, correct.server_bytes, faulty.client_bytes, faulty.server_bytes)
-    is_bounded = peak <= megabytes * MEGABYTE
-    print(f"memory is {'within' if is_bounded else 'above'} {megabytes} MB on either side")
+    is_within_limit = peak <= megabytes * MEGABYTE
+    print(f"peak memory is {'within' if is_within_limit else 'above'} {megabytes} MB")
     return (
         correct.exit_code == 0
         and f"{entries // 2 * 2:,} entries" in correct.output
         and faulty.exit_code == 1
         and changed_entry in faulty.output
-        and is_bounded
+        and is_within_limit
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--megabytes", type=int, default=256)
     options = parser.parse_args(argv)
-    # without autovacuum, or the memory of its workers would be measured
+    # Without autovacuum: the memory of its workers would be measured, too.
     with shop_server({"autovacuum": "off"}) as server:
         return 0 if asyncio.run(run(server, options.entries, options.megabytes)) else 1
 

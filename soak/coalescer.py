@@ -1,9 +1,9 @@
-"""Read and write through coalescers while waiters are cancelled and PostgreSQL's backends are ended at random.
+"""Read and write through coalescers while waiters are cancelled and backends of PostgreSQL are terminated at random.
 
     python -m soak.coalescer --seconds 300
 
-The run passes if every waiter got an answer within a minute, every answer belongs to its item, every acknowledged write
-is in the table, and no connection, task or backend is left. Otherwise the exit code is 1.
+The run passes if every waiter got its result within a minute, every result belongs to its item, every acknowledged
+write is in the table, and no connection, task or backend remains. Otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from sqlalchemy.orm import Mapped, mapped_column
 from howdah import AsyncRepository, Base, Coalescer, Database, Unavailable, bulk, run_transaction
 from soak.server import temporary_server
 
-ANSWER_TIMEOUT_SECONDS = 60
+RESULT_TIMEOUT_SECONDS = 60
 BACKENDS_TIMEOUT_SECONDS = 10
 KEYS = 1_000
 FACTOR = 7
-"""The value of each row is its key times this."""
+"""The value of a row is its key times this factor."""
 CLIENT_NAME = "soak"
 
 
 class Value(Base):
+    """A row that the clients read."""
+
     __tablename__ = "soak_values"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -40,20 +42,22 @@ class Value(Base):
 
 
 class Note(Base):
+    """A row that a client writes."""
+
     __tablename__ = "soak_notes"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class Soak:
-    """The clients of one run, and what they counted."""
+    """The clients of one run, and their counts."""
 
     def __init__(self, database: Database, until: float) -> None:
         self.reads: Counter[str] = Counter()
-        """Submits by outcome."""
+        """The number of submits, by outcome."""
         self.writes: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.ended_backends = 0
+        self.terminated_backends = 0
         self._database = database
         self._until = until
         self._acknowledged: set[int] = set()
@@ -75,28 +79,30 @@ class Soak:
         while time.monotonic() < self._until:
             if random.random() < 0.7:
                 key = random.randrange(KEYS)
-                await self._submit(reads, key, self.reads, answer=key * FACTOR)
+                await self._submit(reads, key, self.reads, expected=key * FACTOR)
             else:
                 self._last_note += 1
                 note = self._last_note
-                if await self._submit(writes, note, self.writes, answer=note):
+                if await self._submit(writes, note, self.writes, expected=note):
                     self._acknowledged.add(note)
 
-    async def _submit(self, coalescer: Coalescer[int, int], item: int, outcomes: Counter[str], *, answer: int) -> bool:
-        """Submit the item, and cancel one submit of ten. Returns whether it was answered."""
+    async def _submit(
+        self, coalescer: Coalescer[int, int], item: int, outcomes: Counter[str], *, expected: int
+    ) -> bool:
+        """Submit the item. One submit in ten is cancelled soon afterwards. Return whether there was a result."""
         task = asyncio.create_task(coalescer.submit(item))
         if random.random() < 0.1:
             await asyncio.sleep(random.random() * 0.02)
             task.cancel()
-        done, _ = await asyncio.wait([task], timeout=ANSWER_TIMEOUT_SECONDS)
+        done, _ = await asyncio.wait([task], timeout=RESULT_TIMEOUT_SECONDS)
         if not done:
-            self.faults["waiters without an answer"] += 1
+            self.faults["waiters without a result"] += 1
         elif task.cancelled():
             outcomes["cancelled"] += 1
         elif task.exception() is None:
-            outcomes["answered"] += 1
-            if task.result() != answer:
-                self.faults["answers for another item"] += 1
+            outcomes["finished"] += 1
+            if task.result() != expected:
+                self.faults["results of another item"] += 1
             return True
         elif isinstance(task.exception(), Unavailable):
             outcomes[type(task.exception()).__name__] += 1
@@ -104,12 +110,13 @@ class Soak:
             self.faults[repr(task.exception())] += 1
         return False
 
-    async def end_backends(self, url: str) -> None:
+    async def terminate_backends(self, url: str) -> None:
+        """Terminate up to two backends at a time, after random pauses of up to a second."""
         connection = await connect(url)
         try:
             while time.monotonic() < self._until:
                 await asyncio.sleep(random.random())
-                self.ended_backends += await connection.fetchval(
+                self.terminated_backends += await connection.fetchval(
                     "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
                     "WHERE application_name = $1 ORDER BY random() LIMIT 2) AS backends",
                     CLIENT_NAME,
@@ -118,6 +125,7 @@ class Soak:
             await connection.close()
 
     async def check(self) -> None:
+        """Count acknowledged writes that are missing, and connections that were not returned to the pool."""
         async with self._database.session() as session:
             stored = set(await session.scalars(select(Note.id)))
         self.faults["acknowledged writes missing"] += len(self._acknowledged - stored)
@@ -128,23 +136,24 @@ async def connect(url: str) -> asyncpg.Connection:
     return await asyncpg.connect(url.replace("+asyncpg", ""))
 
 
-async def count_left_backends(url: str) -> int:
-    """Backends of the closed database that haven't ended within a few seconds."""
+async def count_remaining_backends(url: str) -> int:
+    """The number of the closed database's backends that are still there after `BACKENDS_TIMEOUT_SECONDS`."""
     connection = await connect(url)
     deadline = time.monotonic() + BACKENDS_TIMEOUT_SECONDS
     try:
         while True:
-            left: int = await connection.fetchval(
+            remaining: int = await connection.fetchval(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", CLIENT_NAME
             )
-            if not left or time.monotonic() > deadline:
-                return left
+            if not remaining or time.monotonic() > deadline:
+                return remaining
             await asyncio.sleep(0.05)
     finally:
         await connection.close()
 
 
 async def run(url: str, seconds: float, clients: int) -> Soak:
+    """Create the tables, run the clients, and count the faults."""
     async with Database(url, application_name=CLIENT_NAME, pool_size=6, max_overflow=2, pool_timeout=5) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
@@ -155,25 +164,28 @@ async def run(url: str, seconds: float, clients: int) -> Soak:
             Coalescer(soak.read_values, key=lambda key: key, workers=3, max_batch_size=50) as reads,
             Coalescer(soak.write_notes, workers=2, max_batch_size=50) as writes,
         ):
-            await asyncio.gather(soak.end_backends(url), *(soak.run_client(reads, writes) for _ in range(clients)))
+            await asyncio.gather(
+                soak.terminate_backends(url), *(soak.run_client(reads, writes) for _ in range(clients))
+            )
         await soak.check()
-        soak.faults["tasks left"] += len(asyncio.all_tasks()) - 1
+        soak.faults["remaining tasks"] += len(asyncio.all_tasks()) - 1  # without this task
         for name, coalescer in (("reads", reads), ("writes", writes)):
             status = coalescer.status()
             print(f"{name}: {status.items:,} items in {status.batches:,} batches")
-            soak.faults["waiters left"] += status.waiting
-    soak.faults["backends left"] += await count_left_backends(url)
+            soak.faults["remaining waiters"] += status.waiting
+    soak.faults["remaining backends"] += await count_remaining_backends(url)
     return soak
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=200)
     options = parser.parse_args(argv)
     with temporary_server() as server:
         soak = asyncio.run(run(server.url(), options.seconds, options.clients))
-    print(f"backends ended: {soak.ended_backends}")
+    print(f"terminated backends: {soak.terminated_backends}")
     print(f"reads:  {dict(soak.reads)}")
     print(f"writes: {dict(soak.writes)}")
     faults = {kind: count for kind, count in soak.faults.items() if count}

@@ -1,14 +1,19 @@
-"""Kill the service and PostgreSQL under load, and check that the ledger kept what was acknowledged.
+"""Kill the service and PostgreSQL under load, and check that no acknowledged transfer is lost.
 
     python -m soak.crash_ledger --kills 50        (about two minutes)
 
-Clients post transfers over HTTP, each with its own idempotency key. A client that gets no response, or a 5xx response,
-sends the same request again until it gets another one. Meanwhile SIGKILL ends, chosen at random, the service's process,
-one of PostgreSQL's backends (which makes PostgreSQL recover), or the postmaster.
+Clients post transfers over HTTP, each with its own idempotency key. If a client gets no response or a 5xx response, it
+sends the same request again until it gets another response. Meanwhile SIGKILL ends processes at random: the service, a
+backend of PostgreSQL (then PostgreSQL recovers), or the postmaster.
 
-The run passes if every acknowledged transfer is in the ledger once, with its amount, no refused key has a transfer,
-there is no transfer that no client was told of, and `shop check` finds no fault. Otherwise the exit code is 1.
-With `--new-keys`, the control, transfers are posted twice and the run fails.
+The run passes if all these conditions are met. Otherwise the exit code is 1.
+
+- Every acknowledged transfer is in the ledger once, with its amount.
+- No key of a refused transfer has a transfer.
+- The ledger has no other transfers.
+- `shop check` finds no fault.
+
+`--new-keys` is the control run: a retry uses a new key, so transfers are posted twice and the run fails.
 """
 
 from __future__ import annotations
@@ -49,21 +54,22 @@ class Responses:
     posted: dict[str, tuple[UUID, int]] = field(default_factory=dict)
     """The transfer's id and amount, by idempotency key."""
     refused: set[str] = field(default_factory=set)
-    """Idempotency keys."""
+    """The idempotency keys of refused transfers."""
     counts: Counter[str] = field(default_factory=Counter)
-    """By status code, or by the error where there was no response."""
+    """By status code, or by the name of the error if there was no response."""
     retries: int = 0
     replays: int = 0
 
 
 async def run_client(
-    address: str, accounts: list[str], responses: Responses, stop: asyncio.Event, seed: int, *, generate_keys: bool
+    address: str, accounts: list[str], responses: Responses, stop: asyncio.Event, seed: int, *, new_keys: bool
 ) -> None:
-    dice = random.Random(seed)
+    """Post transfers, and send each one again until there is a response other than 5xx. Record the responses."""
+    rng = random.Random(seed)
     async with httpx.AsyncClient(base_url=address, timeout=10) as client:
         while not stop.is_set():
-            source, target = dice.sample(accounts, 2)
-            key, amount = str(uuid4()), dice.randint(1, MAX_AMOUNT)
+            source, target = rng.sample(accounts, 2)
+            key, amount = str(uuid4()), rng.randint(1, MAX_AMOUNT)
             while True:
                 try:
                     response = await post_transfer(client, source, target, amount, key=key)
@@ -75,9 +81,9 @@ async def run_client(
                         break
                 responses.counts[outcome] += 1
                 responses.retries += 1
-                if generate_keys:
+                if new_keys:
                     key = str(uuid4())
-                await asyncio.sleep(0.05)  # as a real client would
+                await asyncio.sleep(0.05)  # a real client doesn't retry at once, either
             responses.counts[outcome] += 1
             responses.replays += "idempotency-replayed" in response.headers
             if response.status_code == 201:
@@ -86,14 +92,14 @@ async def run_client(
                 responses.refused.add(key)
 
 
-def kill_backend(server: EmbeddedPostgres, dice: random.Random) -> bool:
-    """Kill one of PostgreSQL's backends, if there is one."""
+def kill_backend(server: EmbeddedPostgres, rng: random.Random) -> bool:
+    """Kill one of PostgreSQL's backends. Return false if there was none."""
     assert server.pid is not None
     backends = [each for each in psutil.Process(server.pid).children() if " [local] " in " ".join(each.cmdline())]
     if not backends:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
-        dice.choice(backends).send_signal(signal.SIGKILL)
+        rng.choice(backends).send_signal(signal.SIGKILL)
         return True
     return False
 
@@ -110,46 +116,47 @@ def kill_postmaster(server: EmbeddedPostgres) -> None:
 async def post_and_kill(
     server: EmbeddedPostgres, service: Service, responses: Responses, options: argparse.Namespace
 ) -> Counter[str]:
-    """Let the clients post until so many processes were killed. Returns how many of each kind."""
+    """Let the clients post until `options.kills` processes were killed. Return the number of each kind."""
     await service.wait_until_ready()
     async with httpx.AsyncClient(base_url=service.address, timeout=10) as client:
         accounts = await open_funded_accounts(client, ACCOUNTS, BALANCE)
-    stop, dice, killed = asyncio.Event(), random.Random(options.seed), Counter[str]()
+    stop, rng, kills = asyncio.Event(), random.Random(options.seed), Counter[str]()
     clients = [
         asyncio.create_task(
-            run_client(
-                service.address, accounts, responses, stop, options.seed + number, generate_keys=options.generate_keys
-            )
+            run_client(service.address, accounts, responses, stop, options.seed + number, new_keys=options.new_keys)
         )
         for number in range(options.clients)
     ]
     for _ in range(options.kills):
         before = len(responses.posted)
-        while len(responses.posted) < before + dice.randint(20, 400):  # so that the kill is in the middle of the load
+        while len(responses.posted) < before + rng.randint(
+            20, 400
+        ):  # the clients must be at work at the time of the kill
             await asyncio.sleep(0.01)
-        kind = dice.choice(("service", "backend", "postmaster"))
+        kind = rng.choice(("service", "backend", "postmaster"))
         if kind == "service":
             service.kill()
             service.start()
         elif kind == "backend":
-            kind = "backend" if kill_backend(server, dice) else "nothing"
+            kind = "backend" if kill_backend(server, rng) else "no backend"
         else:
             await asyncio.to_thread(kill_postmaster, server)
-        killed[kind] += 1
+        kills[kind] += 1
         await service.wait_until_ready()
     stop.set()
     await asyncio.gather(*clients)
-    return killed
+    return kills
 
 
 async def compare(url: str, responses: Responses) -> bool:
-    """Compare the ledger with the responses; print the differences."""
+    """Compare the ledger with the responses, and print the differences. Return whether there are none."""
     async with Database(url) as database, database.session() as session:
         amounts = {row.id: row.amount for row in await session.execute(select(Transfer.id, Transfer.amount))}
         keys = {row.key: row.transfer_id for row in await session.scalars(select(IdempotencyKey))}
     state = await read_ledger_state(url)
     lost = [key for key, (id, amount) in responses.posted.items() if amounts.get(id) != amount or keys.get(key) != id]
     refused_but_posted = [key for key in responses.refused if keys[key] is not None]
+    # each account was funded by one transfer
     unknown = len(amounts) - ACCOUNTS - len(responses.posted)
     print(f"lost: {len(lost)}; refused but posted: {len(refused_but_posted)}; posted twice, or unknown: {unknown}")
     print(state)
@@ -160,19 +167,20 @@ def run(server: ShopServer, options: argparse.Namespace) -> bool:
     responses = Responses()
     started = time.monotonic()
     with running_service(server.url, server.folder) as service:
-        killed = asyncio.run(post_and_kill(server.postgres, service, responses, options))
-    print(f"killed in {time.monotonic() - started:.0f} s: {dict(killed)}")
+        kills = asyncio.run(post_and_kill(server.postgres, service, responses, options))
+    print(f"killed in {time.monotonic() - started:.0f} s: {dict(kills)}")
     print(f"acknowledged: {len(responses.posted):,} transfers, {len(responses.refused):,} refusals")
     print(f"responses {dict(responses.counts)}; retries: {responses.retries:,}; replays: {responses.replays:,}")
     return asyncio.run(compare(server.url, responses))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--new-keys", action="store_true", help="the control: a retry uses a new idempotency key")
+    parser.add_argument("--new-keys", action="store_true", help="the control run: a retry uses a new idempotency key")
     options = parser.parse_args(argv)
     print(f"seed: {options.seed}")
     with shop_server() as server:

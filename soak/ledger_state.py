@@ -21,8 +21,10 @@ _BALANCE_TOTAL = text("SELECT sum(balance) FROM accounts")
 
 @dataclass(frozen=True)
 class LedgerState:
+    """The counters and sums that a run must not change, and the faults."""
+
     deadlocks: int
-    """Since the server started. A crash of PostgreSQL resets the counter."""
+    """The number since the server was started. A crash of PostgreSQL resets it."""
     balance_total: int
     """0 unless money was created or lost."""
     faults: dict[str, list[str]]
@@ -46,17 +48,19 @@ async def read_ledger_state(url: str) -> LedgerState:
             await _wait_for_other_backends(database)
         async with database.session(isolation_level="REPEATABLE READ") as session:
             report = await check_ledger(session)
-            return LedgerState(await _value(session, _DEADLOCKS), await _value(session, _BALANCE_TOTAL), report.faults)
+            return LedgerState(
+                await _fetch_number(session, _DEADLOCKS), await _fetch_number(session, _BALANCE_TOTAL), report.faults
+            )
 
 
 async def _wait_for_other_backends(database: Database) -> None:
-    """A backend reports its deadlocks to pg_stat_database when it ends, at the latest."""
+    """Wait because a backend may report its deadlocks to pg_stat_database only when it ends."""
     while True:
         async with database.session() as session:
-            if await _value(session, _OTHER_BACKENDS) == 0:
+            if await _fetch_number(session, _OTHER_BACKENDS) == 0:
                 return
         await asyncio.sleep(0.05)
 
 
-async def _value(session: AsyncSession, statement: TextClause) -> int:
+async def _fetch_number(session: AsyncSession, statement: TextClause) -> int:
     return int(await session.scalar(statement) or 0)

@@ -2,12 +2,13 @@
 
     python -m soak.opposed_batches --seconds 60
 
-Each process posts batches of 20 to 200 requests between 2 and 50 of the same accounts: half of them through a ledger,
-half in its own transactions. Processes use each other's idempotency keys, too.
+Each process posts batches of 20 to 200 requests. A batch uses 2 to 50 accounts, which all processes share. Half of the
+clients post through a `Ledger`, and half in their own transactions. Several processes use some of the same idempotency
+keys.
 
 The run passes if PostgreSQL counted no deadlock, there was no error, the balances sum to zero and `shop check` finds no
-fault. Otherwise the exit code is 1. With `--unordered`, the control, one process locks the accounts in the order of its
-requests; there are deadlocks, and the run fails.
+fault. Otherwise the exit code is 1. `--unordered` is the control run: one process locks the accounts in the order of
+its requests, so there are deadlocks and the run fails.
 """
 
 from __future__ import annotations
@@ -52,21 +53,21 @@ class Load:
     clients: int
     accounts: Sequence[UUID]
     unordered: bool
-    """Lock the accounts in the order of the requests."""
+    """Lock the accounts in the order of the requests (the control run)."""
 
 
-def draw_batch(dice: random.Random, accounts: Sequence[UUID], seed: int) -> list[TransferRequest]:
-    """Requests between 8 to 50 accounts or, once in four, between so few that two batches may have none in common.
+def draw_batch(rng: random.Random, accounts: Sequence[UUID], seed: int) -> list[TransferRequest]:
+    """Random requests. One batch in four uses only 2 to 4 accounts, so that some batches have no account in common.
 
-    Half of the batches are sorted, in opposite orders by processes with an even and an odd seed.
+    Half of the batches are sorted. Processes with an even and with an odd seed sort them in opposite orders.
     """
-    chosen = dice.sample(accounts, dice.randint(2, 4) if dice.random() < 0.25 else dice.randint(8, len(accounts)))
+    batch_accounts = rng.sample(accounts, rng.randint(2, 4) if rng.random() < 0.25 else rng.randint(8, len(accounts)))
     requests = []
-    for _ in range(dice.randint(20, 200)):
-        source, target = dice.sample(chosen, 2)
-        key = dice.choice((None, str(uuid7()), str(dice.randint(1, SHARED_KEYS))))
-        requests.append(TransferRequest(source, target, dice.randint(1, MAX_AMOUNT), key=key))
-    if dice.random() < 0.5:
+    for _ in range(rng.randint(20, 200)):
+        source, target = rng.sample(batch_accounts, 2)
+        key = rng.choice((None, str(uuid7()), str(rng.randint(1, SHARED_KEYS))))
+        requests.append(TransferRequest(source, target, rng.randint(1, MAX_AMOUNT), key=key))
+    if rng.random() < 0.5:
         requests.sort(key=lambda request: request.from_account_id, reverse=seed % 2 == 1)
     return requests
 
@@ -74,7 +75,7 @@ def draw_batch(dice: random.Random, accounts: Sequence[UUID], seed: int) -> list
 async def post_in_transaction(
     database: Database, requests: Sequence[TransferRequest], *, unordered: bool
 ) -> Counter[str]:
-    """Post without a ledger. A transaction whose key another one has just used is retried, as its error demands."""
+    """Post in a transaction without a `Ledger`. After `KeyInUse` the transaction is retried, as the error requires."""
     retries = 0
     while True:
         try:
@@ -93,14 +94,16 @@ async def post_in_transaction(
 
 
 async def post_batches(load: Load) -> Counter[str]:
+    """Run the clients of one process. Return the number of results, by outcome."""
     outcomes: Counter[str] = Counter()
     until = time.monotonic() + load.seconds
     async with Database(load.url, pool_size=load.clients + 2) as database, Ledger(database) as ledger:
 
         async def run_client(number: int) -> None:
-            dice = random.Random(f"{load.seed}-{number}")
+            """Post random batches: through the ledger if the number is even, else in own transactions."""
+            rng = random.Random(f"{load.seed}-{number}")
             while time.monotonic() < until:
-                requests = draw_batch(dice, load.accounts, load.seed)
+                requests = draw_batch(rng, load.accounts, load.seed)
                 try:
                     if number % 2:
                         outcomes.update(await post_in_transaction(database, requests, unordered=load.unordered))
@@ -120,6 +123,7 @@ def run_process(load: Load) -> Counter[str]:
 
 
 async def open_accounts(url: str) -> list[UUID]:
+    """Open the accounts, and fund each with `BALANCE`."""
     async with Database(url) as database, database.begin() as session:
         bank, *accounts = (uuid7() for _ in range(ACCOUNTS + 1))
         session.add_all(
@@ -131,6 +135,7 @@ async def open_accounts(url: str) -> list[UUID]:
 
 
 def run(url: str, options: argparse.Namespace) -> bool:
+    """Run the processes, and print the counts. Return whether the run passed."""
     accounts = asyncio.run(open_accounts(url))
     loads = [
         Load(
@@ -158,13 +163,16 @@ def run(url: str, options: argparse.Namespace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--clients", type=int, default=4, help="of each process")
+    parser.add_argument("--clients", type=int, default=4, help="clients of each process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--unordered", action="store_true", help="the control: a process locks accounts in the order of its requests"
+        "--unordered",
+        action="store_true",
+        help="the control run: one process locks accounts in the order of its requests",
     )
     options = parser.parse_args(argv)
     with shop_server() as server:

@@ -1,9 +1,9 @@
-"""Post transfers from A to B and from B to A at the same time, over HTTP, for a while.
+"""Post transfers from A to B and from B to A at the same time, over HTTP.
 
     python -m soak.opposed_transfers --seconds 30 --clients 16
 
 The run passes if every response is 201, PostgreSQL counted no deadlock, the balances sum to zero and `shop check` finds
-no fault. Otherwise the exit code is 1. It prints the latency of the responses, too.
+no fault. Otherwise the exit code is 1. The latency of the responses is printed, too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ BALANCE = 1_000_000
 
 @dataclass
 class Responses:
+    """The responses that the clients got."""
+
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    """How long each response took."""
+    """The latencies."""
 
     def percentile(self, percent: int) -> float:
         return sorted(self.seconds)[len(self.seconds) * percent // 100]
@@ -44,23 +46,25 @@ async def run_client(client: httpx.AsyncClient, source: str, target: str, until:
 
 
 async def post_opposed(service: Service, seconds: float, clients: int) -> Responses:
+    """Post in both directions between two accounts, with `clients` clients in each direction."""
     await service.wait_until_ready()
     responses = Responses()
     limits = httpx.Limits(max_connections=2 * clients)
     async with httpx.AsyncClient(base_url=service.address, timeout=60, limits=limits) as client:
-        one, other = await open_funded_accounts(client, 2, BALANCE)
+        first, second = await open_funded_accounts(client, 2, BALANCE)
         until = time.monotonic() + seconds
         await asyncio.gather(
-            *(run_client(client, one, other, until, responses) for _ in range(clients)),
-            *(run_client(client, other, one, until, responses) for _ in range(clients)),
+            *(run_client(client, first, second, until, responses) for _ in range(clients)),
+            *(run_client(client, second, first, until, responses) for _ in range(clients)),
         )
     return responses
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--clients", type=int, default=16, help="in each direction")
+    parser.add_argument("--clients", type=int, default=16, help="clients in each direction")
     options = parser.parse_args(argv)
     with shop_server() as server:
         with running_service(server.url, server.folder) as service:

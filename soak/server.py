@@ -1,4 +1,4 @@
-"""A temporary PostgreSQL server, with or without Shop's schema."""
+"""Temporary PostgreSQL servers, with or without Shop's schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shop import migrations
 
 @dataclass(frozen=True)
 class ShopServer:
-    """A server with a migrated database for Shop."""
+    """A server that has a migrated database for Shop."""
 
     postgres: EmbeddedPostgres
     url: str

@@ -1,4 +1,4 @@
-"""`shop serve` in its own process."""
+"""Run `shop serve` in its own process, and send requests to it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from uuid import uuid4
 import httpx
 
 SHOP: Final = (sys.executable, "-c", "from shop.cli import main; main()")
-"""The command `shop`, in the Python that runs this."""
+"""The command `shop`, run by the current Python interpreter."""
 
 _START_TIMEOUT_SECONDS = 60
 _STOP_TIMEOUT_SECONDS = 60
 
 
 class Service:
-    """`shop serve` on a free port. The port stays the same when the service is started again."""
+    """`shop serve` on a free port. A restarted service has the same port."""
 
     def __init__(self, database_url: str, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            self._port = unused.getsockname()[1]
         self.address = f"http://127.0.0.1:{self._port}"
         self._environment = os.environ | {"SHOP_DATABASE_URL": database_url, "SHOP_LOG_FORMAT": "json"}
         self._log = log
@@ -50,7 +50,7 @@ class Service:
         async with httpx.AsyncClient(base_url=self.address, timeout=5) as client:
             while time.monotonic() < deadline:
                 assert self._process is not None
-                if self._process.poll() is not None:  # it ends if it starts while PostgreSQL is down
+                if self._process.poll() is not None:  # it ends if PostgreSQL is down when it starts
                     self.start()
                 with contextlib.suppress(httpx.HTTPError):
                     if (await client.get("/readyz")).status_code == 200:
@@ -76,7 +76,7 @@ class Service:
 
 @contextmanager
 def running_service(database_url: str, folder: Path) -> Iterator[Service]:
-    """A started service, which logs to `service.log` in the folder."""
+    """A running service, which logs to `service.log` in the folder."""
     service = Service(database_url, folder / "service.log")
     service.start()
     try:
@@ -86,7 +86,7 @@ def running_service(database_url: str, folder: Path) -> Iterator[Service]:
 
 
 async def open_account(client: httpx.AsyncClient, *, allows_negative: bool = False) -> str:
-    """The id of a new account."""
+    """Open an account, and return its id."""
     body = {"name": "Account", "currency": "GBP", "allows_negative": allows_negative}
     response = await client.post("/accounts", json=body)
     return str(response.raise_for_status().json()["id"])
@@ -101,7 +101,7 @@ async def post_transfer(
 
 
 async def open_funded_accounts(client: httpx.AsyncClient, count: int, balance: int) -> list[str]:
-    """The ids of new accounts with this balance, which comes from an account below zero."""
+    """Open accounts, fund each one with `balance` from an account that may be negative, and return their ids."""
     bank = await open_account(client, allows_negative=True)
     accounts = [await open_account(client) for _ in range(count)]
     for account in accounts:

@@ -12,6 +12,9 @@ import structlog
 from howdah import Database
 from shop import migrations
 from shop.app import create_app
+from shop.catalog import CatalogEntry, read_whole_catalog
+from shop.tables import create_tables
+from shop_tests.support.empty_database import empty_database
 from shop_tests.support.http_service import client_of, serve_in_thread
 from shop_tests.support.openapi import assert_matches_openapi
 from shop_tests.support.trigger_bypass import empty_tables
@@ -32,6 +35,21 @@ def _plain_log() -> None:
 @pytest.fixture(scope="session")
 def migrate() -> Callable[[str], None]:
     return migrations.upgrade
+
+
+@pytest.fixture
+def empty_url(postgres_url: str) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    with empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def created_catalog(postgres_url: str) -> dict[str, CatalogEntry]:
+    """The catalog of a database that `Base.metadata.create_all` filled, without migrations."""
+    with empty_database(postgres_url) as url:
+        create_tables(url)
+        return read_whole_catalog(url)
 
 
 @pytest.fixture(scope="session")

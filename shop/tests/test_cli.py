@@ -1,4 +1,4 @@
-"""The command line: one line per mistake of the operator, and `shop check`."""
+"""The commands: mistakes of the operator are reported in one line, and `shop check` checks the ledger."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
 
 def shop(*arguments: str, **variables: str) -> Result:
-    """Run the command in this process. Any other exception than an exit fails the test."""
+    """Run the command in this process. An error that isn't explained to the operator fails the test."""
     environment = {f"SHOP_{name}": value for name, value in variables.items()}
     return CliRunner().invoke(app, arguments, env=environment, catch_exceptions=False)
 
 
 def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in another process. `serve` needs one: it sets a signal handler and the garbage collector."""
+    """Run the command in a process of its own, as `serve` needs: it sets a signal handler and the garbage collector."""
     return subprocess.run(
         [sys.executable, "-c", "from shop.cli import main; main()", *arguments],
         env={**os.environ, **{f"SHOP_{name}": value for name, value in variables.items()}},
@@ -58,7 +58,7 @@ def add_demo(url: str, *, users: int, seed: int) -> None:
 
 
 def test_help_imports_only_the_command_line() -> None:
-    """All imports take a second, and only some commands need polars, alembic and FastAPI."""
+    """All imports together take a second, and polars, alembic and FastAPI are needed by some commands only."""
     code = "import sys; from shop.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     shown, *_, modules = finished.stdout.splitlines()
@@ -97,7 +97,7 @@ def test_serve_reports_an_unreachable_database_in_one_line() -> None:
         ("POOL_SIZE", "0", "SHOP_POOL_SIZE: Input should be greater than or equal to 1"),
     ],
 )
-def test_an_invalid_setting_is_reported_by_name(name: str, value: str, problem: str) -> None:
+def test_an_invalid_setting_is_reported_with_its_name(name: str, value: str, problem: str) -> None:
     variables: dict[str, Any] = {name: value}
     finished = shop("check", **variables)
     assert finished.exit_code == 1
@@ -106,7 +106,7 @@ def test_an_invalid_setting_is_reported_by_name(name: str, value: str, problem: 
     assert "secret" not in finished.stderr
 
 
-def test_a_port_in_use_is_reported_in_one_line() -> None:
+def test_a_used_port_is_reported_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         finished = shop_process("serve", "--port", str(port), DATABASE_URL=NOWHERE)
@@ -122,29 +122,29 @@ def test_an_unknown_revision_is_reported_in_one_line(committed_url: str) -> None
     assert finished.stderr.splitlines()[-1] == "Can't locate revision identified by 'nonsense'"
 
 
-def test_check_reports_a_correct_ledger_and_exits_with_1_for_a_fault(committed_url: str) -> None:
+def test_check_reports_no_faults_or_ends_with_exit_code_1(committed_url: str) -> None:
     assert shop("create-demo", "--users", "3", DATABASE_URL=committed_url).exit_code == 0
     finished = shop("check", DATABASE_URL=committed_url)
     assert finished.exit_code == 0
     counts, seal, verdict = finished.stdout.splitlines()
-    assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "the books are right")
+    assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "no faults found")
     assert re.fullmatch(r"the seal of the ledger is [1-9]\d*:[0-9a-f]{64}", seal)
     assert f"{len(STEPS)}/{len(STEPS)}" in finished.stderr
     execute(committed_url, "UPDATE accounts SET held = 1 WHERE purpose IS NULL")
     finished = shop("check", DATABASE_URL=committed_url)
     assert (finished.exit_code, finished.stdout.splitlines()) == (1, [counts, seal])
-    assert "held amounts differ from what is pending:\n  account " in finished.stderr
+    assert "held amounts differ from the pending transfers:\n  account " in finished.stderr
     assert finished.stderr.count(": 1 held, 0 pending\n") == 3
 
 
-def test_check_looks_for_the_given_seal_in_the_chain(committed_url: str) -> None:
+def test_check_compares_the_ledger_with_an_earlier_seal(committed_url: str) -> None:
     add_demo(committed_url, users=2, seed=1)
     seal = shop("check", DATABASE_URL=committed_url).stdout.splitlines()[1].split()[-1]
     add_demo(committed_url, users=2, seed=2)
     assert shop("check", "--seal", seal, DATABASE_URL=committed_url).exit_code == 0
     finished = shop("check", "--seal", f"1{seal}", DATABASE_URL=committed_url)
     assert finished.exit_code == 1
-    assert f"seals that the chain doesn't have:\n  1{seal}\n" in finished.stderr
+    assert f"the chain of seals doesn't have this seal:\n  1{seal}\n" in finished.stderr
 
 
 def test_an_invalid_seal_is_reported_before_the_database_is_read() -> None:
@@ -153,12 +153,12 @@ def test_an_invalid_seal_is_reported_before_the_database_is_read() -> None:
     assert "POSITION:HASH" in finished.stderr
 
 
-def test_serve_refuses_a_database_with_a_disabled_trigger(committed_url: str) -> None:
-    execute(committed_url, "ALTER TABLE transfers DISABLE TRIGGER booked")
+def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
+    execute(committed_url, "ALTER TABLE transfers DISABLE TRIGGER post_transfers")
     finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(
-        "the database differs from guards.sql: trigger booked on transfers: disabled. Restore what"
+        "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore what"
     )
     assert "Traceback" not in finished.stderr
 
@@ -166,14 +166,14 @@ def test_serve_refuses_a_database_with_a_disabled_trigger(committed_url: str) ->
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        ("DROP FUNCTION link_seals", "function link_seals(most integer): missing"),
+        ("DROP FUNCTION link_seals", "function link_seals(max_seals integer): missing"),
         ("DROP FUNCTION digest_of_transfer", "function digest_of_transfer(t transfers): missing"),
         ("DROP TABLE seals CASCADE", "table seals: missing"),
     ],
 )
-def test_the_check_continues_after_a_missing_function_or_table(committed_url: str, change: str, missing: str) -> None:
+def test_check_continues_if_a_function_or_table_is_missing(committed_url: str, change: str, missing: str) -> None:
     execute(committed_url, change)
     finished = shop("check", "--seal", "1:" + 64 * "a", DATABASE_URL=committed_url)
     assert finished.exit_code == 1
     assert missing in finished.stderr
-    assert "seals that the chain doesn't have:" in finished.stderr
+    assert "the chain of seals doesn't have this seal:" in finished.stderr

@@ -1,82 +1,115 @@
-"""The schema's history."""
+"""The history of the schema."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
-from uuid import UUID, uuid4
+from pathlib import Path
 
-import asyncpg
 import pytest
-from alembic.util.exc import CommandError
 from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Base, Database
+from howdah import Database
 from shop import migrations
+from shop.catalog import CatalogEntry, compare_catalogs, read_catalog, read_whole_catalog
 from shop.demo import create_demo
+from shop.ledger import schema
 from shop.ledger.check import LedgerReport, check_ledger
-from shop.ledger.http.account_schemas import AccountIn
-from shop.ledger.opening import OpeningRequest, open_account_once
-from shop.ledger.requests import TransferRequest
-from shop.ledger.service import post_transfers
-from shop_tests.support.funded_accounts import open_accounts
+from shop.ledger.triggers import SQL_FOLDER
+from shop.migrations.comparison import find_differences
+from shop_tests.support.empty_database import empty_database, run
 
-# What tells two schemas apart, by the names of things and never by their numbers.
-_SCHEMA = (
-    """
-    SELECT table_name, column_name, data_type, is_nullable, column_default, character_maximum_length
-    FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 1, 2
-    """,
-    """
-    SELECT conrelid::regclass::text, conname, contype::text, condeferrable, pg_get_constraintdef(oid)
-    FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
-    ORDER BY 1, 2
-    """,
-    """
-    SELECT tablename, indexname, indexdef FROM pg_indexes
-    WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2
-    """,
+KINDS = {"table", "column", "constraint", "index", "trigger", "function"}
+
+
+def differences(url: str, expected: dict[str, CatalogEntry]) -> list[str]:
+    return list(compare_catalogs(read_whole_catalog(url), expected, show_changes=True))
+
+
+def test_a_migrated_database_equals_one_made_from_the_models_and_the_sql_files(
+    committed_url: str, created_catalog: dict[str, CatalogEntry]
+) -> None:
+    assert differences(committed_url, created_catalog) == []
+    assert {name.partition(" ")[0] for name in created_catalog} >= KINDS
+    assert {
+        "column email of users",
+        "constraint fk_orders_user_id on orders",
+        "index ix_orders_placed_at_id on orders",
+        "trigger post_transfers on transfers",
+        "function link_seals(max_seals integer)",
+        "options of accounts",
+        "storage of digests of seals",
+    } <= set(created_catalog)
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("ALTER TABLE users ADD COLUMN age int", "column age of users: unknown"),
+        ("ALTER TABLE users DROP COLUMN country", "column country of users: missing"),
+        ("ALTER TABLE users ALTER COLUMN country SET NOT NULL", "column country of users: changed"),
+        ("ALTER TABLE users ALTER COLUMN name TYPE text", "column name of users: changed"),
+        ("ALTER TABLE users ALTER COLUMN name SET DEFAULT 'nobody'", "column name of users: changed"),
+        ("ALTER TABLE users DROP CONSTRAINT uq_users_email", "constraint uq_users_email on users: missing"),
+        ("ALTER TABLE orders DROP CONSTRAINT fk_orders_user_id", "constraint fk_orders_user_id on orders: missing"),
+        ("DROP INDEX ix_orders_cancels_id", "index ix_orders_cancels_id on orders: missing"),
+        ("CREATE INDEX more ON users (name)", "index more on users: unknown"),
+        ("CREATE TABLE more (id int)", "table more: unknown"),
+        ("CREATE VIEW more AS SELECT 1 AS one", "view more: unknown"),
+        ("ALTER TABLE accounts RESET (fillfactor)", "options of accounts: missing"),
+        ("ALTER TABLE seals ALTER COLUMN ids SET STORAGE EXTENDED", "storage of ids of seals: missing"),
+        ("ALTER TABLE users ENABLE ROW LEVEL SECURITY", "table users: changed"),
+        ("ALTER TABLE users FORCE ROW LEVEL SECURITY", "table users: changed"),
+        ("CREATE POLICY own ON users FOR SELECT USING (name = current_user)", "policy own on users: unknown"),
+        ("DROP TRIGGER seal_accounts ON accounts", "trigger seal_accounts on accounts: missing"),
+        ("ALTER TABLE entries DISABLE TRIGGER reject_change", "trigger reject_change on entries: disabled"),
+        ("ALTER TABLE entries ENABLE ALWAYS TRIGGER reject_change", "firing of reject_change on entries: unknown"),
+        (
+            "CREATE TRIGGER more BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION reject_change()",
+            "trigger more on users: unknown",
+        ),
+        ("ALTER FUNCTION post_transfers RESET enable_seqscan", "function post_transfers(): changed"),
+        ("ALTER FUNCTION reject_change PARALLEL SAFE", "function reject_change(): changed"),
+        ("CREATE FUNCTION more() RETURNS int LANGUAGE sql AS 'SELECT 1'", "function more(): unknown"),
+    ],
 )
+async def test_every_difference_of_two_schemas_is_found(
+    session: AsyncSession, created_catalog: dict[str, CatalogEntry], planted: str, found: str
+) -> None:
+    await session.execute(text(planted))
+    assert found in compare_catalogs(await read_catalog(session), created_catalog)
 
 
-@pytest.fixture
-def empty_url(postgres_url: str) -> Iterator[str]:
-    """The URL of a database with nothing in it."""
-    name = f"howdah_test_{os.getpid()}_empty_{uuid4().hex[:8]}"
-    _run(postgres_url, f'CREATE DATABASE "{name}"')
-    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-    _run(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+async def test_a_changed_definition_is_shown_by_its_lines(
+    session: AsyncSession, created_catalog: dict[str, CatalogEntry]
+) -> None:
+    await session.execute(text("ALTER TABLE users ALTER COLUMN name TYPE text"))
+    changed = compare_catalogs(await read_catalog(session), created_catalog, show_changes=True)
+    name, _position, *lines = changed
+    assert name == "column name of users: changed"
+    assert lines == ["    -character varying(100) NOT NULL", "    +text NOT NULL"]
 
 
-def _run(url: str, *statements: str) -> list[list[tuple[Any, ...]]]:
-    async def run() -> list[list[tuple[Any, ...]]]:
-        connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
-        try:
-            return [[tuple(row) for row in await connection.fetch(statement)] for statement in statements]
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())
-
-
-def test_an_upgraded_database_has_the_schema_of_the_models(empty_url: str, committed_url: str) -> None:
-    async def create() -> None:
-        engine = create_async_engine(empty_url)
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
-        await engine.dispose()
-
-    asyncio.run(create())
-    columns, constraints, indexes = _run(empty_url, *_SCHEMA)
-    assert (columns, constraints, indexes) == tuple(_run(committed_url, *_SCHEMA))
-    assert {"ck_accounts_balance_covered", "uq_users_email", "fk_orders_user_id"} <= {row[1] for row in constraints}
-    assert len(columns) > 50
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("FOR SELECT USING (name = 'a')", "FOR SELECT USING (name = 'b')"),
+        ("FOR SELECT USING (true)", "FOR ALL USING (true)"),
+        ("AS PERMISSIVE USING (true)", "AS RESTRICTIVE USING (true)"),
+        ("TO PUBLIC USING (true)", "TO CURRENT_USER USING (true)"),
+        ("FOR ALL USING (true)", "FOR ALL USING (true) WITH CHECK (false)"),
+    ],
+)
+async def test_a_changed_policy_is_found(session: AsyncSession, first: str, second: str) -> None:
+    await session.execute(text(f"CREATE POLICY own ON users {first}"))
+    before = await read_catalog(session)
+    await session.execute(text("DROP POLICY own ON users"))
+    await session.execute(text(f"CREATE POLICY own ON users {second}"))
+    assert list(compare_catalogs(await read_catalog(session), before)) == ["policy own on users: changed"]
 
 
 def test_every_foreign_key_has_an_index(committed_url: str) -> None:
@@ -87,188 +120,127 @@ def test_every_foreign_key_has_an_index(committed_url: str) -> None:
             AND (i.indkey::int2[])[0:cardinality(c.conkey) - 1] = c.conkey
         )
         """
-    assert _run(committed_url, without) == [[]]
+    assert run(committed_url, without) == [[]]
 
 
-def test_an_empty_database_goes_up_down_and_up_again(empty_url: str) -> None:
+def test_an_empty_database_goes_up_down_and_up_again(empty_url: str, created_catalog: dict[str, CatalogEntry]) -> None:
     for _ in range(2):
         migrations.upgrade(empty_url)
-        assert migrations.differences(empty_url) is None
-        assert _run(empty_url, "SELECT version_num FROM alembic_version") == [[(migrations.head(),)]]
+        assert run(empty_url, "SELECT version_num FROM alembic_version") == [[(migrations.head(),)]]
         migrations.downgrade(empty_url, "base")
-        assert _run(empty_url, *_SCHEMA) == [[], [], []]
+        assert read_whole_catalog(empty_url) == {}
     migrations.upgrade(empty_url)
     migrations.upgrade(empty_url)
+    assert differences(empty_url, created_catalog) == []
 
 
-def test_a_filled_database_goes_down_and_up_again(committed_url: str) -> None:
-    async def fill() -> None:
+def test_a_filled_database_goes_down_and_up_again(committed_url: str, created_catalog: dict[str, CatalogEntry]) -> None:
+    async def fill() -> LedgerReport:
         async with Database(committed_url) as database:
             assert await create_demo(database, users=5, seed=1) == 5
+            async with database.session() as session:
+                return await check_ledger(session)
 
-    asyncio.run(fill())
-    before = _run(committed_url, *_SCHEMA)
+    assert asyncio.run(fill()).transfers == 5
     migrations.downgrade(committed_url, "base")
-    assert _run(committed_url, *_SCHEMA) == [[], [], []]
+    assert read_whole_catalog(committed_url) == {}
     migrations.upgrade(committed_url)
-    assert _run(committed_url, *_SCHEMA) == before
-    asyncio.run(fill())
+    assert differences(committed_url, created_catalog) == []
+    report = asyncio.run(fill())
+    assert (report.faults, report.transfers) == ({}, 5)
 
 
-@pytest.mark.parametrize("times", ["different", "equal"])
-def test_existing_keys_get_the_kind_of_their_answer(committed_url: str, times: str) -> None:
-    """With equal times, as the clock of a process that is behind would make them, the fingerprints decide."""
-
-    async def fill() -> None:
-        async with Database(committed_url) as database:
-            a, b = await open_accounts(database, 1_000, 1_000)
-
-            async def submit(*requests: TransferRequest) -> list[UUID]:
-                async with database.begin() as session:
-                    return [each.unwrap().id for each in await post_transfers(session, requests) if not each.refusal]
-
-            hold = TransferRequest(a, b, 10, pending_seconds=600)
-            held = await submit(*[hold._replace(key=f"pending {number}") for number in range(4)])
-            await submit(
-                TransferRequest(a, b, None, voids=held[0], key="voided"),
-                TransferRequest(a, b, None, posts=held[1], key="posted whole"),
-                TransferRequest(a, b, 7, posts=held[2], key="posted in part"),
-                TransferRequest(a, b, 5, key="posted"),
-                TransferRequest(a, b, 10_000, key="refused"),
-            )
-            async with database.begin() as session:
-                await open_account_once(session, OpeningRequest(AccountIn(name="A", currency="GBP"), "opened"))
-
-    asyncio.run(fill())
-    if times == "equal":
-        _run(
-            committed_url,
-            "ALTER TABLE pending_transfers DISABLE TRIGGER USER",
-            "ALTER TABLE idempotency_keys DISABLE TRIGGER USER",
-            "UPDATE idempotency_keys SET created_at = '2026-01-01Z'",
-            """
-            UPDATE pending_transfers
-            SET created_at = '2026-01-01Z', settled_at = CASE WHEN state <> 'pending' THEN timestamptz '2026-01-01Z' END
-            """,
-            "ALTER TABLE pending_transfers ENABLE TRIGGER USER",
-            "ALTER TABLE idempotency_keys ENABLE TRIGGER USER",
-        )
-    migration = import_module("shop.migrations.versions.0007_kinds_of_answers")
-    [before] = _run(committed_url, "SELECT key, answer FROM idempotency_keys ORDER BY key")
-    assert {key: answer for key, answer in before if key.split()[0] != answer} == {}
-    assert len(before) == 10
-    migrations.downgrade(committed_url, migration.down_revision)
-    migrations.upgrade(committed_url)
-    assert _run(committed_url, "SELECT key, answer FROM idempotency_keys ORDER BY key") == [
-        [(key, answer) for key, answer in before if answer != "opened"]  # the schema before has no place for it
-    ]
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """Copies of the folder of the migrations and of the ledger's .sql files, which `shop.migrations` uses."""
+    history, current = tmp_path / "migrations", tmp_path / "sql"
+    shutil.copytree(migrations._FOLDER, history, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SQL_FOLDER, current)
+    monkeypatch.setattr(migrations, "_FOLDER", history)
+    monkeypatch.setattr(migrations, "SQL_FOLDER", current)
+    migrations.head.cache_clear()
+    yield history, current
+    migrations.head.cache_clear()
 
 
-def test_the_functions_that_book_transfers_keep_their_settings_in_both_directions(empty_url: str) -> None:
-    """CREATE OR REPLACE FUNCTION drops those that were set before."""
-    settings = "SELECT proconfig FROM pg_proc WHERE proname = 'book_transfers'"
-    migrations.upgrade(empty_url, "0006")
-    before = _run(empty_url, settings)
-    assert len(before[0][0][0]) == 5
+def test_a_new_migration_has_copies_of_the_sql_files_that_have_changed(
+    empty_url: str, folders: tuple[Path, Path]
+) -> None:
+    history, current = folders
     migrations.upgrade(empty_url)
-    assert _run(empty_url, settings) == before
-    migrations.downgrade(empty_url, "0006")
-    assert _run(empty_url, settings) == before
+    changed = current / "immutable_rows.sql"
+    changed.write_text(changed.read_text().replace("post a reversal", "reverse the transfer"))
+    migration = migrations.write_revision(empty_url, "another message")
+    assert migration == history / "versions" / "0002_another_message.py"
+    assert [file.name for file in migration.with_suffix("").iterdir()] == ["immutable_rows.sql"]
+    migrations.head.cache_clear()
+    assert migrations.head() == "0002"
+    migrations.upgrade(empty_url)
+    [[(source,)]] = run(empty_url, "SELECT prosrc FROM pg_proc WHERE proname = 'reject_change'")
+    assert "reverse the transfer" in source
 
 
-def test_what_was_there_before_the_seals_is_sealed(committed_url: str) -> None:
-    """Some hundreds at a time, as the first links of the chain."""
-
-    async def fill() -> None:
-        async with Database(committed_url) as database:
-            await create_demo(database, users=600, seed=1)
-            source, target = await open_accounts(database, 100, 0)
-            async with database.begin() as session:
-                requests = [TransferRequest(source, target, 1, key=f"k{n}", pending_seconds=60) for n in range(2)]
-                held, _ = await post_transfers(session, requests)
-                await post_transfers(session, [TransferRequest(source, target, None, voids=held.unwrap().id)])
-                await session.execute(text("UPDATE accounts SET name = 'Other' WHERE balance = 100"))
-
-    async def check() -> LedgerReport:
-        async with Database(committed_url) as database, database.session() as session:
-            return await check_ledger(session)
-
-    asyncio.run(fill())
-    migrations.downgrade(committed_url, "0009-1")
-    migrations.upgrade(committed_url)
-    report = asyncio.run(check())
-    assert (report.faults, report.transfers) == ({}, 601)
-    assert report.seal is not None
-    sealed = "SELECT subject, position, cardinality(digests) FROM seals ORDER BY 2"
-    [rows] = _run(committed_url, sealed)
-    assert rows == [
-        ("transfers", 1, 500),
-        ("transfers", 2, 101),
-        ("pending_transfers", 3, 2),
-        ("accounts", 4, 500),
-        ("accounts", 5, 104),
-        ("idempotency_keys", 6, 2),
-    ]
-    asyncio.run(fill_more(committed_url))
-    assert asyncio.run(check()).faults == {}
-    _run(committed_url, "SET session_replication_role = replica", "UPDATE transfers SET description = 'x'")
-    assert len(asyncio.run(check()).faults["transfers that differ from their seal"]) == 20
+def test_a_new_migration_without_changed_sql_files_has_no_folder(empty_url: str, folders: tuple[Path, Path]) -> None:
+    migrations.upgrade(empty_url)
+    assert not migrations.write_revision(empty_url, "nothing").with_suffix("").exists()
+    migrations.head.cache_clear()
+    migrations.upgrade(empty_url)
+    migrations.downgrade(empty_url, "0001")
 
 
-async def fill_more(url: str) -> None:
-    """What was there before changes, and is sealed."""
-    async with Database(url) as database, database.begin() as session:
-        await session.execute(text("UPDATE accounts SET name = 'Another' WHERE name = 'Other'"))
-        held = "UPDATE pending_transfers SET state = 'voided', settled_at = now() WHERE state = 'pending'"
-        await session.execute(text(held))
-        await session.execute(text("UPDATE accounts SET held = 0 WHERE held > 0"))
+def test_the_check_finds_what_the_migrations_lack_and_an_outdated_catalog_file(
+    empty_url: str, postgres_url: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, _current = folders
+    old = history / "versions" / "0001_initial" / "immutable_rows.sql"
+    old.write_text(old.read_text().replace("post a reversal", "reverse the transfer"))
+    file = tmp_path / "catalog.txt"
+    file.write_text(schema.CATALOG_FILE.read_text().replace("character varying(260)", "character varying(255)"))
+    monkeypatch.setattr(schema, "CATALOG_FILE", file)
+    with empty_database(postgres_url) as created_url:
+        found = find_differences(empty_url, created_url)
+    assert {title: [line for line in lines if "@@" not in line] for title, lines in found.items()} == {
+        "the migrations don't create what the models and ledger/sql define": [
+            "function reject_change(): changed",
+            "    -    RAISE EXCEPTION '% are never changed or deleted: to return the money, post a reversal', "
+            "TG_TABLE_NAME",
+            "    +    RAISE EXCEPTION '% are never changed or deleted: to return the money, reverse the transfer', "
+            "TG_TABLE_NAME",
+        ],
+        "ledger/catalog.txt is out of date, run shop migrate --write-catalog": [
+            "-character varying(255) NOT NULL",
+            "+character varying(260) NOT NULL",
+        ],
+    }
 
 
-@pytest.mark.parametrize(
-    "planted",
-    [
-        "ALTER TABLE users ADD COLUMN age int",
-        "ALTER TABLE users DROP COLUMN country",
-        "ALTER TABLE users ALTER COLUMN country SET NOT NULL",
-        "ALTER TABLE users ALTER COLUMN name TYPE text",
-        "ALTER TABLE users ALTER COLUMN name SET DEFAULT 'nobody'",
-        "ALTER TABLE users DROP CONSTRAINT uq_users_email",
-        "ALTER TABLE orders DROP CONSTRAINT fk_orders_user_id",
-        "DROP INDEX ix_orders_cancels_id",
-        "CREATE TABLE more (id int)",
-    ],
-)
-def test_a_difference_between_models_and_database_is_found(committed_url: str, planted: str) -> None:
-    assert migrations.differences(committed_url) is None
-    _run(committed_url, planted)
-    assert migrations.differences(committed_url)
-
-
-def test_a_database_that_is_behind_cannot_be_compared(empty_url: str) -> None:
-    with pytest.raises(CommandError, match="not up to date"):
-        migrations.differences(empty_url)
-
-
-def test_processes_that_upgrade_at_once_wait_for_each_other(empty_url: str) -> None:
+def test_processes_that_upgrade_at_once_wait_for_each_other(
+    empty_url: str, created_catalog: dict[str, CatalogEntry]
+) -> None:
     code = "import sys; from shop import migrations; migrations.upgrade(sys.argv[1])"
     upgrading = [
         subprocess.Popen([sys.executable, "-c", code, empty_url], stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
     errors = [process.communicate(timeout=60)[1] for process in upgrading]
     assert [process.returncode for process in upgrading] == [0, 0, 0], errors
-    assert migrations.differences(empty_url) is None
+    assert differences(empty_url, created_catalog) == []
 
 
-def test_a_url_is_understood_as_the_service_understands_it(empty_url: str) -> None:
+def test_a_url_is_understood_as_the_service_understands_it(
+    empty_url: str, created_catalog: dict[str, CatalogEntry]
+) -> None:
     url = make_url(empty_url).set(drivername="postgresql").update_query_dict({"sslmode": "disable"})
     migrations.upgrade(url.render_as_string(hide_password=False))
-    assert migrations.differences(url.render_as_string(hide_password=False)) is None
+    assert differences(empty_url, created_catalog) == []
 
 
-async def test_the_revision_of_a_database_is_told(empty_url: str, committed_database: Database) -> None:
+async def test_the_revision_of_a_database_is_read(empty_url: str, committed_database: Database) -> None:
     assert await migrations.current(committed_database) == migrations.head()
+    assert await migrations.find_revision_problem(committed_database) is None
     async with Database(empty_url) as database:
         assert await migrations.current(database) is None
         async with database.begin() as session:
             await session.execute(text("CREATE TABLE alembic_version (version_num text)"))
         assert await migrations.current(database) is None
+        problem = f"the schema is at None, not at {migrations.head()}: run shop migrate"
+        assert await migrations.find_revision_problem(database) == problem

@@ -51,6 +51,7 @@ from howdah.models import (
     Timestamps,
     UUIDv7PrimaryKey,
     Versioned,
+    text_enum,
     utcnow,
     uuid7,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "paginate",
     "run_transaction",
     "savepoint",
+    "text_enum",
     "try_advisory_lock",
     "utcnow",
     "uuid7",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
+from enum import StrEnum
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import asyncpg.pgproto.pgproto
-from sqlalchemy import Date, DateTime, Dialect, MetaData, Time, TypeDecorator, event
+from sqlalchemy import Date, DateTime, Dialect, Enum, MetaData, Time, TypeDecorator, event
 from sqlalchemy.dialects.postgresql import (
     ARRAY,
     DATEMULTIRANGE,
@@ -76,6 +77,27 @@ class AwareDateTime(TypeDecorator[datetime]):
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
         """The type of the other operand: this type for a time, otherwise that of the value, such as an interval."""
         return self if isinstance(value, date | None) else self.impl_instance.coerce_compared_value(op, value)
+
+
+def text_enum(members: type[StrEnum], *, name: str, length: int) -> Enum:
+    """The type of a column that stores the values of `members` as text: `varchar(length)` with a CHECK constraint.
+
+    `mapped_column(text_enum(State, name="state_is_known", length=10))` has the constraint
+    `ck_accounts_state_is_known`, by `NAMING_CONVENTION`. Values that are read are members. Raises `ValueError` if a
+    value is longer than `length`.
+
+    A migration adds or removes members by replacing the constraint. From an enum type of PostgreSQL no value can be
+    removed.
+    """
+    return Enum(
+        members,
+        name=name,
+        length=length,
+        native_enum=False,
+        create_constraint=True,
+        # SQLAlchemy stores the names of the members by default
+        values_callable=lambda enum: [member.value for member in enum],
+    )
 
 
 class Base(DeclarativeBase):

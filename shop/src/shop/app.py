@@ -1,4 +1,4 @@
-"""The composition root: everything is put together here, and nothing at import."""
+"""The composition root: it creates the application from the features. Nothing is created at import."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import TypedDict
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
-from howdah import Database
-from howdah.fastapi import describe_problems
-from shop import tables
+from howdah import CoalescerStatus, Database
+from howdah.fastapi import add_error_handlers, describe_problems
+from shop import migrations
 from shop.ledger.group_commit import Ledger
+from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
 from shop.ledger.http.transfer_routes import router as transfer_routes
-from shop.ledger.maintenance import maintenance
+from shop.ledger.maintenance import run_maintenance
+from shop.ledger.schema import find_schema_problem
+from shop.orders import problems as order_problems
 from shop.orders.routes import router as order_routes
 from shop.orders.service import OrderViews, open_order_views
 from shop.postgres import open_database
 from shop.settings import Settings
+from shop.user_orders.routes import router as user_order_routes
+from shop.user_orders.service import UserOrderViews, open_user_order_views
 from shop.users.routes import router as user_routes
 from shop.users.service import UserViews, open_user_views
-from shop.web import errors
-from shop.web.health import router as health_routes
-from shop.web.metrics import router as metrics_routes
+from shop.web import problems as web_problems
+from shop.web.health import health_router
+from shop.web.metrics import metrics_router
 from shop.web.observability import Observability
 
 _DESCRIPTION = """
@@ -35,17 +40,17 @@ Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457): branch on 
 
 
 class State(TypedDict):
-    """What a request finds in `request.state`."""
+    """The attributes of `request.state`."""
 
     database: Database
     ledger: Ledger
     users: UserViews
     orders: OrderViews
+    user_orders: UserOrderViews
 
 
 def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
-    """The service on this database, whose schema must be current. The pool lives as long as the application runs."""
-    assert tables.Base.metadata.tables
+    """The service on this database, whose schema must be current. The pool is open while the application runs."""
     chosen = settings if settings is not None else Settings()
 
     @asynccontextmanager
@@ -54,16 +59,35 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             open_database(database_url, chosen) as database,
             open_user_views(database) as users,
             open_order_views(database) as orders,
+            open_user_order_views(database) as user_orders,
             Ledger(database) as ledger,
-            maintenance(database, ledger, key_retention_days=chosen.key_retention_days),
+            run_maintenance(database, ledger, key_retention_days=chosen.key_retention_days),
         ):
-            yield {"database": database, "ledger": ledger, "users": users, "orders": orders}
+            yield {
+                "database": database,
+                "ledger": ledger,
+                "users": users,
+                "orders": orders,
+                "user_orders": user_orders,
+            }
 
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION, lifespan=lifespan)
-    for router in (user_routes, order_routes, account_routes, transfer_routes):
+    for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
-    app.include_router(health_routes)
-    app.include_router(metrics_routes)
-    errors.install(app)
+    app.include_router(health_router([migrations.find_revision_problem, find_schema_problem]))
+    app.include_router(metrics_router(_get_queues))
+    add_error_handlers(app)
+    for problems in (web_problems, ledger_problems, order_problems):
+        problems.add_problem_handlers(app)
     app.add_middleware(Observability)
     return app
+
+
+def _get_queues(request: Request) -> dict[str, CoalescerStatus]:
+    """The coalescers that `/metrics` shows, by the value of the label `queue`."""
+    state = request.state
+    return {
+        "user": state.user_orders.with_orders.status(),
+        "order": state.orders.with_items.status(),
+        "transfer": state.ledger.status(),
+    }

@@ -1,6 +1,6 @@
 """The command line.
 
-Each command imports what it needs: with everything that the service imports, `shop --help` would take a second.
+Each command imports what it needs. If this module imported the service, `shop --help` would take a second.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve. Refuses to start if a trigger of the ledger is missing or disabled."""
+    """Migrate the database and serve. Refuses to start if a trigger of the ledger is missing, disabled or changed."""
     import uvicorn
 
     from shop import migrations
     from shop.app import create_app
-    from shop.memory import collect_seldom, settle
-    from shop.migrations import guards
+    from shop.ledger import schema
+    from shop.memory import collect_less_often, freeze_loaded_objects
     from shop.postgres import located
     from shop.settings import Settings
     from shop.web.observability import configure_logging
 
     settings = Settings()
     configure_logging(settings.log_format)
-    # Uvicorn stops gracefully, then sends itself the signal again; by then there is only the server left to leave.
+    # Uvicorn stops gracefully, and then sends itself the signal again. This handler leaves the blocks below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
     with suppress(KeyboardInterrupt), _listening(address, port) as listening, located(settings) as location:
         migrations.upgrade(location.url)
-        guards.verify_guards(location.url)
+        schema.verify_schema(location.url)
         config = uvicorn.Config(
             create_app(location.url, settings),
             log_config=None,
@@ -66,8 +66,8 @@ def serve(
         )
         _out.print(f"data:  {location.where}", highlight=False)
         _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
-        settle()
-        collect_seldom()
+        freeze_loaded_objects()
+        collect_less_often()
         server = uvicorn.Server(config)
         server.run(sockets=[listening])
         if not server.started:
@@ -75,10 +75,10 @@ def serve(
 
 
 def _listening(address: str, port: int) -> socket.socket:
-    """Bound before anything is printed or migrated; it takes connections once the service is ready for them."""
+    """A bound socket, so that a used port is reported before the migration. Uvicorn accepts connections later."""
     listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # asyncio does this only for sockets of its own; without it each answer on a kept connection waits 40 ms
+    # asyncio sets this only for sockets that it creates. Without it each response on a kept connection waits 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listening.bind((address, port))
@@ -93,48 +93,56 @@ def migrate(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Only check, on a temporary database, that migrations, models and guards.sql agree"
+            "--check",
+            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define",
         ),
     ] = False,
     downgrade: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; what is younger is lost")
+        str | None,
+        typer.Option(
+            metavar="REVISION", help="Go back to this revision. The data of dropped tables and columns is lost"
+        ),
     ] = None,
     new: Annotated[
-        str | None, typer.Option(metavar="MESSAGE", help="Write a new migration from what the models have changed")
+        str | None,
+        typer.Option(
+            metavar="MESSAGE", help="Write the first version of a migration for changed models and .sql files"
+        ),
     ] = None,
-    write_guards: Annotated[
-        bool, typer.Option("--guards", help="Write guards.sql: the triggers and functions of a migrated database")
+    write_catalog: Annotated[
+        bool,
+        typer.Option("--write-catalog", help="Write ledger/catalog.txt, with which the service compares its database"),
     ] = False,
 ) -> None:
     """Bring the schema up to date."""
-    from shop import migrations
-    from shop.migrations import guards
+    from shop import migrations, tables
+    from shop.catalog import read_whole_catalog
+    from shop.ledger import schema
+    from shop.migrations.comparison import find_differences
     from shop.postgres import located, scratch
     from shop.settings import Settings
 
     settings = Settings()
     if check:
-        with scratch(settings) as url:
-            migrations.upgrade(url)
-            found = migrations.differences(url)
-            unwritten = guards.differences(url)
-        if found is not None:
-            _err.print(f"the models and the migrations differ: {found}", highlight=False)
-        if unwritten is not None:
-            _err.print(f"guards.sql and the migrations differ, run shop migrate --guards: {unwritten}", highlight=False)
-        if found is not None or unwritten is not None:
+        with scratch(settings) as migrated, scratch(settings) as created:
+            differences = find_differences(migrated, created)
+        for title, lines in differences.items():
+            _err.print("\n  ".join([f"{title}:", *lines]), highlight=False, markup=False)
+        if differences:
             raise typer.Exit(1)
-        _out.print("migrations, models and guards.sql agree", highlight=False)
+        _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree", highlight=False)
         return
-    if write_guards:
+    if write_catalog:
         with scratch(settings) as url:
-            migrations.upgrade(url)
-            _out.print(f"written: {guards.write_guards(url)}", highlight=False)
+            tables.create_tables(url)
+            described = schema.describe_catalog(read_whole_catalog(url))
+        schema.CATALOG_FILE.write_text(described, encoding="utf-8")
+        _out.print(f"written: {schema.CATALOG_FILE}", highlight=False)
         return
     if new is not None:
         with scratch(settings) as url:
             migrations.upgrade(url)
-            migrations.write_revision(url, new)
+            _out.print(f"written: {migrations.write_revision(url, new)}", highlight=False)
         return
     with located(settings) as location:
         if downgrade is not None:
@@ -149,7 +157,7 @@ def check(
     seal: Annotated[
         str | None,
         typer.Option(
-            metavar="POSITION:HASH", help="A seal that an earlier check printed: the ledger must still have it"
+            metavar="POSITION:HASH", help="A seal that an earlier check printed. The ledger must still have it"
         ),
     ] = None,
 ) -> None:
@@ -174,10 +182,10 @@ def check(
         def begin(step: str) -> None:
             progress.update(task, description=step, completed=STEPS.index(step))
 
-        # whole tables are read: as long as it takes
-        patient = settings.model_copy(update={"statement_timeout": None})
-        async with open_database(url, patient, application_name="shop check") as database:
-            with suppress(InvalidStatement):  # the function is missing, which check_ledger reports
+        # no timeout, because whole tables are read
+        unlimited = settings.model_copy(update={"statement_timeout": None})
+        async with open_database(url, unlimited, application_name="shop check") as database:
+            with suppress(InvalidStatement):  # a missing function is reported by check_ledger
                 await link_seals(database)
             async with database.begin(isolation_level="REPEATABLE READ", read_only=True) as session:
                 report = await check_ledger(session, since=since, begin=begin)
@@ -199,15 +207,15 @@ def check(
             _err.print(f"  {finding}", highlight=False)
     if report.faults:
         raise typer.Exit(1)
-    _out.print("the books are right", highlight=False)
+    _out.print("no faults found", highlight=False)
 
 
 @app.command("create-demo")
 def create_demo_command(
-    users: Annotated[int, typer.Option(min=1, help="How many users, each with ten orders and an account")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same data")] = 1,
+    users: Annotated[int, typer.Option(min=1, help="The number of users. Each has ten orders and an account")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed creates the same data")] = 1,
 ) -> None:
-    """Fill the database with made-up data."""
+    """Create users, orders, accounts and transfers with random data."""
     from shop import migrations
     from shop.demo import create_demo
     from shop.postgres import located, open_database
@@ -224,11 +232,11 @@ def create_demo_command(
         migrations.upgrade(location.url)
         with progress_bar() as progress:
             created = asyncio.run(run(location.url, progress))
-    _out.print(f"{created:,} users created, {users - created:,} were there", highlight=False)
+    _out.print(f"{created:,} users created, {users - created:,} existed already", highlight=False)
 
 
 def progress_bar() -> Progress:
-    """Done of all, time gone and time left, on standard error."""
+    """A progress bar with elapsed and remaining time, on standard error."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

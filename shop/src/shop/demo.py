@@ -1,4 +1,4 @@
-"""Made-up data, the same for the same seed."""
+"""Random data, which is the same for the same seed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, bulk, run_transaction, uuid7
-from shop.ledger.accounts import system_account
-from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.account_schemas import AccountIn
+from shop.ledger.accounts import get_or_open_system_account
 from shop.ledger.models import AccountPurpose
 from shop.ledger.opening import OpeningRequest, open_accounts
 from shop.ledger.requests import TransferRequest
@@ -21,69 +21,94 @@ from shop.ledger.service import post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.users.models import User
 
-_FIRST: Final = ("Ada", "Alan", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Hedy", "Ken", "Radia")
-_LAST: Final = ("Allen", "Dijkstra", "Hopper", "Knuth", "Lamarr", "Liskov", "Lovelace", "Perlman", "Shannon", "Turing")
+_FIRST_NAMES: Final = (
+    "Ada",
+    "Alan",
+    "Barbara",
+    "Claude",
+    "Donald",
+    "Edsger",
+    "Frances",
+    "Grace",
+    "Hedy",
+    "Ken",
+    "Radia",
+)
+_LAST_NAMES: Final = (
+    "Allen",
+    "Dijkstra",
+    "Hopper",
+    "Knuth",
+    "Lamarr",
+    "Liskov",
+    "Lovelace",
+    "Perlman",
+    "Shannon",
+    "Turing",
+)
 _COUNTRIES: Final = ("France", "Germany", "Netherlands", "United Kingdom")
-_GOODS: Final = (("TEAPOT", "Brown teapot", 1295), ("LANTERN", "Storm lantern", 2150), ("CANDLE", "Candle", 85))
+_PRODUCTS: Final = (("TEAPOT", "Brown teapot", 1295), ("LANTERN", "Storm lantern", 2150), ("CANDLE", "Candle", 85))
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
-_ORDERS_EACH: Final = 10
+_ORDERS_PER_USER: Final = 10
 _BATCH: Final = 500
 
 
 async def create_demo(
     database: Database, *, users: int, seed: int, advance: Callable[[int], None] = lambda _done: None
 ) -> int:
-    """Make this many users, each with ten orders and an account with money on it; how many were new.
+    """Create this many users, each with ten orders and an account with money. Returns how many users were new.
 
-    The users of a seed that exist already are left as they are, with all that is theirs. `advance` is told of every
-    500 done. Each 500 are one transaction.
+    Users of this seed that exist already are not changed, and neither are their orders and accounts. 500 users are one
+    transaction; then `advance` is called with their number.
     """
     created = 0
     for first in range(0, users, _BATCH):
         numbers = range(first, min(first + _BATCH, users))
 
-        async def make(session: AsyncSession, numbers: range = numbers) -> int:
-            return await _make(session, seed, numbers)
+        async def create(session: AsyncSession, numbers: range = numbers) -> int:
+            return await _create_batch(session, seed, numbers)
 
-        created += await run_transaction(database, make)
+        created += await run_transaction(database, create)
         advance(len(numbers))
     return created
 
 
-async def _make(session: AsyncSession, seed: int, numbers: range) -> int:
-    people = {f"demo-{seed}-{number}@shop.example": Random(f"{seed}-{number}") for number in numbers}  # noqa: S311
-    known = set(await session.scalars(select(User.email).where(User.email.in_(people))))
-    new = {email: dice for email, dice in people.items() if email not in known}
-    ids = (await bulk.insert_many(session, User, (_user(email, dice) for email, dice in new.items()))).keys
-    orders = [order for user_id, dice in zip(ids, new.values(), strict=True) for order in _orders(user_id, dice)]
+async def _create_batch(session: AsyncSession, seed: int, numbers: range) -> int:
+    """Create the users with these numbers, if they don't exist, with their orders and accounts. Returns how many."""
+    randoms = {f"demo-{seed}-{number}@shop.example": Random(f"{seed}-{number}") for number in numbers}  # noqa: S311
+    existing = set(await session.scalars(select(User.email).where(User.email.in_(randoms))))
+    new = {email: random for email, random in randoms.items() if email not in existing}
+    ids = (await bulk.insert_many(session, User, (_user(email, random) for email, random in new.items()))).keys
+    orders = [order for user_id, random in zip(ids, new.values(), strict=True) for order in _orders(user_id, random)]
     await bulk.insert_many(session, Order, (order for order, _ in orders), keys=False)
     await bulk.insert_many(session, OrderItem, (item for _, items in orders for item in items), keys=False)
     if new:
-        bank = await system_account(session, AccountPurpose.CASH_IN, "GBP")
+        cash_in = await get_or_open_system_account(session, AccountPurpose.CASH_IN, "GBP")
         opened = await open_accounts(
             session,
             [OpeningRequest(AccountIn(name="Current account", currency="GBP", user_id=user_id)) for user_id in ids],
         )
-        accounts = [each.unwrap() for each in opened]
+        accounts = [result.unwrap() for result in opened]
         await post_transfers(
             session,
             [
-                TransferRequest(bank.id, account.id, dice.randrange(1_000, 1_000_000), description="first deposit")
-                for account, dice in zip(accounts, new.values(), strict=True)
+                TransferRequest(cash_in.id, account.id, random.randrange(1_000, 1_000_000), description="first deposit")
+                for account, random in zip(accounts, new.values(), strict=True)
             ],
         )
     return len(new)
 
 
-def _user(email: str, dice: Random) -> dict[str, Any]:
-    name = f"{dice.choice(_FIRST)} {dice.choice(_LAST)}"
-    return {"email": email, "name": name, "country": dice.choice(_COUNTRIES)}
+def _user(email: str, random: Random) -> dict[str, Any]:
+    name = f"{random.choice(_FIRST_NAMES)} {random.choice(_LAST_NAMES)}"
+    return {"email": email, "name": name, "country": random.choice(_COUNTRIES)}
 
 
-def _orders(user_id: UUID, dice: Random) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    for _ in range(_ORDERS_EACH):
+def _orders(user_id: UUID, random: Random) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The rows of a user's orders, each with the rows of its items."""
+    for _ in range(_ORDERS_PER_USER):
         order_id = uuid7()
-        goods = [(*dice.choice(_GOODS), dice.randint(1, 12)) for _ in range(dice.randint(1, 4))]
+        products = [(*random.choice(_PRODUCTS), random.randint(1, 12)) for _ in range(random.randint(1, 4))]
         items = [
             {
                 "order_id": order_id,
@@ -93,13 +118,13 @@ def _orders(user_id: UUID, dice: Random) -> Iterator[tuple[dict[str, Any], list[
                 "quantity": quantity,
                 "unit_price_cents": price,
             }
-            for line_no, (sku, description, price, quantity) in enumerate(goods, start=1)
+            for line_no, (sku, description, price, quantity) in enumerate(products, start=1)
         ]
         order = {
             "id": order_id,
             "user_id": user_id,
-            "status": dice.choice(list(OrderStatus)),
-            "total_cents": sum(price * quantity for _, _, price, quantity in goods),
-            "placed_at": _START + timedelta(minutes=dice.randrange(300 * 24 * 60)),
+            "status": random.choice(list(OrderStatus)),
+            "total_cents": sum(price * quantity for _, _, price, quantity in products),
+            "placed_at": _START + timedelta(minutes=random.randrange(300 * 24 * 60)),
         }
         yield order, items

@@ -1,4 +1,4 @@
-"""What an operator can mend, in a line."""
+"""Errors that an operator can correct are reported in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class CannotListen(Exception):
-    """The address or the port can't be had."""
+    """The address or the port is in use, or can't be bound."""
 
 
-# By their modules, because `shop --help` imports none of these.
-_MENDABLE: Final = {
+# Names instead of classes, because `shop --help` imports none of these modules.
+_CORRECTABLE: Final = {
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
-    "MissingGuards": "shop.migrations.guards",
+    "SchemaMismatch": "shop.ledger.schema",
     "UnreadableFile": "shop.importing.reading",
     "UnwritableFile": "shop.importing.rejects",
     "ValidationError": "pydantic_core",
@@ -31,48 +31,58 @@ _err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 class ExplainingGroup(TyperGroup):
-    """Commands whose mendable errors are a line on standard error and exit code 1; others stay tracebacks."""
+    """Commands that report correctable errors in one line on standard error, with exit code 1.
+
+    Other errors are bugs, and have a traceback.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except mendable_errors() as error:
-            _err.print(in_a_line(error), style="bold red")
+        except correctable_errors() as error:
+            _err.print(explain(error), style="bold red")
             raise typer.Exit(1) from error
 
 
-def mendable_errors() -> tuple[type[Exception], ...]:
-    """The errors that are explained in a line. A module that isn't loaded has raised none."""
-    loaded = ((name, sys.modules[module]) for name, module in _MENDABLE.items() if module in sys.modules)
+def correctable_errors() -> tuple[type[Exception], ...]:
+    """The classes of correctable errors. A module that isn't loaded can't have raised one."""
+    loaded = ((name, sys.modules[module]) for name, module in _CORRECTABLE.items() if module in sys.modules)
     return CannotListen, *(getattr(module, name) for name, module in loaded)
 
 
-def in_a_line(error: Exception) -> str:
-    """The message of one of `mendable_errors()`, without what the libraries put around it. Settings are named as the
-    variables that they are; their values stay out, for one may be a password."""
+def explain(error: Exception) -> str:
+    """The message of one of `correctable_errors()` in one line, without the texts that SQLAlchemy and Pydantic add.
+
+    Settings have the names of their environment variables. Their values are left out, because a URL may contain a
+    password.
+    """
     from pydantic import ValidationError
 
     from howdah import ConnectionLost, DatabaseError, LockTimeout, Unavailable
 
     match error:
         case ValidationError():
-            faults = (f"SHOP_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
-            problem = "; ".join(faults)
+            messages = (f"SHOP_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
+            problem = "; ".join(messages)
         case LockTimeout():
-            problem = "somebody holds a lock for too long, maybe another import; run it again to finish"
+            problem = "a lock wasn't released in time, maybe by another import: run the command again to finish"
         case ConnectionLost():
-            problem = f"the connection to the database is lost ({_driver_says(error)}); run it again to finish"
+            problem = (
+                f"the connection to the database is lost ({_driver_message(error)}): run the command again to finish"
+            )
         case Unavailable():
-            problem = f"the database can't be reached: {_driver_says(error)}"
+            problem = f"the database can't be reached: {_driver_message(error)}"
         case DatabaseError():
-            problem = f"the database refuses: {_driver_says(error)}; nothing is half-done"
+            problem = (
+                f"the database rejected a statement, and its transaction was rolled back: {_driver_message(error)}"
+            )
         case _:
             problem = str(error)
     return " ".join(problem.split())
 
 
-def _driver_says(error: HowdahError) -> str:
-    """The message of the driver's own error, without what SQLAlchemy puts around it."""
+def _driver_message(error: HowdahError) -> str:
+    """The first line of the driver's own message, without the text that SQLAlchemy adds."""
     original = getattr(error, "orig", None) or error
     lines = str(original.__cause__ or original).splitlines()
     return lines[0] if lines else type(original).__name__

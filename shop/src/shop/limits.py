@@ -1,4 +1,4 @@
-"""Limits of stored values. The schemas of requests and the ledger's own validation share them."""
+"""Limits of stored values, for the schemas of requests and for the validation of the ledger."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ MAX_METADATA: Final = 50
 MAX_METADATA_NAME: Final = 40
 MAX_METADATA_VALUE: Final = 500
 
-# A time outside of these is in another year than 1 to 9999 in some time zone, or is PostgreSQL's infinity.
+# A time outside of these limits is before year 1 or after year 9999 in some time zone, or is PostgreSQL's infinity.
 EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
 LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)

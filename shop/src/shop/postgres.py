@@ -1,12 +1,12 @@
-"""Which PostgreSQL the service runs on, the operator's or an embedded one, and how it is opened."""
+"""The PostgreSQL server of the service: the operator's, or an embedded one."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from uuid import uuid4
 
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -21,7 +21,7 @@ _DATABASE = "shop"
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """`where` is for people: where the data lies."""
+    """A database. `where` describes to people where its data is stored."""
 
     url: str
     where: str
@@ -29,8 +29,10 @@ class Location:
 
 @contextmanager
 def located(settings: Settings) -> Iterator[Location]:
-    """The database of these settings, reachable inside the block. An embedded server is started if need be, and
-    stopped afterwards unless another process uses it."""
+    """The database of these settings, reachable inside the block.
+
+    An embedded server is started if it isn't running. It is stopped at the end unless another process uses it.
+    """
     if settings.database_url is not None:
         url = make_url(settings.database_url)
         if url.drivername in {"postgres", "postgresql"}:
@@ -43,7 +45,7 @@ def located(settings: Settings) -> Iterator[Location]:
 
 
 def open_database(url: str, settings: Settings, *, application_name: str = "shop") -> Database:
-    """The database at `url` with the operator's bounds."""
+    """The `Database` at `url`, with the pool size and the timeouts of the settings."""
     return Database(
         url,
         pool_size=settings.pool_size,
@@ -56,9 +58,9 @@ def open_database(url: str, settings: Settings, *, application_name: str = "shop
 
 @contextmanager
 def scratch(settings: Settings) -> Iterator[str]:
-    """The URL of an empty database on the same server, dropped afterwards."""
+    """The URL of a new, empty database on the same server. It is dropped at the end."""
     with located(settings) as location:
-        name = f"shop_scratch_{os.getpid()}"
+        name = f"shop_scratch_{uuid4().hex}"
         _administer(location.url, f'CREATE DATABASE "{name}"')
         try:
             yield make_url(location.url).set(database=name).render_as_string(hide_password=False)

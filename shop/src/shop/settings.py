@@ -1,4 +1,4 @@
-"""What an operator can choose, read once from the environment."""
+"""The settings of an operator, which are read once from the environment."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from sqlalchemy.exc import ArgumentError
 
 
 class Settings(BaseSettings):
-    """Each field is the variable `SHOP_<NAME>`, and one that is empty counts as not set; seconds where it is a time."""
+    """Each field is the environment variable `SHOP_<NAME>`. An empty one counts as not set. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="SHOP_", env_ignore_empty=True, frozen=True)
 
-    database_url: str | None = Field(default=None, description="A PostgreSQL server; without it one is embedded")
-    data_dir: Path | None = Field(default=None, description="Where the embedded server's data lies")
+    database_url: str | None = Field(
+        default=None, description="The URL of a database. By default an embedded server is used"
+    )
+    data_dir: Path | None = Field(default=None, description="The directory with the data of the embedded server")
     host: str = "127.0.0.1"
     log_format: Literal["auto", "json", "console"] = "auto"
     pool_size: int = Field(default=20, ge=1)
     pool_timeout: float = Field(default=5.0, gt=0)
     statement_timeout: float | None = Field(default=30.0, gt=0)
     lock_timeout: float = Field(default=5.0, gt=0)
-    key_retention_days: float = Field(default=30.0, ge=1, description="How long an idempotency key counts at least")
-    shutdown_timeout: int = Field(default=30, ge=0, description="How long requests under way may take to finish")
+    key_retention_days: float = Field(default=30.0, ge=1, description="How long idempotency keys are kept at least")
+    shutdown_timeout: int = Field(default=30, ge=0, description="The time for running requests to finish")
 
     @field_validator("database_url")
     @classmethod
@@ -34,7 +36,7 @@ class Settings(BaseSettings):
             return None
         try:
             scheme = make_url(url).drivername
-        except (ArgumentError, ValueError):  # whose texts show the password
+        except (ArgumentError, ValueError):  # not chained, because their messages contain the password
             raise ValueError("not a URL: write postgresql://user:password@host:port/database") from None
         if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
             raise ValueError(f"{scheme}:// isn't supported: write postgresql://user:password@host:port/database")

@@ -1,6 +1,8 @@
-"""Every table of Shop: importing this makes `howdah.Base.metadata` complete."""
+"""Every table of Shop. An import of this module makes `howdah.Base.metadata` complete."""
 
-from howdah import Base
+import asyncio
+
+from howdah import Base, Database
 from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User
@@ -16,4 +18,18 @@ __all__ = [
     "Seal",
     "Transfer",
     "User",
+    "create_tables",
 ]
+
+
+def create_tables(url: str) -> None:
+    """Create every table with its triggers in the empty database at `url`, without Alembic. Blocks."""
+
+    async def create() -> None:
+        async with (
+            Database(url, pool_size=1, application_name="shop") as database,
+            database.engine.begin() as connection,
+        ):
+            await connection.run_sync(Base.metadata.create_all)
+
+    asyncio.run(create())

@@ -128,9 +128,11 @@ class Ending(NamedTuple):
 @pytest.mark.parametrize(
     "ending",
     [
-        Ending(interrupt, 130, "interrupted; run it again to finish"),
+        Ending(interrupt, 130, "interrupted: run the command again to finish"),
         Ending(kill, -signal.SIGKILL, ""),
-        Ending(drop_connection, 1, "terminating connection due to administrator command); run it again to finish"),
+        Ending(
+            drop_connection, 1, "terminating connection due to administrator command): run the command again to finish"
+        ),
     ],
     ids=["ctrl-c", "kill", "connection lost"],
 )
@@ -155,7 +157,7 @@ async def test_an_interrupted_import_leaves_whole_batches_and_the_next_one_finis
 
     retail = read_retail(path)
     loaded = await load(committed_database, retail)
-    assert (loaded.orders_there, loaded.orders_created) == (FIRST_BATCH, INVOICES - FIRST_BATCH)
+    assert (loaded.orders_existing, loaded.orders_created) == (FIRST_BATCH, INVOICES - FIRST_BATCH)
     resumed = await dump()
     await import_into_empty_tables(committed_database, retail)
     assert resumed == await dump()
@@ -188,7 +190,7 @@ async def test_ctrl_c_ends_an_import_that_is_reading_the_file(tmp_path: Path) ->
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert (process.returncode, stdout, stderr) == (130, b"", b"interrupted; run it again to finish\n")
+    assert (process.returncode, stdout, stderr) == (130, b"", b"interrupted: run the command again to finish\n")
     assert list(tmp_path.iterdir()) == [pipe]
 
 

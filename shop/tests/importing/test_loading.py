@@ -124,7 +124,7 @@ async def test_the_whole_file_is_written_for_every_batch_size(
     steps: list[int] = []
     loaded = await load(committed_database, retail, items=items, advance=steps.append)
     assert await dump() == expected_dump(retail)
-    assert loaded == Loaded(users_created=4, users_there=0, orders_created=9, orders_there=0, differing=[])
+    assert loaded == Loaded(users_created=4, users_existing=0, orders_created=9, orders_existing=0, differing=[])
     assert sum(steps) == retail.summary.sale_lines + retail.summary.cancellation_lines == 15
     assert len(steps) == len(list(retail.batches(items=items)))
 
@@ -145,7 +145,7 @@ async def test_a_second_import_changes_nothing(committed_database: Database, ret
     await load(committed_database, retail)
     first = await rows_of(committed_database)
     again = await load(committed_database, retail)
-    assert again == Loaded(users_created=0, users_there=4, orders_created=0, orders_there=9, differing=[])
+    assert again == Loaded(users_created=0, users_existing=4, orders_created=0, orders_existing=9, differing=[])
     assert await rows_of(committed_database) == first
 
 
@@ -156,7 +156,7 @@ async def test_a_longer_file_adds_its_new_orders_and_links_them_to_existing_ones
     await load(committed_database, read_retail(write_csv({})))
     longer = read_retail(write_csv({}, {"Invoice": "500002", "Customer ID": "7", "StockCode": "B"}, cancellation))
     loaded = await load(committed_database, longer)
-    assert loaded == Loaded(users_created=1, users_there=1, orders_created=2, orders_there=1, differing=[])
+    assert loaded == Loaded(users_created=1, users_existing=1, orders_created=2, orders_existing=1, differing=[])
     assert await dump() == expected_dump(longer)
 
 
@@ -167,7 +167,7 @@ async def test_an_order_with_another_total_is_unchanged_and_reported(
     before = await rows_of(committed_database)
     loaded = await load(committed_database, read_retail(write_csv({}, {"Invoice": "500002", "Quantity": "3"})))
     assert loaded == Loaded(
-        users_created=0, users_there=1, orders_created=0, orders_there=2, differing=["retail:500002"]
+        users_created=0, users_existing=1, orders_created=0, orders_existing=2, differing=["retail:500002"]
     )
     assert await rows_of(committed_database) == before
 
@@ -195,7 +195,7 @@ async def test_a_file_without_lines_writes_nothing(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     loaded = await load(committed_database, read_retail(write_csv()))
-    assert loaded == Loaded(users_created=0, users_there=0, orders_created=0, orders_there=0, differing=[])
+    assert loaded == Loaded(users_created=0, users_existing=0, orders_created=0, orders_existing=0, differing=[])
     assert await dump() == EMPTY
 
 
@@ -257,7 +257,7 @@ async def test_concurrent_imports_write_everything_once(
     loads = await asyncio.gather(*(load(committed_database, retail, items=1) for _ in range(4)))
     assert sum(loaded.users_created for loaded in loads) == 4
     assert sum(loaded.orders_created for loaded in loads) == 9
-    assert {loaded.orders_created + loaded.orders_there for loaded in loads} == {9}
+    assert {loaded.orders_created + loaded.orders_existing for loaded in loads} == {9}
     assert await dump() == expected_dump(retail)
 
 

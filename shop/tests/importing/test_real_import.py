@@ -14,9 +14,9 @@ from sqlalchemy import func, select, text
 
 from howdah import Database
 from shop.orders.models import Order, OrderStatus
+from shop.user_orders.service import get_user_order_summary
 from shop.users.models import User
 from shop.users.repository import UserRepository
-from shop.users.service import get_user_order_summary
 
 IMPORT_AND_MEASURE = """
 import sys
@@ -103,7 +103,7 @@ async def test_the_real_file_is_imported_completely_and_once(
         before = await fingerprint(session)
 
     again, _ = await shop_import(real_file, committed_url, tmp_path)
-    assert re.findall(r"created +(\S+)\n +there already +(\S+)", again) == [("0", "4,383"), ("0", "23,585")]
+    assert re.findall(r"created +(\S+)\n +existing +(\S+)", again) == [("0", "4,383"), ("0", "23,585")]
     async with committed_database.session() as session:
         assert await fingerprint(session) == before
 

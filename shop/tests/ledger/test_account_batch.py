@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event, func, select
 
 from howdah import Database
-from shop.ledger.http.account_schemas import AccountIn, AccountLineOut, OpeningRefusal
+from shop.ledger.account_schemas import AccountIn, AccountLineOut, OpeningRefusal
 from shop.ledger.models import Account, AccountPurpose, IdempotencyKey
 from shop.ledger.opening import OpeningRefused, OpeningRequest, OpeningResult, open_accounts
 from shop.users.models import User
@@ -74,8 +74,8 @@ async def test_each_line_is_answered_in_order_with_its_account(client: httpx.Asy
     assert [answer["detail"] for answer in answers] == [
         None,
         None,
-        "user_id: there is no such user",
-        "purpose: there is an account for this purpose and currency already",
+        "user_id: the user doesn't exist",
+        "purpose: there is already an account with this purpose and currency",
         None,
     ]
     for answer in answers:
@@ -251,7 +251,7 @@ async def test_open_accounts_returns_a_result_for_each_request_with_or_without_a
         )
     assert [result.refusal for result in results] == [None, OpeningRefusal.PURPOSE_TAKEN, None, None]
     assert len({result.unwrap().id for result in results if result.refusal is None}) == 3
-    with pytest.raises(OpeningRefused, match="an account for this purpose and currency already"):
+    with pytest.raises(OpeningRefused, match="already an account with this purpose and currency"):
         results[1].unwrap()
 
 

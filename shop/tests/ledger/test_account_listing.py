@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from howdah import Database
 from shop.ledger.account_queries import AccountRepository
-from shop.ledger.accounts import balance_at, system_account
+from shop.ledger.accounts import get_or_open_system_account, read_balance_at
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import AccountPurpose
 from shop.ledger.requests import TransferRequest
@@ -31,7 +31,7 @@ async def test_there_is_one_account_per_purpose_and_currency(client: httpx.Async
 
     async def system_account_id(purpose: AccountPurpose) -> UUID:
         async with stored.begin() as session:
-            return (await system_account(session, purpose, "CHF")).id
+            return (await get_or_open_system_account(session, purpose, "CHF")).id
 
     assert str(await system_account_id(AccountPurpose.FEES)) == fees["id"]
     assert len(set(await asyncio.gather(*(system_account_id(AccountPurpose.CASH_IN) for _ in range(8))))) == 1
@@ -116,13 +116,13 @@ async def test_the_balance_at_a_time_is_found_by_binary_search(stored: Database)
         results += await ledger.submit_many([TransferRequest(a, b, 1)] * 1_000)  # all with the same time
     async with stored.session() as session:
         for number in (0, 17, 39):
-            assert await balance_at(session, b, results[number].unwrap().created_at) == (number + 1, number + 1)
-        assert await balance_at(session, b, results[40].unwrap().created_at) == (1_040, 1_040)
+            assert await read_balance_at(session, b, results[number].unwrap().created_at) == (number + 1, number + 1)
+        assert await read_balance_at(session, b, results[40].unwrap().created_at) == (1_040, 1_040)
         await session.execute(text("SET LOCAL enable_seqscan = off"))
         before = await session.scalar(
             text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'entries'")
         )
-        await AccountRepository(session).last_entry_number(b, results[39].unwrap().created_at)
+        await AccountRepository(session).find_last_entry_number(b, results[39].unwrap().created_at)
         after = await session.scalar(
             text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'entries'")
         )

@@ -210,4 +210,4 @@ async def test_the_database_rejects_an_answer_with_the_wrong_kind(
                 """),
             {"transfer_id": None, "refusal": None, "account_id": None, **values},
         )
-    assert raised.value.constraint in {"ck_idempotency_keys_one_outcome", "ck_idempotency_keys_answer_is_known"}
+    assert raised.value.constraint in {"ck_idempotency_keys_exactly_one_result", "ck_idempotency_keys_answer_is_known"}

@@ -1,4 +1,4 @@
-"""`check_ledger` finds each kind of fault, and reports none in a correct ledger."""
+"""`check_ledger` finds each kind of fault, and reports none in a right ledger."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DatabaseError, lock, savepoint
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import STEPS, LedgerReport, check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest
 from shop_tests.support.checked_ledger import create_ledger
 from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers
 
 
-async def test_a_correct_ledger_has_no_fault_and_its_rows_are_counted(session: AsyncSession) -> None:
+async def test_a_correct_ledger_has_no_fault_and_is_counted(session: AsyncSession) -> None:
     await create_ledger(session)
     assert await check_ledger(session) == LedgerReport(accounts=5, transfers=5, entries=10)
 
 
-async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
+async def test_an_empty_ledger_is_correct(session: AsyncSession) -> None:
     assert await check_ledger(session) == LedgerReport(accounts=0, transfers=0, entries=0)
 
 
@@ -35,15 +35,15 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
     [
         pytest.param(
             {
-                "balances differ from their entries",
+                "balances differ from the sum of the entries",
                 "balances differ from the last entry",
-                "currencies that don't sum to zero",
+                "currencies don't sum to zero",
             },
             ["UPDATE accounts SET balance = balance + 1 WHERE id = :rich"],
             id="a balance",
         ),
         pytest.param(
-            {"balances differ from their entries", "balances differ from the last entry"},
+            {"balances differ from the sum of the entries", "balances differ from the last entry"},
             [
                 "UPDATE accounts SET balance = balance - 1 WHERE id = :rich",
                 "UPDATE accounts SET balance = balance + 1 WHERE id = :poor",
@@ -51,12 +51,12 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             id="two balances that cancel out",
         ),
         pytest.param(
-            {"balances differ from the last entry", "entries don't follow from the one before"},
+            {"balances differ from the last entry", "entry balances don't follow from the entry before"},
             ["UPDATE entries SET balance_after = balance_after + 1 WHERE account_id = :rich AND entry_number = 3"],
             id="the last entry's balance",
         ),
         pytest.param(
-            {"entries don't follow from the one before"},
+            {"entry balances don't follow from the entry before"},
             ["UPDATE entries SET balance_after = 9223372036854775807 WHERE account_id = :rich AND entry_number = 1"],
             id="an earlier entry's balance",
         ),
@@ -67,7 +67,7 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
                 "UPDATE transfers SET to_entry_number = 7 WHERE to_account_id = :rich AND to_entry_number = 3",
                 "UPDATE accounts SET entry_count = 7 WHERE id = :rich",
             ],
-            id="a gap in the versions",
+            id="a gap in the entry numbers",
         ),
         pytest.param(
             {"entry numbers have gaps"},
@@ -75,7 +75,7 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             id="an entry count",
         ),
         pytest.param(
-            {"transfers without their two entries"},
+            {"transfers lack an entry"},
             [
                 """
                 INSERT INTO transfers (
@@ -87,12 +87,12 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             id="a transfer without entries",
         ),
         pytest.param(
-            {"transfers without their two entries", "entries of no transfer that says the same"},
+            {"transfers lack an entry", "entries have no transfer with the same values"},
             ["UPDATE transfers SET amount = amount + 1 WHERE to_account_id = :euros"],
             id="a transfer of another amount",
         ),
         pytest.param(
-            {"transfers without their two entries", "entries of no transfer that says the same"},
+            {"transfers lack an entry", "entries have no transfer with the same values"},
             [
                 "UPDATE entries SET transfer_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
                 " WHERE account_id = :world"
@@ -100,7 +100,7 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             id="entries of another transfer",
         ),
         pytest.param(
-            {"entries of no transfer that says the same"},
+            {"entries have no transfer with the same values"},
             [
                 """
                 INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
@@ -112,7 +112,7 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             id="more than two entries",
         ),
         pytest.param(
-            {"entries of no transfer that says the same"},
+            {"entries have no transfer with the same values"},
             [
                 """
                 INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
@@ -122,23 +122,23 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
                 """,
                 "UPDATE accounts SET entry_count = 4 WHERE id = :poor",
             ],
-            id="an entry of no transfer",
+            id="an entry without a transfer",
         ),
         pytest.param(
-            {"entries of no account", "entries of no transfer that says the same"},
+            {"entries have no account", "entries have no transfer with the same values"},
             [
                 """
                 INSERT INTO entries (account_id, entry_number, transfer_id, amount, balance_after, created_at)
                 VALUES (gen_random_uuid(), 1, gen_random_uuid(), 5, 5, now())
                 """
             ],
-            id="an entry of no account",
+            id="an entry without an account",
         ),
         pytest.param(
             {
-                "entries older than the one before",
-                "entries of another time than their transfer",
-                "entries from the future",
+                "entries are older than the entry before",
+                "entries have another time than their transfer",
+                "entries have a time in the future",
             },
             [
                 """
@@ -150,31 +150,38 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
         ),
         *(
             pytest.param(
-                {f"{table.replace('_', ' ')} from the future", *others},
+                {f"{table.replace('_', ' ')} have a time in the future", *others},
                 [f"UPDATE {table} SET {column} = now() + interval '1 hour' WHERE {column} IS NOT NULL"],
                 id=f"{column} of {table} in the future",
             )
             for table, column, *others in (
                 ("accounts", "created_at"),
                 ("accounts", "updated_at"),
-                ("entries", "created_at", "entries of another time than their transfer"),
-                ("transfers", "created_at", "entries of another time than their transfer"),
-                ("pending_transfers", "created_at", "idempotency keys of another time than their answer"),
-                ("pending_transfers", "settled_at", "pending transfers made otherwise than they were held"),
+                ("entries", "created_at", "entries have another time than their transfer"),
+                ("transfers", "created_at", "entries have another time than their transfer"),
+                (
+                    "pending_transfers",
+                    "created_at",
+                    "idempotency keys have another time than their transfer or account",
+                ),
+                ("pending_transfers", "settled_at", "posted transfers differ from their hold"),
             )
         ),
         pytest.param(
-            {"transfers between currencies"},
+            {"transfers have another currency than their accounts"},
             ["UPDATE transfers SET currency = 'JPY' WHERE to_account_id = :euros"],
             id="a transfer in another currency",
         ),
         pytest.param(
-            {"transfers between currencies", "currencies that don't sum to zero"},
+            {"transfers have another currency than their accounts", "currencies don't sum to zero"},
             ["UPDATE accounts SET currency = 'EUR' WHERE id = :rich"],
             id="an account in another currency",
         ),
         pytest.param(
-            {"reversals that don't go back the way of the transfer", "reversals of more than there was"},
+            {
+                "reversals don't swap the accounts of the original transfer",
+                "reversals exceed the original amount, or their totals are wrong",
+            },
             [
                 "UPDATE transfers SET reverses_id = (SELECT id FROM transfers WHERE to_account_id = :euros)"
                 " WHERE reverses_id IS NOT NULL"
@@ -182,12 +189,12 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             id="a reversal of another transfer",
         ),
         pytest.param(
-            {"reversals of more than there was"},
+            {"reversals exceed the original amount, or their totals are wrong"},
             ["UPDATE transfers SET reversed_total = reversed_total + 1 WHERE reverses_id IS NOT NULL"],
             id="a reversal's running total",
         ),
         pytest.param(
-            {"balances above their limit"},
+            {"balances are above the balance limit"},
             [
                 "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance_within_limit",
                 "UPDATE accounts SET balance_limit = 0 WHERE id = :rich",
@@ -195,60 +202,60 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             id="a limit",
         ),
         pytest.param(
-            {"idempotency keys without what they answered"},
+            {"idempotency keys disagree with their transfer or account"},
             ["UPDATE idempotency_keys SET transfer_id = gen_random_uuid() WHERE key = 'a'"],
-            id="a key of no transfer",
+            id="a key without a transfer",
         ),
         pytest.param(
-            {"held amounts differ from what is pending"},
+            {"held amounts differ from the pending transfers"},
             ["UPDATE accounts SET held = held + 1 WHERE id = :euros"],
             id="a held amount",
         ),
         pytest.param(
-            {"held amounts differ from what is pending"},
+            {"held amounts differ from the pending transfers"},
             ["UPDATE accounts SET held = 1 WHERE id = :rich"],
             id="a held amount where nothing is pending",
         ),
         pytest.param(
-            {"pending transfers posted and not made, or made and not posted"},
+            {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'posted' WHERE state = 'voided'"],
-            id="a pending transfer posted and not made",
+            id="a posted hold without a transfer",
         ),
         pytest.param(
-            {"pending transfers posted and not made, or made and not posted"},
+            {"states of pending transfers disagree with the posted transfers"},
             ["UPDATE pending_transfers SET state = 'voided' WHERE state = 'posted'"],
-            id="a pending transfer made and not posted",
+            id="a transfer of a hold that is not posted",
         ),
         pytest.param(
-            {"pending transfers made otherwise than they were held"},
+            {"posted transfers differ from their hold"},
             ["UPDATE pending_transfers SET amount = 14 WHERE state = 'posted'"],
-            id="more than was pending",
+            id="a transfer of more than the hold",
         ),
         pytest.param(
-            {"pending transfers made otherwise than they were held"},
+            {"posted transfers differ from their hold"},
             ["UPDATE pending_transfers SET to_account_id = :rich WHERE state = 'posted'"],
-            id="a pending transfer made to another account",
+            id="a hold that was posted to another account",
         ),
         pytest.param(
-            {"entries of another time than their transfer"},
+            {"entries have another time than their transfer"},
             ["UPDATE transfers SET created_at = created_at + interval '1 us' WHERE to_account_id = :euros"],
             id="a transfer's time",
         ),
         pytest.param(
-            {"transfers between currencies"},
+            {"transfers have another currency than their accounts"},
             ["UPDATE pending_transfers SET currency = 'JPY' WHERE state = 'pending'"],
             id="a pending transfer in another currency",
         ),
         pytest.param(
-            {"transfers between currencies"},
+            {"transfers have another currency than their accounts"},
             ["UPDATE pending_transfers SET to_account_id = :rich WHERE state = 'voided'"],
             id="a pending transfer to an account in another currency",
         ),
         *(
             pytest.param(
-                {"pending transfers made otherwise than they were held"},
+                {"posted transfers differ from their hold"},
                 [f"UPDATE pending_transfers SET {change} WHERE state = 'posted'"],
-                id=f"a pending transfer made otherwise: {change}",
+                id=f"a hold that differs from its transfer: {change}",
             )
             for change in (
                 "description = ''",
@@ -260,7 +267,7 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
         ),
         *(
             pytest.param(
-                {"idempotency keys of another time than their answer"},
+                {"idempotency keys have another time than their transfer or account"},
                 [f"UPDATE idempotency_keys SET {change}"],
                 id=f"a key's time: {change}",
             )
@@ -270,9 +277,9 @@ async def test_an_empty_ledger_has_no_fault(session: AsyncSession) -> None:
             )
         ),
         pytest.param(
-            {"balances below zero without leave"},
+            {"overdrafts exceed the overdraft limit"},
             [
-                "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance_covered",
+                "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_available_within_overdraft_limit",
                 "UPDATE accounts SET allows_negative = false WHERE id = :world",
             ],
             id="a balance below zero",
@@ -287,20 +294,20 @@ async def test_a_fault_is_found(session: AsyncSession, found: set[str], plant: l
         await session.execute(planting.bindparams(**{name: ids[name] for name in planting._bindparams}))
     await enable_triggers(session)
     report = (await check_ledger(session)).faults
-    assert {fault for fault in report if "seal" not in fault and "guards.sql" not in fault} == found
+    assert {fault for fault in report if "seal" not in fault and "schema" not in fault} == found
     assert all(report.values())
 
 
-async def test_at_most_twenty_findings_of_a_kind_are_reported(session: AsyncSession) -> None:
+async def test_up_to_twenty_findings_of_a_kind_are_reported(session: AsyncSession) -> None:
     for number in range(25):
         await open_account(session, AccountIn(name=str(number), currency="GBP"))
     await disable_triggers(session)
     await session.execute(text("UPDATE accounts SET balance = 1, entry_count = 1"))
     await enable_triggers(session)
     report = (await check_ledger(session)).faults
-    assert len(report["balances differ from their entries"]) == 20
+    assert len(report["balances differ from the sum of the entries"]) == 20
     assert len(report["entry numbers have gaps"]) == 20
-    assert report["currencies that don't sum to zero"] == ["GBP: 25"]
+    assert report["currencies don't sum to zero"] == ["GBP: 25"]
 
 
 async def test_each_step_is_reported_when_it_begins(session: AsyncSession) -> None:
@@ -309,7 +316,7 @@ async def test_each_step_is_reported_when_it_begins(session: AsyncSession) -> No
     assert begun == list(STEPS)
 
 
-async def test_the_check_has_no_statement_timeout_and_little_work_mem(session: AsyncSession) -> None:
+async def test_the_check_has_no_timeout_and_uses_little_memory(session: AsyncSession) -> None:
     await session.execute(text("SET LOCAL statement_timeout = '30s'"))
     await session.execute(text("SET LOCAL work_mem = '1GB'"))
     await check_ledger(session)
@@ -317,7 +324,7 @@ async def test_the_check_has_no_statement_timeout_and_little_work_mem(session: A
         assert await session.scalar(text(f"SHOW {name}")) == value
 
 
-async def test_the_check_finds_no_fault_while_transfers_are_posted(stored: Database) -> None:
+async def test_the_ledger_is_correct_at_every_moment_of_a_busy_run(stored: Database) -> None:
     async with stored.begin() as session:
         accounts = [
             (await open_account(session, AccountIn(name=str(n), currency="GBP", allows_negative=True))).id
@@ -342,7 +349,7 @@ async def test_the_check_finds_no_fault_while_transfers_are_posted(stored: Datab
         reports = [await check("REPEATABLE READ") for _ in range(15)]
         assert [report.faults for report in reports] == [{}] * 15
         assert reports[-1].transfers > reports[0].transfers
-        # the control: in READ COMMITTED each statement has its own snapshot, so the counts differ
+        # the control: a statement each, each with a snapshot of its own, counts what has come in between
         async with asyncio.timeout(30):
             while (seen := await check("READ COMMITTED")).entries == 2 * seen.transfers:
                 pass
@@ -350,14 +357,14 @@ async def test_the_check_finds_no_fault_while_transfers_are_posted(stored: Datab
         stop.set()
         moved = sum(await asyncio.gather(*running))
     async with stored.begin() as session:
-        report = replace(await check_ledger(session), seal=None)  # the shared service may have linked some seals
+        report = replace(await check_ledger(session), seal=None)  # a service may have linked some
         assert report == LedgerReport(accounts=4, transfers=moved, entries=2 * moved)
         assert sum(account.balance for account in (await lock(session, Account, accounts)).values()) == 0
 
 
 @pytest.mark.parametrize("table", ["transfers", "entries"])
 @pytest.mark.parametrize("change", ["UPDATE {} SET amount = amount + 1", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
-async def test_transfers_and_entries_are_never_changed(session: AsyncSession, table: str, change: str) -> None:
+async def test_rows_of_the_ledger_are_never_changed(session: AsyncSession, table: str, change: str) -> None:
     await create_ledger(session)
     with pytest.raises(DatabaseError, match="never changed or deleted") as caught:
         async with savepoint(session):

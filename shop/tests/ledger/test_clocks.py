@@ -14,10 +14,10 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import CheckViolation, Database, bulk, utcnow
-from shop.ledger.accounts import balance_at, change_account, effective_balance, system_account
+from shop.ledger.account_schemas import AccountChange
+from shop.ledger.accounts import change_account, get_or_open_system_account, read_balance_at, read_effective_balance
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.maintenance import delete_old_keys, void_expired
 from shop.ledger.models import Account, AccountPurpose, Entry, IdempotencyKey, PendingTransfer, Transfer
 from shop.ledger.requests import Refusal, TransferRequest
@@ -99,7 +99,7 @@ async def by_bulk_insert(database: Database, a: UUID, b: UUID) -> None:
 
 
 async def system_id(session: AsyncSession) -> UUID:
-    return (await system_account(session, AccountPurpose.CASH_IN, "GBP")).id
+    return (await get_or_open_system_account(session, AccountPurpose.CASH_IN, "GBP")).id
 
 
 ENTRY_POINTS = [by_submit, by_submit_many, by_hold, by_reversal, by_session, by_change, by_bulk_insert]
@@ -126,7 +126,9 @@ async def test_all_times_that_a_process_writes_are_database_times(
         assert (await session.scalars(select(Entry.created_at))).first()
         assert (await check_ledger(session)).faults == {}
         balance = (await session.get_one(Account, b)).balance
-        assert (await balance_at(session, b, after))[0] == await effective_balance(session, b, after) == balance
+        assert (
+            (await read_balance_at(session, b, after))[0] == await read_effective_balance(session, b, after) == balance
+        )
 
 
 @skewed
@@ -233,8 +235,8 @@ async def test_an_account_with_a_future_time_affects_only_its_own_transfers(stor
         found = {id_: (await session.get_one(Account, id_)).updated_at <= now for id_ in (cash_in, a, b, c)}
         assert found == {cash_in: False, a: False, b: True, c: True}
         faults = (await check_ledger(session)).faults
-    assert set(faults) == {"accounts from the future", "entries from the future", "transfers from the future"}
-    assert len(faults["accounts from the future"]) == 2
+    assert set(faults) == {f"{name} have a time in the future" for name in ("accounts", "entries", "transfers")}
+    assert len(faults["accounts have a time in the future"]) == 2
 
 
 async def test_a_rolled_back_transfer_of_an_account_with_a_future_time_affects_no_other_time(stored: Database) -> None:
@@ -309,10 +311,10 @@ LATER = "clock_timestamp() + interval '2 seconds'"
 @pytest.mark.parametrize(
     ("statement", "time", "constraint"),
     [
-        (TRANSFER, LATER, "transfer_in_time"),
-        (PENDING, LATER, "held_in_time"),
-        (ACCOUNT.replace("{}", "created_at", 1), LATER, "opened_in_time"),
-        (ACCOUNT.replace("{}", "updated_at", 1), LATER, "opened_in_time"),
+        (TRANSFER, LATER, "transfer_not_in_future"),
+        (PENDING, LATER, "pending_transfer_not_in_future"),
+        (ACCOUNT.replace("{}", "created_at", 1), LATER, "account_not_in_future"),
+        (ACCOUNT.replace("{}", "updated_at", 1), LATER, "account_not_in_future"),
     ],
 )
 async def test_the_database_rejects_times_ahead_of_its_clock(

@@ -13,7 +13,7 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from howdah import Database
-from shop.ledger.accounts import effective_balance
+from shop.ledger.accounts import read_effective_balance
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, Transfer
@@ -53,7 +53,7 @@ async def reversal(
 
 async def effective(stored: Database, at: datetime, *accounts: UUID) -> list[int]:
     async with stored.session() as session:
-        return [await effective_balance(session, account, at) for account in accounts]
+        return [await read_effective_balance(session, account, at) for account in accounts]
 
 
 async def assert_ledger_is_correct(stored: Database) -> None:
@@ -180,7 +180,7 @@ async def test_the_check_finds_a_reversal_that_takes_effect_before_its_original(
         await disable_triggers(session)
         await session.execute(text("UPDATE transfers SET effective_at = now() WHERE id = :id"), {"id": back.id})
         faults = (await check_ledger(session)).faults
-        assert f"transfer {back.id} reverses {moved.id}" in faults["reversals that take effect before the transfer"]
+        assert f"transfer {back.id} reverses {moved.id}" in faults["reversals take effect before the original transfer"]
         await session.rollback()
 
 

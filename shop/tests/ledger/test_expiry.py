@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import select, text, update
 
 from howdah import Database, LockTimeout, utcnow
+from shop.ledger.account_schemas import AccountChange
 from shop.ledger.accounts import AccountUnchangeable, change_account
-from shop.ledger.expiry import VOID
+from shop.ledger.expiry import VOID_EXPIRED
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.maintenance import void_expired
 from shop.ledger.models import Account, AccountState, IdempotencyKey
 from shop.ledger.requests import Refusal, TransferRecord, TransferRequest, TransferResult
@@ -340,7 +340,7 @@ async def test_expired_holds_are_found_by_account_and_time(stored: Database) -> 
             {"a": a, "b": b},
         )
         await session.execute(text("ANALYZE pending_transfers"))
-        explained = text(f"EXPLAIN {VOID.text}").bindparams(*VOID._bindparams.values())
+        explained = text(f"EXPLAIN {VOID_EXPIRED.text}").bindparams(*VOID_EXPIRED._bindparams.values())
         plan = "\n".join(await session.scalars(explained, {"ids": [a], "at": utcnow()}))
     assert "Seq Scan on pending_transfers" not in plan
     assert "ix_pending_transfers_from_account_id_expires_at" in plan

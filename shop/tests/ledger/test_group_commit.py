@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import select, text, update
 
 from howdah import CoalescerClosed, Database, LockTimeout
+from shop.ledger.account_schemas import AccountChange
 from shop.ledger.accounts import change_account
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.models import Account, AccountState
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
 from shop.ledger.service import transfer_funds

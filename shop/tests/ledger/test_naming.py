@@ -16,10 +16,10 @@ from sqlalchemy import event, func, select
 from howdah import Database
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.transfer_batch import posted_lines
-from shop.ledger.http.transfer_schemas import LinkedIn, PostingIn, VoidingIn
+from shop.ledger.http.transfer_batch import post_transfer_lines
 from shop.ledger.models import IdempotencyKey
 from shop.ledger.requests import TransferRequest
+from shop.ledger.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop.web.batches import BATCH_LINES
 from shop_tests.support.factories import balances, make_account, transfer
 from shop_tests.support.funded_accounts import open_accounts
@@ -269,14 +269,14 @@ async def test_a_key_of_a_line_is_replayed_by_the_single_route(client: httpx.Asy
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
-        ({"from_account_id": str(uuid4())}, "posts and from_account_id exclude each other"),
+        ({"from_account_id": str(uuid4())}, "posts and from_account_id can't be sent together"),
         (
             {"to_account_id": str(uuid4()), "pending_seconds": 5},
-            "posts and to_account_id, pending_seconds exclude each other: with posts there may be amount",
+            "posts and to_account_id, pending_seconds can't be sent together: with posts, send at most amount",
         ),
-        ({"voids": str(uuid4())}, "posts and voids exclude each other"),
-        ({"reverses": None}, "posts and reverses exclude each other"),
-        ({"description": "d"}, "posts and description exclude each other"),
+        ({"voids": str(uuid4())}, "posts and voids can't be sent together"),
+        ({"reverses": None}, "posts and reverses can't be sent together"),
+        ({"description": "d"}, "posts and description can't be sent together"),
         ({"amount": 0}, "amount: Input should be greater than or equal to 1"),
         ({"amount": "1"}, "amount: Input should be a valid integer"),
         ({"posts": "1"}, "posts: Input should be a valid UUID"),
@@ -314,7 +314,7 @@ async def test_the_error_of_a_void_or_reversal_lists_the_excluded_field(client: 
     exclusions: dict[str, dict[str, Any]] = {"voids": {"amount": 1}, "reverses": {"metadata": {"a": "b"}}}
     excluded = exclusions[name]
     [answer] = await batch(client, {name: str(uuid4())} | excluded)
-    assert answer["detail"].startswith(f"{name} and {next(iter(excluded))} exclude each other")
+    assert answer["detail"].startswith(f"{name} and {next(iter(excluded))} can't be sent together")
 
 
 async def lines_of(*lines: dict[str, Any]) -> AsyncIterator[tuple[int, bytes | None]]:
@@ -338,7 +338,7 @@ async def test_the_transfers_of_a_batch_of_lines_are_looked_up_by_one_statement(
         ]
         event.listen(stored.engine.sync_engine, "before_cursor_execute", note)
         try:
-            answers = await posted_lines(lines_of(*lines), session, ledger, "")
+            answers = await post_transfer_lines(lines_of(*lines), session, ledger, "")
         finally:
             event.remove(stored.engine.sync_engine, "before_cursor_execute", note)
         body = b"".join([part async for part in answers])

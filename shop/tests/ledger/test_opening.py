@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import func, select
 
 from howdah import Database, ForeignKeyViolation
+from shop.ledger.account_schemas import AccountIn, OpeningRefusal
 from shop.ledger.accounts import open_account
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountIn, OpeningRefusal
 from shop.ledger.models import Account, AccountPurpose
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_account_once
 from shop.ledger.repository import TransferRepository

@@ -232,7 +232,7 @@ async def test_a_failed_maintenance_job_does_not_stop_the_others(
 
     monkeypatch.setattr(maintenance, "void_expired", fail)
     await open_accounts(stored, 100)
-    async with Ledger(stored) as ledger, maintenance.maintenance(stored, ledger, key_retention_days=30):
+    async with Ledger(stored) as ledger, maintenance.run_maintenance(stored, ledger, key_retention_days=30):
 
         async def is_linked() -> bool:
             async with stored.session() as session:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.maintenance import maintenance
+from shop.ledger.maintenance import run_maintenance
 from shop.ledger.requests import TransferRequest
 from shop.ledger.seals import last_link, link_seals
 from shop.ledger.service import post_transfers
@@ -52,7 +52,7 @@ async def test_the_service_links_new_seals(stored: Database) -> None:
         async with stored.session() as session:
             return bool(await session.scalar(text("SELECT count(*) = count(position) FROM seals")))
 
-    async with Ledger(stored) as ledger, maintenance(stored, ledger, key_retention_days=30):
+    async with Ledger(stored) as ledger, run_maintenance(stored, ledger, key_retention_days=30):
         await open_accounts(stored, 100)
         await until(is_linked)
     async with stored.session() as session:

@@ -9,9 +9,9 @@ from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import DatabaseError, savepoint
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import check_ledger
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.models import Account, AccountState
 from shop.ledger.requests import TransferRequest
 from shop.ledger.seals import Link, last_link
@@ -86,10 +86,10 @@ async def tamper(session: AsyncSession, statements: str) -> None:
 @pytest.mark.parametrize(
     ("found", "change"),
     [
-        pytest.param("transfers that differ from their seal", _ENLARGED, id="a transfer with entries and balances"),
-        pytest.param("sealed transfers that are gone", _REMOVED, id="the last transfer with all that is of it"),
+        pytest.param("transfers differ from their seal", _ENLARGED, id="a transfer with entries and balances"),
+        pytest.param("sealed transfers are missing", _REMOVED, id="the last transfer with all that is of it"),
         *(
-            pytest.param("transfers that differ from their seal", f"UPDATE transfers SET {change}", id=change)
+            pytest.param("transfers differ from their seal", f"UPDATE transfers SET {change}", id=change)
             for change in (
                 "effective_at = effective_at + interval '1 us' WHERE description = '1st'",
                 "description = 'other' WHERE description = '1st'",
@@ -104,7 +104,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
         ),
         *(
             pytest.param(
-                "pending transfers that differ from their last seal",
+                "pending transfers differ from their last seal",
                 f"UPDATE pending_transfers SET {change}",
                 id=change,
             )
@@ -117,7 +117,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
             )
         ),
         pytest.param(
-            "pending transfers that differ from their last seal",
+            "pending transfers differ from their last seal",
             """
             UPDATE pending_transfers SET state = 'pending', settled_at = NULL WHERE state = 'voided';
             UPDATE accounts SET held = held + 10 WHERE name = 'Rich'
@@ -125,7 +125,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
             id="a pending transfer that was voided is pending again",
         ),
         pytest.param(
-            "sealed pending transfers that are gone",
+            "sealed pending transfers are missing",
             """
             DELETE FROM idempotency_keys k USING pending_transfers p WHERE p.id = k.transfer_id AND p.state = 'pending';
             DELETE FROM pending_transfers WHERE state = 'pending';
@@ -135,7 +135,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
         ),
         *(
             pytest.param(
-                "idempotency keys that no seal has, or that differ from it",
+                "idempotency keys are not sealed, or differ from their seal",
                 f"UPDATE idempotency_keys SET {change}",
                 id=change,
             )
@@ -149,13 +149,13 @@ async def tamper(session: AsyncSession, statements: str) -> None:
             )
         ),
         pytest.param(
-            "idempotency keys that no seal has, or that differ from it",
+            "idempotency keys are not sealed, or differ from their seal",
             "INSERT INTO idempotency_keys SELECT (jsonb_populate_record(k, jsonb_build_object('key', 'new'))).*"
             " FROM idempotency_keys k WHERE key = '1st'",
             id="a key more",
         ),
         *(
-            pytest.param("accounts that differ from their last seal", f"UPDATE accounts SET {change}", id=change)
+            pytest.param("accounts differ from their last seal", f"UPDATE accounts SET {change}", id=change)
             for change in (
                 "state = 'open' WHERE name = 'poor'",
                 "name = 'rich' WHERE name = 'Rich'",
@@ -167,9 +167,9 @@ async def tamper(session: AsyncSession, statements: str) -> None:
                 "revision = 0 WHERE name = 'Rich'",
             )
         ),
-        pytest.param("accounts that no seal has", _ADDED_ACCOUNT, id="an account more"),
+        pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an account more"),
         *(
-            pytest.param("seals that don't follow from the one before", f"UPDATE seals SET {change}", id=change)
+            pytest.param("seals don't follow from the seal before", f"UPDATE seals SET {change}", id=change)
             for change in (
                 "created_at = created_at + interval '1 us' WHERE position = 2",
                 "hash = sha256('other') WHERE position = 2",
@@ -177,10 +177,10 @@ async def tamper(session: AsyncSession, statements: str) -> None:
                 "subject = 'accounts' WHERE subject = 'transfers'",
             )
         ),
-        pytest.param("gaps in the chain of seals", "DELETE FROM seals WHERE position = 2", id="a seal less"),
-        pytest.param("gaps in the chain of seals", "DELETE FROM seals WHERE position = 1", id="the first seal less"),
+        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 2", id="a seal less"),
+        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 1", id="the first seal less"),
         pytest.param(
-            "idempotency keys that no seal has, or that differ from it",
+            "idempotency keys are not sealed, or differ from their seal",
             "DELETE FROM seals WHERE position = (SELECT max(position) FROM seals WHERE subject = 'idempotency_keys')",
             id="the last seal of keys less",
         ),
@@ -205,7 +205,7 @@ async def test_a_finding_names_the_row(session: AsyncSession) -> None:
     await create_ledger(session)
     id_ = await session.scalar(text("SELECT id FROM transfers WHERE description = 'last'"))
     await tamper(session, _REMOVED)
-    assert await find_faults(session) == {"sealed transfers that are gone": [f"transfer {id_}"]}
+    assert await find_faults(session) == {"sealed transfers are missing": [f"transfer {id_}"]}
 
 
 async def test_a_change_that_a_later_one_overwrites_is_found(session: AsyncSession) -> None:
@@ -219,8 +219,8 @@ async def test_a_change_that_a_later_one_overwrites_is_found(session: AsyncSessi
         text("UPDATE pending_transfers SET state = 'voided', settled_at = now() WHERE state = 'pending'")
     )
     found = await find_faults(session)
-    assert len(found["accounts that changed between two seals"]) == 1
-    assert len(found["pending transfers that changed between two seals"]) == 1
+    assert len(found["accounts were changed between two seals"]) == 1
+    assert len(found["pending transfers were changed between two seals"]) == 1
 
 
 async def test_a_restored_old_ledger_is_found_by_a_recorded_seal(
@@ -243,7 +243,7 @@ async def test_a_restored_old_ledger_is_found_by_a_recorded_seal(
             raise LookupError
     assert (await check_ledger(session)).faults == {}
     report = await check_ledger(session, since=written)
-    assert report.faults == {"seals that the chain doesn't have": [str(written)]}
+    assert report.faults == {"the chain of seals doesn't have this seal": [str(written)]}
     # a seal with the same position and another hash
     await post_transfers(session, [TransferRequest(world, rich, 2)])
     await session.execute(text("SELECT link_seals(1000)"))

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, paginate
 from shop.ledger.account_queries import AccountRepository, select_entries
-from shop.ledger.accounts import account_now, open_account
-from shop.ledger.http.account_schemas import AccountIn
+from shop.ledger.account_schemas import AccountIn
+from shop.ledger.accounts import open_account, read_account
 from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import find_transfer, post, transfer_funds
@@ -177,7 +177,7 @@ async def test_the_available_amount_is_the_balance_minus_the_held_amount(client:
     assert listed == account
     path = f"/accounts/{a['id']}/balance"
     now = (await client.get(path)).json()
-    assert (now["balance"], now["held"], now["available"], now["entry_count"]) == (100, 120, -20, 1)
+    assert (now["balance"], now["held"], now["available"], now["entry_number"]) == (100, 120, -20, 1)
     for then in ({"entry_number": 1}, {"at": pending["created_at"]}, {"effective_at": pending["created_at"]}):
         body = (await client.get(path, params=then)).json()
         assert (body["balance"], body["held"], body["available"]) == (100, None, None)
@@ -194,7 +194,7 @@ async def test_an_expired_hold_is_read_as_voided_before_it_is_voided(session: As
     late, other = [
         await post(session, TransferRequest(account.id, world.id, amount, pending_seconds=60)) for amount in (30, 5)
     ]
-    assert ((await account_now(session, account.id)).held, (await find_transfer(session, late.id)).state) == (
+    assert ((await read_account(session, account.id)).held, (await find_transfer(session, late.id)).state) == (
         35,
         "pending",
     )
@@ -202,7 +202,7 @@ async def test_an_expired_hold_is_read_as_voided_before_it_is_voided(session: As
     past = datetime.now(UTC) - timedelta(seconds=60)
     await session.execute(update(PendingTransfer).where(PendingTransfer.id == late.id).values(expires_at=past))
 
-    now = await account_now(session, account.id)
+    now = await read_account(session, account.id)
     assert (now.balance, now.held, now.available) == (100, 5, 95)
     found = await find_transfer(session, late.id)
     assert (found.state, found.expires_at, found.held_amount) == ("voided", None, 30)

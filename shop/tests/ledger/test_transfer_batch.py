@@ -12,7 +12,7 @@ import pytest
 
 from howdah import Database
 from shop.ledger.check import check_ledger
-from shop.ledger.http.transfer_schemas import BatchLineOut
+from shop.ledger.transfer_schemas import BatchLineOut
 from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES
 from shop_tests.support.factories import balances, make_account, transfer

@@ -18,7 +18,7 @@ from howdah import Database, paginate, utcnow
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import PendingTransfer, TransferState
 from shop.ledger.requests import TransferRequest
-from shop.ledger.transfer_queries import transfers_matching
+from shop.ledger.transfer_queries import select_transfers
 from shop_tests.support.factories import create, make_account, post_transfer, transfer, walk, walk_back
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.large_ledger import create_large_ledger
@@ -295,7 +295,7 @@ async def test_a_replay_of_many_transfers_has_their_balances(stored: Database) -
 
 async def nodes_of(session: AsyncSession, **filters: Any) -> list[dict[str, Any]]:
     """The plan of the second page of 20 transfers."""
-    listing = transfers_matching(scope="", **filters)
+    listing = select_transfers(scope="", **filters)
     after = (await paginate(session, listing, limit=20)).next
     return await explain(session, partial(paginate, session, listing, limit=20, after=after))
 

@@ -1,4 +1,4 @@
-"""What the database itself makes and refuses, whoever writes: books that don't add up, or that change."""
+"""The ledger's triggers create entries and balances, and reject every other change of the ledger."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ async def write(database: Database, statement: Executable | str, **parameters: U
 
 @pytest.fixture
 async def accounts(stored: Database) -> dict[str, UUID]:
-    """One with a hundred, one empty; one that is closed, one that is frozen, one of no book."""
+    """`a` has 100, `b` is empty, one is frozen, one is closed, and `unknown` doesn't exist."""
     a, b, frozen, closed = await open_accounts(stored, 100, 0, 0, 0)
     for id_, state in ((frozen, "frozen"), (closed, "closed")):
         await write(stored, f"UPDATE accounts SET state = '{state}' WHERE id = :id", id=id_)
     return {"a": a, "b": b, "frozen": frozen, "closed": closed, "unknown": UUID(int=15)}
 
 
-async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accounts: dict[str, UUID]) -> None:
-    """However many of an account there are in a statement, and in whatever order they are given."""
+async def test_new_transfers_create_entries_and_balances(stored: Database, accounts: dict[str, UUID]) -> None:
+    """One statement may have several transfers of an account, in any order."""
     await write(
         stored,
         insert_transfers(
@@ -93,50 +93,64 @@ async def test_a_transfer_makes_its_entries_and_balances(stored: Database, accou
 @pytest.mark.parametrize(
     ("rows", "constraint"),
     [
-        pytest.param([TransferRow(from_entry_number=3)], "transfer_follows", id="a gap"),
-        pytest.param([TransferRow(from_entry_number=1)], "transfer_follows", id="a number that is taken"),
+        pytest.param([TransferRow(from_entry_number=3)], "transfer_matches_accounts", id="a gap"),
+        pytest.param([TransferRow(from_entry_number=1)], "transfer_matches_accounts", id="an entry number that exists"),
         pytest.param(
             [TransferRow(), TransferRow(from_entry_number=4, to_entry_number=2)],
-            "transfer_follows",
-            id="a gap between two",
+            "transfer_matches_accounts",
+            id="a gap between two transfers",
         ),
-        pytest.param([TransferRow(), TransferRow(to_entry_number=2)], "transfer_follows", id="a number twice"),
+        pytest.param(
+            [TransferRow(), TransferRow(to_entry_number=2)], "transfer_matches_accounts", id="an entry number twice"
+        ),
         pytest.param(
             [TransferRow(), TransferRow(from_account="b", from_entry_number=3, to_account="a", to_entry_number=3)],
-            "transfer_follows",
-            id="a gap of the other account",
+            "transfer_matches_accounts",
+            id="a gap in the other account",
         ),
-        pytest.param([TransferRow(currency="EUR")], "transfer_follows", id="of another currency"),
+        pytest.param([TransferRow(currency="EUR")], "transfer_matches_accounts", id="another currency"),
         pytest.param(
             [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, currency="EUR")],
-            "transfer_follows",
-            id="of two currencies",
+            "transfer_matches_accounts",
+            id="two currencies",
         ),
-        pytest.param([TransferRow(to_account="unknown")], "transfer_follows", id="to an account that doesn't exist"),
-        pytest.param([TransferRow(to_account="frozen")], "transfer_follows", id="to an account that is frozen"),
-        pytest.param([TransferRow(to_account="closed")], "transfer_follows", id="to an account that is closed"),
-        pytest.param([TransferRow(age=timedelta(days=1))], "transfer_follows", id="older than the one before"),
+        pytest.param(
+            [TransferRow(to_account="unknown")], "transfer_matches_accounts", id="to an account that doesn't exist"
+        ),
+        pytest.param(
+            [TransferRow(to_account="frozen")], "transfer_matches_accounts", id="to an account that is frozen"
+        ),
+        pytest.param(
+            [TransferRow(to_account="closed")], "transfer_matches_accounts", id="to an account that is closed"
+        ),
+        pytest.param(
+            [TransferRow(age=timedelta(days=1))], "transfer_matches_accounts", id="older than the previous entry"
+        ),
         pytest.param(
             [TransferRow(), TransferRow(from_entry_number=3, to_entry_number=2, age=timedelta(microseconds=1))],
-            "transfer_follows",
-            id="older than the one before of the statement",
+            "transfer_matches_accounts",
+            id="older than the previous entry of the statement",
         ),
-        pytest.param([TransferRow(amount=101)], "ck_accounts_balance_covered", id="more than there is"),
-        pytest.param([TransferRow(amount=0)], "ck_transfers_amount_positive", id="nothing"),
-        pytest.param([TransferRow(amount=-1)], "ck_transfers_amount_positive", id="turned round"),
-        pytest.param([TransferRow(to_account="a", to_entry_number=3)], "ck_transfers_accounts_differ", id="to itself"),
+        pytest.param(
+            [TransferRow(amount=101)], "ck_accounts_available_within_overdraft_limit", id="more than the balance"
+        ),
+        pytest.param([TransferRow(amount=0)], "ck_transfers_amount_positive", id="an amount of 0"),
+        pytest.param([TransferRow(amount=-1)], "ck_transfers_amount_positive", id="a negative amount"),
+        pytest.param(
+            [TransferRow(to_account="a", to_entry_number=3)], "ck_transfers_accounts_differ", id="to the same account"
+        ),
     ],
 )
-async def test_a_transfer_that_does_not_follow_is_refused(
+async def test_a_transfer_that_does_not_match_its_accounts_is_rejected(
     stored: Database, accounts: dict[str, UUID], rows: list[TransferRow], constraint: str
 ) -> None:
-    with pytest.raises(CheckViolation) as refused:
+    with pytest.raises(CheckViolation) as rejected:
         await write(stored, insert_transfers(accounts, *rows))
-    assert refused.value.constraint == constraint
+    assert rejected.value.constraint == constraint
 
 
-async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts: dict[str, UUID]) -> None:
-    """Even if their number makes up for a gap."""
+async def test_an_entry_number_of_two_transfers_is_rejected(stored: Database, accounts: dict[str, UUID]) -> None:
+    """Even if a gap makes their number right."""
     with pytest.raises((CheckViolation, UniqueViolation)):
         await write(
             stored,
@@ -171,15 +185,15 @@ async def test_a_version_of_two_transfers_is_refused(stored: Database, accounts:
         "UPDATE accounts SET id = gen_random_uuid()",
     ],
 )
-async def test_what_is_in_the_books_stays_as_it_is(stored: Database, accounts: dict[str, UUID], change: str) -> None:
+async def test_accounts_transfers_and_entries_are_never_changed_or_deleted_directly(
+    stored: Database, accounts: dict[str, UUID], change: str
+) -> None:
     with pytest.raises(DatabaseError, match="never"):
         await write(stored, change)
 
 
 @pytest.mark.parametrize(("balance", "held", "entry_count"), [(100, 0, 0), (100, 0, 1), (0, 0, 1), (0, 1, 0)])
-async def test_an_account_is_opened_with_nothing_in_it(
-    stored: Database, balance: int, held: int, entry_count: int
-) -> None:
+async def test_a_new_account_is_empty(stored: Database, balance: int, held: int, entry_count: int) -> None:
     opened = """
         INSERT INTO accounts (
             id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata, entry_count, revision,
@@ -187,21 +201,21 @@ async def test_an_account_is_opened_with_nothing_in_it(
         ) VALUES (gen_random_uuid(), 'A', 'GBP', {}, {}, true, 0, 'open', '{{}}', {}, 0, now(), now())
         """
     await write(stored, opened.format(0, 0, 0))
-    with pytest.raises(CheckViolation) as refused:
+    with pytest.raises(CheckViolation) as rejected:
         await write(stored, opened.format(balance, held, entry_count))
-    assert refused.value.constraint == "opened_empty"
+    assert rejected.value.constraint == "new_account_is_empty"
 
 
-async def test_entries_stay_in_order_whatever_time_an_account_is_said_to_be_of(
+async def test_entries_stay_in_order_if_updated_at_of_an_account_is_set_back(
     stored: Database, accounts: dict[str, UUID]
 ) -> None:
     await write(stored, "UPDATE accounts SET updated_at = now() - interval '1 year' WHERE id = :a", a=accounts["a"])
-    with pytest.raises(CheckViolation) as refused:
+    with pytest.raises(CheckViolation) as rejected:
         await write(stored, insert_transfers(accounts, TransferRow(age=timedelta(days=1))))
-    assert refused.value.constraint == "transfer_follows"
+    assert rejected.value.constraint == "transfer_matches_accounts"
 
 
-async def test_the_entries_are_those_of_the_books_whatever_else_is_called_so(
+async def test_a_temporary_table_does_not_take_the_place_of_the_entries(
     stored: Database, accounts: dict[str, UUID]
 ) -> None:
     async with stored.begin() as session:
@@ -212,8 +226,8 @@ async def test_the_entries_are_those_of_the_books_whatever_else_is_called_so(
         assert await session.scalar(found, {"a": accounts["a"], "b": accounts["b"]}) == 3
 
 
-async def test_every_change_that_makes_no_entry_is_counted(stored: Database, accounts: dict[str, UUID]) -> None:
-    """So that nobody goes on deciding on what an account was."""
+async def test_revision_counts_every_change_that_creates_no_entry(stored: Database, accounts: dict[str, UUID]) -> None:
+    """Optimistic posting relies on it."""
 
     async def revision() -> int:
         async with stored.session() as session:

@@ -21,9 +21,9 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, InvalidValue
+from shop.ledger.account_schemas import AccountChange, AccountIn
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.account_schemas import AccountChange, AccountIn
 from shop.ledger.models import Account, IdempotencyKey
 from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRequest
 from shop.ledger.service import as_linked_chain, post, post_transfers, post_with_locks, transfer_funds

@@ -95,7 +95,7 @@ async def test_nothing_is_made_of_nothing(client: httpx.AsyncClient, body: bytes
 async def test_one_bad_line_fails_all_and_is_named(client: httpx.AsyncClient, bad: str, before: int) -> None:
     body = "".join(f"{line(f'before{n}')}\n" for n in range(before)) + f"\n{bad}\n{line('behind')}\n"
     response = await client.post("/users/bulk", content=body.encode(), headers=NDJSON)
-    assert_problem(response, 422, "bad-line", line=before + 2)
+    assert_problem(response, 422, "invalid-line", line=before + 2)
     assert await emails(client) == []
 
 
@@ -121,7 +121,7 @@ async def test_an_array_that_cannot_be_read_is_refused_with_the_place(
     client: httpx.AsyncClient, body: bytes, place: int
 ) -> None:
     response = await client.post("/users/bulk", content=body, headers={"Content-Type": "application/json"})
-    assert_problem(response, 422, "bad-line", line=place)
+    assert_problem(response, 422, "invalid-line", line=place)
     assert await emails(client) == []
 
 

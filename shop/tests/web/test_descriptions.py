@@ -23,7 +23,7 @@ async def test_every_status_that_the_service_returns_is_described(client: httpx.
     answers = [
         await client.get(path, headers={"If-None-Match": etag}),
         await client.get("/users", params={"after": "damaged"}),
-        await client.post("/transfers", json={}),
+        await client.post("/transfers", json={}, headers={"Idempotency-Key": "k"}),
         await client.post("/users", content=b"\xff", headers={"Content-Type": "application/json"}),
         await client.get(nobody),
         await client.post("/users", json=duplicate),

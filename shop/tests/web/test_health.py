@@ -44,7 +44,7 @@ async def test_the_service_is_not_ready_without_a_database_and_answers_within_se
     async with http_client(create_app(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
-        assert_problem(await client.get("/users"), 503, "cannot-connect")
+        assert_problem(await client.get("/users"), 503, "connection-failed")
         assert time.monotonic() - started < 5
 
 
@@ -83,9 +83,9 @@ async def test_the_service_is_not_ready_until_the_schema_is_current(
     ("statement", "undone", "detail"),
     [
         (
-            "ALTER TABLE transfers DISABLE TRIGGER booked",
-            "ALTER TABLE transfers ENABLE TRIGGER booked",
-            "trigger booked on transfers: disabled",
+            "ALTER TABLE transfers DISABLE TRIGGER post_transfers",
+            "ALTER TABLE transfers ENABLE TRIGGER post_transfers",
+            "trigger post_transfers on transfers: disabled",
         ),
         (
             "ALTER TABLE accounts RENAME TO ledger_accounts",
@@ -93,7 +93,7 @@ async def test_the_service_is_not_ready_until_the_schema_is_current(
             "table accounts: missing",
         ),
         (
-            "CREATE TRIGGER harm BEFORE INSERT ON transfers FOR EACH ROW EXECUTE FUNCTION refuse_change()",
+            "CREATE TRIGGER harm BEFORE INSERT ON transfers FOR EACH ROW EXECUTE FUNCTION reject_change()",
             "DROP TRIGGER harm ON transfers",
             "trigger harm on transfers: unknown",
         ),
@@ -162,7 +162,7 @@ async def test_the_metrics_report_the_batches(client: httpx.AsyncClient) -> None
 
     async def read_metrics() -> dict[str, float]:
         lines = [line.rsplit(" ", 1) for line in _lines(await client.get("/metrics"))]
-        return {name: float(value) for name, value in lines if 'of="user"' in name}
+        return {name: float(value) for name, value in lines if 'queue="user"' in name}
 
     before = await read_metrics()
     await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(20)))
@@ -170,10 +170,10 @@ async def test_the_metrics_report_the_batches(client: httpx.AsyncClient) -> None
 
     trips = after['shop_batch_size_count{queue="user"}'] - before['shop_batch_size_count{queue="user"}']
     assert 1 <= trips <= 20
-    for figure in ("trip_items", "wait_seconds"):
-        buckets = [value for name, value in after.items() if name.startswith(f"shop_shared_{figure}_bucket")]
+    for figure in ("size", "wait_seconds"):
+        buckets = [value for name, value in after.items() if name.startswith(f"shop_batch_{figure}_bucket")]
         assert buckets == sorted(buckets)
-        assert buckets[-1] == after[f'shop_shared_{figure}_count{{queue="user"}}']
+        assert buckets[-1] == after[f'shop_batch_{figure}_count{{queue="user"}}']
     assert after['shop_batch_wait_seconds_count{queue="user"}'] >= 20
     assert after['shop_batch_waiters{queue="user"}'] == 0
     assert after['shop_batch_rejections_total{queue="user"}'] == 0

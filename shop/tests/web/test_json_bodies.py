@@ -228,6 +228,6 @@ async def test_a_user_with_a_duplicate_name_fails_the_import_and_is_reported_by_
     users = ['{"email": "a@example.com", "name": "A"}', '{"email": "b@example.com", "name": "B", "name": "C"}']
     content = f"[{','.join(users)}]" if kind is JSON else "\n".join(users)
     response = await client.post("/users/bulk", content=content, headers=kind)
-    problem = assert_problem(response, 422, "bad-line", line=2)
+    problem = assert_problem(response, 422, "invalid-line", line=2)
     assert "the name 'name' occurs more than once" in problem["detail"]
     assert (await client.get("/users")).json()["items"] == []

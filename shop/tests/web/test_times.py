@@ -13,8 +13,8 @@ import httpx
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-import shop.ledger.http.account_schemas
-import shop.ledger.http.transfer_schemas
+import shop.ledger.account_schemas
+import shop.ledger.transfer_schemas
 import shop.orders.schemas
 import shop.users.schemas
 from shop.app import create_app
@@ -58,9 +58,9 @@ def query_times() -> Iterator[Any]:
 def input_times() -> Iterator[Any]:
     """Each field of a request model that is a time."""
     for module in (
-        shop.ledger.http.account_schemas,
+        shop.ledger.account_schemas,
         shop.orders.schemas,
-        shop.ledger.http.transfer_schemas,
+        shop.ledger.transfer_schemas,
         shop.users.schemas,
     ):
         for model in vars(module).values():
@@ -164,7 +164,8 @@ def test_a_moment_is_within_the_bounds_and_in_utc() -> None:
 
 @pytest.mark.parametrize("value", ["1.0", "+1", " 1", "1_0", "1e1"])
 @pytest.mark.parametrize(
-    "path", ["/accounts/{id}/balance?version=", "/orders?total_from=", "/orders/export?total_to=", "/transfers?limit="]
+    "path",
+    ["/accounts/{id}/balance?entry_number=", "/orders?total_from=", "/orders/export?total_to=", "/transfers?limit="],
 )
 async def test_an_integer_parameter_accepts_only_decimal_digits(
     client: httpx.AsyncClient, path: str, value: str

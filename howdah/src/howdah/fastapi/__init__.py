@@ -16,9 +16,19 @@ from __future__ import annotations
 
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.handlers import add_error_handlers
+from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
+from howdah.fastapi.preconditions import (
+    NOT_MODIFIED,
+    IfMatch,
+    PreconditionFailed,
+    PreconditionRequired,
+    RequiredIfMatch,
+    check_if_match,
+    make_etag,
+)
 from howdah.fastapi.problem import (
     HTTP_STATUS_BY_ERROR,
     PROBLEM_JSON,
@@ -41,19 +51,27 @@ from howdah.fastapi.view_responses import json_response, page_response
 
 __all__ = [
     "HTTP_STATUS_BY_ERROR",
+    "NOT_MODIFIED",
     "PROBLEM_JSON",
     "RETRY_AFTER_SECONDS",
     "DbSession",
     "DecimalDigits",
+    "IfMatch",
     "InputError",
     "InvalidJSON",
+    "MissingHeader",
     "PageOut",
     "PageParameters",
+    "PreconditionFailed",
+    "PreconditionRequired",
     "Problem",
     "RFC3339Datetime",
     "ReadDbSession",
+    "RepeatedHeader",
+    "RequiredIfMatch",
     "StrictJSONRoute",
     "add_error_handlers",
+    "check_if_match",
     "database_from_state",
     "describe_problems",
     "error_response",
@@ -62,8 +80,10 @@ __all__ = [
     "get_read_db",
     "get_schema_ref",
     "json_response",
+    "make_etag",
     "page_response",
     "parse_json",
     "problem_response",
     "session_dependency",
+    "single_header",
 ]

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from howdah import errors
 from howdah.fastapi.openapi import add_problem_descriptions
-from howdah.fastapi.problem import error_response, problem_response, to_problem_code
+from howdah.fastapi.problem import ProblemException, error_response, problem_response, to_problem_code
 from howdah.fastapi.websockets import WebSocketErrors
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
@@ -33,12 +33,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     - 422 with parameters or a body,
     - 404 with a path parameter,
-    - 400 with `PageParameters` or a body,
-    - 412 with an `If-Match` header,
+    - 400 with `PageParameters`, a body, or a `single_header`,
+    - 412 with an `If-Match` header, and 428 with `RequiredIfMatch`,
     - 503 with a session or the database,
     - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.
 
-    A route declares other statuses, such as 428, with `responses=describe_problems(428)`. Responses that a route
+    A route declares other statuses, such as 429, with `responses=describe_problems(429)`. Responses that a route
     declares itself are never changed.
 
     A mounted application has error handlers and an OpenAPI description of its own: call this function for it, too.
@@ -76,7 +76,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     detail = error.detail
     return problem_response(
         error.status_code,
-        to_problem_code(phrase),
+        error.code if isinstance(error, ProblemException) else to_problem_code(phrase),
         title=phrase,
         detail=detail if isinstance(detail, str) and detail else None,
         headers=error.headers,

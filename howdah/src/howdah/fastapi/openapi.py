@@ -15,7 +15,9 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from howdah.fastapi.headers import is_single_header
 from howdah.fastapi.pages import PageParameters
+from howdah.fastapi.preconditions import require_if_match
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
 
@@ -104,7 +106,8 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
     dependants = list(_iterate_dependants(route.dependant))
     calls = [each.call for each in dependants]
     # FastAPI answers 400 to a body that isn't UTF-8, for example, or that has a number of 5,000 digits.
-    if route.body_field is not None or any(_has_page_parameters(each) for each in dependants):
+    has_pages = any(_has_page_parameters(each) for each in dependants)
+    if route.body_field is not None or has_pages or any(map(is_single_header, calls)):
         yield HTTPStatus.BAD_REQUEST
     if any(place == "path" for place, _ in parameters):
         yield HTTPStatus.NOT_FOUND
@@ -112,6 +115,8 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
         yield HTTPStatus.CONFLICT
     if ("header", "if-match") in parameters:
         yield HTTPStatus.PRECONDITION_FAILED
+    if require_if_match in calls:
+        yield HTTPStatus.PRECONDITION_REQUIRED
     if any(map(is_database_dependency, calls)):
         yield HTTPStatus.SERVICE_UNAVAILABLE
 

@@ -10,6 +10,7 @@ import orjson
 from fastapi import Response
 from fastapi.encoders import jsonable_encoder
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from howdah import errors
 
@@ -36,6 +37,14 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
 
 # `Retry-After` is in whole seconds, so this is the shortest wait.
 RETRY_AFTER_SECONDS: Final = 1
+
+
+class ProblemException(HTTPException):
+    """An `HTTPException` whose problem has the type `urn:howdah:problem:<code>`."""
+
+    def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
+        super().__init__(status, detail)
+        self.code = code
 
 
 class InputError(BaseModel):

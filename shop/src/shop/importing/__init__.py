@@ -1,1 +1,1 @@
-"""Brings the history of other systems into the shop."""
+"""Import data of other systems."""

@@ -1,4 +1,4 @@
-"""Decides of every line whether it is a sale, a cancellation or a reject, and for which reason."""
+"""Classify every line as a sale, a cancellation or rejected, with the reason."""
 
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from enum import StrEnum
@@ -12,35 +12,35 @@ from shop.importing.time_formats import parse_time
 LARGEST_QUANTITY = 2**31 - 1  # PostgreSQL's integer
 LARGEST_CENTS = 2**63 - 1  # PostgreSQL's bigint
 
-# What the columns of users and orders hold; a reference takes a few characters more than the invoice's code.
+# The columns of users and orders are this long. A reference is the invoice's code with a prefix.
 LONGEST_CODE = 50
 LONGEST_DESCRIPTION = 500
 LONGEST_COUNTRY = 100
 
 
 class Reason(StrEnum):
-    """Why a line is rejected. Checked in this order, and the first that applies is given; the codes are stable."""
+    """Why a line is rejected. The first reason in this order that applies. The codes are stable."""
 
     MALFORMED_RECORD = "malformed-record"
-    """A CSV record with too few or too many fields, or with broken quotes; the detail holds its text."""
+    """A CSV record with too few or too many fields, or with broken quotes. The detail is its text."""
     UNREADABLE_VALUE = "unreadable-value"
-    """A value that is no number, no date or no code, or is too long; the detail names its column."""
+    """A value is not a number, a date or a code, or is too long. The detail names its column."""
     NO_INVOICE = "no-invoice"
     BAD_DEBT = "bad-debt"
-    """An adjustment of the books: the invoice begins with `A`."""
+    """An adjustment of bad debt: the invoice begins with `A`."""
     NO_CUSTOMER = "no-customer"
     MISSING_VALUE = "missing-value"
-    """No stock code, quantity or date; the detail names the column."""
+    """The stock code, quantity or date is missing. The detail names the column."""
     NO_PRICE = "no-price"
     """The price is missing, zero or negative."""
     SALE_NOT_POSITIVE = "sale-not-positive"
-    """A sale of no pieces or fewer."""
+    """A sale with a quantity of zero or less."""
     CANCELLATION_NOT_NEGATIVE = "cancellation-not-negative"
-    """A cancellation (the invoice begins with `C`) of no pieces or more."""
+    """A cancellation (the invoice begins with `C`) with a quantity of zero or more."""
     OUT_OF_RANGE = "out-of-range"
     """Too large for PostgreSQL: the quantity (integer), the price, the line's amount or the invoice's sum (bigint)."""
     ANOTHER_CUSTOMER = "another-customer"
-    """Most lines of the invoice name one customer and this line another; the detail names the one."""
+    """Most lines of the invoice have another customer. The detail names that customer."""
 
 
 REASON_TYPE = pl.Enum([reason.value for reason in Reason])
@@ -52,20 +52,22 @@ _NUMBERS = ("Quantity", "Price", "Customer ID")
 _WHOLE_NUMBER = r"^(-?[0-9]+)(?:\.0*)?$"
 _CUSTOMER_NUMBER = r"^([0-9]{1,18})(?:\.0*)?$"
 _DECIMAL_NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
-# U+FFFD stands where bytes were no UTF-8, so two codes that differ may look the same; PostgreSQL can't store U+0000.
+# U+FFFD replaces invalid UTF-8, so different codes may become equal. PostgreSQL can't store U+0000.
 _BROKEN_CODE = "[\ufffd\x00]"
 
 
 def classify(lines: pl.DataFrame, times: TimeFormat) -> pl.DataFrame:
-    """One row for each row of `read_lines`, in the same order: its parsed values, and a `reason` if it is rejected.
-    `times` is the format of the file's times.
+    """Parse the rows of `read_lines`. The result has a row for each of them, in the same order.
 
-    `line`, `reason` (null for a sale or a cancellation), `detail`; `customer` and `country`, of rejected lines too;
-    `invoice`, `is_cancellation`, `placed_at` (UTC), `stock_code`, `description`, `quantity` (pieces, above zero for a
-    cancellation too), `unit_price_cents`.
+    `times` is the format of the file's times. The columns are:
 
-    Space around a value goes, an empty value is null, and so is "NaN" for a number. A character that PostgreSQL can't
-    store becomes U+FFFD in a description or a country.
+    - `line`, `reason` (null for a sale or a cancellation), `detail`,
+    - `customer` and `country`, for rejected lines too,
+    - `invoice`, `is_cancellation`, `placed_at` (UTC), `stock_code`, `description`, `quantity` (above zero, for a
+      cancellation too), `unit_price_cents`.
+
+    Spaces around a value are removed. An empty value is null, and so is "NaN" in a column of numbers. A character that
+    PostgreSQL can't store becomes U+FFFD in a description or a country.
     """
     values = lines.with_columns(pl.col(COLUMNS).str.strip_chars()).with_columns(
         pl.when(_present(name)).then(pl.col(name)) for name in COLUMNS
@@ -98,9 +100,10 @@ def classify(lines: pl.DataFrame, times: TimeFormat) -> pl.DataFrame:
 
 
 def price_in_cents(text: str) -> int | None:
-    """A price in whole pence, half a penny rounded up; None where PostgreSQL's bigint can't hold it.
+    """A price in whole pence, with half a penny rounded up. None if it exceeds PostgreSQL's bigint.
 
-    Reckoned in decimals. A float comes as its shortest decimal text, so 1.005 is 101 pence though the float lies below.
+    Computed in decimals. A float is passed as its shortest decimal text, so 1.005 is 101 pence, although the float is a
+    little less.
     """
     try:
         cents = int(Decimal(text).quantize(Decimal("0.01"), ROUND_HALF_UP).scaleb(2))
@@ -110,6 +113,7 @@ def price_in_cents(text: str) -> int | None:
 
 
 def _with_reason(parsed: pl.DataFrame) -> pl.DataFrame:
+    """Add the columns `reason` and `detail`: the first `Reason` that applies."""
     is_cancellation = pl.col("is_cancellation")
     quantity, cents = pl.col("signed_quantity"), pl.col("unit_price_cents")
     unreadable = pl.coalesce(
@@ -136,7 +140,7 @@ def _with_reason(parsed: pl.DataFrame) -> pl.DataFrame:
         Reason.NO_PRICE: _PRICE.is_null() | (_PRICE.cast(pl.Float64, strict=False) <= 0),
         Reason.SALE_NOT_POSITIVE: ~is_cancellation & (quantity <= 0),
         Reason.CANCELLATION_NOT_NEGATIVE: is_cancellation & (quantity >= 0),
-        # A number too large to be parsed is null here. The division asks whether quantity × cents would overflow.
+        # A number that is too large is null here. The division checks whether quantity × cents would overflow.
         Reason.OUT_OF_RANGE: quantity.is_null()
         | ~quantity.is_between(-LARGEST_QUANTITY, LARGEST_QUANTITY)
         | cents.is_null()
@@ -184,7 +188,7 @@ def _storable(text: pl.Expr) -> pl.Expr:
 
 
 def _cents(prices: pl.Series) -> pl.Series:
-    """`price_in_cents` of each price that is a number; a price that occurs often is parsed once."""
+    """`price_in_cents` of each price that is a number. Equal prices are parsed once."""
     distinct = prices.filter(prices.str.contains(_DECIMAL_NUMBER)).unique()
     cents = pl.Series([price_in_cents(text) for text in distinct], dtype=pl.Int64)
     return prices.replace_strict(distinct, cents, default=None, return_dtype=pl.Int64)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shop.importing.retail import RetailFile
     from shop.settings import Settings
 
-commands = typer.Typer(help="Bring in the history of other systems.", no_args_is_help=True)
+commands = typer.Typer(help="Import data of other systems.", no_args_is_help=True)
 
 _out = Console(soft_wrap=True, markup=False, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -41,8 +41,8 @@ def import_retail(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="CSV of the lines that can't be imported, with reasons; always written, be it only a header",
-            show_default="FILE.rejects.csv, here",
+            help="CSV of the rejected lines, with reasons. Always written, at least its header",
+            show_default="FILE.rejects.csv in the current directory",
         ),
     ] = None,
     times: Annotated[
@@ -50,23 +50,25 @@ def import_retail(
         typer.Option(help="The format of the file's times", show_default="the format that all lines fit"),
     ] = None,
 ) -> None:
-    """Make users of a retail file's customers, and orders of its invoices.
+    """Create users from the customers of a retail file, and orders from its invoices.
 
-    What is there already is left alone: run again, it adds what an interrupted import left out, or nothing.
+    Users and orders that exist already are not changed. After an interrupted import, run the command again: it adds the
+    rest.
     """
     try:
         _import(file, Path(f"{file.name}.rejects.csv") if rejects is None else rejects, times)
     except KeyboardInterrupt:
-        _err.print("interrupted; run it again to finish", style="bold red")
+        _err.print("interrupted: run the command again to finish", style="bold red")
         raise typer.Exit(130) from None
 
 
 def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
-    # here, because `shop --help` imports this module: polars and alembic take half a second
+    """Read the file, write the rejected lines, and load the rest into the database."""
+    # Imported here, because `shop --help` imports this module. Polars and Alembic take half a second.
     from shop import migrations
     from shop.importing.report import report
     from shop.importing.retail import read_retail
-    from shop.memory import settle
+    from shop.memory import freeze_loaded_objects
     from shop.postgres import located
     from shop.settings import Settings
 
@@ -77,10 +79,10 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
         retail.write_rejects(rejects)
         progress.update(task, description="preparing the database")
         with located(settings) as location:
-            asyncio.run(_reach(location.url, settings))
+            asyncio.run(_check_connection(location.url, settings))
             migrations.upgrade(location.url)
             progress.remove_task(task)
-            settle()
+            freeze_loaded_objects()
             started = perf_counter()
             loaded = asyncio.run(_load(location.url, settings, retail, progress))
             seconds = perf_counter() - started
@@ -89,8 +91,8 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
     _out.print(report(retail.summary, loaded, rejects))
 
 
-async def _reach(url: str, settings: Settings) -> None:
-    """Raise `Unavailable` for a database that can't be reached, before the migrations trip over it."""
+async def _check_connection(url: str, settings: Settings) -> None:
+    """Raise `Unavailable` if the database can't be reached. Alembic would show a traceback."""
     from shop.postgres import open_database
 
     async with open_database(url, settings, application_name="shop import") as database:
@@ -103,7 +105,7 @@ async def _load(url: str, settings: Settings, retail: RetailFile, progress: Prog
 
     task = progress.add_task("importing lines", total=_accepted_lines(retail))
     async with open_database(url, settings, application_name="shop import") as database:
-        progress.advance(task, 0)  # the first batch is measured from here
+        progress.advance(task, 0)  # starts the measurement of the rate, which the first batch completes
         return await load(database, retail, advance=lambda lines: progress.advance(task, lines))
 
 
@@ -112,8 +114,10 @@ def _accepted_lines(retail: RetailFile) -> int:
 
 
 def _progress_bar() -> Progress:
-    """Done of all, rate, time gone and time left, on standard error if that is a terminal. It goes when it is done, so
-    that an error is one line."""
+    """A progress bar with the rate and the elapsed and remaining time, on standard error if that is a terminal.
+
+    It is removed at the end, so that an error message is the only line.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Groups accepted lines into invoices, and rejects what can't be part of its invoice."""
+"""Group accepted lines into invoices, and reject lines that don't belong to their invoice."""
 
 import polars as pl
 
@@ -9,10 +9,11 @@ AMOUNT = pl.col("quantity").cast(pl.Int64) * pl.col("unit_price_cents")
 
 
 def reject_in_context(accepted: pl.DataFrame) -> pl.DataFrame:
-    """The lines, each sound by itself, that their invoice can't hold: `line`, `reason`, `detail`.
+    """The accepted lines that are rejected because of other lines of their invoice: `line`, `reason`, `detail`.
 
-    An invoice belongs to the customer whom most of its lines name, of several to the one named first; the lines that
-    name another are rejected. An invoice whose total is beyond PostgreSQL's bigint is rejected with all its lines.
+    An invoice belongs to the customer that most of its lines have. If several customers have equally many lines, it
+    belongs to the one that occurs first. Lines with another customer are rejected. If the total of an invoice exceeds
+    PostgreSQL's bigint, all its lines are rejected.
     """
     shares = (
         accepted.lazy()
@@ -44,7 +45,7 @@ def reject_in_context(accepted: pl.DataFrame) -> pl.DataFrame:
 
 
 def group_into_invoices(accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The invoices, and their lines in the same order, each invoice's in the order of the file.
+    """The invoices, and their lines in the order of the invoices and then of the file.
 
     Invoices: `position` (by `placed_at`, sales first, then `invoice`), `invoice`, `customer`, `placed_at` (that of the
     earliest line), `is_cancellation`, `item_count`, `cancels` (an `invoice`), `is_whole` (see `link_cancellations`).

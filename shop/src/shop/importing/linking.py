@@ -1,4 +1,4 @@
-"""Finds the sale that a cancellation reverses. The file doesn't name it, so it is told from what was sold to whom."""
+"""Find the sale that a cancellation reverses. The file doesn't name it, so customers and items are compared."""
 
 from collections import Counter, defaultdict
 from itertools import islice, takewhile
@@ -6,40 +6,40 @@ from typing import TypeAlias
 
 import polars as pl
 
-_WARE = ("customer", "stock_code", "unit_price_cents")
+_PRODUCT = ("customer", "stock_code", "unit_price_cents")
 _LINK = {"position": pl.UInt32(), "sale": pl.UInt32(), "is_whole": pl.Boolean()}
 
-_Ware: TypeAlias = tuple[int, str, int]
+_Product: TypeAlias = tuple[int, str, int]
 
 
 def link_cancellations(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
-    """The cancellations whose sale can be told: `position`, `sale` (its position), `is_whole` (it reverses all of it).
+    """The cancellations whose sale was found: `position`, `sale` (its position), `is_whole` (it reverses all of it).
 
     `invoices` has `position`, `customer` and `is_cancellation`; `lines` has `position`, `stock_code`,
     `unit_price_cents` and `quantity`. A sale's position is below that of any cancellation at its time or later.
 
-    A sale can be meant if it went to the same customer, stands before the cancellation, and has every ware (stock code
-    and unit price) of it, in at least that number. If several sales can be meant, nobody can tell which one was, and
-    none is linked. Cancellations are taken by position, and each takes its pieces out of the sale that it is linked to:
-    together they never exceed a sale.
+    A sale matches if it has the same customer, is before the cancellation, and has at least the quantity of every
+    product (stock code and unit price) of the cancellation. If several sales match, none is linked, because the file
+    doesn't say which one is meant. Cancellations are processed by position. Each one reduces the quantities of the sale
+    that it is linked to, so together they never exceed a sale.
     """
-    wanted = _wares(_cancelled(invoices, lines).collect())
-    left = _wares(_sold(invoices, lines).collect(engine="streaming"))
-    sales_with = defaultdict[_Ware, list[int]](list)
+    wanted = _quantities_by_product(_cancelled(invoices, lines).collect())
+    left = _quantities_by_product(_sold(invoices, lines).collect(engine="streaming"))
+    sales_with = defaultdict[_Product, list[int]](list)
     for sale in sorted(left):
-        for ware in left[sale]:
-            sales_with[ware].append(sale)
-    pieces = dict(lines.group_by("position").agg(_pieces()).iter_rows())
+        for product in left[sale]:
+            sales_with[product].append(sale)
+    quantities = dict(lines.group_by("position").agg(_total_quantity()).iter_rows())
 
     links: list[tuple[int, int, bool]] = []
     for position in sorted(wanted):
-        wares = wanted[position]
-        scarcest = min((sales_with[ware] for ware in wares), key=len)
+        products = wanted[position]
+        scarcest = min((sales_with[product] for product in products), key=len)
         earlier = takewhile(position.__gt__, scarcest)
-        match list(islice((sale for sale in earlier if wares <= left[sale]), 2)):
+        match list(islice((sale for sale in earlier if products <= left[sale]), 2)):
             case [sale]:
-                left[sale].subtract(wares)
-                links.append((position, sale, pieces[position] == pieces[sale]))
+                left[sale].subtract(products)
+                links.append((position, sale, quantities[position] == quantities[sale]))
     return pl.DataFrame(links, schema=_LINK, orient="row")
 
 
@@ -49,18 +49,18 @@ def _cancelled(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
 
 
 def _sold(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
-    """Of what was sold, the wares that their customer cancelled at some time."""
+    """The sold lines whose product the same customer cancelled at some time."""
     sales = invoices.lazy().filter(~pl.col("is_cancellation")).select("position", "customer")
-    return lines.lazy().join(sales, on="position").join(_cancelled(invoices, lines), on=_WARE, how="semi")
+    return lines.lazy().join(sales, on="position").join(_cancelled(invoices, lines), on=_PRODUCT, how="semi")
 
 
-def _wares(lines: pl.DataFrame) -> dict[int, Counter[_Ware]]:
-    """How many pieces of each ware the invoice at each position has."""
-    wares = defaultdict[int, Counter[_Ware]](Counter)
-    for position, *ware, quantity in lines.group_by("position", *_WARE).agg(_pieces()).iter_rows():
-        wares[position][tuple(ware)] = quantity
-    return wares
+def _quantities_by_product(lines: pl.DataFrame) -> dict[int, Counter[_Product]]:
+    """The quantity of each product, by the position of the invoice."""
+    products = defaultdict[int, Counter[_Product]](Counter)
+    for position, *product, quantity in lines.group_by("position", *_PRODUCT).agg(_total_quantity()).iter_rows():
+        products[position][tuple(product)] = quantity
+    return products
 
 
-def _pieces() -> pl.Expr:
+def _total_quantity() -> pl.Expr:
     return pl.col("quantity").cast(pl.Int64).sum()

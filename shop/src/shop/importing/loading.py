@@ -1,4 +1,4 @@
-"""Puts a retail file into the database."""
+"""Load a retail file into the database."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _CUSTOMERS_AT_A_TIME: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What became of a file: created and there are together all of its customers, and all of its invoices."""
+    """The result of an import. It counts every customer of the file as a user, and every invoice as an order."""
 
     users_created: int
-    users_there: int
+    users_existing: int
     orders_created: int
-    orders_there: int
+    orders_existing: int
     differing: list[str]
-    """References of the orders there whose total isn't the file's."""
+    """References of the existing orders whose total differs from the file."""
 
 
 async def load(
@@ -42,16 +42,17 @@ async def load(
     items: int = 20_000,
     advance: Callable[[int], None] = lambda _lines: None,
 ) -> Loaded:
-    """Make users of the file's customers and orders of its invoices. `advance` is told of the lines after each batch.
+    """Create users from the file's customers and orders from its invoices.
 
-    What is there already, a user by email and an order by reference, is left as it is, even if the file differs.
+    A user with the same email and an order with the same reference are not changed, even if the file differs.
 
-    A batch, whole invoices with about so many `items`, is one transaction. Wherever an import ends, each of its
-    invoices is there whole or not at all, and the same import run again adds what is missing.
+    A batch is one transaction: whole invoices with about `items` items. After it, `advance` is called with the
+    number of its lines. If an import is interrupted, each invoice is in the database as a whole or not at all. Run the
+    import again to add the rest.
 
-    Imports at the same time take turns, batch by batch, and each skips what the other has written. One whose turn
-    doesn't come within the lock timeout raises `LockTimeout`. Where there are no advisory locks, unique references do
-    their work: the slower of two imports raises `UniqueViolation`, and still nothing is there twice.
+    Concurrent imports lock each other out for one batch at a time, and skip the rows of the other import. `LockTimeout`
+    is raised if the lock isn't available within the lock timeout. Without advisory locks (some databases have none)
+    the unique references are a second guard: the slower import raises `UniqueViolation`, and no order is stored twice.
     """
     user_ids: dict[int, UUID] = {}
     users_created = 0
@@ -61,26 +62,26 @@ async def load(
         users_created += created
         user_ids |= ids
 
-    orders_created, orders_there = 0, 0
+    orders_created, orders_existing = 0, 0
     differing: list[str] = []
     for invoices in retail.batches(items=items):
-        there = await run_transaction(database, partial(_add_orders, invoices=invoices, user_ids=user_ids))
-        orders_created += len(invoices) - len(there)
-        orders_there += len(there)
+        existing = await run_transaction(database, partial(_add_orders, invoices=invoices, user_ids=user_ids))
+        orders_created += len(invoices) - len(existing)
+        orders_existing += len(existing)
         totals = {invoice.reference: invoice.total_cents for invoice in invoices}
-        differing += [reference for reference, total_cents in there.items() if total_cents != totals[reference]]
+        differing += [reference for reference, total_cents in existing.items() if total_cents != totals[reference]]
         advance(sum(len(invoice.items) for invoice in invoices))
     return Loaded(
         users_created=users_created,
-        users_there=len(retail.customers) - users_created,
+        users_existing=len(retail.customers) - users_created,
         orders_created=orders_created,
-        orders_there=orders_there,
+        orders_existing=orders_existing,
         differing=differing,
     )
 
 
 async def _add_users(session: AsyncSession, *, customers: Sequence[Customer]) -> tuple[int, dict[int, UUID]]:
-    """How many were new, and the id of each by its number."""
+    """Create missing users. Returns how many were created, and the ids of all by the customer's number."""
     await advisory_lock(session, _LOCK)
     numbers = {customer.email: customer.number for customer in customers}
     rows = ({"email": each.email, "name": each.name, "country": each.country} for each in customers)
@@ -92,26 +93,26 @@ async def _add_users(session: AsyncSession, *, customers: Sequence[Customer]) ->
 async def _add_orders(
     session: AsyncSession, *, invoices: Sequence[Invoice], user_ids: Mapping[int, UUID]
 ) -> dict[str, int]:
-    """The references of those that were there already, with their totals."""
+    """Create missing orders. Returns the references and totals of the orders that existed already."""
     await advisory_lock(session, _LOCK)
     references = {invoice.reference for invoice in invoices}
-    # A cancelled sale is of this batch or an earlier one, so it is found or is made here.
+    # A cancelled sale is in this batch or an earlier one, so it is found here or created below.
     cancelled = {invoice.cancels for invoice in invoices if invoice.cancels is not None}
     orders = select(Order.reference, Order.id, Order.total_cents)
     found = (await session.execute(orders.where(_is_one_of(Order.reference, references | cancelled)))).all()
-    there = {order.reference: order.total_cents for order in found if order.reference in references}
-    new = [invoice for invoice in invoices if invoice.reference not in there]
+    existing = {order.reference: order.total_cents for order in found if order.reference in references}
+    new = [invoice for invoice in invoices if invoice.reference not in existing]
     ids = {order.reference: order.id for order in found} | {invoice.reference: uuid7() for invoice in new}
 
     order_rows = (_order(invoice, ids, user_ids) for invoice in new)
     item_rows = (_order_item(item, ids[invoice.reference]) for invoice in new for item in invoice.items)
     await bulk.insert_many(session, Order, order_rows, keys=False)
     await bulk.insert_many(session, OrderItem, item_rows, keys=False)
-    return there
+    return existing
 
 
 def _is_one_of(column: InstrumentedAttribute[Any], texts: Iterable[str]) -> ColumnElement[bool]:
-    """As `in_`, but any number of texts are one parameter, an array."""
+    """Like `in_`, but all texts are one parameter, an array. So their number has no limit."""
     return column == any_(literal(list(texts), ARRAY(String)))
 
 

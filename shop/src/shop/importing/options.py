@@ -1,4 +1,4 @@
-"""The choices that `shop import` offers. Nothing heavy is imported here, because `shop --help` shows them."""
+"""The options of `shop import`. This module imports no large library, because `shop --help` imports it."""
 
 from enum import StrEnum
 from typing import Final

@@ -1,7 +1,7 @@
-"""Reads a retail file, Parquet or CSV, into frames of text: nothing is parsed here, so nothing can fail to parse.
+"""Read a retail file, Parquet or CSV, into frames of text. Values are parsed later, in `classifying`.
 
-Polars reads Parquet. CSV goes through the standard library's reader: polars' own refuses the whole file for one
-unclosed quote and drops the surplus fields of a line without a word, and neither may happen to an import.
+Parquet is read by Polars. CSV is read by the standard library, because the CSV reader of Polars rejects the whole file
+for one unclosed quote, and silently drops extra fields of a line.
 """
 
 import csv
@@ -23,7 +23,7 @@ _PARQUET_MAGIC = b"PAR1"
 
 
 class UnreadableFile(Exception):
-    """The file as a whole can't be imported: it can't be opened, isn't a retail file, or lacks a column."""
+    """The file can't be imported: it can't be opened, isn't a retail file, or lacks a column."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -118,19 +118,19 @@ def _names_in(path: Path, names: list[str]) -> dict[str, str]:
 
 
 def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
-    """Each record's first line number and its fields, or what is wrong with it and its text.
+    """The number of each record's first line, and its fields, or the error and the text of the line.
 
-    When a record can't be read, only its first line is given up. A quote that is never closed would otherwise take the
-    sound lines after it along, up to the reader's limit for one field.
+    If a record can't be read, only its first line is skipped, and reading continues with the second one. Otherwise a
+    quote that is never closed would also skip the valid lines after it, up to the reader's limit for one field.
     """
     lines = _Lines(file)
     reader = csv.reader(lines, strict=True)
     while True:
-        lines.taken.clear()
+        lines.record_lines.clear()
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            first = lines.give_back_all_but_first()
+            first = lines.push_back_all_but_first()
             yield lines.first_number, f"{error}: {first.rstrip()}"
             lines.first_number += 1
             continue
@@ -138,27 +138,27 @@ def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
             return
         if fields:
             yield lines.first_number, fields
-        lines.first_number += len(lines.taken)
+        lines.first_number += len(lines.record_lines)
 
 
 class _Lines:
-    """The lines of a text file, able to take back those that were taken for the current record."""
+    """The lines of a text file. The lines of the current record can be pushed back, to be read again."""
 
     def __init__(self, file: TextIO) -> None:
         self.first_number = 1
-        self.taken: list[str] = []
+        self.record_lines: list[str] = []
         self._file = file
-        self._waiting: deque[str] = deque()
+        self._pushed_back: deque[str] = deque()
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        line = self._waiting.popleft() if self._waiting else next(self._file)
-        self.taken.append(line)
+        line = self._pushed_back.popleft() if self._pushed_back else next(self._file)
+        self.record_lines.append(line)
         return line
 
-    def give_back_all_but_first(self) -> str:
-        first, *others = self.taken
-        self._waiting.extendleft(reversed(others))
+    def push_back_all_but_first(self) -> str:
+        first, *others = self.record_lines
+        self._pushed_back.extendleft(reversed(others))
         return first

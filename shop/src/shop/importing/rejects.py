@@ -1,4 +1,4 @@
-"""Writes the lines that weren't imported to a file of their own."""
+"""Write the rejected lines to a CSV file."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _HEADER = ("line", "reason", "detail", *COLUMNS)
 
 
 class UnwritableFile(Exception):
-    """The rejects can't be written there."""
+    """The file with the rejected lines can't be written."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -23,15 +23,16 @@ class UnwritableFile(Exception):
 
 
 def write_rejects(source: Path, rejects: pl.DataFrame, target: Path) -> None:
-    """CSV of each reject's line number, reason and detail, then the eight columns as they are in the source.
+    """Write a CSV file with the line number, reason and detail of each rejected line, and its eight columns.
 
-    The source is read a second time, which costs less than keeping the text of every reject. The target is whole or as
-    it was: it is written beside its place and then put there. Without rejects it has a header only. A malformed record
-    has no columns; its text is in the detail. Raises `UnwritableFile`, and `UnreadableFile` of the source.
+    The source is read a second time, which needs less memory than the text of every rejected line. The target is
+    replaced as a whole, or not changed: a temporary file in its directory is renamed at the end. Without rejected lines
+    the target has only a header. A malformed record has no columns; its text is in the detail. Raises `UnwritableFile`,
+    and `UnreadableFile` for the source.
     """
     try:
-        _refuse_to_replace(target, source)
-        with _in_the_place_of(target) as file:
+        _check_target(target, source)
+        with _replace_atomically(target) as file:
             pl.DataFrame(schema=dict.fromkeys(_HEADER, pl.String)).write_csv(file)
             for lines in read_lines(source):
                 rejected = lines.join(rejects, on="line", maintain_order="left").select(_HEADER)
@@ -41,7 +42,7 @@ def write_rejects(source: Path, rejects: pl.DataFrame, target: Path) -> None:
 
 
 @contextmanager
-def _in_the_place_of(target: Path) -> Iterator[BinaryIO]:
+def _replace_atomically(target: Path) -> Iterator[BinaryIO]:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -54,9 +55,9 @@ def _in_the_place_of(target: Path) -> Iterator[BinaryIO]:
             partial.unlink()
 
 
-def _refuse_to_replace(target: Path, source: Path) -> None:
+def _check_target(target: Path, source: Path) -> None:
     if target.exists():
-        if not target.is_file():  # a file in the place of /dev/null would be worse than an error
+        if not target.is_file():  # for example, /dev/null would be replaced by a file
             raise UnwritableFile(target, "it isn't a regular file")
         if target.samefile(source):
             raise UnwritableFile(target, "it is the file that is imported")

@@ -1,4 +1,4 @@
-"""Tells what became of a file, so that it adds up to every line of it."""
+"""The report of an import. Its numbers add up to the lines of the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REFERENCES_NAMED: Final = 10
 
 
 def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
-    """What an operator wants to know after an import. Amounts are those of the file, be they written now or before."""
+    """The report as text. Amounts are those of the file, whether its orders were created now or existed already."""
     rows = [(label, f"{count:,}", amount) for label, count, amount in _rows(summary, loaded)]
     label_width = max(len(label) for label, _, _ in rows)
     count_width = max(len(count) for _, count, _ in rows)
@@ -23,7 +23,7 @@ def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
     if loaded.differing:
         named = ", ".join(loaded.differing[:_REFERENCES_NAMED])
         more = len(loaded.differing) - _REFERENCES_NAMED
-        lines += ["", f"with another total, left as they are: {named}{f' and {more:,} more' if more > 0 else ''}"]
+        lines += ["", f"with another total, not changed: {named}{f' and {more:,} more' if more > 0 else ''}"]
     lines += [
         "",
         _times(summary.times),
@@ -42,16 +42,16 @@ def _rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
         yield f"    {reason}", count, ""
     yield "users", summary.customers, ""
     yield "  created", loaded.users_created, ""
-    yield "  there already", loaded.users_there, ""
+    yield "  existing", loaded.users_existing, ""
     yield "orders", summary.sales + summary.cancellations, ""
     yield "  created", loaded.orders_created, ""
-    yield "  there already", loaded.orders_there, ""
+    yield "  existing", loaded.orders_existing, ""
     yield "    with another total", len(loaded.differing), ""
     yield "sales", summary.sales, _money(summary.sales_cents)
     yield "cancellations", summary.cancellations, _money(summary.cancellations_cents)
     yield "  of a whole sale: cancelled", summary.cancelled, ""
     yield "  of a part of a sale: refunded", summary.linked - summary.cancelled, ""
-    yield "  of a sale that can't be told: refunded", summary.cancellations - summary.linked, ""
+    yield "  of an unknown sale: refunded", summary.cancellations - summary.linked, ""
 
 
 def _times(times: TimeFormat | None) -> str:

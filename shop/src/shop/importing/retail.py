@@ -1,6 +1,6 @@
-"""A retail file as the shop sees it: customers, invoices with their items, and an account of every line.
+"""The contents of a retail file: customers, invoices with their items, and rejected lines.
 
-Nothing here knows the database, and what comes out depends on the file alone.
+Nothing here depends on the database. The result depends only on the file.
 """
 
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ Status = Literal["delivered", "cancelled", "refunded"]
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """Someone whom the file names, be it on rejected lines only."""
+    """A customer in the file, even if only on rejected lines."""
 
     number: int
     country: str | None
-    """That of the customer's last line in the file which gives one."""
+    """The country in the customer's last line that has one."""
 
     @property
     def name(self) -> str:
@@ -40,10 +40,10 @@ class Customer:
 
 
 class Item(NamedTuple):
-    """A line of an invoice. A plain tuple, since there are hundreds of thousands and bulk writes take tuples."""
+    """A line of an invoice. A tuple, because a file has hundreds of thousands, and tuples are small and fast."""
 
     line_no: int
-    """From 1 within the invoice, in the order of the file, rejected lines left out."""
+    """From 1 within the invoice, in the order of the file, without rejected lines."""
     stock_code: str
     description: str | None
     quantity: int
@@ -54,7 +54,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """A sale, or a cancellation, with those of its lines that weren't rejected: at least one."""
+    """A sale or a cancellation, with its accepted lines, at least one."""
 
     reference: str
     """`retail:` and the invoice's code, the same in every import."""
@@ -64,7 +64,7 @@ class Invoice:
     status: Status
     """A sale is `delivered`. A cancellation is `cancelled` if it reverses a whole sale, otherwise `refunded`."""
     cancels: str | None
-    """The reference of the sale that a cancellation reverses, if that can be told."""
+    """The reference of the sale that a cancellation reverses, if it was found."""
     items: tuple[Item, ...]
 
     @property
@@ -74,7 +74,7 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """`sale_lines`, `cancellation_lines` and the rejected add up to `lines`, always."""
+    """`sale_lines`, `cancellation_lines` and `rejected_lines` add up to `lines`."""
 
     times: TimeFormat | None
     """The format of the file's times; None if no line has a time."""
@@ -89,9 +89,9 @@ class Summary:
     cancellations: int
     cancellations_cents: int
     linked: int
-    """Cancellations whose sale could be told."""
+    """Cancellations whose sale was found."""
     cancelled: int
-    """Those of the linked that reverse a whole sale."""
+    """Linked cancellations that reverse a whole sale."""
 
     @property
     def rejected_lines(self) -> int:
@@ -99,7 +99,7 @@ class Summary:
 
 
 class RetailFile:
-    """What `read_retail` found in a file."""
+    """The result of `read_retail`."""
 
     def __init__(
         self,
@@ -121,9 +121,9 @@ class RetailFile:
         self._lines = lines
 
     def batches(self, *, items: int = 10_000) -> Iterator[list[Invoice]]:
-        """All invoices, in lists of whole invoices with about so many items; the same lists every time.
+        """All invoices, in lists of whole invoices with about `items` items. The lists are the same every time.
 
-        Ordered by `placed_at`, at the same time sales first, then by code: a sale comes before what cancels it.
+        Ordered by `placed_at`, then sales before cancellations, then by code. So a sale comes before its cancellation.
         """
         items_before = pl.col("item_count").cum_sum() - pl.col("item_count")
         numbered = self._invoices.with_columns((items_before // items).alias("batch"))
@@ -134,7 +134,7 @@ class RetailFile:
             start += count
 
     def write_rejects(self, target: Path) -> None:
-        """See `shop.importing.rejects.write_rejects`; reads the file again."""
+        """Write the rejected lines to `target`. Reads the file again."""
         write_rejects(self._path, self.rejects, target)
 
 
@@ -176,7 +176,7 @@ def read_retail(path: Path, times: TimeFormat | None = None) -> RetailFile:
 
 
 def _customers(lines: pl.DataFrame) -> pl.DataFrame:
-    """Every `customer` whom the lines name, with the last `country` that is given for them."""
+    """Every `customer` of the lines, with the last `country` that they have."""
     return (
         lines.filter(pl.col("customer").is_not_null())
         .group_by("customer", maintain_order=True)
@@ -193,6 +193,7 @@ def _summary(
     times: TimeFormat | None,
     line_count: int,
 ) -> Summary:
+    """Count the lines, customers and invoices, and sum the amounts."""
     is_cancellation = pl.col("is_cancellation")
     amounts = lines.select("position", AMOUNT.alias("cents")).join(
         invoices.select("position", "is_cancellation"), on="position"
@@ -222,6 +223,7 @@ def _total(amounts: pl.DataFrame) -> int:
 
 
 def _invoices(invoices: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Invoice]:
+    """The rows of `invoices`, with the rows of `lines`, which are in the same order."""
     counts = invoices["item_count"].to_list()
     line_numbers = chain.from_iterable(range(1, count + 1) for count in counts)
     columns = lines.select("stock_code", "description", "quantity", "unit_price_cents").get_columns()

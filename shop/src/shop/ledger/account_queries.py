@@ -1,4 +1,4 @@
-"""Read accounts and their entries."""
+"""Queries for accounts, their entries and their past balances."""
 
 from __future__ import annotations
 
@@ -40,49 +40,56 @@ from shop.web.fields import ListOrder
 
 
 class AccountRepository(AsyncRepository[Account]):
-    async def last_entry_number(self, account_id: UUID, at: datetime) -> int:
+    """Reads accounts, and values that are computed from their entries."""
+
+    async def find_last_entry_number(self, account_id: UUID, at: datetime) -> int:
         """The number of the last entry posted at or before `at`; 0 if there is none."""
         return int((await self.session.execute(select(entry_number_at(account_id, at)))).scalar_one())
 
-    async def effective_balance(self, account_id: UUID, at: datetime) -> int:
+    async def sum_effective_entries(self, account_id: UUID, at: datetime) -> int:
         """The sum of the entries whose transfers take effect at or before `at`. Reads all entries of the account."""
-        total = select(func.coalesce(func.sum(Entry.amount), 0)).join(Transfer, Transfer.id == Entry.transfer_id)
-        chosen = total.where(Entry.account_id == account_id, Transfer.effective_at <= at)
-        return int((await self.session.execute(chosen)).scalar_one())
+        total = (
+            select(func.coalesce(func.sum(Entry.amount), 0))
+            .join(Transfer, Transfer.id == Entry.transfer_id)
+            .where(Entry.account_id == account_id, Transfer.effective_at <= at)
+        )
+        return int((await self.session.execute(total)).scalar_one())
 
 
 def entry_number_at(
     account_id: UUID, at: datetime, *, inclusive: bool = True, name: str = "search"
 ) -> ScalarSelect[int]:
-    """The number of the account's last entry posted at or before `at` (if not `inclusive`: before it), or 0.
+    """The number of the account's last entry posted at or before `at` (if not `inclusive`: before `at`), or 0.
 
-    An account's entries are in the order of time, so a binary search by the primary key finds it, in 20 steps among a
-    million. An index by time would make each insert of an entry a fifth slower. `name` is the name of the CTE, which
-    must be unique in a statement.
+    An account's entries are in the order of time, so this is a binary search by the primary key, with 20 steps for a
+    million entries. An index by time would make each insert of an entry a fifth slower.
+
+    `name` is the name of the CTE, which must be unique in a statement.
     """
     start = select(cast(literal_column("0"), BigInteger).label("low"), Account.entry_count.label("high")).where(
         Account.id == account_id
     )
     search = start.cte(name, recursive=True)
     low, high = search.c.low, search.c.high
-    halved = select(low, high, ((low + high + 1) // 2).label("middle")).where(low < high).subquery()
-    booked = Entry.created_at <= at if inclusive else Entry.created_at < at
+    # rounded up, so that `low` grows when `high` is `low + 1`
+    interval = select(low, high, ((low + high + 1) // 2).label("middle")).where(low < high).subquery()
+    is_in_time = Entry.created_at <= at if inclusive else Entry.created_at < at
     step = (
         select(
-            case((booked, halved.c.middle), else_=halved.c.low),
-            case((booked, halved.c.high), else_=halved.c.middle - 1),
+            case((is_in_time, interval.c.middle), else_=interval.c.low),
+            case((is_in_time, interval.c.high), else_=interval.c.middle - 1),
         )
-        .select_from(halved)
-        .join(Entry, (Entry.account_id == account_id) & (Entry.entry_number == halved.c.middle))
+        .select_from(interval)
+        .join(Entry, (Entry.account_id == account_id) & (Entry.entry_number == interval.c.middle))
     )
-    found = search.union_all(step)
-    return select(found.c.low).where(found.c.low == found.c.high).scalar_subquery()
+    steps = search.union_all(step)
+    return select(steps.c.low).where(steps.c.low == steps.c.high).scalar_subquery()
 
 
 def posted_between(
     entry_number: SQLColumnExpression[int], account_id: UUID, start: datetime | None, end: datetime | None
 ) -> list[ColumnElement[bool]]:
-    """Conditions on `entry_number` for the entries of an account that were posted at or after `start` and before `end`."""
+    """Conditions on `entry_number` for the account's entries that were posted at or after `start` and before `end`."""
     conditions: list[ColumnElement[bool]] = []
     if start is not None:
         conditions.append(entry_number > entry_number_at(account_id, start, inclusive=False, name="search_start"))
@@ -91,7 +98,8 @@ def posted_between(
     return conditions
 
 
-def _snapshot() -> Subquery:
+def _select_accounts() -> Subquery:
+    """The columns of `accounts`, with `held` less expired holds, and `available`."""
     columns = Account.__table__.c
     expired = (
         select(func.coalesce(func.sum(PendingTransfer.amount), 0))
@@ -102,16 +110,16 @@ def _snapshot() -> Subquery:
         .correlate(Account.__table__)
         .scalar_subquery()
     )
-    # most accounts have no held amount: their holds aren't read
+    # Most accounts have no held amount. The CASE doesn't read their holds.
     held = case((columns.held > 0, columns.held - cast(expired, BigInteger)), else_=columns.held)
     unexpired = select(held.label("held")).correlate(Account.__table__).lateral("unexpired")
-    others = [
+    other_columns = [
         column.label("details" if column.name == "metadata" else column.name)
         for column in columns
         if column.name != "held"
     ]
     return (
-        select(*others, unexpired.c.held, (columns.balance - unexpired.c.held).label("available"))
+        select(*other_columns, unexpired.c.held, (columns.balance - unexpired.c.held).label("available"))
         .select_from(Account.__table__)
         .join(unexpired, true())
         .subquery("account")
@@ -119,10 +127,12 @@ def _snapshot() -> Subquery:
 
 
 class AccountSnapshot(Base):
-    """An account, read by one statement. `held` doesn't include expired holds, even if they aren't voided yet.
-    `available` is the balance less `held`."""
+    """The current state of an account, read by one statement.
 
-    __table__ = _snapshot()
+    `held` doesn't include expired holds, even if they aren't voided yet. `available` is the balance less `held`.
+    """
+
+    __table__ = _select_accounts()
     __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
 
     if TYPE_CHECKING:
@@ -143,7 +153,8 @@ _POSTED_HOLD: Final = literal_column(f"'{EntryKind.POSTED_HOLD}'", String)
 _TRANSFER: Final = literal_column(f"'{EntryKind.TRANSFER}'", String)
 
 
-def _statement() -> Subquery:
+def _select_statement_entries() -> Subquery:
+    """The columns of `entries`, with those of the transfer and the kind of the entry."""
     is_debit = Entry.amount < 0
     return (
         select(
@@ -171,9 +182,9 @@ def _statement() -> Subquery:
 
 
 class StatementEntry(Base):
-    """An entry with columns of its transfer. `details` is the transfer's metadata."""
+    """A line of an account statement: an entry with columns of its transfer. `details` is the transfer's metadata."""
 
-    __table__ = _statement()
+    __table__ = _select_statement_entries()
     __mapper_args__ = {"primary_key": [__table__.c.account_id, __table__.c.entry_number]}  # noqa: RUF012
 
     if TYPE_CHECKING:
@@ -197,24 +208,24 @@ def select_entries(
     direction: Direction | None = None,
     kind: EntryKind | None = None,
 ) -> Select[Any]:
-    """An account's entries, in the order of their numbers. None leaves a filter out.
+    """An account's entries, in the order of their numbers. A filter that is None is not applied.
 
     `created_from` and `created_before` are found by binary search. The other filters read the account's entries one by
     one until the page is full.
     """
     entry_number = StatementEntry.entry_number
-    found = select(StatementEntry).where(StatementEntry.account_id == account_id)
-    found = found.where(*posted_between(entry_number, account_id, created_from, created_before))
+    query = select(StatementEntry).where(StatementEntry.account_id == account_id)
+    query = query.where(*posted_between(entry_number, account_id, created_from, created_before))
     if effective_from is not None:
-        found = found.where(StatementEntry.effective_at >= effective_from)
+        query = query.where(StatementEntry.effective_at >= effective_from)
     if effective_before is not None:
-        found = found.where(StatementEntry.effective_at < effective_before)
+        query = query.where(StatementEntry.effective_at < effective_before)
     if counterparty_account_id is not None:
-        found = found.where(StatementEntry.counterparty_account_id == counterparty_account_id)
+        query = query.where(StatementEntry.counterparty_account_id == counterparty_account_id)
     if direction is not None:
         amount = StatementEntry.amount
-        found = found.where(amount < 0 if direction is Direction.DEBIT else amount > 0)
+        query = query.where(amount < 0 if direction is Direction.DEBIT else amount > 0)
     if kind is not None:
-        found = found.where(StatementEntry.kind == kind.value)
-    found = found.execution_options(populate_existing=True)
-    return found.order_by(entry_number.desc() if order == "newest" else entry_number)
+        query = query.where(StatementEntry.kind == kind.value)
+    query = query.execution_options(populate_existing=True)
+    return query.order_by(entry_number.desc() if order == "newest" else entry_number)

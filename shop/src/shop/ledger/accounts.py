@@ -1,4 +1,4 @@
-"""What is done with accounts."""
+"""Operations on accounts: open, change and read them, and read their past balances."""
 
 from __future__ import annotations
 
@@ -13,34 +13,42 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound, uuid7
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot
-from shop.ledger.expiry import void_expired_of
-from shop.ledger.http.account_schemas import AccountChange, AccountIn
+from shop.ledger.account_schemas import AccountChange, AccountIn
+from shop.ledger.expiry import void_expired_holds
 from shop.ledger.metadata import sort_like_jsonb
 from shop.ledger.models import Account, AccountPurpose, AccountState, Entry
 
 
 class AccountUnchangeable(ValueError):
-    """A closed account stays as it is, only an empty one can be closed, and a balance must be within its limits."""
+    """The change of an account was rejected.
+
+    A closed account can't be changed. A system account and an account that isn't empty can't be closed. A new limit
+    must cover the current balance.
+    """
 
     def __init__(self, account: Account, reason: str) -> None:
         self.account_id = account.id
         super().__init__(f"account {account.id} can't be changed: {reason}")
 
 
-_BOUNDARIES: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
+# Money enters and leaves the ledger through these accounts, so their balances mirror those of all other accounts.
+_NEGATIVE_BY_DEFAULT: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
 
 
 async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None = None) -> Account:
-    """Open an account with the balance 0. A `cash_in` or `cash_out` account has `allows_negative` by default. Raises
-    `ForeignKeyViolation` for an unknown user."""
-    return await AccountRepository(db).create(**values_of(account, id_=id_))
+    """Open an account with the balance 0.
+
+    A `cash_in` or `cash_out` account has `allows_negative` by default. Raises `ForeignKeyViolation` for an unknown user
+    and `UniqueViolation` for a purpose and currency that have an account.
+    """
+    return await AccountRepository(db).create(**build_account_values(account, id_=id_))
 
 
-def values_of(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
-    """The attributes of a new account. The others have defaults; those of the times are the database's."""
+def build_account_values(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
+    """The attributes of a new account. The others have defaults; the database sets the times."""
     values = account.model_dump()
     values["details"] = sort_like_jsonb(values.pop("metadata"))
-    if account.purpose in _BOUNDARIES and "allows_negative" not in account.model_fields_set:
+    if account.purpose in _NEGATIVE_BY_DEFAULT and "allows_negative" not in account.model_fields_set:
         values["allows_negative"] = True
     return values | {"id": id_ or uuid7()}
 
@@ -52,8 +60,9 @@ async def change_account(
     *,
     precondition: Callable[[Account], None] = lambda _account: None,
 ) -> Account:
-    """Change the fields that `change` names. The account is locked, so the change and the account's transfers wait for
-    each other.
+    """Change the fields that are set in `change`.
+
+    The account is locked, so the change and the account's transfers wait for each other.
 
     `precondition` is called with the locked account before the change. Its errors are passed on. Raises `NotFound` and
     `AccountUnchangeable`.
@@ -66,68 +75,87 @@ async def change_account(
         values["details"] = sort_like_jsonb(values.pop("metadata"))
     if account.state is AccountState.CLOSED and values:
         raise AccountUnchangeable(account, "it is closed")
-    if values.get("state") is AccountState.CLOSED and account.purpose is not None:
-        raise AccountUnchangeable(
-            account, f"it is the {account.currency} account for {account.purpose}, of which there is one"
-        )
     if account.held:
-        await void_expired_of(db, [account_id])
-    if values.get("state") is AccountState.CLOSED and (account.balance or account.held):
-        on_it = f"{account.balance} on it, {account.held} of it held"
-        raise AccountUnchangeable(account, f"there are {on_it}, and only an empty one can be closed")
-    free = account.balance - account.held
-    if -free > values.get("overdraft_limit", account.overdraft_limit) and not account.allows_negative:
-        raise AccountUnchangeable(account, "its overdraft is more than the new limit")
-    limit = values.get("balance_limit", account.balance_limit)
-    if limit is not None and account.balance > limit:
-        raise AccountUnchangeable(account, "its balance is more than the new limit")
+        await void_expired_holds(db, [account_id])  # so that an expired hold doesn't prevent the change
+    if values.get("state") is AccountState.CLOSED:
+        _require_closable(account)
+    _require_limits(
+        account,
+        overdraft_limit=values.get("overdraft_limit", account.overdraft_limit),
+        balance_limit=values.get("balance_limit", account.balance_limit),
+    )
     await accounts.update(account, **values)
     return account
 
 
-async def system_account(db: AsyncSession, purpose: AccountPurpose, currency: str) -> Account:
-    """The account of the house for this purpose and currency, which is opened if there is none. It may go below zero,
-    so that what comes into the books comes from somewhere. Two who open it at the same time get the same."""
+def _require_closable(account: Account) -> None:
+    """Raise `AccountUnchangeable` for a system account and for an account that isn't empty."""
+    if account.purpose is not None:
+        raise AccountUnchangeable(
+            account, f"it is the only {account.currency} account with the purpose {account.purpose} and must stay open"
+        )
+    if account.balance or account.held:
+        raise AccountUnchangeable(
+            account,
+            f"only an empty account can be closed, and its balance is {account.balance}, with {account.held} held",
+        )
+
+
+def _require_limits(account: Account, *, overdraft_limit: int, balance_limit: int | None) -> None:
+    """Raise `AccountUnchangeable` if the current balance exceeds one of the new limits."""
+    available = account.balance - account.held
+    if available < -overdraft_limit and not account.allows_negative:
+        raise AccountUnchangeable(account, f"its available balance is {available}, below the new overdraft_limit")
+    if balance_limit is not None and account.balance > balance_limit:
+        raise AccountUnchangeable(account, f"its balance is {account.balance}, above the new balance_limit")
+
+
+async def get_or_open_system_account(db: AsyncSession, purpose: AccountPurpose, currency: str) -> Account:
+    """The system account with this purpose and currency. It is opened, with `allows_negative`, if there is none.
+
+    Concurrent calls return the same account.
+    """
     values = {"id": uuid7(), "name": purpose.replace("_", " ").capitalize(), "allows_negative": True}
-    opening = insert(Account).values(purpose=purpose, currency=currency, **values)
-    await db.execute(opening.on_conflict_do_nothing())
-    found = select(Account).where(Account.purpose == purpose, Account.currency == currency)
-    return (await db.scalars(found)).one()
+    insert_account = insert(Account).values(purpose=purpose, currency=currency, **values)
+    await db.execute(insert_account.on_conflict_do_nothing())
+    select_account = select(Account).where(Account.purpose == purpose, Account.currency == currency)
+    return (await db.scalars(select_account)).one()
 
 
-async def account_now(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
+async def read_account(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
     """The current state of the account, without expired holds. Raises `NotFound`."""
-    found = select(AccountSnapshot).where(AccountSnapshot.id == account_id)
-    account = (await db.scalars(found.execution_options(populate_existing=True))).one_or_none()
+    select_account = select(AccountSnapshot).where(AccountSnapshot.id == account_id)
+    account = (await db.scalars(select_account.execution_options(populate_existing=True))).one_or_none()
     if account is None:
         raise NotFound(Account, [account_id])
     return account
 
 
-async def balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
-    """The balance and the number of the last entry that the account had at that time. Raises `NotFound`."""
+async def read_balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
+    """The balance at the time `at`, and the number of the last entry then (0 if there was none). Raises `NotFound`."""
     accounts = AccountRepository(db)
     await accounts.get_one(account_id)
-    entry_number = await accounts.last_entry_number(account_id, at)
-    return await balance_after_entry(db, account_id, entry_number), entry_number
+    entry_number = await accounts.find_last_entry_number(account_id, at)
+    return await read_balance_after_entry(db, account_id, entry_number), entry_number
 
 
-async def balance_after_entry(db: AsyncSession, account_id: UUID, entry_number: int) -> int:
-    """The balance after the entry of this number, 0 before the first. Raises `NotFound`, for the entry if there is no
-    such yet."""
+async def read_balance_after_entry(db: AsyncSession, account_id: UUID, entry_number: int) -> int:
+    """The balance after the entry with this number. The balance after entry 0 is 0.
+
+    Raises `NotFound` for the account, or for the entry if the account has no such entry.
+    """
     if entry_number == 0:
-        await AccountRepository(db).get_one(account_id)
+        await AccountRepository(db).get_one(account_id)  # raises NotFound
         return 0
     entry = await db.get(Entry, (account_id, entry_number))
     if entry is None:
-        await AccountRepository(db).get_one(account_id)
+        await AccountRepository(db).get_one(account_id)  # raises NotFound for the account
         raise NotFound(Entry, [(account_id, entry_number)])
     return entry.balance_after
 
 
-async def effective_balance(db: AsyncSession, account_id: UUID, at: datetime) -> int:
-    """What the account had at that time by what counts from then or earlier, whenever it was booked. Raises
-    `NotFound`."""
+async def read_effective_balance(db: AsyncSession, account_id: UUID, at: datetime) -> int:
+    """The sum of the entries that take effect at or before `at`, whenever they were posted. Raises `NotFound`."""
     accounts = AccountRepository(db)
     await accounts.get_one(account_id)
-    return await accounts.effective_balance(account_id, at)
+    return await accounts.sum_effective_entries(account_id, at)

@@ -1,7 +1,9 @@
-"""Check the ledger (`shop check`). Whole tables are read, each a few times, in bounded memory of client and server.
+"""Check the ledger (`shop check`).
+
+The checks read whole tables, each a few times. The memory of the client and of the server is bounded.
 
 This module compares the rows with each other. `shop.ledger.seals` compares them with their seals, and
-`shop.migrations.guards` compares the database's triggers and constraints with `guards.sql`.
+`shop.ledger.schema` compares the database's triggers, functions and constraints with their definitions.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.ledger import seals
 from shop.ledger.models import Account, Entry, Transfer
+from shop.ledger.schema import compare_schema
 from shop.ledger.seals import Link
-from shop.migrations.guards import compare_guards
 
-_SHOWN: Final = 20
+_MAX_FINDINGS: Final = 20
+"""The number of findings of each kind that a report has."""
 
-# No timeout, and memory that doesn't grow with the ledger: the rest goes to temporary files. With a small
-# `effective_cache_size` the planner doesn't read entries one by one in the order of their key, many of them from disk.
+# No timeout, and memory that doesn't grow with the ledger: PostgreSQL writes the rest to temporary files. With a small
+# `effective_cache_size` the planner avoids plans that read the entries one by one in the order of their key, many of
+# them from disk.
 _SETTINGS: Final = {
     "statement_timeout": "0",
     "work_mem": "'64MB'",
@@ -32,7 +36,7 @@ _SETTINGS: Final = {
     "effective_cache_size": "'64MB'",
 }
 
-# Each query returns a row for each violation: the kind of fault, and a line of text.
+# Each query returns a row for each violation: the kind of fault, and a finding, which is one line of text.
 _CHECKS: Final = {
     "accounts": """
         SELECT fault, finding
@@ -42,48 +46,48 @@ _CHECKS: Final = {
         ) p ON p.from_account_id = a.id
         CROSS JOIN LATERAL (VALUES
             (
-                'held amounts differ from what is pending', a.held <> coalesce(p.total, 0),
+                'held amounts differ from the pending transfers', a.held <> coalesce(p.total, 0),
                 format('account %s: %s held, %s pending', a.id, a.held, coalesce(p.total, 0))
             ),
             (
-                'balances below zero without leave',
+                'overdrafts exceed the overdraft limit',
                 a.balance::numeric - a.held < -a.overdraft_limit AND NOT a.allows_negative,
                 format('account %s: %s, %s of it held', a.id, a.balance, a.held)
             ),
             (
-                'balances above their limit', a.balance > a.balance_limit,
+                'balances are above the balance limit', a.balance > a.balance_limit,
                 format('account %s: %s', a.id, a.balance)
             )
-        ) AS told (fault, found, finding)
-        WHERE found
+        ) AS rules (fault, is_violated, finding)
+        WHERE is_violated
         """,
     "currencies": """
-        SELECT 'currencies that don''t sum to zero' AS fault, format('%s: %s', currency, sum(balance)) AS finding
+        SELECT 'currencies don''t sum to zero' AS fault, format('%s: %s', currency, sum(balance)) AS finding
         FROM accounts GROUP BY currency HAVING sum(balance) <> 0
         """,
-    # reads the entries once, in the order of the primary key: for each account the values that its row must have, and
-    # the first wrong entry
+    # Reads the entries once, in the order of the primary key. For each account it computes the values that its row must
+    # have, and finds the first wrong entry.
     "entries of accounts": """
         SELECT fault, finding
         FROM accounts a
         FULL JOIN (
             SELECT account_id, count(*) AS entries, max(entry_number) AS last, sum(amount) AS total,
-                max(balance_after) FILTER (WHERE version_after IS NULL) AS last_balance,
-                min(entry_number) FILTER (WHERE balance_after <> balance_before::numeric + amount) AS astray,
-                min(entry_number) FILTER (WHERE created_at < created_before) AS older
+                max(balance_after) FILTER (WHERE next_entry_number IS NULL) AS last_balance,
+                min(entry_number) FILTER (WHERE balance_after <> balance_before::numeric + amount) AS wrong_entry,
+                min(entry_number) FILTER (WHERE created_at < created_before) AS older_entry
             FROM (
                 SELECT account_id, entry_number, amount, balance_after, created_at,
                     lag(balance_after, 1, 0::bigint) OVER w AS balance_before,
                     lag(created_at) OVER w AS created_before,
-                    lead(entry_number) OVER w AS version_after
+                    lead(entry_number) OVER w AS next_entry_number
                 FROM entries WINDOW w AS (PARTITION BY account_id ORDER BY entry_number)
             ) entry
             GROUP BY account_id
         ) e ON e.account_id = a.id
         CROSS JOIN LATERAL (VALUES
-            ('entries of no account', a.id IS NULL, format('account %s: %s entries', e.account_id, e.entries)),
+            ('entries have no account', a.id IS NULL, format('account %s: %s entries', e.account_id, e.entries)),
             (
-                'balances differ from their entries', a.balance <> coalesce(e.total, 0),
+                'balances differ from the sum of the entries', a.balance <> coalesce(e.total, 0),
                 format('account %s: balance %s, entries sum to %s', a.id, a.balance, coalesce(e.total, 0))
             ),
             (
@@ -91,33 +95,34 @@ _CHECKS: Final = {
                 format('account %s: balance %s, last entry says %s', a.id, a.balance, e.last_balance)
             ),
             (
-                'entry numbers have gaps', a.entry_count <> coalesce(e.entries, 0) OR a.entry_count <> coalesce(e.last, 0),
+                'entry numbers have gaps',
+                a.entry_count <> coalesce(e.entries, 0) OR a.entry_count <> coalesce(e.last, 0),
                 format(
                     'account %s: entry count %s, %s entries up to %s',
                     a.id, a.entry_count, coalesce(e.entries, 0), coalesce(e.last, 0)
                 )
             ),
             (
-                'entries don''t follow from the one before', e.astray IS NOT NULL,
-                format('account %s: entry %s', e.account_id, e.astray)
+                'entry balances don''t follow from the entry before', e.wrong_entry IS NOT NULL,
+                format('account %s: entry %s', e.account_id, e.wrong_entry)
             ),
             (
-                'entries older than the one before', e.older IS NOT NULL,
-                format('account %s: entry %s', e.account_id, e.older)
+                'entries are older than the entry before', e.older_entry IS NOT NULL,
+                format('account %s: entry %s', e.account_id, e.older_entry)
             )
-        ) AS told (fault, found, finding)
-        WHERE found
+        ) AS rules (fault, is_violated, finding)
+        WHERE is_violated
         """,
-    # the entries that each transfer names are the entries that exist
+    # Compares the two entries that each transfer must have with the entries that exist.
     "entries of transfers": """
         SELECT
-            CASE WHEN e.account_id IS NULL THEN 'transfers without their two entries'
-                WHEN t.account_id IS NULL THEN 'entries of no transfer that says the same'
-                ELSE 'entries of another time than their transfer' END AS fault,
+            CASE WHEN e.account_id IS NULL THEN 'transfers lack an entry'
+                WHEN t.account_id IS NULL THEN 'entries have no transfer with the same values'
+                ELSE 'entries have another time than their transfer' END AS fault,
             format('transfer %s: account %s, entry %s, %s', transfer_id, account_id, entry_number, amount) AS finding
         FROM (
-            SELECT id AS transfer_id, from_account_id AS account_id, from_entry_number AS entry_number, -amount AS amount,
-                created_at
+            SELECT id AS transfer_id, from_account_id AS account_id, from_entry_number AS entry_number,
+                -amount AS amount, created_at
             FROM transfers
             UNION ALL
             SELECT id, to_account_id, to_entry_number, amount, created_at FROM transfers
@@ -126,7 +131,7 @@ _CHECKS: Final = {
         WHERE t.account_id IS NULL OR e.account_id IS NULL OR t.created_at <> e.created_at
         """,
     "currencies of transfers": """
-        SELECT 'transfers between currencies' AS fault,
+        SELECT 'transfers have another currency than their accounts' AS fault,
             format('transfer %s: %s, from %s to %s', t.id, t.currency, debit.currency, credit.currency) AS finding
         FROM (
             SELECT id, currency, from_account_id, to_account_id FROM transfers
@@ -147,20 +152,21 @@ _CHECKS: Final = {
         JOIN transfers t ON t.id = r.reverses_id
         CROSS JOIN LATERAL (VALUES
             (
-                'reversals that don''t go back the way of the transfer',
+                'reversals don''t swap the accounts of the original transfer',
                 r.from_account_id <> t.to_account_id OR r.to_account_id <> t.from_account_id,
                 format('transfer %s reverses %s', r.id, t.id)
             ),
             (
-                'reversals of more than there was', r.total > t.amount OR r.total <> r.reversed_total,
+                'reversals exceed the original amount, or their totals are wrong',
+                r.total > t.amount OR r.total <> r.reversed_total,
                 format('transfer %s: %s, reversed %s', t.id, t.amount, r.total)
             ),
             (
-                'reversals that take effect before the transfer', r.effective_at < t.effective_at,
+                'reversals take effect before the original transfer', r.effective_at < t.effective_at,
                 format('transfer %s reverses %s', r.id, t.id)
             )
-        ) AS told (fault, found, finding)
-        WHERE found
+        ) AS rules (fault, is_violated, finding)
+        WHERE is_violated
         """,
     "pending transfers": """
         SELECT fault, finding
@@ -168,12 +174,12 @@ _CHECKS: Final = {
         LEFT JOIN transfers t ON t.id = p.id
         CROSS JOIN LATERAL (VALUES
             (
-                'pending transfers posted and not made, or made and not posted',
+                'states of pending transfers disagree with the posted transfers',
                 (p.state = 'posted') <> (t.id IS NOT NULL),
                 format('transfer %s: %s', p.id, p.state)
             ),
             (
-                'pending transfers made otherwise than they were held',
+                'posted transfers differ from their hold',
                 t.id IS NOT NULL AND (
                     t.amount > p.amount
                     OR (t.from_account_id, t.to_account_id, t.currency)
@@ -184,12 +190,12 @@ _CHECKS: Final = {
                 ),
                 format('transfer %s: %s %s of %s %s', p.id, t.amount, t.currency, p.amount, p.currency)
             )
-        ) AS told (fault, found, finding)
-        WHERE found
+        ) AS rules (fault, is_violated, finding)
+        WHERE is_violated
         """,
-    # times that are ahead of the database's clock
+    # Times must not be ahead of the database's clock.
     "times": """
-        SELECT format('%s from the future', kind) AS fault, format('%s: %s', id, at) AS finding
+        SELECT format('%s have a time in the future', kind) AS fault, format('%s: %s', id, at) AS finding
         FROM (
             SELECT 'accounts' AS kind, id, greatest(created_at, updated_at) AS at FROM accounts
             UNION ALL
@@ -198,11 +204,11 @@ _CHECKS: Final = {
             SELECT 'transfers', id, created_at FROM transfers
             UNION ALL
             SELECT 'pending transfers', id, greatest(created_at, settled_at) FROM pending_transfers
-        ) AS told
+        ) AS rows
         WHERE at > clock_timestamp()
         """,
-    # A key is written in the transaction of its answer and has the same time. A transfer is later than its key if
-    # `updated_at` of one of its accounts was later.
+    # A key is written in the same transaction as its transfer or account, with the same time. A transfer is later than
+    # its key only if `updated_at` of one of its accounts was later.
     "idempotency keys": """
         SELECT fault, format('key %s', k.key) AS finding
         FROM idempotency_keys k
@@ -211,7 +217,7 @@ _CHECKS: Final = {
         LEFT JOIN accounts a ON a.id = k.account_id
         CROSS JOIN LATERAL (VALUES
             (
-                'idempotency keys without what they answered',
+                'idempotency keys disagree with their transfer or account',
                 CASE k.answer
                     WHEN 'posted' THEN t.id IS NULL
                     WHEN 'pending' THEN p.id IS NULL
@@ -220,7 +226,7 @@ _CHECKS: Final = {
                 END
             ),
             (
-                'idempotency keys of another time than their answer',
+                'idempotency keys have another time than their transfer or account',
                 CASE k.answer
                     WHEN 'posted' THEN k.created_at > t.created_at OR k.created_at <> p.settled_at
                     WHEN 'pending' THEN k.created_at <> p.created_at
@@ -228,20 +234,23 @@ _CHECKS: Final = {
                     WHEN 'opened' THEN k.created_at > a.created_at
                 END
             )
-        ) AS told (fault, found)
-        WHERE found
+        ) AS rules (fault, is_violated)
+        WHERE is_violated
         """,
 }
 
-_GUARDS: Final = "guards"
+_SCHEMA: Final = "schema"
 _COUNTING: Final = "counting"
-STEPS: Final = (_GUARDS, *_CHECKS, *seals.CHECKS, _COUNTING)
+STEPS: Final = (_SCHEMA, *_CHECKS, *seals.CHECKS, _COUNTING)
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerReport:
-    """`faults` has up to 20 findings of each kind. It is empty if the ledger is right. `seal` is the last link of the
-    chain: a later check of this link shows whether anything before it was changed."""
+    """The result of a check: the numbers of rows, and the faults.
+
+    `faults` has up to 20 findings of each kind. It is empty if the ledger is correct. `seal` is the last link of the
+    chain. A later check of this link (`since`) shows whether anything before it was changed.
+    """
 
     accounts: int
     transfers: int
@@ -253,52 +262,57 @@ class LedgerReport:
 async def check_ledger(
     db: AsyncSession, *, since: Link | None = None, begin: Callable[[str], None] = lambda _step: None
 ) -> LedgerReport:
-    """Check that every balance follows from its entries, every transfer balances, every currency sums to zero, no row
-    was changed after it was sealed, and the chain of seals has the link `since`.
+    """Check the ledger, and report the faults.
 
-    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`), or concurrent transfers would look
-    like faults. Until its transaction ends it has no statement timeout and little `work_mem`. `begin` is called with
-    each of `STEPS` when that step begins.
+    Every balance must follow from its entries, every transfer must balance, and every currency must sum to zero. No row
+    may have been changed after it was sealed. The chain of seals must have the link `since`.
+
+    The session must read from one snapshot (`isolation_level="REPEATABLE READ"`). Otherwise concurrent transfers would
+    look like faults. Until its transaction ends it has no statement timeout and little `work_mem`. `begin` is called
+    with each of `STEPS` when that step begins.
     """
-    begin(_GUARDS)
-    guards = await compare_guards(db)
+    begin(_SCHEMA)
+    schema = await compare_schema(db)
     for name, value in _SETTINGS.items():
         await db.execute(text(f"SET LOCAL {name} = {value}"))
     faults: defaultdict[str, list[str]] = defaultdict(list)
     faults |= {
-        kind: findings[:_SHOWN]
+        kind: findings[:_MAX_FINDINGS]
         for kind, findings in (
-            ("parts of guards.sql that are missing, disabled or changed", guards.missing),
-            ("triggers and settings that the ledger doesn't have", guards.unknown),
+            ("parts of the schema that are missing, disabled or changed", schema.missing),
+            ("triggers, policies and settings that the ledger doesn't have", schema.unknown),
         )
         if findings
     }
     for step, check in (_CHECKS | seals.CHECKS).items():
         begin(step)
-        if step in seals.CHECKS and guards.lacks_seals:
+        if step in seals.CHECKS and schema.lacks_seals:
             continue
-        for fault, finding in await db.execute(text(_first_of_each_kind(check))):
+        for fault, finding in await db.execute(text(_limit_findings(check))):
             faults[fault].append(finding)
     begin(_COUNTING)
-    if since is not None and (guards.lacks_seals or not await seals.has_link(db, since)):
-        faults["seals that the chain doesn't have"].append(str(since))
+    if since is not None and (schema.lacks_seals or not await seals.has_link(db, since)):
+        faults["the chain of seals doesn't have this seal"].append(str(since))
 
     async def count(table: type[Account | Transfer | Entry]) -> int:
         return await db.scalar(select(func.count()).select_from(table)) or 0
 
     return LedgerReport(
-        await count(Account),
-        await count(Transfer),
-        await count(Entry),
-        dict(faults),
-        None if guards.lacks_seals else await seals.last_link(db),
+        accounts=await count(Account),
+        transfers=await count(Transfer),
+        entries=await count(Entry),
+        faults=dict(faults),
+        seal=None if schema.lacks_seals else await seals.last_link(db),
     )
 
 
-def _first_of_each_kind(check: str) -> str:
+def _limit_findings(check: str) -> str:
+    """The query, with at most `_MAX_FINDINGS` rows of each fault."""
     return f"""
         SELECT fault, finding
-        FROM (SELECT *, row_number() OVER (PARTITION BY fault ORDER BY finding) AS nth FROM ({check}) AS every) numbered
-        WHERE nth <= {_SHOWN}
+        FROM (
+            SELECT *, row_number() OVER (PARTITION BY fault ORDER BY finding) AS nth FROM ({check}) AS findings
+        ) AS numbered
+        WHERE nth <= {_MAX_FINDINGS}
         ORDER BY fault, nth
-        """  # noqa: S608  # of statements from above
+        """  # noqa: S608  # made of the constant queries above

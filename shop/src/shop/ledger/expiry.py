@@ -29,8 +29,11 @@ from shop.ledger.writing import update_loaded_account
 _Column: TypeAlias = SQLColumnExpression[Any]
 
 
-class Freed(NamedTuple):
-    """An account after some of its pending transfers were voided."""
+class AccountAfterVoiding(NamedTuple):
+    """An account after its expired holds were voided.
+
+    `voided` is the number of these holds. The other fields are the new values of the account.
+    """
 
     id: UUID
     held: int
@@ -39,27 +42,27 @@ class Freed(NamedTuple):
     voided: int
 
 
-async def void_expired_of(
+async def void_expired_holds(
     session: AsyncSession, account_ids: Sequence[UUID], at: datetime | None = None
-) -> list[Freed]:
-    """Void the holds of these accounts that have expired at `at` (default: now). Return the accounts that had one.
+) -> list[AccountAfterVoiding]:
+    """Void the holds of these accounts that have expired at `at` (default: now), and return the accounts that had one.
 
     This transaction must have locked the accounts.
     """
-    rows = await session.execute(VOID, {"ids": list(account_ids), "at": at})
-    freed = [Freed(*row) for row in rows]
-    for account in freed:
+    rows = await session.execute(VOID_EXPIRED, {"ids": list(account_ids), "at": at})
+    accounts = [AccountAfterVoiding(**row._asdict()) for row in rows]
+    for account in accounts:
         update_loaded_account(session, account, ("held", "revision", "updated_at"))
-    return freed
+    return accounts
 
 
 def has_expired(stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
-    """Whether a hold that is stored with this state has expired and isn't voided yet."""
+    """Whether a hold with this stored state has expired and isn't voided yet."""
     return _is_stored_as(TransferState.PENDING, stored) & (expires_at <= func.statement_timestamp())
 
 
 def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
-    """Whether readers see a hold in this state. An expired hold counts as voided, even if its row says `pending`."""
+    """Whether the current state of a hold is `state`. An expired hold is voided, even if its row says `pending`."""
     is_stored = _is_stored_as(state, stored)
     match state:
         case TransferState.PENDING:
@@ -72,8 +75,8 @@ def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> Col
             assert_never(state)
 
 
-def shown_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
-    """The state that readers see; see `has_state`."""
+def current_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
+    """The state of a hold at the time of the statement; see `has_state`."""
     voided: ColumnElement[Any] = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)")
     return case((not_(has_expired(stored, expires_at)), stored), else_=voided)
 
@@ -82,22 +85,22 @@ def _is_stored_as(state: TransferState, stored: _Column) -> ColumnElement[bool]:
     return stored == literal_column(f"'{state.value}'")  # a literal, so that PostgreSQL can use partial indexes
 
 
-ACCOUNTS_WITH_EXPIRED: Final = (
+ACCOUNTS_WITH_EXPIRED_HOLDS: Final = (
     select(PendingTransfer.from_account_id)
     .where(has_expired(PendingTransfer.state, PendingTransfer.expires_at))
     .order_by(PendingTransfer.expires_at)
 )
-VOID: Final = text("""
+VOID_EXPIRED: Final = text("""
     WITH voided AS (
         UPDATE pending_transfers SET state = 'voided', settled_at = coalesce(:at, statement_timestamp())
         WHERE from_account_id = ANY (:ids) AND state = 'pending'
             AND expires_at <= coalesce(:at, statement_timestamp())
         RETURNING from_account_id, amount
-    ), freed AS (
+    ), released AS (
         SELECT from_account_id, sum(amount) AS amount, count(*) AS voided FROM voided GROUP BY from_account_id
     )
     UPDATE accounts AS account
-    SET held = account.held - freed.amount, updated_at = coalesce(:at, statement_timestamp())
-    FROM freed WHERE account.id = freed.from_account_id
-    RETURNING account.id, account.held, account.revision, account.updated_at, freed.voided
+    SET held = account.held - released.amount, updated_at = coalesce(:at, statement_timestamp())
+    FROM released WHERE account.id = released.from_account_id
+    RETURNING account.id, account.held, account.revision, account.updated_at, released.voided
     """).bindparams(bindparam("ids", type_=ARRAY(Uuid())), bindparam("at", type_=DateTime(timezone=True)))

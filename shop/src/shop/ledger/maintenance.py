@@ -17,25 +17,29 @@ import structlog
 from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
 from howdah import Database
-from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED
+from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED_HOLDS
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import IdempotencyKey, PendingTransfer
 from shop.ledger.seals import link_seals
 
-EVERY_SECONDS: Final = 5.0
-_KEYS_EVERY_SECONDS: Final = 3_600.0
-_AT_A_TIME: Final = 500
+INTERVAL_SECONDS: Final = 5.0
+_KEY_DELETION_INTERVAL_SECONDS: Final = 3_600.0
+# Accounts or keys per transaction. A larger transaction would hold its locks for longer.
+_BATCH_SIZE: Final = 500
 
-_done: Final = bindparam("done", type_=ARRAY(Uuid()))
+_processed_ids: Final = bindparam("processed_ids", type_=ARRAY(Uuid()))
 
 _log = structlog.get_logger("shop.maintenance")
 
 
 @asynccontextmanager
-async def maintenance(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
-    """Run the jobs inside the `async with` block. Every five seconds expired holds are voided and new seals are linked.
-    Every hour keys are deleted that were first used more than `key_retention_days` ago. A failure is logged and
-    doesn't stop the other jobs. The job runs again five seconds later."""
+async def run_maintenance(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
+    """Run the jobs inside the `async with` block.
+
+    Expired holds are voided and new seals are linked every five seconds. Keys that were first used more than
+    `key_retention_days` ago are deleted every hour. A failed job is logged and runs again five seconds later. It
+    doesn't stop the other jobs.
+    """
     task = asyncio.create_task(_run_jobs(database, ledger, timedelta(days=key_retention_days)))
     try:
         yield
@@ -46,63 +50,70 @@ async def maintenance(database: Database, ledger: Ledger, *, key_retention_days:
 
 
 async def void_expired(database: Database, ledger: Ledger) -> int:
-    """Void all expired holds, and return their number. Accounts that another transaction has locked are skipped until
-    the next run."""
-    voided, done = 0, set[UUID]()
+    """Void all expired holds, and return their number.
+
+    Accounts that another transaction has locked are skipped until the next run.
+    """
+    voided, processed = 0, set[UUID]()
+    is_unprocessed = PendingTransfer.from_account_id != all_(_processed_ids)  # or locked accounts would be found again
+    batch = ACCOUNTS_WITH_EXPIRED_HOLDS.where(is_unprocessed).limit(_BATCH_SIZE)
     while True:
-        holding = ACCOUNTS_WITH_EXPIRED.where(PendingTransfer.from_account_id != all_(_done)).limit(_AT_A_TIME)
         async with database.autocommit() as connection:
-            ids = set(await connection.scalars(holding, {"done": list(done)}))
+            ids = set(await connection.scalars(batch, {"processed_ids": list(processed)}))
         if not ids:
             return voided
         voided += await ledger.void_expired(ids)
-        done |= ids
+        processed |= ids
 
 
 async def delete_old_keys(database: Database, retention: timedelta) -> int:
-    """Delete the idempotency keys that were first used longer ago than `retention`, by the database's clock. Return
-    their number."""
-    forgotten = 0
-    old = (
+    """Delete the idempotency keys that were first used longer ago than `retention`, and return their number.
+
+    The age is measured by the database's clock. Locked keys are skipped until the next run.
+    """
+    deleted = 0
+    old_keys = (
         select(IdempotencyKey.scope, IdempotencyKey.key)
         .where(IdempotencyKey.created_at < func.statement_timestamp() - retention)
-        .limit(_AT_A_TIME)
+        .limit(_BATCH_SIZE)
         .with_for_update(skip_locked=True)
     )
     while True:
         async with database.begin() as session:
             result = await session.execute(
                 delete(IdempotencyKey)
-                .where(tuple_(IdempotencyKey.scope, IdempotencyKey.key).in_(old))
+                .where(tuple_(IdempotencyKey.scope, IdempotencyKey.key).in_(old_keys))
                 .returning(IdempotencyKey.key)
                 .execution_options(synchronize_session=False)
             )
-            gone = len(result.all())
-        forgotten += gone
-        if gone < _AT_A_TIME:
-            return forgotten
+            batch_count = len(result.all())
+        deleted += batch_count
+        if batch_count < _BATCH_SIZE:
+            return deleted
 
 
 async def _run_jobs(database: Database, ledger: Ledger, retention: timedelta) -> None:
-    keys_due = time.monotonic()
+    """Run each job when it is due, until the task is cancelled."""
+    key_deletion_due = time.monotonic()
     while True:
-        with _failure_logged("void_expired"):
+        with _log_failure("void_expired"):
             if voided := await void_expired(database, ledger):
-                _log.info("expired transfers voided", count=voided)
-        with _failure_logged("link_seals"):
+                _log.info("expired holds voided", count=voided)
+        with _log_failure("link_seals"):
             await link_seals(database)
-        if time.monotonic() >= keys_due:
-            with _failure_logged("delete_old_keys"):
-                if forgotten := await delete_old_keys(database, retention):
-                    _log.info("idempotency keys forgotten", count=forgotten)
-                keys_due = time.monotonic() + _KEYS_EVERY_SECONDS
-        await asyncio.sleep(EVERY_SECONDS)
+        if time.monotonic() >= key_deletion_due:
+            with _log_failure("delete_old_keys"):
+                if deleted := await delete_old_keys(database, retention):
+                    _log.info("old idempotency keys deleted", count=deleted)
+                # inside the block: after a failure the keys stay due
+                key_deletion_due = time.monotonic() + _KEY_DELETION_INTERVAL_SECONDS
+        await asyncio.sleep(INTERVAL_SECONDS)
 
 
 @contextmanager
-def _failure_logged(job: str) -> Iterator[None]:
-    """Log an error of the job, so that the other jobs run, too. The job runs again five seconds later."""
+def _log_failure(job: str) -> Iterator[None]:
+    """Log an error of the job, so that the other jobs run, too."""
     try:
         yield
     except Exception:
-        _log.exception("maintenance failed", job=job)
+        _log.exception("maintenance job failed", job=job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -11,39 +12,32 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     CheckConstraint,
-    Enum,
+    Connection,
     FetchedValue,
     ForeignKey,
     Identity,
     Index,
     LargeBinary,
+    MetaData,
     String,
+    Table,
     UniqueConstraint,
     Uuid,
+    event,
     func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from howdah import Base, UUIDv7PrimaryKey
-
-
-def one_of(kind: type[StrEnum], name: str) -> Enum:
-    """The type of a column that holds a member of `kind`. `name` is that of its CHECK constraint."""
-    return Enum(
-        kind,
-        name=name,
-        native_enum=False,
-        create_constraint=True,
-        length=10,
-        values_callable=lambda members: [member.value for member in members],
-    )
+from howdah import Base, UUIDv7PrimaryKey, text_enum
+from shop.ledger.triggers import create_triggers, drop_functions
+from shop.users.models import User
 
 
 class AccountState(StrEnum):
-    """Money moves into and out of an open account only. A frozen one can be opened again, a closed one is empty and
-    stays closed."""
+    """Only an open account can be debited or credited. A frozen account can be opened again. A closed account is empty
+    and stays closed."""
 
     OPEN = "open"
     FROZEN = "frozen"
@@ -51,7 +45,8 @@ class AccountState(StrEnum):
 
 
 class AccountPurpose(StrEnum):
-    """What an account of the house is for: money comes into the books from `cash_in` and leaves them for `cash_out`."""
+    """The purpose of a system account. Money enters the ledger from a `cash_in` account, and leaves it to a `cash_out`
+    account."""
 
     CASH_IN = "cash_in"
     CASH_OUT = "cash_out"
@@ -76,8 +71,8 @@ class Direction(StrEnum):
 class Account(UUIDv7PrimaryKey, Base):
     """Money of one currency, in its smallest unit.
 
-    `entry_count` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of the
-    balance that pending transfers reserve; `shop.transfers` changes it. The available balance stays at
+    `entry_count` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of
+    the balance that pending transfers reserve; `shop.ledger` changes it. The available balance stays at
     `-overdraft_limit` or more, and the balance never exceeds `balance_limit`. The accounts through which money enters
     and leaves the ledger have `allows_negative`, so every currency sums to zero. There is one account for each purpose
     and currency.
@@ -90,30 +85,37 @@ class Account(UUIDv7PrimaryKey, Base):
 
     __tablename__ = "accounts"
     __table_args__ = (
-        CheckConstraint("balance - held >= -overdraft_limit OR allows_negative", name="balance_covered"),
+        CheckConstraint(
+            "balance - held >= -overdraft_limit OR allows_negative", name="available_within_overdraft_limit"
+        ),
         CheckConstraint("balance <= balance_limit", name="balance_within_limit"),
         CheckConstraint("overdraft_limit >= 0", name="overdraft_limit_not_negative"),
         CheckConstraint("balance_limit >= 0", name="balance_limit_not_negative"),
         CheckConstraint("held >= 0", name="held_not_negative"),
-        CheckConstraint("state <> 'closed' OR (balance = 0 AND held = 0)", name="closed_is_empty"),
+        CheckConstraint("state <> 'closed' OR (balance = 0 AND held = 0)", name="closed_account_is_empty"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
         CheckConstraint("entry_count >= 0", name="entry_count_not_negative"),
         Index(
             "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
         ),
-        {"postgresql_with": {"fillfactor": 70}},  # room for a balance's next entry_number on its page
+        # leaves room on the page for the next version of a row, because balances change often
+        {"postgresql_with": {"fillfactor": 70}},
     )
 
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey(User.id), index=True)
     name: Mapped[str] = mapped_column(String(100))
     currency: Mapped[str] = mapped_column(String(3))
-    purpose: Mapped[AccountPurpose | None] = mapped_column(one_of(AccountPurpose, "purpose_is_known"))
+    purpose: Mapped[AccountPurpose | None] = mapped_column(
+        text_enum(AccountPurpose, name="purpose_is_known", length=10)
+    )
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
     held: Mapped[int] = mapped_column(BigInteger, default=0)
     allows_negative: Mapped[bool] = mapped_column(default=False)
     overdraft_limit: Mapped[int] = mapped_column(BigInteger, default=0)
     balance_limit: Mapped[int | None] = mapped_column(BigInteger)
-    state: Mapped[AccountState] = mapped_column(one_of(AccountState, "state_is_known"), default=AccountState.OPEN)
+    state: Mapped[AccountState] = mapped_column(
+        text_enum(AccountState, name="state_is_known", length=10), default=AccountState.OPEN
+    )
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default=dict)
     entry_count: Mapped[int] = mapped_column(BigInteger, default=0)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, server_onupdate=FetchedValue())
@@ -124,16 +126,16 @@ class Account(UUIDv7PrimaryKey, Base):
 
     @property
     def available(self) -> int:
-        """Balance less `held`. `shop.ledger.account_queries.AccountSnapshot` also leaves out holds that have expired."""
+        """`balance - held`. `shop.ledger.account_queries.AccountSnapshot` also leaves out holds that have expired."""
         return self.balance - self.held
 
 
 class Entry(Base):
-    """One side of a transfer: `amount` is what came in, negative for what went out. Never changed, never deleted.
+    """One side of a transfer. `amount` is positive for a credit, negative for a debit. Never changed, never deleted.
 
-    An account's entries are numbered from 1 without gaps by `entry_number`, and not older than the one before;
-    `balance_after` is the account's balance then. There are no foreign keys: a trigger makes the entries of new
-    transfers, once a statement, and another one refuses any from somebody else.
+    `entry_number` numbers the entries of an account from 1 without gaps. No entry is older than the one before it.
+    `balance_after` is the balance of the account after the entry. There are no foreign keys: a trigger creates the
+    entries of new transfers, and another one rejects every entry from elsewhere.
     """
 
     __tablename__ = "entries"
@@ -159,24 +161,24 @@ class TransferState(StrEnum):
 
 
 class Transfer(UUIDv7PrimaryKey, Base):
-    """Money moved from one account to another, in the smallest unit of their currency. Never changed, never deleted.
+    """A posted transfer between two accounts, in the smallest unit of their currency. Never changed, never deleted.
 
-    Its two entries, `shop.ledger.models.Entry`, are those of `from_account_id` and `to_account_id` with the numbers
-    `from_entry_number` and `to_entry_number`; a trigger makes them, once a statement, if these follow. `effective_at` is when the
-    transfer counts from, which may be another time than that of its booking. Those that were made
-    together, all or none, share a `group_id`.
+    A trigger creates its two entries: in `from_account_id` with the number `from_entry_number`, and in `to_account_id`
+    with the number `to_entry_number`. Both numbers must continue the entries of the account. `effective_at` is when the
+    transfer takes effect, which may differ from `created_at`, when it was posted. The transfers of a linked chain share
+    a `group_id`.
 
-    `reverses_id` is the transfer of which this one takes a part or all back, `reversed_total` how much of that one has
-    been taken back with this: a running total, so that two reversals can't count on the same money.
+    A reversal returns a part or all of the transfer `reverses_id`. `reversed_total` is the amount that has been
+    returned with it: a running total, so that two reversals can't return the same money.
     """
 
     __tablename__ = "transfers"
     __table_args__ = (
         CheckConstraint("amount > 0", name="amount_positive"),
         CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
-        CheckConstraint("(reverses_id IS NULL) = (reversed_total IS NULL)", name="reversal_is_told"),
-        CheckConstraint("reversed_total >= amount", name="reversed_total_is_running"),
-        # partial, so that what nearly no transfer has costs it nothing
+        CheckConstraint("(reverses_id IS NULL) = (reversed_total IS NULL)", name="reversal_has_reversed_total"),
+        CheckConstraint("reversed_total >= amount", name="reversed_total_includes_amount"),
+        # partial, because nearly no transfer is a reversal
         Index(
             "uq_transfers_reverses_id_reversed_total",
             "reverses_id",
@@ -230,7 +232,7 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     __table_args__ = (
         CheckConstraint("amount > 0", name="amount_positive"),
         CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
-        CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="settled_is_told"),
+        CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="settled_has_settled_at"),
         Index("ix_pending_transfers_expires_at", "expires_at", postgresql_where="state = 'pending'"),
         # with `expires_at`: each transaction that locks an account looks for its expired holds, and it may have many
         Index(
@@ -260,7 +262,7 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     details: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
     effective_at: Mapped[datetime | None]
     group_id: Mapped[UUID | None]
-    state: Mapped[TransferState] = mapped_column(one_of(TransferState, "state_is_known"))
+    state: Mapped[TransferState] = mapped_column(text_enum(TransferState, name="state_is_known", length=10))
     expires_at: Mapped[datetime]
     created_at: Mapped[datetime]
     settled_at: Mapped[datetime | None]
@@ -282,7 +284,8 @@ class IdempotencyKey(Base):
 
     Written in the transaction of the transfer or account, so one never exists without the other. `answer` is stored
     because it can't be derived: one transfer can be the answer to a hold, and later to its posting. `fingerprint` is
-    a digest of the request; a different request with the same key is refused. `shop.ledger.maintenance` deletes old keys.
+    a digest of the request; a different request with the same key is refused. `shop.ledger.maintenance` deletes old
+    keys.
     """
 
     __tablename__ = "idempotency_keys"
@@ -290,9 +293,9 @@ class IdempotencyKey(Base):
         CheckConstraint(
             "num_nonnulls(transfer_id, refusal, account_id) = 1 AND (refusal IS NOT NULL) = (answer = 'refused') "
             "AND (account_id IS NOT NULL) = (answer = 'opened')",
-            name="one_outcome",
+            name="exactly_one_result",
         ),
-        # for what is old, which lies together: a hundredth of the size of an index of every key
+        # to delete old keys; BRIN, because keys of one time are stored together: 1 % of the size of a B-tree index
         Index("ix_idempotency_keys_created_at", "created_at", postgresql_using="brin"),
     )
 
@@ -302,7 +305,7 @@ class IdempotencyKey(Base):
     transfer_id: Mapped[UUID | None]
     refusal: Mapped[str | None] = mapped_column(String(40))
     account_id: Mapped[UUID | None]  # no foreign key: PostgreSQL would queue its check for every new key, even for NULL
-    answer: Mapped[AnswerKind] = mapped_column(one_of(AnswerKind, "answer_is_known"))
+    answer: Mapped[AnswerKind] = mapped_column(text_enum(AnswerKind, name="answer_is_known", length=10))
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
 
 
@@ -313,14 +316,14 @@ class Seal(Base):
     from 1 without gaps, and `hash`, which is computed from the previous hash and the rest of the row. Both are NULL
     until then. Nothing else of a seal ever changes.
 
-    `revisions` and `befores` are for rows that can change. `revisions` are the accounts' revisions; for pending
-    transfers 0, and 1 once they are posted or voided. `befores` are the digests before the change. Idempotency keys are
-    sealed without `ids`, because old keys are deleted.
+    `revisions` and `previous_digests` are for rows that can change. `revisions` are the accounts' revisions; for
+    pending transfers 0, and 1 once they are posted or voided. `previous_digests` are the digests before the change.
+    Idempotency keys are sealed without `ids`, because old keys are deleted.
     """
 
     __tablename__ = "seals"
     __table_args__ = (
-        CheckConstraint("(position IS NULL) = (hash IS NULL)", name="linked_is_told"),
+        CheckConstraint("(position IS NULL) = (hash IS NULL)", name="linked_has_hash"),
         UniqueConstraint("position"),
     )
 
@@ -329,7 +332,25 @@ class Seal(Base):
     ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
     revisions: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
     digests: Mapped[list[bytes]] = mapped_column(ARRAY(LargeBinary))
-    befores: Mapped[list[bytes] | None] = mapped_column(ARRAY(LargeBinary))
+    previous_digests: Mapped[list[bytes] | None] = mapped_column(ARRAY(LargeBinary))
     created_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     position: Mapped[int | None] = mapped_column(BigInteger)
     hash: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
+LEDGER_TABLES: Final = frozenset(
+    each.__tablename__ for each in (Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
+)
+
+
+@event.listens_for(Base.metadata, "after_create")
+def _create_triggers(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
+    """Tables from `Base.metadata.create_all` have their triggers, like migrated ones."""
+    if not LEDGER_TABLES.isdisjoint(table.name for table in tables):
+        create_triggers(connection)
+
+
+@event.listens_for(Base.metadata, "before_drop")
+def _drop_functions(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
+    if not LEDGER_TABLES.isdisjoint(table.name for table in tables):
+        drop_functions(connection)

@@ -1,4 +1,4 @@
-"""Opening accounts under idempotency keys, one or many at a time."""
+"""Open accounts under idempotency keys: one, or many with a few statements."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import bulk, uuid7
-from shop.ledger.accounts import open_account, values_of
-from shop.ledger.http.account_schemas import AccountIn, OpeningRefusal
+from shop.ledger.account_schemas import AccountIn, OpeningRefusal
+from shop.ledger.accounts import build_account_values, open_account
 from shop.ledger.models import Account, AccountState, AnswerKind, IdempotencyKey
 from shop.ledger.repository import StoredAnswer, TransferRepository
 from shop.ledger.requests import ScopedKey
@@ -23,7 +23,7 @@ from shop.users.models import User
 
 
 class OpeningRefused(ValueError):
-    """The account wasn't opened."""
+    """The request to open an account was refused. `code` says why."""
 
     def __init__(self, code: OpeningRefusal) -> None:
         self.code = code
@@ -31,7 +31,10 @@ class OpeningRefused(ValueError):
 
 
 class OpeningRequest(NamedTuple):
-    """`key` is the idempotency key, `scope` is its owner. Transfers and accounts share the keys of a scope."""
+    """A request to open an account.
+
+    `key` is the idempotency key, `scope` is its owner. Transfers and accounts share the keys of a scope.
+    """
 
     account: AccountIn
     key: str | None = None
@@ -39,7 +42,10 @@ class OpeningRequest(NamedTuple):
 
 
 class OpeningResult(NamedTuple):
-    """Either a refusal, or the account as it was when it was opened. `replayed`: an earlier request opened it."""
+    """Either a refusal, or the account as it was when it was opened.
+
+    `replayed`: an earlier request with the same key opened the account.
+    """
 
     account: Account | None = None
     refusal: OpeningRefusal | None = None
@@ -54,18 +60,20 @@ class OpeningResult(NamedTuple):
 
 
 async def open_account_once(db: AsyncSession, request: OpeningRequest) -> OpeningResult:
-    """`open_account`, once for all requests with the same key. Concurrent requests with the same key wait until the
-    first one has been committed or rolled back.
+    """Open an account, once for all requests with the same key.
+
+    Concurrent requests with the same key wait until the first one has been committed or rolled back.
 
     The only refusal is `KEY_REUSED`. Raises `ForeignKeyViolation` for an unknown user and `UniqueViolation` for a
-    purpose that has an account. Then roll back the session, which releases the key, too.
+    purpose and currency that have an account. Then roll back the session, which releases the key, too.
     """
     if request.key is None:
         return OpeningResult(await open_account(db, request.account))
     id_ = uuid7()
-    if used := await _claim(db, {(request.scope, request.key): _Claim(id_, request.account)}):
-        [stored] = used.values()
-        return _answer(request.account, stored, await _opened_at(db, [stored.account_id]))
+    stored_answers = await _claim_keys(db, {(request.scope, request.key): _Claim(id_, request.account)})
+    if stored_answers:
+        [stored] = stored_answers.values()
+        return _replay(request.account, stored, await _read_opening_times(db, [stored.account_id]))
     return OpeningResult(await open_account(db, request.account, id_=id_))
 
 
@@ -74,39 +82,45 @@ async def open_accounts(db: AsyncSession, requests: Sequence[OpeningRequest]) ->
 
     A refused request doesn't affect the others, and stores nothing under its key. The accounts in the results are not
     in the session.
+
+    The first request with each key is executed, and decides the results of the later ones with the same key.
     """
     results: dict[int, OpeningResult] = {}
-    remaining = list(enumerate(requests))
-    while remaining:
-        first: dict[object, int] = {}
-        repeated: list[tuple[int, OpeningRequest, int]] = []
-        for place, request in remaining:
-            earlier = first.setdefault(place if request.key is None else (request.scope, request.key), place)
-            if earlier != place:
-                repeated.append((place, request, earlier))
-        chosen = list(first.values())
-        results |= zip(chosen, await _open(db, [requests[place] for place in chosen]), strict=True)
-        remaining = []
-        for place, request, earlier in repeated:
-            result, is_same = results[earlier], _fingerprint(request.account) == _fingerprint(requests[earlier].account)
-            if is_same:
-                results[place] = result._replace(replayed=result.account is not None)
+    undecided = list(range(len(requests)))
+    while undecided:
+        first_positions: dict[object, int] = {}
+        repeated: list[tuple[int, int]] = []
+        for position in undecided:
+            request = requests[position]
+            key = position if request.key is None else (request.scope, request.key)
+            first = first_positions.setdefault(key, position)
+            if first != position:
+                repeated.append((position, first))
+        positions = list(first_positions.values())
+        results |= zip(positions, await _open_distinct(db, [requests[each] for each in positions]), strict=True)
+        undecided = []
+        for position, first in repeated:
+            result = results[first]
+            if _compute_fingerprint(requests[position].account) == _compute_fingerprint(requests[first].account):
+                results[position] = result._replace(replayed=result.account is not None)
             elif result.account is not None:
-                results[place] = OpeningResult(refusal=OpeningRefusal.KEY_REUSED)
-            else:  # the earlier one was refused and stored nothing, so this one is tried
-                remaining.append((place, request))
-    return [results[place] for place in range(len(requests))]
+                results[position] = OpeningResult(refusal=OpeningRefusal.KEY_REUSED)
+            else:  # the first request was refused and stored nothing, so this one is executed in the next round
+                undecided.append(position)
+    return [results[position] for position in range(len(requests))]
 
 
 class _Claim(NamedTuple):
+    """The account to store under a key."""
+
     account_id: UUID
     account: AccountIn
 
 
-async def _open(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[OpeningResult]:
-    """`open_accounts` for requests with different keys.
+async def _open_distinct(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[OpeningResult]:
+    """Open the accounts of requests with different keys.
 
-    Keys are claimed before accounts are written, and both are sorted, so that concurrent calls can't deadlock.
+    Keys are claimed before accounts are inserted, and both are sorted, so that concurrent calls can't deadlock.
     """
     ids = [uuid7() for _ in requests]
     claims = {
@@ -114,111 +128,142 @@ async def _open(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[Op
         for id_, request in zip(ids, requests, strict=True)
         if request.key is not None
     }
-    used = await _claim(db, claims)
-    new = {
+    stored_answers = await _claim_keys(db, claims)
+    new_accounts = {
         id_: request.account
         for id_, request in zip(ids, requests, strict=True)
-        if request.key is None or (request.scope, request.key) not in used
+        if request.key is None or (request.scope, request.key) not in stored_answers
     }
-    refusals = await _write(db, new)
-    if unused := [key for key, claim in claims.items() if claim.account_id in refusals]:
-        stored = tuple_(IdempotencyKey.scope, IdempotencyKey.key)
-        await db.execute(delete(IdempotencyKey).where(stored.in_(unused)).execution_options(synchronize_session=False))
-    opened_at = await _opened_at(db, [*new, *(stored.account_id for stored in used.values())])
+    refusals = await _insert_accounts(db, new_accounts)
+    await _release_keys(db, [key for key, claim in claims.items() if claim.account_id in refusals])
+    replayed_ids = [stored.account_id for stored in stored_answers.values()]
+    opening_times = await _read_opening_times(db, [*new_accounts, *replayed_ids])
 
-    def result(id_: UUID, request: OpeningRequest) -> OpeningResult:
-        if request.key is not None and (stored := used.get((request.scope, request.key))) is not None:
-            return _answer(request.account, stored, opened_at)
+    def build_result(id_: UUID, request: OpeningRequest) -> OpeningResult:
+        stored = None if request.key is None else stored_answers.get((request.scope, request.key))
+        if stored is not None:
+            return _replay(request.account, stored, opening_times)
         if id_ in refusals:
             return OpeningResult(refusal=refusals[id_])
-        return OpeningResult(_as_opened(id_, request.account, opened_at[id_]))
+        return OpeningResult(_build_new_account(id_, request.account, opening_times[id_]))
 
-    return [result(id_, request) for id_, request in zip(ids, requests, strict=True)]
+    return [build_result(id_, request) for id_, request in zip(ids, requests, strict=True)]
 
 
-async def _write(db: AsyncSession, accounts: Mapping[UUID, AccountIn]) -> dict[UUID, OpeningRefusal]:
-    """Insert the accounts, and return the refusals of those that were not inserted."""
+async def _release_keys(db: AsyncSession, keys: Sequence[ScopedKey]) -> None:
+    """Delete keys that this transaction has claimed: a refused request stores nothing under its key."""
+    if keys:
+        stored_key = tuple_(IdempotencyKey.scope, IdempotencyKey.key)
+        await db.execute(
+            delete(IdempotencyKey).where(stored_key.in_(keys)).execution_options(synchronize_session=False)
+        )
+
+
+async def _insert_accounts(db: AsyncSession, accounts: Mapping[UUID, AccountIn]) -> dict[UUID, OpeningRefusal]:
+    """Insert the accounts, and return the refusals by the ids of the accounts that were not inserted.
+
+    System accounts are inserted in sorted order: concurrent inserts of the same purpose and currency wait for each
+    other, and with different orders they could deadlock.
+    """
     users = await _lock_users(db, {each.user_id for each in accounts.values() if each.user_id is not None})
     refusals = {
         id_: OpeningRefusal.UNKNOWN_USER
         for id_, each in accounts.items()
         if each.user_id is not None and each.user_id not in users
     }
-    rows = {id_: values_of(each, id_=id_) for id_, each in accounts.items() if id_ not in refusals}
-    system = sorted(
+    rows = {id_: build_account_values(each, id_=id_) for id_, each in accounts.items() if id_ not in refusals}
+    system_rows = sorted(
         (row for row in rows.values() if row["purpose"] is not None), key=lambda row: (row["purpose"], row["currency"])
     )
-    if system:
-        opening = insert(Account).on_conflict_do_nothing().returning(Account.id)
-        opened = set(await db.scalars(opening, system))
-        refusals |= {row["id"]: OpeningRefusal.PURPOSE_TAKEN for row in system if row["id"] not in opened}
+    if system_rows:
+        insert_if_new = insert(Account).on_conflict_do_nothing().returning(Account.id)
+        inserted_ids = set(await db.scalars(insert_if_new, system_rows))
+        refusals |= {row["id"]: OpeningRefusal.PURPOSE_TAKEN for row in system_rows if row["id"] not in inserted_ids}
     await bulk.insert_many(db, Account, [row for row in rows.values() if row["purpose"] is None], keys=False)
     return refusals
 
 
 async def _lock_users(db: AsyncSession, ids: Collection[UUID]) -> set[UUID]:
-    """The users that exist, locked so that they can't be deleted until the transaction ends."""
+    """Lock the users so that they can't be deleted until the transaction ends, and return the ids that exist."""
     if not ids:
         return set()
-    return set(await db.scalars(_USERS, {"ids": list(ids)}))
+    return set(await db.scalars(_LOCK_USERS, {"ids": list(ids)}))
 
 
-async def _claim(db: AsyncSession, claims: Mapping[ScopedKey, _Claim]) -> dict[ScopedKey, StoredAnswer]:
-    """Store the account under each unused key, and return the stored answers of the others. Waits for transactions that
-    have claimed one of the keys."""
-    used: dict[ScopedKey, StoredAnswer] = {}
-    missing = dict(sorted(claims.items()))  # in the order in which transfers write their keys
+async def _claim_keys(db: AsyncSession, claims: Mapping[ScopedKey, _Claim]) -> dict[ScopedKey, StoredAnswer]:
+    """Store the account under each unused key, and return the stored answers of the used keys.
+
+    Waits for transactions that have claimed one of the keys.
+    """
+    stored_answers: dict[ScopedKey, StoredAnswer] = {}
+    missing = dict(sorted(claims.items()))  # transfers write their keys in the same order, so there is no deadlock
     while missing:
         values = {
             "scopes": [scope for scope, _ in missing],
             "keys": [key for _, key in missing],
-            "fingerprints": [_fingerprint(claim.account) for claim in missing.values()],
+            "fingerprints": [_compute_fingerprint(claim.account) for claim in missing.values()],
             "ids": [claim.account_id for claim in missing.values()],
         }
-        claimed = {(row.scope, row.key) for row in await db.execute(_CLAIM, values)}
-        others = missing.keys() - claimed
-        used |= await TransferRepository(db).find_answers(others)
-        # keys that were deleted meanwhile, because they were old
-        missing = {key: missing[key] for key in missing if key in others and key not in used}
-    return used
+        claimed = {(row.scope, row.key) for row in await db.execute(_CLAIM_KEYS, values)}
+        used = missing.keys() - claimed
+        stored_answers |= await TransferRepository(db).find_answers(used)
+        # An old key may have been deleted between the two statements. It is claimed again.
+        missing = {key: claim for key, claim in missing.items() if key in used and key not in stored_answers}
+    return stored_answers
 
 
-async def _opened_at(db: AsyncSession, ids: Iterable[UUID | None]) -> dict[UUID, datetime]:
-    """The times when the accounts were opened, for those that exist."""
-    known = [id_ for id_ in ids if id_ is not None]
-    return {row.id: row.created_at for row in await db.execute(_OPENED_AT, {"ids": known})} if known else {}
+async def _read_opening_times(db: AsyncSession, ids: Iterable[UUID | None]) -> dict[UUID, datetime]:
+    """The times when the accounts were opened, by id. Ids that are None or unknown are left out."""
+    account_ids = [id_ for id_ in ids if id_ is not None]
+    if not account_ids:
+        return {}
+    return {row.id: row.created_at for row in await db.execute(_SELECT_OPENING_TIMES, {"ids": account_ids})}
 
 
-def _answer(account: AccountIn, stored: StoredAnswer, opened_at: Mapping[UUID, datetime]) -> OpeningResult:
-    """The result of a request whose key was used."""
-    if stored.answer is not AnswerKind.OPENED or stored.fingerprint != _fingerprint(account):
+def _replay(account: AccountIn, stored: StoredAnswer, opening_times: Mapping[UUID, datetime]) -> OpeningResult:
+    """The result of a request whose key was used: the stored account, or `KEY_REUSED` if the request differs."""
+    if stored.answer is not AnswerKind.OPENED or stored.fingerprint != _compute_fingerprint(account):
         return OpeningResult(refusal=OpeningRefusal.KEY_REUSED)
     assert stored.account_id is not None  # the table's CHECK constraint
-    return OpeningResult(_as_opened(stored.account_id, account, opened_at[stored.account_id]), replayed=True)
-
-
-def _as_opened(id_: UUID, account: AccountIn, at: datetime) -> Account:
-    """The account as it was when this request opened it. A new account has no values from anywhere else."""
-    times = {"created_at": at, "updated_at": at}
-    return Account(
-        **(values_of(account, id_=id_) | times), balance=0, held=0, state=AccountState.OPEN, entry_count=0, revision=0
+    return OpeningResult(
+        _build_new_account(stored.account_id, account, opening_times[stored.account_id]), replayed=True
     )
 
 
-def _fingerprint(account: AccountIn) -> bytes:
-    """A digest of the requested account. Defaults are left out, so that a new field doesn't change the digests of old
-    requests."""
+def _build_new_account(id_: UUID, account: AccountIn, at: datetime) -> Account:
+    """The account as it was when this request opened it at the time `at`.
+
+    All values of a new account follow from the request and the time, so they are not stored for replays.
+    """
+    times = {"created_at": at, "updated_at": at}
+    return Account(
+        **(build_account_values(account, id_=id_) | times),
+        balance=0,
+        held=0,
+        state=AccountState.OPEN,
+        entry_count=0,
+        revision=0,
+    )
+
+
+def _compute_fingerprint(account: AccountIn) -> bytes:
+    """A digest of the requested account.
+
+    Defaults are left out, so that a field that is added later doesn't change the digests of stored requests.
+    """
     requested = account.model_dump(exclude_defaults=True)
-    if values_of(account)["allows_negative"]:
+    if build_account_values(account)["allows_negative"]:
         requested["allows_negative"] = True
     return hashlib.sha256(orjson.dumps(requested, default=str, option=orjson.OPT_SORT_KEYS)).digest()
 
 
-_ids: Final = func.any(bindparam("ids", type_=ARRAY(Uuid())))
-_USERS: Final = select(User.id).where(User.id == _ids).order_by(User.id).with_for_update(read=True, key_share=True)
-_OPENED_AT: Final = select(Account.id, Account.created_at).where(Account.id == _ids)
+_id_in_ids: Final = func.any(bindparam("ids", type_=ARRAY(Uuid())))
+_LOCK_USERS: Final = (
+    select(User.id).where(User.id == _id_in_ids).order_by(User.id).with_for_update(read=True, key_share=True)
+)
+_SELECT_OPENING_TIMES: Final = select(Account.id, Account.created_at).where(Account.id == _id_in_ids)
 
-_given: Final = (
+_claims: Final = (
     func.unnest(
         bindparam("scopes", type_=ARRAY(String())),
         bindparam("keys", type_=ARRAY(String())),
@@ -231,15 +276,15 @@ _given: Final = (
         column("fingerprint", LargeBinary()),
         column("account_id", Uuid()),
     )
-    .render_derived(name="given")
+    .render_derived(name="claims")
 )
 _keys: Final[Any] = IdempotencyKey.__table__  # the ORM can't compile an INSERT from this SELECT
-_CLAIM: Final[Any] = (
+_CLAIM_KEYS: Final[Any] = (
     insert(_keys)
     .from_select(
         ["scope", "key", "fingerprint", "account_id", "answer", "created_at"],
         select(
-            *_given.c,
+            *_claims.c,
             bindparam("answer", AnswerKind.OPENED.value, type_=String()),
             func.statement_timestamp(),
         ),

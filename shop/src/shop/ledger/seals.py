@@ -1,4 +1,7 @@
-"""The chain of seals. The database links it, and the hash of the last link depends on everything sealed before."""
+"""The chain of seals: link new seals to it, and check rows against their seals.
+
+A function of the database computes the links. The hash of a link depends on all seals up to it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database
 from shop.ledger.models import Seal
 
-_LINKED_AT_A_TIME: Final = 10_000
+_BATCH_SIZE: Final = 10_000
+"""Seals that one transaction links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,40 +30,47 @@ class Link:
         return f"{self.position}:{self.hash.hex()}"
 
     @classmethod
-    def parse(cls, written: str) -> Link:
-        """The inverse of `str`. Raises `ValueError` for another text."""
-        found = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9a-fA-F]{64})", written.strip())
-        if found is None:
-            raise ValueError(f"{written!r} isn't a seal: write POSITION:HASH, as `shop check` printed it")
-        return cls(int(found[1]), bytes.fromhex(found[2]))
+    def parse(cls, value: str) -> Link:
+        """The inverse of `str`. Raises `ValueError` for a text that isn't a link."""
+        match = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9a-fA-F]{64})", value.strip())
+        if match is None:
+            raise ValueError(f"{value!r} isn't a seal: write POSITION:HASH, as `shop check` printed it")
+        return cls(int(match[1]), bytes.fromhex(match[2]))
 
 
 async def link_seals(database: Database) -> int:
-    """Append the committed seals that aren't linked yet to the chain, and return their number. Processes that do it at
-    the same time wait for each other. Transfers don't wait for it."""
+    """Append the committed seals that aren't linked yet to the chain, and return their number.
+
+    Concurrent calls wait for each other. Transfers don't wait for them.
+    """
     linked = 0
     while True:
         async with database.begin() as session:
-            found = await session.scalar(text("SELECT link_seals(:most)"), {"most": _LINKED_AT_A_TIME}) or 0
-        linked += found
-        if found < _LINKED_AT_A_TIME:
+            batch_count = await session.scalar(text("SELECT link_seals(:max_seals)"), {"max_seals": _BATCH_SIZE}) or 0
+        linked += batch_count
+        if batch_count < _BATCH_SIZE:
             return linked
 
 
 async def last_link(db: AsyncSession) -> Link | None:
     """The last link of the chain; None if there is none."""
-    newest = select(Seal.position, Seal.hash).where(Seal.position.is_not(None)).order_by(Seal.position.desc()).limit(1)
-    row = (await db.execute(newest)).one_or_none()
-    return None if row is None or row.position is None or row.hash is None else Link(row.position, row.hash)
+    last = select(Seal.position, Seal.hash).where(Seal.position.is_not(None)).order_by(Seal.position.desc()).limit(1)
+    row = (await db.execute(last)).one_or_none()
+    if row is None or row.position is None or row.hash is None:
+        return None
+    return Link(row.position, row.hash)
 
 
 async def has_link(db: AsyncSession, link: Link) -> bool:
-    """Whether the chain has this link at this position."""
+    """Whether the chain has this hash at this position."""
     return bool(await db.scalar(select(Seal.hash == link.hash).where(Seal.position == link.position)))
 
 
-def _of_what_changes(name: str, table: str, revision: str) -> str:
-    """For rows that can change: each seal continues the one before, and the last one agrees with the table."""
+def _check_changeable_rows(name: str, table: str, revision: str) -> str:
+    """The query for rows that can change: each seal continues the seal before, and the last seal agrees with the row.
+
+    `revision` is an SQL expression. `name` is the singular of the rows in findings.
+    """
     return f"""
         SELECT fault, finding
         FROM (SELECT id, {revision} AS revision, digest_of_{table.removesuffix("s")}(t) AS digest FROM {table} t) t
@@ -67,57 +78,59 @@ def _of_what_changes(name: str, table: str, revision: str) -> str:
             SELECT sealed.*, lag(digest) OVER w AS digest_before, lag(revision) OVER w AS revision_before,
                 lead(revision) OVER w IS NULL AS is_last
             FROM seals
-            CROSS JOIN LATERAL unnest(ids, revisions, digests, befores) AS sealed (id, revision, digest, before)
+            CROSS JOIN LATERAL unnest(ids, revisions, digests, previous_digests)
+                AS sealed (id, revision, digest, before)
             WHERE subject = '{table}' WINDOW w AS (PARTITION BY sealed.id ORDER BY revision)
         ) s USING (id)
         CROSS JOIN LATERAL (VALUES
             (
-                'sealed {name}s that are gone', t.digest IS NULL AND s.is_last,
+                'sealed {name}s are missing', t.digest IS NULL AND s.is_last,
                 format('{name} %s', id)
             ),
-            ('{name}s that no seal has', s.digest IS NULL, format('{name} %s', id)),
+            ('{name}s are not sealed', s.digest IS NULL, format('{name} %s', id)),
             (
-                '{name}s that differ from their last seal',
+                '{name}s differ from their last seal',
                 s.is_last AND (t.digest <> s.digest OR t.revision < s.revision),
                 format('{name} %s: revision %s, sealed up to %s', id, t.revision, s.revision)
             ),
             (
-                '{name}s that changed between two seals',
+                '{name}s were changed between two seals',
                 s.revision_before IS NOT NULL
                     AND (s.before IS DISTINCT FROM s.digest_before OR s.revision = s.revision_before),
                 format('{name} %s: between revision %s and %s', id, s.revision_before, s.revision)
             )
-        ) AS told (fault, found, finding)
-        WHERE found
-        """  # noqa: S608  # of names from below
+        ) AS rules (fault, is_violated, finding)
+        WHERE is_violated
+        """  # noqa: S608  # made of the constants below
 
 
-# Like those of `shop.ledger.check`. The database's functions compute the digests; the guards compare these functions.
+# Queries like those of `shop.ledger.check`. The database's functions compute the digests. `shop.ledger.schema`
+# compares these functions with their definitions.
 CHECKS: Final = {
     "chain of seals": """
         SELECT fault, finding
         FROM (
             SELECT position, hash, lag(position, 1, 0::bigint) OVER w AS position_before,
-                hash_of_seal(lag(hash) OVER w, s) AS hash_that_follows
+                hash_of_seal(lag(hash) OVER w, s) AS expected_hash
             FROM seals s WHERE position IS NOT NULL WINDOW w AS (ORDER BY position)
         ) link
         CROSS JOIN LATERAL (VALUES
             (
-                'gaps in the chain of seals', position <> position_before + 1,
+                'the chain of seals has gaps', position <> position_before + 1,
                 format('seal %s comes after %s', position, position_before)
             ),
             (
-                'seals that don''t follow from the one before', hash <> hash_that_follows,
+                'seals don''t follow from the seal before', hash <> expected_hash,
                 format('seal %s', position)
             )
-        ) AS told (fault, found, finding)
-        WHERE found
+        ) AS rules (fault, is_violated, finding)
+        WHERE is_violated
         """,
     "sealed transfers": """
         SELECT
-            CASE WHEN t.digest IS NULL THEN 'sealed transfers that are gone'
-                WHEN s.digest IS NULL THEN 'transfers that no seal has'
-                ELSE 'transfers that differ from their seal' END AS fault,
+            CASE WHEN t.digest IS NULL THEN 'sealed transfers are missing'
+                WHEN s.digest IS NULL THEN 'transfers are not sealed'
+                ELSE 'transfers differ from their seal' END AS fault,
             format('transfer %s', id) AS finding
         FROM (SELECT id, digest_of_transfer(t) AS digest FROM transfers t) t
         FULL JOIN (
@@ -126,13 +139,13 @@ CHECKS: Final = {
         ) s USING (id)
         WHERE t.digest IS DISTINCT FROM s.digest
         """,
-    "sealed pending transfers": _of_what_changes(
+    "sealed pending transfers": _check_changeable_rows(
         "pending transfer", "pending_transfers", "(state <> 'pending')::int::bigint"
     ),
-    "sealed accounts": _of_what_changes("account", "accounts", "revision"),
-    # a missing key isn't a fault: old keys are deleted
+    "sealed accounts": _check_changeable_rows("account", "accounts", "revision"),
+    # A missing key isn't a fault, because old keys are deleted.
     "sealed idempotency keys": """
-        SELECT 'idempotency keys that no seal has, or that differ from it' AS fault, format('key %s', key) AS finding
+        SELECT 'idempotency keys are not sealed, or differ from their seal' AS fault, format('key %s', key) AS finding
         FROM (SELECT key, digest_of_idempotency_key(k) AS digest FROM idempotency_keys k) k
         LEFT JOIN (
             SELECT unnest(digests) AS digest FROM seals WHERE subject = 'idempotency_keys'

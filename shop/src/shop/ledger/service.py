@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
-from shop.ledger.expiry import void_expired_of
+from shop.ledger.expiry import void_expired_holds
 from shop.ledger.models import AnswerKind, Transfer, TransferState
 from shop.ledger.posting import Outcome, PostingContext
 from shop.ledger.repository import AccountsAt, StoredAnswer, TransferRepository
@@ -27,7 +27,7 @@ from shop.ledger.requests import (
     compute_fingerprints,
 )
 from shop.ledger.snapshots import Hold
-from shop.ledger.transfer_queries import TransferSnapshot, transfer_with
+from shop.ledger.transfer_queries import TransferSnapshot, select_transfer
 from shop.ledger.validation import check_request, validate_requests
 from shop.ledger.writing import write
 
@@ -104,7 +104,7 @@ async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:
     if not ids:
         return 0
     voided = 0
-    for freed in await void_expired_of(session, ids, locked.at):
+    for freed in await void_expired_holds(session, ids, locked.at):
         account = locked.accounts[freed.id]
         account.held, account.revision, account.updated_at = freed.held, freed.revision, freed.updated_at
         voided += freed.voided
@@ -161,7 +161,7 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> TransferRecord:
     """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`."""
-    transfer: TransferSnapshot | None = (await db.scalars(transfer_with(transfer_id))).one_or_none()
+    transfer: TransferSnapshot | None = (await db.scalars(select_transfer(transfer_id))).one_or_none()
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer.as_record()

@@ -1,4 +1,4 @@
-"""Read and list transfers in any state (posted, pending, voided) by one statement."""
+"""Queries for transfers in any state: posted, pending or voided. Each query is one statement."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Subquery,
     Uuid,
+    and_,
     any_,
     case,
     cast,
@@ -33,7 +34,7 @@ from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr
 
 from howdah import AwareDateTime, Base
 from shop.ledger.account_queries import posted_between
-from shop.ledger.expiry import has_state, shown_state
+from shop.ledger.expiry import current_state, has_state
 from shop.ledger.models import Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.repository import balance_after, held_amount
 from shop.ledger.requests import TransferRecord, chain_keys
@@ -61,25 +62,26 @@ _IS_UNPOSTED: Final = PendingTransfer.state != literal_column("'posted'", Pendin
 
 
 def _hold_columns(state: SQLColumnExpression[Any], expires_at: SQLColumnExpression[Any]) -> _Columns:
-    """The columns of a hold, as stored (`hold_…`) and as shown to readers."""
-    shown = shown_state(state, expires_at)
+    """The columns of a hold: as stored (`hold_…`), and the current ones."""
     is_pending = has_state(TransferState.PENDING, state, expires_at)
     return {
-        "state": shown,
+        "state": current_state(state, expires_at),
         "expires_at": case((is_pending, expires_at), else_=null()),
         "hold_state": state,
         "hold_expires_at": expires_at,
     }
 
 
-def _labelled(columns: _Columns) -> Select[Any]:
+def _select_labeled(columns: _Columns) -> Select[Any]:
+    """Select the columns in the order of their names, as the branches of a union need the same order."""
     return select(*(column.label(name) for name, column in sorted(columns.items())))
 
 
-def _all_transfers() -> Subquery:
+def _select_all_transfers() -> Subquery:
     """`transfers`, and the rows of `pending_transfers` that aren't posted.
 
-    Each branch reads one table, so that PostgreSQL can merge the two in the order of their primary keys."""
+    Each branch reads one table, so that PostgreSQL can merge the two in the order of their primary keys.
+    """
     posted: _Columns = {
         **{name: getattr(Transfer, name) for name in (*_SHARED, *_ONLY_POSTED, "effective_at", "created_at")},
         **_hold_columns(_POSTED_STATE, _NO_TIME),
@@ -92,15 +94,16 @@ def _all_transfers() -> Subquery:
         "effective_at": func.coalesce(PendingTransfer.effective_at, PendingTransfer.created_at),
         **_hold_columns(PendingTransfer.state, PendingTransfer.expires_at),
     }
-    return union_all(_labelled(posted), _labelled(unposted).where(_IS_UNPOSTED)).subquery("transfer")
+    return union_all(_select_labeled(posted), _select_labeled(unposted).where(_IS_UNPOSTED)).subquery("transfer")
 
 
-def _transfers_of_accounts() -> Subquery:
-    """A row for each transfer and each of its accounts.
+def _select_transfers_by_account() -> Subquery:
+    """Two rows for each transfer, one for each of its accounts.
 
     The ids come from entries and holds. They are sorted before the transfers are read, so that a page reads only its
-    own transfers."""
-    lines = union_all(
+    own transfers.
+    """
+    sides = union_all(
         select(
             Entry.account_id,
             Entry.transfer_id.label("id"),
@@ -115,12 +118,12 @@ def _transfers_of_accounts() -> Subquery:
                 (PendingTransfer.to_account_id, false()),
             )
         ),
-    ).subquery("line")
+    ).subquery("side")
     posted, hold = aliased(Transfer), aliased(PendingTransfer)
-    state = case((lines.c.is_posted, _POSTED_STATE), else_=hold.state)
+    state = case((sides.c.is_posted, _POSTED_STATE), else_=hold.state)
     hold_columns = _hold_columns(state, hold.expires_at)
     columns: _Columns = {
-        **{column.key: column for column in lines.c},
+        **{column.key: column for column in sides.c},
         **{name: func.coalesce(getattr(posted, name), getattr(hold, name)) for name in _SHARED if name != "id"},
         **{name: getattr(posted, name) for name in _ONLY_POSTED},
         "effective_at": func.coalesce(posted.effective_at, hold.effective_at, hold.created_at),
@@ -128,18 +131,19 @@ def _transfers_of_accounts() -> Subquery:
         **hold_columns,
     }
     return (
-        _labelled(columns)
-        .select_from(lines)
-        .outerjoin(posted, lines.c.is_posted & (posted.id == lines.c.id))
-        .outerjoin(hold, hold.id == lines.c.id)
+        _select_labeled(columns)
+        .select_from(sides)
+        .outerjoin(posted, sides.c.is_posted & (posted.id == sides.c.id))
+        .outerjoin(hold, hold.id == sides.c.id)
         .subquery("transfer")
     )
 
 
-class _Snapshot:
-    """A row of `TransferRecord`, read by one statement.
+class _SnapshotColumns:
+    """The columns of a `TransferRecord`.
 
-    Values that only the rows of the page need are scalar subqueries, which PostgreSQL evaluates after LIMIT."""
+    Values that only the rows of the page need are scalar subqueries, which PostgreSQL evaluates after LIMIT.
+    """
 
     __table__: ClassVar[Any]
 
@@ -176,21 +180,21 @@ class _Snapshot:
         hold_expires_at: Mapped[datetime]
 
     def as_record(self) -> TransferRecord:
-        """The record that the routes write as JSON."""
+        """The record that the routes serialize."""
         return TransferRecord(**{name: getattr(self, name) for name in TransferRecord._fields})
 
 
-class TransferSnapshot(_Snapshot, Base):
+class TransferSnapshot(_SnapshotColumns, Base):
     """A transfer in any state."""
 
-    __table__ = _all_transfers()
+    __table__ = _select_all_transfers()
     __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
 
 
-class AccountTransferSnapshot(_Snapshot, Base):
-    """A transfer in any state, found by one of its accounts."""
+class AccountTransferSnapshot(_SnapshotColumns, Base):
+    """A transfer in any state, with one of its accounts (`account_id`) and the side of that account (`is_debit`)."""
 
-    __table__ = _transfers_of_accounts()
+    __table__ = _select_transfers_by_account()
     __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012
 
     if TYPE_CHECKING:
@@ -200,13 +204,13 @@ class AccountTransferSnapshot(_Snapshot, Base):
         is_posted: Mapped[bool]
 
 
-def transfer_with(transfer_id: UUID) -> Select[Any]:
+def select_transfer(transfer_id: UUID) -> Select[Any]:
     """The transfer with this id, in any state."""
-    chosen = select(TransferSnapshot).where(TransferSnapshot.id == transfer_id)
-    return chosen.execution_options(populate_existing=True)
+    query = select(TransferSnapshot).where(TransferSnapshot.id == transfer_id)
+    return query.execution_options(populate_existing=True)
 
 
-def transfers_matching(
+def select_transfers(
     *,
     scope: str,
     order: ListOrder = "oldest",
@@ -223,23 +227,24 @@ def transfers_matching(
     reverses_id: UUID | None = None,
     group_id: UUID | None = None,
 ) -> Select[Any]:
-    """Transfers in any state in the order of their ids. None leaves a filter out.
+    """Transfers in any state in the order of their ids. A filter that is None is not applied.
 
-    A transfer keeps its id, and so its place, when it is posted or voided. `idempotency_key` is a key of the client
-    `scope`. A list by account sorts the ids of all the account's entries for each page, or of the entries between
-    `created_from` and `created_before`.
+    A transfer keeps its id, and so its place in the list, when it is posted or voided. `idempotency_key` is a key of
+    the client `scope`. A list by account sorts the ids of all the account's entries for each page, or of the entries
+    between `created_from` and `created_before`.
     """
     model: Any = TransferSnapshot
     conditions: list[Any] = []
-    first_account = account_id or from_account_id or to_account_id
-    if first_account is not None:
+    searched_account = account_id or from_account_id or to_account_id
+    if searched_account is not None:
         model = AccountTransferSnapshot
-        conditions.append(model.account_id == first_account)
-        if booked := posted_between(model.entry_number, first_account, created_from, created_before):
-            conditions.append(or_(~model.is_posted, *([booked[0] & booked[1]] if len(booked) > 1 else booked)))
+        conditions.append(model.account_id == searched_account)
+        entry_conditions = posted_between(model.entry_number, searched_account, created_from, created_before)
+        if entry_conditions:  # holds have no entry number; `created_at` is compared below
+            conditions.append(or_(~model.is_posted, and_(*entry_conditions)))
         if account_id is None:
             conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)
-        if state is not None:  # skips either the entries or the holds
+        if state is not None:  # follows from `has_state`, but lets PostgreSQL skip either the entries or the holds
             conditions.append(model.is_posted if state is TransferState.POSTED else ~model.is_posted)
     for column, value in (
         (model.from_account_id, from_account_id),
@@ -262,19 +267,19 @@ def transfers_matching(
     if metadata:
         conditions.append(model.details.contains(dict(metadata)))
     if idempotency_key is not None:
-        conditions.append(model.id == any_(_transfers_under(scope, idempotency_key)))
-    chosen = select(model).where(*conditions).execution_options(populate_existing=True)
-    return chosen.order_by(model.id.desc() if order == "newest" else model.id)
+        conditions.append(model.id == any_(_select_transfer_ids(scope, idempotency_key)))
+    query = select(model).where(*conditions).execution_options(populate_existing=True)
+    return query.order_by(model.id.desc() if order == "newest" else model.id)
 
 
-def _transfers_under(scope: str, key: str) -> ColumnElement[Any]:
-    """An array of the ids of the transfers that were made under this key, alone or as a chain.
+def _select_transfer_ids(scope: str, key: str) -> ColumnElement[Any]:
+    """An array of the ids of the transfers that were posted or held under this key, alone or as a chain.
 
-    The array is computed once, and then its transfers are found by the primary keys. A join would read all transfers.
+    PostgreSQL computes the array once, and finds its transfers by their primary keys. A join would read all transfers.
     """
-    answered = select(IdempotencyKey.transfer_id).where(
+    transfer_ids = select(IdempotencyKey.transfer_id).where(
         IdempotencyKey.scope == scope,
         IdempotencyKey.key == any_(type_coerce(chain_keys(key), ARRAY(String()))),
         IdempotencyKey.transfer_id.is_not(None),
     )
-    return func.array(answered.scalar_subquery(), type_=ARRAY(Uuid()))
+    return func.array(transfer_ids.scalar_subquery(), type_=ARRAY(Uuid()))

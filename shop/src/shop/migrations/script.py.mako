@@ -1,8 +1,12 @@
 """${message}"""
 
+from pathlib import Path
+
 import sqlalchemy as sa
 from alembic import op
 ${imports if imports else ""}
+from shop.sql_files import execute_sql_files
+
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
@@ -11,6 +15,8 @@ depends_on = None
 
 def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
+    # the functions and triggers that have changed, if the folder of this migration's name has any
+    execute_sql_files(op.get_bind(), Path(__file__).with_suffix(""))
 
 
 def downgrade() -> None:

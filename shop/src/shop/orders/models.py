@@ -1,19 +1,17 @@
-"""The order and its lines."""
+"""Orders and their items."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Enum, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned, utcnow
-
-if TYPE_CHECKING:
-    from shop.users.models import User
+from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned, text_enum, utcnow
+from shop.ledger.models import Transfer
+from shop.users.models import User
 
 
 class OrderStatus(StrEnum):
@@ -31,17 +29,17 @@ class OrderStatus(StrEnum):
 
 
 class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
-    """What somebody ordered. `total_cents` is the sum over its items, in the smallest unit of `currency`.
+    """An order. `total_cents` is the sum of its items, in the smallest unit of `currency`.
 
-    `reference` is the number that the order has elsewhere, such as on the invoice that it was imported from. An order
-    that takes back another one (`cancels_id`) is cancelled if it takes all of it back, and refunded otherwise.
+    `reference` is the number of the order in another system, such as that of an imported invoice. An order that cancels
+    another one (`cancels_id`) has the status `cancelled` if it cancels all of it, and `refunded` otherwise.
     """
 
     __tablename__ = "orders"
     __table_args__ = (
         CheckConstraint("total_cents >= 0", name="total_not_negative"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency_is_a_code"),
-        # what is included makes a user's summary an index-only scan
+        # The included columns make a user's order summary an index-only scan.
         Index(
             "ix_orders_user_id_placed_at_id",
             *("user_id", "placed_at", "id"),
@@ -52,24 +50,16 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
         Index("ix_orders_total_cents", "total_cents"),
     )
 
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey(User.id))
     reference: Mapped[str | None] = mapped_column(String(64), unique=True)
     status: Mapped[OrderStatus] = mapped_column(
-        Enum(
-            OrderStatus,
-            name="status_is_known",
-            native_enum=False,
-            create_constraint=True,
-            length=20,
-            values_callable=lambda statuses: [status.value for status in statuses],
-        ),
-        default=OrderStatus.PENDING,
+        text_enum(OrderStatus, name="status_is_known", length=20), default=OrderStatus.PENDING
     )
     currency: Mapped[str] = mapped_column(String(3), default="GBP")
     total_cents: Mapped[int] = mapped_column(BigInteger)
     placed_at: Mapped[datetime] = mapped_column(default=utcnow)
     cancels_id: Mapped[UUID | None] = mapped_column(ForeignKey("orders.id"), index=True)
-    transfer_id: Mapped[UUID | None] = mapped_column(ForeignKey("transfers.id"), unique=True)
+    transfer_id: Mapped[UUID | None] = mapped_column(ForeignKey(Transfer.id), unique=True)
 
     user: Mapped[User] = relationship(back_populates="orders")
     items: Mapped[list[OrderItem]] = relationship(
@@ -78,7 +68,7 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
 
 
 class OrderItem(UUIDv7PrimaryKey, Base):
-    """A line of an order, numbered from 1."""
+    """An item of an order. `line_no` counts from 1."""
 
     __tablename__ = "order_items"
     __table_args__ = (
@@ -95,3 +85,7 @@ class OrderItem(UUIDv7PrimaryKey, Base):
     unit_price_cents: Mapped[int] = mapped_column(BigInteger)
 
     order: Mapped[Order] = relationship(back_populates="items")
+
+
+# Here and not in `shop.users.models`, because orders import users.
+User.orders = relationship(Order, back_populates="user", order_by=(Order.placed_at, Order.id), passive_deletes="all")

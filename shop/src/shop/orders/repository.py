@@ -1,4 +1,4 @@
-"""Finding and adding up orders."""
+"""Find orders, and sum their totals."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ class Totals:
 
 class OrderRepository(AsyncRepository[Order]):
     async def totals_of(self, user_id: UUID) -> dict[tuple[str, OrderStatus], Totals]:
-        """The number and the total of a user's orders of each month and status that occur; the month in UTC, as
-        `YYYY-MM`, in the order of time."""
-        # one grouping, to be added up either way: GROUPING SETS take twice the time
+        """The number and the total of a user's orders, by month and status. Months without orders are left out.
+
+        A month is in UTC, as `YYYY-MM`. The result is in the order of the months.
+        """
+        # The caller sums these by month and by status. GROUPING SETS would do that here, in twice the time.
         month = func.date_trunc("month", func.timezone("UTC", Order.placed_at)).label("month")
         totals = (
             select(month, Order.status, func.count(), func.sum(Order.total_cents))
@@ -50,7 +52,7 @@ def matching(
     total_from: int | None = None,
     total_to: int | None = None,
 ) -> Select[Any]:
-    """Orders in the order of placing. None leaves a filter out."""
+    """A list query: orders by the time when they were placed. None means no filter."""
     found = select(Order).order_by(Order.placed_at, Order.id)
     if user_id is not None:
         found = found.where(Order.user_id == user_id)

@@ -1,4 +1,4 @@
-"""`/orders`."""
+"""`/orders`: place, list, export and pay orders, and change their status."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select
 
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref, json_response, page_response
-from shop.ledger.http.transfer_schemas import Key
+from howdah.fastapi import (
+    NOT_MODIFIED,
+    DbSession,
+    PageOut,
+    ReadDbSession,
+    StrictJSONRoute,
+    get_schema_ref,
+    json_response,
+    page_response,
+)
+from shop.ledger.http.dependencies import RequiredIdempotencyKey
+from shop.ledger.http.problems import refusal_response
 from shop.ledger.writing import KeyInUse
+from shop.orders.dependencies import CurrentOrderViews
 from shop.orders.models import Order
 from shop.orders.repository import matching
 from shop.orders.schemas import (
@@ -27,27 +38,25 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.web.dependencies import Caller, CurrentOrders, DbSession, ReadDbSession
-from shop.web.errors import key_missing, refusal_response
-from shop.web.exports import CSV, exported
+from shop.web.dependencies import Caller
+from shop.web.exports import CSV, export_response
 from shop.web.lines import NDJSON
-from shop.web.preconditions import CACHED
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictJSONRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut)
 async def create_order(body: OrderIn, db: DbSession, response: Response) -> Order:
-    """Place an order; its total is computed from the items."""
+    """Place an order. Its total is computed from the items."""
     order = await place_order(db, body)
     response.headers["Location"] = f"/orders/{order.id}"
     return order
 
 
 @router.get("", response_model=PageOut[OrderOut])
-async def list_orders(parameters: Annotated[OrderPageParameters, Query()], orders: CurrentOrders) -> Response:
-    """Orders in the order of placing."""
-    page = await orders.listed.page(
+async def list_orders(parameters: Annotated[OrderPageParameters, Query()], views: CurrentOrderViews) -> Response:
+    """Orders by the time when they were placed."""
+    page = await views.listed.page(
         _matching(parameters), limit=parameters.limit, after=parameters.after, before=parameters.before
     )
     return page_response(page)
@@ -58,7 +67,7 @@ async def list_orders(parameters: Annotated[OrderPageParameters, Query()], order
     response_class=StreamingResponse,
     responses={
         int(HTTPStatus.OK): {
-            "description": "An order a line",
+            "description": "One order per line",
             "content": {
                 NDJSON: {"schema": get_schema_ref(OrderOut)},
                 CSV: {"schema": {"type": "string"}},
@@ -67,12 +76,14 @@ async def list_orders(parameters: Annotated[OrderPageParameters, Query()], order
     },
 )
 async def export_orders(parameters: Annotated[OrderExportParameters, Query()], db: ReadDbSession) -> StreamingResponse:
-    """All orders that the filters leave, in the order of placing, as NDJSON or as CSV with a header line.
+    """All orders that match the filters, by the time when they were placed, as NDJSON or as CSV with a header line.
 
-    The answer is of one moment. If it breaks off before its end, the connection does, too.
+    The response is one snapshot. If an error occurs before its end, the connection is closed without the final chunk.
     """
     columns = (getattr(Order, name) for name in OrderOut.model_fields)
-    return await exported(db, _matching(parameters).with_only_columns(*columns), parameters.format, name="orders")
+    return await export_response(
+        db, _matching(parameters).with_only_columns(*columns), parameters.format, name="orders"
+    )
 
 
 @router.patch("/status")
@@ -82,13 +93,13 @@ async def change_order_status(body: StatusChangeIn, db: DbSession) -> StatusChan
     return StatusChangeOut(updated=changed.count, missing=changed.missing)
 
 
-@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=CACHED)
-async def get_order(order_id: UUID, request: Request, orders: CurrentOrders) -> Response:
+@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=NOT_MODIFIED)
+async def get_order(order_id: UUID, request: Request, views: CurrentOrderViews) -> Response:
     """The order with its items."""
-    return json_response(await orders.with_items.get(order_id), request)
+    return json_response(await views.with_items.get(order_id), request)
 
 
-@router.post("/{order_id}/pay", response_model=OrderOut, responses=describe_problems(HTTPStatus.BAD_REQUEST))
+@router.post("/{order_id}/pay", response_model=OrderOut)
 async def pay(
     *,
     order_id: UUID,
@@ -96,15 +107,14 @@ async def pay(
     db: DbSession,
     caller: Caller,
     response: Response,
-    idempotency_key: Annotated[Key | None, Header()] = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Order | Response:
-    """Move the order's total between two accounts and mark it paid, both or neither. Keys are those of transfers."""
-    if idempotency_key is None:
-        return key_missing()
+    """Transfer the order's total between two accounts and mark the order as paid, both or neither. Payments and
+    transfers share one set of idempotency keys."""
     accounts = (body.from_account_id, body.to_account_id)
     try:
         payment = await pay_order(db, order_id, *accounts, key=idempotency_key, scope=caller)
-    except KeyInUse:  # the request that used the key is committed by now and will be seen, or rolled back
+    except KeyInUse:  # The request with the same key has ended by now. If it was committed, this one is a replay.
         await db.rollback()
         payment = await pay_order(db, order_id, *accounts, key=idempotency_key, scope=caller)
     if payment.result.refusal is not None:

@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP."""
+"""The bodies of requests and responses, and the parameters of lists."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
 from shop.orders.models import OrderStatus
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ExportFormat
-
-Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Currency, ExportFormat
 
 Total = Annotated[int, Field(ge=0, le=2**63 - 1), DecimalDigits]
 
@@ -26,7 +24,7 @@ class OrderItemIn(BaseModel):
     description: Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)] | None = Field(
         default=None, examples=["15CM CHRISTMAS GLASS BALL 20 LIGHTS"]
     )
-    # the bounds keep the largest order's total within 64 bits
+    # The largest total, 1,000 items × 1,000,000 × 1,000,000,000, is below 2**63, the limit of bigint.
     quantity: int = Field(ge=1, le=1_000_000, strict=True, examples=[12])
     unit_price_cents: int = Field(ge=0, le=1_000_000_000, strict=True, examples=[695])
 
@@ -75,8 +73,8 @@ class OrderFilters(BaseModel):
 
     user_id: UUID | None = None
     status: OrderStatus | None = None
-    placed_from: RFC3339Datetime | None = Field(default=None, description="From then on")
-    placed_before: RFC3339Datetime | None = Field(default=None, description="Before then")
+    placed_from: RFC3339Datetime | None = Field(default=None, description="Placed at this time or later")
+    placed_before: RFC3339Datetime | None = Field(default=None, description="Placed before this time")
     total_from: Total | None = Field(default=None, description="At least this, in the currency's smallest unit")
     total_to: Total | None = Field(default=None, description="At most this, in the currency's smallest unit")
 
@@ -100,7 +98,7 @@ class StatusChangeOut(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     updated: int
-    missing: list[UUID] = Field(description="Ids that no order has, in the order asked")
+    missing: list[UUID] = Field(description="The ids that don't exist, in the order of the request")
 
 
 class PaymentIn(BaseModel):

@@ -1,4 +1,4 @@
-"""What is done with orders."""
+"""Place and pay orders, and change their status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
 
 @dataclass(frozen=True, slots=True)
 class OrderViews:
-    """Orders as they are shown."""
+    """The JSON views of orders."""
 
     with_items: JsonViewReader[Order]
     listed: JsonViewReader[Order]
@@ -34,7 +34,7 @@ async def open_order_views(database: Database) -> AsyncIterator[OrderViews]:
 
 
 class OrderNotPayable(ValueError):
-    """Only a pending order can be paid, only once, and only if it costs something."""
+    """The order was paid already, isn't pending, or its total is zero."""
 
     def __init__(self, order: Order) -> None:
         self.order_id = order.id
@@ -42,14 +42,17 @@ class OrderNotPayable(ValueError):
         if order.transfer_id is not None:
             reason = f"it was paid with transfer {order.transfer_id}"
         elif order.total_cents == 0:
-            reason = "it costs nothing: set its status"
+            reason = "its total is zero: set its status instead"
         else:
             reason = f"it is {order.status}, and only a pending order can be paid"
         super().__init__(f"order {order.id} can't be paid: {reason}")
 
 
 async def place_order(db: AsyncSession, order: OrderIn) -> Order:
-    """A pending order; the total is computed from the items. Raises `ForeignKeyViolation` for an unknown user."""
+    """Create a pending order. The total is computed from the items.
+
+    Raises `ForeignKeyViolation` if the user doesn't exist.
+    """
     items = [OrderItem(line_no=number, **item.model_dump()) for number, item in enumerate(order.items, start=1)]
     placed = Order(
         user_id=order.user_id,
@@ -63,22 +66,22 @@ async def place_order(db: AsyncSession, order: OrderIn) -> Order:
 
 
 async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> MatchResult:
-    """Set the status of any number of orders; how many there were, and which ids no order has. No money moves: an
-    order that has been paid for can't be paid for again, whatever status it is given.
+    """Set the status of any number of orders. The result has their number and the ids that don't exist.
 
-    Raises `ValueError` for a text that is no status. Two such calls over the same orders can't deadlock.
+    No money moves. An order that was paid can't be paid again, whatever its status is. Rows are locked in the order of
+    their keys, so two calls for the same orders can't deadlock. Raises `ValueError` for an unknown status.
     """
     return await bulk.update_by_key(db, Order, order_ids, {"status": OrderStatus(new_status)})
 
 
 async def bulk_update_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> int:
-    """As `change_status`; only how many orders there were."""
+    """`change_status`, with the number of the orders as the result."""
     return (await change_status(db, order_ids, new_status)).count
 
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """What came of a payment; `result` says whether the money was moved."""
+    """An order, and the result of the transfer that pays it: posted or refused."""
 
     order: Order
     result: TransferResult
@@ -93,11 +96,13 @@ async def pay_order(
     key: str | None = None,
     scope: str = "",
 ) -> Payment:
-    """Move the order's total between the accounts and mark the order paid, both or neither. A refusal is a result, to
-    be committed with its idempotency key, as that of a transfer.
+    """Transfer the order's total between the accounts and mark the order as paid, both or neither.
 
-    Raises `NotFound`, `OrderNotPayable` and `KeyInUse` (see `post_transfers`). Paying twice at the same time: one waits
-    for the other, and gets its answer if it has the same key and body.
+    A refusal is a result, not an error. Commit it, because it is stored under the idempotency key.
+
+    The order is locked. If it is paid twice at the same time, the second call waits for the first. With the same key
+    and accounts it replays the first result; otherwise it raises `OrderNotPayable`. Also raises `NotFound` and
+    `KeyInUse` (see `post_transfers`).
     """
     order = (await lock(db, Order, [order_id]))[order_id]
     request = TransferRequest(

@@ -1,25 +1,22 @@
-"""The user."""
+"""Users."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 from sqlalchemy import CheckConstraint, Index, String
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned
 
-if TYPE_CHECKING:
-    from shop.orders.models import Order
-
 
 class User(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
-    """Somebody who orders. `email` is kept in lower case, so that it is unique whatever the case it was written in."""
+    """A customer. `email` is stored in lower case, so that it is unique in upper and lower case."""
 
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_is_lower_case"),
-        # a prefix is found by it whatever the database's collation
+        # With any collation of the database, a search by prefix uses this index.
         Index("ix_users_email_prefix", "email", postgresql_ops={"email": "text_pattern_ops"}),
         Index("ix_users_country_id", "country", "id"),
         Index("ix_users_created_at", "created_at"),
@@ -29,6 +26,5 @@ class User(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
     name: Mapped[str] = mapped_column(String(100))
     country: Mapped[str | None] = mapped_column(String(100))
 
-    orders: Mapped[list[Order]] = relationship(
-        back_populates="user", order_by="(Order.placed_at, Order.id)", passive_deletes="all"
-    )
+    # The relationship to `Order`. `shop.orders.models` sets it, because orders import users.
+    orders: ClassVar[Mapped[list[Any]]]

@@ -1,10 +1,9 @@
-"""Finding users."""
+"""Find users."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Select, select
 
@@ -14,12 +13,8 @@ from shop.users.models import User
 
 class UserRepository(AsyncRepository[User]):
     async def get_by_email(self, email: str) -> User | None:
-        """The user with this address, in whatever case."""
+        """The user with this email address, in upper or lower case."""
         return (await self.session.scalars(select(User).where(User.email == email.lower()))).one_or_none()
-
-    async def get_with_orders(self, user_id: UUID) -> User | None:
-        """The user with their orders, in the order of placing."""
-        return await self.get(user_id, load=[User.orders])
 
 
 def matching(
@@ -29,7 +24,7 @@ def matching(
     created_from: datetime | None = None,
     created_before: datetime | None = None,
 ) -> Select[Any]:
-    """Users in the order of their making. None leaves a filter out."""
+    """A list query: users in the order of their ids, which is that of their creation. None means no filter."""
     found = select(User).order_by(User.id)
     if email_prefix is not None:
         found = found.where(User.email.startswith(email_prefix.lower(), autoescape=True))

@@ -1,4 +1,7 @@
-"""`/users`."""
+"""`/users`: create, list, change and delete users.
+
+`GET /users/{user_id}` and `/users/{user_id}/order-summary` are in `shop.user_orders.routes`, because they read orders.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,31 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
-from howdah import DatabaseError, NotFound
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref, json_response, page_response
+from howdah import DatabaseError
+from howdah.fastapi import (
+    DbSession,
+    IfMatch,
+    PageOut,
+    RequiredIfMatch,
+    StrictJSONRoute,
+    check_if_match,
+    describe_problems,
+    get_schema_ref,
+    make_etag,
+    page_response,
+)
+from shop.users.dependencies import CurrentUserViews
 from shop.users.models import User
 from shop.users.repository import UserRepository, matching
 from shop.users.schemas import (
     BulkCreatedOut,
-    OrderSummaryOut,
     UserChange,
     UserIn,
     UserOut,
     UserPageParameters,
-    UserWithOrdersOut,
 )
-from shop.users.service import get_user_order_summary
-from shop.web.dependencies import CurrentUsers, DbSession, IfMatch
-from shop.web.errors import LineRefused
 from shop.web.lines import JSON, NDJSON, rows
-from shop.web.preconditions import CACHED, etag, require_match
+from shop.web.problems import RejectedLine
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
 
@@ -38,7 +48,7 @@ _CHUNK_ROWS: Final = 1000
 async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     user = await UserRepository(db).create(**body.model_dump())
     response.headers["Location"] = f"/users/{user.id}"
-    response.headers["ETag"] = etag(user.version)
+    response.headers["ETag"] = make_etag(user.version)
     return user
 
 
@@ -57,8 +67,8 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     },
 )
 async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
-    """Create many users, all or none. NDJSON is read as it arrives and may be of any length."""
-    # the lines of one chunk: it is written before the next is read, so a row that is refused is one of these
+    """Create many users, all or none. NDJSON may have any length, because it is written as it arrives."""
+    # The line numbers of one chunk. A chunk is written before the next one is read, so a rejected row is one of these.
     lines: deque[int] = deque(maxlen=_CHUNK_ROWS)
     read = 0
 
@@ -74,56 +84,40 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
     except DatabaseError as error:
         if error.row_index is None:
             raise
-        raise LineRefused(lines[error.row_index - read], error) from error
+        raise RejectedLine(lines[error.row_index - read], error) from error
     return BulkCreatedOut(created=created.count)
 
 
 @router.get("", response_model=PageOut[UserOut])
-async def list_users(parameters: Annotated[UserPageParameters, Query()], users: CurrentUsers) -> Response:
-    """Users in the order of their making."""
+async def list_users(parameters: Annotated[UserPageParameters, Query()], views: CurrentUserViews) -> Response:
+    """Users in the order of their creation."""
     found = matching(
         email_prefix=parameters.email_prefix,
         country=parameters.country,
         created_from=parameters.created_from,
         created_before=parameters.created_before,
     )
-    page = await users.listed.page(found, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page = await views.listed.page(found, limit=parameters.limit, after=parameters.after, before=parameters.before)
     return page_response(page)
 
 
-@router.get("/{user_id}", response_model=UserWithOrdersOut, responses=CACHED)
-async def get_user(user_id: UUID, request: Request, users: CurrentUsers) -> Response:
-    """The user with their orders. The `ETag` is for `If-None-Match`, and for the `If-Match` of a change, which minds
-    the user alone."""
-    return json_response(await users.with_orders.get(user_id), request)
-
-
-@router.get("/{user_id}/order-summary", response_model=OrderSummaryOut)
-async def get_order_summary(user_id: UUID, db: DbSession) -> dict[str, Any]:
-    summary = await get_user_order_summary(db, user_id)
-    if summary is None:
-        raise NotFound(User, [user_id])
-    return summary
-
-
-@router.patch("/{user_id}", response_model=UserOut, responses=describe_problems(HTTPStatus.PRECONDITION_REQUIRED))
+@router.patch("/{user_id}", response_model=UserOut)
 async def change_user(
-    user_id: UUID, body: UserChange, db: DbSession, response: Response, if_match: IfMatch = None
+    user_id: UUID, body: UserChange, db: DbSession, response: Response, if_match: RequiredIfMatch
 ) -> User:
-    """Change what the body names. `If-Match` must have the user's current `ETag`."""
+    """Change the fields that the body has. `If-Match` must have the user's current `ETag`."""
     users = UserRepository(db)
     user = (await users.lock([user_id]))[user_id]
-    require_match(if_match, user.version)
+    check_if_match(if_match, user.version)
     await users.update(user, **body.model_dump(exclude_unset=True))
-    response.headers["ETag"] = etag(user.version)
+    response.headers["ETag"] = make_etag(user.version)
     return user
 
 
 @router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT)
-async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch = None) -> None:
+async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)
     user = (await users.lock([user_id]))[user_id]
-    if if_match is not None:
-        require_match(if_match, user.version)
+    check_if_match(if_match, user.version)
     await users.delete(user)

@@ -9,7 +9,7 @@ from typing import IO, Any, Final, TypeVar
 
 BATCH_LINES: Final = 500
 LINES_BETWEEN_OTHERS: Final = 50
-"""After this many lines the reader lets other tasks run, among them the one that carries out the previous part."""
+"""After this many lines the reader lets other tasks run, such as the one that processes the previous part."""
 _SPOOL_BYTES: Final = 1_048_576
 _PART_BYTES: Final = 65_536
 

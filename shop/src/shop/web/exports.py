@@ -1,4 +1,4 @@
-"""Answers of any number of rows, sent as they come from the database: NDJSON or CSV."""
+"""Responses with any number of rows as NDJSON or CSV, which are sent while the rows are read."""
 
 from __future__ import annotations
 
@@ -21,70 +21,78 @@ from shop.web.fields import ExportFormat
 from shop.web.lines import NDJSON
 
 CSV: Final = "text/csv"
-# PostgreSQL's side of the connection ends at the same time, by `idle_in_transaction_timeout`.
+# As long as `idle_in_transaction_timeout`, with which PostgreSQL closes the connection if no row is read.
 CLIENT_SEND_TIMEOUT_SECONDS = 60.0
 _BATCH_ROWS: Final = 500
 
 
-async def exported(db: AsyncSession, columns: Select[Any], form: ExportFormat, *, name: str) -> StreamingResponse:
-    """The rows of a select of columns, each field under its column's name; `name` is the file's for who saves it.
+async def export_response(
+    db: AsyncSession, columns: Select[Any], export_format: ExportFormat, *, name: str
+) -> StreamingResponse:
+    """A response with the rows of a SELECT of columns. `name` is the name of the file, without its extension.
 
-    At constant memory: a batch of rows is read when the client has taken the one before. All come from one statement
-    and so from one snapshot. `db` is a `ReadDbSession`, whose connection is held until the last row has been sent or
-    the client leaves; one that takes nothing for `CLIENT_SEND_TIMEOUT_SECONDS` is cut off.
+    Memory use doesn't depend on the number of rows: a batch is read when the client has received the one before. All
+    rows come from one statement, and so from one snapshot. `db` is a `ReadDbSession`. Its connection stays in use until
+    the last row has been sent or the client disconnects. A client that receives nothing for
+    `CLIENT_SEND_TIMEOUT_SECONDS` is disconnected.
 
-    The first batch is read before the answer begins, so that what the database refuses is answered as a problem. An
-    error after that breaks the connection off without the chunk that ends an answer (RFC 9112, section 8), so that
-    nobody takes a part for the whole. HTTP/1.0 has no such chunk: a proxy in between must speak 1.1 to the service.
+    The first batch is read before the response starts, so that an error of the statement becomes a problem. An error
+    after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that the
+    response is incomplete. HTTP/1.0 has no chunks: a proxy must use HTTP/1.1 to the service.
     """
     result = await db.stream(columns.execution_options(yield_per=_BATCH_ROWS))
     names = list(result.keys())
     batches = result.partitions()
     first = await anext(batches, None)
-    match form:
+    match export_format:
         case ExportFormat.NDJSON:
-            media_type, head, written = NDJSON, b"", _ndjson(names)
+            media_type, head, encode = NDJSON, b"", _ndjson_encoder(names)
         case ExportFormat.CSV:
-            media_type, head, written = CSV, _csv([names]), _csv
+            media_type, head, encode = CSV, _encode_csv([names]), _encode_csv
         case _:
-            assert_never(form)
+            assert_never(export_format)
 
-    async def parts() -> AsyncIterator[bytes]:
-        yield head + written(first or ())
+    async def encode_batches() -> AsyncIterator[bytes]:
+        yield head + encode(first or ())
         async for batch in batches:
-            yield written(batch)
+            yield encode(batch)
 
-    disposition = {"Content-Disposition": f'attachment; filename="{name}.{form}"'}
-    return _Streamed(parts(), media_type=media_type, headers=disposition)
+    disposition = {"Content-Disposition": f'attachment; filename="{name}.{export_format}"'}
+    return _TimedResponse(encode_batches(), media_type=media_type, headers=disposition)
 
 
-class _Streamed(StreamingResponse):
+class _TimedResponse(StreamingResponse):
+    """A stream to a client that must receive each part in time."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
             async with asyncio.timeout(CLIENT_SEND_TIMEOUT_SECONDS):
                 await send(message)
 
-        with suppress(ClientDisconnect):  # it has left or been cut off, and that is no fault of the service
+        with suppress(ClientDisconnect):  # also raised after the timeout; neither is a fault of the service
             await super().__call__(scope, receive, send_in_time)
 
 
-def _ndjson(names: Sequence[str]) -> Callable[[Iterable[Sequence[Any]]], bytes]:
+def _ndjson_encoder(names: Sequence[str]) -> Callable[[Iterable[Sequence[Any]]], bytes]:
+    """A function that encodes rows as objects with these names, one per line."""
     option = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 
-    def written(rows: Iterable[Sequence[Any]]) -> bytes:
-        # the driver's UUIDs are a subclass, which orjson leaves to the default
+    def encode(rows: Iterable[Sequence[Any]]) -> bytes:
+        # `default=str` is for the driver's subclass of UUID, which orjson doesn't encode
         return b"".join(orjson.dumps(dict(zip(names, row, strict=True)), default=str, option=option) for row in rows)
 
-    return written
+    return encode
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    """Lines as RFC 4180 has them; null is an empty field, a time is written as in JSON. Texts are written as they are,
-    also those that a spreadsheet would take for a formula."""
+def _encode_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Lines by RFC 4180. NULL is an empty field, and a time is written as in JSON.
+
+    Texts are not changed. So a spreadsheet may interpret a text that begins with `=` as a formula.
+    """
     lines = StringIO(newline="")
-    csv.writer(lines).writerows(map(_fields, rows))
+    csv.writer(lines).writerows(map(_to_csv_fields, rows))
     return lines.getvalue().encode()
 
 
-def _fields(row: Sequence[Any]) -> list[Any]:
+def _to_csv_fields(row: Sequence[Any]) -> list[Any]:
     return [each.isoformat().replace("+00:00", "Z") if isinstance(each, datetime) else each for each in row]

@@ -1,4 +1,4 @@
-"""Field types that several schemas share."""
+"""Types of fields that schemas of several features share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from howdah.fastapi import RFC3339Datetime
 from shop.limits import EARLIEST, LATEST, MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE
 
-# PostgreSQL's text holds every character but NUL.
+# PostgreSQL's text can't store NUL.
 STORABLE: Final = r"^[^\x00]*$"
 EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000000"
 OTHER_EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000001"
@@ -20,7 +20,9 @@ _Text = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE, pattern=
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_NAME, pattern=STORABLE)]
 Metadata: TypeAlias = Annotated[
     dict[_Name, _Text],
-    Field(max_length=MAX_METADATA, description="The client's own, up to 50 names", examples=[{"region": "north"}]),
+    Field(
+        max_length=MAX_METADATA, description="Names and values of the client, up to 50", examples=[{"region": "north"}]
+    ),
 ]
 
 
@@ -29,6 +31,8 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("a time must be from 0001-01-02 to 9999-12-30, in UTC")
     return moment.astimezone(UTC)
 
+
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["GBP"])]
 
 Moment = Annotated[RFC3339Datetime, AfterValidator(_in_utc)]
 """A time that is stored. It is converted to UTC."""
@@ -39,8 +43,11 @@ ListOrder: TypeAlias = Literal["oldest", "newest"]
 
 
 class ExportFormat(StrEnum):
-    """How an export is written. A parameter says it, not `Accept`, so that a link can be kept and opened in a browser,
-    and a mistake is refused like that in any other parameter."""
+    """The format of an export.
+
+    It is a parameter of the query, not `Accept`. So a link to the export can be stored and opened in a browser, and an
+    unknown format is a validation error.
+    """
 
     NDJSON = "ndjson"
     CSV = "csv"

@@ -1,4 +1,4 @@
-"""Bodies of many rows: NDJSON, or a JSON array."""
+"""Request bodies with many rows: NDJSON, or a JSON array."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from howdah.fastapi import InvalidJSON, parse_json
-from shop.web.errors import BadLine, UnsupportedMediaType
+from shop.web.problems import InvalidLine, UnsupportedMediaType
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -21,8 +21,10 @@ TOO_LONG: Final = f"longer than {MAX_LINE_BYTES} bytes"
 
 
 async def ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
-    """The body's lines with their numbers from 1 as they arrive; blank ones are left out, and None stands for one that
-    is longer than `MAX_LINE_BYTES`. Raises `UnsupportedMediaType`."""
+    """The lines of the body as they arrive, each with its number, from 1. Blank lines are left out.
+
+    A line that is longer than `MAX_LINE_BYTES` is None. Raises `UnsupportedMediaType` if the body isn't NDJSON.
+    """
     if _media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
     number, rest = 0, b""
@@ -38,20 +40,19 @@ async def ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes | Non
 
 
 async def rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int, ModelT]]:
-    """The rows of a body that is NDJSON or a JSON array, by its content type, with the number of the line or of the
-    element, from 1.
+    """The rows of a body, each with the number of its line (NDJSON) or of its element (JSON array), from 1.
 
-    NDJSON is read as it arrives, at constant memory; an array is held whole. Raises `BadLine` for the first row that
-    isn't as the model says, `UnsupportedMediaType` for a body that is neither.
+    NDJSON is read as it arrives, in constant memory. An array is read as a whole. Raises `InvalidLine` for the first
+    row that the model rejects, and `UnsupportedMediaType` if the content type is neither.
     """
     if _media_type(request) == NDJSON:
         async for number, line in ndjson_lines(request):
             if line is None:
-                raise BadLine(number, TOO_LONG)
+                raise InvalidLine(number, TOO_LONG)
             try:
                 row = model.model_validate(parse_json(line))
             except (InvalidJSON, ValidationError) as error:
-                raise BadLine(number, first_fault(error)) from error
+                raise InvalidLine(number, first_fault(error)) from error
             yield number, row
         return
     if _media_type(request) != JSON:
@@ -59,14 +60,14 @@ async def rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int
     try:
         elements = parse_json(body := await request.body())
     except InvalidJSON as error:
-        raise BadLine(_place(error, body), first_fault(error)) from error
+        raise InvalidLine(_place(error, body), first_fault(error)) from error
     if not isinstance(elements, list):
-        raise BadLine(1, f"a JSON array is expected, or {NDJSON}")
+        raise InvalidLine(1, f"a JSON array is expected, or {NDJSON}")
     for number, element in enumerate(elements, start=1):
         try:
             row = model.model_validate(element)
         except ValidationError as error:
-            raise BadLine(number, first_fault(error)) from error
+            raise InvalidLine(number, first_fault(error)) from error
         yield number, row
 
 

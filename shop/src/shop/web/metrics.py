@@ -1,10 +1,10 @@
-"""How the service does: figures for Prometheus."""
+"""`/metrics`: the connection pool and the batches, for Prometheus. `shop.web.observability` counts the requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
@@ -14,65 +14,65 @@ from prometheus_client.registry import Collector
 from howdah import CoalescerStatus
 from howdah.fastapi import database_from_state
 
-router = APIRouter(tags=["health"])
+GetQueues: TypeAlias = Callable[[Request], Mapping[str, CoalescerStatus]]
+"""Returns the status of each coalescer of the application, by the value of the label `queue`."""
 
 _pool = Gauge("shop_pool_connections", "Connections of the pool", ["state"])
 
-# The bounds that a CoalescerStatus may name; a trip is never larger, and hardly anybody waits for longer.
+# The bounds of the buckets that a `CoalescerStatus` has: 1 to 1,024 items, and 1 ms to 33 s.
 _SIZES: Final = [2**power for power in range(11)]
 _SECONDS: Final = [2**power / 1000 for power in range(16)]
 
 
-@router.get(
-    "/metrics",
-    summary="Figures for Prometheus",
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-async def metrics(request: Request) -> Response:
-    status = database_from_state(request).pool_status()
-    _pool.labels("in_use").set(status.in_use)
-    _pool.labels("idle").set(status.idle)
-    _pool.labels("limit").set(status.size + status.max_overflow)
-    shared = CollectorRegistry()
-    state = request.state
-    shared.register(
-        _Shared(
-            {
-                "user": state.users.with_orders.status(),
-                "order": state.orders.with_items.status(),
-                "transfer": state.ledger.status(),
-            }
-        )
+def metrics_router(get_queues: GetQueues) -> APIRouter:
+    """`/metrics`, with the metrics of these queues."""
+    router = APIRouter(tags=["health"])
+
+    @router.get(
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    return Response(generate_latest() + generate_latest(shared), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics(request: Request) -> Response:
+        status = database_from_state(request).pool_status()
+        _pool.labels("in_use").set(status.in_use)
+        _pool.labels("idle").set(status.idle)
+        _pool.labels("limit").set(status.size + status.max_overflow)
+        # a registry per request, because the queues belong to the application and the default registry to the process
+        registry = CollectorRegistry()
+        registry.register(_QueueCollector(get_queues(request)))
+        return Response(generate_latest() + generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return router
 
 
-class _Shared(Collector):
-    """The trips that requests share."""
+class _QueueCollector(Collector):
+    """The metrics of request batching, with the label `queue`."""
 
-    def __init__(self, by_name: Mapping[str, CoalescerStatus]) -> None:
-        self._by_name = by_name
+    def __init__(self, status_by_queue: Mapping[str, CoalescerStatus]) -> None:
+        self._status_by_queue = status_by_queue
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("shop_batch_waiters", "Requests that wait for a trip", labels=["queue"])
-        under_way = GaugeMetricFamily("shop_batches_running", "Trips under way", labels=["queue"])
-        refused = CounterMetricFamily("shop_batch_rejections", "Requests that found the queue full", labels=["queue"])
-        sizes = HistogramMetricFamily("shop_batch_size", "How many items a trip carried", labels=["queue"])
-        waits = HistogramMetricFamily(
-            "shop_batch_wait_seconds", "How long requests waited for a trip", labels=["queue"]
+        labels = ["queue"]
+        waiters = GaugeMetricFamily("shop_batch_waiters", "Requests that wait for a batch", labels=labels)
+        running = GaugeMetricFamily("shop_batches_running", "Batches that are running", labels=labels)
+        rejections = CounterMetricFamily(
+            "shop_batch_rejections", "Requests that were rejected because the queue was full", labels=labels
         )
-        for name, status in self._by_name.items():
-            waiting.add_metric([name], status.waiting)
-            under_way.add_metric([name], status.running)
-            refused.add_metric([name], status.rejected)
-            sizes.add_metric([name], _cumulated(_SIZES, status.batch_size_histogram), status.items)
-            waits.add_metric([name], _cumulated(_SECONDS, status.wait_histogram), status.wait_seconds_sum)
-        yield from (waiting, under_way, refused, sizes, waits)
+        sizes = HistogramMetricFamily("shop_batch_size", "Items per batch", labels=labels)
+        waits = HistogramMetricFamily("shop_batch_wait_seconds", "Time that requests waited for a batch", labels=labels)
+        for queue, status in self._status_by_queue.items():
+            waiters.add_metric([queue], status.waiting)
+            running.add_metric([queue], status.running)
+            rejections.add_metric([queue], status.rejected)
+            sizes.add_metric([queue], _to_buckets(_SIZES, status.batch_size_histogram), status.items)
+            waits.add_metric([queue], _to_buckets(_SECONDS, status.wait_histogram), status.wait_seconds_sum)
+        yield from (waiters, running, rejections, sizes, waits)
 
 
-def _cumulated(bounds: Sequence[float], counts: Mapping[Any, int]) -> list[tuple[str, float]]:
-    """Buckets as Prometheus has them: each has what is in the smaller ones, too."""
-    buckets = accumulate(counts.get(bound, 0) for bound in bounds)
-    named = [(str(float(bound)), float(count)) for bound, count in zip(bounds, buckets, strict=True)]
-    return [*named, ("+Inf", float(sum(counts.values())))]
+def _to_buckets(bounds: Sequence[float], counts: Mapping[Any, int]) -> list[tuple[str, float]]:
+    """Prometheus's cumulative buckets: each one includes the counts of the smaller ones."""
+    totals = accumulate(counts.get(bound, 0) for bound in bounds)
+    buckets = [(str(float(bound)), float(total)) for bound, total in zip(bounds, totals, strict=True)]
+    return [*buckets, ("+Inf", float(sum(counts.values())))]

@@ -1,4 +1,4 @@
-"""A request id, a line in the log and a figure in the metrics for each request."""
+"""A request id, a log line and metrics for each request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from howdah.fastapi import problem_response
 REQUEST_ID_HEADER: Final = b"x-request-id"
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-# a client may write anything there, and each would be a time series
+# The label of any other method is `any`: a client can send any text, and each one would be a new time series.
 _METHODS: Final = frozenset(HTTPMethod)
 
 _requests: Final = Counter("shop_requests_total", "Requests by route and status", ["method", "route", "status"])
@@ -30,8 +30,11 @@ _log: Final = structlog.get_logger("shop.request")
 
 
 class Observability:
-    """ASGI middleware. The client's `X-Request-ID` is kept if it is a plain one, or else a new one is made; every log
-    line of the request has it, and so has the response, also that to an error that nobody foresaw."""
+    """ASGI middleware: the request id, the log line and the metrics of each request.
+
+    The request id is the client's `X-Request-ID` if it consists of 1 to 128 letters, digits and `._:-`. Otherwise it is
+    a new UUID. Every log line of the request and its response have it, also the response to an unexpected error.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -55,17 +58,17 @@ class Observability:
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception:
-                # here, inside of Starlette's own last resort, so that the answer and the traceback have the request id
-                _log.exception("unforeseen")
-                if status:
+                # Handled here and not by Starlette, so that the response and the traceback have the request id.
+                _log.exception("unexpected error")
+                if status:  # the response has started
                     raise
-                answer = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
-                await answer(scope, receive, send_with_id)
+                response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
+                await response(scope, receive, send_with_id)
             finally:
                 self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        # the route's pattern, not the path: a path for each id would make a time series for each id
+        # The pattern of the route, not the path: otherwise each id would be a new time series.
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if route != "unmatched" and scope["method"] in _METHODS else "any"
         _requests.labels(method, route, status or "none").inc()
@@ -78,14 +81,17 @@ class Observability:
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == REQUEST_ID_HEADER:
-            given: str = value.decode("latin-1")
-            if _ACCEPTABLE_ID.fullmatch(given):
-                return given
+            request_id: str = value.decode("latin-1")
+            if _ACCEPTABLE_ID.fullmatch(request_id):
+                return request_id
     return str(uuid7())
 
 
 def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
-    """Everything to standard error, one line each: for people on a terminal, as JSON elsewhere (`auto`)."""
+    """Write all logs to standard error: readable text (`console`), or one JSON object per line (`json`).
+
+    `auto` is `console` on a terminal and `json` elsewhere.
+    """
     for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -94,7 +100,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendered: list[Any] = (
-        # a plain traceback: the default one shows every local variable, and those hold other people's data
+        # a plain traceback, because the default one shows local variables, which may hold customers' data
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if for_people
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
@@ -105,15 +111,15 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[unwrapped, *rendered])
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    for chatty in ("alembic", "howdah._connections.pool"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for verbose in ("alembic", "howdah._connections.pool"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)
     structlog.configure(cache_logger_on_first_use=True)
     if for_people:
         structlog.configure(
             processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
             logger_factory=structlog.stdlib.LoggerFactory(),
         )
-    else:  # straight to the stream: the line of a request takes a quarter of the time that it does through `logging`
+    else:  # written to the stream directly: a line takes a quarter of the time that it takes through `logging`
         structlog.configure(
             processors=[*shared, *rendered[:-1], structlog.processors.JSONRenderer(orjson.dumps, default=str)],
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import check_ledger
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import post_transfers, reversal_request
 

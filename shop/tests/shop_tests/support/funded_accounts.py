@@ -5,9 +5,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from howdah import Database
+from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import check_ledger
-from shop.ledger.http.account_schemas import AccountIn
 from shop.ledger.service import transfer_funds
 
 

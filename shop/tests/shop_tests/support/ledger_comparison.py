@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from shop.ledger.account_schemas import AccountChange
 from shop.ledger.accounts import change_account
 from shop.ledger.check import check_ledger
-from shop.ledger.http.account_schemas import AccountChange
 from shop.ledger.models import Account, AccountState, Entry, PendingTransfer, TransferState
 from shop.ledger.requests import TransferRecord, TransferRequest
 from shop.ledger.service import post_transfers

@@ -46,7 +46,7 @@ async def reseal_pending_transfers(session: AsyncSession) -> None:
             FROM unnest(seals.ids, seals.digests) WITH ORDINALITY AS sealed (id, digest, place)
             LEFT JOIN pending_transfers p ON p.id = sealed.id AND p.state = 'pending'
         )
-        WHERE subject = 'pending_transfers' AND befores IS NULL
+        WHERE subject = 'pending_transfers' AND previous_digests IS NULL
         """)
     )
 

@@ -1,1 +1,1 @@
-"""The ledger over HTTP: `/accounts` and `/transfers`."""
+"""The HTTP API of the ledger: `/accounts` and `/transfers`."""

@@ -1,4 +1,4 @@
-"""Open many accounts: NDJSON in, NDJSON out, at constant memory."""
+"""Open the accounts of an NDJSON body of any length, at constant memory."""
 
 from __future__ import annotations
 
@@ -10,67 +10,72 @@ from pydantic import ValidationError
 
 from howdah import Database, run_transaction
 from howdah.fastapi import InvalidJSON, parse_json
-from shop.ledger.http.account_schemas import AccountIn, AccountLineIn, AccountOut
-from shop.ledger.http.transfer_schemas import rendered
+from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
+from shop.ledger.transfer_schemas import encode_json
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 
-_NOTHING: Final = {"outcome": "", "account": None, "refusal": None, "replayed": False, "detail": None}
+# The fields of `AccountLineOut`, in the order in which they are written.
+_EMPTY_RESULT: Final = {"outcome": "", "account": None, "refusal": None, "replayed": False, "detail": None}
 
-_Lines = dict[int, OpeningRequest | str]
-"""By line number: the request, or what is wrong with the line."""
+_Chunk = dict[int, OpeningRequest | str]
+"""By line number: the request, or the reason why the line is invalid."""
 
 
-async def opened_lines(
+async def open_account_lines(
     lines: AsyncIterator[tuple[int, bytes | None]], database: Database, caller: str
 ) -> AsyncIterator[bytes]:
-    """Open the accounts of the lines as they arrive, and return the responses."""
+    """Open the accounts of the lines as they arrive, and return the lines of the response."""
 
-    async def carry_out(part: _Lines) -> list[OpeningResult]:
-        requests = [each for each in part.values() if not isinstance(each, str)]
+    async def open_chunk(chunk: _Chunk) -> list[OpeningResult]:
+        requests = [request for request in chunk.values() if not isinstance(request, str)]
         if not requests:
             return []
         return await run_transaction(database, lambda session: open_accounts(session, requests))
 
-    return await answered_in_parts(_parts(lines, caller), carry_out, _write_answers)
+    return await answered_in_parts(_split_into_chunks(lines, caller), open_chunk, _write_results)
 
 
-async def _parts(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) -> AsyncIterator[_Lines]:
-    part: _Lines = {}
+async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) -> AsyncIterator[_Chunk]:
+    """The parsed lines, `BATCH_LINES` at a time. Each chunk is one transaction."""
+    chunk: _Chunk = {}
     async for number, line in lines:
         if number % LINES_BETWEEN_OTHERS == 0:
-            await asyncio.sleep(0)
-        part[number] = _read(line, caller)
-        if len(part) >= BATCH_LINES:
-            yield part
-            part = {}
-    if part:
-        yield part
+            await asyncio.sleep(0)  # parsing takes time: let other tasks run
+        chunk[number] = _parse_line(line, caller)
+        if len(chunk) >= BATCH_LINES:
+            yield chunk
+            chunk = {}
+    if chunk:
+        yield chunk
 
 
-def _read(line: bytes | None, caller: str) -> OpeningRequest | str:
+def _parse_line(line: bytes | None, caller: str) -> OpeningRequest | str:
+    """The request, or the reason why the line is invalid. A line that is None was too long."""
     if line is None:
         return TOO_LONG
     try:
         body = AccountLineIn.model_validate(parse_json(line))
     except (InvalidJSON, ValidationError) as error:
         return first_fault(error)
+    # without defaults, because `build_account_values` must know which fields the client has sent
     account = body.model_dump(exclude={"idempotency_key"}, exclude_unset=True)
     return OpeningRequest(AccountIn.model_construct(**account), body.idempotency_key, caller)
 
 
-def _write_answers(lines: _Lines, results: list[OpeningResult], answers: IO[bytes]) -> None:
+def _write_results(chunk: _Chunk, results: list[OpeningResult], output: IO[bytes]) -> None:
+    """Write a line for each line of the chunk. `results` has no elements for invalid lines."""
     remaining = iter(results)
-    for number, request in lines.items():
+    for number, request in chunk.items():
         if isinstance(request, str):
             content: dict[str, Any] = {"outcome": "invalid", "detail": request}
         else:
-            content = _answer(next(remaining))
-        answers.write(rendered({"line": number, **_NOTHING, **content}) + b"\n")
+            content = _serialize_result(next(remaining))
+        output.write(encode_json({"line": number, **_EMPTY_RESULT, **content}) + b"\n")
 
 
-def _answer(result: OpeningResult) -> dict[str, Any]:
+def _serialize_result(result: OpeningResult) -> dict[str, Any]:
     if result.refusal is not None:
         return {"outcome": "refused", "refusal": result.refusal, "detail": result.refusal.explanation}
     account = AccountOut.model_validate(result.unwrap()).model_dump(by_alias=True)

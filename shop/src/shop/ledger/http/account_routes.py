@@ -1,4 +1,4 @@
-"""`/accounts`."""
+"""The routes of `/accounts`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from howdah import Database, Page, paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_database, get_schema_ref
-from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
-from shop.ledger.accounts import (
-    account_now,
-    balance_after_entry,
-    balance_at,
-    change_account,
-    effective_balance,
+from howdah.fastapi import (
+    DbSession,
+    PageOut,
+    ReadDbSession,
+    RequiredIfMatch,
+    StrictJSONRoute,
+    check_if_match,
+    describe_problems,
+    get_database,
+    get_schema_ref,
+    make_etag,
 )
-from shop.ledger.http.account_batch import opened_lines
-from shop.ledger.http.account_schemas import (
+from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
+from shop.ledger.account_schemas import (
     AccountChange,
     AccountIn,
     AccountLineIn,
@@ -33,35 +36,44 @@ from shop.ledger.http.account_schemas import (
     EntryOut,
     EntryPageParameters,
 )
-from shop.ledger.http.transfer_schemas import Key
+from shop.ledger.accounts import (
+    change_account,
+    read_account,
+    read_balance_after_entry,
+    read_balance_at,
+    read_effective_balance,
+)
+from shop.ledger.http.account_batch import open_account_lines
+from shop.ledger.http.dependencies import IdempotencyKey
+from shop.ledger.http.problems import refusal_response
 from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.requests import Refusal
-from shop.web.dependencies import Caller, DbSession, IfMatch, ReadDbSession
-from shop.web.errors import refusal_response
+from shop.web.dependencies import Caller
 from shop.web.lines import NDJSON, ndjson_lines
-from shop.web.preconditions import etag, require_match
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)
 async def create_account(
-    *,
     body: AccountIn,
     db: DbSession,
     caller: Caller,
     response: Response,
-    idempotency_key: Annotated[Key | None, Header()] = None,
+    idempotency_key: IdempotencyKey,
 ) -> Account | Response:
-    """Open an account. With an `Idempotency-Key` it is opened once, however often the request is sent. The first
-    response is returned again with `Idempotency-Replayed: true`, even if the account has changed since."""
+    """Open an account.
+
+    With an `Idempotency-Key` the account is opened once, however often the request is sent. A retry returns the first
+    response with `Idempotency-Replayed: true`, even if the account has changed since.
+    """
     result = await open_account_once(db, OpeningRequest(body, idempotency_key, caller))
     if result.refusal is not None:
         return refusal_response(Refusal.KEY_REUSED)
     account = result.unwrap()
     response.headers["Location"] = f"/accounts/{account.id}"
-    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     if result.replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return account
@@ -84,48 +96,51 @@ async def create_account(
 async def create_accounts(
     request: Request, database: Annotated[Database, Depends(get_database)], caller: Caller
 ) -> StreamingResponse:
-    """Open many accounts. The body and the response are NDJSON: each line has an account and its own idempotency key,
-    and is answered in order.
+    """Open many accounts. The body and the response are NDJSON.
 
-    500 lines are one transaction. A refused line doesn't affect the others, and stores nothing under its key. The
-    response starts when the last account has been opened. If the connection breaks before, some accounts have been
-    opened; it is safe to send all lines again.
+    Each line of the body has an account and its own idempotency key. The response has a line for each of them, in the
+    same order.
+
+    Each 500 lines are one transaction. A refused line doesn't affect the others, and stores nothing under its key. The
+    response starts when the last account has been opened. If the connection breaks before that, some accounts may have
+    been opened. It is safe to send all lines again.
     """
-    return StreamingResponse(await opened_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
+    return StreamingResponse(await open_account_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
 
 
 @router.get("", response_model=PageOut[AccountOut])
 async def list_accounts(
     parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession
 ) -> Page[AccountSnapshot]:
-    """Accounts in the order of opening: those of a user, of a purpose, in a currency."""
-    wanted = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
-    chosen = select(AccountSnapshot).filter_by(**wanted).order_by(AccountSnapshot.id)
-    return await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    """List accounts in the order of their opening. The filters are the user, the purpose and the currency."""
+    filters = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
+    query = select(AccountSnapshot).filter_by(**filters).order_by(AccountSnapshot.id)
+    return await paginate(db, query, limit=parameters.limit, after=parameters.after, before=parameters.before)
 
 
 @router.get("/{account_id}", response_model=AccountOut)
 async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
-    """The account. Send its `ETag` as the `If-Match` of a change."""
-    account = await account_now(db, account_id)
-    response.headers["ETag"] = etag(account.revision, account.entry_count)
+    """Return an account. Send its `ETag` as the `If-Match` of a change."""
+    account = await read_account(db, account_id)
+    response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     return account
 
 
-@router.patch("/{account_id}", response_model=AccountOut, responses=describe_problems(HTTPStatus.PRECONDITION_REQUIRED))
+@router.patch("/{account_id}", response_model=AccountOut)
 async def patch_account(
-    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: IfMatch = None
+    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: RequiredIfMatch
 ) -> Account:
-    """Freeze, reopen or close an account, or change its limits, its name or its metadata. Only the fields in the body
-    change.
+    """Freeze, reopen or close an account, or change its limits, its name or its metadata.
 
-    `If-Match` must have the account's current `ETag`. A posted transfer doesn't make it stale. Every other change does,
-    such as a changed held amount.
+    Only the fields in the body change. `If-Match` must have the account's current `ETag`. A posted transfer doesn't
+    make the `ETag` stale. Every other change does, such as a changed held amount.
     """
-    account = await change_account(
-        db, account_id, body, precondition=lambda locked: require_match(if_match, locked.revision)
-    )
-    response.headers["ETag"] = etag(account.revision, account.entry_count)
+
+    def precondition(locked_account: Account) -> None:
+        check_if_match(if_match, locked_account.revision)
+
+    account = await change_account(db, account_id, body, precondition=precondition)
+    response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     return account
 
 
@@ -133,25 +148,25 @@ async def patch_account(
 async def get_balance(
     account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
 ) -> BalanceOut:
-    """The current balance, or the balance after an entry (`entry_number`), at a posting time (`at`), or at an effective time
+    """Return the current balance, or a past one.
+
+    A past balance is the balance after an entry (`entry_number`), at a posting time (`at`), or at an effective time
     (`effective_at`). Only the current balance comes with `held` and `available`.
 
     A balance by `effective_at` is a report. It may be below zero although the account's balance never was, because a
     transfer can have an earlier `effective_at` than the money for it.
     """
-    entry_number: int | None
+    entry_number: int | None = None
     held = available = None
     if parameters.effective_at is not None:
-        balance, entry_number = await effective_balance(db, account_id, parameters.effective_at), None
+        balance = await read_effective_balance(db, account_id, parameters.effective_at)
     elif parameters.entry_number is not None:
-        balance, entry_number = (
-            await balance_after_entry(db, account_id, parameters.entry_number),
-            parameters.entry_number,
-        )
+        entry_number = parameters.entry_number
+        balance = await read_balance_after_entry(db, account_id, entry_number)
     elif parameters.at is not None:
-        balance, entry_number = await balance_at(db, account_id, parameters.at)
+        balance, entry_number = await read_balance_at(db, account_id, parameters.at)
     else:
-        account = await account_now(db, account_id)
+        account = await read_account(db, account_id)
         balance, entry_number, held, available = account.balance, account.entry_count, account.held, account.available
     return BalanceOut(
         account_id=account_id,
@@ -168,11 +183,13 @@ async def get_balance(
 async def list_entries(
     account_id: UUID, parameters: Annotated[EntryPageParameters, Query()], db: ReadDbSession
 ) -> Page[StatementEntry]:
-    """The account's statement. Entries are added at the end and never change, so a page never repeats or skips one.
+    """List the entries of an account: its statement.
+
+    Entries are added at the end and never change, so no entry is repeated or skipped between two pages.
 
     `created_from` and `created_before` are found by binary search. The other filters read the entries one by one.
     """
-    await AccountRepository(db).get_one(account_id)
+    await AccountRepository(db).get_one(account_id)  # 404 for an unknown account, instead of an empty list
     filters = parameters.model_dump(exclude={"limit", "after", "before"})
     return await paginate(
         db,

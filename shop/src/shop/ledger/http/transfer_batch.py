@@ -1,4 +1,4 @@
-"""Transfers by the line: NDJSON in, NDJSON out, at constant memory."""
+"""Post the transfers of an NDJSON body of any length, at constant memory."""
 
 from __future__ import annotations
 
@@ -14,133 +14,140 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import NotFound
 from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.bodies import named_in, request_of
-from shop.ledger.http.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, rendered, shown
+from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
+from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 
-_SPOILED: Final = "linked: a line that this one is linked with is invalid"
-_OPEN_END: Final = "linked: there is no next line to link this one to"
-_TOO_MANY: Final = f"linked: at most {MAX_LINKED} transfers can be linked"
+_LINKED_LINE_INVALID: Final = "linked: a line that this one is linked with is invalid"
+_LINKED_TRANSFER_UNKNOWN: Final = "linked: a line that this one is linked with names a transfer that doesn't exist"
+_CHAIN_UNFINISHED: Final = "linked: there is no next line to link this one to"
+_CHAIN_TOO_LONG: Final = f"linked: at most {MAX_LINKED} transfers can be linked"
 
-_NOTHING: Final = {"outcome": "", "transfer": None, "refusal": None, "replayed": False, "detail": None}
+# The fields of `BatchLineOut`, in the order in which they are written.
+_EMPTY_RESULT: Final = {"outcome": "", "transfer": None, "refusal": None, "replayed": False, "detail": None}
 
-_UNKNOWN: Final = "linked: a line that this one is linked with names a transfer that doesn't exist"
-
-_Read = dict[int, AnyLineIn | str]
-"""By line number: the line, or what is wrong with it."""
-_Lines = dict[int, TransferRequest | str]
-"""By line number: the request to the ledger, or what is wrong with the line."""
+_ParsedChunk = dict[int, AnyLineIn | str]
+"""By line number: the line, or the reason why it is invalid."""
+_Chunk = dict[int, TransferRequest | str]
+"""By line number: the request to the ledger, or the reason why the line is invalid."""
 
 
-async def posted_lines(
+async def post_transfer_lines(
     lines: AsyncIterator[tuple[int, bytes | None]], db: AsyncSession, ledger: Ledger, caller: str
 ) -> AsyncIterator[bytes]:
-    """Post the lines as they arrive, and return the responses. `db` is only read from."""
+    """Post the lines as they arrive, and return the lines of the response. `db` is only used to read."""
 
-    def post(part: _Lines) -> Coroutine[Any, Any, list[TransferResult]]:
-        return ledger.submit_many([asked for asked in part.values() if not isinstance(asked, str)])
+    def post_chunk(chunk: _Chunk) -> Coroutine[Any, Any, list[TransferResult]]:
+        return ledger.submit_many([request for request in chunk.values() if not isinstance(request, str)])
 
-    return await answered_in_parts(_requests(lines, db, caller), post, _answer_lines)
+    return await answered_in_parts(_read_chunks(lines, db, caller), post_chunk, _write_results)
 
 
-async def _requests(
+async def _read_chunks(
     lines: AsyncIterator[tuple[int, bytes | None]], db: AsyncSession, caller: str
-) -> AsyncIterator[_Lines]:
-    async for part in _parts(lines):
-        yield await _requested(part, db, caller)
+) -> AsyncIterator[_Chunk]:
+    async for chunk in _split_into_chunks(lines):
+        yield await _build_requests(chunk, db, caller)
 
 
-async def _parts(lines: AsyncIterator[tuple[int, bytes | None]]) -> AsyncIterator[_Read]:
-    """The lines, about 500 at a time; those together that are linked. If one of these is wrong, all are."""
-    part: _Read = {}
+async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]]) -> AsyncIterator[_ParsedChunk]:
+    """The parsed lines, `BATCH_LINES` at a time, or more so that a chunk doesn't end inside a chain.
+
+    If one line of a chain is invalid, all its lines are. `chain` has the line numbers of the current chain until one of
+    its lines is invalid. From then on `reason` is set, until the chain ends.
+    """
+    chunk: _ParsedChunk = {}
     chain: list[int] = []
-    wrong = ""
+    reason = ""
     async for number, line in lines:
         if number % LINES_BETWEEN_OTHERS == 0:
-            await asyncio.sleep(0)
-        asked, is_linked = _read(line, in_chain=bool(chain or wrong))
-        if wrong and not isinstance(asked, str):
-            asked = wrong
-        part[number] = asked
+            await asyncio.sleep(0)  # parsing takes time: let other tasks run
+        parsed, is_linked = _parse_line(line, in_chain=bool(chain or reason))
+        is_invalid = isinstance(parsed, str)
+        chunk[number] = reason if reason and not is_invalid else parsed
         chain.append(number)
-        if isinstance(asked, str) and (is_linked or len(chain) > 1):
-            wrong = wrong or _SPOILED
+        if (is_invalid or reason) and (is_linked or len(chain) > 1):
+            reason = reason or _LINKED_LINE_INVALID
         elif len(chain) > MAX_LINKED:
-            wrong = _TOO_MANY
-        if wrong:
-            _spoil(part, chain, wrong)
+            reason = _CHAIN_TOO_LONG
+        if reason:
+            _invalidate(chunk, chain, reason)
             chain = []
         if not is_linked:
-            chain, wrong = [], ""
-        if len(part) >= BATCH_LINES and not chain:
-            yield part
-            part = {}
-    _spoil(part, chain, _OPEN_END)
-    if part:
-        yield part
+            chain, reason = [], ""
+        if len(chunk) >= BATCH_LINES and not chain:
+            yield chunk
+            chunk = {}
+    _invalidate(chunk, chain, _CHAIN_UNFINISHED)
+    if chunk:
+        yield chunk
 
 
-async def _requested(part: _Read, db: AsyncSession, caller: str) -> _Lines:
-    """The lines' requests to the ledger. One statement looks up all transfers that the lines name.
+async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, caller: str) -> _Chunk:
+    """Convert the lines to requests to the ledger. One statement reads all transfers that the lines name.
 
-    If a line of a chain names a transfer that doesn't exist, no line of the chain is posted."""
-    named: dict[UUID, NamedTransfer] = {}
-    naming = [line for line in part.values() if not isinstance(line, (str, TransferLineIn))]
-    if ids := {id_ for line in naming if (id_ := named_in(line)) is not None}:
-        named = await find_named_transfers(db, ids)
+    If a line of a chain names a transfer that doesn't exist, no line of the chain is posted.
+    """
+    transfers_by_id: dict[UUID, NamedTransfer] = {}
+    naming_lines = [line for line in chunk.values() if not isinstance(line, (str, TransferLineIn))]
+    ids = {id_ for line in naming_lines if (id_ := get_named_id(line)) is not None}
+    if ids:
+        transfers_by_id = await find_named_transfers(db, ids)
         await db.commit()  # gives the connection back while other lines are posted
-    asked: _Lines = {}
+    requests: _Chunk = {}
     chain: list[int] = []
     has_unknown = False
-    for number, line in part.items():
-        if isinstance(line, str):  # then `_parts` has marked the whole chain
-            asked[number] = line
+    for number, line in chunk.items():
+        if isinstance(line, str):  # `_split_into_chunks` has marked the whole chain
+            requests[number] = line
             continue
         chain.append(number)
         try:
-            request = request_of(line, named, key=line.idempotency_key, scope=caller)
-            asked[number] = request._replace(linked=True) if line.linked else request
-        except NotFound as unknown:
-            asked[number] = str(unknown)
+            request = build_request(line, transfers_by_id, key=line.idempotency_key, scope=caller)
+            requests[number] = request._replace(linked=True) if line.linked else request
+        except NotFound as error:
+            requests[number] = str(error)
             has_unknown = True
         if not line.linked:
             if has_unknown:
-                _spoil(asked, chain, _UNKNOWN)
+                _invalidate(requests, chain, _LINKED_TRANSFER_UNKNOWN)
             chain, has_unknown = [], False
-    return asked
+    return requests
 
 
-def _read(line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str, bool]:
-    """The line or what is wrong with it, and whether it is linked to the next line.
+def _parse_line(line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str, bool]:
+    """The line, or the reason why it is invalid, and whether it is linked to the next line.
 
-    An invalid line in a chain is treated as linked, so that the chain is rejected as a whole."""
+    An invalid line that may be linked is treated as linked, so that its chain is rejected as a whole. A line that is
+    None was too long.
+    """
     if line is None:
         return TOO_LONG, in_chain
     try:
-        body = _line_in(line)
+        body = _validate_line(line)
     except (InvalidJSON, ValidationError) as error:
         return first_fault(error), _may_be_linked(line, in_chain=in_chain)
     return body, body.linked
 
 
-def _line_in(line: bytes) -> AnyLineIn:
+def _validate_line(line: bytes) -> AnyLineIn:
     content = parse_json(line)
     try:
-        return TransferLineIn.model_validate(content)  # most lines are of this kind: it takes a third of the time
+        return TransferLineIn.model_validate(content)  # for most lines, and in a third of the time
     except ValidationError:
         return BatchLineIn.model_validate(content).root
 
 
 def _may_be_linked(line: bytes, *, in_chain: bool) -> bool:
-    """Whether an invalid line may have been meant to be linked to the next one.
+    """Whether the client may have meant to link an invalid line to the next one.
 
-    In doubt it is treated as linked. Then the next line isn't posted either, so no chain is posted in part.
+    If that is unclear, the result is true: then the next line isn't posted either, so no chain is posted in part.
     """
     try:
-        content = json.loads(line, object_pairs_hook=tuple)  # keeps all of several members with one name
+        content = json.loads(line, object_pairs_hook=tuple)  # a dict would keep only the last of equal names
     except (ValueError, RecursionError):
         return in_chain or b"linked" in line
     if not isinstance(content, tuple):
@@ -148,25 +155,26 @@ def _may_be_linked(line: bytes, *, in_chain: bool) -> bool:
     return any(name == "linked" and value is not False for name, value in content)
 
 
-def _spoil(part: _Read | _Lines, chain: list[int], reason: str) -> None:
-    """None of these is made; what was wrong with one by itself stays its reason."""
+def _invalidate(chunk: _ParsedChunk | _Chunk, chain: list[int], reason: str) -> None:
+    """Replace the lines of the chain by the reason. A line that is invalid by itself keeps its own reason."""
     for number in chain:
-        if not isinstance(part[number], str):
-            part[number] = reason
+        if not isinstance(chunk[number], str):
+            chunk[number] = reason
 
 
-def _answer_lines(lines: _Lines, results: list[TransferResult], answers: IO[bytes]) -> None:
-    left = iter(results)
-    for number, asked in lines.items():
-        if isinstance(asked, str):
-            content: dict[str, Any] = {"outcome": "invalid", "detail": asked}
+def _write_results(chunk: _Chunk, results: list[TransferResult], output: IO[bytes]) -> None:
+    """Write a line for each line of the chunk. `results` has no elements for invalid lines."""
+    remaining = iter(results)
+    for number, request in chunk.items():
+        if isinstance(request, str):
+            content: dict[str, Any] = {"outcome": "invalid", "detail": request}
         else:
-            content = _answer(next(left))
-        answers.write(rendered({"line": number, **_NOTHING, **content}) + b"\n")
+            content = _serialize_result(next(remaining))
+        output.write(encode_json({"line": number, **_EMPTY_RESULT, **content}) + b"\n")
 
 
-def _answer(result: TransferResult) -> dict[str, Any]:
+def _serialize_result(result: TransferResult) -> dict[str, Any]:
     if result.refusal is not None:
         return {"outcome": "refused", "refusal": result.refusal, "replayed": result.replayed}
     transfer = result.unwrap()
-    return {"outcome": transfer.state, "transfer": shown(transfer), "replayed": result.replayed}
+    return {"outcome": transfer.state, "transfer": serialize_transfer(transfer), "replayed": result.replayed}

@@ -1,4 +1,4 @@
-"""`/transfers`."""
+"""The routes of `/transfers`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,17 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, StrictJSONRoute, describe_problems, get_schema_ref
-from shop.ledger.http.bodies import named_in, request_of
-from shop.ledger.http.transfer_batch import posted_lines
-from shop.ledger.http.transfer_schemas import (
-    METADATA_PARAMETER,
-    BatchLineIn,
-    BatchLineOut,
-    Key,
-    LinkedIn,
-    LinkedOut,
-    PartIn,
-    ReverseIn,
-    TransferIn,
-    TransferOut,
-    TransferPageParameters,
-    VoidIn,
-    rendered,
-    shown,
-)
+from howdah.fastapi import PageOut, ReadDbSession, StrictJSONRoute, describe_problems, get_schema_ref
+from shop.ledger.http.dependencies import CurrentLedger, RequiredIdempotencyKey
+from shop.ledger.http.problems import refusal_response
+from shop.ledger.http.transfer_batch import post_transfer_lines
+from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import Refusal, TransferResult
 from shop.ledger.service import (
     as_linked_chain,
@@ -40,22 +26,34 @@ from shop.ledger.service import (
     reversal_request,
     voiding_request,
 )
-from shop.ledger.transfer_queries import transfers_matching
-from shop.web.dependencies import Caller, CurrentLedger, ReadDbSession
-from shop.web.errors import key_missing, refusal_response
+from shop.ledger.transfer_queries import select_transfers
+from shop.ledger.transfer_schemas import (
+    METADATA_PARAMETER,
+    BatchLineIn,
+    BatchLineOut,
+    LinkedIn,
+    LinkedOut,
+    PostIn,
+    ReverseIn,
+    TransferIn,
+    TransferOut,
+    TransferPageParameters,
+    VoidIn,
+    encode_json,
+    serialize_transfer,
+)
+from shop.web.dependencies import Caller
 from shop.web.fields import Metadata
 from shop.web.lines import JSON, NDJSON, ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
-
-IdempotencyKey = Annotated[Key | None, Header()]
 
 _METADATA: Final = TypeAdapter(Metadata)
 _METADATA_PARAMETER: Final = {
     "name": "metadata",
     "in": "query",
     "required": False,
-    "description": "A name and value of the metadata: `metadata[region]=north`. All of several must match",
+    "description": "A name and value of the metadata: `metadata[region]=north`. A transfer must match all of them",
     "style": "deepObject",
     "explode": True,
     "schema": _METADATA.json_schema(),
@@ -70,17 +68,17 @@ _REFUSALS: Final = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT
     responses=_REFUSALS,
 )
 async def create_transfer(
-    body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
+    body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
-    """Move money. A request can be sent again with its key after any failure: it is executed once, and the first
-    response is returned again with `Idempotency-Replayed: true`. The same key with another body is refused.
+    """Post a transfer, or hold its amount.
 
-    With `pending_seconds` the amount is only held. `POST /transfers/{transfer_id}/post` posts it and `…/void` releases
-    it. After that time it expires.
+    After any failure the request can be sent again with the same key. It is executed once. A retry returns the first
+    response with `Idempotency-Replayed: true`. The same key with another body is refused.
+
+    With `pending_seconds` the amount is only held. `POST /transfers/{transfer_id}/post` posts it, and `…/void` releases
+    it. The hold expires after `pending_seconds`.
     """
-    if idempotency_key is None:
-        return key_missing()
-    return _answer(await ledger.submit(request_of(body, {}, key=idempotency_key, scope=caller)))
+    return _build_response(await ledger.submit(build_request(body, {}, key=idempotency_key, scope=caller)))
 
 
 @router.post(
@@ -90,25 +88,26 @@ async def create_transfer(
     responses=_REFUSALS | describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_linked_transfers(
-    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: IdempotencyKey = None
+    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
-    """Make 2 to 100 transfers under one key, all or none. Each is decided on the balances that the ones before it left.
-    So one account can pay many, or money can pass through an account. A refusal names the refused one by its `index`,
-    from 0.
+    """Post 2 to 100 transfers under one key, all or none.
 
-    An element is a transfer, or posts (`posts`), voids (`voids`) or reverses (`reverses`) the transfer that it names.
+    Each transfer is decided on the balances after the transfers before it. So one account can pay many, or money can
+    pass through an account. If a transfer is refused, the response has its `index`, from 0.
+
+    An element is a transfer, or the id of a transfer to post (`posts`), void (`voids`) or reverse (`reverses`).
     """
-    if idempotency_key is None:
-        return key_missing()
-    named = await find_named_transfers(db, {id_ for each in body.transfers if (id_ := named_in(each)) is not None})
-    await db.commit()  # it only read; the ledger uses a transaction of its own
-    requests = [request_of(each, named, key=None, scope=caller) for each in body.transfers]
+    transfers_by_id = await find_named_transfers(
+        db, {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None}
+    )
+    await db.commit()  # gives the connection back: the ledger has its own transaction
+    requests = [build_request(each, transfers_by_id, key=None, scope=caller) for each in body.transfers]
     results = await ledger.submit_many(as_linked_chain(idempotency_key, requests))
     for index, result in enumerate(results):
         if result.refusal is not None and result.refusal is not Refusal.LINKED_TRANSFER_FAILED:
             return refusal_response(result.refusal, replayed=result.replayed, index=index)
-    content = {"transfers": [shown(result.unwrap()) for result in results]}
-    return _json(HTTPStatus.CREATED, content, replayed=results[0].replayed)
+    content = {"transfers": [serialize_transfer(result.unwrap()) for result in results]}
+    return _json_response(HTTPStatus.CREATED, content, replayed=results[0].replayed)
 
 
 @router.post(
@@ -128,33 +127,34 @@ async def create_linked_transfers(
 async def create_transfers(
     request: Request, db: ReadDbSession, ledger: CurrentLedger, caller: Caller
 ) -> StreamingResponse:
-    """Make many transfers. The body and the response are NDJSON of any length: each line has a transfer and its own
-    idempotency key, and is answered in order.
+    """Post many transfers. The body and the response are NDJSON of any length.
 
-    A line may also post (`posts`), void (`voids`) or reverse (`reverses`) the transfer that it names. A line that names
-    an unknown transfer is `invalid`.
+    Each line of the body has a transfer and its own idempotency key. The response has a line for each of them, in the
+    same order.
 
-    The lines are decided in order. 500 lines, and those linked to them, are one transaction. A refused line doesn't
-    affect lines that it isn't linked with. The response starts when the last line has been decided. If the connection
-    breaks before, some lines have been posted; it is safe to send all lines again.
+    A line may also have the id of a transfer to post (`posts`), void (`voids`) or reverse (`reverses`). A line that
+    names an unknown transfer is `invalid`.
+
+    The lines are decided in order. Each 500 lines, and lines that are linked to them, are one transaction. A refused
+    line doesn't affect lines that it isn't linked with. The response starts when the last line has been decided. If the
+    connection breaks before that, some lines may have been posted. It is safe to send all lines again.
     """
-    return StreamingResponse(await posted_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
+    return StreamingResponse(await post_transfer_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
 
 
 async def get_metadata_filter(request: Request) -> dict[str, str]:
     """The filter from the parameters `metadata[name]=value`. A name that occurs twice is an error."""
-    found: dict[str, list[str]] = {}
+    values_by_name: dict[str, list[str]] = {}
     for parameter, value in request.query_params.multi_items():
         if match := METADATA_PARAMETER.fullmatch(parameter):
-            found.setdefault(match[1], []).append(value)
+            values_by_name.setdefault(match[1], []).append(value)
+    # A list of values isn't a string, so validation rejects a repeated name.
+    metadata = {name: values[0] if len(values) == 1 else values for name, values in values_by_name.items()}
     try:
-        return _METADATA.validate_python(
-            {name: values[0] if len(values) == 1 else values for name, values in found.items()}
-        )
+        return _METADATA.validate_python(metadata)
     except ValidationError as error:
-        faults = error.errors(include_url=False)
         raise RequestValidationError(
-            [{**fault, "loc": ("query", "metadata", *fault["loc"])} for fault in faults]
+            [{**each, "loc": ("query", "metadata", *each["loc"])} for each in error.errors(include_url=False)]
         ) from error
 
 
@@ -165,51 +165,50 @@ async def list_transfers(
     db: ReadDbSession,
     caller: Caller,
 ) -> Response:
-    """Transfers in any state, in the order of their ids. A transfer that is posted or voided keeps its place.
+    """List transfers in any state, in the order of their ids.
 
-    A page of a list by account reads all entries of the account, or those between `created_from` and `created_before`.
-    `GET /accounts/{account_id}/entries` reads only the entries of the page.
+    A transfer keeps its place in the list when it is posted or voided. A page of a list by account reads all entries of
+    the account, or the entries between `created_from` and `created_before`. `GET /accounts/{account_id}/entries` reads
+    only the entries of the page.
     """
     filters = parameters.model_dump(exclude={"limit", "after", "before"})
-    chosen = transfers_matching(scope=caller, metadata=metadata, **filters)
-    page = await paginate(db, chosen, limit=parameters.limit, after=parameters.after, before=parameters.before)
-    items = [shown(transfer.as_record()) for transfer in page.items]
-    return _json(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
+    query = select_transfers(scope=caller, metadata=metadata, **filters)
+    page = await paginate(db, query, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    items = [serialize_transfer(transfer.as_record()) for transfer in page.items]
+    return _json_response(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
 
 @router.get("/{transfer_id}", response_model=TransferOut)
 async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
-    """The current state of the transfer: pending, posted or voided."""
-    return _json(HTTPStatus.OK, shown(await find_transfer(db, transfer_id)))
+    """Return a transfer with its current state: pending, posted or voided."""
+    return _json_response(HTTPStatus.OK, serialize_transfer(await find_transfer(db, transfer_id)))
 
 
-_SETTLING: Final[dict[str, Any]] = {
+# The options of the routes that post, void or reverse a transfer.
+_SETTLEMENT: Final[dict[str, Any]] = {
     "status_code": HTTPStatus.CREATED,
     "response_model": TransferOut,
     "responses": _REFUSALS,
 }
-Part = Annotated[PartIn, Body(default_factory=PartIn)]
 
 
-@router.post("/{transfer_id}/post", **_SETTLING)
+@router.post("/{transfer_id}/post", **_SETTLEMENT)
 async def post_pending_transfer(
     *,
     transfer_id: UUID,
     db: ReadDbSession,
     ledger: CurrentLedger,
     caller: Caller,
-    body: Part,
-    idempotency_key: IdempotencyKey = None,
+    body: Annotated[PostIn, Body(default_factory=PostIn)],
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released."""
-    if idempotency_key is None:
-        return key_missing()
     request = await posting_request(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
-    await db.commit()  # only read; the ledger has a transaction of its own
-    return _answer(await ledger.submit(request))
+    await db.commit()  # gives the connection back: the ledger has its own transaction
+    return _build_response(await ledger.submit(request))
 
 
-@router.post("/{transfer_id}/void", **_SETTLING)
+@router.post("/{transfer_id}/void", **_SETTLEMENT)
 async def void_pending_transfer(
     *,
     transfer_id: UUID,
@@ -217,17 +216,15 @@ async def void_pending_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[VoidIn, Body(default_factory=VoidIn)],
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
-    """Void a pending transfer: release the whole hold."""
-    if idempotency_key is None:
-        return key_missing()
+    """Void a pending transfer. The whole hold is released."""
     request = await voiding_request(db, transfer_id, key=idempotency_key, scope=caller)
     await db.commit()
-    return _answer(await ledger.submit(request))
+    return _build_response(await ledger.submit(request))
 
 
-@router.post("/{transfer_id}/reverse", **_SETTLING)
+@router.post("/{transfer_id}/reverse", **_SETTLEMENT)
 async def reverse_transfer(
     *,
     transfer_id: UUID,
@@ -235,12 +232,13 @@ async def reverse_transfer(
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
-    """Reverse a transfer: the `amount` of the body, or all that isn't reversed yet. Its reversals never return more
-    than its amount. A reversal never takes effect before the transfer that it reverses."""
-    if idempotency_key is None:
-        return key_missing()
+    """Reverse a transfer: the `amount` of the body, or all that isn't reversed yet.
+
+    The reversals of a transfer never return more than its amount. A reversal never takes effect before the transfer
+    that it reverses.
+    """
     request = await reversal_request(
         db,
         transfer_id,
@@ -251,20 +249,22 @@ async def reverse_transfer(
         scope=caller,
     )
     await db.commit()
-    return _answer(await ledger.submit(request))
+    return _build_response(await ledger.submit(request))
 
 
-def _answer(result: TransferResult) -> Response:
+def _build_response(result: TransferResult) -> Response:
     if result.refusal is not None:
         return refusal_response(result.refusal, replayed=result.replayed)
     transfer = result.unwrap()
-    return _json(HTTPStatus.CREATED, shown(transfer), location=f"/transfers/{transfer.id}", replayed=result.replayed)
+    return _json_response(
+        HTTPStatus.CREATED, serialize_transfer(transfer), location=f"/transfers/{transfer.id}", replayed=result.replayed
+    )
 
 
-def _json(
+def _json_response(
     status: HTTPStatus, content: dict[str, Any], *, location: str | None = None, replayed: bool = False
 ) -> Response:
     headers = {} if location is None else {"Location": location}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(rendered(content), status, headers, JSON)
+    return Response(encode_json(content), status, headers, JSON)

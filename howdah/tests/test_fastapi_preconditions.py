@@ -1,0 +1,80 @@
+"""`If-Match`: `IfMatch`, `RequiredIfMatch` and `check_if_match`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import Response
+
+from howdah.fastapi import (
+    NOT_MODIFIED,
+    IfMatch,
+    PreconditionFailed,
+    RequiredIfMatch,
+    check_if_match,
+    make_etag,
+)
+from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
+
+
+def create_app() -> Any:
+    app = create_bare_app()
+
+    @app.patch("/", responses=NOT_MODIFIED)
+    async def change(if_match: RequiredIfMatch, response: Response) -> None:
+        check_if_match(if_match, 1)
+        response.headers["ETag"] = make_etag(2)
+
+    @app.delete("/")
+    async def delete(if_match: IfMatch) -> None:
+        check_if_match(if_match, 1)
+
+    return app
+
+
+@pytest.mark.parametrize(("versions", "etag"), [((1,), '"1"'), ((7, 12), '"7-12"')])
+def test_an_etag_consists_of_the_versions(versions: tuple[int, ...], etag: str) -> None:
+    assert make_etag(*versions) == etag
+
+
+@pytest.mark.parametrize("if_match", [None, "*", " * ", '"1"', '"1-5"', '"7", "1"', '"1","2"', '"0-1", "1-9"'])
+def test_the_current_version_and_a_missing_header_are_accepted(if_match: str | None) -> None:
+    check_if_match(if_match, 1)
+
+
+@pytest.mark.parametrize("if_match", ["", "1", '"1', '1"', '""', '"2"', '"11"', 'W/"1"', '"2-1"', '"1-', "*, *"])
+def test_another_version_is_rejected(if_match: str) -> None:
+    with pytest.raises(PreconditionFailed):
+        check_if_match(if_match, 1)
+
+
+async def test_a_change_of_the_current_version_is_accepted() -> None:
+    async with asgi_client(create_app()) as client:
+        answer = await client.patch("/", headers={"If-Match": '"1"'})
+        assert (answer.status_code, answer.headers["etag"]) == (200, '"2"')
+        assert (await client.delete("/")).status_code == 200
+
+
+async def test_several_headers_are_one_list() -> None:
+    async with asgi_client(create_app()) as client:
+        answer = await client.patch("/", headers=[("If-Match", '"9"'), ("If-Match", '"1"')])
+    assert answer.status_code == 200
+
+
+async def test_a_change_without_the_header_is_a_428_and_of_another_version_a_412() -> None:
+    async with asgi_client(create_app()) as client:
+        missing = await client.patch("/")
+        assert (missing.status_code, missing.json()["type"]) == (428, "urn:howdah:problem:precondition-required")
+        for method in ("PATCH", "DELETE"):
+            stale = await client.request(method, "/", headers={"If-Match": '"2"'})
+            assert (stale.status_code, stale.json()["type"]) == (412, "urn:howdah:problem:precondition-failed")
+
+
+def test_the_header_and_its_problems_are_described() -> None:
+    description = create_app().openapi()["paths"]["/"]
+    assert list(description["patch"]["responses"]) == ["200", "304", "412", "422", "428"]
+    assert list(description["delete"]["responses"]) == ["200", "412", "422"]
+    for operation in description.values():
+        [parameter] = operation["parameters"]
+        assert (parameter["name"], parameter["in"], parameter["required"]) == ("If-Match", "header", False)

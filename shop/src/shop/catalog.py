@@ -1,0 +1,73 @@
+"""What PostgreSQL's system catalogs say about a schema, and how two schemas differ."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import unified_diff
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Database
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """A table, column, constraint, index, trigger, policy, function or setting.
+
+    `problem` says why it has no effect (`disabled`, `not valid`); None if it has. `is_guarded` is false if no rule of
+    the data depends on it, as for an index that isn't unique.
+    """
+
+    definition: str
+    problem: str | None = None
+    is_guarded: bool = True
+
+
+async def read_catalog(db: AsyncSession, tables: Collection[str] | None = None) -> dict[str, CatalogEntry]:
+    """The entries by name, for `tables` and all functions of the current schema; for every table if it is None.
+
+    One query, which takes some milliseconds.
+    """
+    rows = await db.execute(text(_query()), {"tables": None if tables is None else list(tables)})
+    return {row.name: CatalogEntry(row.definition, row.problem, row.is_guarded) for row in rows}
+
+
+def read_whole_catalog(url: str) -> dict[str, CatalogEntry]:
+    """`read_catalog` for the database at `url`. Blocks."""
+
+    async def read() -> dict[str, CatalogEntry]:
+        async with Database(url, pool_size=1, application_name="shop") as database, database.session() as session:
+            return await read_catalog(session)
+
+    return asyncio.run(read())
+
+
+def compare_catalogs(
+    found: Mapping[str, CatalogEntry], expected: Mapping[str, CatalogEntry], *, show_changes: bool = False
+) -> Iterator[str]:
+    """A line for each difference: the name of the entry, a colon, and `missing`, its problem, `changed` or `unknown`.
+
+    With `show_changes`, the changed lines of the definition follow.
+    """
+    for name in sorted({*found, *expected}):
+        if name not in found:
+            yield f"{name}: missing"
+        elif name not in expected:
+            yield f"{name}: unknown"
+        elif found[name].problem != expected[name].problem:
+            yield f"{name}: {found[name].problem or 'enabled'}"
+        elif found[name].definition != expected[name].definition:
+            yield f"{name}: changed"
+            if show_changes:
+                old, new = expected[name].definition.splitlines(), found[name].definition.splitlines()
+                yield from (f"    {line}" for line in list(unified_diff(old, new, n=0, lineterm=""))[2:])
+
+
+@cache
+def _query() -> str:
+    return Path(__file__).with_name("catalog.sql").read_text(encoding="utf-8")

@@ -1,0 +1,129 @@
+"""Compare the ledger's tables, functions and triggers in a database with what they must be.
+
+`catalog.txt` lists what a database has that was created from the models and from the files in `sql/`.
+`shop migrate --write-catalog` writes it, `shop migrate --check` and a test compare it.
+`shop check`, `shop serve` and /readyz compare databases with it, because they can't create one each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import unified_diff
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Database
+from shop.catalog import CatalogEntry, compare_catalogs, read_catalog
+from shop.ledger.models import LEDGER_TABLES
+from shop.ledger.triggers import function_names
+
+CATALOG_FILE: Final = Path(__file__).with_name("catalog.txt")
+_HEAD: Final = "--- "
+_PREFACE: Final = """\
+The ledger's tables with their columns, constraints, unique indexes and triggers, and its functions, as PostgreSQL
+describes them. Generated: change models.py or sql/, then run `shop migrate --write-catalog`.
+"""
+# A database may have more functions, columns and indexes. These change what the ledger's statements do.
+_UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaReport:
+    """How a database differs from `catalog.txt`.
+
+    `missing` are the parts that are missing, disabled, not valid, or changed. `unknown` are triggers, policies and
+    settings that the ledger doesn't have.
+    """
+
+    missing: list[str]
+    unknown: list[str]
+
+    @property
+    def has_differences(self) -> bool:
+        return bool(self.missing or self.unknown)
+
+    @property
+    def lacks_seals(self) -> bool:
+        """Whether the seals can't be checked, because a table, a column or a digest function is missing."""
+        needed = ("column ", "table seals", "function digest_of_", "function hash_of_seal")
+        return any(each.startswith(needed) and each.endswith(": missing") for each in self.missing)
+
+    def __str__(self) -> str:
+        return "; ".join([*self.missing, *self.unknown])
+
+
+class SchemaMismatch(Exception):
+    """The ledger's tables, functions and triggers in the database differ from `catalog.txt`."""
+
+    def __init__(self, report: SchemaReport) -> None:
+        self.report = report
+        super().__init__(
+            f"the database differs from the ledger's schema: {report}. Restore what {CATALOG_FILE} shows"
+            " (a disabled trigger: ALTER TABLE … ENABLE TRIGGER …), then run shop check"
+        )
+
+
+async def compare_schema(db: AsyncSession) -> SchemaReport:
+    """Compare the ledger's part of the database with `catalog.txt`. One query, which takes some milliseconds."""
+    missing: list[str] = []
+    unknown: list[str] = []
+    for line in compare_catalogs(await read_catalog(db, LEDGER_TABLES), expected_catalog()):
+        if not line.endswith(": unknown"):
+            missing.append(line)
+        elif line.startswith(_UNKNOWN_KINDS):
+            unknown.append(line)
+    return SchemaReport(missing, unknown)
+
+
+def verify_schema(url: str) -> None:
+    """Raise `SchemaMismatch` if the database at `url`, which is at the newest revision, differs from `catalog.txt`."""
+
+    async def compare() -> SchemaReport:
+        async with Database(url, pool_size=1, application_name="shop") as database, database.session() as session:
+            return await compare_schema(session)
+
+    report = asyncio.run(compare())
+    if report.has_differences:
+        raise SchemaMismatch(report)
+
+
+async def find_schema_problem(database: Database) -> str | None:
+    """Why the service isn't ready: how the database differs from `catalog.txt`. None if it doesn't."""
+    async with database.session(read_only=True) as session:
+        report = await compare_schema(session)
+    return (
+        f"the database differs from the ledger's schema, run shop check: {report}" if report.has_differences else None
+    )
+
+
+def describe_catalog(found: Mapping[str, CatalogEntry]) -> str:
+    """The text of `catalog.txt` for a whole catalog: the guarded entries of the ledger's tables and functions."""
+    functions = set(function_names())
+    sections: list[str] = []
+    for name, entry in found.items():
+        if not entry.is_guarded:
+            continue
+        kind, _, rest = name.partition(" ")
+        owner = rest.partition("(")[0] if kind == "function" else rest.split(" ")[-1]
+        if owner in (functions if kind == "function" else LEDGER_TABLES):
+            sections.append(f"\n{_HEAD}{name}\n{entry.definition}\n")
+    return _PREFACE + "".join(sections)
+
+
+def find_catalog_differences(found: Mapping[str, CatalogEntry]) -> list[str]:
+    """How `catalog.txt` differs from a whole catalog: the lines to remove and to add."""
+    old, new = CATALOG_FILE.read_text(encoding="utf-8"), describe_catalog(found)
+    return list(unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
+
+
+@cache
+def expected_catalog() -> dict[str, CatalogEntry]:
+    """The entries of `catalog.txt`, by name."""
+    sections = CATALOG_FILE.read_text(encoding="utf-8").split(f"\n{_HEAD}")[1:]
+    named = (section.partition("\n") for section in sections)
+    return {name: CatalogEntry(definition.removesuffix("\n")) for name, _, definition in named}

@@ -1,0 +1,30 @@
+"""The functions and triggers of the ledger. The files in `sql/` define them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection
+
+from shop.sql_files import execute_sql_files, read_statements
+
+SQL_FOLDER: Final = Path(__file__).with_name("sql")
+_FUNCTION: Final = re.compile(r"CREATE OR REPLACE FUNCTION (\w+)")
+
+
+def create_triggers(connection: Connection) -> None:
+    """Create the functions and triggers, or replace those that exist. The ledger's tables must exist."""
+    execute_sql_files(connection, SQL_FOLDER)
+
+
+def drop_functions(connection: Connection) -> None:
+    """Drop the functions, with their triggers. The tables can be dropped then: some functions take a row of a table."""
+    for name in function_names():
+        connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {name} CASCADE")
+
+
+def function_names() -> list[str]:
+    """The names of the functions that the files define."""
+    return _FUNCTION.findall("\n".join(read_statements(SQL_FOLDER)))

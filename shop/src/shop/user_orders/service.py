@@ -1,0 +1,58 @@
+"""Users with their orders, and the order summary of a user."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Database, JsonView, JsonViewReader
+from shop.orders.models import OrderStatus
+from shop.orders.repository import OrderRepository, Totals
+from shop.user_orders.schemas import UserWithOrdersOut
+from shop.users.models import User
+
+
+@dataclass(frozen=True, slots=True)
+class UserOrderViews:
+    """The JSON views of users with their orders."""
+
+    with_orders: JsonViewReader[User]
+
+
+@asynccontextmanager
+async def open_user_order_views(database: Database) -> AsyncIterator[UserOrderViews]:
+    async with JsonView(User, UserWithOrdersOut).open(database) as with_orders:
+        yield UserOrderViews(with_orders)
+
+
+async def get_user_order_summary(db: AsyncSession, user_id: UUID) -> dict[str, Any] | None:
+    """The user and the totals of their orders. None if there is no such user.
+
+    `total_orders`, `total_spent_cents`, `avg_order_cents` and `by_month` leave out cancelled and refunded orders.
+    `by_status` has all orders. The keys of `by_month` are the months in UTC in which orders were placed (`2026-11`), in
+    the order of time. All totals come from one statement, and so from one snapshot. No order is loaded.
+    """
+    user = await db.get(User, user_id)
+    if user is None:
+        return None
+    by_status: defaultdict[OrderStatus, Totals] = defaultdict(Totals)
+    by_month: defaultdict[str, Totals] = defaultdict(Totals)
+    for (month, status), totals in (await OrderRepository(db).totals_of(user_id)).items():
+        by_status[status] += totals
+        if status.counts_as_sale:
+            by_month[month] += totals
+    sales = sum(by_month.values(), Totals())
+    return {
+        "user": user,
+        "total_orders": sales.orders,
+        "total_spent_cents": sales.total_cents,
+        "avg_order_cents": sales.total_cents / sales.orders if sales.orders else 0.0,
+        "by_status": dict(sorted(by_status.items())),
+        "by_month": dict(by_month),
+    }

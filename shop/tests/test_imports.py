@@ -1,0 +1,30 @@
+"""Every module can be imported without another one of Shop, and its mappers can be configured then."""
+
+from __future__ import annotations
+
+import pytest
+
+from howdah_tests.support.lone_imports import find_modules, import_each_alone
+
+# Alembic runs `env`, which needs the context of a migration.
+MODULES = find_modules("shop", without=["shop.migrations.env"])
+DEPENDENCIES = [
+    "alembic",
+    "howdah",
+    "howdah.embedded",
+    "howdah.fastapi",
+    "polars",
+    "prometheus_client",
+    "structlog",
+    "typer",
+]
+
+
+@pytest.fixture(scope="module")
+def errors() -> dict[str, str | None]:
+    return import_each_alone(MODULES, first=DEPENDENCIES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_can_be_imported_alone(errors: dict[str, str | None], module: str) -> None:
+    assert errors[module] is None, errors[module]
