@@ -24,13 +24,13 @@ NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
 
 def shop(*arguments: str, **variables: str) -> Result:
-    """Run the command in this process. An error that isn't explained to the operator fails the test."""
+    """Run the command in this process. Any exception but an exit fails the test."""
     environment = {f"SHOP_{name}": value for name, value in variables.items()}
     return CliRunner().invoke(app, arguments, env=environment, catch_exceptions=False)
 
 
 def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as `serve` needs: it sets a signal handler and the garbage collector."""
+    """Run the command in another process. `serve` needs one: it sets a signal handler and the garbage collector."""
     return subprocess.run(
         [sys.executable, "-c", "from shop.cli import main; main()", *arguments],
         env={**os.environ, **{f"SHOP_{name}": value for name, value in variables.items()}},

@@ -1,4 +1,4 @@
-"""The ledger is compared with a small model: comparison return the same answers and have the same balances."""
+"""The ledger is compared with a small model: both return the same answers and have the same balances."""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ async def tamper(session: AsyncSession, statements: str) -> None:
     ("found", "change"),
     [
         pytest.param("transfers differ from their seal", _ENLARGED, id="a transfer with entries and balances"),
-        pytest.param("sealed transfers are missing", _REMOVED, id="the last transfer with all that is of it"),
+        pytest.param(
+            "sealed transfers are missing", _REMOVED, id="the last transfer with its entries, balances and key"
+        ),
         *(
             pytest.param("transfers differ from their seal", f"UPDATE transfers SET {change}", id=change)
             for change in (
@@ -131,7 +133,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
             DELETE FROM pending_transfers WHERE state = 'pending';
             UPDATE accounts SET held = 0 WHERE name = 'Rich'
             """,
-            id="a pending transfer that is gone",
+            id="a deleted pending transfer",
         ),
         *(
             pytest.param(
@@ -152,7 +154,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
             "idempotency keys are not sealed, or differ from their seal",
             "INSERT INTO idempotency_keys SELECT (jsonb_populate_record(k, jsonb_build_object('key', 'new'))).*"
             " FROM idempotency_keys k WHERE key = '1st'",
-            id="a key more",
+            id="an additional key",
         ),
         *(
             pytest.param("accounts differ from their last seal", f"UPDATE accounts SET {change}", id=change)
@@ -167,7 +169,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
                 "revision = 0 WHERE name = 'Rich'",
             )
         ),
-        pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an account more"),
+        pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an additional account"),
         *(
             pytest.param("seals don't follow from the seal before", f"UPDATE seals SET {change}", id=change)
             for change in (
@@ -177,12 +179,14 @@ async def tamper(session: AsyncSession, statements: str) -> None:
                 "subject = 'accounts' WHERE subject = 'transfers'",
             )
         ),
-        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 2", id="a seal less"),
-        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 1", id="the first seal less"),
+        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 2", id="a deleted seal"),
+        pytest.param(
+            "the chain of seals has gaps", "DELETE FROM seals WHERE position = 1", id="the first seal is deleted"
+        ),
         pytest.param(
             "idempotency keys are not sealed, or differ from their seal",
             "DELETE FROM seals WHERE position = (SELECT max(position) FROM seals WHERE subject = 'idempotency_keys')",
-            id="the last seal of keys less",
+            id="the last seal of keys is deleted",
         ),
     ],
 )
