@@ -44,9 +44,8 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.Asy
 async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
     committed_url: str, committed_database: Database
 ) -> None:
-    app = create_app(
-        committed_url, Settings(pool_size=1, pool_timeout=0.3)
-    )  # at most 11 connections, 8 of them for sessions
+    # at most 11 connections, 8 of them for sessions
+    app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))
     async with http_client(app) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:

@@ -30,12 +30,12 @@ def classify_lines(*lines: Values, times: TimeFormat = TimeFormat.ISO) -> pl.Dat
     return classify(pl.DataFrame(rows, schema=schema), times)
 
 
-def one(**values: str | None) -> dict[str, object]:
+def classify_line(**values: str | None) -> dict[str, object]:
     return classify_lines({name.replace("_", " "): value for name, value in values.items()}).row(0, named=True)
 
 
 def test_a_sale_has_its_values() -> None:
-    assert one() == {
+    assert classify_line() == {
         "line": 1,
         "reason": None,
         "detail": None,
@@ -52,7 +52,7 @@ def test_a_sale_has_its_values() -> None:
 
 
 def test_the_quantity_of_a_cancellation_is_positive() -> None:
-    line = one(Invoice="C500001", Quantity="-2")
+    line = classify_line(Invoice="C500001", Quantity="-2")
     assert (line["reason"], line["is_cancellation"], line["quantity"]) == (None, True, 2)
 
 
@@ -166,7 +166,7 @@ def test_a_valid_value_is_accepted(values: Values, expected: tuple[str, object])
 
 
 def test_a_rejected_line_has_its_customer() -> None:
-    line = one(Price="0", Quantity="many")
+    line = classify_line(Price="0", Quantity="many")
     assert (line["customer"], line["country"]) == (13085, "United Kingdom")
 
 
@@ -201,23 +201,25 @@ def test_any_number_is_converted_or_too_large(text: str) -> None:
 
 
 def test_a_country_that_is_too_long_is_left_out() -> None:
-    assert one(Country="F" * 101)["country"] is None
+    assert classify_line(Country="F" * 101)["country"] is None
 
 
 def test_summer_time_is_an_hour_ahead_of_utc() -> None:
-    assert one(InvoiceDate="2010-07-01 12:00:00")["placed_at"] == datetime(2010, 7, 1, 11, tzinfo=UTC)
+    assert classify_line(InvoiceDate="2010-07-01 12:00:00")["placed_at"] == datetime(2010, 7, 1, 11, tzinfo=UTC)
 
 
 def test_an_ambiguous_local_time_is_the_first_one() -> None:
-    assert one(InvoiceDate="2010-10-31 01:30:00")["placed_at"] == datetime(2010, 10, 31, 0, 30, tzinfo=UTC)
+    assert classify_line(InvoiceDate="2010-10-31 01:30:00")["placed_at"] == datetime(2010, 10, 31, 0, 30, tzinfo=UTC)
 
 
 def test_a_skipped_local_time_is_read_as_winter_time() -> None:
-    assert one(InvoiceDate="2010-03-28 01:30:00")["placed_at"] == datetime(2010, 3, 28, 1, 30, tzinfo=UTC)
+    assert classify_line(InvoiceDate="2010-03-28 01:30:00")["placed_at"] == datetime(2010, 3, 28, 1, 30, tzinfo=UTC)
 
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.datetimes(min_value=datetime(1980, 1, 1), max_value=datetime(2037, 1, 1)))  # noqa: DTZ001 - the file has local times
 def test_local_times_are_read_like_in_the_standard_library(local: datetime) -> None:
     local = local.replace(microsecond=0)
-    assert one(InvoiceDate=str(local))["placed_at"] == local.replace(tzinfo=ZoneInfo("Europe/London")).astimezone(UTC)
+    assert classify_line(InvoiceDate=str(local))["placed_at"] == local.replace(
+        tzinfo=ZoneInfo("Europe/London")
+    ).astimezone(UTC)

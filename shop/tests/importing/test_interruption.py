@@ -175,9 +175,8 @@ async def test_ctrl_c_ends_an_import_that_is_reading_the_file(tmp_path: Path) ->
                 assert process.returncode is None, await process.communicate()
                 await asyncio.sleep(0.01)
             process.send_signal(signal.SIGINT)
-            while is_pending(
-                process.pid, signal.SIGINT
-            ):  # or the import could see the end of the file before the signal
+            # otherwise the import could see the end of the file before the signal
+            while is_pending(process.pid, signal.SIGINT):
                 await asyncio.sleep(0.01)
             os.close(writing)
             ending = asyncio.create_task(process.communicate())

@@ -34,7 +34,7 @@ CANCELLED = {"Quantity": "-2"}
 
 @pytest.fixture
 def retail(write_csv: WriteFile) -> RetailFile:
-    """Six sales of three customers, three cancellations and two rejects, one of them of a fourth customer."""
+    """Six sales to three customers, three cancellations, and two rejected lines, one of a fourth customer."""
     sales = [
         {"Invoice": f"50000{n}", "Customer ID": str(n % 3 + 1), "StockCode": f"ware {n % 2}"}
         for n in range(6)

@@ -48,7 +48,7 @@ def test_all_525461_lines_are_accounted_for(retail: RetailFile) -> None:
     assert summary.sale_lines + summary.cancellation_lines + summary.rejected_lines == 525_461
 
 
-def test_417534_lines_name_a_customer(retail: RetailFile) -> None:
+def test_417534_lines_have_a_customer(retail: RetailFile) -> None:
     rejected = retail.summary.rejected
     assert 525_461 - rejected[Reason.NO_CUSTOMER] - rejected[Reason.BAD_DEBT] == 417_534
 

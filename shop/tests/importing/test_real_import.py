@@ -34,9 +34,8 @@ finally:
 
 
 async def shop_import(file: Path, url: str, folder: Path) -> tuple[str, str]:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")
-    }  # measuring coverage would be too slow
+    # measuring coverage would be too slow
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", IMPORT_AND_MEASURE, "import", "retail", file),
         cwd=folder,

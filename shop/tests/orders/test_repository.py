@@ -1,4 +1,4 @@
-"""Finding and adding up orders."""
+"""Find orders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.orders.models import Order, OrderStatus
-from shop.orders.repository import OrderRepository, matching
+from shop.orders.repository import OrderRepository, select_orders
 from shop_tests.support.query_plans import explain, uses_index
 
 _USERS: Final = text("""
@@ -26,8 +26,8 @@ _ORDERS: Final = text("""
 
 
 @pytest.fixture
-async def many(session: AsyncSession) -> list[Order]:
-    """Twenty thousand orders, of which these are some."""
+async def orders(session: AsyncSession) -> list[Order]:
+    """Insert 20,000 orders. Returns 1,000 of them."""
     for statement in (_USERS, _ORDERS, text("ANALYZE orders")):
         await session.execute(statement)
     return await OrderRepository(session).list(limit=1_000)
@@ -45,20 +45,20 @@ async def many(session: AsyncSession) -> list[Order]:
         ("total", "ix_orders_total_cents"),
     ],
 )
-async def test_each_filter_of_orders_reads_its_index(
-    session: AsyncSession, many: list[Order], name: str, index: str
+async def test_each_filter_of_orders_uses_its_index(
+    session: AsyncSession, orders: list[Order], name: str, index: str
 ) -> None:
-    order = many[500]
+    order = orders[500]
     filters: dict[str, dict[str, Any]] = {
         "user_id": {"user_id": order.user_id},
         "status": {"status": OrderStatus.PENDING},
-        "placed_before": {"placed_before": min(each.placed_at for each in many)},
+        "placed_before": {"placed_before": min(each.placed_at for each in orders)},
         "placed": {"placed_from": order.placed_at, "placed_before": order.placed_at.replace(minute=1)},
         "total_from": {"total_from": 65_500},
         "total_to": {"total_to": 20},
         "total": {"total_from": order.total_cents, "total_to": order.total_cents + 10},
     }
-    page = partial(OrderRepository(session).page, matching(**filters[name]), limit=50)
+    page = partial(OrderRepository(session).page, select_orders(**filters[name]), limit=50)
     assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control
     assert not uses_index(await explain(session, page), index)

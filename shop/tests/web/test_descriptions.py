@@ -41,7 +41,7 @@ async def test_every_status_that_the_service_returns_is_described(client: httpx.
     ]
 
 
-async def test_every_list_is_described(client: httpx.AsyncClient) -> None:
+async def test_every_list_matches_the_openapi_description(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     await make_order(client, user["id"])
     account, other = await make_account(client, 100), await make_account(client)

@@ -152,7 +152,7 @@ async def test_a_retry_with_the_same_moment_written_differently_is_a_replay(clie
     assert second.headers["idempotency-replayed"] == "true"
 
 
-def test_a_moment_is_within_the_bounds_and_in_utc() -> None:
+def test_a_moment_is_within_the_limits_and_in_utc() -> None:
     moment: TypeAdapter[datetime] = TypeAdapter(Moment)
     for text in ("0001-01-02T00:00:00Z", "9999-12-30T00:00:00Z"):
         assert moment.validate_python(text).isoformat() == text.replace("Z", "+00:00")
