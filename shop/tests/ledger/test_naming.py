@@ -99,16 +99,18 @@ async def test_a_line_can_spend_what_an_earlier_line_released(client: httpx.Asyn
     held = await hold(client, a, b, 80)
     answers = await batch(client, transfer_body(a, b, 90), {"voids": held["id"]}, transfer_body(a, b, 90))
     assert outcomes_of(answers) == ["insufficient_funds", "voided", "posted"]
-    gone = answers[2]["transfer"]["id"]
-    answers = await batch(client, transfer_body(a, b, 90), {"reverses": gone}, transfer_body(a, b, 91))
+    posted_id = answers[2]["transfer"]["id"]
+    answers = await batch(client, transfer_body(a, b, 90), {"reverses": posted_id}, transfer_body(a, b, 91))
     assert outcomes_of(answers) == ["insufficient_funds", "posted", "posted"]
 
 
 async def test_a_batch_and_a_chain_have_the_refusals_of_the_single_routes(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 1_000), await make_account(client)
     held, posted, voided = [await hold(client, a, b, 100) for _ in range(3)]
-    plain, gone = await transfer(client, a, b, 50), await transfer(client, a, b, 50)
-    settled = await batch(client, {"posts": posted["id"]}, {"voids": voided["id"]}, {"reverses": gone["id"]})
+    plain, reversed_transfer = await transfer(client, a, b, 50), await transfer(client, a, b, 50)
+    settled = await batch(
+        client, {"posts": posted["id"]}, {"voids": voided["id"]}, {"reverses": reversed_transfer["id"]}
+    )
     assert outcomes_of(settled) == ["posted", "voided", "posted"]
     refused: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         ("post", posted, {}, "already_posted"),
@@ -122,7 +124,7 @@ async def test_a_batch_and_a_chain_have_the_refusals_of_the_single_routes(client
         ("reverse", voided, {"amount": 5}, "not_posted"),
         ("reverse", plain, {"effective_at": "2000-01-01T00:00:00Z"}, "reversal_before_original"),
         ("reverse", plain, {"amount": 51}, "exceeds_reversible_amount"),
-        ("reverse", gone, {}, "already_reversed"),
+        ("reverse", reversed_transfer, {}, "already_reversed"),
     ]
     names = {"post": "posts", "void": "voids", "reverse": "reverses"}
     lines = [{names[how]: named["id"]} | body for how, named, body, _ in refused]

@@ -138,23 +138,23 @@ async def submit_linked(ledger: Ledger, _: AsyncSession, request: TransferReques
     await ledger.submit_many(as_linked_chain(request.key, [valid_request(), request]))  # type: ignore[arg-type]
 
 
-async def in_a_session(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+async def post_in_session(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await post_transfers(session, [valid_request(key="first"), request])
 
 
-async def under_locks(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+async def post_all_with_locks(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await post_with_locks(session, [request])
 
 
-async def posted(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+async def post_one(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await post(session, request)
 
 
-async def funds(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+async def post_by_ids(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await transfer_funds(session, request.from_account_id, request.to_account_id, request.amount)  # type: ignore[arg-type]
 
 
-async def order(_: Ledger, session: AsyncSession, request: TransferRequest, order_id: UUID) -> None:
+async def pay(_: Ledger, session: AsyncSession, request: TransferRequest, order_id: UUID) -> None:
     await pay_order(
         session, order_id, request.from_account_id, request.to_account_id, key=request.key, scope=request.scope
     )
@@ -170,13 +170,13 @@ ENTRIES: Final[dict[Entry, frozenset[str]]] = {
     submit: ALL,
     submit_many: ALL,
     submit_linked: ALL - {"linked"},
-    in_a_session: ALL,
-    under_locks: ALL,
-    posted: ALL,
-    funds: frozenset({"from_account_id", "to_account_id", "amount"}),
+    post_in_session: ALL,
+    post_all_with_locks: ALL,
+    post_one: ALL,
+    post_by_ids: frozenset({"from_account_id", "to_account_id", "amount"}),
 }
 """The fields that each entry point takes."""
-PAYING: Final[dict[Entry, frozenset[str]]] = {order: frozenset({"from_account_id", "to_account_id", "key", "scope"})}
+PAYING: Final[dict[Entry, frozenset[str]]] = {pay: frozenset({"from_account_id", "to_account_id", "key", "scope"})}
 
 
 async def stored_keys(database: Database) -> int:

@@ -153,7 +153,7 @@ async def in_use(client: httpx.AsyncClient) -> bool:
     return 'shop_pool_connections{state="in_use"} 0.0' not in (await client.get("/metrics")).text.splitlines()
 
 
-def released(client: httpx.AsyncClient, database: Database) -> Callable[[], Awaitable[bool]]:
+def connections_released(client: httpx.AsyncClient, database: Database) -> Callable[[], Awaitable[bool]]:
     async def is_released() -> bool:
         return await streaming(database) == 0 and not await in_use(client)
 
@@ -175,7 +175,7 @@ async def test_clients_that_disconnect_early_release_their_connections(
         await asyncio.gather(*map(anext, reading))
         await until(all_stream)
         assert await in_use(client)
-    await until(released(client, stored))
+    await until(connections_released(client, stored))
 
     async def all_logged() -> bool:
         return sum("/orders/export" in record.getMessage() for record in caplog.records) >= 3
@@ -193,7 +193,7 @@ async def test_a_client_that_receives_nothing_is_disconnected_and_its_connection
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
         parts = response.aiter_raw()
         await anext(parts)
-        await until(released(client, stored))
+        await until(connections_released(client, stored))
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             await read(parts)
 
@@ -222,7 +222,7 @@ async def test_an_error_during_an_export_closes_the_connection_without_the_final
             assert await connection.scalar(text(f"SELECT count(pg_terminate_backend(pid)) {_STREAMING}")) == 1
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             await read(parts)
-    await until(released(client, stored))
+    await until(connections_released(client, stored))
     assert len((await exported(client)).content.splitlines()) == MANY_ORDERS
 
 
