@@ -54,16 +54,16 @@ def created_catalog(postgres_url: str) -> dict[str, CatalogEntry]:
 
 @pytest.fixture(scope="session")
 def service(database_url: str) -> Iterator[str]:
-    """The address of a service that this worker's tests share."""
+    """The address of a service that all tests of this pytest worker share."""
     with serve_in_thread(create_app(database_url)) as address:
         yield address
 
 
 @pytest_asyncio.fixture
 async def stored(database_url: str) -> AsyncIterator[Database]:
-    """The database of that service, with real commits; emptied when the test ends.
+    """The database of that service, with real commits; its tables are emptied after each test.
 
-    A test that changes the schema or needs the service for itself takes `committed_url` instead.
+    A test that changes the schema or needs its own service uses `committed_url` instead.
     """
     async with Database(database_url, pool_size=40) as database:
         yield database
@@ -73,6 +73,6 @@ async def stored(database_url: str) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture
 async def client(service: str, stored: Database) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of that service, which compares each answer with the description."""
+    """A client of that service, which compares each response with the OpenAPI description."""
     async with client_of(service, event_hooks={"response": [assert_matches_openapi]}) as client:
         yield client

@@ -1,4 +1,4 @@
-"""The whole service: a slow, busy or lost database, and the stop of the service."""
+"""The whole service while its database is slow, busy or unreachable, and during a shutdown."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.Asy
     assert answer.headers["allow"] == "GET"
 
 
-async def test_a_request_without_a_connection_is_a_503_and_succeeds_later(
+async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
     committed_url: str, committed_database: Database
 ) -> None:
-    app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))  # 11 under load, of which 8 for sessions
+    # at most 11 connections, 8 of them for sessions
+    app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))
     async with http_client(app) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
@@ -53,9 +54,8 @@ async def test_a_request_without_a_connection_is_a_503_and_succeeds_later(
             await until_waiting(committed_database, 8)
             started = time.monotonic()
             assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
-            assert (await client.get(f"/users/{user['id']}")).json()[
-                "name"
-            ] == "Ada"  # reads have connections of their own
+            # batched reads use kept connections
+            assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Ada"
             assert 0.25 < time.monotonic() - started < 2
         assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] + [412] * 7
         assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Grace"
@@ -68,7 +68,7 @@ async def test_a_request_without_a_connection_is_a_503_and_succeeds_later(
         (Settings(statement_timeout=0.2, lock_timeout=5), "statement-timeout"),
     ],
 )
-async def test_a_request_for_a_row_that_stays_locked_is_a_503(
+async def test_a_request_for_a_locked_row_is_503_after_the_timeout_and_can_be_retried(
     committed_url: str, committed_database: Database, settings: Settings, code: str
 ) -> None:
     async with http_client(create_app(committed_url, settings)) as client:
@@ -79,7 +79,7 @@ async def test_a_request_for_a_row_that_stays_locked_is_a_503(
         assert (await rename(client, user)).status_code == 200
 
 
-async def test_no_request_fails_because_the_server_closed_idle_connections(
+async def test_connections_closed_by_the_server_fail_no_request(
     committed_url: str, committed_database: Database
 ) -> None:
     async with http_client(create_app(committed_url)) as client:
@@ -91,7 +91,9 @@ async def test_no_request_fails_because_the_server_closed_idle_connections(
         assert {answer.status_code for answer in answers} == {200}
 
 
-async def test_a_killed_backend_fails_only_its_own_request(committed_url: str, committed_database: Database) -> None:
+async def test_a_killed_backend_fails_only_the_request_that_it_served(
+    committed_url: str, committed_database: Database
+) -> None:
     async with http_client(create_app(committed_url)) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
@@ -105,15 +107,15 @@ async def test_a_killed_backend_fails_only_its_own_request(committed_url: str, c
         assert 'shop_pool_connections{state="in_use"} 0.0' in (await client.get("/metrics")).text
 
 
-async def test_responses_on_a_kept_alive_connection_are_not_delayed(committed_url: str, tmp_path: Path) -> None:
-    """With Nagle's algorithm a response would wait 40 ms for the acknowledgement of the one before."""
+async def test_responses_on_a_keep_alive_connection_are_not_delayed(committed_url: str, tmp_path: Path) -> None:
+    """With Nagle's algorithm a response would wait 40 ms for the acknowledgement of the previous one."""
     async with run_shop_serve(committed_url, tmp_path / "log") as (_, address), client_of(address) as client:
-        took = []
+        durations = []
         for _ in range(40):
             started = time.monotonic()
             await client.get("/healthz")
-            took.append(time.monotonic() - started)
-        assert sorted(took[20:])[5] < 0.03
+            durations.append(time.monotonic() - started)
+        assert sorted(durations[20:])[5] < 0.03
 
 
 async def test_two_services_in_one_process_use_their_own_databases(
@@ -125,14 +127,14 @@ async def test_two_services_in_one_process_use_their_own_databases(
         assert (await client.get(f"/users/{user['id']}")).status_code == 200
 
 
-async def test_a_stop_waits_for_running_requests_and_closes_all_connections(
+async def test_a_shutdown_finishes_the_running_request_and_closes_every_connection(
     committed_url: str, committed_database: Database, tmp_path: Path
 ) -> None:
     async with run_shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
-            under_way = asyncio.create_task(rename(client, user))
+            running = asyncio.create_task(rename(client, user))
             await until_waiting(committed_database, 1)
             process.send_signal(signal.SIGTERM)
 
@@ -145,15 +147,15 @@ async def test_a_stop_waits_for_running_requests_and_closes_all_connections(
                 return False
 
             await until(refuses_connections)
-            assert not under_way.done()
-        assert (await under_way).json()["name"] == "Grace"
+            assert not running.done()
+        assert (await running).json()["name"] == "Grace"
         assert await asyncio.wait_for(process.wait(), 10) == 0
 
-        async def gone() -> bool:
+        async def are_connections_closed() -> bool:
             async with committed_database.engine.connect() as connection:
                 return not await connection.scalar(_CONNECTIONS)
 
-        await until(gone)
+        await until(are_connections_closed)
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
-    assert "Pool " not in log  # SQLAlchemy tells of each pool that it closes
+    assert "Pool " not in log  # SQLAlchemy would log each pool that it closes

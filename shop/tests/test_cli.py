@@ -24,13 +24,13 @@ NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
 
 def shop(*arguments: str, **variables: str) -> Result:
-    """Run the command in this process. An error that isn't explained to the operator fails the test."""
+    """Run the command in this process. Any exception but an exit fails the test."""
     environment = {f"SHOP_{name}": value for name, value in variables.items()}
     return CliRunner().invoke(app, arguments, env=environment, catch_exceptions=False)
 
 
 def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as `serve` needs: it sets a signal handler and the garbage collector."""
+    """Run the command in another process. `serve` needs one: it sets a signal handler and the garbage collector."""
     return subprocess.run(
         [sys.executable, "-c", "from shop.cli import main; main()", *arguments],
         env={**os.environ, **{f"SHOP_{name}": value for name, value in variables.items()}},
@@ -60,9 +60,9 @@ def add_demo(url: str, *, users: int, seed: int) -> None:
 def test_help_imports_only_the_command_line() -> None:
     """All imports together take a second, and polars, alembic and FastAPI are needed by some commands only."""
     code = "import sys; from shop.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    shown, *_, modules = told.stdout.splitlines()
-    assert "Usage" in told.stdout, shown
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    shown, *_, modules = finished.stdout.splitlines()
+    assert "Usage" in finished.stdout, shown
     packages = {name.partition(".")[0] for name in modules.split()}
     assert {"shop", "typer"} < packages
     assert packages.isdisjoint({"alembic", "asyncpg", "fastapi", "howdah", "polars", "pydantic", "sqlalchemy"})
@@ -107,8 +107,8 @@ def test_an_invalid_setting_is_reported_with_its_name(name: str, value: str, pro
 
 
 def test_a_used_port_is_reported_in_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
         finished = shop_process("serve", "--port", str(port), DATABASE_URL=NOWHERE)
     assert (finished.returncode, finished.stderr) == (
         1,

@@ -1,4 +1,4 @@
-"""The demo data."""
+"""`shop create-demo`: generated data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shop_tests.support.trigger_bypass import empty_tables
 
 
 async def contents(database: Database) -> list[Any]:
-    """All that was made, but for keys and times of making."""
+    """The generated data, without keys and creation times."""
     async with database.session() as session:
         users = select(User.email, User.name, User.country).order_by(User.email)
         orders = (
@@ -44,7 +44,7 @@ async def empty(database: Database) -> None:
         await empty_tables(session)
 
 
-async def test_each_user_has_ten_orders_and_money_and_the_ledger_has_no_faults(stored: Database) -> None:
+async def test_each_user_has_ten_orders_and_a_balance_in_a_correct_ledger(stored: Database) -> None:
     steps: list[int] = []
     assert await create_demo(stored, users=620, seed=1, advance=steps.append) == 620
     assert steps == [500, 120]
@@ -63,7 +63,7 @@ async def test_each_user_has_ten_orders_and_money_and_the_ledger_has_no_faults(s
         assert list(await session.scalars(totals)) == []
 
 
-async def test_the_same_seed_creates_the_same_data_and_another_seed_other_data(stored: Database) -> None:
+async def test_the_same_seed_creates_the_same_data_and_another_seed_different_data(stored: Database) -> None:
     await create_demo(stored, users=20, seed=1)
     first = await contents(stored)
     await empty(stored)
@@ -74,12 +74,12 @@ async def test_the_same_seed_creates_the_same_data_and_another_seed_other_data(s
     assert [row.name for row in (await contents(stored))[0]] != [row.name for row in first[0]]
 
 
-async def test_a_second_run_adds_nothing_and_a_longer_one_only_new_users(stored: Database) -> None:
+async def test_a_second_run_adds_nothing_and_a_larger_one_only_the_new_users(stored: Database) -> None:
     await create_demo(stored, users=20, seed=1)
     first = await contents(stored)
     assert await create_demo(stored, users=20, seed=1) == 0
     assert await contents(stored) == first
     assert await create_demo(stored, users=25, seed=1) == 5
-    longer = await contents(stored)
-    assert [len(rows) for rows in longer[:2]] == [25, 250]
-    assert set(first[0]) <= set(longer[0])
+    larger = await contents(stored)
+    assert [len(rows) for rows in larger[:2]] == [25, 250]
+    assert set(first[0]) <= set(larger[0])

@@ -1,4 +1,4 @@
-"""Faults 6, 8 and 9 of the reference, each beside its control; docs/faults.md says where the others are."""
+"""Faults 6, 8 and 9 of the reference, each with its control test. docs/faults.md lists the other tests."""
 
 import os
 import time
@@ -26,7 +26,7 @@ from shop_tests.support.http_service import client_of, serve_in_thread
 
 @pytest.fixture
 def in_new_york() -> Iterator[None]:
-    """The process's local time is not UTC."""
+    """Set the local time zone of the process to one that is not UTC."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "America/New_York"
     time.tzset()
@@ -38,28 +38,28 @@ def in_new_york() -> Iterator[None]:
     time.tzset()
 
 
-# 6. `datetime.utcnow` is naive and read as local time.
+# 6. `datetime.utcnow` is naive, and the driver reads it as local time.
 
 
 @pytest.mark.usefixtures("in_new_york")
-async def test_a_time_is_kept_as_the_moment_it_means(committed_database: Database) -> None:
+async def test_a_time_is_stored_as_the_same_moment(committed_database: Database) -> None:
     before = datetime.now(UTC)
     async with committed_database.begin() as session:
         session.add(User(email="a@example.com", name="A"))
     async with committed_database.session() as session:
-        kept = (await session.scalars(select(User.created_at))).one()
-    assert before <= kept <= utcnow()
+        stored = (await session.scalars(select(User.created_at))).one()
+    assert before <= stored <= utcnow()
 
 
 @pytest.mark.usefixtures("in_new_york")
-async def test_a_naive_time_is_refused(committed_database: Database) -> None:
+async def test_a_naive_time_is_rejected(committed_database: Database) -> None:
     with pytest.raises(InvalidValue):
         async with committed_database.begin() as session:
             session.add(User(email="a@example.com", name="A", created_at=datetime.now(UTC).replace(tzinfo=None)))
 
 
 @pytest.mark.usefixtures("in_new_york")
-async def test_control_a_naive_time_in_utc_is_stored_hours_away(committed_database: Database) -> None:
+async def test_control_a_naive_utc_time_is_stored_hours_off(committed_database: Database) -> None:
     now = datetime.now(UTC)
     plain = create_async_engine(committed_database.engine.url)
     async with plain.connect() as connection:
@@ -69,7 +69,7 @@ async def test_control_a_naive_time_in_utc_is_stored_hours_away(committed_databa
     assert abs((read - now).total_seconds()) >= 4 * 3600
 
 
-# 8. `OrderItem` and `Account` are used and never defined.
+# 8. `OrderItem` and `Account` are used, but never defined.
 
 
 def test_every_class_that_is_used_is_defined() -> None:
@@ -77,7 +77,7 @@ def test_every_class_that_is_used_is_defined() -> None:
     assert {"order_items", "accounts", "entries"} <= set(tables.Base.metadata.tables)
 
 
-def test_control_the_references_models_cannot_be_configured() -> None:
+def test_control_the_models_of_the_reference_cannot_be_configured() -> None:
     class ReferenceBase(DeclarativeBase):
         pass
 
@@ -95,15 +95,15 @@ def test_control_the_references_models_cannot_be_configured() -> None:
 # 9. `get_user` returns a mapped object without a response model.
 
 
-async def test_an_answer_has_what_its_model_names_and_no_more(client: httpx.AsyncClient) -> None:
+async def test_a_response_has_only_the_fields_of_its_model(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     await make_order(client, user["id"])
     answer = (await client.get(f"/users/{user['id']}")).json()
-    described = (await client.get("/openapi.json")).json()["components"]["schemas"]["UserWithOrdersOut"]
-    assert set(answer) == set(described["properties"])
+    schema = (await client.get("/openapi.json")).json()["components"]["schemas"]["UserWithOrdersOut"]
+    assert set(answer) == set(schema["properties"])
 
 
-async def test_control_without_a_response_model_every_loaded_column_goes_out(committed_database: Database) -> None:
+async def test_control_without_a_response_model_every_loaded_column_is_sent(committed_database: Database) -> None:
     class ReferenceBase(DeclarativeBase):
         pass
 

@@ -26,5 +26,5 @@ async def test_every_snippet_runs(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("refusal", Refusal)
-def test_the_page_names_every_refusal(refusal: Refusal) -> None:
+def test_the_page_lists_every_refusal(refusal: Refusal) -> None:
     assert f"`{refusal.replace('_', '-')}`" in PAGE.read_text()

@@ -10,12 +10,12 @@ import httpx
 
 README = Path(__file__).parents[2] / "README.md"
 
-# These differ each time.
+# Ids and times differ in each run.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
-def masked(value: Any) -> str:
+def mask(value: Any) -> str:
     return _TIME.sub("<time>", _UUID.sub("<uuid>", json.dumps(value, indent=2)))
 
 
@@ -34,4 +34,4 @@ async def test_the_readmes_request_has_the_response_that_it_shows(client: httpx.
         path = url.removeprefix("localhost:8000")
         name, value = header.split(": ")
         response = await client.request(method, path, headers={name: value}, content=body)
-        assert masked(response.json()) == masked(shown_body)
+        assert mask(response.json()) == mask(shown_body)

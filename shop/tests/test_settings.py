@@ -1,4 +1,4 @@
-"""The settings."""
+"""The settings, which are read from environment variables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shop.postgres import open_database
 from shop.settings import Settings
 
 
-def test_each_setting_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_setting_is_read_from_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_DATABASE_URL", "postgresql://db/shop")
     monkeypatch.setenv("SHOP_POOL_SIZE", "7")
     monkeypatch.setenv("SHOP_LOCK_TIMEOUT", "0.5")
@@ -47,13 +47,13 @@ async def test_the_timeouts_are_set_on_the_server(committed_url: str) -> None:
     settings = Settings(pool_size=3, statement_timeout=7, lock_timeout=0.25)
     async with open_database(committed_url, settings) as database:
         assert database.pool_status().size == 3
-        assert await _shown(database, "statement_timeout", "lock_timeout", "application_name") == [
+        assert await _show(database, "statement_timeout", "lock_timeout", "application_name") == [
             "7s",
             "250ms",
             "shop",
         ]
 
 
-async def _shown(database: Database, *names: str) -> list[str]:
+async def _show(database: Database, *names: str) -> list[str]:
     async with database.session() as session:
         return [str(await session.scalar(text(f"SHOW {name}"))) for name in names]

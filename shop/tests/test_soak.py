@@ -21,7 +21,7 @@ for module in sys.argv[1:]:
 
 
 def test_every_module_starts_and_prints_its_usage() -> None:
-    """In one other process: to import Shop takes seconds, and a module may declare tables that Shop doesn't have."""
+    """In one other process: importing Shop takes seconds, and a module may declare tables that Shop doesn't have."""
     finished = subprocess.run(
         [sys.executable, "-c", HELP, *MODULES], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
     )

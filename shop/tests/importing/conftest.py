@@ -1,4 +1,4 @@
-"""Small retail files, which the tests write."""
+"""Small retail files that the tests write, and the database after an import."""
 
 import asyncio
 import csv
@@ -46,7 +46,7 @@ def real_file() -> Path:
 
 @pytest.fixture(scope="session")
 def real_sample() -> Path:
-    """A part of the other published file, with other column names and times, next to the real file."""
+    """A part of the shop's other file, next to the real file. It has other column names and another format of times."""
     real_file = Path(os.environ.get("HOWDAH_RETAIL_FILE", BESIDE_THE_PROJECT))
     path = real_file.with_name("online-retail-2010-2011-sample.csv")
     if not path.exists():
@@ -56,7 +56,7 @@ def real_sample() -> Path:
 
 @pytest.fixture
 def write_csv(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a CSV file with a line for each argument: a valid sale, except for the values in the argument."""
+    """Writes a CSV file with a line per argument. Each line is a valid sale with the values of the argument."""
 
     def write(*lines: Mapping[str, str]) -> Path:
         path = tmp_path / "retail.csv"
@@ -71,7 +71,7 @@ def write_csv(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_parquet(tmp_path: Path) -> Callable[..., Path]:
-    """The same in Parquet, with the column types of the real file."""
+    """Writes such a file as Parquet, with the column types of the real file."""
 
     def write(*lines: Mapping[str, object]) -> Path:
         path = tmp_path / "retail.parquet"
@@ -83,7 +83,7 @@ def write_parquet(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def dump(committed_database: Database) -> Callable[[], Awaitable[Dump]]:
-    """Reads all columns that an import writes, except keys, timestamps and versions."""
+    """Reads all rows that an import writes, without keys, creation times and versions."""
 
     async def dump() -> Dump:
         async with committed_database.session() as session:
@@ -96,19 +96,19 @@ def dump(committed_database: Database) -> Callable[[], Awaitable[Dump]]:
 
 @pytest.fixture
 def another_import(committed_database: Database) -> Callable[[], AbstractAsyncContextManager[None]]:
-    """Another import that has the lock while the block runs."""
+    """Holds the advisory lock of imports during the `async with` block."""
 
     @asynccontextmanager
     async def another_import() -> AsyncIterator[None]:
         has_its_turn, is_done = asyncio.Event(), asyncio.Event()
 
-        async def take_turn() -> None:
+        async def hold_lock() -> None:
             async with committed_database.begin() as session:
                 await advisory_lock(session, "shop import retail")
                 has_its_turn.set()
                 await is_done.wait()
 
-        taking = asyncio.create_task(take_turn())  # of its own, so that the test's isn't inside a transaction
+        taking = asyncio.create_task(hold_lock())  # in another task, so that the test's task isn't inside a transaction
         await has_its_turn.wait()
         yield
         is_done.set()

@@ -24,18 +24,18 @@ A_SALE = {
 Values = Mapping[str, str | None]
 
 
-def classified(*lines: Values, times: TimeFormat = TimeFormat.ISO) -> pl.DataFrame:
+def classify_lines(*lines: Values, times: TimeFormat = TimeFormat.ISO) -> pl.DataFrame:
     schema = {"line": pl.UInt32, "malformed": pl.String} | dict.fromkeys(COLUMNS, pl.String)
     rows = [{"malformed": None} | A_SALE | dict(line) | {"line": number} for number, line in enumerate(lines, 1)]
     return classify(pl.DataFrame(rows, schema=schema), times)
 
 
-def one(**values: str | None) -> dict[str, object]:
-    return classified({name.replace("_", " "): value for name, value in values.items()}).row(0, named=True)
+def classify_line(**values: str | None) -> dict[str, object]:
+    return classify_lines({name.replace("_", " "): value for name, value in values.items()}).row(0, named=True)
 
 
 def test_a_sale_has_its_values() -> None:
-    assert one() == {
+    assert classify_line() == {
         "line": 1,
         "reason": None,
         "detail": None,
@@ -51,8 +51,8 @@ def test_a_sale_has_its_values() -> None:
     }
 
 
-def test_a_cancellation_has_a_quantity_above_zero() -> None:
-    line = one(Invoice="C500001", Quantity="-2")
+def test_the_quantity_of_a_cancellation_is_positive() -> None:
+    line = classify_line(Invoice="C500001", Quantity="-2")
     assert (line["reason"], line["is_cancellation"], line["quantity"]) == (None, True, 2)
 
 
@@ -108,19 +108,18 @@ def test_a_cancellation_has_a_quantity_above_zero() -> None:
         ({"Price": "1e999999999999999999999"}, Reason.OUT_OF_RANGE, None),
     ],
 )
-def test_an_invalid_line_is_rejected_with_its_reason(values: Values, reason: Reason, detail: str | None) -> None:
-    line = classified(values).row(0, named=True)
+def test_a_line_is_rejected_with_its_reason(values: Values, reason: Reason, detail: str | None) -> None:
+    line = classify_lines(values).row(0, named=True)
     assert (line["reason"], line["detail"]) == (reason, detail)
 
 
-def test_every_reason_of_a_single_line_is_tested_above() -> None:
-    marks = test_an_invalid_line_is_rejected_with_its_reason.pytestmark  # type: ignore[attr-defined]
-    (mark,) = [mark for mark in marks if mark.name == "parametrize"]
+def test_every_reason_that_a_single_line_can_have_is_tested() -> None:
+    (mark,) = [mark for mark in test_a_line_is_rejected_with_its_reason.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
     assert {reason for _, reason, _ in mark.args[1]} == set(Reason) - {Reason.ANOTHER_CUSTOMER}
 
 
-def test_the_first_reason_in_the_order_of_definition_is_reported() -> None:
-    """A line with every fault at once. The faults are corrected one by one."""
+def test_the_first_reason_in_the_order_of_definition_is_given() -> None:
+    """A line with all faults, which are then removed one by one, the first reason first."""
     faults: list[tuple[Reason, dict[str, str | None]]] = [
         (Reason.MALFORMED_RECORD, {"malformed": "broken"}),
         (Reason.UNREADABLE_VALUE, {"InvoiceDate": "never"}),
@@ -136,7 +135,7 @@ def test_the_first_reason_in_the_order_of_definition_is_reported() -> None:
         values: dict[str, str | None] = {}
         for _, fault in reversed(faults[place:]):
             values |= fault
-        assert classified(values)["reason"].to_list() == [reason]
+        assert classify_lines(values)["reason"].to_list() == [reason]
 
 
 @pytest.mark.parametrize(
@@ -159,15 +158,15 @@ def test_the_first_reason_in_the_order_of_definition_is_reported() -> None:
         ({"InvoiceDate": "2010-01-05T10:30:00.25"}, ("placed_at", datetime(2010, 1, 5, 10, 30, 0, 250_000, UTC))),
     ],
 )
-def test_a_valid_line_is_accepted(values: Values, expected: tuple[str, object]) -> None:
-    line = classified(values).row(0, named=True)
+def test_a_valid_value_is_accepted(values: Values, expected: tuple[str, object]) -> None:
+    line = classify_lines(values).row(0, named=True)
     name, value = expected
     assert line["reason"] is None
     assert line[name] == value
 
 
 def test_a_rejected_line_has_its_customer() -> None:
-    line = one(Price="0", Quantity="many")
+    line = classify_line(Price="0", Quantity="many")
     assert (line["customer"], line["country"]) == (13085, "United Kingdom")
 
 
@@ -177,7 +176,7 @@ def test_a_rejected_line_has_its_customer() -> None:
         ("0.001", 0),
         ("0.005", 1),
         ("0.0049999999999999999999999999999", 0),
-        ("1.005", 101),  # the float lies below it: round(1.005 * 100) is 100
+        ("1.005", 101),  # the float is a little less: round(1.005 * 100) is 100
         ("2.675", 268),
         ("0.29", 29),  # 0.29 * 100 is 28.999999999999996
         ("25111.09", 2_511_109),
@@ -196,29 +195,31 @@ def test_a_float_of_whole_pence_is_exact(cents: int) -> None:
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.from_regex(r"\A[+-]?[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,25})?\Z"))
-def test_any_number_is_pence_or_too_large(text: str) -> None:
+def test_any_number_is_converted_or_too_large(text: str) -> None:
     cents = price_in_cents(text)
     assert cents is None or abs(cents) <= LARGEST_CENTS
 
 
-def test_a_country_that_is_too_long_is_null() -> None:
-    assert one(Country="F" * 101)["country"] is None
+def test_a_country_that_is_too_long_is_left_out() -> None:
+    assert classify_line(Country="F" * 101)["country"] is None
 
 
 def test_summer_time_is_an_hour_ahead_of_utc() -> None:
-    assert one(InvoiceDate="2010-07-01 12:00:00")["placed_at"] == datetime(2010, 7, 1, 11, tzinfo=UTC)
+    assert classify_line(InvoiceDate="2010-07-01 12:00:00")["placed_at"] == datetime(2010, 7, 1, 11, tzinfo=UTC)
 
 
-def test_a_time_that_occurs_twice_is_the_first() -> None:
-    assert one(InvoiceDate="2010-10-31 01:30:00")["placed_at"] == datetime(2010, 10, 31, 0, 30, tzinfo=UTC)
+def test_an_ambiguous_local_time_is_the_first_one() -> None:
+    assert classify_line(InvoiceDate="2010-10-31 01:30:00")["placed_at"] == datetime(2010, 10, 31, 0, 30, tzinfo=UTC)
 
 
-def test_a_time_that_is_skipped_is_winter_time() -> None:
-    assert one(InvoiceDate="2010-03-28 01:30:00")["placed_at"] == datetime(2010, 3, 28, 1, 30, tzinfo=UTC)
+def test_a_skipped_local_time_is_read_as_winter_time() -> None:
+    assert classify_line(InvoiceDate="2010-03-28 01:30:00")["placed_at"] == datetime(2010, 3, 28, 1, 30, tzinfo=UTC)
 
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
-@given(st.datetimes(min_value=datetime(1980, 1, 1), max_value=datetime(2037, 1, 1)))  # noqa: DTZ001 - local time is what is read
-def test_local_times_are_read_like_the_standard_library_does(local: datetime) -> None:
+@given(st.datetimes(min_value=datetime(1980, 1, 1), max_value=datetime(2037, 1, 1)))  # noqa: DTZ001 - the file has local times
+def test_local_times_are_read_like_in_the_standard_library(local: datetime) -> None:
     local = local.replace(microsecond=0)
-    assert one(InvoiceDate=str(local))["placed_at"] == local.replace(tzinfo=ZoneInfo("Europe/London")).astimezone(UTC)
+    assert classify_line(InvoiceDate=str(local))["placed_at"] == local.replace(
+        tzinfo=ZoneInfo("Europe/London")
+    ).astimezone(UTC)

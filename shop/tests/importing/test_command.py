@@ -1,4 +1,4 @@
-"""The output and the exit codes of `shop import retail`."""
+"""The output of `shop import retail`."""
 
 import asyncio
 import os
@@ -50,13 +50,13 @@ def mixed_file(write_csv: WriteFile) -> Path:
     )
 
 
-def figures(output: str) -> dict[str, int]:
-    """The number of each label of the summary."""
+def numbers_by_label(output: str) -> dict[str, int]:
+    """The numbers of the summary, by label."""
     found = re.findall(r"^ *(\S.*?)  +([\d,]+)(?:  .*)?$", output, re.MULTILINE)
     return {label: int(number.replace(",", "")) for label, number in found}
 
 
-def test_the_summary_adds_up_to_every_line(shop_import: Import, committed_url: str, mixed_file: Path) -> None:
+def test_the_summary_accounts_for_every_line(shop_import: Import, committed_url: str, mixed_file: Path) -> None:
     result = shop_import(mixed_file, database_url=committed_url)
     assert result.exit_code == 0
     assert result.stdout == (
@@ -87,7 +87,7 @@ def test_the_summary_adds_up_to_every_line(shop_import: Import, committed_url: s
     assert re.fullmatch(r"4 lines in [\d.]+ s, [\d,]+ lines/s\n", result.stderr)
 
 
-def test_the_rejects_are_in_the_current_directory_with_number_and_reason(
+def test_rejected_lines_are_written_to_the_current_directory_with_number_and_reason(
     shop_import: Import, committed_url: str, mixed_file: Path, tmp_path: Path
 ) -> None:
     shop_import(mixed_file, database_url=committed_url)
@@ -100,7 +100,7 @@ def test_the_rejects_are_in_the_current_directory_with_number_and_reason(
     ]
 
 
-def test_the_path_of_the_rejects_is_an_option(
+def test_the_path_of_the_rejected_lines_can_be_set(
     shop_import: Import, committed_url: str, mixed_file: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "elsewhere.csv"
@@ -109,7 +109,7 @@ def test_the_path_of_the_rejects_is_an_option(
     assert {path.name for path in tmp_path.iterdir()} == {"retail.csv", "elsewhere.csv"}
 
 
-def test_a_terminal_shows_the_rate_and_the_remaining_time(
+def test_a_terminal_shows_the_speed_and_the_remaining_time(
     shop_import: Import, committed_url: str, write_csv: WriteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "_err", Console(stderr=True, force_terminal=True, no_color=True, width=120))
@@ -119,30 +119,30 @@ def test_a_terminal_shows_the_rate_and_the_remaining_time(
     assert re.search(r"importing lines \S+ 6000/6000 [\d,]+/s \d:\d\d:\d\d \d:\d\d:\d\d", shown)
 
 
-def test_without_rejects_the_file_has_only_a_header(
+def test_the_file_of_rejected_lines_has_at_least_a_header(
     shop_import: Import, committed_url: str, write_csv: WriteFile, tmp_path: Path
 ) -> None:
-    """A file is always written. Otherwise the file of an earlier import could be taken for that of this one."""
+    """Without a new file, that of an earlier import would be mistaken for the current one."""
     (tmp_path / REJECTS).write_text("of an earlier import")
     assert shop_import(write_csv({}), database_url=committed_url).exit_code == 0
     assert pl.read_csv(tmp_path / REJECTS, infer_schema=False).height == 0
 
 
-def test_the_same_file_again_adds_nothing(shop_import: Import, committed_url: str, mixed_file: Path) -> None:
+def test_a_second_import_of_a_file_adds_nothing(shop_import: Import, committed_url: str, mixed_file: Path) -> None:
     shop_import(mixed_file, database_url=committed_url)
     again = shop_import(mixed_file, database_url=committed_url)
     assert again.exit_code == 0
     assert re.findall(r"created +(\d+)\n  existing +(\d+)", again.stdout) == [("0", "2"), ("0", "4")]
 
 
-def test_orders_with_another_total_are_reported(shop_import: Import, committed_url: str, write_csv: WriteFile) -> None:
+def test_orders_with_another_total_are_listed(shop_import: Import, committed_url: str, write_csv: WriteFile) -> None:
     def lines(quantity: int) -> list[dict[str, str]]:
         return [{"Invoice": f"{n}", "Quantity": f"{quantity}"} for n in range(100, 112)]
 
     shop_import(write_csv(*lines(1)), database_url=committed_url)
     result = shop_import(write_csv(*lines(2)), database_url=committed_url)
     assert result.exit_code == 0
-    assert figures(result.stdout)["with another total"] == 12
+    assert numbers_by_label(result.stdout)["with another total"] == 12
     named = ", ".join(f"retail:{n}" for n in range(100, 110))
     assert f"\nwith another total, not changed: {named} and 2 more\n" in result.stdout
 
@@ -159,7 +159,7 @@ def test_orders_with_another_total_are_reported(shop_import: Import, committed_u
         (b"PAR1 and nothing of Parquet behind it", ""),
     ],
 )
-def test_an_unreadable_file_is_reported_in_one_line_before_a_server_starts(
+def test_an_unreadable_file_is_reported_in_one_line_before_the_database_is_used(
     shop_import: Import, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
     path = tmp_path / "retail.csv"
@@ -181,7 +181,7 @@ def test_an_unreadable_file_is_reported_in_one_line_before_a_server_starts(
         ("1/2/10 8:26", ["--times", "day-first"], "D/M/YY H:MM (day-first)"),
     ],
 )
-def test_the_summary_has_the_format_of_the_times(
+def test_the_summary_names_the_format_of_the_times(
     *, shop_import: Import, committed_url: str, write_csv: WriteFile, time: str, options: list[str], read_as: str
 ) -> None:
     result = shop_import(write_csv({"InvoiceDate": time}), *options, database_url=committed_url)
@@ -189,7 +189,7 @@ def test_the_summary_has_the_format_of_the_times(
     assert f"\nTimes are read as {read_as}, in the time zone Europe/London.\n" in result.stdout
 
 
-def test_ambiguous_times_are_reported_in_one_line_before_a_server_starts(
+def test_ambiguous_times_are_reported_in_one_line_before_the_database_is_used(
     shop_import: Import, write_csv: WriteFile, tmp_path: Path
 ) -> None:
     path = write_csv({"InvoiceDate": "1/2/10 8:26"})
@@ -214,7 +214,7 @@ def test_ambiguous_times_are_reported_in_one_line_before_a_server_starts(
         (os.devnull, "it isn't a regular file"),
     ],
 )
-def test_an_unwritable_path_of_the_rejects_is_reported_in_one_line(
+def test_an_unwritable_path_of_the_rejected_lines_is_reported_in_one_line(
     shop_import: Import, write_csv: WriteFile, tmp_path: Path, place: str, problem: str
 ) -> None:
     path = write_csv({})

@@ -1,4 +1,5 @@
-"""An import that ends within a transaction (by Ctrl-C, by kill -9, or by a lost connection), and the next import."""
+"""An import in another process ends in the middle of a transaction (Ctrl-C, kill -9, or a lost connection), and is run
+again."""
 
 import asyncio
 import os
@@ -24,7 +25,7 @@ WriteFile = Callable[..., Path]
 Dump = dict[str, list[tuple[Any, ...]]]
 TakeDump = Callable[[], Awaitable[Dump]]
 
-# A test run in the background ignores SIGINT, and so would what it starts.
+# If the tests run in the background, they ignore SIGINT, and their subprocesses would inherit that.
 SHOP = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,9 +33,10 @@ from shop.cli import main
 main()
 """
 INVOICES = 4000
-ITEMS_AN_INVOICE = 8
-FIRST_BATCH = 2500  # invoices
-PATIENCE = 60
+ITEMS_PER_INVOICE = 8
+FIRST_BATCH = 2500
+"""The number of invoices in the first batch."""
+TIMEOUT_SECONDS = 60
 
 
 @pytest.fixture
@@ -49,25 +51,23 @@ def path(write_csv: WriteFile) -> Path:
                 "StockCode": f"{line}",
             }
             for number in range(INVOICES)
-            for line in range(ITEMS_AN_INVOICE)
+            for line in range(ITEMS_PER_INVOICE)
         )
     )
 
 
 @asynccontextmanager
-async def stuck_import(path: Path, url: str, database: Database) -> AsyncIterator[Process]:
-    """`shop import retail`, which waits within the transaction of its second batch, after most orders of the batch.
-
-    It continues when the block ends.
-    """
+async def blocked_import(path: Path, url: str, database: Database) -> AsyncIterator[Process]:
+    """`shop import retail`, blocked in the transaction of its second batch, with most of the batch's orders written. It
+    continues at the end of the `async with` block."""
     environment = {
         **os.environ,
         "SHOP_DATABASE_URL": url,
-        "SHOP_LOCK_TIMEOUT": f"{PATIENCE}",
+        "SHOP_LOCK_TIMEOUT": f"{TIMEOUT_SECONDS}",
         "FORCE_COLOR": "1",  # with the progress bar of a terminal
     }
     async with database.session() as session:
-        # Someone else's transaction has an order of the batch. Whether that counts is open until it ends.
+        # An open transaction has inserted an order of the batch, so the import waits at the unique index.
         user = User(id=uuid7(), email="somebody@shop.example", name="Somebody")
         reference = f"retail:{500_000 + FIRST_BATCH + 1200}"
         session.add_all([user, Order(user_id=user.id, reference=reference, total_cents=1)])
@@ -91,7 +91,7 @@ async def stuck_import(path: Path, url: str, database: Database) -> AsyncIterato
 
 
 async def until(database: Database, condition: str, process: Process | None = None) -> None:
-    async with asyncio.timeout(PATIENCE), database.engine.connect() as connection:
+    async with asyncio.timeout(TIMEOUT_SECONDS), database.engine.connect() as connection:
         own = "datname = current_database() AND backend_type = 'client backend'"
         statement = text(f"{condition} AND {own}")
         while not await connection.scalar(statement):
@@ -120,7 +120,7 @@ async def drop_connection(_process: Process, database: Database) -> None:
 
 
 class Ending(NamedTuple):
-    bring_about: Callable[[Process, Database], Awaitable[None]]
+    end: Callable[[Process, Database], Awaitable[None]]
     exit_code: int
     message: str
 
@@ -136,51 +136,52 @@ class Ending(NamedTuple):
     ],
     ids=["ctrl-c", "kill", "connection lost"],
 )
-async def test_an_interrupted_import_leaves_whole_batches_and_the_next_one_adds_the_rest(
+async def test_an_interrupted_import_leaves_whole_batches_and_the_next_one_finishes(
     committed_database: Database, committed_url: str, path: Path, dump: TakeDump, ending: Ending
 ) -> None:
-    async with stuck_import(path, committed_url, committed_database) as process:
-        await ending.bring_about(process, committed_database)
-        async with asyncio.timeout(PATIENCE):
+    async with blocked_import(path, committed_url, committed_database) as process:
+        await ending.end(process, committed_database)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             stdout, stderr = await process.communicate()
     assert process.returncode == ending.exit_code
     assert stdout == b""
-    shown = stderr.decode()
-    assert "Traceback" not in shown
-    assert ending.message in shown.splitlines()[-1]
+    output = stderr.decode()
+    assert "Traceback" not in output
+    assert ending.message in output.splitlines()[-1]
 
-    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'shop import'"
-    await until(committed_database, gone)
+    no_session = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'shop import'"
+    await until(committed_database, no_session)
     part = await dump()
     assert [order[0] for order in part["orders"]] == [f"retail:{500_000 + n}" for n in range(FIRST_BATCH)]
-    assert len(part["items"]) == FIRST_BATCH * ITEMS_AN_INVOICE
+    assert len(part["items"]) == FIRST_BATCH * ITEMS_PER_INVOICE
 
     retail = read_retail(path)
     loaded = await load(committed_database, retail)
     assert (loaded.orders_existing, loaded.orders_created) == (FIRST_BATCH, INVOICES - FIRST_BATCH)
     resumed = await dump()
-    await import_anew(committed_database, retail)
+    await import_into_empty_tables(committed_database, retail)
     assert resumed == await dump()
 
 
-async def test_ctrl_c_while_the_file_is_read_ends_with_a_message(tmp_path: Path) -> None:
+async def test_ctrl_c_ends_an_import_that_is_reading_the_file(tmp_path: Path) -> None:
     pipe = tmp_path / "retail.csv"
     os.mkfifo(pipe)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SHOP, "import", "retail", pipe), cwd=tmp_path, stdout=PIPE, stderr=PIPE
     )
     try:
-        async with asyncio.timeout(PATIENCE):
-            while (writing := end_for_writing(pipe)) is None:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while (writing := open_for_writing(pipe)) is None:
                 assert process.returncode is None, await process.communicate()
                 await asyncio.sleep(0.01)
             process.send_signal(signal.SIGINT)
-            while is_pending(process.pid, signal.SIGINT):  # or the end of the file could be heard of first
+            # otherwise the import could see the end of the file before the signal
+            while is_pending(process.pid, signal.SIGINT):
                 await asyncio.sleep(0.01)
             os.close(writing)
             ending = asyncio.create_task(process.communicate())
-            while not ending.done():  # it may be about to open the pipe once more, which waits for who writes
-                if (writing := end_for_writing(pipe)) is not None:
+            while not ending.done():  # opening the pipe again would wait for a writer
+                if (writing := open_for_writing(pipe)) is not None:
                     os.close(writing)
                 await asyncio.sleep(0.01)
             stdout, stderr = await ending
@@ -193,7 +194,7 @@ async def test_ctrl_c_while_the_file_is_read_ends_with_a_message(tmp_path: Path)
 
 
 def is_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether the signal is pending. False if the system doesn't say."""
+    """Whether the signal has been sent and not been received yet. False on systems without /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -202,14 +203,14 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
     return any(mask >> (number - 1) & 1 for mask in masks)
 
 
-def end_for_writing(pipe: Path) -> int | None:
+def open_for_writing(pipe: Path) -> int | None:
     try:
         return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:  # nobody reads yet
+    except OSError:  # no process has opened the pipe for reading yet
         return None
 
 
-async def import_anew(database: Database, retail: RetailFile) -> None:
+async def import_into_empty_tables(database: Database, retail: RetailFile) -> None:
     async with database.begin() as session:
         await disable_triggers(session)
         await session.execute(text("TRUNCATE users, orders, order_items CASCADE"))

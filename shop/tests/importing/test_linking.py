@@ -14,7 +14,7 @@ DOG, CAT = ("dog", 495), ("cat", 250)
 
 
 def invoices_of(*entries: tuple[int, str, Wares]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Invoices in their order. Each has a customer, `sale` or `cancellation`, and lines."""
+    """The frames of invoices and lines. An entry is an invoice: its customer, `sale` or `cancellation`, its lines."""
     invoices = [(position, customer, kind == "cancellation") for position, (customer, kind, _) in enumerate(entries)]
     lines = [(position, *line) for position, (_, _, wares) in enumerate(entries) for line in wares]
     return (
@@ -30,29 +30,29 @@ def invoices_of(*entries: tuple[int, str, Wares]) -> tuple[pl.DataFrame, pl.Data
 
 
 def links_of(*entries: tuple[int, str, Wares]) -> list[tuple[int, int, bool]]:
-    """The positions of the cancellation and its sale, and whether the whole sale is reversed."""
+    """The links: position of the cancellation, position of its sale, and whether it reverses the whole sale."""
     return list(link_cancellations(*invoices_of(*entries)).iter_rows())
 
 
-def test_the_only_sale_with_all_products_is_linked() -> None:
+def test_a_cancellation_is_linked_to_the_only_sale_that_has_all_its_items() -> None:
     sale, other = [(*DOG, 2), (*CAT, 1)], [(*CAT, 9)]
     assert links_of((1, "sale", other), (1, "sale", sale), (1, "cancellation", [(*DOG, 1), (*CAT, 1)])) == [
         (2, 1, False)
     ]
 
 
-def test_a_cancellation_of_a_whole_sale_is_marked_as_whole() -> None:
+def test_a_link_says_whether_the_whole_sale_is_reversed() -> None:
     sale = [(*DOG, 2), (*CAT, 1)]
     assert links_of((1, "sale", sale), (1, "cancellation", sale)) == [(1, 0, True)]
     assert links_of((1, "sale", sale), (1, "cancellation", sale[:1])) == [(1, 0, False)]
 
 
-def test_lines_of_the_same_product_are_summed() -> None:
+def test_lines_of_the_same_item_are_added_up() -> None:
     assert links_of((1, "sale", [(*DOG, 2), (*DOG, 3)]), (1, "cancellation", [(*DOG, 4), (*DOG, 1)])) == [(1, 0, True)]
     assert links_of((1, "sale", [(*DOG, 5)]), (1, "cancellation", [(*DOG, 4), (*DOG, 2)])) == []
 
 
-def test_a_sale_to_another_customer_is_not_linked() -> None:
+def test_a_sale_of_another_customer_is_not_linked() -> None:
     assert links_of((2, "sale", [(*DOG, 2)]), (1, "cancellation", [(*DOG, 2)])) == []
 
 
@@ -64,7 +64,7 @@ def test_a_sale_at_another_price_is_not_linked() -> None:
     assert links_of((1, "sale", [("dog", 495, 2)]), (1, "cancellation", [("dog", 494, 2)])) == []
 
 
-def test_none_of_two_matching_sales_is_linked() -> None:
+def test_none_of_two_possible_sales_is_linked() -> None:
     assert links_of((1, "sale", [(*DOG, 2)]), (1, "sale", [(*DOG, 2)]), (1, "cancellation", [(*DOG, 1)])) == []
 
 
@@ -73,7 +73,7 @@ def test_cancellations_together_never_exceed_a_sale() -> None:
     assert links_of(*entries) == [(1, 0, False), (3, 0, False)]
 
 
-def test_an_earlier_cancellation_can_leave_one_matching_sale() -> None:
+def test_an_earlier_cancellation_can_leave_one_possible_sale() -> None:
     entries = [
         (1, "sale", [(*DOG, 2), (*CAT, 1)]),
         (1, "cancellation", [(*DOG, 2), (*CAT, 1)]),
@@ -83,12 +83,12 @@ def test_an_earlier_cancellation_can_leave_one_matching_sale() -> None:
     assert links_of(*entries) == [(1, 0, True), (3, 2, True)]
 
 
-def test_a_cancellation_of_the_rest_of_a_sale_is_not_whole() -> None:
+def test_a_cancellation_of_the_rest_is_not_one_of_the_whole_sale() -> None:
     entries = [(1, "sale", [(*DOG, 3)]), (1, "cancellation", [(*DOG, 1)]), (1, "cancellation", [(*DOG, 2)])]
     assert links_of(*entries) == [(1, 0, False), (2, 0, False)]
 
 
-def test_without_cancellations_or_sales_nothing_is_linked() -> None:
+def test_without_a_sale_or_a_cancellation_there_is_no_link() -> None:
     assert links_of() == []
     assert links_of((1, "sale", [(*DOG, 3)])) == []
     assert links_of((1, "cancellation", [(*DOG, 3)])) == []
@@ -104,8 +104,8 @@ histories = st.lists(
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(histories)
-def test_links_equal_those_of_a_simple_implementation(entries: list[tuple[int, str, Wares]]) -> None:
-    """A simple implementation compares each cancellation with every earlier sale."""
+def test_links_follow_the_rules(entries: list[tuple[int, str, Wares]]) -> None:
+    """The rules again in a simple form: each cancellation is compared with every earlier sale."""
 
     def pieces_of(lines: Wares) -> Counter[Ware]:
         pieces = Counter[Ware]()
@@ -113,18 +113,18 @@ def test_links_equal_those_of_a_simple_implementation(entries: list[tuple[int, s
             pieces[stock_code, cents] += quantity
         return pieces
 
-    left = [pieces_of(lines) for _, _, lines in entries]
+    remaining = [pieces_of(lines) for _, _, lines in entries]
     expected = []
     for position, (customer, kind, lines) in enumerate(entries):
         if kind == "sale":
             continue
         wanted = pieces_of(lines)
-        able = [
+        possible = [
             sale
             for sale in range(position)
-            if entries[sale][:2] == (customer, "sale") and all(left[sale][ware] >= n for ware, n in wanted.items())
+            if entries[sale][:2] == (customer, "sale") and all(remaining[sale][ware] >= n for ware, n in wanted.items())
         ]
-        if len(able) == 1:
-            expected.append((position, able[0], wanted == pieces_of(entries[able[0]][2])))
-            left[able[0]].subtract(wanted)
+        if len(possible) == 1:
+            expected.append((position, possible[0], wanted == pieces_of(entries[possible[0]][2])))
+            remaining[possible[0]].subtract(wanted)
     assert links_of(*entries) == expected

@@ -52,8 +52,8 @@ def retail(write_csv: WriteFile) -> RetailFile:
     )
 
 
-def dump_of_file(retail: RetailFile) -> Dump:
-    """The expected rows of the database."""
+def expected_dump(retail: RetailFile) -> Dump:
+    """The dump that the import of the file should have."""
     invoices = sorted((each for batch in retail.batches() for each in batch), key=lambda invoice: invoice.reference)
     emails = {customer.number: customer.email for customer in retail.customers}
     users = [(each.email, each.name, each.country) for each in retail.customers]
@@ -118,18 +118,18 @@ async def test_an_invoice_becomes_an_order_with_its_items(
 
 
 @pytest.mark.parametrize("items", [1, 3, 5_000])
-async def test_the_whole_file_is_written_with_any_batch_size(
+async def test_the_whole_file_is_written_for_every_batch_size(
     committed_database: Database, retail: RetailFile, dump: TakeDump, items: int
 ) -> None:
-    told: list[int] = []
-    loaded = await load(committed_database, retail, items=items, advance=told.append)
-    assert await dump() == dump_of_file(retail)
+    steps: list[int] = []
+    loaded = await load(committed_database, retail, items=items, advance=steps.append)
+    assert await dump() == expected_dump(retail)
     assert loaded == Loaded(users_created=4, users_existing=0, orders_created=9, orders_existing=0, differing=[])
-    assert sum(told) == retail.summary.sale_lines + retail.summary.cancellation_lines == 15
-    assert len(told) == len(list(retail.batches(items=items)))
+    assert sum(steps) == retail.summary.sale_lines + retail.summary.cancellation_lines == 15
+    assert len(steps) == len(list(retail.batches(items=items)))
 
 
-async def test_cancellations_are_linked_to_sales_of_earlier_batches(
+async def test_cancellations_are_linked_to_sales_of_other_batches(
     committed_database: Database, retail: RetailFile, dump: TakeDump
 ) -> None:
     await load(committed_database, retail, items=1)
@@ -149,7 +149,7 @@ async def test_a_second_import_changes_nothing(committed_database: Database, ret
     assert await rows_of(committed_database) == first
 
 
-async def test_a_longer_file_adds_orders_and_links_them_to_existing_ones(
+async def test_a_longer_file_adds_its_new_orders_and_links_them_to_existing_ones(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     cancellation = {"Invoice": "C500001", "Quantity": "-2"}
@@ -157,10 +157,10 @@ async def test_a_longer_file_adds_orders_and_links_them_to_existing_ones(
     longer = read_retail(write_csv({}, {"Invoice": "500002", "Customer ID": "7", "StockCode": "B"}, cancellation))
     loaded = await load(committed_database, longer)
     assert loaded == Loaded(users_created=1, users_existing=1, orders_created=2, orders_existing=1, differing=[])
-    assert await dump() == dump_of_file(longer)
+    assert await dump() == expected_dump(longer)
 
 
-async def test_an_order_with_another_total_is_reported_and_not_changed(
+async def test_an_order_with_another_total_is_unchanged_and_reported(
     committed_database: Database, write_csv: WriteFile
 ) -> None:
     await load(committed_database, read_retail(write_csv({}, {"Invoice": "500002"})))
@@ -172,7 +172,7 @@ async def test_an_order_with_another_total_is_reported_and_not_changed(
     assert await rows_of(committed_database) == before
 
 
-async def test_an_existing_user_with_the_address_gets_the_orders_and_is_not_changed(
+async def test_a_user_with_the_address_of_a_customer_is_unchanged_and_gets_the_orders(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     async with committed_database.begin() as session:
@@ -183,7 +183,7 @@ async def test_an_existing_user_with_the_address_gets_the_orders_and_is_not_chan
     assert [order[1] for order in found["orders"]] == ["customer-13085@retail.example"]
 
 
-async def test_a_customer_with_only_rejected_lines_is_a_user(
+async def test_a_customer_with_only_rejected_lines_becomes_a_user(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     await load(committed_database, read_retail(write_csv({"Price": "-1"})))
@@ -199,39 +199,39 @@ async def test_a_file_without_lines_writes_nothing(
     assert await dump() == EMPTY
 
 
-async def test_customers_are_written_in_several_batches(
+async def test_more_customers_than_a_batch_are_written(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     retail = read_retail(write_csv(*({"Invoice": f"{n}", "Customer ID": f"{n}"} for n in range(2001))))
     loaded = await load(committed_database, retail)
     assert (loaded.users_created, loaded.orders_created) == (2001, 2001)
-    assert await dump() == dump_of_file(retail)
+    assert await dump() == expected_dump(retail)
 
 
-async def test_after_a_cancellation_anywhere_invoices_are_whole_and_the_next_import_adds_the_rest(
+async def test_a_cancelled_import_leaves_whole_invoices_and_the_next_one_finishes(
     committed_database: Database, retail: RetailFile, dump: TakeDump
 ) -> None:
-    """Cancel the import at its first statement, then at its second one, and so on, until it completes."""
-    whole = dump_of_file(retail)
+    """The import is cancelled at its first statement, then at its second, and so on, until one import finishes."""
+    expected = expected_dump(retail)
     batches = [len(invoices) for invoices in retail.batches(items=6)]
-    seen = set[int]()
+    order_counts = set[int]()
     for statement in range(1, 1000):
         await empty(committed_database)
-        if not await cancelled_at(statement, committed_database, load(committed_database, retail, items=6)):
+        if not await cancel_at_statement(statement, committed_database, load(committed_database, retail, items=6)):
             break
         part = await dump()
-        assert all(row in whole[name] for name, rows in part.items() for row in rows)
+        assert all(row in expected[name] for name, rows in part.items() for row in rows)
         references = {order[0] for order in part["orders"]}
-        assert part["items"] == [item for item in whole["items"] if item[0] in references]
-        seen.add(len(references))
+        assert part["items"] == [item for item in expected["items"] if item[0] in references]
+        order_counts.add(len(references))
         await load(committed_database, retail, items=6)
-        assert await dump() == whole
-    assert seen == {0, *accumulate(batches[:-1])}
+        assert await dump() == expected
+    assert order_counts == {0, *accumulate(batches[:-1])}
     assert statement > 4 * len(batches)
 
 
-async def cancelled_at(number: int, database: Database, work: Awaitable[object]) -> bool:
-    """Run `work` and cancel it during its statement with this number. Returns whether it had so many statements."""
+async def cancel_at_statement(number: int, database: Database, work: Awaitable[object]) -> bool:
+    """Run `work`, and cancel it while it executes the statement of this number. Returns whether there was one."""
     task = asyncio.ensure_future(work)
     sent = 0
 
@@ -258,10 +258,10 @@ async def test_concurrent_imports_write_everything_once(
     assert sum(loaded.users_created for loaded in loads) == 4
     assert sum(loaded.orders_created for loaded in loads) == 9
     assert {loaded.orders_created + loaded.orders_existing for loaded in loads} == {9}
-    assert await dump() == dump_of_file(retail)
+    assert await dump() == expected_dump(retail)
 
 
-async def test_without_the_lock_one_of_two_imports_fails_and_nothing_is_stored_twice(
+async def test_without_the_advisory_lock_one_of_two_imports_fails_and_nothing_is_duplicated(
     committed_database: Database, retail: RetailFile, dump: TakeDump, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both_are_there = asyncio.Barrier(2)
@@ -272,10 +272,10 @@ async def test_without_the_lock_one_of_two_imports_fails_and_nothing_is_stored_t
     monkeypatch.setattr(loading, "advisory_lock", meet)
     results = await asyncio.gather(*(load(committed_database, retail) for _ in range(2)), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["Loaded", UniqueViolation.__name__]
-    assert await dump() == dump_of_file(retail)
+    assert await dump() == expected_dump(retail)
 
 
-async def test_an_import_that_waits_too_long_for_the_lock_raises(
+async def test_an_import_raises_lock_timeout_while_another_one_runs(
     committed_url: str,
     retail: RetailFile,
     dump: TakeDump,
@@ -287,7 +287,7 @@ async def test_an_import_that_waits_too_long_for_the_lock_raises(
     assert await dump() == EMPTY
 
 
-def test_every_accepted_value_fits_its_column() -> None:
+def test_the_columns_are_large_enough_for_accepted_values() -> None:
     def length(attribute: Any) -> int:
         return int(attribute.type.length)
 
@@ -303,7 +303,7 @@ def test_every_accepted_value_fits_its_column() -> None:
     assert type(Order.placed_at.type) is AwareDateTime
 
 
-async def test_the_largest_values_are_stored_exactly(
+async def test_the_largest_values_are_stored_unchanged(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     longest = {
@@ -325,5 +325,5 @@ async def test_the_largest_values_are_stored_exactly(
     assert retail.summary.rejected == {}
     await load(committed_database, retail)
     found = await dump()
-    assert found == dump_of_file(retail)
+    assert found == expected_dump(retail)
     assert max(order[4] for order in found["orders"]) == LARGEST_CENTS

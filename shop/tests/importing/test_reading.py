@@ -19,7 +19,7 @@ def read(path: Path) -> pl.DataFrame:
     return pl.concat(read_lines(path))
 
 
-def test_csv_records_have_the_number_of_their_first_line(tmp_path: Path) -> None:
+def test_csv_records_are_numbered_by_their_first_line(tmp_path: Path) -> None:
     path = csv_of(tmp_path, GOOD, "", GOOD.replace("SCOTTIE DOG", '"SCOTTIE\nDOG"'), GOOD, "")
     lines = read(path)
     assert lines["line"].to_list() == [2, 4, 6]
@@ -35,7 +35,7 @@ def test_parquet_rows_are_numbered_from_one(tmp_path: Path) -> None:
     assert pl.concat(frames)["line"].to_list() == list(range(1, 2 * LINES_AT_A_TIME + 6))
 
 
-def test_a_long_csv_file_is_read_in_frames_without_losing_a_line(tmp_path: Path) -> None:
+def test_a_long_csv_file_is_split_without_losing_a_line(tmp_path: Path) -> None:
     count = 2 * LINES_AT_A_TIME
     lines = read(csv_of(tmp_path, *[GOOD] * count))
     assert lines["line"].to_list() == list(range(2, count + 2))
@@ -47,19 +47,19 @@ def test_parquet_is_recognized_by_its_first_bytes(tmp_path: Path) -> None:
     assert read(path).height == 1
 
 
-def test_a_float_becomes_its_shortest_text(tmp_path: Path) -> None:
+def test_a_float_is_read_as_its_shortest_text(tmp_path: Path) -> None:
     path = tmp_path / "floats.parquet"
     pl.DataFrame([dict.fromkeys(COLUMNS, "1") | {"Price": 25111.09, "Customer ID": 13085.0}]).write_parquet(path)
     assert read(path).select("Price", "Customer ID").row(0) == ("25111.09", "13085.0")
 
 
-def test_columns_may_be_in_any_order_and_others_are_ignored(tmp_path: Path) -> None:
+def test_columns_are_read_in_any_order_and_others_are_ignored(tmp_path: Path) -> None:
     names = [*reversed(COLUMNS), "Remark"]
     lines = read(csv_of(tmp_path, ",".join(names), header=", ".join(names)))
     assert lines.select(COLUMNS).row(0) == COLUMNS
 
 
-def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert read(csv_of(tmp_path, GOOD, header="\ufeff" + HEADER)).height == 1
 
 
@@ -80,7 +80,7 @@ def test_an_unclosed_quote_makes_only_its_line_malformed(tmp_path: Path) -> None
 
 
 def test_an_unclosed_quote_far_from_the_end_makes_only_its_line_malformed(tmp_path: Path) -> None:
-    """The standard library's reader fails at 131,072 characters. The lines read until then are read again."""
+    """Python's csv reader fails at a field of 131,072 characters. The lines that it has read by then are read again."""
     broken = GOOD.replace("SCOTTIE", '"SCOTTIE')
     lines = read(csv_of(tmp_path, broken, *[GOOD] * 5_000))
     assert lines.height == 5_001
@@ -88,7 +88,7 @@ def test_an_unclosed_quote_far_from_the_end_makes_only_its_line_malformed(tmp_pa
 
 
 def test_two_stray_quotes_make_one_record(tmp_path: Path) -> None:
-    """A known limitation: it can't be distinguished from a field with line breaks."""
+    """A known limitation: the file can't be distinguished from one with line breaks inside a field."""
     lines = read(
         csv_of(tmp_path, GOOD.replace("SCOTTIE", '"SCOTTIE'), GOOD, GOOD.replace("SCOTTIE DOG", 'SCOTTIE DOG"'), GOOD)
     )
@@ -96,7 +96,7 @@ def test_two_stray_quotes_make_one_record(tmp_path: Path) -> None:
     assert lines["Description"][0].count("\n") == 2
 
 
-def test_invalid_utf8_becomes_replacement_characters(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_become_replacement_characters(tmp_path: Path) -> None:
     lines = read(csv_of(tmp_path, GOOD.encode().replace(b"DOG", b"DOG \xa35")))
     assert lines["Description"].to_list() == ["SCOTTIE DOG \ufffd5"]
 
@@ -109,7 +109,7 @@ def test_a_file_with_a_header_only_has_no_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_missing_columns_are_reported(tmp_path: Path, suffix: str) -> None:
+def test_missing_columns_are_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"lacking.{suffix}"
     frame = pl.DataFrame([dict.fromkeys(COLUMNS, "1")]).drop("Price", "Customer ID")
     frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
@@ -118,7 +118,7 @@ def test_missing_columns_are_reported(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\x00\xff" * 500, b'"Invoice', b"Invoice;StockCode\n1;2\n"])
-def test_a_file_that_is_no_retail_file_is_rejected(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.csv"
     path.write_bytes(content)
     with pytest.raises(UnreadableFile, match=r"other\.csv"):
@@ -140,7 +140,7 @@ def test_a_column_that_is_neither_text_nor_number_is_rejected(tmp_path: Path) ->
         read(path)
 
 
-def test_the_reason_is_reported_if_a_file_cannot_be_opened(tmp_path: Path) -> None:
+def test_the_error_says_why_a_file_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match=r"none\.csv: No such file or directory"):
         read(tmp_path / "none.csv")
     with pytest.raises(UnreadableFile, match="Is a directory"):

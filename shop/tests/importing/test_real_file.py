@@ -1,4 +1,4 @@
-"""The real file, compared with known figures. Skipped without the file, which the project doesn't need."""
+"""The complete real file has the published figures. Skipped without the file, which the project doesn't need."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def invoices(retail: RetailFile) -> list[Invoice]:
     return [invoice for batch in retail.batches() for invoice in batch]
 
 
-def test_all_525461_lines_are_counted(retail: RetailFile) -> None:
+def test_all_525461_lines_are_accounted_for(retail: RetailFile) -> None:
     summary = retail.summary
     assert summary.lines == 525_461
     assert summary.sale_lines + summary.cancellation_lines + summary.rejected_lines == 525_461
@@ -67,11 +67,11 @@ def test_the_file_has_4383_customers(retail: RetailFile) -> None:
     assert retail.summary.customers == len(retail.customers) == 4_383
 
 
-def test_every_rejected_line_has_the_expected_reason(retail: RetailFile) -> None:
+def test_the_rejected_lines_have_the_expected_reasons(retail: RetailFile) -> None:
     assert retail.summary.rejected == {Reason.BAD_DEBT: 3, Reason.NO_CUSTOMER: 107_924, Reason.NO_PRICE: 31}
 
 
-def test_the_13283_copies_of_lines_are_kept(path: Path, invoices: list[Invoice]) -> None:
+def test_the_13283_duplicate_lines_are_kept(path: Path, invoices: list[Invoice]) -> None:
     lines = pl.read_parquet(path)
     accepted = lines.filter(pl.col("Customer ID").is_not_null() & (pl.col("Price") > 0))
     assert lines.is_duplicated().sum() == 13_283
@@ -96,21 +96,21 @@ def test_cancellations_never_exceed_their_sale(invoices: list[Invoice]) -> None:
             count[item.stock_code, item.unit_price_cents] += item.quantity
         return count
 
-    left = {invoice.reference: pieces(invoice) for invoice in invoices if invoice.status == "delivered"}
+    remaining = {invoice.reference: pieces(invoice) for invoice in invoices if invoice.status == "delivered"}
     for invoice in invoices:
         if invoice.cancels is not None:
-            assert (invoice.status == "cancelled") == (pieces(invoice) == left[invoice.cancels])
-            left[invoice.cancels].subtract(pieces(invoice))
-            assert min(left[invoice.cancels].values()) >= 0
+            assert (invoice.status == "cancelled") == (pieces(invoice) == remaining[invoice.cancels])
+            remaining[invoice.cancels].subtract(pieces(invoice))
+            assert min(remaining[invoice.cancels].values()) >= 0
 
 
-def test_the_expected_number_of_cancellations_is_linked(retail: RetailFile) -> None:
-    """These figures have no other source. The test fails if the rules change."""
+def test_2289_of_4372_cancellations_are_linked(retail: RetailFile) -> None:
+    """These figures are not published. They only detect a change of the rules."""
     summary = retail.summary
     assert (summary.cancellations, summary.linked, summary.cancelled) == (4_372, 2_289, 128)
 
 
-def test_csv_and_parquet_have_the_same_result(path: Path, retail: RetailFile, tmp_path: Path) -> None:
+def test_the_import_of_the_csv_file_is_the_same(path: Path, retail: RetailFile, tmp_path: Path) -> None:
     copy = tmp_path / "retail.csv"
     pl.read_parquet(path).write_csv(copy)
     from_csv = read_retail(copy)
@@ -133,7 +133,9 @@ def test_the_other_published_file_is_read_with_its_own_names_and_times(real_samp
     assert pl.read_csv(tmp_path / "rejects.csv", infer_schema=False).height == 30
 
 
-def test_the_other_published_file_is_the_same_with_iso_times_and_as_parquet(real_sample: Path, tmp_path: Path) -> None:
+def test_the_other_published_file_is_read_alike_with_iso_times_and_as_parquet(
+    real_sample: Path, tmp_path: Path
+) -> None:
     retail = read_retail(real_sample)
     lines = pl.read_csv(real_sample, infer_schema_length=None)
     times = pl.col("InvoiceDate").str.to_datetime("%m/%d/%y %H:%M")
@@ -146,7 +148,7 @@ def test_the_other_published_file_is_the_same_with_iso_times_and_as_parquet(real
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_an_import_needs_less_than_300_mb(path: Path, tmp_path: Path) -> None:
+def test_reading_needs_less_than_300_mb(path: Path, tmp_path: Path) -> None:
     rejects = tmp_path / "rejects.csv"
     run = subprocess.run(
         [sys.executable, "-c", IMPORT_AND_MEASURE, path, rejects], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The import of the real file. Skipped without the file."""
+"""The complete real file is imported into the database. Skipped without the file."""
 
 import asyncio
 import os
@@ -34,7 +34,8 @@ finally:
 
 
 async def shop_import(file: Path, url: str, folder: Path) -> tuple[str, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}  # too slow
+    # measuring coverage would be too slow
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", IMPORT_AND_MEASURE, "import", "retail", file),
         cwd=folder,
@@ -48,22 +49,22 @@ async def shop_import(file: Path, url: str, folder: Path) -> tuple[str, str]:
 
 
 def orders_of_customer(lines: pl.DataFrame, customer: int) -> dict[str, tuple[int, int]]:
-    """The number and the amount in pence of sales and cancellations, computed without code of the importer."""
+    """The number and the total in pence of the sales and of the cancellations, computed without the importer."""
     is_cancellation = pl.col("Invoice").str.starts_with("C")
     amount = (pl.col("Price") * 100 + 0.5).floor().cast(pl.Int64) * pl.col("Quantity").abs()
-    mine = lines.filter((pl.col("Customer ID") == customer) & (pl.col("Price") > 0))
+    lines_of_customer = lines.filter((pl.col("Customer ID") == customer) & (pl.col("Price") > 0))
 
-    def total(some: pl.DataFrame) -> tuple[int, int]:
-        return some["Invoice"].n_unique(), int(some.select(amount.sum()).item())
+    def total(selected: pl.DataFrame) -> tuple[int, int]:
+        return selected["Invoice"].n_unique(), int(selected.select(amount.sum()).item())
 
     return {
-        "sales": total(mine.filter(~is_cancellation & (pl.col("Quantity") > 0))),
-        "cancellations": total(mine.filter(is_cancellation & (pl.col("Quantity") < 0))),
+        "sales": total(lines_of_customer.filter(~is_cancellation & (pl.col("Quantity") > 0))),
+        "cancellations": total(lines_of_customer.filter(is_cancellation & (pl.col("Quantity") < 0))),
     }
 
 
 @pytest.mark.timeout(300)
-async def test_the_real_file_is_imported_whole_and_only_once(
+async def test_the_real_file_is_imported_completely_and_once(
     real_file: Path, committed_database: Database, committed_url: str, tmp_path: Path
 ) -> None:
     summary, messages = await shop_import(real_file, committed_url, tmp_path)
@@ -123,7 +124,7 @@ async def assert_summary_agrees(session: Any, lines: pl.DataFrame, customer: int
 
 
 async def fingerprint(session: Any) -> list[Any]:
-    """A value that changes if any row is written, because `xmin` is the transaction that wrote the row."""
+    """Changes with every write: a row that is written gets another transaction id in `xmin`."""
     tables = ("users", "orders", "order_items")
     return [
         (await session.execute(text(f"SELECT count(*), max(xmin::text::bigint) FROM {table}"))).one()

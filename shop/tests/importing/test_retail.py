@@ -26,7 +26,7 @@ def reasons_of(retail: RetailFile) -> dict[int, str]:
     return dict(retail.rejects.select("line", "reason").iter_rows())
 
 
-def assert_adds_up(retail: RetailFile, line_count: int) -> None:
+def assert_summary_is_correct(retail: RetailFile, line_count: int) -> None:
     summary, invoices = retail.summary, invoices_of(retail)
     sales = [invoice for invoice in invoices if invoice.status == "delivered"]
     cancellations = [invoice for invoice in invoices if invoice.status != "delivered"]
@@ -60,10 +60,10 @@ def test_an_invoice_becomes_one_order_with_its_lines_in_the_order_of_the_file(wr
         items=(Item(1, "B", "SCOTTIE DOG", 2, 495), Item(2, "A", None, 7, 495)),
     )
     assert invoices_of(retail)[0].total_cents == 9 * 495
-    assert_adds_up(retail, 4)
+    assert_summary_is_correct(retail, 4)
 
 
-def test_copies_of_a_line_are_separate_lines(write_csv: WriteFile) -> None:
+def test_duplicate_lines_are_kept(write_csv: WriteFile) -> None:
     retail = read_retail(write_csv({}, {}, {}))
     assert [item.line_no for item in invoices_of(retail)[0].items] == [1, 2, 3]
     assert retail.summary.sales_cents == 3 * 990
@@ -79,21 +79,21 @@ def test_an_invoice_belongs_to_the_customer_of_most_of_its_lines(write_csv: Writ
     retail = read_retail(write_csv({"Customer ID": "7"}, {"Customer ID": "8"}, {"Customer ID": "8"}))
     assert [invoice.customer_number for invoice in invoices_of(retail)] == [8]
     assert retail.rejects.rows() == [(2, Reason.ANOTHER_CUSTOMER, "the invoice is customer 8's")]
-    assert_adds_up(retail, 3)
+    assert_summary_is_correct(retail, 3)
 
 
-def test_an_invoice_of_two_customers_with_equally_many_lines_belongs_to_the_first(write_csv: WriteFile) -> None:
+def test_an_invoice_with_as_many_lines_of_two_customers_belongs_to_the_first(write_csv: WriteFile) -> None:
     retail = read_retail(write_csv({"Customer ID": "8"}, {"Customer ID": "7"}, {"Customer ID": ""}))
     assert [invoice.customer_number for invoice in invoices_of(retail)] == [8]
     assert reasons_of(retail) == {3: Reason.ANOTHER_CUSTOMER, 4: Reason.NO_CUSTOMER}
 
 
-def test_an_invoice_whose_total_is_too_large_is_rejected_whole(write_csv: WriteFile) -> None:
+def test_all_lines_of_an_invoice_with_too_large_a_total_are_rejected(write_csv: WriteFile) -> None:
     half = {"Quantity": "1", "Price": f"{LARGEST_CENTS // 200}.99"}
     retail = read_retail(write_csv(half, half, half, {"Invoice": "500002"}))
     assert reasons_of(retail) == dict.fromkeys([2, 3, 4], Reason.OUT_OF_RANGE)
     assert [invoice.reference for invoice in invoices_of(retail)] == ["retail:500002"]
-    assert_adds_up(retail, 4)
+    assert_summary_is_correct(retail, 4)
 
 
 def test_a_whole_cancellation_is_cancelled_and_a_part_is_refunded(write_csv: WriteFile) -> None:
@@ -107,7 +107,7 @@ def test_a_whole_cancellation_is_cancelled_and_a_part_is_refunded(write_csv: Wri
         ("retail:C500002", "cancelled", "retail:500001"),
         ("retail:C500003", "refunded", "retail:500002"),
     ]
-    assert_adds_up(retail, 4)
+    assert_summary_is_correct(retail, 4)
 
 
 def test_a_cancellation_whose_sale_is_not_in_the_file_is_refunded_without_a_link(write_csv: WriteFile) -> None:
@@ -116,7 +116,7 @@ def test_a_cancellation_whose_sale_is_not_in_the_file_is_refunded_without_a_link
     assert invoice.items[0].quantity == 2
 
 
-def test_a_sale_comes_before_its_cancellation_whatever_the_order_of_the_file(write_csv: WriteFile) -> None:
+def test_a_sale_comes_before_its_cancellation_in_any_order_of_the_file(write_csv: WriteFile) -> None:
     retail = read_retail(
         write_csv(
             {"Invoice": "C1", "Quantity": "-2"},
@@ -129,7 +129,7 @@ def test_a_sale_comes_before_its_cancellation_whatever_the_order_of_the_file(wri
     assert invoices_of(retail)[-1].cancels == "retail:Z"
 
 
-def test_every_customer_of_the_file_is_created(write_csv: WriteFile) -> None:
+def test_every_customer_id_of_the_file_is_a_customer(write_csv: WriteFile) -> None:
     retail = read_retail(
         write_csv(
             {"Customer ID": "9", "Country": "France"},
@@ -147,7 +147,7 @@ def test_every_customer_of_the_file_is_created(write_csv: WriteFile) -> None:
 
 
 @pytest.mark.parametrize("items", [1, 3, 7, 1000])
-def test_batches_have_whole_invoices_and_are_the_same_every_time(write_csv: WriteFile, items: int) -> None:
+def test_batches_have_whole_invoices_and_are_repeatable(write_csv: WriteFile, items: int) -> None:
     sizes = [3, 1, 4, 1, 5, 9, 2, 6]
     retail = read_retail(write_csv(*({"Invoice": f"{i}"} for i, size in enumerate(sizes) for _ in range(size))))
     batches = list(retail.batches(items=items))
@@ -163,17 +163,17 @@ def test_a_file_without_lines_is_an_empty_import(write_csv: WriteFile, tmp_path:
     retail = read_retail(write_csv())
     assert list(retail.batches()) == []
     assert retail.customers == ()
-    assert_adds_up(retail, 0)
+    assert_summary_is_correct(retail, 0)
     retail.write_rejects(tmp_path / "rejects.csv")
 
 
 def test_a_file_with_only_rejected_lines_is_an_empty_import(write_csv: WriteFile) -> None:
     retail = read_retail(write_csv({"Price": ""}, {"Price": "x"}))
     assert list(retail.batches()) == []
-    assert_adds_up(retail, 2)
+    assert_summary_is_correct(retail, 2)
 
 
-def test_floats_that_are_no_numbers_are_rejected(write_parquet: WriteFile) -> None:
+def test_floats_that_are_not_usable_numbers_are_rejected(write_parquet: WriteFile) -> None:
     retail = read_retail(
         write_parquet({"Price": math.nan}, {"Price": math.inf}, {"Customer ID": math.nan}, {"Customer ID": 0.5}, {})
     )
@@ -183,10 +183,12 @@ def test_floats_that_are_no_numbers_are_rejected(write_parquet: WriteFile) -> No
         Reason.NO_CUSTOMER,
         Reason.UNREADABLE_VALUE,
     ]
-    assert_adds_up(retail, 5)
+    assert_summary_is_correct(retail, 5)
 
 
-def test_parquet_and_csv_of_the_same_lines_are_the_same(write_csv: WriteFile, write_parquet: WriteFile) -> None:
+def test_parquet_and_csv_files_with_the_same_lines_are_imported_alike(
+    write_csv: WriteFile, write_parquet: WriteFile
+) -> None:
     lines = [{"Invoice": "7", "Price": "0.615"}, {"Customer ID": ""}, {"Invoice": "C7", "Quantity": "-1"}]
     typed = [{"Invoice": "7", "Price": 0.615}, {"Customer ID": None}, {"Invoice": "C7", "Quantity": -1}]
     from_csv, from_parquet = read_retail(write_csv(*lines)), read_retail(write_parquet(*typed))
@@ -194,7 +196,9 @@ def test_parquet_and_csv_of_the_same_lines_are_the_same(write_csv: WriteFile, wr
     assert from_csv.summary == from_parquet.summary
 
 
-def test_rejects_have_the_line_the_reason_and_the_original_columns(write_csv: WriteFile, tmp_path: Path) -> None:
+def test_rejected_lines_are_written_with_their_number_reason_and_original_columns(
+    write_csv: WriteFile, tmp_path: Path
+) -> None:
     path = write_csv({}, {"Price": " 0.0"}, {"Quantity": "m,any"})
     with path.open("a") as file:
         file.write("500001,22111\n")
@@ -221,7 +225,7 @@ def test_rejects_have_the_line_the_reason_and_the_original_columns(write_csv: Wr
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["rejects.csv", "retail.csv"]
 
 
-def test_an_error_while_writing_rejects_keeps_the_earlier_file(write_csv: WriteFile, tmp_path: Path) -> None:
+def test_if_rejected_lines_cannot_be_written_the_earlier_file_is_kept(write_csv: WriteFile, tmp_path: Path) -> None:
     path = write_csv({"Price": ""})
     retail = read_retail(path)
     target = tmp_path / "rejects.csv"
@@ -253,12 +257,12 @@ def test_every_line_is_a_sale_a_cancellation_or_rejected(lines: list[dict[str, s
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    writer.writerow({"InvoiceDate": "2010-01-05 10:30:00"})  # shows the format of the times
+    writer.writerow({"InvoiceDate": "2010-01-05 10:30:00"})  # determines the format of the times
     writer.writerows(lines)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "retail.csv"
         path.write_bytes(text.getvalue().encode("utf-8", "replace"))
-        assert_adds_up(read_retail(path), len(lines) + 1)
+        assert_summary_is_correct(read_retail(path), len(lines) + 1)
 
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
@@ -284,19 +288,19 @@ def test_every_row_of_numbers_is_a_sale_a_cancellation_or_rejected(rows: list[di
     with TemporaryDirectory() as folder:
         path = Path(folder) / "retail.parquet"
         frame.write_parquet(path)
-        assert_adds_up(read_retail(path), len(rows))
+        assert_summary_is_correct(read_retail(path), len(rows))
 
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.lists(st.sampled_from([b'"', b",", b"\n", b"\r", b"\x00", b"\xff", b"1", b" ", b"C1,a,b,-1,"]), max_size=60))
 @example([b'"', b"1", b"\n"] * 3)
-def test_any_bytes_can_be_read(parts: list[bytes]) -> None:
-    """Only blank lines are ignored. Every other line is in a record, and every record is counted."""
+def test_every_sequence_of_bytes_is_imported(parts: list[bytes]) -> None:
+    """Only blank lines are skipped. Every other line belongs to a record, and every record is accounted for."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "retail.csv"
-        a_time = b",,,,2010-01-05 10:30:00,,,\n"  # shows the format of the times
+        a_time = b",,,,2010-01-05 10:30:00,,,\n"  # determines the format of the times
         path.write_bytes(",".join(COLUMNS).encode() + b"\n" + a_time + b"".join(parts))
         retail = read_retail(path)
-        assert_adds_up(retail, retail.summary.lines)
+        assert_summary_is_correct(retail, retail.summary.lines)
         retail.write_rejects(Path(folder) / "rejects.csv")
         assert (retail.summary.lines == 1) == (b"".join(parts).strip(b"\r\n") == b"")

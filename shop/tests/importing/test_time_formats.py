@@ -1,4 +1,4 @@
-"""The format of a file's times is determined from all lines."""
+"""The format of a file's times is determined from all of its lines."""
 
 import csv
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def test_a_time_is_read_by_its_format(text: str, form: TimeFormat, expected: dat
         "40714.6382",
     ],
 )
-def test_a_text_that_fits_no_format_is_null(text: str) -> None:
+def test_a_text_that_matches_no_format_is_not_a_time(text: str) -> None:
     assert [parsed(text, form) for form in TimeFormat] == [None, None, None]
 
 
@@ -109,7 +109,9 @@ def test_a_text_that_fits_no_format_is_null(text: str) -> None:
         ([], None),
     ],
 )
-def test_the_format_is_the_one_that_every_readable_time_fits(times: list[str | None], form: TimeFormat | None) -> None:
+def test_the_format_is_the_one_that_every_readable_time_matches(
+    times: list[str | None], form: TimeFormat | None
+) -> None:
     assert find_time_format([frame(*times)]) == form
     assert find_time_format([frame(each, first_line=n) for n, each in enumerate(times)]) == form
 
@@ -140,7 +142,7 @@ def test_a_file_without_a_single_format_of_times_is_rejected(times: list[str], m
 
 
 @pytest.mark.parametrize("chosen", [MONTH_FIRST, DAY_FIRST])
-def test_the_option_decides_between_two_possible_formats(chosen: TimeFormat) -> None:
+def test_an_operator_can_choose_the_format(chosen: TimeFormat) -> None:
     assert find_time_format([frame("12/1/10 8:26")], chosen) == chosen
     assert find_time_format([frame("12/13/10 8:26", "13/12/10 8:26")], chosen) == chosen
     assert find_time_format([frame(None)], chosen) is None
@@ -159,29 +161,29 @@ _LOCAL = st.datetimes(datetime(1971, 1, 1), datetime(2037, 1, 1)).map(  # noqa: 
 @given(
     st.lists(_LOCAL, min_size=1, max_size=20), st.sampled_from([MONTH_FIRST, DAY_FIRST]), st.booleans(), st.booleans()
 )
-def test_times_are_never_read_in_a_format_that_they_were_not_written_in(
+def test_times_are_never_read_in_another_format_than_they_were_written_in(
     moments: list[datetime], form: TimeFormat, long_years: bool, seconds: bool
 ) -> None:
-    def written(moment: datetime) -> str:
+    def write_time(moment: datetime) -> str:
         first, second = (moment.month, moment.day) if form is MONTH_FIRST else (moment.day, moment.month)
         year = moment.year if long_years else moment.year % 100
         return f"{first}/{second}/{year:02} {moment.hour}:{moment.minute:02}" + f":{moment.second:02}" * seconds
 
-    frames = [frame(*map(written, moments))]
+    frames = [frame(*map(write_time, moments))]
     if max(moment.day for moment in moments) > 12:
         assert find_time_format(frames) == form
     else:
         with pytest.raises(NoTimeFormat, match="month-first or day-first"):
             find_time_format(frames)
     iso = [moment.isoformat(" ") if seconds else f"{moment:%Y-%m-%d %H:%M}" for moment in moments]
-    assert [parsed(written(each), form) for each in moments] == [parsed(each, ISO) for each in iso]
+    assert [parsed(write_time(each), form) for each in moments] == [parsed(each, ISO) for each in iso]
 
 
 OTHER_NAMES = {"Invoice": "InvoiceNo", "Price": "UnitPrice", "Customer ID": "CustomerID"}
 
 
-def renamed(path: Path, names: dict[str, str]) -> Path:
-    """The CSV file with other column names."""
+def rename_columns(path: Path, names: dict[str, str]) -> Path:
+    """Rename the columns of the CSV file."""
     with path.open(newline="") as file:
         header, *lines = csv.reader(file)
     with path.open("w", newline="") as file:
@@ -190,12 +192,12 @@ def renamed(path: Path, names: dict[str, str]) -> Path:
 
 
 @pytest.mark.parametrize("other", [OTHER_NAMES, {"Price": "UnitPrice"}, {}])
-def test_each_column_may_have_either_of_its_names(
+def test_each_column_can_have_either_of_its_names(
     write_csv: WriteFile, write_parquet: WriteFile, other: dict[str, str]
 ) -> None:
     path = write_parquet({}, {"Invoice": "2"})
     pl.read_parquet(path).rename(other).write_parquet(path)
-    retail = read_retail(renamed(write_csv({}, {"Invoice": "2"}), other))
+    retail = read_retail(rename_columns(write_csv({}, {"Invoice": "2"}), other))
     assert retail.summary == read_retail(path).summary
     assert retail.summary.sales_cents == 2 * 990
 
@@ -214,8 +216,8 @@ def test_a_file_with_both_names_of_a_column_is_rejected(
         read_retail(path)
 
 
-def test_a_file_with_a_column_twice_is_rejected(write_csv: WriteFile) -> None:
-    path = renamed(write_csv({}), {"Country": "Price", "Description": "Country", "StockCode": "Description"})
+def test_a_file_with_a_duplicate_column_is_rejected(write_csv: WriteFile) -> None:
+    path = rename_columns(write_csv({}), {"Country": "Price", "Description": "Country", "StockCode": "Description"})
     path.write_text(path.read_text().replace("Invoice,", "StockCode,Invoice,", 1))
     with pytest.raises(UnreadableFile, match="more than one column Price: 'Price' and 'Price'"):
         read_retail(path)

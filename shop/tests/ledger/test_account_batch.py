@@ -43,8 +43,8 @@ async def batch(client: httpx.AsyncClient, *lines: str, **headers: str) -> list[
     return answers
 
 
-def elsewhere(work: Any) -> asyncio.Task[Any]:
-    """The work in a task that isn't in this one's transaction."""
+def in_own_transaction(work: Any) -> asyncio.Task[Any]:
+    """Run the work in a task that doesn't join the transaction of the current one."""
     return asyncio.create_task(work, context=Context())
 
 
@@ -53,7 +53,7 @@ async def count(database: Database, model: type[Any]) -> int:
         return await session.scalar(select(func.count()).select_from(model)) or 0
 
 
-async def test_each_line_is_answered_in_its_order_with_its_account(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_each_line_is_answered_in_order_with_its_account(client: httpx.AsyncClient, stored: Database) -> None:
     user = await make_user(client)
     answers = await batch(
         client,
@@ -85,9 +85,7 @@ async def test_each_line_is_answered_in_its_order_with_its_account(client: httpx
     assert (await count(stored, Account), await count(stored, IdempotencyKey)) == (3, 3)
 
 
-async def test_what_is_sent_again_is_answered_as_it_was_the_first_time(
-    client: httpx.AsyncClient, stored: Database
-) -> None:
+async def test_a_batch_that_is_sent_again_is_replayed(client: httpx.AsyncClient, stored: Database) -> None:
     lines = [line(f"k{number}", metadata={"n": str(number)}) for number in range(30)]
     lines[7] = line("k7", user_id=str(uuid4()))
     lines[9] = line("k9", purpose="fees")
@@ -103,7 +101,7 @@ async def test_what_is_sent_again_is_answered_as_it_was_the_first_time(
     assert (await count(stored, Account), await count(stored, IdempotencyKey)) == (30, 29 + 1)
 
 
-async def test_keys_are_those_of_single_accounts_and_of_transfers(client: httpx.AsyncClient) -> None:
+async def test_keys_are_shared_with_single_accounts_and_transfers(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     await transfer(client, a, b, 1, key="transfer")
     body = {"name": "Current account", "currency": "GBP"}
@@ -119,8 +117,8 @@ async def test_keys_are_those_of_single_accounts_and_of_transfers(client: httpx.
     again = await client.post("/accounts", json=body, headers={"Idempotency-Key": "batch"})
     assert (again.json(), again.headers["idempotency-replayed"]) == (answers[3]["account"], "true")
     assert_problem(await post_transfer(client, a, b, 1, key="batch"), 422, "key-reused")
-    [elsewhere] = await batch(client, line("batch"), **{"X-Client-Id": "ada"})
-    assert not elsewhere["replayed"]
+    [in_own_transaction] = await batch(client, line("batch"), **{"X-Client-Id": "ada"})
+    assert not in_own_transaction["replayed"]
 
 
 async def test_a_key_used_twice_in_a_batch_opens_one_account(client: httpx.AsyncClient, stored: Database) -> None:
@@ -161,7 +159,7 @@ async def test_a_key_used_twice_in_a_batch_opens_one_account(client: httpx.Async
         json.dumps({"name": "No key", "currency": "GBP"}),
     ],
 )
-async def test_a_line_that_is_not_as_described_is_named_and_fails_alone(
+async def test_an_invalid_line_is_reported_and_the_other_lines_are_opened(
     client: httpx.AsyncClient, stored: Database, bad: str
 ) -> None:
     answers = await batch(client, line("k1"), "", bad, line("k2"))
@@ -170,15 +168,17 @@ async def test_a_line_that_is_not_as_described_is_named_and_fails_alone(
     assert await count(stored, Account) == 2
 
 
-async def test_nothing_is_answered_to_nothing_and_another_type_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_empty_batch_has_an_empty_response_and_another_media_type_is_rejected(
+    client: httpx.AsyncClient,
+) -> None:
     assert await batch(client, "") == []
     assert [answer["outcome"] for answer in await batch(client, "x")] == ["invalid"]
     response = await client.post("/accounts/batch", content=b"{}", headers={"Content-Type": "application/json"})
     assert_problem(response, 415, "unsupported-media-type")
 
 
-async def test_a_long_batch_is_answered_whole(client: httpx.AsyncClient, stored: Database) -> None:
-    """More lines than go in a transaction, and more bytes, both ways, than sockets hold."""
+async def test_a_long_batch_is_answered_completely(client: httpx.AsyncClient, stored: Database) -> None:
+    """More lines than one transaction posts, and more bytes than the socket buffers hold, in both directions."""
     amount = 2 * BATCH_LINES + 100
     lines = [line(f"k{number}", metadata={"essay": "é" * 500}) for number in range(amount)]
     lines[700] = "nonsense"
@@ -188,10 +188,10 @@ async def test_a_long_batch_is_answered_whole(client: httpx.AsyncClient, stored:
     assert await count(stored, Account) == amount - 1
 
 
-async def test_the_same_accounts_in_opposite_orders_at_the_same_time_are_opened_once_and_without_a_deadlock(
+async def test_concurrent_batches_in_opposite_orders_open_each_account_once_without_a_deadlock(
     stored: Database,
 ) -> None:
-    """Each call is one transaction, which isn't run again after a deadlock."""
+    """Each call is one transaction, which is not retried after a deadlock."""
     requests = requests_for(200) + [
         OpeningRequest(AccountIn(name="Account", currency=currency, purpose=purpose), f"{key}-{purpose}-{currency}")
         for key in ("one", "two")
@@ -199,11 +199,11 @@ async def test_the_same_accounts_in_opposite_orders_at_the_same_time_are_opened_
         for currency in ("EUR", "CHF", "USD")
     ]
 
-    async def opened(is_reversed: bool) -> list[OpeningResult]:
+    async def open_all(is_reversed: bool) -> list[OpeningResult]:
         async with stored.begin() as session:
             return await open_accounts(session, requests[::-1] if is_reversed else requests)
 
-    results = await asyncio.gather(*(opened(number % 2 == 0) for number in range(8)))
+    results = await asyncio.gather(*(open_all(number % 2 == 0) for number in range(8)))
     ids = [{result.unwrap().id for result in each if result.refusal is None} for each in results]
     assert len({frozenset(each) for each in ids}) == 1
     assert len(ids[0]) == 209 == await count(stored, Account)
@@ -241,7 +241,7 @@ async def test_the_number_of_statements_does_not_grow_with_the_number_of_account
     assert sent[0] == sent[1] < 10
 
 
-async def test_python_gets_a_result_for_each_request_with_or_without_a_key(stored: Database) -> None:
+async def test_open_accounts_returns_a_result_for_each_request_with_or_without_a_key(stored: Database) -> None:
     fees = AccountIn(name="Fees", currency="CHF", purpose=AccountPurpose.FEES)
     async with stored.begin() as session:
         assert await open_accounts(session, []) == []
@@ -260,14 +260,14 @@ async def test_an_account_of_a_user_who_is_being_deleted_waits_and_is_refused(
 ) -> None:
     user = await make_user(client)
 
-    async def opened() -> list[OpeningResult]:
+    async def open_all() -> list[OpeningResult]:
         async with stored.begin() as session:
             return await open_accounts(session, requests_for(30, user_id=user["id"]))
 
     async with stored.session() as session:
         await session.delete(await session.get_one(User, user["id"]))
         await session.flush()
-        waiting = elsewhere(opened())
+        waiting = in_own_transaction(open_all())
         await until_waiting(stored, 1)
         await session.commit()
     assert {result.refusal for result in await waiting} == {OpeningRefusal.UNKNOWN_USER}

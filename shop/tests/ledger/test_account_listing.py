@@ -1,4 +1,4 @@
-"""Accounts of the house, lists of accounts, and balances then and now."""
+"""System accounts, lists of accounts, and balances at a time."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.problems import assert_problem
 
 
-async def test_there_is_one_account_of_a_purpose_and_currency(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_there_is_one_account_per_purpose_and_currency(client: httpx.AsyncClient, stored: Database) -> None:
     values: dict[str, Any] = {"purpose": "fees", "currency": "CHF"}
     fees = await make_account(client, **values)
     again = await client.post("/accounts", json={"name": "Fees, too"} | values)
     assert_problem(again, 409, "unique-violation", constraint="uq_accounts_purpose_currency")
     assert (await client.get("/accounts", params=values)).json()["items"] == [fees]
 
-    async def opened(purpose: AccountPurpose) -> UUID:
+    async def system_account_id(purpose: AccountPurpose) -> UUID:
         async with stored.begin() as session:
             return (await get_or_open_system_account(session, purpose, "CHF")).id
 
-    assert str(await opened(AccountPurpose.FEES)) == fees["id"]
-    assert len(set(await asyncio.gather(*(opened(AccountPurpose.CASH_IN) for _ in range(8))))) == 1
+    assert str(await system_account_id(AccountPurpose.FEES)) == fees["id"]
+    assert len(set(await asyncio.gather(*(system_account_id(AccountPurpose.CASH_IN) for _ in range(8))))) == 1
     cash_in = (await client.get("/accounts", params={"purpose": "cash_in", "currency": "CHF"})).json()["items"][0]
     assert (cash_in["name"], cash_in["allows_negative"]) == ("Cash in", True)
     await transfer(client, cash_in, await make_account(client, currency="CHF"), 500)
@@ -55,7 +55,9 @@ async def test_accounts_are_listed_by_owner_and_currency(client: httpx.AsyncClie
         assert_problem(await client.get("/accounts", params=wrong), 422, "validation")
 
 
-async def test_the_balance_after_each_entry_and_at_each_time(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_the_balance_is_returned_after_each_entry_and_at_each_time(
+    client: httpx.AsyncClient, stored: Database
+) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     moved = [await transfer(client, a, b, amount) for amount in (1, 2, 3, 4)]
     path = f"/accounts/{b['id']}/balance"
@@ -76,23 +78,23 @@ async def test_the_balance_after_each_entry_and_at_each_time(client: httpx.Async
         assert_problem(await client.get(f"/accounts/{uuid4()}/balance", params=parameters), 404, "not-found")
 
 
-async def test_what_counts_from_another_time_is_booked_now(client: httpx.AsyncClient) -> None:
+async def test_a_transfer_with_another_effective_date_is_posted_now(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     start = datetime.now(UTC)
 
-    async def moved(amount: int, days: int) -> None:
+    async def post_dated(amount: int, days: int) -> None:
         body = {
             "from_account_id": a["id"],
             "to_account_id": b["id"],
             "amount": amount,
             "effective_at": (start + timedelta(days=days)).isoformat(),
         }
-        made = (await client.post("/transfers", json=body, headers={"Idempotency-Key": str(uuid4())})).json()
-        assert datetime.fromisoformat(made["effective_at"]) == start + timedelta(days=days)
-        assert datetime.fromisoformat(made["created_at"]) < start + timedelta(hours=1)
+        posted = (await client.post("/transfers", json=body, headers={"Idempotency-Key": str(uuid4())})).json()
+        assert datetime.fromisoformat(posted["effective_at"]) == start + timedelta(days=days)
+        assert datetime.fromisoformat(posted["created_at"]) < start + timedelta(hours=1)
 
     for amount, days in ((1, -10), (2, 10), (4, -5)):
-        await moved(amount, days)
+        await post_dated(amount, days)
     path = f"/accounts/{b['id']}/balance"
 
     async def effective(days: int) -> int:
@@ -107,11 +109,11 @@ async def test_what_counts_from_another_time_is_booked_now(client: httpx.AsyncCl
     assert_problem(answer, 422, "validation")
 
 
-async def test_the_balance_at_a_time_is_found_by_halving(stored: Database) -> None:
+async def test_the_balance_at_a_time_is_found_by_binary_search(stored: Database) -> None:
     a, b = await open_accounts(stored, 5_000, 0)
     async with Ledger(stored) as ledger:
         results = [await ledger.submit(TransferRequest(a, b, 1)) for _ in range(40)]
-        results += await ledger.submit_many([TransferRequest(a, b, 1)] * 1_000)  # at one time
+        results += await ledger.submit_many([TransferRequest(a, b, 1)] * 1_000)  # all with the same time
     async with stored.session() as session:
         for number in (0, 17, 39):
             assert await read_balance_at(session, b, results[number].unwrap().created_at) == (number + 1, number + 1)
@@ -128,14 +130,14 @@ async def test_the_balance_at_a_time_is_found_by_halving(stored: Database) -> No
 
 
 @pytest.mark.parametrize("client_id", ["", "two words", "x" * 101])
-async def test_a_client_that_is_none_is_refused(client: httpx.AsyncClient, client_id: str) -> None:
+async def test_an_invalid_client_id_is_rejected(client: httpx.AsyncClient, client_id: str) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     answer = await client.post("/transfers", json=body, headers={"Idempotency-Key": "k", "X-Client-Id": client_id})
     assert_problem(answer, 422, "validation")
 
 
-async def test_each_client_has_keys_of_its_own(client: httpx.AsyncClient) -> None:
+async def test_each_client_has_its_own_keys(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     for who in (None, "web", "mobile"):
         headers = {} if who is None else {"X-Client-Id": who}

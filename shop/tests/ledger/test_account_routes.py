@@ -11,7 +11,7 @@ import pytest
 
 from shop_tests.support.factories import (
     change_account,
-    made,
+    create,
     make_account,
     make_user,
     post_transfer,
@@ -22,7 +22,7 @@ from shop_tests.support.factories import (
 from shop_tests.support.problems import assert_problem
 
 
-async def test_a_new_account_has_nothing_on_it(client: httpx.AsyncClient) -> None:
+async def test_a_new_account_is_empty(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     body = {"name": " Savings ", "currency": "EUR", "user_id": user["id"], "allows_negative": True}
     response = await client.post("/accounts", json=body)
@@ -35,7 +35,7 @@ async def test_a_new_account_has_nothing_on_it(client: httpx.AsyncClient) -> Non
     assert (found.json(), found.headers["etag"]) == (account, response.headers["etag"])
 
 
-async def test_an_account_is_of_the_house_and_covered_unless_it_says_otherwise(client: httpx.AsyncClient) -> None:
+async def test_by_default_an_account_has_no_owner_and_no_overdraft(client: httpx.AsyncClient) -> None:
     account = await make_account(client)
     assert (account["user_id"], account["allows_negative"]) == (None, False)
     assert (account["state"], account["overdraft_limit"], account["balance_limit"]) == ("open", 0, None)
@@ -66,14 +66,12 @@ async def test_an_account_is_of_the_house_and_covered_unless_it_says_otherwise(c
         {"state": "frozen"},
     ],
 )
-async def test_an_account_that_is_not_as_described_is_refused(
-    client: httpx.AsyncClient, change: dict[str, Any]
-) -> None:
+async def test_an_invalid_account_is_rejected(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
     body = {"name": "Current account", "currency": "GBP"} | change
     assert_problem(await client.post("/accounts", json=body), 422, "validation")
 
 
-async def test_an_account_of_nobody_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_account_of_an_unknown_user_is_rejected(client: httpx.AsyncClient) -> None:
     body = {"name": "Current account", "currency": "GBP", "user_id": str(uuid4())}
     response = await client.post("/accounts", json=body)
     assert_problem(response, 409, "foreign-key-violation", constraint="fk_accounts_user_id")
@@ -82,12 +80,14 @@ async def test_an_account_of_nobody_is_refused(client: httpx.AsyncClient) -> Non
 @pytest.mark.parametrize(
     "path", ["/accounts/{}", "/accounts/{}/entries", "/accounts/{}/balance?at=2030-01-01T00:00:00Z"]
 )
-async def test_an_unknown_account_is_not_found_and_a_bad_id_is_refused(client: httpx.AsyncClient, path: str) -> None:
+async def test_an_unknown_account_is_not_found_and_an_invalid_id_is_rejected(
+    client: httpx.AsyncClient, path: str
+) -> None:
     assert_problem(await client.get(path.format(uuid4())), 404, "not-found")
     assert_problem(await client.get(path.format("nonsense")), 422, "validation")
 
 
-async def test_the_statement_has_every_entry_once_the_oldest_first(client: httpx.AsyncClient) -> None:
+async def test_the_statement_has_every_entry_once_oldest_first(client: httpx.AsyncClient) -> None:
     account = await make_account(client, 100)
     other = await make_account(client)
     for amount in (10, 20, 30):
@@ -108,12 +108,12 @@ async def test_the_statement_has_every_entry_once_the_oldest_first(client: httpx
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "at=2030-01-01T00:00:00Z", "after=x&before=y"])
-async def test_a_statement_query_that_is_not_as_described_is_refused(client: httpx.AsyncClient, query: str) -> None:
+async def test_an_invalid_statement_query_is_rejected(client: httpx.AsyncClient, query: str) -> None:
     account = await make_account(client)
     assert_problem(await client.get(f"/accounts/{account['id']}/entries?{query}"), 422, "validation")
 
 
-async def test_the_balance_is_told_as_it_was_at_a_time(client: httpx.AsyncClient) -> None:
+async def test_the_balance_at_a_past_time_is_returned(client: httpx.AsyncClient) -> None:
     account, other = await make_account(client, 100), await make_account(client)
     moved = [await transfer(client, account, other, amount) for amount in (10, 20)]
 
@@ -143,12 +143,12 @@ async def test_the_balance_is_told_as_it_was_at_a_time(client: httpx.AsyncClient
         ("9999-12-31T23:59:59-14:00", "out-of-range"),
     ],
 )
-async def test_a_time_that_cannot_be_told_is_refused(client: httpx.AsyncClient, at: str, code: str) -> None:
+async def test_an_invalid_time_is_rejected(client: httpx.AsyncClient, at: str, code: str) -> None:
     account = await make_account(client)
     assert_problem(await client.get(f"/accounts/{account['id']}/balance", params={"at": at}), 422, code)
 
 
-async def test_a_frozen_account_takes_part_in_nothing_until_it_is_opened_again(client: httpx.AsyncClient) -> None:
+async def test_a_frozen_account_refuses_transfers_until_it_is_opened_again(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     frozen = await change_account(client, a, state="frozen")
     assert (frozen.status_code, frozen.json()["state"]) == (200, "frozen")
@@ -158,7 +158,7 @@ async def test_a_frozen_account_takes_part_in_nothing_until_it_is_opened_again(c
     assert (await post_transfer(client, a, b, 1)).status_code == 201
 
 
-async def test_an_empty_account_is_closed_for_good(client: httpx.AsyncClient) -> None:
+async def test_only_an_empty_account_can_be_closed_and_it_stays_closed(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     assert_problem(await change_account(client, a, state="closed"), 409, "account-unchangeable")
     await transfer(client, a, b, 100)
@@ -169,7 +169,7 @@ async def test_an_empty_account_is_closed_for_good(client: httpx.AsyncClient) ->
     assert (await change_account(client, a)).status_code == 200
 
 
-async def test_limits_can_be_changed_to_what_the_balance_is_within(client: httpx.AsyncClient) -> None:
+async def test_a_limit_can_be_changed_only_if_the_balance_is_within_it(client: httpx.AsyncClient) -> None:
     a = await make_account(client, overdraft_limit=50, balance_limit=200, metadata={"region": "north"})
     b = await make_account(client, 100)
     path = f"/accounts/{a['id']}"
@@ -186,7 +186,7 @@ async def test_limits_can_be_changed_to_what_the_balance_is_within(client: httpx
 
 
 @pytest.mark.parametrize("body", [{"state": "gone"}, {"state": None}, {"balance": 1}, {"overdraft_limit": None}, []])
-async def test_a_change_of_an_account_that_is_not_as_described_is_refused(client: httpx.AsyncClient, body: Any) -> None:
+async def test_an_invalid_change_of_an_account_is_rejected(client: httpx.AsyncClient, body: Any) -> None:
     account = await make_account(client)
     for headers in ({}, {"If-Match": "*"}):
         response = await client.patch(f"/accounts/{account['id']}", json=body, headers=headers)
@@ -196,14 +196,14 @@ async def test_a_change_of_an_account_that_is_not_as_described_is_refused(client
         )
 
 
-async def test_a_change_of_an_account_says_what_it_is_based_on(client: httpx.AsyncClient) -> None:
+async def test_a_change_of_an_account_without_if_match_is_rejected(client: httpx.AsyncClient) -> None:
     account = await make_account(client)
     assert_problem(await client.patch(f"/accounts/{account['id']}", json={"name": "x"}), 428, "precondition-required")
     assert (await client.get(f"/accounts/{account['id']}")).json() == account
 
 
 @pytest.mark.parametrize("if_match", ["*", '"0-0"', '"0"', '"7-0", "0-9"'])
-async def test_a_change_based_on_the_current_account_is_made(client: httpx.AsyncClient, if_match: str) -> None:
+async def test_a_change_with_the_current_etag_is_accepted(client: httpx.AsyncClient, if_match: str) -> None:
     account = await make_account(client)
     path = f"/accounts/{account['id']}"
     response = await client.patch(path, json={"name": "New"}, headers={"If-Match": if_match})
@@ -212,7 +212,7 @@ async def test_a_change_based_on_the_current_account_is_made(client: httpx.Async
 
 
 @pytest.mark.parametrize("if_match", ['"1-0"', 'W/"0-0"', "0-0", "", '""', '"00-0"', '"-0"', "nonsense", '"0-0'])
-async def test_a_change_based_on_another_account_is_refused(client: httpx.AsyncClient, if_match: str) -> None:
+async def test_a_change_with_another_etag_is_rejected(client: httpx.AsyncClient, if_match: str) -> None:
     account = await make_account(client)
     path = f"/accounts/{account['id']}"
     response = await client.patch(path, json={"name": "New"}, headers={"If-Match": if_match})
@@ -220,7 +220,7 @@ async def test_a_change_based_on_another_account_is_refused(client: httpx.AsyncC
     assert (await client.get(path)).json() == account
 
 
-async def test_a_transfer_does_not_make_a_change_stale_and_a_hold_does(client: httpx.AsyncClient) -> None:
+async def test_a_hold_changes_the_accepted_etag_and_a_transfer_does_not(client: httpx.AsyncClient) -> None:
     account, other = await make_account(client, 100), await make_account(client)
     path = f"/accounts/{account['id']}"
     etag = (await client.get(path)).headers["etag"]
@@ -234,12 +234,12 @@ async def test_a_transfer_does_not_make_a_change_stale_and_a_hold_does(client: h
     )
 
     hold = {"from_account_id": account["id"], "to_account_id": other["id"], "amount": 1, "pending_seconds": 60}
-    await made(client, "/transfers", hold, headers={"Idempotency-Key": "hold"})
+    await create(client, "/transfers", hold, headers={"Idempotency-Key": "hold"})
     stale = await client.patch(path, json={"name": "x"}, headers={"If-Match": changed.headers["etag"]})
     assert_problem(stale, 412, "precondition-failed")
 
 
-async def test_the_precondition_comes_before_what_the_state_of_the_account_forbids(client: httpx.AsyncClient) -> None:
+async def test_the_precondition_is_checked_before_the_state_of_the_account(client: httpx.AsyncClient) -> None:
     account = await make_account(client, 100)
     path = f"/accounts/{account['id']}"
     stale = await client.patch(path, json={"state": "closed"}, headers={"If-Match": '"9-0"'})
@@ -247,7 +247,7 @@ async def test_the_precondition_comes_before_what_the_state_of_the_account_forbi
     assert_problem(await client.patch(path, json={"state": "closed"}), 428, "precondition-required")
 
 
-async def test_of_several_changes_of_one_account_at_a_time_one_is_made(client: httpx.AsyncClient) -> None:
+async def test_one_of_ten_concurrent_changes_of_an_account_is_accepted(client: httpx.AsyncClient) -> None:
     account = await make_account(client)
     path = f"/accounts/{account['id']}"
 
@@ -261,8 +261,8 @@ async def test_of_several_changes_of_one_account_at_a_time_one_is_made(client: h
     assert (await client.get(path)).json() == changed
 
 
-async def test_without_the_precondition_a_change_of_an_account_undoes_another(client: httpx.AsyncClient) -> None:
-    """The control: `*` compares nothing."""
+async def test_without_the_precondition_a_later_change_undoes_an_earlier_one(client: httpx.AsyncClient) -> None:
+    """The control test: `*` matches every version."""
     account = await make_account(client, metadata={"a": "1"})
     path = f"/accounts/{account['id']}"
     read = [(await client.get(path)).json()["metadata"] for _ in range(2)]

@@ -1,4 +1,4 @@
-"""A replay returns the first answer, whatever else is requested under its key at the same time."""
+"""A replay returns the first answer, even if another request with its key is in the same batch."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ async def _as_one_list(database: Database, requests: Sequence[TransferRequest]) 
         return await ledger.submit_many(requests)
 
 
-async def _one_by_one_at_once(database: Database, requests: Sequence[TransferRequest]) -> list[TransferResult]:
+async def _concurrently(database: Database, requests: Sequence[TransferRequest]) -> list[TransferResult]:
     """The first one occupies the only batch, so the others share the next one."""
     async with Ledger(database, workers=1) as ledger:
         return await asyncio.gather(*map(ledger.submit, requests))
 
 
-ENTRY_POINTS = [_in_one_transaction, _as_one_list, _one_by_one_at_once]
+ENTRY_POINTS = [_in_one_transaction, _as_one_list, _concurrently]
 
 
 class Requests:
-    """Requests of every kind between two accounts. Those that refer to a transfer refer to one of their own."""
+    """Requests of every kind between two accounts. Each request that refers to a transfer refers to a different one."""
 
     def __init__(self, accounts: Sequence[UUID], transfers: Sequence[UUID], holds: Sequence[UUID]) -> None:
-        self._ways = tuple(accounts)
+        self._accounts = tuple(accounts)
         self._transfers, self._holds = iter(transfers), iter(holds)
 
     def of(self, kind: str, *, amount: int = 5, key: str | None = KEY) -> TransferRequest:
-        a, b = self._ways
+        a, b = self._accounts
         match kind:
             case "transfer":
                 return TransferRequest(a, b, amount, key=key)
@@ -70,37 +70,39 @@ class Requests:
                 return TransferRequest(a, b, 10**9, key=key)
 
 
-async def prepared(database: Database) -> Requests:
+async def prepare(database: Database) -> Requests:
     a, b = await open_accounts(database, 10_000, 10_000)
-    made = await _in_one_transaction(database, [TransferRequest(a, b, 10)] * 10)
+    posted = await _in_one_transaction(database, [TransferRequest(a, b, 10)] * 10)
     held = await _in_one_transaction(database, [TransferRequest(a, b, 10, pending_seconds=600)] * 10)
-    return Requests((a, b), [each.unwrap().id for each in made], [each.unwrap().id for each in held])
+    return Requests((a, b), [each.unwrap().id for each in posted], [each.unwrap().id for each in held])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("submit", ENTRY_POINTS)
-async def test_a_replay_next_to_another_request_under_its_key_gets_the_first_answer(
+async def test_a_replay_returns_the_first_answer_next_to_another_request_with_its_key(
     stored: Database, submit: Any, kind: str
 ) -> None:
-    requests = await prepared(stored)
+    requests = await prepare(stored)
     request = requests.of(kind)
     [first] = await submit(stored, [request])
     assert (first.refusal is not None) == (kind == "refused")
     for other in [requests.of(each, amount=7) for each in KINDS if each != "refused"]:
         for batch in ([request, other], [other, request], [request, other, request]):
             answers = await submit(stored, batch)
-            for asked, answer in zip(batch, answers, strict=True):
+            for submitted_request, answer in zip(batch, answers, strict=True):
                 expected = (
-                    first._replace(replayed=True) if asked is request else TransferResult(refusal=Refusal.KEY_REUSED)
+                    first._replace(replayed=True)
+                    if submitted_request is request
+                    else TransferResult(refusal=Refusal.KEY_REUSED)
                 )
                 assert answer == expected
 
 
 @pytest.mark.parametrize("submit", ENTRY_POINTS[:2])
-async def test_a_replayed_chain_next_to_other_requests_under_its_keys_gets_the_first_answers(
+async def test_a_replayed_chain_returns_the_first_answers_next_to_other_requests_with_its_keys(
     stored: Database, submit: Any
 ) -> None:
-    requests = await prepared(stored)
+    requests = await prepare(stored)
     kinds = KINDS[:-1]
     chain = [requests.of(kind, key=kind)._replace(linked=kind != kinds[-1]) for kind in kinds]
     first = await submit(stored, chain)
@@ -114,7 +116,7 @@ async def test_a_replayed_chain_next_to_other_requests_under_its_keys_gets_the_f
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_answer_to_one_request_is_found_by_its_key(stored: Database, kind: str) -> None:
-    requests = await prepared(stored)
+    requests = await prepare(stored)
     request = requests.of(kind)
     async with stored.begin() as session:
         assert await find_replay(session, request) is None
@@ -125,8 +127,8 @@ async def test_the_answer_to_one_request_is_found_by_its_key(stored: Database, k
 
 
 @pytest.mark.parametrize("settling", ["post", "void"])
-async def test_a_hold_and_what_became_of_it_are_replayed_as_they_were_answered(stored: Database, settling: str) -> None:
-    requests = await prepared(stored)
+async def test_a_hold_and_its_settlement_are_replayed_as_they_were_answered(stored: Database, settling: str) -> None:
+    requests = await prepare(stored)
     hold = requests.of("hold", key="hold")
     [held] = await _in_one_transaction(stored, [hold])
     names = {"post": "posts", "void": "voids"}
@@ -138,7 +140,9 @@ async def test_a_hold_and_what_became_of_it_are_replayed_as_they_were_answered(s
         assert await _as_one_list(stored, batch) == [each._replace(replayed=True) for each in expected]
 
 
-async def test_lines_of_a_batch_get_the_first_answer_next_to_others_under_their_key(client: httpx.AsyncClient) -> None:
+async def test_a_replayed_line_returns_the_first_answer_next_to_another_line_with_its_key(
+    client: httpx.AsyncClient,
+) -> None:
     a, b = await make_account(client, 100), await make_account(client)
 
     async def answers(*lines: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,13 +156,13 @@ async def test_lines_of_a_batch_get_the_first_answer_next_to_others_under_their_
     [first] = await answers(hold)
     assert first["outcome"] == TransferState.PENDING
     for lines in ([hold, other], [other, hold]):
-        told = await answers(*lines)
+        second = await answers(*lines)
         place = lines.index(hold)
-        assert (told[place]["transfer"], told[place]["replayed"]) == (first["transfer"], True)
-        assert told[1 - place]["refusal"] == "key_reused"
+        assert (second[place]["transfer"], second[place]["replayed"]) == (first["transfer"], True)
+        assert second[1 - place]["refusal"] == "key_reused"
 
 
-def test_a_result_is_a_transfer_or_a_refusal_and_never_neither_or_both() -> None:
+def test_a_result_is_either_a_transfer_or_a_refusal() -> None:
     for wrong in ((), (None, None, True)):
         with pytest.raises(ValueError, match="pass either transfer or refusal"):
             TransferResult(*wrong)
@@ -166,10 +170,8 @@ def test_a_result_is_a_transfer_or_a_refusal_and_never_neither_or_both() -> None
 
 
 @pytest.mark.parametrize(("kind", "answer"), [("transfer", "posted"), ("hold", "pending")])
-async def test_a_key_whose_transfer_is_missing_is_an_error_and_no_empty_answer(
-    stored: Database, kind: str, answer: str
-) -> None:
-    requests = await prepared(stored)
+async def test_a_key_whose_transfer_is_missing_is_an_error(stored: Database, kind: str, answer: str) -> None:
+    requests = await prepare(stored)
     request = requests.of(kind)
     await _in_one_transaction(stored, [request])
     async with stored.begin() as session:
@@ -196,7 +198,7 @@ async def test_a_key_whose_transfer_is_missing_is_an_error_and_no_empty_answer(
         {"answer": "guessed", "transfer_id": uuid4()},
     ],
 )
-async def test_the_database_refuses_an_answer_of_another_kind_than_it_names(
+async def test_the_database_rejects_an_answer_with_the_wrong_kind(
     session: AsyncSession, values: dict[str, Any]
 ) -> None:
     with pytest.raises(DatabaseError) as raised:

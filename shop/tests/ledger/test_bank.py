@@ -1,4 +1,4 @@
-"""A bank: eight accounts, 32 clients in four processes, and somebody who adds everything up all the time."""
+"""32 clients in four processes transfer between eight accounts, while the balances are added up all the time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from shop_tests.support.ledger_clients import Outcome, run_client_processes
 ACCOUNTS, FUNDS = 8, 1_000
 PROCESSES, CLIENTS = 4, 8
 
-# the bank's own account, which money enters by, is below zero by what is on the others
+# The system account that the money comes from is negative by the sum of the other balances.
 TOTALS = text("SELECT sum(balance), count(*) FILTER (WHERE balance < 0 AND NOT allows_negative) FROM accounts")
 
 
-async def busy(
-    database: Database, accounts: list[UUID], transfers: int, how: str
+async def run_clients(
+    database: Database, accounts: list[UUID], transfers: int, mode: str
 ) -> tuple[list[Outcome], set[tuple[int, int]]]:
-    """What the clients were told, and what was seen meanwhile: the sum of all balances, how many were below zero."""
+    """The outcomes of the requests, and the observed sums of all balances with the number of accounts below zero."""
     done = asyncio.create_task(
-        run_client_processes(database, accounts, processes=PROCESSES, clients=CLIENTS, transfers=transfers, how=how)
+        run_client_processes(database, accounts, processes=PROCESSES, clients=CLIENTS, transfers=transfers, mode=mode)
     )
     seen = set()
     while not done.done():
@@ -43,23 +43,27 @@ async def busy(
         pytest.param(50_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
 )
-async def test_nothing_is_created_or_lost_at_any_moment(stored: Database, transfers: int) -> None:
-    """Every transfer that a client was told of is in the books as it was told, and no other one is."""
+async def test_no_money_is_created_or_lost_at_any_time(stored: Database, transfers: int) -> None:
+    """The ledger has exactly the transfers that were reported to the clients."""
     accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
-    told, seen = await busy(stored, accounts, transfers, "singly")
+    outcomes, seen = await run_clients(stored, accounts, transfers, "singly")
     assert seen == {(0, 0)}
-    assert len(told) == transfers
-    assert set(Counter(each.what for each in told)) == {"posted", "insufficient_funds", "linked_transfer_failed"}
+    assert len(outcomes) == transfers
+    assert set(Counter(each.state_or_refusal for each in outcomes)) == {
+        "posted",
+        "insufficient_funds",
+        "linked_transfer_failed",
+    }
     async with stored.session(isolation_level="REPEATABLE READ") as session:
         assert (await check_ledger(session)).faults == {}
         columns = (Transfer.id, Transfer.from_account_id, Transfer.to_account_id, Transfer.amount)
-        booked = await session.execute(select(*columns).where(Transfer.from_account_id.in_(accounts)))
-        found = sorted((*map(str, ids), amount) for *ids, amount in booked)
-    assert found == sorted(each[1:] for each in told if each.what == "posted")
+        rows = await session.execute(select(*columns).where(Transfer.from_account_id.in_(accounts)))
+        found = sorted((*map(str, ids), amount) for *ids, amount in rows)
+    assert found == sorted(each[1:] for each in outcomes if each.state_or_refusal == "posted")
 
 
-async def test_without_locks_money_is_created_and_lost(stored: Database) -> None:
-    """The control."""
+async def test_without_locks_money_is_created_or_lost(stored: Database) -> None:
+    """The control test."""
     accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
-    _, seen = await busy(stored, accounts, 1_000, "without locks")
+    _, seen = await run_clients(stored, accounts, 1_000, "without locks")
     assert any(total for total, _ in seen)

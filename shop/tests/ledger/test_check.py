@@ -1,4 +1,4 @@
-"""`check_ledger` finds each kind of fault, and reports none in a right ledger."""
+"""`check_ledger` finds each kind of fault, and reports none in a correct ledger."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ async def test_the_ledger_is_correct_at_every_moment_of_a_busy_run(stored: Datab
         reports = [await check("REPEATABLE READ") for _ in range(15)]
         assert [report.faults for report in reports] == [{}] * 15
         assert reports[-1].transfers > reports[0].transfers
-        # the control: a statement each, each with a snapshot of its own, counts what has come in between
+        # the control: in READ COMMITTED each statement has its own snapshot, so the counts differ
         async with asyncio.timeout(30):
             while (seen := await check("READ COMMITTED")).entries == 2 * seen.transfers:
                 pass
@@ -357,7 +357,7 @@ async def test_the_ledger_is_correct_at_every_moment_of_a_busy_run(stored: Datab
         stop.set()
         moved = sum(await asyncio.gather(*running))
     async with stored.begin() as session:
-        report = replace(await check_ledger(session), seal=None)  # a service may have linked some
+        report = replace(await check_ledger(session), seal=None)  # the shared service may have linked some seals
         assert report == LedgerReport(accounts=4, transfers=moved, entries=2 * moved)
         assert sum(account.balance for account in (await lock(session, Account, accounts)).values()) == 0
 

@@ -41,7 +41,7 @@ async def database_time(database: Database) -> datetime:
         return found
 
 
-def test_the_clock_of_a_process_can_be_wrong_in_a_test() -> None:
+def test_a_test_can_set_a_wrong_clock() -> None:
     with wall_clock_off_by(HOUR):
         assert utcnow() - datetime.now(UTC) > HOUR / 2
     assert utcnow() - datetime.now(UTC) < HOUR / 2
@@ -49,7 +49,7 @@ def test_the_clock_of_a_process_can_be_wrong_in_a_test() -> None:
 
 async def by_submit(database: Database, a: UUID, b: UUID) -> None:
     async with Ledger(database) as ledger:
-        for _ in range(3):  # read, then known
+        for _ in range(3):  # the first one reads the accounts, the others find them in the account cache
             (await ledger.submit(TransferRequest(a, b, 1, key=str(uuid4())))).unwrap()
 
 
@@ -72,8 +72,8 @@ async def by_hold(database: Database, a: UUID, b: UUID) -> None:
 
 async def by_reversal(database: Database, a: UUID, b: UUID) -> None:
     async with Ledger(database) as ledger:
-        made = (await ledger.submit(TransferRequest(a, b, 2))).unwrap()
-        (await ledger.submit(TransferRequest(b, a, 1, reverses=made.id))).unwrap()
+        posted = (await ledger.submit(TransferRequest(a, b, 2))).unwrap()
+        (await ledger.submit(TransferRequest(b, a, 1, reverses=posted.id))).unwrap()
 
 
 async def by_session(database: Database, a: UUID, b: UUID) -> None:
@@ -102,18 +102,18 @@ async def system_id(session: AsyncSession) -> UUID:
     return (await get_or_open_system_account(session, AccountPurpose.CASH_IN, "GBP")).id
 
 
-WAYS = [by_submit, by_submit_many, by_hold, by_reversal, by_session, by_change, by_bulk_insert]
+ENTRY_POINTS = [by_submit, by_submit_many, by_hold, by_reversal, by_session, by_change, by_bulk_insert]
 
 
 @skewed
-@pytest.mark.parametrize("way", WAYS)
-async def test_all_that_a_process_writes_is_of_the_databases_time(
-    stored: Database, way: Callable[[Database, UUID, UUID], Awaitable[None]], difference: timedelta
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+async def test_all_times_that_a_process_writes_are_database_times(
+    stored: Database, entry_point: Callable[[Database, UUID, UUID], Awaitable[None]], difference: timedelta
 ) -> None:
     before = await database_time(stored)
     with wall_clock_off_by(difference):
         a, b = await open_accounts(stored, 100, 0)
-        await way(stored, a, b)
+        await entry_point(stored, a, b)
     after = await database_time(stored)
     written: list[Any] = [
         *(Account.created_at, Account.updated_at, Transfer.created_at, Transfer.effective_at, Entry.created_at),
@@ -132,14 +132,14 @@ async def test_all_that_a_process_writes_is_of_the_databases_time(
 
 
 @skewed
-async def test_balances_now_are_right_over_http(
+async def test_current_balances_are_correct_over_http(
     client: httpx.AsyncClient, stored: Database, difference: timedelta
 ) -> None:
     with wall_clock_off_by(difference):  # the service runs in this process
         a, b = await make_account(client, 100), await make_account(client)
-        made = [await transfer(client, a, b, amount) for amount in (1, 2)]
+        first = [await transfer(client, a, b, amount) for amount in (1, 2)]
     later = await transfer(client, a, b, 4)
-    times = [each["created_at"] for each in (*made, later)]
+    times = [each["created_at"] for each in (*first, later)]
     assert times == sorted(times)
     now = (await database_time(stored)).isoformat()
     for parameters in ({}, {"at": now}, {"effective_at": now}):
@@ -169,7 +169,7 @@ async def test_a_hold_of_a_second_lasts_a_second(
 
 
 @skewed
-async def test_an_order_is_paid_at_the_databases_time(
+async def test_an_order_is_paid_at_the_time_of_the_database(
     client: httpx.AsyncClient, stored: Database, difference: timedelta
 ) -> None:
     ada, till = await make_account(client, 500), await make_account(client)
@@ -185,7 +185,7 @@ async def test_an_order_is_paid_at_the_databases_time(
 
 
 @skewed
-async def test_the_upkeep_voids_and_forgets_by_the_databases_time(stored: Database, difference: timedelta) -> None:
+async def test_maintenance_uses_the_time_of_the_database(stored: Database, difference: timedelta) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         await ledger.submit(TransferRequest(a, b, 1, key="k"))
@@ -202,8 +202,8 @@ async def test_the_upkeep_voids_and_forgets_by_the_databases_time(stored: Databa
             assert await delete_old_keys(stored, timedelta(minutes=30)) == 1
 
 
-async def ahead(stored: Database, *accounts: UUID) -> None:
-    """Accounts as left by a process whose clock was an hour fast, before the database checked times."""
+async def set_ahead(stored: Database, *accounts: UUID) -> None:
+    """Set the times of the accounts an hour ahead, as a fast clock did before the database checked times."""
     async with stored.begin() as session:
         await disable_triggers(session)
         await session.execute(
@@ -211,12 +211,12 @@ async def ahead(stored: Database, *accounts: UUID) -> None:
         )
 
 
-async def test_an_account_from_the_future_does_not_take_others_there(stored: Database) -> None:
-    """Accounts with which it has transfers get its time, so that their entries are in order. Other accounts don't, even
-    if one statement writes all transfers. Its holds expire in time, and its transfers take effect now."""
+async def test_an_account_with_a_future_time_affects_only_its_own_transfers(stored: Database) -> None:
+    """Accounts that transfer with it get its time, so that their entries stay in order. Other accounts don't, even if
+    one statement writes all transfers. Its holds expire on time, and its transfers take effect now."""
     cash_in, a, b, c = await open_accounts(stored, 100, 100, 100, 0)
-    await ahead(stored, cash_in)
-    for run in range(2):  # under the locks and as known
+    await set_ahead(stored, cash_in)
+    for run in range(2):  # posted with locks, then optimistically
         async with Ledger(stored) as ledger:
             if run:
                 await ledger.submit_many([TransferRequest(cash_in, a, 1), TransferRequest(b, c, 1)])
@@ -239,23 +239,23 @@ async def test_an_account_from_the_future_does_not_take_others_there(stored: Dat
     assert len(faults["accounts have a time in the future"]) == 2
 
 
-async def test_a_transfer_of_accounts_from_the_future_undone_with_its_chain_leaves_no_time(stored: Database) -> None:
-    late, a, b = await open_accounts(stored, 100, 100, 0)
-    await ahead(stored, late)
+async def test_a_rolled_back_transfer_of_an_account_with_a_future_time_affects_no_other_time(stored: Database) -> None:
+    future, a, b = await open_accounts(stored, 100, 100, 0)
+    await set_ahead(stored, future)
     async with stored.begin() as session:
         results = await post_transfers(
             session,
-            [TransferRequest(late, a, 1, linked=True), TransferRequest(b, a, 1_000), TransferRequest(a, b, 1)],
+            [TransferRequest(future, a, 1, linked=True), TransferRequest(b, a, 1_000), TransferRequest(a, b, 1)],
         )
     assert [result.refusal for result in results] == [Refusal.LINKED_TRANSFER_FAILED, Refusal.INSUFFICIENT_FUNDS, None]
     assert results[2].unwrap().created_at <= await database_time(stored)
 
 
 @pytest.mark.parametrize("by", [timedelta(seconds=30), -timedelta(seconds=30)], ids=["ahead", "behind"])
-async def test_a_wrong_idea_of_the_databases_time_is_noticed(
+async def test_a_wrong_estimate_of_the_database_time_is_noticed(
     stored: Database, by: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database's clock is set back, or this process was suspended: the request is decided again under locks."""
+    """The database's clock was set back, or this process was suspended: the request is posted with locks."""
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         (await ledger.submit(TransferRequest(a, b, 1))).unwrap()
@@ -263,13 +263,13 @@ async def test_a_wrong_idea_of_the_databases_time_is_noticed(
         learned = ledger._clock._learned
         assert learned is not None
         ledger._clock._learned = (learned[0] + by, learned[1])
-        made = [(await ledger.submit(TransferRequest(a, b, 1))).unwrap() for _ in range(3)]
+        posted = [(await ledger.submit(TransferRequest(a, b, 1))).unwrap() for _ in range(3)]
         after = await database_time(stored)
-    assert all(before <= each.created_at <= after for each in made)
+    assert all(before <= each.created_at <= after for each in posted)
 
 
 @skewed
-async def test_a_wrong_clock_of_the_process_costs_no_further_statement(stored: Database, difference: timedelta) -> None:
+async def test_a_wrong_clock_of_the_process_adds_no_statement(stored: Database, difference: timedelta) -> None:
     a, b = await open_accounts(stored, 100, 0)
     with wall_clock_off_by(difference):
         async with Ledger(stored) as ledger, log_statements(stored) as seen:
@@ -286,8 +286,8 @@ async def test_the_time_is_read_again_after_a_minute_without_transfers(stored: D
         learned = ledger._clock._learned
         assert learned is not None
         ledger._clock._learned = (learned[0], learned[1] - 61)
-        made = (await ledger.submit(TransferRequest(a, b, 1))).unwrap()
-        assert before <= made.created_at <= await database_time(stored)
+        posted = (await ledger.submit(TransferRequest(a, b, 1))).unwrap()
+        assert before <= posted.created_at <= await database_time(stored)
 
 
 TRANSFER = """
@@ -317,7 +317,7 @@ LATER = "clock_timestamp() + interval '2 seconds'"
         (ACCOUNT.replace("{}", "updated_at", 1), LATER, "account_not_in_future"),
     ],
 )
-async def test_the_database_refuses_what_is_ahead_of_its_clock(
+async def test_the_database_rejects_times_ahead_of_its_clock(
     stored: Database, statement: str, time: str, constraint: str
 ) -> None:
     a, b = await open_accounts(stored, 100, 0)
@@ -330,7 +330,7 @@ async def test_the_database_refuses_what_is_ahead_of_its_clock(
         await session.execute(text(statement.format("clock_timestamp()")), ids)
 
 
-async def test_an_accounts_time_can_not_be_set_ahead(stored: Database) -> None:
+async def test_the_time_of_an_account_can_not_be_set_ahead(stored: Database) -> None:
     [a] = await open_accounts(stored, 0)
     async with stored.begin() as session:
         await session.execute(
@@ -340,13 +340,13 @@ async def test_an_accounts_time_can_not_be_set_ahead(stored: Database) -> None:
         assert (await session.get_one(Account, a)).updated_at <= await database_time(stored)
 
 
-async def test_transfers_of_accounts_that_are_ahead_of_a_slower_server_are_made(stored: Database) -> None:
-    """By all ways of posting, also from an account that is ahead to one that isn't, and from there to a third."""
+async def test_accounts_with_a_time_ahead_of_the_server_can_still_transfer(stored: Database) -> None:
+    """Through every entry point, also from an account that is ahead to one that isn't, and from there to a third."""
     a, b, c = await open_accounts(stored, 100, 100, 0)
-    await ahead(stored, a)
-    for way in WAYS:
-        await way(stored, a, b)
-        await way(stored, b, c)
+    await set_ahead(stored, a)
+    for entry_point in ENTRY_POINTS:
+        await entry_point(stored, a, b)
+        await entry_point(stored, b, c)
     async with stored.session() as session:
         entries = select(Entry.created_at).where(Entry.account_id == b).order_by(Entry.entry_number)
         times = list(await session.scalars(entries))
@@ -358,10 +358,10 @@ async def test_two_processes_with_different_clocks_share_accounts(stored: Databa
     a, b = await open_accounts(stored, 1_000, 1_000)
 
     async def move(ledger: Ledger, source: UUID, target: UUID) -> list[Any]:
-        made = []
+        posted = []
         for _ in range(20):
-            made.append((await ledger.submit(TransferRequest(source, target, 1))).unwrap())
-        return made
+            posted.append((await ledger.submit(TransferRequest(source, target, 1))).unwrap())
+        return posted
 
     async with Ledger(stored) as one, Ledger(stored) as other:
         await move(one, a, b)

@@ -38,7 +38,9 @@ async def ledger(stored: Database) -> AsyncIterator[Ledger]:
         yield ledger
 
 
-async def made(ledger: Ledger, source: UUID, target: UUID, at: datetime | None, **values: Any) -> TransferRecord:
+async def post_transfer(
+    ledger: Ledger, source: UUID, target: UUID, at: datetime | None, **values: Any
+) -> TransferRecord:
     return (await ledger.submit(TransferRequest(source, target, 60, effective_at=at, **values))).unwrap()
 
 
@@ -54,37 +56,37 @@ async def effective(stored: Database, at: datetime, *accounts: UUID) -> list[int
         return [await read_effective_balance(session, account, at) for account in accounts]
 
 
-async def assert_right(stored: Database) -> None:
+async def assert_ledger_is_correct(stored: Database) -> None:
     async with stored.session() as session:
         assert (await check_ledger(session)).faults == {}
 
 
-async def test_a_transfer_of_the_future_that_is_reversed_today_changes_no_effective_balance(
+async def test_a_future_transfer_that_is_reversed_today_changes_no_effective_balance(
     stored: Database, ledger: Ledger
 ) -> None:
     a, b = await open_accounts(stored, 100, 0)
-    moved = await made(ledger, a, b, year(2999))
+    moved = await post_transfer(ledger, a, b, year(2999))
     back = (await ledger.submit(await reversal(stored, moved))).unwrap()
     assert (back.effective_at, back.created_at < year(2999)) == (year(2999), True)
     for at in (year(2030), year(2999) - MOMENT, year(2999), year(3000)):
         assert await effective(stored, at, a, b) == [100, 0]
-    await assert_right(stored)
+    await assert_ledger_is_correct(stored)
 
 
-async def test_a_mistake_of_the_past_is_reversed_when_it_took_effect(stored: Database, ledger: Ledger) -> None:
+async def test_a_past_transfer_can_be_reversed_at_its_effective_date(stored: Database, ledger: Ledger) -> None:
     a, b = await open_accounts(stored, 100, 0)
-    moved = await made(ledger, a, b, year(2020))
+    moved = await post_transfer(ledger, a, b, year(2020))
     assert await effective(stored, year(2021), b) == [60]
     back = (await ledger.submit(await reversal(stored, moved, year(2020)))).unwrap()
     assert back.effective_at == year(2020)
     for at in (year(2019), year(2020), year(2021), year(2999)):
         assert await effective(stored, at, b) == [0]
-    await assert_right(stored)
+    await assert_ledger_is_correct(stored)
 
 
-async def test_a_reversal_takes_effect_now_unless_told_otherwise(stored: Database, ledger: Ledger) -> None:
+async def test_a_reversal_takes_effect_now_by_default(stored: Database, ledger: Ledger) -> None:
     a, b = await open_accounts(stored, 100, 0)
-    back = (await ledger.submit(await reversal(stored, await made(ledger, a, b, year(2020))))).unwrap()
+    back = (await ledger.submit(await reversal(stored, await post_transfer(ledger, a, b, year(2020))))).unwrap()
     assert back.effective_at == back.created_at
     assert await effective(stored, year(2021), b) == [60]
 
@@ -92,13 +94,13 @@ async def test_a_reversal_takes_effect_now_unless_told_otherwise(stored: Databas
 async def test_no_reversal_takes_effect_before_its_original(stored: Database, ledger: Ledger) -> None:
     """Reversals of a part, of a reversal, of a posted hold, and of a transfer that took effect when it was posted."""
     a, b = await open_accounts(stored, 1_000, 0)
-    booked_now = await made(ledger, a, b, None)
-    dated = await made(ledger, a, b, year(2999))
-    held = await made(ledger, a, b, year(2040), pending_seconds=60)
+    undated = await post_transfer(ledger, a, b, None)
+    dated = await post_transfer(ledger, a, b, year(2999))
+    held = await post_transfer(ledger, a, b, year(2040), pending_seconds=60)
     posted = (await ledger.submit(TransferRequest(a, b, 50, posts=held.id))).unwrap()
     assert posted.effective_at == year(2040)
     again = (await ledger.submit(await reversal(stored, dated, year(3000), amount=10))).unwrap()
-    for original in (booked_now, dated, posted, again):
+    for original in (undated, dated, posted, again):
         for amount in (5, None):
             early = await reversal(stored, original, original.effective_at - MOMENT, amount=amount)
             early = early._replace(key=str(uuid4()))
@@ -109,43 +111,43 @@ async def test_no_reversal_takes_effect_before_its_original(stored: Database, le
         part = (await ledger.submit(await reversal(stored, original, moment, amount=5))).unwrap()
         rest = (await ledger.submit(await reversal(stored, original))).unwrap()
         assert part.effective_at == original.effective_at <= rest.effective_at
-    await assert_right(stored)
+    await assert_ledger_is_correct(stored)
 
 
-async def test_what_is_posted_and_reversed_in_one_call_takes_effect_in_that_order(
+async def test_a_hold_posted_and_reversed_in_one_call_takes_effect_in_that_order(
     stored: Database, ledger: Ledger
 ) -> None:
     a, b = await open_accounts(stored, 1_000, 0)
     for linked in (False, True):
         for at in (None, year(2040)):
-            held = await made(ledger, a, b, at, pending_seconds=60)
+            held = await post_transfer(ledger, a, b, at, pending_seconds=60)
             both = [
                 TransferRequest(a, b, None, posts=held.id, linked=linked),
                 await reversal(stored, held),
             ]
             posted, back = [each.unwrap() for each in await ledger.submit_many(both)]
             assert back.effective_at == posted.effective_at == (at or posted.created_at)
-    held = await made(ledger, a, b, year(2040), pending_seconds=60)
+    held = await post_transfer(ledger, a, b, year(2040), pending_seconds=60)
     early = [TransferRequest(a, b, None, posts=held.id, linked=True), await reversal(stored, held, year(2039))]
     refusals = [each.refusal for each in await ledger.submit_many(early)]
     assert refusals == [Refusal.LINKED_TRANSFER_FAILED, Refusal.REVERSAL_BEFORE_ORIGINAL]
     late = [TransferRequest(a, b, None, posts=held.id), await reversal(stored, held, year(2041))]
     assert (await ledger.submit_many(late))[1].unwrap().effective_at == year(2041)
-    await assert_right(stored)
+    await assert_ledger_is_correct(stored)
 
 
-async def test_two_reversals_at_a_time_in_two_processes_both_take_effect_after_the_original(stored: Database) -> None:
+async def test_concurrent_reversals_in_two_processes_take_effect_with_the_original(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as one, Ledger(stored) as other:
-        moved = await made(one, a, b, year(2999))
+        moved = await post_transfer(one, a, b, year(2999))
         requests = [await reversal(stored, moved, amount=amount) for amount in (1, 2, 3, 4)]
         backs = await asyncio.gather(*[each.submit(request) for each in (one, other) for request in requests])
     assert {back.unwrap().effective_at for back in backs} == {year(2999)}
     assert await effective(stored, year(2500), a, b) == [100, 0]
-    await assert_right(stored)
+    await assert_ledger_is_correct(stored)
 
 
-async def test_a_reversal_in_the_callers_transaction_does_so_too(stored: Database) -> None:
+async def test_a_reversal_in_the_callers_transaction_takes_effect_with_the_original(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with stored.begin() as session:
         moved = await post(session, TransferRequest(a, b, 60, effective_at=year(2999)))
@@ -153,20 +155,20 @@ async def test_a_reversal_in_the_callers_transaction_does_so_too(stored: Databas
         assert back.effective_at == year(2999)
 
 
-async def test_a_payment_may_be_dated_before_the_money_for_it_arrived(stored: Database, ledger: Ledger) -> None:
-    """The available balance at the time of booking decides. The effective balance is a report."""
+async def test_a_payment_may_take_effect_before_the_money_for_it(stored: Database, ledger: Ledger) -> None:
+    """The available balance at the time of posting decides. The effective balance is a report."""
     a, b, c = await open_accounts(stored, 0, 0, 100)
     assert (await ledger.submit(TransferRequest(a, b, 60, effective_at=year(2020)))).refusal is (
-        Refusal.INSUFFICIENT_FUNDS  # however early it takes effect
+        Refusal.INSUFFICIENT_FUNDS  # an earlier effective date doesn't help
     )
     assert (await ledger.submit(TransferRequest(c, a, 60, effective_at=year(2999)))).refusal is None
-    moved = await made(ledger, a, b, year(2020))
+    moved = await post_transfer(ledger, a, b, year(2020))
     assert moved.effective_at == year(2020)
     assert await effective(stored, year(2021), a, b) == [-60, 60]
     assert await effective(stored, year(3000), a, b) == [0, 60]
     async with stored.session() as session:
         assert (await session.get_one(Account, a)).balance == 0
-    await assert_right(stored)
+    await assert_ledger_is_correct(stored)
 
 
 async def test_the_check_finds_a_reversal_that_takes_effect_before_its_original(stored: Database) -> None:
@@ -182,7 +184,9 @@ async def test_the_check_finds_a_reversal_that_takes_effect_before_its_original(
         await session.rollback()
 
 
-async def test_over_http_a_reversal_has_a_time_and_a_description(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_over_http_a_reversal_accepts_an_effective_date_and_a_description(
+    client: httpx.AsyncClient, stored: Database
+) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 60, "effective_at": "2020-01-01T00:00:00Z"}
     moved = (await client.post("/transfers", json=body, headers={"Idempotency-Key": "mistake"})).json()

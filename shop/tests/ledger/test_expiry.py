@@ -23,7 +23,7 @@ from shop.ledger.service import find_transfer, post_transfers, transfer_funds
 from shop.orders.service import pay_order
 from shop_tests.support.factories import (
     balances,
-    held,
+    held_amount,
     hold,
     make_account,
     make_order,
@@ -37,8 +37,8 @@ from shop_tests.support.statement_log import log_statements
 from shop_tests.support.trigger_bypass import disable_triggers, expire
 
 
-async def on_hold(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:
-    """Pending transfers of these amounts, held by another process."""
+async def hold_amounts(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:
+    """Hold these amounts through another `Ledger`, whose account cache is separate. Returns the ids of the holds."""
     async with Ledger(stored) as ledger:
         requests = [TransferRequest(a, b, amount, pending_seconds=3_600) for amount in amounts]
         ids = [result.unwrap().id for result in await ledger.submit_many(requests)]
@@ -47,61 +47,61 @@ async def on_hold(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bo
     return ids
 
 
-async def rows(stored: Database, *accounts: UUID) -> list[tuple[int, int]]:
+async def balances_and_held_amounts(stored: Database, *accounts: UUID) -> list[tuple[int, int]]:
     async with stored.session() as session:
         found = [await session.get_one(Account, account) for account in accounts]
         return [(account.balance, account.held) for account in found]
 
 
-async def submitted(stored: Database, request: TransferRequest) -> TransferResult:
+async def submit(stored: Database, request: TransferRequest) -> TransferResult:
     async with Ledger(stored) as ledger:
         return await ledger.submit(request)
 
 
-async def submitted_with_others(stored: Database, request: TransferRequest) -> TransferResult:
+async def submit_with_another(stored: Database, request: TransferRequest) -> TransferResult:
     async with Ledger(stored) as ledger:
         return (await ledger.submit_many([request, TransferRequest(request.to_account_id, uuid4(), 1)]))[0]
 
 
-async def posted(stored: Database, request: TransferRequest) -> TransferResult:
+async def post_in_session(stored: Database, request: TransferRequest) -> TransferResult:
     async with stored.begin() as session:
         return (await post_transfers(session, [request]))[0]
 
 
-async def linked(stored: Database, request: TransferRequest) -> TransferResult:
+async def submit_linked(stored: Database, request: TransferRequest) -> TransferResult:
     back = TransferRequest(request.to_account_id, request.from_account_id, 1, key=str(uuid4()))
     async with Ledger(stored) as ledger:
         return (await ledger.submit_many([request._replace(linked=True), back]))[0]
 
 
-async def held_again(stored: Database, request: TransferRequest) -> TransferResult:
+async def submit_hold(stored: Database, request: TransferRequest) -> TransferResult:
     async with Ledger(stored) as ledger:
         return await ledger.submit(request._replace(pending_seconds=60))
 
 
-@pytest.mark.parametrize("way", [submitted, submitted_with_others, posted, linked, held_again])
-async def test_what_has_expired_is_free_for_every_kind_of_request(
-    stored: Database, way: Callable[[Database, TransferRequest], Awaitable[TransferResult]]
+@pytest.mark.parametrize("entry_point", [submit, submit_with_another, post_in_session, submit_linked, submit_hold])
+async def test_an_expired_hold_is_available_to_every_kind_of_request(
+    stored: Database, entry_point: Callable[[Database, TransferRequest], Awaitable[TransferResult]]
 ) -> None:
-    """No refusal that it caused is stored. The control: before it expires, its amount is not available."""
+    """No refusal because of the hold is stored. The control: before the hold expires, its amount is not available."""
     a, b = await open_accounts(stored, 100, 0)
-    ids = await on_hold(stored, a, b, 60, 20, expired=False)
-    assert (await way(stored, TransferRequest(a, b, 90, key="before"))).refusal is Refusal.INSUFFICIENT_FUNDS
+    ids = await hold_amounts(stored, a, b, 60, 20, expired=False)
+    assert (await entry_point(stored, TransferRequest(a, b, 90, key="before"))).refusal is Refusal.INSUFFICIENT_FUNDS
     await expire(stored, ids[0])
-    assert (await way(stored, TransferRequest(a, b, 81, key="more"))).refusal is Refusal.INSUFFICIENT_FUNDS
-    assert (await way(stored, TransferRequest(a, b, 80, key="after"))).refusal is None
-    replayed = await way(stored, TransferRequest(a, b, 80, key="after"))
-    if way is not linked:  # its second request has a key of its own each time
+    assert (await entry_point(stored, TransferRequest(a, b, 81, key="more"))).refusal is Refusal.INSUFFICIENT_FUNDS
+    assert (await entry_point(stored, TransferRequest(a, b, 80, key="after"))).refusal is None
+    replayed = await entry_point(stored, TransferRequest(a, b, 80, key="after"))
+    if entry_point is not submit_linked:  # its second request has a new key each time
         assert (replayed.refusal, replayed.replayed) == (None, True)
         async with stored.session() as session:
             refusals = select(IdempotencyKey.key, IdempotencyKey.refusal).where(IdempotencyKey.key == "after")
             assert (await session.execute(refusals)).all() == [("after", None)]
-    assert (await rows(stored, a))[0][1] == (100 if way is held_again else 20)
+    assert (await balances_and_held_amounts(stored, a))[0][1] == (100 if entry_point is submit_hold else 20)
     await assert_ledger_is_correct(stored)
 
 
-async def test_what_expires_while_a_ledger_knows_the_account_is_free(stored: Database) -> None:
-    """The cache still has the held amount: the refusal is decided again under locks, which is no version conflict."""
+async def test_a_hold_that_expires_while_its_account_is_cached_is_available(stored: Database) -> None:
+    """The cache still has the held amount: the refusal is decided again with locks, without a version conflict."""
     a, b, c, d = await open_accounts(stored, 100, 0, 100, 100)
     async with Ledger(stored) as ledger, log_statements(stored) as seen:
         pending = (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
@@ -120,12 +120,12 @@ async def test_what_expires_while_a_ledger_knows_the_account_is_free(stored: Dat
             (await ledger.submit(TransferRequest(source, target, amount))).unwrap()
             assert seen.take() == ["write if"]
         assert (await ledger.submit(TransferRequest(a, b, 100))).refusal is Refusal.INSUFFICIENT_FUNDS
-        assert seen.take() == ["write if"]  # nothing is held any more, so it is trusted
-    assert await rows(stored, a, b) == [(1, 0), (99, 0)]
+        assert seen.take() == ["write if"]  # no amount is held, so the cached balance decides
+    assert await balances_and_held_amounts(stored, a, b) == [(1, 0), (99, 0)]
     await assert_ledger_is_correct(stored)
 
 
-async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: Database) -> None:
+async def test_a_refusal_because_of_an_active_hold_leaves_the_account_cache_correct(stored: Database) -> None:
     """Many requests at the same time: a dropped decision doesn't change the account cache."""
     a, b, c = await open_accounts(stored, 1_000, 1_000, 0)
     async with Ledger(stored, max_batch_size=5) as ledger:
@@ -138,15 +138,15 @@ async def test_a_refusal_of_what_is_still_held_leaves_the_ledger_right(stored: D
             for request, result in zip(requests, results, strict=True)
             if not result.refusal and request.from_account_id == a
         )
-        assert (await rows(stored, a))[0] == (1_000 - moved, 700)
+        assert (await balances_and_held_amounts(stored, a))[0] == (1_000 - moved, 700)
         left = 300 - moved
         assert (await ledger.submit(TransferRequest(a, c, left + 1))).refusal is Refusal.INSUFFICIENT_FUNDS
         (await ledger.submit(TransferRequest(a, c, left))).unwrap()
     await assert_ledger_is_correct(stored)
 
 
-async def test_what_was_decided_and_not_written_is_not_taken_for_made(stored: Database) -> None:
-    """Even if another process has posted entries with the same numbers meanwhile."""
+async def test_a_decision_that_was_not_written_does_not_count(stored: Database) -> None:
+    """Even if another process has posted entries with the same numbers in the meantime."""
     a, b, c = await open_accounts(stored, 100, 100, 100)
     async with Database(stored.engine.url, lock_timeout=0.3) as impatient, Ledger(impatient) as ledger:
         (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
@@ -156,25 +156,25 @@ async def test_what_was_decided_and_not_written_is_not_taken_for_made(stored: Da
             with pytest.raises(LockTimeout):
                 await ledger.submit_many([TransferRequest(c, b, 10), TransferRequest(a, b, 80)])
         assert (await ledger.submit(TransferRequest(c, b, 149))).refusal is None
-    assert await rows(stored, a, b, c) == [(100, 60), (200, 0), (0, 0)]
+    assert await balances_and_held_amounts(stored, a, b, c) == [(100, 60), (200, 0), (0, 0)]
 
 
-async def test_a_largest_amount_that_has_expired_is_in_nobodys_way(stored: Database) -> None:
+async def test_expired_holds_of_the_largest_amounts_refuse_no_transfer(stored: Database) -> None:
     async with stored.begin() as session:
         await session.execute(text("SELECT 1"))
     a, b = await open_accounts(stored, 0, 0)
     async with stored.begin() as session:
         await session.execute(update(Account).where(Account.id == a).values(allows_negative=True))
-    await on_hold(stored, a, b, 2**62, 2**62 - 1)
+    await hold_amounts(stored, a, b, 2**62, 2**62 - 1)
     async with Ledger(stored) as ledger:
         (await ledger.submit(TransferRequest(a, b, 2**62))).unwrap()
-    assert await rows(stored, a) == [(-(2**62), 0)]
+    assert await balances_and_held_amounts(stored, a) == [(-(2**62), 0)]
 
 
-async def test_posting_it_is_late_and_voiding_it_is_not(stored: Database) -> None:
-    """Whether the request itself voids it, another transfer has voided it, or nothing has yet."""
+async def test_an_expired_hold_can_be_voided_and_not_posted(stored: Database) -> None:
+    """Whether the request itself voids the hold, another transfer has voided it, or it is not voided yet."""
     a, b = await open_accounts(stored, 100, 0)
-    first, second, third = await on_hold(stored, a, b, 10, 20, 30)
+    first, second, third = await hold_amounts(stored, a, b, 10, 20, 30)
     async with Ledger(stored) as ledger:
         voiding = TransferRequest(a, b, None, voids=second, key="void")
         results = await ledger.submit_many(
@@ -201,29 +201,29 @@ async def test_posting_it_is_late_and_voiding_it_is_not(stored: Database) -> Non
         for id_ in (first, second, third):
             assert (await ledger.submit(TransferRequest(a, b, None, posts=id_))).refusal is Refusal.PENDING_EXPIRED
             assert (await ledger.submit(TransferRequest(a, b, None, voids=id_))).refusal is Refusal.ALREADY_VOIDED
-    assert await rows(stored, a) == [(100, 0)]
+    assert await balances_and_held_amounts(stored, a) == [(100, 0)]
     await assert_ledger_is_correct(stored)
 
 
-async def test_what_was_voided_in_time_has_not_expired(stored: Database) -> None:
+async def test_a_hold_that_was_voided_in_time_has_not_expired(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
-    [pending] = await on_hold(stored, a, b, 10, expired=False)
+    [pending] = await hold_amounts(stored, a, b, 10, expired=False)
     async with Ledger(stored) as ledger:
         (await ledger.submit(TransferRequest(a, b, None, voids=pending))).unwrap()
         assert (await ledger.submit(TransferRequest(a, b, None, posts=pending))).refusal is Refusal.ALREADY_VOIDED
 
 
-async def test_a_reader_sees_it_voided(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_readers_see_an_expired_hold_as_voided(client: httpx.AsyncClient, stored: Database) -> None:
     """Before a transfer or the background job has voided it. `check_ledger` finds no fault in that state."""
     a, b = await make_account(client, 100), await make_account(client)
     late, other = [(await hold(client, a, b, amount)).json() for amount in (60, 5)]
     replay = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1, "pending_seconds": 600}
     first = await client.post("/transfers", json=replay, headers={"Idempotency-Key": "k"})
-    async with stored.begin() as locking:  # so that the service's maintenance leaves it
+    async with stored.begin() as locking:  # so that the service's maintenance skips the account
         await locking.execute(select(Account.id).where(Account.id == UUID(a["id"])).with_for_update())
         await expire(stored, UUID(late["id"]), UUID(first.json()["id"]))
-        assert (await rows(stored, UUID(a["id"]))) == [(100, 66)]
-        assert await held(client, a) == 5
+        assert (await balances_and_held_amounts(stored, UUID(a["id"]))) == [(100, 66)]
+        assert await held_amount(client, a) == 5
         listed = (await client.get("/accounts")).json()["items"]
         assert {each["id"]: each["held"] for each in listed if each["id"] in (a["id"], b["id"])} == {
             a["id"]: 5,
@@ -238,30 +238,32 @@ async def test_a_reader_sees_it_voided(client: httpx.AsyncClient, stored: Databa
     assert_problem(await settle(client, late, "reverse"), 409, "not-posted")
     assert_problem(await settle(client, late, "post"), 409, "pending-expired")
     assert (await post_transfer(client, a, b, 95)).status_code == 201
-    assert (await balances(client, a, b), await held(client, a)) == ([5, 95], 5)
+    assert (await balances(client, a, b), await held_amount(client, a)) == ([5, 95], 5)
     await assert_ledger_is_correct(stored)
 
 
-async def test_a_session_of_the_caller_has_the_account_as_it_is(stored: Database) -> None:
+async def test_expired_holds_are_voided_in_the_callers_session(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
-    await on_hold(stored, a, b, 60, 20)
+    await hold_amounts(stored, a, b, 60, 20)
     async with stored.begin() as session:
         account = await session.get_one(Account, a)
         before = account.revision
         with pytest.raises(ValueError, match="available balance"):
-            await transfer_funds(session, a, b, 101)  # and the account is freed all the same
+            await transfer_funds(session, a, b, 101)  # voids the expired holds although it is refused
         assert (account.held, account.revision) == (0, before + 1)
         await transfer_funds(session, a, b, 100)
         assert (account.balance, account.held) == (0, 0)
-    assert await rows(stored, a, b) == [(0, 0), (100, 0)]
+    assert await balances_and_held_amounts(stored, a, b) == [(0, 0), (100, 0)]
     await assert_ledger_is_correct(stored)
 
 
-async def test_an_order_is_paid_with_what_was_held(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_an_order_can_be_paid_with_the_amount_of_an_expired_hold(
+    client: httpx.AsyncClient, stored: Database
+) -> None:
     ada, till = await make_account(client, 500), await make_account(client)
     a, b = UUID(ada["id"]), UUID(till["id"])
     order = await make_order(client, (await make_user(client))["id"], 400)
-    pending = await on_hold(stored, a, b, 300, expired=False)
+    pending = await hold_amounts(stored, a, b, 300, expired=False)
     async with stored.begin() as session:
         refused = await pay_order(session, UUID(order["id"]), a, b, key="before")
         assert refused.result.refusal is Refusal.INSUFFICIENT_FUNDS
@@ -271,11 +273,11 @@ async def test_an_order_is_paid_with_what_was_held(client: httpx.AsyncClient, st
     await assert_ledger_is_correct(stored)
 
 
-async def test_an_account_that_holds_only_what_has_expired_can_be_closed(stored: Database) -> None:
+async def test_an_account_with_only_expired_holds_can_be_closed(stored: Database) -> None:
     a, b, c = await open_accounts(stored, 0, 0, 100)
     async with stored.begin() as session:
         await session.execute(update(Account).where(Account.id == a).values(overdraft_limit=50))
-    pending = await on_hold(stored, a, b, 50, expired=False)
+    pending = await hold_amounts(stored, a, b, 50, expired=False)
     changes = [AccountChange(overdraft_limit=49), AccountChange(state=AccountState.CLOSED)]
     for change in changes:
         with pytest.raises(AccountUnchangeable):
@@ -289,25 +291,25 @@ async def test_an_account_that_holds_only_what_has_expired_can_be_closed(stored:
                 account = await change_account(session, a, change)
                 assert account.held == 0
         assert (await ledger.submit(TransferRequest(c, a, 1))).refusal is Refusal.ACCOUNT_CLOSED
-    assert await rows(stored, a) == [(0, 0)]
+    assert await balances_and_held_amounts(stored, a) == [(0, 0)]
     await assert_ledger_is_correct(stored)
 
 
-async def test_the_upkeep_leaves_what_is_locked_and_goes_on_with_others(stored: Database) -> None:
+async def test_maintenance_skips_locked_accounts(stored: Database) -> None:
     a, b, c = await open_accounts(stored, 600, 10, 0)
-    await on_hold(stored, a, c, *[1] * 550)  # more than it looks at at a time
-    await on_hold(stored, b, c, 1, 2)
+    await hold_amounts(stored, a, c, *[1] * 550)  # more than one batch of `void_expired`
+    await hold_amounts(stored, b, c, 1, 2)
     async with Ledger(stored) as ledger:
         async with stored.begin() as session:
             await session.execute(select(Account.id).where(Account.id == a).with_for_update())
             assert await void_expired(stored, ledger) == 2
         assert await void_expired(stored, ledger) == 550
-    assert await rows(stored, a, b) == [(600, 0), (10, 0)]
+    assert await balances_and_held_amounts(stored, a, b) == [(600, 0), (10, 0)]
 
 
-async def test_two_processes_void_it_once(stored: Database) -> None:
+async def test_two_processes_void_an_expired_hold_once(stored: Database) -> None:
     a, b = await open_accounts(stored, 1_000, 1_000)
-    pending = await on_hold(stored, a, b, *[10] * 90)
+    pending = await hold_amounts(stored, a, b, *[10] * 90)
     async with Ledger(stored) as one, Ledger(stored) as other:
         results = await asyncio.gather(
             *((one, other)[n % 2].submit(TransferRequest(*((a, b), (b, a))[n % 2], 9)) for n in range(40)),
@@ -316,12 +318,12 @@ async def test_two_processes_void_it_once(stored: Database) -> None:
             one.void_expired([a, b]),
         )
     assert all(result.refusal is None for result in results[:40] if isinstance(result, TransferResult))
-    assert await rows(stored, a, b) == [(1_000, 0), (1_000, 0)]
+    assert await balances_and_held_amounts(stored, a, b) == [(1_000, 0), (1_000, 0)]
     await assert_ledger_is_correct(stored)
 
 
-async def test_it_is_found_by_its_account_and_time(stored: Database) -> None:
-    """Or each posting would read all that the account holds, or all that has expired."""
+async def test_expired_holds_are_found_by_account_and_time(stored: Database) -> None:
+    """Without this index each posting would read all holds of the account, or all expired holds."""
     a, b = await open_accounts(stored, 0, 0)
     async with stored.session() as session:
         await disable_triggers(session)
@@ -345,14 +347,14 @@ async def test_it_is_found_by_its_account_and_time(stored: Database) -> None:
     assert "expires_at <=" in plan.split("Index Cond:")[1].splitlines()[0]
 
 
-async def seen_by(stored: Database, id_: UUID) -> TransferRecord:
+async def read_transfer(stored: Database, id_: UUID) -> TransferRecord:
     async with stored.session() as session:
         return await find_transfer(session, id_)
 
 
-async def test_a_transfer_under_another_id_is_not_shown_voided(stored: Database) -> None:
+async def test_only_the_expired_hold_is_read_as_voided(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
-    late, other = await on_hold(stored, a, b, 10, 20, expired=False)
+    late, other = await hold_amounts(stored, a, b, 10, 20, expired=False)
     await expire(stored, late)
-    states: list[Any] = [(await seen_by(stored, id_)).state for id_ in (late, other)]
+    states: list[Any] = [(await read_transfer(stored, id_)).state for id_ in (late, other)]
     assert states == ["voided", "pending"]

@@ -1,4 +1,4 @@
-"""The ledger against a model of it that can be read: whatever is asked for, both answer and hold the same."""
+"""The ledger is compared with a small model: both return the same answers and have the same balances."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ACCOUNTS, MOST_ACCOUNTS = 4, 6
 
 
 def mostly(usual: Any, *, else_: Any) -> Any:
-    """Five times in six."""
+    """The usual strategy in five of six cases, the other one otherwise."""
     return st.integers(0, 5).flatmap(lambda dice: usual if dice else else_)
 
 
@@ -48,32 +48,32 @@ ACCOUNT = st.fixed_dictionaries(
 PLACES = mostly(
     st.sampled_from(list(permutations(range(ACCOUNTS), 2))), else_=st.tuples(*[st.integers(0, MOST_ACCOUNTS)] * 2)
 )
-PLAIN_AMOUNT = mostly(st.integers(1, 40), else_=st.sampled_from([0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
+SET_AMOUNT = mostly(st.integers(1, 40), else_=st.sampled_from([0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
 AMOUNT_OR_ALL = mostly(st.none() | st.integers(1, 40), else_=st.sampled_from([0, -1, MAX_AMOUNT, MAX_AMOUNT + 1]))
 KINDS = ("transfer", "hold", "post", "void", "reverse")
 
 
-def wishes(*kinds: str) -> st.SearchStrategy[DrawnStep]:
+def drawn_steps(*kinds: str) -> st.SearchStrategy[DrawnStep]:
     return st.sampled_from(kinds).flatmap(
         lambda kind: st.builds(
             DrawnStep,
             kind=st.just(kind),
             places=PLACES,
-            amount=PLAIN_AMOUNT if kind in ("transfer", "hold") else AMOUNT_OR_ALL,
-            beyond=st.none() | st.sampled_from([-1, 0, 1]),
-            which=st.integers(0, 299),
+            amount=SET_AMOUNT if kind in ("transfer", "hold") else AMOUNT_OR_ALL,
+            excess=st.none() | st.sampled_from([-1, 0, 1]),
+            selector=st.integers(0, 299),
             days=st.sampled_from([1, 2]),
             key=st.none() | st.integers(0, 19),
         )
     )
 
 
-# one, or some that are linked; in the second case with keys of their own, if there is a first one
+# A single request, or a linked chain. The number, if any, chooses the keys of the chain.
 CHAIN = mostly(
-    st.tuples(st.lists(wishes("transfer", *KINDS), min_size=1, max_size=1), st.none()),
-    else_=st.tuples(st.lists(wishes("transfer", *KINDS), min_size=2, max_size=4), st.none() | st.integers(0, 9)),
+    st.tuples(st.lists(drawn_steps("transfer", *KINDS), min_size=1, max_size=1), st.none()),
+    else_=st.tuples(st.lists(drawn_steps("transfer", *KINDS), min_size=2, max_size=4), st.none() | st.integers(0, 9)),
 )
-# what is asked for in one call, and whether time leaps before it
+# The requests of each call, and whether time advances before it.
 BATCHES = st.lists(
     st.tuples(st.lists(CHAIN, min_size=2, max_size=10), mostly(st.just(False), else_=st.just(True))),
     min_size=1,
@@ -81,9 +81,12 @@ BATCHES = st.lists(
 )
 
 
-def steps_of(both: LedgerComparison, chain: tuple[list[DrawnStep], int | None]) -> list[Step]:
-    wished, first_key = chain
-    steps = [replace(both.step(wish), linked=place < len(wished)) for place, wish in enumerate(wished, start=1)]
+def steps_of(comparison: LedgerComparison, chain: tuple[list[DrawnStep], int | None]) -> list[Step]:
+    drawn_chain, first_key = chain
+    steps = [
+        replace(comparison.step(drawn), linked=place < len(drawn_chain))
+        for place, drawn in enumerate(drawn_chain, start=1)
+    ]
     if first_key is None:
         return steps
     return [replace(step, key=100 + 10 * first_key + place) for place, step in enumerate(steps)]
@@ -95,66 +98,66 @@ def steps_of(both: LedgerComparison, chain: tuple[list[DrawnStep], int | None]) 
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(described=st.lists(ACCOUNT, min_size=ACCOUNTS, max_size=ACCOUNTS), batches=BATCHES)
-async def test_it_answers_and_holds_what_the_model_does(
-    session: AsyncSession, described: list[dict[str, Any]], batches: list[Any]
+@given(drawn_accounts=st.lists(ACCOUNT, min_size=ACCOUNTS, max_size=ACCOUNTS), batches=BATCHES)
+async def test_the_ledger_and_the_model_agree(
+    session: AsyncSession, drawn_accounts: list[dict[str, Any]], batches: list[Any]
 ) -> None:
     savepoint = await session.begin_nested()
     try:
-        both = LedgerComparison(session)
-        for terms in described:
-            await both.open(terms)
-        for batch, leaps in batches:
-            if leaps:
-                await both.leap()
-            await both.post([step for chain in batch for step in steps_of(both, chain)])
-        await both.compare()
-        await both.check()
+        comparison = LedgerComparison(session)
+        for terms in drawn_accounts:
+            await comparison.open(terms)
+        for batch, is_time_advanced in batches:
+            if is_time_advanced:
+                await comparison.advance_time()
+            await comparison.post([step for chain in batch for step in steps_of(comparison, chain)])
+        await comparison.compare()
+        await comparison.check()
     finally:
         session.expunge_all()
         await savepoint.rollback()
 
 
-async def opened(session: AsyncSession) -> LedgerComparison:
-    """With two accounts, of which the first may be overdrawn."""
-    both = LedgerComparison(session)
-    await both.open({"allows_negative": True})
-    await both.open({})
-    return both
+async def compare_two_accounts(session: AsyncSession) -> LedgerComparison:
+    """Open two accounts in the ledger and the model. The first may be negative."""
+    comparison = LedgerComparison(session)
+    await comparison.open({"allows_negative": True})
+    await comparison.open({})
+    return comparison
 
 
-async def test_what_a_call_posts_the_same_call_reverses(session: AsyncSession) -> None:
-    both = await opened(session)
-    await both.post([Step(0, 1, 40, days=1)])
-    await both.post([Step(0, 1, 30, posts=0), Step(1, 0, 31, reverses=0), Step(1, 0, 20, reverses=0)])
-    await both.post([Step(1, 0, None, reverses=0)])
-    assert [entry[0] for entry in both.model.accounts[1].entries] == [30, -20, -10]
-    await both.compare()
+async def test_a_hold_is_posted_and_reversed_in_one_call(session: AsyncSession) -> None:
+    comparison = await compare_two_accounts(session)
+    await comparison.post([Step(0, 1, 40, days=1)])
+    await comparison.post([Step(0, 1, 30, posts=0), Step(1, 0, 31, reverses=0), Step(1, 0, 20, reverses=0)])
+    await comparison.post([Step(1, 0, None, reverses=0)])
+    assert [entry[0] for entry in comparison.model.accounts[1].entries] == [30, -20, -10]
+    await comparison.compare()
 
 
-async def test_what_an_undone_chain_posts_is_not_there_to_be_reversed(session: AsyncSession) -> None:
-    both = await opened(session)
-    await both.post([Step(0, 1, 40, days=1)])
-    await both.post([Step(0, 1, 30, posts=0, linked=True), Step(1, 0, 31), Step(1, 0, None, reverses=0)])
-    assert both.model.made[0].state == "pending"
-    await both.compare()
+async def test_a_transfer_of_a_refused_chain_can_not_be_reversed(session: AsyncSession) -> None:
+    comparison = await compare_two_accounts(session)
+    await comparison.post([Step(0, 1, 40, days=1)])
+    await comparison.post([Step(0, 1, 30, posts=0, linked=True), Step(1, 0, 31), Step(1, 0, None, reverses=0)])
+    assert comparison.model.transfers[0].state == "pending"
+    await comparison.compare()
 
 
 async def test_a_chain_that_uses_a_key_twice_is_refused(session: AsyncSession) -> None:
-    both = await opened(session)
-    await both.post([Step(0, 1, 1, key=1, linked=True), Step(0, 1, 2, key=1, linked=True), Step(0, 1, 3, key=2)])
-    assert both.model.made == []
-    await both.compare()
+    comparison = await compare_two_accounts(session)
+    await comparison.post([Step(0, 1, 1, key=1, linked=True), Step(0, 1, 2, key=1, linked=True), Step(0, 1, 3, key=2)])
+    assert comparison.model.transfers == []
+    await comparison.compare()
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """A step is a call; all of them are rolled back in the end."""
+    """Each rule is a call of the ledger and of the model. Everything is rolled back at the end."""
 
     def __init__(self, run: Callable[[Coroutine[Any, Any, None]], None], database: Database) -> None:
         super().__init__()
         self.run = run
         self.session = database.session()
-        self.both = LedgerComparison(self.session)
+        self.comparison = LedgerComparison(self.session)
         self.calls: list[list[Step]] = []
         self.steps = 0
 
@@ -164,71 +167,71 @@ class LedgerMachine(RuleBasedStateMachine):
     def post(self, steps: list[Step]) -> None:
         if any(step.key is not None for step in steps):
             self.calls.append(steps)
-        self.run(self.both.post(steps))
+        self.run(self.comparison.post(steps))
 
-    @initialize(described=st.lists(ACCOUNT, min_size=ACCOUNTS, max_size=ACCOUNTS))
-    def begin(self, described: list[dict[str, Any]]) -> None:
-        for terms in described:
-            self.run(self.both.open(terms))
+    @initialize(drawn_accounts=st.lists(ACCOUNT, min_size=ACCOUNTS, max_size=ACCOUNTS))
+    def begin(self, drawn_accounts: list[dict[str, Any]]) -> None:
+        for terms in drawn_accounts:
+            self.run(self.comparison.open(terms))
 
-    @precondition(lambda self: len(self.both.accounts) < MOST_ACCOUNTS)
+    @precondition(lambda self: len(self.comparison.accounts) < MOST_ACCOUNTS)
     @rule(terms=ACCOUNT)
     def open(self, terms: dict[str, Any]) -> None:
-        self.run(self.both.open(terms))
+        self.run(self.comparison.open(terms))
 
-    @rule(wish=wishes("transfer"))
-    def transfer(self, wish: DrawnStep) -> None:
-        self.post([self.both.step(wish)])
+    @rule(drawn=drawn_steps("transfer"))
+    def transfer(self, drawn: DrawnStep) -> None:
+        self.post([self.comparison.step(drawn)])
 
-    @rule(wish=wishes("hold"))
-    def hold(self, wish: DrawnStep) -> None:
-        self.post([self.both.step(wish)])
+    @rule(drawn=drawn_steps("hold"))
+    def hold(self, drawn: DrawnStep) -> None:
+        self.post([self.comparison.step(drawn)])
 
-    @rule(wish=wishes("post"))
-    def post_pending(self, wish: DrawnStep) -> None:
-        self.post([self.both.step(wish)])
+    @rule(drawn=drawn_steps("post"))
+    def post_pending(self, drawn: DrawnStep) -> None:
+        self.post([self.comparison.step(drawn)])
 
-    @rule(wish=wishes("void"))
-    def void(self, wish: DrawnStep) -> None:
-        self.post([self.both.step(wish)])
+    @rule(drawn=drawn_steps("void"))
+    def void(self, drawn: DrawnStep) -> None:
+        self.post([self.comparison.step(drawn)])
 
-    @rule(wish=wishes("reverse"))
-    def reverse(self, wish: DrawnStep) -> None:
-        self.post([self.both.step(wish)])
+    @rule(drawn=drawn_steps("reverse"))
+    def reverse(self, drawn: DrawnStep) -> None:
+        self.post([self.comparison.step(drawn)])
 
-    @rule(wished=st.lists(wishes(*KINDS), min_size=2, max_size=4), key=st.none() | st.integers(0, 9))
-    def linked(self, wished: list[DrawnStep], key: int | None) -> None:
-        self.post(steps_of(self.both, (wished, key)))
+    @rule(steps=st.lists(drawn_steps(*KINDS), min_size=2, max_size=4), key=st.none() | st.integers(0, 9))
+    def linked(self, steps: list[DrawnStep], key: int | None) -> None:
+        self.post(steps_of(self.comparison, (steps, key)))
 
     @precondition(lambda self: self.calls)
-    @rule(which=st.integers(0, 99))
-    def replay(self, which: int) -> None:
-        self.run(self.both.post(self.calls[which % len(self.calls)]))
+    @rule(selector=st.integers(0, 99))
+    def replay(self, selector: int) -> None:
+        self.run(self.comparison.post(self.calls[selector % len(self.calls)]))
 
     @rule(place=st.integers(0, MOST_ACCOUNTS - 1), state=st.sampled_from(AccountState))
     def change(self, place: int, state: AccountState) -> None:
-        place %= len(self.both.accounts)
-        account = self.both.model.accounts[place]
+        place %= len(self.comparison.accounts)
+        account = self.comparison.model.accounts[place]
         if account.state == AccountState.CLOSED or (state is AccountState.CLOSED and (account.balance or account.held)):
             state = AccountState(account.state)
         if account.state != state:
-            self.run(self.both.change(place, state))
+            self.run(self.comparison.change(place, state))
 
     @rule()
-    def leap(self) -> None:
-        self.run(self.both.leap())
+    def advance_time(self) -> None:
+        self.run(self.comparison.advance_time())
 
     @invariant()
-    def both_hold_the_same(self) -> None:
-        self.run(self.both.compare())
+    def ledger_and_model_agree(self) -> None:
+        self.run(self.comparison.compare())
         self.steps += 1
         if self.steps % 25 == 0:
-            self.run(self.both.check())
+            self.run(self.comparison.check())
 
 
 @contextmanager
-def connected(url: str) -> Iterator[tuple[Callable[[Coroutine[Any, Any, None]], None], Database]]:
-    """A loop of its own, for what isn't asynchronous, and one connection."""
+def connect(url: str) -> Iterator[tuple[Callable[[Coroutine[Any, Any, None]], None], Database]]:
+    """A runner for coroutines, since a state machine is not asynchronous, and a database with one connection."""
     with asyncio.Runner() as runner:
         database = Database(url, pool_size=1)
         try:
@@ -240,15 +243,15 @@ def connected(url: str) -> Iterator[tuple[Callable[[Coroutine[Any, Any, None]], 
 @pytest.mark.parametrize(
     "runs",
     [
-        pytest.param(30, marks=pytest.mark.timeout(600)),  # most of it to shrink what fails
+        pytest.param(30, marks=pytest.mark.timeout(600)),  # most of the time limit is for shrinking a failure
         pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)]),
     ],
     ids="{} runs".format,
 )
-def test_it_does_what_the_model_does_step_by_step(committed_url: str, runs: int) -> None:
-    with connected(committed_url) as (run, database):
+def test_the_ledger_and_the_model_agree_after_each_step(committed_url: str, runs: int) -> None:
+    with connect(committed_url) as (run, database):
         run_state_machine_as_test(
-            lambda: LedgerMachine(run, database),  # type: ignore[arg-type]  # any callable does
+            lambda: LedgerMachine(run, database),  # type: ignore[arg-type]  # any callable is accepted
             settings=settings(
                 max_examples=runs,
                 stateful_step_count=50,

@@ -1,4 +1,4 @@
-"""`POST /accounts` under an idempotency key, and the same from Python."""
+"""`POST /accounts` with an idempotency key, and `open_account_once`."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ async def count_accounts(database: Database) -> int:
         return await session.scalar(select(func.count()).select_from(Account)) or 0
 
 
-def elsewhere(work: Any) -> asyncio.Task[Any]:
-    """The work in a task that isn't in this one's transaction."""
+def in_own_transaction(work: Any) -> asyncio.Task[Any]:
+    """Run the work in a task that doesn't join the transaction of the current one."""
     return asyncio.create_task(work, context=Context())
 
 
@@ -60,7 +60,7 @@ def elsewhere(work: Any) -> asyncio.Task[Any]:
         },
     ],
 )
-async def test_a_replay_gets_the_first_answer_whatever_became_of_the_account(
+async def test_a_replay_returns_the_first_answer_after_changes_of_the_account(
     client: httpx.AsyncClient, stored: Database, values: dict[str, Any]
 ) -> None:
     values.get("metadata", {}).pop("", None)
@@ -84,8 +84,8 @@ async def test_a_replay_gets_the_first_answer_whatever_became_of_the_account(
     ]
 
 
-async def test_the_order_of_names_in_the_metadata_is_that_of_a_read(client: httpx.AsyncClient) -> None:
-    """So the answer is the same to the byte, whatever order the client sends."""
+async def test_metadata_has_the_same_order_of_names_in_every_response(client: httpx.AsyncClient) -> None:
+    """So the response bytes are the same for every order that a client sends."""
     first = await post(client, "k", metadata={"bb": "1", "a": "2"})
     again = await post(client, "k", metadata={"a": "2", "bb": "1"})
     path = f"/accounts/{first.json()['id']}"
@@ -94,7 +94,7 @@ async def test_the_order_of_names_in_the_metadata_is_that_of_a_read(client: http
     assert changed.content == (await client.get(path)).content
 
 
-async def test_what_is_requested_counts_and_not_how_it_is_written(client: httpx.AsyncClient) -> None:
+async def test_a_retry_that_is_written_differently_is_a_replay(client: httpx.AsyncClient) -> None:
     first = await post(client, "k", name=" Savings ", metadata={"a": "1", "b": "2"})
     again = await post(client, "k", name="Savings", metadata={"b": "2", "a": "1"}, overdraft_limit=0, user_id=None)
     assert (again.status_code, again.json()) == (201, first.json())
@@ -104,7 +104,7 @@ async def test_what_is_requested_counts_and_not_how_it_is_written(client: httpx.
     "change",
     [{"name": "Other"}, {"currency": "EUR"}, {"allows_negative": True}, {"purpose": "fees"}, {"metadata": {"a": "b"}}],
 )
-async def test_the_same_key_with_another_body_is_refused(
+async def test_a_key_that_is_reused_with_another_body_is_refused(
     client: httpx.AsyncClient, stored: Database, change: dict[str, Any]
 ) -> None:
     assert (await post(client, "k")).status_code == 201
@@ -112,7 +112,7 @@ async def test_the_same_key_with_another_body_is_refused(
     assert await count_accounts(stored) == 1
 
 
-async def test_keys_belong_to_the_client_and_without_a_key_every_request_opens_an_account(
+async def test_keys_belong_to_a_client_and_each_request_without_a_key_opens_an_account(
     client: httpx.AsyncClient, stored: Database
 ) -> None:
     answers = [await post(client, *each) for each in (("k",), (None,), (None,))]
@@ -120,7 +120,7 @@ async def test_keys_belong_to_the_client_and_without_a_key_every_request_opens_a
     assert len({answer.json()["id"] for answer in answers}) == 5 == await count_accounts(stored)
 
 
-async def test_a_key_is_for_a_transfer_or_for_an_account(client: httpx.AsyncClient) -> None:
+async def test_transfers_and_accounts_share_the_key_space(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     await transfer(client, a, b, 1, key="transfer")
     assert_problem(await post(client, "transfer"), 422, "key-reused")
@@ -133,7 +133,7 @@ async def test_a_key_is_for_a_transfer_or_for_an_account(client: httpx.AsyncClie
     assert (await client.get(f"/accounts/{b['id']}")).json()["balance"] == 1
 
 
-async def test_the_key_of_an_account_pays_no_order(stored: Database) -> None:
+async def test_the_key_of_an_account_is_refused_for_a_transfer(stored: Database) -> None:
     a, b = await funded(stored, 100, 0)
     request = TransferRequest(a, b, 5, key="k")
     async with stored.begin() as session:
@@ -143,7 +143,7 @@ async def test_the_key_of_an_account_pays_no_order(stored: Database) -> None:
     assert answer.refusal is Refusal.KEY_REUSED
 
 
-async def test_an_account_that_is_refused_stores_nothing_under_its_key(client: httpx.AsyncClient) -> None:
+async def test_a_rejected_account_uses_no_key(client: httpx.AsyncClient) -> None:
     refused = await post(client, "k", user_id=str(uuid4()))
     assert_problem(refused, 409, "foreign-key-violation", constraint="fk_accounts_user_id")
     fees = {"purpose": "fees", "currency": "CHF"}
@@ -153,7 +153,7 @@ async def test_an_account_that_is_refused_stores_nothing_under_its_key(client: h
     assert (opened.status_code, "idempotency-replayed" in opened.headers) == (201, False)
 
 
-async def test_a_key_that_is_none_or_comes_twice_is_refused(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_an_invalid_or_repeated_key_is_rejected(client: httpx.AsyncClient, stored: Database) -> None:
     for wrong in ("", "a b", "x" * 256):
         answer = await client.post("/accounts", json=BODY, headers=[(b"Idempotency-Key", wrong.encode())])
         assert_problem(answer, 422, "validation")
@@ -162,9 +162,7 @@ async def test_a_key_that_is_none_or_comes_twice_is_refused(client: httpx.AsyncC
     assert await count_accounts(stored) == 0
 
 
-async def test_requests_under_one_key_at_the_same_moment_open_one_account(
-    client: httpx.AsyncClient, stored: Database
-) -> None:
+async def test_concurrent_requests_with_one_key_open_one_account(client: httpx.AsyncClient, stored: Database) -> None:
     answers = await asyncio.gather(*(post(client, "k") for _ in range(10)))
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.content for answer in answers}) == 1
@@ -172,8 +170,8 @@ async def test_requests_under_one_key_at_the_same_moment_open_one_account(
     assert await count_accounts(stored) == 1
 
 
-async def test_a_look_at_the_keys_before_opening_would_open_two(stored: Database) -> None:
-    """The control: two that look before either has committed."""
+async def test_reading_the_keys_before_opening_would_open_two_accounts(stored: Database) -> None:
+    """The control test: two sessions read the keys before either has committed."""
     async with stored.session() as first, stored.session() as second:
         for session in (first, second):
             assert await TransferRepository(session).find_answers([("", "k")]) == {}
@@ -184,14 +182,14 @@ async def test_a_look_at_the_keys_before_opening_would_open_two(stored: Database
 
 
 @pytest.mark.parametrize("is_committed", [True, False])
-async def test_the_second_request_waits_for_what_becomes_of_the_first(stored: Database, is_committed: bool) -> None:
+async def test_the_second_request_waits_for_the_end_of_the_first(stored: Database, is_committed: bool) -> None:
     async def second() -> OpeningResult:
         async with stored.begin() as session:
             return await open_account_once(session, OpeningRequest(ACCOUNT, "k"))
 
     async with stored.session() as session:
         first = (await open_account_once(session, OpeningRequest(ACCOUNT, "k"))).unwrap().id
-        waiting = elsewhere(second())
+        waiting = in_own_transaction(second())
         await until_waiting(stored, 1)
         await (session.commit() if is_committed else session.rollback())
     result = await waiting
@@ -200,20 +198,20 @@ async def test_the_second_request_waits_for_what_becomes_of_the_first(stored: Da
 
 
 @pytest.mark.parametrize("is_committed", [True, False])
-async def test_a_transfer_waits_for_an_account_that_is_being_opened_under_its_key(
+async def test_a_transfer_waits_for_an_account_that_is_being_opened_with_its_key(
     stored: Database, is_committed: bool
 ) -> None:
     a, b = await funded(stored, 100, 0)
     async with Ledger(stored) as ledger:
         async with stored.session() as session:
             await open_account_once(session, OpeningRequest(ACCOUNT, "k"))
-            waiting = elsewhere(ledger.submit(TransferRequest(a, b, 5, key="k")))
+            waiting = in_own_transaction(ledger.submit(TransferRequest(a, b, 5, key="k")))
             await until_waiting(stored, 1)
             await (session.commit() if is_committed else session.rollback())
         assert (await waiting).refusal is (Refusal.KEY_REUSED if is_committed else None)
 
 
-async def test_a_caller_that_goes_on_after_a_refused_account_has_not_used_its_key(stored: Database) -> None:
+async def test_a_caller_that_continues_after_a_rejected_account_has_not_used_its_key(stored: Database) -> None:
     stranger = AccountIn(name="Account", currency="GBP", user_id=uuid4())
     async with stored.begin() as session:
         with pytest.raises(ForeignKeyViolation):
@@ -224,7 +222,7 @@ async def test_a_caller_that_goes_on_after_a_refused_account_has_not_used_its_ke
     assert await count_accounts(stored) == 1
 
 
-async def test_the_purpose_of_an_account_is_taken_once_under_keys_too(stored: Database) -> None:
+async def test_a_purpose_can_be_used_once_per_currency_with_keys(stored: Database) -> None:
     async def opened(number: int) -> OpeningResult:
         account = AccountIn(name="Fees", currency="CHF", purpose=AccountPurpose.FEES)
         async with stored.begin() as session:

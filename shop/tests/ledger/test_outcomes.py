@@ -1,4 +1,4 @@
-"""Commits that fail, and commits whose outcome nobody knows."""
+"""Commits that fail, and commits whose outcome is unknown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shop_tests.support.lossy_proxy import COMMIT, run_lossy_proxy
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until_waiting
 
-# A trigger that runs in COMMIT, and what it does there.
+# A deferred trigger, which runs the code in COMMIT.
 _IN_COMMIT = (
     """
     CREATE FUNCTION in_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {}; RETURN NULL; END $$
@@ -39,40 +39,42 @@ _LOCK = 4711
 
 @pytest.fixture
 def socket_folder() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="pg") as folder:  # tmp_path is too long for a socket
+    with TemporaryDirectory(
+        prefix="pg"
+    ) as folder:  # the path of a socket is at most 107 bytes long; tmp_path is longer
         yield Path(folder)
 
 
-async def do_in_commit(database: Database, what: str) -> None:
+async def run_in_commit(database: Database, code: str) -> None:
     async with database.begin() as session:
         for statement in _IN_COMMIT:
-            await session.execute(text(statement.format(what)))
+            await session.execute(text(statement.format(code)))
 
 
-async def undo(database: Database) -> None:
+async def drop_commit_trigger(database: Database) -> None:
     async with database.begin() as session:
         await session.execute(text("DROP TRIGGER in_commit ON transfers"))
 
 
-async def transfers(database: Database) -> int:
+async def count_transfers(database: Database) -> int:
     async with database.session() as session:
         report = await check_ledger(session)
         assert report.faults == {}
         return report.transfers
 
 
-async def test_a_commit_that_fails_is_the_answer_and_leaves_the_key_free(
+async def test_a_failed_commit_is_the_response_and_uses_no_key(
     committed_url: str, committed_database: Database
 ) -> None:
     async with http_client(create_app(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
-        await do_in_commit(committed_database, "RAISE unique_violation USING CONSTRAINT = 'in_commit'")
+        await run_in_commit(committed_database, "RAISE unique_violation USING CONSTRAINT = 'in_commit'")
 
         answer = await post_transfer(client, a, b, 60, key="k")
 
         assert_problem(answer, 409, "unique-violation", constraint="in_commit")
         assert await balances(client, a, b) == [100, 0]
-        await undo(committed_database)
+        await drop_commit_trigger(committed_database)
         answer = await post_transfer(client, a, b, 60, key="k")
         assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
         assert await balances(client, a, b) == [40, 60]
@@ -84,7 +86,7 @@ async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
     async with http_client(create_app(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
         order = await make_order(client, (await make_user(client))["id"], 60)
-        await do_in_commit(committed_database, "RAISE EXCEPTION USING ERRCODE = 'XX000'")
+        await run_in_commit(committed_database, "RAISE EXCEPTION USING ERRCODE = 'XX000'")
         body = {"from_account_id": a["id"], "to_account_id": b["id"]}
 
         answer = await client.post(f"/orders/{order['id']}/pay", json=body, headers={"Idempotency-Key": "k"})
@@ -94,12 +96,12 @@ async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
         assert await balances(client, a, b) == [100, 0]
 
 
-async def test_what_a_killed_backend_has_lost_in_commit_is_made_by_another(
+async def test_a_transfer_whose_backend_was_killed_in_commit_is_posted_by_another(
     committed_url: str, committed_database: Database
 ) -> None:
     async with http_client(create_app(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
-        await do_in_commit(committed_database, f"PERFORM pg_advisory_xact_lock({_LOCK})")
+        await run_in_commit(committed_database, f"PERFORM pg_advisory_xact_lock({_LOCK})")
         async with committed_database.begin() as session:
             await session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             sent = asyncio.create_task(post_transfer(client, a, b, 60, key="k"))
@@ -115,12 +117,12 @@ async def test_what_a_killed_backend_has_lost_in_commit_is_made_by_another(
 
         assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
         assert await balances(client, a, b) == [40, 60]
-        await undo(committed_database)  # `check_ledger` reports triggers that aren't the ledger's
-        assert await transfers(committed_database) == 2
+        await drop_commit_trigger(committed_database)  # `check_ledger` reports triggers that aren't the ledger's
+        assert await count_transfers(committed_database) == 2
 
 
-@pytest.mark.parametrize("pending", [False, True], ids=["on known accounts", "under locks"])
-async def test_a_commit_whose_answer_is_lost_is_found_by_its_key(
+@pytest.mark.parametrize("pending", [False, True], ids=["optimistic posting", "posting with locks"])
+async def test_a_commit_whose_response_is_lost_is_found_by_its_key(
     committed_url: str, committed_database: Database, socket_folder: Path, pending: bool
 ) -> None:
     async with (
@@ -139,10 +141,10 @@ async def test_a_commit_whose_answer_is_lost_is_found_by_its_key(
         assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, "true")
         account = (await client.get(f"/accounts/{a['id']}")).json()
         assert (account["balance"], account["held"]) == ((100, 60) if pending else (40, 0))
-        assert await transfers(committed_database) == (1 if pending else 2)
+        assert await count_transfers(committed_database) == (1 if pending else 2)
 
 
-async def test_answers_that_are_lost_again_and_again_are_an_error_and_the_request_can_be_sent_again(
+async def test_repeatedly_lost_responses_are_an_error_and_the_request_can_be_retried(
     committed_url: str, committed_database: Database, socket_folder: Path
 ) -> None:
     async with (
@@ -159,10 +161,10 @@ async def test_answers_that_are_lost_again_and_again_are_an_error_and_the_reques
 
         assert (again.status_code, again.headers.get("idempotency-replayed")) == (201, "true")
         assert await balances(client, a, b) == [40, 60]
-        assert await transfers(committed_database) == 2
+        assert await count_transfers(committed_database) == 2
 
 
-async def test_who_has_no_key_is_told_that_nobody_knows_and_their_neighbours_are_answered(
+async def test_a_lost_response_raises_connection_lost_for_requests_without_a_key(
     committed_url: str, committed_database: Database, socket_folder: Path
 ) -> None:
     a, b = await open_accounts(committed_database, 100, 0)
@@ -186,15 +188,15 @@ async def test_who_has_no_key_is_told_that_nobody_knows_and_their_neighbours_are
     assert kept.replayed
     async with committed_database.session() as session:
         assert (await session.get_one(Account, b)).balance == 38
-    assert await transfers(committed_database) == 6
+    assert await count_transfers(committed_database) == 6
 
 
-async def test_without_the_key_a_lost_answer_would_pay_twice(
+async def test_a_retry_with_another_key_after_a_lost_response_pays_twice(
     committed_url: str, committed_database: Database, socket_folder: Path
 ) -> None:
-    """The control: who doesn't know the outcome and sends again under another key moves the money again."""
+    """The control test: if the outcome is unknown, a retry with another key moves the money again."""
 
-    async def balance(client: httpx.AsyncClient, key: str) -> int:
+    async def pay(client: httpx.AsyncClient, key: str) -> int:
         await post_transfer(client, a, b, 30, key=key)
         return (await balances(client, b))[0]
 
@@ -206,5 +208,5 @@ async def test_without_the_key_a_lost_answer_would_pay_twice(
         proxy.lost_bytes = b"lost-key"
         await post_transfer(client, a, b, 30, key="lost-key")
         proxy.lost_bytes = None
-        assert await balance(client, "another") == 60
-        assert await transfers(committed_database) == 3
+        assert await pay(client, "another") == 60
+        assert await count_transfers(committed_database) == 3

@@ -1,4 +1,4 @@
-"""Transfers that are pending first."""
+"""Pending transfers: holding, posting, voiding and expiry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shop.ledger.requests import Refusal, TransferRequest
 from shop_tests.support.factories import (
     balances,
     change_account,
-    held,
+    held_amount,
     hold,
     make_account,
     post_transfer,
@@ -32,7 +32,9 @@ from shop_tests.support.trigger_bypass import disable_triggers, expire
 from shop_tests.support.waiting import until
 
 
-async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_the_amount_of_a_pending_transfer_is_held_and_not_moved(
+    client: httpx.AsyncClient, stored: Database
+) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     answer = await hold(client, a, b, 60, description="room 7", metadata={"guest": "Ada"})
     assert answer.status_code == 201
@@ -41,7 +43,7 @@ async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, 
     assert (pending["from_entry_number"], pending["to_entry_number"]) == (None, None)
     assert pending["expires_at"] > pending["created_at"]
     assert (await client.get(answer.headers["location"])).json() == pending
-    assert (await balances(client, a, b), await held(client, a)) == ([100, 0], 60)
+    assert (await balances(client, a, b), await held_amount(client, a)) == ([100, 0], 60)
 
     assert_problem(await post_transfer(client, a, b, 41), 409, "insufficient-funds")
     assert_problem(await hold(client, a, b, 41), 409, "insufficient-funds")
@@ -50,7 +52,7 @@ async def test_what_is_pending_is_held_and_not_moved(client: httpx.AsyncClient, 
 
 
 @pytest.mark.parametrize("part", [None, 25])
-async def test_it_is_posted_under_its_own_id_whole_or_in_part(
+async def test_a_pending_transfer_is_posted_with_its_own_id_completely_or_in_part(
     client: httpx.AsyncClient, stored: Database, part: int | None
 ) -> None:
     a, b = await make_account(client, 100), await make_account(client)
@@ -63,19 +65,19 @@ async def test_it_is_posted_under_its_own_id_whole_or_in_part(
     assert (posted["id"], posted["state"], posted["amount"]) == (pending["id"], "posted", moved)
     assert (posted["description"], posted["metadata"], posted["expires_at"]) == ("room 7", {"guest": "Ada"}, None)
     assert (await client.get(f"/transfers/{pending['id']}")).json() == posted
-    assert (await balances(client, a, b), await held(client, a)) == ([100 - moved, moved], 0)
+    assert (await balances(client, a, b), await held_amount(client, a)) == ([100 - moved, moved], 0)
     assert_problem(await settle(client, pending, "post"), 409, "already-posted")
     assert_problem(await settle(client, pending, "void"), 409, "already-posted")
     await assert_ledger_is_correct(stored)
 
 
-async def test_it_is_voided(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_a_pending_transfer_is_voided_once(client: httpx.AsyncClient, stored: Database) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     pending = (await hold(client, a, b, 60)).json()
     answer = await settle(client, pending, "void")
     assert (answer.status_code, answer.json()["state"]) == (201, "voided")
     assert (await client.get(f"/transfers/{pending['id']}")).json() == answer.json()
-    assert (await balances(client, a, b), await held(client, a)) == ([100, 0], 0)
+    assert (await balances(client, a, b), await held_amount(client, a)) == ([100, 0], 0)
     assert_problem(await settle(client, pending, "post"), 409, "already-voided")
     assert_problem(await settle(client, pending, "void"), 409, "already-voided")
     assert_problem(await settle(client, pending, "reverse"), 409, "not-posted")
@@ -87,7 +89,7 @@ async def test_it_is_voided(client: httpx.AsyncClient, stored: Database) -> None
     await assert_ledger_is_correct(stored)
 
 
-async def test_each_step_is_replayed_as_it_was_answered_whatever_came_after_it(client: httpx.AsyncClient) -> None:
+async def test_each_step_is_replayed_with_its_first_answer(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 60, "pending_seconds": 600}
     first = await client.post("/transfers", json=body, headers={"Idempotency-Key": "hold"})
@@ -105,7 +107,7 @@ async def test_each_step_is_replayed_as_it_was_answered_whatever_came_after_it(c
     assert await balances(client, a, b) == [80, 20]
 
 
-async def test_what_moves_money_needs_a_key(client: httpx.AsyncClient) -> None:
+async def test_posting_voiding_and_reversing_need_a_key(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     pending = (await hold(client, a, b, 60)).json()
     for what in ("post", "void", "reverse"):
@@ -114,26 +116,26 @@ async def test_what_moves_money_needs_a_key(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 30 * 86_400 + 1, 1.5, "60", True])
-async def test_a_time_that_is_none_is_refused(client: httpx.AsyncClient, seconds: Any) -> None:
+async def test_an_invalid_duration_is_rejected(client: httpx.AsyncClient, seconds: Any) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     assert_problem(await hold(client, a, b, 1, pending_seconds=seconds), 422, "validation")
 
 
-async def test_a_limit_and_a_state_are_those_of_the_moment_of_posting(client: httpx.AsyncClient) -> None:
-    """And then it is pending still."""
+async def test_limits_and_states_are_checked_again_on_posting(client: httpx.AsyncClient) -> None:
+    """If posting is refused, the transfer stays pending."""
     a, b = await make_account(client, 100), await make_account(client, balance_limit=50)
     pending = (await hold(client, a, b, 30)).json()
     await transfer(client, a, b, 30)
     assert_problem(await settle(client, pending, "post"), 409, "limit-exceeded")
     await change_account(client, a, state="frozen")
     assert_problem(await settle(client, pending, "post", amount=1), 409, "account-frozen")
-    assert await held(client, a) == 30
+    assert await held_amount(client, a) == 30
     assert_problem(await change_account(client, a, state="closed"), 409, "account-unchangeable")
     assert (await settle(client, pending, "void")).json()["state"] == "voided"
-    assert await held(client, a) == 0
+    assert await held_amount(client, a) == 0
 
 
-async def test_of_many_who_settle_it_at_a_time_one_does(stored: Database) -> None:
+async def test_one_of_twenty_concurrent_settlements_succeeds(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as one, Ledger(stored) as other:
         pending = (await one.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
@@ -142,29 +144,29 @@ async def test_of_many_who_settle_it_at_a_time_one_does(stored: Database) -> Non
             for n in range(20)
         ]
         results = await asyncio.gather(*((one, other)[n % 3 == 0].submit(each) for n, each in enumerate(requests)))
-    made = [result for result in results if result.refusal is None]
-    assert len(made) == 1
+    settled = [result for result in results if result.refusal is None]
+    assert len(settled) == 1
     assert {result.refusal for result in results} - {None} <= {Refusal.ALREADY_POSTED, Refusal.ALREADY_VOIDED}
     await assert_ledger_is_correct(stored)
 
 
-async def test_what_has_expired_is_voided_by_the_service(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_the_service_voids_expired_holds(client: httpx.AsyncClient, stored: Database) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     late, other = (await hold(client, a, b, 60)).json(), (await hold(client, a, b, 5)).json()
     await expire(stored, UUID(late["id"]))
 
-    async def voided() -> bool:  # in the table: readers see an expired hold as voided at once
+    async def is_voided() -> bool:  # reads the table: over HTTP an expired hold is voided at once
         async with stored.session() as session:
             return (await session.get_one(PendingTransfer, UUID(late["id"]))).state is TransferState.VOIDED
 
-    await until(voided, seconds=20)
+    await until(is_voided, seconds=20)
     assert (await client.get(f"/transfers/{late['id']}")).json()["state"] == "voided"
-    assert await held(client, a) == 5
+    assert await held_amount(client, a) == 5
     assert (await client.get(f"/transfers/{other['id']}")).json()["state"] == "pending"
     assert (await post_transfer(client, a, b, 95)).status_code == 201
 
 
-async def test_several_processes_may_void_what_has_expired(stored: Database) -> None:
+async def test_several_processes_can_void_expired_holds(stored: Database) -> None:
     a, b = await open_accounts(stored, 10_000, 0)
     async with Ledger(stored) as ledger, Ledger(stored) as other:
         results = await ledger.submit_many([TransferRequest(a, b, 1, pending_seconds=60) for _ in range(1_100)])
@@ -189,7 +191,7 @@ async def test_several_processes_may_void_what_has_expired(stored: Database) -> 
         "UPDATE pending_transfers SET state = 'posted' WHERE id = :pending",
     ],
 )
-async def test_the_database_lets_it_be_settled_once_and_nothing_else(stored: Database, change: str) -> None:
+async def test_the_database_rejects_every_change_but_one_settlement(stored: Database, change: str) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         posted, pending = [
@@ -203,7 +205,7 @@ async def test_the_database_lets_it_be_settled_once_and_nothing_else(stored: Dat
             await session.execute(text(change), ids)
 
 
-async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_old_keys_are_deleted_and_newer_ones_are_replayed(client: httpx.AsyncClient, stored: Database) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     before = await transfer(client, a, b, 1, key="old")
     async with stored.begin() as session:
@@ -212,7 +214,7 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
             text("UPDATE idempotency_keys SET created_at = now() - interval '31 days' WHERE key = 'old'")
         )
     new = await transfer(client, a, b, 1, key="new")
-    assert (await transfer(client, a, b, 1, key="old"))["id"] == before["id"]  # until it is forgotten it counts
+    assert (await transfer(client, a, b, 1, key="old"))["id"] == before["id"]  # until it is deleted, it is replayed
 
     assert await maintenance.delete_old_keys(stored, timedelta(days=30)) == 1
 
@@ -222,7 +224,9 @@ async def test_keys_of_old_are_forgotten_and_others_count(client: httpx.AsyncCli
         assert await session.scalar(select(func.count()).select_from(Transfer)) == 4
 
 
-async def test_a_job_that_fails_does_not_stop_the_others(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_maintenance_job_does_not_stop_the_others(
+    stored: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_: object) -> int:
         raise RuntimeError("no hold can be voided")
 
@@ -230,9 +234,9 @@ async def test_a_job_that_fails_does_not_stop_the_others(stored: Database, monke
     await open_accounts(stored, 100)
     async with Ledger(stored) as ledger, maintenance.run_maintenance(stored, ledger, key_retention_days=30):
 
-        async def linked() -> bool:
+        async def is_linked() -> bool:
             async with stored.session() as session:
                 unlinked = select(func.count()).select_from(Seal).where(Seal.position.is_(None))
                 return await session.scalar(unlinked) == 0
 
-        await until(linked, seconds=10)
+        await until(is_linked, seconds=10)

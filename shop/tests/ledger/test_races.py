@@ -1,4 +1,4 @@
-"""Transfers at the same time."""
+"""Concurrent transfers."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ async def balances(database: Database, accounts: list[UUID]) -> list[int]:
         return [(await session.get_one(Account, account)).balance for account in accounts]
 
 
-def elsewhere(work: Coroutine[Any, Any, TransferResult]) -> asyncio.Task[TransferResult]:
-    """The work in a task that isn't in this one's transaction."""
+def in_own_transaction(work: Coroutine[Any, Any, TransferResult]) -> asyncio.Task[TransferResult]:
+    """Run the work in a task that doesn't join the transaction of the current one."""
     return asyncio.create_task(work, context=Context())
 
 
 async def test_opposed_transfers_neither_deadlock_nor_lose_money(stored: Database) -> None:
-    """5,120 transfers by 32 clients, singly and 13 in a transaction, each from one of two accounts to the other."""
+    """5,120 transfers in random directions between two accounts, by 32 clients, singly and in batches of 13."""
     a, b = await open_accounts(stored, 10_000, 10_000)
     clients, singly, batches, batch = 32, 30, 10, 13
 
     async def client(number: int, database: Database) -> int:
-        """What went from a to b in all."""
+        """Returns the total that was moved from a to b."""
         dice = Random(number)
         ledger = Ledger(database)
         moved = 0
@@ -57,7 +57,7 @@ async def test_opposed_transfers_neither_deadlock_nor_lose_money(stored: Databas
             moved += sum(amounts)
         return moved
 
-    # neither the disk nor a ping at each checkout is what they race for
+    # Waits for the disk and pings of the pool would only reduce the number of concurrent transfers.
     faster = {"server_settings": {"synchronous_commit": "off"}}
     async with Database(stored.engine.url, pool_size=clients, pool_pre_ping=False, connect_args=faster) as database:
         moved = sum(await asyncio.gather(*(client(number, database) for number in range(clients))))
@@ -113,7 +113,7 @@ async def test_the_last_money_is_spent_once(stored: Database) -> None:
     assert sorted(await balances(stored, [a, *others])) == [0] * 9 + [40, 60]
 
 
-async def test_of_many_reversals_at_a_time_one_is_made(stored: Database) -> None:
+async def test_one_of_ten_concurrent_reversals_is_posted(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 1_000)
     ledger = Ledger(stored)
     moved = (await ledger.submit(TransferRequest(a, b, 60))).unwrap()
@@ -124,7 +124,7 @@ async def test_of_many_reversals_at_a_time_one_is_made(stored: Database) -> None
     assert await balances(stored, [a, b]) == [100, 1_000]
 
 
-async def test_concurrent_requests_under_one_key_make_one_transfer_and_get_one_answer(stored: Database) -> None:
+async def test_concurrent_requests_with_one_key_post_one_transfer(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     ledger = Ledger(stored)
     results = await asyncio.gather(*(ledger.submit(TransferRequest(a, b, 60, key="k")) for _ in range(20)))
@@ -133,12 +133,12 @@ async def test_concurrent_requests_under_one_key_make_one_transfer_and_get_one_a
     assert await balances(stored, [a, b]) == [40, 60]
 
 
-async def test_a_key_whose_transaction_rolls_back_is_free_for_who_waited(stored: Database) -> None:
+async def test_a_waiting_request_is_posted_if_the_first_one_with_its_key_is_rolled_back(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     ledger = Ledger(stored)
     async with stored.session() as session:
         await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
-        waiting = elsewhere(ledger.submit(TransferRequest(a, b, 70, key="k")))
+        waiting = in_own_transaction(ledger.submit(TransferRequest(a, b, 70, key="k")))
         await until_waiting(stored, 1, query="WITH found AS%")
         await session.rollback()
     result = await waiting
@@ -146,13 +146,13 @@ async def test_a_key_whose_transaction_rolls_back_is_free_for_who_waited(stored:
     assert await balances(stored, [a, b]) == [30, 70]
 
 
-async def test_a_key_whose_transaction_commits_is_replayed_to_who_waited(stored: Database) -> None:
+async def test_a_waiting_request_is_replayed_if_the_first_one_with_its_key_is_committed(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     ledger = Ledger(stored)
     async with stored.session() as session:
         [first] = await post_transfers(session, [TransferRequest(a, b, 60, key="k")])
-        same = elsewhere(ledger.submit(TransferRequest(a, b, 60, key="k")))
-        other = elsewhere(Ledger(stored).submit(TransferRequest(a, b, 61, key="k")))
+        same = in_own_transaction(ledger.submit(TransferRequest(a, b, 60, key="k")))
+        other = in_own_transaction(Ledger(stored).submit(TransferRequest(a, b, 61, key="k")))
         await until_waiting(stored, 2, query="WITH found AS%")
         await session.commit()
     assert (await same).unwrap().id == first.unwrap().id
@@ -162,7 +162,7 @@ async def test_a_key_whose_transaction_commits_is_replayed_to_who_waited(stored:
         assert await session.scalar(select(func.count()).select_from(Transfer)) == 2
 
 
-async def test_requests_under_one_key_that_lock_nothing_in_common_meet_at_the_key(stored: Database) -> None:
+async def test_requests_with_one_key_and_other_accounts_wait_for_each_other(stored: Database) -> None:
     a, b, c, d = await open_accounts(stored, 100, 0, 100, 0)
     for first, later, expected in (
         (TransferRequest(uuid4(), uuid4(), 1, key="same"), None, (Refusal.UNKNOWN_ACCOUNT, True)),
@@ -170,7 +170,7 @@ async def test_requests_under_one_key_that_lock_nothing_in_common_meet_at_the_ke
     ):
         async with stored.session() as session:
             await post_transfers(session, [first])
-            waiting = elsewhere(Ledger(stored).submit(later or first))
+            waiting = in_own_transaction(Ledger(stored).submit(later or first))
             await until_waiting(stored, 1, query="%new_transfers%")
             await session.commit()
         result = await waiting
@@ -178,8 +178,8 @@ async def test_requests_under_one_key_that_lock_nothing_in_common_meet_at_the_ke
     assert await balances(stored, [a, b, c, d]) == [99, 1, 100, 0]
 
 
-async def test_who_meets_a_key_in_a_transaction_of_their_own_is_told(stored: Database) -> None:
-    """The control for the test above: it is the ledger that begins again."""
+async def test_without_the_ledger_a_concurrent_use_of_a_key_raises_key_in_use(stored: Database) -> None:
+    """The control for the test above: `Ledger` catches `KeyInUse` and posts again."""
     a, b, c, d = await open_accounts(stored, 100, 0, 100, 0)
     async with stored.session() as session, stored.session() as other:
         await post_transfers(session, [TransferRequest(a, b, 1, key="k")])

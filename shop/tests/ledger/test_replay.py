@@ -1,4 +1,4 @@
-"""What four processes have made at the same time, made again one by one on the model."""
+"""The transfers of four concurrent processes are posted again, one by one, to the model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from shop.ledger.check import check_ledger
 from shop.ledger.models import Account, Entry, Transfer
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.ledger_clients import run_client_processes
-from shop_tests.support.ledger_model import PostedTransfer, differences, in_version_order
+from shop_tests.support.ledger_model import PostedTransfer, find_differences, sort_by_entry_number
 
 ACCOUNTS, FUNDS = 8, 1_000
 
 
-async def booked(database: Database) -> tuple[list[PostedTransfer], UUID]:
-    """All transfers, and the account that the money entered by."""
+async def read_transfers(database: Database) -> tuple[list[PostedTransfer], UUID]:
+    """All transfers, and the account that may be negative, from which the money comes."""
     debit, credit = aliased(Entry), aliased(Entry)
     statement = (
         select(
@@ -42,29 +42,29 @@ async def booked(database: Database) -> tuple[list[PostedTransfer], UUID]:
         return [PostedTransfer(*row) for row in await session.execute(statement)], world
 
 
-async def test_opposed_batches_of_four_processes_do_not_deadlock_and_can_be_replayed_one_by_one(
+async def test_opposed_batches_of_four_processes_do_not_deadlock_and_equal_the_model(
     stored: Database,
 ) -> None:
-    """A deadlock would be raised by half of the batches, which are posted in transactions of their own."""
+    """Half of the batches are posted in their own transactions, which would raise a deadlock error."""
     accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
-    told = await run_client_processes(stored, accounts, processes=4, clients=4, transfers=8_000, how="in batches")
-    answers = Counter(each.what for each in told)
+    outcomes = await run_client_processes(stored, accounts, processes=4, clients=4, transfers=8_000, mode="in batches")
+    answers = Counter(each.state_or_refusal for each in outcomes)
     assert {"posted", "pending", "voided", "insufficient_funds", "linked_transfer_failed"} <= set(answers)
 
-    transfers, world = await booked(stored)
+    transfers, world = await read_transfers(stored)
     assert sorted(str(each.id) for each in transfers if each.from_account_id != world) == sorted(
-        str(each.transfer_id) for each in told if each.what == "posted"
+        str(each.transfer_id) for each in outcomes if each.state_or_refusal == "posted"
     )
-    assert differences(in_version_order(transfers), world) == []
+    assert find_differences(sort_by_entry_number(transfers), world) == []
 
 
-async def test_a_replay_finds_what_was_made_otherwise(stored: Database) -> None:
-    """The control."""
+async def test_the_model_finds_transfers_in_another_order_or_with_other_balances(stored: Database) -> None:
+    """The control test."""
     accounts = await open_accounts(stored, *[FUNDS] * ACCOUNTS)
-    await run_client_processes(stored, accounts, processes=1, clients=2, transfers=200, how="in batches")
-    transfers, world = await booked(stored)
-    ordered = in_version_order(transfers)
-    assert differences(ordered, world) == []
+    await run_client_processes(stored, accounts, processes=1, clients=2, transfers=200, mode="in batches")
+    transfers, world = await read_transfers(stored)
+    ordered = sort_by_entry_number(transfers)
+    assert find_differences(ordered, world) == []
 
     first, later = next(
         (place, place + 1)
@@ -73,19 +73,19 @@ async def test_a_replay_finds_what_was_made_otherwise(stored: Database) -> None:
     )
     changed = list(ordered)
     changed[first], changed[later] = ordered[later], ordered[first]
-    assert differences(changed, world) != []
+    assert find_differences(changed, world) != []
 
     changed = list(ordered)
     changed[first] = ordered[first]._replace(from_balance=ordered[later].from_balance)
     changed[later] = ordered[later]._replace(from_balance=ordered[first].from_balance)
-    assert len(differences(changed, world)) == 2
+    assert len(find_differences(changed, world)) == 2
 
     reversal = next(each for each in ordered if each.reverses_id is not None)
     without = [each for each in ordered if each.id != reversal.reverses_id]
-    assert f"transfer {reversal.id}: reversal_mismatch" in differences(without, world)
+    assert f"transfer {reversal.id}: reversal_mismatch" in find_differences(without, world)
 
 
-def test_transfers_each_of_which_is_before_another_have_no_order() -> None:
+def test_transfers_that_form_a_cycle_can_not_be_sorted() -> None:
     a, b, c = (uuid7() for _ in range(3))
 
     def transfer(source: UUID, from_entry_number: int, target: UUID, to_entry_number: int) -> PostedTransfer:
@@ -93,6 +93,6 @@ def test_transfers_each_of_which_is_before_another_have_no_order() -> None:
 
     cycle = [transfer(a, 1, b, 2), transfer(b, 1, c, 2), transfer(c, 1, a, 2)]
     with pytest.raises(ValueError, match="3 of 3 transfers"):
-        in_version_order(cycle)
+        sort_by_entry_number(cycle)
     ordered = [transfer(a, 1, b, 1), transfer(b, 2, c, 1), transfer(c, 2, a, 2)]
-    assert in_version_order(reversed(ordered)) == ordered
+    assert sort_by_entry_number(reversed(ordered)) == ordered

@@ -1,4 +1,4 @@
-"""The chain of seals links what is committed, in order and without gaps."""
+"""The chain of seals links committed changes, in order and without gaps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.waiting import until
 
 
-async def test_what_is_committed_later_is_linked_later(stored: Database) -> None:
-    """The order of the beginnings doesn't matter, and transfers don't wait for the chain."""
+async def test_seals_are_linked_in_the_order_of_commits(stored: Database) -> None:
+    """The order in which the transactions begin doesn't matter, and transfers don't wait for the chain."""
     a, b, c = await open_accounts(stored, 100, 100, 100)
     await link_seals(stored)
     async with stored.begin() as slow, stored.begin() as linking:
@@ -40,28 +40,28 @@ async def test_what_is_committed_later_is_linked_later(stored: Database) -> None
 
 
 async def other(session: AsyncSession, *ids: UUID) -> UUID:
-    """The account that isn't one of these."""
+    """The id of the remaining account."""
     found = (await session.scalars(text("SELECT id FROM accounts"))).all()
     [id_] = set(found) - set(ids)
     assert isinstance(id_, UUID)
     return id_
 
 
-async def test_the_service_links_what_is_written(stored: Database) -> None:
-    async def linked() -> bool:
+async def test_the_service_links_new_seals(stored: Database) -> None:
+    async def is_linked() -> bool:
         async with stored.session() as session:
             return bool(await session.scalar(text("SELECT count(*) = count(position) FROM seals")))
 
     async with Ledger(stored) as ledger, run_maintenance(stored, ledger, key_retention_days=30):
         await open_accounts(stored, 100)
-        await until(linked)
+        await until(is_linked)
     async with stored.session() as session:
         link = await last_link(session)
         assert link is not None
         assert (await check_ledger(session, since=link)).faults == {}
 
 
-async def test_the_chain_has_no_gap_when_several_processes_link_what_many_write(stored: Database) -> None:
+async def test_the_chain_has_no_gap_if_several_processes_write_and_link(stored: Database) -> None:
     accounts = await open_accounts(stored, *[1_000] * 6)
     ledger, dice, stop = Ledger(stored), Random(1), asyncio.Event()
 

@@ -19,7 +19,7 @@ from shop.ledger.service import post_transfers, reversal_request
 from shop_tests.support.checked_ledger import find_faults
 from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers
 
-# rich got 1000, paid 300 twice, the second with a key of its own, and took the first back; three holds of 10
+# `rich` received 1000, sent 300 twice (keys 1st and 2nd; the first was reversed), and has three holds of 10.
 _FIRST, _SECOND, _BACK = (f"(SELECT id FROM transfers WHERE description = '{each}')" for each in ("1st", "2nd", "back"))
 _REMOVED = """
     DELETE FROM idempotency_keys WHERE key = 'last';
@@ -43,8 +43,8 @@ _ADDED_ACCOUNT = """
     """
 
 
-async def books(session: AsyncSession) -> None:
-    """A transfer that was made after others; its two accounts have it as their last one."""
+async def create_ledger(session: AsyncSession) -> None:
+    """Create a ledger whose last transfer is the last one of both of its accounts, and link the seals."""
     world = await open_account(session, AccountIn(name="world", currency="GBP", allows_negative=True))
     rich, poor = [await open_account(session, AccountIn(name=name, currency="GBP")) for name in ("rich", "poor")]
     results = await post_transfers(
@@ -87,7 +87,9 @@ async def tamper(session: AsyncSession, statements: str) -> None:
     ("found", "change"),
     [
         pytest.param("transfers differ from their seal", _ENLARGED, id="a transfer with entries and balances"),
-        pytest.param("sealed transfers are missing", _REMOVED, id="the last transfer with all that is of it"),
+        pytest.param(
+            "sealed transfers are missing", _REMOVED, id="the last transfer with its entries, balances and key"
+        ),
         *(
             pytest.param("transfers differ from their seal", f"UPDATE transfers SET {change}", id=change)
             for change in (
@@ -131,7 +133,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
             DELETE FROM pending_transfers WHERE state = 'pending';
             UPDATE accounts SET held = 0 WHERE name = 'Rich'
             """,
-            id="a pending transfer that is gone",
+            id="a deleted pending transfer",
         ),
         *(
             pytest.param(
@@ -152,7 +154,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
             "idempotency keys are not sealed, or differ from their seal",
             "INSERT INTO idempotency_keys SELECT (jsonb_populate_record(k, jsonb_build_object('key', 'new'))).*"
             " FROM idempotency_keys k WHERE key = '1st'",
-            id="a key more",
+            id="an additional key",
         ),
         *(
             pytest.param("accounts differ from their last seal", f"UPDATE accounts SET {change}", id=change)
@@ -167,7 +169,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
                 "revision = 0 WHERE name = 'Rich'",
             )
         ),
-        pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an account more"),
+        pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an additional account"),
         *(
             pytest.param("seals don't follow from the seal before", f"UPDATE seals SET {change}", id=change)
             for change in (
@@ -177,42 +179,42 @@ async def tamper(session: AsyncSession, statements: str) -> None:
                 "subject = 'accounts' WHERE subject = 'transfers'",
             )
         ),
-        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 2", id="a seal less"),
-        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 1", id="the first seal less"),
+        pytest.param("the chain of seals has gaps", "DELETE FROM seals WHERE position = 2", id="a deleted seal"),
+        pytest.param(
+            "the chain of seals has gaps", "DELETE FROM seals WHERE position = 1", id="the first seal is deleted"
+        ),
         pytest.param(
             "idempotency keys are not sealed, or differ from their seal",
             "DELETE FROM seals WHERE position = (SELECT max(position) FROM seals WHERE subject = 'idempotency_keys')",
-            id="the last seal of keys less",
+            id="the last seal of keys is deleted",
         ),
     ],
 )
-async def test_what_is_changed_past_the_triggers_is_found(session: AsyncSession, found: str, change: str) -> None:
-    await books(session)
+async def test_changes_that_bypass_the_triggers_are_found(session: AsyncSession, found: str, change: str) -> None:
+    await create_ledger(session)
     assert await find_faults(session) == {}
     await tamper(session, change)
     assert found in await find_faults(session)
 
 
 @pytest.mark.parametrize("change", [_ENLARGED, _REMOVED])
-async def test_what_the_rows_say_of_each_other_does_not_tell_of_such_a_change(
-    session: AsyncSession, change: str
-) -> None:
-    """The control: only the seals do."""
-    await books(session)
+async def test_without_the_seals_such_a_change_is_not_found(session: AsyncSession, change: str) -> None:
+    """The control test: the rows agree with each other, and only the seals show the change."""
+    await create_ledger(session)
     await tamper(session, change)
     assert [fault for fault in await find_faults(session) if "seal" not in fault] == []
 
 
 async def test_a_finding_names_the_row(session: AsyncSession) -> None:
-    await books(session)
+    await create_ledger(session)
     id_ = await session.scalar(text("SELECT id FROM transfers WHERE description = 'last'"))
     await tamper(session, _REMOVED)
     assert await find_faults(session) == {"sealed transfers are missing": [f"transfer {id_}"]}
 
 
-async def test_a_change_that_a_later_one_covers_is_found(session: AsyncSession) -> None:
+async def test_a_change_that_a_later_one_overwrites_is_found(session: AsyncSession) -> None:
     """The seal of the later change also has the digest before it."""
-    await books(session)
+    await create_ledger(session)
     await tamper(session, "UPDATE accounts SET overdraft_limit = 1000 WHERE name = 'Rich'")
     await session.execute(text("UPDATE accounts SET held = held + 0 WHERE name = 'Rich'"))
     await session.execute(text("UPDATE accounts SET name = 'Richer' WHERE name = 'Rich'"))
@@ -225,10 +227,10 @@ async def test_a_change_that_a_later_one_covers_is_found(session: AsyncSession) 
     assert len(found["pending transfers were changed between two seals"]) == 1
 
 
-async def test_a_ledger_that_was_rolled_back_whole_is_found_by_a_seal_that_was_written_down(
+async def test_a_restored_old_ledger_is_found_by_a_recorded_seal(
     session: AsyncSession,
 ) -> None:
-    await books(session)
+    await create_ledger(session)
     before = await last_link(session)
     assert before is not None
     assert (await check_ledger(session, since=before)).faults == {}
@@ -246,14 +248,14 @@ async def test_a_ledger_that_was_rolled_back_whole_is_found_by_a_seal_that_was_w
     assert (await check_ledger(session)).faults == {}
     report = await check_ledger(session, since=written)
     assert report.faults == {"the chain of seals doesn't have this seal": [str(written)]}
-    # the same position, another past
+    # a seal with the same position and another hash
     await post_transfers(session, [TransferRequest(world, rich, 2)])
     await session.execute(text("SELECT link_seals(1000)"))
     assert (await check_ledger(session, since=written)).faults == report.faults
 
 
-async def test_no_setting_of_a_session_changes_a_digest(session: AsyncSession) -> None:
-    await books(session)
+async def test_session_settings_do_not_change_a_digest(session: AsyncSession) -> None:
+    await create_ledger(session)
     settings = {
         "client_encoding": "LATIN1",
         "TimeZone": "Asia/Tokyo",
@@ -316,10 +318,10 @@ async def test_no_setting_of_a_session_changes_a_digest(session: AsyncSession) -
         ),
     ],
 )
-async def test_digests_are_the_same_with_every_version_of_postgresql(
+async def test_digests_are_the_same_in_every_version_of_postgresql(
     session: AsyncSession, table: str, digest: str, row: str, expected: str
 ) -> None:
-    """Or an upgrade of the server would look like a fault."""
+    """Otherwise an upgrade of the server would look like a fault."""
     values = "{" + row.format(id="01990000-0000-7000-8000-000000000000", at="2026-01-02T03:04:05.678901+00:00") + "}"
     of = text(f"SELECT encode({digest}, 'hex') FROM jsonb_populate_record(NULL::{table}, CAST(:row AS text)::jsonb) t")
     assert await session.scalar(of, {"row": values}) == expected
@@ -339,8 +341,8 @@ async def test_digests_are_the_same_with_every_version_of_postgresql(
         "TRUNCATE idempotency_keys",
     ],
 )
-async def test_nobody_writes_seals_by_hand_or_changes_what_they_seal(session: AsyncSession, change: str) -> None:
-    await books(session)
+async def test_seals_and_sealed_rows_are_never_changed_directly(session: AsyncSession, change: str) -> None:
+    await create_ledger(session)
     source, target = await session.scalars(text("SELECT id FROM accounts ORDER BY 1 LIMIT 2"))
     await post_transfers(session, [TransferRequest(source, target, 1)])
     with pytest.raises(DatabaseError, match="never") as caught:
@@ -350,8 +352,8 @@ async def test_nobody_writes_seals_by_hand_or_changes_what_they_seal(session: As
     assert await find_faults(session) == {}
 
 
-async def test_a_held_amount_alone_makes_no_seal_of_its_account(session: AsyncSession) -> None:
-    await books(session)
+async def test_a_change_of_only_the_held_amount_creates_no_seal(session: AsyncSession) -> None:
+    await create_ledger(session)
     of_accounts = text("SELECT count(*) FROM seals WHERE subject = 'accounts'")
     before = await session.scalar(of_accounts)
     await session.execute(update(Account).where(Account.name == "Rich").values(held=Account.held + 1))
@@ -361,7 +363,7 @@ async def test_a_held_amount_alone_makes_no_seal_of_its_account(session: AsyncSe
 @pytest.mark.parametrize(
     "written", ["", "1", "1:ab", "0:" + 64 * "a", "x:" + 64 * "a", "1:" + 64 * "g", "-1:" + 64 * "a"]
 )
-def test_what_is_no_seal_is_refused(written: str) -> None:
+def test_an_invalid_seal_is_rejected(written: str) -> None:
     with pytest.raises(ValueError, match="write POSITION:HASH"):
         Link.parse(written)
     assert str(Link.parse("12:" + 64 * "a")) == "12:" + 64 * "a"

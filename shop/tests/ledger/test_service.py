@@ -1,4 +1,4 @@
-"""`post_transfers` and `transfer_funds`: what one transaction does."""
+"""`post_transfers` and `transfer_funds`: posting in one transaction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers,
 MOMENT: Final = timedelta(microseconds=1)
 
 
-async def test_a_transfer_makes_two_entries_and_moves_both_balances(session: AsyncSession) -> None:
+async def test_a_transfer_creates_two_entries_and_changes_both_balances(session: AsyncSession) -> None:
     source, target = await account(session, 1_000), await account(session, 5)
     request = TransferRequest(source.id, target.id, 300, currency="GBP", description="rent")
 
@@ -55,7 +55,7 @@ async def test_the_entries_of_an_account_are_numbered_without_gaps(session: Asyn
     assert (await check_ledger(session)).faults == {}
 
 
-async def test_a_request_is_decided_on_what_those_before_it_left(session: AsyncSession) -> None:
+async def test_a_request_is_decided_after_those_before_it(session: AsyncSession) -> None:
     a, b, c = await account(session, 100), await account(session), await account(session)
     results = await post(
         session,
@@ -73,7 +73,7 @@ async def test_a_request_is_decided_on_what_those_before_it_left(session: AsyncS
     assert (a.balance, b.balance, c.balance) == (0, 0, 100)
 
 
-async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSession) -> None:
+async def test_every_refusal_has_its_code_and_moves_no_money(session: AsyncSession) -> None:
     a, b, euros = await account(session, 100), await account(session), await account(session, currency="EUR")
     full, drained = await account(session, covered=False), await account(session, covered=False)
     await post(
@@ -171,24 +171,24 @@ async def test_every_refusal_has_its_code_and_moves_nothing(session: AsyncSessio
     ]
     assert {result.refusal for result in results} == set(Refusal)
     assert await session.scalar(select(func.count()).select_from(Transfer)) == before
-    assert (a.balance, a.held, b.balance) == (91, 5, 9)  # what has expired isn't held
+    assert (a.balance, a.held, b.balance) == (91, 5, 9)  # the expired hold reserves nothing
     with pytest.raises(TransferRefused) as caught:
         results[0].unwrap()
     assert caught.value.code is Refusal.AMOUNT_OUT_OF_RANGE
     assert (await check_ledger(session)).faults == {}
 
 
-async def test_an_account_that_may_go_below_zero_does(session: AsyncSession) -> None:
+async def test_an_account_that_allows_a_negative_balance_gets_one(session: AsyncSession) -> None:
     a, b = await account(session, covered=False), await account(session)
     await transfer_funds(session, a.id, b.id, 10)
     assert (a.balance, b.balance) == (-10, 10)
 
 
-async def test_nothing_is_posted_of_nothing(session: AsyncSession) -> None:
+async def test_an_empty_list_of_requests_has_no_results(session: AsyncSession) -> None:
     assert await post(session) == []
 
 
-async def test_a_transfer_is_reversed_whole_and_once(session: AsyncSession) -> None:
+async def test_a_transfer_is_reversed_completely_and_once(session: AsyncSession) -> None:
     a, b = await account(session, 100), await account(session)
     moved = (await post(session, TransferRequest(a.id, b.id, 60)))[0].unwrap()
 
@@ -204,7 +204,7 @@ async def test_a_transfer_is_reversed_whole_and_once(session: AsyncSession) -> N
         await reversal_request(session, uuid4())
 
 
-async def test_a_transfer_is_reversed_in_parts_that_never_exceed_it(session: AsyncSession) -> None:
+async def test_partial_reversals_never_exceed_the_transfer(session: AsyncSession) -> None:
     a, b = await account(session, 100), await account(session, 100)
     moved = (await post(session, TransferRequest(a.id, b.id, 60)))[0].unwrap()
 
@@ -223,7 +223,7 @@ async def test_a_transfer_is_reversed_in_parts_that_never_exceed_it(session: Asy
     assert (await check_ledger(session)).faults == {}
 
 
-async def test_an_account_may_be_overdrawn_as_far_as_it_says(session: AsyncSession) -> None:
+async def test_an_account_can_be_overdrawn_up_to_its_limit(session: AsyncSession) -> None:
     a, b = await account(session, 10), await account(session)
     a.overdraft_limit = 5
     results = await post(session, TransferRequest(a.id, b.id, 16), TransferRequest(a.id, b.id, 15))
@@ -232,7 +232,7 @@ async def test_an_account_may_be_overdrawn_as_far_as_it_says(session: AsyncSessi
     assert (await check_ledger(session)).faults == {}
 
 
-async def test_a_reversal_that_was_refused_can_be_made_later(session: AsyncSession) -> None:
+async def test_a_refused_reversal_can_be_posted_later(session: AsyncSession) -> None:
     a, b, c = await account(session, 100), await account(session), await account(session)
     moved = (await post(session, TransferRequest(a.id, b.id, 60)))[0].unwrap()
     await transfer_funds(session, b.id, c.id, 1)
@@ -242,8 +242,8 @@ async def test_a_reversal_that_was_refused_can_be_made_later(session: AsyncSessi
     assert (await post(session, reversal))[0].refusal is None
 
 
-async def test_any_number_of_requests_is_three_statements(stored: Database) -> None:
-    """To lock, to see what the keys were used for, and to write; however many parameters a statement may have."""
+async def test_any_number_of_requests_takes_three_statements(stored: Database) -> None:
+    """To lock the accounts, to look up the keys, and to write. The limit of parameters per statement doesn't matter."""
     async with stored.session() as session:
         a, b = (await account(session, 40_000)).id, (await account(session)).id
         requests = [TransferRequest(a, b, 1, key=f"key {number}") for number in range(40_000)]
@@ -258,7 +258,7 @@ async def test_any_number_of_requests_is_three_statements(stored: Database) -> N
         assert (await check_ledger(session)).faults == {}
 
 
-async def test_a_key_is_one_of_its_scope(session: AsyncSession) -> None:
+async def test_keys_of_different_scopes_are_different(session: AsyncSession) -> None:
     a, b = await account(session, 100), await account(session)
     results = await post(
         session,
@@ -295,7 +295,7 @@ async def test_a_key_used_twice_in_one_call_is_decided_once(session: AsyncSessio
     assert (a.balance, b.balance) == (90, 10)
 
 
-async def test_a_key_claimed_in_a_savepoint_that_is_undone_is_free(session: AsyncSession) -> None:
+async def test_a_key_used_in_a_rolled_back_savepoint_is_unused(session: AsyncSession) -> None:
     a, b = await account(session, 100), await account(session)
     request = TransferRequest(a.id, b.id, 10, key="k")
     async with session.begin_nested() as savepoint:

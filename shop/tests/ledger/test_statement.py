@@ -1,4 +1,4 @@
-"""What an account's statement shows, how it is filtered and paged, and what is available."""
+"""The contents, filters and pages of an account statement, and the available amount."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ from shop.ledger.accounts import open_account, read_account
 from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import find_transfer, post, transfer_funds
-from shop_tests.support.factories import made, make_account, transfer, walk, walk_back
+from shop_tests.support.factories import create, make_account, transfer, walk, walk_back
 from shop_tests.support.large_ledger import create_large_ledger
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.query_plans import explain
 from shop_tests.support.trigger_bypass import disable_triggers
 
 
-async def moved(client: httpx.AsyncClient, path: str = "/transfers", **body: Any) -> dict[str, Any]:
-    return await made(client, path, body, headers={"Idempotency-Key": str(uuid4())})
+async def create_transfer(client: httpx.AsyncClient, path: str = "/transfers", **body: Any) -> dict[str, Any]:
+    return await create(client, path, body, headers={"Idempotency-Key": str(uuid4())})
 
 
 async def entries(client: httpx.AsyncClient, account: dict[str, Any], **parameters: Any) -> list[dict[str, Any]]:
     return [entry for page in await walk(client, f"/accounts/{account['id']}/entries", **parameters) for entry in page]
 
 
-async def test_an_entry_says_what_its_transfer_says(client: httpx.AsyncClient) -> None:
+async def test_an_entry_has_the_details_of_its_transfer(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
-    ways = {"from_account_id": a["id"], "to_account_id": b["id"]}
-    plain = await moved(client, **ways, amount=10, description="rent", metadata={"region": "north"})
-    pending = await moved(client, **ways, amount=20, pending_seconds=60, effective_at="2026-01-02T03:04:05Z")
-    posted = await moved(client, f"/transfers/{pending['id']}/post", amount=15)
-    reversal = await moved(client, f"/transfers/{plain['id']}/reverse", amount=4)
-    both = await made(
+    accounts = {"from_account_id": a["id"], "to_account_id": b["id"]}
+    plain = await create_transfer(client, **accounts, amount=10, description="rent", metadata={"region": "north"})
+    pending = await create_transfer(
+        client, **accounts, amount=20, pending_seconds=60, effective_at="2026-01-02T03:04:05Z"
+    )
+    posted = await create_transfer(client, f"/transfers/{pending['id']}/post", amount=15)
+    reversal = await create_transfer(client, f"/transfers/{plain['id']}/reverse", amount=4)
+    both = await create(
         client,
         "/transfers/linked",
-        {"transfers": [ways | {"amount": 1}, ways | {"amount": 2}]},
+        {"transfers": [accounts | {"amount": 1}, accounts | {"amount": 2}]},
         headers={"Idempotency-Key": "both"},
     )
     shared = {"transfer_id", "counterparty_account_id", "kind", "amount", "description", "effective_at", "metadata"}
@@ -76,7 +78,7 @@ async def test_an_entry_says_what_its_transfer_says(client: httpx.AsyncClient) -
     assert {entry["counterparty_account_id"] for entry in (await entries(client, a))[1:]} == {b["id"]}
 
 
-async def test_the_statement_is_read_newest_first_in_both_directions(client: httpx.AsyncClient) -> None:
+async def test_the_statement_is_paged_newest_first_in_both_directions(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     for amount in range(1, 8):
         await transfer(client, a, b, amount)
@@ -87,7 +89,7 @@ async def test_the_statement_is_read_newest_first_in_both_directions(client: htt
     assert [entry["entry_number"] for entry in await entries(client, b)] == [1, 2, 3, 4, 5, 6, 7]
 
     newest = (await client.get(path, params={"order": "newest", "limit": 3})).json()
-    await transfer(client, a, b, 8)  # comes before the first page
+    await transfer(client, a, b, 8)  # belongs before the first page
     second = (await client.get(path, params={"order": "newest", "limit": 3, "after": newest["next"]})).json()
     assert [entry["entry_number"] for entry in second["items"]] == [4, 3, 2]
     before = (await client.get(path, params={"order": "newest", "limit": 3, "before": second["previous"]})).json()
@@ -105,7 +107,7 @@ async def test_the_statement_is_filtered(client: httpx.AsyncClient) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     for n in range(6):
         source, target = ((a, c), (b, c), (c, a))[n % 3]
-        await moved(
+        await create_transfer(
             client,
             from_account_id=source["id"],
             to_account_id=target["id"],
@@ -133,7 +135,7 @@ async def test_the_statement_is_filtered(client: httpx.AsyncClient) -> None:
     assert await numbers(kind="reversal") == []
 
 
-async def test_a_page_of_a_statement_reads_the_entries_of_the_page(session: AsyncSession) -> None:
+async def test_a_page_of_a_statement_reads_only_its_own_entries(session: AsyncSession) -> None:
     account = await create_large_ledger(session)
     for order in ("newest", "oldest"):
         listing = select_entries(account, order=order)
@@ -145,7 +147,7 @@ async def test_a_page_of_a_statement_reads_the_entries_of_the_page(session: Asyn
         assert "entry_number" in scans["pk_entries"]["Index Cond"]
 
 
-async def test_the_entries_of_a_time_are_found_by_halving(session: AsyncSession) -> None:
+async def test_the_entries_since_a_time_are_found_by_binary_search(session: AsyncSession) -> None:
     account = await create_large_ledger(session)
     at = await session.scalar(
         text("SELECT created_at FROM entries WHERE entry_number = 301 AND account_id = :a"), {"a": account}
@@ -155,14 +157,16 @@ async def test_the_entries_of_a_time_are_found_by_halving(session: AsyncSession)
     before = await session.scalar(counter)
     page = await paginate(session, listing, limit=5)
     assert [entry.entry_number for entry in page.items] == [301, 302, 303, 304, 305]
-    assert (await session.scalar(counter) or 0) - (before or 0) < 60  # of 400 of this account and 40,000 in all
+    assert (await session.scalar(counter) or 0) - (before or 0) < 60  # the account has 400 entries, the table 40,000
 
 
-async def test_what_is_available_is_the_balance_less_what_is_held(client: httpx.AsyncClient) -> None:
+async def test_the_available_amount_is_the_balance_minus_the_held_amount(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100, overdraft_limit=50), await make_account(client)
     assert (a["held"], a["available"]) == (0, 100)
     assert (b["balance"], b["held"], b["available"]) == (0, 0, 0)
-    pending = await moved(client, from_account_id=a["id"], to_account_id=b["id"], amount=120, pending_seconds=60)
+    pending = await create_transfer(
+        client, from_account_id=a["id"], to_account_id=b["id"], amount=120, pending_seconds=60
+    )
     account = (await client.get(f"/accounts/{a['id']}")).json()
     assert (account["balance"], account["held"], account["available"]) == (100, 120, -20)
     [listed] = [
@@ -182,8 +186,8 @@ async def test_what_is_available_is_the_balance_less_what_is_held(client: httpx.
     assert [each["expires_at"] for page in holds for each in page] == [pending["expires_at"]]
 
 
-async def test_an_expired_hold_is_read_as_voided_before_it_is(session: AsyncSession) -> None:
-    """In a transaction of its own, whose hold no background job can see."""
+async def test_an_expired_hold_is_read_as_voided_before_it_is_voided(session: AsyncSession) -> None:
+    """In an uncommitted transaction, so that no background job sees the hold."""
     world = await open_account(session, AccountIn(name="World", currency="GBP", allows_negative=True))
     account = await open_account(session, AccountIn(name="Account", currency="GBP"))
     await transfer_funds(session, world.id, account.id, 100)
@@ -210,10 +214,10 @@ async def test_an_expired_hold_is_read_as_voided_before_it_is(session: AsyncSess
     assert (await AccountRepository(session).get_one(account.id)).held == 35
 
 
-async def test_the_snapshots_are_no_tables(stored: Database) -> None:
+async def test_the_snapshots_are_not_tables(stored: Database) -> None:
     assert {"account", "entry", "transfer"}.isdisjoint(Account.metadata.tables)
 
 
 @pytest.mark.parametrize("path", ["entries", "balance"])
-async def test_an_account_that_is_none_is_not_found(client: httpx.AsyncClient, path: str) -> None:
+async def test_an_unknown_account_is_not_found(client: httpx.AsyncClient, path: str) -> None:
     assert_problem(await client.get(f"/accounts/{UUID(int=1)}/{path}"), 404, "not-found")

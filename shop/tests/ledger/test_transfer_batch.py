@@ -37,7 +37,7 @@ async def batch(client: httpx.AsyncClient, *lines: str) -> list[dict[str, Any]]:
     return answers
 
 
-async def test_each_line_is_answered_in_its_order(client: httpx.AsyncClient) -> None:
+async def test_each_line_is_answered_in_order(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     answers = await batch(
         client,
@@ -74,7 +74,9 @@ async def test_each_line_is_answered_in_its_order(client: httpx.AsyncClient) -> 
         "\ufeff{}",
     ],
 )
-async def test_a_line_that_cannot_be_read_is_named_and_fails_alone(client: httpx.AsyncClient, bad: str) -> None:
+async def test_an_unreadable_line_is_reported_and_the_other_lines_are_posted(
+    client: httpx.AsyncClient, bad: str
+) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     answers = await batch(client, line(a, b, 1, "k1"), "", bad, line(a, b, 1, "k2"))
     assert [(answer["line"], answer["outcome"]) for answer in answers] == [(1, "posted"), (3, "invalid"), (4, "posted")]
@@ -100,7 +102,9 @@ async def test_a_line_that_cannot_be_read_is_named_and_fails_alone(client: httpx
         {"from_account_id": "1"},
     ],
 )
-async def test_a_line_that_is_not_as_described_fails_alone(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
+async def test_an_invalid_line_is_rejected_and_the_other_lines_are_posted(
+    client: httpx.AsyncClient, change: dict[str, Any]
+) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     bad = json.dumps(json.loads(line(a, b, 1, "k2")) | change)
     answers = await batch(client, line(a, b, 1, "k1"), bad, line(a, b, 1, "k3"))
@@ -108,19 +112,19 @@ async def test_a_line_that_is_not_as_described_fails_alone(client: httpx.AsyncCl
     assert await balances(client, a, b) == [98, 2]
 
 
-async def test_bytes_that_are_no_text_fail_their_line_alone(client: httpx.AsyncClient) -> None:
+async def test_bytes_that_are_not_utf8_fail_only_their_line(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = b"\xff\xfe\n" + line(a, b, 1, "k").encode() + b"\r\n"
     response = await client.post("/transfers/batch", content=body, headers=NDJSON)
     assert [json.loads(answer)["outcome"] for answer in response.content.splitlines()] == ["invalid", "posted"]
 
 
-async def test_nothing_is_answered_to_nothing(client: httpx.AsyncClient) -> None:
+async def test_an_empty_batch_has_an_empty_response(client: httpx.AsyncClient) -> None:
     assert await batch(client, "") == []
     assert await batch(client, "", "  ", "") == []
 
 
-async def test_a_body_of_another_type_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_body_of_another_media_type_is_rejected(client: httpx.AsyncClient) -> None:
     for kind in ("application/json", "text/plain"):
         response = await client.post("/transfers/batch", content=b"{}", headers={"Content-Type": kind})
         assert_problem(response, 415, "unsupported-media-type")
@@ -148,7 +152,7 @@ async def test_a_key_used_twice_in_a_batch_is_decided_once(client: httpx.AsyncCl
     assert await balances(client, a, b) == [90, 10]
 
 
-async def test_keys_are_those_of_single_transfers_too(client: httpx.AsyncClient) -> None:
+async def test_keys_are_shared_with_single_transfers(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     moved = await transfer(client, a, b, 10, key="k")
     answers = await batch(client, line(a, b, 10, "k"), line(a, b, 11, "k"))
@@ -156,15 +160,15 @@ async def test_keys_are_those_of_single_transfers_too(client: httpx.AsyncClient)
     assert answers[1]["refusal"] == "key_reused"
 
 
-async def test_a_long_batch_with_a_big_body_is_answered_whole_and_replayed_alike(
+async def test_a_long_batch_with_a_large_body_is_answered_completely_and_replayed(
     client: httpx.AsyncClient, stored: Database
 ) -> None:
-    """More lines than go in a transaction, and more bytes, both ways, than sockets hold: the client sends all before it
-    reads anything."""
+    """More lines than one transaction posts, and more bytes than the socket buffers hold, in both directions: the
+    client sends the whole body before it reads."""
     a, b = await make_account(client, 10**6), await make_account(client)
     count = 2 * BATCH_LINES + 100
-    essay = "é" * 500
-    lines = [line(a, b, n, f"k{n}", description=f"{n} {essay}"[:500]) for n in range(1, count + 1)]
+    padding = "é" * 500
+    lines = [line(a, b, n, f"k{n}", description=f"{n} {padding}"[:500]) for n in range(1, count + 1)]
     lines[700] = "nonsense"
     first = await batch(client, *lines)
     assert [answer["line"] for answer in first] == list(range(1, count + 1))
@@ -172,11 +176,11 @@ async def test_a_long_batch_with_a_big_body_is_answered_whole_and_replayed_alike
     moved = count * (count + 1) // 2 - 701
     assert await balances(client, a, b) == [10**6 - moved, moved]
 
-    async def slowly() -> AsyncIterator[bytes]:
+    async def one_line_at_a_time() -> AsyncIterator[bytes]:
         for each in lines:
             yield each.encode() + b"\n"
 
-    second = await client.post("/transfers/batch", content=slowly(), headers=NDJSON)
+    second = await client.post("/transfers/batch", content=one_line_at_a_time(), headers=NDJSON)
     assert [json.loads(answer) for answer in second.content.splitlines()] == [
         answer | {"replayed": answer["outcome"] == "posted"} for answer in first
     ]

@@ -1,4 +1,4 @@
-"""Lists of transfers, and what a transfer shows of its holds, reversals and balances."""
+"""Lists of transfers, and the fields of a transfer for its hold, reversals and balances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.models import PendingTransfer, TransferState
 from shop.ledger.requests import TransferRequest
 from shop.ledger.transfer_queries import select_transfers
-from shop_tests.support.factories import made, make_account, post_transfer, transfer, walk, walk_back
+from shop_tests.support.factories import create, make_account, post_transfer, transfer, walk, walk_back
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.large_ledger import create_large_ledger
 from shop_tests.support.problems import assert_problem
@@ -27,17 +27,19 @@ from shop_tests.support.query_plans import explain
 from shop_tests.support.trigger_bypass import disable_triggers
 
 
-async def moved(client: httpx.AsyncClient, path: str = "/transfers", *, key: str = "", **body: Any) -> dict[str, Any]:
-    return await made(client, path, body, headers={"Idempotency-Key": key or str(uuid4())})
+async def create_transfer(
+    client: httpx.AsyncClient, path: str = "/transfers", *, key: str = "", **body: Any
+) -> dict[str, Any]:
+    return await create(client, path, body, headers={"Idempotency-Key": key or str(uuid4())})
 
 
 async def hold(client: httpx.AsyncClient, source: Any, target: Any, amount: int, **values: Any) -> dict[str, Any]:
     body = {"from_account_id": source["id"], "to_account_id": target["id"], "amount": amount, "pending_seconds": 600}
-    return await moved(client, **body | values)
+    return await create_transfer(client, **body | values)
 
 
 async def listed(client: httpx.AsyncClient, **parameters: Any) -> list[str]:
-    """The ids, which are the same from both ends, and in both orders."""
+    """The ids of the list. Checks that both orders, and paging backward, return the same transfers."""
     found = [each["id"] for page in await walk(client, "/transfers", limit=3, **parameters) for each in page]
     back = [[each["id"] for each in page] for page in await walk_back(client, "/transfers", limit=3, **parameters)]
     assert [id_ for page in back[::-1] for id_ in page] == found
@@ -56,8 +58,8 @@ async def test_transfers_are_listed_by_account_and_state(client: httpx.AsyncClie
     ab, ba = await transfer(client, a, b, 1), await transfer(client, b, a, 2)
     bc = await transfer(client, b, c, 3)
     pending, late, posted, voided = [await hold(client, a, b, 10 + n) for n in range(4)]
-    await moved(client, f"/transfers/{posted['id']}/post")
-    await moved(client, f"/transfers/{voided['id']}/void")
+    await create_transfer(client, f"/transfers/{posted['id']}/post")
+    await create_transfer(client, f"/transfers/{voided['id']}/void")
     async with stored.begin() as session:
         await disable_triggers(session)
         expired = update(PendingTransfer).where(PendingTransfer.id == UUID(late["id"]))
@@ -85,7 +87,7 @@ async def test_transfers_are_listed_by_time(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     every = [
-        await moved(
+        await create_transfer(
             client,
             from_account_id=a["id"],
             to_account_id=b["id"],
@@ -111,7 +113,8 @@ async def test_transfers_are_listed_by_metadata(client: httpx.AsyncClient) -> No
     a, b = await make_account(client, 100), await make_account(client)
     values = [{"region": "north", "a]b:c=d": "ä&'\""}, {"region": "north"}, {"region": "nor"}, {}]
     every = [
-        await moved(client, from_account_id=a["id"], to_account_id=b["id"], amount=1, metadata=each) for each in values
+        await create_transfer(client, from_account_id=a["id"], to_account_id=b["id"], amount=1, metadata=each)
+        for each in values
     ]
     pending = await hold(client, a, b, 1, metadata={"region": "north", "x": "y"})
     assert await listed(client, **{"metadata[region]": "north"}) == ids(every[0], every[1], pending)
@@ -132,12 +135,12 @@ async def test_transfers_are_listed_by_metadata(client: httpx.AsyncClient) -> No
 async def test_transfers_are_listed_by_reversal_and_group(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     first, other = await transfer(client, a, b, 50), await transfer(client, a, b, 5)
-    parts = [await moved(client, f"/transfers/{first['id']}/reverse", amount=amount) for amount in (10, 15)]
-    again = await moved(client, f"/transfers/{parts[0]['id']}/reverse")
+    parts = [await create_transfer(client, f"/transfers/{first['id']}/reverse", amount=amount) for amount in (10, 15)]
+    again = await create_transfer(client, f"/transfers/{parts[0]['id']}/reverse")
     assert await listed(client, reverses_id=first["id"]) == ids(*parts)
     assert await listed(client, reverses_id=other["id"]) == []
-    ways = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
-    both = await moved(client, "/transfers/linked", transfers=[ways, ways | {"pending_seconds": 60}])
+    accounts = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
+    both = await create_transfer(client, "/transfers/linked", transfers=[accounts, accounts | {"pending_seconds": 60}])
     group = both["transfers"]
     assert await listed(client, group_id=group[0]["group_id"]) == ids(*group)
 
@@ -151,32 +154,37 @@ async def test_transfers_are_listed_by_reversal_and_group(client: httpx.AsyncCli
     assert await reversed_amounts(first, other, *parts, again, *group) == [25, 0, 10, 0, 0, 0, 0]
 
 
-async def test_transfers_are_listed_by_the_keys_of_the_client_that_asks(client: httpx.AsyncClient) -> None:
+async def test_transfers_are_listed_by_the_keys_of_the_requesting_client(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
-    ways = {"from_account_id": a["id"], "to_account_id": b["id"]}
+    accounts = {"from_account_id": a["id"], "to_account_id": b["id"]}
 
-    async def asked(who: str, key: str, path: str = "/transfers", **body: Any) -> dict[str, Any]:
-        return await made(client, path, body, headers={"Idempotency-Key": key, "X-Client-Id": who})
+    async def create_as(who: str, key: str, path: str = "/transfers", **body: Any) -> dict[str, Any]:
+        return await create(client, path, body, headers={"Idempotency-Key": key, "X-Client-Id": who})
 
-    async def under(who: str, key: str, **filters: str) -> list[str]:
+    async def list_by_key(who: str, key: str, **filters: str) -> list[str]:
         parameters = {"idempotency_key": key} | filters
         answer = await client.get("/transfers", params=parameters, headers={"X-Client-Id": who})
         assert answer.status_code == 200
         return ids(*answer.json()["items"])
 
-    web, mobile = await asked("web", "k", **ways, amount=1), await asked("mobile", "k", **ways, amount=2)
-    linked = await asked("web", "both", "/transfers/linked", transfers=[ways | {"amount": n} for n in (3, 4)])
-    pending = await asked("web", "hold", **ways, amount=5, pending_seconds=60)
-    await asked("web", "settle", f"/transfers/{pending['id']}/post")
-    assert (await under("web", "k"), await under("mobile", "k")) == (ids(web), ids(mobile))
-    assert await under("web", "both") == ids(*linked["transfers"])
-    assert (await under("web", "hold"), await under("web", "settle")) == (ids(pending), ids(pending))
-    assert await under("web", "k", account_id=b["id"]) == ids(web)
-    assert await under("web", "none") == await under("mobile", "both") == await under("other", "k") == []
+    web, mobile = (
+        await create_as("web", "k", **accounts, amount=1),
+        await create_as("mobile", "k", **accounts, amount=2),
+    )
+    linked = await create_as("web", "both", "/transfers/linked", transfers=[accounts | {"amount": n} for n in (3, 4)])
+    pending = await create_as("web", "hold", **accounts, amount=5, pending_seconds=60)
+    await create_as("web", "settle", f"/transfers/{pending['id']}/post")
+    assert (await list_by_key("web", "k"), await list_by_key("mobile", "k")) == (ids(web), ids(mobile))
+    assert await list_by_key("web", "both") == ids(*linked["transfers"])
+    assert (await list_by_key("web", "hold"), await list_by_key("web", "settle")) == (ids(pending), ids(pending))
+    assert await list_by_key("web", "k", account_id=b["id"]) == ids(web)
+    assert (
+        await list_by_key("web", "none") == await list_by_key("mobile", "both") == await list_by_key("other", "k") == []
+    )
     assert ids(*(await client.get("/transfers", params={"idempotency_key": "k"})).json()["items"]) == []
 
 
-async def test_cursors_belong_to_their_list(client: httpx.AsyncClient) -> None:
+async def test_a_cursor_is_valid_only_for_its_list_query(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     for amount in (1, 2, 3):
         await transfer(client, a, b, amount)
@@ -198,7 +206,7 @@ async def test_cursors_belong_to_their_list(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("filters", [{}, {"account_id": "a"}])
-async def test_what_happens_between_two_pages_repeats_and_skips_nothing(
+async def test_changes_between_two_pages_repeat_and_skip_no_transfer(
     client: httpx.AsyncClient, filters: dict[str, str]
 ) -> None:
     a, b = await make_account(client, 1_000), await make_account(client)
@@ -211,8 +219,8 @@ async def test_what_happens_between_two_pages_repeats_and_skips_nothing(
         while True:
             page = (await client.get("/transfers", params=parameters | {"order": order} | after)).json()
             seen += ids(*page["items"])
-            for each in holds[:2]:  # one that was read or comes later: it stays where it is
-                await moved(client, f"/transfers/{each['id']}/{'post' if len(holds) % 4 else 'void'}")
+            for each in holds[:2]:  # read already or later: its place in the list stays the same
+                await create_transfer(client, f"/transfers/{each['id']}/{'post' if len(holds) % 4 else 'void'}")
             del holds[:2]
             await transfer(client, a, b, 1)
             if page["next"] is None or len(seen) > 60:
@@ -225,16 +233,16 @@ async def test_what_happens_between_two_pages_repeats_and_skips_nothing(
         assert len(set(seen)) == len(seen)
 
 
-async def test_every_answer_has_both_balances_and_a_replay_is_the_same_to_the_byte(
+async def test_every_response_has_both_balances_and_a_replay_has_the_same_bytes(
     client: httpx.AsyncClient, stored: Database
 ) -> None:
     a, b = await make_account(client, 100), await make_account(client)
-    ways = {"from_account_id": a["id"], "to_account_id": b["id"]}
+    accounts = {"from_account_id": a["id"], "to_account_id": b["id"]}
 
-    async def twice(path: str, **body: Any) -> dict[str, Any]:
+    async def send_twice(path: str, **body: Any) -> dict[str, Any]:
         headers = {"Idempotency-Key": str(uuid4())}
         first = await client.post(path, json=body, headers=headers)
-        await transfer(client, a, b, 1)  # what comes later changes no answer
+        await transfer(client, a, b, 1)  # a later transfer changes no stored answer
         again = await client.post(path, json=body, headers=headers)
         assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
         found: dict[str, Any] = first.json()
@@ -243,21 +251,21 @@ async def test_every_answer_has_both_balances_and_a_replay_is_the_same_to_the_by
     def balances(transfer: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(transfer[name] for name in ("state", "from_balance", "to_balance", "held_amount"))
 
-    plain = await twice("/transfers", **ways, amount=10)
+    plain = await send_twice("/transfers", **accounts, amount=10)
     assert balances(plain) == ("posted", 90, 10, None)
-    linked = await twice("/transfers/linked", transfers=[ways | {"amount": 2}, ways | {"amount": 3}])
+    linked = await send_twice("/transfers/linked", transfers=[accounts | {"amount": 2}, accounts | {"amount": 3}])
     assert [balances(each)[1:3] for each in linked["transfers"]] == [(87, 13), (84, 16)]
-    pending = await twice("/transfers", **ways, amount=20, pending_seconds=60)
+    pending = await send_twice("/transfers", **accounts, amount=20, pending_seconds=60)
     assert balances(pending) == ("pending", None, None, 20)
-    posted = await twice(f"/transfers/{pending['id']}/post", amount=15)
+    posted = await send_twice(f"/transfers/{pending['id']}/post", amount=15)
     assert balances(posted) == ("posted", 67, 33, 20)
-    back = await twice(f"/transfers/{plain['id']}/reverse", amount=4)
+    back = await send_twice(f"/transfers/{plain['id']}/reverse", amount=4)
     assert balances(back) == ("posted", 30, 70, None)
-    other = await twice("/transfers", **ways, amount=20, pending_seconds=60)
-    voided = await twice(f"/transfers/{other['id']}/void")
+    other = await send_twice("/transfers", **accounts, amount=20, pending_seconds=60)
+    voided = await send_twice(f"/transfers/{other['id']}/void")
     assert balances(voided) == ("voided", None, None, 20)
 
-    line = json.dumps(ways | {"amount": 1, "idempotency_key": "line"})
+    line = json.dumps(accounts | {"amount": 1, "idempotency_key": "line"})
     ndjson = {"Content-Type": "application/x-ndjson"}
     answers = [(await client.post("/transfers/batch", content=line, headers=ndjson)).json() for _ in range(2)]
     assert answers[0]["transfer"] == answers[1]["transfer"]
@@ -274,7 +282,7 @@ async def test_every_answer_has_both_balances_and_a_replay_is_the_same_to_the_by
     assert (await post_transfer(client, a, b, 1)).json()["held_amount"] is None
 
 
-async def test_a_replay_of_many_has_their_balances(stored: Database) -> None:
+async def test_a_replay_of_many_transfers_has_their_balances(stored: Database) -> None:
     a, b = await open_accounts(stored, 1_000, 0)
     requests = [TransferRequest(a, b, 1, key=f"k{n}") for n in range(300)]
     async with Ledger(stored) as one, Ledger(stored) as other:
@@ -286,7 +294,7 @@ async def test_a_replay_of_many_has_their_balances(stored: Database) -> None:
 
 
 async def nodes_of(session: AsyncSession, **filters: Any) -> list[dict[str, Any]]:
-    """Of the second page of 20."""
+    """The plan of the second page of 20 transfers."""
     listing = select_transfers(scope="", **filters)
     after = (await paginate(session, listing, limit=20)).next
     return await explain(session, partial(paginate, session, listing, limit=20, after=after))
@@ -301,7 +309,7 @@ def indexes(nodes: Sequence[dict[str, Any]]) -> set[str]:
 
 
 @pytest.mark.parametrize("order", ["newest", "oldest"])
-async def test_the_pages_of_all_transfers_merge_two_primary_keys(session: AsyncSession, order: str) -> None:
+async def test_a_page_of_all_transfers_merges_two_primary_keys(session: AsyncSession, order: str) -> None:
     await create_large_ledger(session)
     nodes = await nodes_of(session, order=order)
     assert "Merge Append" in kinds(nodes)
@@ -342,7 +350,7 @@ async def test_transfers_of_an_account_are_found_by_its_entries_and_holds(sessio
         assert not read_whole & {"transfers", "entries"}, filters
         assert {"pk_entries", "pk_transfers"} <= indexes(nodes)
     nodes = await nodes_of(session, from_account_id=account, state=TransferState.PENDING)
-    # the entries are read for the balances of the page alone
+    # the entries are read only for the balances of the page
     assert [node["Index Cond"] for node in nodes if node.get("Index Name") == "pk_entries"] == [
         node["Index Cond"] for node in nodes if node.get("Alias", "").startswith("entries_")
     ]

@@ -1,4 +1,4 @@
-"""`/transfers` over HTTP, but for the batch."""
+"""`/transfers` over HTTP, without the batch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ async def reverse(client: httpx.AsyncClient, transfer: dict[str, Any], **options
     return await client.post(f"/transfers/{transfer['id']}/reverse", headers=headers, **options)
 
 
-def replayed(response: httpx.Response) -> bool:
+def is_replayed(response: httpx.Response) -> bool:
     return "idempotency-replayed" in response.headers
 
 
-async def test_a_transfer_is_answered_with_where_it_is(client: httpx.AsyncClient) -> None:
+async def test_a_new_transfer_is_returned_with_its_location(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 1_000), await make_account(client)
     response = await client.post(
         "/transfers",
@@ -35,14 +35,14 @@ async def test_a_transfer_is_answered_with_where_it_is(client: httpx.AsyncClient
     assert response.status_code == 201
     moved = response.json()
     assert response.headers["location"] == f"/transfers/{moved['id']}"
-    assert not replayed(response)
+    assert not is_replayed(response)
     assert (moved["from_account_id"], moved["to_account_id"], moved["amount"]) == (a["id"], b["id"], 300)
     assert (moved["currency"], moved["description"], moved["reverses_id"]) == ("GBP", "rent", None)
     assert (await client.get(response.headers["location"])).json() == moved
     assert await balances(client, a, b) == [700, 300]
 
 
-async def test_every_refusal_has_its_problem(client: httpx.AsyncClient) -> None:
+async def test_every_refusal_has_its_problem_code(client: httpx.AsyncClient) -> None:
     a, b, euros = (
         await make_account(client, 100),
         await make_account(client),
@@ -84,22 +84,20 @@ async def test_every_refusal_has_its_problem(client: httpx.AsyncClient) -> None:
         {"reverses": str(uuid4())},
     ],
 )
-async def test_a_transfer_that_is_not_as_described_is_refused(
-    client: httpx.AsyncClient, change: dict[str, Any]
-) -> None:
+async def test_an_invalid_transfer_is_rejected(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
     body = {"from_account_id": str(uuid4()), "to_account_id": str(uuid4()), "amount": 1} | change
     assert_problem(await client.post("/transfers", json=body, headers={"Idempotency-Key": "k"}), 422, "validation")
 
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256, "é"])
-async def test_a_key_that_is_none_is_refused(client: httpx.AsyncClient, key: str) -> None:
+async def test_an_invalid_key_is_rejected(client: httpx.AsyncClient, key: str) -> None:
     body = {"from_account_id": str(uuid4()), "to_account_id": str(uuid4()), "amount": 1}
     headers = [(b"Idempotency-Key", key.encode("latin-1"))]
     assert_problem(await client.post("/transfers", json=body, headers=headers), 422, "validation")
     assert_problem(await client.post("/transfers", json=body), 400, "idempotency-key-missing")
 
 
-async def test_an_unknown_transfer_is_not_found_and_a_bad_id_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_transfer_is_not_found_and_an_invalid_id_is_rejected(client: httpx.AsyncClient) -> None:
     paths = [("GET", "/transfers/{}"), *(("POST", f"/transfers/{{}}/{what}") for what in ("reverse", "post", "void"))]
     for method, path in paths:
         headers = {"Idempotency-Key": "k"}
@@ -107,17 +105,17 @@ async def test_an_unknown_transfer_is_not_found_and_a_bad_id_is_refused(client: 
         assert_problem(await client.request(method, path.format("nonsense"), headers=headers), 422, "validation")
 
 
-async def test_the_same_request_under_the_same_key_gets_the_same_answer(client: httpx.AsyncClient) -> None:
+async def test_the_same_request_with_the_same_key_is_is_replayed(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     first, second = [await post_transfer(client, a, b, 60, key="k") for _ in range(2)]
-    assert (first.status_code, replayed(first)) == (201, False)
-    assert (second.status_code, replayed(second)) == (201, True)
+    assert (first.status_code, is_replayed(first)) == (201, False)
+    assert (second.status_code, is_replayed(second)) == (201, True)
     assert second.content == first.content
     assert second.headers["location"] == first.headers["location"]
     assert await balances(client, a, b) == [40, 60]
 
 
-async def test_a_refusal_is_replayed_too_even_if_it_would_now_be_granted(client: httpx.AsyncClient) -> None:
+async def test_a_refusal_is_replayed_even_if_the_transfer_is_now_possible(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     first = await post_transfer(client, a, b, 101, key="k")
     await transfer(client, await make_account(client, 1_000), a, 1_000)
@@ -125,7 +123,7 @@ async def test_a_refusal_is_replayed_too_even_if_it_would_now_be_granted(client:
     for answer in (first, second):
         assert_problem(answer, 409, "insufficient-funds")
     assert second.content == first.content
-    assert (replayed(first), replayed(second)) == (False, True)
+    assert (is_replayed(first), is_replayed(second)) == (False, True)
     assert await balances(client, a, b) == [1_100, 0]
     assert (await post_transfer(client, a, b, 101, key="another")).status_code == 201
 
@@ -140,9 +138,7 @@ async def test_a_refusal_is_replayed_too_even_if_it_would_now_be_granted(client:
         {"metadata": {"b": "x", "aa": "y"}, "pending_seconds": 60, "effective_at": "2026-01-01T00:00:00-01:00"},
     ],
 )
-async def test_an_answer_is_the_same_to_the_byte_when_it_is_replayed(
-    client: httpx.AsyncClient, values: dict[str, Any]
-) -> None:
+async def test_a_replayed_response_has_the_same_bytes(client: httpx.AsyncClient, values: dict[str, Any]) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 10} | values
     first, again = [await client.post("/transfers", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
@@ -159,7 +155,7 @@ async def test_an_answer_is_the_same_to_the_byte_when_it_is_replayed(
 @pytest.mark.parametrize(
     "at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", "", 5e300]
 )
-async def test_a_time_that_cannot_be_kept_is_refused_and_fails_its_line_alone(
+async def test_a_time_that_cannot_be_stored_is_rejected_and_fails_only_its_line(
     client: httpx.AsyncClient, at: Any
 ) -> None:
     a, b = await make_account(client, 100), await make_account(client)
@@ -176,7 +172,7 @@ async def test_a_time_that_cannot_be_kept_is_refused_and_fails_its_line_alone(
 
 
 @pytest.mark.parametrize("name", ["Idempotency-Key", "X-Client-Id"])
-async def test_a_header_that_is_sent_twice_is_refused(client: httpx.AsyncClient, name: str) -> None:
+async def test_a_repeated_header_is_rejected(client: httpx.AsyncClient, name: str) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     headers = [("Idempotency-Key", "k"), ("X-Client-Id", "good"), (name, "evil")]
@@ -184,7 +180,7 @@ async def test_a_header_that_is_sent_twice_is_refused(client: httpx.AsyncClient,
     assert await balances(client, a, b) == [100, 0]
 
 
-async def test_the_same_key_with_another_body_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_key_that_is_reused_with_another_body_is_refused(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 10, "description": None}
     headers = {"Idempotency-Key": "k"}
@@ -198,13 +194,13 @@ async def test_the_same_key_with_another_body_is_refused(client: httpx.AsyncClie
     ):
         answer = await client.post("/transfers", json=body | change, headers=headers)
         assert_problem(answer, 422, "key-reused")
-        assert not replayed(answer)
+        assert not is_replayed(answer)
     answer = await client.post(f"/transfers/{moved['id']}/reverse", headers=headers)
     assert_problem(answer, 422, "key-reused")
     assert await balances(client, a, b, other) == [90, 10, 0]
 
 
-async def test_a_body_written_otherwise_that_means_the_same_is_the_same(client: httpx.AsyncClient) -> None:
+async def test_a_retry_that_is_written_differently_is_a_replay(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     moved = await transfer(client, a, b, 10, key="k")
     text = (
@@ -213,24 +209,24 @@ async def test_a_body_written_otherwise_that_means_the_same_is_the_same(client: 
     )
     headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
     response = await client.post("/transfers", content=text, headers=headers)
-    assert (response.status_code, response.json(), replayed(response)) == (201, moved, True)
+    assert (response.status_code, response.json(), is_replayed(response)) == (201, moved, True)
 
 
-async def test_twenty_duplicates_at_a_time_make_one_transfer_and_get_one_answer(client: httpx.AsyncClient) -> None:
+async def test_twenty_concurrent_duplicates_post_one_transfer(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     answers = await asyncio.gather(*(post_transfer(client, a, b, 60, key="k") for _ in range(20)))
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.content for answer in answers}) == 1
-    assert sum(replayed(answer) for answer in answers) == 19
+    assert sum(is_replayed(answer) for answer in answers) == 19
     assert await balances(client, a, b) == [40, 60]
 
 
-async def test_twenty_refused_duplicates_at_a_time_get_one_answer(client: httpx.AsyncClient) -> None:
+async def test_twenty_concurrent_refused_duplicates_get_one_answer(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client), await make_account(client)
     answers = await asyncio.gather(*(post_transfer(client, a, b, 60, key="k") for _ in range(20)))
     assert {answer.status_code for answer in answers} == {409}
     assert len({answer.content for answer in answers}) == 1
-    assert sum(replayed(answer) for answer in answers) == 19
+    assert sum(is_replayed(answer) for answer in answers) == 19
 
 
 async def test_a_transfer_is_reversed_once(client: httpx.AsyncClient) -> None:
@@ -249,7 +245,7 @@ async def test_a_transfer_is_reversed_once(client: httpx.AsyncClient) -> None:
     assert await balances(client, a, b) == [100, 0]
 
 
-async def test_a_reversal_that_the_balance_does_not_cover_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_reversal_without_sufficient_funds_is_refused(client: httpx.AsyncClient) -> None:
     a, b, c = await make_account(client, 100), await make_account(client), await make_account(client)
     moved = await transfer(client, a, b, 60)
     await transfer(client, b, c, 1)
@@ -259,17 +255,17 @@ async def test_a_reversal_that_the_balance_does_not_cover_is_refused(client: htt
     assert (await reverse(client, moved)).status_code == 201
 
 
-async def test_a_reversal_under_a_key_is_replayed(client: httpx.AsyncClient) -> None:
+async def test_a_reversal_with_a_used_key_is_is_replayed(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     moved = await transfer(client, a, b, 60)
     headers = {"Idempotency-Key": "k"}
     first, second = [await client.post(f"/transfers/{moved['id']}/reverse", headers=headers) for _ in range(2)]
     assert (first.status_code, second.status_code) == (201, 201)
     assert first.content == second.content
-    assert (replayed(first), replayed(second)) == (False, True)
+    assert (is_replayed(first), is_replayed(second)) == (False, True)
 
 
-async def test_of_two_reversals_at_a_time_one_is_made(client: httpx.AsyncClient) -> None:
+async def test_one_of_eight_concurrent_reversals_is_posted(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client, 1_000)
     moved = await transfer(client, a, b, 60)
     answers = await asyncio.gather(*(reverse(client, moved) for _ in range(8)))
@@ -280,14 +276,14 @@ async def test_of_two_reversals_at_a_time_one_is_made(client: httpx.AsyncClient)
     assert await balances(client, a, b) == [100, 1_000]
 
 
-async def test_a_part_of_a_transfer_is_taken_back_under_a_key(client: httpx.AsyncClient) -> None:
+async def test_a_transfer_is_partly_reversed_once_per_key(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     moved = (await post_transfer(client, a, b, 60)).json()
     path = f"/transfers/{moved['id']}/reverse"
     assert_problem(await client.post(path, json={"amount": 20}), 400, "idempotency-key-missing")
-    for replayed in (False, True):
+    for is_replay in (False, True):
         answer = await client.post(path, json={"amount": 20}, headers={"Idempotency-Key": "part"})
-        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, replayed)
+        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, is_replay)
         assert (answer.json()["amount"], answer.json()["reversed_total"]) == (20, 20)
     over = await client.post(path, json={"amount": 41}, headers={"Idempotency-Key": "more"})
     assert_problem(over, 409, "exceeds-reversible-amount")

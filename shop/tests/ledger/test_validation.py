@@ -109,7 +109,7 @@ WRONG_VALUES: Final[list[tuple[str, Any]]] = [
     *[("metadata", value) for value in ({"": "1"}, {"a": 1}, {1: "a"}, {"a": None}, {"a": Text("b")}, {"n" * 41: "1"})],
     *[("metadata", value) for value in ({"a": "\0"}, {"\0": "a"}, {"a": "\ud800"}, {"a": "v" * 501})],
     *[("metadata", value) for value in ({f"{n}": "" for n in range(51)}, [("a", "b")])],
-    ("effective_at", datetime(2024, 1, 1)),  # noqa: DTZ001  # that is what is wrong
+    ("effective_at", datetime(2024, 1, 1)),  # noqa: DTZ001  # a naive time is the wrong value
     ("effective_at", datetime(2024, 1, 1, tzinfo=NoOffset())),
     ("effective_at", datetime.min.replace(tzinfo=UTC)),
     ("effective_at", datetime.max.replace(tzinfo=UTC)),
@@ -131,37 +131,37 @@ async def submit(ledger: Ledger, _: AsyncSession, request: TransferRequest, __: 
 
 
 async def submit_many(ledger: Ledger, _: AsyncSession, request: TransferRequest, __: UUID) -> None:
-    await ledger.submit_many([usual(key="first"), request, usual(key="last")])
+    await ledger.submit_many([valid_request(key="first"), request, valid_request(key="last")])
 
 
 async def submit_linked(ledger: Ledger, _: AsyncSession, request: TransferRequest, __: UUID) -> None:
-    await ledger.submit_many(as_linked_chain(request.key, [usual(), request]))  # type: ignore[arg-type]
+    await ledger.submit_many(as_linked_chain(request.key, [valid_request(), request]))  # type: ignore[arg-type]
 
 
-async def in_a_session(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
-    await post_transfers(session, [usual(key="first"), request])
+async def post_in_session(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+    await post_transfers(session, [valid_request(key="first"), request])
 
 
-async def under_locks(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+async def post_all_with_locks(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await post_with_locks(session, [request])
 
 
-async def posted(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+async def post_one(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await post(session, request)
 
 
-async def funds(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
+async def post_by_ids(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await transfer_funds(session, request.from_account_id, request.to_account_id, request.amount)  # type: ignore[arg-type]
 
 
-async def order(_: Ledger, session: AsyncSession, request: TransferRequest, order_id: UUID) -> None:
+async def pay(_: Ledger, session: AsyncSession, request: TransferRequest, order_id: UUID) -> None:
     await pay_order(
         session, order_id, request.from_account_id, request.to_account_id, key=request.key, scope=request.scope
     )
 
 
-def usual(**values: Any) -> TransferRequest:
-    """Nothing is wrong with it; its accounts don't exist."""
+def valid_request(**values: Any) -> TransferRequest:
+    """A valid request of accounts that don't exist."""
     return TransferRequest(uuid4(), uuid4(), 1, **values)
 
 
@@ -170,13 +170,13 @@ ENTRIES: Final[dict[Entry, frozenset[str]]] = {
     submit: ALL,
     submit_many: ALL,
     submit_linked: ALL - {"linked"},
-    in_a_session: ALL,
-    under_locks: ALL,
-    posted: ALL,
-    funds: frozenset({"from_account_id", "to_account_id", "amount"}),
+    post_in_session: ALL,
+    post_all_with_locks: ALL,
+    post_one: ALL,
+    post_by_ids: frozenset({"from_account_id", "to_account_id", "amount"}),
 }
 """The fields that each entry point takes."""
-PAYING: Final[dict[Entry, frozenset[str]]] = {order: frozenset({"from_account_id", "to_account_id", "key", "scope"})}
+PAYING: Final[dict[Entry, frozenset[str]]] = {pay: frozenset({"from_account_id", "to_account_id", "key", "scope"})}
 
 
 async def stored_keys(database: Database) -> int:
@@ -184,7 +184,7 @@ async def stored_keys(database: Database) -> int:
         return await session.scalar(select(func.count()).select_from(IdempotencyKey)) or 0
 
 
-async def assert_cache_is_right(database: Database, ledger: Ledger) -> None:
+async def assert_cache_is_correct(database: Database, ledger: Ledger) -> None:
     async with database.session() as session:
         assert (await check_ledger(session)).faults == {}
         for id_, cached in ledger._account_cache.accounts.items():
@@ -206,10 +206,10 @@ async def unpaid_order(session: AsyncSession) -> Order:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entry=st.sampled_from(list(ENTRIES)), wrong=WRONG)
-async def test_a_wrong_type_or_value_is_refused_at_every_entry_point_with_its_name(
+async def test_every_entry_point_rejects_a_wrong_type_or_value_by_name(
     database: Database, entry: Entry, wrong: tuple[str, Any]
 ) -> None:
-    """Before the database is asked: none of these accounts exists, so a decision would be `unknown_account`."""
+    """The check comes before the decision, which would be `unknown_account`: none of the accounts exists."""
     name, value = wrong
     assume(name in ENTRIES[entry])
     assume((entry, name, value) != (submit_linked, "key", None))
@@ -222,7 +222,7 @@ async def test_a_wrong_type_or_value_is_refused_at_every_entry_point_with_its_na
         assert ledger.status().items == 0
 
 
-async def test_nothing_is_done_and_the_account_cache_is_right_after_wrong_requests(stored: Database) -> None:
+async def test_rejected_requests_change_neither_the_ledger_nor_the_account_cache(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with stored.begin() as session:
         unpaid = (await unpaid_order(session)).id
@@ -242,22 +242,22 @@ async def test_nothing_is_done_and_the_account_cache_is_right_after_wrong_reques
             with pytest.raises(TypeError, match="amount is of type float; pass an int"):
                 await ledger.submit(TransferRequest(a, b, 1.5))  # type: ignore[arg-type]
         assert await stored_keys(stored) == 0
-        (await ledger.submit(TransferRequest(a, b, 90))).unwrap()  # all that is left
-        await assert_cache_is_right(stored, ledger)
+        (await ledger.submit(TransferRequest(a, b, 90))).unwrap()  # the whole balance
+        await assert_cache_is_correct(stored, ledger)
         assert ledger._account_cache.accounts[b].balance == 100
 
 
-async def test_the_library_refuses_an_amount_that_nothing_checked(stored: Database) -> None:
+async def test_the_library_rejects_an_amount_that_was_not_checked(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         for _ in range(3):
             with pytest.raises(InvalidValue, match="float"):
                 await ledger._submit((TransferRequest(a, b, 1.5),))  # type: ignore[arg-type]
         await ledger.submit(TransferRequest(a, b, 1))
-        await assert_cache_is_right(stored, ledger)
+        await assert_cache_is_correct(stored, ledger)
 
 
-async def test_the_largest_of_everything_is_stored_and_replayed(stored: Database) -> None:
+async def test_the_largest_values_are_stored_and_replayed(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     text = "\U0001f600"
     for number, moment in enumerate((EARLIEST, LATEST, datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=14))))):
@@ -278,7 +278,7 @@ async def test_the_largest_of_everything_is_stored_and_replayed(stored: Database
             assert first.unwrap().effective_at == moment
 
 
-async def test_another_kind_of_mapping_is_the_same_metadata(stored: Database) -> None:
+async def test_another_mapping_type_is_the_same_metadata(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     metadata: Mapping[str, str] = {"b": "1", "a": "2"}
     request = TransferRequest(a, b, 1, key="k", metadata=metadata)
@@ -288,7 +288,7 @@ async def test_another_kind_of_mapping_is_the_same_metadata(stored: Database) ->
     assert (again.refusal, again.replayed) == (None, True)
 
 
-HUGE: Final = 1 << 20_000  # of more digits than Python writes
+HUGE: Final = 1 << 20_000  # has more digits than Python converts to text
 
 
 @pytest.mark.parametrize(
@@ -296,13 +296,13 @@ HUGE: Final = 1 << 20_000  # of more digits than Python writes
     [0, -1, MAX_AMOUNT + 1, 2**63, -(2**63), 10**30, HUGE, -HUGE],
     ids=lambda amount: f"{amount.bit_length()} bits, {amount > 0}",
 )
-async def test_an_amount_of_any_size_is_a_refusal_under_its_key(stored: Database, amount: int) -> None:
+async def test_an_amount_out_of_range_is_a_stored_refusal(stored: Database, amount: int) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         answers = [await ledger.submit(TransferRequest(a, b, amount, key="k")) for _ in range(2)]
         assert [answer.refusal for answer in answers] == [Refusal.AMOUNT_OUT_OF_RANGE] * 2
         assert [answer.replayed for answer in answers] == [False, True]
-        await assert_cache_is_right(stored, ledger)
+        await assert_cache_is_correct(stored, ledger)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ async def test_an_amount_of_any_size_is_a_refusal_under_its_key(stored: Database
         ({"amount": None, "pending_seconds": 1}, "amount is None"),
     ],
 )
-async def test_what_a_request_of_its_kind_would_ignore_is_refused(
+async def test_a_field_that_the_kind_of_request_would_ignore_is_rejected(
     database: Database, values: dict[str, Any], name: str
 ) -> None:
     amount = None if "posts" in values or "voids" in values else 1
@@ -328,20 +328,20 @@ async def test_what_a_request_of_its_kind_would_ignore_is_refused(
             await ledger.submit(request)
 
 
-async def test_a_list_that_changes_while_it_waits_is_posted_as_it_was(stored: Database) -> None:
-    """And the results go to those who asked."""
+async def test_a_list_that_changes_while_it_waits_is_posted_unchanged(stored: Database) -> None:
+    """Each caller gets the results of its own list."""
     a, b = await open_accounts(stored, 100, 0)
     requests = [TransferRequest(a, b, 1)]
     async with Ledger(stored) as ledger:
         first, second = ledger.submit_many(requests), ledger.submit_many([TransferRequest(a, b, 2)])
         waiting = asyncio.gather(first, second)
-        await asyncio.sleep(0)  # both wait
+        await asyncio.sleep(0)  # both are in the queue
         requests.append(TransferRequest(a, b, 3))
         answers = await waiting
     assert [[each.unwrap().amount for each in answer] for answer in answers] == [[1], [2]]
 
 
-async def test_a_request_that_is_no_list_and_a_list_of_something_else_are_refused(database: Database) -> None:
+async def test_a_request_instead_of_a_list_and_other_elements_are_rejected(database: Database) -> None:
     request = TransferRequest(uuid4(), uuid4(), 1)
     async with Ledger(database) as ledger, database.session() as session:
         for call in (
@@ -357,7 +357,7 @@ async def test_a_request_that_is_no_list_and_a_list_of_something_else_are_refuse
 
 @pytest.mark.parametrize("name", ["overdraft_limit", "balance_limit"])
 @pytest.mark.parametrize("value", [True, 1.0, "1", Decimal(1), -1, 2**62 + 1])
-def test_a_limit_of_an_account_is_an_int(name: str, value: Any) -> None:
+def test_a_limit_of_an_account_is_a_non_negative_int(name: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=name):
         AccountIn.model_validate({"name": "Account", "currency": "GBP", name: value})
     with pytest.raises(ValidationError, match=name):

@@ -28,8 +28,8 @@ from shop_tests.support.http_service import client_of, run_shop_serve
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until
 
-ODD = ('a "b", c\r\nd', "=1+1", " é ", "a\nb")
-MANY = 30_000  # more than fits between the server and a client that has stopped reading
+SPECIAL_TEXTS = ('a "b", c\r\nd', "=1+1", " é ", "a\nb")
+MANY_ORDERS = 30_000  # more than the buffers hold between PostgreSQL and a client that has stopped reading
 
 _MAKE_ORDERS = text("""
     INSERT INTO orders (id, user_id, status, currency, total_cents, placed_at, created_at, updated_at, version)
@@ -61,7 +61,7 @@ async def orders(client: httpx.AsyncClient, stored: Database) -> list[dict[str, 
                 status=OrderStatus.SHIPPED,
                 placed_at=datetime(2026, 1, day, tzinfo=UTC),
             )
-            for day, reference in enumerate(ODD, start=1)
+            for day, reference in enumerate(SPECIAL_TEXTS, start=1)
         )
     await make_orders(stored, ada, 2_500)
     return await listed(client)
@@ -77,7 +77,7 @@ async def exported(client: httpx.AsyncClient, **parameters: Any) -> httpx.Respon
     return response
 
 
-def as_csv_has_it(orders: list[dict[str, Any]]) -> list[dict[str, str]]:
+def csv_rows(orders: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [{name: "" if value is None else str(value) for name, value in order.items()} for order in orders]
 
 
@@ -100,7 +100,7 @@ async def test_csv_has_a_header_and_the_orders_of_the_list(
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     assert response.headers["content-disposition"] == 'attachment; filename="orders.csv"'
     rows = csv.DictReader(io.StringIO(response.text, newline=""), strict=True)
-    assert list(rows) == as_csv_has_it(orders)
+    assert list(rows) == csv_rows(orders)
     assert rows.fieldnames == list(orders[0])
     assert response.text.startswith("id,user_id,")
     assert ',"a ""b"", c\r\nd",shipped,' in response.text
@@ -153,18 +153,18 @@ async def in_use(client: httpx.AsyncClient) -> bool:
     return 'shop_pool_connections{state="in_use"} 0.0' not in (await client.get("/metrics")).text.splitlines()
 
 
-def over(client: httpx.AsyncClient, database: Database) -> Callable[[], Awaitable[bool]]:
-    async def is_over() -> bool:
+def connections_released(client: httpx.AsyncClient, database: Database) -> Callable[[], Awaitable[bool]]:
+    async def is_released() -> bool:
         return await streaming(database) == 0 and not await in_use(client)
 
-    return is_over
+    return is_released
 
 
 async def test_clients_that_disconnect_early_release_their_connections(
     service: str, client: httpx.AsyncClient, stored: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "shop.request")
-    await make_orders(stored, await make_user(client), MANY)
+    await make_orders(stored, await make_user(client), MANY_ORDERS)
 
     async def all_stream() -> bool:
         return await streaming(stored) == 3
@@ -175,7 +175,7 @@ async def test_clients_that_disconnect_early_release_their_connections(
         await asyncio.gather(*map(anext, reading))
         await until(all_stream)
         assert await in_use(client)
-    await until(over(client, stored))
+    await until(connections_released(client, stored))
 
     async def all_logged() -> bool:
         return sum("/orders/export" in record.getMessage() for record in caplog.records) >= 3
@@ -188,12 +188,12 @@ async def test_a_client_that_receives_nothing_is_disconnected_and_its_connection
     service: str, client: httpx.AsyncClient, stored: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "CLIENT_SEND_TIMEOUT_SECONDS", 0.5)
-    await make_orders(stored, await make_user(client), MANY)
+    await make_orders(stored, await make_user(client), MANY_ORDERS)
 
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
         parts = response.aiter_raw()
         await anext(parts)
-        await until(over(client, stored))
+        await until(connections_released(client, stored))
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             await read(parts)
 
@@ -207,7 +207,7 @@ async def test_an_error_during_an_export_closes_the_connection_without_the_final
     service: str, client: httpx.AsyncClient, stored: Database
 ) -> None:
     """Control: the client accepts every complete export."""
-    await make_orders(stored, await make_user(client), MANY)
+    await make_orders(stored, await make_user(client), MANY_ORDERS)
 
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
         assert response.status_code == 200
@@ -217,13 +217,13 @@ async def test_an_error_during_an_export_closes_the_connection_without_the_final
         async def is_held_up() -> bool:
             return await streaming(stored) == 1
 
-        await until(is_held_up)  # the next batch may just be on its way from the database
+        await until(is_held_up)  # while PostgreSQL sends the next batch, the session is active for a moment
         async with stored.engine.connect() as connection:
             assert await connection.scalar(text(f"SELECT count(pg_terminate_backend(pid)) {_STREAMING}")) == 1
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             await read(parts)
-    await until(over(client, stored))
-    assert len((await exported(client)).content.splitlines()) == MANY
+    await until(connections_released(client, stored))
+    assert len((await exported(client)).content.splitlines()) == MANY_ORDERS
 
 
 _LOAD_ALL = """
@@ -283,7 +283,7 @@ async def test_orders_are_exported_in_constant_memory(
     loading = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _LOAD_ALL, committed_url), stdout=asyncio.subprocess.PIPE
     )
-    told, _ = await loading.communicate()
-    before, after = peaks_mib(told.decode())
+    output, _ = await loading.communicate()
+    before, after = peaks_mib(output.decode())
     print(f"list: {before} MiB, then {after} MiB")
     assert after - before > listed_mib

@@ -26,8 +26,8 @@ _ORDERS: Final = text("""
 
 
 @pytest.fixture
-async def many(session: AsyncSession) -> list[Order]:
-    """Twenty thousand orders, and the ids of some."""
+async def orders(session: AsyncSession) -> list[Order]:
+    """Insert 20,000 orders. Returns 1,000 of them."""
     for statement in (_USERS, _ORDERS, text("ANALYZE orders")):
         await session.execute(statement)
     return await OrderRepository(session).list(limit=1_000)
@@ -46,13 +46,13 @@ async def many(session: AsyncSession) -> list[Order]:
     ],
 )
 async def test_each_filter_of_orders_uses_its_index(
-    session: AsyncSession, many: list[Order], name: str, index: str
+    session: AsyncSession, orders: list[Order], name: str, index: str
 ) -> None:
-    order = many[500]
+    order = orders[500]
     filters: dict[str, dict[str, Any]] = {
         "user_id": {"user_id": order.user_id},
         "status": {"status": OrderStatus.PENDING},
-        "placed_before": {"placed_before": min(each.placed_at for each in many)},
+        "placed_before": {"placed_before": min(each.placed_at for each in orders)},
         "placed": {"placed_from": order.placed_at, "placed_before": order.placed_at.replace(minute=1)},
         "total_from": {"total_from": 65_500},
         "total_to": {"total_to": 20},

@@ -25,7 +25,7 @@ from shop_tests.support.factories import balances, make_account, make_order, mak
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until_waiting
 
-MANY = 33_000  # a parameter each would end at 32,767
+MANY_IDS = 33_000  # PostgreSQL allows 32,767 parameters per statement
 
 
 async def make_orders(session: AsyncSession, count: int) -> list[UUID]:
@@ -38,8 +38,8 @@ async def make_orders(session: AsyncSession, count: int) -> list[UUID]:
 
 
 async def test_the_status_of_more_orders_than_a_statement_has_parameters_is_set(session: AsyncSession) -> None:
-    made = await make_orders(session, 100)
-    ids = [*made[:50], *(uuid4() for _ in range(MANY)), *made[50:]]
+    created = await make_orders(session, 100)
+    ids = [*created[:50], *(uuid4() for _ in range(MANY_IDS)), *created[50:]]
 
     changed = await change_status(session, ids, "shipped")
 
@@ -118,11 +118,11 @@ async def test_a_payment_transfers_the_total_and_marks_the_order_as_paid(client:
 async def test_a_payment_that_is_sent_again_with_its_key_is_a_replay(client: httpx.AsyncClient) -> None:
     buyer, till = await make_account(client, 10), await make_account(client)
     user_id = (await make_user(client))["id"]
-    order, dear = await make_order(client, user_id, 10), await make_order(client, user_id, 11)
-    refused = [await pay(client, dear, buyer, till, key="much") for _ in range(2)]
+    order, expensive = await make_order(client, user_id, 10), await make_order(client, user_id, 11)
+    refused = [await pay(client, expensive, buyer, till, key="much") for _ in range(2)]
     paid = [await pay(client, order, buyer, till, key="k") for _ in range(2)]
     await transfer(client, till, buyer, 5)
-    refused.append(await pay(client, dear, buyer, till, key="much"))
+    refused.append(await pay(client, expensive, buyer, till, key="much"))
 
     assert [answer.status_code for answer in paid] == [200, 200]
     assert paid[0].content == paid[1].content
@@ -135,9 +135,9 @@ async def test_a_payment_that_is_sent_again_with_its_key_is_a_replay(client: htt
         True,
         True,
     ]
-    assert_problem(await pay(client, dear, buyer, till, key="k"), 422, "key-reused")
+    assert_problem(await pay(client, expensive, buyer, till, key="k"), 422, "key-reused")
     body = {"from_account_id": buyer["id"], "to_account_id": till["id"]}
-    assert_problem(await client.post(f"/orders/{dear['id']}/pay", json=body), 400, "idempotency-key-missing")
+    assert_problem(await client.post(f"/orders/{expensive['id']}/pay", json=body), 400, "idempotency-key-missing")
     assert await balances(client, buyer, till) == [5, 5]
 
 
@@ -158,19 +158,19 @@ async def test_a_refused_payment_changes_neither_the_order_nor_the_balances(
     user_id = (await make_user(client))["id"]
     buyer, till = await make_account(client, 100), await make_account(client)
     euros = await make_account(client, currency="EUR")
-    dear, free = await make_order(client, user_id, 101), await make_order(client, user_id, 0)
+    expensive, free = await make_order(client, user_id, 101), await make_order(client, user_id, 0)
     yen = await make_order(client, user_id, 1, currency="JPY")
     unknown = {"id": str(uuid4())}
 
-    assert_problem(await pay(client, dear, buyer, till), 409, "insufficient-funds")
-    assert_problem(await pay(client, dear, buyer, euros), 422, "currency-mismatch")
+    assert_problem(await pay(client, expensive, buyer, till), 409, "insufficient-funds")
+    assert_problem(await pay(client, expensive, buyer, euros), 422, "currency-mismatch")
     assert_problem(await pay(client, yen, buyer, till), 422, "currency-mismatch")
-    assert_problem(await pay(client, dear, buyer, buyer), 422, "same-account")
-    assert_problem(await pay(client, dear, unknown, till), 422, "unknown-account")
+    assert_problem(await pay(client, expensive, buyer, buyer), 422, "same-account")
+    assert_problem(await pay(client, expensive, unknown, till), 422, "unknown-account")
     assert_problem(await pay(client, free, buyer, till), 409, "order-not-payable")
     assert_problem(await pay(client, unknown, buyer, till), 404, "not-found")
 
-    for order in (dear, free, yen):
+    for order in (expensive, free, yen):
         assert (await client.get(f"/orders/{order['id']}")).json() == order
     assert await balances(client, buyer, till, euros) == [100, 0, 0]
 
@@ -258,12 +258,12 @@ async def test_a_payment_waits_for_a_running_request_with_its_key(
 async def test_a_payment_is_a_503_if_its_key_is_in_use_twice_in_a_row(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def meet_others(*args: object, **options: object) -> None:
+    async def raise_key_in_use(*args: object, **options: object) -> None:
         raise KeyInUse
 
     buyer, till = await make_account(client, 100), await make_account(client)
     order = await make_order(client, (await make_user(client))["id"], 10)
-    monkeypatch.setattr(shop.orders.routes, "pay_order", meet_others)
+    monkeypatch.setattr(shop.orders.routes, "pay_order", raise_key_in_use)
     answer = await pay(client, order, buyer, till)
     assert_problem(answer, 503, "key-in-use")
     assert answer.headers["Retry-After"] == "1"

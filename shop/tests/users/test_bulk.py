@@ -35,14 +35,14 @@ def lines(count: int) -> str:
 async def in_parts(body: bytes, size: int) -> AsyncIterator[bytes]:
     for start in range(0, len(body), size):
         yield body[start : start + size]
-        await asyncio.sleep(0)  # so that parts arrive one by one
+        await asyncio.sleep(0)  # so that the parts arrive separately
 
 
 async def emails(client: httpx.AsyncClient) -> list[str]:
     return [user["email"] for page in await walk(client, "/users", limit=1000) for user in page]
 
 
-async def test_an_array_of_users_is_made_with_its_defaults(client: httpx.AsyncClient) -> None:
+async def test_an_array_of_users_is_inserted_with_defaults(client: httpx.AsyncClient) -> None:
     rows = [{"email": "ADA@example.com", "name": " Ada "}, {"email": "b@example.com", "name": "B", "country": "France"}]
     response = await client.post("/users/bulk", json=rows)
     assert (response.status_code, response.json()) == (201, {"created": 2})
@@ -62,7 +62,9 @@ async def test_an_array_of_users_is_made_with_its_defaults(client: httpx.AsyncCl
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 100_000])
-async def test_lines_are_read_however_they_end_and_are_cut(client: httpx.AsyncClient, body: str, size: int) -> None:
+async def test_lines_are_read_with_any_line_ending_and_in_parts_of_any_size(
+    client: httpx.AsyncClient, body: str, size: int
+) -> None:
     written = body.format(line(0), line(1, name="Adélaïde"), line(2)).encode()
     response = await client.post("/users/bulk", content=in_parts(written, size), headers=NDJSON)
     assert (response.status_code, response.json()) == (201, {"created": 3})
@@ -73,7 +75,7 @@ async def test_lines_are_read_however_they_end_and_are_cut(client: httpx.AsyncCl
     ("body", "kind"),
     [(b"[]", "application/json"), (b"", "application/x-ndjson"), (b"\n \n", "application/x-ndjson; charset=utf-8")],
 )
-async def test_nothing_is_made_of_nothing(client: httpx.AsyncClient, body: bytes, kind: str) -> None:
+async def test_an_empty_body_creates_no_users(client: httpx.AsyncClient, body: bytes, kind: str) -> None:
     response = await client.post("/users/bulk", content=body, headers={"Content-Type": kind})
     assert (response.status_code, response.json()) == (201, {"created": 0})
 
@@ -81,9 +83,9 @@ async def test_nothing_is_made_of_nothing(client: httpx.AsyncClient, body: bytes
 @pytest.mark.parametrize(
     "bad",
     [
-        pytest.param("nonsense", id="no JSON"),
-        pytest.param("[1]", id="no object"),
-        pytest.param(line(1, email="nobody"), id="no address"),
+        pytest.param("nonsense", id="not JSON"),
+        pytest.param("[1]", id="not an object"),
+        pytest.param(line(1, email="nobody"), id="an invalid address"),
         pytest.param(line(1, admin=True), id="an extra field"),
         pytest.param(line(1, name="a\x00"), id="NUL"),
         pytest.param(line(1, name="\ud800"), id="half a surrogate pair"),
@@ -92,7 +94,9 @@ async def test_nothing_is_made_of_nothing(client: httpx.AsyncClient, body: bytes
     ],
 )
 @pytest.mark.parametrize("before", [0, 1, 1_200])
-async def test_one_bad_line_fails_all_and_is_named(client: httpx.AsyncClient, bad: str, before: int) -> None:
+async def test_an_invalid_line_fails_the_import_and_is_reported(
+    client: httpx.AsyncClient, bad: str, before: int
+) -> None:
     body = "".join(f"{line(f'before{n}')}\n" for n in range(before)) + f"\n{bad}\n{line('behind')}\n"
     response = await client.post("/users/bulk", content=body.encode(), headers=NDJSON)
     assert_problem(response, 422, "invalid-line", line=before + 2)
@@ -117,7 +121,7 @@ async def test_one_bad_line_fails_all_and_is_named(client: httpx.AsyncClient, ba
         (rb'[{"email": "a@example.com", "name": "\ud800"}]', 1),
     ],
 )
-async def test_an_array_that_cannot_be_read_is_refused_with_the_place(
+async def test_an_invalid_array_is_rejected_and_the_line_is_reported(
     client: httpx.AsyncClient, body: bytes, place: int
 ) -> None:
     response = await client.post("/users/bulk", content=body, headers={"Content-Type": "application/json"})
@@ -126,14 +130,14 @@ async def test_an_array_that_cannot_be_read_is_refused_with_the_place(
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_a_body_of_another_type_is_refused(client: httpx.AsyncClient, kind: str) -> None:
+async def test_a_body_of_another_media_type_is_rejected(client: httpx.AsyncClient, kind: str) -> None:
     response = await client.post("/users/bulk", content=lines(1).encode(), headers={"Content-Type": kind})
     assert_problem(response, 415, "unsupported-media-type")
     assert response.headers["accept-post"] == "application/json, application/x-ndjson"
 
 
 @pytest.mark.parametrize("count", [3, 2_500])
-async def test_the_line_of_an_address_that_is_taken_is_named(client: httpx.AsyncClient, count: int) -> None:
+async def test_the_line_with_a_used_address_is_reported(client: httpx.AsyncClient, count: int) -> None:
     await make_user(client, email="taken@example.com")
     body = "\n\n" + lines(count) + "\n" + line("", email="Taken@Example.com") + "\n" + line("behind")
     response = await client.post("/users/bulk", content=body.encode(), headers=NDJSON)
@@ -142,7 +146,7 @@ async def test_the_line_of_an_address_that_is_taken_is_named(client: httpx.Async
     assert await emails(client) == ["taken@example.com"]
 
 
-async def test_the_line_that_has_an_address_a_second_time_is_named(client: httpx.AsyncClient) -> None:
+async def test_the_line_with_a_duplicate_address_is_reported(client: httpx.AsyncClient) -> None:
     rows = [{"email": f"user{n % 1_500}@example.com", "name": "Ada"} for n in range(1_600)]
     response = await client.post("/users/bulk", json=rows)
     assert_problem(response, 409, "unique-violation", constraint="uq_users_email", line=1_501)
@@ -150,7 +154,7 @@ async def test_the_line_that_has_an_address_a_second_time_is_named(client: httpx
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-async def test_fifty_thousand_users_are_made_at_constant_memory(committed_url: str, tmp_path: Path) -> None:
+async def test_fifty_thousand_users_are_inserted_with_constant_memory(committed_url: str, tmp_path: Path) -> None:
     async with run_shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:
         status = Path(f"/proc/{process.pid}/status")
 
@@ -165,10 +169,10 @@ async def test_fifty_thousand_users_are_made_at_constant_memory(committed_url: s
         await bulk(0, 3_000)
         before = peak_kib()
         await bulk(3_000, 50_000)
-        assert peak_kib() - before < 10_000  # as an array, which is held whole, they take 50 MB
+        assert peak_kib() - before < 10_000  # an array is read completely and takes 50 MB
 
 
-async def test_a_client_that_goes_in_the_middle_leaves_nothing_and_frees_the_connection(
+async def test_a_disconnected_client_inserts_nothing_and_its_connection_is_released(
     client: httpx.AsyncClient, stored: Database
 ) -> None:
     open_transactions = text("""
@@ -181,8 +185,8 @@ async def test_a_client_that_goes_in_the_middle_leaves_nothing_and_frees_the_con
             return await connection.scalar(open_transactions) or 0
 
     async def in_use() -> bool:
-        figures = (await client.get("/metrics")).text.splitlines()
-        return 'shop_pool_connections{state="in_use"} 0.0' not in figures
+        metrics = (await client.get("/metrics")).text.splitlines()
+        return 'shop_pool_connections{state="in_use"} 0.0' not in metrics
 
     url = client.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)
@@ -193,17 +197,17 @@ async def test_a_client_that_goes_in_the_middle_leaves_nothing_and_frees_the_con
     )
     await writer.drain()
 
-    async def first_thousand_written() -> bool:
+    async def is_first_chunk_written() -> bool:
         return await in_transaction() == 1
 
-    await until(first_thousand_written)
+    await until(is_first_chunk_written)
     assert await in_use()
     writer.close()
 
-    async def over() -> bool:
+    async def is_released() -> bool:
         return await in_transaction() == 0 and not await in_use()
 
-    await until(over)
+    await until(is_released)
     assert 'route="/users/bulk",status="499"' in (await client.get("/metrics")).text
     assert await emails(client) == []
     assert (await client.post("/users/bulk", json=[])).status_code == 201

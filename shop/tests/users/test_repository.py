@@ -23,8 +23,8 @@ async def test_a_user_is_found_by_address_in_upper_or_lower_case(session: AsyncS
 
 @pytest.fixture
 async def crowd(session: AsyncSession) -> None:
-    """Twenty thousand users of a thousand countries, one made a minute."""
-    made = text("""
+    """Insert 20,000 users of 1,000 countries, one created per minute."""
+    insert_users = text("""
         INSERT INTO users (id, email, name, country, created_at, updated_at, version)
         SELECT gen_random_uuid(), n || '@example.com', 'Ada', 'Country ' || n % 1000,
             '2026-01-01T00:00Z'::timestamptz + n * interval '1 minute', now(), 1
@@ -32,7 +32,7 @@ async def crowd(session: AsyncSession) -> None:
         """)
     # With the collation C this constraint's index could be used for prefixes, too.
     unordered = text("ALTER TABLE users DROP CONSTRAINT uq_users_email")
-    for statement in (made, unordered, text("ANALYZE users")):
+    for statement in (insert_users, unordered, text("ANALYZE users")):
         await session.execute(statement)
 
 

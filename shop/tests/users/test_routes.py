@@ -40,7 +40,7 @@ async def test_an_address_is_unique_in_upper_and_lower_case(client: httpx.AsyncC
     [
         pytest.param({"name": "Ada"}, id="no address"),
         pytest.param({"email": "ada@example.com"}, id="no name"),
-        pytest.param({"email": "ada", "name": "Ada"}, id="no address at all"),
+        pytest.param({"email": "ada", "name": "Ada"}, id="an invalid address"),
         pytest.param({"email": "a" * 250 + "@example.com", "name": "Ada"}, id="an address too long"),
         pytest.param({"email": "ada@example.com", "name": " "}, id="a blank name"),
         pytest.param({"email": "ada@example.com", "name": "x" * 101}, id="a name too long"),
@@ -49,7 +49,7 @@ async def test_an_address_is_unique_in_upper_and_lower_case(client: httpx.AsyncC
         pytest.param({"email": "ada@example.com", "name": 1}, id="a name that is a number"),
         pytest.param({"email": "ada@example.com", "name": "Ada", "country": ""}, id="an empty country"),
         pytest.param({"email": "ada@example.com", "name": "Ada", "admin": True}, id="an extra field"),
-        pytest.param({"email": "ada@example.com", "name": "Ada", "id": str(uuid4())}, id="a key of its own"),
+        pytest.param({"email": "ada@example.com", "name": "Ada", "id": str(uuid4())}, id="an id"),
         pytest.param([], id="a list"),
         pytest.param(None, id="null"),
     ],

@@ -1,4 +1,4 @@
-"""Responses of the service, compared with its OpenAPI description."""
+"""Responses of the service are compared with its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from shop_tests.support.openapi import assert_matches_openapi, description
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
-async def test_every_status_in_the_responses_is_in_the_openapi_description(client: httpx.AsyncClient) -> None:
+async def test_every_status_that_the_service_returns_is_described(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
-    taken = {"email": user["email"], "name": "Another"}
+    duplicate = {"email": user["email"], "name": "Another"}
     path, nobody = f"/users/{user['id']}", f"/users/{uuid4()}"
     etag = (await client.get(path)).headers["etag"]
     answers = [
@@ -26,7 +26,7 @@ async def test_every_status_in_the_responses_is_in_the_openapi_description(clien
         await client.post("/transfers", json={}, headers={"Idempotency-Key": "k"}),
         await client.post("/users", content=b"\xff", headers={"Content-Type": "application/json"}),
         await client.get(nobody),
-        await client.post("/users", json=taken),
+        await client.post("/users", json=duplicate),
         await client.patch(path, json={"name": "B"}, headers={"If-Match": '"9"'}),
         await client.delete(path, headers={"If-Match": '"9"'}),
         await client.post("/users/bulk", content=b"", headers={"Content-Type": "text/plain"}),
@@ -35,7 +35,7 @@ async def test_every_status_in_the_responses_is_in_the_openapi_description(clien
         await client.patch(path, json={"name": "B"}),
         await client.delete(path),
     ]
-    # each of them has been compared by the client
+    # the `client` fixture has compared each of them with the description
     assert [answer.status_code for answer in answers] == [
         *(304, 400, 422, 400, 404, 409, 412, 412, 415, 422, 422, 428, 204),
     ]
@@ -57,7 +57,7 @@ async def test_every_list_matches_the_openapi_description(client: httpx.AsyncCli
         assert schema == {"$ref": f"#/components/schemas/PageOut_{item}_"}
 
 
-async def test_responses_without_a_database_match_the_openapi_description() -> None:
+async def test_the_responses_without_a_database_are_described() -> None:
     async with http_client(create_app("postgresql://nobody@127.0.0.1:1/nothing")) as client:
         client.event_hooks = {"response": [assert_matches_openapi]}
         key = {"Idempotency-Key": "k"}
@@ -87,11 +87,9 @@ async def test_responses_without_a_database_match_the_openapi_description() -> N
         (200, {"Content-Type": "application/json"}, b'{"id": 5}'),
         (404, {"Content-Type": "application/problem+json"}, b'{"type": "", "title": "", "status": "404"}'),
     ],
-    ids=["a status", "a media type", "no problem", "no Retry-After", "a body", "a member"],
+    ids=["a status", "a media type", "not a problem", "without Retry-After", "a body", "a member"],
 )
-async def test_control_a_response_that_is_not_described_is_reported(
-    status: int, headers: dict[str, str], content: bytes
-) -> None:
+async def test_control_an_undescribed_response_is_noticed(status: int, headers: dict[str, str], content: bytes) -> None:
     request = httpx.Request("GET", f"http://test/users/{uuid4()}")
     with pytest.raises(AssertionError):
         await assert_matches_openapi(httpx.Response(status, headers=headers, content=content, request=request))

@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/metrics`."""
+"""Liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 @pytest.fixture
 def socket_folder() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="pg") as folder:  # tmp_path is too long for a socket
+    with TemporaryDirectory(
+        prefix="pg"
+    ) as folder:  # the path of a socket is at most 107 bytes long; tmp_path is longer
         yield Path(folder)
 
 
-async def test_healthz_metrics_and_docs_need_no_database() -> None:
+async def test_liveness_and_metrics_need_no_database() -> None:
     async with http_client(create_app(NOWHERE)) as client:
         response = await client.get("/healthz")
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
@@ -38,7 +40,7 @@ async def test_healthz_metrics_and_docs_need_no_database() -> None:
         assert (await client.get("/openapi.json")).status_code == 200
 
 
-async def test_readyz_reports_an_unreachable_database_quickly() -> None:
+async def test_the_service_is_not_ready_without_a_database_and_answers_within_seconds() -> None:
     async with http_client(create_app(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
@@ -46,7 +48,7 @@ async def test_readyz_reports_an_unreachable_database_quickly() -> None:
         assert time.monotonic() - started < 5
 
 
-async def test_readyz_reports_that_the_database_can_be_reached_again(committed_url: str, socket_folder: Path) -> None:
+async def test_the_service_is_ready_once_the_database_is_reachable(committed_url: str, socket_folder: Path) -> None:
     async with run_lossy_proxy(committed_url, socket_folder) as proxy:
         url = proxy.url.render_as_string(hide_password=False)
     async with http_client(create_app(url)) as client:
@@ -57,7 +59,9 @@ async def test_readyz_reports_that_the_database_can_be_reached_again(committed_u
             assert (await client.get("/users")).status_code == 200
 
 
-async def test_readyz_reports_an_old_schema(committed_url: str, committed_database: Database) -> None:
+async def test_the_service_is_not_ready_until_the_schema_is_current(
+    committed_url: str, committed_database: Database
+) -> None:
     async with http_client(create_app(committed_url)) as client:
         assert (await client.get("/readyz")).status_code == 200
         async with committed_database.begin() as session:
@@ -95,7 +99,7 @@ async def test_readyz_reports_an_old_schema(committed_url: str, committed_databa
         ),
     ],
 )
-async def test_readyz_reports_changed_tables_and_triggers(
+async def test_the_service_is_not_ready_if_the_triggers_differ(
     committed_url: str, committed_database: Database, statement: str, undone: str, detail: str
 ) -> None:
     async with http_client(create_app(committed_url)) as client:
@@ -109,7 +113,7 @@ async def test_readyz_reports_changed_tables_and_triggers(
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_readyz_reports_an_exhausted_pool(committed_url: str) -> None:
+async def test_the_service_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
     settings = Settings(pool_size=1, pool_timeout=0.2)
     app = create_app(committed_url, settings)
     async with http_client(app) as client:
@@ -117,7 +121,7 @@ async def test_readyz_reports_an_exhausted_pool(committed_url: str) -> None:
         async with Database(committed_url) as database, database.begin() as session:
             await session.execute(text("LOCK TABLE users"))
             waiting = [asyncio.create_task(client.get(f"/users/{user['id']}/order-summary")) for _ in range(8)]
-            await _in_use(client, 8)  # of 11; the others are for reads and batches
+            await _in_use(client, 8)  # of 11 connections; the others are for batches
             started = time.monotonic()
             assert_problem(await client.get("/readyz"), 503, "not-ready", detail="PoolExhausted")
             assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
@@ -127,7 +131,7 @@ async def test_readyz_reports_an_exhausted_pool(committed_url: str) -> None:
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_metrics_have_the_patterns_of_routes_as_labels(client: httpx.AsyncClient) -> None:
+async def test_the_metrics_name_routes_by_their_path_templates(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     await client.get(f"/users/{user['id']}/order-summary")
     await client.get("/nothing/here")
@@ -137,7 +141,7 @@ async def test_metrics_have_the_patterns_of_routes_as_labels(client: httpx.Async
     response = await client.get("/metrics")
 
     assert response.headers["content-type"].startswith("text/plain; version=")
-    figures = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in _lines(response)}
+    metrics = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in _lines(response)}
     for labels in (
         'method="POST",route="/users",status="201"',
         'method="GET",route="/users/{user_id}/order-summary",status="200"',
@@ -145,24 +149,24 @@ async def test_metrics_have_the_patterns_of_routes_as_labels(client: httpx.Async
         'method="any",route="unmatched",status="404"',
         'method="any",route="/users",status="405"',
     ):
-        assert figures[f"shop_requests_total{{{labels}}}"] >= 1
-    assert figures['shop_request_seconds_count{method="POST",route="/users"}'] >= 1
-    assert figures['shop_pool_connections{state="limit"}'] == 30
-    assert figures['shop_pool_connections{state="in_use"}'] == 0
-    assert figures['shop_pool_connections{state="idle"}'] >= 1
+        assert metrics[f"shop_requests_total{{{labels}}}"] >= 1
+    assert metrics['shop_request_seconds_count{method="POST",route="/users"}'] >= 1
+    assert metrics['shop_pool_connections{state="limit"}'] == 30
+    assert metrics['shop_pool_connections{state="in_use"}'] == 0
+    assert metrics['shop_pool_connections{state="idle"}'] >= 1
     assert user["id"] not in response.text
 
 
-async def test_metrics_count_the_batches_of_reads(client: httpx.AsyncClient) -> None:
+async def test_the_metrics_report_the_batches(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
 
-    async def shared() -> dict[str, float]:
+    async def read_metrics() -> dict[str, float]:
         lines = [line.rsplit(" ", 1) for line in _lines(await client.get("/metrics"))]
         return {name: float(value) for name, value in lines if 'queue="user"' in name}
 
-    before = await shared()
+    before = await read_metrics()
     await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(20)))
-    after = await shared()
+    after = await read_metrics()
 
     trips = after['shop_batch_size_count{queue="user"}'] - before['shop_batch_size_count{queue="user"}']
     assert 1 <= trips <= 20

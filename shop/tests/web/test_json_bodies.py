@@ -27,8 +27,8 @@ def test_every_route_of_the_service_reads_its_body_strictly() -> None:
         assert all(isinstance(route, StrictJSONRoute) for route in router.routes)
 
 
-def twice(body: dict[str, Any], name: str, *, escaped: bool = False) -> str:
-    """The JSON of the body, in which one name occurs twice with the same value."""
+def with_duplicate(body: dict[str, Any], name: str, *, escaped: bool = False) -> str:
+    """The JSON of the body with one name with_duplicate, with the same value."""
     again = "".join(f"\\u{ord(letter):04x}" for letter in name) if escaped else name
     return json.dumps(body)[:-1] + f', "{again}": {json.dumps(body[name])}}}'
 
@@ -48,22 +48,37 @@ async def test_a_duplicate_name_is_rejected_on_every_route_that_moves_money(
     nested = json.dumps(body).replace('{"region"', '{"region": "south", "region"')
     account = {"name": "A", "currency": "GBP", "overdraft_limit": 0}
     requests: list[tuple[str, str, str, Sequence[str | int]]] = [
-        *(("POST", "/transfers", twice(body, name, escaped=escaped), [name]) for name in body),
+        *(("POST", "/transfers", with_duplicate(body, name, escaped=escaped), [name]) for name in body),
         ("POST", "/transfers", nested, ["metadata", "region"]),
         (
             "POST",
             "/transfers/linked",
-            f'{{"transfers": [{json.dumps(body)}, {twice(body, "amount", escaped=escaped)}]}}',
+            f'{{"transfers": [{json.dumps(body)}, {with_duplicate(body, "amount", escaped=escaped)}]}}',
             ["transfers", 1, "amount"],
         ),
-        ("POST", "/transfers/linked", twice({"transfers": [body, body]}, "transfers"), ["transfers"]),
+        ("POST", "/transfers/linked", with_duplicate({"transfers": [body, body]}, "transfers"), ["transfers"]),
         *(
-            ("POST", f"/transfers/{each['id']}/{verb}", twice({"amount": 1}, "amount", escaped=escaped), ["amount"])
+            (
+                "POST",
+                f"/transfers/{each['id']}/{verb}",
+                with_duplicate({"amount": 1}, "amount", escaped=escaped),
+                ["amount"],
+            )
             for each, verb in ((held.json(), "post"), (held.json(), "void"), (moved, "reverse"))
         ),
-        ("POST", f"/orders/{order['id']}/pay", twice(accounts, "to_account_id", escaped=escaped), ["to_account_id"]),
-        ("POST", "/accounts", twice(account, "overdraft_limit", escaped=escaped), ["overdraft_limit"]),
-        ("PATCH", f"/accounts/{a['id']}", twice({"overdraft_limit": 5}, "overdraft_limit"), ["overdraft_limit"]),
+        (
+            "POST",
+            f"/orders/{order['id']}/pay",
+            with_duplicate(accounts, "to_account_id", escaped=escaped),
+            ["to_account_id"],
+        ),
+        ("POST", "/accounts", with_duplicate(account, "overdraft_limit", escaped=escaped), ["overdraft_limit"]),
+        (
+            "PATCH",
+            f"/accounts/{a['id']}",
+            with_duplicate({"overdraft_limit": 5}, "overdraft_limit"),
+            ["overdraft_limit"],
+        ),
     ]
     before = await balances(client, a, b)
     for method, path, content, place in requests:
@@ -81,7 +96,7 @@ async def test_a_body_with_a_duplicate_name_uses_no_idempotency_key(client: http
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     headers = JSON | {"Idempotency-Key": "k"}
-    refused = await client.post("/transfers", content=twice(body, "amount"), headers=headers)
+    refused = await client.post("/transfers", content=with_duplicate(body, "amount"), headers=headers)
     assert refused.status_code == 422
     posted = await client.post("/transfers", json=body | {"amount": 2}, headers=headers)
     assert (posted.status_code, posted.json()["amount"]) == (201, 2)
@@ -107,7 +122,7 @@ async def test_a_body_with_a_duplicate_name_uses_no_idempotency_key(client: http
     ],
     ids=lambda value: value[:10],
 )
-async def test_an_amount_that_is_no_integer_is_rejected(client: httpx.AsyncClient, amount: str) -> None:
+async def test_an_amount_that_is_not_a_plain_integer_is_rejected(client: httpx.AsyncClient, amount: str) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = json.dumps({"from_account_id": a["id"], "to_account_id": b["id"]})[:-1] + f', "amount": {amount}}}'
     headers = JSON | {"Idempotency-Key": "k"}
@@ -132,7 +147,9 @@ async def test_a_body_in_another_encoding_is_rejected(client: httpx.AsyncClient,
     assert (marked.status_code, marked.json()["description"]) == (201, "café")
 
 
-async def test_a_line_with_a_duplicate_name_is_invalid_and_fails_alone(client: httpx.AsyncClient) -> None:
+async def test_a_line_with_a_duplicate_name_is_invalid_and_the_other_lines_are_posted(
+    client: httpx.AsyncClient,
+) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     accounts = {"from_account_id": a["id"], "to_account_id": b["id"]}
 
@@ -142,8 +159,8 @@ async def test_a_line_with_a_duplicate_name_is_invalid_and_fails_alone(client: h
     names = [*body(0)]
     lines = [
         json.dumps(body(0)),
-        *(twice(body(number), name) for number, name in enumerate(names, 1)),
-        *(twice(body(number), name, escaped=True) for number, name in enumerate(names, 20)),
+        *(with_duplicate(body(number), name) for number, name in enumerate(names, 1)),
+        *(with_duplicate(body(number), name, escaped=True) for number, name in enumerate(names, 20)),
         json.dumps(body(40)).replace('{"x"', '{"x": "z", "x"'),
         json.dumps(body(41)),
     ]
@@ -172,7 +189,7 @@ async def test_a_line_with_a_duplicate_name_is_invalid_and_fails_alone(client: h
     ],
 )
 @pytest.mark.parametrize("place", [0, 1])
-async def test_an_invalid_line_of_a_chain_prevents_the_whole_chain(
+async def test_an_invalid_line_that_may_be_linked_makes_its_chain_invalid(
     client: httpx.AsyncClient, linked: str, place: int
 ) -> None:
     a, b = await make_account(client, 100), await make_account(client)
@@ -187,7 +204,7 @@ async def test_an_invalid_line_of_a_chain_prevents_the_whole_chain(
 
 
 @pytest.mark.parametrize("form", ["urn:uuid:{}", "{{{}}}", "{:.8}"])
-async def test_another_spelling_of_an_account_id_is_the_same_account_or_rejected(
+async def test_another_spelling_of_an_account_id_is_the_same_account_or_is_rejected(
     client: httpx.AsyncClient, form: str
 ) -> None:
     """All spellings of a UUID have one meaning, unlike those of numbers and times."""
@@ -205,7 +222,7 @@ async def test_another_spelling_of_an_account_id_is_the_same_account_or_rejected
 
 
 @pytest.mark.parametrize("kind", [JSON, NDJSON], ids=["array", "lines"])
-async def test_a_duplicate_name_in_a_bulk_body_is_reported_with_its_line(
+async def test_a_user_with_a_duplicate_name_fails_the_import_and_is_reported_by_line(
     client: httpx.AsyncClient, kind: dict[str, str]
 ) -> None:
     users = ['{"email": "a@example.com", "name": "A"}', '{"email": "b@example.com", "name": "B", "name": "C"}']

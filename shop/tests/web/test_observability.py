@@ -1,4 +1,4 @@
-"""Request ids, and the log lines of requests."""
+"""Request ids, and the log entries of requests."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from shop_tests.support.http_service import client_of, http_client, run_shop_ser
 from shop_tests.support.problems import assert_problem
 
 
-async def test_a_plain_request_id_is_kept(client: httpx.AsyncClient) -> None:
-    for given in ("abc-1.2_3:4", str(uuid4()), "x" * 128):
-        response = await client.get("/healthz", headers={"X-Request-ID": given})
-        assert response.headers.get_list("x-request-id") == [given]
+async def test_a_valid_request_id_is_returned(client: httpx.AsyncClient) -> None:
+    for request_id in ("abc-1.2_3:4", str(uuid4()), "x" * 128):
+        response = await client.get("/healthz", headers={"X-Request-ID": request_id})
+        assert response.headers.get_list("x-request-id") == [request_id]
 
 
-@pytest.mark.parametrize("given", [None, "", "x" * 129, "two words", '{"a": 1}', "é", "a\tb", "$(reboot)"])
-async def test_another_request_id_is_replaced(client: httpx.AsyncClient, given: str | None) -> None:
-    headers = [] if given is None else [(b"X-Request-ID", given.encode("latin-1"))]
+@pytest.mark.parametrize("request_id", [None, "", "x" * 129, "two words", '{"a": 1}', "é", "a\tb", "$(reboot)"])
+async def test_an_invalid_or_missing_request_id_is_replaced(client: httpx.AsyncClient, request_id: str | None) -> None:
+    headers = [] if request_id is None else [(b"X-Request-ID", request_id.encode("latin-1"))]
     response = await client.get("/healthz", headers=headers)
-    [made] = response.headers.get_list("x-request-id")
-    assert UUID(made).version == 7
+    [generated] = response.headers.get_list("x-request-id")
+    assert UUID(generated).version == 7
 
 
-async def test_rejected_requests_have_a_request_id_too(client: httpx.AsyncClient) -> None:
+async def test_error_responses_have_the_request_id(client: httpx.AsyncClient) -> None:
     for path in ("/users/1", "/nothing/here", f"/users/{uuid4()}", "/users?limit=0"):
         assert (await client.get(path, headers={"X-Request-ID": "mine"})).headers["x-request-id"] == "mine"
 
 
-async def test_an_unexpected_error_is_a_problem_with_a_request_id_and_a_traceback_in_the_log(
+async def test_an_unexpected_error_is_a_problem_response_and_a_traceback_in_the_log(
     committed_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(committed_url)
@@ -46,17 +46,17 @@ async def test_an_unexpected_error_is_a_problem_with_a_request_id_and_a_tracebac
 
     async with http_client(app) as client:
         answer = await client.get("/broken", headers={"X-Request-ID": "mine"})
-        figures = (await client.get("/metrics")).text
+        metrics = (await client.get("/metrics")).text
     assert_problem(answer, 500, "internal-error")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] == "mine"
-    assert 'shop_requests_total{method="GET",route="/broken",status="500"}' in figures
+    assert 'shop_requests_total{method="GET",route="/broken",status="500"}' in metrics
     [logged] = [json.loads(record.message) for record in caplog.records if record.levelno == logging.ERROR]
     assert (logged["event"], logged["request_id"]) == ("unexpected error", "mine")
     assert "LookupError: a secret" in logged["exception"]
 
 
-async def test_each_request_logs_a_line_of_json_with_its_request_id(
+async def test_each_request_is_logged_as_a_line_of_json_with_its_request_id(
     committed_url: str, committed_database: Database, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"

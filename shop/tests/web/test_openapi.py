@@ -1,4 +1,4 @@
-"""The OpenAPI description."""
+"""The OpenAPI description of the HTTP API."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from shop_tests.support.factories import make_user
 
 
 @pytest.fixture(scope="module")
-def described() -> dict[str, Any]:
+def description() -> dict[str, Any]:
     return create_app("postgresql://unused/").openapi()
 
 
-def operations(described: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, methods in described["paths"].items():
+def operations(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in description["paths"].items():
         for method, operation in methods.items():
             yield method.upper(), path, operation
 
@@ -37,15 +37,15 @@ def references(value: Any) -> Iterator[str]:
             yield from references(inner)
 
 
-async def test_the_description_and_its_page_are_served(client: httpx.AsyncClient, described: dict[str, Any]) -> None:
-    assert (await client.get("/openapi.json")).json() == described
+async def test_the_description_and_its_page_are_served(client: httpx.AsyncClient, description: dict[str, Any]) -> None:
+    assert (await client.get("/openapi.json")).json() == description
     page = await client.get("/docs")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "/openapi.json" in page.text
 
 
-def test_every_route_is_described(described: dict[str, Any]) -> None:
-    assert {f"{method} {path}" for method, path, _ in operations(described)} >= {
+def test_every_documented_route_is_described(description: dict[str, Any]) -> None:
+    assert {f"{method} {path}" for method, path, _ in operations(description)} >= {
         "POST /users",
         "GET /users",
         "GET /users/{user_id}",
@@ -74,50 +74,54 @@ def test_every_route_is_described(described: dict[str, Any]) -> None:
     }
 
 
-def test_every_reference_has_a_schema(described: dict[str, Any]) -> None:
-    found = set(references(described))
+def test_every_reference_refers_to_a_schema(description: dict[str, Any]) -> None:
+    found = set(references(description))
     assert {"#/components/schemas/Problem", "#/components/schemas/UserIn", "#/components/schemas/BatchLineIn"} <= found
     for kind in ("TransferLineIn", "PostingLineIn", "VoidingLineIn", "ReversalLineIn", "PostingIn", "ReversalIn"):
         assert f"#/components/schemas/{kind}" in found
     for reference in found:
         prefix, name = reference.rsplit("/", 1)
         assert prefix == "#/components/schemas"
-        assert name in described["components"]["schemas"], reference
+        assert name in description["components"]["schemas"], reference
 
 
-def test_every_operation_has_a_summary_and_one_success_response(described: dict[str, Any]) -> None:
-    for method, path, operation in operations(described):
+def test_every_operation_has_a_summary_and_a_success_response(description: dict[str, Any]) -> None:
+    for method, path, operation in operations(description):
         assert operation["summary"], path
         [success] = [status for status in operation["responses"] if status.startswith("2")]
         assert ("content" in operation["responses"][success]) == (success != "204"), f"{method} {path}"
 
 
-def test_every_error_status_is_described_as_a_problem(described: dict[str, Any]) -> None:
-    for _, path, operation in operations(described):
-        refusals = {status: told for status, told in operation["responses"].items() if status.startswith(("4", "5"))}
+def test_every_error_response_is_described_as_a_problem(description: dict[str, Any]) -> None:
+    for _, path, operation in operations(description):
+        errors = {status: each for status, each in operation["responses"].items() if status.startswith(("4", "5"))}
         if path not in ("/healthz", "/metrics"):
-            assert "503" in refusals
-            assert "Retry-After" in refusals["503"]["headers"]
+            assert "503" in errors
+            assert "Retry-After" in errors["503"]["headers"]
         if operation.get("parameters") or operation.get("requestBody"):
-            assert "422" in refusals
-        for told in refusals.values():
-            assert told["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    assert "HTTPValidationError" not in described["components"]["schemas"]
+            assert "422" in errors
+        for error in errors.values():
+            assert error["content"] == {
+                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+            }
+    assert "HTTPValidationError" not in description["components"]["schemas"]
 
 
-async def test_the_example_of_every_body_is_valid(client: httpx.AsyncClient, described: dict[str, Any]) -> None:
+async def test_every_body_has_an_example_that_the_service_accepts(
+    client: httpx.AsyncClient, description: dict[str, Any]
+) -> None:
     user = await make_user(client)
-    for method, path, operation in operations(described):
+    for method, path, operation in operations(description):
         if "requestBody" not in operation or "application/json" not in operation["requestBody"]["content"]:
             continue
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        body = example_of(schema, described["components"]["schemas"])
+        body = example_of(schema, description["components"]["schemas"])
         url = re.sub(r"\{user_id\}", user["id"], path)
         url = re.sub(r"\{\w+\}", str(uuid4()), url)
         headers = {} if path == "/users/bulk" else {"If-Match": "*", "Idempotency-Key": str(uuid4())}
         answer = await client.request(method, url, json=body, headers=headers)
         problem = answer.json()["type"].rsplit(":", 1)[1] if answer.status_code >= 400 else None
-        # accepted as described; what the examples name isn't there
+        # the schema accepts the example; the rows that it refers to don't exist
         assert problem in (None, "foreign-key-violation", "unknown-account", "not-found", "unique-violation"), (
             path,
             body,
@@ -126,7 +130,7 @@ async def test_the_example_of_every_body_is_valid(client: httpx.AsyncClient, des
 
 
 def example_of(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
-    """A value from the schema's examples. Fails if a required field has no example."""
+    """An example of the schema, composed of its fields' examples. Fails if a required field has no example."""
     if "examples" in schema:
         return schema["examples"][0]
     if "$ref" in schema:

@@ -33,24 +33,24 @@ async def app_on(database: Database) -> AsyncIterator[FastAPI]:
     app = FastAPI(lifespan=lifespan)
     add_error_handlers(app)
 
-    async def make_an_orphan(db: AsyncSession) -> str:
+    async def insert_orphan(db: AsyncSession) -> str:
         await db.execute(text("INSERT INTO children VALUES (1)"))
         return "made"
 
-    @app.post("/ours")
-    async def ours(db: DbSession) -> str:
-        return await make_an_orphan(db)
+    @app.post("/db-session")
+    async def insert_with_db_session(db: DbSession) -> str:
+        return await insert_orphan(db)
 
-    @app.post("/theirs")
-    async def theirs(db: Annotated[AsyncSession, Depends(reference.get_db)]) -> str:
-        return await make_an_orphan(db)
+    @app.post("/reference-session")
+    async def insert_with_reference_session(db: Annotated[AsyncSession, Depends(reference.get_db)]) -> str:
+        return await insert_orphan(db)
 
-    @app.post("/late")
-    async def late(db: Annotated[AsyncSession, Depends(get_db)]) -> str:
+    @app.post("/wrong-scope")
+    async def use_wrong_scope(db: Annotated[AsyncSession, Depends(get_db)]) -> str:
         return "never"
 
-    @app.post("/refused")
-    async def refused(db: DbSession) -> None:
+    @app.post("/raises")
+    async def raise_after_insert(db: DbSession) -> None:
         db.add(User(email="ada@example.com", name="Ada"))
         await db.flush()
         raise ValueError("no")
@@ -63,10 +63,10 @@ async def app_on(database: Database) -> AsyncIterator[FastAPI]:
 
 async def test_a_failed_commit_is_the_response(committed_database: Database, caplog: pytest.LogCaptureFixture) -> None:
     async with app_on(committed_database) as app, http_client(app) as client:
-        answer = await client.post("/ours")
+        answer = await client.post("/db-session")
         assert_problem(answer, 409, "foreign-key-violation", constraint="children_parent_id_fkey")
 
-        answer = await client.post("/theirs")  # the control: the commit fails after the response
+        answer = await client.post("/reference-session")  # the control: the commit fails after the response
         assert (answer.status_code, answer.json()) == (200, "made")
 
         async with committed_database.session() as session:
@@ -76,7 +76,7 @@ async def test_a_failed_commit_is_the_response(committed_database: Database, cap
 
 async def test_a_route_that_raises_writes_nothing(committed_database: Database) -> None:
     async with app_on(committed_database) as app, http_client(app) as client:
-        assert_problem(await client.post("/refused"), 500, "internal-error")
+        assert_problem(await client.post("/raises"), 500, "internal-error")
         async with committed_database.session() as session:
             assert await session.scalar(select(func.count()).select_from(User)) == 0
         assert committed_database.pool_status().in_use == 0
@@ -86,5 +86,5 @@ async def test_get_db_declared_as_in_the_reference_is_rejected(
     committed_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with app_on(committed_database) as app, http_client(app) as client:
-        assert_problem(await client.post("/late"), 500, "internal-error")
+        assert_problem(await client.post("/wrong-scope"), 500, "internal-error")
     assert "scope='function'" in caplog.text

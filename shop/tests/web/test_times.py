@@ -56,7 +56,7 @@ def query_times() -> Iterator[Any]:
 
 
 def input_times() -> Iterator[Any]:
-    """The time fields of all models of requests."""
+    """Each field of a request model that is a time."""
     for module in (
         shop.ledger.account_schemas,
         shop.orders.schemas,
@@ -72,7 +72,7 @@ def input_times() -> Iterator[Any]:
                         yield pytest.param(times, id=f"{model.__name__}.{name}")
 
 
-def test_the_descriptions_list_every_time() -> None:
+def test_the_times_of_all_routes_are_tested() -> None:
     assert {each.id for each in query_times()} >= {
         "/accounts/{account_id}/balance at",
         "/accounts/{account_id}/balance effective_at",
@@ -98,7 +98,7 @@ def test_no_field_of_a_request_accepts_an_ambiguous_time(times: TypeAdapter[Any]
 
 
 @pytest.mark.parametrize(("path", "name"), list(query_times()))
-async def test_no_parameter_accepts_an_ambiguous_time(client: httpx.AsyncClient, path: str, name: str) -> None:
+async def test_no_query_parameter_accepts_an_ambiguous_time(client: httpx.AsyncClient, path: str, name: str) -> None:
     for value in (*NOT_A_TIME, "2024-01-01T00:00:00+01:00"):
         response = await client.get(f"{path}?{name}={quote(value, safe='+')}")
         assert response.status_code == 422, value
@@ -110,12 +110,12 @@ async def test_no_parameter_accepts_an_ambiguous_time(client: httpx.AsyncClient,
 
 async def test_no_body_accepts_an_ambiguous_time(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
-    good = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
+    valid = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     for value in (*NOT_A_TIME, *OUT_OF_RANGE, 1700000000, 1.7e9, True, ["2024-01-01T00:00:00Z"]):
-        body = good | {"effective_at": value}
+        body = valid | {"effective_at": value}
         key = {"Idempotency-Key": str(uuid4())}
         alone = await client.post("/transfers", json=body, headers=key)
-        linked = await client.post("/transfers/linked", json={"transfers": [good, body]}, headers=key)
+        linked = await client.post("/transfers/linked", json={"transfers": [valid, body]}, headers=key)
         lines = json.dumps(body | {"idempotency_key": str(uuid4())}).encode()
         batch = await client.post("/transfers/batch", content=lines, headers=NDJSON)
         assert (alone.status_code, alone.json()["errors"][0]["loc"]) == (422, ["body", "effective_at"])
@@ -131,17 +131,17 @@ async def test_no_body_accepts_an_ambiguous_time(client: httpx.AsyncClient) -> N
 @pytest.mark.parametrize(
     "value", ["2024-01-01T00:00:00Z", "2024-01-01t05:30:00.000000+05:30", "2024-01-01T00:00:00-00:00"]
 )
-async def test_a_time_with_an_offset_is_stored_as_the_same_moment(client: httpx.AsyncClient, value: str) -> None:
+async def test_a_time_with_an_offset_is_stored_as_that_moment(client: httpx.AsyncClient, value: str) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1, "effective_at": value}
-    made = await client.post("/transfers", json=body, headers={"Idempotency-Key": str(uuid4())})
-    assert made.json()["effective_at"] == "2024-01-01T00:00:00Z"
+    response = await client.post("/transfers", json=body, headers={"Idempotency-Key": str(uuid4())})
+    assert response.json()["effective_at"] == "2024-01-01T00:00:00Z"
     for at, balance in (("2023-12-31T23:59:59.999999Z", 0), (value, 1)):
         found = await client.get(f"/accounts/{b['id']}/balance", params={"effective_at": at})
         assert found.json()["balance"] == balance
 
 
-async def test_a_retry_with_the_same_moment_in_another_spelling_is_a_replay(client: httpx.AsyncClient) -> None:
+async def test_a_retry_with_the_same_moment_written_differently_is_a_replay(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     spelled = [{"effective_at": each} for each in ("2024-01-01T00:00:00Z", "2024-01-01T01:00:00.0+01:00")]
@@ -167,7 +167,7 @@ def test_a_moment_is_within_the_limits_and_in_utc() -> None:
     "path",
     ["/accounts/{id}/balance?entry_number=", "/orders?total_from=", "/orders/export?total_to=", "/transfers?limit="],
 )
-async def test_no_parameter_accepts_another_spelling_of_an_integer(
+async def test_an_integer_parameter_accepts_only_decimal_digits(
     client: httpx.AsyncClient, path: str, value: str
 ) -> None:
     response = await client.get(path.format(id=uuid4()) + quote(value))

@@ -1,4 +1,4 @@
-"""A small ledger with a transfer of every kind, and what `check_ledger` finds in it."""
+"""A small ledger with a transfer of every kind, and the faults that `check_ledger` finds in it."""
 
 from __future__ import annotations
 

@@ -12,28 +12,28 @@ import httpx
 _numbers = count(1)
 
 
-async def made(client: httpx.AsyncClient, path: str, body: Any, **options: Any) -> dict[str, Any]:
+async def create(client: httpx.AsyncClient, path: str, body: Any, **options: Any) -> dict[str, Any]:
     response = await client.post(path, json=body, **options)
     assert response.status_code == 201, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    created: dict[str, Any] = response.json()
+    return created
 
 
 async def make_user(client: httpx.AsyncClient, **values: Any) -> dict[str, Any]:
-    return await made(client, "/users", {"email": f"user{next(_numbers)}@example.com", "name": "Ada"} | values)
+    return await create(client, "/users", {"email": f"user{next(_numbers)}@example.com", "name": "Ada"} | values)
 
 
 async def make_order(client: httpx.AsyncClient, user_id: str, *prices: int, **values: Any) -> dict[str, Any]:
     """Create a pending order with one item per price."""
     items = [{"sku": "TEA", "quantity": 1, "unit_price_cents": price} for price in prices or (100,)]
-    return await made(client, "/orders", {"user_id": user_id, "items": items} | values)
+    return await create(client, "/orders", {"user_id": user_id, "items": items} | values)
 
 
 async def make_account(client: httpx.AsyncClient, balance: int = 0, **values: Any) -> dict[str, Any]:
     """Create an account with this balance, which comes from another new account."""
-    account = await made(client, "/accounts", {"name": "Current account", "currency": "GBP"} | values)
+    account = await create(client, "/accounts", {"name": "Current account", "currency": "GBP"} | values)
     if balance:
-        world = await made(
+        world = await create(
             client, "/accounts", {"name": "World", "currency": account["currency"], "allows_negative": True}
         )
         await transfer(client, world, account, balance)
@@ -63,8 +63,8 @@ async def transfer(
 ) -> dict[str, Any]:
     response = await post_transfer(client, source, target, amount, key=key)
     assert response.status_code == 201, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    created: dict[str, Any] = response.json()
+    return created
 
 
 async def hold(
@@ -81,7 +81,7 @@ async def settle(
     return await client.post(f"/transfers/{pending['id']}/{how}", json=body or None, headers=headers)
 
 
-async def held(client: httpx.AsyncClient, account: dict[str, Any]) -> int:
+async def held_amount(client: httpx.AsyncClient, account: dict[str, Any]) -> int:
     found: int = (await client.get(f"/accounts/{account['id']}")).json()["held"]
     return found
 

@@ -59,7 +59,7 @@ def client_of(address: str, **options: Any) -> httpx.AsyncClient:
 
 
 def _listening() -> socket.socket:
-    # the protocol is named because asyncio switches Nagle's algorithm off only where it is: 40 ms a request
+    # asyncio disables Nagle's algorithm only for a socket with an explicit protocol; it delays a request by 40 ms
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     return listening
@@ -76,8 +76,8 @@ def _server(app: FastAPI) -> uvicorn.Server:
 @asynccontextmanager
 async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready."""
-    with _listening() as free:
-        port = free.getsockname()[1]
+    with _listening() as unused:
+        port = unused.getsockname()[1]
     environment = os.environ | {"SHOP_DATABASE_URL": url, "SHOP_LOG_FORMAT": "json"} | settings
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(

@@ -20,21 +20,21 @@ from shop.ledger.service import post_transfers
 from shop_tests.support.ledger_model import Model, ModelAccount, Step
 from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers, reseal_pending_transfers
 
-NOBODY, NOTHING = 99, 9_999  # an account and a transfer that never exist
+UNKNOWN_ACCOUNT, UNKNOWN_TRANSFER = 99, 9_999  # numbers that no account and no transfer has
 DAY_SECONDS = 86_400
-LEAP_DAYS = 1.5  # never what is pending for whole days, so that the moment doesn't matter
+ADVANCED_DAYS = 1.5  # holds last whole days, so none expires at the very moment of a comparison
 
 
 @dataclass(frozen=True)
 class DrawnStep:
-    """A step whose transfer is not chosen yet. `which` selects it: five times in six, one that the step can refer to.
-    `beyond` is how much the amount exceeds the held or reversible amount."""
+    """A step whose transfer is not chosen yet. `selector` chooses it: in five of six cases, one that the step can refer
+    to. `excess` is the difference between the amount and the held or reversible amount."""
 
     kind: str
     places: tuple[int, int]
     amount: int | None
-    beyond: int | None
-    which: int
+    excess: int | None
+    selector: int
     days: int
     key: int | None
 
@@ -47,10 +47,10 @@ class LedgerComparison:
         self.model = Model()
         self.accounts: list[UUID] = []
         self._session = session
-        self._made: list[UUID] = []
-        self._told: dict[tuple[UUID, str], TransferRecord] = {}
+        self._transfer_ids: list[UUID] = []
+        self._records: dict[tuple[UUID, str], TransferRecord] = {}
         self._scope = str(uuid4())
-        self._nobody, self._nothing = uuid4(), uuid4()
+        self._unknown_account, self._unknown_transfer = uuid4(), uuid4()
         self._compared: list[tuple[int, int, int, str]] = []
 
     async def open(self, terms: dict[str, Any]) -> None:
@@ -64,72 +64,76 @@ class LedgerComparison:
         self.model.expire([place])
         self.model.accounts[place].state = state
 
-    async def leap(self) -> None:
+    async def advance_time(self) -> None:
         """Advance the time: pending transfers expire earlier by this much."""
-        leap = timedelta(days=LEAP_DAYS)
+        advanced = timedelta(days=ADVANCED_DAYS)
         earlier = (
             update(PendingTransfer)
-            .where(self._among(PendingTransfer.from_account_id), PendingTransfer.state == TransferState.PENDING)
-            .values(expires_at=PendingTransfer.expires_at - leap)
+            .where(self._is_compared(PendingTransfer.from_account_id), PendingTransfer.state == TransferState.PENDING)
+            .values(expires_at=PendingTransfer.expires_at - advanced)
             .returning(PendingTransfer.id, PendingTransfer.expires_at)
             .execution_options(synchronize_session=False)
         )
         await disable_triggers(self._session)
         for id_, expires_at in (await self._session.execute(earlier)).all():
-            told = (id_, TransferState.PENDING)
-            self._told[told] = self._told[told]._replace(expires_at=expires_at)
+            state = (id_, TransferState.PENDING)
+            self._records[state] = self._records[state]._replace(expires_at=expires_at)
         await reseal_pending_transfers(self._session)
         await enable_triggers(self._session)
-        self.model.day += LEAP_DAYS
+        self.model.day += ADVANCED_DAYS
 
-    def step(self, wish: DrawnStep) -> Step:
-        made = self.model.made
-        source, target = (place if place < len(self.accounts) else NOBODY for place in wish.places)
-        match wish.kind:
+    def step(self, drawn: DrawnStep) -> Step:
+        transfers = self.model.transfers
+        source, target = (place if place < len(self.accounts) else UNKNOWN_ACCOUNT for place in drawn.places)
+        match drawn.kind:
             case "transfer":
-                return Step(source, target, wish.amount, wish.key)
+                return Step(source, target, drawn.amount, drawn.key)
             case "hold":
-                return Step(source, target, wish.amount, wish.key, days=wish.days)
+                return Step(source, target, drawn.amount, drawn.key, days=drawn.days)
             case "reverse":
-                fitting = list(range(len(made)))
+                candidates = list(range(len(transfers)))
             case _:
-                fitting = [number for number, each in enumerate(made) if each.until is not None]
-        dice, number = wish.which % 6, wish.which // 6
-        if dice and fitting:
-            number = fitting[number % len(fitting)]
-            source, target = made[number].source, made[number].target
-            if wish.kind == "reverse":
+                candidates = [number for number, each in enumerate(transfers) if each.until is not None]
+        dice, number = drawn.selector % 6, drawn.selector // 6
+        if dice and candidates:
+            number = candidates[number % len(candidates)]
+            source, target = transfers[number].source, transfers[number].target
+            if drawn.kind == "reverse":
                 source, target = target, source
         else:
-            number = number if number < len(made) else NOTHING
-        amount = None if wish.kind == "void" else wish.amount
-        if wish.kind != "void" and wish.beyond is not None and number != NOTHING:
-            amount = made[number].amount - made[number].reversed_amount + wish.beyond
+            number = number if number < len(transfers) else UNKNOWN_TRANSFER
+        amount = None if drawn.kind == "void" else drawn.amount
+        if drawn.kind != "void" and drawn.excess is not None and number != UNKNOWN_TRANSFER:
+            amount = transfers[number].amount - transfers[number].reversed_amount + drawn.excess
         names = {"post": "posts", "void": "voids", "reverse": "reverses"}
-        return Step(source, target, amount, wish.key, **{names[wish.kind]: number})  # type: ignore[arg-type]
+        return Step(source, target, amount, drawn.key, **{names[drawn.kind]: number})  # type: ignore[arg-type]
 
-    async def post(self, wanted: Sequence[Step]) -> None:
-        steps = all_or_no_keys(wanted)
+    async def post(self, drawn: Sequence[Step]) -> None:
+        steps = all_or_no_keys(drawn)
         results = await post_transfers(self._session, [self._request(step) for step in steps])
         for result, answer in zip(results, self.model.post(steps), strict=True):
             assert (result.refusal, result.replayed) == (answer.refusal, answer.replayed)
             if answer.number is None:
                 assert result.transfer is None
                 continue
-            told = result.unwrap()
-            if answer.number == len(self._made):
-                self._made.append(told.id)
-            assert (told.id, told.state, told.amount) == (self._made[answer.number], answer.state, answer.amount)
-            assert self._told.setdefault((told.id, told.state), told) == told  # whenever it is told again
+            record = result.unwrap()
+            if answer.number == len(self._transfer_ids):
+                self._transfer_ids.append(record.id)
+            assert (record.id, record.state, record.amount) == (
+                self._transfer_ids[answer.number],
+                answer.state,
+                answer.amount,
+            )
+            assert self._records.setdefault((record.id, record.state), record) == record  # also in each replay
 
     def _request(self, step: Step) -> TransferRequest:
         def account(place: int) -> UUID:
-            return self._nobody if place == NOBODY else self.accounts[place]
+            return self._unknown_account if place == UNKNOWN_ACCOUNT else self.accounts[place]
 
-        def made(number: int | None) -> UUID | None:
+        def transfer(number: int | None) -> UUID | None:
             if number is None:
                 return None
-            return self._nothing if number == NOTHING else self._made[number]
+            return self._unknown_transfer if number == UNKNOWN_TRANSFER else self._transfer_ids[number]
 
         return TransferRequest(
             account(step.source),
@@ -138,46 +142,54 @@ class LedgerComparison:
             key=None if step.key is None else f"{step.key}",
             scope=self._scope,
             pending_seconds=None if step.days is None else step.days * DAY_SECONDS,
-            posts=made(step.posts),
-            voids=made(step.voids),
-            reverses=made(step.reverses),
+            posts=transfer(step.posts),
+            voids=transfer(step.voids),
+            reverses=transfer(step.reverses),
             linked=step.linked,
         )
 
     async def compare(self) -> None:
         """Compare all accounts, entries and states. If no account has changed, entries and states are not read."""
         balances = select(Account.id, Account.balance, Account.held, Account.entry_count, Account.state)
-        rows = {row.id: tuple(row)[1:] for row in await self._session.execute(balances.where(self._among(Account.id)))}
+        rows = {
+            row.id: tuple(row)[1:] for row in await self._session.execute(balances.where(self._is_compared(Account.id)))
+        }
         expected = [(each.balance, each.held, len(each.entries), each.state) for each in self.model.accounts]
         assert [rows[id_] for id_ in self.accounts] == expected
         if self._compared == expected:
             return
         self._compared = expected
         entries: dict[UUID, list[tuple[int, int]]] = {id_: [] for id_ in self.accounts}
-        numbered = select(Entry.account_id, Entry.amount, Entry.balance_after).where(self._among(Entry.account_id))
+        numbered = select(Entry.account_id, Entry.amount, Entry.balance_after).where(
+            self._is_compared(Entry.account_id)
+        )
         for account_id, amount, balance_after in await self._session.execute(numbered.order_by(Entry.entry_number)):
             entries[account_id].append((amount, balance_after))
         assert list(entries.values()) == [each.entries for each in self.model.accounts]
-        states = select(PendingTransfer.id, PendingTransfer.state).where(self._among(PendingTransfer.from_account_id))
+        states = select(PendingTransfer.id, PendingTransfer.state).where(
+            self._is_compared(PendingTransfer.from_account_id)
+        )
         assert {row.id: row.state for row in await self._session.execute(states)} == {
-            self._made[number]: each.state for number, each in enumerate(self.model.made) if each.until is not None
+            self._transfer_ids[number]: each.state
+            for number, each in enumerate(self.model.transfers)
+            if each.until is not None
         }
 
     async def check(self) -> None:
         assert (await check_ledger(self._session)).faults == {}
 
-    def _among(self, column: Any) -> Any:
+    def _is_compared(self, column: Any) -> Any:
         return column.in_(self.accounts)
 
 
 def all_or_no_keys(steps: Sequence[Step]) -> list[Step]:
     """Remove the keys of a linked chain in which one request has none: the ledger accepts all keys or none."""
-    chosen: list[Step] = []
+    result: list[Step] = []
     chain: list[Step] = []
     for step in steps:
         chain.append(step)
         if not step.linked:
             keyed = all(each.key is not None for each in chain)
-            chosen += chain if keyed else [replace(each, key=None) for each in chain]
+            result += chain if keyed else [replace(each, key=None) for each in chain]
             chain = []
-    return chosen
+    return result

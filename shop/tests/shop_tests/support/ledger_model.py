@@ -69,15 +69,15 @@ class ModelTransfer:
     state: str
     until: float | None = None
     reversed_amount: int = 0
-    expired: bool = False
-    told: bool = True
-    """Whether the expiry was reported. Until then, a request to void it succeeds."""
+    is_expired: bool = False
+    is_expiry_reported: bool = True
+    """Until the expiry is reported, a request to void the transfer succeeds."""
 
 
 @dataclass
 class Model:
     accounts: list[ModelAccount] = field(default_factory=list)
-    made: list[ModelTransfer] = field(default_factory=list)
+    transfers: list[ModelTransfer] = field(default_factory=list)
     day: float = 0
     _answers: dict[int, tuple[tuple[Step, ...], int, Answer]] = field(default_factory=dict)
     """By key: the chain without its keys, the index in it, the answer."""
@@ -88,126 +88,130 @@ class Model:
         for step in steps:
             chain.append(step)
             if not step.linked:
-                answers += self._answer(chain)
+                answers += self._decide_or_replay(chain)
                 chain = []
         for number in expired:
-            self.made[number].told = True
+            self.transfers[number].is_expiry_reported = True
         return answers
 
     def expire(self, places: Iterable[int]) -> list[int]:
         """Void the expired pending transfers of these accounts, as the ledger does before it decides on them."""
-        holders = set(places)
+        sources = set(places)
         expired = [
             number
-            for number, made in enumerate(self.made)
-            if made.source in holders and made.state == "pending" and made.until is not None and made.until <= self.day
+            for number, each in enumerate(self.transfers)
+            if each.source in sources and each.state == "pending" and each.until is not None and each.until <= self.day
         ]
         for number in expired:
-            made = self.made[number]
-            self.accounts[made.source].held -= made.amount
-            made.state, made.expired, made.told = "voided", True, False
+            transfer = self.transfers[number]
+            self.accounts[transfer.source].held -= transfer.amount
+            transfer.state, transfer.is_expired, transfer.is_expiry_reported = "voided", True, False
         return expired
 
-    def _answer(self, chain: Sequence[Step]) -> list[Answer]:
-        keys, asked = [step.key for step in chain], tuple(replace(step, key=None) for step in chain)
-        given = [key for key in keys if key is not None]
-        earlier = [self._answers.get(key) if key is not None else None for key in keys]
-        if any(earlier) or len(set(given)) < len(given):
-            mine = [each is not None and each[:2] == (asked, place) for place, each in enumerate(earlier)]
-            if all(mine):
-                return [each[2]._replace(replayed=True) for each in earlier if each is not None]
-            others = [each is not None and not it for each, it in zip(earlier, mine, strict=True)]
+    def _decide_or_replay(self, chain: Sequence[Step]) -> list[Answer]:
+        """Replay the chain if its keys were used for the same chain, refuse reused keys, and decide otherwise."""
+        keys, without_keys = [step.key for step in chain], tuple(replace(step, key=None) for step in chain)
+        set_keys = [key for key in keys if key is not None]
+        stored = [self._answers.get(key) if key is not None else None for key in keys]
+        if any(stored) or len(set(set_keys)) < len(set_keys):
+            is_same = [each is not None and each[:2] == (without_keys, index) for index, each in enumerate(stored)]
+            if all(is_same):
+                return [each[2]._replace(replayed=True) for each in stored if each is not None]
+            is_reused = [each is not None and not same for each, same in zip(stored, is_same, strict=True)]
             refusals = [
-                Refusal.KEY_REUSED if it or not any(others) else Refusal.LINKED_TRANSFER_FAILED for it in others
+                Refusal.KEY_REUSED if reused or not any(is_reused) else Refusal.LINKED_TRANSFER_FAILED
+                for reused in is_reused
             ]
             return [Answer(refusal) for refusal in refusals]
-        answers = self._all_or_none(chain)
-        for place, (key, answer) in enumerate(zip(keys, answers, strict=True)):
+        answers = self._post_chain(chain)
+        for index, (key, answer) in enumerate(zip(keys, answers, strict=True)):
             if key is not None:
-                self._answers[key] = (asked, place, answer)
+                self._answers[key] = (without_keys, index, answer)
         return answers
 
-    def _all_or_none(self, chain: Sequence[Step]) -> list[Answer]:
-        before = deepcopy((self.accounts, self.made)) if len(chain) > 1 else None
+    def _post_chain(self, chain: Sequence[Step]) -> list[Answer]:
+        """Post all steps of the chain, or none if one of them is refused."""
+        before = deepcopy((self.accounts, self.transfers)) if len(chain) > 1 else None
         answers: list[Answer] = []
-        for place, step in enumerate(chain):
+        for index, step in enumerate(chain):
             try:
-                number = self._make(step)
-            except TransferRefused as refused:
+                number = self._post_step(step)
+            except TransferRefused as error:
                 answers = [Answer(Refusal.LINKED_TRANSFER_FAILED)] * len(chain)
-                answers[place] = Answer(refused.code)
+                answers[index] = Answer(error.code)
                 if before is not None:
-                    self.accounts, self.made = before
+                    self.accounts, self.transfers = before
                 break
-            answers.append(Answer(None, number, self.made[number].state, self.made[number].amount))
+            answers.append(Answer(None, number, self.transfers[number].state, self.transfers[number].amount))
         return answers
 
-    def _make(self, step: Step) -> int:
+    def _post_step(self, step: Step) -> int:
         """Post the step, and return the transfer's number. Raises `TransferRefused`."""
         if step.reverses is not None:
             return self._reverse(step, step.reverses)
         if step.posts is not None:
-            return self._post(step, step.posts)
+            return self._post_pending(step, step.posts)
         if step.voids is not None:
             return self._void(step, step.voids)
-        amount = _in_range(step.amount)
-        self._refuse(step, amount)
+        amount = _checked_amount(step.amount)
+        self._check(step, amount)
         if step.days is None:
-            return self._move(step, amount)
+            return self._post_directly(step, amount)
         holder = self.accounts[step.source]
         if holder.held + amount > LARGEST:
             raise TransferRefused(Refusal.BALANCE_OUT_OF_RANGE)
         holder.held += amount
-        self.made.append(ModelTransfer(step.source, step.target, amount, "pending", self.day + step.days))
-        return len(self.made) - 1
+        self.transfers.append(ModelTransfer(step.source, step.target, amount, "pending", self.day + step.days))
+        return len(self.transfers) - 1
 
     def _reverse(self, step: Step, number: int) -> int:
-        made = self.made[number] if number < len(self.made) else None
-        if made is None or (made.target, made.source) != (step.source, step.target):
+        original = self.transfers[number] if number < len(self.transfers) else None
+        if original is None or (original.target, original.source) != (step.source, step.target):
             raise TransferRefused(Refusal.REVERSAL_MISMATCH)
-        if made.state != "posted":
+        if original.state != "posted":
             raise TransferRefused(Refusal.NOT_POSTED)
-        left = made.amount - made.reversed_amount
-        if left == 0:
+        reversible = original.amount - original.reversed_amount
+        if reversible == 0:
             raise TransferRefused(Refusal.ALREADY_REVERSED)
-        amount = left if step.amount is None else _in_range(step.amount)
-        if amount > left:
+        amount = reversible if step.amount is None else _checked_amount(step.amount)
+        if amount > reversible:
             raise TransferRefused(Refusal.EXCEEDS_REVERSIBLE_AMOUNT)
-        self._refuse(step, amount)
-        made.reversed_amount += amount
-        return self._move(step, amount)
+        self._check(step, amount)
+        original.reversed_amount += amount
+        return self._post_directly(step, amount)
 
-    def _post(self, step: Step, number: int) -> int:
-        held = self._pending(step, number)
-        amount = held.amount if step.amount is None else _in_range(step.amount)
-        if amount > held.amount:
+    def _post_pending(self, step: Step, number: int) -> int:
+        pending = self._find_pending(step, number)
+        amount = pending.amount if step.amount is None else _checked_amount(step.amount)
+        if amount > pending.amount:
             raise TransferRefused(Refusal.EXCEEDS_HELD_AMOUNT)
-        self._refuse(step, amount, released=held.amount)
-        self.accounts[held.source].held -= held.amount
-        held.state, held.amount = "posted", amount
-        self._book(held.source, held.target, amount)
+        self._check(step, amount, released=pending.amount)
+        self.accounts[pending.source].held -= pending.amount
+        pending.state, pending.amount = "posted", amount
+        self._add_entries(pending.source, pending.target, amount)
         return number
 
     def _void(self, step: Step, number: int) -> int:
-        held = self._pending(step, number)
-        if held.expired:
-            held.told = True
+        pending = self._find_pending(step, number)
+        if pending.is_expired:
+            pending.is_expiry_reported = True
         else:
-            self.accounts[held.source].held -= held.amount
-            held.state = "voided"
+            self.accounts[pending.source].held -= pending.amount
+            pending.state = "voided"
         return number
 
-    def _pending(self, step: Step, number: int) -> ModelTransfer:
-        made = self.made[number] if number < len(self.made) else None
-        if made is None or (made.source, made.target) != (step.source, step.target):
+    def _find_pending(self, step: Step, number: int) -> ModelTransfer:
+        pending = self.transfers[number] if number < len(self.transfers) else None
+        if pending is None or (pending.source, pending.target) != (step.source, step.target):
             raise TransferRefused(Refusal.UNKNOWN_PENDING)
-        if made.expired and step.posts is not None:
+        if pending.is_expired and step.posts is not None:
             raise TransferRefused(Refusal.PENDING_EXPIRED)
-        if made.state != "pending" and made.told:
-            raise TransferRefused(Refusal.ALREADY_POSTED if made.state == "posted" else Refusal.ALREADY_VOIDED)
-        return made
+        if pending.state != "pending" and pending.is_expiry_reported:
+            raise TransferRefused(Refusal.ALREADY_POSTED if pending.state == "posted" else Refusal.ALREADY_VOIDED)
+        return pending
 
-    def _refuse(self, step: Step, amount: int, *, released: int = 0) -> None:
+    def _check(self, step: Step, amount: int, *, released: int = 0) -> None:
+        """Raise `TransferRefused` if the accounts don't allow the amount. `released` is the hold that the step ends."""
         if step.source == step.target:
             raise TransferRefused(Refusal.SAME_ACCOUNT)
         if max(step.source, step.target) >= len(self.accounts):
@@ -218,25 +222,25 @@ class Model:
         for state, refusal in (("closed", Refusal.ACCOUNT_CLOSED), ("frozen", Refusal.ACCOUNT_FROZEN)):
             if state in (source.state, target.state):
                 raise TransferRefused(refusal)
-        free = source.balance - source.held + released - amount
-        if free + source.overdraft_limit < 0 and not source.allows_negative:
+        available = source.balance - source.held + released - amount
+        if available + source.overdraft_limit < 0 and not source.allows_negative:
             raise TransferRefused(Refusal.INSUFFICIENT_FUNDS)
         if target.balance_limit is not None and target.balance + amount > target.balance_limit:
             raise TransferRefused(Refusal.LIMIT_EXCEEDED)
-        if target.balance + amount > LARGEST or free < -LARGEST:
+        if target.balance + amount > LARGEST or available < -LARGEST:
             raise TransferRefused(Refusal.BALANCE_OUT_OF_RANGE)
 
-    def _move(self, step: Step, amount: int) -> int:
-        self._book(step.source, step.target, amount)
-        self.made.append(ModelTransfer(step.source, step.target, amount, "posted"))
-        return len(self.made) - 1
+    def _post_directly(self, step: Step, amount: int) -> int:
+        self._add_entries(step.source, step.target, amount)
+        self.transfers.append(ModelTransfer(step.source, step.target, amount, "posted"))
+        return len(self.transfers) - 1
 
-    def _book(self, source: int, target: int, amount: int) -> None:
+    def _add_entries(self, source: int, target: int, amount: int) -> None:
         self.accounts[source].add_entry(-amount)
         self.accounts[target].add_entry(amount)
 
 
-def _in_range(amount: int | None) -> int:
+def _checked_amount(amount: int | None) -> int:
     if amount is None or not 1 <= amount <= MAX_AMOUNT:
         raise TransferRefused(Refusal.AMOUNT_OUT_OF_RANGE)
     return amount
@@ -256,52 +260,52 @@ class PostedTransfer(NamedTuple):
     reverses_id: UUID | None
 
 
-def in_version_order(transfers: Iterable[PostedTransfer]) -> list[PostedTransfer]:
+def sort_by_entry_number(transfers: Iterable[PostedTransfer]) -> list[PostedTransfer]:
     """Sort the transfers so that the entry numbers of each account are in order.
 
     Raises `ValueError` if there is no such order: a number is missing, or the transfers form a cycle.
     """
     sides: dict[UUID, dict[int, PostedTransfer]] = {}
     count = 0
-    for count, each in enumerate(transfers, start=1):  # noqa: B007  # how many there were
+    for count, each in enumerate(transfers, start=1):  # noqa: B007  # used after the loop
         sides.setdefault(each.from_account_id, {})[each.from_entry_number] = each
         sides.setdefault(each.to_account_id, {})[each.to_entry_number] = each
     entry_number = dict.fromkeys(sides, 0)
     ordered: list[PostedTransfer] = []
-    may_be_next = list(sides)
-    while may_be_next:
-        account = may_be_next.pop()
-        following = sides[account].get(entry_number[account] + 1)
-        if following is None:
+    candidates = list(sides)
+    while candidates:
+        account = candidates.pop()
+        next_transfer = sides[account].get(entry_number[account] + 1)
+        if next_transfer is None:
             continue
-        debit, credit = following.from_account_id, following.to_account_id
+        debit, credit = next_transfer.from_account_id, next_transfer.to_account_id
         if (entry_number[debit], entry_number[credit]) == (
-            following.from_entry_number - 1,
-            following.to_entry_number - 1,
+            next_transfer.from_entry_number - 1,
+            next_transfer.to_entry_number - 1,
         ):
             entry_number[debit] += 1
             entry_number[credit] += 1
-            ordered.append(following)
-            may_be_next += (debit, credit)
+            ordered.append(next_transfer)
+            candidates += (debit, credit)
     if len(ordered) < count:
-        raise ValueError(f"{count - len(ordered)} of {count} transfers have no place in any order of the versions")
+        raise ValueError(f"{count - len(ordered)} of {count} transfers can't be sorted by entry number")
     return ordered
 
 
-def differences(ordered: Iterable[PostedTransfer], world: UUID) -> list[str]:
+def find_differences(ordered: Iterable[PostedTransfer], world: UUID) -> list[str]:
     """Post the transfers to a new model, one by one, and return where it differs from the ledger.
 
     `world` is the account that may be negative. Transfers that were pending are posted directly, with their posted
     amount.
     """
-    model, places, numbers, found = Model(), dict[UUID, int](), dict[UUID, int](), list[str]()
+    model, indexes, numbers, found = Model(), dict[UUID, int](), dict[UUID, int](), list[str]()
     for each in ordered:
         for account in (each.from_account_id, each.to_account_id):
-            if account not in places:
-                places[account] = len(places)
+            if account not in indexes:
+                indexes[account] = len(indexes)
                 model.accounts.append(ModelAccount(allows_negative=account == world))
-        source, target = places[each.from_account_id], places[each.to_account_id]
-        reverses = None if each.reverses_id is None else numbers.get(each.reverses_id, len(model.made))
+        source, target = indexes[each.from_account_id], indexes[each.to_account_id]
+        reverses = None if each.reverses_id is None else numbers.get(each.reverses_id, len(model.transfers))
         [answer] = model.post([Step(source, target, each.amount, reverses=reverses)])
         if answer.number is None:
             found.append(f"transfer {each.id}: {answer.refusal}")

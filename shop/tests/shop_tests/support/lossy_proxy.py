@@ -38,23 +38,23 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_server, to_server = await _connect(self._server)
-        losing = asyncio.Event()
+        is_losing = asyncio.Event()
 
         async def requests() -> None:
             while data := await reader.read(65_536):
                 if self.lost_bytes is not None and self.lost_bytes in data and self.times != 0:
                     self.times = None if self.times is None else self.times - 1
-                    losing.set()
+                    is_losing.set()
                 to_server.write(data)
 
-        async def answers() -> None:
+        async def responses() -> None:
             while data := await from_server.read(65_536):
-                if losing.is_set():
+                if is_losing.is_set():
                     self.lost += 1
                     return
                 writer.write(data)
 
-        tasks = [asyncio.create_task(requests()), asyncio.create_task(answers())]
+        tasks = [asyncio.create_task(requests()), asyncio.create_task(responses())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:

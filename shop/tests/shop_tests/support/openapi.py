@@ -1,4 +1,4 @@
-"""Compares the service's responses with its OpenAPI description."""
+"""Compares responses of the service with its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def assert_matches_openapi(response: httpx.Response) -> None:
     if operation is None or response.status_code == 500:
         return
     where = f"{response.request.method} {response.request.url.path}: {response.status_code}"
-    assert str(response.status_code) in operation["responses"], f"{where} isn't described"
+    assert str(response.status_code) in operation["responses"], f"{where} is not in the OpenAPI description"
     described = operation["responses"][str(response.status_code)]
     assert described.get("headers", {}).keys() <= {name.title() for name in response.headers}, where
     content = described.get("content", {})
@@ -37,15 +37,15 @@ async def assert_matches_openapi(response: httpx.Response) -> None:
         assert not await response.aread(), where
         return
     media_type = response.headers["content-type"].split(";")[0]
-    assert media_type in content, f"{where} is {media_type}"
+    assert media_type in content, f"{where} has an undescribed media type: {media_type}"
     if media_type.endswith("json") and media_type != "application/x-ndjson":
         await response.aread()
-        faults = list(_faults(response.json(), content[media_type].get("schema", {}), "body"))
-        assert not faults, f"{where}: {faults}"
+        differences = list(_differences(response.json(), content[media_type].get("schema", {}), "body"))
+        assert not differences, f"{where}: {differences}"
 
 
 def _operation(method: str, path: str) -> dict[str, Any] | None:
-    # a path without parameters goes first
+    # `/orders/export` also matches `/orders/{order_id}`: try paths without parameters first
     for pattern, operations in sorted(description()["paths"].items(), key=lambda item: "{" in item[0]):
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", pattern), path):
             found: dict[str, Any] | None = operations.get(method.lower())
@@ -53,39 +53,39 @@ def _operation(method: str, path: str) -> dict[str, Any] | None:
     return None
 
 
-def _faults(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:
-    """The differences between the value and the schema. Only those keywords of JSON Schema are checked that the
+def _differences(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:
+    """The differences between the value and the schema. Checks only the JSON Schema keywords that Shop's OpenAPI
     description uses."""
     if "$ref" in schema:
-        yield from _faults(value, description()["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], place)
+        yield from _differences(value, description()["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], place)
         return
     if "anyOf" in schema:
-        if all(any(_faults(value, each, place)) for each in schema["anyOf"]):
-            yield f"{place} is none of {schema['anyOf']}: {value!r}"
+        if all(any(_differences(value, each, place)) for each in schema["anyOf"]):
+            yield f"{place} matches none of {schema['anyOf']}: {value!r}"
         return
     kind = schema.get("type", "")
     expected = _NUMBERS.get(kind) or _OTHERS.get(kind)
     if expected is not None and (not isinstance(value, expected) or (kind in _NUMBERS and isinstance(value, bool))):
-        yield f"{place} is no {kind}: {value!r}"
+        yield f"{place} is not of type {kind}: {value!r}"
         return
     if "enum" in schema and value not in schema["enum"]:
         yield f"{place} is not in {schema['enum']}: {value!r}"
     if schema.get("format") == "date-time" and not re.fullmatch(r".+T.+(Z|[+-]\d\d:\d\d)", value):
-        yield f"{place} is no time with an offset: {value!r}"
+        yield f"{place} is not a time with an offset: {value!r}"
     if isinstance(value, list):
         for index, each in enumerate(value):
-            yield from _faults(each, schema.get("items", {}), f"{place}.{index}")
+            yield from _differences(each, schema.get("items", {}), f"{place}.{index}")
     if isinstance(value, dict):
-        yield from _member_faults(value, schema, place)
+        yield from _member_differences(value, schema, place)
 
 
-def _member_faults(value: dict[str, Any], schema: dict[str, Any], place: str) -> Iterator[str]:
+def _member_differences(value: dict[str, Any], schema: dict[str, Any], place: str) -> Iterator[str]:
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     yield from (f"{place}.{name} is missing" for name in schema.get("required", ()) if name not in value)
     for name, each in value.items():
         if name in properties:
-            yield from _faults(each, properties[name], f"{place}.{name}")
+            yield from _differences(each, properties[name], f"{place}.{name}")
         elif others is False:
             yield f"{place}.{name} is not described"
         elif isinstance(others, dict):
-            yield from _faults(each, others, f"{place}.{name}")
+            yield from _differences(each, others, f"{place}.{name}")

@@ -13,15 +13,15 @@ async def explain(session: AsyncSession, read: Callable[[], Awaitable[Any]]) -> 
     """The nodes of the query plan of the first statement that `read` sends, with its parameters."""
     sent: list[tuple[str, Any]] = []
 
-    def remember(*args: Any) -> None:
+    def record(*args: Any) -> None:
         sent.append((args[2], args[3]))
 
     engine = session.get_bind().engine
-    event.listen(engine, "before_cursor_execute", remember)
+    event.listen(engine, "before_cursor_execute", record)
     try:
         await read()
     finally:
-        event.remove(engine, "before_cursor_execute", remember)
+        event.remove(engine, "before_cursor_execute", record)
     raw = (await (await session.connection()).get_raw_connection()).driver_connection
     assert raw is not None
     (statement, parameters), *_ = sent

@@ -64,7 +64,7 @@ class ReferenceBase(DeclarativeBase):
 
 
 class ReferenceOrder(ReferenceBase):
-    """Its `status` accepts any text."""
+    """An order whose `status` accepts any text."""
 
     __tablename__ = "reference_orders"
 

@@ -15,13 +15,13 @@ from shop.ledger.service import post_transfers
 
 async def account(session: AsyncSession, balance: int = 0, *, currency: str = "GBP", covered: bool = True) -> Account:
     """Open an account with this balance, which comes from another new account."""
-    made = Account(id=uuid7(), name="Account", currency=currency, allows_negative=not covered)
-    session.add(made)
+    opened = Account(id=uuid7(), name="Account", currency=currency, allows_negative=not covered)
+    session.add(opened)
     await session.flush()
     if balance:
         world = await account(session, currency=currency, covered=False)
-        (await post_transfers(session, [TransferRequest(world.id, made.id, balance)]))[0].unwrap()
-    return made
+        (await post_transfers(session, [TransferRequest(world.id, opened.id, balance)]))[0].unwrap()
+    return opened
 
 
 async def entries_of(session: AsyncSession, account_id: UUID) -> list[tuple[int, int, int]]:

@@ -16,7 +16,7 @@ class StatementLog:
     def __init__(self) -> None:
         self.statements: list[str] = []
 
-    def note(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def record(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         self.statements.append(statement)
 
     def take(self) -> list[str]:
@@ -40,9 +40,9 @@ class StatementLog:
 
 @asynccontextmanager
 async def log_statements(database: Database) -> Any:
-    seen = StatementLog()
-    event.listen(database.engine.sync_engine, "before_cursor_execute", seen.note)
+    log = StatementLog()
+    event.listen(database.engine.sync_engine, "before_cursor_execute", log.record)
     try:
-        yield seen
+        yield log
     finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", seen.note)
+        event.remove(database.engine.sync_engine, "before_cursor_execute", log.record)

@@ -27,15 +27,15 @@ async def expire(stored: Database, *ids: UUID) -> None:
     """Change `expires_at` of these pending transfers so that they have expired. They are not voided."""
     async with stored.begin() as session:
         await disable_triggers(session)
-        chosen = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
-        await session.execute(chosen.values(expires_at=PendingTransfer.expires_at - timedelta(days=1)))
+        statement = update(PendingTransfer).where(PendingTransfer.id.in_(ids))
+        await session.execute(statement.values(expires_at=PendingTransfer.expires_at - timedelta(days=1)))
         await reseal_pending_transfers(session)
 
 
 async def reseal_pending_transfers(session: AsyncSession) -> None:
     """Recompute the seals of pending transfers that were changed without triggers."""
     await disable_triggers(session)
-    await _keep_others_from_linking(session)
+    await _lock_chain_of_seals(session)
     await session.execute(text("UPDATE seals SET position = NULL, hash = NULL"))
     await session.execute(
         text("""
@@ -54,11 +54,11 @@ async def reseal_pending_transfers(session: AsyncSession) -> None:
 async def empty_tables(session: AsyncSession) -> None:
     """Delete every row of Shop's tables."""
     await disable_triggers(session)
-    await _keep_others_from_linking(session)
+    await _lock_chain_of_seals(session)
     for table in reversed(tables.Base.metadata.sorted_tables):
         await session.execute(table.delete())
 
 
-async def _keep_others_from_linking(session: AsyncSession) -> None:
+async def _lock_chain_of_seals(session: AsyncSession) -> None:
     """Take the lock of link_seals(), so that no other process continues the old chain of seals."""
     await session.execute(text("SELECT pg_advisory_xact_lock(495622122611)"))

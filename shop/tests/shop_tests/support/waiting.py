@@ -11,7 +11,7 @@ from howdah import Database
 
 
 async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 10) -> None:
-    """Return when the condition is true; fail if it isn't after this time."""
+    """Return when the condition is true; fail after this time."""
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.005)
@@ -24,9 +24,9 @@ async def until_waiting(database: Database, sessions: int, *, query: str = "%", 
         WHERE datname = current_database() AND wait_event_type = :event AND query ILIKE :query
         """)
 
-    async def reached() -> bool:
+    async def is_reached() -> bool:
         async with database.engine.connect() as connection:
             found: int = (await connection.scalars(waiting, {"event": event, "query": query})).one()
             return found == sessions
 
-    await until(reached)
+    await until(is_reached)

@@ -19,10 +19,10 @@ def wall_clock_off_by(difference: timedelta) -> Iterator[None]:
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, datetime)
 
-    class Wrong(datetime, metaclass=AnyDateTime):
+    class WrongDateTime(datetime, metaclass=AnyDateTime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + difference
 
-    with patch.object(howdah.models, "datetime", Wrong):
+    with patch.object(howdah.models, "datetime", WrongDateTime):
         yield
