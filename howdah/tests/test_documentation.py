@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib
 import inspect
@@ -9,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import asyncpg
@@ -181,6 +183,51 @@ def test_every_file_in_the_tables_of_contributing_exists(source: str) -> None:
     files = [name for cell in cells for name in re.findall(r"`([\w/]+(?:\.py|\.sql|/\w+))`", cell)]
     assert len(files) > 20
     assert [name for name in files if not (PROJECT / source / name).exists()] == []
+
+
+def test_every_function_that_the_architecture_names_is_in_the_file_of_its_link() -> None:
+    text = (PROJECT / "ARCHITECTURE.md").read_text()
+    linked = re.findall(r"\[`([\w.]+)`\]\(([\w/]+\.py)\)", text)
+    assert len(set(linked)) > 50
+    missing = []
+    for name, file in linked:
+        module, _, function = name.partition(".")
+        if Path(file).stem != module or function not in defined_functions(file):
+            missing.append((name, file))
+    assert missing == []
+    # a function that is named without a link must be linked elsewhere on the page
+    unlinked = set(re.findall(r"(?<!\[)`(\w+\.[\w.]+)`", text)) - {name for name, _ in linked}
+    files = [PROJECT / name for name in unlinked]
+    packages = [PROJECT / "shop/src" / name.replace(".", "/") for name in unlinked]
+    assert [
+        file.name for file, package in zip(files, packages, strict=True) if not (file.exists() or package.exists())
+    ] == []
+
+
+def defined_functions(file: str) -> set[str]:
+    """The functions that a file defines, as `function` and `Class.method`.
+
+    The file is parsed and not imported, because the tests of the library's wheel run without the service.
+    """
+    found: set[str] = set()
+    for node in ast.parse((PROJECT / file).read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            methods = (each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+            found.update(f"{node.name}.{method.name}" for method in methods)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+    return found
+
+
+@pytest.mark.parametrize("package", ["howdah", "shop"])
+def test_the_architecture_shows_the_layers_of_the_import_contracts(package: str) -> None:
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == [package]]
+    text = (PROJECT / "ARCHITECTURE.md").read_text()
+    _, _, rest = text.partition(f", `{package}` | what they are |\n")
+    rows = rest.partition("\n\n")[0].splitlines()[1:]
+    shown = [sorted(re.findall(r"`(\w+)`", row.split("|")[1])) for row in rows]
+    assert shown == [sorted(layer.split(" | ")) for layer in layers]
 
 
 @pytest.mark.parametrize("page", [page for page in MARKDOWN if re.match(r"docs/decisions/\d", page)])
