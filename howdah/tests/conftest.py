@@ -1,4 +1,4 @@
-"""Fixtures of several modules here."""
+"""Fixtures of several test modules of the library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from howdah_tests.support.sample_rows import user_rows
 
 @pytest.fixture
 async def real_database(database_url: str) -> AsyncIterator[Database]:
-    """With a real pool, for tests that commit nothing."""
+    """A database with a real pool, for tests that commit nothing."""
     async with Database(database_url) as database:
         yield database
 
@@ -42,7 +42,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def used_data() -> Iterator[Path]:
-    """The data directory of a stopped server with a table and a database, for the tests that need no new one."""
+    """The data directory of a stopped server with a table and a database, for tests that don't need a new one."""
     with open_folder() as folder:
         (folder / "data").mkdir(mode=0o755)
         with EmbeddedPostgres(folder / "data") as server:

@@ -1,4 +1,4 @@
-"""Bulk writes of tables and columns whose names the statements use themselves."""
+"""Bulk writes of tables and columns with names that the statements use, too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = (
 
 
 def model_of(name: str, *, exact: bool) -> type[Any]:
-    """A table of this name with a key and columns of all these names."""
+    """A class of a table with this name, whose columns have all the names."""
     columns = {each: mapped_column(default=0) for each in NAMES}
     key = int if exact else str
     annotations = {"id": Mapped[key], **dict.fromkeys(NAMES, Mapped[int])}  # type: ignore[valid-type]
@@ -45,7 +45,7 @@ MODELS = [model_of(name, exact=exact) for name in NAMES for exact in (True, Fals
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__tablename__)
-async def test_any_name_of_a_table_or_a_column_is_free(session: AsyncSession, model: Any) -> None:
+async def test_tables_and_columns_may_have_names_that_the_statements_use(session: AsyncSession, model: Any) -> None:
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     keys: list[Any] = [1, 2, 3] if model.id.type.python_type is int else ["1", "2", "3"]
     names = [name for name in model.__mapper__.columns.keys() if name not in ("id", "version")]  # noqa: SIM118

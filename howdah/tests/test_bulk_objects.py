@@ -1,4 +1,4 @@
-"""Mapped objects as rows: a bulk write never overwrites what the object's user didn't set."""
+"""Mapped objects as rows: a bulk write never overwrites a column that the caller didn't set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from howdah import Base, StaleRow, UpsertResult, bulk
 from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import make_orders, make_users
 
-SHOWS_DEFAULTS = not sqlalchemy.__version__.startswith("2.0.")  # since 2.1 a dataclass leaves its defaults alone
+SHOWS_DEFAULTS = not sqlalchemy.__version__.startswith("2.0.")  # since 2.1 a dataclass doesn't store its defaults
 MANY = 1100
 
 
@@ -27,7 +27,7 @@ class Separate(Base):
 
 
 class Careful(Separate):
-    """Its own constructor fills something in."""
+    """Its constructor sets an attribute."""
 
     __tablename__ = "careful"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -92,7 +92,7 @@ async def stored(session: AsyncSession, model: Any, *names: str) -> list[Any]:
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("many", [1, 25, MANY])
-async def test_a_new_object_changes_only_what_was_passed(separate: AsyncSession, write: Any, many: int) -> None:
+async def test_a_new_object_changes_only_the_passed_attributes(separate: AsyncSession, write: Any, many: int) -> None:
     rows = [{"id": n, "name": "One", "legs": 4} for n in range(many)]
     await bulk.insert_many(separate, Animal, rows)
     await write(separate, Animal, [Animal(id=n, name="Two") for n in range(many)])
@@ -105,7 +105,9 @@ async def test_a_new_object_changes_only_what_was_passed(separate: AsyncSession,
 
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_a_dataclass_changes_only_what_was_passed_or_is_refused(separate: AsyncSession, write: Any) -> None:
+async def test_a_dataclass_changes_only_the_passed_attributes_or_is_rejected(
+    separate: AsyncSession, write: Any
+) -> None:
     await bulk.insert_many(separate, Task, [Task(1, "One", "done", "note", 3)])
     if SHOWS_DEFAULTS:
         await write(separate, Task, [Task(id=1, name="Two")])
@@ -121,21 +123,21 @@ async def test_a_dataclass_changes_only_what_was_passed_or_is_refused(separate: 
 
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_what_a_constructor_may_have_made_is_refused_with_what_to_pass_instead(
+async def test_an_object_whose_constructor_may_have_set_values_is_rejected_with_what_to_pass_instead(
     separate: AsyncSession, write: Any
 ) -> None:
-    wanted = "pass mappings or Pydantic models with the values to write"
-    with pytest.raises(TypeError, match=f"whether stamp was passed or is a default: {wanted}") as caught:
+    advice = "pass mappings or Pydantic models with the values to write"
+    with pytest.raises(TypeError, match=f"whether stamp was passed or is a default: {advice}") as caught:
         await write(separate, Stamped, [{"id": 1, "name": "A", "stamp": "x"}, Stamped(id=1, name="Two")])
     assert caught.value.__notes__ == ["in row 1 of the input, counted from 0"]
     with pytest.raises(
-        TypeError, match=f"whether a value that its constructor sets was passed or is a default: {wanted}"
+        TypeError, match=f"whether a value that its constructor sets was passed or is a default: {advice}"
     ):
         await write(separate, Careful, [Careful(id=1, name="Two")])
 
 
 @pytest.mark.parametrize("many", [1, 25])
-async def test_new_rows_get_what_the_constructor_sets_and_the_columns_defaults(
+async def test_new_rows_get_the_values_of_the_constructor_and_the_defaults_of_the_columns(
     separate: AsyncSession, many: int
 ) -> None:
     await bulk.insert_many(separate, Task, [Task(id=n, name="One") for n in range(many)])
@@ -146,7 +148,7 @@ async def test_new_rows_get_what_the_constructor_sets_and_the_columns_defaults(
     assert await stored(separate, Careful, "status") == [("new",)] * many
 
 
-async def test_an_upsert_that_names_what_to_update_takes_objects_that_dont_show_what_was_set(
+async def test_an_upsert_with_update_accepts_objects_that_do_not_show_which_values_were_set(
     separate: AsyncSession,
 ) -> None:
     rows = [Careful(id=n, name="One", status="old") for n in range(2)]
@@ -157,14 +159,14 @@ async def test_an_upsert_that_names_what_to_update_takes_objects_that_dont_show_
 
 
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_a_pydantic_model_changes_only_what_was_passed(separate: AsyncSession, write: Any) -> None:
+async def test_a_pydantic_model_changes_only_the_passed_attributes(separate: AsyncSession, write: Any) -> None:
     await bulk.insert_many(separate, Task, [Task(1, "One", "done", "note", 3)])
     await write(separate, Task, [TaskChange(id=1, name="Two")])
     assert await stored(separate, Task, "name", "status") == [("Two", "done")]
 
 
-async def test_a_detached_object_writes_only_what_was_changed(session: AsyncSession) -> None:
-    """Control: the object's other values are stale, because another session has changed them since."""
+async def test_a_detached_object_writes_only_its_changed_attributes(session: AsyncSession) -> None:
+    """Control: the object's other values are stale, because they have been changed in the database."""
     await make_users(session, 2)
     users = list(await session.scalars(select(User).order_by(User.age)))
     session.expunge_all()
@@ -176,7 +178,7 @@ async def test_a_detached_object_writes_only_what_was_changed(session: AsyncSess
     assert [tuple(row) for row in await session.execute(select(User.name, User.nickname))] == [("Two", "newer")] * 2
 
 
-async def test_a_detached_object_must_still_have_its_version(session: AsyncSession) -> None:
+async def test_a_detached_object_is_stale_if_its_version_has_changed(session: AsyncSession) -> None:
     (key,) = await make_orders(session, 1)
     order = await session.get_one(Order, key)
     session.expunge(order)
@@ -191,7 +193,7 @@ async def test_a_detached_object_must_still_have_its_version(session: AsyncSessi
     assert (await bulk.update_many(session, Order, [light])).count == 1
 
 
-async def test_objects_that_show_no_change_are_refused(session: AsyncSession) -> None:
+async def test_objects_without_known_changes_are_rejected(session: AsyncSession) -> None:
     await make_users(session, 1)
     user = (await session.scalars(select(User))).one()
     user.name = "Two"
@@ -208,7 +210,7 @@ async def test_objects_that_show_no_change_are_refused(session: AsyncSession) ->
         await bulk.update_many(session, User, [user])
 
 
-async def test_objects_that_set_other_attributes_than_others_are_refused(separate: AsyncSession) -> None:
+async def test_objects_with_different_sets_of_attributes_are_rejected(separate: AsyncSession) -> None:
     rows: list[Any] = [Animal(id=1, name="One"), Animal(id=2, name="Two", legs=4)]
     for write in (bulk.update_many, bulk.upsert_many):
         with pytest.raises((TypeError, ValueError), match="other attributes than"):
@@ -221,7 +223,7 @@ async def test_objects_that_set_other_attributes_than_others_are_refused(separat
 # --- SQLModel
 
 
-def hero() -> Any:
+def make_hero_class() -> Any:
     sqlmodel = pytest.importorskip("sqlmodel")
 
     class Own(sqlmodel.SQLModel, registry=registry()):  # type: ignore[misc, name-defined, call-arg]
@@ -238,8 +240,8 @@ def hero() -> Any:
     return Hero
 
 
-async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSession) -> None:
-    Hero = hero()
+async def test_a_sqlmodel_object_changes_only_the_passed_attributes(session: AsyncSession) -> None:
+    Hero = make_hero_class()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     names = ("code", "name", "status", "nick", "rank")
     writes: list[tuple[Callable[..., Any], dict[str, Any]]] = [
@@ -263,8 +265,8 @@ async def test_a_sqlmodel_object_changes_only_what_was_passed(session: AsyncSess
             assert (await stored(session, Hero, *names))[0] == ("00", "Three", "done", None, 1)
 
 
-async def test_new_rows_of_a_sqlmodel_get_its_defaults_and_the_columns(session: AsyncSession) -> None:
-    Hero = hero()
+async def test_new_rows_of_a_sqlmodel_get_its_defaults_and_those_of_the_columns(session: AsyncSession) -> None:
+    Hero = make_hero_class()
     await session.run_sync(lambda sync: Hero.metadata.create_all(sync.connection()))
     await bulk.insert_many(session, Hero, [Hero(code="a", name="One")])
     await bulk.insert_many(session, Hero, [Hero(code=f"{n}", name="One") for n in range(25)])

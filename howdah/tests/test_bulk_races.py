@@ -1,4 +1,4 @@
-"""Bulk writes of the same rows at the same time."""
+"""Concurrent bulk writes of the same rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from howdah_tests.support.sample_models import Counter, Order, User
 from howdah_tests.support.sample_rows import make_orders, user_rows
 
 
-async def test_concurrent_upserts_of_the_same_rows_make_each_once(committed_database: Database) -> None:
+async def test_concurrent_upserts_of_the_same_rows_create_each_row_once(committed_database: Database) -> None:
     rows = user_rows(300)
 
     async def upsert(order: int) -> UpsertResult:
@@ -27,20 +27,20 @@ async def test_concurrent_upserts_of_the_same_rows_make_each_once(committed_data
 
 
 async def _race(database: Database, write: Any, *, inputs: tuple[Any, Any]) -> list[BaseException | None]:
-    """Run `write(session, input)` for both inputs, in transactions that have each begun before either writes."""
+    """Run `write(session, input)` for both inputs concurrently. Both transactions begin before the first write."""
     ready = asyncio.Barrier(2)
 
-    async def run(given: Any) -> None:
+    async def run(rows: Any) -> None:
         async with database.begin() as session:
             await session.connection()
             await ready.wait()
-            await write(session, given)
+            await write(session, rows)
 
-    return await asyncio.gather(*(run(given) for given in inputs), return_exceptions=True)
+    return await asyncio.gather(*(run(rows) for rows in inputs), return_exceptions=True)
 
 
-async def test_two_updates_of_the_same_rows_in_opposite_order_dont_deadlock(committed_database: Database) -> None:
-    """Control: an executemany in the order of the input does."""
+async def test_two_updates_of_the_same_rows_in_opposite_order_do_not_deadlock(committed_database: Database) -> None:
+    """Control: an executemany in the order of the input deadlocks."""
     async with committed_database.begin() as session:
         keys = (await bulk.insert_many(session, Counter, ({"value": 0} for _ in range(400)))).keys
     opposite = (keys, keys[::-1])
@@ -50,11 +50,11 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_dont_deadlock(comm
         await bulk.update_by_key(session, Counter, ids, {"value": 2})
         await bulk.delete_many(session, Counter, [-id for id in ids])
 
-    half_way = asyncio.Barrier(2)
+    halfway = asyncio.Barrier(2)
 
     async def one_by_one(session: AsyncSession, ids: list[int]) -> None:
         await session.execute(update(Counter), [{"id": id, "value": 1} for id in ids[:200]])
-        await half_way.wait()  # each has locked what the other one needs next
+        await halfway.wait()  # each has locked the rows that the other one updates next
         await session.execute(update(Counter), [{"id": id, "value": 1} for id in ids[200:]])
 
     for _ in range(5):
@@ -63,10 +63,10 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_dont_deadlock(comm
     assert [type(each) for each in outcomes if each is not None] == [DeadlockDetected]
 
 
-async def test_two_updates_of_many_chunks_dont_deadlock_if_their_inputs_are_lists_or_sorted(
+async def test_two_updates_of_many_chunks_do_not_deadlock_if_their_inputs_are_lists_or_sorted(
     committed_database: Database,
 ) -> None:
-    """Control: from unsorted generators they do, as the module says."""
+    """Control: with unsorted generators they can deadlock, as the module's docstring says."""
     async with committed_database.begin() as session:
         keys = (await bulk.insert_many(session, Counter, ({"value": 0} for _ in range(200)))).keys
 
@@ -86,10 +86,10 @@ async def test_two_updates_of_many_chunks_dont_deadlock_if_their_inputs_are_list
         ):
             break
     else:
-        pytest.fail("the control should have deadlocked")
+        pytest.fail("the control has not deadlocked in 20 attempts")
 
 
-async def test_two_upserts_of_the_same_rows_in_opposite_order_dont_deadlock(committed_database: Database) -> None:
+async def test_two_upserts_of_the_same_rows_in_opposite_order_do_not_deadlock(committed_database: Database) -> None:
     async def upsert(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
         await bulk.upsert_many(session, User, rows, on=["email"])
 
@@ -98,7 +98,7 @@ async def test_two_upserts_of_the_same_rows_in_opposite_order_dont_deadlock(comm
         assert await _race(committed_database, upsert, inputs=(rows, rows[::-1])) == [None, None]
 
 
-async def test_two_versioned_updates_of_the_same_rows_let_one_through(committed_database: Database) -> None:
+async def test_one_of_two_concurrent_versioned_updates_is_stale(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         keys = await make_orders(session, 20)
 

@@ -1,4 +1,4 @@
-"""What a row of a bulk write may be, and how long it is held."""
+"""The kinds of rows that a bulk write accepts, and its memory use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from howdah.testing import assert_statements
 from howdah_tests.support.sample_models import Order, Seat, User, UserRepository
 from howdah_tests.support.sample_rows import emails, make_users, user_rows
 
-# --- what a row may be
+# --- kinds of rows
 
 
 class UserIn(BaseModel):
@@ -63,14 +63,16 @@ async def generated_async() -> AsyncIterator[dict[str, Any]]:
     ids=["list", "tuple", "generator", "async generator", "map", "Pydantic", "dataclass", "mapped", "mixed"],
 )
 @pytest.mark.parametrize("chunk_size", [2, 5])
-async def test_takes_rows_of_every_kind_from_every_iterable(session: AsyncSession, make: Any, chunk_size: int) -> None:
+async def test_rows_of_every_kind_from_every_iterable_are_accepted(
+    session: AsyncSession, make: Any, chunk_size: int
+) -> None:
     created = await bulk.insert_many(session, User, make(), chunk_size=chunk_size)
     assert created.count == 5
     assert await emails(session) == [row["email"] for row in user_rows(5)]
     assert list(await session.scalars(select(User.id).order_by(User.email))) == created.keys
 
 
-async def test_takes_the_rows_of_another_statement_and_of_a_stream_in_the_same_session(session: AsyncSession) -> None:
+async def test_the_rows_of_a_result_and_of_a_stream_of_the_same_session_are_accepted(session: AsyncSession) -> None:
     await make_users(session, 25)
     rows = (await session.execute(select(User.email.label("row"), User.age.label("number")))).mappings()
     assert (await bulk.insert_many(session, Seat, rows)).count == 25
@@ -86,20 +88,20 @@ async def test_takes_the_rows_of_another_statement_and_of_a_stream_in_the_same_s
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
-async def test_no_rows_are_no_work(session: AsyncSession, write: Any) -> None:
+async def test_an_empty_input_writes_nothing(session: AsyncSession, write: Any) -> None:
     result = await write(session, User, [])
     assert result in (InsertResult(0, []), MatchResult(0, []), UpsertResult(0, 0, 0))
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("size", [0, -1])
-async def test_a_chunk_of_no_rows_is_refused(session: AsyncSession, write: Any, size: int) -> None:
+async def test_a_chunk_of_no_rows_is_rejected(session: AsyncSession, write: Any, size: int) -> None:
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         await write(session, User, user_rows(1), chunk_size=size)
 
 
 @pytest.mark.parametrize("wrong", [[1, 2], [("a", "b")], [None], [Order()], [UserIn]])
-async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> None:
+async def test_a_value_that_is_not_a_row_is_rejected_with_its_index(session: AsyncSession, wrong: Any) -> None:
     with assert_statements(session, 0), pytest.raises(TypeError, match="a row must be a mapping") as caught:
         await bulk.insert_many(session, User, wrong)
     assert caught.value.__notes__ == ["in row 0 of the input, counted from 0"]
@@ -107,20 +109,20 @@ async def test_what_is_no_row_is_named(session: AsyncSession, wrong: Any) -> Non
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
 @pytest.mark.parametrize("single", [{"email": "a"}, "ab", UserIn, 1])
-async def test_a_single_row_in_place_of_many_is_refused(session: AsyncSession, write: Any, single: Any) -> None:
+async def test_a_single_row_instead_of_an_iterable_is_rejected(session: AsyncSession, write: Any, single: Any) -> None:
     with assert_statements(session, 0), pytest.raises(TypeError, match="rows must be an iterable"):
         await write(session, User, single)
 
 
-async def test_a_single_name_in_place_of_many_is_refused(session: AsyncSession) -> None:
+async def test_a_single_name_instead_of_a_list_of_names_is_rejected(session: AsyncSession) -> None:
     wrong: list[dict[str, Any]] = [{"on": "email"}, {"on": ["email"], "update": "name"}]
-    for given in wrong:
+    for options in wrong:
         with pytest.raises(TypeError, match="lists of attribute names"):
-            await bulk.upsert_many(session, User, user_rows(1), **given)
+            await bulk.upsert_many(session, User, user_rows(1), **options)
 
 
 @pytest.mark.parametrize("write", [bulk.insert_many, bulk.update_many, bulk.upsert_many])
-async def test_an_unknown_attribute_is_named_with_its_row_before_its_chunk_is_sent(
+async def test_an_unknown_attribute_is_reported_with_its_row_before_the_chunk_is_sent(
     session: AsyncSession, write: Any
 ) -> None:
     rows = [{"id": uuid4(), "email": f"{i}@example.org", "name": "A"} for i in range(3)]
@@ -151,13 +153,13 @@ async def test_only_columns_can_be_set_in_bulk(session: AsyncSession, row: Any) 
         await bulk.insert_many(session, User, [row])
 
 
-async def test_related_objects_of_a_mapped_object_arent_silently_lost(session: AsyncSession) -> None:
+async def test_a_mapped_object_with_related_objects_is_rejected(session: AsyncSession) -> None:
     with pytest.raises(TypeError, match=r"User\.orders is set: a bulk write writes columns"):
         await bulk.insert_many(session, User, [User(email="a", name="A", orders=[Order()])])
     assert (await bulk.insert_many(session, User, [User(email="a", name="A", orders=[])])).count == 1
 
 
-async def test_a_mapped_object_is_read_and_not_added(session: AsyncSession) -> None:
+async def test_a_mapped_object_is_not_added_to_the_session(session: AsyncSession) -> None:
     user = User(email="a@example.org", name="A")
     created = await bulk.insert_many(session, User, [user])
     assert user not in session
@@ -165,7 +167,7 @@ async def test_a_mapped_object_is_read_and_not_added(session: AsyncSession) -> N
     assert len(created.keys) == 1
 
 
-async def test_what_a_pydantic_model_leaves_unset_is_left_out(session: AsyncSession) -> None:
+async def test_unset_fields_of_a_pydantic_model_are_left_out(session: AsyncSession) -> None:
     await bulk.insert_many(session, User, [UserIn(email="a", name="A"), UserIn(email="b", name="B", nickname="b")])
     assert list(await session.scalars(select(User.nickname).order_by(User.email))) == ["nobody", "b"]
 
@@ -174,46 +176,46 @@ async def test_what_a_pydantic_model_leaves_unset_is_left_out(session: AsyncSess
 
 
 class Counted(dict[str, Any]):
-    """A row that can be counted while it lives."""
+    """A row that counts its instances."""
 
-    alive = 0
-    most = 0
+    instances = 0
+    max_instances = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        Counted.alive += 1
-        Counted.most = max(Counted.most, Counted.alive)
+        Counted.instances += 1
+        Counted.max_instances = max(Counted.max_instances, Counted.instances)
 
     def __del__(self) -> None:
-        Counted.alive -= 1
+        Counted.instances -= 1
 
 
-async def test_rows_are_let_go_chunk_by_chunk_and_no_object_stays_in_the_session(session: AsyncSession) -> None:
-    """Fault 5. Control: the reference's way makes an object of every row, and the caller's list holds every row."""
-    Counted.most = 0
-    made = 0
+async def test_rows_are_released_chunk_by_chunk_and_no_object_stays_in_the_session(session: AsyncSession) -> None:
+    """Fault 5. Control: the reference creates an object for every row, from a list of all rows."""
+    Counted.max_instances = 0
+    created_objects = 0
 
     @event.listens_for(User, "init")
     def count(*_: Any) -> None:
-        nonlocal made
-        made += 1
+        nonlocal created_objects
+        created_objects += 1
 
     async def reference_bulk_create_users(db: AsyncSession, users_data: list[Any], chunk_size: int) -> int:
-        held = 0
+        max_in_session = 0
         for i in range(0, len(users_data), chunk_size):
             users = [User(**data) for data in users_data[i : i + chunk_size]]
             db.add_all(users)
             await db.flush()
-            held = max(held, len(db.identity_map))
-        return held
+            max_in_session = max(max_in_session, len(db.identity_map))
+        return max_in_session
 
     try:
         await bulk.insert_many(session, User, (Counted(row) for row in user_rows(5000)), chunk_size=500)
         gc.collect()
-        assert len(session.identity_map) == made == 0
-        assert Counted.most <= 1001
+        assert len(session.identity_map) == created_objects == 0
+        assert Counted.max_instances <= 1001
         more = [{**row, "email": row["email"] + ".org"} for row in user_rows(5000)]
         assert await reference_bulk_create_users(session, more, 500) >= 500
-        assert made == 5000
+        assert created_objects == 5000
     finally:
         event.remove(User, "init", count)

@@ -1,4 +1,4 @@
-"""Bulk inserts into a `Table` that no class is mapped to."""
+"""Bulk inserts into a `Table` without a mapped class."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
         yield session
 
 
-async def ends(session: AsyncSession, count: int) -> tuple[Any, list[int]]:
-    """A post, and that many tags."""
+async def insert_post_and_tags(session: AsyncSession, count: int) -> tuple[Any, list[int]]:
+    """Insert a post and this number of tags; return their keys."""
     post = (await bulk.insert_many(session, LinkedPost, [{}])).keys[0]
     return post, (await bulk.insert_many(session, LinkedTag, [{"id": number} for number in range(count)])).keys
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_the_links_of_a_many_to_many_relationship(session: AsyncSession, count: int) -> None:
-    post, tags = await ends(session, count)
+async def test_rows_of_an_association_table_can_be_inserted(session: AsyncSession, count: int) -> None:
+    post, tags = await insert_post_and_tags(session, count)
     rows = [{"post_id": post, "tag_id": tag} for tag in tags]
     with assert_statements(session, 1) as sent:
         created = await bulk.insert_many(session, post_tags, rows)
@@ -122,8 +122,8 @@ async def test_the_links_of_a_many_to_many_relationship(session: AsyncSession, c
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_a_row_that_is_refused_is_named(session: AsyncSession, count: int) -> None:
-    post, tags = await ends(session, count)
+async def test_a_rejected_row_is_identified(session: AsyncSession, count: int) -> None:
+    post, tags = await insert_post_and_tags(session, count)
     rows = [{"post_id": post, "tag_id": tag} for tag in tags]
     rows[-1]["tag_id"] = -1
     with pytest.raises(ForeignKeyViolation) as caught:
@@ -141,8 +141,8 @@ async def test_a_row_that_is_refused_is_named(session: AsyncSession, count: int)
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_a_table_without_a_key_takes_every_value_as_it_is(session: AsyncSession, count: int) -> None:
-    """NULL is NULL, also in a column with a default; rows name columns by their key."""
+async def test_a_table_without_a_key_stores_every_value_unchanged(session: AsyncSession, count: int) -> None:
+    """None is stored as NULL, also in a column with a default. A row contains the keys of columns, not their names."""
     now = datetime(2024, 1, 1, tzinfo=UTC)
     rows: list[dict[str, Any]] = [{"page": None, "time": now, "seconds": 2}, {"time": None, "seconds": None}]
     created = await bulk.insert_many(session, without_key, (rows[number % 2] for number in range(count)))
@@ -155,7 +155,7 @@ async def test_a_table_without_a_key_takes_every_value_as_it_is(session: AsyncSe
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_keys_that_the_database_makes_are_in_the_order_of_the_rows(session: AsyncSession, count: int) -> None:
+async def test_generated_keys_are_in_the_order_of_the_rows(session: AsyncSession, count: int) -> None:
     rows = [{"payload": str(number)} for number in range(count)]
     keys = (await bulk.insert_many(session, numbered, rows)).keys
     found = dict((await session.execute(select(numbered.c.id, numbered.c.payload))).all())
@@ -163,24 +163,24 @@ async def test_keys_that_the_database_makes_are_in_the_order_of_the_rows(session
     assert (await bulk.insert_many(session, numbered, rows, keys=False)).keys == []
 
 
-async def test_no_rows_are_no_rows(session: AsyncSession) -> None:
+async def test_an_empty_input_inserts_nothing(session: AsyncSession) -> None:
     assert (await bulk.insert_many(session, post_tags, [])).count == 0
 
 
-def test_a_table_with_defaults_only_and_no_key_is_refused() -> None:
+def test_a_table_with_defaults_only_and_no_key_is_rejected() -> None:
     table = Table("defaults", MetaData(), Column("a", Integer, server_default="1"), Column("b", Integer, default=2))
     with pytest.raises(TypeError, match="give it a primary key"):
         map_table(table)
 
 
-def test_a_table_has_one_class_and_a_copy_of_it_another() -> None:
+def test_a_table_is_mapped_to_one_class_and_a_copy_of_it_to_another() -> None:
     assert map_table(post_tags) is map_table(post_tags)
     copied = without_key.to_metadata(MetaData())
     assert map_table(copied) is not map_table(without_key)
     assert map_table(copied.to_metadata(MetaData())) is not map_table(copied)
 
 
-def test_a_table_is_not_kept() -> None:
+def test_a_mapped_table_is_garbage_collected() -> None:
     table = Table("temporary", MetaData(), Column("id", Uuid, primary_key=True, default=uuid7))
     map_table(table)
     reference = weakref.ref(table)
@@ -189,7 +189,7 @@ def test_a_table_is_not_kept() -> None:
     assert reference() is None
 
 
-async def test_the_same_table_as_a_class_and_as_a_table(session: AsyncSession) -> None:
+async def test_the_same_table_can_be_written_as_a_class_and_as_a_table(session: AsyncSession) -> None:
     table = LinkedTag.__table__
     assert isinstance(table, Table)
     await bulk.insert_many(session, table, [{"id": 1}])

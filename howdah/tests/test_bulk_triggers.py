@@ -36,7 +36,7 @@ class Listed(UUIDv7PrimaryKey, Separate):
 
 
 class Counted(Separate):
-    """The database makes the keys."""
+    """The database generates the keys."""
 
     __tablename__ = "counted"
 
@@ -56,40 +56,42 @@ async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
 
 async def before_insert(session: AsyncSession, body: str, table: str = "guarded") -> None:
     await session.execute(
-        text(f"CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$")  # a test's own
+        text(
+            f"CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$"
+        )  # no value of a user
     )
     trigger = f"CREATE TRIGGER guard BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION guard()"
     await session.execute(text(trigger))
 
 
-async def there(session: AsyncSession) -> set[UUID]:
+async def stored_keys(session: AsyncSession) -> set[UUID]:
     return {*await session.scalars(select(Guarded.id))}
 
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("first", [0, 1])
-async def test_rows_that_a_trigger_suppresses_do_not_count_and_have_no_key(
+async def test_rows_that_a_trigger_suppresses_are_not_counted_and_have_no_key(
     session: AsyncSession, count: int, first: int
 ) -> None:
     await before_insert(session, "IF NEW.n % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW;")
     rows = [{"id": uuid7(), "n": number} for number in range(first, first + count)]
     created = await bulk.insert_many(session, Guarded, rows)
     assert created.keys == [row["id"] for row in rows if row["n"] % 2 == 0]  # type: ignore[operator]
-    assert created.count == len(created.keys) == len(await there(session))
+    assert created.count == len(created.keys) == len(await stored_keys(session))
     more = await bulk.insert_many(session, Guarded, ({"n": number} for number in range(count)), keys=False)
     assert (more.count, more.keys) == ((count + 1) // 2, [])
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_chunks_that_a_trigger_suppresses_rows_of_add_up(session: AsyncSession, count: int) -> None:
+async def test_the_counts_of_chunks_with_suppressed_rows_add_up(session: AsyncSession, count: int) -> None:
     await before_insert(session, "IF NEW.n % 3 = 1 THEN RETURN NULL; END IF; RETURN NEW;")
     created = await bulk.insert_many(session, Guarded, [{"n": n} for n in range(count)], chunk_size=7)
     assert created.count == await session.scalar(select(func.count()).select_from(Guarded))
-    assert {*created.keys} == await there(session)
+    assert {*created.keys} == await stored_keys(session)
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_the_row_that_is_refused_is_named_by_its_place_among_all(session: AsyncSession, count: int) -> None:
+async def test_a_rejected_row_is_identified_by_its_position_among_all_rows(session: AsyncSession, count: int) -> None:
     await before_insert(
         session, "IF NEW.n < 0 THEN RAISE 'no'; ELSIF NEW.n % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW;"
     )
@@ -99,21 +101,21 @@ async def test_the_row_that_is_refused_is_named_by_its_place_among_all(session: 
         with pytest.raises(Exception, match="no") as caught:
             await bulk.insert_many(session, Guarded, rows, chunk_size=chunk_size)
         assert caught.value.row_index == count - 1  # type: ignore[attr-defined]
-    assert not await there(session)
+    assert not await stored_keys(session)
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_rows_that_a_trigger_puts_into_a_table_that_inherits_are_there(session: AsyncSession, count: int) -> None:
+async def test_rows_that_a_trigger_moves_to_an_inheriting_table_are_counted(session: AsyncSession, count: int) -> None:
     await session.execute(text("CREATE TABLE guarded_child () INHERITS (guarded)"))
     await before_insert(session, "INSERT INTO guarded_child VALUES (NEW.*); RETURN NULL;")
     created = await bulk.insert_many(session, Guarded, [{"n": number} for number in range(count)])
     assert created.count == count
-    assert {*created.keys} == await there(session)
+    assert {*created.keys} == await stored_keys(session)
 
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("model", [Listed, Counted])
-async def test_rows_that_are_inserted_with_values_are_counted_as_well(
+async def test_rows_that_are_inserted_with_values_are_counted_too(
     session: AsyncSession, model: type[Any], count: int
 ) -> None:
     await before_insert(session, "IF NEW.n % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW;", model.__tablename__)

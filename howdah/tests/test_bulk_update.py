@@ -1,4 +1,4 @@
-"""`update_many`, `update_by_key` and `delete_many`, and the objects that the session holds."""
+"""`update_many`, `update_by_key` and `delete_many`, and their effect on objects in the session."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ async def test_each_row_is_updated_to_its_own_values(session: AsyncSession) -> N
     assert all(user.updated_at > LONG_AGO for user in found)
 
 
-async def test_more_rows_than_a_statement_may_have_parameters(session: AsyncSession) -> None:
-    """Fault 4. Control: the reference's IN fails over 32,767."""
+async def test_more_rows_than_the_maximum_of_parameters_can_be_written(session: AsyncSession) -> None:
+    """Fault 4. Control: the reference's IN fails with more than 32,767 keys."""
     await bulk.insert_many(session, Counter, ({"id": i} for i in range(40_000)), chunk_size=10_000)
     ids = list(range(40_000))
     with pytest.raises(StatementError, match="32767"):
@@ -53,13 +53,15 @@ async def test_more_rows_than_a_statement_may_have_parameters(session: AsyncSess
 
 async def test_missing_keys_are_reported_in_the_order_of_the_input(session: AsyncSession) -> None:
     keys = await make_users(session, 6)
-    gone = [uuid4() for _ in range(4)]
-    asked = [gone[2], keys[5], gone[0], keys[0], gone[3], gone[1]]
-    rows = [{"id": key, "name": "New"} for key in asked]
-    missing = [gone[2], gone[0], gone[3], gone[1]]
+    missing_keys = [uuid4() for _ in range(4)]
+    requested = [missing_keys[2], keys[5], missing_keys[0], keys[0], missing_keys[3], missing_keys[1]]
+    rows = [{"id": key, "name": "New"} for key in requested]
+    missing = [missing_keys[2], missing_keys[0], missing_keys[3], missing_keys[1]]
     assert await bulk.update_many(session, User, rows, chunk_size=2) == MatchResult(2, missing)
-    assert await bulk.update_by_key(session, User, [*asked, gone[2]], {"name": "B"}) == MatchResult(2, missing)
-    assert await bulk.delete_many(session, User, map(str, [*asked, keys[5]])) == MatchResult(2, missing)
+    assert await bulk.update_by_key(session, User, [*requested, missing_keys[2]], {"name": "B"}) == MatchResult(
+        2, missing
+    )
+    assert await bulk.delete_many(session, User, map(str, [*requested, keys[5]])) == MatchResult(2, missing)
     assert len(await emails(session)) == 4
 
 
@@ -73,19 +75,19 @@ async def test_composite_keys_are_updated_and_deleted(session: AsyncSession) -> 
     assert taken == [("B", 2)]
 
 
-async def test_too_long_a_text_is_refused_and_not_cut(session: AsyncSession) -> None:
-    """Control: through an array of VARCHAR(5), as SQLAlchemy's type renders it, it is cut."""
+async def test_a_text_that_is_too_long_is_rejected_and_not_truncated(session: AsyncSession) -> None:
+    """Control: a cast to an array of VARCHAR(5), as SQLAlchemy renders it, truncates the text."""
     await bulk.insert_many(session, Label, [{"name": "a", "colour": "red"}])
     with pytest.raises(TooLong) as caught:
         await bulk.update_many(session, Label, [{"name": "a", "colour": "yellow"}])
     assert caught.value.row_index == 0
-    cut = text("UPDATE labels SET colour = g.c FROM unnest(CAST(:c AS VARCHAR(5)[])) AS g(c)")
-    await session.execute(cut, {"c": ["yellow"]})
+    truncating = text("UPDATE labels SET colour = g.c FROM unnest(CAST(:c AS VARCHAR(5)[])) AS g(c)")
+    await session.execute(truncating, {"c": ["yellow"]})
     assert await session.scalar(select(Label.colour)) == "yello"
     assert await bulk.update_many(session, Label, [{"name": "abcdefgh", "colour": "x"}]) == MatchResult(0, ["abcdefgh"])
 
 
-async def test_rows_with_one_key_are_written_one_after_the_other_whatever_the_chunks(session: AsyncSession) -> None:
+async def test_rows_with_one_key_are_written_in_order_for_every_chunk_size(session: AsyncSession) -> None:
     for chunk_size in (1, 2, 3, 100):
         keys = (await bulk.insert_many(session, Counter, [{"value": 0}, {"value": 0}])).keys
         rows = [{"id": key, "value": i} for i, key in enumerate([*keys, keys[0], keys[0], keys[1]], start=1)]
@@ -103,12 +105,14 @@ async def test_rows_with_one_key_are_written_one_after_the_other_whatever_the_ch
     ],
 )
 @pytest.mark.parametrize("write", [bulk.update_many, bulk.upsert_many])
-async def test_rows_must_name_the_key_and_the_same_attributes(session: AsyncSession, write: Any, rows: Any) -> None:
+async def test_every_row_must_have_the_key_and_the_same_attributes(
+    session: AsyncSession, write: Any, rows: Any
+) -> None:
     with pytest.raises(ValueError, match=r"row 1 of the input, counted from 0, (must name id|names other attributes)"):
         await write(session, User, rows)
 
 
-async def test_rows_that_name_only_their_key_are_matched_and_left_alone(session: AsyncSession) -> None:
+async def test_rows_with_only_a_key_are_matched_and_not_changed(session: AsyncSession) -> None:
     keys = await make_users(session, 2)
     missing = uuid4()
     assert await bulk.update_many(session, User, [{"id": key} for key in [*keys, missing]]) == MatchResult(2, [missing])
@@ -116,7 +120,7 @@ async def test_rows_that_name_only_their_key_are_matched_and_left_alone(session:
     assert set(await session.scalars(select(User.updated_at))) == {LONG_AGO}
 
 
-async def test_the_version_moves_and_a_stale_one_is_refused(session: AsyncSession) -> None:
+async def test_the_version_is_incremented_and_a_stale_version_is_rejected(session: AsyncSession) -> None:
     keys = await make_orders(session, 3)
     assert await bulk.update_many(session, Order, [{"id": key, "total_cents": 5} for key in keys]) == MatchResult(3, [])
     assert await bulk.update_by_key(session, Order, keys, {"total_cents": 6}) == MatchResult(3, [])
@@ -129,10 +133,10 @@ async def test_the_version_moves_and_a_stale_one_is_refused(session: AsyncSessio
         StaleRow, match=f"1 Order rows don't have the version that the input names; read them again: {keys[1]}"
     ):
         await bulk.update_many(session, Order, stale)
-    assert set(await session.scalars(select(Order.version))) == {4}, "nothing is written"
+    assert set(await session.scalars(select(Order.version))) == {4}, "no row is written"
 
 
-async def test_a_row_that_names_only_its_version_is_checked_too(session: AsyncSession) -> None:
+async def test_a_row_with_only_a_version_is_checked_too(session: AsyncSession) -> None:
     keys = await make_orders(session, 1)
     with pytest.raises(StaleRow):
         await bulk.update_many(session, Order, [{"id": keys[0], "version": 2}])
@@ -140,7 +144,7 @@ async def test_a_row_that_names_only_its_version_is_checked_too(session: AsyncSe
     assert await session.scalar(select(Order.version)) == 2
 
 
-async def test_all_stale_rows_are_told_and_none_is_written(session: AsyncSession) -> None:
+async def test_all_stale_rows_are_reported_and_none_is_written(session: AsyncSession) -> None:
     keys = await make_orders(session, 9)
     await bulk.update_by_key(session, Order, keys[::2], {"total_cents": 100})
     rows = [{"id": key, "version": 1, "total_cents": 7} for key in reversed(keys)]
@@ -149,18 +153,20 @@ async def test_all_stale_rows_are_told_and_none_is_written(session: AsyncSession
     ) as caught:
         await bulk.update_many(session, Order, rows)
     assert caught.value.keys == keys[::-2]
-    assert await session.scalar(select(func.count()).where(Order.total_cents == 7)) == 1  # which began with it
+    assert (
+        await session.scalar(select(func.count()).where(Order.total_cents == 7)) == 1
+    )  # the row that had this value before
 
 
-async def test_rows_are_updated_where_a_criterion_finds_them(session: AsyncSession) -> None:
+async def test_update_where_updates_the_rows_that_match_the_criteria(session: AsyncSession) -> None:
     keys = await make_orders(session, 6)
     orders = AsyncRepository(session, Order)
-    held = await orders.get_by_ids(keys[:2])
-    held[0].total_cents = 50  # pending: flushed first
+    loaded = await orders.get_by_ids(keys[:2])
+    loaded[0].total_cents = 50  # pending, so it is flushed first
     assert await orders.update_where(Order.total_cents >= 3, total_cents=Order.total_cents + 1) == 4
     found = (await session.execute(select(Order.total_cents, Order.version).order_by(Order.id))).all()
     assert found == [(51, 3), (1, 1), (2, 1), (4, 2), (5, 2), (6, 2)]
-    assert [(order.total_cents, order.version) for order in held] == [(51, 3), (1, 1)]
+    assert [(order.total_cents, order.version) for order in loaded] == [(51, 3), (1, 1)]
     assert await orders.update_where(Order.total_cents < 0, total_cents=0) == 0
     assert await orders.update_where(Order.total_cents > 4) == 3
     session.expunge_all()
@@ -174,7 +180,7 @@ async def test_rows_are_updated_where_a_criterion_finds_them(session: AsyncSessi
         await orders.update_where(Order.total_cents > 4, totl=1)
 
 
-async def test_the_key_and_the_version_cant_be_set_for_many(session: AsyncSession) -> None:
+async def test_the_key_and_the_version_cannot_be_set_for_many_rows(session: AsyncSession) -> None:
     keys = await make_orders(session, 1)
     for values in ({"id": uuid4()}, {"version": 7}):
         with pytest.raises(ValueError, match="can't be set"):
@@ -183,10 +189,10 @@ async def test_the_key_and_the_version_cant_be_set_for_many(session: AsyncSessio
         await bulk.update_by_key(session, Order, keys, {"user": None})
 
 
-async def test_objects_that_the_session_holds_are_fresh_afterwards(session: AsyncSession) -> None:
+async def test_objects_in_the_session_are_refreshed(session: AsyncSession) -> None:
     keys = await make_orders(session, 4)
     orders = await AsyncRepository(session, Order).get_by_ids(keys)
-    orders[3].total_cents = 99  # pending: flushed first, so not lost
+    orders[3].total_cents = 99  # pending, so it is flushed first and not lost
     await bulk.update_many(session, Order, [{"id": keys[0], "total_cents": 10}])
     await bulk.update_by_key(session, Order, keys[1:2], {"status": Status.PAID})
     await bulk.upsert_many(session, Order, [{"id": keys[2], "user_id": orders[2].user_id, "total_cents": 30}])
@@ -197,7 +203,7 @@ async def test_objects_that_the_session_holds_are_fresh_afterwards(session: Asyn
     assert all(order.updated_at > LONG_AGO for order in orders)
 
 
-async def test_a_related_object_isnt_left_stale_when_its_column_is_changed(session: AsyncSession) -> None:
+async def test_a_relationship_is_not_left_stale_when_its_column_changes(session: AsyncSession) -> None:
     users = await make_users(session, 2)
     orders = AsyncRepository(session, Order)
     order = await orders.create(user_id=users[0])
@@ -210,7 +216,7 @@ async def test_a_related_object_isnt_left_stale_when_its_column_is_changed(sessi
     assert order.user.id == users[1]
 
 
-async def test_a_deferred_column_isnt_left_stale(session: AsyncSession) -> None:
+async def test_a_deferred_column_is_not_left_stale(session: AsyncSession) -> None:
     specimens = AsyncRepository(session, Specimen)
     specimen = await specimens.create(id=1, notes="old", left=1, top=2)
     assert (specimen.notes, specimen.corner.left) == ("old", 1)
@@ -221,18 +227,18 @@ async def test_a_deferred_column_isnt_left_stale(session: AsyncSession) -> None:
     assert specimen.notes == "new"
 
 
-async def test_deleted_objects_are_expunged_and_their_keys_are_free(session: AsyncSession) -> None:
+async def test_deleted_objects_are_expunged_and_their_keys_can_be_reused(session: AsyncSession) -> None:
     keys = await make_users(session, 3)
     users = UserRepository(session)
-    held = await users.get_by_ids(keys)
-    held[0].name = "pending"
+    loaded = await users.get_by_ids(keys)
+    loaded[0].name = "pending"
     await bulk.delete_many(session, User, keys[:2])
-    assert [user in session for user in held] == [False, False, True]
+    assert [user in session for user in loaded] == [False, False, True]
     assert await users.get(keys[0]) is None
     assert (await users.create(id=keys[0], email="again@example.org", name="Again")).id == keys[0]
 
 
-async def test_a_delete_follows_the_databases_cascades_only(session: AsyncSession) -> None:
+async def test_a_delete_follows_only_the_cascades_of_the_database(session: AsyncSession) -> None:
     album = await AsyncRepository(session, Album).create(title="A", tracks=[Track(position=1)])
     with pytest.raises(ForeignKeyViolation):
         await bulk.delete_many(session, Album, [album.id])

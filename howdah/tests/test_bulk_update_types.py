@@ -70,7 +70,7 @@ VALUES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("count", [1, 25, 1100])
-async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str, count: int) -> None:
+async def test_values_that_are_lists_are_stored_unchanged(tables: AsyncSession, name: str, count: int) -> None:
     values = VALUES[name]
     await bulk.insert_many(tables, ListColumns, [{"id": n} for n in range(count)])
     for shift in range(len(values)):
@@ -79,14 +79,16 @@ async def test_values_that_are_lists_stay_whole(tables: AsyncSession, name: str,
         assert await bulk.update_many(tables, ListColumns, rows) == MatchResult(count, [])
         found = (await tables.scalars(select(getattr(ListColumns, name)).order_by(ListColumns.id))).all()
         assert found == expected
-        if name not in ("word_list", "matrix"):  # SQLAlchemy warns of any comparison of a DOMAIN
+        if name not in ("word_list", "matrix"):  # SQLAlchemy warns about every comparison of a DOMAIN
             upserted = await bulk.upsert_many(tables, ListColumns, rows[::-1])
             assert upserted == UpsertResult(0, 0, count)
 
 
 @pytest.mark.parametrize("name", ["variant", "tags", "nested"])
-async def test_arrays_in_whatever_dress_are_refused_with_what_to_do(tables: AsyncSession, name: str) -> None:
-    """`unnest` would flatten them, because PostgreSQL has no arrays of arrays."""
+async def test_arrays_behind_variants_and_decorators_are_rejected_with_what_to_do(
+    tables: AsyncSession, name: str
+) -> None:
+    """`unnest` would flatten the arrays, because PostgreSQL has no arrays of arrays."""
     rows = [{"id": n, name: ["a", "b"]} for n in range(3)]
     await bulk.insert_many(tables, ListColumns, rows)
     with pytest.raises(TypeError, match=rf"update_many can't set ListColumns\.{name}, because .* one by one"):
@@ -124,29 +126,31 @@ class ByDefault(Separate):
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
 
-async def test_a_version_with_a_generator_of_its_own_isnt_moved_by_one(tables: AsyncSession) -> None:
-    """Control: the ORM's own update calls the generator."""
-    held = await AsyncRepository(tables, InTens).create(id=1)
-    held.value = 1
+async def test_a_version_with_a_custom_generator_is_rejected(tables: AsyncSession) -> None:
+    """Control: an update through the ORM calls the generator."""
+    loaded = await AsyncRepository(tables, InTens).create(id=1)
+    loaded.value = 1
     await tables.flush()
-    assert held.version == 20
-    told = r"InTens\.version has its own version_id_generator, .* update the objects one by one, or let the database"
-    with pytest.raises(TypeError, match=told):
+    assert loaded.version == 20
+    message = r"InTens\.version has its own version_id_generator, .* update the objects one by one, or let the database"
+    with pytest.raises(TypeError, match=message):
         await bulk.update_many(tables, InTens, [{"id": 1, "value": 2}])
-    with pytest.raises(TypeError, match=told):
+    with pytest.raises(TypeError, match=message):
         await bulk.update_many(tables, InTens, [{"id": 1, "value": 2, "version": 20}])
-    with pytest.raises(TypeError, match=told):
+    with pytest.raises(TypeError, match=message):
         await bulk.update_by_key(tables, InTens, [1], {"value": 2})
-    with pytest.raises(TypeError, match=told):
+    with pytest.raises(TypeError, match=message):
         await bulk.update_where(tables, InTens, InTens.id == 1, {"value": 2})
-    with pytest.raises(TypeError, match=told):
+    with pytest.raises(TypeError, match=message):
         await bulk.upsert_many(tables, InTens, [{"id": 1, "value": 2}])
     assert (await tables.execute(select(InTens.value, InTens.version))).all() == [(1, 20)]
     assert await bulk.delete_many(tables, InTens, [1]) == MatchResult(1, [])
 
 
-@pytest.mark.parametrize(("model", "moved"), [(ByDatabase, 7), (ByDefault, 2)])
-async def test_other_versions_move_as_they_say(tables: AsyncSession, model: type[Any], moved: int) -> None:
+@pytest.mark.parametrize(("model", "expected_version"), [(ByDatabase, 7), (ByDefault, 2)])
+async def test_a_version_without_a_custom_generator_gets_its_default_or_is_incremented(
+    tables: AsyncSession, model: type[Any], expected_version: int
+) -> None:
     await bulk.insert_many(tables, model, [{"id": 1}])
     await bulk.update_many(tables, model, [{"id": 1, "value": 2}])
-    assert (await tables.execute(select(model.value, model.version))).all() == [(2, moved)]
+    assert (await tables.execute(select(model.value, model.version))).all() == [(2, expected_version)]

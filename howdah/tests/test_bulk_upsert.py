@@ -1,4 +1,4 @@
-"""`upsert_many`: what it counts, finds, changes and leaves."""
+"""`upsert_many`: its counts, the rows that it matches, and the columns that it changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from howdah_tests.support.sample_rows import LONG_AGO, make_orders, make_users, 
 
 
 class Separate(Base):
-    """Away from the tables of the test database."""
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData()
@@ -64,13 +64,13 @@ async def test_an_upsert_never_changes_the_key_of_an_existing_row(session: Async
             await bulk.upsert_many(session, User, rows, on=["email"], update=[name])
 
 
-async def test_an_upsert_makes_keys_for_new_rows_only(session: AsyncSession) -> None:
+async def test_an_upsert_generates_keys_for_new_rows_only(session: AsyncSession) -> None:
     keys = await make_users(session, 1)
     await bulk.upsert_many(session, User, user_rows(2, nickname="x"), on=["email"])
     assert (await session.scalars(select(User.id).order_by(User.age).limit(1))).one() == keys[0]
 
 
-async def test_update_chooses_what_an_existing_row_gets(session: AsyncSession) -> None:
+async def test_update_chooses_which_attributes_of_an_existing_row_change(session: AsyncSession) -> None:
     await make_users(session, 2)
     rows = user_rows(3, name="New", nickname="new")
     assert await bulk.upsert_many(session, User, rows, on=["email"], update=["nickname"]) == UpsertResult(1, 2, 0)
@@ -80,8 +80,8 @@ async def test_update_chooses_what_an_existing_row_gets(session: AsyncSession) -
     assert [user.name for user in found] == ["User 0", "User 1", "New"]
 
 
-async def test_what_update_names_the_rows_must_name(session: AsyncSession) -> None:
-    """Otherwise existing rows would get the default of a column that nobody gave."""
+async def test_every_row_must_have_the_attributes_that_update_names(session: AsyncSession) -> None:
+    """Otherwise existing rows would get the default of a column that the caller didn't pass."""
     with pytest.raises(ValueError, match="row 0 of the input, counted from 0, must name nickname"):
         await bulk.upsert_many(session, User, user_rows(2), on=["email"], update=["nickname"])
     wrongs: list[dict[str, Any]] = [{"on": ["orders"]}, {"update": ["emial"]}, {"on": ["emial"]}]
@@ -90,7 +90,7 @@ async def test_what_update_names_the_rows_must_name(session: AsyncSession) -> No
             await bulk.upsert_many(session, User, user_rows(2), **wrong)
 
 
-async def test_rows_that_meet_come_out_as_if_written_one_by_one_whatever_the_chunks(
+async def test_rows_with_the_same_key_have_the_result_of_single_upserts_for_every_chunk_size(
     committed_database: Database,
 ) -> None:
     rows = [
@@ -112,10 +112,10 @@ async def test_rows_that_meet_come_out_as_if_written_one_by_one_whatever_the_chu
                 assert (await session.execute(select(User.name, User.age).where(User.email == "a"))).one() == a
 
 
-async def test_rows_that_only_postgresql_finds_the_same_come_out_as_if_written_one_by_one(
+async def test_rows_with_keys_that_only_postgresql_finds_equal_have_the_result_of_single_upserts(
     session: AsyncSession,
 ) -> None:
-    """CHAR ignores blanks at the end. Control: one statement can't write a row twice."""
+    """CHAR ignores trailing blanks. Control: one statement can't write a row twice."""
     await session.execute(text("CREATE UNIQUE INDEX ON specimens (code)"))
     rows = [{"id": n, "code": code, "whole": n} for n, code in enumerate(["a", "b", "b ", "c", "a ", "d", "a"])]
     statement = insert(Specimen).values(rows)
@@ -129,7 +129,7 @@ async def test_rows_that_only_postgresql_finds_the_same_come_out_as_if_written_o
     assert found == {"a": 6, "b": 2, "c": 3, "d": 5}
 
 
-async def test_arrays_and_what_sql_writes_are_upserted_too(session: AsyncSession) -> None:
+async def test_arrays_and_values_with_an_sql_expression_are_upserted(session: AsyncSession) -> None:
     rows: list[dict[str, Any]] = [{"id": i, "whole": i, "tags": [str(i), "x"]} for i in range(50)]
     assert await bulk.upsert_many(session, Specimen, rows[:30]) == UpsertResult(30, 0, 0)
     rows[3]["tags"] = []
@@ -137,7 +137,7 @@ async def test_arrays_and_what_sql_writes_are_upserted_too(session: AsyncSession
     assert list(await session.scalars(select(Specimen.tags).order_by(Specimen.id))) == [row["tags"] for row in rows]
 
 
-async def test_null_meets_nothing(session: AsyncSession) -> None:
+async def test_null_conflicts_with_nothing(session: AsyncSession) -> None:
     await session.execute(text("CREATE UNIQUE INDEX ON specimens (words)"))
     rows = [{"id": i, "words": word} for i, word in enumerate([None, "a", None, "b", None])]
     assert await bulk.upsert_many(session, Specimen, rows, on=["words"]) == UpsertResult(5, 0, 0)
@@ -155,7 +155,7 @@ async def test_null_meets_nothing(session: AsyncSession) -> None:
         ("loud", ["b", None, "a"]),
     ],
 )
-async def test_values_that_cant_be_sorted_among_each_other_can_still_be_what_rows_are_found_by(
+async def test_rows_can_be_matched_by_values_that_cannot_be_sorted(
     session: AsyncSession, name: str, values: list[Any]
 ) -> None:
     await session.execute(text(f"CREATE UNIQUE INDEX ON specimens ({name}, whole)"))
@@ -163,7 +163,7 @@ async def test_values_that_cant_be_sorted_among_each_other_can_still_be_what_row
     assert await bulk.upsert_many(session, Specimen, rows, on=[name, "whole"]) == UpsertResult(len(values), 0, 0)
 
 
-async def test_an_upsert_moves_the_version_of_what_it_changes_and_cant_set_it(session: AsyncSession) -> None:
+async def test_an_upsert_increments_the_version_of_changed_rows_and_cannot_set_it(session: AsyncSession) -> None:
     keys = await make_orders(session, 2)
     user = await session.scalar(select(User.id))
     rows = [{"id": key, "user_id": user, "total_cents": 1} for key in [*keys, uuid4()]]
@@ -175,7 +175,7 @@ async def test_an_upsert_moves_the_version_of_what_it_changes_and_cant_set_it(se
         await bulk.upsert_many(session, Order, rows, update=["version"])
 
 
-async def test_an_upsert_moves_what_onupdate_makes_of_every_kind(session: AsyncSession) -> None:
+async def test_an_upsert_applies_every_kind_of_onupdate_to_changed_rows(session: AsyncSession) -> None:
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     rows = [{"id": 1, "value": 1}, {"id": 2, "value": 2}]
     await bulk.upsert_many(session, Touched, rows)
@@ -189,7 +189,7 @@ async def test_an_upsert_moves_what_onupdate_makes_of_every_kind(session: AsyncS
     ]
 
 
-async def test_a_version_that_is_no_number_cant_be_moved_in_bulk(session: AsyncSession) -> None:
+async def test_a_version_that_is_not_a_number_is_rejected(session: AsyncSession) -> None:
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     await bulk.insert_many(session, Tagged, [{"id": 1, "value": 1}])
     with pytest.raises(TypeError, match=r"Tagged\.tag has its own version_id_generator"):
@@ -197,7 +197,7 @@ async def test_a_version_that_is_no_number_cant_be_moved_in_bulk(session: AsyncS
     assert await session.scalar(select(Tagged.value)) == 1
 
 
-async def test_an_upsert_that_sees_none_of_its_rows_change_still_inserts_the_others(session: AsyncSession) -> None:
+async def test_new_rows_are_inserted_if_no_existing_row_changes(session: AsyncSession) -> None:
     assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": 1}]) == UpsertResult(1, 0, 0)
     assert await bulk.upsert_many(session, Seat, [{"row": "A", "number": n} for n in (2, 1)]) == UpsertResult(1, 0, 1)
 
@@ -210,6 +210,6 @@ class SeatData:
     history: list[str] = field(default_factory=list)
 
 
-async def test_an_upsert_takes_dataclasses_and_names_what_they_have_too_many(session: AsyncSession) -> None:
+async def test_unknown_fields_of_a_dataclass_are_reported(session: AsyncSession) -> None:
     with pytest.raises(UnknownAttribute, match="'history'"):
         await bulk.upsert_many(session, Seat, [SeatData("A", 1)])

@@ -31,7 +31,7 @@ class Item(Separate):
     __tablename__ = "items"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int]
-    numbers: Mapped[Any] = mapped_column(ARRAY(Integer), nullable=True)  # sent with VALUES
+    numbers: Mapped[Any] = mapped_column(ARRAY(Integer), nullable=True)  # rows with an array are sent with VALUES
 
 
 class Measurement(Separate):
@@ -42,7 +42,7 @@ class Measurement(Separate):
 
 
 class Reading(Separate):
-    """A view of the table of `Item`."""
+    """A database view of the table of `Item`."""
 
     __tablename__ = "readings"
     __table_args__ = {"info": {"view": True}}  # noqa: RUF012
@@ -106,28 +106,28 @@ def rows_of(ids: Any, value: int, **more: Any) -> list[dict[str, Any]]:
     return [{"id": n, "value": value, **more} for n in ids]
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("with_objects", [False, True])
 @pytest.mark.parametrize("many", [4, 40, 1200])
 @pytest.mark.parametrize("model", [Item, Measurement, Reading])
-async def test_tables_partitioned_tables_and_views_count_what_they_do(
-    tables: AsyncSession, model: Any, many: int, held: bool
+async def test_rows_of_tables_partitioned_tables_and_views_are_counted(
+    tables: AsyncSession, model: Any, many: int, with_objects: bool
 ) -> None:
     half = many // 2
     assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == UpsertResult(half, 0, 0)
-    kept = (await tables.scalars(select(model))).all() if held else []
+    kept = (await tables.scalars(select(model))).all() if with_objects else []
     assert await bulk.upsert_many(tables, model, rows_of(range(half), 1)) == UpsertResult(0, 0, half)
     rows = [{"id": n, "value": n % 2} for n in reversed(range(many))]
     assert await bulk.upsert_many(tables, model, rows) == UpsertResult(half, half // 2, half // 2)
     assert await values(tables, model) == [(n, n % 2) for n in range(many)]
     assert [each.value for each in sorted(kept, key=lambda each: each.id)] == [
-        n % 2 for n in range(half if held else 0)
+        n % 2 for n in range(half if with_objects else 0)
     ]
     twice = [*rows_of(range(half, many + 1), 5), *rows_of([0, 0, many], 6)]
     assert await bulk.upsert_many(tables, model, twice) == UpsertResult(1, many - half + 2, 1)
     assert await bulk.upsert_many(tables, model, rows_of(range(many + 2), 7), update=[]) == UpsertResult(1, 0, many + 1)
 
 
-async def test_sent_with_values_they_count_the_same(tables: AsyncSession) -> None:
+async def test_rows_that_are_sent_with_values_are_counted_the_same(tables: AsyncSession) -> None:
     rows = rows_of(range(2500), 1, numbers=[1])
     assert await bulk.upsert_many(tables, Item, rows[:1500]) == UpsertResult(1500, 0, 0)
     for n in range(0, 2500, 2):
@@ -150,18 +150,18 @@ async def test_rows_that_a_trigger_suppresses_are_neither_written_nor_unchanged(
     assert await bulk.upsert_many(tables, Item, rows_of([0, 5], 3, **more)) == UpsertResult(0, 0, 0, suppressed=2)
 
 
-async def test_rows_that_a_trigger_keeps_as_they_are_are_unchanged(tables: AsyncSession) -> None:
+async def test_rows_whose_update_a_trigger_suppresses_count_as_unchanged(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, Item, rows_of(range(10), 1))
     await trigger(tables, "items", "UPDATE", "IF NEW.id < 4 THEN RETURN NULL; END IF; RETURN NEW;")
     assert await bulk.upsert_many(tables, Item, rows_of(range(12), 2)) == UpsertResult(2, 6, 4)
 
 
-async def test_what_a_trigger_makes_of_a_row_decides_what_it_meets(tables: AsyncSession) -> None:
+async def test_rows_are_matched_by_the_values_that_a_trigger_sets(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, Unique, [{"code": "a", "value": 1}, {"code": "b", "value": 1}])
     await trigger(tables, "unique_ones", "INSERT", "NEW.code := lower(NEW.code); RETURN NEW;")
     rows = [{"code": code, "value": 1} for code in ("A", "b", "C")]
     assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(1, 0, 2)
-    for codes in ("aA", "Aa"):  # the first one changes the row, the second one changes it back
+    for codes in ("aA", "Aa"):  # the first row changes the stored row, the second one changes it back
         rows = [{"code": code, "value": value} for code, value in zip(codes, (2, 1), strict=True)]
         assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(0, 2, 0)
     rows = [{"code": code, "value": 2} for code in ("A", "a", "D")]
@@ -170,7 +170,7 @@ async def test_what_a_trigger_makes_of_a_row_decides_what_it_meets(tables: Async
 
 
 @pytest.mark.parametrize("model", [Measurement, Reading])
-async def test_triggers_of_partitions_and_behind_views_are_counted_or_refused(tables: AsyncSession, model: Any) -> None:
+async def test_triggers_of_partitions_and_of_tables_behind_views_are_counted(tables: AsyncSession, model: Any) -> None:
     await bulk.upsert_many(tables, model, rows_of(range(3), 1))
     where = "m0" if model is Measurement else "items"
     await trigger(tables, where, "INSERT", "IF NEW.value = 3 THEN RETURN NULL; END IF; RETURN NEW;")
@@ -180,7 +180,7 @@ async def test_triggers_of_partitions_and_behind_views_are_counted_or_refused(ta
     assert await values(tables, model) == [(0, 1), (1, 2), (2, 1), (4, 4)]
 
 
-async def test_a_trigger_that_decides_differently_a_second_time_is_counted_or_refused(tables: AsyncSession) -> None:
+async def test_a_trigger_that_decides_differently_the_second_time_is_counted_or_rejected(tables: AsyncSession) -> None:
     """The trigger suppresses existing rows. Before PostgreSQL 18, rows of a partitioned table are sent twice."""
     dialect: Any = (await tables.connection()).dialect
     body = "IF EXISTS (SELECT FROM measurements m WHERE m.id = NEW.id) THEN RETURN NULL; END IF; RETURN NEW;"
@@ -196,7 +196,7 @@ async def test_a_trigger_that_decides_differently_a_second_time_is_counted_or_re
         assert await values(tables, Measurement) == [(2000, 1)]
 
 
-async def test_what_postgresql_cant_upsert_into_is_refused(tables: AsyncSession) -> None:
+async def test_a_target_that_postgresql_cannot_upsert_into_is_rejected(tables: AsyncSession) -> None:
     await tables.execute(
         text("CREATE FUNCTION instead() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$")
     )
@@ -214,7 +214,7 @@ async def test_what_postgresql_cant_upsert_into_is_refused(tables: AsyncSession)
                 await bulk.upsert_many(tables, Unique, [{"code": "a", "value": 1}], on=["code"], update=update)
 
 
-async def test_a_savepoint_that_is_rolled_back_takes_its_counts_along(tables: AsyncSession) -> None:
+async def test_counts_are_correct_after_a_savepoint_is_rolled_back(tables: AsyncSession) -> None:
     await bulk.upsert_many(tables, Item, rows_of(range(3), 1))
     for _ in range(2):
         async with tables.begin_nested() as nested:
@@ -226,11 +226,11 @@ async def test_a_savepoint_that_is_rolled_back_takes_its_counts_along(tables: As
         )
 
 
-async def test_an_ordinary_table_isnt_read_again_to_count(tables: AsyncSession) -> None:
+async def test_an_ordinary_table_is_not_read_again_for_the_counts(tables: AsyncSession) -> None:
     rows = [{"code": f"{n}", "value": n} for n in range(MANY)]
     with assert_statements(tables, 1):
         await bulk.upsert_many(tables, Unique, rows, on=["code"])
-    with assert_statements(tables, 3) as sent:  # its own, how many rows met others, how the index compares
+    with assert_statements(tables, 3) as sent:  # the upsert, the number of conflicting rows, the operators of the index
         assert await bulk.upsert_many(tables, Unique, rows, on=["code"]) == UpsertResult(0, 0, MANY)
     assert [statement for statement in sent if "unique_ones" in statement] == sent[:1]
 
@@ -240,7 +240,7 @@ async def test_an_ordinary_table_isnt_read_again_to_count(tables: AsyncSession) 
 
 @pytest.mark.parametrize("model", [Numbered, Unique])
 @pytest.mark.parametrize("many", [2, 25])
-async def test_a_key_that_is_none_is_made(tables: AsyncSession, model: Any, many: int) -> None:
+async def test_a_key_that_is_none_is_generated(tables: AsyncSession, model: Any, many: int) -> None:
     rows: list[dict[str, Any]] = [{"id": None, "code": f"{n}", "value": n} for n in range(many)]
     assert await bulk.upsert_many(tables, model, rows) == UpsertResult(many, 0, 0)
     keys = list(await tables.scalars(select(model.id).order_by(model.value)))
@@ -256,8 +256,10 @@ async def test_a_key_that_is_none_is_made(tables: AsyncSession, model: Any, many
     assert len(list(await tables.scalars(select(model.id)))) == many + 1 + len(keys[::2])
 
 
-async def test_rows_with_and_without_a_key_that_meet_come_out_in_the_order_of_the_input(tables: AsyncSession) -> None:
-    """They are written by two statements, and only PostgreSQL knows that they conflict."""
+async def test_conflicting_rows_with_and_without_a_key_are_written_in_the_order_of_the_input(
+    tables: AsyncSession,
+) -> None:
+    """They are written by two statements, and only PostgreSQL can detect the conflict."""
     rows: list[dict[str, Any]] = [
         {"id": 500, "code": "A", "value": 1},
         {"id": None, "code": "a", "value": 2},
@@ -268,7 +270,7 @@ async def test_rows_with_and_without_a_key_that_meet_come_out_in_the_order_of_th
     assert await values(tables, Numbered) == [(500, 2), (501, 4)]
 
 
-async def test_null_in_what_rows_are_found_by_meets_nothing(tables: AsyncSession) -> None:
+async def test_null_in_a_conflict_column_conflicts_with_nothing(tables: AsyncSession) -> None:
     rows = [{"code": None if n % 2 else f"{n}", "value": n} for n in range(MANY)]
     assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(MANY, 0, 0)
     assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(MANY // 2, 0, MANY // 2)
@@ -277,7 +279,7 @@ async def test_null_in_what_rows_are_found_by_meets_nothing(tables: AsyncSession
     )
 
 
-async def test_null_meets_null_where_the_constraint_says_so(tables: AsyncSession) -> None:
+async def test_null_conflicts_with_null_if_the_constraint_says_nulls_not_distinct(tables: AsyncSession) -> None:
     dialect: Any = (await tables.connection()).dialect
     if dialect.server_version_info < (15,):
         pytest.skip("NULLS NOT DISTINCT is new in PostgreSQL 15")
@@ -289,7 +291,7 @@ async def test_null_meets_null_where_the_constraint_says_so(tables: AsyncSession
     assert await bulk.upsert_many(tables, Numbered, rows, on=["code"]) == UpsertResult(0, 0, 2)
 
 
-async def test_rows_are_found_by_something(tables: AsyncSession) -> None:
+async def test_an_empty_list_of_conflict_columns_is_rejected(tables: AsyncSession) -> None:
     with pytest.raises(ValueError, match="`on` must name at least one attribute"):
         await bulk.upsert_many(tables, Item, rows_of([1], 1), on=[])
 
@@ -299,10 +301,10 @@ async def test_rows_are_found_by_something(tables: AsyncSession) -> None:
 
 @pytest.mark.parametrize("model", [Item, Measurement, Reading])
 @pytest.mark.parametrize("update", [None, []])
-async def test_a_row_that_another_one_inserts_meanwhile_isnt_counted_as_new(
+async def test_a_row_that_another_transaction_inserts_meanwhile_is_not_counted_as_created(
     committed_database: Database, model: Any, update: Any
 ) -> None:
-    """The statement doesn't see it. Control: its snapshot says that the row isn't there."""
+    """The snapshot of the upsert doesn't contain the row."""
     async with committed_database.begin() as session:
         await create_tables(session)
     async with committed_database.session() as other, committed_database.session() as session:

@@ -57,7 +57,7 @@ class Thing(Timestamps, Separate):
 
 
 def model_of(kind: Any) -> Any:
-    """A class with a column `value` of this type, in a table of its own."""
+    """A class with a column `value` of this type. It has its own metadata."""
 
     class Own(DeclarativeBase):
         pass
@@ -92,7 +92,7 @@ async def things(session: AsyncSession) -> AsyncIterator[AsyncSession]:
     await session.rollback()
 
 
-# a value, and the text of another one that the type's `=` finds the same
+# a type, a value, and the text of a value that the type's operator `=` finds equal
 SEEM_EQUAL = [
     (Numeric, Decimal("1.0"), "1.00"),
     (Float, 0.0, "-0"),
@@ -105,7 +105,7 @@ SEEM_EQUAL = [
 
 @pytest.mark.parametrize("many", [1, 25])
 @pytest.mark.parametrize(("kind", "value", "other"), SEEM_EQUAL, ids=str)
-async def test_a_value_that_only_seems_equal_is_written(
+async def test_a_value_that_is_equal_but_has_other_bytes_is_written(
     session: AsyncSession, kind: Any, value: Any, other: str, many: int
 ) -> None:
     model = await create(session, model_of(kind))
@@ -175,7 +175,7 @@ async def test_a_change_of_case_alone_is_written(things: AsyncSession, many: int
 
 async def test_a_change_of_case_under_a_nondeterministic_collation_is_written(session: AsyncSession) -> None:
     if not await create_nondeterministic_collation(session):
-        pytest.skip("this server was built without ICU, which alone has nondeterministic collations")
+        pytest.skip("nondeterministic collations need ICU, and this server was built without it")
     model = await create(session, model_of(String(collation="ignores_case")))
     await session.execute(text("CREATE UNIQUE INDEX ON valued (value)"))
     await bulk.insert_many(session, model, [{"id": n, "value": f"a{n}"} for n in range(25)])
@@ -186,7 +186,7 @@ async def test_a_change_of_case_under_a_nondeterministic_collation_is_written(se
     assert await bulk.upsert_many(session, model, rows, on=["value"]) == UpsertResult(1, 0, 2)
 
 
-async def test_rows_that_meet_in_another_case_come_out_as_if_written_one_by_one(things: AsyncSession) -> None:
+async def test_rows_with_keys_of_another_case_have_the_result_of_single_upserts(things: AsyncSession) -> None:
     """Control: one statement would write the second of these rows first, or wouldn't detect the conflict."""
     await bulk.insert_many(things, Thing, [{"id": 1, "name": "old", "code": "b"}])
     for codes in ("bB", "Bb"):
@@ -204,7 +204,7 @@ async def test_rows_that_meet_in_another_case_come_out_as_if_written_one_by_one(
         assert await things.scalar(select(Thing.name).where(Thing.code == codes[0])) == codes[0]
 
 
-async def test_the_control_a_statement_that_compares_with_the_types_operator_loses_a_change(
+async def test_control_a_comparison_with_the_operator_of_the_type_loses_a_change(
     things: AsyncSession,
 ) -> None:
     await bulk.insert_many(things, Thing, [{"id": 1, "name": "a", "code": "a"}])

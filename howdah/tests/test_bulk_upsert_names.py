@@ -40,9 +40,9 @@ async def check(session: AsyncSession, model: Any, columns: int, **more: Any) ->
     assert await bulk.upsert_many(session, model, rows[:20]) == UpsertResult(20, 0, 0)
     rows = [{**row, **(dict.fromkeys(values, "y") if row["key"] < 10 else {})} for row in rows]
     assert await bulk.upsert_many(session, model, rows) == UpsertResult(10, 10, 10)
-    held = await session.get_one(model, 0)
+    loaded = await session.get_one(model, 0)
     assert await bulk.upsert_many(session, model, [{**rows[0], "c0": "z"}], update=["c0"]) == UpsertResult(0, 1, 0)
-    assert held.c0 == "z"
+    assert loaded.c0 == "z"
     assert await bulk.upsert_many(session, model, [*rows, {**rows[0], "key": 30}], update=[]) == UpsertResult(1, 0, 30)
 
 
@@ -63,7 +63,7 @@ async def test_columns_may_have_any_names(session: AsyncSession, with_array: boo
     await check(session, model_of("named", "id", names, with_array=with_array), len(names), **more)
 
 
-async def test_a_table_named_as_postgresql_names_the_new_row_is_refused(session: AsyncSession) -> None:
+async def test_a_table_named_excluded_is_rejected(session: AsyncSession) -> None:
     model = model_of("excluded", "id", ["value"])
     with pytest.raises(TypeError, match="can't write to a table named `excluded`"):
         await bulk.upsert_many(session, model, [{"key": 1, "c0": "x"}])

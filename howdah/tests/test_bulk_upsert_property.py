@@ -41,13 +41,13 @@ class Loose(Separate):
 
 def same_key(column: str, value: Any) -> Any:
     if value is None:
-        return object()  # the same as nothing
+        return object()  # equal to no other key
     return value.rstrip(" ") if column == "padded" else value.lower()
 
 
 @dataclass
 class Model:
-    """The table, and what a single upsert does to it."""
+    """A model of the table and of a single upsert."""
 
     on: str
     update: list[str]
@@ -84,7 +84,7 @@ names = st.none() | st.sampled_from(["a", "A", "b", ""])
 @st.composite
 def inputs(draw: st.DrawFn, on: str) -> list[dict[str, Any]]:
     alphabet = ["a", "a ", "b", "b  ", "c"] if on == "padded" else ["a", "A", "b", "B", "aB", "Ab", "AB"]
-    with_arrays = draw(st.booleans())  # those are sent with VALUES
+    with_arrays = draw(st.booleans())  # rows with arrays are sent with VALUES
     row = {"code": st.none(), "padded": st.none(), "collated": st.none(), "name": names, "amount": amounts}
     row[on] = st.none() | st.sampled_from(alphabet)
     row["numbers"] = st.sampled_from([None, [1], [1, 2]]) if with_arrays else st.none()
@@ -93,11 +93,11 @@ def inputs(draw: st.DrawFn, on: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=["code", "padded", "collated"])
 async def on(session: AsyncSession, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """What the rows of `Loose`, which exists, are found by."""
+    """The conflict column. The table of `Loose` has been created."""
     name: str = request.param
     await create_citext(session)
     if name == "collated" and not await create_nondeterministic_collation(session):
-        pytest.skip("this server was built without ICU, which alone has nondeterministic collations")
+        pytest.skip("nondeterministic collations need ICU, and this server was built without it")
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     if name == "collated":
         await session.execute(text("ALTER TABLE loose ALTER collated TYPE varchar COLLATE ignores_case"))
@@ -130,7 +130,7 @@ async def check(
     update=st.sampled_from([None, [], ["name"], ["amount", "name"]]),
     chunk_size=st.sampled_from([None, 1, 3]),
 )
-async def test_rows_come_out_and_are_counted_as_if_written_one_by_one(
+async def test_rows_have_the_result_and_the_counts_of_single_upserts(
     session: AsyncSession, on: str, data: st.DataObject, update: list[str] | None, chunk_size: int | None
 ) -> None:
     lists = data.draw(st.lists(inputs(on), min_size=2, max_size=2))

@@ -1,4 +1,4 @@
-"""The values of bulk writes: defaults, types, keys, and where inheritance puts them."""
+"""The values of bulk writes: defaults, types, keys and inheritance."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from howdah_tests.support.sample_models import Car, Counter, Engineer, Specimen,
 from howdah_tests.support.sample_rows import user_rows
 
 
-async def test_defaults_apply_to_what_is_left_out_and_to_nothing_else(session: AsyncSession) -> None:
-    """Control: SQLAlchemy's bulk insert takes a None for "left out" by itself."""
+async def test_defaults_apply_only_to_attributes_that_are_left_out(session: AsyncSession) -> None:
+    """Control: SQLAlchemy's bulk insert treats None as left out."""
     await bulk.insert_many(session, User, [{"email": "a", "name": "A"}, {"email": "b", "name": "B", "nickname": "b"}])
     found = list(await session.scalars(select(User).order_by(User.email)))
     assert [user.nickname for user in found] == ["nobody", "b"]
@@ -41,7 +41,7 @@ async def test_defaults_apply_to_what_is_left_out_and_to_nothing_else(session: A
     assert await session.scalar(select(User.nickname).where(User.email == "c")) == "nobody"
 
 
-async def test_a_key_that_is_none_is_a_key_left_out(session: AsyncSession) -> None:
+async def test_a_key_that_is_none_counts_as_left_out(session: AsyncSession) -> None:
     created = await bulk.insert_many(session, User, [User(id=None, email="a", name="A")])
     assert isinstance(created.keys[0], UUID)
     assert (await bulk.insert_many(session, Counter, [{"id": None, "value": 1}])).keys != [None]
@@ -91,12 +91,12 @@ async def read_specimens(session: AsyncSession) -> list[dict[str, Any]]:
 
 
 async def json_nulls(session: AsyncSession) -> list[Any]:
-    """Which of the JSON columns of the second specimen hold a JSON null; None where they are NULL."""
+    """Whether the JSON columns of the second specimen contain a JSON null (`"null"`, False) or NULL (None, True)."""
     columns = (func.jsonb_typeof(Specimen.anything), func.jsonb_typeof(Specimen.nothing), Specimen.plain_json.is_(None))
     return list((await session.execute(select(*columns).where(Specimen.id == 1))).one())
 
 
-async def test_inserted_values_of_every_type_come_back_as_they_were(session: AsyncSession) -> None:
+async def test_inserted_values_of_every_type_are_read_back_unchanged(session: AsyncSession) -> None:
     rows = [{"id": i, **values, "tags": ["a", "b"]} for i, values in enumerate(SPECIMENS)]
     await bulk.insert_many(session, Specimen, rows)
     assert await read_specimens(session) == SPECIMENS
@@ -105,7 +105,7 @@ async def test_inserted_values_of_every_type_come_back_as_they_were(session: Asy
     assert await session.scalar(text("SELECT loud FROM specimens WHERE id = 0")) == "QUIET"
 
 
-async def test_updated_values_of_every_type_come_back_as_they_were(session: AsyncSession) -> None:
+async def test_updated_values_of_every_type_are_read_back_unchanged(session: AsyncSession) -> None:
     await bulk.insert_many(session, Specimen, [{"id": i, **values} for i, values in enumerate(reversed(SPECIMENS))])
     rows = [{"id": i, **values} for i, values in enumerate(SPECIMENS)]
     assert (await bulk.update_many(session, Specimen, rows)).count == 2
@@ -114,7 +114,7 @@ async def test_updated_values_of_every_type_come_back_as_they_were(session: Asyn
     assert await session.scalar(text("SELECT loud FROM specimens WHERE id = 0")) == "QUIET"
 
 
-async def test_upserted_values_of_every_type_come_back_as_they_were(session: AsyncSession) -> None:
+async def test_upserted_values_of_every_type_are_read_back_unchanged(session: AsyncSession) -> None:
     rows = [{"id": i, **values} for i, values in enumerate(reversed(SPECIMENS))]
     assert await bulk.upsert_many(session, Specimen, rows) == UpsertResult(2, 0, 0)
     rows = [{"id": i, **values} for i, values in enumerate(SPECIMENS)]
@@ -124,13 +124,13 @@ async def test_upserted_values_of_every_type_come_back_as_they_were(session: Asy
     assert await json_nulls(session) == ["null", None, False]
 
 
-async def test_json_null_is_null_only_where_the_type_says_so_as_for_a_single_object(session: AsyncSession) -> None:
+async def test_none_becomes_json_null_or_null_as_for_a_single_object(session: AsyncSession) -> None:
     session.add(Specimen(id=1, anything=None, nothing=None, plain_json=None))
     await session.flush()
     assert await json_nulls(session) == ["null", None, False]
 
 
-async def test_arrays_cant_be_updated_in_bulk_and_that_is_said_before_anything_is_sent(session: AsyncSession) -> None:
+async def test_arrays_cannot_be_updated_in_bulk_and_are_rejected_before_anything_is_sent(session: AsyncSession) -> None:
     await bulk.insert_many(session, Specimen, [{"id": 1, "tags": ["a"]}])
     with pytest.raises(TypeError, match=r"update_many can't set Specimen\.tags, because it is an array"):
         await bulk.update_many(session, Specimen, [{"id": 1, "tags": ["b"]}])
@@ -138,7 +138,7 @@ async def test_arrays_cant_be_updated_in_bulk_and_that_is_said_before_anything_i
     assert await session.scalar(select(Specimen.tags)) == ["c"]
 
 
-async def test_a_column_may_be_named_otherwise_than_its_attribute(session: AsyncSession) -> None:
+async def test_a_column_may_have_another_name_than_its_attribute(session: AsyncSession) -> None:
     keys = (await bulk.insert_many(session, Counter, [{"value": 1}, {"value": 2}])).keys
     await bulk.update_many(session, Counter, [{"id": keys[0], "value": 10}])
     await bulk.upsert_many(session, Counter, [{"id": keys[1], "value": 20}])
@@ -148,7 +148,7 @@ async def test_a_column_may_be_named_otherwise_than_its_attribute(session: Async
         await bulk.insert_many(session, Counter, [{"val": 1}])
 
 
-async def test_keys_that_the_database_makes_come_back_in_the_order_of_the_input(session: AsyncSession) -> None:
+async def test_generated_keys_are_returned_in_the_order_of_the_input(session: AsyncSession) -> None:
     created = await bulk.insert_many(session, Counter, [{"value": i % 7} for i in range(2500)], chunk_size=999)
     rows = dict((await session.execute(select(Counter.id, Counter.value))).all())
     assert [rows[key] for key in created.keys] == [i % 7 for i in range(2500)]
@@ -164,7 +164,7 @@ async def test_rows_with_and_without_a_key_may_be_mixed(session: AsyncSession) -
     assert (created.keys[1], created.keys[3]) == (77_777, 88_888)
 
 
-async def test_a_key_given_as_text_comes_back_as_a_key(session: AsyncSession) -> None:
+async def test_a_key_that_is_passed_as_text_is_returned_as_a_key(session: AsyncSession) -> None:
     id = uuid4()
     assert (await bulk.insert_many(session, User, [{"id": str(id), "email": "a", "name": "A"}])).keys == [id]
     assert (await bulk.update_many(session, User, [{"id": str(id), "name": "B"}])) == MatchResult(1, [])
@@ -177,7 +177,7 @@ async def test_a_key_given_as_text_comes_back_as_a_key(session: AsyncSession) ->
     assert caught.value.__notes__ == ["in row 1 of the input, counted from 0"]
 
 
-async def test_rows_of_more_values_than_a_statement_may_have_parameters(session: AsyncSession) -> None:
+async def test_wide_rows_with_more_values_than_the_maximum_of_parameters_can_be_written(session: AsyncSession) -> None:
     rows = [{"id": i, **{f"c{c}": i + c for c in range(60)}} for i in range(1500)]
     assert (await bulk.insert_many(session, Wide, rows, chunk_size=1500)).count == 1500
     more = [{**row, "c0": -1} for row in rows]
@@ -187,32 +187,32 @@ async def test_rows_of_more_values_than_a_statement_may_have_parameters(session:
     assert await bulk.upsert_many(session, Wide, fresh, chunk_size=1500) == UpsertResult(1500, 0, 0)
 
 
-async def test_keys_of_the_database_in_wide_rows(session: AsyncSession) -> None:
+async def test_many_rows_with_generated_keys_can_be_inserted(session: AsyncSession) -> None:
     created = await bulk.insert_many(session, User, user_rows(4000), chunk_size=4000)
     assert created.count == 4000
 
 
-async def test_joined_tables_can_be_inserted_and_nothing_else(session: AsyncSession) -> None:
+async def test_joined_tables_support_only_inserts(session: AsyncSession) -> None:
     rows = [{"name": f"E{i}", "language": "Python"} for i in range(5)]
     created = await bulk.insert_many(session, Engineer, rows)
     found = list(await session.scalars(select(Engineer).order_by(Engineer.name)))
     assert [(engineer.id, engineer.kind, engineer.language) for engineer in found] == [
         (key, "engineer", "Python") for key in created.keys
     ]
-    refused = [
+    unsupported = [
         bulk.update_many(session, Engineer, [{"id": created.keys[0], "language": "C"}]),
         bulk.upsert_many(session, Engineer, rows),
         bulk.update_by_key(session, Engineer, created.keys, {"language": "C"}),
         bulk.delete_many(session, Engineer, created.keys),
     ]
-    for call in refused:
+    for call in unsupported:
         with pytest.raises(TypeError, match=r"Engineer is stored in several tables \(staff, engineers\)"):
             await call
     assert await bulk.update_many(session, Staff, [{"id": created.keys[0], "name": "Z"}]) == MatchResult(1, [])
     assert found[0].name == "Z"
 
 
-async def test_a_single_table_keeps_its_subclasses_apart(session: AsyncSession) -> None:
+async def test_bulk_writes_of_a_subclass_match_only_its_rows(session: AsyncSession) -> None:
     cars = (await bulk.insert_many(session, Car, [{"wheels": 4, "doors": 3}, {"wheels": 3}])).keys
     carts = (await bulk.insert_many(session, Vehicle, [{"wheels": 2}])).keys
     assert list(await session.scalars(select(Vehicle.kind).order_by(Vehicle.id))) == ["car", "car", "vehicle"]
@@ -224,7 +224,7 @@ async def test_a_single_table_keeps_its_subclasses_apart(session: AsyncSession) 
     assert await bulk.delete_many(session, Car, everything) == MatchResult(2, carts)
 
 
-async def test_an_object_of_a_subclass_isnt_cut_down_to_its_base(session: AsyncSession) -> None:
+async def test_an_object_of_a_subclass_is_rejected_for_its_base(session: AsyncSession) -> None:
     with pytest.raises(TypeError, match="a Car can't be written as Vehicle"):
         await bulk.insert_many(session, Vehicle, [Car(wheels=4, doors=3)])
     assert (await bulk.insert_many(session, Car, [Car(wheels=4, doors=3)])).count == 1

@@ -1,4 +1,4 @@
-"""`DatabaseClock` is never ahead of the database's clock, whatever the clocks of the process do."""
+"""`DatabaseClock` is never ahead of the database's clock, even if the clocks of the process are changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Monotonic:
-    """Seconds that a test sets."""
+    """A monotonic clock that the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 1_000.0
@@ -23,7 +23,7 @@ class Monotonic:
         return self.seconds
 
 
-def test_it_knows_no_time_before_it_has_learned_one() -> None:
+def test_the_time_is_unknown_until_the_clock_has_learned_one() -> None:
     clock = DatabaseClock()
     assert clock.now() is None
     clock.learn(START)
@@ -32,8 +32,8 @@ def test_it_knows_no_time_before_it_has_learned_one() -> None:
     assert clock.now() is None
 
 
-def test_it_goes_on_a_little_slower_than_the_monotonic_clock() -> None:
-    """So that it isn't ahead of a database whose clock is slowed down."""
+def test_the_clock_is_slightly_slower_than_the_monotonic_clock() -> None:
+    """So it isn't ahead of a database whose clock is slowed down."""
     monotonic = Monotonic()
     clock = DatabaseClock(monotonic=monotonic)
     clock.learn(START)
@@ -41,28 +41,28 @@ def test_it_goes_on_a_little_slower_than_the_monotonic_clock() -> None:
     assert clock.now() == START + timedelta(seconds=9.99)
 
 
-def test_an_answer_that_arrived_late_does_not_set_it_back() -> None:
+def test_a_late_time_does_not_set_the_clock_back() -> None:
     monotonic = Monotonic()
     clock = DatabaseClock(monotonic=monotonic)
     clock.learn(START)
     monotonic.seconds += 2
-    clock.learn(START + timedelta(seconds=1))  # a second under way
+    clock.learn(START + timedelta(seconds=1))  # the message took a second
     assert clock.now() == START + timedelta(seconds=1.998)
     clock.learn(START + timedelta(seconds=1.999))
     assert clock.now() == START + timedelta(seconds=1.999)
 
 
-def test_what_it_learned_a_minute_ago_is_not_relied_on() -> None:
+def test_a_time_that_was_learned_over_a_minute_ago_is_not_used() -> None:
     monotonic = Monotonic()
     clock = DatabaseClock(monotonic=monotonic)
     clock.learn(START)
     monotonic.seconds += 60.5
     assert clock.now() is None
-    clock.learn(START + timedelta(seconds=5))  # of a server that took over, say
+    clock.learn(START + timedelta(seconds=5))  # for example from a standby that was promoted
     assert clock.now() == START + timedelta(seconds=5)
 
 
-async def test_it_is_not_ahead_of_postgresql(session: AsyncSession) -> None:
+async def test_the_clock_is_not_ahead_of_postgresql(session: AsyncSession) -> None:
     clock = DatabaseClock()
     at = select(func.clock_timestamp())
     for _ in range(20):

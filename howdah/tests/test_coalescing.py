@@ -1,4 +1,4 @@
-"""The Coalescer: who shares a trip, what each gets, and what it counts."""
+"""The Coalescer: how items are collected into batches, and what its status counts."""
 
 from __future__ import annotations
 
@@ -13,91 +13,91 @@ from howdah import Coalescer, CoalescerClosed, QueueFull
 from howdah_tests.support.batch_recorder import BatchRecorder, until
 
 
-async def test_an_idle_one_sends_an_item_at_once_and_a_busy_one_gathers() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips) as coalescer:
+async def test_an_idle_coalescer_sends_an_item_at_once_and_a_busy_one_collects_items() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
-        await trips.wait_for_batches(1)
+        await recorder.wait_for_batches(1)
         rest = [asyncio.create_task(coalescer.submit(letter)) for letter in "bcd"]
         await until(lambda: coalescer.status().waiting == 3)
-        assert trips.batches == [["a"]]
-        trips.release(1)
+        assert recorder.batches == [["a"]]
+        recorder.release(1)
         assert await first == "A"
-        await trips.wait_for_batches(2)
-        trips.release(1)
+        await recorder.wait_for_batches(2)
+        recorder.release(1)
         assert await asyncio.gather(*rest) == ["B", "C", "D"]
-    assert trips.batches == [["a"], ["b", "c", "d"]]
+    assert recorder.batches == [["a"], ["b", "c", "d"]]
 
 
-async def test_those_who_come_in_the_same_moment_travel_together() -> None:
-    trips = BatchRecorder(waiting=False)
-    async with Coalescer(trips, workers=4) as coalescer:
+async def test_items_of_the_same_moment_share_a_batch() -> None:
+    recorder = BatchRecorder(waiting=False)
+    async with Coalescer(recorder, workers=4) as coalescer:
         assert await asyncio.gather(*(coalescer.submit(letter) for letter in "abc")) == ["A", "B", "C"]
-    assert trips.batches == [["a", "b", "c"]]
+    assert recorder.batches == [["a", "b", "c"]]
 
 
-async def test_a_batch_has_a_bound_and_trips_run_beside_each_other() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips, max_batch_size=2, workers=2) as coalescer:
+async def test_batches_have_a_maximum_size_and_run_concurrently() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, max_batch_size=2, workers=2) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefg"]
-        await trips.wait_for_batches(2)
-        assert trips.batches == [["a", "b"], ["c", "d"]]
+        await recorder.wait_for_batches(2)
+        assert recorder.batches == [["a", "b"], ["c", "d"]]
         assert coalescer.status().running == 2
-        trips.release(10)
+        recorder.release(10)
         assert await asyncio.gather(*tasks) == list("ABCDEFG")
-    assert trips.max_running == 2
-    assert max(map(len, trips.batches)) == 2
+    assert recorder.max_running == 2
+    assert max(map(len, recorder.batches)) == 2
 
 
-async def test_pipelined_trips_share_those_who_wait() -> None:
-    """The control is the same without: all are on one trip, and nothing is prepared while it is under way."""
+async def test_with_split_between_workers_a_long_queue_is_divided() -> None:
+    """Control: without the option, all items are in one batch."""
     for split_between_workers, sizes in ((True, [50, 50]), (False, [100])):
-        trips = BatchRecorder()
-        async with Coalescer(trips, workers=2, split_between_workers=split_between_workers) as coalescer:
+        recorder = BatchRecorder()
+        async with Coalescer(recorder, workers=2, split_between_workers=split_between_workers) as coalescer:
             tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefghij" * 10]
-            await trips.wait_for_batches(len(sizes))
-            assert [len(batch) for batch in trips.batches] == sizes
-            trips.release(10)
+            await recorder.wait_for_batches(len(sizes))
+            assert [len(batch) for batch in recorder.batches] == sizes
+            recorder.release(10)
             assert await asyncio.gather(*tasks) == list("ABCDEFGHIJ" * 10)
 
 
-async def test_pipelined_trips_leave_a_few_together() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips, workers=2, split_between_workers=True) as coalescer:
+async def test_with_split_between_workers_a_short_queue_is_not_divided() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, workers=2, split_between_workers=True) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefgh" * 4]
-        await trips.wait_for_batches(1)
-        trips.release(10)
+        await recorder.wait_for_batches(1)
+        recorder.release(10)
         await asyncio.gather(*tasks)
-    assert [len(batch) for batch in trips.batches] == [32]
+    assert [len(batch) for batch in recorder.batches] == [32]
 
 
-async def test_a_further_trip_waits_for_as_many_as_those_before_it_carry() -> None:
-    """Or a busy system's batches would be split among the trips instead of growing."""
-    trips = BatchRecorder()
-    async with Coalescer(trips, workers=3) as coalescer:
+async def test_a_further_worker_waits_for_as_many_items_as_the_running_batches_have() -> None:
+    """Otherwise a busy system would have more batches instead of larger ones."""
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, workers=3) as coalescer:
         tasks: list[asyncio.Task[str]] = []
 
         async def submit(letters: str) -> None:
             tasks.extend(asyncio.create_task(coalescer.submit(letter)) for letter in letters)
             await until(lambda: coalescer.status().items + coalescer.status().waiting == len(tasks))
-            await asyncio.sleep(0)  # a trip that sets off does so in the next round
+            await asyncio.sleep(0)  # a batch starts in the next iteration of the event loop
 
         await submit("abc")
         await submit("de")
-        assert trips.batches == [["a", "b", "c"]]
+        assert recorder.batches == [["a", "b", "c"]]
         await submit("f")
-        assert trips.batches == [["a", "b", "c"], ["d", "e", "f"]]
+        assert recorder.batches == [["a", "b", "c"], ["d", "e", "f"]]
         await submit("ghijk")
-        assert len(trips.batches) == 2
-        trips.release(1)  # the first returns, and takes those who wait
-        await trips.wait_for_batches(3)
-        assert trips.batches[2] == list("ghijk")
-        trips.release(10)
+        assert len(recorder.batches) == 2
+        recorder.release(1)  # the first batch ends, and its worker takes all waiting items
+        await recorder.wait_for_batches(3)
+        assert recorder.batches[2] == list("ghijk")
+        recorder.release(10)
         assert await asyncio.gather(*tasks) == list("ABCDEFGHIJK")
 
 
-async def test_the_same_key_travels_once_and_never_joins_a_trip_that_has_left() -> None:
-    """A read is never older than its submit."""
+async def test_the_same_key_is_sent_once_and_never_joins_a_running_batch() -> None:
+    """So a read sees everything that was committed before the call of `submit`."""
     reads: list[list[str]] = []
     value = 0
     go = asyncio.Event()
@@ -109,52 +109,52 @@ async def test_the_same_key_travels_once_and_never_joins_a_trip_that_has_left() 
         return [(key, seen) for key in keys]
 
     async with Coalescer(read, key=lambda key: key) as coalescer:
-        early = [asyncio.create_task(coalescer.submit(key)) for key in "aab"]
+        first = [asyncio.create_task(coalescer.submit(key)) for key in "aab"]
         await until(lambda: len(reads) == 1)
         value = 1
-        late = [asyncio.create_task(coalescer.submit(key)) for key in "aab"]
+        second = [asyncio.create_task(coalescer.submit(key)) for key in "aab"]
         await until(lambda: coalescer.status().waiting == 3)
         go.set()
-        assert await asyncio.gather(*early) == [("a", 0), ("a", 0), ("b", 0)]
-        assert await asyncio.gather(*late) == [("a", 1), ("a", 1), ("b", 1)]
+        assert await asyncio.gather(*first) == [("a", 0), ("a", 0), ("b", 0)]
+        assert await asyncio.gather(*second) == [("a", 1), ("a", 1), ("b", 1)]
     assert reads == [["a", "b"], ["a", "b"]]
 
 
-async def test_without_a_key_equal_items_are_items_of_their_own() -> None:
-    trips = BatchRecorder(waiting=False)
-    async with Coalescer(trips) as coalescer:
+async def test_without_a_key_equal_items_are_separate_items() -> None:
+    recorder = BatchRecorder(waiting=False)
+    async with Coalescer(recorder) as coalescer:
         assert await asyncio.gather(*(coalescer.submit("a") for _ in range(3))) == ["A", "A", "A"]
-    assert trips.batches == [["a", "a", "a"]]
+    assert recorder.batches == [["a", "a", "a"]]
 
 
-async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips, max_waiting=2) as coalescer:
+async def test_a_full_queue_rejects_items_until_there_is_room() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, max_waiting=2) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
-        await trips.wait_for_batches(1)
+        await recorder.wait_for_batches(1)
         waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "bc"]
         await until(lambda: coalescer.status().waiting == 2)
         with pytest.raises(QueueFull, match="the queue is full: 2 tasks are waiting"):
             await coalescer.submit("d")
         waiting[0].cancel()
         await asyncio.wait(waiting[:1])
-        instead = asyncio.create_task(coalescer.submit("e"))
-        trips.release(9)
-        assert [*await asyncio.gather(first, waiting[1], instead)] == ["A", "C", "E"]
+        next_item = asyncio.create_task(coalescer.submit("e"))
+        recorder.release(9)
+        assert [*await asyncio.gather(first, waiting[1], next_item)] == ["A", "C", "E"]
         assert coalescer.status().rejected == 1
 
 
-async def test_leaving_drains_and_takes_no_more() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips, max_batch_size=1) as coalescer:
+async def test_closing_finishes_the_queue_and_rejects_new_items() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, max_batch_size=1) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
-        await trips.wait_for_batches(1)
+        await recorder.wait_for_batches(1)
         closing = asyncio.create_task(coalescer.aclose())
         await asyncio.sleep(0)
         with pytest.raises(CoalescerClosed):
             await coalescer.submit("d")
         assert not closing.done()
-        trips.release(9)
+        recorder.release(9)
         await closing
         assert [task.result() for task in tasks] == ["A", "B", "C"]
     await coalescer.aclose()
@@ -162,7 +162,7 @@ async def test_leaving_drains_and_takes_no_more() -> None:
         await coalescer.submit("e")
 
 
-async def test_leaving_with_an_error_drains_too() -> None:
+async def test_leaving_with_an_error_finishes_the_queue_too() -> None:
     tasks: list[asyncio.Task[str]] = []
 
     async def fail() -> None:
@@ -176,8 +176,8 @@ async def test_leaving_with_an_error_drains_too() -> None:
     assert await tasks[0] == "A"
 
 
-async def test_apply_sees_no_submitters_context() -> None:
-    """The first one's would be everybody's: a request's id, its user, its open transaction."""
+async def test_apply_does_not_see_the_context_of_a_submitter() -> None:
+    """Otherwise all items of a batch would share one request's context: its id, its user, its open transaction."""
     user = contextvars.ContextVar("user", default="nobody")
     seen: list[str] = []
 
@@ -191,16 +191,16 @@ async def test_apply_sees_no_submitters_context() -> None:
     assert seen == ["nobody"]
 
 
-async def test_its_figures() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips, key=lambda item: item) as coalescer:
+async def test_the_status_counts_waiters_batches_and_items() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, key=lambda item: item) as coalescer:
         tasks = [asyncio.create_task(coalescer.submit("x"))]
-        await trips.wait_for_batches(1)
+        await recorder.wait_for_batches(1)
         tasks += [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdea"]
         await until(lambda: coalescer.status().waiting == 6)
         status = coalescer.status()
         assert (status.waiting, status.running, status.batches, status.items) == (6, 1, 1, 1)
-        trips.release(2)
+        recorder.release(2)
         await asyncio.gather(*tasks)
         status = coalescer.status()
         assert (status.waiting, status.batches, status.items, status.rejected) == (0, 2, 6, 0)
@@ -221,12 +221,12 @@ async def test_its_figures() -> None:
         {"batch_timeout": -1},
     ],
 )
-def test_senseless_bounds_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_limits_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Coalescer(BatchRecorder(), **wrong)
 
 
-def test_it_belongs_to_one_event_loop() -> None:
+def test_a_coalescer_belongs_to_one_event_loop() -> None:
     coalescer = Coalescer(BatchRecorder(waiting=False))
     assert asyncio.run(coalescer.submit("a")) == "A"
     with pytest.raises(RuntimeError, match="another event loop"):

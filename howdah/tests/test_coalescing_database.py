@@ -1,4 +1,4 @@
-"""A Coalescer before a real PostgreSQL: killed backends, an exhausted pool, a cancelled neighbour's row."""
+"""A Coalescer that writes to PostgreSQL: rejected rows, killed backends, an exhausted pool."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def count(database: Database) -> int:
         return (await session.scalars(select(func.count()).select_from(Counter))).one()
 
 
-async def test_many_writers_share_few_transactions_and_are_answered_after_the_commit(
+async def test_many_writers_share_few_transactions_and_get_results_after_the_commit(
     committed_database: Database,
 ) -> None:
     async with Coalescer(inserting(committed_database)) as coalescer:
@@ -44,20 +44,20 @@ async def test_many_writers_share_few_transactions_and_are_answered_after_the_co
     assert await count(committed_database) == 200
 
 
-async def test_a_bad_row_fails_alone_in_a_shared_transaction(committed_database: Database) -> None:
-    """Control: without `isolate` its neighbours fail with it."""
+async def test_with_bisect_on_error_only_the_rejected_rows_fail(committed_database: Database) -> None:
+    """Control: without `bisect_on_error` all rows of the batch fail."""
     async with committed_database.begin() as session:
         await bulk.insert_many(session, Counter, [{"id": 7}, {"id": 13}])
-    for isolate, wanted in ((False, 2), (True, 20)):
-        async with Coalescer(inserting(committed_database), bisect_on_error=isolate) as coalescer:
+    for bisect_on_error, stored in ((False, 2), (True, 20)):
+        async with Coalescer(inserting(committed_database), bisect_on_error=bisect_on_error) as coalescer:
             rows = ({"id": id} for id in range(1, 21))
             results = await asyncio.gather(*map(coalescer.submit, rows), return_exceptions=True)
-        assert await count(committed_database) == wanted
+        assert await count(committed_database) == stored
     assert [id for id, result in enumerate(results, 1) if isinstance(result, UniqueViolation)] == [7, 13]
     assert sum(isinstance(result, int) for result in results) == 18
 
 
-async def test_a_killed_backend_ends_its_trip_with_a_clear_error_and_not_the_next(committed_database: Database) -> None:
+async def test_a_killed_backend_fails_its_batch_and_not_the_next_one(committed_database: Database) -> None:
     pids: list[int] = []
 
     async def apply(seconds: Sequence[float]) -> Sequence[int]:
@@ -68,7 +68,7 @@ async def test_a_killed_backend_ends_its_trip_with_a_clear_error_and_not_the_nex
 
     async with Coalescer(apply) as coalescer:
         waiting = [asyncio.create_task(coalescer.submit(60)) for _ in range(3)]
-        await until_really(lambda: len(pids) == 1)
+        await wait_for_server(lambda: len(pids) == 1)
         async with committed_database.session() as session:
             await session.execute(select(func.pg_terminate_backend(pids[0])))
         results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -77,7 +77,7 @@ async def test_a_killed_backend_ends_its_trip_with_a_clear_error_and_not_the_nex
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_an_exhausted_pool_ends_every_waiter_in_time(committed_url: str) -> None:
+async def test_an_exhausted_pool_fails_every_waiter_within_the_timeout(committed_url: str) -> None:
     async with Database(committed_url, pool_size=1, max_overflow=0, pool_timeout=0.05) as database:
         async with database.session() as holder, Coalescer(inserting(database)) as coalescer:
             await holder.connection()
@@ -88,14 +88,14 @@ async def test_an_exhausted_pool_ends_every_waiter_in_time(committed_url: str) -
         assert database.pool_status().in_use == 0
 
 
-async def until_really(condition: Any) -> None:
-    """For what a server does in its own time."""
+async def wait_for_server(condition: Any) -> None:
+    """Wait for something that the server does."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-def test_under_uvloop() -> None:
+def test_a_coalescer_works_under_uvloop() -> None:
     uvloop = pytest.importorskip("uvloop", reason="uvloop isn't installed")
 
     async def main() -> list[int]:

@@ -1,4 +1,4 @@
-"""What a failing, slow or cancelled trip does to those who wait for it."""
+"""The effect of a failed, slow or cancelled batch on its waiters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from howdah.errors import ConnectionFailed, SerializationFailure, TransactionCon
 from howdah_tests.support.batch_recorder import BatchRecorder, until
 
 
-class Refused(HowdahError):
+class Rejected(HowdahError):
     """An item that can't be applied."""
 
 
@@ -26,9 +26,9 @@ def database_error(kind: type[TransactionConflict | ConnectionFailed]) -> Except
     return kind("SELECT 1", None, Exception("lost"))
 
 
-async def test_an_error_is_raised_for_all_of_its_batch_each_with_a_copy_and_the_cause() -> None:
+async def test_every_waiter_of_a_failed_batch_gets_a_copy_of_the_error_with_the_cause() -> None:
     async def apply(items: Sequence[int]) -> Sequence[int]:
-        raise NotFound(Refused, items)
+        raise NotFound(Rejected, items)
 
     async with Coalescer(apply) as coalescer:
         errors = await asyncio.gather(*(coalescer.submit(n) for n in range(3)), return_exceptions=True)
@@ -39,7 +39,7 @@ async def test_an_error_is_raised_for_all_of_its_batch_each_with_a_copy_and_the_
     assert all(error.keys == [0, 1, 2] for error in errors if isinstance(error, NotFound))
 
 
-async def test_an_error_that_cant_be_copied_is_raised_as_itself() -> None:
+async def test_an_error_that_cannot_be_copied_is_raised_itself() -> None:
     error = Uncopyable(detail="x")
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
@@ -49,9 +49,9 @@ async def test_an_error_that_cant_be_copied_is_raised_as_itself() -> None:
         assert await asyncio.gather(*map(coalescer.submit, range(2)), return_exceptions=True) == [error, error]
 
 
-async def test_an_error_among_the_results_is_its_items_alone() -> None:
+async def test_an_error_among_the_results_is_raised_only_for_its_item() -> None:
     async def apply(items: Sequence[str]) -> Sequence[str | Exception]:
-        return [Refused(item) if item == "b" else item.upper() for item in items]
+        return [Rejected(item) if item == "b" else item.upper() for item in items]
 
     async with Coalescer(apply, key=lambda item: item) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, "abcb"), return_exceptions=True)
@@ -60,7 +60,7 @@ async def test_an_error_among_the_results_is_its_items_alone() -> None:
     assert results[1] is not results[3]
 
 
-async def test_the_next_trip_leaves_after_a_failed_one() -> None:
+async def test_the_next_batch_runs_after_a_failed_batch() -> None:
     async def apply(items: Sequence[int]) -> Sequence[float]:
         return [1 / item for item in items]
 
@@ -71,27 +71,29 @@ async def test_the_next_trip_leaves_after_a_failed_one() -> None:
 
 
 @pytest.mark.parametrize("kind", [SerializationFailure, ConnectionFailed])
-async def test_a_lost_race_has_the_batch_tried_again(kind: type[TransactionConflict | ConnectionFailed]) -> None:
-    tries = 0
+async def test_a_transaction_conflict_or_a_failed_connection_retries_the_batch(
+    kind: type[TransactionConflict | ConnectionFailed],
+) -> None:
+    calls = 0
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
-        nonlocal tries
-        tries += 1
-        if tries % 3:
+        nonlocal calls
+        calls += 1
+        if calls % 3:
             raise database_error(kind)
         return items
 
     async with Coalescer(apply, max_attempts=3) as coalescer:
         assert await asyncio.gather(*map(coalescer.submit, range(3))) == [0, 1, 2]
-        assert (tries, coalescer.status().batches, coalescer.status().items) == (3, 3, 9)
+        assert (calls, coalescer.status().batches, coalescer.status().items) == (3, 3, 9)
     async with Coalescer(apply, max_attempts=2) as coalescer:
         with pytest.raises(kind):
             await coalescer.submit(1)
-    assert tries == 5
+    assert calls == 5
 
 
-async def test_isolate_finds_the_items_at_fault() -> None:
-    """Control: without it, their neighbours fail with them."""
+async def test_bisect_on_error_finds_the_items_at_fault() -> None:
+    """Control: without `bisect_on_error` all items of the batch fail."""
     applied: list[int] = []
     calls = 0
 
@@ -99,22 +101,22 @@ async def test_isolate_finds_the_items_at_fault() -> None:
         nonlocal calls
         calls += 1
         if any(item % 100 == 7 for item in items):
-            raise Refused(str(items))
+            raise Rejected(str(items))
         applied.extend(items)
         return items
 
     async with Coalescer(all_or_nothing, bisect_on_error=True) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, range(300)), return_exceptions=True)
     assert [n for n, result in enumerate(results) if result != n] == [7, 107, 207]
-    assert all(type(results[n]) is Refused for n in (7, 107, 207))
+    assert all(type(results[n]) is Rejected for n in (7, 107, 207))
     assert sorted(applied) == [n for n in range(300) if n % 100 != 7]
     assert calls < 3 * 2 * 10
     async with Coalescer(all_or_nothing) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, range(300)), return_exceptions=True)
-    assert {type(result) for result in results} == {Refused}
+    assert {type(result) for result in results} == {Rejected}
 
 
-async def test_isolate_doesnt_halve_what_is_nobodys_fault() -> None:
+async def test_bisect_on_error_does_not_split_a_batch_that_was_unavailable() -> None:
     calls = 0
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
@@ -129,7 +131,7 @@ async def test_isolate_doesnt_halve_what_is_nobodys_fault() -> None:
 
 
 @pytest.mark.parametrize("returned", [[], ["A", "B", "C"]])
-async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]) -> None:
+async def test_a_wrong_number_of_results_is_an_error_for_all_waiters(returned: list[str]) -> None:
     async def apply(items: Sequence[str]) -> list[str]:
         return returned
 
@@ -140,47 +142,47 @@ async def test_a_wrong_number_of_results_is_an_error_for_all(returned: list[str]
     ] * 2
 
 
-async def test_a_waiter_that_is_cancelled_leaves_and_its_neighbours_dont_notice() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips, key=lambda item: item) as coalescer:
-        under_way = [asyncio.create_task(coalescer.submit(letter)) for letter in "ab"]
-        await trips.wait_for_batches(1)
+async def test_a_cancelled_waiter_does_not_affect_the_others() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, key=lambda item: item) as coalescer:
+        running = [asyncio.create_task(coalescer.submit(letter)) for letter in "ab"]
+        await recorder.wait_for_batches(1)
         waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "ccde"]
         await until(lambda: coalescer.status().waiting == 4)
-        for task in (under_way[0], waiting[0], waiting[2]):
+        for task in (running[0], waiting[0], waiting[2]):
             task.cancel()
-        await asyncio.wait([under_way[0], waiting[0], waiting[2]])
+        await asyncio.wait([running[0], waiting[0], waiting[2]])
         assert coalescer.status().waiting == 2
-        trips.release(9)
-        assert [*await asyncio.gather(under_way[1], waiting[1], waiting[3])] == ["B", "C", "E"]
-    assert trips.batches == [["a", "b"], ["c", "e"]]
-    assert [task.cancelled() for task in (*under_way, *waiting)] == [True, False, True, False, True, False]
+        recorder.release(9)
+        assert [*await asyncio.gather(running[1], waiting[1], waiting[3])] == ["B", "C", "E"]
+    assert recorder.batches == [["a", "b"], ["c", "e"]]
+    assert [task.cancelled() for task in (*running, *waiting)] == [True, False, True, False, True, False]
 
 
-async def test_a_waiters_own_deadline_is_kept() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips) as coalescer:
+async def test_the_timeout_of_a_waiter_applies() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder) as coalescer:
         first = asyncio.create_task(coalescer.submit("a"))
-        await trips.wait_for_batches(1)
+        await recorder.wait_for_batches(1)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await coalescer.submit("b")
-        trips.release(9)
+        recorder.release(9)
         assert await first == "A"
-    assert trips.batches == [["a"]]
+    assert recorder.batches == [["a"]]
 
 
-async def test_a_trip_that_takes_too_long_is_given_up() -> None:
-    trips = BatchRecorder()
-    async with Coalescer(trips, batch_timeout=0.01) as coalescer:
+async def test_a_batch_that_exceeds_its_timeout_is_abandoned() -> None:
+    recorder = BatchRecorder()
+    async with Coalescer(recorder, batch_timeout=0.01) as coalescer:
         results = await asyncio.gather(*map(coalescer.submit, "ab"), return_exceptions=True)
         assert [type(result) for result in results] == [BatchAbandoned, BatchAbandoned]
-        assert trips.running == 0, "it was cancelled"
-        trips.release(1)
+        assert recorder.running == 0, "it was cancelled"
+        recorder.release(1)
         assert await coalescer.submit("c") == "C"
 
 
-async def test_a_timeout_of_applys_own_stays_what_it_is() -> None:
+async def test_a_timeout_error_of_apply_is_raised_unchanged() -> None:
     async def apply(items: Sequence[int]) -> Sequence[int]:
         raise TimeoutError("mine")
 
@@ -189,7 +191,7 @@ async def test_a_timeout_of_applys_own_stays_what_it_is() -> None:
             await coalescer.submit(1)
 
 
-async def test_a_cancellation_that_comes_from_inside_of_apply_is_an_error_and_not_the_waiters() -> None:
+async def test_a_cancellation_inside_of_apply_abandons_the_batch() -> None:
     async def apply(items: Sequence[int]) -> Sequence[int]:
         inner = asyncio.get_running_loop().create_future()
         inner.cancel()
@@ -203,13 +205,13 @@ async def test_a_cancellation_that_comes_from_inside_of_apply_is_an_error_and_no
             await coalescer.submit(2)
 
 
-def test_the_loops_end_ends_every_waiter() -> None:
-    """`asyncio.run` cancels all tasks, in no order: one that shields itself still gets an answer."""
-    answers: list[object] = []
-    begun = asyncio.Event()
+def test_the_end_of_the_event_loop_ends_every_waiter() -> None:
+    """`asyncio.run` cancels all tasks in no particular order. A task that shields `submit` still gets an outcome."""
+    outcomes: list[object] = []
+    started = asyncio.Event()
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
         return items
 
@@ -219,23 +221,23 @@ def test_the_loops_end_ends_every_waiter() -> None:
         async def wait(n: int) -> None:
             submitted = asyncio.ensure_future(coalescer.submit(n))
             try:
-                answers.append(await asyncio.shield(submitted))
+                outcomes.append(await asyncio.shield(submitted))
             except asyncio.CancelledError:
-                answers.append(await asyncio.gather(submitted, return_exceptions=True))
+                outcomes.append(await asyncio.gather(submitted, return_exceptions=True))
 
         tasks = [asyncio.create_task(wait(n)) for n in range(3)]
-        await begun.wait()
+        await started.wait()
         del tasks
 
     asyncio.run(asyncio.wait_for(main(), 10))
-    assert len(answers) == 3
+    assert len(outcomes) == 3
 
 
-async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None:
-    trips = BatchRecorder()
-    coalescer = Coalescer(trips, max_batch_size=1)
+async def test_a_cancelled_worker_ends_every_waiter() -> None:
+    recorder = BatchRecorder()
+    coalescer = Coalescer(recorder, max_batch_size=1)
     waiting = [asyncio.create_task(coalescer.submit(letter)) for letter in "abc"]
-    await trips.wait_for_batches(1)
+    await recorder.wait_for_batches(1)
     for task in asyncio.all_tasks() - {asyncio.current_task(), *waiting}:
         task.cancel()
     results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -245,7 +247,7 @@ async def test_a_trip_that_is_cancelled_from_outside_ends_every_waiter() -> None
 
 
 @pytest.mark.parametrize("returned", [None, [], [1], [1, 2, 3, 4]])
-async def test_what_is_done_isnt_done_again_for_a_wrong_number_of_results(returned: Any) -> None:
+async def test_a_wrong_number_of_results_does_not_run_the_batch_again(returned: Any) -> None:
     calls: list[list[int]] = []
 
     async def write(items: Sequence[int]) -> Any:
@@ -259,7 +261,7 @@ async def test_what_is_done_isnt_done_again_for_a_wrong_number_of_results(return
     assert calls == [[1, 2, 3]]
 
 
-async def test_an_item_may_fail_with_an_error_that_no_future_takes() -> None:
+async def test_an_item_may_fail_with_stop_iteration() -> None:
     async def work(items: Sequence[int]) -> list[int | Exception]:
         return [StopIteration() if item == 2 else item for item in items]
 

@@ -1,4 +1,4 @@
-"""No waiter is lost, whatever is submitted, cancelled and failed, in whatever order."""
+"""Every waiter gets an outcome, for any order of submits, cancellations and failures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from howdah import BatchAbandoned, Coalescer, CoalescerClosed, QueueFull, Unavailable
 from howdah.errors import SerializationFailure
 
-PATIENCE_SECONDS = 10.0
-"""In which a schedule of a few steps ends, many times over."""
+TIMEOUT_SECONDS = 10.0
+"""Much longer than a schedule of a few steps takes."""
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """An item at fault."""
 
 
@@ -32,14 +32,14 @@ class Item:
 
 @dataclass
 class World:
-    """What happens to a coalescer, and what is seen of it."""
+    """The environment of a coalescer: the outcomes of its batches, and the faults that were observed."""
 
     workers: int
     max_batch_size: int
     keyed: bool
     bisect_on_error: bool
     now: int = 0
-    at_once: int = 0
+    running: int = 0
     outcomes: list[str] = field(default_factory=list)
     gates: list[asyncio.Event] = field(default_factory=list)
     open: bool = False
@@ -47,9 +47,9 @@ class World:
 
     async def apply(self, items: Sequence[Item]) -> Sequence[Any]:
         began = self.now
-        self.at_once += 1
+        self.running += 1
         try:
-            if self.at_once > self.workers:
+            if self.running > self.workers:
                 self.faults.append("more batches than workers")
             if not 1 <= len(items) <= self.max_batch_size:
                 self.faults.append(f"a batch of {len(items)}")
@@ -61,12 +61,12 @@ class World:
                 await gate.wait()
             return self._end(items, began)
         finally:
-            self.at_once -= 1
+            self.running -= 1
 
     def _end(self, items: Sequence[Item], began: int) -> Sequence[Any]:
         outcome = self.outcomes.pop() if self.outcomes else "ok"
         if outcome == "raise":
-            raise Refused
+            raise Rejected
         if outcome == "unavailable":
             raise Unavailable
         if outcome == "conflict":
@@ -76,9 +76,9 @@ class World:
         if outcome == "short":
             return []
         if outcome == "item":
-            return [Refused() if item.key % 2 else (item.key, began) for item in items]
+            return [Rejected() if item.key % 2 else (item.key, began) for item in items]
         if outcome == "at fault" and any(item.key == 0 for item in items):
-            raise Refused
+            raise Rejected
         return [(item.key, began) for item in items]
 
     def release(self, outcome: str) -> None:
@@ -91,14 +91,14 @@ OUTCOMES = st.sampled_from(["ok", "ok", "raise", "unavailable", "conflict", "can
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.integers(0, 4)),
-        st.tuples(st.just("submit again and again"), st.integers(0, 4)),
+        st.tuples(st.just("submit three times"), st.integers(0, 4)),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("release"), OUTCOMES),
         st.tuples(st.just("turn"), st.integers(1, 4)),
     ),
     max_size=40,
 )
-ALLOWED = (Refused, Unavailable, SerializationFailure, BatchAbandoned, TypeError, QueueFull, CoalescerClosed)
+ALLOWED = (Rejected, Unavailable, SerializationFailure, BatchAbandoned, TypeError, QueueFull, CoalescerClosed)
 
 
 @contextmanager
@@ -107,22 +107,22 @@ def without_waits() -> Iterator[None]:
         yield
 
 
-async def again_and_again(coalescer: Coalescer[Any, Any], item: Item) -> Any:
-    """Submits in the moment in which it gets its answer."""
+async def submit_three_times(coalescer: Coalescer[Any, Any], item: Item) -> Any:
+    """Submit the item again as soon as its result arrives."""
     for _ in range(2):
         with suppress(*ALLOWED):
             await coalescer.submit(item)
     return await coalescer.submit(item)
 
 
-async def play(
+async def run_schedule(
     world: World,
     steps: list[tuple[str, Any]],
     kind: type[Coalescer[Any, Any]],
     max_waiting: int,
-    patience: float = PATIENCE_SECONDS,
+    max_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
-    """Raises `AssertionError` if a waiter is lost or gets what isn't its own."""
+    """Raise `AssertionError` if a waiter gets no outcome, or the outcome of another one."""
     problems: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
     tasks: list[tuple[Item, asyncio.Task[Any]]] = []
@@ -140,8 +140,8 @@ async def play(
         world.now += 1
         if what.startswith("submit"):
             item = Item(value, world.now)
-            answer = coalescer.submit(item) if what == "submit" else again_and_again(coalescer, item)
-            tasks.append((item, asyncio.create_task(answer)))
+            submitted = coalescer.submit(item) if what == "submit" else submit_three_times(coalescer, item)
+            tasks.append((item, asyncio.create_task(submitted)))
         elif what == "cancel" and value < len(tasks):
             cancelled.add(value)
             tasks[value][1].cancel()
@@ -155,7 +155,7 @@ async def play(
         world.release("ok")
     await asyncio.sleep(0)
     _, lost = await asyncio.wait(
-        [asyncio.create_task(coalescer.aclose()), *(task for _, task in tasks)], timeout=patience
+        [asyncio.create_task(coalescer.aclose()), *(task for _, task in tasks)], timeout=max_seconds
     )
     for task in lost:
         task.cancel()
@@ -167,7 +167,7 @@ async def play(
             assert isinstance(task.exception(), ALLOWED)
         else:
             key, began = task.result()
-            assert key == item.key, "a waiter got what is another's"
+            assert key == item.key, "a waiter got the result of another one"
             assert began >= item.submitted_at, "a read is older than its submit"
     status = coalescer.status()
     assert (status.waiting, status.running) == (0, 0)
@@ -182,9 +182,11 @@ async def play(
     world=st.builds(World, st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans()),
     max_waiting=st.integers(1, 12),
 )
-def test_every_waiter_gets_an_answer_and_its_own(steps: list[tuple[str, Any]], world: World, max_waiting: int) -> None:
+def test_every_waiter_gets_its_own_result_or_an_error(
+    steps: list[tuple[str, Any]], world: World, max_waiting: int
+) -> None:
     with without_waits():
-        asyncio.run(play(world, steps, Coalescer, max_waiting))
+        asyncio.run(run_schedule(world, steps, Coalescer, max_waiting))
 
 
 class Forgetful(Coalescer[Any, Any]):
@@ -209,8 +211,8 @@ class Careless(Coalescer[Any, Any]):
 
 
 @pytest.mark.parametrize("kind", [Forgetful, Careless])
-def test_the_play_finds_lost_waiters(kind: type[Coalescer[Any, Any]]) -> None:
-    """Control."""
-    steps = [("submit again and again", 1), ("turn", 3), ("release", "raise"), ("turn", 4)]
+def test_control_the_property_finds_lost_waiters(kind: type[Coalescer[Any, Any]]) -> None:
+    """The control for the property: these coalescers have a fault."""
+    steps = [("submit three times", 1), ("turn", 3), ("release", "raise"), ("turn", 4)]
     with pytest.raises(AssertionError, match="a waiter is lost"):
-        asyncio.run(play(World(1, 4, keyed=False, bisect_on_error=False), steps, kind, 10, patience=0.1))
+        asyncio.run(run_schedule(World(1, 4, keyed=False, bisect_on_error=False), steps, kind, 10, max_seconds=0.1))

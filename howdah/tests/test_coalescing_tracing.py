@@ -1,4 +1,4 @@
-"""A shared trip is a trace of its own, linked to those who are on it."""
+"""A batch has a separate trace, with links to the spans of its items."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ provider.add_span_processor(SimpleSpanProcessor(exported))
 trace.set_tracer_provider(provider)
 
 
-async def test_a_trip_is_linked_to_its_riders_and_belongs_to_none_of_them() -> None:
+async def test_a_batch_is_linked_to_the_spans_of_its_items_and_is_a_child_of_none() -> None:
     tracer = trace.get_tracer("test")
-    exported.clear()  # of other tests' trips
+    exported.clear()  # the spans of other tests
 
     async def apply(items: Sequence[int]) -> Sequence[int]:
         with tracer.start_as_current_span("apply"):
@@ -30,23 +30,23 @@ async def test_a_trip_is_linked_to_its_riders_and_belongs_to_none_of_them() -> N
 
     async with Coalescer(apply) as coalescer:
 
-        async def ride(n: int) -> int:
-            with tracer.start_as_current_span(f"rider {n}") as span:
+        async def submit(n: int) -> int:
+            with tracer.start_as_current_span(f"item {n}") as span:
                 await coalescer.submit(n)
                 return span.get_span_context().span_id
 
-        riders = await asyncio.gather(*map(ride, range(3)))
+        submitters = await asyncio.gather(*map(submit, range(3)))
         await coalescer.submit(4)  # outside of any span
     spans = {span.name: span for span in exported.get_finished_spans()}
-    trips = [span for span in exported.get_finished_spans() if span.name == "howdah batch"]
-    assert [link.context.span_id for link in trips[0].links] == riders
-    assert trips[0].parent is None
-    assert trips[1].links == ()
+    batches = [span for span in exported.get_finished_spans() if span.name == "howdah batch"]
+    assert [link.context.span_id for link in batches[0].links] == submitters
+    assert batches[0].parent is None
+    assert batches[1].links == ()
     assert spans["apply"].parent is not None
-    assert spans["apply"].parent.span_id == trips[1].context.span_id
+    assert spans["apply"].parent.span_id == batches[1].context.span_id
 
 
-def test_it_works_without_opentelemetry() -> None:
+def test_a_coalescer_works_without_opentelemetry() -> None:
     code = """
 import asyncio, sys
 sys.modules["opentelemetry"] = None

@@ -1,4 +1,4 @@
-"""COPY is taken where it can be, and where it can't rows are inserted all the same."""
+"""Rows are copied if COPY can store them, and inserted otherwise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from howdah_tests.support.sample_rows import user_rows
 
 
 class Upper(UserDefinedType[str]):
-    """Written by an SQL expression."""
+    """Values are sent within an SQL expression."""
 
     cache_ok = True
 
@@ -65,13 +65,13 @@ async def test_many_rows_are_copied_and_few_are_inserted(database: Database) -> 
         assert await session.scalar(select(func.count()).select_from(User)) == 2 * MIN_COPY_ROWS - 1
 
 
-async def test_rows_are_inserted_where_the_operator_says_so(database_url: str) -> None:
+async def test_with_copy_disabled_rows_are_inserted(database_url: str) -> None:
     async with Database(database_url, copy=False) as database, database.session() as session:
         with assert_statements(session, 1):
             assert (await bulk.insert_many(session, User, user_rows(100))).count == 100
 
 
-async def test_rows_that_name_different_attributes_are_copied_too(database: Database) -> None:
+async def test_rows_with_different_attributes_are_copied(database: Database) -> None:
     rows = [{"email": f"{n}@x", "name": "N", **({"nickname": "odd"} if n % 2 else {})} for n in range(100)]
     async with database.begin() as session:
         await session.connection()
@@ -81,27 +81,27 @@ async def test_rows_that_name_different_attributes_are_copied_too(database: Data
     assert [found[key] == "odd" for key in keys] == [bool(n % 2) for n in range(100)]
 
 
-@pytest.mark.parametrize("place", [0, 999, 1000, 2500, 2999])
-async def test_what_differs_only_far_behind_is_found(database: Database, place: int) -> None:
-    """Rows are made ready a thousand at a time."""
+@pytest.mark.parametrize("position", [0, 999, 1000, 2500, 2999])
+async def test_a_row_with_other_attributes_is_found_at_any_position(database: Database, position: int) -> None:
+    """Rows are prepared a thousand at a time."""
     rows: list[Any] = [{"email": f"{n}@x", "name": "N"} for n in range(3000)]
-    rows[place]["nickname"] = "odd"
+    rows[position]["nickname"] = "odd"
     async with database.begin() as session:
         keys = (await bulk.insert_many(session, User, rows)).keys
         assert len(set(keys)) == 3000
-        assert await session.scalar(select(User.id).where(User.nickname == "odd")) == keys[place]
-        rows[place] = {"emial": "x"}
+        assert await session.scalar(select(User.id).where(User.nickname == "odd")) == keys[position]
+        rows[position] = {"emial": "x"}
         with pytest.raises(UnknownAttribute) as caught:
             await bulk.insert_many(session, User, rows)
-        assert caught.value.__notes__ == [f"in row {place} of the input, counted from 0"]
-        rows[place] = None
-        with pytest.raises(TypeError, match="a row must be a mapping") as refused:
+        assert caught.value.__notes__ == [f"in row {position} of the input, counted from 0"]
+        rows[position] = None
+        with pytest.raises(TypeError, match="a row must be a mapping") as not_a_row:
             await bulk.insert_many(session, User, rows)
-        assert refused.value.__notes__ == [f"in row {place} of the input, counted from 0"]
+        assert not_a_row.value.__notes__ == [f"in row {position} of the input, counted from 0"]
         assert await session.scalar(select(func.count()).select_from(User)) == 3000
 
 
-async def test_each_row_has_a_default_of_its_own_and_no_more_are_made_than_rows(database: Database) -> None:
+async def test_a_default_is_called_once_for_each_row(database: Database) -> None:
     numbers = iter(range(100))
 
     class Ticket(UUIDv7PrimaryKey, Separate):
@@ -124,10 +124,10 @@ async def test_each_row_has_a_default_of_its_own_and_no_more_are_made_than_rows(
         (Numbered, [{"name": "b"}], "shout", "B"),
     ],
 )
-async def test_what_only_an_insert_can_do_is_inserted(
+async def test_rows_that_need_an_insert_are_inserted(
     database: Database, model: type[Base], rows: list[dict[str, str]], column: str, value: str
 ) -> None:
-    """An SQL expression as a type's or a default's value; a default that looks at the other values."""
+    """An SQL expression in a type or a default, and a default that depends on other values."""
     async with database.begin() as session:
         await (await session.connection()).run_sync(Separate.metadata.create_all)
         assert (await bulk.insert_many(session, model, rows * 100)).count == 100
@@ -136,10 +136,10 @@ async def test_what_only_an_insert_can_do_is_inserted(
         await session.rollback()
 
 
-async def test_where_postgresql_refuses_to_copy_rows_are_inserted_and_the_log_says_so_once(
+async def test_rows_are_inserted_if_postgresql_rejects_copy_and_the_reason_is_logged_once(
     committed_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Row-level security: COPY isn't supported for those that it holds for."""
+    """PostgreSQL doesn't support COPY for a role that row-level security applies to."""
     async with committed_database.begin() as session:
         await session.execute(text("ALTER TABLE users ENABLE ROW LEVEL SECURITY"))
         await session.execute(text("CREATE POLICY everyone ON users USING (true)"))
@@ -165,7 +165,7 @@ async def test_where_postgresql_refuses_to_copy_rows_are_inserted_and_the_log_sa
 
 
 def kill(url: str, pid: int) -> None:
-    """End a backend and wait until it is gone, with this thread's event loop standing still."""
+    """End a backend and wait until it is gone. The event loop of this thread doesn't run meanwhile."""
 
     async def end() -> None:
         connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
@@ -180,26 +180,26 @@ def kill(url: str, pid: int) -> None:
 
 
 @pytest.mark.parametrize("turns", range(10))
-async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_is_a_lost_connection(
+async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_raises_connection_lost(
     committed_database: Database, committed_url: str, turns: int
 ) -> None:
-    """The driver, when it hears of it between two messages, refuses the next with an error of its own."""
+    """If the driver notices it between two messages, it rejects the next message with one of its own errors."""
     async with committed_database.session() as session:
         pid = (await session.scalars(select(func.pg_backend_pid()))).one()
         loop = asyncio.get_running_loop()
         savepoints = 0
 
-        def wait(left: int) -> None:
-            if left:
-                loop.call_soon(wait, left - 1)
+        def wait(remaining: int) -> None:
+            if remaining:
+                loop.call_soon(wait, remaining - 1)
             else:
                 kill(committed_url, pid)
 
         @event.listens_for(committed_database.engine.sync_engine, "before_cursor_execute")
-        def at_the_savepoint(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        def kill_after_savepoint(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             nonlocal savepoints
             savepoints += statement.startswith("SAVEPOINT")
-            if savepoints == 1:  # the one around COPY
+            if savepoints == 1:  # the savepoint for COPY
                 savepoints += 1
                 loop.call_soon(wait, turns)
 
@@ -210,32 +210,32 @@ async def test_a_backend_that_is_killed_at_any_moment_of_a_copy_is_a_lost_connec
         assert (await bulk.insert_many(session, User, user_rows(100))).count == 100
 
 
-async def test_an_error_that_is_of_no_row_is_raised_as_that_of_a_statement(
+async def test_an_error_that_no_row_caused_is_raised_for_the_statement(
     committed_database: Database, committed_url: str
 ) -> None:
-    """The same email is being written by somebody else, so COPY waits."""
+    """Another transaction has inserted the same email, so COPY waits."""
     rows = user_rows(100)
-    async with Database(committed_url, lock_timeout=0.05) as impatient, committed_database.begin() as other:
+    async with Database(committed_url, lock_timeout=0.05) as with_timeout, committed_database.begin() as other:
         await bulk.insert_many(other, User, rows[-1:])
         with pytest.raises(LockTimeout) as caught:
-            async with impatient.begin() as session:
+            async with with_timeout.begin() as session:
                 await bulk.insert_many(session, User, rows)
         assert (caught.value.statement or "").startswith("COPY users (id, email, ")
         assert caught.value.row_index is None
-        async with impatient.begin() as session:
+        async with with_timeout.begin() as session:
             assert (await bulk.insert_many(session, User, rows[:-1])).count == 99
 
 
-async def test_a_copy_that_is_cancelled_while_it_waits_gives_its_connection_back(
+async def test_a_copy_that_is_cancelled_while_it_waits_returns_its_connection(
     committed_database: Database, committed_url: str
 ) -> None:
     rows = user_rows(100)
-    async with Database(committed_url, pool_size=1, max_overflow=0) as waiting:
+    async with Database(committed_url, pool_size=1, max_overflow=0) as database:
         async with committed_database.begin() as other:
             await bulk.insert_many(other, User, rows[-1:])
 
             async def copy() -> None:
-                async with waiting.begin() as session:
+                async with database.begin() as session:
                     await bulk.insert_many(session, User, rows)
 
             task = asyncio.create_task(copy())
@@ -247,8 +247,8 @@ async def test_a_copy_that_is_cancelled_while_it_waits_gives_its_connection_back
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert waiting.pool_status().in_use == 0
+            assert database.pool_status().in_use == 0
             await other.rollback()
         await copy()
-        async with waiting.session() as session:
+        async with database.session() as session:
             assert await session.scalar(select(func.count()).select_from(User)) == 100

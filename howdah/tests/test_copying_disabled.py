@@ -1,4 +1,4 @@
-"""A table that COPY was rejected for gets INSERTs for a minute, and COPY is tried again after it."""
+"""After a rejected COPY, the rows of the table are inserted for a minute. Then COPY is tried again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Advance = Callable[[float], None]
 
 @pytest.fixture
 def advance(monkeypatch: pytest.MonkeyPatch) -> Advance:
-    """The clock stands still until it is advanced."""
+    """Stops the clock. Returns a function that advances it."""
     now = 1000.0
 
     def forward(seconds: float) -> None:
@@ -56,7 +56,7 @@ async def verbs(session: AsyncSession, expected: int) -> list[str]:
     return [statement.split()[0] for statement in sent]
 
 
-async def test_a_view_that_a_table_replaces_is_copied_into_after_a_minute(
+async def test_a_table_that_replaces_a_view_is_copied_into_after_a_minute(
     database: Database, advance: Advance, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with database.begin() as session:
@@ -80,7 +80,7 @@ async def test_a_view_that_a_table_replaces_is_copied_into_after_a_minute(
 async def test_each_rejection_is_logged_once_with_its_reason(
     database: Database, advance: Advance, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Here the column's type in the database isn't that of the model."""
+    """In this test the column has another type in the database than in the model."""
     async with database.begin() as session:
         await session.execute(text("CREATE TABLE measures (id uuid PRIMARY KEY, v bigint)"))
         with caplog.at_level(logging.WARNING, "howdah._writes.copying"):
@@ -95,7 +95,7 @@ async def test_each_rejection_is_logged_once_with_its_reason(
         assert set(await session.scalars(text("SELECT v FROM measures"))) == {2}
 
 
-async def test_a_rejection_holds_for_one_database_and_one_table(
+async def test_a_rejection_applies_to_one_database_and_one_table(
     committed_database: Database, committed_url: str
 ) -> None:
     async with committed_database.begin() as session:
@@ -108,7 +108,7 @@ async def test_a_rejection_holds_for_one_database_and_one_table(
         await verbs(session, 2)
 
 
-async def test_a_row_that_is_refused_disables_nothing(database: Database) -> None:
+async def test_a_rejected_row_disables_nothing(database: Database) -> None:
     async with database.begin() as session:
         await session.execute(text("CREATE TABLE measures (id uuid PRIMARY KEY, v double precision CHECK (v > 0))"))
         with pytest.raises(Exception, match="violates check"):
@@ -116,7 +116,7 @@ async def test_a_row_that_is_refused_disables_nothing(database: Database) -> Non
         assert await verbs(session, 1) == ["COPY"]
 
 
-def test_what_is_remembered_is_forgotten_after_a_minute_and_never_grows(advance: Advance) -> None:
+def test_entries_expire_after_a_minute_and_the_table_stays_small(advance: Advance) -> None:
     tables = copying._DisabledTables()
     for number in range(1000):
         tables.add(f"tenant_{number}.measures")
@@ -127,17 +127,17 @@ def test_what_is_remembered_is_forgotten_after_a_minute_and_never_grows(advance:
     assert "tenant_999.measures" not in tables
 
 
-async def test_what_is_remembered_goes_with_its_database(committed_url: str) -> None:
+async def test_the_entries_of_a_database_are_garbage_collected_with_it(committed_url: str) -> None:
     async with Database(committed_url) as database, database.begin() as session:
         await session.execute(text("CREATE TABLE measures (id uuid PRIMARY KEY, v bigint)"))
         await verbs(session, 2)
-        remembered = weakref.ref(copying._disabled[database.engine.dialect])
+        reference = weakref.ref(copying._disabled[database.engine.dialect])
     del database, session
     gc.collect()
-    assert remembered() is None
+    assert reference() is None
 
 
-async def test_a_role_that_row_level_security_holds_for_does_not_keep_another_one_from_copying_for_long(
+async def test_a_role_with_row_level_security_disables_copy_for_other_roles_for_at_most_a_minute(
     committed_database: Database, advance: Advance
 ) -> None:
     async with committed_database.begin() as session:

@@ -19,8 +19,8 @@ from howdah_tests.support.sample_rows import user_rows
 
 
 @contextmanager
-def spans_of(session: AsyncSession) -> Iterator[list[str]]:
-    """The statements and their outcomes, from the three events and the context that OpenTelemetry's listeners use."""
+def record_spans(session: AsyncSession) -> Iterator[list[str]]:
+    """Record statements and their outcomes with the same events and context that OpenTelemetry's listeners use."""
     engine = session.get_bind().engine
     ended: list[str] = []
     opened: list[Any] = []
@@ -57,50 +57,50 @@ def written(ended: list[str]) -> list[str]:
     return [each for each in ended if each.split()[0] in {"COPY", "INSERT"}]
 
 
-async def test_a_copy_begins_and_ends(session: AsyncSession) -> None:
-    with spans_of(session) as ended:
+async def test_a_copy_begins_and_ends_a_span(session: AsyncSession) -> None:
+    with record_spans(session) as ended:
         await bulk.insert_many(session, User, user_rows(30))
     assert written(ended) == ["COPY"]
 
 
-async def test_a_copy_that_a_row_is_refused_in_has_failed(session: AsyncSession) -> None:
+async def test_a_copy_with_a_rejected_row_has_failed(session: AsyncSession) -> None:
     await bulk.insert_many(session, User, user_rows(1))
-    with spans_of(session) as ended, pytest.raises(UniqueViolation) as caught:
+    with record_spans(session) as ended, pytest.raises(UniqueViolation) as caught:
         await bulk.insert_many(session, User, user_rows(30))
     assert caught.value.row_index == 0
     assert written(ended)[0] == "COPY failed"
     assert written(ended)[-1] == "INSERT failed"
 
 
-async def test_a_copy_of_rows_that_turn_out_to_differ_has_failed(session: AsyncSession) -> None:
+async def test_a_copy_of_rows_with_different_attributes_has_failed(session: AsyncSession) -> None:
     rows = [*user_rows(1100), {"email": "odd@x", "name": "N", "nickname": "odd"}]
-    with spans_of(session) as ended:
+    with record_spans(session) as ended:
         await bulk.insert_many(session, User, rows)
     assert written(ended) == ["COPY failed", "COPY", "COPY"]
 
 
-@pytest.mark.parametrize("place", [0, 25, 1050])
-async def test_a_copy_of_a_value_that_the_driver_can_not_write_has_failed(session: AsyncSession, place: int) -> None:
+@pytest.mark.parametrize("position", [0, 25, 1050])
+async def test_a_copy_of_a_value_that_the_driver_cannot_encode_has_failed(session: AsyncSession, position: int) -> None:
     rows = user_rows(1100)
-    rows[place]["age"] = "old"
-    with spans_of(session) as ended, pytest.raises(Exception, match="a value was rejected") as caught:
+    rows[position]["age"] = "old"
+    with record_spans(session) as ended, pytest.raises(Exception, match="a value was rejected") as caught:
         await bulk.insert_many(session, User, rows)
-    assert caught.value.row_index == place  # type: ignore[attr-defined]
+    assert caught.value.row_index == position  # type: ignore[attr-defined]
     assert written(ended)[0] == "COPY failed"
 
 
-async def test_a_copy_that_is_given_up_has_failed(committed_database: Database, committed_url: str) -> None:
+async def test_a_copy_that_times_out_has_failed(committed_database: Database, committed_url: str) -> None:
     rows = user_rows(30)
-    async with Database(committed_url, lock_timeout=0.05) as impatient, committed_database.begin() as other:
+    async with Database(committed_url, lock_timeout=0.05) as with_timeout, committed_database.begin() as other:
         await bulk.insert_many(other, User, rows)
-        async with impatient.session() as session:
-            with spans_of(session) as ended, pytest.raises(LockTimeout):
+        async with with_timeout.session() as session:
+            with record_spans(session) as ended, pytest.raises(LockTimeout):
                 await bulk.insert_many(session, User, rows)
     assert written(ended) == ["COPY failed"]
 
 
-async def test_what_a_listener_adds_to_the_text_is_sent(session: AsyncSession) -> None:
-    """Some listeners add the number of a trace to each statement."""
+async def test_the_text_that_a_listener_returns_is_sent(session: AsyncSession) -> None:
+    """For example, some listeners add a trace id to each statement."""
     engine = session.get_bind().engine
 
     def mark(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
@@ -123,7 +123,7 @@ async def test_the_log_shows_a_copy_without_its_rows(database_url: str, caplog: 
     assert not any("user1@" in message for message in logged)
 
 
-async def test_what_the_driver_has_no_public_name_for_is_there(postgres_url: str) -> None:
+async def test_copy_in_works_with_the_private_names_of_the_driver(postgres_url: str) -> None:
     driver = await asyncpg.connect(make_url(postgres_url).set(drivername="postgresql").render_as_string(False))
     try:
         async with driver.transaction():

@@ -49,7 +49,7 @@ from howdah_tests.support.typed_columns import (
 
 @pytest.fixture
 def far_from_utc() -> Iterator[None]:
-    """This process's local time isn't that of the session."""
+    """The process has another time zone than the session."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "America/New_York"
     time.tzset()
@@ -107,13 +107,13 @@ CHANGES = [
         Float(),
         [2.5, None],
         ["DROP TABLE samples", "CREATE TABLE samples (v int, id uuid PRIMARY KEY)"],
-        id="table that is made anew",
+        id="table that is created again",
     ),
     pytest.param(
         BigInteger(),
         [5, None],
         ["ALTER TABLE samples RENAME v TO w", "ALTER TABLE samples ADD v double precision"],
-        id="column that another has replaced",
+        id="column that is replaced",
     ),
 ]
 
@@ -139,8 +139,8 @@ async def test_after_a_type_change_rows_are_stored_as_by_an_insert_on_a_new_conn
             assert found == await write(inserting, model, values, size)
 
 
-async def test_an_enum_that_is_made_anew_is_refused_once_at_most(committed_url: str) -> None:
-    """SQLAlchemy's prepared INSERT names the type that is gone. It prepares its statements again after that error."""
+async def test_an_enum_that_is_created_again_is_rejected_at_most_once(committed_url: str) -> None:
+    """SQLAlchemy's prepared INSERT refers to the dropped type. After this error it prepares its statements again."""
     model = create_mapped_class(v=Enum("sad", "happy", name="mood"))
     async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
@@ -163,7 +163,7 @@ async def test_an_enum_that_is_made_anew_is_refused_once_at_most(committed_url: 
             assert len(found) == size
 
 
-async def test_a_column_of_the_type_that_an_insert_would_send_is_copied(committed_url: str) -> None:
+async def test_a_column_of_the_type_of_the_model_is_copied(committed_url: str) -> None:
     for kind, value in ((BigInteger(), 1), (Float(), 1.5), (Numeric(), Decimal(1)), (ARRAY(Integer), [1])):
         model = create_mapped_class(v=kind)
         async with open_one_connection(committed_url) as database, database.begin() as session:
@@ -175,7 +175,9 @@ async def test_a_column_of_the_type_that_an_insert_would_send_is_copied(committe
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-async def test_a_type_that_changes_between_two_chunks_is_seen_by_the_second(committed_url: str, chunks: int) -> None:
+async def test_a_type_that_changes_between_two_chunks_is_seen_by_the_second_chunk(
+    committed_url: str, chunks: int
+) -> None:
     """In one transaction, because an ALTER of another transaction waits for this one."""
     model = create_mapped_class(v=BigInteger())
     async with open_one_connection(committed_url) as database, database.begin() as session:
@@ -211,27 +213,27 @@ async def test_an_alter_of_another_connection_waits_until_the_rows_are_committed
             assert set(await session.scalars(text("SELECT v FROM samples"))) == {1250.0}
 
 
-async def test_an_alter_can_not_come_between_the_description_of_the_columns_and_the_rows(committed_url: str) -> None:
-    """A control for the test above: the lock is taken before the first row is asked for."""
+async def test_a_copy_locks_the_table_before_its_first_row(committed_url: str) -> None:
+    """So no ALTER can run between the description of the columns and the rows."""
     model = create_mapped_class(v=BigInteger())
     async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
             await connection.run_sync(model.metadata.create_all)
-        refused: list[str] = []
+        locks: list[str] = []
 
         @event.listens_for(database.engine.sync_engine, "after_cursor_execute")
-        def try_to_alter(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        def read_locks(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             if not statement.startswith("COPY"):
                 return
-            locks = "SELECT mode FROM pg_locks WHERE relation = 'samples'::regclass AND pid = pg_backend_pid()"
-            refused.extend(connection.exec_driver_sql(locks).scalars())
+            held = "SELECT mode FROM pg_locks WHERE relation = 'samples'::regclass AND pid = pg_backend_pid()"
+            locks.extend(connection.exec_driver_sql(held).scalars())
 
         async with database.begin() as session:
             await bulk.insert_many(session, model, [{"v": 1250}] * 30)
-        assert "AccessShareLock" in refused
+        assert "AccessShareLock" in locks
 
 
-async def test_one_table_name_in_two_schemas_is_two_tables(committed_url: str) -> None:
+async def test_the_same_table_name_in_two_schemas_is_two_tables(committed_url: str) -> None:
     model = create_mapped_class(v=BigInteger())
     await execute(
         committed_url,
@@ -266,10 +268,10 @@ async def test_one_table_name_in_two_schemas_is_two_tables(committed_url: str) -
         ),
     ],
 )
-async def test_a_composite_type_that_has_changed_is_stored_right_or_refused(
+async def test_a_changed_composite_type_is_stored_correctly_or_rejected(
     committed_url: str, changes: list[str], stored: str | None
 ) -> None:
-    """The driver keeps what it knows of a composite type until PostgreSQL refuses what it sends."""
+    """The driver caches the description of a composite type until PostgreSQL rejects a value."""
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
     model = create_mapped_class(v=Point())
     async with open_one_connection(committed_url) as database:
@@ -289,7 +291,7 @@ async def test_a_composite_type_that_has_changed_is_stored_right_or_refused(
                 assert await write(database, model, [(1, "b")], size) == [(stored,)] * size
 
 
-async def test_a_range_of_another_type_is_refused(committed_url: str) -> None:
+async def test_a_range_of_another_type_is_rejected(committed_url: str) -> None:
     """PostgreSQL rejects it in an INSERT, too. The driver would truncate the bounds to whole numbers."""
     model = create_mapped_class(v=NUMRANGE())
     async with open_one_connection(committed_url) as database:
@@ -313,7 +315,7 @@ async def test_a_range_of_another_type_is_refused(committed_url: str) -> None:
         "DROP TABLE samples",
     ],
 )
-async def test_a_column_that_can_not_be_written_any_more_is_refused(committed_url: str, change: str) -> None:
+async def test_a_column_that_cannot_be_written_any_more_is_rejected(committed_url: str, change: str) -> None:
     model = create_mapped_class(v=BigInteger())
     async with open_one_connection(committed_url) as database:
         async with database.engine.begin() as connection:
@@ -327,10 +329,10 @@ async def test_a_column_that_can_not_be_written_any_more_is_refused(committed_ur
 
 
 @pytest.mark.parametrize(("kind", "values", "statements"), CHANGES)
-async def test_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_change(
+async def test_control_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_change(
     committed_url: str, kind: Any, values: list[Any], statements: list[str]
 ) -> None:
-    """A control: their prepared statements are kept too, and PostgreSQL itself plans those anew."""
+    """Their prepared statements are cached too, and PostgreSQL plans them again."""
     model = create_mapped_class(v=kind)
 
     async def store(database: Database) -> list[Any]:
@@ -352,7 +354,7 @@ async def test_objects_and_statements_of_sqlalchemy_store_the_same_after_a_type_
         assert len(found) == 2 * len(values)
 
 
-async def test_a_prepared_select_returns_what_the_column_holds_after_a_type_change(committed_url: str) -> None:
+async def test_a_prepared_select_returns_the_stored_values_after_a_type_change(committed_url: str) -> None:
     model = create_mapped_class(v=BigInteger())
     prepared = PreparedSelect(select(model.v))
 

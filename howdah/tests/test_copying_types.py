@@ -1,4 +1,4 @@
-"""COPY encodes values for the current column types in the database, whatever types the connection has cached."""
+"""COPY encodes values for the current column types in the database, even if the connection has cached other types."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from howdah_tests.support.typed_columns import Point, create_mapped_class, execu
         (Point(), (1, "b"), "(1,b)"),
     ],
 )
-async def test_every_type_is_stored_alike_for_every_number_of_rows(
+async def test_every_type_is_stored_the_same_for_every_number_of_rows(
     committed_url: str, kind: Any, value: Any, stored: str
 ) -> None:
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
@@ -80,8 +80,8 @@ async def test_every_type_is_stored_alike_for_every_number_of_rows(
 
 
 @pytest.mark.parametrize("kind", ["enum", "composite", "array of enum", "bigint"])
-async def test_a_connection_that_keeps_no_prepared_statements_copies_too(committed_url: str, kind: str) -> None:
-    """This is so behind a pooler. The driver's queries about unknown types are unnamed statements, too."""
+async def test_a_connection_without_prepared_statements_copies_too(committed_url: str, kind: str) -> None:
+    """This is the case behind a pooler. The driver's queries about unknown types are unnamed statements, too."""
     await execute(committed_url, "CREATE TYPE place AS (x bigint, y text)")
     mood = Enum("sad", "happy", name="mood")
     types: dict[str, tuple[Any, Any, str]] = {
@@ -108,7 +108,7 @@ async def test_a_connection_that_keeps_no_prepared_statements_copies_too(committ
             assert not names.all()
 
 
-async def test_rows_of_an_open_cursor_stay_right_beside_a_copy(session: AsyncSession) -> None:
+async def test_an_open_cursor_returns_the_right_rows_during_a_copy(session: AsyncSession) -> None:
     """The statement that describes the columns is unnamed, and replaces any other unnamed statement."""
     cursor = await session.stream_scalars(select(func.generate_series(1, 2000)), execution_options={"yield_per": 50})
     model = create_mapped_class(v=BigInteger())

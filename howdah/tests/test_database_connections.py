@@ -1,4 +1,4 @@
-"""Connections: made, counted, given back when a task is cancelled, and replaced when they are lost."""
+"""Connections: opened, counted, released when a task is cancelled, and replaced when they are lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TestLifeCycle:
             await session.execute(text("SELECT 1"))
             assert database.pool_status() == PoolStatus(size=20, max_overflow=10, in_use=1, idle=0)
 
-    def test_importing_the_library_makes_no_engine_and_needs_no_extra(self) -> None:
+    def test_importing_the_library_creates_no_engine_and_needs_no_extra(self) -> None:
         program = """
 import gc, sys
 import howdah
@@ -45,16 +45,16 @@ assert not [each for each in gc.get_objects() if isinstance(each, (Engine, Sessi
             assert database.pool_status() == PoolStatus(size=1, max_overflow=2, in_use=0, idle=1)
         assert database.pool_status().idle == 0
 
-    async def test_refuses_use_after_it_was_closed(self, database_url: str, real_database: Database) -> None:
+    async def test_rejects_use_after_it_was_closed(self, database_url: str, real_database: Database) -> None:
         async with Database(database_url) as database:
-            kept = database.session_factory
+            factory = database.session_factory
             unused = database.session()
             used = database.session()
             pid = await used.scalar(text("SELECT pg_backend_pid()"))
         await database.close()
         with pytest.raises(RuntimeError, match="closed: create a new one"):
             database.session()
-        for use in (database.begin().__aenter__, database.ping, kept().connection, unused.connection):
+        for use in (database.begin().__aenter__, database.ping, factory().connection, unused.connection):
             with pytest.raises(RuntimeError, match="closed: create a new one"):
                 await use()
         await used.execute(text("SELECT 1"))
@@ -79,7 +79,7 @@ class TestPing:
             await proxy.up()
             await database.ping()
 
-    async def test_fails_within_its_bound_when_the_server_hangs(self, database_url: str) -> None:
+    async def test_fails_within_its_time_limit_when_the_server_hangs(self, database_url: str) -> None:
         async with (
             run_proxy(database_url) as proxy,
             Database(proxy.url, connect_timeout=0.2, pool_timeout=0.2) as database,
@@ -89,12 +89,12 @@ class TestPing:
             started = time.monotonic()
             with pytest.raises(ConnectionFailed):
                 await database.ping()
-            assert time.monotonic() - started < 4  # the driver takes up to 2 s to close a connection in order
+            assert time.monotonic() - started < 4  # the driver waits up to 2 s for an orderly close of a connection
             assert database.pool_status().in_use == 0
             proxy.thaw()
             await database.ping()
 
-    async def test_fails_within_its_bound_when_every_connection_is_in_use(self, database_url: str) -> None:
+    async def test_fails_within_its_time_limit_when_every_connection_is_in_use(self, database_url: str) -> None:
         async with (
             Database(database_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as database,
             database.session() as session,
@@ -107,7 +107,7 @@ class TestPing:
 
 
 async def make_commits_wait(database: Database) -> None:
-    """Let every commit of a new user wait for the advisory lock 1."""
+    """Make every commit of a new user wait for the advisory lock 1."""
     async with database.begin() as session:
         for statement in (
             """CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -119,7 +119,7 @@ async def make_commits_wait(database: Database) -> None:
 
 
 class TestCancelledTasks:
-    async def test_give_their_connection_back_in_the_middle_of_a_statement(self, real_database: Database) -> None:
+    async def test_return_their_connection_during_a_statement(self, real_database: Database) -> None:
         async def wait() -> None:
             async with real_database.begin() as session:
                 await session.execute(text("SELECT pg_advisory_xact_lock(1)"))
@@ -133,11 +133,11 @@ class TestCancelledTasks:
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(each, asyncio.CancelledError) for each in outcomes)
             assert real_database.pool_status().in_use == 1  # the holder's
-            await until_nobody_waits(real_database)
+            await until_no_session_waits(real_database)
         await real_database.ping()
         assert real_database.pool_status().in_use == 0
 
-    async def test_give_their_connection_back_in_the_middle_of_a_commit(self, committed_database: Database) -> None:
+    async def test_return_their_connection_during_a_commit(self, committed_database: Database) -> None:
         await make_commits_wait(committed_database)
 
         async def commit() -> None:
@@ -152,11 +152,11 @@ class TestCancelledTasks:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert committed_database.pool_status().in_use == 1
-            await until_nobody_waits(committed_database)
+            await until_no_session_waits(committed_database)
         assert await users(committed_database) == 0
         assert committed_database.pool_status().in_use == 0
 
-    async def test_give_their_place_back_while_they_wait_for_a_connection(self, database_url: str) -> None:
+    async def test_release_their_slot_while_they_wait_for_a_connection(self, database_url: str) -> None:
         async with Database(database_url, pool_size=1, max_overflow=0) as database:
             async with database.session() as holder:
                 await holder.execute(text("SELECT 1"))
@@ -170,7 +170,7 @@ class TestCancelledTasks:
             await tasks[2]
             assert database.pool_status() == PoolStatus(size=1, max_overflow=0, in_use=0, idle=1)
 
-    async def test_give_their_place_back_while_they_connect(self, database_url: str) -> None:
+    async def test_release_their_slot_while_they_connect(self, database_url: str) -> None:
         async with (
             run_proxy(database_url) as proxy,
             Database(proxy.url, pool_size=1, max_overflow=0) as database,
@@ -187,17 +187,17 @@ class TestCancelledTasks:
             await database.ping()
 
 
-async def until_nobody_waits(database: Database) -> None:
-    async def nobody() -> bool:
+async def until_no_session_waits(database: Database) -> None:
+    async def no_session_waits() -> bool:
         async with database.session() as session:
             waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
             return bool(await session.scalar(text(f"SELECT NOT EXISTS ({waiting})")))
 
-    await until(nobody)
+    await until(no_session_waits)
 
 
 async def pids(database: Database, count: int) -> list[int]:
-    """Of so many connections that are idle in the pool now."""
+    """The pids of this number of connections, which are idle in the pool afterwards."""
     sessions = [database.session() for _ in range(count)]
     found = [await session.scalar(text("SELECT pg_backend_pid()")) for session in sessions]
     for session in sessions:
@@ -206,9 +206,7 @@ async def pids(database: Database, count: int) -> list[int]:
 
 
 class TestLostConnections:
-    async def test_that_were_idle_in_the_pool_are_replaced_unnoticed(
-        self, database_url: str, real_database: Database
-    ) -> None:
+    async def test_that_were_idle_in_the_pool_are_replaced(self, database_url: str, real_database: Database) -> None:
         async with Database(database_url) as database:
             for pid in await pids(database, 3):
                 await kill(real_database, pid)
@@ -223,7 +221,7 @@ class TestLostConnections:
             with pytest.raises(ConnectionLost):
                 await database.ping()
 
-    async def test_do_not_outlive_their_session(self, real_database: Database) -> None:
+    async def test_end_the_transaction_of_their_session(self, real_database: Database) -> None:
         async with real_database.session() as session:
             pid = await session.scalar(text("SELECT pg_backend_pid()"))
             await kill(real_database, pid)
@@ -235,7 +233,7 @@ class TestLostConnections:
             assert await session.scalar(text("SELECT pg_backend_pid()")) != pid
         assert real_database.pool_status().in_use == 0
 
-    async def test_in_a_commit_are_told_from_a_commit(self, committed_database: Database) -> None:
+    async def test_during_a_commit_raise_connection_lost(self, committed_database: Database) -> None:
         await make_commits_wait(committed_database)
         async with committed_database.session() as holder, committed_database.session() as session:
             await holder.execute(text("SELECT pg_advisory_xact_lock(1)"))
@@ -248,7 +246,7 @@ class TestLostConnections:
                 await committing
         assert committed_database.pool_status().in_use == 0
 
-    async def test_by_a_restart_of_the_server_need_no_restart_of_ours(self, database_url: str) -> None:
+    async def test_are_replaced_after_a_restart_of_the_server(self, database_url: str) -> None:
         async with run_proxy(database_url) as proxy, Database(proxy.url) as database:
             await pids(database, 3)
             async with database.session() as session:
@@ -262,7 +260,7 @@ class TestLostConnections:
             await asyncio.gather(*(database.ping() for _ in range(5)))
             assert database.pool_status().in_use == 0
 
-    async def test_to_a_server_that_hangs_are_given_up_within_bounds(self, database_url: str) -> None:
+    async def test_to_a_server_that_hangs_are_replaced_within_the_time_limit(self, database_url: str) -> None:
         async with (
             run_proxy(database_url) as proxy,
             Database(proxy.url, connect_timeout=0.2) as database,

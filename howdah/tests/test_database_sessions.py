@@ -1,4 +1,4 @@
-"""Sessions: what they commit, what they refuse, and those of a database bound to a connection."""
+"""Sessions: what they commit and reject, and the sessions of a database that is bound to a connection."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestSessions:
                 _ = 1 / 0
         assert await users(committed_database) == 1
 
-    async def test_refuse_writes_when_read_only(self, real_database: Database) -> None:
+    async def test_reject_writes_when_read_only(self, real_database: Database) -> None:
         for read_only in (real_database.session(read_only=True), real_database.begin(read_only=True)):
             async with read_only as session:
                 assert await session.scalar(select(func.count()).select_from(User)) == 0
@@ -52,13 +52,13 @@ class TestSessions:
                 with pytest.raises(ReadOnly):
                     await session.flush()
                 await session.rollback()
-        assert real_database.pool_status().idle == 1  # so this session has the same connection
+        assert real_database.pool_status().idle == 1  # so the next session uses the same connection
         async with real_database.session() as session:
             session.add(new_user())
             await session.flush()
 
     @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-    async def test_have_the_isolation_level_asked_for(self, level: Any, real_database: Database) -> None:
+    async def test_have_the_requested_isolation_level(self, level: Any, real_database: Database) -> None:
         shown = text("SHOW transaction_isolation")
         async with real_database.session(isolation_level=level, read_only=True) as session:
             assert await session.scalar(shown) == level.lower()
@@ -70,14 +70,14 @@ class TestSessions:
         async with real_database.session() as session:
             assert await session.scalar(shown) == "read committed"
 
-    async def test_refuse_use_after_they_were_closed(self, real_database: Database) -> None:
+    async def test_reject_use_after_they_were_closed(self, real_database: Database) -> None:
         async with real_database.session() as session:
             pass
         with pytest.raises(exc.InvalidRequestError, match="permanently closed"):
             await session.execute(text("SELECT 1"))
 
 
-async def swallow(session: AsyncSession) -> None:
+async def suppress_error(session: AsyncSession) -> None:
     async with savepoint(session):
         session.add(new_user("grace@example.com"))
         await session.flush()
@@ -86,9 +86,9 @@ async def swallow(session: AsyncSession) -> None:
 
 
 class TestAbortedTransactions:
-    """PostgreSQL answers the COMMIT of a transaction that an error has aborted with a silent ROLLBACK."""
+    """After an error in a transaction, PostgreSQL rolls back on COMMIT, without an error."""
 
-    async def test_are_lost_without_a_word_by_sqlalchemy_alone(self, committed_url: str) -> None:
+    async def test_control_plain_sqlalchemy_rolls_back_without_an_error(self, committed_url: str) -> None:
         engine = create_async_engine(committed_url)
         async with AsyncSession(engine) as session:
             session.add(new_user())
@@ -115,7 +115,7 @@ class TestAbortedTransactions:
         assert await users(committed_database) == 1
         assert committed_database.pool_status().in_use == 0
 
-    async def test_make_begin_and_run_transaction_fail(self, real_database: Database) -> None:
+    async def test_fail_in_begin_and_run_transaction(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
             with pytest.raises(InvalidValue):
                 await session.execute(text("SELECT 1/0"))
@@ -138,7 +138,7 @@ class TestAbortedTransactions:
             assert await connection.scalar(text("SELECT 1")) == 1
             await connection.commit()
 
-    async def test_live_on_after_an_error_in_a_savepoint(self, committed_database: Database) -> None:
+    async def test_do_not_arise_from_an_error_in_a_savepoint(self, committed_database: Database) -> None:
         async with committed_database.begin() as session:
             session.add(new_user())
             with pytest.raises(InvalidValue):
@@ -146,16 +146,16 @@ class TestAbortedTransactions:
                     await session.execute(text("SELECT 1/0"))
         assert await users(committed_database) == 1
 
-    async def test_are_rolled_back_to_the_savepoint_in_which_an_error_was_swallowed(
+    async def test_are_rolled_back_to_the_savepoint_in_which_an_error_was_suppressed(
         self, committed_database: Database
     ) -> None:
         async with committed_database.begin() as session:
             session.add(new_user())
             with pytest.raises(InvalidValue):
-                await swallow(session)
+                await suppress_error(session)
         assert await users(committed_database) == 1
 
-    async def test_are_told_from_statements_that_were_never_sent(self, real_database: Database) -> None:
+    async def test_do_not_arise_from_statements_that_were_never_sent(self, real_database: Database) -> None:
         async with real_database.begin() as session:
             await session.execute(text("SELECT 1"))
             with pytest.raises(InvalidValue):
@@ -186,7 +186,7 @@ class TestAbortedTransactions:
                 await session.execute(text("SELECT 1/0"))
             await session.rollback()
 
-    async def test_do_not_arise_under_autocommit(self, real_database: Database) -> None:
+    async def test_do_not_arise_with_autocommit(self, real_database: Database) -> None:
         engine = real_database.engine.execution_options(isolation_level="AUTOCOMMIT")
         async with engine.connect() as connection:
             with pytest.raises(InvalidValue):
@@ -202,7 +202,7 @@ class TestBoundDatabase:
             yield real_database.bound_to(connection)
             await transaction.rollback()
 
-    async def test_keeps_what_sessions_commit_until_all_is_rolled_back(
+    async def test_keeps_committed_rows_until_its_connection_is_rolled_back(
         self, bound: Database, real_database: Database
     ) -> None:
         async with bound.begin() as session:
@@ -213,7 +213,7 @@ class TestBoundDatabase:
         assert await users(bound) == 2
         assert await users(real_database) == 0
 
-    async def test_rolls_a_session_back_to_its_own_beginning(self, bound: Database) -> None:
+    async def test_rolls_a_session_back_to_its_beginning(self, bound: Database) -> None:
         async with bound.begin() as session:
             session.add(new_user())
         async with bound.session() as session:
@@ -227,12 +227,12 @@ class TestBoundDatabase:
                 session.add(new_user())
         assert await users(bound) == 1
 
-    async def test_takes_no_connection_of_its_own(self, bound: Database, real_database: Database) -> None:
+    async def test_uses_only_the_connection_that_it_is_bound_to(self, bound: Database, real_database: Database) -> None:
         assert await users(bound) == 0
         assert real_database.pool_status().in_use == 1
         assert real_database.pool_status().idle == 0
 
-    async def test_runs_transactions_beside_an_open_session(self, bound: Database) -> None:
+    async def test_runs_transactions_while_a_session_is_open(self, bound: Database) -> None:
         async def work(session: AsyncSession) -> str:
             session.add(new_user())
             return "done"
@@ -245,7 +245,7 @@ class TestBoundDatabase:
             assert await run_transaction(bound, work) == "done"
         assert await users(bound) == 1
 
-    async def test_refuses_writes_when_read_only_and_takes_them_afterwards(self, bound: Database) -> None:
+    async def test_rejects_writes_when_read_only_and_accepts_them_afterwards(self, bound: Database) -> None:
         for read_only in (bound.session(read_only=True), bound.begin(read_only=True)):
             async with read_only as session:
                 with pytest.raises(ReadOnly):
@@ -255,7 +255,7 @@ class TestBoundDatabase:
             session.add(new_user())
         assert await users(bound) == 1
 
-    async def test_refuses_to_commit_after_an_error_too(self, bound: Database) -> None:
+    async def test_rejects_a_commit_after_an_error(self, bound: Database) -> None:
         async with bound.session() as session:
             with pytest.raises(InvalidValue):
                 await session.execute(text("SELECT 1/0"))
@@ -265,13 +265,13 @@ class TestBoundDatabase:
             session.add(new_user())
         assert await users(bound) == 1
 
-    async def test_is_closed_without_the_other(self, bound: Database, real_database: Database) -> None:
+    async def test_can_be_closed_alone(self, bound: Database, real_database: Database) -> None:
         await bound.close()
         with pytest.raises(RuntimeError):
             bound.session()
         real_database.session()
 
-    async def test_autocommit_is_undone_with_the_rest(self, bound: Database, real_database: Database) -> None:
+    async def test_autocommit_is_rolled_back_with_the_rest(self, bound: Database, real_database: Database) -> None:
         async with bound.autocommit() as same:
             await same.execute(insert(User).values(email="ada@example.com", name="Ada"))
         with pytest.raises(InvalidStatement):
@@ -282,8 +282,8 @@ class TestBoundDatabase:
 
 
 class TestAutocommit:
-    async def test_what_is_sent_is_committed_at_once(self, committed_database: Database) -> None:
-        """Control: in a session it isn't."""
+    async def test_each_statement_is_committed_at_once(self, committed_database: Database) -> None:
+        """Control: a statement of a session isn't committed at once."""
         async with committed_database.autocommit() as connection:
             await connection.execute(insert(User).values(email="ada@example.com", name="Ada"))
             assert await users(committed_database) == 1
@@ -295,7 +295,7 @@ class TestAutocommit:
             await session.execute(insert(User).values(email="alan@example.com", name="Alan"))
             assert await users(committed_database) == 2
 
-    async def test_a_closed_database_has_none(self, database_url: str) -> None:
+    async def test_a_closed_database_rejects_autocommit(self, database_url: str) -> None:
         database = Database(database_url)
         await database.close()
         with pytest.raises(RuntimeError, match="closed"):

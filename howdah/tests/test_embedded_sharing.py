@@ -1,4 +1,4 @@
-"""An embedded server is shared by processes, and waited for."""
+"""Several processes share an embedded server, and wait for its start."""
 
 import contextlib
 import fcntl
@@ -13,10 +13,10 @@ import pytest
 
 from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from howdah.embedded.postmaster import Postmaster
-from howdah_tests.support.embedded_servers import PATIENCE, OtherProcess, is_dead, query
+from howdah_tests.support.embedded_servers import TIMEOUT_SECONDS, OtherProcess, is_dead, query
 
 
-def test_processes_share_one_server_and_the_last_stops_it(used_data: Path) -> None:
+def test_processes_share_one_server_and_the_last_one_stops_it(used_data: Path) -> None:
     with OtherProcess(used_data) as one, OtherProcess(used_data) as two, EmbeddedPostgres(used_data) as server:
         pid = server.pid
         assert one.receive() == two.receive() == pid
@@ -28,35 +28,35 @@ def test_processes_share_one_server_and_the_last_stops_it(used_data: Path) -> No
         assert is_dead(pid)
 
 
-def test_several_processes_may_start_a_new_server_at_once(home: Path) -> None:
+def test_several_processes_can_start_a_new_server_at_once(home: Path) -> None:
     with contextlib.ExitStack() as stack:
-        riders = [stack.enter_context(OtherProcess(home / "data")) for _ in range(5)]
-        pids = {rider.receive() for rider in riders}
+        processes = [stack.enter_context(OtherProcess(home / "data")) for _ in range(5)]
+        pids = {process.receive() for process in processes}
         assert len(pids) == 1
-        for rider in riders:
-            rider.finish()
+        for process in processes:
+            process.finish()
     assert all(map(is_dead, pids))
 
 
-def test_processes_that_come_and_go_always_find_a_server(used_data: Path) -> None:
+def test_processes_that_start_and_stop_always_find_a_server(used_data: Path) -> None:
     script = f"""
 import subprocess
 for _ in range(8):
     with EmbeddedPostgres(data_dir) as server:
         subprocess.run([server.bin_dir / "psql", "-h", data_dir, "-U", "postgres", "-c", "select 1"], check=True,
-                       stdout=subprocess.DEVNULL, timeout={PATIENCE})
+                       stdout=subprocess.DEVNULL, timeout={TIMEOUT_SECONDS})
 pipe.send("done")
 pipe.recv()
 """
     with contextlib.ExitStack() as stack:
-        riders = [stack.enter_context(OtherProcess(used_data, script)) for _ in range(3)]
-        for rider in riders:
-            assert rider.receive() == "done"
-            rider.finish()
+        processes = [stack.enter_context(OtherProcess(used_data, script)) for _ in range(3)]
+        for process in processes:
+            assert process.receive() == "done"
+            process.finish()
     assert EmbeddedPostgres(used_data).pid is None
 
 
-def test_two_objects_of_one_process_have_a_share_each(used_data: Path) -> None:
+def test_each_of_two_objects_of_one_process_keeps_the_server_running(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as one, EmbeddedPostgres(used_data) as two:
         one.start()
         one.stop()
@@ -65,7 +65,7 @@ def test_two_objects_of_one_process_have_a_share_each(used_data: Path) -> None:
         assert two.pid is None
 
 
-def test_a_forked_child_has_no_share_and_the_parent_gives_its_own_up_at_exit(used_data: Path) -> None:
+def test_a_forked_child_does_not_stop_the_server_and_its_parent_stops_it_at_exit(used_data: Path) -> None:
     script = """
 import os, sys
 from howdah.embedded import EmbeddedPostgres
@@ -87,29 +87,29 @@ if child == 0:
     os._exit(0)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, used_data], check=True, stdout=subprocess.PIPE, timeout=PATIENCE
+        [sys.executable, "-c", script, used_data], check=True, stdout=subprocess.PIPE, timeout=TIMEOUT_SECONDS
     )
     assert is_dead(int(done.stdout.split()[0]))
 
 
-def test_a_server_whose_last_user_was_killed_is_found_again(used_data: Path) -> None:
-    with OtherProcess(used_data) as rider:
-        pid = rider.receive()
-        rider.kill()
+def test_a_server_whose_last_user_was_killed_is_used_again(used_data: Path) -> None:
+    with OtherProcess(used_data) as process:
+        pid = process.receive()
+        process.kill()
         with EmbeddedPostgres(used_data) as server:
             assert server.pid == pid
         assert is_dead(pid)
 
 
-def test_the_server_outlives_an_interrupt_from_the_terminal(used_data: Path) -> None:
-    with OtherProcess(used_data) as rider:
-        pid = rider.receive()
-        assert rider.process.pid is not None
-        os.killpg(rider.process.pid, signal.SIGINT)
-        assert rider.receive() == "interrupted"
+def test_the_server_survives_an_interrupt_from_the_terminal(used_data: Path) -> None:
+    with OtherProcess(used_data) as process:
+        pid = process.receive()
+        assert process.process.pid is not None
+        os.killpg(process.process.pid, signal.SIGINT)
+        assert process.receive() == "interrupted"
         with EmbeddedPostgres(used_data) as server:
             assert server.pid == pid
-        rider.finish()
+        process.finish()
         assert is_dead(pid)
 
 
@@ -126,7 +126,7 @@ def test_an_interrupted_start_leaves_no_server(used_data: Path, monkeypatch: pyt
     assert server.pid is None
 
 
-def test_a_start_waits_no_longer_than_it_was_told(used_data: Path) -> None:
+def test_a_start_waits_no_longer_than_its_timeout(used_data: Path) -> None:
     server = EmbeddedPostgres(used_data, start_timeout=0.2)
     with open(server._sibling("lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -134,7 +134,7 @@ def test_a_start_waits_no_longer_than_it_was_told(used_data: Path) -> None:
             server.start()
 
 
-def test_a_server_that_does_not_answer_is_an_error_and_is_found_once_it_does(used_data: Path) -> None:
+def test_a_server_that_does_not_answer_is_an_error_until_it_answers(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as server:
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)

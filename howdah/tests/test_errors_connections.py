@@ -1,4 +1,4 @@
-"""Errors of connections: lost, refused, or not to be had."""
+"""Errors of connections: lost, rejected, or not available."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_reports_a_backend_that_was_killed(real_database: Database) -> Non
     ],
     ids=["execute", "commit", "bulk"],
 )
-async def test_names_the_timeout_of_a_transaction_that_was_idle(
+async def test_reports_the_timeout_of_a_transaction_that_was_idle(
     database_url: str, real_database: Database, attempt: Callable[[AsyncSession], Awaitable[object]]
 ) -> None:
     async with Database(database_url, idle_in_transaction_timeout=0.1) as database, database.session() as session:
@@ -57,8 +57,8 @@ async def test_names_the_timeout_of_a_transaction_that_was_idle(
         assert await session.scalar(text("SELECT 1")) == 1
 
 
-async def test_names_the_timeout_before_the_driver_has_heard_of_it(database_url: str) -> None:
-    """Control: this event loop runs nothing until the backend is gone."""
+async def test_reports_the_timeout_before_the_driver_has_noticed_it(database_url: str) -> None:
+    """The event loop of this thread runs nothing until the backend is gone."""
 
     def wait(pid: int) -> None:
         async def watch() -> None:
@@ -76,30 +76,30 @@ async def test_names_the_timeout_before_the_driver_has_heard_of_it(database_url:
             await session.execute(text("SELECT 1"))
 
 
-async def test_names_the_timeout_of_a_transaction_that_took_too_long(real_database: Database) -> None:
+async def test_reports_the_timeout_of_a_transaction_that_took_too_long(real_database: Database) -> None:
     async with real_database.session() as session:
         if await session.scalar(text("SELECT CAST(current_setting('server_version_num') AS int) < 170000")):
-            pytest.skip("transaction_timeout came with PostgreSQL 17")
+            pytest.skip("transaction_timeout is new in PostgreSQL 17")
         await session.execute(text("SET LOCAL transaction_timeout = '20ms'"))
         with pytest.raises(errors.ConnectionLost, match="setting transaction_timeout") as caught:
             await session.execute(text("SELECT pg_sleep(9)"))
         assert caught.value.sqlstate == "25P04"
 
 
-async def test_names_the_timeout_of_a_connection_that_was_idle(real_database: Database) -> None:
+async def test_reports_the_timeout_of_a_connection_that_was_idle(real_database: Database) -> None:
     async with real_database.session() as session:
         pid = await session.scalar(text("SELECT pg_backend_pid()"))
         await session.execute(text("SET idle_session_timeout = '20ms'"))
         connection = await session.connection()
         raw = await connection.get_raw_connection()
         driver: Any = raw.driver_connection
-        await driver.execute("COMMIT")  # which SQLAlchemy doesn't know of
+        await driver.execute("COMMIT")  # SQLAlchemy doesn't know of this commit
         await until_gone(real_database, pid)
         with pytest.raises(errors.ConnectionLost, match="idle_session_timeout"):
             await session.execute(text("SELECT 1"))
 
 
-async def test_names_no_timeout_where_none_is_known(real_database: Database) -> None:
+async def test_reports_no_timeout_if_none_is_known(real_database: Database) -> None:
     lock = text("SELECT pg_advisory_xact_lock(1)")
     async with real_database.session() as holder, real_database.session() as session:
         pid = await session.scalar(text("SELECT pg_backend_pid()"))
@@ -126,8 +126,8 @@ async def test_gives_up_on_a_statement_that_the_server_never_ends(database_url: 
 
 
 @pytest.fixture
-async def full_url(real_database: Database) -> AsyncIterator[str]:
-    """Of a role that may have no connection."""
+async def limited_url(real_database: Database) -> AsyncIterator[str]:
+    """The URL of a role with a connection limit of 0."""
     async with real_database.begin() as session:
         await session.execute(text("CREATE ROLE howdah_limited LOGIN CONNECTION LIMIT 0"))
     yield real_database.engine.url.set(username="howdah_limited").render_as_string(hide_password=False)
@@ -135,7 +135,7 @@ async def full_url(real_database: Database) -> AsyncIterator[str]:
         await session.execute(text("DROP ROLE howdah_limited"))
 
 
-async def is_refused(url: str) -> errors.ConnectionFailed:
+async def connection_error(url: str) -> errors.ConnectionFailed:
     async with Database(url) as database:
         for attempt in (database.ping, database.session().connection):
             with pytest.raises(errors.ConnectionFailed) as caught:
@@ -149,24 +149,24 @@ async def is_refused(url: str) -> errors.ConnectionFailed:
     return error
 
 
-async def test_reports_a_server_that_is_not_there(database_url: str) -> None:
-    assert isinstance((await is_refused("postgresql://?host=/nowhere")).orig, OSError)
-    assert isinstance((await is_refused("postgresql://127.0.0.1:1/nowhere")).orig, OSError)
-    assert isinstance((await is_refused("postgresql://nowhere.invalid/nowhere")).orig, OSError)
+async def test_reports_a_server_that_does_not_exist(database_url: str) -> None:
+    assert isinstance((await connection_error("postgresql://?host=/nowhere")).orig, OSError)
+    assert isinstance((await connection_error("postgresql://127.0.0.1:1/nowhere")).orig, OSError)
+    assert isinstance((await connection_error("postgresql://nowhere.invalid/nowhere")).orig, OSError)
 
 
 async def test_reports_a_database_that_does_not_exist(database_url: str) -> None:
     nowhere = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
-    assert (await is_refused(nowhere)).sqlstate == "3D000"
+    assert (await connection_error(nowhere)).sqlstate == "3D000"
 
 
-async def test_reports_a_login_that_is_refused(database_url: str) -> None:
+async def test_reports_a_rejected_login(database_url: str) -> None:
     nobody = make_url(database_url).set(username="nobody").render_as_string(hide_password=False)
-    assert (await is_refused(nobody)).sqlstate in {"28000", "28P01"}
+    assert (await connection_error(nobody)).sqlstate in {"28000", "28P01"}
 
 
-async def test_reports_a_server_that_takes_no_more_clients(full_url: str) -> None:
-    assert (await is_refused(full_url)).sqlstate == "53300"
+async def test_reports_a_server_that_accepts_no_more_clients(limited_url: str) -> None:
+    assert (await connection_error(limited_url)).sqlstate == "53300"
 
 
 async def test_reports_a_pool_without_a_free_connection(database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Errors of statements and commits, provoked on the server and compared with what SQLAlchemy raises without Howdah."""
+"""Errors of statements and commits, compared with the errors that SQLAlchemy raises without Howdah."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ TABLES = (
 
 
 @dataclass(frozen=True)
-class Provoked:
-    """The last statement fails with `becomes`."""
+class ErrorCase:
+    """The last statement raises `error_class`."""
 
-    becomes: type[errors.DatabaseError]
+    error_class: type[errors.DatabaseError]
     sqlstates: str
     statements: Sequence[Any]
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -51,72 +51,74 @@ class Provoked:
 
     @property
     def id(self) -> str:
-        return f"{self.becomes.__name__}-{self.sqlstates}-{str(self.statements[-1])[:40]}"
+        return f"{self.error_class.__name__}-{self.sqlstates}-{str(self.statements[-1])[:40]}"
 
 
-def provoked(
-    becomes: type[errors.DatabaseError],
+def error_case(
+    error_class: type[errors.DatabaseError],
     sqlstates: str,
     *statements: Any,
     facts: Sequence[str | None] = (),
-    **given: Any,
-) -> Provoked:
+    **parameters: Any,
+) -> ErrorCase:
     constraint, table, column = (*facts, None, None, None)[:3]
-    return Provoked(becomes, sqlstates, statements, given, constraint, table, column)
+    return ErrorCase(error_class, sqlstates, statements, parameters, constraint, table, column)
 
 
-PROVOKED = [
-    provoked(errors.UniqueViolation, "23505", "INSERT INTO things VALUES (1)", facts=("pk_things", "things")),
-    provoked(errors.ForeignKeyViolation, "23503", "INSERT INTO things VALUES (2, 2)", facts=("fk_parent", "things")),
-    provoked(errors.ForeignKeyViolation, "23001 23503", "DELETE FROM parents", facts=("fk_kept", "things")),
-    provoked(
+ERROR_CASES = [
+    error_case(errors.UniqueViolation, "23505", "INSERT INTO things VALUES (1)", facts=("pk_things", "things")),
+    error_case(errors.ForeignKeyViolation, "23503", "INSERT INTO things VALUES (2, 2)", facts=("fk_parent", "things")),
+    error_case(errors.ForeignKeyViolation, "23001 23503", "DELETE FROM parents", facts=("fk_kept", "things")),
+    error_case(
         errors.CheckViolation,
         "23514",
         "INSERT INTO things (id, name) VALUES (2, :name)",
         facts=("ck_name", "things"),
         name="x",
     ),
-    provoked(errors.CheckViolation, "23514", "SELECT CAST(3 AS even)", facts=("ck_even",)),
-    provoked(errors.CheckViolation, "44000", "INSERT INTO positive VALUES (-1)"),
-    provoked(
+    error_case(errors.CheckViolation, "23514", "SELECT CAST(3 AS even)", facts=("ck_even",)),
+    error_case(errors.CheckViolation, "44000", "INSERT INTO positive VALUES (-1)"),
+    error_case(
         errors.NotNullViolation, "23502", "INSERT INTO things VALUES (2, 1, 1, NULL)", facts=(None, "things", "name")
     ),
-    provoked(
+    error_case(
         errors.ExclusionViolation,
         "23P01",
         "INSERT INTO things VALUES (2, 1, 1, 'b', '[9,9]')",
         facts=("ex_during", "things"),
     ),
-    provoked(errors.TooLong, "22001", "INSERT INTO things (id, name) VALUES (2, :name)", name="secret"),
-    provoked(errors.OutOfRange, "22003", "SELECT CAST(2147483647 AS int) + 1"),
-    provoked(errors.OutOfRange, "22003", "SELECT CAST(CAST(:n AS text) AS smallint)", n="40000"),
-    provoked(errors.OutOfRange, "22008", "SELECT CAST(CAST(:day AS text) AS date)", day="2020-02-30"),
-    provoked(errors.OutOfRange, "22008", "SELECT timestamp '290000-01-01' + interval '9999 years'"),
-    provoked(errors.OutOfRange, "22015", "SELECT interval '99999999999 days'"),
-    provoked(errors.OutOfRange, "", select(bindparam("n", type_=Integer)), n=2**31),
-    provoked(errors.OutOfRange, "", "SELECT CAST(:n AS bigint)", n=-(2**63) - 1),
-    provoked(errors.InvalidText, "22P02", "SELECT CAST(CAST(:key AS text) AS uuid)", key="secret"),
-    provoked(errors.InvalidText, "22P02", "SELECT CAST(:colour AS colour)", colour="secret"),
-    provoked(errors.InvalidText, "22021", "SELECT CAST(:name AS text)", name="secret\0"),
-    provoked(errors.InvalidText, "", "SELECT CAST(:name AS text)", name="secret\ud800"),
-    provoked(errors.InvalidText, "22P05", "SELECT CAST(CAST(:json AS text) AS jsonb)", json='"secret\\u0000"'),
-    provoked(errors.InvalidText, "22007", "SELECT CAST(CAST(:day AS text) AS date)", day="secret"),
-    provoked(errors.InvalidValue, "22012", "SELECT 1/0"),
-    provoked(errors.InvalidValue, "", select(bindparam("n", type_=Integer)), n="secret"),
-    provoked(errors.InvalidValue, "", "SELECT CAST(:key AS uuid)", key="secret"),
-    provoked(errors.InvalidValue, "", select(bindparam("day", type_=Date)), day="secret"),
-    provoked(errors.InvalidValue, "", select(bindparam("at", type_=DateTime(timezone=True))), at=timedelta(days=12345)),
-    provoked(errors.ReadOnly, "25006", "SET TRANSACTION READ ONLY", "DELETE FROM things"),
-    provoked(errors.InvalidStatement, "42601", "SELEC 1"),
-    provoked(errors.InvalidStatement, "42P01", "SELECT * FROM nowhere"),
-    provoked(errors.InvalidStatement, "42703", "SELECT nothing FROM things"),
-    provoked(errors.InvalidStatement, "42501", "SET LOCAL ROLE pg_monitor", "DELETE FROM things"),
-    provoked(errors.InvalidStatement, "3F000", "CREATE TABLE nowhere.things (id int)"),
-    provoked(errors.InvalidStatement, "3D000", "ALTER DATABASE nowhere SET work_mem = '4MB'"),
-    provoked(errors.InvalidStatement, "0A000", "SELECT count(*) FROM things FOR UPDATE"),
-    provoked(errors.StatementTimeout, "57014", "SET LOCAL statement_timeout = 1", "SELECT pg_sleep(9)"),
-    provoked(errors.ServerFault, "XX000", "DO $$ BEGIN RAISE SQLSTATE 'XX000'; END $$"),
-    provoked(
+    error_case(errors.TooLong, "22001", "INSERT INTO things (id, name) VALUES (2, :name)", name="secret"),
+    error_case(errors.OutOfRange, "22003", "SELECT CAST(2147483647 AS int) + 1"),
+    error_case(errors.OutOfRange, "22003", "SELECT CAST(CAST(:n AS text) AS smallint)", n="40000"),
+    error_case(errors.OutOfRange, "22008", "SELECT CAST(CAST(:day AS text) AS date)", day="2020-02-30"),
+    error_case(errors.OutOfRange, "22008", "SELECT timestamp '290000-01-01' + interval '9999 years'"),
+    error_case(errors.OutOfRange, "22015", "SELECT interval '99999999999 days'"),
+    error_case(errors.OutOfRange, "", select(bindparam("n", type_=Integer)), n=2**31),
+    error_case(errors.OutOfRange, "", "SELECT CAST(:n AS bigint)", n=-(2**63) - 1),
+    error_case(errors.InvalidText, "22P02", "SELECT CAST(CAST(:key AS text) AS uuid)", key="secret"),
+    error_case(errors.InvalidText, "22P02", "SELECT CAST(:colour AS colour)", colour="secret"),
+    error_case(errors.InvalidText, "22021", "SELECT CAST(:name AS text)", name="secret\0"),
+    error_case(errors.InvalidText, "", "SELECT CAST(:name AS text)", name="secret\ud800"),
+    error_case(errors.InvalidText, "22P05", "SELECT CAST(CAST(:json AS text) AS jsonb)", json='"secret\\u0000"'),
+    error_case(errors.InvalidText, "22007", "SELECT CAST(CAST(:day AS text) AS date)", day="secret"),
+    error_case(errors.InvalidValue, "22012", "SELECT 1/0"),
+    error_case(errors.InvalidValue, "", select(bindparam("n", type_=Integer)), n="secret"),
+    error_case(errors.InvalidValue, "", "SELECT CAST(:key AS uuid)", key="secret"),
+    error_case(errors.InvalidValue, "", select(bindparam("day", type_=Date)), day="secret"),
+    error_case(
+        errors.InvalidValue, "", select(bindparam("at", type_=DateTime(timezone=True))), at=timedelta(days=12345)
+    ),
+    error_case(errors.ReadOnly, "25006", "SET TRANSACTION READ ONLY", "DELETE FROM things"),
+    error_case(errors.InvalidStatement, "42601", "SELEC 1"),
+    error_case(errors.InvalidStatement, "42P01", "SELECT * FROM nowhere"),
+    error_case(errors.InvalidStatement, "42703", "SELECT nothing FROM things"),
+    error_case(errors.InvalidStatement, "42501", "SET LOCAL ROLE pg_monitor", "DELETE FROM things"),
+    error_case(errors.InvalidStatement, "3F000", "CREATE TABLE nowhere.things (id int)"),
+    error_case(errors.InvalidStatement, "3D000", "ALTER DATABASE nowhere SET work_mem = '4MB'"),
+    error_case(errors.InvalidStatement, "0A000", "SELECT count(*) FROM things FOR UPDATE"),
+    error_case(errors.StatementTimeout, "57014", "SET LOCAL statement_timeout = 1", "SELECT pg_sleep(9)"),
+    error_case(errors.ServerFault, "XX000", "DO $$ BEGIN RAISE SQLSTATE 'XX000'; END $$"),
+    error_case(
         errors.DatabaseError,
         "P0001",
         "DO $$ BEGIN RAISE 'no' USING CONSTRAINT = 'c', TABLE = 't', COLUMN = 'k'; END $$",
@@ -127,7 +129,7 @@ PROVOKED = [
 
 @pytest.fixture
 async def engines(database_url: str) -> AsyncIterator[tuple[AsyncEngine, AsyncEngine]]:
-    """Howdah's, and SQLAlchemy's own for comparison."""
+    """The engine of a `Database`, and a plain engine of SQLAlchemy."""
     plain = create_async_engine(database_url, pool_size=1, isolation_level="READ COMMITTED")
     async with Database(database_url, pool_size=1) as database:
         yield database.engine, plain
@@ -135,22 +137,24 @@ async def engines(database_url: str) -> AsyncIterator[tuple[AsyncEngine, AsyncEn
 
 
 async def raised_by(engine: AsyncEngine, statements: Sequence[Any], parameters: dict[str, Any]) -> Exception:
-    """What the last of the statements raises; all is rolled back."""
+    """The error of the last statement. Everything is rolled back."""
     *before, last = (text(each) if isinstance(each, str) else each for each in statements)
     async with engine.connect() as connection:
         for statement in before:
             await connection.execute(statement)
-        with pytest.raises(Exception) as caught:  # noqa: PT011  # it is what the callers examine
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # the callers check it
             await connection.execute(last, parameters)
         return caught.value
 
 
-@pytest.mark.parametrize("case", PROVOKED, ids=lambda case: case.id)
-async def test_says_what_postgresql_refused(case: Provoked, engines: tuple[AsyncEngine, AsyncEngine]) -> None:
+@pytest.mark.parametrize("case", ERROR_CASES, ids=lambda case: case.id)
+async def test_an_error_has_the_class_constraint_table_and_column_of_its_cause(
+    case: ErrorCase, engines: tuple[AsyncEngine, AsyncEngine]
+) -> None:
     ours, plain = engines
     statements = (*TABLES, *case.statements)
     error = await raised_by(ours, statements, case.parameters)
-    assert type(error) is case.becomes
+    assert type(error) is case.error_class
     assert isinstance(error, errors.DatabaseError)
     assert (error.sqlstate or "") in (case.sqlstates.split() or [""])
     assert (error.constraint, error.table, error.column) == (case.constraint, case.table, case.column)
@@ -172,7 +176,7 @@ async def test_says_what_postgresql_refused(case: Provoked, engines: tuple[Async
     assert "secret" not in repr(error)
 
 
-async def test_keeps_values_out_of_the_text_of_an_error(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
+async def test_the_text_of_an_error_contains_no_values(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
     insertion = "INSERT INTO things (id, name) VALUES (2, CAST(:name AS text))"
     taken = (*TABLES, "CREATE UNIQUE INDEX ON things (name)", insertion.replace(":name", "'shh'"))
     error = await raised_by(engines[0], (*taken, insertion.replace("(2", "(3")), {"name": "shh"})
@@ -182,7 +186,7 @@ async def test_keeps_values_out_of_the_text_of_an_error(engines: tuple[AsyncEngi
     assert "things_name_idx" in str(error)
 
 
-async def test_shows_values_when_asked_to(database_url: str) -> None:
+async def test_the_text_of_an_error_contains_values_if_hide_parameters_is_false(database_url: str) -> None:
     async with Database(database_url, hide_parameters=False) as database:
         error = await raised_by(database.engine, ["SELECT CAST(:key AS uuid)"], {"key": "shown"})
     assert str(error).count("shown") > 1
@@ -198,7 +202,7 @@ async def test_shows_values_when_asked_to(database_url: str) -> None:
     ],
     ids=["naive", "nan", "huge", "set"],
 )
-async def test_says_what_a_column_type_refused_before_anything_was_sent(
+async def test_reports_a_value_that_a_column_type_rejected(
     statement: Any, says: str, engines: tuple[AsyncEngine, AsyncEngine]
 ) -> None:
     error = await raised_by(engines[0], [statement], {})
@@ -259,7 +263,7 @@ async def test_reports_a_serialization_failure(committed_database: Database) -> 
     assert isinstance(caught.value, exc.OperationalError)
 
 
-async def test_reports_a_deadlock_to_one_of_the_two(real_database: Database) -> None:
+async def test_reports_a_deadlock_to_one_of_two_sessions(real_database: Database) -> None:
     lock = text("SELECT pg_advisory_xact_lock(:key)")
     async with real_database.session() as one, real_database.session() as other:
         await one.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
@@ -277,7 +281,7 @@ async def test_reports_a_deadlock_to_one_of_the_two(real_database: Database) -> 
 
 
 @pytest.mark.parametrize("nowait", ["", "NOWAIT"])
-async def test_reports_a_lock_that_is_not_free_in_time(nowait: str, database_url: str) -> None:
+async def test_reports_a_lock_timeout(nowait: str, database_url: str) -> None:
     lock = text(f"LOCK TABLE users {nowait}")
     timeout = 60 if nowait else 0.05
     async with (
@@ -291,7 +295,7 @@ async def test_reports_a_lock_that_is_not_free_in_time(nowait: str, database_url
     assert caught.value.sqlstate == "55P03"
 
 
-async def test_reports_a_table_that_was_altered_under_a_prepared_statement(committed_database: Database) -> None:
+async def test_reports_a_table_that_was_altered_after_a_statement_was_prepared(committed_database: Database) -> None:
     emails = select(User.email)
     async with committed_database.session() as session, committed_database.session() as migration:
         await session.execute(emails)

@@ -49,19 +49,19 @@ def get_imports(tree: ast.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("module", WITH_ALL, ids=get_name)
-def test_all_is_sorted_and_names_nothing_twice(module: ModuleType) -> None:
+def test_all_is_sorted_and_has_no_duplicates(module: ModuleType) -> None:
     """Constants, then classes, then the rest, as ruff's RUF022 sorts it."""
     kinds = [(not name.isupper(), not name[0].isupper(), name) for name in module.__all__]
     assert kinds == sorted(set(kinds))
 
 
 @pytest.mark.parametrize("module", [howdah, howdah.embedded, howdah.fastapi], ids=get_name)
-def test_all_of_a_package_is_what_it_imports(module: ModuleType) -> None:
+def test_all_of_a_package_equals_its_imports(module: ModuleType) -> None:
     assert get_imports(get_tree(module)) == set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
 
 
-def test_all_of_the_pytest_plugin_is_what_it_defines() -> None:
+def test_all_of_the_pytest_plugin_equals_its_definitions() -> None:
     assert get_definitions(get_tree(howdah.testing)) == set(howdah.testing.__all__)
 
 
@@ -99,7 +99,7 @@ def test_every_public_name_of_the_pytest_plugin_is_described() -> None:
     assert all(getattr(howdah.testing, name).__doc__ for name in names)
 
 
-def test_a_class_can_be_imported_from_the_module_that_it_names() -> None:
+def test_a_class_can_be_imported_from_its_module() -> None:
     """Pickled errors and tracebacks refer to a class by that name."""
     for name in howdah.__all__:
         value = getattr(howdah, name)

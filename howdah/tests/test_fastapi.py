@@ -1,4 +1,4 @@
-"""`howdah.fastapi`, behind a real server on real HTTP."""
+"""`howdah.fastapi` behind uvicorn, over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,21 +26,21 @@ from howdah_tests.support.fastapi_apps import USERS, create_app, http_client
 from howdah_tests.support.sample_models import User
 
 
-async def a_deferred_constraint(database: Database) -> None:
-    """From now on a second user with the same nickname is refused, but only by COMMIT."""
+async def add_deferred_constraint(database: Database) -> None:
+    """Make the COMMIT fail if two users have the same nickname."""
     async with database.begin() as session:
         await session.execute(
             text("ALTER TABLE users ADD CONSTRAINT one_nickname UNIQUE (nickname) DEFERRABLE INITIALLY DEFERRED")
         )
 
 
-async def returns_to_the_pool(database: Database) -> None:
+async def until_released(database: Database) -> None:
     async with asyncio.timeout(10):
         while database.pool_status().in_use:
             await asyncio.sleep(0.005)
 
 
-async def add_two_of_one_nickname(db: AsyncSession) -> None:
+async def add_two_users_with_one_nickname(db: AsyncSession) -> None:
     db.add_all([User(email=f"{n}@x", name="x", nickname="same") for n in range(2)])
     await db.flush()
 
@@ -49,12 +49,12 @@ async def add_two_of_one_nickname(db: AsyncSession) -> None:
 
 
 async def test_a_commit_that_fails_is_the_response(committed_database: Database) -> None:
-    await a_deferred_constraint(committed_database)
+    await add_deferred_constraint(committed_database)
     app = create_app(committed_database)
 
     @app.post(USERS)
     async def create(db: DbSession) -> dict[str, str]:
-        await add_two_of_one_nickname(db)
+        await add_two_users_with_one_nickname(db)
         return {"saved": "yes"}
 
     async with http_client(app) as client:
@@ -68,7 +68,7 @@ async def test_a_commit_that_fails_is_the_response(committed_database: Database)
 async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fails(
     committed_database: Database,
 ) -> None:
-    await a_deferred_constraint(committed_database)
+    await add_deferred_constraint(committed_database)
     app = create_app(committed_database)
 
     async def reference_get_db() -> AsyncIterator[AsyncSession]:
@@ -82,7 +82,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
 
     @app.post(USERS)
     async def create(db: Annotated[AsyncSession, Depends(reference_get_db)]) -> dict[str, str]:
-        await add_two_of_one_nickname(db)
+        await add_two_users_with_one_nickname(db)
         return {"saved": "yes"}
 
     async with http_client(app) as client:
@@ -90,7 +90,7 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
     assert response.status_code == 200
     assert response.json() == {"saved": "yes"}
     async with committed_database.session() as session:
-        assert await AsyncRepository(session, User).count() == 0  # and nothing was
+        assert await AsyncRepository(session, User).count() == 0  # nothing was saved
 
 
 async def test_the_commit_is_visible_to_others_before_the_response_is_sent(committed_database: Database) -> None:
@@ -114,7 +114,7 @@ async def test_the_commit_is_visible_to_others_before_the_response_is_sent(commi
 
 
 @pytest.mark.parametrize("included", [False, True])
-async def test_a_committing_session_declared_without_function_scope_is_refused(
+async def test_a_committing_session_declared_without_function_scope_is_rejected(
     committed_database: Database, included: bool
 ) -> None:
     app = create_app(committed_database)
@@ -153,7 +153,7 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
             404,
             500,
         ]
-    await returns_to_the_pool(committed_database)
+    await until_released(committed_database)
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 0
 
@@ -180,7 +180,7 @@ async def test_an_error_of_the_route_rolls_back(committed_database: Database) ->
         (304, None, None),
     ],
 )
-async def test_an_http_exception_of_any_status_and_detail_is_answered(
+async def test_an_http_exception_of_any_status_and_detail_becomes_a_response(
     committed_database: Database, status: int, detail: Any, expected: Any
 ) -> None:
     app = create_app(committed_database)
@@ -217,10 +217,10 @@ async def test_a_streaming_response_reads_from_the_read_session(committed_databa
     ids = response.text.split()
     assert len(ids) == 3000
     assert ids == sorted(ids)
-    await returns_to_the_pool(committed_database)
+    await until_released(committed_database)
 
 
-async def test_a_streaming_response_on_the_committing_session_fails_rather_than_leaks(
+async def test_a_streaming_response_on_the_committing_session_fails_and_leaks_no_connection(
     committed_database: Database,
 ) -> None:
     app = create_app(committed_database)
@@ -245,7 +245,7 @@ async def test_a_streaming_response_on_the_committing_session_fails_rather_than_
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_the_read_session_refuses_writes(committed_database: Database) -> None:
+async def test_the_read_session_rejects_writes(committed_database: Database) -> None:
     app = create_app(committed_database)
 
     @app.post(USERS)
@@ -258,7 +258,7 @@ async def test_the_read_session_refuses_writes(committed_database: Database) -> 
     assert response.json()["type"] == "urn:howdah:problem:read-only"
 
 
-async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back(
+async def test_a_client_that_disconnects_from_a_stream_releases_the_connection(
     committed_database: Database,
 ) -> None:
     async with committed_database.begin() as session:
@@ -278,12 +278,12 @@ async def test_a_client_that_disconnects_from_a_stream_gives_the_connection_back
         async with client.stream("GET", "/endless") as response:
             async for _ in response.aiter_bytes():
                 break
-        await returns_to_the_pool(committed_database)
+        await until_released(committed_database)
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 1000
 
 
-async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(committed_database: Database) -> None:
+async def test_a_cancelled_request_rolls_back_and_releases_the_connection(committed_database: Database) -> None:
     app = create_app(committed_database)
     tasks: list[asyncio.Task[Any]] = []
 
@@ -298,18 +298,18 @@ async def test_a_cancelled_request_rolls_back_and_gives_the_connection_back(comm
     async with http_client(app) as client:
         request = asyncio.create_task(client.post(USERS))
         async with asyncio.timeout(10), committed_database.engine.connect() as watching:
-            # a transaction would see the backends of its first look for ever
+            # in a transaction pg_stat_activity is cached
             await watching.execution_options(isolation_level="AUTOCOMMIT")
             while not await watching.scalar(text("SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'")):
                 await asyncio.sleep(0.01)
         tasks[0].cancel()
         assert (await request).status_code == 500
-        await returns_to_the_pool(committed_database)
+        await until_released(committed_database)
     async with committed_database.session() as session:
         assert await AsyncRepository(session, User).count() == 0
 
 
-async def test_another_database_takes_its_place_without_a_lifespan(database: Database) -> None:
+async def test_get_database_can_be_overridden_without_a_lifespan(database: Database) -> None:
     app = FastAPI()
 
     @app.post(USERS)
@@ -326,7 +326,7 @@ async def test_another_database_takes_its_place_without_a_lifespan(database: Dat
         assert (await client.get(USERS)).json() == 1
 
 
-async def test_a_further_database_has_a_session_dependency_of_its_own(committed_database: Database) -> None:
+async def test_a_second_database_can_have_its_own_session_dependency(committed_database: Database) -> None:
     app = create_app(committed_database)
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
@@ -340,7 +340,7 @@ async def test_a_further_database_has_a_session_dependency_of_its_own(committed_
         assert await AsyncRepository(session, User).count() == 1
 
 
-async def test_an_application_without_a_database_is_told_what_to_do() -> None:
+async def test_the_error_of_an_application_without_a_database_says_what_to_do() -> None:
     app = FastAPI()
 
     @app.get("/")
@@ -352,13 +352,13 @@ async def test_an_application_without_a_database_is_told_what_to_do() -> None:
             await client.get("/")
 
 
-async def test_page_parameters_refuse_what_they_do_not_name(committed_database: Database) -> None:
+async def test_page_parameters_reject_unknown_and_invalid_parameters(committed_database: Database) -> None:
     app = create_app(committed_database)
 
     @app.get(USERS)
     async def read(page: Annotated[PageParameters, Query()], db: DbSession) -> list[UUID]:
-        listing = await AsyncRepository(db, User).page(select(User), limit=page.limit, after=page.after)
-        return [user.id for user in listing.items]
+        found = await AsyncRepository(db, User).page(select(User), limit=page.limit, after=page.after)
+        return [user.id for user in found.items]
 
     async with http_client(app) as client:
         assert (await client.get(USERS)).json() == []

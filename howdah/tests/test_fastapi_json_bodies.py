@@ -45,13 +45,13 @@ def error_of(content: bytes) -> InvalidJSON:
         (b'{"a":' * 200 + b'{"b": 1, "b": 2}' + b"}" * 200, ("a",) * 200 + ("b",)),
     ],
 )
-def test_a_duplicate_name_is_rejected_with_its_place(content: bytes, loc: tuple[str | int, ...]) -> None:
+def test_a_duplicate_name_is_rejected_with_its_location(content: bytes, loc: tuple[str | int, ...]) -> None:
     error = error_of(content)
     assert (error.code, error.loc) == ("json_duplicate_name", loc)
     assert f"'{loc[-1]}' occurs more than once" in str(error)
 
 
-def test_the_name_in_the_message_is_short() -> None:
+def test_a_long_name_is_shortened_in_the_message() -> None:
     name = "x" * 50_000
     error = error_of(f'{{"{name}": 1, "{name}": 2}}'.encode())
     assert len(str(error)) < 200
@@ -97,7 +97,7 @@ def test_names_that_differ_only_in_their_unicode_form_are_two_names() -> None:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_what_has_no_single_meaning_is_rejected(content: bytes, code: str) -> None:
+def test_json_without_a_single_meaning_is_rejected(content: bytes, code: str) -> None:
     assert error_of(content).code == code
 
 
@@ -111,7 +111,7 @@ def test_what_has_no_single_meaning_is_rejected(content: bytes, code: str) -> No
         '{"a": {"a": 1}, "b": [{"a": 1}, {"a": 2}]}',
     ],
 )
-def test_other_json_is_read_as_the_standard_library_does(text: str) -> None:
+def test_valid_json_has_the_value_of_the_standard_library(text: str) -> None:
     assert parse_json(text.encode()) == json.loads(text)
     assert parse_json(b"\xef\xbb\xbf" + text.encode()) == json.loads(text)
 
@@ -124,7 +124,7 @@ _VALUES = st.recursive(
 
 
 @given(_VALUES, st.booleans())
-def test_each_value_of_json_is_read_back(value: Any, ascii_only: bool) -> None:
+def test_each_json_value_is_read_back_unchanged(value: Any, ascii_only: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
 
 
@@ -142,7 +142,7 @@ def test_an_object_is_rejected_if_and_only_if_a_name_is_repeated(members: list[t
 
 
 @given(st.binary())
-def test_no_bytes_raise_another_error(content: bytes) -> None:
+def test_any_bytes_raise_only_invalid_json(content: bytes) -> None:
     with suppress(InvalidJSON):
         parse_json(content)
 
@@ -182,7 +182,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_a_duplicate_name_in_a_body_is_answered_with_its_place(client: httpx.AsyncClient) -> None:
+async def test_the_response_to_a_duplicate_name_has_its_location(client: httpx.AsyncClient) -> None:
     body = b'{"inner": [{"amount": 1}, {"amount": 2, "amount": 3}]}'
     answer = await client.post("/strict", content=body, headers=JSON)
     assert answer.status_code == 422
@@ -197,8 +197,8 @@ async def test_a_duplicate_name_in_a_body_is_answered_with_its_place(client: htt
     ]
 
 
-async def test_without_the_route_class_the_last_of_two_values_is_used(client: httpx.AsyncClient) -> None:
-    """The control: the fault that `StrictJSONRoute` prevents."""
+async def test_control_without_the_route_class_the_last_of_two_values_is_used(client: httpx.AsyncClient) -> None:
+    """The fault that `StrictJSONRoute` prevents."""
     answer = await client.post("/lenient", content=b'{"amount": 1, "amount": 2}', headers=JSON)
     assert answer.json()["amount"] == 2
 
@@ -225,7 +225,7 @@ async def test_each_media_type_of_json_is_checked(client: httpx.AsyncClient, kin
     ],
     ids=lambda value: repr(value)[:30],
 )
-async def test_a_body_that_is_no_json_has_the_status_that_fastapi_gives(
+async def test_a_body_that_is_not_json_has_the_status_of_fastapi(
     client: httpx.AsyncClient, body: bytes, status: int
 ) -> None:
     strict = await client.post("/strict", content=body, headers=JSON)
@@ -239,7 +239,7 @@ async def test_the_request_of_the_route_reads_the_same_value(client: httpx.Async
     assert (await client.post("/strict/raw", content=b'{"a": 1}', headers=JSON)).json() == [{"a": 1}, True]
 
 
-def test_the_description_is_the_same_as_of_other_routes(app: FastAPI) -> None:
+def test_the_openapi_description_is_that_of_other_routes(app: FastAPI) -> None:
     paths = app.openapi()["paths"]
 
     def described(path: str) -> Any:

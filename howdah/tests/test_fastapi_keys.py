@@ -1,4 +1,4 @@
-"""A key that its column can't have is the client's fault, in every call that takes keys."""
+"""An invalid key is an error of the client, in every call that accepts keys."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CALLS: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", ["no-uuid", "", "01977f1e-7c3a-7000-8000-00000000000", "٣", "1; DROP TABLE users"])
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_key_that_its_column_can_not_have_is_422(database: Database, call: str, key: str) -> None:
+async def test_a_key_that_is_invalid_for_its_column_is_422(database: Database, call: str, key: str) -> None:
     app = create_bare_app(database)
 
     @app.post("/{call}")
@@ -53,7 +53,7 @@ async def test_a_key_that_its_column_can_not_have_is_422(database: Database, cal
     assert "DROP" not in answer.text
 
 
-async def test_a_key_that_is_no_uuid_is_422_in_a_view(committed_database: Database) -> None:
+async def test_a_key_of_a_view_that_is_not_a_uuid_is_422(committed_database: Database) -> None:
     app = create_bare_app()
     async with JsonView(User, UserOut).open(committed_database) as view:
 

@@ -46,7 +46,7 @@ def responses(app: FastAPI, path: str = "/", method: str = "get") -> dict[str, A
     return found
 
 
-def assert_every_reference_leads_somewhere(description: dict[str, Any]) -> None:
+def assert_every_reference_has_a_target(description: dict[str, Any]) -> None:
     for reference in references(description):
         assert reference.rsplit("/", 1)[1] in description["components"]["schemas"], reference
 
@@ -61,7 +61,7 @@ def references(value: Any) -> Iterator[str]:
             yield from references(inner)
 
 
-# What follows from what a route takes.
+# Problems that follow from the parameters of a route.
 
 
 async def nothing() -> None: ...
@@ -119,7 +119,7 @@ async def by_nested_session(user: Annotated[None, Depends(by_session)], id: int)
     ],
 )
 @pytest.mark.parametrize("place", ["application", "router", "router in a router"])
-def test_a_route_describes_the_problems_that_follow_from_what_it_takes(
+def test_a_route_describes_the_problems_that_follow_from_its_parameters(
     route: Any, method: str, path: str, statuses: list[int], place: str
 ) -> None:
     app, router = create_bare_app(), APIRouter()
@@ -138,10 +138,10 @@ def test_a_route_describes_the_problems_that_follow_from_what_it_takes(
     schemas = app.openapi().get("components", {}).get("schemas", {})
     assert "HTTPValidationError" not in schemas
     assert ("Problem" in schemas) == bool(statuses)
-    assert_every_reference_leads_somewhere(app.openapi())
+    assert_every_reference_has_a_target(app.openapi())
 
 
-def test_dependencies_that_include_router_adds_count() -> None:
+def test_dependencies_of_include_router_are_included() -> None:
     app, router = create_bare_app(), APIRouter()
     router.add_api_route("/", nothing, methods=["POST"])
     app.include_router(router, prefix="/a", dependencies=[Depends(by_session)])
@@ -150,7 +150,7 @@ def test_dependencies_that_include_router_adds_count() -> None:
     assert responses(app, "/b/", "post").keys() == {"200"}
 
 
-def test_the_schema_of_a_problem_has_the_errors_of_a_request() -> None:
+def test_the_schema_of_a_problem_contains_the_validation_errors() -> None:
     app = create_bare_app()
     app.post("/")(by_body)
     schemas = app.openapi()["components"]["schemas"]
@@ -161,10 +161,10 @@ def test_the_schema_of_a_problem_has_the_errors_of_a_request() -> None:
     assert schemas["InputError"]["required"] == ["loc", "msg", "type"]
 
 
-# What the route says itself.
+# Responses that the route declares.
 
 
-def test_responses_of_the_route_stay_as_they_are() -> None:
+def test_responses_that_the_route_declares_are_kept() -> None:
     app, own = create_bare_app(), {"description": "own", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
     @app.post("/own/{id}", responses={404: own, 422: own, 503: own})
@@ -183,7 +183,7 @@ def test_responses_of_the_route_stay_as_they_are() -> None:
     assert responses(app, "/default/{id}", "post").keys() == {"200", "default"}
 
 
-def test_a_route_declares_what_does_not_follow() -> None:
+def test_a_route_can_declare_further_problems() -> None:
     app = create_bare_app()
     app.get("/", responses=describe_problems(428, 503) | {418: {"description": "a teapot"}})(nothing)
     described = responses(app)
@@ -192,7 +192,7 @@ def test_a_route_declares_what_does_not_follow() -> None:
     assert "Retry-After" in described["503"]["headers"]
 
 
-def test_callbacks_and_webhooks_are_left_alone() -> None:
+def test_callbacks_and_webhooks_are_not_changed() -> None:
     app, calls = create_bare_app(), APIRouter()
     calls.post("{$request.body.url}")(by_body)
     app.post("/", callbacks=calls.routes)(nothing)
@@ -200,13 +200,13 @@ def test_callbacks_and_webhooks_are_left_alone() -> None:
     description = app.openapi()
     assert description["webhooks"]["changed"]["post"]["responses"]["422"]["content"].keys() == {"application/json"}
     assert "HTTPValidationError" in description["components"]["schemas"]
-    assert_every_reference_leads_somewhere(description)
+    assert_every_reference_has_a_target(description)
 
 
-# Models that FastAPI doesn't find by itself.
+# Models that no route reads or returns.
 
 
-def test_a_model_is_described_where_fastapi_reads_none() -> None:
+def test_a_model_that_no_route_reads_can_be_described() -> None:
     app = create_bare_app()
     app.post(
         "/",
@@ -221,10 +221,10 @@ def test_a_model_is_described_where_fastapi_reads_none() -> None:
         "application/x-ndjson": {"schema": {"$ref": "#/components/schemas/Line"}}
     }
     assert description["components"]["schemas"].keys() == {"Body", "Line"}
-    assert_every_reference_leads_somewhere(description)
+    assert_every_reference_has_a_target(description)
 
 
-def test_a_model_that_fastapi_finds_too_is_described_once() -> None:
+def test_a_model_that_fastapi_describes_too_is_described_once() -> None:
     app = create_bare_app()
     app.post("/lines", responses={200: {"content": {"text/csv": {"schema": get_schema_ref(Line, "validation")}}}})(
         nothing
@@ -262,7 +262,7 @@ def test_models_of_the_same_name_are_kept_apart() -> None:
     assert described("/{id}", "404", PROBLEM_JSON) >= {"type", "title", "status"}
     assert described("/lines", "200", "text/csv") == {"problem"}
     assert described("/other", "200", "text/csv") == {"body", "amount"}
-    assert_every_reference_leads_somewhere(description)
+    assert_every_reference_has_a_target(description)
 
 
 def _other_line() -> type[BaseModel]:
@@ -272,7 +272,7 @@ def _other_line() -> type[BaseModel]:
 # The application's description.
 
 
-def test_a_description_is_made_once_and_again_for_a_new_route() -> None:
+def test_a_description_is_cached_until_a_route_is_added() -> None:
     app = create_bare_app()
     app.get("/{id}")(by_path)
     described = app.openapi()
@@ -282,7 +282,7 @@ def test_a_description_is_made_once_and_again_for_a_new_route() -> None:
     assert responses(app, "/later/{id}").keys() == {"200", "404", "422"}
 
 
-def test_an_application_with_a_description_of_its_own_keeps_it() -> None:
+def test_an_application_with_a_custom_description_keeps_it() -> None:
     app = FastAPI()
     app.get("/{id}")(by_path)
 
@@ -294,11 +294,11 @@ def test_an_application_with_a_description_of_its_own_keeps_it() -> None:
     assert app.openapi()["info"]["title"] == "own"
     assert responses(app, "/{id}").keys() == {"200", "404", "422"}
 
-    app.openapi = own  # type: ignore[method-assign]  # set afterwards, it is all there is
+    app.openapi = own  # type: ignore[method-assign]  # set after add_error_handlers, so it replaces the library's description
     assert responses(app, "/{id}")["422"]["content"].keys() == {"application/json"}
 
 
-def test_a_subclass_with_a_description_of_its_own_keeps_it() -> None:
+def test_a_subclass_with_a_custom_description_keeps_it() -> None:
     class Titled(FastAPI):
         def openapi(self) -> dict[str, Any]:
             description = super().openapi()
@@ -332,10 +332,10 @@ def test_an_application_without_error_handlers_is_described_by_fastapi() -> None
     assert responses(app, "/{id}")["422"]["content"].keys() == {"application/json"}
 
 
-# The description and the answers.
+# The description and the responses.
 
 
-async def test_what_is_answered_is_as_described(database: Database) -> None:
+async def test_responses_are_as_described(database: Database) -> None:
     app = create_bare_app(database)
 
     @app.get("/listed")
@@ -355,7 +355,7 @@ async def test_what_is_answered_is_as_described(database: Database) -> None:
         if if_match is None:
             return problem_response(428, "precondition-required")
         if if_match != "*":
-            raise HTTPException(412, "moved on")
+            raise HTTPException(412, "changed")
         return await AsyncRepository(db, User).get_one(id) and Response(status_code=204)
 
     unknown = UUID(int=1)

@@ -1,4 +1,4 @@
-"""Pages as response models: each item is validated and written as an item of `list[Schema]` is."""
+"""Pages as response models: each item is validated and written like an item of `list[Schema]`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Counting(PageParameters):
 
 
 class UnmarkedOut(BaseModel):
-    """Without `from_attributes`: FastAPI reads the attributes of objects all the same."""
+    """It has no `from_attributes`, but FastAPI reads the attributes of objects."""
 
     name: str
 
@@ -71,7 +71,7 @@ class Decorated(BaseModel):
 
 @asynccontextmanager
 async def client_of(database: Database, model: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Of an application with the same list twice: as a page and as a list."""
+    """A client of an application that returns the same list as a page and as a list."""
     app = create_bare_app(database)
     page_options: dict[str, Any] = {
         name: ({"items": value, "next": ...} if isinstance(value, dict) else value) for name, value in options.items()
@@ -142,7 +142,7 @@ async def test_a_relationship_that_is_not_loaded_is_an_error(database: Database,
 
 
 @PAGES
-async def test_items_that_are_not_as_the_schema_says_are_an_error(database: Database, page_schema: Any) -> None:
+async def test_invalid_items_are_an_error(database: Database, page_schema: Any) -> None:
     class Wrong(BaseModel):
         name: int
 
@@ -165,7 +165,7 @@ async def test_items_that_are_not_as_the_schema_says_are_an_error(database: Data
     ],
     ids=lambda options: next(iter(options), "none"),
 )
-async def test_items_are_written_as_those_of_a_list(
+async def test_items_are_written_like_those_of_a_list(
     database: Database, page_schema: Any, schema: Any, options: dict[str, Any]
 ) -> None:
     await add_users(database)
@@ -208,7 +208,7 @@ async def test_an_empty_page_has_no_items_and_no_cursors(database: Database, pag
 
 
 @PAGES
-async def test_a_page_inside_of_a_schema_is_validated(page_schema: Any) -> None:
+async def test_a_page_in_a_schema_is_validated(page_schema: Any) -> None:
     class Folder(BaseModel):
         model_config = ConfigDict(from_attributes=True)
 
@@ -232,13 +232,13 @@ async def test_a_page_inside_of_a_schema_is_validated(page_schema: Any) -> None:
     }
 
 
-def test_a_page_without_a_schema_of_its_items_writes_no_objects() -> None:
+def test_a_page_without_an_item_schema_rejects_objects() -> None:
     adapter = TypeAdapter(Page)
     with pytest.raises(Exception, match="Unable to serialize unknown type"):
         adapter.dump_json(adapter.validate_python(Page([object()], None, None)))
 
 
-def test_a_subclass_adds_members() -> None:
+def test_a_subclass_can_add_fields() -> None:
     class Ranked(PageOut[Masked]):
         best: str = "nobody"
 
@@ -247,7 +247,7 @@ def test_a_subclass_adds_members() -> None:
     assert page.items[0].email == "***@x"
 
 
-async def test_the_bytes_of_a_view_are_what_the_page_schema_describes(committed_database: Database) -> None:
+async def test_the_bytes_of_a_view_match_the_page_schema(committed_database: Database) -> None:
     await add_users(committed_database)
     app = FastAPI()
     async with JsonView(User, UnmarkedOut).open(committed_database) as view:
@@ -263,7 +263,7 @@ async def test_the_bytes_of_a_view_are_what_the_page_schema_describes(committed_
                 assert page.model_dump(mode="json") == answer.json()
 
 
-def test_page_schemas_have_stable_names_and_say_what_may_be_missing() -> None:
+def test_page_schemas_have_stable_names_and_optional_totals() -> None:
     app = FastAPI()
 
     @app.get("/a", response_model=PageOut[UnmarkedOut])

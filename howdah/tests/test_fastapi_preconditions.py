@@ -1,4 +1,4 @@
-"""`If-Match`: `IfMatch`, `RequiredIfMatch` and `check_if_match`."""
+"""`If-Match`: `IfMatch`, `RequiredIfMatch` and `Precondition.check`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fastapi import Response
 from howdah.fastapi import (
     NOT_MODIFIED,
     IfMatch,
+    Precondition,
     PreconditionFailed,
+    PreconditionRequired,
     RequiredIfMatch,
-    check_if_match,
     make_etag,
 )
 from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
@@ -23,12 +24,12 @@ def create_app() -> Any:
 
     @app.patch("/", responses=NOT_MODIFIED)
     async def change(if_match: RequiredIfMatch, response: Response) -> None:
-        check_if_match(if_match, 1)
+        if_match.check(1)
         response.headers["ETag"] = make_etag(2)
 
     @app.delete("/")
     async def delete(if_match: IfMatch) -> None:
-        check_if_match(if_match, 1)
+        if_match.check(1)
 
     return app
 
@@ -40,13 +41,18 @@ def test_an_etag_consists_of_the_versions(versions: tuple[int, ...], etag: str) 
 
 @pytest.mark.parametrize("if_match", [None, "*", " * ", '"1"', '"1-5"', '"7", "1"', '"1","2"', '"0-1", "1-9"'])
 def test_the_current_version_and_a_missing_header_are_accepted(if_match: str | None) -> None:
-    check_if_match(if_match, 1)
+    Precondition(if_match, required=False).check(1)
+
+
+def test_a_missing_header_is_rejected_if_it_is_required() -> None:
+    with pytest.raises(PreconditionRequired):
+        Precondition(None, required=True).check(1)
 
 
 @pytest.mark.parametrize("if_match", ["", "1", '"1', '1"', '""', '"2"', '"11"', 'W/"1"', '"2-1"', '"1-', "*, *"])
 def test_another_version_is_rejected(if_match: str) -> None:
     with pytest.raises(PreconditionFailed):
-        check_if_match(if_match, 1)
+        Precondition(if_match, required=True).check(1)
 
 
 async def test_a_change_of_the_current_version_is_accepted() -> None:

@@ -1,4 +1,4 @@
-"""Errors are answered as problem details, whose members may be of any type."""
+"""Errors are returned as problem details, whose members may have any type."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Strict(BaseModel):
     names: dict[str, int] = {}
 
 
-async def test_members_may_be_of_the_drivers_class_of_uuids() -> None:
+async def test_members_may_be_uuids_of_the_driver() -> None:
     app, key = create_bare_app(), uuid7()
 
     @app.get("/")
-    async def refuse() -> Response:
+    async def fail() -> Response:
         return problem_response(409, "in-use", account_id=key, others=[key], by_key={str(key): Decimal("1.5")})
 
     async with asgi_client(app) as client:
@@ -49,11 +49,11 @@ async def test_members_may_be_of_the_drivers_class_of_uuids() -> None:
         ([Strict(names={"a": 1})], [{"names": {"a": 1}}]),
     ],
 )
-async def test_the_detail_of_an_http_exception_may_be_what_fastapi_encodes(detail: Any, errors: Any) -> None:
+async def test_the_detail_of_an_http_exception_may_be_anything_that_fastapi_encodes(detail: Any, errors: Any) -> None:
     app = create_bare_app()
 
     @app.get("/")
-    async def refuse() -> None:
+    async def fail() -> None:
         raise HTTPException(409, detail)
 
     async with asgi_client(app) as client:
@@ -65,7 +65,7 @@ async def test_the_detail_of_an_http_exception_may_be_what_fastapi_encodes(detai
     "body",
     [b'{"\\ud800": 1}', b'{"names": {"\\ud800": "x"}}', b'{"names": {"a": "\\ud800"}}', b'["\\ud800"]', b'"\\udfff"'],
 )
-async def test_half_a_character_in_a_body_is_422(body: bytes) -> None:
+async def test_a_surrogate_in_a_body_is_422(body: bytes) -> None:
     app = create_bare_app()
 
     @app.post("/")
@@ -83,7 +83,7 @@ class UserIn(BaseModel):
 
 
 @pytest.mark.parametrize("case", ["unique", "foreign key", "not null", "check", "too long", "nul", "number"])
-async def test_what_the_database_refuses_is_a_problem_that_leaks_nothing(
+async def test_an_error_of_the_database_is_a_problem_without_values_and_sql(
     committed_database: Database, case: str
 ) -> None:
     app = create_app(committed_database)
@@ -134,7 +134,7 @@ async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> 
             assert (await client.get("/")).json() == 1
 
 
-async def test_validation_http_and_unforeseen_errors_are_problems(committed_database: Database) -> None:
+async def test_validation_http_and_unexpected_errors_are_problems(committed_database: Database) -> None:
     app = create_app(committed_database)
 
     @app.post(USERS)
@@ -155,7 +155,7 @@ async def test_validation_http_and_unforeseen_errors_are_problems(committed_data
         assert response.headers["content-type"] == "application/problem+json"
 
 
-async def test_misuse_found_at_run_time_is_a_fault_of_the_program(committed_database: Database) -> None:
+async def test_misuse_at_run_time_is_an_internal_error(committed_database: Database) -> None:
     app = create_app(committed_database)
 
     @app.get("/")
@@ -167,8 +167,8 @@ async def test_misuse_found_at_run_time_is_a_fault_of_the_program(committed_data
     assert (response.status_code, response.json()["type"]) == (500, "urn:howdah:problem:internal-error")
 
 
-def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
-    faults_of_the_program = {
+def test_every_error_has_a_status_or_is_an_internal_error() -> None:
+    internal_errors = {
         errors.HowdahError,
         errors.ViewCompileError,
         errors.UnknownAttribute,
@@ -179,6 +179,6 @@ def test_every_error_has_a_status_or_is_a_fault_of_the_program() -> None:
         errors.ServerFault,
         errors.EmbeddedPostgresError,
     }
-    every = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
-    answered = {cls for cls in every if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}
-    assert every - answered == faults_of_the_program
+    all_errors = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
+    with_status = {cls for cls in all_errors if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}
+    assert all_errors - with_status == internal_errors

@@ -22,7 +22,7 @@ async def record_login(db: Annotated[AsyncSession, Depends(get_db)]) -> AsyncIte
 
 @pytest.mark.parametrize("place", ["application", "router", "included router", "router in a router", "mounted"])
 @pytest.mark.parametrize("takes_session", [False, True])
-async def test_a_dependency_with_a_late_commit_is_refused_wherever_it_is_declared(
+async def test_a_dependency_with_a_late_commit_is_rejected_wherever_it_is_declared(
     committed_database: Database, place: str, takes_session: bool
 ) -> None:
     late = [Depends(record_login)]
@@ -56,12 +56,12 @@ async def test_a_dependency_with_a_late_commit_is_refused_wherever_it_is_declare
         assert await AsyncRepository(session, User).count() == 0
 
 
-async def test_one_session_declared_rightly_does_not_excuse_another_one(committed_database: Database) -> None:
+async def test_a_valid_session_dependency_does_not_permit_an_invalid_one(committed_database: Database) -> None:
     app = create_app(committed_database)
     reports = Annotated[AsyncSession, session_dependency(lambda connection: connection.state.reports)]
 
     @app.post("/")
-    async def create(rightly: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
+    async def create(valid: reports, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
         await AsyncRepository(db, User).create(email="a@x", name="a")
 
     async with http_client(app) as client:

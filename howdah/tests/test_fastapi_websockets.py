@@ -1,4 +1,4 @@
-"""Errors on a WebSocket, checked against a server's rules for messages."""
+"""Errors on a WebSocket. A fake server checks that the messages are valid."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def with_route(route: Any, database: Database | None = None) -> FastAPI:
     return app
 
 
-class Refused(Exception):
-    """Answered by a handler of the application's own."""
+class Rejected(Exception):
+    """An error with a handler of the application."""
 
 
 ERRORS: list[tuple[Exception, int, str, int]] = [
@@ -102,13 +102,18 @@ ERRORS: list[tuple[Exception, int, str, int]] = [
     (HTTPException(502), 502, "urn:howdah:problem:bad-gateway", 1011),
     (HTTPException(404, {"long": "x" * 500}), 404, "urn:howdah:problem:not-found", 1008),
     (RequestValidationError([]), 422, "urn:howdah:problem:validation", 1008),
-    (Refused(), 409, "urn:howdah:problem:" + "é" * 52, 1008),  # as much of the type as a reason may hold
+    (
+        Rejected(),
+        409,
+        "urn:howdah:problem:" + "é" * 52,
+        1008,
+    ),  # a reason has at most 123 bytes, so the type is truncated
 ]
 
 
-def refusing(app: FastAPI) -> FastAPI:
-    @app.exception_handler(Refused)
-    async def refused(request: Any, error: Refused) -> Response:
+def with_handler(app: FastAPI) -> FastAPI:
+    @app.exception_handler(Rejected)
+    async def handle(request: Any, error: Rejected) -> Response:
         return problem_response(409, "é" * 100)
 
     return app
@@ -121,7 +126,7 @@ async def test_an_error_closes_an_accepted_websocket(error: Exception, status: i
         await websocket.send_text("hello")
         raise error
 
-    seen = await Server().run(refusing(with_route(fail)))
+    seen = await Server().run(with_handler(with_route(fail)))
     assert (seen.sent, seen.closed, seen.raised) == (["hello"], (code, reason), None)
 
 
@@ -132,14 +137,14 @@ async def test_an_error_before_the_websocket_is_accepted_is_a_response(
     async def fail(websocket: WebSocket) -> None:
         raise error
 
-    seen = await Server().run(refusing(with_route(fail)))
+    seen = await Server().run(with_handler(with_route(fail)))
     assert (seen.denial["status"], seen.raised) == (status, None)
     assert seen.denial["headers"][b"content-type"] == b"application/problem+json"
     assert orjson.loads(seen.denial["body"])["type"].startswith(reason)
     assert (b"retry-after" in seen.denial["headers"]) == (status == 503)
 
 
-async def test_a_server_that_sends_no_responses_on_websockets_answers_403() -> None:
+async def test_without_the_denial_extension_the_response_is_403() -> None:
     async def fail(websocket: WebSocket) -> None:
         raise NotFound(User, [1])
 
@@ -148,7 +153,7 @@ async def test_a_server_that_sends_no_responses_on_websockets_answers_403() -> N
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), NestedTransaction("inside")])
-async def test_a_fault_of_the_program_closes_with_1011_and_is_raised_to_the_server(error: Exception) -> None:
+async def test_an_internal_error_closes_with_1011_and_is_raised_to_the_server(error: Exception) -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()
         raise error
@@ -158,7 +163,7 @@ async def test_a_fault_of_the_program_closes_with_1011_and_is_raised_to_the_serv
     assert seen.raised is error
 
 
-async def test_a_fault_of_the_program_before_acceptance_is_left_to_the_server() -> None:
+async def test_an_internal_error_before_acceptance_is_left_to_the_server() -> None:
     async def fail(websocket: WebSocket) -> None:
         raise ZeroDivisionError
 
@@ -178,11 +183,11 @@ async def test_control_without_the_middleware_an_accepted_websocket_receives_a_r
     assert "unexpected message websocket.http.response.start while accepted" in str(seen.raised)
 
 
-@pytest.mark.parametrize("leaving", ["server", "client"])
-async def test_an_error_that_nobody_can_be_told_is_raised_to_the_server(leaving: str) -> None:
+@pytest.mark.parametrize("closed_by", ["server", "client"])
+async def test_an_error_on_a_closed_websocket_is_raised_to_the_server(closed_by: str) -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()
-        if leaving == "server":
+        if closed_by == "server":
             await websocket.close()
         else:
             async for _ in websocket.iter_text():
@@ -194,7 +199,7 @@ async def test_an_error_that_nobody_can_be_told_is_raised_to_the_server(leaving:
     assert isinstance(seen.raised.__context__, NotFound)
 
 
-async def test_errors_of_endpoints_and_mounted_applications_close_as_well() -> None:
+async def test_errors_of_endpoints_and_mounted_applications_close_the_websocket() -> None:
     class Endpoint(WebSocketEndpoint):
         async def on_connect(self, websocket: WebSocket) -> None:
             await websocket.accept()
@@ -204,7 +209,7 @@ async def test_errors_of_endpoints_and_mounted_applications_close_as_well() -> N
         await send({"type": "websocket.accept"})
         raise NotFound(User, [1])
 
-    inner = FastAPI()  # has no handlers of its own
+    inner = FastAPI()  # it has no handlers
 
     @inner.websocket("/route")
     async def fail(websocket: WebSocket) -> None:
@@ -220,7 +225,7 @@ async def test_errors_of_endpoints_and_mounted_applications_close_as_well() -> N
         assert (seen.closed, seen.raised) == ((1008, "urn:howdah:problem:not-found"), None), path
 
 
-async def test_a_mounted_application_has_handlers_of_its_own() -> None:
+async def test_a_mounted_application_uses_its_own_handlers() -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()
         raise PoolExhausted("none left")
@@ -230,7 +235,7 @@ async def test_a_mounted_application_has_handlers_of_its_own() -> None:
     assert (await Server().run(app, "/inner/")).closed == (1013, "urn:howdah:problem:pool-exhausted")
 
 
-async def test_parameters_that_are_not_as_described_are_the_same_problem_as_over_http() -> None:
+async def test_invalid_parameters_are_the_same_problem_as_over_http() -> None:
     async def accept(websocket: WebSocket) -> None:
         await websocket.accept()
 
@@ -317,7 +322,7 @@ async def test_a_commit_that_fails_closes_the_websocket(committed_database: Data
     assert (seen.closed, seen.raised) == ((1008, "urn:howdah:problem:unique-violation"), None)
 
 
-async def test_an_exhausted_pool_refuses_the_websocket_with_503(committed_url: str) -> None:
+async def test_an_exhausted_pool_rejects_the_websocket_with_503(committed_url: str) -> None:
     async def read(websocket: WebSocket, db: DbSession) -> None:
         await db.execute(text("SELECT 1"))
         await websocket.accept()
@@ -329,7 +334,7 @@ async def test_an_exhausted_pool_refuses_the_websocket_with_503(committed_url: s
         assert seen.denial["headers"][b"retry-after"] == b"1"
 
 
-async def test_a_session_for_each_message_commits_each(committed_database: Database) -> None:
+async def test_a_session_per_message_commits_each_message(committed_database: Database) -> None:
     counts: list[int] = []
 
     async def save(websocket: WebSocket, database: Annotated[Database, Depends(get_database)]) -> None:

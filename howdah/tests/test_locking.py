@@ -31,14 +31,14 @@ from howdah_tests.support.waiting import until_waiting
 
 
 class Model(Base):
-    """Apart from the sample models: the tests that need these tables make them."""
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
 class Account(UUIDv7PrimaryKey, Versioned, Model):
-    """Loads both sides of its relationships in the same statement."""
+    """Its relationships are loaded in the same statement."""
 
     __tablename__ = "accounts"
 
@@ -91,7 +91,7 @@ async def locked_in(session: AsyncSession, *ids: Any, model: type[Any] = Counter
 
 
 class TestOrder:
-    async def test_is_that_of_the_keys_whatever_was_asked(self, session: AsyncSession) -> None:
+    async def test_is_that_of_the_keys_for_any_order_of_the_input(self, session: AsyncSession) -> None:
         session.add_all(Counter(id=n) for n in range(1, 11))
         await session.flush()
         locked = await lock(session, Counter, [7, 3, 9, 3, 1])
@@ -99,8 +99,8 @@ class TestOrder:
         assert [row.id for row in locked.values()] == [1, 3, 7, 9]
 
     @pytest.mark.parametrize("disabled", ["enable_sort", "enable_indexscan", "enable_bitmapscan"])
-    async def test_is_that_of_the_keys_whatever_the_plan(self, disabled: str, session: AsyncSession) -> None:
-        """PostgreSQL locks rows as they come out of the sort, or of a scan in key order: LockRows stands above it."""
+    async def test_is_that_of_the_keys_for_any_plan(self, disabled: str, session: AsyncSession) -> None:
+        """LockRows is above the sort or above a scan in key order, so PostgreSQL locks the rows in this order."""
         await session.execute(text(f"SET LOCAL {disabled} = off"))
         statements: list[str] = []
         event.listen(session.sync_session, "do_orm_execute", lambda state: statements.append(str(state.statement)))
@@ -110,7 +110,7 @@ class TestOrder:
         assert plan[0].startswith("LockRows")
         assert "Sort" in plan[1] or "Index Scan using pk_counters" in plan[1]
 
-    async def test_keeps_opposed_clients_from_deadlocking(self, counters: Database) -> None:
+    async def test_prevents_deadlocks_of_concurrent_clients(self, counters: Database) -> None:
         keys = list(range(1, 11))
 
         async def client(seed: int) -> None:
@@ -124,8 +124,8 @@ class TestOrder:
         async with counters.session() as session:
             assert await session.scalar(select(func.sum(Counter.value))) == 16 * 20 * 5
 
-    async def test_of_the_arguments_deadlocks(self, counters: Database) -> None:
-        """The control: the reference's `transfer_funds` locks one by one, as it was called."""
+    async def test_control_the_order_of_the_arguments_deadlocks(self, counters: Database) -> None:
+        """The reference's `transfer_funds` locks the rows one by one, in the order of its arguments."""
         reached = asyncio.Barrier(2)
 
         async def client(first: int, second: int) -> None:
@@ -148,7 +148,7 @@ class TestOrder:
 
 
 class TestReading:
-    async def test_gives_what_stands_in_the_row_now(self, counters: Database) -> None:
+    async def test_returns_the_current_row(self, counters: Database) -> None:
         async with counters.session() as session, counters.session() as other:
             read_before = await session.get(Counter, 1)
             assert read_before is not None
@@ -159,36 +159,36 @@ class TestReading:
             assert locked[1] is read_before
             assert read_before.value == 5
 
-    async def test_waits_for_the_holder_and_gives_what_it_left(self, counters: Database) -> None:
+    async def test_waits_for_the_holder_and_returns_the_changed_row(self, counters: Database) -> None:
         async with counters.session() as holder, counters.session() as session:
-            held = (await lock(holder, Counter, [1]))[1]
+            loaded = (await lock(holder, Counter, [1]))[1]
             read_before = (await session.scalars(select(Counter).where(Counter.id == 1))).one()
             waiting = asyncio.create_task(lock(session, Counter, [1]))
             await until_waiting(counters)
-            held.value = 7
+            loaded.value = 7
             await holder.commit()
             assert (await waiting)[1] is read_before
             assert read_before.value == 7
 
     @pytest.mark.parametrize("how", ["get", "select"])
-    async def test_without_this_function_is_stale(self, how: str, counters: Database) -> None:
-        """The control: SQLAlchemy locks the row of an object that the session has, and doesn't read it."""
+    async def test_control_without_lock_the_object_is_stale(self, how: str, counters: Database) -> None:
+        """SQLAlchemy locks the row of an object that is already loaded, but doesn't read the row again."""
         async with counters.session() as session, counters.session() as other:
-            held = await session.get(Counter, 1)
-            assert held is not None
+            loaded = await session.get(Counter, 1)
+            assert loaded is not None
             await other.execute(update(Counter).values(value=5))
             await other.commit()
             if how == "get":
-                assert await session.get(Counter, 1, with_for_update=True) is held
+                assert await session.get(Counter, 1, with_for_update=True) is loaded
             else:
-                assert (await session.scalars(select(Counter).where(Counter.id == 1).with_for_update())).one() is held
-            assert held.value == 0
+                assert (await session.scalars(select(Counter).where(Counter.id == 1).with_for_update())).one() is loaded
+            assert loaded.value == 0
 
-    async def test_flushes_pending_changes_rather_than_losing_them(self, session: AsyncSession) -> None:
-        session.add(kept := Counter(id=1))
+    async def test_flushes_pending_changes_first(self, session: AsyncSession) -> None:
+        session.add(changed := Counter(id=1))
         await session.flush()
         session.sync_session.autoflush = False
-        kept.value = 3
+        changed.value = 3
         session.add(Counter(id=2, value=4))
         locked = await lock(session, Counter, [1, 2])
         assert [row.value for row in locked.values()] == [3, 4]
@@ -203,19 +203,19 @@ class TestReading:
         with assert_statements(session, 0):
             assert await lock(session, Counter, []) == {}
 
-    async def test_locks_nothing_but_the_rows_of_the_model(self, own_tables: AsyncSession) -> None:
+    async def test_locks_only_the_rows_of_the_model(self, own_tables: AsyncSession) -> None:
         account = Account(owner=Owner(name="Ada"), entries=[Entry(amount=1), Entry(amount=2)])
         own_tables.add_all([account, Account()])
         await own_tables.flush()
         own_tables.expunge_all()
-        with assert_statements(own_tables, 2) as sent:  # what is joined is read after the lock
+        with assert_statements(own_tables, 2) as sent:  # joined rows are read after the lock
             locked = (await lock(own_tables, Account, [account.id]))[account.id]
         assert sent[0].endswith("FOR UPDATE OF accounts")
         assert locked.owner is not None
         assert locked.owner.name == "Ada"
         assert {entry.amount for entry in locked.entries} == {1, 2}
 
-    async def test_takes_models_that_inherit_from_others(self, own_tables: AsyncSession) -> None:
+    async def test_accepts_models_with_joined_table_inheritance(self, own_tables: AsyncSession) -> None:
         savings = [Savings(balance=n) for n in range(3)]
         own_tables.add_all(savings)
         await own_tables.flush()
@@ -231,7 +231,7 @@ class TestReading:
 
 
 class TestKeys:
-    async def test_that_are_missing_are_all_named_in_the_order_asked(self, session: AsyncSession) -> None:
+    async def test_that_are_missing_are_reported_in_the_order_of_the_input(self, session: AsyncSession) -> None:
         session.add(Counter(id=5))
         await session.flush()
         with pytest.raises(NotFound) as caught:
@@ -239,7 +239,7 @@ class TestKeys:
         assert caught.value.model is Counter
         assert caught.value.keys == [9, 2]
 
-    async def test_may_be_more_than_a_statement_has_parameters(self, session: AsyncSession) -> None:
+    async def test_may_be_more_than_the_maximum_of_parameters(self, session: AsyncSession) -> None:
         session.add_all(Counter(id=n) for n in (1, 20_000, 40_000))
         await session.flush()
         with assert_statements(session, 1):
@@ -249,7 +249,7 @@ class TestKeys:
             await lock(session, Counter, range(40_000, 0, -1))
         assert len(caught.value.keys) == 39_997
 
-    async def test_may_be_uuids_written_as_text(self, session: AsyncSession) -> None:
+    async def test_may_be_uuids_as_text(self, session: AsyncSession) -> None:
         user = User(email="a", name="a")
         session.add(user)
         await session.flush()
@@ -281,30 +281,30 @@ class TestKeys:
 
 class TestWaiting:
     @pytest.fixture
-    async def session_beside_a_holder(self, counters: Database) -> AsyncIterator[AsyncSession]:
-        """Somebody else holds the counters 2 and 3."""
+    async def session_with_a_holder(self, counters: Database) -> AsyncIterator[AsyncSession]:
+        """A session; another session has locked the counters 2 and 3."""
         async with counters.session() as holder, counters.session() as session:
             await lock(holder, Counter, [2, 3])
             yield session
 
-    async def test_nowait_fails_at_once(self, session_beside_a_holder: AsyncSession) -> None:
+    async def test_nowait_fails_at_once(self, session_with_a_holder: AsyncSession) -> None:
         started = time.monotonic()
         with pytest.raises(LockTimeout):
-            await lock(session_beside_a_holder, Counter, [1, 2], nowait=True)
+            await lock(session_with_a_holder, Counter, [1, 2], nowait=True)
         assert time.monotonic() - started < 1
 
-    async def test_nowait_succeeds_where_nobody_holds(self, session_beside_a_holder: AsyncSession) -> None:
-        assert list(await lock(session_beside_a_holder, Counter, [4, 1], nowait=True)) == [1, 4]
+    async def test_nowait_succeeds_for_free_rows(self, session_with_a_holder: AsyncSession) -> None:
+        assert list(await lock(session_with_a_holder, Counter, [4, 1], nowait=True)) == [1, 4]
 
-    async def test_skip_locked_leaves_out_what_others_hold(self, session_beside_a_holder: AsyncSession) -> None:
-        locked = await lock(session_beside_a_holder, Counter, [4, 3, 2, 1, 99], skip_locked=True)
+    async def test_skip_locked_leaves_out_locked_rows(self, session_with_a_holder: AsyncSession) -> None:
+        locked = await lock(session_with_a_holder, Counter, [4, 3, 2, 1, 99], skip_locked=True)
         assert list(locked) == [1, 4]
 
-    async def test_ends_with_the_bound_of_the_session(self, session_beside_a_holder: AsyncSession) -> None:
-        await session_beside_a_holder.execute(text("SET LOCAL lock_timeout = '20ms'"))
+    async def test_ends_with_the_lock_timeout_of_the_session(self, session_with_a_holder: AsyncSession) -> None:
+        await session_with_a_holder.execute(text("SET LOCAL lock_timeout = '20ms'"))
         with pytest.raises(LockTimeout):
-            await lock(session_beside_a_holder, Counter, [1, 2])
+            await lock(session_with_a_holder, Counter, [1, 2])
 
-    async def test_both_ways_of_not_waiting_are_refused_together(self, session: AsyncSession) -> None:
+    async def test_nowait_and_skip_locked_together_are_rejected(self, session: AsyncSession) -> None:
         with pytest.raises(ValueError, match="nowait"):
             await lock(session, Counter, [1], nowait=True, skip_locked=True)

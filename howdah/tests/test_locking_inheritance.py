@@ -33,7 +33,7 @@ class Separate(Base):
 
 
 class ZooAnimal(UUIDv7PrimaryKey, Separate):
-    """Read with all its subclasses' tables in one statement."""
+    """A query of it reads the tables of all subclasses in one statement."""
 
     __tablename__ = "animals"
 
@@ -63,14 +63,14 @@ class ZooPuppy(ZooDog):
 
 
 class ZooFish(ZooAnimal):
-    """In the table of the base class."""
+    """Its rows are in the table of the base class."""
 
     scales: Mapped[int | None]
     __mapper_args__ = {"polymorphic_identity": "fish"}  # noqa: RUF012
 
 
 class ZooBasket(UUIDv7PrimaryKey, Separate):
-    """Read with rows of another table, in two ways."""
+    """Its query joins rows of another table."""
 
     __tablename__ = "baskets"
 
@@ -92,7 +92,7 @@ class ZooTally(Separate):
 
 
 class BoxTool(Separate):
-    """Single-table inheritance, by a key that PostgreSQL has to compare."""
+    """Single-table inheritance, with a key that only PostgreSQL can compare."""
 
     __tablename__ = "tools"
 
@@ -123,15 +123,17 @@ async def committed(committed_database: Database) -> Database:
     return committed_database
 
 
-async def kennel(session: AsyncSession) -> list[ZooAnimal]:
+async def add_animals(session: AsyncSession) -> list[ZooAnimal]:
     animals = [ZooAnimal(), ZooDog(), ZooPuppy(), ZooFish()]
     session.add_all(animals)
     await session.flush()
     return sorted(animals, key=lambda each: each.id)
 
 
-async def test_every_call_that_locks_takes_a_base_class_that_is_read_with_its_subclasses(tables: AsyncSession) -> None:
-    animals = await kennel(tables)
+async def test_every_call_that_locks_accepts_a_base_class_that_is_read_with_its_subclasses(
+    tables: AsyncSession,
+) -> None:
+    animals = await add_animals(tables)
     ids, gone = [each.id for each in animals], uuid7()
     tables.expunge_all()
     locked = await lock(tables, ZooAnimal, [*ids[::-1]])
@@ -160,8 +162,8 @@ async def other_session_can_write(database: Database, statement: str, id: UUID) 
 
 
 @pytest.mark.parametrize("model", [ZooAnimal, ZooDog, ZooPuppy])
-async def test_all_rows_of_the_objects_are_locked(committed: Database, model: type[Any]) -> None:
-    """Control: those of another object are free."""
+async def test_all_rows_of_an_object_are_locked(committed: Database, model: type[Any]) -> None:
+    """Control: the rows of another object are not locked."""
     async with committed.begin() as session:
         one, other = ZooPuppy(), ZooPuppy()
         session.add_all([one, other])
@@ -170,12 +172,12 @@ async def test_all_rows_of_the_objects_are_locked(committed: Database, model: ty
     async with committed.session() as session:
         await lock(session, model, [one.id])
         for change in changes:
-            free = "puppies" in change and model is ZooDog  # whose objects don't read it
-            assert await other_session_can_write(committed, change, one.id) == free
+            is_unlocked = "puppies" in change and model is ZooDog  # objects of this class don't read the table
+            assert await other_session_can_write(committed, change, one.id) == is_unlocked
             assert await other_session_can_write(committed, change, other.id)
 
 
-async def test_rows_that_others_hold_are_left_out_whatever_table_they_are_in(committed: Database) -> None:
+async def test_rows_that_are_locked_in_any_table_are_left_out(committed: Database) -> None:
     async with committed.begin() as session:
         one, other, fish = ZooPuppy(), ZooDog(), ZooFish()
         session.add_all([one, other, fish])
@@ -206,7 +208,7 @@ def lock_one(model: type[Any], id: Any) -> Any:
 
 
 def in_one_statement(model: type[Any], table: type[Any], id: Any) -> Any:
-    """Control: one statement locks the rows of `table`, and reads the object's other rows before it waits."""
+    """Control: one statement locks the rows of `table`, but reads the object's other rows before it waits."""
 
     async def read(session: AsyncSession) -> Any:
         statement = select(model).where(model.id == id).with_for_update(of=table.__table__)
@@ -219,7 +221,7 @@ async def test_the_tables_of_subclasses_are_read_after_the_lock(committed: Datab
     async with committed.begin() as session:
         dog = ZooDog()
         session.add(dog)
-    # as another holder of the lock would: first the base table's row, then the row of the subclass
+    # like `lock`: first the row of the base table, then the row of the subclass
     change = (
         "WITH held AS (SELECT id FROM animals WHERE id = :id FOR UPDATE) UPDATE dogs SET tricks = tricks + 1 FROM held"
     )
@@ -229,7 +231,7 @@ async def test_the_tables_of_subclasses_are_read_after_the_lock(committed: Datab
     assert fresh.tricks == 2
 
 
-async def test_what_is_joined_to_the_row_is_read_after_the_lock(committed: Database) -> None:
+async def test_joined_rows_are_read_after_the_lock(committed: Database) -> None:
     async with committed.begin() as session:
         basket = ZooBasket()
         session.add(basket)
@@ -245,7 +247,7 @@ async def test_what_is_joined_to_the_row_is_read_after_the_lock(committed: Datab
     assert len(fresh.items) == 2
 
 
-async def test_what_a_subquery_counts_is_read_after_the_lock(committed: Database) -> None:
+async def test_the_result_of_a_subquery_is_read_after_the_lock(committed: Database) -> None:
     async with committed.begin() as session:
         session.add(ZooTally(id=1))
     change = (
@@ -258,7 +260,7 @@ async def test_what_a_subquery_counts_is_read_after_the_lock(committed: Database
 
 
 async def test_an_object_of_one_row_is_locked_and_read_in_one_statement(tables: AsyncSession) -> None:
-    animals = await kennel(tables)
+    animals = await add_animals(tables)
     tables.expunge_all()
     with assert_statements(tables, 1):
         await lock(tables, ZooPuppy, [each.id for each in animals if isinstance(each, ZooPuppy)])
@@ -281,7 +283,7 @@ async def test_keys_of_another_class_in_the_same_table_are_missing(tables: Async
     assert (await tables.execute(select(BoxTool.kind, BoxTool.size))).all() == [("saw", 0)]
 
 
-async def test_keys_of_another_class_are_missing_where_python_may_compare_them(tables: AsyncSession) -> None:
+async def test_keys_of_another_class_are_missing_if_python_can_compare_them(tables: AsyncSession) -> None:
     fish, animal = ZooFish(), ZooAnimal()
     tables.add_all([fish, animal])
     await tables.flush()

@@ -1,4 +1,4 @@
-"""What the base and its mixins give a mapped class."""
+"""`Base` and its mixins."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ NAIVE = datetime(2026, 1, 1, 12)  # noqa: DTZ001
 
 class TestAwareDateTime:
     @pytest.mark.parametrize("value", [NAIVE, date(2026, 1, 1)], ids=["naive", "date"])
-    async def test_refuses_what_has_no_time_zone_wherever_it_comes(self, value: Any, session: AsyncSession) -> None:
+    async def test_rejects_values_without_a_time_zone_in_every_statement(
+        self, value: Any, session: AsyncSession
+    ) -> None:
         user = User(email="a", name="a")
         await add(session, user)
         statements = [
@@ -81,7 +83,7 @@ class TestAwareDateTime:
             await session.flush()
 
     @pytest.mark.parametrize("hours", [0, 5.5, -11])
-    async def test_comes_back_as_the_same_moment_in_utc(self, hours: float, session: AsyncSession) -> None:
+    async def test_is_read_back_as_the_same_moment_in_utc(self, hours: float, session: AsyncSession) -> None:
         user = User(email="a", name="a")
         moment = datetime(2026, 3, 29, 2, 30, 0, 123456, timezone(timedelta(hours=hours)))
         user.created_at = moment
@@ -90,7 +92,7 @@ class TestAwareDateTime:
         assert read == moment
         assert read.tzinfo is UTC
 
-    async def test_takes_part_in_arithmetic(self, session: AsyncSession) -> None:
+    async def test_supports_arithmetic(self, session: AsyncSession) -> None:
         user = User(email="a", name="a", created_at=datetime(2026, 1, 1, tzinfo=UTC))
         await add(session, user)
         day = timedelta(days=1)
@@ -109,7 +111,7 @@ class TestAwareDateTime:
         await add(session, user, order := Order(user=user, placed_at=None))
         assert await session.scalar(select(Order.placed_at).where(Order.id == order.id)) is None
 
-    def test_is_what_a_datetime_annotation_means(self) -> None:
+    def test_is_the_type_of_a_datetime_annotation(self) -> None:
         for column in (User.__table__.c.created_at, Order.__table__.c.placed_at, Reading.__table__.c.at):
             assert isinstance(column.type, AwareDateTime)
             assert column.type.compile(DIALECT()) == "TIMESTAMP WITH TIME ZONE"
@@ -131,11 +133,11 @@ class TestRelationships:
             (Pet, "vet_on_demand", True),
         ],
     )
-    def test_raise_on_a_lazy_load_unless_they_say_otherwise(self, model: Any, name: str, lazy: Any) -> None:
+    def test_raise_on_a_lazy_load_by_default(self, model: Any, name: str, lazy: Any) -> None:
         configure_mappers()
         assert getattr(inspect(model).relationships, name).lazy == lazy
 
-    async def test_raise_where_the_lazy_load_is_written(self, own_tables: AsyncSession) -> None:
+    async def test_raise_where_the_lazy_load_is_in_the_code(self, own_tables: AsyncSession) -> None:
         ada = Person(name="Ada")
         await add(own_tables, ada, pet := Pet(owner=ada, vet=Person(name="Vera")))
         for person in await own_tables.scalars(select(Person)):
@@ -152,7 +154,7 @@ class TestRelationships:
         own_tables.expire(found.vet)
         assert (await found.awaitable_attrs.vet_on_demand).name == "Vera"
 
-    async def test_load_what_a_statement_names(self, own_tables: AsyncSession) -> None:
+    async def test_are_loaded_by_the_options_of_a_statement(self, own_tables: AsyncSession) -> None:
         boss = Person(name="Boss")
         ada, bob = Person(name="Ada", boss=boss), Person(name="Bob", boss=boss)
         ada.friends = [bob]
@@ -175,7 +177,7 @@ class TestRelationships:
 
 
 class TestTimestamps:
-    async def test_say_when_a_row_was_made_and_last_changed(self, session: AsyncSession) -> None:
+    async def test_are_the_times_of_the_insert_and_of_the_last_update(self, session: AsyncSession) -> None:
         before = utcnow()
         user = User(email="a", name="a")
         session.add(user)
@@ -187,11 +189,11 @@ class TestTimestamps:
         await session.flush()
         assert user.created_at == created
         assert user.updated_at > updated
-        moved = user.updated_at
+        updated = user.updated_at
         await session.execute(update(User).values(name="c"))
-        assert (await session.scalars(select(User.updated_at))).one() > moved
+        assert (await session.scalars(select(User.updated_at))).one() > updated
 
-    async def test_stay_when_nothing_changes(self, session: AsyncSession) -> None:
+    async def test_do_not_change_without_an_update(self, session: AsyncSession) -> None:
         user = User(email="a", name="a")
         session.add(user)
         await session.flush()
@@ -203,7 +205,7 @@ class TestTimestamps:
 
 
 class TestServerDefaults:
-    async def test_are_there_after_the_flush_without_another_statement(self, own_tables: AsyncSession) -> None:
+    async def test_are_loaded_by_the_flush_without_another_statement(self, own_tables: AsyncSession) -> None:
         document, letter = Document(), Letter(to="Ada")
         own_tables.add_all([document, letter])
         await own_tables.flush()
@@ -211,7 +213,7 @@ class TestServerDefaults:
             assert (document.made_by, letter.made_by) == ("postgres", "postgres")
             assert (document.length, document.version) == (0, 1)
 
-    async def test_are_there_after_an_update_too(self, own_tables: AsyncSession) -> None:
+    async def test_are_loaded_by_an_update_too(self, own_tables: AsyncSession) -> None:
         for statement in (
             """CREATE FUNCTION measure() RETURNS trigger LANGUAGE plpgsql AS
                $$ BEGIN NEW.length := length(NEW.made_by); RETURN NEW; END $$""",
@@ -238,7 +240,7 @@ class TestVersioned:
         assert order.version == 2
         assert await session.scalar(select(Order.version)) == 2
 
-    async def test_counts_where_the_class_has_mapper_options_of_its_own(self, own_tables: AsyncSession) -> None:
+    async def test_counts_if_the_class_has_mapper_options(self, own_tables: AsyncSession) -> None:
         letter = Letter(to="Ada")
         own_tables.add(letter)
         await own_tables.flush()
@@ -253,7 +255,7 @@ class TestVersioned:
             await own_tables.flush()
 
     @pytest.mark.parametrize("attempt", ["update", "delete"])
-    async def test_refuses_to_write_over_what_it_has_not_seen(self, attempt: str, committed_database: Database) -> None:
+    async def test_rejects_a_write_to_a_row_that_has_changed(self, attempt: str, committed_database: Database) -> None:
         async with committed_database.begin() as session:
             session.add(Order(user=User(email="a", name="a"), total_cents=10))
         async with committed_database.session() as mine, committed_database.session() as theirs:
@@ -269,14 +271,14 @@ class TestVersioned:
                 await mine.commit()
             assert isinstance(caught.value, StaleDataError)
             assert isinstance(caught.value.__cause__, StaleDataError)
-            # once more, from what there is now
+            # again, with the current values
             my_order = (await mine.scalars(select(Order), execution_options={"populate_existing": True})).one()
             my_order.total_cents += 1
             await mine.commit()
         async with committed_database.session() as session:
             assert await session.scalar(select(Order.total_cents)) == 12
 
-    async def test_without_it_an_update_is_lost(self, committed_database: Database) -> None:
+    async def test_control_without_a_version_an_update_is_lost(self, committed_database: Database) -> None:
         async with committed_database.begin() as session:
             session.add(User(email="a", name="a", age=10))
         async with committed_database.session() as mine, committed_database.session() as theirs:
@@ -299,10 +301,10 @@ class TestBase:
         found = (await own_tables.scalars(select(Reading).options(selectinload(Reading.pairs)))).one()
         assert (found.value, found.at, len(found.pairs)) == (1.5, reading.at, 1)
 
-    def test_takes_a_second_metadata_with_the_same_rules(self) -> None:
+    def test_accepts_a_second_metadata_with_the_same_rules(self) -> None:
         assert "people" not in Base.metadata.tables
         assert "people" in Model.metadata.tables
         assert isinstance(Person.__table__.c.created_at.type, AwareDateTime)
 
-    def test_leaves_other_column_types_as_sqlalchemy_has_them(self) -> None:
+    def test_does_not_change_other_column_types(self) -> None:
         assert isinstance(User.__table__.c.age.type, Integer)

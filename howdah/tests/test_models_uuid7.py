@@ -1,4 +1,4 @@
-"""`uuid7`: keys that grow, here and on the server."""
+"""`uuid7`: increasing keys, in Python and in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ class TestUuid7:
         assert key.int >> 62 & 0b11 == 0b10
         assert before <= key.int >> 80 <= after
 
-    def test_grows_with_every_call_however_fast(self) -> None:
+    def test_increases_with_every_call(self) -> None:
         keys = [uuid7() for _ in range(100_000)]
         assert all(one < other for one, other in pairwise(keys))
         assert {(key.version, key.int >> 62 & 0b11) for key in keys} == {(7, 0b10)}
 
-    def test_grows_in_every_thread_and_is_never_given_twice(self) -> None:
-        made: list[list[UUID]] = [[] for _ in range(4)]
+    def test_increases_in_every_thread_and_is_unique(self) -> None:
+        lists: list[list[UUID]] = [[] for _ in range(4)]
 
-        def make(keys: list[UUID]) -> None:
+        def generate(keys: list[UUID]) -> None:
             keys += [uuid7() for _ in range(25_000)]
 
-        threads = [threading.Thread(target=make, args=(keys,)) for keys in made]
+        threads = [threading.Thread(target=generate, args=(keys,)) for keys in lists]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for keys in made:
+        for keys in lists:
             assert all(one < other for one, other in pairwise(keys))
-        assert len({key for keys in made for key in keys}) == 100_000
+        assert len({key for keys in lists for key in keys}) == 100_000
 
-    async def test_sorts_on_the_server_as_it_does_here(self, session: AsyncSession) -> None:
+    async def test_has_the_same_order_on_the_server(self, session: AsyncSession) -> None:
         keys = [uuid7() for _ in range(100)]
         at_random = literal(sorted(keys, key=lambda key: key.int & 0xFFFF), ARRAY(Uuid))
         shuffled = select(func.unnest(at_random).label("key")).subquery()
         assert list(await session.scalars(select(shuffled.c.key).order_by(shuffled.c.key))) == keys
 
-    async def test_is_the_key_of_a_row_from_its_flush_on_or_from_its_making(self, session: AsyncSession) -> None:
-        given = uuid7()
-        one, other = User(email="a", name="a"), User(id=given, email="b", name="b")
+    async def test_is_set_by_the_flush_or_by_the_constructor(self, session: AsyncSession) -> None:
+        key = uuid7()
+        one, other = User(email="a", name="a"), User(id=key, email="b", name="b")
         session.add_all([one, other])
         await session.flush()
         assert one.id.version == 7
-        assert other.id == given
+        assert other.id == key

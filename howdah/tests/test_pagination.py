@@ -1,4 +1,4 @@
-"""Keyset pages: one page, the orders that it can have, and its cursors."""
+"""Keyset pagination: single pages, sort keys, and cursors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from howdah.testing import assert_statements
 from howdah_tests.support.page_walks import ids, walk
 from howdah_tests.support.sample_models import Order, Seat, Specimen, User
 
-# --- one page
+# --- single pages
 
 
 @pytest.fixture
 async def users(session: AsyncSession) -> AsyncRepository[User]:
-    """Twenty, whose names are those of ten."""
+    """Twenty users with ten different names, except for the case."""
     repository = AsyncRepository(session, User)
     await repository.create_many(
         {"email": f"{i:02}@example.org", "name": f"{'nN'[i % 2]}ame {i % 10}", "age": i} for i in range(20)
@@ -37,7 +37,7 @@ async def users(session: AsyncSession) -> AsyncRepository[User]:
 
 
 async def ages(users: AsyncRepository[User], statement: Select[Any], limit: int = 3) -> list[int | None]:
-    """Those of all pages, after it was seen that they are those of the listing and that all turn back as well."""
+    """The ages on all pages. Checks that the pages are the whole list, forward and backward."""
     pages = await walk(lambda cursor: users.page(statement, limit=limit, after=cursor), "next")
     found = [user.age for page in pages for user in page.items]
     assert found == [user.age for user in await users.list(statement, limit=None)]
@@ -48,11 +48,11 @@ async def ages(users: AsyncRepository[User], statement: Select[Any], limit: int 
     return found
 
 
-async def test_without_an_order_it_is_that_of_the_key(users: AsyncRepository[User]) -> None:
+async def test_without_order_by_the_order_is_that_of_the_key(users: AsyncRepository[User]) -> None:
     assert await ages(users, select(User)) == list(range(20))
 
 
-async def test_a_page_is_one_statement_and_its_count_a_second_one(users: AsyncRepository[User]) -> None:
+async def test_a_page_is_one_statement_and_its_count_is_another_one(users: AsyncRepository[User]) -> None:
     with assert_statements(users.session, 1):
         page = await users.page(limit=7)
     assert (len(page.items), page.total, page.total_capped) == (7, None, False)
@@ -64,14 +64,14 @@ async def test_a_page_is_one_statement_and_its_count_a_second_one(users: AsyncRe
     ("count", "total", "capped"),
     [(True, 20, False), (False, None, False), (0, 0, True), (19, 19, True), (20, 20, False), (2**40, 20, False)],
 )
-async def test_a_count_is_exact_up_to_its_cap(
+async def test_a_count_is_exact_up_to_its_limit(
     users: AsyncRepository[User], count: Any, total: int | None, capped: bool
 ) -> None:
     page = await users.page(limit=1, count=count)
     assert (page.total, page.total_capped) == (total, capped)
 
 
-async def test_a_count_is_of_the_listing_and_not_of_its_joins_duplicates(users: AsyncRepository[User]) -> None:
+async def test_a_count_does_not_contain_duplicates_of_joins(users: AsyncRepository[User]) -> None:
     user = (await users.list())[0]
     await AsyncRepository(users.session, Order).create_many([{"user_id": user.id}, {"user_id": user.id}])
     page = await users.page(select(User).join(User.orders).distinct(), count=True)
@@ -80,31 +80,33 @@ async def test_a_count_is_of_the_listing_and_not_of_its_joins_duplicates(users: 
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": -1}, {"limit": 1001}, {"count": -1}])
-async def test_bounds_are_kept_before_anything_is_sent(users: AsyncRepository[User], wrong: dict[str, Any]) -> None:
+async def test_invalid_limits_are_rejected_before_anything_is_sent(
+    users: AsyncRepository[User], wrong: dict[str, Any]
+) -> None:
     with assert_statements(users.session, 0), pytest.raises(ValueError, match=r"from 1 to 1000|at least 0"):
         await users.page(**wrong)
 
 
-async def test_the_greatest_page_is_a_thousand(users: AsyncRepository[User]) -> None:
+async def test_the_largest_page_has_a_thousand_rows(users: AsyncRepository[User]) -> None:
     assert len((await users.page(limit=1000)).items) == 20
 
 
-async def test_a_page_follows_one_cursor_only(users: AsyncRepository[User]) -> None:
+async def test_a_page_accepts_only_one_cursor(users: AsyncRepository[User]) -> None:
     cursor = (await users.page(limit=1)).next
     with pytest.raises(ValueError, match="pass one of them"):
         await users.page(after=cursor, before=cursor)
 
 
-async def test_an_empty_listing_is_one_empty_page(session: AsyncSession) -> None:
+async def test_an_empty_list_query_is_one_empty_page(session: AsyncSession) -> None:
     assert await AsyncRepository(session, User).page(count=True) == Page([], None, None, 0)
 
 
-async def test_a_page_that_ends_with_the_listing_has_no_next(users: AsyncRepository[User]) -> None:
+async def test_the_last_page_has_no_next_cursor(users: AsyncRepository[User]) -> None:
     page = await users.page(limit=20)
     assert (len(page.items), page.next, page.previous) == (20, None, None)
 
 
-async def test_a_page_whose_rows_are_gone_is_empty(users: AsyncRepository[User]) -> None:
+async def test_a_page_whose_rows_were_deleted_is_empty(users: AsyncRepository[User]) -> None:
     page = await users.page(limit=19)
     await users.delete_many([(await users.list(limit=None))[-1].id])
     empty = await users.page(after=page.next)
@@ -118,10 +120,10 @@ async def test_a_bulk_write_between_pages_is_seen(session: AsyncSession, users: 
     assert [user.age for user in (await users.page(limit=50, after=page.next)).items] == [*range(10, 20), 99]
 
 
-# --- orders
+# --- sort keys
 
 
-async def test_expressions_and_computed_columns_can_be_the_order(users: AsyncRepository[User]) -> None:
+async def test_expressions_and_computed_columns_can_be_sort_keys(users: AsyncRepository[User]) -> None:
     lower = await ages(users, select(User).order_by(func.lower(User.name), User.age.desc()))
     assert lower == [age for i in range(10) for age in (i + 10, i)]
     await ages(users, select(User).order_by(User.name_length.desc(), (User.age % 2).label("odd")))
@@ -131,19 +133,19 @@ async def test_expressions_and_computed_columns_can_be_the_order(users: AsyncRep
     await ages(users, select(User).order_by(func.nullif(User.age % 4, 0).desc().nulls_last()))
 
 
-async def test_the_key_follows_the_direction_of_what_comes_before_it(users: AsyncRepository[User]) -> None:
+async def test_the_key_has_the_direction_of_the_sort_key_before_it(users: AsyncRepository[User]) -> None:
     ascending = await ages(users, select(User).order_by(func.lower(User.name)))
     assert await ages(users, select(User).order_by(func.lower(User.name).desc())) == ascending[::-1]
 
 
-async def test_an_order_that_names_the_key_is_left_as_it_is(users: AsyncRepository[User]) -> None:
+async def test_an_order_that_contains_the_key_is_not_changed(users: AsyncRepository[User]) -> None:
     assert await ages(users, select(User).order_by(User.id.desc())) == list(range(19, -1, -1))
     with assert_statements(users.session, 1) as sent:
         await users.page(select(User).order_by(User.id.desc()))
     assert "ORDER BY users.id DESC \n" in sent[0]
 
 
-async def test_a_joined_listing_can_be_ordered_by_a_related_column(users: AsyncRepository[User]) -> None:
+async def test_a_joined_list_query_can_be_ordered_by_a_related_column(users: AsyncRepository[User]) -> None:
     orders = AsyncRepository(users.session, Order)
     await orders.create_many({"user_id": user.id, "total_cents": i % 4} for i, user in enumerate(await users.list()))
     statement = select(Order).join(Order.user).order_by(func.lower(User.name).desc(), Order.total_cents)
@@ -153,10 +155,10 @@ async def test_a_joined_listing_can_be_ordered_by_a_related_column(users: AsyncR
     assert found[0].user.name.lower() == "name 9"
 
 
-async def test_a_column_that_is_null_only_through_an_outer_join_hides_no_row(users: AsyncRepository[User]) -> None:
+async def test_a_column_that_is_null_because_of_an_outer_join_hides_no_row(users: AsyncRepository[User]) -> None:
     orders = AsyncRepository(users.session, Order)
-    some = [user.id for user in await users.list()][::3]
-    await orders.create_many({"user_id": id, "total_cents": i} for i, id in enumerate(some))
+    every_third = [user.id for user in await users.list()][::3]
+    await orders.create_many({"user_id": id, "total_cents": i} for i, id in enumerate(every_third))
     statement = select(User).outerjoin(Order, and_(Order.user_id == User.id, Order.total_cents > 1))
     for clause in (Order.total_cents, Order.total_cents.desc(), Order.total_cents.nulls_first(), Order.id.desc()):
         assert sorted(age or 0 for age in await ages(users, statement.order_by(clause))) == list(range(20))
@@ -170,7 +172,7 @@ async def test_groups_can_be_ordered_by_an_aggregate(users: AsyncRepository[User
     assert found == [*range(17, 0, -3), *range(19, 0, -3)]
 
 
-async def test_aliases_and_composite_keys_can_be_paged(users: AsyncRepository[User]) -> None:
+async def test_aliases_and_composite_keys_can_be_paginated(users: AsyncRepository[User]) -> None:
     other = aliased(User)
     assert await ages(users, select(other).where(other.age > 10).order_by(other.age.desc())) == list(range(19, 10, -1))
     seats = AsyncRepository(users.session, Seat)
@@ -195,12 +197,14 @@ async def test_aliases_and_composite_keys_can_be_paged(users: AsyncRepository[Us
     ],
     ids=["text", "name", "window", "window inside", "two columns", "a column", "limit", "offset"],
 )
-async def test_what_cant_be_paged_is_refused_at_the_first_page(session: AsyncSession, statement: Select[Any]) -> None:
+async def test_a_statement_that_cannot_be_paginated_is_rejected_at_the_first_page(
+    session: AsyncSession, statement: Select[Any]
+) -> None:
     with assert_statements(session, 0), pytest.raises(ValueError, match=r"page can't be|a list query"):
         await paginate(session, statement)
 
 
-async def test_distinct_on_cant_be_paged(session: AsyncSession) -> None:
+async def test_distinct_on_is_rejected(session: AsyncSession) -> None:
     statement = select(User).order_by(User.name)
     if hasattr(statement, "ext"):
         from sqlalchemy.dialects.postgresql import distinct_on
@@ -212,7 +216,7 @@ async def test_distinct_on_cant_be_paged(session: AsyncSession) -> None:
         await paginate(session, statement)
 
 
-async def test_loader_options_dont_belong_to_the_listing(users: AsyncRepository[User]) -> None:
+async def test_loader_options_are_not_part_of_the_list_query(users: AsyncRepository[User]) -> None:
     cursor = (await users.page(limit=2, load=[User.orders])).next
     assert (await users.page(limit=2, after=cursor)).items[0].age == 2
     specimens = AsyncRepository(users.session, Specimen)
@@ -224,16 +228,16 @@ async def test_loader_options_dont_belong_to_the_listing(users: AsyncRepository[
 # --- cursors
 
 
-LISTING = select(User).where(User.age < 15).order_by(User.name)
+LIST_QUERY = select(User).where(User.age < 15).order_by(User.name)
 
 
-async def make_cursor(users: AsyncRepository[User], statement: Select[Any] = LISTING) -> str:
+async def make_cursor(users: AsyncRepository[User], statement: Select[Any] = LIST_QUERY) -> str:
     cursor = (await users.page(statement, limit=3)).next
     assert cursor is not None
     return cursor
 
 
-async def refused(users: AsyncRepository[User], cursor: str, statement: Select[Any] = LISTING) -> None:
+async def assert_rejected(users: AsyncRepository[User], cursor: str, statement: Select[Any] = LIST_QUERY) -> None:
     for side in ("after", "before"):
         with assert_statements(users.session, 0), pytest.raises(InvalidCursor):
             await users.page(statement, **{side: cursor})  # type: ignore[arg-type]
@@ -243,17 +247,17 @@ async def test_a_cursor_is_safe_in_a_url(users: AsyncRepository[User]) -> None:
     assert set(await make_cursor(users)) <= set(string.ascii_letters + string.digits + "-_")
 
 
-async def test_a_cursor_that_was_tampered_with_is_refused(users: AsyncRepository[User]) -> None:
+async def test_a_changed_cursor_is_rejected(users: AsyncRepository[User]) -> None:
     cursor = await make_cursor(users)
     for i in range(len(cursor)):
         other = "B" if cursor[i] == "A" else "A"
         changed = cursor[:i] + other + cursor[i + 1 :]
         if base64.urlsafe_b64decode(changed + "==") != base64.urlsafe_b64decode(cursor + "=="):
-            await refused(users, changed)
+            await assert_rejected(users, changed)
     for i in range(0, len(cursor), 7):
-        await refused(users, cursor[:i])
-        await refused(users, cursor[:i] + "!" + cursor[i:])
-        await refused(users, cursor[:i] + " " + cursor[i:])
+        await assert_rejected(users, cursor[:i])
+        await assert_rejected(users, cursor[:i] + "!" + cursor[i:])
+        await assert_rejected(users, cursor[:i] + " " + cursor[i:])
 
 
 @pytest.mark.parametrize(
@@ -275,8 +279,8 @@ async def test_a_cursor_that_was_tampered_with_is_refused(users: AsyncRepository
     ],
     ids=repr,
 )
-async def test_garbage_is_refused(users: AsyncRepository[User], garbage: str) -> None:
-    await refused(users, garbage)
+async def test_garbage_is_rejected(users: AsyncRepository[User], garbage: str) -> None:
+    await assert_rejected(users, garbage)
 
 
 @pytest.mark.parametrize(
@@ -293,17 +297,17 @@ async def test_garbage_is_refused(users: AsyncRepository[User], garbage: str) ->
     ],
     ids=["value", "operator", "no filter", "direction", "nulls", "column", "more columns", "no order"],
 )
-async def test_a_cursor_of_another_listing_is_refused(users: AsyncRepository[User], other: Select[Any]) -> None:
-    await refused(users, await make_cursor(users), other)
+async def test_a_cursor_of_another_list_query_is_rejected(users: AsyncRepository[User], other: Select[Any]) -> None:
+    await assert_rejected(users, await make_cursor(users), other)
 
 
-async def test_a_cursor_of_another_version_is_refused(users: AsyncRepository[User]) -> None:
+async def test_a_cursor_of_another_version_is_rejected(users: AsyncRepository[User]) -> None:
     raw = bytearray(base64.urlsafe_b64decode(await make_cursor(users) + "=="))
     raw[0] += 1
-    await refused(users, base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
+    await assert_rejected(users, base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
 
 
-async def test_an_equal_listing_takes_the_cursor_whatever_the_order_of_its_in(users: AsyncRepository[User]) -> None:
+async def test_an_equal_list_query_accepts_the_cursor_for_any_order_of_in_values(users: AsyncRepository[User]) -> None:
     cursor = await make_cursor(users, select(User).where(User.age.in_([1, 2, 3, 4])))
     assert len((await users.page(select(User).where(User.age.in_({4, 3, 2, 1})), after=cursor)).items) == 1
 
@@ -316,7 +320,7 @@ def test_a_cursor_is_the_same_in_every_process() -> None:
         "s = select(User).where(User.name.in_({'a', 'b', 'c', 'd'}), User.age > 3).order_by(User.name)\n"
         "print(Cursors(s, _get_sort_keys(s)).encode(Position([SortValue('a', 25), SortValue(str(7), 20)])))"
     )
-    made = {
+    cursors = {
         subprocess.run(
             [sys.executable, "-c", program],
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -326,31 +330,33 @@ def test_a_cursor_is_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(made) == 1
+    assert len(cursors) == 1
 
 
-async def sealed(content: Any, statement: Select[Any] = LISTING) -> str:
-    """A cursor with this content, as somebody could make it who knows the listing."""
+async def make_sealed_cursor(content: Any, statement: Select[Any] = LIST_QUERY) -> str:
+    """A cursor with this content and a valid seal, as a client could make it who knows the list query."""
     payload = json.dumps(content).encode()
     raw = bytes([2]) + Cursors(statement, _get_sort_keys(statement))._seal(payload) + payload
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-async def test_a_cursor_with_its_listings_seal_but_other_contents_is_refused(users: AsyncRepository[User]) -> None:
+async def test_a_cursor_with_a_valid_seal_but_other_contents_is_rejected(users: AsyncRepository[User]) -> None:
     name, key = ["a", 25], [str(uuid4()), 2950]
     contents: list[Any] = [[name], [False], [False, name], [False, name, key, key], [name, key], {}, 1, None, "", [[]]]
     wrong = [["x"], ["x", "uuid"], ["x", True], ["x", 2950.0], [1, 2950], [["x"], 2950], ["x", 790], ["x", 10**30]]
     contents += [[False, name, each] for each in (*wrong, ["x", None], ["x", 2206], {"text": "x"}, None, [])]
     for content in contents:
-        await refused(users, await sealed(content))
+        await assert_rejected(users, await make_sealed_cursor(content))
 
 
 @pytest.mark.parametrize(
     "key", [["x", 2950], ["\0", 2950], ["", 2950], ["1", 23], ["{}", 1009], ["9" * 40, 20], ["x", 1184]], ids=repr
 )
-async def test_a_cursor_whose_text_postgresql_cant_read_is_refused(users: AsyncRepository[User], key: Any) -> None:
-    cursor = await sealed([False, ["a", 25], key])
+async def test_a_cursor_with_text_that_postgresql_cannot_read_is_rejected(
+    users: AsyncRepository[User], key: Any
+) -> None:
+    cursor = await make_sealed_cursor([False, ["a", 25], key])
     for side in ("after", "before"):
         with pytest.raises(InvalidCursor):
             async with users.session.begin_nested():
-                await users.page(LISTING, **{side: cursor})  # type: ignore[arg-type]
+                await users.page(LIST_QUERY, **{side: cursor})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Keyset pages are complete in both directions, whatever the order, whatever happens between two of them."""
+"""Keyset pages are complete in both directions, for any order and any changes between two pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from howdah_tests.support.specimens import ORDERS, ROW, exhaustive, insert_speci
 
 @exhaustive
 @given(rows=st.lists(ROW, max_size=9), order=ORDERS, limit=st.integers(1, 4))
-async def test_pages_forward_and_backward_are_the_whole_listing(
+async def test_pages_forward_and_backward_are_the_whole_list(
     session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int
 ) -> None:
     async with specimens(session, rows) as repository:
@@ -45,24 +45,24 @@ async def test_pages_forward_and_backward_are_the_whole_listing(
     limit=st.integers(1, 3),
     changes=st.lists(st.one_of(ROW, st.integers(0, 8)), max_size=8),
 )
-async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_others(
+async def test_rows_that_are_inserted_or_deleted_between_pages_neither_repeat_nor_hide_others(
     session: AsyncSession, rows: list[dict[str, Any]], order: list[Any], limit: int, changes: list[Any]
 ) -> None:
     async with specimens(session, rows) as repository:
         statement = select(Specimen).order_by(*order)
-        lasting = {(i * 7) % 31 for i in range(len(rows))}
-        to_come = iter(enumerate(changes, start=100))
+        remaining = {(i * 7) % 31 for i in range(len(rows))}
+        pending = iter(enumerate(changes, start=100))
 
         async def turn(cursor: str | None) -> Page[Specimen]:
             page = await repository.page(statement, limit=limit, after=cursor)
-            id, change = next(to_come, (0, None))
+            id, change = next(pending, (0, None))
             if isinstance(change, dict):
                 await insert_specimens(session, {id: change})
             elif change is not None:
-                lasting.discard((change * 7) % 31)
+                remaining.discard((change * 7) % 31)
                 await session.execute(text("DELETE FROM specimens WHERE id = :id"), {"id": (change * 7) % 31})
             return page
 
         seen = [id for page in await walk(turn, "next") for id in ids(page)]
         assert len(seen) == len(set(seen))
-        assert lasting <= set(seen)
+        assert remaining <= set(seen)

@@ -1,4 +1,4 @@
-"""Pages in the order of an expression together are the whole list. Its type is PostgreSQL's, not SQLAlchemy's guess."""
+"""Pages in the order of an expression are the whole list. The type is that of PostgreSQL, not SQLAlchemy's guess."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def ordered(expressions: list[ColumnElement[Any]]) -> st.SearchStrategy[ColumnEl
     return st.builds(direct, st.sampled_from(expressions), st.booleans(), st.sampled_from([None, "first", "last"]))
 
 
-many = settings(
+fewer_examples = settings(
     max_examples=settings().max_examples // 3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -239,7 +239,7 @@ async def items(session: AsyncSession) -> AsyncIterator[AsyncRepository[Gadget]]
 
 
 async def assert_paged(items: AsyncRepository[Gadget], statement: Any, limit: int) -> None:
-    """Through the repository, and as JSON on a connection."""
+    """Check the pages of the repository, and the JSON pages on a connection."""
     whole = await items.list(statement, limit=None)
     await assert_pages_are(whole, partial(items.page, statement), limit=limit)
     connection = await items.session.connection()
@@ -257,7 +257,7 @@ async def fill(items: AsyncRepository[Gadget], rows: list[Any], parts: list[Any]
         await items.session.execute(insert(Piece), of_items)
 
 
-@many
+@fewer_examples
 @given(rows=ITEMS, parts=PARTS, order=st.lists(ordered(EXPRESSIONS), min_size=1, max_size=2), limit=st.integers(1, 3))
 async def test_pages_in_the_order_of_any_expression_are_the_whole_list(
     items: AsyncRepository[Gadget], rows: list[Any], parts: list[Any], order: list[Any], limit: int
@@ -270,7 +270,7 @@ async def test_pages_in_the_order_of_any_expression_are_the_whole_list(
         await savepoint.rollback()
 
 
-@many
+@fewer_examples
 @given(
     rows=ITEMS,
     parts=PARTS,
@@ -291,8 +291,8 @@ async def test_pages_of_groups_in_the_order_of_any_aggregate_are_the_whole_list(
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS, ids=str)
-async def test_each_expression_can_be_paged(items: AsyncRepository[Gadget], expression: ColumnElement[Any]) -> None:
-    """Many rows share a value, some have none."""
+async def test_each_expression_can_be_paginated(items: AsyncRepository[Gadget], expression: ColumnElement[Any]) -> None:
+    """Many rows have the same value, some have NULL."""
     rows = [
         {
             "whole": i % 5 or None,
@@ -318,12 +318,12 @@ async def test_each_expression_can_be_paged(items: AsyncRepository[Gadget], expr
         await assert_paged(items, select(Gadget).order_by(clause), 6)
 
 
-async def test_a_sum_beyond_31_bits_can_be_paged(items: AsyncRepository[Gadget]) -> None:
+async def test_a_sum_of_more_than_31_bits_can_be_paginated(items: AsyncRepository[Gadget]) -> None:
     await fill(items, [{"whole": 1}] * 5, [(i, {"cents": 2**31 - 1}) for i in range(5) for _ in range(i + 1)])
     await assert_paged(items, select(Gadget).join(Piece).group_by(Gadget.id).order_by(func.sum(Piece.cents)), 2)
 
 
-async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncRepository[Gadget]) -> None:
+async def test_json_null_and_numbers_that_a_float_cannot_hold_can_be_paginated(items: AsyncRepository[Gadget]) -> None:
     documents = [["null", f"{2**63 + i}", f"1e{300 + i}"][i % 3] for i in range(80)]
     await items.session.execute(
         insert(Gadget).from_select(
@@ -348,7 +348,7 @@ async def test_a_json_null_and_numbers_beyond_a_float_can_be_paged(items: AsyncR
     [func.random(), func.now() - Gadget.moment, func.gen_random_uuid(), func.current_date(), func.clock_timestamp()],
     ids=str,
 )
-async def test_an_order_that_changes_between_two_pages_is_refused(
+async def test_an_order_that_changes_between_two_pages_is_rejected(
     items: AsyncRepository[Gadget], volatile: ColumnElement[Any]
 ) -> None:
     with pytest.raises(ValueError, match="has another value when the next page is read"):
@@ -364,7 +364,7 @@ async def test_an_order_that_changes_between_two_pages_is_refused(
     ],
     ids=["record", "tsvector", "money"],
 )
-async def test_an_order_whose_type_no_cursor_can_hold_is_refused_at_the_first_page(
+async def test_an_order_of_a_type_that_a_cursor_cannot_contain_is_rejected_at_the_first_page(
     items: AsyncRepository[Gadget], expression: ColumnElement[Any], name: str
 ) -> None:
     await fill(items, [{"whole": 1, "name": "a"}], [])
@@ -373,7 +373,7 @@ async def test_an_order_whose_type_no_cursor_can_hold_is_refused_at_the_first_pa
 
 
 class Money(UserDefinedType[Decimal]):
-    """A name with a length for a type of PostgreSQL's own."""
+    """A custom type for a built-in type with a precision."""
 
     cache_ok = True
 
@@ -381,7 +381,7 @@ class Money(UserDefinedType[Decimal]):
         return "NUMERIC(10, 2)"
 
 
-async def test_the_length_of_a_users_type_does_not_round_an_expression(session: AsyncSession) -> None:
+async def test_the_length_of_a_custom_type_does_not_round_an_expression(session: AsyncSession) -> None:
     class Priced(Separate):
         __tablename__ = "priced"
 
@@ -393,7 +393,7 @@ async def test_the_length_of_a_users_type_does_not_round_an_expression(session: 
     rows = "SELECT n, 1 + n % 7 / 10.0, 1 + n / 10000.0 FROM generate_series(1, 40) n"
     await session.execute(text(f"INSERT INTO priced {rows}"))
     repository = AsyncRepository(session, Priced)
-    listing = select(Priced).order_by(Priced.price * Priced.rate)
-    whole = [row.id for row in await repository.list(listing)]
-    pages = await walk(lambda cursor: repository.page(listing, limit=3, after=cursor), "next")
+    list_query = select(Priced).order_by(Priced.price * Priced.rate)
+    whole = [row.id for row in await repository.list(list_query)]
+    pages = await walk(lambda cursor: repository.page(list_query, limit=3, after=cursor), "next")
     assert [row.id for page in pages for row in page.items] == whole

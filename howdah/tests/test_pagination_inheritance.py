@@ -1,4 +1,4 @@
-"""Listings of composites, of inherited classes and of concrete classes."""
+"""List queries of composites, of inherited classes and of concrete classes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Point:
 
 
 class Shape(Separate):
-    """Whose kind is computed."""
+    """Its discriminator is an expression."""
 
     __tablename__ = "shapes"
 
@@ -89,20 +89,20 @@ async def tables(session: AsyncSession) -> AsyncSession:
 # --- inherited classes, composites and bundles
 
 
-async def test_a_class_whose_kind_is_an_expression_is_paged(tables: AsyncSession) -> None:
+async def test_a_class_with_a_computed_discriminator_can_be_paginated(tables: AsyncSession) -> None:
     await tables.execute(
         insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
     )
     shapes = AsyncRepository(tables, Shape)
-    for listing in (
+    for list_query in (
         select(Shape),
         select(Triangle).order_by(Triangle.y.desc()),
         select(Shape).order_by(Shape.corners.desc(), Shape.x),
         select(Shape).order_by(case((Shape.corners == 3, "triangle"), else_="shape")),
     ):
-        whole = await shapes.list(listing, limit=None)
+        whole = await shapes.list(list_query, limit=None)
         assert len(whole) in {5, 9}
-        await assert_pages_are(whole, partial(shapes.page, listing, count=True), limit=2)
+        await assert_pages_are(whole, partial(shapes.page, list_query, count=True), limit=2)
     assert await shapes.count(select(Triangle)) == 5
 
 
@@ -114,16 +114,16 @@ async def test_composites_and_bundles_are_ordered_by_their_columns(tables: Async
     by_columns = await shapes.list(select(Shape).order_by(Shape.x, Shape.y))
     clauses: list[Any] = [Shape.point, Bundle("point", Shape.x, Shape.y)]
     for clause in clauses:
-        listing = select(Shape).order_by(clause)
-        assert await shapes.list(listing) == by_columns
-        await assert_pages_are(by_columns, partial(shapes.page, listing), limit=2)
-        assert [each async for each in shapes.stream(listing)] == by_columns
+        list_query = select(Shape).order_by(clause)
+        assert await shapes.list(list_query) == by_columns
+        await assert_pages_are(by_columns, partial(shapes.page, list_query), limit=2)
+        assert [each async for each in shapes.stream(list_query)] == by_columns
     descending = select(Shape).order_by(Shape.corners.desc(), Shape.point)
     await assert_pages_are(await shapes.list(descending), partial(shapes.page, descending), limit=2)
 
 
-async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(tables: AsyncSession) -> None:
-    """SQLAlchemy 2.0 gives it to the last column alone."""
+async def test_the_direction_of_a_composite_applies_to_each_column_or_is_rejected(tables: AsyncSession) -> None:
+    """SQLAlchemy 2.0 applies it only to the last column."""
     await tables.execute(
         insert(Shape), [{"id": i, "x": i % 3, "y": i % 2 or None, "corners": 3 + i % 2} for i in range(9)]
     )
@@ -133,54 +133,54 @@ async def test_the_direction_of_a_composite_is_that_of_each_column_or_refused(ta
         Shape.point.desc,
         lambda: desc(Bundle("point", Shape.x, Shape.y)),
     ]
-    refusals: list[str] = []
+    errors: list[str] = []
     for make in clauses:
         try:
             clause = make()
             whole = await shapes.list(select(Shape).order_by(clause))
-        except NotImplementedError:  # SQLAlchemy's own
+        except NotImplementedError:  # raised by SQLAlchemy
             continue
         except ValueError as error:
-            refusals.append(str(error))
+            errors.append(str(error))
             continue
         assert whole == await shapes.list(select(Shape).order_by(Shape.x.desc(), Shape.y.desc()))
         await assert_pages_are(whole, partial(shapes.page, select(Shape).order_by(clause)), limit=2)
-    assert all("one direction can't apply to several columns" in each for each in refusals)
+    assert all("one direction can't apply to several columns" in each for each in errors)
 
 
-async def test_concrete_classes_are_paged_as_one_listing(tables: AsyncSession) -> None:
+async def test_concrete_classes_are_one_list_query(tables: AsyncSession) -> None:
     """A column that one of the tables lacks is NULL for its rows, even if it is NOT NULL in the other table."""
     barges: Any = Barge.__table__
     ferries: Any = Ferry.__table__
     await tables.execute(insert(barges), [{"id": i, "name": f"b{i % 2}", "length": i % 3} for i in range(6)])
     await tables.execute(insert(ferries), [{"id": 10 + i, "name": f"b{i % 2}", "cars": i} for i in range(6)])
     boats = AsyncRepository(tables, Barge)
-    for listing, number in (
+    for list_query, number in (
         (select(Barge), 12),
         (select(Barge).order_by(Barge.name.desc()), 12),
         (select(Barge).order_by(Barge.length), 12),
         (select(Barge).order_by(Barge.length.desc(), Barge.name), 12),
         (select(Ferry).order_by(Ferry.name, Ferry.cars.desc()), 6),
     ):
-        whole = await boats.list(listing, limit=None)
+        whole = await boats.list(list_query, limit=None)
         assert len(whole) == number
-        await assert_pages_are(whole, partial(boats.page, listing, count=True), limit=5)
+        await assert_pages_are(whole, partial(boats.page, list_query, count=True), limit=5)
 
 
-async def test_inherited_classes_are_paged(tables: AsyncSession) -> None:
+async def test_inherited_classes_can_be_paginated(tables: AsyncSession) -> None:
     for i in range(4):
         tables.add_all([Staff(name=f"n{i % 2}"), Engineer(name=f"n{i % 3}", language="ab"[i % 2])])
         tables.add_all([Vehicle(wheels=i), Car(wheels=i, doors=i % 2 or None)])
     await tables.flush()
     wide = with_polymorphic(Staff, [Engineer])
     staff: AsyncRepository[Any] = AsyncRepository(tables, Staff)
-    for listing in (
+    for list_query in (
         select(Staff).order_by(Staff.name.desc()),
         select(Engineer).order_by(Engineer.language, Engineer.name.desc()),
         select(wide).order_by(wide.Engineer.language, wide.name),
         select(wide).order_by(wide.Engineer.language.desc().nulls_last()),
     ):
-        await assert_pages_are(await staff.list(listing), partial(staff.page, listing), limit=3)
+        await assert_pages_are(await staff.list(list_query), partial(staff.page, list_query), limit=3)
     vehicles: AsyncRepository[Any] = AsyncRepository(tables, Vehicle)
     for each in (select(Vehicle).order_by(Vehicle.wheels), select(Car).order_by(Car.doors, Car.wheels.desc())):
         await assert_pages_are(await vehicles.list(each), partial(vehicles.page, each), limit=3)

@@ -1,4 +1,4 @@
-"""A page reads the index from its cursor on."""
+"""The query plan of a page starts at the cursor in an index."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from howdah_tests.support.sample_models import User
 
 
 async def plan_of(session: AsyncSession, page: Callable[[], Any]) -> tuple[Page[Any], list[dict[str, Any]]]:
-    """The page, and the nodes of its statement's plan, from the top."""
+    """The page, and the nodes of the plan of its statement, from the top."""
     sent: list[tuple[str, Any]] = []
 
-    def remember(*args: Any) -> None:
+    def record(*args: Any) -> None:
         sent.append((args[2], args[3]))
 
     engine = session.get_bind().engine
-    event.listen(engine, "before_cursor_execute", remember)
+    event.listen(engine, "before_cursor_execute", record)
     try:
         result = await page()
     finally:
-        event.remove(engine, "before_cursor_execute", remember)
+        event.remove(engine, "before_cursor_execute", record)
     raw = (await (await session.connection()).get_raw_connection()).driver_connection
     assert raw is not None
     (statement, parameters), *_ = sent
     nodes = [(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters))[0]["Plan"]]
-    while "Plans" in nodes[-1]:  # the settings come from an InitPlan, once
+    while "Plans" in nodes[-1]:  # an InitPlan reads the settings, once
         nodes.append(next(node for node in nodes[-1]["Plans"] if node["Parent Relationship"] != "InitPlan"))
     return result, nodes
 
@@ -48,10 +48,10 @@ async def add_users(session: AsyncSession, *, created_at: TextClause) -> None:
     )
 
 
-async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_nothing(
+async def test_a_page_in_key_order_starts_at_the_cursor_in_the_index_and_sorts_nothing(
     session: AsyncSession,
 ) -> None:
-    """Control: a page by offset reads what it skips."""
+    """Control: a page by offset reads the rows that it skips."""
     await add_users(session, created_at=text("now()"))
     await session.execute(text("ANALYZE users"))
     users = AsyncRepository(session, User)
@@ -73,35 +73,35 @@ async def test_a_page_in_key_order_reads_the_index_from_the_cursor_on_and_sorts_
 
 
 @pytest.mark.parametrize(
-    ("order", "bounded"),
+    ("order", "condition"),
     [
         (["created_at"], "ROW(created_at, id) > ROW("),
         (["created_at desc"], "ROW(created_at, id) < ROW("),
         (["created_at", "id desc"], "created_at >= "),
     ],
 )
-async def test_a_page_in_another_order_reads_that_orders_index_from_the_cursor_on(
-    session: AsyncSession, order: list[str], bounded: str
+async def test_a_page_in_another_order_starts_at_the_cursor_in_its_index(
+    session: AsyncSession, order: list[str], condition: str
 ) -> None:
-    """Many rows have each time. Control: alternatives alone bound no index."""
+    """Many rows have the same time. The index condition needs a comparison that isn't within an OR."""
     await add_users(session, created_at=text("'2026-01-01'::timestamptz + n / 100 * interval '1 minute'"))
     directions = ", ".join(order if len(order) > 1 else [*order, order[0].replace("created_at", "id")])
     await session.execute(text(f"CREATE INDEX ON users ({directions})"))
     await session.execute(text("ANALYZE users"))
     users = AsyncRepository(session, User)
     clauses = [getattr(User, each.split()[0]) for each in order]
-    listing = select(User).order_by(
+    list_query = select(User).order_by(
         *(clause.desc() if "desc" in each else clause for clause, each in zip(clauses, order, strict=True))
     )
-    everything = [user.id for user in await users.list(listing, limit=None)]
-    deep = (await users.page(listing, limit=1000)).next
+    everything = [user.id for user in await users.list(list_query, limit=None)]
+    deep = (await users.page(list_query, limit=1000)).next
     for page_number in range(2, 10):
-        deep = (await users.page(listing, limit=1000, after=deep)).next
+        deep = (await users.page(list_query, limit=1000, after=deep)).next
         assert deep is not None, page_number
-    page, nodes = await plan_of(session, partial(users.page, listing, limit=50, after=deep))
+    page, nodes = await plan_of(session, partial(users.page, list_query, limit=50, after=deep))
     assert [user.id for user in page.items] == everything[9000:9050]
     assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"]
-    assert bounded in nodes[1]["Index Cond"].replace("users.", "").replace("(created_at >= ", "created_at >= ")
+    assert condition in nodes[1]["Index Cond"].replace("users.", "").replace("(created_at >= ", "created_at >= ")
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ async def test_a_page_in_another_order_reads_that_orders_index_from_the_cursor_o
     ],
     ids=str,
 )
-async def test_the_types_of_cursors_enter_the_index(
+async def test_the_types_of_cursors_can_use_the_index(
     session: AsyncSession, column_type: str, kind: TypeEngine[Any], value: str
 ) -> None:
-    """With a length in the mapping, with another type than the mapping's, with a type of the database's own."""
+    """Types with a length, types that differ from the mapping, and types that the database defines."""
     for each in (
         "CREATE DOMAIN positive AS int; CREATE TYPE mood AS ENUM ('a', 'b', 'c')",
         f"CREATE TABLE cases (id integer PRIMARY KEY, value {column_type} NOT NULL)",
@@ -132,9 +132,9 @@ async def test_the_types_of_cursors_enter_the_index(
             await session.execute(text(statement))
     model = mapped(kind, nullable=False)
     cases: AsyncRepository[Any] = AsyncRepository(session, model)
-    listing = select(model).order_by(model.value)
-    first = await cases.page(listing, limit=500)
-    page, nodes = await plan_of(session, partial(cases.page, listing, limit=50, before=first.next))
+    list_query = select(model).order_by(model.value)
+    first = await cases.page(list_query, limit=500)
+    page, nodes = await plan_of(session, partial(cases.page, list_query, limit=50, before=first.next))
     assert page.items == first.items[:-1][-50:]
     assert [node["Node Type"] for node in nodes] == ["Limit", "Index Only Scan"]
     assert "Index Cond" in nodes[1]

@@ -22,9 +22,9 @@ _FIELDS = (User.id, User.email, User.age)
 
 @pytest.fixture
 def mapper() -> Iterator[registry]:
-    made = registry(metadata=MetaData())
-    yield made
-    made.dispose()
+    mapper = registry(metadata=MetaData())
+    yield mapper
+    mapper.dispose()
 
 
 def mapped_to(mapper: registry, source: Subquery) -> type:
@@ -47,7 +47,7 @@ async def pages(session: AsyncSession, statement: object, *, limit: int) -> list
 
 @pytest.mark.parametrize("column", ["id", "email", "age"])
 @pytest.mark.parametrize("descending", [False, True])
-async def test_a_union_is_paged_in_both_directions(
+async def test_a_union_can_be_paginated_in_both_directions(
     session: AsyncSession, mapper: registry, column: str, descending: bool
 ) -> None:
     await session.execute(
@@ -77,15 +77,15 @@ def condition_of(statement: object) -> str:
     )
 
 
-def test_a_column_that_no_part_of_a_union_leaves_out_is_compared_alone(mapper: registry) -> None:
-    """Then PostgreSQL merges the parts by their indexes. A condition on NULL would prevent that."""
+def test_a_column_that_every_part_of_a_union_has_is_compared_without_null(mapper: registry) -> None:
+    """Then PostgreSQL can merge the parts by their indexes. A condition on NULL would prevent this."""
     model = mapped_to(mapper, union_of_users())
     assert "NULL" not in condition_of(select(model).order_by(model.id))  # type: ignore[attr-defined]
     assert "NULL" in condition_of(select(model).order_by(model.age))  # type: ignore[attr-defined]
 
 
-def test_a_column_that_is_grouped_by_may_be_null(mapper: registry) -> None:
+def test_a_column_of_group_by_may_be_null(mapper: registry) -> None:
     """ROLLUP adds rows in which it is NULL."""
-    rolled = select(User.id, func.count().label("users")).group_by(func.rollup(User.id)).subquery()
-    model = mapped_to(mapper, rolled)
+    rollup = select(User.id, func.count().label("users")).group_by(func.rollup(User.id)).subquery()
+    model = mapped_to(mapper, rollup)
     assert "NULL" in condition_of(select(model).order_by(model.id))  # type: ignore[attr-defined]

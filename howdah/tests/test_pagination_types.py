@@ -1,4 +1,4 @@
-"""Pages in the order of a column of any type are the whole list, in the order of what is stored."""
+"""Pages in the order of a column of any type are the whole list, in the order of the stored values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EmptyAsNone(TypeDecorator[str]):
 
 
 class Encrypted(TypeDecorator[str]):
-    """What is stored sorts otherwise than what is read, and is written differently each time."""
+    """Its stored values have another order than the values that are read."""
 
     impl = String
     cache_ok = True
@@ -80,7 +80,7 @@ class LevelType(TypeDecorator[Level]):
 
 
 class Mood(enum.Enum):
-    """Whose order is neither that of its names nor that of its values."""
+    """Its order is neither that of its names nor that of its values."""
 
     SAD = "sad"
     OK = "ok"
@@ -89,7 +89,7 @@ class Mood(enum.Enum):
 
 MOOD = Enum(Mood, name="mood", values_callable=lambda kind: [each.value for each in kind])
 
-# Of each: the column's type in the table, its type in the mapping, and texts of values.
+# The type of the column in the table, its type in the mapping, and texts of values.
 MOODS = "'sad', 'ok', 'happy'"
 CASES: list[tuple[str, TypeEngine[Any], list[str]]] = [
     ("smallint", Integer(), ["-5", "0", "7"]),
@@ -184,7 +184,7 @@ async def prepared(session: AsyncSession) -> AsyncIterator[AsyncConnection]:
 
 
 async def fill(connection: AsyncConnection, column_type: str, values: list[str], *, each: int = 3) -> None:
-    """Each value several times, and some rows without one."""
+    """Insert each value several times, and some rows with NULL."""
     plain = column_type.split(" COLLATE ", maxsplit=1)[0]
     await connection.execute(text(f"CREATE TABLE cases (id integer PRIMARY KEY, value {column_type})"))
     insert = text(
@@ -194,7 +194,7 @@ async def fill(connection: AsyncConnection, column_type: str, values: list[str],
         await connection.execute(insert, {"value": value, "ids": [i + 100 * n for n in range(each)]})
 
 
-# SQLAlchemy 2.1 warns of its own type.
+# SQLAlchemy 2.1 warns about its own type.
 @pytest.mark.filterwarnings("ignore:Type object .*DOMAIN")
 @pytest.mark.parametrize(
     ("column_type", "kind", "values"), CASES, ids=lambda each: each if isinstance(each, str) else ""
@@ -232,7 +232,7 @@ async def execute_or_skip(connection: AsyncConnection, *statements: str) -> None
         pytest.skip(f"this server can't: {error.orig}")
 
 
-async def test_texts_that_a_nondeterministic_collation_holds_for_equal_are_not_lost(
+async def test_texts_that_a_nondeterministic_collation_finds_equal_are_not_lost(
     prepared: AsyncConnection, session: AsyncSession
 ) -> None:
     locale = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
@@ -242,11 +242,11 @@ async def test_texts_that_a_nondeterministic_collation_holds_for_equal_are_not_l
         await assert_paged(session, mapped(kind))
 
 
-async def test_citext_is_paged_where_the_mapping_says_so_and_otherwise_refused(
+async def test_citext_can_be_paginated_if_the_mapping_declares_it_and_is_rejected_otherwise(
     prepared: AsyncConnection, session: AsyncSession
 ) -> None:
-    """Control: as texts they sort otherwise. An extension outside of the search_path is sorted by its own operators,
-    but compared by those of text."""
+    """Control: as texts they have another order. An extension outside of the search_path is sorted by its operators,
+    but compared by the operators of text."""
     await execute_or_skip(prepared, "CREATE SCHEMA extensions", "CREATE EXTENSION citext SCHEMA extensions")
     await prepared.execute(text("SET LOCAL search_path = public, extensions"))
     await prepared.execute(text("CREATE DOMAIN email AS citext"))
@@ -268,7 +268,7 @@ async def test_citext_is_paged_where_the_mapping_says_so_and_otherwise_refused(
         await assert_paged(session, mapped(String()))
 
 
-async def test_an_enum_of_another_schema_is_paged(prepared: AsyncConnection, session: AsyncSession) -> None:
+async def test_an_enum_of_another_schema_can_be_paginated(prepared: AsyncConnection, session: AsyncSession) -> None:
     await prepared.execute(text("CREATE SCHEMA elsewhere"))
     await prepared.execute(text(f'CREATE TYPE elsewhere."Feeling Of" AS ENUM ({MOODS})'))
     await fill(prepared, 'elsewhere."Feeling Of"', ["happy", "sad", "ok"])
@@ -278,10 +278,10 @@ async def test_an_enum_of_another_schema_is_paged(prepared: AsyncConnection, ses
         await assert_paged(session, mapped(String()))
 
 
-async def test_a_domain_over_an_enum_is_refused_and_a_cast_of_it_paged(
+async def test_a_domain_over_an_enum_is_rejected_and_a_cast_of_it_can_be_paginated(
     prepared: AsyncConnection, session: AsyncSession
 ) -> None:
-    """PostgreSQL sorts it, but has no operators for it."""
+    """PostgreSQL can sort it, but has no comparison operators for it."""
     await fill(prepared, "mood_domain", ["happy", "sad", "ok"])
     mood = pg.ENUM("sad", "ok", "happy", name="mood")
     with warnings.catch_warnings(action="ignore"):
@@ -294,7 +294,9 @@ async def test_a_domain_over_an_enum_is_refused_and_a_cast_of_it_paged(
     await assert_pages_are(whole, partial(AsyncRepository[Any](session, model).page, statement), limit=2)
 
 
-async def test_an_enum_of_a_translated_schema_is_paged(prepared: AsyncConnection, session: AsyncSession) -> None:
+async def test_an_enum_of_a_translated_schema_can_be_paginated(
+    prepared: AsyncConnection, session: AsyncSession
+) -> None:
     await prepared.execute(text("CREATE SCHEMA tenant"))
     await prepared.execute(text("CREATE TYPE tenant.feeling AS ENUM ('b', 'a')"))
     await fill(prepared, "tenant.feeling", ["a", "b"])
@@ -315,10 +317,10 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("column_type", "setting", "values"), SETTINGS)
-async def test_pages_may_be_read_under_different_settings(
+async def test_pages_can_be_read_under_different_settings(
     prepared: AsyncConnection, session: AsyncSession, column_type: str, setting: str, values: list[str]
 ) -> None:
-    """Every other page under another one."""
+    """Every other page is read under another setting."""
     await fill(prepared, column_type, values)
     model = mapped(String())
     statement = select(model).order_by(model.value)
@@ -335,7 +337,7 @@ async def test_pages_may_be_read_under_different_settings(
         await assert_pages_are(whole, turn, limit=limit)
 
 
-REFUSED = [
+REJECTED = [
     ("timestamptz", "DateStyle = 'German, DMY'"),
     ("date", "DateStyle = 'SQL, DMY'"),
     ("daterange", "DateStyle = 'Postgres, MDY'"),
@@ -350,11 +352,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("column_type", "setting"), REFUSED)
-async def test_settings_under_which_texts_are_not_exact_are_refused_at_the_first_page(
+@pytest.mark.parametrize(("column_type", "setting"), REJECTED)
+async def test_settings_under_which_texts_are_not_exact_are_rejected_at_the_first_page(
     prepared: AsyncConnection, session: AsyncSession, column_type: str, setting: str
 ) -> None:
-    """Control: other types are paged under them."""
+    """Control: other types can be paginated under these settings."""
     await prepared.execute(text("CREATE DOMAIN dated AS date"))
     await fill(prepared, column_type, [])
     await prepared.execute(text(f"SET LOCAL {setting}"))
@@ -365,7 +367,7 @@ async def test_settings_under_which_texts_are_not_exact_are_refused_at_the_first
     assert len((await repository.page(limit=1)).items) == 1
 
 
-async def test_every_type_with_an_order_is_known_or_left_out_on_purpose(session: AsyncSession) -> None:
+async def test_every_type_with_an_order_is_supported_or_listed_as_unsupported(session: AsyncSession) -> None:
     types = text("""
         SELECT typname, CAST(oid AS int), CAST(typarray AS int) FROM pg_type
         WHERE typnamespace = 'pg_catalog'::regnamespace AND typname = ANY(:names)

@@ -1,4 +1,4 @@
-"""Which model a repository is of."""
+"""The model of a repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OtherT = TypeVar("OtherT")
 
 
 class Tenanted(AsyncRepository[ModelT]):
-    """An intermediate that leaves the model open."""
+    """A generic subclass."""
 
 
 class TenantedUsers(Tenanted[User]): ...
@@ -25,7 +25,7 @@ class OnlyActiveUsers(TenantedUsers): ...
 
 
 class WithContext(AsyncRepository[ModelT], Generic[OtherT, ModelT]):
-    """The model isn't its first type parameter."""
+    """The model is its second type parameter."""
 
 
 class UsersWithContext(WithContext[int, User]): ...
@@ -38,7 +38,7 @@ class MixedUsers(Mixin, UserRepository): ...
 
 
 class ByArgument(AsyncRepository[User]):
-    """The constructor of the reference."""
+    """It has the constructor of the reference."""
 
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, User)
@@ -56,21 +56,21 @@ def test_the_model_may_be_the_second_argument() -> None:
     assert Tenanted(AsyncSession(), Seat).model is Seat
 
 
-def test_a_second_argument_goes_before_the_type_parameter() -> None:
+def test_the_second_argument_overrides_the_type_parameter() -> None:
     class Vehicles(AsyncRepository[Vehicle]): ...
 
     assert Vehicles(AsyncSession(), Car).model is Car
 
 
 @pytest.mark.parametrize("repository", [AsyncRepository, Tenanted, type("Plain", (AsyncRepository,), {})])
-def test_without_a_model_it_says_how_to_name_one(repository: Any) -> None:
+def test_the_error_of_a_missing_model_says_how_to_declare_one(repository: Any) -> None:
     with pytest.raises(
         TypeError, match=r"has no model: pass it, AsyncRepository\(session, User\), or declare it, class"
     ):
         repository(AsyncSession())
 
 
-def test_a_models_name_as_text_is_no_model() -> None:
+def test_the_name_of_a_model_as_text_is_rejected() -> None:
     class Quoted(AsyncRepository["User"]): ...
 
     with pytest.raises(TypeError, match="the repository has no model"):

@@ -1,4 +1,4 @@
-"""Repositories read: by key, as a list or a page, as a number."""
+"""Repositories: reads by key, lists, pages and counts."""
 
 from __future__ import annotations
 
@@ -20,50 +20,52 @@ from howdah_tests.support.sample_rows import user_rows
 # --- get, get_one, get_by_ids
 
 
-async def test_gets_an_object_by_its_key(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_get_returns_the_object_with_the_key(users: UserRepository, twenty: list[UUID]) -> None:
     found = await users.get(twenty[3])
     assert found is not None
     assert found.email == "user3@example.org"
 
 
-async def test_gets_none_for_a_key_that_no_row_has(users: UserRepository) -> None:
+async def test_get_returns_none_for_a_key_without_a_row(users: UserRepository) -> None:
     assert await users.get(uuid4()) is None
     assert await users.get(uuid4(), load=[User.orders]) is None
 
 
-async def test_gets_what_the_session_holds_without_a_statement_however_the_key_is_written(
+async def test_get_returns_an_object_of_the_session_without_a_statement_for_any_spelling_of_the_key(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
-    """Control: the session's own `get` doesn't know an object by its key as text."""
-    held = await users.get(twenty[0])
+    """Control: the session's `get` doesn't find a loaded object by its key as text."""
+    loaded = await users.get(twenty[0])
     with assert_statements(users.session, 0):
-        assert await users.get(twenty[0]) is held
-        assert await users.get(str(twenty[0])) is held
+        assert await users.get(twenty[0]) is loaded
+        assert await users.get(str(twenty[0])) is loaded
     with assert_statements(users.session, 1):
         await users.session.get(User, str(twenty[0]))
 
 
-async def test_gets_by_a_key_written_as_text(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_get_accepts_a_key_as_text(users: UserRepository, twenty: list[UUID]) -> None:
     found = await users.get(str(twenty[1]), load=[User.orders])
     assert found is not None
     assert found.id == twenty[1]
     assert await users.get_one(str(twenty[1])) is found
 
 
-async def test_text_that_is_no_key_is_an_invalid_value_before_anything_is_sent(users: UserRepository) -> None:
+async def test_text_that_is_not_a_key_is_rejected_before_anything_is_sent(users: UserRepository) -> None:
     with assert_statements(users.session, 0):
         for call in (users.get("x"), users.get_one("x"), users.get("x", load=[User.orders]), users.get_by_ids(["x"])):
             with pytest.raises(InvalidValue, match="isn't a UUID"):
                 await call
 
 
-async def test_gets_by_a_composite_key_in_every_way(session: AsyncSession) -> None:
+async def test_get_accepts_a_composite_key_in_every_form(session: AsyncSession) -> None:
     seats = AsyncRepository(session, Seat)
     await seats.create_many([{"row": "A", "number": n} for n in range(3)])
     first = await seats.get(("A", 1))
     assert first is not None
     assert (first.row, first.number) == ("A", 1)
-    assert await seats.get(["A", 1], load=[joinedload("*")]) is first  # a list, and with something to load
+    assert (
+        await seats.get(["A", 1], load=[joinedload("*")]) is first
+    )  # a list instead of a tuple, and with a loader option
     assert await seats.get_by_ids([("A", 2), ("B", 0), ("A", 1)]) == [await seats.get(("A", 2)), first]
     for wrong in ("A", ("A",), ("A", 1, 2)):
         with pytest.raises(ValueError, match="a key of Seat needs one value for each column"):
@@ -77,18 +79,18 @@ async def test_get_one_raises_not_found_with_the_model_and_the_key(users: UserRe
     assert (caught.value.model, caught.value.keys) == (User, [missing])
 
 
-async def test_load_loads_the_relationship_also_of_an_object_that_the_session_holds(
+async def test_load_loads_a_relationship_of_an_object_that_is_in_the_session(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
     """Control: without `load` the relationship raises."""
     await AsyncRepository(users.session, Order).create(user_id=twenty[0])
-    held = await users.get_one(twenty[0])
+    loaded = await users.get_one(twenty[0])
     with pytest.raises(InvalidRequestError, match="raise"):
-        _ = held.orders
+        _ = loaded.orders
     with assert_statements(users.session, 2):
         again = await users.get_one(twenty[0], load=[User.orders])
-    assert again is held
-    assert len(held.orders) == 1
+    assert again is loaded
+    assert len(loaded.orders) == 1
 
 
 async def test_load_works_for_an_object_that_was_just_created(users: UserRepository) -> None:
@@ -96,7 +98,7 @@ async def test_load_works_for_an_object_that_was_just_created(users: UserReposit
     assert (await users.get_one(user.id, load=[User.orders])).orders == []
 
 
-async def test_load_takes_loader_options_of_any_depth(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_load_accepts_loader_options_of_any_depth(users: UserRepository, twenty: list[UUID]) -> None:
     await AsyncRepository(users.session, Order).create_many([{"user_id": twenty[0]}, {"user_id": twenty[0]}])
     for option in (selectinload(User.orders).selectinload(Order.user), joinedload(User.orders).joinedload(Order.user)):
         users.session.expunge_all()
@@ -108,19 +110,19 @@ async def test_load_takes_loader_options_of_any_depth(users: UserRepository, twe
         assert [len(each.orders) for each in await users.list(limit=3, load=[option])] == [2, 0, 0]
 
 
-async def test_get_by_ids_keeps_the_order_asked_each_once_and_leaves_out_the_missing(
+async def test_get_by_ids_keeps_the_order_of_the_input_without_duplicates_and_missing_rows(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
-    """Control: the reference's come in any order (here that of the table)."""
-    asked = [twenty[7], uuid4(), twenty[2], twenty[7], str(twenty[2]), twenty[11]]
+    """Control: the reference returns the rows in any order (here that of the table)."""
+    requested = [twenty[7], uuid4(), twenty[2], twenty[7], str(twenty[2]), twenty[11]]
     with assert_statements(users.session, 1):
-        found = await users.get_by_ids(iter(asked))
+        found = await users.get_by_ids(iter(requested))
     assert [user.id for user in found] == [twenty[7], twenty[2], twenty[11]]
     plain = await ReferenceRepository(users.session, User).get_by_ids([twenty[7], twenty[2], twenty[11]])
     assert [user.id for user in plain] == [twenty[2], twenty[7], twenty[11]]
 
 
-async def test_get_by_ids_of_nothing_sends_nothing(users: UserRepository) -> None:
+async def test_get_by_ids_of_an_empty_list_sends_nothing(users: UserRepository) -> None:
     with assert_statements(users.session, 0):
         assert await users.get_by_ids([]) == []
 
@@ -132,8 +134,8 @@ async def test_get_by_ids_loads_relationships(users: UserRepository, twenty: lis
     assert [len(user.orders) for user in found] == [1, 0]
 
 
-async def test_get_by_ids_takes_any_number_of_keys_in_one_statement(committed_database: Database) -> None:
-    """Fault 4. Control: the reference's fails over 32,767."""
+async def test_get_by_ids_accepts_any_number_of_keys_in_one_statement(committed_database: Database) -> None:
+    """Fault 4. Control: the reference fails with more than 32,767 keys."""
     ids = [uuid4() for _ in range(100_000)]
     async with committed_database.session() as session:
         users = UserRepository(session)
@@ -147,18 +149,18 @@ async def test_get_by_ids_takes_any_number_of_keys_in_one_statement(committed_da
 # --- list
 
 
-async def test_lists_in_key_order_and_100_by_default(users: UserRepository) -> None:
+async def test_list_returns_100_rows_in_key_order_by_default(users: UserRepository) -> None:
     keys = (await users.create_many(user_rows(120))).keys
-    await users.session.execute(text("UPDATE users SET age = age WHERE age < 50"))  # moves them to the table's end
+    await users.session.execute(
+        text("UPDATE users SET age = age WHERE age < 50")
+    )  # moves these rows to the end of the table
     assert [user.id for user in await users.list()] == sorted(keys)[:100]
     in_table = (await users.session.scalars(select(User.id).limit(100))).all()
-    assert in_table != sorted(keys)[:100], "control: without an order it isn't"
+    assert in_table != sorted(keys)[:100], "control: without ORDER BY the order is another one"
     assert len(await users.list(limit=None)) == 120
 
 
-async def test_the_key_breaks_ties_of_the_callers_order_in_its_direction(
-    users: UserRepository, twenty: list[UUID]
-) -> None:
+async def test_the_key_breaks_ties_in_the_direction_of_the_order_by(users: UserRepository, twenty: list[UUID]) -> None:
     ascending = await users.list(select(User).order_by(User.name))
     assert [user.id for user in ascending] == [key for i in range(10) for key in (twenty[i], twenty[i + 10])]
     descending = await users.list(select(User).order_by(User.name.desc()))
@@ -169,37 +171,37 @@ async def test_the_key_breaks_ties_of_the_callers_order_in_its_direction(
     assert by_name == ascending
 
 
-async def test_a_listing_may_be_ordered_by_its_key_downwards(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_a_list_query_may_be_ordered_by_its_key_descending(users: UserRepository, twenty: list[UUID]) -> None:
     assert [user.id for user in await users.list(select(User).order_by(User.id.desc()), limit=3)] == twenty[:-4:-1]
 
 
-async def test_offset_and_limit_cut_out_a_part(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_offset_and_limit_select_a_part(users: UserRepository, twenty: list[UUID]) -> None:
     assert [user.id for user in await users.list(offset=5, limit=3)] == twenty[5:8]
     assert [user.id for user in await users.list(offset=18, limit=None)] == twenty[18:]
     assert await users.list(limit=0) == []
     assert await users.list(offset=20) == []
 
 
-async def test_huge_offsets_and_limits_are_only_beyond_the_end(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_a_huge_offset_returns_no_rows_and_a_huge_limit_all_rows(
+    users: UserRepository, twenty: list[UUID]
+) -> None:
     assert await users.list(offset=2**62) == []
     assert len(await users.list(limit=2**62)) == 20
 
 
-@pytest.mark.parametrize("bounds", [{"offset": -1}, {"limit": -1}])
-async def test_negative_bounds_are_refused(users: UserRepository, bounds: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"offset": -1}, {"limit": -1}])
+async def test_negative_limits_and_offsets_are_rejected(users: UserRepository, options: dict[str, Any]) -> None:
     with assert_statements(users.session, 0), pytest.raises(ValueError, match="must not be negative"):
-        await users.list(**bounds)
+        await users.list(**options)
 
 
-async def test_an_offset_beyond_what_the_database_counts_is_a_catchable_error(users: UserRepository) -> None:
+async def test_an_offset_beyond_the_range_of_bigint_is_a_database_error(users: UserRepository) -> None:
     with pytest.raises(DBAPIError):
         await users.list(offset=10**30)
 
 
 @pytest.mark.parametrize("limited", [select(User).limit(3), select(User).offset(3), select(User).fetch(3)])
-async def test_a_statement_with_a_limit_of_its_own_isnt_silently_overruled(
-    users: UserRepository, limited: Select[Any]
-) -> None:
+async def test_a_statement_with_its_own_limit_is_rejected(users: UserRepository, limited: Select[Any]) -> None:
     for call in (users.list(limited), users.page(limited)):
         with pytest.raises(ValueError, match="pass them as arguments"):
             await call
@@ -208,13 +210,13 @@ async def test_a_statement_with_a_limit_of_its_own_isnt_silently_overruled(
 @pytest.mark.parametrize(
     "other", [select(Order), select(User.id), select(User, Order), select(func.count()), select(User.__table__)]
 )
-async def test_a_statement_of_something_else_is_refused(users: UserRepository, other: Select[Any]) -> None:
+async def test_a_statement_of_another_model_is_rejected(users: UserRepository, other: Select[Any]) -> None:
     for call in (users.list(other), users.page(other), anext(users.stream(other))):
         with pytest.raises(ValueError, match=r"select\("):
             await call
 
 
-async def test_lists_the_rows_of_an_alias_and_of_a_subclass(session: AsyncSession) -> None:
+async def test_list_returns_the_rows_of_an_alias_and_of_a_subclass(session: AsyncSession) -> None:
     vehicles = AsyncRepository(session, Vehicle)
     await vehicles.create_many([{"wheels": n} for n in range(3)])
     await AsyncRepository(session, Car).create_many([{"wheels": 4, "doors": n} for n in range(2)])
@@ -226,7 +228,7 @@ async def test_lists_the_rows_of_an_alias_and_of_a_subclass(session: AsyncSessio
     assert [vehicle.wheels for vehicle in await vehicles.list(select(aliased(Vehicle, both)))] == [0, 4, 4]
 
 
-async def test_lists_distinct_and_grouped_statements(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_list_accepts_distinct_and_grouped_statements(users: UserRepository, twenty: list[UUID]) -> None:
     await AsyncRepository(users.session, Order).create_many([{"user_id": twenty[i % 3]} for i in range(7)])
     joined = select(User).join(User.orders)
     assert [user.id for user in await users.list(joined.distinct())] == twenty[:3]
@@ -247,7 +249,7 @@ def _distinct_on_name() -> Select[Any]:
     return select(User).ext(distinct_on(User.name))
 
 
-async def test_an_object_that_a_join_repeats_comes_once(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_an_object_that_a_join_repeats_is_returned_once(users: UserRepository, twenty: list[UUID]) -> None:
     await AsyncRepository(users.session, Order).create_many([{"user_id": twenty[0]}, {"user_id": twenty[0]}])
     assert [user.id for user in await users.list(select(User).join(User.orders))] == twenty[:1]
 
@@ -255,7 +257,7 @@ async def test_an_object_that_a_join_repeats_comes_once(users: UserRepository, t
 # --- count, exists
 
 
-async def test_counts_all_rows_or_those_of_a_statement(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_count_counts_all_rows_or_those_of_a_statement(users: UserRepository, twenty: list[UUID]) -> None:
     with assert_statements(users.session, 4):
         assert await users.count() == 20
         assert await users.count(select(User).where(User.age < 5)) == 5
@@ -265,7 +267,7 @@ async def test_counts_all_rows_or_those_of_a_statement(users: UserRepository, tw
     assert await users.count(select(User.name).distinct()) == 10, "DISTINCT counts distinct rows, not one"
 
 
-async def test_counts_rows_of_joins_limits_and_outer_joins(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_count_counts_rows_of_joins_limits_and_outer_joins(users: UserRepository, twenty: list[UUID]) -> None:
     await AsyncRepository(users.session, Order).create_many([{"user_id": twenty[0]} for _ in range(3)])
     assert await users.count(select(User).join(User.orders)) == 3
     assert await users.count(select(User).outerjoin(User.orders)) == 22
@@ -273,7 +275,7 @@ async def test_counts_rows_of_joins_limits_and_outer_joins(users: UserRepository
     assert await users.count(select(User).where(User.orders.any())) == 1
 
 
-async def test_exists_says_whether_there_is_any_row(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_exists_is_true_if_there_is_any_row(users: UserRepository, twenty: list[UUID]) -> None:
     with assert_statements(users.session, 5):
         assert await users.exists() is True
         assert await users.exists(select(User).where(User.age == 3).order_by(User.name)) is True
@@ -283,10 +285,10 @@ async def test_exists_says_whether_there_is_any_row(users: UserRepository, twent
     assert await AsyncRepository(users.session, Seat).exists() is False
 
 
-# --- the rest goes to other modules
+# --- methods that call other modules
 
 
-async def test_pages_take_load_and_count(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_page_accepts_load_and_count(users: UserRepository, twenty: list[UUID]) -> None:
     with assert_statements(users.session, 3):
         page = await users.page(limit=5, load=[User.orders], count=True)
     assert [user.id for user in page.items] == twenty[:5]
@@ -296,17 +298,17 @@ async def test_pages_take_load_and_count(users: UserRepository, twenty: list[UUI
     assert [user.id for user in second.items] == twenty[5:10]
 
 
-async def test_locks_by_key(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_lock_returns_the_rows_in_key_order(users: UserRepository, twenty: list[UUID]) -> None:
     locked = await users.lock([twenty[3], twenty[1], str(twenty[3])])
     assert list(locked) == [twenty[1], twenty[3]]
     with pytest.raises(NotFound):
         await users.lock([uuid4()])
 
 
-# --- what the session holds
+# --- objects of the session
 
 
-async def test_a_listing_sees_what_is_pending_in_the_session(users: UserRepository, session: AsyncSession) -> None:
+async def test_a_list_contains_the_pending_objects_of_the_session(users: UserRepository, session: AsyncSession) -> None:
     session.add(User(email="pending@example.org", name="P"))
     assert await users.count() == 1
     session.add(User(email="pending2@example.org", name="P"))

@@ -1,4 +1,4 @@
-"""Repositories stream: a batch at a time, inside a session in use."""
+"""Repositories: streams read a batch at a time, and the session can be used meanwhile."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from howdah_tests.support.sample_rows import user_rows
 
 
 @pytest.fixture
-async def crowd(session: AsyncSession) -> int:
+async def counter_count(session: AsyncSession) -> int:
     numbers = select(func.generate_series(1, 20_000).label("n")).subquery()
     await session.execute(insert(Counter).from_select(["id"], select(numbers.c.n)))
     return 20_000
 
 
-async def test_streams_every_row_in_order_in_one_statement(session: AsyncSession, crowd: int) -> None:
+async def test_a_stream_returns_every_row_in_order_with_one_statement(
+    session: AsyncSession, counter_count: int
+) -> None:
     with assert_statements(session, 1):
         ids = [counter.id async for counter in AsyncRepository(session, Counter).stream()]
-    assert ids == list(range(1, crowd + 1))
+    assert ids == list(range(1, counter_count + 1))
 
 
-async def test_a_stream_holds_no_more_than_its_batch(session: AsyncSession, crowd: int) -> None:
-    """Control: a list of them holds all."""
+async def test_a_stream_keeps_at_most_two_batches_in_memory(session: AsyncSession, counter_count: int) -> None:
+    """Control: `list` keeps all objects in memory."""
     counters = AsyncRepository(session, Counter)
-    most = 0
+    max_in_session = 0
     async for _ in counters.stream(batch=100):
-        most = max(most, len(session.identity_map))
-    assert 0 < most <= 201, most  # one batch, the next one, and the row in hand
-    held = await counters.list(limit=None)
-    assert len(session.identity_map) == len(held) == crowd
+        max_in_session = max(max_in_session, len(session.identity_map))
+    assert 0 < max_in_session <= 201, max_in_session  # the current batch, the next one, and the current row
+    listed = await counters.list(limit=None)
+    assert len(session.identity_map) == len(listed) == counter_count
 
 
-async def test_a_stream_takes_the_statements_order_and_limit_and_loads(
+async def test_a_stream_applies_the_order_the_limit_and_the_loader_options(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
     await AsyncRepository(users.session, Order).create(user_id=twenty[19])
@@ -53,12 +55,12 @@ async def test_an_empty_stream_ends_at_once(users: UserRepository) -> None:
     assert [user async for user in users.stream()] == []
 
 
-async def test_a_batch_of_no_rows_is_refused(users: UserRepository) -> None:
+async def test_a_batch_of_no_rows_is_rejected(users: UserRepository) -> None:
     with pytest.raises(ValueError, match="batch must be at least 1"):
         await anext(users.stream(batch=0))
 
 
-async def test_the_session_is_usable_inside_a_stream_and_at_once_after_leaving_it(
+async def test_the_session_is_usable_during_a_stream_and_immediately_after_it(
     committed_database: Database,
 ) -> None:
     async with committed_database.session() as session:
@@ -78,18 +80,18 @@ async def test_the_session_is_usable_inside_a_stream_and_at_once_after_leaving_i
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_a_stream_left_by_an_error_or_never_finished_gives_the_connection_back(
+async def test_a_stream_that_ends_with_an_error_or_never_ends_releases_its_connection(
     committed_database: Database,
 ) -> None:
     async with committed_database.session() as session:
         await UserRepository(session).create_many(user_rows(100))
         await session.commit()
-    left: list[AsyncIterator[User]] = []
+    unfinished: list[AsyncIterator[User]] = []
     for _ in range(3):
         async with committed_database.session() as session:
             stream = UserRepository(session).stream(batch=10)
             await anext(stream)
-            left.append(stream)
+            unfinished.append(stream)
 
     async def fail() -> None:
         async with committed_database.session() as session:
@@ -99,7 +101,7 @@ async def test_a_stream_left_by_an_error_or_never_finished_gives_the_connection_
     with pytest.raises(KeyError):
         await fail()
     assert committed_database.pool_status().in_use == 0
-    left.clear()
+    unfinished.clear()
     gc.collect()
     async with committed_database.session() as session:
         assert await UserRepository(session).count() == 100

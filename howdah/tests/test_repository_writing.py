@@ -1,4 +1,4 @@
-"""Repositories create, update and delete, and commit nothing."""
+"""Repositories: create, update and delete. They commit nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from howdah_tests.support.sample_models import Album, Car, Corner, Order, Specim
 from howdah_tests.support.sample_rows import user_rows
 
 
-async def test_creates_a_row_with_its_defaults_in_one_statement(users: UserRepository) -> None:
-    await users.count()  # the session's first statement opens the fixture's savepoint
+async def test_create_inserts_a_row_with_its_defaults_in_one_statement(users: UserRepository) -> None:
+    await users.count()  # the first statement of the session opens the savepoint of the fixture
     with assert_statements(users.session, 1):
         user = await users.create(email="a@example.org", name="A")
         assert user.nickname == "nobody"
@@ -37,7 +37,7 @@ async def test_creates_a_row_with_its_defaults_in_one_statement(users: UserRepos
 
 
 @pytest.mark.parametrize("name", ["emial", "metadata", "registry", "_sa_instance_state", "__dict__", "shout", "get"])
-async def test_an_unknown_attribute_is_refused_before_anything_is_sent(users: UserRepository, name: str) -> None:
+async def test_an_unknown_attribute_is_rejected_before_anything_is_sent(users: UserRepository, name: str) -> None:
     """Fault 10."""
     with assert_statements(users.session, 0), pytest.raises(UnknownAttribute, match=f"attribute {name!r}") as caught:
         await users.create(**{"email": "a@example.org", "name": "A", name: "x"})
@@ -45,8 +45,8 @@ async def test_an_unknown_attribute_is_refused_before_anything_is_sent(users: Us
     assert not users.session.new
 
 
-async def test_an_unknown_attribute_is_refused_before_anything_is_set(users: UserRepository) -> None:
-    """Fault 10. Control: the reference's update takes it and writes nothing."""
+async def test_an_unknown_attribute_is_rejected_before_anything_is_set(users: UserRepository) -> None:
+    """Fault 10. Control: the reference's update sets the attribute and writes nothing."""
     user = await users.create(email="a@example.org", name="A")
     with assert_statements(users.session, 0), pytest.raises(UnknownAttribute):
         await users.update(user, name="B", emial="b@example.org")
@@ -58,13 +58,15 @@ async def test_an_unknown_attribute_is_refused_before_anything_is_set(users: Use
 
 
 @pytest.mark.parametrize("name", ["doubled", "is_above", "name_length"])
-async def test_what_the_database_or_a_method_computes_cant_be_set(session: AsyncSession, name: str) -> None:
+async def test_attributes_that_the_database_or_a_method_computes_cannot_be_set(
+    session: AsyncSession, name: str
+) -> None:
     repository: AsyncRepository[Any] = AsyncRepository(session, User if name == "name_length" else Specimen)
     with pytest.raises(UnknownAttribute):
         await repository.create(**{name: 1})
 
 
-async def test_a_relationship_that_is_only_viewed_cant_be_set(session: AsyncSession) -> None:
+async def test_a_view_only_relationship_cannot_be_set(session: AsyncSession) -> None:
     with pytest.raises(UnknownAttribute):
         await AsyncRepository(session, Album).create(first_tracks=[])
 
@@ -89,7 +91,7 @@ async def test_the_attributes_of_a_subclass_can_be_set_through_the_repository_of
     assert car.doors == 5
 
 
-async def test_a_failed_create_raises_an_error_that_sqlalchemys_class_catches(users: UserRepository) -> None:
+async def test_a_failed_create_raises_a_subclass_of_the_error_of_sqlalchemy(users: UserRepository) -> None:
     await users.create(email="a@example.org", name="A")
     with pytest.raises(IntegrityError) as caught:
         await users.create(email="a@example.org", name="B")
@@ -97,7 +99,7 @@ async def test_a_failed_create_raises_an_error_that_sqlalchemys_class_catches(us
     assert caught.value.constraint == "uq_users_email"
 
 
-async def test_updates_what_has_changed_and_moves_updated_at(users: UserRepository) -> None:
+async def test_update_writes_the_changes_and_sets_updated_at(users: UserRepository) -> None:
     user = await users.create(email="a@example.org", name="A")
     before = user.updated_at
     with assert_statements(users.session, 1):
@@ -110,10 +112,8 @@ async def test_updates_what_has_changed_and_moves_updated_at(users: UserReposito
         await users.update(user)
 
 
-async def test_an_object_of_no_or_another_session_isnt_silently_left_unwritten(
-    users: UserRepository, database: Database
-) -> None:
-    """Control: the reference's update sets it and writes nothing."""
+async def test_an_object_that_is_not_in_the_session_is_rejected(users: UserRepository, database: Database) -> None:
+    """Control: the reference's update sets the attribute and writes nothing."""
     user = await users.create(email="a@example.org", name="A")
     async with database.session() as other:
         for instance in (user, User(email="b@example.org", name="B")):
@@ -125,24 +125,24 @@ async def test_an_object_of_no_or_another_session_isnt_silently_left_unwritten(
             await ReferenceRepository(other, User).update(User(), name="C")
 
 
-async def test_a_key_in_place_of_an_object_is_refused(users: UserRepository) -> None:
+async def test_a_key_instead_of_an_object_is_rejected(users: UserRepository) -> None:
     user = await users.create(email="a@example.org", name="A")
     for write in (users.update, users.delete):
         with pytest.raises(TypeError, match="pass a User object, as `get` returns it, not a UUID"):
             await write(user.id)  # type: ignore[arg-type]
 
 
-async def _paid_order(database: Database) -> UUID:
+async def _create_order(database: Database) -> UUID:
     async with database.begin() as session:
         user = await UserRepository(session).create(email="a@example.org", name="A")
         return (await AsyncRepository(session, Order).create(user=user)).id
 
 
-async def test_updating_a_versioned_object_whose_row_has_moved_on_raises_stale_row(
+async def test_updating_a_versioned_object_whose_row_has_changed_raises_stale_row(
     committed_database: Database,
 ) -> None:
-    """Control: an object without a version overwrites the other's change."""
-    id = await _paid_order(committed_database)
+    """Control: an object without a version overwrites the change of the other session."""
+    id = await _create_order(committed_database)
     async with committed_database.session() as mine, committed_database.session() as theirs:
         order = await AsyncRepository(mine, Order).get_one(id, load=[Order.user])
         same = await AsyncRepository(theirs, Order).get_one(id, load=[Order.user])
@@ -157,10 +157,10 @@ async def test_updating_a_versioned_object_whose_row_has_moved_on_raises_stale_r
         assert (await AsyncRepository(mine, Order).get_one(id)).version == 2
 
 
-async def test_deleting_a_versioned_object_whose_row_has_moved_on_raises_stale_row(
+async def test_deleting_a_versioned_object_whose_row_has_changed_raises_stale_row(
     committed_database: Database,
 ) -> None:
-    id = await _paid_order(committed_database)
+    id = await _create_order(committed_database)
     async with committed_database.session() as mine, committed_database.session() as theirs:
         order = await AsyncRepository(mine, Order).get_one(id)
         await AsyncRepository(theirs, Order).update(await AsyncRepository(theirs, Order).get_one(id), total_cents=1)
@@ -169,14 +169,14 @@ async def test_deleting_a_versioned_object_whose_row_has_moved_on_raises_stale_r
             await AsyncRepository(mine, Order).delete(order)
 
 
-async def test_deletes_a_row(users: UserRepository, twenty: list[UUID]) -> None:
+async def test_delete_deletes_a_row(users: UserRepository, twenty: list[UUID]) -> None:
     user = await users.get_one(twenty[0])
     await users.delete(user)
     assert await users.get(twenty[0]) is None
     assert await users.count() == 19
 
 
-async def test_a_delete_cascades_over_relationships_that_raise_when_read(session: AsyncSession) -> None:
+async def test_a_delete_cascades_over_relationships_with_lazy_raise(session: AsyncSession) -> None:
     albums = AsyncRepository(session, Album)
     album = await albums.create(title="A", tracks=[Track(position=1), Track(position=2)])
     session.expunge_all()
@@ -185,7 +185,7 @@ async def test_a_delete_cascades_over_relationships_that_raise_when_read(session
     assert await AsyncRepository(session, Track).count() == 0
 
 
-async def test_a_delete_without_a_cascade_is_refused_where_others_cant_let_go(
+async def test_a_delete_without_a_cascade_is_rejected_if_the_foreign_key_is_not_null(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
     await AsyncRepository(users.session, Order).create(user_id=twenty[0])
@@ -196,7 +196,7 @@ async def test_a_delete_without_a_cascade_is_refused_where_others_cant_let_go(
     assert caught.value.column == "user_id"
 
 
-async def test_a_delete_behind_the_orms_back_is_a_foreign_key_violation(
+async def test_a_bulk_delete_of_a_referenced_row_is_a_foreign_key_violation(
     users: UserRepository, twenty: list[UUID]
 ) -> None:
     await AsyncRepository(users.session, Order).create(user_id=twenty[0])
@@ -219,7 +219,7 @@ async def test_nothing_is_committed(committed_database: Database) -> None:
         assert await UserRepository(session).count() == 0
 
 
-async def test_many_rows_go_through_bulk(users: UserRepository) -> None:
+async def test_methods_for_many_rows_call_the_bulk_functions(users: UserRepository) -> None:
     created = await users.create_many(user_rows(3))
     assert isinstance(created, bulk.InsertResult)
     matched = await users.update_many([{"id": created.keys[0], "age": 70}], chunk_size=1)

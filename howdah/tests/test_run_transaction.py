@@ -1,4 +1,4 @@
-"""`run_transaction`: work that lost a race runs again, and no other."""
+"""`run_transaction` repeats the work after a transaction conflict, and only then."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ async def values(database: Database) -> list[int]:
 
 
 async def change(database: Database, value: int) -> None:
-    """Somebody else's transaction, committed."""
+    """Change the counters in another transaction, and commit it."""
     async with database.begin() as session:
         await session.execute(update(Counter).values(value=value))
 
 
-def losing(times: int, database: Database, seen: list[AsyncSession]) -> Any:
-    """Work that loses the race for the counters so many times, as two sessions do."""
+def conflicting_work(times: int, database: Database, seen: list[AsyncSession]) -> Any:
+    """Work whose first `times` attempts conflict with another transaction. It appends its session to `seen`."""
 
     async def work(session: AsyncSession) -> int:
         seen.append(session)
@@ -51,28 +51,28 @@ def losing(times: int, database: Database, seen: list[AsyncSession]) -> Any:
 
 
 class TestRunTransaction:
-    async def test_commits_and_returns_what_the_work_returned(self, counters: Database) -> None:
+    async def test_commits_and_returns_the_result_of_the_work(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
-        assert await run_transaction(counters, losing(0, counters, seen)) == 1
+        assert await run_transaction(counters, conflicting_work(0, counters, seen)) == 1
         assert await values(counters) == [1, 0]
         with pytest.raises(InvalidRequestError, match="permanently closed"):
             await seen[0].execute(text("SELECT 1"))
 
-    async def test_runs_the_whole_work_again_in_a_fresh_session_when_it_lost_a_race(self, counters: Database) -> None:
+    async def test_repeats_the_work_in_a_new_session_after_a_serialization_failure(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
-        work = losing(2, counters, seen)
+        work = conflicting_work(2, counters, seen)
         assert await run_transaction(counters, work, isolation_level="REPEATABLE READ") == 201
         assert await values(counters) == [201, 200]
         assert len({id(session) for session in seen}) == 3
         assert counters.pool_status().in_use == 0
 
-    async def test_without_it_the_race_is_lost(self, counters: Database) -> None:
+    async def test_control_without_retries_a_serialization_failure_is_raised(self, counters: Database) -> None:
         with pytest.raises(SerializationFailure):
             async with counters.begin(isolation_level="REPEATABLE READ") as session:
-                await losing(1, counters, [])(session)
+                await conflicting_work(1, counters, [])(session)
 
-    async def test_runs_again_when_the_commit_is_what_failed(self, counters: Database) -> None:
-        """Write skew: each of two reads what the other writes, and only the second commit can tell."""
+    async def test_repeats_the_work_if_the_commit_failed(self, counters: Database) -> None:
+        """Write skew: each of two transactions reads rows that the other one writes. The second commit fails."""
         runs = 0
 
         async def work(session: AsyncSession) -> None:
@@ -91,7 +91,7 @@ class TestRunTransaction:
         assert runs == 2
         assert await values(counters) == [5, 5]
 
-    async def test_runs_the_victim_of_a_deadlock_again(self, counters: Database) -> None:
+    async def test_repeats_the_work_of_the_victim_of_a_deadlock(self, counters: Database) -> None:
         reached = asyncio.Barrier(2)
         runs = 0
 
@@ -114,26 +114,26 @@ class TestRunTransaction:
         assert runs == 3
         assert await values(counters) == [2, 2]
 
-    async def test_gives_up_after_so_many_attempts_with_the_last_error(self, counters: Database) -> None:
+    async def test_raises_the_last_error_after_max_attempts(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         with pytest.raises(SerializationFailure):
             await run_transaction(
-                counters, losing(99, counters, seen), max_attempts=3, isolation_level="REPEATABLE READ"
+                counters, conflicting_work(99, counters, seen), max_attempts=3, isolation_level="REPEATABLE READ"
             )
         assert len(seen) == 3
         assert await values(counters) == [300, 300]
 
-    async def test_no_attempt_at_all_is_refused(self, counters: Database) -> None:
+    async def test_rejects_zero_attempts(self, counters: Database) -> None:
         with pytest.raises(ValueError, match="max_attempts must be at least 1, not 0"):
-            await run_transaction(counters, losing(0, counters, []), max_attempts=0)
+            await run_transaction(counters, conflicting_work(0, counters, []), max_attempts=0)
 
-    async def test_begins_no_attempt_after_the_timeout(self, counters: Database) -> None:
+    async def test_starts_no_attempt_after_the_timeout(self, counters: Database) -> None:
         seen: list[AsyncSession] = []
         started = time.monotonic()
         with pytest.raises(SerializationFailure):
             await run_transaction(
                 counters,
-                losing(10**6, counters, seen),
+                conflicting_work(10**6, counters, seen),
                 max_attempts=10**6,
                 timeout=0.3,
                 isolation_level="REPEATABLE READ",
@@ -168,7 +168,7 @@ class TestRunTransaction:
             assert runs == n
         assert await values(counters) == [0, 0]
 
-    async def test_runs_again_even_if_the_work_swallowed_the_conflict(self, counters: Database) -> None:
+    async def test_repeats_the_work_even_if_it_suppressed_the_conflict(self, counters: Database) -> None:
         runs = 0
 
         async def work(session: AsyncSession) -> None:
@@ -184,10 +184,10 @@ class TestRunTransaction:
         assert runs == 2
         assert await values(counters) == [101, 101]
 
-    async def test_does_not_hide_a_flush_that_failed(self, counters: Database) -> None:
+    async def test_does_not_hide_a_failed_flush(self, counters: Database) -> None:
         async def work(session: AsyncSession) -> None:
             with suppress(SerializationFailure):
-                await losing(1, counters, [])(session)
+                await conflicting_work(1, counters, [])(session)
 
         with pytest.raises(PendingRollbackError):
             await run_transaction(counters, work, isolation_level="REPEATABLE READ")
@@ -199,7 +199,7 @@ class TestRunTransaction:
         monkeypatch.setattr(_retry, "_FIRST_WAIT_SECONDS", 1000)
         monkeypatch.setattr(_retry, "_LONGEST_WAIT_SECONDS", 1000)
         seen: list[AsyncSession] = []
-        work = losing(99, counters, seen)
+        work = conflicting_work(99, counters, seen)
         task = asyncio.create_task(run_transaction(counters, work, isolation_level="REPEATABLE READ", timeout=10**6))
         while not seen or counters.pool_status().in_use:
             await asyncio.sleep(0.001)
@@ -209,7 +209,7 @@ class TestRunTransaction:
         assert len(seen) == 1
         assert counters.pool_status().in_use == 0
 
-    async def test_waits_longer_and_at_random_from_attempt_to_attempt(
+    async def test_waits_are_random_and_their_limits_grow(
         self, counters: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         waits: list[float] = []
@@ -222,15 +222,19 @@ class TestRunTransaction:
         monkeypatch.setattr(asyncio, "sleep", sleep)
         with pytest.raises(SerializationFailure):
             await run_transaction(
-                counters, losing(99, counters, []), max_attempts=12, timeout=99, isolation_level="REPEATABLE READ"
+                counters,
+                conflicting_work(99, counters, []),
+                max_attempts=12,
+                timeout=99,
+                isolation_level="REPEATABLE READ",
             )
         waits = [each for each in waits if each > 0]
-        bounds = [min(0.01 * 2**n, 1.0) for n in range(11)]
-        assert len(waits) == len(bounds)
-        assert all(0 <= wait <= bound for wait, bound in zip(waits, bounds, strict=True))
+        max_waits = [min(0.01 * 2**n, 1.0) for n in range(11)]
+        assert len(waits) == len(max_waits)
+        assert all(0 <= wait <= max_wait for wait, max_wait in zip(waits, max_waits, strict=True))
         assert len(set(waits)) > 1
 
-    async def test_serves_many_at_the_same_time(self, counters: Database) -> None:
+    async def test_can_run_many_transactions_concurrently(self, counters: Database) -> None:
         async def work(session: AsyncSession) -> None:
             counter = (await session.scalars(select(Counter).where(Counter.id == 1))).one()
             counter.value += 1

@@ -1,4 +1,4 @@
-"""The private names in `howdah._sqlalchemy` exist on this version of SQLAlchemy and do what is needed of them."""
+"""The private names in `howdah._sqlalchemy` exist in this version of SQLAlchemy and work as expected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestSelect:
         assert len(private.order_by_of(select(User).order_by(User.name, User.id.desc()))) == 2
         assert not private.order_by_of(select(User))
 
-    def test_labels_and_texts_in_order_by_have_their_classes(self) -> None:
+    def test_labels_and_texts_in_order_by_are_recognized(self) -> None:
         (label,) = private.order_by_of(select(User.name.label("shown")).order_by(User.name.label("shown")))
         assert isinstance(label, private.LABEL_REFERENCE)
         (name,) = private.order_by_of(select(User).order_by("name"))
@@ -58,7 +58,7 @@ class TestSelect:
             (private.options_of, select(User).options(selectinload(User.orders))),
         ],
     )
-    def test_a_part_is_found_only_where_it_is(self, has_part: Any, statement: Select[Any]) -> None:
+    def test_a_part_is_found_only_if_the_statement_has_it(self, has_part: Any, statement: Select[Any]) -> None:
         assert has_part(statement)
         assert not has_part(select(User))
 
@@ -70,7 +70,7 @@ class TestSelect:
         assert private.has_distinct_on(select(User).distinct(User.name))
         assert not private.has_distinct_on(select(User).distinct())
 
-    def test_distinct_on_is_found_in_the_form_of_2_1(self) -> None:
+    def test_distinct_on_is_found_in_the_form_of_sqlalchemy_2_1(self) -> None:
         postgresql: Any = pytest.importorskip("sqlalchemy.dialects.postgresql")
         if not hasattr(postgresql, "distinct_on"):
             pytest.skip("SQLAlchemy 2.0 has no distinct_on()")
@@ -157,7 +157,7 @@ async def test_a_wrapped_loader_is_called_to_load_an_attribute(session: AsyncSes
     assert loaded == [stored]
 
 
-def test_a_default_version_generator_is_told_from_an_own_one() -> None:
+def test_a_default_version_generator_is_distinguished_from_a_custom_one() -> None:
     class Local(DeclarativeBase):
         pass
 
@@ -197,7 +197,7 @@ async def test_a_returned_connection_passes_the_hook_of_the_pool(
     assert len(returned) == 1
 
 
-async def test_a_closed_record_makes_room_in_the_pool(database_url: str) -> None:
+async def test_a_closed_record_releases_its_slot_in_the_pool(database_url: str) -> None:
     async with Database(database_url, pool_size=1, max_overflow=0) as database:
         pool = database.engine.pool
         assert isinstance(pool, private.PoolWithReturnHook)
@@ -210,7 +210,7 @@ async def test_a_closed_record_makes_room_in_the_pool(database_url: str) -> None
             assert await session.scalar(text("SELECT 1")) == 1
 
 
-async def test_an_error_of_the_driver_is_raised_as_that_of_a_statement(real_database: Database) -> None:
+async def test_an_error_of_the_driver_is_raised_like_an_error_of_a_statement(real_database: Database) -> None:
     def fail(connection: Any) -> None:
         adapted = connection.connection.dbapi_connection
         try:

@@ -1,4 +1,4 @@
-"""The plugin, in runs of pytest of their own."""
+"""The pytest plugin, in separate runs of pytest."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Run = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def names(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the inner tests write down which databases they had."""
+    """The file to which the inner tests write the names of their databases."""
     path = pytester.path / "names"
     path.touch()
     monkeypatch.setenv("NAMES", str(path))
@@ -101,8 +101,8 @@ def databases(postgres_url: str) -> set[str]:
 
 
 @pytest.fixture
-def database_of_others(postgres_url: str) -> Iterator[str]:
-    """Whose name merely looks like ours."""
+def foreign_database(postgres_url: str) -> Iterator[str]:
+    """A database with a similar name, which the plugin hasn't created."""
     name = f"howdah_test_data_{os.getpid()}"
     on_server(postgres_url, f"CREATE DATABASE {name}")
     yield name
@@ -120,7 +120,7 @@ async def count(database):
         return await session.scalar(select(func.count()).select_from(Thing))
 
 @pytest.mark.parametrize("n", range(4))
-async def test_rolls_back_what_was_committed(n, database, session, seen):
+async def test_rolls_back_committed_rows(n, database, session, seen):
     await seen(database)
     assert await count(database) == 0
     session.add(Thing(id=1))
@@ -130,7 +130,7 @@ async def test_rolls_back_what_was_committed(n, database, session, seen):
     assert await count(database) == 2
 
 @pytest.mark.parametrize("n", range(2))
-async def test_commits_for_real_in_a_database_of_its_own(n, committed_database, committed_url, database, seen):
+async def test_commits_for_real_in_a_separate_database(n, committed_database, committed_url, database, seen):
     assert await seen(committed_database) != await seen(database)
     async def add(key):
         async with committed_database.begin() as session:
@@ -176,7 +176,7 @@ def migrate():
         _run(url, "CREATE TABLE migrated ()")
     return run
 
-async def test_has_what_was_migrated_and_nothing_else(session, committed_database):
+async def test_has_only_the_migrated_tables(session, committed_database):
     tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
     assert list(await session.scalars(text(tables))) == ["migrated"]
     async with committed_database.session() as other:
@@ -189,31 +189,31 @@ async def test_sends_too_much(session):
 """
 
 
-def test_drops_what_a_killed_run_left_but_nothing_else(
-    run: Run, names: Path, postgres_url: str, database_url: str, database_of_others: str
+def test_drops_only_the_databases_of_a_killed_run(
+    run: Run, names: Path, postgres_url: str, database_url: str, foreign_database: str
 ) -> None:
     assert run(KILLED).ret == -signal.SIGKILL
-    left = set(names.read_text().split())
-    assert len(left) == 2
-    assert left <= databases(postgres_url)
+    leftover = set(names.read_text().split())
+    assert len(leftover) == 2
+    assert leftover <= databases(postgres_url)
 
     result = run(OWN_MIGRATION)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*Failed: 2 statements instead of 1:", "E*1. SELECT 1", "E*2. SELECT 2"])
     now = databases(postgres_url)
-    assert not left & now
-    assert {database_url.split("?", maxsplit=1)[0].rpartition("/")[2], database_of_others} <= now
+    assert not leftover & now
+    assert {database_url.split("?", maxsplit=1)[0].rpartition("/")[2], foreign_database} <= now
 
 
 class TestAssertStatements:
     @pytest.mark.parametrize("expected", [0, 2])
-    async def test_fails_with_a_list_of_what_was_sent(self, expected: int, session: AsyncSession) -> None:
+    async def test_fails_with_a_list_of_the_sent_statements(self, expected: int, session: AsyncSession) -> None:
         with pytest.raises(pytest.fail.Exception) as caught:  # noqa: SIM117
             with assert_statements(session, expected):
                 await session.execute(text("SELECT 42"))
         assert str(caught.value) == f"1 statements instead of {expected}:\n1. SELECT 42"
 
-    async def test_watches_a_session_a_database_or_an_engine(self, database: Database) -> None:
+    async def test_counts_statements_of_a_session_a_database_or_an_engine(self, database: Database) -> None:
         async with database.session() as session:
             for target in (session, database, database.engine):
                 with assert_statements(target, 1) as sent:
@@ -222,7 +222,7 @@ class TestAssertStatements:
                 await session.execute(text("SELECT 43"))
                 assert sent == ["SELECT 42"]
 
-    async def test_watches_a_session_that_is_read_only(self, database_url: str) -> None:
+    async def test_counts_statements_of_a_read_only_session(self, database_url: str) -> None:
         async with Database(database_url) as database, database.session(read_only=True) as session:
             for target in (session, database):
                 with assert_statements(target, 1):
@@ -242,15 +242,15 @@ class TestAssertStatements:
         assert sent[0].startswith("COPY users (id, email, ")
         assert " FROM STDIN" in sent[0]
 
-    async def test_lets_the_error_of_the_block_through(self, session: AsyncSession) -> None:
+    async def test_does_not_hide_the_error_of_the_block(self, session: AsyncSession) -> None:
         with pytest.raises(ZeroDivisionError), assert_statements(session, 1):
             _ = 1 / 0
 
 
-def test_the_shared_server_waits_for_no_disk_and_starts_anew_after_a_crash(
+def test_the_shared_server_runs_without_fsync_and_has_new_data_after_a_crash(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control is the stop that isn't a crash: its data is there again."""
+    """Control: after a stop without a crash the data is still there."""
     monkeypatch.setattr(embedded, "default_data_dir", lambda: home / "data")
     with _embedded_server(18) as server:
         assert query(server, "show fsync") == "off"

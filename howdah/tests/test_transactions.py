@@ -1,4 +1,4 @@
-"""Transactions in transactions, savepoints, and advisory locks."""
+"""Nested transactions, savepoints, and advisory locks."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from howdah_tests.support.sample_models import User
 from howdah_tests.support.waiting import until_waiting
 
 
-async def nothing(session: AsyncSession) -> None:
+async def select_one(session: AsyncSession) -> None:
     await session.execute(text("SELECT 1"))
 
 
 class TestNesting:
-    async def test_is_refused_in_another_run(self, real_database: Database) -> None:
+    async def test_is_rejected_in_the_work_of_another_call(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
-            await nothing(session)
-            await run_transaction(real_database, nothing)
+            await select_one(session)
+            await run_transaction(real_database, select_one)
 
         with pytest.raises(NestedTransaction, match="pass that work's session") as caught:
             await run_transaction(real_database, work)
         assert isinstance(caught.value, InvalidRequestError)
 
-    async def test_is_refused_in_a_run_that_has_sent_nothing_yet(self, real_database: Database) -> None:
+    async def test_is_rejected_in_work_that_has_sent_nothing_yet(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
-            await run_transaction(real_database, nothing)
+            await run_transaction(real_database, select_one)
 
         with pytest.raises(NestedTransaction):
             await run_transaction(real_database, work)
 
-    async def test_is_refused_in_a_task_that_the_work_started_and_awaits(self, real_database: Database) -> None:
+    async def test_is_rejected_in_a_task_that_the_work_started_and_awaits(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
-            await asyncio.create_task(run_transaction(real_database, nothing))
+            await asyncio.create_task(run_transaction(real_database, select_one))
 
         with pytest.raises(NestedTransaction):
             await run_transaction(real_database, work)
@@ -62,7 +62,7 @@ class TestNesting:
 
         async def later() -> None:
             await committed.wait()
-            await run_transaction(real_database, nothing)
+            await run_transaction(real_database, select_one)
 
         async def work(session: AsyncSession) -> asyncio.Task[None]:
             return asyncio.create_task(later())
@@ -71,7 +71,7 @@ class TestNesting:
         committed.set()
         await task
 
-    async def test_ends_with_a_run_that_failed(self, real_database: Database) -> None:
+    async def test_is_not_detected_after_a_call_that_failed(self, real_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
             await session.execute(text("SELECT 1/0"))
 
@@ -80,8 +80,8 @@ class TestNesting:
                 await run_transaction(real_database, work)
 
 
-class TestBesideAnOpenSession:
-    async def test_a_run_commits_on_its_own(self, committed_database: Database) -> None:
+class TestWithAnOpenSession:
+    async def test_a_transaction_commits_independently(self, committed_database: Database) -> None:
         async def work(session: AsyncSession) -> None:
             session.add(User(email="b", name="b"))
 
@@ -92,7 +92,7 @@ class TestBesideAnOpenSession:
         async with committed_database.session() as session:
             assert list(await session.scalars(select(User.email))) == ["b"]
 
-    async def test_its_wait_for_a_row_of_the_open_session_is_bounded(self, committed_url: str) -> None:
+    async def test_the_wait_for_a_row_of_the_open_session_ends_with_the_lock_timeout(self, committed_url: str) -> None:
         async with Database(committed_url, lock_timeout=0.05) as database:
             async with database.begin() as session:
                 session.add(User(email="a", name="a"))
@@ -107,8 +107,8 @@ class TestBesideAnOpenSession:
 
 
 class TestSavepoint:
-    async def test_undoes_what_failed_inside_and_nothing_else(self, session: AsyncSession) -> None:
-        session.add(kept := User(email="a", name="a"))
+    async def test_undoes_only_the_writes_inside_of_it(self, session: AsyncSession) -> None:
+        session.add(first := User(email="a", name="a"))
         with pytest.raises(UniqueViolation):  # noqa: PT012
             async with savepoint(session):
                 session.add(User(email="b", name="b"))
@@ -118,9 +118,9 @@ class TestSavepoint:
         async with savepoint(session):
             session.add(User(email="c", name="c"))
         assert await session.scalar(select(func.count()).select_from(User)) == 2
-        assert kept.name == "a"
+        assert first.name == "a"
 
-    async def test_may_stand_in_a_savepoint(self, session: AsyncSession) -> None:
+    async def test_can_be_nested(self, session: AsyncSession) -> None:
         async with savepoint(session):
             session.add(User(email="a", name="a"))
             with pytest.raises(InvalidValue):
@@ -128,7 +128,7 @@ class TestSavepoint:
                     await session.execute(text("SELECT 1/0"))
         assert await session.scalar(select(func.count()).select_from(User)) == 1
 
-    async def test_undoes_what_a_cancelled_task_did(self, session: AsyncSession) -> None:
+    async def test_undoes_the_writes_of_a_cancelled_task(self, session: AsyncSession) -> None:
         written = asyncio.Event()
 
         async def write_and_wait() -> None:
@@ -146,7 +146,7 @@ class TestSavepoint:
         assert await session.scalar(select(func.count()).select_from(User)) == 0
 
     @pytest.mark.parametrize("name", ["Ada", "a name that is too long"])
-    async def test_does_not_hide_an_error_that_was_caught_inside(self, name: str, session: AsyncSession) -> None:
+    async def test_does_not_hide_an_error_that_was_suppressed_inside(self, name: str, session: AsyncSession) -> None:
         async def catch() -> None:
             async with savepoint(session):
                 session.add(User(email="a", name="a"))
@@ -162,32 +162,32 @@ class TestSavepoint:
 
 
 class TestAdvisoryLock:
-    async def test_lets_one_in_at_a_time(self, real_database: Database) -> None:
-        assert await self.most_at_once(real_database, is_locked=True) == 1
+    async def test_admits_one_transaction_at_a_time(self, real_database: Database) -> None:
+        assert await self.max_concurrent(real_database, is_locked=True) == 1
 
-    async def test_without_it_all_are_in(self, real_database: Database) -> None:
-        assert await self.most_at_once(real_database, is_locked=False) == 8
+    async def test_control_without_a_lock_all_transactions_run_at_once(self, real_database: Database) -> None:
+        assert await self.max_concurrent(real_database, is_locked=False) == 8
 
-    async def most_at_once(self, database: Database, *, is_locked: bool) -> int:
-        inside = most = 0
-        everybody = asyncio.Barrier(8)
+    async def max_concurrent(self, database: Database, *, is_locked: bool) -> int:
+        inside = maximum = 0
+        all_started = asyncio.Barrier(8)
 
         async def client() -> None:
-            nonlocal inside, most
+            nonlocal inside, maximum
             async with database.begin() as session:
-                await nothing(session)
-                await everybody.wait()
+                await select_one(session)
+                await all_started.wait()
                 if is_locked:
                     await advisory_lock(session, "import", 2026)
                 inside += 1
-                most = max(most, inside)
+                maximum = max(maximum, inside)
                 await session.execute(text("SELECT pg_sleep(0.005)"))
                 inside -= 1
 
         await asyncio.gather(*(client() for _ in range(8)))
-        return most
+        return maximum
 
-    async def test_is_given_back_at_the_end_of_the_transaction(self, real_database: Database) -> None:
+    async def test_is_released_at_the_end_of_the_transaction(self, real_database: Database) -> None:
         async with real_database.session() as holder, real_database.session() as session:
             await advisory_lock(holder, "import")
             assert not await try_advisory_lock(session, "import")
@@ -195,7 +195,7 @@ class TestAdvisoryLock:
             await holder.rollback()
             assert await try_advisory_lock(session, "import")
 
-    async def test_may_be_taken_twice_by_its_holder(self, real_database: Database) -> None:
+    async def test_can_be_taken_twice_by_its_holder(self, real_database: Database) -> None:
         async with real_database.session() as session:
             await advisory_lock(session, "import")
             await advisory_lock(session, "import")
@@ -210,7 +210,7 @@ class TestAdvisoryLock:
             await holder.commit()
             await waiting
 
-    async def test_ends_with_the_bound_of_the_session(self, real_database: Database) -> None:
+    async def test_ends_with_the_lock_timeout_of_the_session(self, real_database: Database) -> None:
         async with real_database.session() as holder, real_database.session() as session:
             await advisory_lock(holder, "import")
             await session.execute(text("SET LOCAL lock_timeout = '20ms'"))
@@ -225,7 +225,7 @@ class TestAdvisoryLock:
         }
         assert keys == {transactions._lock_key(("import", 2026))}
 
-    def test_has_a_key_of_64_bits_and_of_its_own_for_every_name(self) -> None:
+    def test_has_a_distinct_key_of_64_bits_for_every_name(self) -> None:
         keys = [transactions._lock_key(("account", n)) for n in range(10_000)]
         assert len(set(keys)) == len(keys)
         assert all(-(2**63) <= key < 2**63 for key in keys)

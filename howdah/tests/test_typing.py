@@ -1,4 +1,4 @@
-"""The public API as mypy sees it."""
+"""The types of the public API, checked by mypy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ async def wrong(users: UserRepository) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_type_checker_knows_what_the_api_takes_and_returns(tmp_path: Path) -> None:
-    """Control: what is wrong in a second file is found, and nothing else."""
+def test_the_api_has_the_declared_types(tmp_path: Path) -> None:
+    """Control: mypy finds the errors in a second file, and no others."""
     wrong = tmp_path / "wrong.py"
     wrong.write_text(WRONG)
     library = Path(howdah.__file__).parents[1]

@@ -1,4 +1,4 @@
-"""JsonView: what PostgreSQL writes is what the Pydantic model reads from the object."""
+"""JsonView: the JSON that PostgreSQL writes is equal to that of the Pydantic model and the object."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ SPECIMENS: list[dict[str, Any]] = [
 ]
 
 
-async def test_values_of_every_type_are_read_back_as_they_are(session: AsyncSession, database: Database) -> None:
+async def test_values_of_every_type_are_read_back_unchanged(session: AsyncSession, database: Database) -> None:
     await bulk.insert_many(session, Specimen, SPECIMENS)
     await session.commit()
     async with JsonView(Specimen, SpecimenOut).open(database) as view:
@@ -75,7 +75,7 @@ async def test_values_of_every_type_are_read_back_as_they_are(session: AsyncSess
             assert_same(await view.get(row.id), SpecimenOut, row)
 
 
-async def test_infinite_times_are_the_least_and_the_greatest(session: AsyncSession, database: Database) -> None:
+async def test_infinite_times_become_the_least_and_the_greatest_time(session: AsyncSession, database: Database) -> None:
     await session.execute(
         text(
             "INSERT INTO specimens (id, moment, day) VALUES (1, 'infinity', 'infinity'), (2, '-infinity', '-infinity')"
@@ -118,7 +118,7 @@ class AlbumOut(Out):
     first_tracks: list[TrackOut]
 
 
-async def test_to_one_inside_of_to_many_and_relationships_that_are_only_viewed(
+async def test_to_one_relationships_in_to_many_ones_and_view_only_relationships_are_nested(
     session: AsyncSession, database: Database
 ) -> None:
     albums = AsyncRepository(session, Album)
@@ -162,7 +162,7 @@ class DetailedOut(Out):
         {"anything": {"a": [1, 2]}, "colour": "", "inners": [], "inner": None},
     ],
 )
-async def test_a_model_in_a_json_column_has_its_fields_and_its_defaults(
+async def test_a_model_of_a_json_column_has_its_fields_and_its_defaults(
     session: AsyncSession, database: Database, details: Any
 ) -> None:
     user = (await make_users(session, 1))[0]
@@ -181,7 +181,7 @@ class AliasedOut(BaseModel):
     age: int | None = Field(exclude=True)
 
 
-async def test_aliases_say_where_from_and_as_what(session: AsyncSession, database: Database) -> None:
+async def test_aliases_of_validation_and_serialization_are_applied(session: AsyncSession, database: Database) -> None:
     (key,) = await make_users(session, 1)
     await session.commit()
     async with JsonView(User, AliasedOut).open(database) as view:
@@ -192,7 +192,7 @@ async def test_aliases_say_where_from_and_as_what(session: AsyncSession, databas
     )
 
 
-async def test_what_may_not_be_seen_cant_be_read_in_any_way(session: AsyncSession, database: Database) -> None:
+async def test_row_filters_apply_to_every_read(session: AsyncSession, database: Database) -> None:
     users = await make_users(session, 3)
     await bulk.insert_many(session, Order, [{"user_id": users[0], "total_cents": n} for n in range(5)])
     await session.commit()
@@ -208,7 +208,7 @@ async def test_what_may_not_be_seen_cant_be_read_in_any_way(session: AsyncSessio
         assert len((await view.page(select(User).where(User.age < 2), limit=10)).items) == 1
 
 
-async def test_those_who_ask_at_once_share_a_statement_and_each_gets_its_own(
+async def test_concurrent_reads_share_a_statement_and_each_gets_its_own_row(
     session: AsyncSession, database: Database
 ) -> None:
     users = await make_users(session, 20)
@@ -217,10 +217,10 @@ async def test_those_who_ask_at_once_share_a_statement_and_each_gets_its_own(
         with assert_statements(session, 1):
             bodies = await asyncio.gather(*(view.get(key) for key in [*users, *users]))
         assert [json.loads(body)["id"] for body in bodies] == [str(key) for key in [*users, *users]]
-        gone = uuid4()
-        results = await asyncio.gather(view.get(gone), view.get(str(users[3])), return_exceptions=True)
+        missing = uuid4()
+        results = await asyncio.gather(view.get(missing), view.get(str(users[3])), return_exceptions=True)
         assert isinstance(results[0], NotFound)
-        assert results[0].keys == [gone]
+        assert results[0].keys == [missing]
         assert json.loads(results[1])["email"] == "user3@example.org"  # type: ignore[arg-type]
         with pytest.raises(InvalidValue, match="isn't a UUID"):
             await view.get("no key")
@@ -232,7 +232,7 @@ class SeatOut(Out):
     number: int
 
 
-async def test_composite_keys(session: AsyncSession, database: Database) -> None:
+async def test_composite_keys_can_be_read(session: AsyncSession, database: Database) -> None:
     await bulk.insert_many(session, Seat, [{"row": row, "number": n} for row in "AB" for n in range(3)])
     await session.commit()
     async with JsonView(Seat, SeatOut).open(database) as view:
@@ -244,15 +244,15 @@ async def test_composite_keys(session: AsyncSession, database: Database) -> None
         ]
 
 
-async def test_pages_are_those_of_the_repository(session: AsyncSession, database: Database) -> None:
+async def test_pages_are_the_same_as_those_of_the_repository(session: AsyncSession, database: Database) -> None:
     await bulk.insert_many(session, User, user_rows(25))
     await session.commit()
-    listing = select(User).where(User.age > 2).order_by(User.name.desc())
+    list_query = select(User).where(User.age > 2).order_by(User.name.desc())
     async with JsonView(User, UserOut).open(database) as view:
         cursor, seen = None, []
         while True:
-            page = await view.page(listing, limit=7, after=cursor, count=True)
-            other = await AsyncRepository(session, User).page(listing, limit=7, after=cursor, load=[User.orders])
+            page = await view.page(list_query, limit=7, after=cursor, count=True)
+            other = await AsyncRepository(session, User).page(list_query, limit=7, after=cursor, load=[User.orders])
             for body, user in zip(page.items, other.items, strict=True):
                 assert_same(body, UserOut, user)
             assert (page.next, page.previous, page.total) == (other.next, other.previous, 22)
@@ -261,10 +261,10 @@ async def test_pages_are_those_of_the_repository(session: AsyncSession, database
             if cursor is None:
                 break
         assert len(seen) == 22
-        assert [line async for line in view.stream(listing, batch=4)] == [body + b"\n" for body in seen]
+        assert [line async for line in view.stream(list_query, batch=4)] == [body + b"\n" for body in seen]
 
 
-async def test_a_page_is_a_response(session: AsyncSession, database: Database) -> None:
+async def test_a_page_can_be_a_response(session: AsyncSession, database: Database) -> None:
     await bulk.insert_many(session, User, user_rows(3))
     await session.commit()
     async with JsonView(User, AliasedOut).open(database) as view:
@@ -281,8 +281,8 @@ async def test_a_page_is_a_response(session: AsyncSession, database: Database) -
         assert json.loads(bytes(page_response(await view.page(select(User).where(User.age < 0))).body))["items"] == []
 
 
-async def test_a_listing_of_something_else_is_refused(session: AsyncSession, database: Database) -> None:
-    """Its rows would be joined to all of the view's."""
+async def test_a_list_query_of_another_model_is_rejected(session: AsyncSession, database: Database) -> None:
+    """Its rows would be joined to all rows of the view."""
     async with JsonView(User, AliasedOut).open(database) as view:
         for wrong in (select(aliased(User)), select(Order), select(User.id)):
             with pytest.raises(ValueError, match=r"select\("):
@@ -291,7 +291,7 @@ async def test_a_listing_of_something_else_is_refused(session: AsyncSession, dat
                 await anext(view.stream(wrong))
 
 
-async def test_a_stream_of_lines_can_be_left_early(committed_database: Database) -> None:
+async def test_a_stream_of_lines_can_be_closed_early(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         await make_users(session, 50)
     async with JsonView(User, UserOut).open(committed_database) as view:
@@ -302,7 +302,7 @@ async def test_a_stream_of_lines_can_be_left_early(committed_database: Database)
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_a_migration_between_two_reads_is_no_error(committed_database: Database) -> None:
+async def test_a_migration_between_two_reads_causes_no_error(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         (key,) = await make_users(session, 1)
     async with JsonView(User, AliasedOut).open(committed_database) as view:
@@ -312,7 +312,7 @@ async def test_a_migration_between_two_reads_is_no_error(committed_database: Dat
         assert await view.get(key) == before
 
 
-async def test_a_view_reads_what_was_committed_and_holds_no_connection(committed_database: Database) -> None:
+async def test_a_view_reads_committed_rows_and_holds_no_connection(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         (key,) = await make_users(session, 1)
     async with JsonView(User, AliasedOut).open(committed_database) as view, committed_database.begin() as session:
@@ -325,24 +325,24 @@ async def test_a_view_reads_what_was_committed_and_holds_no_connection(committed
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_an_entity_tag_is_of_just_these_bytes_and_begins_with_the_version(
+async def test_an_entity_tag_depends_on_the_bytes_and_begins_with_the_version(
     session: AsyncSession, database: Database
 ) -> None:
     (user,) = await make_users(session, 1)
     (key,) = (await bulk.insert_many(session, Order, [{"user_id": user}])).keys
     await session.commit()
     async with JsonView(Order, OrderOut).open(database) as orders, JsonView(User, UserOut).open(database) as users:
-        before, around = await orders.get(key), await users.get(user)
+        before, with_orders = await orders.get(key), await users.get(user)
         assert before.etag == (await orders.get(key)).etag
         assert before.etag.startswith('"1-')
-        assert "-" not in around.etag
+        assert "-" not in with_orders.etag
         await bulk.update_by_key(session, Order, [key], {"total_cents": 5})
         await session.commit()
         assert (await orders.get(key)).etag.startswith('"2-')
-        assert (await users.get(user)).etag != around.etag, "what is nested counts"
+        assert (await users.get(user)).etag != with_orders.etag, "nested rows change the entity tag"
 
 
-async def test_a_route_answers_with_the_bytes_or_with_304(committed_database: Database) -> None:
+async def test_a_route_responds_with_the_bytes_or_with_304(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         (key,) = await make_users(session, 1)
     app = FastAPI()

@@ -1,4 +1,4 @@
-"""A view never writes `null` where its schema forbids it: what may be NULL or absent must be Optional."""
+"""A view never writes `null` where its schema forbids it: a field that may be NULL or absent must be Optional."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Item(Out):
 
 
 class Owner(Separate):
-    """With a composite candidate key, and subclasses in its own table and in one of their own."""
+    """Has a composite candidate key, a subclass in the same table, and a subclass in another table."""
 
     __tablename__ = "owners"
     __table_args__ = (UniqueConstraint("id", "area"),)
@@ -293,29 +293,29 @@ MAY_BE_NULL: dict[Any, dict[str, Any]] = {
 }
 
 
-def every(fields: dict[Any, dict[str, Any]]) -> list[tuple[Any, str, Any]]:
+def flatten(fields: dict[Any, dict[str, Any]]) -> list[tuple[Any, str, Any]]:
     return [(model, name, kind) for model, kinds in fields.items() for name, kind in kinds.items()]
 
 
-@pytest.mark.parametrize(("model", "name", "kind"), every(MAY_BE_NULL))
-def test_what_may_be_null_must_be_optional(model: Any, name: str, kind: Any) -> None:
+@pytest.mark.parametrize(("model", "name", "kind"), flatten(MAY_BE_NULL))
+def test_a_field_of_a_column_that_may_be_null_must_be_optional(model: Any, name: str, kind: Any) -> None:
     with pytest.raises(
-        ViewCompileError, match=rf"Made\.{name} can't be rendered: .* may be NULL: make the field Optional"
+        ViewCompileError, match=rf"Schema\.{name} can't be rendered: .* may be NULL: make the field Optional"
     ):
         JsonView(model, create_schema({name: kind}))
     JsonView(model, create_schema({name: kind | None}))
 
 
 @pytest.mark.parametrize("name", MAY_BE_ABSENT)
-def test_what_may_be_absent_must_be_optional(name: str) -> None:
-    with pytest.raises(ViewCompileError, match=rf"Made\.{name} can't be rendered: the related row may not exist"):
+def test_a_field_of_a_related_row_that_may_be_absent_must_be_optional(name: str) -> None:
+    with pytest.raises(ViewCompileError, match=rf"Schema\.{name} can't be rendered: the related row may not exist"):
         JsonView(Thing, create_schema({name: Item}))
     JsonView(Thing, create_schema({name: Item | None}))
 
 
 @pytest.fixture
 async def rows(session: AsyncSession) -> None:
-    """Where something may be NULL or absent, it is in one of them."""
+    """Insert rows. Each value that may be NULL or absent is so in at least one row."""
     await (await session.connection()).run_sync(Separate.metadata.create_all)
     session.add_all([Owner(id=1, area=1), Boss(id=2, area=2), Guest(id=3, area=3, room=1)])
     await session.flush()
@@ -332,7 +332,7 @@ async def rows(session: AsyncSession) -> None:
 
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("model", NEVER_NULL)
-async def test_what_is_never_null_is_as_the_object_has_it(
+async def test_columns_that_are_never_null_have_the_values_of_the_object(
     session: AsyncSession, database: Database, model: Any
 ) -> None:
     required = create_schema(NEVER_NULL[model])
@@ -340,16 +340,16 @@ async def test_what_is_never_null_is_as_the_object_has_it(
     session.expunge_all()
     for schema in (required, create_schema(optional, required)):
         found = (await session.scalars(select(model))).all()
-        wanted = {inspect(row).identity[0]: schema.model_validate(row) for row in found}
+        expected = {inspect(row).identity[0]: schema.model_validate(row) for row in found}
         async with JsonView(model, schema).open(database) as view:
-            bodies = await view.get_many(wanted)
+            bodies = await view.get_many(expected)
             lines = [line async for line in view.stream()] if model is not Bill else [body + b"\n" for body in bodies]
-        assert [schema.model_validate_json(body) for body in bodies] == [*wanted.values()]
+        assert [schema.model_validate_json(body) for body in bodies] == [*expected.values()]
         assert sorted(lines) == sorted(body + b"\n" for body in bodies)
 
 
 @pytest.mark.usefixtures("rows")
-async def test_related_rows_are_as_the_object_has_them(session: AsyncSession, database: Database) -> None:
+async def test_related_rows_have_the_values_of_the_object(session: AsyncSession, database: Database) -> None:
     required = create_schema({"id": int, **dict.fromkeys(ALWAYS_THERE, Item)})
     optional = {name: Item | None for name in MAY_BE_ABSENT if name != "greater"}
     schema = create_schema(optional, required)
@@ -372,5 +372,5 @@ def test_the_bound_of_a_range_may_be_null() -> None:
         low = column_property(func.lower(span, type_=Integer))
 
     with pytest.raises(ViewCompileError, match="may be NULL"):
-        JsonView(Interval, create_model("Made", __base__=Out, low=(int, ...)))
-    JsonView(Interval, create_model("Made", __base__=Out, low=(int | None, ...)))
+        JsonView(Interval, create_model("Schema", __base__=Out, low=(int, ...)))
+    JsonView(Interval, create_model("Schema", __base__=Out, low=(int | None, ...)))

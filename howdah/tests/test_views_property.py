@@ -1,4 +1,4 @@
-"""JsonView writes what the Pydantic model would, whatever the model has of the fields and the rows of values."""
+"""JsonView writes the same JSON as the Pydantic model, for random fields and random rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "big": st.integers(-(2**63), 2**63 - 1),
     "words": TEXT,
     "code": st.text("aÄ🐘 ", max_size=3),
-    # a day from the ends, where an offset would lead beyond them
+    # a day from the ends, since an offset would lead beyond them
     "moment": st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=ZONES),  # noqa: DTZ001
     "day": st.dates(),
     "hour": st.times(),
@@ -46,21 +46,21 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "notes": TEXT,
 }
 ROWS = st.lists(st.fixed_dictionaries({name: st.none() | values for name, values in VALUES.items()}), max_size=4)
-# `half` divides in Python otherwise than in SQL: downwards, not towards zero.
+# Without `half`: Python rounds a division down, SQL towards zero.
 FIELDS = sorted({*SpecimenOut.model_fields} - {"half"})
 MODELS = st.lists(st.sampled_from(FIELDS), unique=True, min_size=1).map(
     lambda names: create_schema({name: SpecimenOut.model_fields[name].annotation for name in names})
 )
-patient = settings(
+without_deadline = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
 @pytest.mark.timeout(600)
-@patient
+@without_deadline
 @given(rows=ROWS, model=MODELS)
-async def test_any_fields_of_any_values(
+async def test_any_fields_of_any_rows_are_equal_to_those_of_the_object(
     session: AsyncSession, database: Database, rows: list[dict[str, Any]], model: Any
 ) -> None:
     async with rollback_at_end(session):
@@ -88,9 +88,9 @@ ORDERS = st.lists(
 
 
 @pytest.mark.timeout(600)
-@patient
+@without_deadline
 @given(users=st.lists(ORDERS, max_size=3))
-async def test_any_rows_within_rows(
+async def test_any_nested_rows_are_equal_to_those_of_the_object(
     session: AsyncSession, database: Database, users: list[list[dict[str, Any]]]
 ) -> None:
     async with rollback_at_end(session):

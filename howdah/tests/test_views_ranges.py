@@ -53,14 +53,14 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_the_last_value_is_written_and_the_next_one_refused(
+async def test_the_last_valid_value_is_written_and_the_next_one_rejected(
     session: AsyncSession, database: Database, case: tuple[str, Any, str, str, str]
 ) -> None:
-    name, kind, stored, written, refused = case
+    name, kind, stored, written, rejected = case
     await (await session.connection()).run_sync(Separate.metadata.create_all)
     insert = f"INSERT INTO moments_of_views (id, {name}) VALUES (:id, '{{}}')"
     await session.execute(text(insert.format(stored)), {"id": 1})
-    await session.execute(text(insert.format(refused)), {"id": 2})
+    await session.execute(text(insert.format(rejected)), {"id": 2})
     async with JsonView(Moment, schema_of(name, kind)).open(database) as view:
         assert written in (await view.get(1)).decode()
         with pytest.raises(InvalidValue):
@@ -68,7 +68,7 @@ async def test_the_last_value_is_written_and_the_next_one_refused(
 
 
 @pytest.mark.parametrize("form", ["iso8601", "float"])
-async def test_an_infinite_interval_is_refused(session: AsyncSession, database: Database, form: str) -> None:
+async def test_an_infinite_interval_is_rejected(session: AsyncSession, database: Database, form: str) -> None:
     if (await session.scalar(text("SHOW server_version_num")) or "") < "170000":
         pytest.skip("intervals are finite before PostgreSQL 17")
     await (await session.connection()).run_sync(Separate.metadata.create_all)

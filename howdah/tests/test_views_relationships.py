@@ -1,4 +1,4 @@
-"""A view reads each kind of relationship in SQLAlchemy's documentation as SQLAlchemy does, or raises an error."""
+"""A view reads every kind of relationship in SQLAlchemy's documentation like SQLAlchemy, or raises an error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import RelationshipProperty, class_mapper, configure_mappers, selectinload
 
 from howdah import Database, JsonView, ViewCompileError
-from howdah_tests.support import relationship_models as related
-from howdah_tests.support.relationship_models import Animal, Association, Child, Dog, Folder, Parent, Puppy, Toy
+from howdah_tests.support.relationship_inheritance import Animal, Boat, Car, Dog, Invoice, Puppy, Reminder, Tug, Vehicle
+from howdah_tests.support.relationship_models import Association, Child, Folder, Parent, Toy
 from howdah_tests.support.relationship_rows import make_rows, make_tables
 from howdah_tests.support.view_schemas import create_schema
 
@@ -29,8 +29,8 @@ class Item(Out):
     id: int
 
 
-# What can't be followed exactly, and why.
-REFUSED = {
+# The relationships that a view can't render exactly, and the reasons.
+REJECTED = {
     (Parent, "toys_outer"): "outer join",
     (Parent, "third_table"): "a table that it doesn't join",
     (Parent, "by_missing_column"): "a table that it doesn't join",
@@ -51,15 +51,17 @@ CLASSES = (
     Animal,
     Dog,
     Puppy,
-    related.Car,
-    related.Boat,
-    related.Tug,
-    related.Reminder,
+    Car,
+    Boat,
+    Tug,
+    Reminder,
 )
 # SQLAlchemy 2.0 itself joins the rows of a polymorphic union to all rows of the table.
 NOT_LOADED = {"me", "few_columns"} | ({"invoices", "reminders"} if sqlalchemy.__version__ < "2.1" else set())
-EVERY: list[tuple[Any, str]] = [(each, name) for each in CLASSES for name in [*class_mapper(each).relationships.keys()]]
-KINDS = [(each, name) for each, name in EVERY if (each, name) not in REFUSED and name not in NOT_LOADED]
+ALL_RELATIONSHIPS: list[tuple[Any, str]] = [
+    (each, name) for each in CLASSES for name in [*class_mapper(each).relationships.keys()]
+]
+KINDS = [(each, name) for each, name in ALL_RELATIONSHIPS if (each, name) not in REJECTED and name not in NOT_LOADED]
 
 
 def property_of(model: Any, name: str) -> RelationshipProperty[Any]:
@@ -77,8 +79,8 @@ def schema_of(model: Any, name: str) -> type[BaseModel]:
 
 
 def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> Any:
-    """What the schema makes of the object. In SQLAlchemy 2.1 `selectinload` repeats a row that an association repeats;
-    all other loaders have it once."""
+    """The schema's values of the object. In SQLAlchemy 2.1 `selectinload` repeats a row that an association repeats;
+    all other loaders return it once."""
     value = schema.model_validate(row).model_dump()
     if isinstance(value[name], list):
         once = {item["id"]: item for item in value[name]}
@@ -88,7 +90,9 @@ def loaded(schema: type[BaseModel], row: Any, name: str, *, ordered: bool) -> An
 
 @pytest.mark.filterwarnings("ignore:Multiple rows returned with uselist=False")
 @pytest.mark.parametrize("seed", range(4))
-async def test_it_is_what_selectinload_loads(session: AsyncSession, database: Database, seed: int) -> None:
+async def test_a_relationship_has_the_rows_that_selectinload_loads(
+    session: AsyncSession, database: Database, seed: int
+) -> None:
     await make_tables(session)
     await make_rows(session, seed)
     different = {}
@@ -105,34 +109,34 @@ async def assert_same_as_loaded(session: AsyncSession, database: Database, model
     session.expunge_all()
     schema, ordered = schema_of(model, name), bool(property_of(model, name).order_by)
     rows = (await session.scalars(select(model).options(selectinload(getattr(model, name))))).all()
-    wanted = {inspect(row).identity: loaded(schema, row, name, ordered=ordered) for row in rows}
-    keys = [key if len(key) > 1 else key[0] for key in wanted]
+    expected = {inspect(row).identity: loaded(schema, row, name, ordered=ordered) for row in rows}
+    keys = [key if len(key) > 1 else key[0] for key in expected]
     async with JsonView(model, schema).open(database) as opened:
         found = [json.loads(body) for body in await opened.get_many(keys)]
-    assert found == [*wanted.values()]
+    assert found == [*expected.values()]
     if has_itself(model):
-        around = create_schema({"me": schema | None})
-        async with JsonView(model, around).open(database) as opened:
+        outer = create_schema({"me": schema | None})
+        async with JsonView(model, outer).open(database) as opened:
             assert [json.loads(body)["me"] for body in await opened.get_many(keys)] == found
 
 
 @pytest.mark.parametrize(
     "model",
-    [Animal, Dog, Puppy, related.Vehicle, related.Car, related.Boat, related.Tug, related.Invoice, related.Reminder],
+    [Animal, Dog, Puppy, Vehicle, Car, Boat, Tug, Invoice, Reminder],
 )
-async def test_a_view_of_a_subclass_has_its_rows_only(session: AsyncSession, database: Database, model: Any) -> None:
+async def test_a_view_of_a_subclass_has_only_its_rows(session: AsyncSession, database: Database, model: Any) -> None:
     await make_tables(session)
     await make_rows(session, 1)
-    wanted = sorted(row.id for row in await session.scalars(select(model)))
-    assert wanted
+    expected = sorted(row.id for row in await session.scalars(select(model)))
+    assert expected
     async with JsonView(model, Item).open(database) as view:
-        assert [json.loads(body)["id"] for body in await view.get_many(range(10))] == wanted
+        assert [json.loads(body)["id"] for body in await view.get_many(range(10))] == expected
         if inspect(model).concrete:
             with pytest.raises(ValueError, match="read from a union of tables: read them by key"):
                 await view.page()
             return
-        assert [json.loads(line)["id"] async for line in view.stream()] == wanted
-        assert [json.loads(body)["id"] for body in (await view.page()).items] == wanted
+        assert [json.loads(line)["id"] async for line in view.stream()] == expected
+        assert [json.loads(body)["id"] for body in (await view.page()).items] == expected
 
 
 class WithSubqueries(Out):
@@ -151,7 +155,7 @@ class ChildWithSubqueries(Out):
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_subqueries_within_subqueries_are_of_the_related_row(
+async def test_nested_subqueries_are_correlated_to_the_related_row(
     session: AsyncSession, database: Database, seed: int
 ) -> None:
     await make_tables(session)
@@ -160,14 +164,14 @@ async def test_subqueries_within_subqueries_are_of_the_related_row(
     rows = (await session.scalars(select(Child).options(*load).order_by(Child.id))).all()
     async with JsonView(Child, ChildWithSubqueries).open(database) as view:
         bodies = await view.get_many([row.id for row in rows])
-    wanted = [ChildWithSubqueries.model_validate(row) for row in rows]
-    assert [ChildWithSubqueries.model_validate_json(body) for body in bodies] == wanted
+    expected = [ChildWithSubqueries.model_validate(row) for row in rows]
+    assert [ChildWithSubqueries.model_validate_json(body) for body in bodies] == expected
 
 
 @pytest.mark.filterwarnings("ignore:Did not locate an expression in selectable")
 @pytest.mark.parametrize("field", ["name", "name_length"])
-def test_what_an_aliased_class_lacks_is_refused(field: str) -> None:
-    """It would be read from the table itself, of every row. SQLAlchemy warns of it, if at all."""
+def test_a_column_that_an_aliased_class_lacks_is_rejected(field: str) -> None:
+    """It would be read from the table itself, for every row. SQLAlchemy at most warns about it."""
     reason = "few_columns{} can't be rendered: its aliased class has no column"
     child: Any = create_schema({field: Any})
     with pytest.raises(ViewCompileError, match=reason.format(rf"\.{field}")):
@@ -186,15 +190,15 @@ class ParentWithoutB(Out):
     without_b: list[Inside]
 
 
-def test_an_aliased_class_inside_of_itself_is_refused() -> None:
+def test_an_aliased_class_nested_in_itself_is_rejected() -> None:
     with pytest.raises(ViewCompileError, match="it is nested in rows of the same aliased class"):
         JsonView(Parent, ParentWithoutB)
 
 
-@pytest.mark.parametrize(("model", "name"), REFUSED, ids=[f"{each.__name__}.{name}" for each, name in REFUSED])
-def test_what_cant_be_followed_is_refused(model: Any, name: str) -> None:
+@pytest.mark.parametrize(("model", "name"), REJECTED, ids=[f"{each.__name__}.{name}" for each, name in REJECTED])
+def test_a_relationship_that_cannot_be_rendered_is_rejected(model: Any, name: str) -> None:
     schema = create_schema({name: list[Item]})
     with pytest.raises(ViewCompileError) as caught:
         JsonView(model, schema)
-    assert caught.value.path == f"Made.{name}"
-    assert REFUSED[model, name] in caught.value.reason
+    assert caught.value.path == f"Schema.{name}"
+    assert REJECTED[model, name] in caught.value.reason

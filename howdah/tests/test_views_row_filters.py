@@ -1,4 +1,4 @@
-"""A view's `where` is evaluated once, so a value of one moment or one request in it is an error at construction."""
+"""A view's `where` is evaluated once. So a value of one moment or one request in it is an error when it is created."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from howdah_tests.support.sample_rows import make_users
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 required: ContextVar[str] = ContextVar("required")
-MADE_AT_IMPORT = utcnow()
+IMPORT_TIME = utcnow()
 numbers = count()
 
 
@@ -47,7 +47,7 @@ def current_tenant() -> str:
 
 
 class Proxy:
-    """As web frameworks have them."""
+    """A context-local object, like those of web frameworks."""
 
     def __init__(self, variable: ContextVar[str]) -> None:
         self._variable = variable
@@ -63,24 +63,24 @@ class Proxy:
         return user.name == self.name
 
 
-def of(variable: ContextVar[str]) -> Any:
+def make_filter(variable: ContextVar[str]) -> Any:
     return lambda user: user.name == variable.get()
 
 
 proxy = Proxy(tenant)
 
-OF_A_MOMENT: dict[str, Any] = {
+VALUES_OF_ONE_MOMENT: dict[str, Any] = {
     "a context variable with a default": lambda user: user.name == tenant.get(),
     "a context variable that isn't set here": lambda user: user.name == required.get("x"),
-    "a function that reads one": lambda user: user.name == current_tenant(),
-    "a nested function that reads one": lambda user: user.name == [tenant.get() for _ in range(1)][0],  # noqa: RUF015
-    "a property that reads one": lambda user: user.name == proxy.name,
+    "a function that reads a context variable": lambda user: user.name == current_tenant(),
+    "a comprehension that reads a context variable": lambda user: user.name == [tenant.get() for _ in range(1)][0],  # noqa: RUF015
+    "a property that reads a context variable": lambda user: user.name == proxy.name,
     "a bound method": proxy.is_mine,
     "a callable object": proxy,
-    "one in a closure": of(tenant),
-    "one as a default argument": lambda user, variable=tenant: user.name == variable.get(),
-    "one in a partial": functools.partial(lambda variable, user: user.name == variable.get(), tenant),
-    "one inside of a subquery": lambda user: exists(
+    "a context variable in a closure": make_filter(tenant),
+    "a context variable as a default argument": lambda user, variable=tenant: user.name == variable.get(),
+    "a context variable in a partial": functools.partial(lambda variable, user: user.name == variable.get(), tenant),
+    "a context variable in a subquery": lambda user: exists(
         select(Order.id).where(Order.user_id == user.id, user.name == tenant.get())
     ),
     "utcnow()": lambda user: user.created_at > utcnow(),
@@ -88,20 +88,20 @@ OF_A_MOMENT: dict[str, Any] = {
     "midnight": lambda user: user.created_at > utcnow().replace(hour=0, minute=0, second=0, microsecond=0),
     "today": lambda user: func.date(user.created_at) > date.today() - timedelta(days=1),  # noqa: DTZ011
     "time.time()": lambda user: func.extract("epoch", user.created_at) > int(time.time()),
-    "a time that was taken at import": lambda user: user.created_at > MADE_AT_IMPORT,
+    "a time that was taken at import": lambda user: user.created_at > IMPORT_TIME,
     "a random key": lambda user: user.id != uuid4(),
     "a random number": lambda user: user.age > random.random(),
     "a counter": lambda user: user.age > next(numbers),
     "a parameter without a value": lambda user: user.name == bindparam("name"),
     "a parameter with a function": lambda user: user.name == bindparam("name", callable_=current_tenant),
-    "a value of Python": lambda user: True,
+    "a Python value": lambda user: True,
 }
 
 
-@pytest.mark.parametrize("row_filter", OF_A_MOMENT.values(), ids=OF_A_MOMENT.keys())
+@pytest.mark.parametrize("row_filter", VALUES_OF_ONE_MOMENT.values(), ids=VALUES_OF_ONE_MOMENT.keys())
 @pytest.mark.parametrize("is_set", [False, True])
-def test_a_value_of_one_moment_is_refused(row_filter: Any, is_set: bool) -> None:
-    def make() -> None:
+def test_a_value_of_one_moment_is_rejected(row_filter: Any, is_set: bool) -> None:
+    def create_view() -> None:
         if is_set:
             tenant.set("a")
             required.set("a")
@@ -111,10 +111,10 @@ def test_a_value_of_one_moment_is_refused(row_filter: Any, is_set: bool) -> None
             JsonView(User, UserOut, where={User: row_filter})
         assert "func.now()" in str(caught.value)
 
-    contextvars.copy_context().run(make)
+    contextvars.copy_context().run(create_view)
 
 
-def test_a_context_variable_that_has_no_value_says_so_itself() -> None:
+def test_a_context_variable_without_a_value_raises_lookup_error() -> None:
     with pytest.raises(LookupError):
         JsonView(User, UserOut, where={User: lambda user: user.name == required.get()})
 
@@ -123,10 +123,10 @@ LIMIT = 5
 STATUSES = [Status.PAID, Status.PENDING]
 CONSTANT: dict[str, Any] = {
     "a constant": lambda order: order.total_cents > LIMIT,
-    "several": lambda order: order.status.in_(STATUSES),
+    "a list of constants": lambda order: order.status.in_(STATUSES),
     "a date": lambda order: order.created_at > datetime(2020, 1, 1, tzinfo=UTC),
     "an old time": lambda order: order.created_at > datetime(2020, 1, 1, 1, 1, 1, 1, tzinfo=UTC),
-    "SQL's now": lambda order: order.created_at <= func.now() + timedelta(days=1),
+    "func.now()": lambda order: order.created_at <= func.now() + timedelta(days=1),
     "a setting": lambda order: (
         order.total_cents > func.coalesce(func.current_setting("howdah.least", True), "1").cast(Order.total_cents.type)
     ),
@@ -138,7 +138,9 @@ CONSTANT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("row_filter", CONSTANT.values(), ids=CONSTANT.keys())
-async def test_what_is_always_the_same_is_allowed(session: AsyncSession, database: Database, row_filter: Any) -> None:
+async def test_a_filter_with_constant_values_is_allowed(
+    session: AsyncSession, database: Database, row_filter: Any
+) -> None:
     (user,) = await make_users(session, 1)
     await bulk.insert_many(session, Order, [{"user_id": user, "total_cents": 10}])
     await session.commit()
@@ -146,7 +148,7 @@ async def test_what_is_always_the_same_is_allowed(session: AsyncSession, databas
         assert len(json.loads(await view.get(user))["orders"]) == 1
 
 
-async def test_a_subquery_of_a_filter_is_of_its_own_row(session: AsyncSession, database: Database) -> None:
+async def test_a_subquery_of_a_filter_is_correlated_to_its_own_row(session: AsyncSession, database: Database) -> None:
     """In a view of users the subquery selects from users, too. It must not be correlated to the outer user."""
     users = await make_users(session, 3)
     await bulk.insert_many(session, Order, [{"user_id": user, "total_cents": 1} for user in users])
@@ -165,7 +167,7 @@ class UserKey(Out):
     id: UUID
 
 
-async def test_a_subquery_of_a_filter_of_a_single_row_is_of_its_own_row(
+async def test_a_subquery_of_a_filter_of_a_to_one_relationship_is_correlated_to_its_own_row(
     session: AsyncSession, database: Database
 ) -> None:
     """In a view of orders the subquery selects from orders, too. It must not be correlated to the outer order."""
@@ -181,7 +183,7 @@ class StaffOut(Out):
     name: str
 
 
-def test_a_filter_of_a_subclass_whose_rows_are_read_as_the_base_class_is_refused() -> None:
+def test_a_filter_of_a_subclass_whose_rows_are_read_as_the_base_class_is_rejected() -> None:
     where = {Engineer: lambda engineer: engineer.language != "COBOL"}
     with pytest.raises(ViewCompileError, match=r"where\[Engineer\] can't be rendered: its rows are read as Staff"):
         JsonView(Staff, StaffOut, where=where)

@@ -1,4 +1,4 @@
-"""A view applies all parts of a statement or rejects it. It reads aliases as Pydantic does."""
+"""A view applies all parts of a statement or rejects it. It reads aliases like Pydantic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NameOut(Out):
     name: str
 
 
-REFUSED = {
+REJECTED = {
     "criteria of a nested class": (
         select(User).options(with_loader_criteria(Order, lambda order: order.total_cents > 5)),
         r"takes no options\(\)",
@@ -48,13 +48,13 @@ REFUSED = {
         select(User).execution_options(schema_translate_map={None: "other"}),
         r"takes no execution_options\(\)",
     ),
-    "the rows at a time": (select(User).execution_options(yield_per=5), r"takes no execution_options\(\)"),
+    "yield_per": (select(User).execution_options(yield_per=5), r"takes no execution_options\(\)"),
     "locks": (select(User).with_for_update(), r"can't have with_for_update\(\)"),
 }
 
 
-@pytest.mark.parametrize(("statement", "reason"), REFUSED.values(), ids=REFUSED.keys())
-async def test_what_would_hold_for_a_part_only_is_refused(
+@pytest.mark.parametrize(("statement", "reason"), REJECTED.values(), ids=REJECTED.keys())
+async def test_a_statement_with_a_part_that_the_view_cannot_apply_is_rejected(
     session: AsyncSession, database: Database, statement: Any, reason: str
 ) -> None:
     async with JsonView(User, UserOut).open(database) as view:
@@ -74,7 +74,7 @@ async def test_what_would_hold_for_a_part_only_is_refused(
         (func.lower(User.name).desc(), User.age),
     ],
 )
-async def test_a_stream_of_distinct_rows_has_each_once(
+async def test_a_stream_of_distinct_rows_has_each_row_once(
     session: AsyncSession, database: Database, order: tuple[Any, ...]
 ) -> None:
     users = (await bulk.insert_many(session, User, user_rows(25))).keys
@@ -95,7 +95,7 @@ async def test_a_stream_of_distinct_rows_has_each_once(
     assert lines == pages
 
 
-async def test_a_name_is_read_where_the_alias_is_no_attribute(session: AsyncSession, database: Database) -> None:
+async def test_the_name_is_read_if_the_alias_is_not_an_attribute(session: AsyncSession, database: Database) -> None:
     (key,) = await make_users(session, 1)
     await session.commit()
     async with JsonView(User, SmallCamelOut).open(database) as view:
@@ -134,7 +134,7 @@ class Prices(Out):
         None,
     ],
 )
-async def test_a_model_in_json_is_read_by_its_aliases_or_its_names(
+async def test_a_model_in_json_is_read_by_aliases_or_names(
     session: AsyncSession, database: Database, details: Any
 ) -> None:
     (user,) = await make_users(session, 1)

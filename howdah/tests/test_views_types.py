@@ -1,4 +1,4 @@
-"""A view writes each type of column as Pydantic writes what SQLAlchemy reads from it, or refuses it."""
+"""A view writes each column type like Pydantic writes the value that SQLAlchemy reads, or rejects the type."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Mixed(enum.Enum):
 
 
 class GUID(TypeDecorator[Any]):
-    """What Python is told of it isn't what PostgreSQL stores."""
+    """Its type in PostgreSQL differs from its generic type."""
 
     impl = CHAR(32)
     cache_ok = True
@@ -92,7 +92,7 @@ class GUID(TypeDecorator[Any]):
 
 
 class Encrypted(String):
-    """Made readable by an expression."""
+    """An SQL expression decrypts the value."""
 
     def column_expression(self, column: Any) -> Any:
         return func.reverse(column, type_=self)
@@ -111,7 +111,7 @@ NAIVE = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30))  # noqa: DTZ001
 AWARE = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001
 LABELS = st.sampled_from(["open", "shut"])
 
-# A type, what the field may be, and the values.
+# A type, the possible types of the field, and the values.
 EXACT: list[tuple[Any, list[Any], st.SearchStrategy[Any]]] = [
     (Interval(native=False), [timedelta], SPANS),
     (Interval(second_precision=3), [timedelta], SPANS),
@@ -173,7 +173,7 @@ things = Table(
     "things",
     Separate.metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
-    *(Column(f"c{place}", kind) for place, (kind, _, _) in enumerate(EXACT)),
+    *(Column(f"c{position}", kind) for position, (kind, _, _) in enumerate(EXACT)),
 )
 
 
@@ -182,7 +182,7 @@ class Thing(Separate):
 
 
 ROWS = st.lists(
-    st.fixed_dictionaries({f"c{place}": st.none() | values for place, (_, _, values) in enumerate(EXACT)}),
+    st.fixed_dictionaries({f"c{position}": st.none() | values for position, (_, _, values) in enumerate(EXACT)}),
     min_size=1,
     max_size=3,
 )
@@ -194,24 +194,24 @@ async def tables(session: AsyncSession) -> None:
 
 
 def schemas() -> list[type[BaseModel]]:
-    """All fields, each column once in a schema."""
-    most = max(len(annotations) for _, annotations, _ in EXACT)
-    made: list[type[BaseModel]] = []
-    for number in range(most):
+    """Schemas that contain all possible types of the fields. Each schema has a column at most once."""
+    count = max(len(annotations) for _, annotations, _ in EXACT)
+    models: list[type[BaseModel]] = []
+    for number in range(count):
         fields: dict[str, Any] = {
-            f"c{place}": (annotations[number] | None if annotations[number] is not Any else Any, ...)
-            for place, (_, annotations, _) in enumerate(EXACT)
+            f"c{position}": (annotations[number] | None if annotations[number] is not Any else Any, ...)
+            for position, (_, annotations, _) in enumerate(EXACT)
             if number < len(annotations)
         }
-        made.append(create_model("Made", __base__=Out, **fields))
-    return made
+        models.append(create_model("Schema", __base__=Out, **fields))
+    return models
 
 
 SCHEMAS = schemas()
 
 
-def same(body: bytes, schema: type[BaseModel], row: object) -> None:
-    """As `assert_same`, but for texts of which there are several: durations, decimals and floats."""
+def assert_equal(body: bytes, schema: type[BaseModel], row: object) -> None:
+    """Like `assert_same`, but values may have another text: durations, decimals and floats."""
     expected = schema.model_validate(row)
     assert schema.model_validate_json(body) == expected
 
@@ -220,17 +220,19 @@ def same(body: bytes, schema: type[BaseModel], row: object) -> None:
 @pytest.mark.timeout(600)
 @given(rows=ROWS)
 @settings(max_examples=settings().max_examples // 3, deadline=None, suppress_health_check=list(HealthCheck))
-async def test_any_value_of_any_type(session: AsyncSession, database: Database, rows: list[dict[str, Any]]) -> None:
+async def test_any_value_of_any_type_is_equal_to_that_of_the_object(
+    session: AsyncSession, database: Database, rows: list[dict[str, Any]]
+) -> None:
     async with rollback_at_end(session):
         await session.execute(insert(Thing), [{"id": id, **row} for id, row in enumerate(rows)])
         found = (await session.scalars(select(Thing).order_by(things.c.id))).all()
         for schema in SCHEMAS:
             async with JsonView(Thing, schema).open(database) as view:
                 for body, row in zip(await view.get_many(range(len(rows))), found, strict=True):
-                    same(body, schema, row)
+                    assert_equal(body, schema, row)
 
 
-REFUSED: list[tuple[Any, Any, str]] = [
+REJECTED: list[tuple[Any, Any, str]] = [
     (Time(timezone=True), time, "a field of type time doesn't fit a column"),
     (PickleType(), Any, "converts its values in Python"),
     (Encrypted(), str, "converts its values in Python"),
@@ -280,19 +282,19 @@ REFUSED: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "annotation", "reason"), REFUSED, ids=[f"{k!r}-{a}" for k, a, _ in REFUSED])
-def test_what_isnt_exact_is_refused(kind: Any, annotation: Any, reason: str) -> None:
+@pytest.mark.parametrize(("kind", "annotation", "reason"), REJECTED, ids=[f"{k!r}-{a}" for k, a, _ in REJECTED])
+def test_a_type_that_cannot_be_rendered_exactly_is_rejected(kind: Any, annotation: Any, reason: str) -> None:
     class Own(DeclarativeBase):
         pass
 
     mapped: Any = type(
         "Mapped",
         (Own,),
-        {"__tablename__": "made", "id": mapped_column(Integer, primary_key=True), "value": mapped_column(kind)},
+        {"__tablename__": "mapped", "id": mapped_column(Integer, primary_key=True), "value": mapped_column(kind)},
     )
     with pytest.raises(ViewCompileError) as caught:
-        JsonView(mapped, create_model("Made", value=(annotation if annotation is Any else annotation | None, ...)))
-    assert caught.value.path == "Made.value"
+        JsonView(mapped, create_model("Schema", value=(annotation if annotation is Any else annotation | None, ...)))
+    assert caught.value.path == "Schema.value"
     assert reason in caught.value.reason
 
 
@@ -312,7 +314,7 @@ class ChoiceOut(Out):
 
 
 @pytest.mark.usefixtures("tables")
-async def test_a_mapped_literal_is_written(session: AsyncSession, database: Database) -> None:
+async def test_a_mapped_literal_can_be_rendered(session: AsyncSession, database: Database) -> None:
     session.add(Choice(id=1, size="small", state=State.SHUT, level=Level.HIGH))
     await session.flush()
     async with JsonView(Choice, ChoiceOut).open(database) as view:
@@ -321,10 +323,10 @@ async def test_a_mapped_literal_is_written(session: AsyncSession, database: Data
 
 @pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("column", ["state", "level"])
-async def test_a_label_that_the_enumeration_lacks_is_an_error(
+async def test_a_label_that_is_missing_in_the_enumeration_is_an_error(
     session: AsyncSession, database: Database, column: str
 ) -> None:
-    """Reading the object raises LookupError. It was `null` before, where the schema forbids it."""
+    """Reading the object raises LookupError. An earlier version wrote `null`, which the schema forbids."""
     session.add(Choice(id=1, size="small", state=State.SHUT, level=Level.HIGH))
     await session.flush()
     await session.execute(text(f"ALTER TABLE choices ALTER {column} TYPE text"))

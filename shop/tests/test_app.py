@@ -1,4 +1,4 @@
-"""The service as a whole: when the database is slow, busy or gone, and when it is stopped."""
+"""The whole service: a slow, busy or lost database, and the stop of the service."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.Asy
     assert answer.headers["allow"] == "GET"
 
 
-async def test_a_request_that_gets_no_connection_is_told_to_come_again_and_can(
+async def test_a_request_without_a_connection_is_a_503_and_succeeds_later(
     committed_url: str, committed_database: Database
 ) -> None:
     app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))  # 11 under load, of which 8 for sessions
@@ -68,7 +68,7 @@ async def test_a_request_that_gets_no_connection_is_told_to_come_again_and_can(
         (Settings(statement_timeout=0.2, lock_timeout=5), "statement-timeout"),
     ],
 )
-async def test_a_row_that_others_hold_for_long_is_told_to_come_again_for(
+async def test_a_request_for_a_row_that_stays_locked_is_a_503(
     committed_url: str, committed_database: Database, settings: Settings, code: str
 ) -> None:
     async with http_client(create_app(committed_url, settings)) as client:
@@ -79,7 +79,7 @@ async def test_a_row_that_others_hold_for_long_is_told_to_come_again_for(
         assert (await rename(client, user)).status_code == 200
 
 
-async def test_connections_that_the_server_closed_cost_no_request(
+async def test_no_request_fails_because_the_server_closed_idle_connections(
     committed_url: str, committed_database: Database
 ) -> None:
     async with http_client(create_app(committed_url)) as client:
@@ -91,9 +91,7 @@ async def test_connections_that_the_server_closed_cost_no_request(
         assert {answer.status_code for answer in answers} == {200}
 
 
-async def test_a_backend_killed_in_the_middle_of_a_request_costs_that_one_alone(
-    committed_url: str, committed_database: Database
-) -> None:
+async def test_a_killed_backend_fails_only_its_own_request(committed_url: str, committed_database: Database) -> None:
     async with http_client(create_app(committed_url)) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
@@ -107,8 +105,8 @@ async def test_a_backend_killed_in_the_middle_of_a_request_costs_that_one_alone(
         assert 'shop_pool_connections{state="in_use"} 0.0' in (await client.get("/metrics")).text
 
 
-async def test_answers_on_a_kept_connection_come_at_once(committed_url: str, tmp_path: Path) -> None:
-    """They don't wait for the acknowledgement of the one before (Nagle's algorithm), which takes 40 ms."""
+async def test_responses_on_a_kept_alive_connection_are_not_delayed(committed_url: str, tmp_path: Path) -> None:
+    """With Nagle's algorithm a response would wait 40 ms for the acknowledgement of the one before."""
     async with run_shop_serve(committed_url, tmp_path / "log") as (_, address), client_of(address) as client:
         took = []
         for _ in range(40):
@@ -118,7 +116,7 @@ async def test_answers_on_a_kept_connection_come_at_once(committed_url: str, tmp
         assert sorted(took[20:])[5] < 0.03
 
 
-async def test_two_services_in_one_process_keep_to_their_own_databases(
+async def test_two_services_in_one_process_use_their_own_databases(
     client: httpx.AsyncClient, committed_url: str
 ) -> None:
     async with http_client(create_app(committed_url)) as other:
@@ -127,7 +125,7 @@ async def test_two_services_in_one_process_keep_to_their_own_databases(
         assert (await client.get(f"/users/{user['id']}")).status_code == 200
 
 
-async def test_a_stop_lets_the_request_under_way_finish_and_leaves_no_connection(
+async def test_a_stop_waits_for_running_requests_and_closes_all_connections(
     committed_url: str, committed_database: Database, tmp_path: Path
 ) -> None:
     async with run_shop_serve(committed_url, tmp_path / "log") as (process, address), client_of(address) as client:

@@ -1,4 +1,4 @@
-"""Made-up data."""
+"""The demo data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def empty(database: Database) -> None:
         await empty_tables(session)
 
 
-async def test_each_user_has_ten_orders_and_money_and_the_books_are_right(stored: Database) -> None:
+async def test_each_user_has_ten_orders_and_money_and_the_ledger_has_no_faults(stored: Database) -> None:
     steps: list[int] = []
     assert await create_demo(stored, users=620, seed=1, advance=steps.append) == 620
     assert steps == [500, 120]
@@ -63,7 +63,7 @@ async def test_each_user_has_ten_orders_and_money_and_the_books_are_right(stored
         assert list(await session.scalars(totals)) == []
 
 
-async def test_the_same_seed_makes_the_same_data_and_another_seed_others(stored: Database) -> None:
+async def test_the_same_seed_creates_the_same_data_and_another_seed_other_data(stored: Database) -> None:
     await create_demo(stored, users=20, seed=1)
     first = await contents(stored)
     await empty(stored)
@@ -74,7 +74,7 @@ async def test_the_same_seed_makes_the_same_data_and_another_seed_others(stored:
     assert [row.name for row in (await contents(stored))[0]] != [row.name for row in first[0]]
 
 
-async def test_a_second_run_adds_nothing_and_a_longer_one_only_what_is_new(stored: Database) -> None:
+async def test_a_second_run_adds_nothing_and_a_longer_one_only_new_users(stored: Database) -> None:
     await create_demo(stored, users=20, seed=1)
     first = await contents(stored)
     assert await create_demo(stored, users=20, seed=1) == 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic.util.exc import CommandError
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -232,6 +233,12 @@ def test_a_url_is_understood_as_the_service_understands_it(
     url = make_url(empty_url).set(drivername="postgresql").update_query_dict({"sslmode": "disable"})
     migrations.upgrade(url.render_as_string(hide_password=False))
     assert differences(empty_url, created_catalog) == []
+
+
+def test_a_database_at_an_unknown_revision_is_refused_with_what_to_do(empty_url: str) -> None:
+    run(empty_url, "CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('9999')")
+    with pytest.raises(CommandError, match="at revision 9999, which this version"):
+        migrations.upgrade(empty_url)
 
 
 async def test_the_revision_of_a_database_is_read(empty_url: str, committed_database: Database) -> None:

@@ -1,4 +1,4 @@
-"""What an operator can choose."""
+"""The settings."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def test_each_setting_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DATABASE_URL", "postgresql://db:port/shop"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_setting_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"SHOP_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
 
 
-def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_DATABASE_URL", "")
     monkeypatch.setenv("SHOP_DATA_DIR", "")
     assert (Settings().database_url, Settings().data_dir) == (None, None)
 
 
-async def test_the_bounds_reach_the_server(committed_url: str) -> None:
+async def test_the_timeouts_are_set_on_the_server(committed_url: str) -> None:
     settings = Settings(pool_size=3, statement_timeout=7, lock_timeout=0.25)
     async with open_database(committed_url, settings) as database:
         assert database.pool_status().size == 3

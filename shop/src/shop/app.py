@@ -55,6 +55,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        """Open the database and all that uses it, and close them in the reverse order when the application stops."""
         async with (
             open_database(database_url, chosen) as database,
             open_user_views(database) as users,

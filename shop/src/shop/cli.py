@@ -177,6 +177,7 @@ def check(
         raise typer.BadParameter(str(error), param_hint="--seal") from error
 
     async def run(url: str, progress: Progress) -> LedgerReport:
+        """Link the new seals, and check the ledger in one snapshot."""
         task = progress.add_task(STEPS[0], total=len(STEPS))
 
         def begin(step: str) -> None:

@@ -1,4 +1,4 @@
-"""Small retail files, made by the tests."""
+"""Small retail files, which the tests write."""
 
 import asyncio
 import csv
@@ -46,7 +46,7 @@ def real_file() -> Path:
 
 @pytest.fixture(scope="session")
 def real_sample() -> Path:
-    """A part of the shop's other file, which has other names of columns and other times; it is beside the real file."""
+    """A part of the other published file, with other column names and times, next to the real file."""
     real_file = Path(os.environ.get("HOWDAH_RETAIL_FILE", BESIDE_THE_PROJECT))
     path = real_file.with_name("online-retail-2010-2011-sample.csv")
     if not path.exists():
@@ -56,7 +56,7 @@ def real_sample() -> Path:
 
 @pytest.fixture
 def write_csv(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a CSV file with a line for each argument: a good sale, but for the values that the argument gives."""
+    """Writes a CSV file with a line for each argument: a valid sale, except for the values in the argument."""
 
     def write(*lines: Mapping[str, str]) -> Path:
         path = tmp_path / "retail.csv"
@@ -83,7 +83,7 @@ def write_parquet(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def dump(committed_database: Database) -> Callable[[], Awaitable[Dump]]:
-    """Reads all that an import writes, but for keys, times of writing and versions."""
+    """Reads all columns that an import writes, except keys, timestamps and versions."""
 
     async def dump() -> Dump:
         async with committed_database.session() as session:
@@ -96,7 +96,7 @@ def dump(committed_database: Database) -> Callable[[], Awaitable[Dump]]:
 
 @pytest.fixture
 def another_import(committed_database: Database) -> Callable[[], AbstractAsyncContextManager[None]]:
-    """It has its turn for as long as the block lasts."""
+    """Another import that has the lock while the block runs."""
 
     @asynccontextmanager
     async def another_import() -> AsyncIterator[None]:

@@ -108,18 +108,19 @@ def test_a_cancellation_has_a_quantity_above_zero() -> None:
         ({"Price": "1e999999999999999999999"}, Reason.OUT_OF_RANGE, None),
     ],
 )
-def test_rejects_with_the_reason(values: Values, reason: Reason, detail: str | None) -> None:
+def test_an_invalid_line_is_rejected_with_its_reason(values: Values, reason: Reason, detail: str | None) -> None:
     line = classified(values).row(0, named=True)
     assert (line["reason"], line["detail"]) == (reason, detail)
 
 
-def test_every_reason_that_one_line_alone_can_have_is_tested_above() -> None:
-    (mark,) = [mark for mark in test_rejects_with_the_reason.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
+def test_every_reason_of_a_single_line_is_tested_above() -> None:
+    marks = test_an_invalid_line_is_rejected_with_its_reason.pytestmark  # type: ignore[attr-defined]
+    (mark,) = [mark for mark in marks if mark.name == "parametrize"]
     assert {reason for _, reason, _ in mark.args[1]} == set(Reason) - {Reason.ANOTHER_CUSTOMER}
 
 
-def test_gives_the_first_reason_in_the_order_of_their_definition() -> None:
-    """A line with every fault at once, mended fault by fault."""
+def test_the_first_reason_in_the_order_of_definition_is_reported() -> None:
+    """A line with every fault at once. The faults are corrected one by one."""
     faults: list[tuple[Reason, dict[str, str | None]]] = [
         (Reason.MALFORMED_RECORD, {"malformed": "broken"}),
         (Reason.UNREADABLE_VALUE, {"InvoiceDate": "never"}),
@@ -158,14 +159,14 @@ def test_gives_the_first_reason_in_the_order_of_their_definition() -> None:
         ({"InvoiceDate": "2010-01-05T10:30:00.25"}, ("placed_at", datetime(2010, 1, 5, 10, 30, 0, 250_000, UTC))),
     ],
 )
-def test_accepts(values: Values, expected: tuple[str, object]) -> None:
+def test_a_valid_line_is_accepted(values: Values, expected: tuple[str, object]) -> None:
     line = classified(values).row(0, named=True)
     name, value = expected
     assert line["reason"] is None
     assert line[name] == value
 
 
-def test_a_rejected_line_still_names_its_customer() -> None:
+def test_a_rejected_line_has_its_customer() -> None:
     line = one(Price="0", Quantity="many")
     assert (line["customer"], line["country"]) == (13085, "United Kingdom")
 
@@ -183,13 +184,13 @@ def test_a_rejected_line_still_names_its_customer() -> None:
         ("1e-7", 0),
     ],
 )
-def test_rounds_half_a_penny_up(price: str, cents: int) -> None:
+def test_half_a_penny_is_rounded_up(price: str, cents: int) -> None:
     assert price_in_cents(price) == cents
 
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.integers(0, 10**12))
-def test_a_float_of_whole_pence_is_so_many_pence(cents: int) -> None:
+def test_a_float_of_whole_pence_is_exact(cents: int) -> None:
     assert price_in_cents(repr(cents / 100)) == cents
 
 
@@ -200,7 +201,7 @@ def test_any_number_is_pence_or_too_large(text: str) -> None:
     assert cents is None or abs(cents) <= LARGEST_CENTS
 
 
-def test_a_country_that_is_too_long_is_nobodys() -> None:
+def test_a_country_that_is_too_long_is_null() -> None:
     assert one(Country="F" * 101)["country"] is None
 
 
@@ -208,16 +209,16 @@ def test_summer_time_is_an_hour_ahead_of_utc() -> None:
     assert one(InvoiceDate="2010-07-01 12:00:00")["placed_at"] == datetime(2010, 7, 1, 11, tzinfo=UTC)
 
 
-def test_a_time_that_comes_twice_is_the_first() -> None:
+def test_a_time_that_occurs_twice_is_the_first() -> None:
     assert one(InvoiceDate="2010-10-31 01:30:00")["placed_at"] == datetime(2010, 10, 31, 0, 30, tzinfo=UTC)
 
 
-def test_a_time_that_is_left_out_is_winter_time() -> None:
+def test_a_time_that_is_skipped_is_winter_time() -> None:
     assert one(InvoiceDate="2010-03-28 01:30:00")["placed_at"] == datetime(2010, 3, 28, 1, 30, tzinfo=UTC)
 
 
 @settings(max_examples=settings().max_examples // 3, deadline=None)
 @given(st.datetimes(min_value=datetime(1980, 1, 1), max_value=datetime(2037, 1, 1)))  # noqa: DTZ001 - local time is what is read
-def test_reads_local_time_as_the_standard_library_does(local: datetime) -> None:
+def test_local_times_are_read_like_the_standard_library_does(local: datetime) -> None:
     local = local.replace(microsecond=0)
     assert one(InvoiceDate=str(local))["placed_at"] == local.replace(tzinfo=ZoneInfo("Europe/London")).astimezone(UTC)

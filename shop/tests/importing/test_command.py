@@ -1,4 +1,4 @@
-"""What an operator sees of `shop import retail`."""
+"""The output and the exit codes of `shop import retail`."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ REJECTS = "retail.csv.rejects.csv"
 
 @pytest.fixture
 def shop_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Import:
-    """Runs `shop import retail` in the folder of the file."""
+    """Runs `shop import retail` in the directory of the file."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path, database_url: str) -> Result:
@@ -51,7 +51,7 @@ def mixed_file(write_csv: WriteFile) -> Path:
 
 
 def figures(output: str) -> dict[str, int]:
-    """Each label of the summary with its number."""
+    """The number of each label of the summary."""
     found = re.findall(r"^ *(\S.*?)  +([\d,]+)(?:  .*)?$", output, re.MULTILINE)
     return {label: int(number.replace(",", "")) for label, number in found}
 
@@ -87,7 +87,7 @@ def test_the_summary_adds_up_to_every_line(shop_import: Import, committed_url: s
     assert re.fullmatch(r"4 lines in [\d.]+ s, [\d,]+ lines/s\n", result.stderr)
 
 
-def test_the_rejects_are_beside_the_operator_with_number_and_reason(
+def test_the_rejects_are_in_the_current_directory_with_number_and_reason(
     shop_import: Import, committed_url: str, mixed_file: Path, tmp_path: Path
 ) -> None:
     shop_import(mixed_file, database_url=committed_url)
@@ -100,7 +100,7 @@ def test_the_rejects_are_beside_the_operator_with_number_and_reason(
     ]
 
 
-def test_the_operator_may_say_where_the_rejects_go(
+def test_the_path_of_the_rejects_is_an_option(
     shop_import: Import, committed_url: str, mixed_file: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "elsewhere.csv"
@@ -109,7 +109,7 @@ def test_the_operator_may_say_where_the_rejects_go(
     assert {path.name for path in tmp_path.iterdir()} == {"retail.csv", "elsewhere.csv"}
 
 
-def test_a_terminal_shows_how_fast_it_is_and_how_long_it_will_take(
+def test_a_terminal_shows_the_rate_and_the_remaining_time(
     shop_import: Import, committed_url: str, write_csv: WriteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "_err", Console(stderr=True, force_terminal=True, no_color=True, width=120))
@@ -119,10 +119,10 @@ def test_a_terminal_shows_how_fast_it_is_and_how_long_it_will_take(
     assert re.search(r"importing lines \S+ 6000/6000 [\d,]+/s \d:\d\d:\d\d \d:\d\d:\d\d", shown)
 
 
-def test_without_rejects_their_file_has_a_header_only(
+def test_without_rejects_the_file_has_only_a_header(
     shop_import: Import, committed_url: str, write_csv: WriteFile, tmp_path: Path
 ) -> None:
-    """Rather than none: one of an earlier import would be taken for this one's."""
+    """A file is always written. Otherwise the file of an earlier import could be taken for that of this one."""
     (tmp_path / REJECTS).write_text("of an earlier import")
     assert shop_import(write_csv({}), database_url=committed_url).exit_code == 0
     assert pl.read_csv(tmp_path / REJECTS, infer_schema=False).height == 0
@@ -135,9 +135,7 @@ def test_the_same_file_again_adds_nothing(shop_import: Import, committed_url: st
     assert re.findall(r"created +(\d+)\n  existing +(\d+)", again.stdout) == [("0", "2"), ("0", "4")]
 
 
-def test_names_the_orders_that_have_another_total(
-    shop_import: Import, committed_url: str, write_csv: WriteFile
-) -> None:
+def test_orders_with_another_total_are_reported(shop_import: Import, committed_url: str, write_csv: WriteFile) -> None:
     def lines(quantity: int) -> list[dict[str, str]]:
         return [{"Invoice": f"{n}", "Quantity": f"{quantity}"} for n in range(100, 112)]
 
@@ -161,7 +159,7 @@ def test_names_the_orders_that_have_another_total(
         (b"PAR1 and nothing of Parquet behind it", ""),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line_and_starts_no_database(
+def test_an_unreadable_file_is_reported_in_one_line_before_a_server_starts(
     shop_import: Import, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
     path = tmp_path / "retail.csv"
@@ -183,7 +181,7 @@ def test_a_file_that_cannot_be_read_is_one_line_and_starts_no_database(
         ("1/2/10 8:26", ["--times", "day-first"], "D/M/YY H:MM (day-first)"),
     ],
 )
-def test_the_summary_says_how_the_times_were_read(
+def test_the_summary_has_the_format_of_the_times(
     *, shop_import: Import, committed_url: str, write_csv: WriteFile, time: str, options: list[str], read_as: str
 ) -> None:
     result = shop_import(write_csv({"InvoiceDate": time}), *options, database_url=committed_url)
@@ -191,7 +189,7 @@ def test_the_summary_says_how_the_times_were_read(
     assert f"\nTimes are read as {read_as}, in the time zone Europe/London.\n" in result.stdout
 
 
-def test_times_that_may_be_read_in_two_ways_are_one_line_and_start_no_database(
+def test_ambiguous_times_are_reported_in_one_line_before_a_server_starts(
     shop_import: Import, write_csv: WriteFile, tmp_path: Path
 ) -> None:
     path = write_csv({"InvoiceDate": "1/2/10 8:26"})
@@ -216,7 +214,7 @@ def test_times_that_may_be_read_in_two_ways_are_one_line_and_start_no_database(
         (os.devnull, "it isn't a regular file"),
     ],
 )
-def test_a_place_where_the_rejects_cannot_go_is_one_line(
+def test_an_unwritable_path_of_the_rejects_is_reported_in_one_line(
     shop_import: Import, write_csv: WriteFile, tmp_path: Path, place: str, problem: str
 ) -> None:
     path = write_csv({})
@@ -227,7 +225,7 @@ def test_a_place_where_the_rejects_cannot_go_is_one_line(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_database_that_cannot_be_reached_is_one_line(
+def test_an_unreachable_database_is_reported_in_one_line(
     shop_import: Import, write_csv: WriteFile, committed_url: str
 ) -> None:
     path = write_csv({})
@@ -241,7 +239,7 @@ def test_a_database_that_cannot_be_reached_is_one_line(
     assert re.fullmatch(r"the database can't be reached: .*Connect call failed.*\n", refused.stderr)
 
 
-async def test_a_database_that_refuses_is_one_line(
+async def test_an_error_of_the_database_is_reported_in_one_line(
     shop_import: Import, write_csv: WriteFile, committed_url: str, committed_database: Database
 ) -> None:
     path = write_csv({})
@@ -254,7 +252,7 @@ async def test_a_database_that_refuses_is_one_line(
     )
 
 
-async def test_an_import_whose_turn_does_not_come_is_one_line(
+async def test_a_lock_timeout_is_reported_in_one_line(
     shop_import: Import,
     write_csv: WriteFile,
     committed_url: str,

@@ -1,5 +1,4 @@
-"""An import in a process of its own that ends in the middle of a transaction: by Ctrl-C, by kill -9, or because the
-database drops it; and the import after it."""
+"""An import that ends within a transaction (by Ctrl-C, by kill -9, or by a lost connection), and the next import."""
 
 import asyncio
 import os
@@ -57,8 +56,10 @@ def path(write_csv: WriteFile) -> Path:
 
 @asynccontextmanager
 async def stuck_import(path: Path, url: str, database: Database) -> AsyncIterator[Process]:
-    """`shop import retail`, stuck inside the transaction of its second batch, with most of the batch's orders written.
-    It goes on when the block is left."""
+    """`shop import retail`, which waits within the transaction of its second batch, after most orders of the batch.
+
+    It continues when the block ends.
+    """
     environment = {
         **os.environ,
         "SHOP_DATABASE_URL": url,
@@ -135,7 +136,7 @@ class Ending(NamedTuple):
     ],
     ids=["ctrl-c", "kill", "connection lost"],
 )
-async def test_an_import_that_ends_early_leaves_whole_batches_and_the_next_one_finishes(
+async def test_an_interrupted_import_leaves_whole_batches_and_the_next_one_adds_the_rest(
     committed_database: Database, committed_url: str, path: Path, dump: TakeDump, ending: Ending
 ) -> None:
     async with stuck_import(path, committed_url, committed_database) as process:
@@ -162,7 +163,7 @@ async def test_an_import_that_ends_early_leaves_whole_batches_and_the_next_one_f
     assert resumed == await dump()
 
 
-async def test_ctrl_c_while_the_file_is_read(tmp_path: Path) -> None:
+async def test_ctrl_c_while_the_file_is_read_ends_with_a_message(tmp_path: Path) -> None:
     pipe = tmp_path / "retail.csv"
     os.mkfifo(pipe)
     process = await asyncio.create_subprocess_exec(
@@ -192,7 +193,7 @@ async def test_ctrl_c_while_the_file_is_read(tmp_path: Path) -> None:
 
 
 def is_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether the signal has been sent and not taken; False where the system doesn't tell."""
+    """Whether the signal is pending. False if the system doesn't say."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -34,7 +34,7 @@ CANCELLED = {"Quantity": "-2"}
 
 @pytest.fixture
 def retail(write_csv: WriteFile) -> RetailFile:
-    """Six sales of three customers, three cancellations and two rejects, one of them of a fourth customer."""
+    """Six sales to three customers, three cancellations, and two rejected lines, one of a fourth customer."""
     sales = [
         {"Invoice": f"50000{n}", "Customer ID": str(n % 3 + 1), "StockCode": f"ware {n % 2}"}
         for n in range(6)
@@ -53,7 +53,7 @@ def retail(write_csv: WriteFile) -> RetailFile:
 
 
 def dump_of_file(retail: RetailFile) -> Dump:
-    """What the database shall hold of it."""
+    """The expected rows of the database."""
     invoices = sorted((each for batch in retail.batches() for each in batch), key=lambda invoice: invoice.reference)
     emails = {customer.number: customer.email for customer in retail.customers}
     users = [(each.email, each.name, each.country) for each in retail.customers]
@@ -118,7 +118,7 @@ async def test_an_invoice_becomes_an_order_with_its_items(
 
 
 @pytest.mark.parametrize("items", [1, 3, 5_000])
-async def test_writes_the_whole_file_whatever_the_size_of_its_batches(
+async def test_the_whole_file_is_written_with_any_batch_size(
     committed_database: Database, retail: RetailFile, dump: TakeDump, items: int
 ) -> None:
     told: list[int] = []
@@ -129,7 +129,7 @@ async def test_writes_the_whole_file_whatever_the_size_of_its_batches(
     assert len(told) == len(list(retail.batches(items=items)))
 
 
-async def test_links_cancellations_to_their_sales_across_batches(
+async def test_cancellations_are_linked_to_sales_of_earlier_batches(
     committed_database: Database, retail: RetailFile, dump: TakeDump
 ) -> None:
     await load(committed_database, retail, items=1)
@@ -149,7 +149,7 @@ async def test_a_second_import_changes_nothing(committed_database: Database, ret
     assert await rows_of(committed_database) == first
 
 
-async def test_adds_what_a_longer_file_has_and_links_it_to_what_was_there(
+async def test_a_longer_file_adds_orders_and_links_them_to_existing_ones(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     cancellation = {"Invoice": "C500001", "Quantity": "-2"}
@@ -160,7 +160,7 @@ async def test_adds_what_a_longer_file_has_and_links_it_to_what_was_there(
     assert await dump() == dump_of_file(longer)
 
 
-async def test_an_order_with_another_total_is_left_alone_and_reported(
+async def test_an_order_with_another_total_is_reported_and_not_changed(
     committed_database: Database, write_csv: WriteFile
 ) -> None:
     await load(committed_database, read_retail(write_csv({}, {"Invoice": "500002"})))
@@ -172,7 +172,7 @@ async def test_an_order_with_another_total_is_left_alone_and_reported(
     assert await rows_of(committed_database) == before
 
 
-async def test_a_user_with_the_address_of_a_customer_is_left_alone_and_has_the_orders(
+async def test_an_existing_user_with_the_address_gets_the_orders_and_is_not_changed(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     async with committed_database.begin() as session:
@@ -183,7 +183,7 @@ async def test_a_user_with_the_address_of_a_customer_is_left_alone_and_has_the_o
     assert [order[1] for order in found["orders"]] == ["customer-13085@retail.example"]
 
 
-async def test_a_customer_whose_every_line_is_rejected_is_a_user(
+async def test_a_customer_with_only_rejected_lines_is_a_user(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     await load(committed_database, read_retail(write_csv({"Price": "-1"})))
@@ -199,7 +199,7 @@ async def test_a_file_without_lines_writes_nothing(
     assert await dump() == EMPTY
 
 
-async def test_more_customers_than_a_batch_holds(
+async def test_customers_are_written_in_several_batches(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     retail = read_retail(write_csv(*({"Invoice": f"{n}", "Customer ID": f"{n}"} for n in range(2001))))
@@ -208,10 +208,10 @@ async def test_more_customers_than_a_batch_holds(
     assert await dump() == dump_of_file(retail)
 
 
-async def test_wherever_it_is_cancelled_invoices_are_whole_and_the_next_import_finishes(
+async def test_after_a_cancellation_anywhere_invoices_are_whole_and_the_next_import_adds_the_rest(
     committed_database: Database, retail: RetailFile, dump: TakeDump
 ) -> None:
-    """Ctrl-C at the first statement, then at the second, and so on until the import comes to its end."""
+    """Cancel the import at its first statement, then at its second one, and so on, until it completes."""
     whole = dump_of_file(retail)
     batches = [len(invoices) for invoices in retail.batches(items=6)]
     seen = set[int]()
@@ -231,7 +231,7 @@ async def test_wherever_it_is_cancelled_invoices_are_whole_and_the_next_import_f
 
 
 async def cancelled_at(number: int, database: Database, work: Awaitable[object]) -> bool:
-    """Run `work` and cancel it while its statement of that number is under way; whether it came so far."""
+    """Run `work` and cancel it during its statement with this number. Returns whether it had so many statements."""
     task = asyncio.ensure_future(work)
     sent = 0
 
@@ -251,7 +251,7 @@ async def cancelled_at(number: int, database: Database, work: Awaitable[object])
     return task.cancelled()
 
 
-async def test_imports_at_the_same_time_write_everything_once(
+async def test_concurrent_imports_write_everything_once(
     committed_database: Database, retail: RetailFile, dump: TakeDump
 ) -> None:
     loads = await asyncio.gather(*(load(committed_database, retail, items=1) for _ in range(4)))
@@ -261,7 +261,7 @@ async def test_imports_at_the_same_time_write_everything_once(
     assert await dump() == dump_of_file(retail)
 
 
-async def test_without_taking_turns_one_of_two_imports_would_fail_and_still_nothing_is_there_twice(
+async def test_without_the_lock_one_of_two_imports_fails_and_nothing_is_stored_twice(
     committed_database: Database, retail: RetailFile, dump: TakeDump, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both_are_there = asyncio.Barrier(2)
@@ -275,7 +275,7 @@ async def test_without_taking_turns_one_of_two_imports_would_fail_and_still_noth
     assert await dump() == dump_of_file(retail)
 
 
-async def test_an_import_whose_turn_never_comes_gives_up(
+async def test_an_import_that_waits_too_long_for_the_lock_raises(
     committed_url: str,
     retail: RetailFile,
     dump: TakeDump,
@@ -287,7 +287,7 @@ async def test_an_import_whose_turn_never_comes_gives_up(
     assert await dump() == EMPTY
 
 
-def test_the_columns_have_room_for_what_is_let_through() -> None:
+def test_every_accepted_value_fits_its_column() -> None:
     def length(attribute: Any) -> int:
         return int(attribute.type.length)
 
@@ -303,7 +303,7 @@ def test_the_columns_have_room_for_what_is_let_through() -> None:
     assert type(Order.placed_at.type) is AwareDateTime
 
 
-async def test_the_largest_values_come_back_as_they_are(
+async def test_the_largest_values_are_stored_exactly(
     committed_database: Database, write_csv: WriteFile, dump: TakeDump
 ) -> None:
     longest = {

@@ -1,4 +1,4 @@
-"""The whole of the real file against what is known of it. Skipped without the file: the project doesn't need it."""
+"""The real file, compared with known figures. Skipped without the file, which the project doesn't need."""
 
 import subprocess
 import sys
@@ -42,13 +42,13 @@ def invoices(retail: RetailFile) -> list[Invoice]:
     return [invoice for batch in retail.batches() for invoice in batch]
 
 
-def test_accounts_for_all_525461_lines(retail: RetailFile) -> None:
+def test_all_525461_lines_are_counted(retail: RetailFile) -> None:
     summary = retail.summary
     assert summary.lines == 525_461
     assert summary.sale_lines + summary.cancellation_lines + summary.rejected_lines == 525_461
 
 
-def test_417534_lines_name_a_customer(retail: RetailFile) -> None:
+def test_417534_lines_have_a_customer(retail: RetailFile) -> None:
     rejected = retail.summary.rejected
     assert 525_461 - rejected[Reason.NO_CUSTOMER] - rejected[Reason.BAD_DEBT] == 417_534
 
@@ -63,22 +63,22 @@ def test_19213_sales_are_worth_883200326_pence(retail: RetailFile, invoices: lis
     assert (len(totals), sum(totals)) == (19_213, 883_200_326)
 
 
-def test_4383_customers(retail: RetailFile) -> None:
+def test_the_file_has_4383_customers(retail: RetailFile) -> None:
     assert retail.summary.customers == len(retail.customers) == 4_383
 
 
-def test_every_reject_has_the_reason_it_should(retail: RetailFile) -> None:
+def test_every_rejected_line_has_the_expected_reason(retail: RetailFile) -> None:
     assert retail.summary.rejected == {Reason.BAD_DEBT: 3, Reason.NO_CUSTOMER: 107_924, Reason.NO_PRICE: 31}
 
 
-def test_keeps_the_13283_lines_that_are_copies_of_another(path: Path, invoices: list[Invoice]) -> None:
+def test_the_13283_copies_of_lines_are_kept(path: Path, invoices: list[Invoice]) -> None:
     lines = pl.read_parquet(path)
     accepted = lines.filter(pl.col("Customer ID").is_not_null() & (pl.col("Price") > 0))
     assert lines.is_duplicated().sum() == 13_283
     assert sum(len(invoice.items) for invoice in invoices) == accepted.height
 
 
-def test_links_a_cancellation_only_to_an_earlier_sale_of_the_same_customer(invoices: list[Invoice]) -> None:
+def test_a_cancellation_is_linked_only_to_an_earlier_sale_of_the_same_customer(invoices: list[Invoice]) -> None:
     seen: dict[str, Invoice] = {}
     for invoice in invoices:
         if invoice.cancels is not None:
@@ -104,13 +104,13 @@ def test_cancellations_never_exceed_their_sale(invoices: list[Invoice]) -> None:
             assert min(left[invoice.cancels].values()) >= 0
 
 
-def test_links_what_can_be_told(retail: RetailFile) -> None:
-    """Not known from elsewhere: these figures hold the rules in place."""
+def test_the_expected_number_of_cancellations_is_linked(retail: RetailFile) -> None:
+    """These figures have no other source. The test fails if the rules change."""
     summary = retail.summary
     assert (summary.cancellations, summary.linked, summary.cancelled) == (4_372, 2_289, 128)
 
 
-def test_is_the_same_from_csv(path: Path, retail: RetailFile, tmp_path: Path) -> None:
+def test_csv_and_parquet_have_the_same_result(path: Path, retail: RetailFile, tmp_path: Path) -> None:
     copy = tmp_path / "retail.csv"
     pl.read_parquet(path).write_csv(copy)
     from_csv = read_retail(copy)
@@ -146,7 +146,7 @@ def test_the_other_published_file_is_the_same_with_iso_times_and_as_parquet(real
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_needs_less_than_300_mb(path: Path, tmp_path: Path) -> None:
+def test_an_import_needs_less_than_300_mb(path: Path, tmp_path: Path) -> None:
     rejects = tmp_path / "rejects.csv"
     run = subprocess.run(
         [sys.executable, "-c", IMPORT_AND_MEASURE, path, rejects], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The whole of the real file in the database. Skipped without the file."""
+"""The import of the real file. Skipped without the file."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ async def shop_import(file: Path, url: str, folder: Path) -> tuple[str, str]:
 
 
 def orders_of_customer(lines: pl.DataFrame, customer: int) -> dict[str, tuple[int, int]]:
-    """Sales and cancellations, each with their number and pence: straight from the file, by no code of the importer."""
+    """The number and the amount in pence of sales and cancellations, computed without code of the importer."""
     is_cancellation = pl.col("Invoice").str.starts_with("C")
     amount = (pl.col("Price") * 100 + 0.5).floor().cast(pl.Int64) * pl.col("Quantity").abs()
     mine = lines.filter((pl.col("Customer ID") == customer) & (pl.col("Price") > 0))
@@ -123,7 +123,7 @@ async def assert_summary_agrees(session: Any, lines: pl.DataFrame, customer: int
 
 
 async def fingerprint(session: Any) -> list[Any]:
-    """Moves with any change to a row: a row that is written has another transaction in `xmin`."""
+    """A value that changes if any row is written, because `xmin` is the transaction that wrote the row."""
     tables = ("users", "orders", "order_items")
     return [
         (await session.execute(text(f"SELECT count(*), max(xmin::text::bigint) FROM {table}"))).one()

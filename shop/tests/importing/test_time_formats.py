@@ -1,4 +1,4 @@
-"""The format of a file's times is found in all of its lines."""
+"""The format of a file's times is determined from all lines."""
 
 import csv
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def test_a_time_is_read_by_its_format(text: str, form: TimeFormat, expected: dat
         "40714.6382",
     ],
 )
-def test_a_text_that_fits_no_format_is_no_time(text: str) -> None:
+def test_a_text_that_fits_no_format_is_null(text: str) -> None:
     assert [parsed(text, form) for form in TimeFormat] == [None, None, None]
 
 
@@ -132,7 +132,7 @@ def test_the_format_is_the_one_that_every_readable_time_fits(times: list[str | N
         (["never", "6/20/11"], r"no time in it can be read, such as 'never' on line 2: write all times as one of YYYY"),
     ],
 )
-def test_a_file_whose_times_show_no_single_format_is_refused(times: list[str], message: str) -> None:
+def test_a_file_without_a_single_format_of_times_is_rejected(times: list[str], message: str) -> None:
     with pytest.raises(NoTimeFormat, match=message.replace(".", r"\.")):
         find_time_format([frame(*times)])
     with pytest.raises(NoTimeFormat):
@@ -140,7 +140,7 @@ def test_a_file_whose_times_show_no_single_format_is_refused(times: list[str], m
 
 
 @pytest.mark.parametrize("chosen", [MONTH_FIRST, DAY_FIRST])
-def test_an_operator_decides_what_the_lines_do_not_show(chosen: TimeFormat) -> None:
+def test_the_option_decides_between_two_possible_formats(chosen: TimeFormat) -> None:
     assert find_time_format([frame("12/1/10 8:26")], chosen) == chosen
     assert find_time_format([frame("12/13/10 8:26", "13/12/10 8:26")], chosen) == chosen
     assert find_time_format([frame(None)], chosen) is None
@@ -181,7 +181,7 @@ OTHER_NAMES = {"Invoice": "InvoiceNo", "Price": "UnitPrice", "Customer ID": "Cus
 
 
 def renamed(path: Path, names: dict[str, str]) -> Path:
-    """The CSV file with other names of columns."""
+    """The CSV file with other column names."""
     with path.open(newline="") as file:
         header, *lines = csv.reader(file)
     with path.open("w", newline="") as file:
@@ -202,7 +202,7 @@ def test_each_column_may_have_either_of_its_names(
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize(("name", "other"), OTHER_NAMES.items())
-def test_a_file_with_both_names_of_a_column_is_refused(
+def test_a_file_with_both_names_of_a_column_is_rejected(
     write_csv: WriteFile, tmp_path: Path, name: str, other: str, suffix: str
 ) -> None:
     lines = pl.read_csv(write_csv({}), infer_schema=False).with_columns(pl.col(name).alias(other))
@@ -214,14 +214,14 @@ def test_a_file_with_both_names_of_a_column_is_refused(
         read_retail(path)
 
 
-def test_a_file_with_a_column_twice_is_refused(write_csv: WriteFile) -> None:
+def test_a_file_with_a_column_twice_is_rejected(write_csv: WriteFile) -> None:
     path = renamed(write_csv({}), {"Country": "Price", "Description": "Country", "StockCode": "Description"})
     path.write_text(path.read_text().replace("Invoice,", "StockCode,Invoice,", 1))
     with pytest.raises(UnreadableFile, match="more than one column Price: 'Price' and 'Price'"):
         read_retail(path)
 
 
-def test_a_broken_time_costs_its_own_line_only(write_csv: WriteFile) -> None:
+def test_an_invalid_time_rejects_only_its_line(write_csv: WriteFile) -> None:
     times = ["12/13/10 8:26", "13/13/10 8:26", "12/14/10 8:26", "12/1/10 25:00"]
     retail = read_retail(write_csv(*({"InvoiceDate": each} for each in times)))
     assert retail.rejects.rows() == [
@@ -231,7 +231,7 @@ def test_a_broken_time_costs_its_own_line_only(write_csv: WriteFile) -> None:
     assert retail.summary.times is MONTH_FIRST
 
 
-def test_the_last_of_many_lines_can_show_the_format(write_csv: WriteFile) -> None:
+def test_the_last_of_many_lines_can_determine_the_format(write_csv: WriteFile) -> None:
     lines = [{"InvoiceDate": "1/2/10 8:26"}] * (LINES_AT_A_TIME + 5)
     with pytest.raises(UnreadableFile, match="month-first or day-first"):
         read_retail(write_csv(*lines))
@@ -269,7 +269,7 @@ def test_a_parquet_column_of_times_is_read_exactly(
     assert (retail.summary.times, placed(retail)) == (ISO, [expected])
 
 
-def test_a_parquet_column_of_dates_without_times_is_refused(write_parquet: WriteFile) -> None:
+def test_a_parquet_column_of_dates_without_times_is_rejected(write_parquet: WriteFile) -> None:
     path = write_parquet({})
     pl.read_parquet(path).with_columns(InvoiceDate=pl.date(2010, 1, 5)).write_parquet(path)
     with pytest.raises(UnreadableFile, match="no time in it can be read, such as '2010-01-05' on line 1"):

@@ -1,4 +1,4 @@
-"""`/orders/export`: orders of any number, as NDJSON or CSV."""
+"""`/orders/export`: any number of orders as NDJSON or CSV."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def make_orders(database: Database, user: dict[str, Any], count: int) -> N
 
 @pytest.fixture
 async def orders(client: httpx.AsyncClient, stored: Database) -> list[dict[str, Any]]:
-    """A listing with several batches of orders, nulls, and texts that must be quoted."""
+    """Several batches of orders, with nulls and texts that must be quoted."""
     ada, grace = await make_user(client), await make_user(client)
     await make_order(client, grace["id"], 100)
     async with stored.begin() as session:
@@ -81,7 +81,9 @@ def as_csv_has_it(orders: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [{name: "" if value is None else str(value) for name, value in order.items()} for order in orders]
 
 
-async def test_ndjson_has_the_listing_an_order_a_line(client: httpx.AsyncClient, orders: list[dict[str, Any]]) -> None:
+async def test_ndjson_has_one_order_per_line_like_the_list(
+    client: httpx.AsyncClient, orders: list[dict[str, Any]]
+) -> None:
     response = await exported(client)
     assert response.headers["content-type"] == "application/x-ndjson"
     assert response.headers["content-disposition"] == 'attachment; filename="orders.ndjson"'
@@ -91,7 +93,9 @@ async def test_ndjson_has_the_listing_an_order_a_line(client: httpx.AsyncClient,
     assert (await exported(client, format="ndjson")).content == response.content
 
 
-async def test_csv_has_the_listing_under_a_header(client: httpx.AsyncClient, orders: list[dict[str, Any]]) -> None:
+async def test_csv_has_a_header_and_the_orders_of_the_list(
+    client: httpx.AsyncClient, orders: list[dict[str, Any]]
+) -> None:
     response = await exported(client, format="csv")
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     assert response.headers["content-disposition"] == 'attachment; filename="orders.csv"'
@@ -103,16 +107,14 @@ async def test_csv_has_the_listing_under_a_header(client: httpx.AsyncClient, ord
     assert response.text.endswith("\r\n")
 
 
-async def test_an_export_of_nothing_is_empty_but_for_the_header(client: httpx.AsyncClient) -> None:
+async def test_an_export_without_orders_has_only_the_csv_header(client: httpx.AsyncClient) -> None:
     assert (await exported(client)).content == b""
     header = (await exported(client, format="csv")).text
     assert header.split(",")[:2] == ["id", "user_id"]
     assert header.count("\r\n") == 1
 
 
-async def test_an_export_has_the_filters_of_the_listing(
-    client: httpx.AsyncClient, orders: list[dict[str, Any]]
-) -> None:
+async def test_an_export_has_the_filters_of_the_list(client: httpx.AsyncClient, orders: list[dict[str, Any]]) -> None:
     shipped = next(order for order in orders if order["status"] == "shipped")
     for filters in (
         {"user_id": shipped["user_id"]},
@@ -127,11 +129,11 @@ async def test_an_export_has_the_filters_of_the_listing(
 
 
 @pytest.mark.parametrize("query", ["format=xml", "format=CSV", "status=lost", "limit=5", "after=x"])
-async def test_an_export_that_is_not_as_described_is_refused(client: httpx.AsyncClient, query: str) -> None:
+async def test_an_export_with_invalid_parameters_is_rejected(client: httpx.AsyncClient, query: str) -> None:
     assert_problem(await client.get(f"/orders/export?{query}"), 422, "validation")
 
 
-async def test_what_the_database_refuses_is_a_problem_and_no_broken_answer(client: httpx.AsyncClient) -> None:
+async def test_an_error_before_the_first_row_is_a_problem_response(client: httpx.AsyncClient) -> None:
     response = await client.get("/orders/export", params={"placed_from": "0001-01-01T00:00:00+14:00"})
     assert_problem(response, 422, "out-of-range")
 
@@ -142,7 +144,7 @@ async def streaming(database: Database) -> int:
 
 
 def slow_client_of(service: str) -> httpx.AsyncClient:
-    """A client for which little waits between the service and itself."""
+    """A client with small buffers between itself and the service."""
     small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)]
     return client_of(service, transport=httpx.AsyncHTTPTransport(socket_options=small))
 
@@ -158,7 +160,7 @@ def over(client: httpx.AsyncClient, database: Database) -> Callable[[], Awaitabl
     return is_over
 
 
-async def test_clients_that_leave_early_give_their_connections_back(
+async def test_clients_that_disconnect_early_release_their_connections(
     service: str, client: httpx.AsyncClient, stored: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "shop.request")
@@ -182,7 +184,7 @@ async def test_clients_that_leave_early_give_their_connections_back(
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
-async def test_a_client_that_takes_nothing_is_cut_off_and_its_connection_given_back(
+async def test_a_client_that_receives_nothing_is_disconnected_and_its_connection_released(
     service: str, client: httpx.AsyncClient, stored: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "CLIENT_SEND_TIMEOUT_SECONDS", 0.5)
@@ -201,10 +203,10 @@ async def read(parts: AsyncIterator[bytes]) -> None:
         pass
 
 
-async def test_an_export_that_fails_on_its_way_breaks_off(
+async def test_an_error_during_an_export_closes_the_connection_without_the_final_chunk(
     service: str, client: httpx.AsyncClient, stored: Database
 ) -> None:
-    """The control is every whole export: the client takes it for complete."""
+    """Control: the client accepts every complete export."""
     await make_orders(stored, await make_user(client), MANY)
 
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
@@ -247,7 +249,7 @@ asyncio.run(main())
     ("count", "exported_mib", "listed_mib"),
     [(40_000, 8, 40), pytest.param(200_000, 15, 150, marks=pytest.mark.slow)],
 )
-async def test_orders_are_exported_at_constant_memory(
+async def test_orders_are_exported_in_constant_memory(
     *,
     committed_url: str,
     committed_database: Database,
@@ -256,7 +258,7 @@ async def test_orders_are_exported_at_constant_memory(
     exported_mib: int,
     listed_mib: int,
 ) -> None:
-    """Control: a list of them."""
+    """Control: all orders in a list."""
 
     def peaks_mib(status: str) -> list[int]:
         return [int(kib) // 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status)]

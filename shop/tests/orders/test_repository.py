@@ -1,4 +1,4 @@
-"""Finding and adding up orders."""
+"""Find orders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.orders.models import Order, OrderStatus
-from shop.orders.repository import OrderRepository, matching
+from shop.orders.repository import OrderRepository, select_orders
 from shop_tests.support.query_plans import explain, uses_index
 
 _USERS: Final = text("""
@@ -27,7 +27,7 @@ _ORDERS: Final = text("""
 
 @pytest.fixture
 async def many(session: AsyncSession) -> list[Order]:
-    """Twenty thousand orders, of which these are some."""
+    """Twenty thousand orders, and the ids of some."""
     for statement in (_USERS, _ORDERS, text("ANALYZE orders")):
         await session.execute(statement)
     return await OrderRepository(session).list(limit=1_000)
@@ -45,7 +45,7 @@ async def many(session: AsyncSession) -> list[Order]:
         ("total", "ix_orders_total_cents"),
     ],
 )
-async def test_each_filter_of_orders_reads_its_index(
+async def test_each_filter_of_orders_uses_its_index(
     session: AsyncSession, many: list[Order], name: str, index: str
 ) -> None:
     order = many[500]
@@ -58,7 +58,7 @@ async def test_each_filter_of_orders_reads_its_index(
         "total_to": {"total_to": 20},
         "total": {"total_from": order.total_cents, "total_to": order.total_cents + 10},
     }
-    page = partial(OrderRepository(session).page, matching(**filters[name]), limit=50)
+    page = partial(OrderRepository(session).page, select_orders(**filters[name]), limit=50)
     assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control
     assert not uses_index(await explain(session, page), index)

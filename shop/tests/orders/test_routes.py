@@ -1,4 +1,4 @@
-"""`/orders` over HTTP, but for paying."""
+"""`/orders` over HTTP, except payments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shop_tests.support.problems import assert_problem
 ITEM = {"sku": "TEA", "quantity": 2, "unit_price_cents": 150}
 
 
-async def test_a_new_order_is_answered_with_its_items_and_its_total(client: httpx.AsyncClient) -> None:
+async def test_a_new_order_is_returned_with_its_items_and_its_total(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     items = [
         {"sku": " TEA ", "quantity": 2, "unit_price_cents": 150},
@@ -38,7 +38,7 @@ async def test_a_new_order_is_answered_with_its_items_and_its_total(client: http
     assert (await client.get(response.headers["location"])).json() == order
 
 
-async def test_the_largest_order_fits(client: httpx.AsyncClient) -> None:
+async def test_the_total_of_the_largest_order_can_be_stored(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     item = {"sku": "x" * 64, "description": "d" * 500, "quantity": 1_000_000, "unit_price_cents": 1_000_000_000}
     response = await client.post("/orders", json={"user_id": user["id"], "currency": "JPY", "items": [item] * 1_000})
@@ -74,23 +74,23 @@ async def test_the_largest_order_fits(client: httpx.AsyncClient) -> None:
         pytest.param({"user_id": "1"}, id="a bad user"),
     ],
 )
-async def test_an_order_that_is_not_as_described_is_refused(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
+async def test_an_invalid_order_is_rejected(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
     body = {"user_id": str(uuid4()), "items": [ITEM]} | change
     assert_problem(await client.post("/orders", json=body), 422, "validation")
 
 
-async def test_an_order_of_nobody_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_order_of_an_unknown_user_is_rejected(client: httpx.AsyncClient) -> None:
     response = await client.post("/orders", json={"user_id": str(uuid4()), "items": [ITEM]})
     assert_problem(response, 409, "foreign-key-violation", constraint="fk_orders_user_id")
     assert (await client.get("/orders")).json()["items"] == []
 
 
-async def test_an_unknown_order_is_not_found_and_a_bad_id_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_order_is_not_found_and_an_invalid_id_is_rejected(client: httpx.AsyncClient) -> None:
     assert_problem(await client.get(f"/orders/{uuid4()}"), 404, "not-found")
     assert_problem(await client.get("/orders/nonsense"), 422, "validation")
 
 
-async def test_pages_show_every_order_once_in_the_order_of_placing(client: httpx.AsyncClient) -> None:
+async def test_pages_have_every_order_once_by_the_time_of_placing(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     orders = [(await make_order(client, user["id"]))["id"] for _ in range(7)]
 
@@ -101,7 +101,7 @@ async def test_pages_show_every_order_once_in_the_order_of_placing(client: httpx
     assert ids(await walk_back(client, "/orders", limit=3)) == [orders[6:], orders[3:6], orders[:3]]
 
 
-async def test_orders_are_found_by_user_status_and_time(client: httpx.AsyncClient) -> None:
+async def test_orders_are_filtered_by_user_status_and_time(client: httpx.AsyncClient) -> None:
     ada, grace = await make_user(client), await make_user(client)
     orders = [await make_order(client, user["id"]) for user in (ada, grace, ada, grace)]
     await client.patch("/orders/status", json={"order_ids": [orders[2]["id"]], "status": "shipped"})
@@ -123,7 +123,7 @@ async def test_orders_are_found_by_user_status_and_time(client: httpx.AsyncClien
     assert await found(placed_from=elsewhere.isoformat(), user_id=grace["id"], status="pending") == [3]
 
 
-async def test_orders_are_found_by_their_total(client: httpx.AsyncClient) -> None:
+async def test_orders_are_filtered_by_their_total(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     orders = [(await make_order(client, user["id"], price))["id"] for price in (300, 0, 100, 200, 2**29)]
 
@@ -156,16 +156,16 @@ async def test_orders_are_found_by_their_total(client: httpx.AsyncClient) -> Non
         "after=x&before=y",
     ],
 )
-async def test_a_query_that_is_not_as_described_is_refused(client: httpx.AsyncClient, query: str) -> None:
+async def test_an_invalid_query_is_rejected(client: httpx.AsyncClient, query: str) -> None:
     assert_problem(await client.get(f"/orders?{query}"), 422, "validation")
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
-async def test_a_time_that_cannot_be_told_in_utc_is_refused(client: httpx.AsyncClient, time: str) -> None:
+async def test_a_time_that_has_no_utc_form_is_rejected(client: httpx.AsyncClient, time: str) -> None:
     assert_problem(await client.get("/orders", params={"placed_from": time}), 422, "out-of-range")
 
 
-async def test_the_status_of_many_orders_is_set_and_unknown_ones_are_named(client: httpx.AsyncClient) -> None:
+async def test_the_status_of_many_orders_is_set_and_unknown_ids_are_returned(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     orders = [await make_order(client, user["id"]) for _ in range(3)]
     unknown = [str(uuid4()), str(uuid4())]
@@ -194,15 +194,15 @@ async def test_the_status_of_many_orders_is_set_and_unknown_ones_are_named(clien
         {"order_ids": [str(uuid4())], "status": "paid", "force": True},
     ],
 )
-async def test_a_change_of_status_that_is_not_as_described_is_refused(client: httpx.AsyncClient, body: Any) -> None:
+async def test_an_invalid_change_of_status_is_rejected(client: httpx.AsyncClient, body: Any) -> None:
     assert_problem(await client.patch("/orders/status", json=body), 422, "validation")
 
 
-async def test_more_than_a_hundred_thousand_orders_at_a_time_are_refused(client: httpx.AsyncClient) -> None:
+async def test_more_than_a_hundred_thousand_ids_are_rejected(client: httpx.AsyncClient) -> None:
     body = {"order_ids": [str(uuid4())] * 100_001, "status": "paid"}
     assert_problem(await client.patch("/orders/status", json=body), 422, "validation")
 
 
-async def test_the_first_twenty_of_many_faults_are_told(client: httpx.AsyncClient) -> None:
+async def test_the_first_twenty_of_many_validation_errors_are_returned(client: httpx.AsyncClient) -> None:
     response = await client.patch("/orders/status", json={"order_ids": [""] * 10_000, "status": "paid"})
     assert len(assert_problem(response, 422, "validation")["errors"]) == 20

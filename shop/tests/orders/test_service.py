@@ -1,4 +1,4 @@
-"""`bulk_update_status` and paying."""
+"""`bulk_update_status` and payments."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_the_status_of_more_orders_than_a_statement_has_parameters_is_set(
         await reference.bulk_update_status(session, ids, "shipped")
 
 
-async def test_a_text_that_is_no_status_is_refused(session: AsyncSession) -> None:
+async def test_an_unknown_status_is_rejected(session: AsyncSession) -> None:
     ids = await make_orders(session, 1)
     with pytest.raises(ValueError, match="lost"):
         await bulk_update_status(session, ids, "lost")
@@ -66,14 +66,14 @@ async def test_a_text_that_is_no_status_is_refused(session: AsyncSession) -> Non
     assert await reference.bulk_update_status(session, ids, "lost", reference.ReferenceOrder) == 1
 
 
-async def test_an_order_that_the_session_holds_shows_the_new_status(session: AsyncSession) -> None:
+async def test_an_order_in_the_session_has_the_new_status(session: AsyncSession) -> None:
     ids = await make_orders(session, 1)
     order = await session.get_one(Order, ids[0])
     await bulk_update_status(session, ids, "shipped")
     assert (order.status, order.version) == (OrderStatus.SHIPPED, 2)
 
 
-async def test_two_changes_of_the_same_orders_in_opposite_orders_both_come_through(stored: Database) -> None:
+async def test_two_changes_of_the_same_orders_in_opposite_order_both_succeed(stored: Database) -> None:
     async with stored.begin() as session:
         ids = await make_orders(session, 200)
 
@@ -98,7 +98,7 @@ async def pay(
     return await client.post(f"/orders/{order['id']}/pay", json=body, headers=headers)
 
 
-async def test_a_payment_moves_the_total_and_marks_the_order(client: httpx.AsyncClient) -> None:
+async def test_a_payment_transfers_the_total_and_marks_the_order_as_paid(client: httpx.AsyncClient) -> None:
     buyer, till = await make_account(client, 1_000), await make_account(client)
     order = await make_order(client, (await make_user(client))["id"], 300, 45)
 
@@ -115,7 +115,7 @@ async def test_a_payment_moves_the_total_and_marks_the_order(client: httpx.Async
     assert {name: found[name] for name in paid} == paid
 
 
-async def test_a_payment_sent_again_under_its_key_gets_the_first_answer(client: httpx.AsyncClient) -> None:
+async def test_a_payment_that_is_sent_again_with_its_key_is_a_replay(client: httpx.AsyncClient) -> None:
     buyer, till = await make_account(client, 10), await make_account(client)
     user_id = (await make_user(client))["id"]
     order, dear = await make_order(client, user_id, 10), await make_order(client, user_id, 11)
@@ -141,7 +141,9 @@ async def test_a_payment_sent_again_under_its_key_gets_the_first_answer(client: 
     assert await balances(client, buyer, till) == [5, 5]
 
 
-async def test_of_twenty_payments_under_one_key_one_is_made_and_all_get_its_answer(client: httpx.AsyncClient) -> None:
+async def test_one_of_twenty_payments_with_the_same_key_is_posted_and_all_get_its_result(
+    client: httpx.AsyncClient,
+) -> None:
     buyer, till = await make_account(client, 100), await make_account(client)
     order = await make_order(client, (await make_user(client))["id"], 10)
     answers = await asyncio.gather(*(pay(client, order, buyer, till, key="k") for _ in range(20)))
@@ -150,7 +152,7 @@ async def test_of_twenty_payments_under_one_key_one_is_made_and_all_get_its_answ
     assert await balances(client, buyer, till) == [90, 10]
 
 
-async def test_a_payment_that_is_refused_leaves_the_order_pending_and_the_money_where_it_is(
+async def test_a_refused_payment_changes_neither_the_order_nor_the_balances(
     client: httpx.AsyncClient,
 ) -> None:
     user_id = (await make_user(client))["id"]
@@ -181,7 +183,7 @@ async def test_an_invalid_payment_is_rejected(client: httpx.AsyncClient, body: o
 
 
 @pytest.mark.parametrize("status", ["shipped", "delivered", "cancelled", "refunded", "paid"])
-async def test_an_order_that_is_not_pending_is_not_paid(client: httpx.AsyncClient, status: str) -> None:
+async def test_an_order_that_is_not_pending_can_not_be_paid(client: httpx.AsyncClient, status: str) -> None:
     buyer, till = await make_account(client, 100), await make_account(client)
     order = await make_order(client, (await make_user(client))["id"], 10)
     await client.patch("/orders/status", json={"order_ids": [order["id"]], "status": status})
@@ -189,7 +191,7 @@ async def test_an_order_that_is_not_pending_is_not_paid(client: httpx.AsyncClien
     assert await balances(client, buyer, till) == [100, 0]
 
 
-async def test_an_order_that_was_paid_is_not_paid_again_whatever_its_status(client: httpx.AsyncClient) -> None:
+async def test_a_paid_order_can_not_be_paid_again_whatever_its_status(client: httpx.AsyncClient) -> None:
     buyer, till = await make_account(client, 100), await make_account(client)
     order = await make_order(client, (await make_user(client))["id"], 10)
     paid = (await pay(client, order, buyer, till)).json()
@@ -200,7 +202,7 @@ async def test_an_order_that_was_paid_is_not_paid_again_whatever_its_status(clie
     assert await balances(client, buyer, till) == [90, 10]
 
 
-async def test_of_many_payments_at_a_time_one_is_made(client: httpx.AsyncClient, stored: Database) -> None:
+async def test_one_of_many_concurrent_payments_is_posted(client: httpx.AsyncClient, stored: Database) -> None:
     buyer, other, till = (
         await make_account(client, 1_000),
         await make_account(client, 1_000),
@@ -220,7 +222,7 @@ async def test_of_many_payments_at_a_time_one_is_made(client: httpx.AsyncClient,
     assert await balances(client, till) == [10]
 
 
-async def test_a_payment_that_lost_the_money_while_it_waited_is_refused(
+async def test_a_payment_is_refused_if_the_balance_was_spent_while_it_waited(
     client: httpx.AsyncClient, stored: Database
 ) -> None:
     buyer, till = await make_account(client, 100), await make_account(client)
@@ -235,10 +237,10 @@ async def test_a_payment_that_lost_the_money_while_it_waited_is_refused(
 
 
 @pytest.mark.parametrize("is_committed", [True, False], ids=["committed", "rolled back"])
-async def test_a_payment_whose_key_another_request_is_just_using_waits_for_it(
+async def test_a_payment_waits_for_a_running_request_with_its_key(
     client: httpx.AsyncClient, stored: Database, is_committed: bool
 ) -> None:
-    """The two have no account in common that one of them would wait for."""
+    """The two requests have no account in common, so neither waits for a row lock of the other."""
     buyer, till = await make_account(client, 100), await make_account(client)
     order = await make_order(client, (await make_user(client))["id"], 10)
     async with stored.session() as session:
@@ -253,7 +255,7 @@ async def test_a_payment_whose_key_another_request_is_just_using_waits_for_it(
     assert await balances(client, till) == [0 if is_committed else 10]
 
 
-async def test_a_payment_whose_key_others_use_again_and_again_may_be_sent_again(
+async def test_a_payment_is_a_503_if_its_key_is_in_use_twice_in_a_row(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def meet_others(*args: object, **options: object) -> None:

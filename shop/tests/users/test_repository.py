@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shop.users.repository import UserRepository, matching
+from shop.users.repository import UserRepository, select_users
 from shop_tests.support.query_plans import explain, uses_index
 
 
@@ -53,10 +53,10 @@ async def crowd(session: AsyncSession) -> None:
         ),
     ],
 )
-async def test_each_filter_of_users_reads_its_index(
+async def test_each_filter_of_users_uses_its_index(
     session: AsyncSession, filters: dict[str, Any], index: str, found: int
 ) -> None:
-    page = partial(UserRepository(session).page, matching(**filters), limit=50)
+    page = partial(UserRepository(session).page, select_users(**filters), limit=50)
     assert len((await page()).items) == found
     assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control

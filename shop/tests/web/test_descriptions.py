@@ -1,4 +1,4 @@
-"""What the service answers, compared with what its description says."""
+"""Responses of the service, compared with its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shop_tests.support.openapi import assert_matches_openapi, description
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
-async def test_every_status_that_can_be_provoked_is_described(client: httpx.AsyncClient) -> None:
+async def test_every_status_in_the_responses_is_in_the_openapi_description(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     taken = {"email": user["email"], "name": "Another"}
     path, nobody = f"/users/{user['id']}", f"/users/{uuid4()}"
@@ -41,7 +41,7 @@ async def test_every_status_that_can_be_provoked_is_described(client: httpx.Asyn
     ]
 
 
-async def test_every_list_is_described(client: httpx.AsyncClient) -> None:
+async def test_every_list_matches_the_openapi_description(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     await make_order(client, user["id"])
     account, other = await make_account(client, 100), await make_account(client)
@@ -57,7 +57,7 @@ async def test_every_list_is_described(client: httpx.AsyncClient) -> None:
         assert schema == {"$ref": f"#/components/schemas/PageOut_{item}_"}
 
 
-async def test_the_answers_without_a_database_are_described() -> None:
+async def test_responses_without_a_database_match_the_openapi_description() -> None:
     async with http_client(create_app("postgresql://nobody@127.0.0.1:1/nothing")) as client:
         client.event_hooks = {"response": [assert_matches_openapi]}
         key = {"Idempotency-Key": "k"}
@@ -89,7 +89,7 @@ async def test_the_answers_without_a_database_are_described() -> None:
     ],
     ids=["a status", "a media type", "no problem", "no Retry-After", "a body", "a member"],
 )
-async def test_control_an_answer_that_is_not_described_is_noticed(
+async def test_control_a_response_that_is_not_described_is_reported(
     status: int, headers: dict[str, str], content: bytes
 ) -> None:
     request = httpx.Request("GET", f"http://test/users/{uuid4()}")

@@ -1,4 +1,4 @@
-"""Life, readiness and figures."""
+"""`/healthz`, `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def socket_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-async def test_the_process_lives_and_tells_its_figures_without_a_database() -> None:
+async def test_healthz_metrics_and_docs_need_no_database() -> None:
     async with http_client(create_app(NOWHERE)) as client:
         response = await client.get("/healthz")
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
@@ -38,7 +38,7 @@ async def test_the_process_lives_and_tells_its_figures_without_a_database() -> N
         assert (await client.get("/openapi.json")).status_code == 200
 
 
-async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
+async def test_readyz_reports_an_unreachable_database_quickly() -> None:
     async with http_client(create_app(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
@@ -46,7 +46,7 @@ async def test_it_is_not_ready_without_a_database_and_says_so_soon() -> None:
         assert time.monotonic() - started < 5
 
 
-async def test_it_is_ready_once_the_database_can_be_reached(committed_url: str, socket_folder: Path) -> None:
+async def test_readyz_reports_that_the_database_can_be_reached_again(committed_url: str, socket_folder: Path) -> None:
     async with run_lossy_proxy(committed_url, socket_folder) as proxy:
         url = proxy.url.render_as_string(hide_password=False)
     async with http_client(create_app(url)) as client:
@@ -57,7 +57,7 @@ async def test_it_is_ready_once_the_database_can_be_reached(committed_url: str, 
             assert (await client.get("/users")).status_code == 200
 
 
-async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, committed_database: Database) -> None:
+async def test_readyz_reports_an_old_schema(committed_url: str, committed_database: Database) -> None:
     async with http_client(create_app(committed_url)) as client:
         assert (await client.get("/readyz")).status_code == 200
         async with committed_database.begin() as session:
@@ -95,7 +95,7 @@ async def test_it_is_not_ready_until_the_schema_is_current(committed_url: str, c
         ),
     ],
 )
-async def test_it_is_not_ready_unless_the_triggers_are_those_of_the_ledger(
+async def test_readyz_reports_changed_tables_and_triggers(
     committed_url: str, committed_database: Database, statement: str, undone: str, detail: str
 ) -> None:
     async with http_client(create_app(committed_url)) as client:
@@ -109,7 +109,7 @@ async def test_it_is_not_ready_unless_the_triggers_are_those_of_the_ledger(
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_it_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
+async def test_readyz_reports_an_exhausted_pool(committed_url: str) -> None:
     settings = Settings(pool_size=1, pool_timeout=0.2)
     app = create_app(committed_url, settings)
     async with http_client(app) as client:
@@ -127,7 +127,7 @@ async def test_it_is_not_ready_while_every_connection_is_in_use(committed_url: s
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_the_figures_name_routes_by_their_patterns(client: httpx.AsyncClient) -> None:
+async def test_metrics_have_the_patterns_of_routes_as_labels(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
     await client.get(f"/users/{user['id']}/order-summary")
     await client.get("/nothing/here")
@@ -153,7 +153,7 @@ async def test_the_figures_name_routes_by_their_patterns(client: httpx.AsyncClie
     assert user["id"] not in response.text
 
 
-async def test_the_figures_tell_of_the_trips_that_requests_share(client: httpx.AsyncClient) -> None:
+async def test_metrics_count_the_batches_of_reads(client: httpx.AsyncClient) -> None:
     user = await make_user(client)
 
     async def shared() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Requests that nobody in their right mind sends: each is refused as a problem, and none is an error of the service."""
+"""Hostile requests: each is rejected with a problem, and none is a 500."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES)
-async def test_a_hostile_body_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_a_hostile_body_is_rejected(client: httpx.AsyncClient, body: bytes) -> None:
     headers = {"If-Match": "*", "Idempotency-Key": "k"}
     for parameter in with_a_body():
         method, path, _ = parameter.values
@@ -85,7 +85,7 @@ async def test_a_hostile_body_is_refused(client: httpx.AsyncClient, body: bytes)
 @pytest.mark.parametrize(
     "value", ["1", "x" * 5_000, "%00", "%ff", "%ed%a0%80", "..%2f..", "null", "%F0%9F%98%80", "{id}", "0" * 32 + "0"]
 )
-async def test_a_hostile_path_is_refused(client: httpx.AsyncClient, value: str) -> None:
+async def test_a_hostile_path_is_rejected(client: httpx.AsyncClient, value: str) -> None:
     for parameter in operations():
         method, path, _ = parameter.values
         if "{" in path:
@@ -113,7 +113,7 @@ async def test_a_hostile_path_is_refused(client: httpx.AsyncClient, value: str) 
         "%F0%9F%98%80",
     ],
 )
-async def test_a_hostile_query_is_refused_or_finds_nothing(client: httpx.AsyncClient, value: str) -> None:
+async def test_a_hostile_query_is_rejected_or_finds_nothing(client: httpx.AsyncClient, value: str) -> None:
     for parameter in operations():
         method, path, operation = parameter.values
         named = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
@@ -124,7 +124,7 @@ async def test_a_hostile_query_is_refused_or_finds_nothing(client: httpx.AsyncCl
             assert_never_at_fault(response)
 
 
-async def test_a_parameter_that_no_listing_has_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_query_parameter_is_rejected(client: httpx.AsyncClient) -> None:
     listings = ("/users", "/orders", "/orders/export", f"/accounts/{uuid4()}/entries")
     for path in listings:
         response = await client.get(path, params={"nonsense": 1})
@@ -133,7 +133,7 @@ async def test_a_parameter_that_no_listing_has_is_refused(client: httpx.AsyncCli
 
 @pytest_asyncio.fixture
 async def existing(client: httpx.AsyncClient) -> dict[str, str]:
-    """Ids, by the names that they have in paths."""
+    """Ids, by the names of the path parameters."""
     user, poor = await make_user(client), await make_account(client)
     order, rich = await make_order(client, user["id"]), await make_account(client, 2**40)
     moved = await transfer(client, rich, poor, 1)
@@ -151,7 +151,7 @@ WITH_INPUT = [
 @pytest.mark.parametrize("route", WITH_INPUT)
 @settings(max_examples=settings().max_examples // 6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-async def test_no_request_of_about_the_right_form_is_an_error_of_the_service(
+async def test_no_request_of_roughly_the_right_form_is_a_500(
     client: httpx.AsyncClient,
     existing: dict[str, str],
     route: tuple[str, str, dict[str, Any]],
@@ -190,13 +190,13 @@ def _as_text(value: Any) -> str:
 
 
 class _Values:
-    """Values for the schemas of the description, with these ids among the UUIDs."""
+    """Random values for the schemas of the description. Some of the UUIDs are these ids."""
 
     def __init__(self, ids: list[str]) -> None:
         self._ids = ids
 
     def about(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-        """What the schema describes, most of the time; else something near it, or nothing like it."""
+        """Mostly valid values of the schema, otherwise similar or quite different values."""
         return st.integers(0, 19).flatmap(lambda dice: anything() if dice == 0 else self._near(schema))
 
     def _near(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:

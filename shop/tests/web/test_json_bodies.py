@@ -1,4 +1,4 @@
-"""JSON bodies that two parsers may read differently: refused on every route, and no money moves."""
+"""JSON bodies that two parsers may read differently are rejected on every route, and no money moves."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_every_route_of_the_service_reads_its_body_strictly() -> None:
 
 
 def twice(body: dict[str, Any], name: str, *, escaped: bool = False) -> str:
-    """The JSON of the body with one name twice, with the same value."""
+    """The JSON of the body, in which one name occurs twice with the same value."""
     again = "".join(f"\\u{ord(letter):04x}" for letter in name) if escaped else name
     return json.dumps(body)[:-1] + f', "{again}": {json.dumps(body[name])}}}'
 
 
 @pytest.mark.parametrize("escaped", [False, True])
-async def test_a_duplicate_name_is_refused_on_every_route_that_moves_money(
+async def test_a_duplicate_name_is_rejected_on_every_route_that_moves_money(
     client: httpx.AsyncClient, escaped: bool
 ) -> None:
     a, b = await make_account(client, 100), await make_account(client)
@@ -77,7 +77,7 @@ async def test_a_duplicate_name_is_refused_on_every_route_that_moves_money(
     assert (await client.get(f"/accounts/{a['id']}")).json()["held"] == 5
 
 
-async def test_a_duplicate_name_takes_no_idempotency_key(client: httpx.AsyncClient) -> None:
+async def test_a_body_with_a_duplicate_name_uses_no_idempotency_key(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     headers = JSON | {"Idempotency-Key": "k"}
@@ -107,7 +107,7 @@ async def test_a_duplicate_name_takes_no_idempotency_key(client: httpx.AsyncClie
     ],
     ids=lambda value: value[:10],
 )
-async def test_an_amount_in_another_form_is_refused(client: httpx.AsyncClient, amount: str) -> None:
+async def test_an_amount_that_is_no_integer_is_rejected(client: httpx.AsyncClient, amount: str) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = json.dumps({"from_account_id": a["id"], "to_account_id": b["id"]})[:-1] + f', "amount": {amount}}}'
     headers = JSON | {"Idempotency-Key": "k"}
@@ -122,7 +122,7 @@ async def test_an_amount_in_another_form_is_refused(client: httpx.AsyncClient, a
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
-async def test_a_body_in_another_encoding_is_refused(client: httpx.AsyncClient, encoding: str) -> None:
+async def test_a_body_in_another_encoding_is_rejected(client: httpx.AsyncClient, encoding: str) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1, "description": "café"}
     content = json.dumps(body, ensure_ascii=False).encode(encoding)
@@ -172,7 +172,7 @@ async def test_a_line_with_a_duplicate_name_is_invalid_and_fails_alone(client: h
     ],
 )
 @pytest.mark.parametrize("place", [0, 1])
-async def test_a_line_that_may_be_linked_and_is_invalid_lets_no_part_of_its_chain_be_posted(
+async def test_an_invalid_line_of_a_chain_prevents_the_whole_chain(
     client: httpx.AsyncClient, linked: str, place: int
 ) -> None:
     a, b = await make_account(client, 100), await make_account(client)
@@ -187,10 +187,10 @@ async def test_a_line_that_may_be_linked_and_is_invalid_lets_no_part_of_its_chai
 
 
 @pytest.mark.parametrize("form", ["urn:uuid:{}", "{{{}}}", "{:.8}"])
-async def test_another_spelling_of_an_account_is_the_same_account_or_is_refused(
+async def test_another_spelling_of_an_account_id_is_the_same_account_or_rejected(
     client: httpx.AsyncClient, form: str
 ) -> None:
-    """Unlike those of numbers and times, the spellings of a UUID have one meaning."""
+    """All spellings of a UUID have one meaning, unlike those of numbers and times."""
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     first = await client.post("/transfers", json=body, headers={"Idempotency-Key": "k"})
@@ -205,7 +205,7 @@ async def test_another_spelling_of_an_account_is_the_same_account_or_is_refused(
 
 
 @pytest.mark.parametrize("kind", [JSON, NDJSON], ids=["array", "lines"])
-async def test_a_user_with_a_duplicate_name_fails_the_import_with_the_place(
+async def test_a_duplicate_name_in_a_bulk_body_is_reported_with_its_line(
     client: httpx.AsyncClient, kind: dict[str, str]
 ) -> None:
     users = ['{"email": "a@example.com", "name": "A"}', '{"email": "b@example.com", "name": "B", "name": "C"}']

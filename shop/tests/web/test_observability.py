@@ -1,4 +1,4 @@
-"""Request ids, and what is logged of a request."""
+"""Request ids, and the log lines of requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_another_request_id_is_replaced(client: httpx.AsyncClient, given: 
     assert UUID(made).version == 7
 
 
-async def test_refusals_have_a_request_id_too(client: httpx.AsyncClient) -> None:
+async def test_rejected_requests_have_a_request_id_too(client: httpx.AsyncClient) -> None:
     for path in ("/users/1", "/nothing/here", f"/users/{uuid4()}", "/users?limit=0"):
         assert (await client.get(path, headers={"X-Request-ID": "mine"})).headers["x-request-id"] == "mine"
 
@@ -56,7 +56,7 @@ async def test_an_unexpected_error_is_a_problem_with_a_request_id_and_a_tracebac
     assert "LookupError: a secret" in logged["exception"]
 
 
-async def test_each_request_is_a_line_of_json_with_its_request_id(
+async def test_each_request_logs_a_line_of_json_with_its_request_id(
     committed_url: str, committed_database: Database, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"

@@ -1,4 +1,4 @@
-"""The description of the interface."""
+"""The OpenAPI description."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_the_description_and_its_page_are_served(client: httpx.AsyncClient
     assert "/openapi.json" in page.text
 
 
-def test_every_route_of_the_design_is_described(described: dict[str, Any]) -> None:
+def test_every_route_is_described(described: dict[str, Any]) -> None:
     assert {f"{method} {path}" for method, path, _ in operations(described)} >= {
         "POST /users",
         "GET /users",
@@ -74,7 +74,7 @@ def test_every_route_of_the_design_is_described(described: dict[str, Any]) -> No
     }
 
 
-def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
+def test_every_reference_has_a_schema(described: dict[str, Any]) -> None:
     found = set(references(described))
     assert {"#/components/schemas/Problem", "#/components/schemas/UserIn", "#/components/schemas/BatchLineIn"} <= found
     for kind in ("TransferLineIn", "PostingLineIn", "VoidingLineIn", "ReversalLineIn", "PostingIn", "ReversalIn"):
@@ -85,14 +85,14 @@ def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
         assert name in described["components"]["schemas"], reference
 
 
-def test_every_operation_has_a_summary_and_says_what_it_answers(described: dict[str, Any]) -> None:
+def test_every_operation_has_a_summary_and_one_success_response(described: dict[str, Any]) -> None:
     for method, path, operation in operations(described):
         assert operation["summary"], path
         [success] = [status for status in operation["responses"] if status.startswith("2")]
         assert ("content" in operation["responses"][success]) == (success != "204"), f"{method} {path}"
 
 
-def test_every_refusal_is_described_as_a_problem(described: dict[str, Any]) -> None:
+def test_every_error_status_is_described_as_a_problem(described: dict[str, Any]) -> None:
     for _, path, operation in operations(described):
         refusals = {status: told for status, told in operation["responses"].items() if status.startswith(("4", "5"))}
         if path not in ("/healthz", "/metrics"):
@@ -105,9 +105,7 @@ def test_every_refusal_is_described_as_a_problem(described: dict[str, Any]) -> N
     assert "HTTPValidationError" not in described["components"]["schemas"]
 
 
-async def test_every_body_has_an_example_that_the_service_accepts(
-    client: httpx.AsyncClient, described: dict[str, Any]
-) -> None:
+async def test_the_example_of_every_body_is_valid(client: httpx.AsyncClient, described: dict[str, Any]) -> None:
     user = await make_user(client)
     for method, path, operation in operations(described):
         if "requestBody" not in operation or "application/json" not in operation["requestBody"]["content"]:
@@ -128,7 +126,7 @@ async def test_every_body_has_an_example_that_the_service_accepts(
 
 
 def example_of(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
-    """What the schema's examples make together; fails where a required field has none."""
+    """A value from the schema's examples. Fails if a required field has no example."""
     if "examples" in schema:
         return schema["examples"][0]
     if "$ref" in schema:

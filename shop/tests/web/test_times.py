@@ -56,7 +56,7 @@ def query_times() -> Iterator[Any]:
 
 
 def input_times() -> Iterator[Any]:
-    """Each time field of each model that a request is read with."""
+    """The time fields of all models of requests."""
     for module in (
         shop.ledger.account_schemas,
         shop.orders.schemas,
@@ -72,7 +72,7 @@ def input_times() -> Iterator[Any]:
                         yield pytest.param(times, id=f"{model.__name__}.{name}")
 
 
-def test_times_are_found_on_the_routes_that_have_them() -> None:
+def test_the_descriptions_list_every_time() -> None:
     assert {each.id for each in query_times()} >= {
         "/accounts/{account_id}/balance at",
         "/accounts/{account_id}/balance effective_at",
@@ -88,7 +88,7 @@ def test_times_are_found_on_the_routes_that_have_them() -> None:
 
 
 @pytest.mark.parametrize("times", list(input_times()))
-def test_no_field_of_a_request_guesses_a_time(times: TypeAdapter[Any]) -> None:
+def test_no_field_of_a_request_accepts_an_ambiguous_time(times: TypeAdapter[Any]) -> None:
     for value in (*NOT_A_TIME, 1700000000, 1.7e9, True):
         with pytest.raises(ValidationError):
             times.validate_python(value)
@@ -98,7 +98,7 @@ def test_no_field_of_a_request_guesses_a_time(times: TypeAdapter[Any]) -> None:
 
 
 @pytest.mark.parametrize(("path", "name"), list(query_times()))
-async def test_no_parameter_guesses_a_time(client: httpx.AsyncClient, path: str, name: str) -> None:
+async def test_no_parameter_accepts_an_ambiguous_time(client: httpx.AsyncClient, path: str, name: str) -> None:
     for value in (*NOT_A_TIME, "2024-01-01T00:00:00+01:00"):
         response = await client.get(f"{path}?{name}={quote(value, safe='+')}")
         assert response.status_code == 422, value
@@ -108,7 +108,7 @@ async def test_no_parameter_guesses_a_time(client: httpx.AsyncClient, path: str,
     assert response.status_code in (200, 404)
 
 
-async def test_no_body_guesses_a_time(client: httpx.AsyncClient) -> None:
+async def test_no_body_accepts_an_ambiguous_time(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     good = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
     for value in (*NOT_A_TIME, *OUT_OF_RANGE, 1700000000, 1.7e9, True, ["2024-01-01T00:00:00Z"]):
@@ -131,7 +131,7 @@ async def test_no_body_guesses_a_time(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     "value", ["2024-01-01T00:00:00Z", "2024-01-01t05:30:00.000000+05:30", "2024-01-01T00:00:00-00:00"]
 )
-async def test_a_time_with_an_offset_is_kept_as_that_moment(client: httpx.AsyncClient, value: str) -> None:
+async def test_a_time_with_an_offset_is_stored_as_the_same_moment(client: httpx.AsyncClient, value: str) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1, "effective_at": value}
     made = await client.post("/transfers", json=body, headers={"Idempotency-Key": str(uuid4())})
@@ -152,7 +152,7 @@ async def test_a_retry_with_the_same_moment_in_another_spelling_is_a_replay(clie
     assert second.headers["idempotency-replayed"] == "true"
 
 
-def test_a_moment_is_within_the_bounds_and_in_utc() -> None:
+def test_a_moment_is_within_the_limits_and_in_utc() -> None:
     moment: TypeAdapter[datetime] = TypeAdapter(Moment)
     for text in ("0001-01-02T00:00:00Z", "9999-12-30T00:00:00Z"):
         assert moment.validate_python(text).isoformat() == text.replace("Z", "+00:00")
@@ -167,7 +167,9 @@ def test_a_moment_is_within_the_bounds_and_in_utc() -> None:
     "path",
     ["/accounts/{id}/balance?entry_number=", "/orders?total_from=", "/orders/export?total_to=", "/transfers?limit="],
 )
-async def test_no_parameter_guesses_an_integer(client: httpx.AsyncClient, path: str, value: str) -> None:
+async def test_no_parameter_accepts_another_spelling_of_an_integer(
+    client: httpx.AsyncClient, path: str, value: str
+) -> None:
     response = await client.get(path.format(id=uuid4()) + quote(value))
     assert response.status_code == 422
     assert response.json()["errors"][0]["type"] == "decimal_integer"

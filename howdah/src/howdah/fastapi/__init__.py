@@ -23,10 +23,10 @@ from howdah.fastapi.pages import PageOut, PageParameters
 from howdah.fastapi.preconditions import (
     NOT_MODIFIED,
     IfMatch,
+    Precondition,
     PreconditionFailed,
     PreconditionRequired,
     RequiredIfMatch,
-    check_if_match,
     make_etag,
 )
 from howdah.fastapi.problem import (
@@ -62,6 +62,7 @@ __all__ = [
     "MissingHeader",
     "PageOut",
     "PageParameters",
+    "Precondition",
     "PreconditionFailed",
     "PreconditionRequired",
     "Problem",
@@ -71,7 +72,6 @@ __all__ = [
     "RequiredIfMatch",
     "StrictJSONRoute",
     "add_error_handlers",
-    "check_if_match",
     "database_from_state",
     "describe_problems",
     "error_response",

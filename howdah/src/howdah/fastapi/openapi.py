@@ -17,7 +17,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from howdah.fastapi.headers import is_single_header
 from howdah.fastapi.pages import PageParameters
-from howdah.fastapi.preconditions import require_if_match
+from howdah.fastapi.preconditions import get_required_if_match
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
 
@@ -115,7 +115,7 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
         yield HTTPStatus.CONFLICT
     if ("header", "if-match") in parameters:
         yield HTTPStatus.PRECONDITION_FAILED
-    if require_if_match in calls:
+    if get_required_if_match in calls:
         yield HTTPStatus.PRECONDITION_REQUIRED
     if any(map(is_database_dependency, calls)):
         yield HTTPStatus.SERVICE_UNAVAILABLE

@@ -3,7 +3,7 @@
 @router.patch("/users/{user_id}")
 async def change_user(user_id: UUID, body: UserChange, db: DbSession, if_match: RequiredIfMatch) -> User:
     user = (await lock(db, User, [user_id]))[user_id]
-    check_if_match(if_match, user.version)
+    if_match.check(user.version)
     ...
 """
 
@@ -44,44 +44,58 @@ class PreconditionFailed(ProblemException):
         )
 
 
-async def get_if_match(
-    connection: HTTPConnection,
-    if_match: Annotated[
-        str | None, Header(alias="If-Match", description="The ETag that the change is based on", examples=['"1"'])
-    ] = None,
-) -> str | None:
-    """The value of `If-Match`. Several of these headers are one list (RFC 9110, section 5.3)."""
-    return None if if_match is None else ", ".join(connection.headers.getlist("if-match"))
+class Precondition:
+    """The `If-Match` of a request. `IfMatch` and `RequiredIfMatch` are dependencies that return it."""
+
+    def __init__(self, if_match: str | None, *, required: bool) -> None:
+        self._if_match = if_match
+        self._required = required
+
+    def check(self, version: int) -> None:
+        """Raise `PreconditionFailed` if the header was sent, isn't `*`, and doesn't name this version.
+
+        If it wasn't sent, `RequiredIfMatch` raises `PreconditionRequired`. Lock the row before the check. Otherwise
+        another transaction may change it between the check and the change.
+
+        A tag of several versions, such as `"7-3"`, names the first one. The tag of a `JsonView` has further parts,
+        because nested rows may change although the version of the row doesn't.
+        """
+        if self._if_match is None:
+            if self._required:
+                raise PreconditionRequired
+            return
+        tags = [tag.strip() for tag in self._if_match.split(",")]
+        if tags != ["*"] and not any(_has_version(tag, version) for tag in tags):
+            raise PreconditionFailed
 
 
-async def require_if_match(if_match: Annotated[str | None, Depends(get_if_match)]) -> str:
-    """The value of `If-Match`. Raises `PreconditionRequired` if it wasn't sent."""
-    if if_match is None:
-        raise PreconditionRequired
-    return if_match
+_header = Header(alias="If-Match", description="The ETag that the change is based on", examples=['"1"'])
 
 
-IfMatch = Annotated[str | None, Depends(get_if_match)]
-RequiredIfMatch = Annotated[str, Depends(require_if_match)]
+async def get_if_match(connection: HTTPConnection, if_match: Annotated[str | None, _header] = None) -> Precondition:
+    """The precondition of a request that may have one."""
+    return Precondition(_join(connection, if_match), required=False)
+
+
+async def get_required_if_match(
+    connection: HTTPConnection, if_match: Annotated[str | None, _header] = None
+) -> Precondition:
+    """The precondition of a request that must have one. `check` raises if it has none, so that a 404 comes first."""
+    return Precondition(_join(connection, if_match), required=True)
+
+
+IfMatch = Annotated[Precondition, Depends(get_if_match)]
+RequiredIfMatch = Annotated[Precondition, Depends(get_required_if_match)]
 
 
 def make_etag(*versions: int) -> str:
-    """An `ETag` of one or more versions. `check_if_match` compares only the first one."""
+    """An `ETag` of one or more versions. `Precondition.check` compares only the first one."""
     return f'"{"-".join(map(str, versions))}"'
 
 
-def check_if_match(if_match: str | None, version: int) -> None:
-    """Raise `PreconditionFailed` unless `if_match` names this version, is `*`, or is None (see `RequiredIfMatch`).
-
-    Lock the row before. Otherwise another transaction may change it between the check and the change.
-
-    A tag of several versions, such as `"7-3"`, names the first one. The tag of a `JsonView` has further parts, because
-    nested rows may change although the version of the row doesn't.
-    """
-    if if_match is None or if_match.strip() == "*":
-        return
-    if not any(_has_version(tag.strip(), version) for tag in if_match.split(",")):
-        raise PreconditionFailed
+def _join(connection: HTTPConnection, if_match: str | None) -> str | None:
+    """Several headers are one list (RFC 9110, section 5.3)."""
+    return None if if_match is None else ", ".join(connection.headers.getlist("if-match"))
 
 
 def _has_version(tag: str, version: int) -> bool:

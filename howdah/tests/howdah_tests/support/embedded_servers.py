@@ -17,7 +17,7 @@ import psutil
 
 from howdah.embedded import EmbeddedPostgres
 
-PATIENCE = 30.0
+TIMEOUT_SECONDS = 30.0
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["howdah.embedded", "pytest"])
 
@@ -43,7 +43,9 @@ def socket_dir_of(server: EmbeddedPostgres) -> Path:
 def query(server: EmbeddedPostgres, sql: str) -> str:
     options = ["-U", "postgres", "-XAt", "-v", "ON_ERROR_STOP=1", "-c", sql]
     command = [str(server.bin_dir / "psql"), "-h", str(socket_dir_of(server)), *options]
-    return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=PATIENCE).stdout.strip()
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, check=True, text=True, timeout=TIMEOUT_SECONDS
+    ).stdout.strip()
 
 
 def is_dead(pid: object) -> bool:
@@ -88,14 +90,14 @@ server.stop()
         self._pipe.close()
 
     def receive(self) -> object:
-        assert self._pipe.poll(PATIENCE), "the process sent nothing"
+        assert self._pipe.poll(TIMEOUT_SECONDS), "the process sent nothing"
         return self._pipe.recv()
 
     def finish(self) -> None:
         self._pipe.send("finish")
-        self.process.join(PATIENCE)
+        self.process.join(TIMEOUT_SECONDS)
         assert self.process.exitcode == 0
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join(PATIENCE)
+        self.process.join(TIMEOUT_SECONDS)

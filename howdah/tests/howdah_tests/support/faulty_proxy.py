@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 
 
 class Proxy:
-    """Forwards connections to the server. `down` breaks the open ones and refuses new ones. After `freeze` it forwards
+    """Forwards connections to the server. `down` breaks the open ones and rejects new ones. After `freeze` it forwards
     nothing until `thaw`."""
 
     def __init__(self, url: str) -> None:

@@ -48,7 +48,7 @@ class Guid(TypeDecorator[UUID]):
 
 
 class Lower(UserDefinedType[str]):
-    """Written by an SQL expression."""
+    """Values are sent within an SQL expression."""
 
     cache_ok = True
 
@@ -186,6 +186,6 @@ CASES = [
 ]
 
 
-# What the wheel's servers lack, and Debian's have.
+# Debian's servers have citext and ICU, the servers of the wheel don't.
 CITEXT_TABLES = [CitextKey.__table__]
 ICU_TABLES = [CollatedKey.__table__, UndeclaredCollation.__table__]

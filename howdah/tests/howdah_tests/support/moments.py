@@ -58,8 +58,10 @@ class Moment(Separate):
     length: Mapped[timedelta | None]
 
 
+WITH_ZONE = ["at", "plain_at", "ats", "plain_ats", "span", "spans", "span_array", "clock_with_zone", "period"]
+"""The attributes whose values have a time zone."""
 ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-# a day from the ends, where an offset would lead beyond them
+# a day from the ends, since an offset would lead beyond them
 MOMENTS = st.datetimes(
     datetime(1, 1, 2),  # noqa: DTZ001
     datetime(9999, 12, 30),  # noqa: DTZ001
@@ -111,7 +113,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "clocks": st.lists(st.times(), **FEW),
     "day": DATES,
     "days": st.lists(DATES, **FEW),
-    # a whole day before the last, after which the upper bound would come to be
+    # a day before the last one, since PostgreSQL stores the day after an inclusive upper bound
     "day_spans": st.lists(st.dates(max_value=date(9999, 12, 30)), min_size=2, max_size=2, unique=True).map(disjoint),
     "length": st.timedeltas(),
 }

@@ -11,20 +11,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah_tests.support.relationship_inheritance import Animal, Boat, Dog, Invoice, Puppy, Reminder, Vehicle
 from howdah_tests.support.relationship_models import (
-    Animal,
     Association,
-    Boat,
     Child,
-    Dog,
     Folder,
-    Invoice,
     Parent,
-    Puppy,
-    Reminder,
     Separate,
     Toy,
-    Vehicle,
     bag,
     elsewhere,
     friends,

@@ -69,7 +69,7 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
 
 
 class Seat(Base):
-    """A composite key."""
+    """Has a composite key."""
 
     __tablename__ = "seats"
 
@@ -93,7 +93,7 @@ class UserRepository(AsyncRepository[User]):
 
 
 class Loud(TypeDecorator[str]):
-    """Stored in capitals, read in small letters."""
+    """Stored in upper case, read in lower case."""
 
     impl = String(10)
     cache_ok = True
@@ -213,7 +213,7 @@ class Car(Vehicle):
 
 
 class Label(Base):
-    """A text key with a bound on its length."""
+    """Has a text key with a maximum length."""
 
     __tablename__ = "labels"
 

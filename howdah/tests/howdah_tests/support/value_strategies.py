@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 # PostgreSQL stores no NUL, and UTF-8 has no surrogates.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
-# Beyond, JSONB has a whole number of more than 64 bits, which the ORM's way reads as a float.
+# Beyond this range JSONB stores an integer of more than 64 bits, which the ORM reads as a float.
 FLOATS = st.floats(-1e18, 1e18)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | FLOATS | TEXT,

@@ -92,7 +92,7 @@ def assert_same(body: bytes, schema: type[BaseModel], row: object) -> None:
 
 
 def create_schema(fields: Mapping[str, Any], base: type[BaseModel] = Out) -> type[BaseModel]:
-    """A model `Made` with required fields of these types."""
+    """A model `Schema` with required fields of these types."""
     definitions: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
-    schema: type[BaseModel] = create_model("Made", __base__=base, **definitions)
+    schema: type[BaseModel] = create_model("Schema", __base__=base, **definitions)
     return schema

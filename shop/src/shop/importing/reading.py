@@ -57,6 +57,7 @@ def read_lines(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[pl.Data
 
 
 def _parquet_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """`read_lines` for a Parquet file, which is read one frame at a time."""
     rows = pl.scan_parquet(path, glob=False)
     schema = rows.collect_schema()
     names = _names_in(path, schema.names())
@@ -78,6 +79,7 @@ def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
 
 
 def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """`read_lines` for a CSV file. A record with another number of fields than the header is malformed."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         records = _csv_records(file)
         _, header = next(records, (1, []))
@@ -85,7 +87,7 @@ def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
             raise UnreadableFile(path, f"the header can't be read: {header}")
         names = [name.strip() for name in header]
         own_names = _names_in(path, names)
-        places = [names.index(own_names[column]) for column in columns]
+        positions = [names.index(own_names[column]) for column in columns]
         no_values: list[str | None] = [None] * len(columns)
         schema = pl.Schema({"line": pl.UInt32(), "malformed": pl.String(), **dict.fromkeys(columns, pl.String())})
 
@@ -97,7 +99,7 @@ def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
                 problem = f"{len(fields)} fields instead of {len(names)}: {','.join(fields)}"
                 rows.append((number, problem, *no_values))
             else:
-                rows.append((number, None, *[fields[place] for place in places]))
+                rows.append((number, None, *[fields[position] for position in positions]))
             if len(rows) == LINES_AT_A_TIME:
                 yield pl.DataFrame(rows, schema=schema, orient="row")
                 rows.clear()

@@ -23,11 +23,22 @@ _FOLDER: Final = Path(__file__).parent
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the database's schema to `revision`. Safe to call from several processes at once: the others wait.
 
-    Blocks, and must not be called from a running event loop.
+    Blocks, and must not be called from a running event loop. Raises Alembic's `CommandError` if the database is at a
+    revision that this version of Shop doesn't have.
     """
     from alembic import command
+    from alembic.script.revision import ResolutionError
+    from alembic.util.exc import CommandError
 
-    command.upgrade(_config(url), revision)
+    try:
+        command.upgrade(_config(url), revision)
+    except CommandError as error:
+        if not isinstance(error.__cause__, ResolutionError):
+            raise
+        raise CommandError(
+            f"the database is at revision {error.__cause__.argument}, which this version of Shop doesn't have. Run the "
+            "version that created it, or use a new database (for the embedded server a new SHOP_DATA_DIR)"
+        ) from error
 
 
 def downgrade(url: str, revision: str) -> None:

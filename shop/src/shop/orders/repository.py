@@ -43,7 +43,7 @@ class OrderRepository(AsyncRepository[Order]):
         }
 
 
-def matching(
+def select_orders(
     *,
     user_id: UUID | None = None,
     status: OrderStatus | None = None,
@@ -53,17 +53,17 @@ def matching(
     total_to: int | None = None,
 ) -> Select[Any]:
     """A list query: orders by the time when they were placed. None means no filter."""
-    found = select(Order).order_by(Order.placed_at, Order.id)
+    selected = select(Order).order_by(Order.placed_at, Order.id)
     if user_id is not None:
-        found = found.where(Order.user_id == user_id)
+        selected = selected.where(Order.user_id == user_id)
     if status is not None:
-        found = found.where(Order.status == status)
+        selected = selected.where(Order.status == status)
     if placed_from is not None:
-        found = found.where(Order.placed_at >= placed_from)
+        selected = selected.where(Order.placed_at >= placed_from)
     if placed_before is not None:
-        found = found.where(Order.placed_at < placed_before)
+        selected = selected.where(Order.placed_at < placed_before)
     if total_from is not None:
-        found = found.where(Order.total_cents >= total_from)
+        selected = selected.where(Order.total_cents >= total_from)
     if total_to is not None:
-        found = found.where(Order.total_cents <= total_to)
-    return found
+        selected = selected.where(Order.total_cents <= total_to)
+    return selected

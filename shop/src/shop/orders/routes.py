@@ -25,7 +25,7 @@ from shop.ledger.http.problems import refusal_response
 from shop.ledger.writing import KeyInUse
 from shop.orders.dependencies import CurrentOrderViews
 from shop.orders.models import Order
-from shop.orders.repository import matching
+from shop.orders.repository import select_orders
 from shop.orders.schemas import (
     OrderExportParameters,
     OrderFilters,
@@ -57,7 +57,7 @@ async def create_order(body: OrderIn, db: DbSession, response: Response) -> Orde
 async def list_orders(parameters: Annotated[OrderPageParameters, Query()], views: CurrentOrderViews) -> Response:
     """Orders by the time when they were placed."""
     page = await views.listed.page(
-        _matching(parameters), limit=parameters.limit, after=parameters.after, before=parameters.before
+        _select_filtered(parameters), limit=parameters.limit, after=parameters.after, before=parameters.before
     )
     return page_response(page)
 
@@ -82,7 +82,7 @@ async def export_orders(parameters: Annotated[OrderExportParameters, Query()], d
     """
     columns = (getattr(Order, name) for name in OrderOut.model_fields)
     return await export_response(
-        db, _matching(parameters).with_only_columns(*columns), parameters.format, name="orders"
+        db, _select_filtered(parameters).with_only_columns(*columns), parameters.format, name="orders"
     )
 
 
@@ -124,8 +124,8 @@ async def pay(
     return payment.order
 
 
-def _matching(filters: OrderFilters) -> Select[Any]:
-    return matching(
+def _select_filtered(filters: OrderFilters) -> Select[Any]:
+    return select_orders(
         user_id=filters.user_id,
         status=filters.status,
         placed_from=filters.placed_from,

@@ -17,7 +17,7 @@ class UserRepository(AsyncRepository[User]):
         return (await self.session.scalars(select(User).where(User.email == email.lower()))).one_or_none()
 
 
-def matching(
+def select_users(
     *,
     email_prefix: str | None = None,
     country: str | None = None,
@@ -25,13 +25,13 @@ def matching(
     created_before: datetime | None = None,
 ) -> Select[Any]:
     """A list query: users in the order of their ids, which is that of their creation. None means no filter."""
-    found = select(User).order_by(User.id)
+    selected = select(User).order_by(User.id)
     if email_prefix is not None:
-        found = found.where(User.email.startswith(email_prefix.lower(), autoescape=True))
+        selected = selected.where(User.email.startswith(email_prefix.lower(), autoescape=True))
     if country is not None:
-        found = found.where(User.country == country)
+        selected = selected.where(User.country == country)
     if created_from is not None:
-        found = found.where(User.created_at >= created_from)
+        selected = selected.where(User.created_at >= created_from)
     if created_before is not None:
-        found = found.where(User.created_at < created_before)
-    return found
+        selected = selected.where(User.created_at < created_before)
+    return selected

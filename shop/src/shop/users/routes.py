@@ -20,7 +20,6 @@ from howdah.fastapi import (
     PageOut,
     RequiredIfMatch,
     StrictJSONRoute,
-    check_if_match,
     describe_problems,
     get_schema_ref,
     make_etag,
@@ -28,7 +27,7 @@ from howdah.fastapi import (
 )
 from shop.users.dependencies import CurrentUserViews
 from shop.users.models import User
-from shop.users.repository import UserRepository, matching
+from shop.users.repository import UserRepository, select_users
 from shop.users.schemas import (
     BulkCreatedOut,
     UserChange,
@@ -36,7 +35,7 @@ from shop.users.schemas import (
     UserOut,
     UserPageParameters,
 )
-from shop.web.lines import JSON, NDJSON, rows
+from shop.web.lines import JSON, NDJSON, read_rows
 from shop.web.problems import RejectedLine
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
@@ -74,7 +73,7 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
 
     async def users() -> AsyncIterator[dict[str, Any]]:
         nonlocal read
-        async for number, user in rows(request, UserIn):
+        async for number, user in read_rows(request, UserIn):
             lines.append(number)
             read += 1
             yield user.model_dump()
@@ -91,13 +90,13 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
 @router.get("", response_model=PageOut[UserOut])
 async def list_users(parameters: Annotated[UserPageParameters, Query()], views: CurrentUserViews) -> Response:
     """Users in the order of their creation."""
-    found = matching(
+    selected = select_users(
         email_prefix=parameters.email_prefix,
         country=parameters.country,
         created_from=parameters.created_from,
         created_before=parameters.created_before,
     )
-    page = await views.listed.page(found, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page = await views.listed.page(selected, limit=parameters.limit, after=parameters.after, before=parameters.before)
     return page_response(page)
 
 
@@ -108,7 +107,7 @@ async def change_user(
     """Change the fields that the body has. `If-Match` must have the user's current `ETag`."""
     users = UserRepository(db)
     user = (await users.lock([user_id]))[user_id]
-    check_if_match(if_match, user.version)
+    if_match.check(user.version)
     await users.update(user, **body.model_dump(exclude_unset=True))
     response.headers["ETag"] = make_etag(user.version)
     return user
@@ -119,5 +118,5 @@ async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)
     user = (await users.lock([user_id]))[user_id]
-    check_if_match(if_match, user.version)
+    if_match.check(user.version)
     await users.delete(user)

@@ -17,41 +17,41 @@ PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
 
 
-async def answered_in_parts(
+async def process_in_parts(
     parts: AsyncIterator[PartT],
-    carry_out: Callable[[PartT], Coroutine[Any, Any, ResultT]],
+    process: Callable[[PartT], Coroutine[Any, Any, ResultT]],
     write: Callable[[PartT, ResultT, IO[bytes]], None],
 ) -> AsyncIterator[bytes]:
-    """Carry out the parts in order, and return what `write` writes for each part and its result.
+    """Process the parts in order. Returns what `write` writes for each part and its result.
 
-    While one part is carried out, the next one is read and the previous one is written. The responses are spooled to
-    disk, because a client may send its whole request before it reads anything.
+    While one part is processed, the next one is read and the result of the previous one is written. The results are
+    stored in a temporary file, because a client may send its whole request before it reads the response.
     """
-    answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed after it has been sent
+    results = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed by _read_and_close
     running: tuple[PartT, asyncio.Task[ResultT]] | None = None
     finished: tuple[PartT, ResultT] | None = None
     try:
         async for part in parts:
             if finished is not None:
-                write(*finished, answers)
+                write(*finished, results)
             finished = None if running is None else (running[0], await running[1])
-            running = part, asyncio.create_task(carry_out(part))
+            running = part, asyncio.create_task(process(part))
         if finished is not None:
-            write(*finished, answers)
+            write(*finished, results)
         if running is not None:
-            write(running[0], await running[1], answers)
+            write(running[0], await running[1], results)
     except BaseException:
         if running is not None:
             await asyncio.wait([running[1]])
-        answers.close()
+        results.close()
         raise
-    answers.seek(0)
-    return _sent(answers)
+    results.seek(0)
+    return _read_and_close(results)
 
 
-async def _sent(answers: IO[bytes]) -> AsyncIterator[bytes]:
+async def _read_and_close(results: IO[bytes]) -> AsyncIterator[bytes]:
     try:
-        while part := await asyncio.to_thread(answers.read, _PART_BYTES):
+        while part := await asyncio.to_thread(results.read, _PART_BYTES):
             yield part
     finally:
-        answers.close()
+        results.close()

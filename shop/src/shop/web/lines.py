@@ -20,58 +20,58 @@ MAX_LINE_BYTES: Final = 65_536
 TOO_LONG: Final = f"longer than {MAX_LINE_BYTES} bytes"
 
 
-async def ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
+async def read_ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
     """The lines of the body as they arrive, each with its number, from 1. Blank lines are left out.
 
     A line that is longer than `MAX_LINE_BYTES` is None. Raises `UnsupportedMediaType` if the body isn't NDJSON.
     """
-    if _media_type(request) != NDJSON:
+    if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
     number, rest = 0, b""
     async for part in request.stream():
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             number += 1
-            if content := _content(number, line):
+            if content := _strip(number, line):
                 yield number, content if len(content) <= MAX_LINE_BYTES else None
         rest = rest[: MAX_LINE_BYTES + 1]  # enough to tell that it is too long
-    if content := _content(number + 1, rest):
+    if content := _strip(number + 1, rest):
         yield number + 1, content if len(content) <= MAX_LINE_BYTES else None
 
 
-async def rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int, ModelT]]:
+async def read_rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int, ModelT]]:
     """The rows of a body, each with the number of its line (NDJSON) or of its element (JSON array), from 1.
 
     NDJSON is read as it arrives, in constant memory. An array is read as a whole. Raises `InvalidLine` for the first
     row that the model rejects, and `UnsupportedMediaType` if the content type is neither.
     """
-    if _media_type(request) == NDJSON:
-        async for number, line in ndjson_lines(request):
+    if _get_media_type(request) == NDJSON:
+        async for number, line in read_ndjson_lines(request):
             if line is None:
                 raise InvalidLine(number, TOO_LONG)
             try:
                 row = model.model_validate(parse_json(line))
             except (InvalidJSON, ValidationError) as error:
-                raise InvalidLine(number, first_fault(error)) from error
+                raise InvalidLine(number, describe_first_error(error)) from error
             yield number, row
         return
-    if _media_type(request) != JSON:
+    if _get_media_type(request) != JSON:
         raise UnsupportedMediaType(JSON, NDJSON)
     try:
         elements = parse_json(body := await request.body())
     except InvalidJSON as error:
-        raise InvalidLine(_place(error, body), first_fault(error)) from error
+        raise InvalidLine(_find_position(error, body), describe_first_error(error)) from error
     if not isinstance(elements, list):
         raise InvalidLine(1, f"a JSON array is expected, or {NDJSON}")
     for number, element in enumerate(elements, start=1):
         try:
             row = model.model_validate(element)
         except ValidationError as error:
-            raise InvalidLine(number, first_fault(error)) from error
+            raise InvalidLine(number, describe_first_error(error)) from error
         yield number, row
 
 
-def first_fault(error: ValidationError | InvalidJSON) -> str:
+def describe_first_error(error: ValidationError | InvalidJSON) -> str:
     """The first fault and its place, without the rejected value."""
     if isinstance(error, InvalidJSON):
         return str(error)
@@ -80,7 +80,7 @@ def first_fault(error: ValidationError | InvalidJSON) -> str:
     return f"{where}: {first['msg']}" if where else first["msg"]
 
 
-def _place(error: InvalidJSON, body: bytes) -> int:
+def _find_position(error: InvalidJSON, body: bytes) -> int:
     """The number of the element, from 1. If the body isn't JSON, the number of the line."""
     match error.code, error.loc:
         case "json_duplicate_name", (int(index), *_):
@@ -90,9 +90,9 @@ def _place(error: InvalidJSON, body: bytes) -> int:
     return 1
 
 
-def _media_type(request: Request) -> str:
+def _get_media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _content(number: int, line: bytes) -> bytes:
+def _strip(number: int, line: bytes) -> bytes:
     return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()

@@ -54,6 +54,7 @@ class _QueueCollector(Collector):
         self._status_by_queue = status_by_queue
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics, each with a value for every queue. prometheus_client calls this method."""
         labels = ["queue"]
         waiters = GaugeMetricFamily("shop_batch_waiters", "Requests that wait for a batch", labels=labels)
         running = GaugeMetricFamily("shop_batches_running", "Batches that are running", labels=labels)

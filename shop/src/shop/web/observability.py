@@ -40,10 +40,11 @@ class Observability:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one request. An unexpected error is logged, and answered with a 500."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = _get_request_id(scope)
         status = 0
         started = time.perf_counter()
 
@@ -78,7 +79,7 @@ class Observability:
         )
 
 
-def _request_id(scope: Scope) -> str:
+def _get_request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == REQUEST_ID_HEADER:
             request_id: str = value.decode("latin-1")

@@ -13,8 +13,8 @@ from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.ledger.transfer_schemas import encode_json
-from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
-from shop.web.lines import TOO_LONG, first_fault
+from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, process_in_parts
+from shop.web.lines import TOO_LONG, describe_first_error
 
 # The fields of `AccountLineOut`, in the order in which they are written.
 _EMPTY_RESULT: Final = {"outcome": "", "account": None, "refusal": None, "replayed": False, "detail": None}
@@ -34,7 +34,7 @@ async def open_account_lines(
             return []
         return await run_transaction(database, lambda session: open_accounts(session, requests))
 
-    return await answered_in_parts(_split_into_chunks(lines, caller), open_chunk, _write_results)
+    return await process_in_parts(_split_into_chunks(lines, caller), open_chunk, _write_results)
 
 
 async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) -> AsyncIterator[_Chunk]:
@@ -58,7 +58,7 @@ def _parse_line(line: bytes | None, caller: str) -> OpeningRequest | str:
     try:
         body = AccountLineIn.model_validate(parse_json(line))
     except (InvalidJSON, ValidationError) as error:
-        return first_fault(error)
+        return describe_first_error(error)
     # without defaults, because `build_account_values` must know which fields the client has sent
     account = body.model_dump(exclude={"idempotency_key"}, exclude_unset=True)
     return OpeningRequest(AccountIn.model_construct(**account), body.idempotency_key, caller)

@@ -17,7 +17,6 @@ from howdah.fastapi import (
     ReadDbSession,
     RequiredIfMatch,
     StrictJSONRoute,
-    check_if_match,
     describe_problems,
     get_database,
     get_schema_ref,
@@ -50,7 +49,7 @@ from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.requests import Refusal
 from shop.web.dependencies import Caller
-from shop.web.lines import NDJSON, ndjson_lines
+from shop.web.lines import NDJSON, read_ndjson_lines
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
@@ -105,7 +104,7 @@ async def create_accounts(
     response starts when the last account has been opened. If the connection breaks before that, some accounts may have
     been opened. It is safe to send all lines again.
     """
-    return StreamingResponse(await open_account_lines(ndjson_lines(request), database, caller), media_type=NDJSON)
+    return StreamingResponse(await open_account_lines(read_ndjson_lines(request), database, caller), media_type=NDJSON)
 
 
 @router.get("", response_model=PageOut[AccountOut])
@@ -137,7 +136,7 @@ async def patch_account(
     """
 
     def precondition(locked_account: Account) -> None:
-        check_if_match(if_match, locked_account.revision)
+        if_match.check(locked_account.revision)
 
     account = await change_account(db, account_id, body, precondition=precondition)
     response.headers["ETag"] = make_etag(account.revision, account.entry_count)

@@ -18,8 +18,8 @@ from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
 from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
-from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
-from shop.web.lines import TOO_LONG, first_fault
+from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, process_in_parts
+from shop.web.lines import TOO_LONG, describe_first_error
 
 _LINKED_LINE_INVALID: Final = "linked: a line that this one is linked with is invalid"
 _LINKED_TRANSFER_UNKNOWN: Final = "linked: a line that this one is linked with names a transfer that doesn't exist"
@@ -43,7 +43,7 @@ async def post_transfer_lines(
     def post_chunk(chunk: _Chunk) -> Coroutine[Any, Any, list[TransferResult]]:
         return ledger.submit_many([request for request in chunk.values() if not isinstance(request, str)])
 
-    return await answered_in_parts(_read_chunks(lines, db, caller), post_chunk, _write_results)
+    return await process_in_parts(_read_chunks(lines, db, caller), post_chunk, _write_results)
 
 
 async def _read_chunks(
@@ -129,7 +129,7 @@ def _parse_line(line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str,
     try:
         body = _validate_line(line)
     except (InvalidJSON, ValidationError) as error:
-        return first_fault(error), _may_be_linked(line, in_chain=in_chain)
+        return describe_first_error(error), _may_be_linked(line, in_chain=in_chain)
     return body, body.linked
 
 

@@ -44,7 +44,7 @@ from shop.ledger.transfer_schemas import (
 )
 from shop.web.dependencies import Caller
 from shop.web.fields import Metadata
-from shop.web.lines import JSON, NDJSON, ndjson_lines
+from shop.web.lines import JSON, NDJSON, read_ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
 
@@ -139,7 +139,9 @@ async def create_transfers(
     line doesn't affect lines that it isn't linked with. The response starts when the last line has been decided. If the
     connection breaks before that, some lines may have been posted. It is safe to send all lines again.
     """
-    return StreamingResponse(await post_transfer_lines(ndjson_lines(request), db, ledger, caller), media_type=NDJSON)
+    return StreamingResponse(
+        await post_transfer_lines(read_ndjson_lines(request), db, ledger, caller), media_type=NDJSON
+    )
 
 
 async def get_metadata_filter(request: Request) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The plans of queries by keys that only PostgreSQL can compare."""
+"""The query plans for keys that only PostgreSQL can compare."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ async def tables(session: AsyncSession) -> AsyncSession:
     await session.execute(text(f"INSERT INTO single SELECT n, 0 FROM {rows}"))
     await session.execute(text(f"INSERT INTO pair SELECT n % 100, n, 0 FROM {rows}"))
     await session.execute(text("ANALYZE single, pair"))
-    await session.execute(text("SET LOCAL random_page_cost = 1.1"))  # as on a disk without moving parts
+    await session.execute(text("SET LOCAL random_page_cost = 1.1"))  # as for an SSD
     return session
 
 
 async def plans_of(session: AsyncSession, call: Callable[[], Any]) -> list[dict[str, Any]]:
-    """The plans of the statements with keys that a call sends, each planned for just these keys."""
+    """The plans of the statements with keys that a call sends, planned for these keys."""
     sent: list[tuple[str, Any]] = []
 
-    def remember(*args: Any) -> None:
+    def record(*args: Any) -> None:
         if "[]" in args[2]:
             sent.append((args[2], args[3]))
 
     engine = session.get_bind().engine
-    event.listen(engine, "before_cursor_execute", remember)
+    event.listen(engine, "before_cursor_execute", record)
     try:
         await call()
     finally:
-        event.remove(engine, "before_cursor_execute", remember)
+        event.remove(engine, "before_cursor_execute", record)
     raw = (await (await session.connection()).get_raw_connection()).driver_connection
     assert raw is not None
     return [(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {text}", *parameters))[0]["Plan"] for text, parameters in sent]
@@ -73,7 +73,7 @@ def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("count", [1, 100, 10_000])
 @pytest.mark.parametrize("model", [PlannedSingle, PlannedPair])
-async def test_keys_that_postgresql_compares_are_found_by_the_index_or_one_reading_of_the_table(
+async def test_keys_that_postgresql_compares_use_the_index_or_one_scan_of_the_table(
     tables: AsyncSession, model: type[Any], count: int
 ) -> None:
     numbers = range(1, count + 1)

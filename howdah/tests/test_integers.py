@@ -1,4 +1,4 @@
-"""No integer type stores or compares anything but the value that it was passed."""
+"""Integer types store and compare exactly the value that was passed, or reject it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ async def tallies(session: AsyncSession) -> AsyncSession:
 
 
 def rows_with(name: str, value: Any, count: int) -> list[dict[str, Any]]:
-    """The last row has the value."""
-    return [{"id": place, name: 7} for place in range(count - 1)] + [{"id": count - 1, name: value}]
+    """Rows of which the last one has the value."""
+    return [{"id": position, name: 7} for position in range(count - 1)] + [{"id": count - 1, name: value}]
 
 
 async def insert_many(session: AsyncSession, name: str, value: Any, count: int) -> None:
@@ -59,7 +59,7 @@ async def insert_many_for_keys(session: AsyncSession, name: str, value: Any, cou
 
 
 async def insert_the_same_value(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await bulk.insert_many(session, Tally, [{"id": place, name: value} for place in range(count)])
+    await bulk.insert_many(session, Tally, [{"id": position, name: value} for position in range(count)])
 
 
 async def insert_uneven_rows(session: AsyncSession, name: str, value: Any, count: int) -> None:
@@ -67,12 +67,12 @@ async def insert_uneven_rows(session: AsyncSession, name: str, value: Any, count
 
 
 async def update_many(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await bulk.insert_many(session, Tally, [{"id": place} for place in range(count)])
+    await bulk.insert_many(session, Tally, [{"id": position} for position in range(count)])
     await bulk.update_many(session, Tally, rows_with(name, value, count))
 
 
 async def upsert_many(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await bulk.insert_many(session, Tally, [{"id": place} for place in range(count)])
+    await bulk.insert_many(session, Tally, [{"id": position} for position in range(count)])
     await bulk.upsert_many(session, Tally, rows_with(name, value, count), on=["id"])
 
 
@@ -81,12 +81,12 @@ async def upsert_new_rows(session: AsyncSession, name: str, value: Any, count: i
 
 
 async def update_by_key(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await bulk.insert_many(session, Tally, [{"id": place} for place in range(count)])
+    await bulk.insert_many(session, Tally, [{"id": position} for position in range(count)])
     await bulk.update_by_key(session, Tally, range(count), {name: value})
 
 
 async def update_where(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await bulk.insert_many(session, Tally, [{"id": place} for place in range(count)])
+    await bulk.insert_many(session, Tally, [{"id": position} for position in range(count)])
     await bulk.update_where(session, Tally, Tally.id >= 0, {name: value})
 
 
@@ -114,7 +114,7 @@ async def insert_by_executemany(session: AsyncSession, name: str, value: Any, co
 
 
 async def update_by_core(session: AsyncSession, name: str, value: Any, count: int) -> None:
-    await session.execute(insert(Tally), [{"id": place} for place in range(count)])
+    await session.execute(insert(Tally), [{"id": position} for position in range(count)])
     await session.execute(update(Tally).values({name: value}))
 
 
@@ -124,7 +124,7 @@ async def insert_by_text(session: AsyncSession, name: str, value: Any, count: in
     await session.execute(statement.bindparams(bindparam("value", type_=kind)), {"id": count - 1, "value": value})
 
 
-async def refuse_rows(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
+async def assert_rejected(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
     with pytest.raises(InvalidValue, match="isn't a whole number"):
         await bulk.insert_many(session, Tally, rows)
     with pytest.raises(InvalidValue, match="isn't a whole number"):
@@ -157,7 +157,7 @@ CASES = [(write, count) for write in WRITES for count in SIZES if write not in S
 
 
 @pytest.mark.parametrize(("write", "count"), CASES)
-async def test_every_write_refuses_a_value_that_no_integer_equals(
+async def test_every_write_rejects_a_value_that_no_integer_equals(
     tallies: AsyncSession, write: Write, count: int
 ) -> None:
     for value, name in [*((value, "big") for value in FEW_INEXACT), *((1.25, name) for name in NAMES)]:
@@ -180,7 +180,7 @@ async def test_every_write_stores_a_value_that_equals_an_integer(
 
 
 @pytest.mark.parametrize("value", INEXACT, ids=lambda value: type(value).__name__)
-async def test_every_inexact_value_is_refused_without_showing_it(tallies: AsyncSession, value: Any) -> None:
+async def test_every_inexact_value_is_rejected_and_not_shown(tallies: AsyncSession, value: Any) -> None:
     message = f"a {type(value).__name__} that isn't a whole number was rejected for an integer: pass an int, such as"
     for name in ("small", "whole", "big", "object_id"):
         with pytest.raises(InvalidValue) as caught:
@@ -192,7 +192,7 @@ async def test_every_inexact_value_is_refused_without_showing_it(tallies: AsyncS
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("value", FEW_INEXACT)
-async def test_items_of_arrays_are_refused(tallies: AsyncSession, value: Any, count: int) -> None:
+async def test_items_of_arrays_are_rejected(tallies: AsyncSession, value: Any, count: int) -> None:
     for name, stored in (
         ("wholes", [value]),
         ("wholes", [1, None, value]),
@@ -200,13 +200,13 @@ async def test_items_of_arrays_are_refused(tallies: AsyncSession, value: Any, co
         ("bigs", (1, value)),
         ("bigs", [[1, 2], [3, value]]),
     ):
-        rows: Any = [{"id": place, name: [1]} for place in range(count - 1)] + [{"id": count - 1, name: stored}]
-        await refuse_rows(tallies, rows)
+        rows: Any = [{"id": position, name: [1]} for position in range(count - 1)] + [{"id": count - 1, name: stored}]
+        await assert_rejected(tallies, rows)
 
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("value", FEW_INEXACT)
-async def test_bounds_of_ranges_are_refused(tallies: AsyncSession, value: Any, count: int) -> None:
+async def test_bounds_of_ranges_are_rejected(tallies: AsyncSession, value: Any, count: int) -> None:
     for name, stored in (
         ("span", Range(value, None)),
         ("big_span", Range(None, value)),
@@ -215,12 +215,12 @@ async def test_bounds_of_ranges_are_refused(tallies: AsyncSession, value: Any, c
         ("spans", MultiRange([Range(value, None)])),
         ("span_array", [Range(1, 2), Range(value, None)]),
     ):
-        rows: Any = [{"id": place, name: None} for place in range(count - 1)] + [{"id": count - 1, name: stored}]
-        await refuse_rows(tallies, rows)
+        rows: Any = [{"id": position, name: None} for position in range(count - 1)] + [{"id": count - 1, name: stored}]
+        await assert_rejected(tallies, rows)
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_arrays_and_ranges_are_stored_as_before(tallies: AsyncSession, count: int) -> None:
+async def test_valid_arrays_and_ranges_are_stored_unchanged(tallies: AsyncSession, count: int) -> None:
     values: dict[str, Any] = {
         "wholes": [1, None, 3],
         "bigs": [[1, 2], [3, 2**62]],
@@ -230,7 +230,7 @@ async def test_arrays_and_ranges_are_stored_as_before(tallies: AsyncSession, cou
         "span_array": [Range(1, 2), None],
         "object_id": 2**32 - 1,
     }
-    await bulk.insert_many(tallies, Tally, [{"id": place, **values} for place in range(count)])
+    await bulk.insert_many(tallies, Tally, [{"id": position, **values} for position in range(count)])
     await AsyncRepository(tallies, Tally).create(id=-1, **values)
     read = await tallies.execute(select(*(Tally.__table__.c[name] for name in values)))
     assert all(row._mapping == values for row in read)
@@ -240,9 +240,9 @@ async def test_arrays_and_ranges_are_stored_as_before(tallies: AsyncSession, cou
 
 
 @pytest.mark.parametrize("value", FEW_INEXACT)
-async def test_keys_are_refused(tallies: AsyncSession, value: Any) -> None:
+async def test_inexact_keys_are_rejected(tallies: AsyncSession, value: Any) -> None:
     repository = AsyncRepository(tallies, Tally)
-    await bulk.insert_many(tallies, Tally, [{"id": place} for place in range(25)])
+    await bulk.insert_many(tallies, Tally, [{"id": position} for position in range(25)])
     for count in SIZES:
         keys = [*range(count - 1), value]
         for call in (
@@ -274,7 +274,9 @@ class TallyRead(BaseModel):
     big: int | None
 
 
-async def test_views_and_filters_are_refused(tallies: AsyncSession, database: Database) -> None:
+async def test_inexact_keys_of_views_and_inexact_filters_are_rejected(
+    tallies: AsyncSession, database: Database
+) -> None:
     await bulk.insert_many(tallies, Tally, [{"id": 1, "big": 1, "bigs": [1]}])
     half = Fraction(3, 2)
     async with JsonView(Tally, TallyRead).open(database) as view:
@@ -300,7 +302,7 @@ async def test_views_and_filters_are_refused(tallies: AsyncSession, database: Da
             await bulk.update_where(tallies, Tally, criterion, {"small": 2})
 
 
-async def test_a_literal_in_the_text_of_a_statement_is_refused(tallies: AsyncSession) -> None:
+async def test_a_literal_in_the_text_of_a_statement_is_rejected(tallies: AsyncSession) -> None:
     for value in FEW_INEXACT:
         with pytest.raises(sa.StatementError, match="Could not render literal value"):
             await tallies.execute(select(literal(value, BigInteger, literal_execute=True)))
@@ -309,7 +311,7 @@ async def test_a_literal_in_the_text_of_a_statement_is_refused(tallies: AsyncSes
 
 
 async def test_comparisons_with_fractions_are_still_possible(tallies: AsyncSession) -> None:
-    """SQLAlchemy sends a float or a Decimal that stands next to an integer column as such."""
+    """SQLAlchemy sends a float or a Decimal that is compared with an integer column as a float or a Decimal."""
     await bulk.insert_many(tallies, Tally, [{"id": 1, "big": 1}, {"id": 2, "big": 2}])
     for half in (1.5, Decimal("1.5")):
         assert (await tallies.scalars(select(Tally.id).where(Tally.big > half))).all() == [2]
@@ -324,14 +326,14 @@ async def test_numbers_beyond_64_bits_are_out_of_range(tallies: AsyncSession) ->
                 await bulk.insert_many(tallies, Tally, rows_with("big", value, count))
 
 
-async def test_a_refused_value_leaves_the_transaction_usable(tallies: AsyncSession) -> None:
+async def test_a_rejected_value_leaves_the_transaction_usable(tallies: AsyncSession) -> None:
     with pytest.raises(InvalidValue):
         await tallies.execute(update(Tally).values(big=Fraction(1, 2)))
     assert await tallies.scalar(text("SELECT 1")) == 1
 
 
-async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -> None:
-    """The control: without the types of `howdah._types.integers` these values are stored as 1."""
+async def test_control_the_driver_truncates(tallies: AsyncSession, database: Database) -> None:
+    """Without the types of `howdah._types.integers` these values are stored as 1."""
     raw = await (await tallies.connection()).get_raw_connection()
     driver: Any = raw.driver_connection
     for value in (1.99, Decimal("1.99"), Fraction(3, 2), HalfFloat(), UUID(int=1)):
@@ -339,7 +341,7 @@ async def test_the_driver_truncates(tallies: AsyncSession, database: Database) -
         assert await driver.fetchval("SELECT $1::int[]", [value]) == [1]
 
 
-def test_a_column_is_checked_at_once_or_value_by_value() -> None:
+def test_a_list_of_integers_is_recognized() -> None:
     assert has_only_integers([])
     assert has_only_integers([1, 2**70, -1])
     assert has_only_integers([1, None])
@@ -351,6 +353,6 @@ def test_a_column_is_checked_at_once_or_value_by_value() -> None:
     assert not has_only_integers([1.5, -1.5])
 
 
-def test_values_that_the_driver_refuses_itself_are_passed_on() -> None:
+def test_values_that_the_driver_rejects_are_passed_on() -> None:
     for value in ("1", b"1", [1], 1j, None):
         assert to_exact_integer(value) is value

@@ -1,4 +1,4 @@
-"""Rows of one call that refer to each other: the result is the same for any number and order, with COPY and without."""
+"""Rows that refer to each other: the result is the same for any number and order of rows, with COPY and without."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TreeNode(UUIDv7PrimaryKey, Separate):
 
 
 class TreeNumbered(Separate):
-    """The database makes the keys."""
+    """The database generates the keys."""
 
     __tablename__ = "numbered_nodes"
 
@@ -77,19 +77,19 @@ async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
         yield session
 
 
-def copies(session: AsyncSession) -> bool:
+def has_copy(session: AsyncSession) -> bool:
     return bool(session.get_bind().engine.get_execution_options()["howdah_copy"])
 
 
 def chain(count: int) -> list[dict[str, Any]]:
-    """Each row's parent is the next one."""
+    """Rows whose parent is the next row."""
     ids = [uuid7() for _ in range(count)]
     return [{"id": key, "parent_id": parent} for key, parent in zip(ids, [*ids[1:], None], strict=True)]
 
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("order", ["children first", "any", "parents first"])
-async def test_a_row_may_come_before_the_one_it_refers_to(session: AsyncSession, count: int, order: str) -> None:
+async def test_a_row_may_come_before_the_row_that_it_refers_to(session: AsyncSession, count: int, order: str) -> None:
     rows = chain(count)
     if order == "any":
         random.Random(count).shuffle(rows)
@@ -103,7 +103,7 @@ async def test_a_row_may_come_before_the_one_it_refers_to(session: AsyncSession,
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_a_root_may_leave_its_parent_out(session: AsyncSession, count: int) -> None:
+async def test_a_root_may_leave_out_its_parent(session: AsyncSession, count: int) -> None:
     rows = chain(count)
     del rows[-1]["parent_id"]
     assert (await bulk.insert_many(session, TreeNode, rows)).keys == [row["id"] for row in rows]
@@ -111,7 +111,7 @@ async def test_a_root_may_leave_its_parent_out(session: AsyncSession, count: int
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_rows_with_an_array_are_no_exception(session: AsyncSession, count: int) -> None:
+async def test_rows_with_an_array_may_refer_to_later_rows(session: AsyncSession, count: int) -> None:
     rows = [{**row, "tags": [1, 2]} for row in chain(count)]
     assert (await bulk.insert_many(session, TreeNode, rows)).count == count
 
@@ -124,11 +124,11 @@ async def test_rows_may_refer_to_each_other_in_a_circle(session: AsyncSession, c
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_a_circle_of_rows_with_arrays_is_copied_or_refused(session: AsyncSession, count: int) -> None:
-    """Without COPY a statement has at most 1,000 of them."""
+async def test_a_circle_of_rows_with_arrays_is_copied_or_rejected(session: AsyncSession, count: int) -> None:
+    """Without COPY a statement inserts at most 1,000 rows with arrays."""
     rows = [{**row, "tags": [1]} for row in chain(count)]
     rows[-1]["parent_id"] = rows[0]["id"]
-    if copies(session) or count <= 1000:
+    if has_copy(session) or count <= 1000:
         assert (await bulk.insert_many(session, TreeNode, rows)).count == count
     else:
         with pytest.raises(ForeignKeyViolation):
@@ -141,26 +141,28 @@ async def test_a_row_may_refer_to_itself(session: AsyncSession) -> None:
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_the_row_that_is_refused_is_named_and_no_child_before_its_parent(
+async def test_a_rejected_row_is_identified_and_no_child_is_blamed_for_its_parent(
     session: AsyncSession, count: int
 ) -> None:
-    rows = [{**row, "name": str(place)} for place, row in enumerate(chain(count))]
-    place = count // 2
-    await bulk.insert_many(session, TreeNode, [{"name": str(place)}])
+    rows = [{**row, "name": str(position)} for position, row in enumerate(chain(count))]
+    position = count // 2
+    await bulk.insert_many(session, TreeNode, [{"name": str(position)}])
     with pytest.raises(UniqueViolation) as caught:
         await bulk.insert_many(session, TreeNode, rows)
-    assert caught.value.row_index == place
-    rows[place]["name"] = "other"
+    assert caught.value.row_index == position
+    rows[position]["name"] = "other"
     rows[0]["parent_id"], missing = uuid7(), rows[0]["parent_id"]
-    with pytest.raises(ForeignKeyViolation) as refused:
+    with pytest.raises(ForeignKeyViolation) as missing_parent:
         await bulk.insert_many(session, TreeNode, rows)
-    assert refused.value.row_index == 0
+    assert missing_parent.value.row_index == 0
     rows[0]["parent_id"] = missing
     assert (await bulk.insert_many(session, TreeNode, rows)).count == count
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_a_reference_to_a_later_chunk_is_refused_and_named(session: AsyncSession, count: int) -> None:
+async def test_a_reference_to_a_later_chunk_is_rejected_and_its_row_is_identified(
+    session: AsyncSession, count: int
+) -> None:
     rows = chain(count)
     half = count // 2
     with pytest.raises(ForeignKeyViolation) as caught:
@@ -171,9 +173,7 @@ async def test_a_reference_to_a_later_chunk_is_refused_and_named(session: AsyncS
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_a_foreign_key_may_refer_to_another_unique_column_and_keys_keep_the_order_of_the_rows(
-    session: AsyncSession, count: int
-) -> None:
+async def test_a_foreign_key_may_refer_to_another_unique_column(session: AsyncSession, count: int) -> None:
     codes = [f"c{number}" for number in range(count)]
     rows = [{"code": code, "parent_code": parent} for code, parent in zip(codes, [*codes[1:], None], strict=True)]
     keys = (await bulk.insert_many(session, TreeNumbered, rows)).keys
@@ -182,36 +182,36 @@ async def test_a_foreign_key_may_refer_to_another_unique_column_and_keys_keep_th
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_a_foreign_key_of_two_columns(session: AsyncSession, count: int) -> None:
+async def test_a_foreign_key_may_have_two_columns(session: AsyncSession, count: int) -> None:
     rows = [{"tenant": 1, "number": number, "parent": number + 1} for number in range(count - 1)]
     rows.append({"tenant": 1, "number": count - 1, "parent": None})  # type: ignore[dict-item]
     assert (await bulk.insert_many(session, TreeFolder, rows)).count == count
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_joined_table_inheritance(session: AsyncSession, count: int) -> None:
+async def test_rows_of_joined_table_inheritance_may_refer_to_each_other(session: AsyncSession, count: int) -> None:
     ids = [uuid7() for _ in range(count)]
     rows = [{"id": key, "boss_id": boss, "friend_id": boss} for key, boss in zip(ids, [*ids[1:], None], strict=True)]
     assert (await bulk.insert_many(session, TreeWorker, rows)).keys == ids
     assert await session.scalar(select(func.count()).select_from(TreeWorker)) == count
 
 
-async def test_keys_that_are_written_as_text_are_found_too(session: AsyncSession) -> None:
+async def test_keys_that_are_passed_as_text_are_matched(session: AsyncSession) -> None:
     rows = [{"id": str(row["id"]), "parent_id": row["parent_id"]} for row in chain(5)]
     assert (await bulk.insert_many(session, TreeNode, rows)).count == 5
 
 
-async def test_rows_that_refer_to_each_other_are_one_statement(session: AsyncSession) -> None:
+async def test_rows_that_refer_to_each_other_are_written_by_one_statement(session: AsyncSession) -> None:
     with assert_statements(session, 1):
         await bulk.insert_many(session, TreeNode, chain(5))
     with assert_statements(session, 1) as sent:
         await bulk.insert_many(session, TreeNumbered, [{"code": "x"}, {"code": "y"}])
-    assert sent[0].startswith("INSERT")  # the database makes the keys, so nobody can refer to them
+    assert sent[0].startswith("INSERT")  # the database generates the keys, so no row can refer to another one
 
 
-async def test_a_check_names_its_row_in_a_tree(session: AsyncSession) -> None:
+async def test_a_check_violation_identifies_its_row_among_rows_that_refer_to_each_other(session: AsyncSession) -> None:
     await session.execute(text("ALTER TABLE nodes ADD CHECK (name <> 'bad')"))
-    rows = [{**row, "name": f"n{place}"} for place, row in enumerate(chain(10))]
+    rows = [{**row, "name": f"n{position}"} for position, row in enumerate(chain(10))]
     rows[3]["name"] = "bad"
     with pytest.raises(CheckViolation) as caught:
         await bulk.insert_many(session, TreeNode, rows)
@@ -224,7 +224,7 @@ def test_only_foreign_keys_within_the_model_are_self_references() -> None:
     assert {each.referring for each in find_self_references(TreeWorker)} == {("friend_id",), ("boss_id",)}
 
 
-def test_the_order_stays_where_it_can_and_a_long_chain_is_no_recursion() -> None:
+def test_rows_keep_their_order_if_possible_and_a_long_chain_needs_no_recursion() -> None:
     references = find_self_references(TreeNode)
     rows = chain(50_000)
     assert order_parents_first(references, rows) == [*reversed(range(50_000))]

@@ -1,4 +1,4 @@
-"""After `await database.engine.dispose()`, every promise of the database still holds."""
+"""After `await database.engine.dispose()` the limits, settings and listeners of the database still apply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BACKENDS = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 
 
 @pytest.fixture
 async def backends(database_url: str) -> AsyncIterator[Any]:
-    """A function that counts the connections to the server, by a connection of another name."""
+    """A function that counts the connections of the database, through a connection with another application name."""
     engine = create_async_engine(make_url(database_url))
 
     async def count() -> int:
@@ -42,7 +42,7 @@ async def pid(connection: AsyncConnection) -> int:
 
 async def wait_for_count(backends: Any, expected: int) -> None:
     async with asyncio.timeout(10):
-        while await backends() != expected:  # the server notices a closed connection a little later
+        while await backends() != expected:  # the server notices a closed connection with a delay
             await asyncio.sleep(0.005)
 
 
@@ -71,7 +71,9 @@ async def test_a_kept_connection_that_is_in_use_is_closed_after_its_use(database
         await wait_for_count(backends, 0)
 
 
-async def test_connections_in_use_and_kept_ones_count_for_the_limit(database_url: str, backends: Any) -> None:
+async def test_connections_in_use_and_kept_connections_count_towards_the_limit(
+    database_url: str, backends: Any
+) -> None:
     async with (
         Database(database_url, application_name=NAME, pool_size=10, max_overflow=0) as database,
         AsyncExitStack() as stack,
@@ -92,7 +94,7 @@ async def test_connections_in_use_and_kept_ones_count_for_the_limit(database_url
         assert database._kept.idle_count == 1
 
 
-async def test_a_task_that_waited_meanwhile_uses_the_new_pool(database_url: str, backends: Any) -> None:
+async def test_a_waiting_task_uses_the_new_pool(database_url: str, backends: Any) -> None:
     async with Database(database_url, application_name=NAME, pool_size=1, max_overflow=0) as database:
 
         async def use() -> None:
@@ -124,7 +126,7 @@ async def test_a_session_that_finds_the_new_pool_empty_gets_a_kept_connection(da
         assert await database.read(pid) == kept
 
 
-async def test_settings_types_and_limits_are_those_of_the_database(database_url: str) -> None:
+async def test_settings_types_and_timeouts_still_apply(database_url: str) -> None:
     async with Database(database_url, application_name=NAME, lock_timeout=0.1) as database:
         await database.engine.dispose()
         async with database.session() as session, database.session() as other:
@@ -150,7 +152,7 @@ async def test_many_rows_are_copied(committed_database: Database) -> None:
     assert sent[0].startswith("COPY users")
 
 
-async def test_a_listener_of_the_application_still_ends_the_sharing_of_reads(real_database: Database) -> None:
+async def test_a_listener_of_the_application_still_stops_the_sharing_of_reads(real_database: Database) -> None:
     event.listen(real_database.engine.sync_engine, "checkout", lambda *_event: None)
     await real_database.engine.dispose()
     assert not real_database.shares_reads()
@@ -158,7 +160,7 @@ async def test_a_listener_of_the_application_still_ends_the_sharing_of_reads(rea
     assert real_database._kept.idle_count == 0
 
 
-async def test_behind_a_pooler_a_listener_of_the_checkout_is_still_refused(database_url: str) -> None:
+async def test_behind_a_pooler_a_checkout_listener_is_still_rejected(database_url: str) -> None:
     async with Database(database_url, pooler="transaction") as database:
         await database.engine.dispose()
         async with database.session() as session:
@@ -180,7 +182,7 @@ async def test_a_closed_database_stays_closed(database_url: str) -> None:
             pass
 
 
-async def test_without_close_kept_connections_are_left_open_for_the_process_that_uses_them(database_url: str) -> None:
+async def test_without_close_kept_connections_stay_open_for_another_process(database_url: str) -> None:
     async with Database(database_url) as database:
         before = await database.read(pid)
         (kept,) = database._kept._idle
@@ -192,7 +194,7 @@ async def test_without_close_kept_connections_are_left_open_for_the_process_that
         await driver.close()
 
 
-def test_the_state_of_the_pool_is_one_object() -> None:
+def test_the_pool_has_one_state_object() -> None:
     database = Database("postgresql://127.0.0.1/none")
     pool = database.engine.pool
     assert isinstance(pool, BoundedPool)

@@ -1,4 +1,4 @@
-"""Keys that can't be read, and keys in every form, in every call that takes keys."""
+"""Invalid keys and the forms of valid keys, in every call that accepts keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def update_many(session: AsyncSession, model: type[Any], key: Any) -> Any:
 CALLS: dict[str, Call] = {
     "get": lambda session, model, key: AsyncRepository(session, model).get(key),
     "get_one": lambda session, model, key: AsyncRepository(session, model).get_one(key),
-    "get, loading": lambda session, model, key: AsyncRepository(session, model).get(key, load=[]),
+    "get with load": lambda session, model, key: AsyncRepository(session, model).get(key, load=[]),
     "get_by_ids": lambda session, model, key: AsyncRepository(session, model).get_by_ids([key]),
     "lock": lambda session, model, key: lock(session, model, [key]),
     "update_by_key": lambda session, model, key: bulk.update_by_key(session, model, [key], {}),
@@ -42,7 +42,7 @@ CALLS: dict[str, Call] = {
 
 @pytest.mark.parametrize("call", [*CALLS.values(), update_many])
 @pytest.mark.parametrize(("model", "key"), [(User, "x"), (Counter, 1.5), (Seat, ("A", 1.5))])
-async def test_a_value_that_the_key_cant_have_is_invalid_before_anything_is_sent(
+async def test_a_value_that_is_invalid_for_the_key_is_rejected_before_anything_is_sent(
     session: AsyncSession, call: Call, model: type[Any], key: Any
 ) -> None:
     await session.connection()
@@ -52,14 +52,14 @@ async def test_a_value_that_the_key_cant_have_is_invalid_before_anything_is_sent
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_a_value_that_only_the_driver_refuses_is_invalid_too(session: AsyncSession, name: str) -> None:
+async def test_a_value_that_only_the_driver_rejects_is_an_invalid_value_too(session: AsyncSession, name: str) -> None:
     with pytest.raises(InvalidValue):
         await CALLS[name](session, Counter, "x")
 
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("key", [("A", 1), ["A", 1], {"number": 1, "row": "A"}, {"row": "A", "number": 1.0}])
-async def test_a_composite_key_has_any_form(session: AsyncSession, name: str, key: Any) -> None:
+async def test_a_composite_key_may_be_a_tuple_a_list_or_a_mapping(session: AsyncSession, name: str, key: Any) -> None:
     await bulk.insert_many(session, Seat, [{"row": "A", "number": n} for n in range(3)])
     expected = await CALLS[name](session, Seat, ("A", 2))
     found = await CALLS[name](session, Seat, key)
@@ -68,7 +68,7 @@ async def test_a_composite_key_has_any_form(session: AsyncSession, name: str, ke
     assert getattr(found, "missing", []) == []
 
 
-async def test_a_key_of_one_column_may_be_named(session: AsyncSession) -> None:
+async def test_a_key_of_one_column_may_be_a_mapping(session: AsyncSession) -> None:
     session.add(Counter(id=1))
     await session.flush()
     for name, call in CALLS.items():
@@ -88,7 +88,7 @@ class SeatOut(Out):
     number: int
 
 
-async def test_a_view_reads_keys_in_any_form(session: AsyncSession, database: Database) -> None:
+async def test_a_view_accepts_keys_in_every_form(session: AsyncSession, database: Database) -> None:
     await bulk.insert_many(session, Seat, [{"row": "A", "number": n} for n in range(3)])
     await bulk.insert_many(session, Counter, [{"id": 1}, {"id": 2}])
     await session.commit()
@@ -104,7 +104,7 @@ async def test_a_view_reads_keys_in_any_form(session: AsyncSession, database: Da
         ]
 
 
-async def test_a_key_that_is_no_uuid_is_a_422(session: AsyncSession, database: Database) -> None:
+async def test_a_key_that_is_not_a_uuid_is_422(session: AsyncSession, database: Database) -> None:
     users = await make_users(session, 1)
     await session.commit()
 
@@ -134,10 +134,10 @@ async def test_a_key_that_is_no_uuid_is_a_422(session: AsyncSession, database: D
 
 
 class WithState(httpx.ASGITransport):
-    """What a server makes of the lifespan's state."""
+    """A transport that passes on the lifespan's state, as a server does."""
 
     def __init__(self, app: FastAPI, state: dict[str, Any]) -> None:
-        async def stated(scope: Any, receive: Any, send: Any) -> None:
+        async def app_with_state(scope: Any, receive: Any, send: Any) -> None:
             await app({**scope, "state": dict(state)}, receive, send)
 
-        super().__init__(app=stated)
+        super().__init__(app=app_with_state)

@@ -1,4 +1,4 @@
-"""Reading what is not loaded says what loads it."""
+"""The error for an attribute that isn't loaded says how to load it."""
 
 from __future__ import annotations
 
@@ -58,18 +58,20 @@ async def book(session: AsyncSession) -> Volume:
     return book
 
 
-class TestTheError:
+class TestError:
     @pytest.mark.parametrize("name", ["author", "by"])
-    async def test_of_a_relationship_names_what_loads_it(self, book: Volume, name: str) -> None:
+    async def test_of_a_relationship_says_how_to_load_it(self, book: Volume, name: str) -> None:
         with pytest.raises(InvalidRequestError) as caught:
             getattr(book, name)
-        said = str(caught.value)
-        assert said.startswith(f"'Volume.{name}' is not available due to lazy='raise")
-        assert f"load=[Volume.{name}]" in said
-        assert f"selectinload(Volume.{name})" in said
+        message = str(caught.value)
+        assert message.startswith(f"'Volume.{name}' is not available due to lazy='raise")
+        assert f"load=[Volume.{name}]" in message
+        assert f"selectinload(Volume.{name})" in message
         assert type(caught.value) is InvalidRequestError
 
-    async def test_of_a_relationship_names_the_class_that_was_read(self, book: Volume, session: AsyncSession) -> None:
+    async def test_of_a_relationship_contains_the_class_that_was_read(
+        self, book: Volume, session: AsyncSession
+    ) -> None:
         session.add(Novelist(id=2, name="Bea"))
         await session.flush()
         session.expunge_all()
@@ -77,19 +79,19 @@ class TestTheError:
         with pytest.raises(InvalidRequestError, match=r"load=\[Novelist\.books\]"):
             _ = novelist.books
 
-    async def test_says_what_works(self, book: Volume, session: AsyncSession) -> None:
+    async def test_recommends_options_that_work(self, book: Volume, session: AsyncSession) -> None:
         found = await AsyncRepository(session, Volume).get_one(1, load=[Volume.author])  # type: ignore[attr-defined]
         assert found.author.name == "Ann"  # type: ignore[attr-defined]
         statement = select(Writer).options(selectinload(Writer.books), undefer(Writer.notes))
         author = (await session.scalars(statement, execution_options={"populate_existing": True})).one()
         assert (author.books, author.notes) == ([book], "")
 
-    async def test_of_a_deferred_column_names_what_loads_it(self, book: Volume, session: AsyncSession) -> None:
+    async def test_of_a_deferred_column_says_how_to_load_it(self, book: Volume, session: AsyncSession) -> None:
         author = (await session.scalars(select(Writer))).one()
         with pytest.raises(InvalidRequestError, match=r"raiseload=True: .*\.options\(undefer\(Writer\.notes\)\)"):
             _ = author.notes
 
-    async def test_of_what_an_await_would_load_says_so(self, book: Volume, session: AsyncSession) -> None:
+    async def test_of_an_attribute_that_an_await_would_load_says_so(self, book: Volume, session: AsyncSession) -> None:
         author = (await session.scalars(select(Writer))).one()
         with pytest.raises(MissingGreenlet) as caught:
             _ = author.letters
@@ -99,13 +101,13 @@ class TestTheError:
             _ = author.name
         assert "await session.refresh(" in "".join(caught.value.__notes__)
 
-    async def test_comes_for_a_detached_object_too(self, book: Volume, session: AsyncSession) -> None:
+    async def test_is_raised_for_a_detached_object_too(self, book: Volume, session: AsyncSession) -> None:
         session.expunge(book)
         with pytest.raises(InvalidRequestError, match=r"load=\[Volume\.author\]"):
             _ = book.author  # type: ignore[attr-defined]
 
 
-async def test_reading_what_is_expired_while_no_connection_is_held_says_what_to_do(
+async def test_the_error_of_an_expired_attribute_without_a_connection_says_what_to_do(
     committed_database: Database,
 ) -> None:
     async with committed_database.session() as session:
@@ -117,7 +119,7 @@ async def test_reading_what_is_expired_while_no_connection_is_held_says_what_to_
         assert "await session.refresh(" in "".join(caught.value.__notes__)
 
 
-async def test_reading_after_a_flush_still_raises(session: AsyncSession, twenty: list[Any]) -> None:
+async def test_an_unloaded_relationship_still_raises_after_a_flush(session: AsyncSession, twenty: list[Any]) -> None:
     user = (await session.scalars(select(User).where(User.id == twenty[0]))).one()
     user.name = "changed"
     await session.flush()

@@ -73,14 +73,14 @@ async def tables(session: AsyncSession) -> AsyncSession:
 
 @pytest.fixture
 async def racks(tables: AsyncSession) -> AsyncRepository[Rack]:
-    """Twelve; every third is hidden. They have as many books as the rest by 4."""
+    """Twelve racks. Every third one is hidden. Rack `i` has `i % 4` books."""
     await tables.execute(insert(Rack), [{"id": i, "place": i % 5, "hidden": i % 3 == 0} for i in range(12)])
     await tables.execute(insert(Tome), [{"rack_id": i} for i in range(12) for _ in range(i % 4)])
     await tables.execute(insert(Sticker), [{"rack_id": i} for i in range(12) for _ in range(2)])
     return AsyncRepository(tables, Rack)
 
 
-# --- pages of which nothing is left
+# --- pages whose rows were deleted
 
 
 @exhaustive
@@ -91,40 +91,40 @@ async def racks(tables: AsyncSession) -> AsyncRepository[Rack]:
     backward=st.booleans(),
     data=st.data(),
 )
-async def test_an_empty_page_leads_back_to_everything_that_is_left(  # noqa: PLR0917
+async def test_an_empty_page_leads_back_to_all_remaining_rows(  # noqa: PLR0917
     session: AsyncSession, rows: list[Any], order: list[Any], limit: int, backward: bool, data: Any
 ) -> None:
-    """Walk to the end, delete the last page's rows and some others, ask for that page again, and turn round."""
+    """Read to the end, delete the rows of the last page and some others, read that page again, and go back."""
     async with specimens(session, rows) as repository:
         page: Callable[..., Any] = partial(repository.page, select(Specimen).order_by(*order), limit=limit)
         pages = await walk(lambda cursor: page(after=cursor), "next")
-        to, fro, onward, return_ = "after", "before", "next", "previous"
+        to, back_to, onward, backward_name = "after", "before", "next", "previous"
         if backward and len(pages) > 1:
             start = pages[-1].previous
             pages = await walk(lambda cursor: page(before=cursor or start), "previous")
-            to, fro, onward, return_ = fro, to, return_, onward
+            to, back_to, onward, backward_name = back_to, to, backward_name, onward
         if len(pages) == 1:
             return
         others = [id for each in pages[:-1] for id in ids(each)]
-        gone = [*ids(pages[-1]), *data.draw(st.sets(st.sampled_from(others)))]
-        await repository.delete_many(gone)
+        deleted = [*ids(pages[-1]), *data.draw(st.sets(st.sampled_from(others)))]
+        await repository.delete_many(deleted)
         empty = await page(**{to: getattr(pages[-2], onward)})
         assert (empty.items, getattr(empty, onward)) == ([], None)
-        back = await walk(lambda cursor: page(**{fro: cursor or getattr(empty, return_)}), return_)
-        left = [each.id for each in await repository.list(select(Specimen).order_by(*order), limit=None)]
-        assert [id for each in (back if backward else back[::-1]) for id in ids(each)] == left
-        if left:
+        back = await walk(lambda cursor: page(**{back_to: cursor or getattr(empty, backward_name)}), backward_name)
+        remaining = [each.id for each in await repository.list(select(Specimen).order_by(*order), limit=None)]
+        assert [id for each in (back if backward else back[::-1]) for id in ids(each)] == remaining
+        if remaining:
             assert (await page(**{to: getattr(back[0], onward)})).items == []
 
 
-async def test_a_row_that_is_there_again_is_on_the_page_that_leads_back(users: UserRepository) -> None:
+async def test_a_row_that_is_inserted_again_is_on_the_previous_page(users: UserRepository) -> None:
     await users.create_many(user_rows(3))
     first = await users.page(limit=2)
     last = (await users.page(limit=2, after=first.next)).items[0]
     await users.delete_many([last.id])
     empty = await users.page(after=first.next)
     assert (empty.items, empty.next) == ([], None)
-    assert ids(await users.page(before=empty.previous)) == ids(first)  # the cursor's own row among them
+    assert ids(await users.page(before=empty.previous)) == ids(first)  # including the row of the cursor
     await users.delete_many(ids(first))
     nothing = await users.page(before=empty.previous)
     assert (nothing.items, nothing.previous) == ([], None)
@@ -146,7 +146,7 @@ CRITERIA = [
     with_loader_criteria(Tome, Tome.id > 9),
 ]
 OTHER = aliased(Rack)
-LISTINGS = [
+LIST_QUERIES = [
     select(Rack).order_by(Rack.place),
     select(OTHER).order_by(OTHER.place.desc()),
     select(Rack).where(Rack.id.in_(select(Tome.rack_id))),
@@ -157,22 +157,22 @@ LISTINGS = [
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=["expression", "lambda", "aliases", "not propagated", "joined"])
-@pytest.mark.parametrize("listing", LISTINGS, ids=["plain", "alias", "in", "distinct", "groups", "any"])
-async def test_counts_are_of_what_criteria_in_options_let_through(
-    racks: AsyncRepository[Rack], listing: Select[Any], criterion: Any
+@pytest.mark.parametrize("list_query", LIST_QUERIES, ids=["plain", "alias", "in", "distinct", "groups", "any"])
+async def test_counts_apply_the_loader_criteria(
+    racks: AsyncRepository[Rack], list_query: Select[Any], criterion: Any
 ) -> None:
-    """Control: some of them hide rows."""
-    listing = listing.options(criterion)
-    whole = await racks.list(listing, limit=None)
-    page = await racks.page(listing, count=True, limit=3)
-    assert page.total == len(whole) == await racks.count(listing)
-    assert (await racks.page(listing, count=5)).total == min(len(whole), 5)
-    assert await racks.exists(listing) is bool(whole)
-    assert not await racks.exists(listing.where(literal(False)))
-    await assert_pages_are(whole, partial(racks.page, listing), limit=2)
+    """Some of the criteria hide rows."""
+    list_query = list_query.options(criterion)
+    whole = await racks.list(list_query, limit=None)
+    page = await racks.page(list_query, count=True, limit=3)
+    assert page.total == len(whole) == await racks.count(list_query)
+    assert (await racks.page(list_query, count=5)).total == min(len(whole), 5)
+    assert await racks.exists(list_query) is bool(whole)
+    assert not await racks.exists(list_query.where(literal(False)))
+    await assert_pages_are(whole, partial(racks.page, list_query), limit=2)
 
 
-async def test_exists_is_false_where_criteria_hide_all(racks: AsyncRepository[Rack]) -> None:
+async def test_exists_is_false_if_loader_criteria_hide_all_rows(racks: AsyncRepository[Rack]) -> None:
     nothing = select(Rack).options(with_loader_criteria(Rack, Rack.id < 0))
     assert await racks.list(nothing) == []
     assert not await racks.exists(nothing)
@@ -180,7 +180,7 @@ async def test_exists_is_false_where_criteria_hide_all(racks: AsyncRepository[Ra
     assert await racks.exists()
 
 
-async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(racks: AsyncRepository[Rack]) -> None:
+async def test_counts_apply_criteria_that_a_session_adds_to_all_statements(racks: AsyncRepository[Rack]) -> None:
     def add_criterion(state: Any) -> None:
         if state.is_select:
             state.statement = state.statement.options(with_loader_criteria(Rack, Rack.hidden.is_(False)))
@@ -195,10 +195,10 @@ async def test_criteria_that_a_session_adds_to_all_statements_hold_for_counts(ra
 
 
 @pytest.mark.parametrize("limit", [1, 3, 12])
-async def test_collections_that_are_loaded_by_a_join_dont_change_the_pages(
+async def test_collections_that_are_loaded_by_a_join_do_not_change_the_pages(
     racks: AsyncRepository[Rack], limit: int
 ) -> None:
-    for listing in (
+    for list_query in (
         select(Rack).order_by(Rack.place.desc()),
         select(Rack).order_by(func.abs(Rack.place), Rack.id.desc()),
         select(Rack)
@@ -208,36 +208,36 @@ async def test_collections_that_are_loaded_by_a_join_dont_change_the_pages(
         select(Rack).join(Rack.books).distinct().order_by(Rack.place),
         select(OTHER).order_by(OTHER.place),
     ):
-        whole = await racks.list(listing, limit=None)
+        whole = await racks.list(list_query, limit=None)
         with assert_statements(racks.session, 1):
-            page = await racks.page(listing, limit=limit)
+            page = await racks.page(list_query, limit=limit)
         assert page.items == whole[:limit]
         assert [len(rack.books) for rack in page.items] == [rack.id % 4 for rack in page.items]
         assert [len(rack.labels) for rack in page.items] == [2] * len(page.items)
-        await assert_pages_are(whole, partial(racks.page, listing), limit=limit)
+        await assert_pages_are(whole, partial(racks.page, list_query), limit=limit)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
-async def test_a_join_that_brings_objects_twice_loses_none_where_collections_are_loaded_by_a_join(
+async def test_a_join_that_returns_objects_twice_loses_none_if_collections_are_loaded_by_a_join(
     racks: AsyncRepository[Rack], limit: int
 ) -> None:
     """The last page may be an empty one."""
-    for listing in (
+    for list_query in (
         select(Rack).join(Rack.books).order_by(Rack.place),
         select(Rack).where(Tome.rack_id == Rack.id),
         select(Rack).select_from(Tome).join(Rack, Tome.rack_id == Rack.id).order_by(Rack.place.desc()),
     ):
-        whole = await racks.list(listing, limit=None)
+        whole = await racks.list(list_query, limit=None)
         assert len(whole) == 9
-        pages = await walk(partial(turn_after, racks, listing, limit), "next")
+        pages = await walk(partial(turn_after, racks, list_query, limit), "next")
         assert [rack for page in pages for rack in page.items] == whole
 
 
-async def turn_after(racks: AsyncRepository[Rack], listing: Any, limit: int, cursor: str | None) -> Page[Rack]:
-    return await racks.page(listing, limit=limit, after=cursor)
+async def turn_after(racks: AsyncRepository[Rack], list_query: Any, limit: int, cursor: str | None) -> Page[Rack]:
+    return await racks.page(list_query, limit=limit, after=cursor)
 
 
-async def test_joinedload_in_a_page_in_a_list_and_by_ids(users: UserRepository) -> None:
+async def test_joinedload_works_in_a_page_in_a_list_and_by_ids(users: UserRepository) -> None:
     keys = (await users.create_many(user_rows(5))).keys
     await AsyncRepository(users.session, Order).create_many({"user_id": key} for key in keys[1:] for _ in range(3))
     load = [joinedload(User.orders).joinedload(Order.user)]
@@ -251,10 +251,10 @@ async def test_joinedload_in_a_page_in_a_list_and_by_ids(users: UserRepository) 
     assert (len(listed.items), listed.next, listed.total) == (5, None, 5)
 
 
-async def test_a_stream_loads_collections_by_further_statements(racks: AsyncRepository[Rack]) -> None:
-    for listing in (select(Rack), select(OTHER).order_by(OTHER.place)):
+async def test_a_stream_loads_collections_with_further_statements(racks: AsyncRepository[Rack]) -> None:
+    for list_query in (select(Rack), select(OTHER).order_by(OTHER.place)):
         racks.session.expunge_all()
-        found = [rack async for rack in racks.stream(listing, batch=5)]
+        found = [rack async for rack in racks.stream(list_query, batch=5)]
         assert sorted((rack.id, len(rack.books), len(rack.labels)) for rack in found) == [
             (i, i % 4, 2) for i in range(12)
         ]
@@ -265,13 +265,13 @@ async def test_a_stream_loads_collections_by_further_statements(racks: AsyncRepo
     assert len([rack async for rack in racks.stream(load=lazy)]) == 12
 
 
-async def test_an_alias_of_an_outer_joins_rows_hides_none_whose_column_is_null(tables: AsyncSession) -> None:
+async def test_an_alias_of_an_outer_join_hides_no_row_whose_column_is_null(tables: AsyncSession) -> None:
     await tables.execute(insert(Rack), [{"id": i, "place": i % 2} for i in range(8)])
     await tables.execute(insert(Tome), [{"id": i, "rack_id": i, "pages": i} for i in range(0, 8, 2)])
     rows = select(Rack.id, Tome.pages.label("place"), Rack.hidden).outerjoin(Rack.books).subquery()
     other = aliased(Rack, rows, adapt_on_names=True)
-    listing = select(other).order_by(other.place)
+    list_query = select(other).order_by(other.place)
     racks = AsyncRepository(tables, Rack)
-    whole = await racks.list(listing)
+    whole = await racks.list(list_query)
     assert len(whole) == 8
-    await assert_pages_are(whole, partial(racks.page, listing), limit=3)
+    await assert_pages_are(whole, partial(racks.page, list_query), limit=3)

@@ -1,4 +1,4 @@
-"""A listener's setting on a connection, such as a tenant for row-level security, has no effect for other callers."""
+"""A setting that a listener makes on a connection (a tenant for row-level security) doesn't affect other callers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NoteView = JsonView(Note, NoteOut)
 
 @pytest.fixture
 async def restricted_url(committed_url: str) -> AsyncIterator[str]:
-    """A role that sees the rows of `app.tenant` only. Half of the notes belong to each of two tenants."""
+    """The URL of a role that sees only the rows of `app.tenant`. Each of two tenants has half of the notes."""
     role = make_url(committed_url).database
     async with Database(committed_url) as database:
         async with database.begin() as session:
@@ -64,7 +64,7 @@ async def restricted_url(committed_url: str) -> AsyncIterator[str]:
 
 
 def set_at_checkout(database: Database) -> None:
-    """As a service does it: the setting lasts until the next checkout sets another one."""
+    """Like a typical service: the setting applies until the next checkout sets another one."""
 
     @event.listens_for(database.engine.sync_engine, "checkout")
     def checkout(connection: Any, _record: Any, _proxy: Any) -> None:
@@ -144,9 +144,9 @@ async def service(url: str, listen: Callable[[Database], None]) -> AsyncIterator
         yield database, view
 
 
-async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *given: Any) -> set[str]:
+async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *database_and_view: Any) -> set[str]:
     tenant.set(name)
-    return await read(*given)
+    return await read(*database_and_view)
 
 
 @pytest.mark.parametrize(
@@ -154,52 +154,52 @@ async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *given: A
     [
         *((set_at_checkout, read) for read in READS),
         *((set_at_engine_connect, read) for read in READS),
-        # the cursor of a stream is the server's, which can't run another statement
+        # a server-side cursor can't run another statement
         *((set_before_each_statement, read) for read in READS if read is not by_stream),
-        # autocommit has no transaction for a setting to hold in: see below
+        # autocommit has no transaction that a setting could be local to: see the next test
         *((set_at_begin, read) for read in READS if read is not in_autocommit),
     ],
 )
-async def test_each_tenant_sees_its_own_rows_one_after_the_other_and_at_once(
+async def test_each_tenant_sees_only_its_own_rows_one_after_the_other_and_concurrently(
     restricted_url: str,
     listen: Callable[[Database], None],
     read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
 ) -> None:
-    async with service(restricted_url, listen) as given:
+    async with service(restricted_url, listen) as database_and_view:
         for name in "abab":
-            assert await asyncio.create_task(seen_by(name, read, *given)) == {name}
+            assert await asyncio.create_task(seen_by(name, read, *database_and_view)) == {name}
         names = ["ab"[n % 2] for n in range(40)]
-        seen = await asyncio.gather(*(seen_by(name, read, *given) for name in names))
+        seen = await asyncio.gather(*(seen_by(name, read, *database_and_view) for name in names))
         assert seen == [{name} for name in names]
 
 
-async def test_a_statement_in_autocommit_sees_nothing_of_what_a_begin_listener_set(restricted_url: str) -> None:
-    """The setting of a transaction that is over is empty."""
-    async with service(restricted_url, set_at_begin) as given:
+async def test_a_statement_in_autocommit_does_not_see_the_setting_of_a_begin_listener(restricted_url: str) -> None:
+    """After the end of the transaction its setting is empty."""
+    async with service(restricted_url, set_at_begin) as database_and_view:
         for name in "ab":
-            assert await asyncio.create_task(seen_by(name, in_a_session, *given)) == {name}
-            assert await asyncio.create_task(seen_by(name, in_autocommit, *given)) == set()
+            assert await asyncio.create_task(seen_by(name, in_a_session, *database_and_view)) == {name}
+            assert await asyncio.create_task(seen_by(name, in_autocommit, *database_and_view)) == set()
 
 
 @pytest.mark.parametrize("read", [in_a_read, in_autocommit, by_keys, by_page])
-async def test_control_a_connection_that_is_kept_shows_one_tenant_the_rows_of_another(
+async def test_control_a_kept_connection_shows_one_tenant_the_rows_of_another(
     restricted_url: str,
     read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(KeptConnections, "_is_prepared_for_each_use", lambda self: False)
-    async with service(restricted_url, set_at_checkout) as given:
-        assert await asyncio.create_task(seen_by("a", read, *given)) == {"a"}
-        assert await asyncio.create_task(seen_by("b", read, *given)) == {"a"}
+    async with service(restricted_url, set_at_checkout) as database_and_view:
+        assert await asyncio.create_task(seen_by("a", read, *database_and_view)) == {"a"}
+        assert await asyncio.create_task(seen_by("b", read, *database_and_view)) == {"a"}
 
 
 async def test_control_a_batch_has_no_tenant(restricted_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KeptConnections, "is_shared", lambda self: True)
-    async with service(restricted_url, set_at_checkout) as given:
-        assert await seen_by("a", by_key, *given) == set()
+    async with service(restricted_url, set_at_checkout) as database_and_view:
+        assert await seen_by("a", by_key, *database_and_view) == set()
 
 
-async def test_execution_options_of_one_use_are_not_those_of_the_next(committed_url: str) -> None:
+async def test_execution_options_of_one_use_do_not_apply_to_the_next(committed_url: str) -> None:
     async with Database(committed_url) as database:
         async with database.begin() as session:
             connection = await session.connection()
@@ -216,7 +216,7 @@ async def test_execution_options_of_one_use_are_not_those_of_the_next(committed_
                 assert await single.scalar(text("SHOW transaction_isolation")) == "read committed"
 
 
-async def test_a_listener_that_only_observes_leaves_reads_shared(committed_url: str) -> None:
+async def test_a_listener_that_only_observes_does_not_stop_the_sharing_of_reads(committed_url: str) -> None:
     def observe(*_event: Any) -> None: ...
 
     observe.__module__ = "opentelemetry.instrumentation.sqlalchemy.engine"

@@ -1,4 +1,4 @@
-"""Bulk writes of tables that are made differently: COPY and arrays do what an INSERT of each row would."""
+"""Bulk writes of tables with unusual columns: COPY and arrays have the same result as an INSERT of each row."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ from howdah_tests.support.sample_rows import user_rows
 MANY = 40
 
 
-class Odd(Base):
-    """Away from the tables of the test database."""
+class Separate(Base):
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData()
 
 
-def at_once() -> str:
+def raise_stop_iteration() -> str:
     return next(iter(()))
 
 
-class Exhausted(Odd):
+class Exhausted(Separate):
     __tablename__ = "exhausted"
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    word: Mapped[str] = mapped_column(default=at_once)
+    word: Mapped[str] = mapped_column(default=raise_stop_iteration)
 
 
 class Known(TypeDecorator[int]):
-    """Written as its number."""
+    """Sends the number of a word."""
 
     impl = Integer
     cache_ok = True
@@ -63,13 +63,13 @@ class Known(TypeDecorator[int]):
         return next(number for number, word in enumerate(["one", "two"]) if word == value)
 
 
-class Worded(Odd):
+class Worded(Separate):
     __tablename__ = "worded"
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     word: Mapped[Any] = mapped_column(Known)
 
 
-class Defaulted(Odd):
+class Defaulted(Separate):
     __tablename__ = "defaulted"
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     at = mapped_column(String, default="then")
@@ -83,17 +83,17 @@ def with_name(function: Callable[[], str]) -> Callable[[Any], str]:
     return wrapped
 
 
-class Slugged(Odd):
+class Slugged(Separate):
     __tablename__ = "slugged"
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     name: Mapped[str]
     slug: Mapped[str] = mapped_column(default=with_name(lambda: "slug"))
 
 
-class Unmapped(Odd):
+class Unmapped(Separate):
     __table__ = Table(
         "unmapped",
-        Odd.metadata,
+        Separate.metadata,
         Column("id", Integer, Identity(), primary_key=True),
         Column("name", String, unique=True),
         Column("hidden", String, default="hidden"),
@@ -101,26 +101,26 @@ class Unmapped(Odd):
     __mapper_args__ = {"exclude_properties": ["hidden"]}  # noqa: RUF012
 
 
-class Always(Odd):
+class Always(Separate):
     __tablename__ = "always"
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
 
 
-class Old(Odd):
+class Old(Separate):
     __tablename__ = "old"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int]
 
 
-class Locked(Odd):
+class Locked(Separate):
     __tablename__ = "locked"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int]
 
 
-class Given(Odd):
-    __tablename__ = "given"
+class Requested(Separate):
+    __tablename__ = "requested"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int]
 
@@ -134,7 +134,7 @@ class Documented(TypeDecorator[Any]):
     cache_ok = True
 
 
-class Described(Odd):
+class Described(Separate):
     __tablename__ = "described"
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     tags: Mapped[Any] = mapped_column(ARRAY(String), unique=True)
@@ -143,14 +143,14 @@ class Described(Odd):
     colour: Mapped[Any] = mapped_column(Enum(Colour, name="a colour(5)"), default=Colour.RED)
 
 
-class Contextual(Odd):
+class Contextual(Separate):
     __tablename__ = "contextual"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str]
     shown: Mapped[str | None] = mapped_column(onupdate=lambda context: context.get_current_parameters()["name"])
 
 
-class Employee(UUIDv7PrimaryKey, Odd):
+class Employee(UUIDv7PrimaryKey, Separate):
     __tablename__ = "employees"
     kind: Mapped[str]
     name: Mapped[str]
@@ -163,8 +163,8 @@ class Manager(Employee):
 
 
 @pytest.fixture
-async def odd(session: AsyncSession) -> AsyncIterator[AsyncSession]:
-    await session.run_sync(lambda sync: Odd.metadata.create_all(sync.connection()))
+async def tables(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     yield session
     await session.rollback()
 
@@ -174,111 +174,111 @@ async def count(session: AsyncSession, model: type[Any]) -> int:
 
 
 @pytest.mark.parametrize("many", [3, MANY])
-async def test_a_default_or_a_type_that_stops_an_iteration_fails_instead_of_ending_the_rows(
-    odd: AsyncSession, many: int
+async def test_a_stop_iteration_in_a_default_or_a_type_fails_instead_of_ending_the_rows(
+    tables: AsyncSession, many: int
 ) -> None:
     with pytest.raises((StatementError, RuntimeError)):
-        await bulk.insert_many(odd, Exhausted, [{} for _ in range(many)])
+        await bulk.insert_many(tables, Exhausted, [{} for _ in range(many)])
     with pytest.raises(StatementError) as caught:
-        await bulk.insert_many(odd, Worded, [{"word": "one"}] * (many - 1) + [{"word": "three"}], keys=False)
+        await bulk.insert_many(tables, Worded, [{"word": "one"}] * (many - 1) + [{"word": "three"}], keys=False)
     assert getattr(caught.value, "row_index", many - 1) == many - 1
-    assert (await count(odd, Exhausted), await count(odd, Worded)) == (0, 0)
+    assert (await count(tables, Exhausted), await count(tables, Worded)) == (0, 0)
 
 
 @pytest.mark.parametrize("many", [3, MANY])
 @pytest.mark.parametrize("keys", [True, False])
-async def test_rows_of_defaults_alone_are_as_many_as_given(odd: AsyncSession, many: int, keys: bool) -> None:
-    assert (await bulk.insert_many(odd, Defaulted, [{}] * many, keys=keys)).count == many
-    assert await count(odd, Defaulted) == many
+async def test_rows_without_values_are_all_inserted_with_defaults(tables: AsyncSession, many: int, keys: bool) -> None:
+    assert (await bulk.insert_many(tables, Defaulted, [{}] * many, keys=keys)).count == many
+    assert await count(tables, Defaulted) == many
 
 
 @pytest.mark.parametrize("many", [3, MANY])
-async def test_defaults_that_are_wrapped_hidden_or_a_subclasss_apply(odd: AsyncSession, many: int) -> None:
+async def test_defaults_apply_if_they_are_wrapped_unmapped_or_of_a_subclass(tables: AsyncSession, many: int) -> None:
     rows = [{"name": f"{n}"} for n in range(many)]
-    await bulk.insert_many(odd, Slugged, rows, keys=False)
-    assert set(await odd.scalars(select(Slugged.slug))) == {f"slug {n}" for n in range(many)}
-    await bulk.insert_many(odd, Unmapped, rows, keys=False)
-    await bulk.upsert_many(odd, Unmapped, [{"name": f"more {n}"} for n in range(many)], on=["name"])
-    assert list(await odd.scalars(text("SELECT DISTINCT hidden FROM unmapped"))) == ["hidden"]
-    await bulk.insert_many(odd, Employee, rows)
-    assert list(await odd.scalars(text("SELECT DISTINCT bonus FROM employees"))) == [5]
+    await bulk.insert_many(tables, Slugged, rows, keys=False)
+    assert set(await tables.scalars(select(Slugged.slug))) == {f"slug {n}" for n in range(many)}
+    await bulk.insert_many(tables, Unmapped, rows, keys=False)
+    await bulk.upsert_many(tables, Unmapped, [{"name": f"more {n}"} for n in range(many)], on=["name"])
+    assert list(await tables.scalars(text("SELECT DISTINCT hidden FROM unmapped"))) == ["hidden"]
+    await bulk.insert_many(tables, Employee, rows)
+    assert list(await tables.scalars(text("SELECT DISTINCT bonus FROM employees"))) == [5]
 
 
 @pytest.mark.parametrize("many", [3, MANY])
-async def test_a_key_that_only_the_database_may_make_cant_be_given(odd: AsyncSession, many: int) -> None:
+async def test_a_value_for_a_generated_always_key_is_rejected(tables: AsyncSession, many: int) -> None:
     with pytest.raises(DBAPIError, match="non-DEFAULT"):
-        await bulk.insert_many(odd, Always, [{"id": n, "name": f"{n}"} for n in range(many)])
+        await bulk.insert_many(tables, Always, [{"id": n, "name": f"{n}"} for n in range(many)])
 
 
-async def test_rows_are_upserted_by_another_column_where_the_database_makes_the_keys(odd: AsyncSession) -> None:
+async def test_rows_with_generated_keys_can_be_upserted_by_another_column(tables: AsyncSession) -> None:
     rows = [{"name": f"{n}"} for n in range(5)]
     for model in (Always, Unmapped):
-        assert await bulk.upsert_many(odd, model, rows[:3], on=["name"]) == UpsertResult(3, 0, 0)
-        assert await bulk.upsert_many(odd, model, rows, on=["name"]) == UpsertResult(2, 0, 3)
-        assert await count(odd, model) == 5
+        assert await bulk.upsert_many(tables, model, rows[:3], on=["name"]) == UpsertResult(3, 0, 0)
+        assert await bulk.upsert_many(tables, model, rows, on=["name"]) == UpsertResult(2, 0, 3)
+        assert await count(tables, model) == 5
 
 
-async def test_rows_with_and_without_a_key_far_apart(odd: AsyncSession) -> None:
+async def test_rows_with_and_without_a_key_can_be_far_apart(tables: AsyncSession) -> None:
     rows = [{"id": None if n < 1000 else 5000 + n, "at": "now"} for n in range(2000)]
-    assert (await bulk.insert_many(odd, Defaulted, rows, keys=False)).count == 2000
-    assert await count(odd, Defaulted) == 2000
+    assert (await bulk.insert_many(tables, Defaulted, rows, keys=False)).count == 2000
+    assert await count(tables, Defaulted) == 2000
 
 
-@pytest.mark.parametrize("model", [Old, Locked, Given])
-async def test_tables_may_have_any_name(odd: AsyncSession, model: Any) -> None:
+@pytest.mark.parametrize("model", [Old, Locked, Requested])
+async def test_tables_may_have_any_name(tables: AsyncSession, model: Any) -> None:
     rows = [{"id": n, "value": n} for n in range(30)]
-    assert await bulk.upsert_many(odd, model, rows[:10]) == UpsertResult(10, 0, 0)
-    assert await bulk.upsert_many(odd, model, [{"id": n, "value": -n} for n in range(1, 20)]) == UpsertResult(10, 9, 0)
-    assert (await bulk.update_many(odd, model, rows)).count == 20
-    assert (await bulk.update_by_key(odd, model, range(5), {"value": 1})).count == 5
-    assert await bulk.update_where(odd, model, model.value == 1, {"value": 2}) == 5
-    assert (await bulk.delete_many(odd, model, range(5))).count == 5
+    assert await bulk.upsert_many(tables, model, rows[:10]) == UpsertResult(10, 0, 0)
+    assert await bulk.upsert_many(tables, model, [{"id": n, "value": -n} for n in range(1, 20)]) == UpsertResult(
+        10, 9, 0
+    )
+    assert (await bulk.update_many(tables, model, rows)).count == 20
+    assert (await bulk.update_by_key(tables, model, range(5), {"value": 1})).count == 5
+    assert await bulk.update_where(tables, model, model.value == 1, {"value": 2}) == 5
+    assert (await bulk.delete_many(tables, model, range(5))).count == 5
 
 
-async def test_rows_are_found_by_arrays_and_documents(odd: AsyncSession) -> None:
+async def test_rows_can_be_matched_by_arrays_and_json_documents(tables: AsyncSession) -> None:
     rows = [{"tags": [f"{n % 3}"], "document": {"n": n % 3}, "plain": {"n": n}} for n in range(6)]
-    assert await bulk.upsert_many(odd, Described, rows, on=["tags"]) == UpsertResult(3, 3, 0)
-    assert await bulk.upsert_many(odd, Described, rows[3:], on=["document"]) == UpsertResult(0, 0, 3)
+    assert await bulk.upsert_many(tables, Described, rows, on=["tags"]) == UpsertResult(3, 3, 0)
+    assert await bulk.upsert_many(tables, Described, rows[3:], on=["document"]) == UpsertResult(0, 0, 3)
 
 
-async def test_an_onupdate_that_upsert_cant_make_is_named(odd: AsyncSession) -> None:
+async def test_an_onupdate_that_upsert_cannot_call_is_reported(tables: AsyncSession) -> None:
     with pytest.raises(TypeError, match=r"can't call the onupdate of Contextual\.shown"):
-        await bulk.upsert_many(odd, Contextual, [{"id": 1, "name": "a"}])
+        await bulk.upsert_many(tables, Contextual, [{"id": 1, "name": "a"}])
 
 
-async def test_an_upsert_leaves_rows_of_another_class_alone(odd: AsyncSession) -> None:
-    (key,) = (await bulk.insert_many(odd, Employee, [{"name": "E"}])).keys
-    assert await bulk.upsert_many(odd, Manager, [{"id": key, "name": "M", "bonus": 1}]) == UpsertResult(0, 0, 1)
-    assert await odd.scalar(select(Employee.name)) == "E"
-    (boss,) = (await bulk.insert_many(odd, Manager, [{"name": "B"}])).keys
-    assert await bulk.upsert_many(odd, Manager, [{"id": boss, "name": "C", "bonus": 1}]) == UpsertResult(0, 1, 0)
+async def test_an_upsert_does_not_change_rows_of_another_class(tables: AsyncSession) -> None:
+    (key,) = (await bulk.insert_many(tables, Employee, [{"name": "E"}])).keys
+    assert await bulk.upsert_many(tables, Manager, [{"id": key, "name": "M", "bonus": 1}]) == UpsertResult(0, 0, 1)
+    assert await tables.scalar(select(Employee.name)) == "E"
+    (boss,) = (await bulk.insert_many(tables, Manager, [{"name": "B"}])).keys
+    assert await bulk.upsert_many(tables, Manager, [{"id": boss, "name": "C", "bonus": 1}]) == UpsertResult(0, 1, 0)
 
 
-async def test_a_subclass_that_is_held_is_read_anew_whole(odd: AsyncSession) -> None:
-    (key,) = (await bulk.insert_many(odd, Manager, [{"name": "M", "bonus": 7}])).keys
-    manager = await odd.get_one(Manager, key)
-    await bulk.update_many(odd, Employee, [{"id": key, "name": "N"}])
+async def test_a_loaded_object_of_a_subclass_is_refreshed_completely(tables: AsyncSession) -> None:
+    (key,) = (await bulk.insert_many(tables, Manager, [{"name": "M", "bonus": 7}])).keys
+    manager = await tables.get_one(Manager, key)
+    await bulk.update_many(tables, Employee, [{"id": key, "name": "N"}])
     assert (manager.name, manager.bonus) == ("N", 7)
 
 
 @pytest.mark.parametrize("many", [5, MANY])
-async def test_a_row_that_a_trigger_refuses_is_named(session: AsyncSession, many: int) -> None:
+async def test_a_row_that_a_trigger_rejects_is_identified(session: AsyncSession, many: int) -> None:
     await session.execute(
         text(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN IF NEW.age = 3 THEN RAISE 'no threes'; END IF; RETURN NEW; END $$"
         )
     )
-    await session.execute(text("CREATE TRIGGER refuse BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION refuse()"))
+    await session.execute(text("CREATE TRIGGER reject BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION reject()"))
     with pytest.raises(DatabaseError, match="no threes") as caught:
         await bulk.insert_many(session, User, user_rows(many))
     assert caught.value.row_index == 3
 
 
 @pytest.mark.parametrize("many", [5, MANY])
-async def test_a_schema_that_is_another_ones_for_this_session_is_minded(
-    committed_database: Database, many: int
-) -> None:
+async def test_the_schema_translate_map_of_the_session_applies(committed_database: Database, many: int) -> None:
     tenant = committed_database.engine.execution_options(schema_translate_map={None: "tenant"})
     async with AsyncSession(tenant) as session:
         await session.execute(text("CREATE SCHEMA tenant"))
@@ -287,7 +287,7 @@ async def test_a_schema_that_is_another_ones_for_this_session_is_minded(
         assert (await session.scalars(text("SELECT count(*) FROM tenant.labels"))).one() == many
 
 
-async def test_a_session_with_an_engine_for_each_class(committed_url: str) -> None:
+async def test_a_session_may_bind_each_class_to_an_engine(committed_url: str) -> None:
     engine = create_async_engine(committed_url)
     async with AsyncSession(binds={User: engine, Vehicle: engine}) as session:
         assert (await bulk.insert_many(session, User, user_rows(MANY))).count == MANY

@@ -1,4 +1,4 @@
-"""JsonView of models that are made differently: what a newcomer tried, and found wrong once."""
+"""JsonView of unusual models. Each test is a fault that a user of the library once found."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from howdah import Base, Database, JsonView, OutOfRange, ViewCompileError
 from howdah_tests.support.view_schemas import Out
 
 
-class Odd(Base):
-    """Away from the tables of the test database."""
+class Separate(Base):
+    """The base of tables that the test database doesn't have."""
 
     __abstract__ = True
     metadata = MetaData()
@@ -40,19 +40,19 @@ class Odd(Base):
 
 linked = Table(
     "linked",
-    Odd.metadata,
+    Separate.metadata,
     Column("shelf_id", ForeignKey("shelves.id"), primary_key=True),
     Column("book_id", ForeignKey("books.id"), primary_key=True),
     Column("place", Integer),
 )
 
 
-class Book(Odd):
+class Book(Separate):
     __tablename__ = "books"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
-class Page(Odd):
+class Page(Separate):
     __tablename__ = "pages"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     shelf_id: Mapped[int] = mapped_column(ForeignKey("shelves.id"))
@@ -60,7 +60,7 @@ class Page(Odd):
     shelf: Mapped[Shelf] = relationship(back_populates="pages")
 
 
-class Shelf(Odd):
+class Shelf(Separate):
     __tablename__ = "shelves"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     details: Mapped[Any | None] = mapped_column(JSONB)
@@ -100,7 +100,7 @@ Shelf.page_count = column_property(
 @pytest.fixture
 async def shelves(committed_database: Database) -> Database:
     async with committed_database.engine.begin() as connection:
-        await connection.run_sync(Odd.metadata.create_all)
+        await connection.run_sync(Separate.metadata.create_all)
     async with committed_database.begin() as session:
         session.add_all([Shelf(id=id) for id in (1, 2, 3)])
         session.add_all([Book(id=id) for id in (1, 2, 3)])
@@ -129,7 +129,7 @@ class PageOut(Out):
     shelf: Summed
 
 
-async def test_a_subquery_is_of_its_own_row(shelves: Database) -> None:
+async def test_a_subquery_is_correlated_to_its_own_row(shelves: Database) -> None:
     sums = [
         {"words": 30, "is_long": True, "page_count": 2},
         {"words": 5, "is_long": False, "page_count": 1},
@@ -151,7 +151,7 @@ class WithBooks(Out):
     books: list[BookOut]
 
 
-async def test_an_order_by_the_table_in_between(shelves: Database) -> None:
+async def test_a_collection_can_be_ordered_by_the_association_table(shelves: Database) -> None:
     assert (await bodies_of(shelves, WithBooks))[0] == {"books": [{"id": 3}, {"id": 2}, {"id": 1}]}
 
 
@@ -159,7 +159,7 @@ class WithFirst(Out):
     first_page: BookOut | None
 
 
-async def test_of_several_where_one_is_expected_the_first_counts(shelves: Database) -> None:
+async def test_the_first_of_several_rows_is_used_for_a_to_one_relationship(shelves: Database) -> None:
     assert await bodies_of(shelves, WithFirst) == [
         {"first_page": {"id": 1}},
         {"first_page": {"id": 3}},
@@ -182,7 +182,7 @@ async def test_each_line_of_a_stream_is_one_line(shelves: Database) -> None:
     assert json.loads(lines[0]) == {"pages": [{"id": 1}, {"id": 2}], "details": {"a": "x\ny", "b": 1}}
 
 
-async def test_a_key_that_cant_be_sent_is_its_own_readers_trouble(shelves: Database) -> None:
+async def test_a_key_that_cannot_be_sent_fails_only_its_own_read(shelves: Database) -> None:
     async with JsonView(Shelf, BookOut).open(shelves) as view:
         results = await asyncio.gather(*(view.get(key) for key in (1, 2**40, 2, "3")), return_exceptions=True)
     assert results[0] == b'{"id":1}'
@@ -196,7 +196,7 @@ class WithRaw(Out):
     raw: bytes | None
 
 
-async def test_a_row_that_cant_be_written_is_its_own_readers_trouble(shelves: Database) -> None:
+async def test_a_row_that_cannot_be_rendered_fails_only_its_own_read(shelves: Database) -> None:
     async with shelves.begin() as session:
         (await session.get_one(Shelf, 2)).raw = b"\xff"
     async with JsonView(Shelf, WithRaw).open(shelves) as view:
@@ -210,7 +210,7 @@ class Numbers(Out):
     reals: list[float] | None
 
 
-async def test_years_and_short_floats_are_what_the_driver_makes_of_them(shelves: Database) -> None:
+async def test_years_and_short_floats_have_the_values_of_the_driver(shelves: Database) -> None:
     async with shelves.begin() as session:
         await session.execute(
             text("""
@@ -235,17 +235,19 @@ Many = create_model("Many", **{f"f{n}": (int, 0) for n in range(51)})  # type: i
 
 
 @pytest.mark.parametrize(("inside", "reason"), [(Loose, "extra='allow'"), (Many, "more than 50 fields")])
-def test_a_model_in_json_that_sql_cant_follow_is_refused(inside: Any, reason: str) -> None:
+def test_a_model_in_json_that_sql_cannot_render_is_rejected(inside: Any, reason: str) -> None:
     with pytest.raises(ViewCompileError, match=reason):
-        JsonView(Shelf, create_model("Made", details=(inside | None, ...)))
+        JsonView(Shelf, create_model("Schema", details=(inside | None, ...)))
 
 
-async def test_json_of_a_type_that_contains_itself_is_passed_on(shelves: Database) -> None:
+async def test_json_of_a_recursive_type_is_passed_on(shelves: Database) -> None:
     from typing_extensions import TypeAliasType
 
-    tree: Any = TypeAliasType("tree", "dict[str, tree] | list[tree] | str | None")  # Any: or mypy follows it forever
+    tree: Any = TypeAliasType(
+        "tree", "dict[str, tree] | list[tree] | str | None"
+    )  # Any, because mypy doesn't terminate on a recursive alias
     namespace: dict[str, Any] = {"tree": tree}
-    schema = create_model("Made", __base__=Out, details=(tree, ...))
+    schema = create_model("Schema", __base__=Out, details=(tree, ...))
     schema.model_rebuild(_types_namespace=namespace)
     async with shelves.begin() as session:
         (await session.get_one(Shelf, 1)).details = {"a": ["b", {"c": None}]}

@@ -1,4 +1,4 @@
-"""The pool's slots: some connections are reserved for reads and batches, so a task can't wait for itself."""
+"""The slots of the pool: some are reserved for nested use, batches and reads, so that no task waits for itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from howdah_tests.support.sample_models import Counter, User
 from howdah_tests.support.sample_rows import new_user
 from howdah_tests.support.waiting import until
 
-# Of reads. Of the others 60, twice as many as the pool has connections, take as long.
+# Reads are fast. The other requests are fewer, but still twice as many as the pool has connections.
 REQUESTS = 300
 OTHER_REQUESTS = 60
 
@@ -45,7 +45,7 @@ def slots_of(database: Database) -> Slots:
 
 
 def without_reserve(database: Database) -> None:
-    """The control: every connection may be a session's."""
+    """Let sessions use every connection, for a control test."""
     slots = slots_of(database)
     slots._supplies = (slots.limit(Priority.READ), 0, 0, 0)
     slots._free = [*slots._supplies]
@@ -61,7 +61,7 @@ async def user_id(committed_url: str) -> UUID:
 
 @asynccontextmanager
 async def application(url: str, *, has_reserve: bool = True) -> AsyncIterator[tuple[httpx.AsyncClient, Database]]:
-    """A service whose routes have a login that reads the user from a session which stays open."""
+    """A service whose routes depend on a login, which reads from a session that stays open during the request."""
 
     async def login(db: DbSession) -> None:
         await db.scalar(select(func.count()).select_from(User))
@@ -127,13 +127,13 @@ async def application(url: str, *, has_reserve: bool = True) -> AsyncIterator[tu
 async def statuses(client: httpx.AsyncClient, path: str) -> list[int]:
     requests = REQUESTS if "view" in path else OTHER_REQUESTS
     limits = httpx.Limits(max_connections=requests)
-    async with httpx.AsyncClient(base_url=client.base_url, limits=limits, timeout=60) as many:
-        answers = await asyncio.gather(*(many.get(path) for _ in range(requests)))
+    async with httpx.AsyncClient(base_url=client.base_url, limits=limits, timeout=60) as concurrent_client:
+        answers = await asyncio.gather(*(concurrent_client.get(path) for _ in range(requests)))
     return sorted({answer.status_code for answer in answers})
 
 
 @pytest.mark.parametrize("path", ["/view/{}", "/batch", "/autocommit", "/transaction", "/reading/view/{}"])
-async def test_a_request_with_an_open_session_gets_the_second_connection_that_it_needs(
+async def test_a_request_with_an_open_session_gets_a_second_connection(
     committed_url: str, user_id: UUID, path: str
 ) -> None:
     async with application(committed_url) as (client, database):
@@ -149,7 +149,7 @@ async def test_control_without_a_reserve_such_requests_wait_for_each_other(
         assert 503 in await statuses(client, path.format(user_id))
 
 
-async def test_a_background_task_may_run_a_transaction_while_the_request_has_a_session_open(
+async def test_a_background_task_can_run_a_transaction_while_the_request_has_an_open_session(
     committed_url: str, user_id: UUID
 ) -> None:
     async with application(committed_url) as (client, database):
@@ -162,96 +162,7 @@ async def test_a_background_task_may_run_a_transaction_while_the_request_has_a_s
         await until(all_are_done)
 
 
-@pytest.mark.parametrize(
-    ("pool_size", "max_overflow", "limits"),
-    [
-        (20, 10, (25, 27, 29, 30)),
-        (1, 10, (8, 9, 10, 11)),
-        (4, 0, (1, 2, 3, 4)),
-        (2, 1, (1, 2, 2, 3)),
-        (1, 1, (1, 2, 2, 2)),
-        (1, 0, (1, 1, 1, 1)),
-    ],
-)
-def test_a_quarter_is_reserved_and_at_least_one_connection_is_for_sessions(
-    pool_size: int, max_overflow: int, limits: tuple[int, int, int, int]
-) -> None:
-    slots = Slots(pool_size=pool_size, max_overflow=max_overflow)
-    assert tuple(map(slots.limit, Priority)) == limits
-
-
-class TestSlots:
-    @pytest.fixture
-    def slots(self) -> Slots:
-        """One for each priority."""
-        return Slots(pool_size=4, max_overflow=0)
-
-    async def test_are_given_in_order_of_arrival(self, slots: Slots) -> None:
-        held = await slots.take(Priority.SESSION, 1)
-        order: list[int] = []
-
-        async def use(number: int) -> None:
-            slot = await slots.take(Priority.SESSION, 5)
-            order.append(number)
-            slots.release(slot)
-
-        tasks = [asyncio.create_task(use(n)) for n in range(10)]
-        await asyncio.sleep(0)
-        slots.release(held)
-        late = asyncio.create_task(use(10))
-        await asyncio.gather(*tasks, late)
-        assert order == list(range(11))
-
-    async def test_of_the_reserves_are_not_for_sessions(self, slots: Slots) -> None:
-        session = await slots.take(Priority.SESSION, 1)
-        with pytest.raises(TimeoutError):
-            await slots.take(Priority.SESSION, 0.01)
-        nested = await slots.take(Priority.NESTED, 0.01)
-        with pytest.raises(TimeoutError):
-            await slots.take(Priority.NESTED, 0.01)
-        batch = await slots.take(Priority.BATCH, 0.01)
-        with pytest.raises(TimeoutError):
-            await slots.take(Priority.BATCH, 0.01)
-        read = await slots.take(Priority.READ, 0.01)
-        with pytest.raises(TimeoutError):
-            await slots.take(Priority.READ, 0.01)
-        waiting = asyncio.create_task(slots.take(Priority.SESSION, 5))
-        await asyncio.sleep(0)
-        for reserved in (nested, batch, read):
-            slots.release(reserved)
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        slots.release(session)
-        assert (await waiting).supply is Priority.SESSION
-
-    async def test_are_lent_to_reads_by_all_supplies(self, slots: Slots) -> None:
-        kinds = [(await slots.take(Priority.READ, 0.01)).supply for _ in range(4)]
-        assert kinds == [Priority.READ, Priority.BATCH, Priority.NESTED, Priority.SESSION]
-
-    async def test_are_given_back_once_only(self, slots: Slots) -> None:
-        slot = await slots.take(Priority.SESSION, 1)
-        slots.release(slot)
-        slots.release(slot)
-        assert slots._free == [1, 1, 1, 1]
-
-    async def test_of_cancelled_and_late_waiters_are_not_lost(self, slots: Slots) -> None:
-        held = await slots.take(Priority.SESSION, 1)
-        cancelled = asyncio.create_task(slots.take(Priority.SESSION, 5))
-        granted = asyncio.create_task(slots.take(Priority.SESSION, 5))
-        await asyncio.sleep(0)
-        cancelled.cancel()
-        with pytest.raises(TimeoutError):
-            await slots.take(Priority.SESSION, 0.01)
-        slots.release(held)  # to the second task, which is cancelled before it learns of it
-        granted.cancel()
-        for task in (cancelled, granted):
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        assert slots._free == [1, 1, 1, 1]
-        assert not slots._waiting
-
-
-async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserve(database_url: str) -> None:
+async def test_several_sessions_of_one_task_can_use_the_reserve(database_url: str) -> None:
     async with (
         Database(database_url, pool_size=5, max_overflow=0, pool_timeout=0.1) as database,
         AsyncExitStack() as stack,
@@ -262,7 +173,7 @@ async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserv
             await session.execute(text("SELECT 1"))
 
         for _ in range(2):
-            await asyncio.create_task(hold())  # each task has a context of its own
+            await asyncio.create_task(hold())  # each task has its own context
         with pytest.raises(PoolExhausted, match=r"all 2 connections \(3 more are reserved for reads and batches\)"):
             await asyncio.create_task(hold())
         holder = stack.pop_all()
@@ -272,7 +183,7 @@ async def test_sessions_that_one_task_opens_beside_each_other_may_use_the_reserv
         assert database.pool_status() == PoolStatus(size=5, max_overflow=0, in_use=4, idle=0)
 
 
-async def test_slots_survive_a_disposed_engine(database_url: str) -> None:
+async def test_slots_are_counted_correctly_after_the_engine_is_disposed(database_url: str) -> None:
     async with Database(database_url, pool_size=4, max_overflow=0, pool_timeout=0.1) as database:
         async with database.session() as session:
             await session.execute(text("SELECT 1"))
@@ -283,7 +194,7 @@ async def test_slots_survive_a_disposed_engine(database_url: str) -> None:
         assert slots_of(database)._free == [1, 1, 1, 1]
 
 
-async def test_tasks_that_wait_while_the_engine_is_disposed_get_their_connection(database_url: str) -> None:
+async def test_tasks_that_wait_while_the_engine_is_disposed_get_a_connection(database_url: str) -> None:
     async with Database(database_url, pool_size=1, max_overflow=0, pool_timeout=10) as database:
 
         async def use() -> None:
@@ -298,7 +209,7 @@ async def test_tasks_that_wait_while_the_engine_is_disposed_get_their_connection
         await asyncio.gather(*waiting)
 
 
-async def test_a_connection_that_is_opened_again_during_a_use_gives_all_slots_back(database_url: str) -> None:
+async def test_a_connection_that_is_reopened_during_its_use_releases_all_slots(database_url: str) -> None:
     async with Database(database_url, pool_size=8, max_overflow=0) as database:
         for _ in range(10):
             async with database.autocommit() as connection:
@@ -312,7 +223,7 @@ async def test_a_connection_that_is_opened_again_during_a_use_gives_all_slots_ba
 
 @pytest.mark.parametrize("has_levels", [True, False])
 async def test_three_connections_of_a_task_come_from_three_supplies(database_url: str, has_levels: bool) -> None:
-    """Control: with one reserve for all that is nested, such tasks wait for each other."""
+    """Control: with one reserve for all nested use, such tasks wait for each other."""
     async with Database(database_url, pool_size=8, max_overflow=0, pool_timeout=10 if has_levels else 0.3) as database:
         if not has_levels:
             slots = slots_of(database)
@@ -322,7 +233,9 @@ async def test_three_connections_of_a_task_come_from_three_supplies(database_url
         async def use() -> None:
             async with database.session() as outer, database.session() as inner:
                 await outer.execute(text("SELECT 1"))
-                await asyncio.wait_for(inner.execute(text("SELECT 1")), 20)  # in a task of its own before Python 3.12
+                await asyncio.wait_for(
+                    inner.execute(text("SELECT 1")), 20
+                )  # before Python 3.12 it runs in a separate task
                 async with database.autocommit() as connection:
                     await connection.execute(text("SELECT 1"))
 
@@ -332,7 +245,7 @@ async def test_three_connections_of_a_task_come_from_three_supplies(database_url
         assert any(isinstance(each, PoolExhausted) for each in outcomes) is not has_levels
 
 
-async def test_a_session_whose_statement_ran_in_another_task_counts_as_held(database_url: str) -> None:
+async def test_a_session_whose_statement_ran_in_another_task_counts_as_open(database_url: str) -> None:
     async with Database(database_url, pool_size=6, max_overflow=0, pool_timeout=10) as database:
 
         async def use() -> None:
@@ -373,12 +286,12 @@ async def test_cancelled_and_failing_uses_of_every_kind_leave_all_slots_free(dat
         assert not slots._waiting
 
 
-async def test_tasks_with_a_common_ancestor_that_had_a_session_are_no_nested_ones(database_url: str) -> None:
-    """What one of them holds isn't held by the others."""
+async def test_tasks_with_a_common_ancestor_that_had_a_session_are_not_nested(database_url: str) -> None:
+    """A connection of one task doesn't count for the others."""
     async with Database(database_url, pool_size=8, max_overflow=0, pool_timeout=10) as database:
         async with database.session() as session:
             await session.execute(text("SELECT 1"))
-        inside, leave = 0, asyncio.Event()
+        inside, finish = 0, asyncio.Event()
 
         async def hold(use: str) -> None:
             nonlocal inside
@@ -386,15 +299,17 @@ async def test_tasks_with_a_common_ancestor_that_had_a_session_are_no_nested_one
                 async with database.session_factory() as session:
                     await session.execute(text("SELECT 1"))
                     inside += 1
-                    await leave.wait()
+                    await finish.wait()
             elif use == "read":
                 await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(0.01)")))
             else:
                 await database.ping()
 
         tasks = [asyncio.create_task(hold(use)) for use in ("session", "read", "ping") * 20]
-        while sum(task.done() for task in tasks) < 20 or inside < 5:  # all reads, and as many sessions as may be
+        while (
+            sum(task.done() for task in tasks) < 20 or inside < 5
+        ):  # all reads are done, and the maximum of sessions is open
             await asyncio.sleep(0.001)
         assert (inside, slots_of(database).limit(Priority.SESSION)) == (5, 5)
-        leave.set()
+        finish.set()
         await asyncio.gather(*tasks)

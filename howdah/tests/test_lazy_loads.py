@@ -1,4 +1,4 @@
-"""An attribute that isn't loaded raises where it is read and says how to load it. A flush loads what it needs."""
+"""Relationships raise on a lazy load, but a flush loads what it needs, as with plain SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sqlalchemy.orm import (
 from howdah import AsyncRepository, Base
 
 
-class Ours(Base):
+class WithHowdah(Base):
     __abstract__ = True
     metadata = MetaData()
 
 
 class Plain(DeclarativeBase):
-    """Control: SQLAlchemy's own base. Its flush loads what it needs."""
+    """Control: the base of plain SQLAlchemy. Its flush loads what it needs."""
 
 
-BASES: list[Any] = [Ours, Plain]
+BASES: list[Any] = [WithHowdah, Plain]
 OWNED: dict[str, Any] = {"cascade": "all, delete-orphan"}
 
 
@@ -75,7 +75,7 @@ TREES: dict[str, dict[str, Any]] = {
     "updated": both(**OWNED, post_update=True, parent={"post_update": True}),
     "explicit": both(**OWNED, lazy="raise", parent={"lazy": "raise"}),
 }
-# what plain SQLAlchemy refuses by itself
+# plain SQLAlchemy itself rejects lazy="raise" in a flush, so its control has the default
 EXPLICIT_CONTROL = both(**OWNED)
 
 NODES = {
@@ -95,7 +95,7 @@ def tables_of(classes: Any) -> list[Table]:
 
 
 async def run(session: AsyncSession, scenario: Any, classes: Any) -> Any:
-    """What the scenario leaves in the tables of these classes, or the class of the error that it raises."""
+    """The rows in the tables of these classes after the scenario, or the class of its error."""
     savepoint = await session.begin_nested()
     try:
         await scenario(session, classes)
@@ -108,19 +108,19 @@ async def run(session: AsyncSession, scenario: Any, classes: Any) -> Any:
         return type(error)
     finally:
         await savepoint.rollback()
-        session.expunge_all()  # what was deleted is back
+        session.expunge_all()  # deleted rows exist again
 
 
 async def assert_same_outcomes(session: AsyncSession, scenarios: dict[str, Any], ours: Any, plain: Any) -> None:
     tables = tables_of(ours)
-    await (await session.connection()).run_sync(lambda connection: Ours.metadata.create_all(connection, tables))
+    await (await session.connection()).run_sync(lambda connection: WithHowdah.metadata.create_all(connection, tables))
     for name, scenario in scenarios.items():
         expected = await run(session, scenario, plain)
         assert await run(session, scenario, ours) == expected, name
 
 
 async def plant(session: AsyncSession, node: Any) -> None:
-    """1 has 2 and 5, 2 has 3, 3 has 4; 6 is another root."""
+    """Insert two trees: 1 has the children 2 and 5, 2 has 3, 3 has 4; 6 has no children."""
     rows = [(1, None), (2, 1), (3, 2), (4, 3), (5, 1), (6, None)]
     await session.execute(insert(node), [{"id": id, "parent_id": parent_id} for id, parent_id in rows])
 
@@ -130,7 +130,7 @@ def loaded(node: Any, depth: int) -> list[Any]:
 
 
 def deleting(*ids: int, depth: int = 0, everything: bool = False) -> Any:
-    """Load these nodes, with so many generations or with all other rows too, and delete them."""
+    """A scenario that loads nodes, with `depth` generations or together with all other rows, and deletes them."""
 
     async def scenario(session: AsyncSession, node: Any) -> None:
         await plant(session, node)
@@ -185,7 +185,7 @@ async def refreshing(session: AsyncSession, node: Any) -> None:
     await session.delete(root)
 
 
-async def deleting_what_is_expired(session: AsyncSession, node: Any) -> None:
+async def deleting_expired(session: AsyncSession, node: Any) -> None:
     await plant(session, node)
     (root,) = await session.scalars(select(node).where(node.id == 1).options(*loaded(node, 2)))
     session.expire_all()
@@ -210,26 +210,26 @@ SCENARIOS: dict[str, Any] = {
     "replace": replacing,
     "merge": merging,
     "refresh": refreshing,
-    "expired": deleting_what_is_expired,
+    "expired": deleting_expired,
 }
 
 
 @pytest.mark.parametrize("name", TREES)
 async def test_a_tree_is_written_as_by_plain_sqlalchemy(session: AsyncSession, name: str) -> None:
-    await assert_same_outcomes(session, SCENARIOS, NODES[Ours][name], NODES[Plain][name])
+    await assert_same_outcomes(session, SCENARIOS, NODES[WithHowdah][name], NODES[Plain][name])
 
 
 @pytest.mark.parametrize("name", ["owned", "backref", "cascading", "passive", "explicit"])
-async def test_a_tree_is_deleted_with_all_that_is_below(session: AsyncSession, name: str) -> None:
-    node = NODES[Ours][name]
+async def test_a_tree_is_deleted_with_all_its_descendants(session: AsyncSession, name: str) -> None:
+    node = NODES[WithHowdah][name]
     await (await session.connection()).run_sync(node.__table__.create)
     for depth in range(4):
-        left = await run(session, deleting(1, depth=depth), node)
-        assert left[node.__tablename__] == [(6, None)]
+        remaining = await run(session, deleting(1, depth=depth), node)
+        assert remaining[node.__tablename__] == [(6, None)]
 
 
 def blog(base: Any) -> Any:
-    """Posts with tags (many-to-many), a summary (one-to-one), and comments with an author that is only referred to."""
+    """Posts with tags (many-to-many), a summary (one-to-one), and comments with an author (many-to-one)."""
     tagging = Table(
         "taggings",
         base.metadata,
@@ -267,7 +267,7 @@ def blog(base: Any) -> Any:
             "post_id": mapped_column(ForeignKey("posts.id")),
             "author_name": mapped_column(ForeignKey("authors.name", onupdate="NO ACTION", deferrable=True)),
             "post": relationship(lambda: post, back_populates="comments"),
-            # in PostgreSQL's place the unit of work updates the references
+            # the unit of work updates the references, not PostgreSQL
             "author": relationship(lambda: author, passive_updates=False, cascade="all"),
         },
     )
@@ -348,4 +348,4 @@ BLOG_SCENARIOS: dict[str, Any] = {
 
 
 async def test_other_relationships_are_written_as_by_plain_sqlalchemy(session: AsyncSession) -> None:
-    await assert_same_outcomes(session, BLOG_SCENARIOS, BLOGS[Ours], BLOGS[Plain])
+    await assert_same_outcomes(session, BLOG_SCENARIOS, BLOGS[WithHowdah], BLOGS[Plain])

@@ -65,23 +65,23 @@ async def pooled(pooled_url: str) -> AsyncIterator[Database]:
         yield database
 
 
-async def by_everybody(work: Any) -> list[Any]:
-    """The results of as many clients at once as make them change server connections with every transaction."""
+async def run_clients(work: Any) -> list[Any]:
+    """The results of concurrent clients. There are so many that each transaction may use another server connection."""
     return await asyncio.gather(*(work(n) for n in range(CLIENTS)))
 
 
-def test_another_kind_of_pooler_is_refused() -> None:
+def test_another_kind_of_pooler_is_rejected() -> None:
     with pytest.raises(ValueError, match="pooler must be 'transaction'"):
         Database("postgresql://x", pooler="session")  # type: ignore[arg-type]
 
 
-async def test_control_without_the_option_the_pooler_refuses_the_connection(pooled_url: str) -> None:
+async def test_control_without_the_option_the_pooler_rejects_the_connection(pooled_url: str) -> None:
     async with Database(pooled_url) as database:
         with pytest.raises((ConnectionFailed, DatabaseError)):
             await database.ping()
 
 
-async def test_sessions_have_their_settings_and_leave_none_behind(pooled_url: str, pooled: Database) -> None:
+async def test_sessions_have_their_settings_and_leave_none_on_the_connection(pooled_url: str, pooled: Database) -> None:
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "TimeZone", "application_name")
     read = select(*(func.current_setting(name) for name in names))
 
@@ -89,7 +89,7 @@ async def test_sessions_have_their_settings_and_leave_none_behind(pooled_url: st
         async with pooled.session() as session:
             return tuple((await session.execute(read)).one())
 
-    assert set(await by_everybody(settings)) == {("30s", "5s", "1min", "UTC", "howdah")}
+    assert set(await run_clients(settings)) == {("30s", "5s", "1min", "UTC", "howdah")}
     bare = Database(
         pooled_url,
         pooler="transaction",
@@ -108,31 +108,31 @@ async def test_sessions_have_their_settings_and_leave_none_behind(pooled_url: st
         assert not await session.scalar(text("SELECT current_setting('app.tenant', true)"))
 
 
-async def test_a_setting_that_is_refused_leaves_the_connection_usable(pooled_url: str) -> None:
+async def test_a_rejected_setting_leaves_the_connection_usable(pooled_url: str) -> None:
     wrong = {"server_settings": {"work_mem": "much"}}
     async with Database(pooled_url, pooler="transaction", connect_args=wrong, pool_size=1) as database:
         for _ in range(2):
             with pytest.raises(DatabaseError):
                 await database.ping()
     async with Database(pooled_url, pooler="transaction") as database:
-        await by_everybody(lambda n: database.ping())
+        await run_clients(lambda n: database.ping())
 
 
-async def test_a_setting_that_is_a_list_is_one(pooled_url: str) -> None:
+async def test_a_setting_may_be_a_list(pooled_url: str) -> None:
     paths = {"server_settings": {"search_path": "pg_catalog, public"}}
     database = Database(pooled_url, pooler="transaction", connect_args=paths)
     async with database, database.session() as session:
         assert await session.scalar(text("SELECT current_schemas(false)")) == ["pg_catalog", "public"]
 
 
-async def test_a_listener_of_the_checkout_is_refused(pooled: Database) -> None:
+async def test_a_listener_of_the_checkout_is_rejected(pooled: Database) -> None:
     """The next transaction may be on another connection to the server."""
     event.listen(pooled.engine.sync_engine, "checkout", lambda *_: None)
     with pytest.raises(RuntimeError, match="listen to the engine's begin"):
         await pooled.ping()
 
 
-async def test_bounds_hold(pooled_url: str) -> None:
+async def test_timeouts_apply(pooled_url: str) -> None:
     async with Database(pooled_url, pooler="transaction", statement_timeout=0.05, lock_timeout=0.02) as database:
         async with database.session() as session:
             with pytest.raises(StatementTimeout):
@@ -145,14 +145,14 @@ async def test_bounds_hold(pooled_url: str) -> None:
                 await advisory_lock(other, "x")
 
 
-async def test_rows_are_written_and_read_in_every_way(pooled: Database) -> None:
+async def test_every_kind_of_write_and_read_works(pooled: Database) -> None:
     async def write(n: int) -> None:
         rows = user_rows(50)
         for m, row in enumerate(rows):
             row["email"] = f"{n}-{m}@example.org"
         async with pooled.begin() as session:
             users = AsyncRepository(session, User)
-            keys = (await users.create_many(rows)).keys  # by COPY
+            keys = (await users.create_many(rows)).keys  # with COPY
             one = await users.create(email=f"{n}@example.org", name="One")
             await bulk.insert_many(session, Order, [{"user_id": one.id, "placed_at": datetime(2024, 1, 1, tzinfo=UTC)}])
             await users.update_many([{"id": key, "name": f"Client {n}"} for key in keys])
@@ -165,7 +165,7 @@ async def test_rows_are_written_and_read_in_every_way(pooled: Database) -> None:
             assert len([user async for user in users.stream(select(User).where(User.name == f"Client {n}"))]) == 49
             await session.execute(insert(Counter), [{"value": m} for m in range(3)])
 
-    await by_everybody(write)
+    await run_clients(write)
     async with pooled.session() as session:
         names = select(User.name, func.count()).group_by(User.name)
         counts = dict((await session.execute(names)).all())
@@ -174,7 +174,7 @@ async def test_rows_are_written_and_read_in_every_way(pooled: Database) -> None:
         assert (order.status, order.placed_at) == (Status.PENDING, datetime(2024, 1, 1, tzinfo=UTC))
 
 
-async def test_views_read_in_every_way(pooled: Database) -> None:
+async def test_every_kind_of_view_read_works(pooled: Database) -> None:
     async with pooled.begin() as session:
         keys = (await bulk.insert_many(session, User, user_rows(60))).keys
 
@@ -189,12 +189,12 @@ async def test_views_read_in_every_way(pooled: Database) -> None:
         assert len([line async for line in view.stream(batch=10)]) == 60
 
     async with UserView.open(pooled) as view:
-        await by_everybody(read)
-        await by_everybody(read)
+        await run_clients(read)
+        await run_clients(read)
     assert pooled.pool_status().in_use == 0
 
 
-async def test_each_statement_in_autocommit_is_a_transaction_of_its_own(pooled: Database) -> None:
+async def test_each_statement_in_autocommit_is_a_separate_transaction(pooled: Database) -> None:
     async def write(n: int) -> None:
         async with pooled.autocommit() as connection:
             await connection.execute(insert(Counter).values(id=n + 1, value=n))
@@ -208,11 +208,11 @@ async def test_each_statement_in_autocommit_is_a_transaction_of_its_own(pooled: 
             times = [(await connection.scalars(select(func.now()))).one() for _ in range(2)]
             assert times[0] < times[1]
 
-    await by_everybody(write)
+    await run_clients(write)
     assert pooled.pool_status().in_use == 0
 
 
-async def test_what_is_streamed_in_autocommit_is_committed(pooled: Database) -> None:
+async def test_rows_that_are_streamed_in_autocommit_are_committed(pooled: Database) -> None:
     async with pooled.autocommit() as connection:
         statement = insert(Counter).returning(Counter.id)
         async with connection.stream(statement, [{"id": 1, "value": 1}]) as result:
@@ -221,7 +221,7 @@ async def test_what_is_streamed_in_autocommit_is_committed(pooled: Database) -> 
         assert await session.scalar(select(func.count()).select_from(Counter)) == 1
 
 
-async def test_transactions_are_read_only_serializable_and_run_again(pooled: Database) -> None:
+async def test_read_only_serializable_and_retried_transactions_work(pooled: Database) -> None:
     async with pooled.session(read_only=True) as session:
         with pytest.raises(ReadOnly):
             await session.execute(insert(Counter), {"value": 1})
@@ -235,10 +235,10 @@ async def test_transactions_are_read_only_serializable_and_run_again(pooled: Dat
     async def run(_n: int) -> None:
         await run_transaction(pooled, count_up, isolation_level="REPEATABLE READ", max_attempts=100)
 
-    await by_everybody(run)
+    await run_clients(run)
     async with pooled.session() as session:
         assert await session.scalar(select(Counter.value)) == CLIENTS
-    with pytest.raises(SerializationFailure):  # noqa: PT012  # the control
+    with pytest.raises(SerializationFailure):  # noqa: PT012  # without run_transaction
         async with pooled.begin(isolation_level="REPEATABLE READ") as session:
             counter = (await session.scalars(select(Counter))).one()
             await run(0)
@@ -251,4 +251,4 @@ async def test_errors_are_those_of_a_direct_connection(pooled: Database) -> None
     async with pooled.session() as session:
         with pytest.raises(InvalidStatement):
             await session.execute(text("SELECT nothing"))
-    await by_everybody(lambda n: pooled.ping())
+    await run_clients(lambda n: pooled.ping())

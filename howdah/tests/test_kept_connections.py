@@ -1,4 +1,4 @@
-"""Short reads on connections that are kept between them."""
+"""Short reads on kept connections."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ async def test_no_transaction_is_open_between_two_reads(real_database: Database)
         assert tuple((await session.execute(statement, {"pid": kept})).one()) == ("idle", None)
 
 
-async def test_a_small_pool_keeps_none(database_url: str) -> None:
+async def test_a_small_pool_keeps_no_connection(database_url: str) -> None:
     async with Database(database_url, pool_size=4, max_overflow=0, pool_timeout=0.5) as database:
         await asyncio.gather(*(database.read(pid) for _ in range(8)))
         assert database._kept.idle_count == 0
         assert database.pool_status().idle == 4
 
 
-async def test_a_session_that_finds_the_pool_empty_has_one_of_the_kept(database_url: str) -> None:
+async def test_a_session_that_finds_the_pool_empty_gets_a_kept_connection(database_url: str) -> None:
     async with Database(database_url, pool_size=5, max_overflow=0, pool_timeout=0.5) as database:
         kept = await database.read(pid)
         async with AsyncExitStack() as stack:
@@ -70,9 +70,9 @@ async def test_a_session_that_finds_the_pool_empty_has_one_of_the_kept(database_
             assert await database.read(pid) == kept
 
 
-async def test_nothing_of_a_read_is_left_to_the_next(real_database: Database) -> None:
+async def test_a_read_leaves_no_transaction_for_the_next_one(real_database: Database) -> None:
     async def begin(connection: AsyncConnection) -> int:
-        async with connection.begin():  # which SQLAlchemy refuses where something has begun already
+        async with connection.begin():  # SQLAlchemy raises if a transaction has started already
             return await pid(connection)
 
     assert await real_database.read(pid) == await real_database.read(begin)
@@ -89,11 +89,11 @@ async def test_a_lost_connection_is_replaced(real_database: Database) -> None:
     first = await real_database.read(counted)
     await kill(real_database, first)
     assert await real_database.read(counted) != first
-    assert calls in (2, 3)  # it was heard of before, or when it was used
+    assert calls in (2, 3)  # the loss was noticed before the use, or by it
     assert real_database.pool_status().in_use == 0
 
 
-async def test_a_connection_that_is_known_to_be_lost_is_not_lent(real_database: Database) -> None:
+async def test_a_connection_that_is_known_to_be_lost_is_not_acquired(real_database: Database) -> None:
     async with real_database.autocommit() as connection:
         first = await pid(connection)
     async with real_database.autocommit() as connection:
@@ -105,8 +105,8 @@ async def test_a_connection_that_is_known_to_be_lost_is_not_lent(real_database: 
         assert await pid(connection) != first
 
 
-async def test_what_was_lost_while_it_was_used_is_not_done_again(real_database: Database) -> None:
-    """It may have been a write."""
+async def test_an_autocommit_block_is_not_repeated_after_a_lost_connection(real_database: Database) -> None:
+    """The lost statement may have been a write."""
     with pytest.raises(ConnectionLost):
         async with real_database.autocommit() as connection:
             await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
@@ -115,22 +115,22 @@ async def test_what_was_lost_while_it_was_used_is_not_done_again(real_database: 
         await pid(connection)
 
 
-async def test_a_read_that_loses_every_connection_says_so(real_database: Database) -> None:
+async def test_a_read_that_loses_every_connection_raises_connection_lost(real_database: Database) -> None:
     await real_database.read(pid)
     calls = 0
 
-    async def suicidal(connection: AsyncConnection) -> None:
+    async def terminate_itself(connection: AsyncConnection) -> None:
         nonlocal calls
         calls += 1
         await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     with pytest.raises(ConnectionLost):
-        await real_database.read(suicidal)
+        await real_database.read(terminate_itself)
     assert calls == 2
     assert real_database.pool_status().in_use == 0
 
 
-async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> None:
+async def test_all_kept_connections_are_replaced_after_the_server_was_down(database_url: str) -> None:
     async with run_proxy(database_url) as proxy, Database(proxy.url) as database:
         before = set(await asyncio.gather(*(database.read(pid) for _ in range(4))))
         await proxy.down()
@@ -139,7 +139,9 @@ async def test_all_are_replaced_when_the_server_was_away(database_url: str) -> N
         assert not before & after
 
 
-async def test_one_that_has_rested_is_asked_first(real_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_was_idle_for_long_is_checked_before_its_use(
+    real_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kept, "_MAX_IDLE_SECONDS", 0.0)
     first = await real_database.read(pid)
     await kill(real_database, first)
@@ -154,14 +156,16 @@ async def test_one_that_has_rested_is_asked_first(real_database: Database, monke
     assert calls == 1
 
 
-async def test_one_that_is_too_old_is_replaced(database_url: str, real_database: Database) -> None:
+async def test_a_connection_that_is_too_old_is_replaced(database_url: str, real_database: Database) -> None:
     async with Database(database_url, pool_recycle=0) as database:
         first = await database.read(pid)
         assert await database.read(pid) != first
         await until_gone(real_database, first)
 
 
-async def test_one_with_an_error_goes_back_and_the_next_read_has_another(real_database: Database) -> None:
+async def test_a_connection_with_an_error_is_released_and_the_next_read_gets_another_one(
+    real_database: Database,
+) -> None:
     for _ in range(3):
         with pytest.raises(DatabaseError):
             await real_database.read(lambda connection: connection.execute(text("SELECT 1/0")))
@@ -170,9 +174,11 @@ async def test_one_with_an_error_goes_back_and_the_next_read_has_another(real_da
     await real_database.read(pid)
 
 
-async def test_a_cancelled_read_gives_its_connection_back(real_database: Database) -> None:
+async def test_a_cancelled_read_releases_its_connection(real_database: Database) -> None:
     await real_database.read(pid)
-    asleep = asyncio.create_task(real_database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)"))))
+    sleeping_read = asyncio.create_task(
+        real_database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+    )
 
     async def sleeps() -> bool:
         async with real_database.session() as session:
@@ -180,14 +186,14 @@ async def test_a_cancelled_read_gives_its_connection_back(real_database: Databas
             return bool(await session.scalar(statement))
 
     await until(sleeps)
-    asleep.cancel()
+    sleeping_read.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asleep
+        await sleeping_read
     assert real_database.pool_status().in_use == 0
     await real_database.read(pid)
 
 
-async def test_closing_the_database_closes_them(database_url: str, real_database: Database) -> None:
+async def test_closing_the_database_closes_the_kept_connections(database_url: str, real_database: Database) -> None:
     async with Database(database_url) as database:
         kept = await database.read(pid)
     await until_gone(real_database, kept)
@@ -195,31 +201,31 @@ async def test_closing_the_database_closes_them(database_url: str, real_database
         await database.read(pid)
 
 
-async def test_one_that_is_in_use_is_closed_when_it_is_done(database_url: str, real_database: Database) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
+async def test_a_connection_in_use_is_closed_after_its_use(database_url: str, real_database: Database) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(connection: AsyncConnection) -> int:
         found = await pid(connection)
-        begun.set()
+        started.set()
         await go_on.wait()
         return found
 
     async with Database(database_url) as database:
-        under_way = asyncio.create_task(database.read(slow))
-        await begun.wait()
+        running = asyncio.create_task(database.read(slow))
+        await started.wait()
     go_on.set()
-    await until_gone(real_database, await under_way)
+    await until_gone(real_database, await running)
 
 
-async def test_within_a_tests_transaction_reads_see_what_it_wrote(session: AsyncSession, database: Database) -> None:
+async def test_within_the_transaction_of_a_test_reads_see_its_writes(session: AsyncSession, database: Database) -> None:
     session.add(new_user())
     await session.commit()
     names = await database.read(lambda connection: connection.scalars(text("SELECT name FROM users")))
     assert names.all() == ["Ada"]
 
 
-class TestPrepared:
-    """Straight to the driver, and yet as if SQLAlchemy had sent it."""
+class TestPreparedSelect:
+    """A prepared SELECT is executed through the driver, with the same results and errors as through SQLAlchemy."""
 
     SUM = PreparedSelect(select(literal(1) + bindparam("n", type_=Integer), func.pg_backend_pid()))
 
@@ -229,24 +235,24 @@ class TestPrepared:
         rows = await database.read(lambda connection: prepared.rows(connection, parameters))
         return [tuple(row) for row in rows]
 
-    async def test_it_is_prepared_once(self, real_database: Database) -> None:
+    async def test_the_statement_is_prepared_once(self, real_database: Database) -> None:
         for n in range(5):
             assert (await self.answer(real_database, n=n))[0][0] == n + 1
         listed = select(text("statement, generic_plans + custom_plans")).select_from(text("pg_prepared_statements"))
         rows = await self.answer(real_database, PreparedSelect(listed))
         assert [plans for statement, plans in rows if "pg_backend_pid" in str(statement)] == [5]
 
-    async def test_who_watches_statements_sees_it(self, real_database: Database) -> None:
+    async def test_listeners_see_the_statement(self, real_database: Database) -> None:
         with assert_statements(real_database, 2):
             await self.answer(real_database, n=1)
             await self.answer(real_database, n=1)
 
-    async def test_the_log_shows_it(self, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_the_log_contains_the_statement(self, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
         async with Database(database_url, echo=True) as database:
             await self.answer(database, n=1)
         assert any("pg_backend_pid" in record.message for record in caplog.records)
 
-    async def test_values_in_lists_and_decimals_come_as_sqlalchemy_brings_them(self, real_database: Database) -> None:
+    async def test_lists_and_decimals_are_converted_as_by_sqlalchemy(self, real_database: Database) -> None:
         listed = PreparedSelect(select(bindparam("n", type_=Integer)).where(literal(2).in_([1, 2, 3])))
         assert await self.answer(real_database, listed, n=7) == [(7,)]
         floats = PreparedSelect(select(bindparam("n", type_=Numeric(asdecimal=False))))
@@ -254,21 +260,21 @@ class TestPrepared:
         assert (type(found), found) == (float, 1.5)
 
     @pytest.mark.parametrize("prepared", [SUM, PreparedSelect(select(bindparam("n", type_=Integer)))])
-    async def test_a_value_of_the_wrong_type_is_refused(
+    async def test_a_value_of_the_wrong_type_is_rejected(
         self, real_database: Database, prepared: PreparedSelect
     ) -> None:
         with pytest.raises(InvalidValue):
             await self.answer(real_database, prepared, n="x")
         assert real_database.pool_status().in_use == 0
 
-    async def test_an_error_is_that_of_the_library(self, database_url: str) -> None:
+    async def test_an_error_is_raised_as_an_error_of_the_library(self, database_url: str) -> None:
         async with Database(database_url, statement_timeout=0.05) as database:
             with pytest.raises(StatementTimeout):
                 await self.answer(database, PreparedSelect(select(func.pg_sleep(60))))
         async with Database(database_url) as database:
-            suicidal = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())))
+            terminate_itself = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())))
             with pytest.raises(ConnectionLost) as caught:
-                await self.answer(database, suicidal)
+                await self.answer(database, terminate_itself)
             assert caught.value.connection_invalidated
             assert database.pool_status().in_use == 0
             assert (await self.answer(database, n=1))[0][0] == 2
@@ -279,8 +285,8 @@ class TestPrepared:
         [(_, second)] = await self.answer(real_database, n=1)
         assert first != second
 
-    async def test_one_that_is_cancelled_leaves_nothing_behind(self, real_database: Database) -> None:
-        asleep = asyncio.create_task(self.answer(real_database, PreparedSelect(select(func.pg_sleep(60)))))
+    async def test_a_cancelled_read_releases_its_connection(self, real_database: Database) -> None:
+        sleeping_read = asyncio.create_task(self.answer(real_database, PreparedSelect(select(func.pg_sleep(60)))))
         sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
 
         async def sleeps() -> bool:
@@ -288,13 +294,15 @@ class TestPrepared:
                 return bool(await session.scalar(sleeping))
 
         await until(sleeps)
-        asleep.cancel()
+        sleeping_read.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asleep
+            await sleeping_read
         assert real_database.pool_status().in_use == 0
         assert (await self.answer(real_database, n=1))[0][0] == 2
 
-    async def test_in_a_transaction_it_is_a_statement_of_it(self, session: AsyncSession, database: Database) -> None:
+    async def test_in_a_transaction_the_statement_belongs_to_it(
+        self, session: AsyncSession, database: Database
+    ) -> None:
         session.add(new_user())
         await session.commit()
         count = PreparedSelect(select(func.count()).select_from(text("users")))

@@ -1,4 +1,4 @@
-"""What JsonView can't render is an error when the view is made, which names the field and the reason."""
+"""A field that JsonView can't render is an error when the view is created, with the field and the reason."""
 
 from __future__ import annotations
 
@@ -115,41 +115,41 @@ def model(**fields: Any) -> type[BaseModel]:
 @pytest.mark.parametrize(
     ("mapped", "schema", "path", "reason"),
     [
-        (User, model(emial=str), "Made.emial", "no mapped attribute 'emial'"),
-        (User, model(age=int), "Made.age", "may be NULL"),
-        (User, model(email=int), "Made.email", "a field of type int doesn't fit a column of type String"),
-        (User, model(id=str), "Made.id", "a field of type str doesn't fit a column of type Uuid"),
-        (User, model(email=SecretStr), "Made.email", "doesn't fit a column"),
-        (User, model(email=HttpUrl), "Made.email", "runs in Python"),
-        (User, model(email=Annotated[str, AfterValidator(str.lower)]), "Made.email", "a validator"),
-        (User, model(email=Annotated[str, PlainSerializer(str.upper)]), "Made.email", "serializer"),
+        (User, model(emial=str), "Schema.emial", "no mapped attribute 'emial'"),
+        (User, model(age=int), "Schema.age", "may be NULL"),
+        (User, model(email=int), "Schema.email", "a field of type int doesn't fit a column of type String"),
+        (User, model(id=str), "Schema.id", "a field of type str doesn't fit a column of type Uuid"),
+        (User, model(email=SecretStr), "Schema.email", "doesn't fit a column"),
+        (User, model(email=HttpUrl), "Schema.email", "runs in Python"),
+        (User, model(email=Annotated[str, AfterValidator(str.lower)]), "Schema.email", "a validator"),
+        (User, model(email=Annotated[str, PlainSerializer(str.upper)]), "Schema.email", "serializer"),
         (
             User,
             model(email=Annotated[str, StringConstraints(strip_whitespace=True)]),
-            "Made.email",
+            "Schema.email",
             "strip_whitespace changes its text in Python",
         ),
-        (User, model(email=str | int), "Made.email", "a field of type union doesn't fit a column"),
-        (User, model(orders=model(id=UUID)), "Made.orders", "must be a list of models for a to-many relationship"),
-        (User, model(orders=list[model(nothing=int)]), "Made.orders.nothing", "no mapped attribute"),  # type: ignore[misc]
-        (User, model(orders=list[UUID]), "Made.orders", "isn't a Pydantic model"),
-        (User, model(shout=str), "Made.shout", "isn't an SQL expression"),
-        (Track, model(album=list[model(id=UUID)]), "Made.album", "a model for a to-one relationship"),  # type: ignore[misc]
-        (Specimen, model(loud=str | None), "Made.loud", "converts its values in Python"),
-        (Specimen, model(corner=Corner), "Made.corner", "composite"),
-        (Specimen, model(state=Other | None), "Made.state", "a field of type enum doesn't fit a column"),
-        (Specimen, model(rounded=Decimal | None), "Made.rounded", "a field of type decimal doesn't fit a column"),
-        (Specimen, model(tags=list[int] | None), "Made.tags", "a list of int doesn't fit a column"),
-        (Specimen, model(tags=list[list[str]] | None), "Made.tags", "a field of type list doesn't fit a column"),
-        (Order, model(details=Tree | None), "Made.details.branches", "contains itself"),
-        (Order, model(details=Detail | None), "Made.details.made_at", "default_factory"),
+        (User, model(email=str | int), "Schema.email", "a field of type union doesn't fit a column"),
+        (User, model(orders=model(id=UUID)), "Schema.orders", "must be a list of models for a to-many relationship"),
+        (User, model(orders=list[model(nothing=int)]), "Schema.orders.nothing", "no mapped attribute"),  # type: ignore[misc]
+        (User, model(orders=list[UUID]), "Schema.orders", "isn't a Pydantic model"),
+        (User, model(shout=str), "Schema.shout", "isn't an SQL expression"),
+        (Track, model(album=list[model(id=UUID)]), "Schema.album", "a model for a to-one relationship"),  # type: ignore[misc]
+        (Specimen, model(loud=str | None), "Schema.loud", "converts its values in Python"),
+        (Specimen, model(corner=Corner), "Schema.corner", "composite"),
+        (Specimen, model(state=Other | None), "Schema.state", "a field of type enum doesn't fit a column"),
+        (Specimen, model(rounded=Decimal | None), "Schema.rounded", "a field of type decimal doesn't fit a column"),
+        (Specimen, model(tags=list[int] | None), "Schema.tags", "a list of int doesn't fit a column"),
+        (Specimen, model(tags=list[list[str]] | None), "Schema.tags", "a field of type list doesn't fit a column"),
+        (Order, model(details=Tree | None), "Schema.details.branches", "contains itself"),
+        (Order, model(details=Detail | None), "Schema.details.made_at", "default_factory"),
         (
             Order,
             model(details=dict[str, Decimal] | None),
-            "Made.details",
+            "Schema.details",
             "a field of type decimal doesn't fit a value inside",
         ),
-        (User, model(**{"n" * 64: str}), "Made." + "n" * 64, "longer than 63 bytes"),
+        (User, model(**{"n" * 64: str}), "Schema." + "n" * 64, "longer than 63 bytes"),
         (User, WithComputed, "WithComputed", "computed_field"),
         (User, WithValidator, "WithValidator.name", "a validator"),
         (User, WithModelValidator, "WithModelValidator", "validator"),
@@ -159,28 +159,30 @@ def model(**fields: Any) -> type[BaseModel]:
         (User, Seconds, "Seconds.created_at", "ser_json_temporal"),
         (User, RootModel[dict[str, int]], "RootModel[dict[str, int]]", "isn't a Pydantic model"),
         (Album, Endless, "Endless.tracks.album", "contains itself"),
-        (Staff, model(name=str, language=str), "Made.language", "no mapped attribute"),
+        (Staff, model(name=str, language=str), "Schema.language", "no mapped attribute"),
     ],
 )
-def test_it_names_the_field_and_the_reason(mapped: type[Any], schema: type[BaseModel], path: str, reason: str) -> None:
+def test_the_error_contains_the_field_and_the_reason(
+    mapped: type[Any], schema: type[BaseModel], path: str, reason: str
+) -> None:
     with pytest.raises(ViewCompileError) as caught:
         JsonView(mapped, schema)
     assert caught.value.path == path
     assert reason in caught.value.reason
 
 
-class Door(DeclarativeBase):
+class Separate(DeclarativeBase):
     pass
 
 
-class Keyword(Door):
+class Keyword(Separate):
     __tablename__ = "keywords"
     id: Mapped[int] = mapped_column(primary_key=True)
     text: Mapped[str]
     user_id: Mapped[int] = mapped_column(ForeignKey("keyed.id"))
 
 
-class Keyed(Door):
+class Keyed(Separate):
     __tablename__ = "keyed"
     id: Mapped[int] = mapped_column(primary_key=True)
     created_at: Mapped[int]
@@ -207,32 +209,34 @@ class Keyed(Door):
 @pytest.mark.parametrize(
     ("schema", "path", "reason"),
     [
-        (model(words=list[str]), "Made.words", "an association proxy: nest a model of 'keywords'"),
-        (model(keywords=list[model(words=str)]), "Made.keywords.words", "Keyword has no mapped attribute 'words'"),  # type: ignore[misc]
+        (model(words=list[str]), "Schema.words", "an association proxy: nest a model of 'keywords'"),
+        (model(keywords=list[model(words=str)]), "Schema.keywords.words", "Keyword has no mapped attribute 'words'"),  # type: ignore[misc]
         (
             model(doubled=int),
-            "Made.doubled",
+            "Schema.doubled",
             "isn't an SQL expression of Keyed: give the hybrid property an `expression`",
         ),
         (
             model(greeting=str),
-            "Made.greeting",
+            "Schema.greeting",
             "isn't an SQL expression of Keyed: give the hybrid property an `expression`",
         ),
         (
             model(parity=str),
-            "Made.parity",
+            "Schema.parity",
             "isn't an SQL expression of Keyed: give the hybrid property an `expression`",
         ),
-        (model(times=int), "Made.times", "isn't an SQL expression of Keyed"),
+        (model(times=int), "Schema.times", "isn't an SQL expression of Keyed"),
         (
             model(id=Annotated[str, StringConstraints(to_lower=True)]),
-            "Made.id",
+            "Schema.id",
             "to_lower changes its text in Python: use it in the schema for input",
         ),
     ],
 )
-def test_what_runs_in_python_says_what_to_do(schema: type[BaseModel], path: str, reason: str) -> None:
+def test_the_error_for_an_attribute_that_is_computed_in_python_says_what_to_do(
+    schema: type[BaseModel], path: str, reason: str
+) -> None:
     with pytest.raises(ViewCompileError) as caught:
         JsonView(Keyed, schema)
     assert caught.value.path == path
@@ -245,15 +249,15 @@ class Camel(BaseModel):
     created_at: int
 
 
-def test_an_alias_that_is_no_attribute_says_how_to_read_the_name() -> None:
+def test_the_error_for_an_alias_without_an_attribute_says_how_to_use_the_name() -> None:
     with pytest.raises(
         ViewCompileError, match=r"no attribute 'createdAt', .* with validate_by_name=True in the model_config"
     ):
         JsonView(Keyed, Camel)
 
 
-def test_what_may_be_hidden_must_be_optional() -> None:
+def test_a_related_row_that_a_filter_may_hide_must_be_optional() -> None:
     where = {Album: lambda album: album.title.is_not(None)}
-    with pytest.raises(ViewCompileError, match=r"Made\.album can't be rendered: the related row may not exist"):
+    with pytest.raises(ViewCompileError, match=r"Schema\.album can't be rendered: the related row may not exist"):
         JsonView(Track, model(album=model(id=UUID)), where=where)
     JsonView(Track, model(album=model(id=UUID) | None), where=where)

@@ -1,4 +1,4 @@
-"""Bulk writes are all or nothing, and say which row was refused."""
+"""A bulk write is all or nothing, and its error identifies the rejected row."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from howdah_tests.support.sample_rows import LONG_AGO, emails, make_users, user_
 
 
 @pytest.fixture
-async def settled(session: AsyncSession) -> AsyncSession:
-    """A session in which something was written before."""
+async def used_session(session: AsyncSession) -> AsyncSession:
+    """A session that has already written a row in its transaction."""
     await bulk.insert_many(session, User, [{"email": "first@example.org", "name": "First"}])
     return session
 
@@ -42,12 +42,12 @@ async def settled(session: AsyncSession) -> AsyncSession:
 ROWS = user_rows(260)  # three chunks of 100
 
 
-def bad_rows(place: int, **values: Any) -> list[dict[str, Any]]:
-    return [{**row, **values} if i == place else row for i, row in enumerate(ROWS)]
+def rows_with(position: int, **values: Any) -> list[dict[str, Any]]:
+    return [{**row, **values} if i == position else row for i, row in enumerate(ROWS)]
 
 
 @pytest.mark.parametrize(
-    ("place", "values", "error", "constraint"),
+    ("position", "values", "error", "constraint"),
     [
         (250, {"email": "first@example.org"}, UniqueViolation, "uq_users_email"),
         (259, {"email": "user3@example.org"}, UniqueViolation, "uq_users_email"),
@@ -62,46 +62,59 @@ def bad_rows(place: int, **values: Any) -> list[dict[str, Any]]:
         (234, {"created_at": "yesterday"}, InvalidValue, None),
         (0, {"id": "no key"}, InvalidValue, None),
     ],
-    ids=["unique", "far", "near", "check", "null", "long", "range", "type", "nul", "naive", "text", "key"],
+    ids=[
+        "unique",
+        "unique in another chunk",
+        "unique in the same chunk",
+        "check",
+        "null",
+        "long",
+        "range",
+        "type",
+        "nul",
+        "naive",
+        "time as text",
+        "key as text",
+    ],
 )
-async def test_a_bad_row_fails_the_whole_and_is_named(
-    settled: AsyncSession, place: int, values: dict[str, Any], error: Any, constraint: str | None
+async def test_a_rejected_row_fails_the_whole_call_and_is_identified(
+    used_session: AsyncSession, position: int, values: dict[str, Any], error: Any, constraint: str | None
 ) -> None:
     with pytest.raises(error) as caught:
-        await bulk.insert_many(settled, User, bad_rows(place, **values), chunk_size=100)
-    assert caught.value.row_index == place
+        await bulk.insert_many(used_session, User, rows_with(position, **values), chunk_size=100)
+    assert caught.value.row_index == position
     assert caught.value.constraint == constraint
-    assert f"row {place} of the input" in caught.value.__notes__[-1]
-    assert await emails(settled) == ["first@example.org"], "the caller goes on in the same transaction"
-    await bulk.insert_many(settled, User, user_rows(3))
-    assert len(await emails(settled)) == 4
+    assert f"row {position} of the input" in caught.value.__notes__[-1]
+    assert await emails(used_session) == ["first@example.org"], "the transaction is still usable"
+    await bulk.insert_many(used_session, User, user_rows(3))
+    assert len(await emails(used_session)) == 4
 
 
-async def test_what_fails_is_still_caught_by_sqlalchemys_classes(settled: AsyncSession) -> None:
+async def test_errors_are_subclasses_of_those_of_sqlalchemy(used_session: AsyncSession) -> None:
     with pytest.raises(IntegrityError):
-        await bulk.insert_many(settled, User, bad_rows(234, age=-1))
+        await bulk.insert_many(used_session, User, rows_with(234, age=-1))
     with pytest.raises(StatementError) as caught:
-        await bulk.insert_many(settled, User, bad_rows(234, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
+        await bulk.insert_many(used_session, User, rows_with(234, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
     assert "without a time zone" in str(caught.value.__cause__)
 
 
-async def test_the_first_of_several_bad_rows_is_named(settled: AsyncSession) -> None:
-    rows = bad_rows(140, age=-1)
+async def test_the_first_of_several_rejected_rows_is_identified(used_session: AsyncSession) -> None:
+    rows = rows_with(140, age=-1)
     rows[130] = {**rows[130], "name": "x" * 21}
     with pytest.raises(TooLong) as caught:
-        await bulk.insert_many(settled, User, rows)
+        await bulk.insert_many(used_session, User, rows)
     assert caught.value.row_index == 130
 
 
-async def test_a_statement_that_is_wrong_itself_isnt_blamed_on_a_row(settled: AsyncSession) -> None:
+async def test_an_error_of_the_statement_itself_identifies_no_row(used_session: AsyncSession) -> None:
     with pytest.raises(InvalidStatement) as caught:
-        await bulk.upsert_many(settled, User, user_rows(3), on=["name"])
+        await bulk.upsert_many(used_session, User, user_rows(3), on=["name"])
     assert caught.value.row_index is None
 
 
-async def test_a_bad_row_of_an_update_is_named_and_nothing_stays(session: AsyncSession) -> None:
+async def test_a_rejected_row_of_an_update_is_identified_and_no_row_is_written(session: AsyncSession) -> None:
     keys = await make_users(session, 250)
-    for place, values, error in (
+    for position, values, error in (
         (222, {"age": -1}, CheckViolation),
         (222, {"email": "user0@example.org"}, UniqueViolation),
         (1, {"name": "x" * 21}, TooLong),
@@ -113,14 +126,14 @@ async def test_a_bad_row_of_an_update_is_named_and_nothing_stays(session: AsyncS
             {"id": key, **row, "name": "New", "created_at": LONG_AGO}
             for key, row in zip(keys, user_rows(250), strict=True)
         ]
-        rows[place] |= values
+        rows[position] |= values
         with pytest.raises(error) as caught:
             await bulk.update_many(session, User, rows, chunk_size=100)
-        assert caught.value.row_index == place
+        assert caught.value.row_index == position
         assert await session.scalar(select(func.count()).where(User.name == "New")) == 0
 
 
-async def test_a_bad_row_of_an_upsert_is_named_by_its_place_in_the_input_though_it_is_sorted(
+async def test_a_rejected_row_of_an_upsert_is_identified_by_its_position_in_the_input(
     session: AsyncSession,
 ) -> None:
     rows = list(reversed(user_rows(250)))
@@ -135,7 +148,7 @@ async def test_a_bad_row_of_an_upsert_is_named_by_its_place_in_the_input_though_
     assert await emails(session) == []
 
 
-async def test_a_key_that_cant_be_deleted_or_updated_is_named(session: AsyncSession) -> None:
+async def test_a_key_that_cannot_be_deleted_or_updated_is_identified(session: AsyncSession) -> None:
     keys = await make_users(session, 10)
     await bulk.insert_many(session, Order, [{"user_id": keys[7]}])
     with pytest.raises(ForeignKeyViolation) as caught:
@@ -147,7 +160,7 @@ async def test_a_key_that_cant_be_deleted_or_updated_is_named(session: AsyncSess
     assert list(await session.scalars(select(User.age).order_by(User.id))) == list(range(10))
 
 
-async def test_a_key_of_another_type_is_named(session: AsyncSession) -> None:
+async def test_a_key_of_another_type_is_identified(session: AsyncSession) -> None:
     with pytest.raises(InvalidValue) as caught:
         await bulk.update_many(session, Counter, [{"id": i if i != 30 else "x", "value": 1} for i in range(50)])
     assert caught.value.row_index == 30
@@ -158,23 +171,23 @@ async def test_a_key_of_another_type_is_named(session: AsyncSession) -> None:
     assert await AsyncRepository(session, Counter).count() == 0
 
 
-async def test_a_refusal_that_doesnt_come_again_is_blamed_on_no_row(session: AsyncSession) -> None:
-    times = 0
+async def test_an_error_that_is_not_reproduced_identifies_no_row(session: AsyncSession) -> None:
+    calls = 0
 
     async def write(ids: Sequence[int]) -> None:
-        nonlocal times
-        times += 1
-        await session.execute(insert(Counter), [{"id": 7 if times == 1 else id} for id in ids])
+        nonlocal calls
+        calls += 1
+        await session.execute(insert(Counter), [{"id": 7 if calls == 1 else id} for id in ids])
 
     with pytest.raises(UniqueViolation) as caught:
         async with session.begin_nested():
             await write_or_locate_rejected_row(session, [1, 2, 3], write, range(3))
     assert caught.value.row_index is None
-    assert times == 4
+    assert calls == 4
     assert await AsyncRepository(session, Counter).count() == 0
 
 
-async def test_a_lock_that_isnt_free_in_time_isnt_blamed_on_a_row(committed_database: Database) -> None:
+async def test_a_lock_timeout_identifies_no_row(committed_database: Database) -> None:
     async with committed_database.begin() as session:
         keys = await make_users(session, 10)
     async with committed_database.session() as holder, committed_database.session() as session:
@@ -186,23 +199,25 @@ async def test_a_lock_that_isnt_free_in_time_isnt_blamed_on_a_row(committed_data
         assert await session.scalar(select(func.count()).where(User.name == "New")) == 0
 
 
-async def test_without_the_library_s_engine_errors_are_sqlalchemys_and_name_the_row_all_the_same(
+async def test_with_a_plain_engine_errors_are_those_of_sqlalchemy_and_identify_the_row_in_a_note(
     committed_database: Database,
 ) -> None:
     engine = create_async_engine(committed_database.engine.url)
     async with AsyncSession(engine) as session:
         with pytest.raises(IntegrityError) as caught:
-            await bulk.insert_many(session, User, bad_rows(134, age=-1))
+            await bulk.insert_many(session, User, rows_with(134, age=-1))
         assert type(caught.value) is IntegrityError
-        with pytest.raises(StatementError) as refused:
-            await bulk.insert_many(session, User, bad_rows(134, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
-        for error in (caught.value, refused.value):
+        with pytest.raises(StatementError) as without_time_zone:
+            await bulk.insert_many(session, User, rows_with(134, created_at=datetime(2024, 1, 1)))  # noqa: DTZ001
+        for error in (caught.value, without_time_zone.value):
             assert error.__notes__ == ["row 134 of the input, counted from 0, was rejected, so no row was written"]
         assert await emails(session) == []
     await engine.dispose()
 
 
-async def test_a_cancelled_bulk_leaves_nothing_and_the_connection_usable(committed_database: Database) -> None:
+async def test_a_cancelled_bulk_write_writes_no_row_and_its_connection_stays_usable(
+    committed_database: Database,
+) -> None:
     waiting = asyncio.Event()
 
     async def slow() -> AsyncIterator[dict[str, Any]]:
@@ -223,7 +238,9 @@ async def test_a_cancelled_bulk_leaves_nothing_and_the_connection_usable(committ
     assert committed_database.pool_status().in_use == 0
 
 
-async def test_a_bulk_that_is_cancelled_while_it_waits_for_a_lock_leaves_nothing(committed_database: Database) -> None:
+async def test_a_bulk_write_that_is_cancelled_while_it_waits_for_a_lock_writes_no_row(
+    committed_database: Database,
+) -> None:
     async with committed_database.begin() as session:
         keys = await make_users(session, 10)
     for write in (
@@ -248,7 +265,7 @@ async def test_a_bulk_that_is_cancelled_while_it_waits_for_a_lock_leaves_nothing
 
 
 async def until_waiting(database: Database, pid: int) -> None:
-    """Until this backend waits for a lock."""
+    """Return when this backend waits for a lock."""
     query = text("SELECT wait_event_type FROM pg_stat_activity WHERE pid = :pid")
     async with asyncio.timeout(10), database.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")

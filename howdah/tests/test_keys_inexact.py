@@ -1,6 +1,6 @@
 """Keys that are equal in PostgreSQL but not in Python.
 
-Every call that takes keys finds the rows that PostgreSQL finds, counts each once, and reports only missing keys.
+Every call that accepts keys finds the rows that PostgreSQL finds, counts each once, and reports only missing keys.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from howdah_tests.support.inexact_keys import (
 
 @pytest.fixture
 async def tables(session: AsyncSession) -> AsyncSession:
-    """All tables that this server can have."""
+    """The session, after all tables that this server supports were created."""
     missing = []
     if await session.scalar(text("SELECT true FROM pg_available_extensions WHERE name = 'citext'")):
         await session.execute(text("CREATE EXTENSION citext"))
@@ -74,7 +74,7 @@ async def tables(session: AsyncSession) -> AsyncSession:
 
 @pytest.fixture(params=CASES, ids=lambda case: case.model.__name__)
 async def case(tables: AsyncSession, request: pytest.FixtureRequest) -> Case:
-    """Insert the two rows; the session has no objects of them."""
+    """Insert the two rows without loading objects into the session."""
     found: Case = request.param
     if not await tables.scalar(text("SELECT to_regclass(:name)"), {"name": found.model.__tablename__}):
         pytest.skip("this server has no citext, or no ICU")
@@ -86,37 +86,37 @@ def named(case: Case, key: Any, **values: Any) -> dict[str, Any]:
     return {"name": key[0], "number": key[1], **values} if case.model is PairKey else {"key": key, **values}
 
 
-def key_read(instance: Any) -> Any:
+def key_of(instance: Any) -> Any:
     return (instance.name, instance.number) if isinstance(instance, PairKey) else instance.key
 
 
 async def values_of(session: AsyncSession, case: Case) -> list[int]:
-    """The values of the two rows, the stored one first."""
+    """The values of the row `stored` and of the row `second`, without deleted rows."""
     found = dict[Any, int]()
     for instance in await session.scalars(select(case.model).execution_options(populate_existing=True)):
-        found[key_read(instance)] = instance.value
+        found[key_of(instance)] = instance.value
     return [found[key] for key in (case.stored, case.second) if key in found]
 
 
-def test_python_isnt_trusted_with_these_keys() -> None:
+def test_none_of_these_keys_counts_as_exact() -> None:
     assert not any(has_exact_keys(case.model) for case in CASES)
 
 
-async def test_the_rows_are_read_by_every_spelling(tables: AsyncSession, case: Case) -> None:
+async def test_the_rows_are_found_by_every_spelling(tables: AsyncSession, case: Case) -> None:
     repository = AsyncRepository(tables, case.model)
     found = await repository.get_one(case.other)
-    assert key_read(found) == case.stored
+    assert key_of(found) == case.stored
     assert await repository.get(case.other, load=[]) is found
     tables.expunge_all()
     found = await repository.get_by_ids([case.missing, case.second, case.other, case.stored])
-    assert [key_read(each) for each in found] == [case.second, case.stored]
+    assert [key_of(each) for each in found] == [case.second, case.stored]
     assert await repository.get_by_ids([case.other, case.second, case.stored]) == found[::-1]
 
 
 async def test_the_rows_are_locked_by_every_spelling(tables: AsyncSession, case: Case) -> None:
     locked = await lock(tables, case.model, [case.second, case.other, case.stored])
     assert list(locked) == [case.stored, case.second]
-    assert [key_read(each) for each in locked.values()] == [case.stored, case.second]
+    assert [key_of(each) for each in locked.values()] == [case.stored, case.second]
     assert list(await lock(tables, case.model, [case.other, case.missing], skip_locked=True)) == [case.stored]
     with pytest.raises(NotFound) as caught:
         await lock(tables, case.model, [case.missing, case.other, case.missing])
@@ -136,13 +136,15 @@ async def test_the_rows_are_updated_by_every_spelling(tables: AsyncSession, case
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 100])
-async def test_of_two_spellings_the_later_update_wins(tables: AsyncSession, case: Case, chunk_size: int) -> None:
+async def test_of_two_spellings_of_a_key_the_later_update_wins(
+    tables: AsyncSession, case: Case, chunk_size: int
+) -> None:
     keys = [case.stored, case.second, case.missing, case.other, case.second, case.stored, case.other]
     for order in (keys, [*reversed(keys)]):
         rows = [named(case, key, value=value) for value, key in enumerate(order)]
         done = await bulk.update_many(tables, case.model, rows, chunk_size=chunk_size)
         assert done == MatchResult(6, [case.missing])
-        last = max(place for place, key in enumerate(order) if key in (case.stored, case.other))
+        last = max(position for position, key in enumerate(order) if key in (case.stored, case.other))
         assert await values_of(tables, case) == [last, max(n for n, key in enumerate(order) if key == case.second)]
 
 
@@ -153,37 +155,37 @@ async def test_the_rows_are_deleted_by_every_spelling_and_counted_once(tables: A
     assert await bulk.delete_many(tables, case.model, [case.other, case.second]) == MatchResult(1, [case.other])
 
 
-async def test_objects_that_the_session_holds_follow(tables: AsyncSession, case: Case) -> None:
-    held = await AsyncRepository(tables, case.model).get_by_ids([case.stored, case.second])
+async def test_objects_in_the_session_are_refreshed(tables: AsyncSession, case: Case) -> None:
+    loaded = await AsyncRepository(tables, case.model).get_by_ids([case.stored, case.second])
     await bulk.update_many(tables, case.model, [named(case, case.other, value=1)])
-    assert [each.value for each in held] == [1, 0]
+    assert [each.value for each in loaded] == [1, 0]
     await bulk.update_by_key(tables, case.model, [case.other], {"value": 2})
-    assert [each.value for each in held] == [2, 0]
+    assert [each.value for each in loaded] == [2, 0]
     await tables.execute(update(case.model).values(value=3), execution_options={"synchronize_session": False})
-    assert await lock(tables, case.model, [case.other]) == {case.stored: held[0]}
-    assert held[0].value == 3
+    assert await lock(tables, case.model, [case.other]) == {case.stored: loaded[0]}
+    assert loaded[0].value == 3
     await bulk.delete_many(tables, case.model, [case.other])
-    assert [each in tables for each in held] == [False, True]
+    assert [each in tables for each in loaded] == [False, True]
 
 
-async def test_objects_that_were_created_with_another_spelling_follow(tables: AsyncSession) -> None:
+async def test_objects_that_were_created_with_another_spelling_are_refreshed(tables: AsyncSession) -> None:
     for model, spelling, stored in ((CharKey, "x", "x    "), (GuidKey, ONE, UUID(ONE)), (EnumKey, "SMALL", Size.SMALL)):
         repository = AsyncRepository(tables, model)
-        held: Any = await repository.create(key=spelling)
+        loaded: Any = await repository.create(key=spelling)
         for key in (spelling, stored):
             await tables.execute(update(model).values(value=0), execution_options={"synchronize_session": False})
             await bulk.update_many(tables, model, [{"key": key, "value": 1}])
-            assert held.value == 1
+            assert loaded.value == 1
             await bulk.update_by_key(tables, model, [key], {"value": 2})
-            assert held.value == 2
+            assert loaded.value == 2
             await repository.update_where(model.value == 2, value=3)
-            assert held.value == 3
+            assert loaded.value == 3
         assert await bulk.delete_many(tables, model, [stored]) == MatchResult(1, [])
-        assert held not in tables
+        assert loaded not in tables
 
 
 @pytest.mark.parametrize("count", [1, 25, 1100])
-async def test_any_number_of_keys_in_another_spelling(tables: AsyncSession, count: int) -> None:
+async def test_any_number_of_keys_can_have_another_spelling(tables: AsyncSession, count: int) -> None:
     await bulk.insert_many(tables, CharKey, [{"key": f"{n}"} for n in range(count)])
     keys = [f"{n} " for n in range(count)]
     assert len(await AsyncRepository(tables, CharKey).get_by_ids(keys)) == count
@@ -196,32 +198,32 @@ async def test_any_number_of_keys_in_another_spelling(tables: AsyncSession, coun
     assert await bulk.delete_many(tables, CharKey, [*keys, *map(str.strip, keys)]) == MatchResult(count, [])
 
 
-async def test_a_checked_version_is_that_of_the_row_whatever_the_spelling(tables: AsyncSession) -> None:
+async def test_a_version_is_checked_for_every_spelling(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, VersionedKey, [{"key": key} for key in ("a", "b", "c")])
     rows = [{"key": key, "version": 1, "value": 1} for key in ("a ", "b ", "d ")]
     assert await bulk.update_many(tables, VersionedKey, rows) == MatchResult(2, ["d "])
     with pytest.raises(StaleRow) as caught:
         await bulk.update_many(tables, VersionedKey, [{"key": "c ", "version": 1}, {"key": "a ", "version": 1}])
     assert caught.value.keys == ["a "]
-    in_turn = [{"key": key, "version": version, "value": version} for version, key in enumerate(("c", "c ", "c"), 1)]
-    assert await bulk.update_many(tables, VersionedKey, in_turn) == MatchResult(3, [])
+    successive = [{"key": key, "version": version, "value": version} for version, key in enumerate(("c", "c ", "c"), 1)]
+    assert await bulk.update_many(tables, VersionedKey, successive) == MatchResult(3, [])
     found = await tables.execute(select(VersionedKey.version, VersionedKey.value).order_by(VersionedKey.key))
     assert found.all() == [(2, 1), (2, 1), (4, 3)]
 
 
-async def test_a_row_that_is_refused_is_located_among_rows_of_one_key(tables: AsyncSession) -> None:
+async def test_a_rejected_row_is_located_among_rows_with_the_same_key(tables: AsyncSession) -> None:
     await bulk.insert_many(tables, CharKey, [{"key": "a"}, {"key": "b"}])
     keys = ["a", "b ", "a ", "x", "b"]
-    for place in range(len(keys)):
-        if keys[place] != "x":
-            rows = [{"key": key, "value": 2**40 if number == place else 1} for number, key in enumerate(keys)]
+    for position in range(len(keys)):
+        if keys[position] != "x":
+            rows = [{"key": key, "value": 2**40 if number == position else 1} for number, key in enumerate(keys)]
             with pytest.raises(OutOfRange) as caught:
                 await bulk.update_many(tables, CharKey, rows)
-            assert caught.value.row_index == place
+            assert caught.value.row_index == position
     await tables.execute(text("ALTER TABLE char_keys ADD CONSTRAINT few CHECK (value < 5 OR key = 'a')"))
-    with pytest.raises(CheckViolation) as refused:
+    with pytest.raises(CheckViolation) as violation:
         await bulk.update_by_key(tables, CharKey, keys, {"value": 7})
-    assert refused.value.row_index == 1
+    assert violation.value.row_index == 1
     assert (await tables.scalars(select(CharKey.value))).all() == [0, 0]
 
 
@@ -233,7 +235,7 @@ async def test_a_delete_that_a_trigger_suppresses_is_reported(tables: AsyncSessi
     assert await bulk.delete_many(tables, CharKey, ["gone ", "kept ", "gone"]) == MatchResult(1, ["kept "])
 
 
-async def test_a_key_that_an_sql_expression_writes_is_compared_as_it_is_written(
+async def test_a_key_with_an_sql_expression_is_compared_as_it_is_stored(
     tables: AsyncSession, database: Database
 ) -> None:
     await bulk.insert_many(tables, LowerKey, [{"key": "A"}, {"key": "b"}])
@@ -264,7 +266,7 @@ async def committed(tables: AsyncSession, case: Case) -> Case:
     return case
 
 
-async def test_a_view_reads_the_rows_by_every_spelling(database: Database, committed: Case) -> None:
+async def test_a_view_finds_the_rows_by_every_spelling(database: Database, committed: Case) -> None:
     case = committed
     async with JsonView(case.model, ValueOut).open(database) as view:
         assert json.loads(await view.get(case.other)) == {"value": 1}
@@ -279,7 +281,7 @@ async def test_a_view_reads_the_rows_by_every_spelling(database: Database, commi
         assert together[0].keys == [case.missing]
 
 
-async def test_a_view_reads_them_on_a_connection_of_its_own_too(committed_database: Database) -> None:
+async def test_a_view_finds_them_through_the_driver_too(committed_database: Database) -> None:
     """The statement is executed through the driver."""
     async with committed_database.begin() as session:
         create: list[Any] = [CharKey.__table__, PairKey.__table__]
