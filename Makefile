@@ -1,10 +1,10 @@
-# Each command needs only Python 3.11+ and make: where uv is missing it is put into .uv/, an environment of its own.
+# Each command needs only Python 3.11+ and make. If uv isn't installed, it is installed into the environment .uv/.
 PORT ?= 8000
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
 PYTEST := $(RUN) pytest -n 2 --dist worksteal
 
-# Container images often set this. Every process would then compile every module again, which takes it several seconds.
+# Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: serve test check format bench bench-plot bench-docs soak test-matrix test-wheel clean
@@ -12,15 +12,16 @@ export PYTHONDONTWRITEBYTECODE :=
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
 
-# One room after the other: each has a schema of its own. ARGS goes to pytest: make test ARGS="-k transfers". Then the
-# coverage isn't measured, and a room may have no such test (exit code 5). Otherwise it prints files below 95 %.
+# The packages run one after the other, because each has its own schema. ARGS goes to pytest: make test ARGS="-k transfers".
+# With ARGS the coverage isn't measured, and a package may have no test that ARGS selects (exit code 5 of pytest). Without
+# ARGS the files with a coverage below 95 % are printed.
 COVERAGE := $(if $(ARGS),,--cov --cov-append --cov-report=)
-OR_NONE := $(if $(ARGS),|| [ $$? = 5 ])
+ALLOW_NO_TESTS := $(if $(ARGS),|| [ $$? = 5 ])
 
 test: $(UV)
 	@rm -f .coverage
-	$(PYTEST) $(COVERAGE) howdah/tests $(ARGS) $(OR_NONE)
-	$(PYTEST) $(COVERAGE) shop/tests $(ARGS) $(OR_NONE)
+	$(PYTEST) $(COVERAGE) howdah/tests $(ARGS) $(ALLOW_NO_TESTS)
+	$(PYTEST) $(COVERAGE) shop/tests $(ARGS) $(ALLOW_NO_TESTS)
 	$(if $(ARGS),,$(RUN) coverage report | awk 'NR == 1 || ($$6 ~ /%/ && $$6 + 0 < 95) || $$1 == "TOTAL"')
 
 check: $(UV)

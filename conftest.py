@@ -1,4 +1,4 @@
-"""Fixtures on a real PostgreSQL for every test here, and how property tests choose their examples."""
+"""The plugin with the fixtures on a real PostgreSQL, and the Hypothesis profiles of property tests."""
 
 from pathlib import Path
 
@@ -6,28 +6,29 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase, ReadOnlyDatabase
 
-# Imported before pytest looks at shop/tests, whose parent folder it would otherwise take for the package `shop`.
+# These imports come first. Otherwise pytest would take the parent folder of shop/tests for the package `shop`.
 import howdah  # noqa: F401
 import shop  # noqa: F401
 
 pytest_plugins = ["howdah.testing"]
 
-# `make soak` makes up other examples in each run, and stores what fails; commit that with the fix. `make test` makes up
-# the same examples in each run, after those that are stored.
+# `make test` runs the stored examples, and then generates the same examples in each run. `make soak` generates random
+# examples, and stores those that fail. Commit a stored example together with the fix.
 _examples = DirectoryBasedExampleDatabase(Path(__file__).parent / "soak" / "examples")
 _common = settings(
-    deadline=None,  # a busy machine is no failure
+    deadline=None,  # on a busy machine a slow example is not a failure
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     print_blob=True,
 )
 _derandomized = settings(_common, derandomize=True, max_examples=300)
-# `settings(derandomize=True, database=...)` is refused; test_property_profiles.py shows that inherited it works.
+# Hypothesis rejects `settings(derandomize=True, database=...)`, but not an inherited `derandomize`. This is tested in
+# test_property_profiles.py.
 settings.register_profile("repeatable", _derandomized, database=ReadOnlyDatabase(_examples))
 settings.register_profile("random", _common, derandomize=False, database=_examples, max_examples=1_000)
 settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    rooms = {item.path.relative_to(config.rootpath).parts[0] for item in items}
-    if len(rooms) > 1:  # each has its own schema, and a run has one template
-        raise pytest.UsageError(f"run {' and '.join(sorted(rooms))} one after the other, as make test does")
+    packages = {item.path.relative_to(config.rootpath).parts[0] for item in items}
+    if len(packages) > 1:  # each package has its own schema, and a run has one template database
+        raise pytest.UsageError(f"run {' and '.join(sorted(packages))} one after the other, as make test does")

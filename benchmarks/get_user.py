@@ -97,8 +97,8 @@ class _HttpComparison(Comparison):
 class GetUser(_HttpComparison):
     name = "get-user"
     description = (
-        "get a random one of {size} users with ten orders over HTTP, from a FastAPI application in one process; the "
-        "name says over how many connections"
+        "read a random user out of {size}, with ten orders, over HTTP from a FastAPI application in one process. The "
+        "name of a contender has the number of connections"
     )
 
     async def set_up(self) -> None:

@@ -18,8 +18,8 @@ CREATE, STREAM = "howdah create_many(keys=False)", "howdah stream"
 class Memory(Comparison):
     name = "memory"
     description = (
-        "write {size} orders from a generator, and read them as a stream, each in a new process; the peak is counted "
-        "from the level at the start"
+        "write {size} orders from a generator, and read them as a stream, each in a new process. The peak is the "
+        "memory above the level at process start"
     )
     unit = "rows"
     size = 1_000_000

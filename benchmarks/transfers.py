@@ -169,9 +169,9 @@ class _LedgerComparison(Comparison):
 class Transfers(_LedgerComparison):
     name = "transfers"
     description = (
-        "transfers between two random accounts of 1,000 (uniform), of 100,000 by Zipf's law (zipf), or between one "
-        "fixed account and a random other one (hot); when a task has its result, the transfer is durable, with two "
-        "entries and an idempotency key; the name says how many tasks wait for a result at the same time"
+        "transfers between two random accounts out of 1,000 (uniform), out of 100,000 by Zipf's law (zipf), or between "
+        "one fixed account and a random other one (hot). A task gets its result when the transfer is durable, with two "
+        "entries and an idempotency key. The name of a contender has the number of concurrent tasks"
     )
 
     async def set_up(self) -> None:
@@ -282,8 +282,9 @@ class Transfers(_LedgerComparison):
 class TransfersOverHttp(_LedgerComparison):
     name = "transfers-http"
     description = (
-        "transfers between two random accounts of 1,000, sent to `shop serve` in single requests over 64 connections, "
-        "and {size} in one batch; compared with tasks in the process of the ledger, and with requests to an empty route"
+        "transfers between two random accounts out of 1,000, sent to `shop serve`: in single requests over 64 "
+        "connections, and {size} in one batch. They are compared with tasks in the ledger's own process, and with "
+        "requests to an empty route"
     )
     size = 50_000
     quick_size = 5_000

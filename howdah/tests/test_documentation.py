@@ -28,7 +28,6 @@ MARKDOWN = sorted(
     str(path.relative_to(PROJECT))
     for pattern in ("*.md", "docs/**/*.md", "howdah/*.md")
     for path in PROJECT.glob(pattern)
-    if path.name != "CHANGELOG.md"
 )
 MAX_LINE_LENGTH = 140
 
