@@ -61,6 +61,25 @@ async def test_a_page_is_one_statement_and_its_count_is_another_one(users: Async
 
 
 @pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (User.age.asc(), [1, 2, 3, None, None]),
+        (User.age.desc(), [None, None, 3, 2, 1]),
+        (User.age.asc().nulls_first(), [None, None, 1, 2, 3]),
+        (User.age.desc().nulls_last(), [3, 2, 1, None, None]),
+    ],
+)
+async def test_rows_with_null_are_on_the_pages_where_postgresql_orders_them(
+    session: AsyncSession, order: Any, expected: list[int | None]
+) -> None:
+    users = AsyncRepository(session, User)
+    await users.create_many(
+        {"email": f"{i}@example.org", "name": "Ada", "age": age} for i, age in enumerate([2, None, 3, None, 1])
+    )
+    assert await ages(users, select(User).order_by(order), limit=2) == expected
+
+
+@pytest.mark.parametrize(
     ("count", "total", "capped"),
     [(True, 20, False), (False, None, False), (0, 0, True), (19, 19, True), (20, 20, False), (2**40, 20, False)],
 )
