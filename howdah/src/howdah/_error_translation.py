@@ -110,7 +110,7 @@ def translate(context: ExceptionContext) -> DatabaseError | None:
     )
 
 
-def raise_as_of_a_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
+def raise_for_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
     """Raise the driver's error as SQLAlchemy would raise it. The statement was sent without SQLAlchemy."""
     adapted: Any = connection.connection.dbapi_connection
     try:

@@ -8,11 +8,12 @@ from typing import Final, TypeVar
 
 ResultT = TypeVar("ResultT")
 
+# The limits of the first and of the longest random delay. A conflict usually ends within milliseconds.
 _FIRST_WAIT_SECONDS: Final = 0.01
 _LONGEST_WAIT_SECONDS: Final = 1.0
 
 
-async def retried(
+async def call_with_retries(
     once: Callable[[], Awaitable[ResultT]],
     *,
     on: tuple[type[Exception], ...],

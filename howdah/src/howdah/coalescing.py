@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from howdah._connections.slots import new_batch_context
-from howdah._retry import retried
+from howdah._retry import call_with_retries
 from howdah._tracing import batch_span, current_link
 from howdah.errors import BatchAbandoned, CoalescerClosed, ConnectionFailed, QueueFull, TransactionConflict, Unavailable
 
@@ -302,7 +302,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                         waiter.set_result(result)
 
     async def _apply_with_retries(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        return await retried(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
+        return await call_with_retries(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
 
     async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         """Call `apply` within `batch_timeout`, and count the call."""

@@ -53,7 +53,7 @@ import asyncpg
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
-from howdah._driver_errors import message_field, root_error, timeout_that_closed
+from howdah._driver_errors import describe_closing_timeout, message_field, root_error
 
 
 class HowdahError(Exception):
@@ -202,9 +202,9 @@ class DatabaseError(HowdahError, sa.DBAPIError):
         return f"({code}) {error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        made_of = super().__reduce__()
-        assert isinstance(made_of, tuple)
-        return (*made_of[:2], {**self.__dict__, "args": self.args})
+        reduced = super().__reduce__()
+        assert isinstance(reduced, tuple)
+        return (*reduced[:2], {**self.__dict__, "args": self.args})
 
 
 class ConnectionFailed(Unavailable, DatabaseError, sa.OperationalError):
@@ -223,7 +223,7 @@ class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.Interfa
     """
 
     def _describe(self, orig: BaseException) -> str:
-        cause = timeout_that_closed(orig)
+        cause = describe_closing_timeout(orig)
         return super()._describe(orig) + (f": {cause}" if cause else "")
 
 

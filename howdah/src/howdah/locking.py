@@ -149,7 +149,7 @@ def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
 
 
 def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> _LockCTE:
-    """Build a CTE that locks the rows that match the criterion, in key order, before any of them is written."""
+    """Build a CTE that locks the rows that match the criterion, in key order, each one before it is written."""
     columns = get_key_attributes(model)
     keys = _lock_select(model, select(*columns).where(criterion)).cte(find_free_name(model, "howdah_locked"))
     return _LockCTE(keys, [attribute == keys.c[attribute.key] for attribute in columns])

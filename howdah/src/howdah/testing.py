@@ -74,6 +74,7 @@ _own_databases: Final[set[str]] = set()
 _NOT_COUNTED: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ")
 # Without fsync, `full_page_writes` has no use: both protect the data in a crash of the machine.
 _SETTINGS: Final = {"fsync": "off", "full_page_writes": "off"}
+# The limit of the wait for another test run that starts the server. It is the default of `start_timeout`.
 _START_SECONDS: Final = 60.0
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah._retry import retried
+from howdah._retry import call_with_retries
 from howdah.database import Database, IsolationLevel
 from howdah.errors import NestedTransaction, TransactionConflict
 
@@ -73,7 +73,7 @@ async def run_transaction(
     run = _Run()
     token = _run.set(run)
     try:
-        return await retried(run_once, on=(TransactionConflict,), attempts=max_attempts, timeout=timeout)
+        return await call_with_retries(run_once, on=(TransactionConflict,), attempts=max_attempts, timeout=timeout)
     finally:
         run.is_over = True  # a task that `work` has started still has this run in its context
         _run.reset(token)

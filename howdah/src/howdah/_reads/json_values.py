@@ -24,7 +24,7 @@ _PLAIN_JSON: Final = frozenset(
 
 
 class JsonValues:
-    """Renders the values of JSON columns. Raises `ViewCompileError` for a field that runs in Python."""
+    """Renders the values of JSON columns. Raises `ViewCompileError` for a field that needs code in Python."""
 
     def __init__(self, nodes: SchemaNodes) -> None:
         self._nodes = nodes
@@ -33,7 +33,7 @@ class JsonValues:
     def render(
         self, value: ColumnElement[Any], node: Any, path: str, above: tuple[type[Any], ...] = ()
     ) -> ColumnElement[Any]:
-        """The value of a JSON column. Of a model only its fields are written, with defaults for missing ones."""
+        """The value of a JSON column. For a model only its fields are written, with defaults for missing ones."""
         node = self._nodes.unwrap_optional(node, path)[1]
         # `json` has no operators for its members, so it is converted. Its text is written unchanged below.
         stored, value = value, value if isinstance(value.type, JSONB) else cast(value, JSONB)

@@ -45,7 +45,7 @@ from howdah.errors import ViewCompileError
 _MAX_NAME_BYTES: Final = 63
 
 _ROW: Final = "howdah_row"
-# Without `.*`, PostgreSQL would take a field that is named like the row.
+# With `.*` this is the row, even if one of its fields has the same name.
 _WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")
 
 # The types that a config with `ser_json_temporal` writes in another form.
@@ -95,7 +95,8 @@ class Renderer:
             elif inspect(model).isa(mapper):
                 # The filter of a subclass can't apply to rows that are read as the base class.
                 raise ViewCompileError(
-                    f"where[{model.__name__}]", f"its rows are read as {mapper.class_.__name__}, too: filter that class"
+                    f"where[{model.__name__}]",
+                    f"its rows are read as {mapper.class_.__name__}, too: put the filter on that class",
                 )
         return criteria
 
@@ -180,7 +181,7 @@ class Renderer:
             )
         if any(target is each for each in place.entities):
             raise ViewCompileError(
-                place.path, "it is nested in rows of the same aliased class: make it a relationship to another alias"
+                place.path, "it is nested in rows of the same aliased class: use a relationship to another alias"
             )
         row_filters = self.get_row_filters(target)
         for criterion in row_filters:
@@ -231,7 +232,7 @@ class Renderer:
     def _render_array(
         self, value: ColumnElement[Any], kind: ARRAY[Any], node: Any, place: _Place
     ) -> ColumnElement[Any]:
-        """The value of an array column. Its items must be such that PostgreSQL writes them as the model does."""
+        """The value of an array column. PostgreSQL must write its items in the same way as the model."""
         path = place.path
         items, dimensions = node, 0
         while items["type"] == "list":

@@ -66,7 +66,7 @@ def get_set_names(model: type[DeclarativeBase], row: DeclarativeBase) -> frozens
     state = _get_writable_state(model, row)
     if state.key is not None:
         raise TypeError(
-            f"this {model.__name__} was loaded from the database, and its changes alone don't make a new row: pass "
+            f"this {model.__name__} was loaded from the database, so it isn't known which attributes to update: pass "
             f"`update`, or {_ALTERNATIVE}"
         )
     if isinstance(row, BaseModel):

@@ -102,7 +102,8 @@ class Upsert:
 
     With `returns_keys` the result has the keys of changed rows. With `counts_conflicts` the condition of DO UPDATE
     counts the conflicts. With `locks_first` one statement inserts the new rows and locks and counts the existing ones,
-    and a second one updates these. This needs no `xmax`, and it also counts if there is nothing to update.
+    and a second one updates these. It is for tables without `xmax`, and it counts the conflicts if `update_names` is
+    empty.
     """
 
     session: AsyncSession
@@ -321,8 +322,8 @@ class Upsert:
     async def _has_hidden_duplicates(self, source: _InsertSource, suppressed: int) -> bool:
         """Whether rows with different targets in Python may have conflicted with the same existing row.
 
-        If so, it isn't known in which order they were written: the statement sorts by the target, which PostgreSQL
-        finds equal.
+        Then the order in which they were written isn't known: the statement sorts by the target, and PostgreSQL finds
+        these targets equal.
         """
         if source.size == 1:
             return False

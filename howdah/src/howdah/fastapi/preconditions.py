@@ -73,7 +73,7 @@ def make_etag(*versions: int) -> str:
 def check_if_match(if_match: str | None, version: int) -> None:
     """Raise `PreconditionFailed` unless `if_match` names this version, is `*`, or is None (see `RequiredIfMatch`).
 
-    Lock the row before. Otherwise another transaction may change it between the check and the change.
+    Lock the row before this call. Otherwise another transaction may change it between the check and the change.
 
     A tag of several versions, such as `"7-3"`, names the first one. The tag of a `JsonView` has further parts, because
     nested rows may change although the version of the row doesn't.
