@@ -49,7 +49,7 @@ def explain_missing_await(error: MissingGreenlet) -> None:
 
 
 def _remedy(attribute: QueryableAttribute[Any]) -> str | None:
-    """How to load an attribute that raises when it isn't loaded; None for other attributes."""
+    """A text that says how to load the attribute, if reading it raises an error. None for other attributes."""
     prop: Any = attribute.comparator.prop  # `attribute.property` would start to configure the mappers again
     if isinstance(prop, RelationshipProperty) and prop.lazy in {"raise", "raise_on_sql"}:
         name = f"{attribute.class_.__name__}.{attribute.key}"

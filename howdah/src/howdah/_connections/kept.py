@@ -190,7 +190,7 @@ class KeptConnections:
         )
 
     def _is_prepared_for_each_use(self) -> bool:
-        """Whether the application listens to each use of a connection, or to each statement."""
+        """Whether the application has a listener that runs at each use of a connection, or at each statement."""
         engine = self._sync_engine
         pool, sent = engine.pool.dispatch, engine.dispatch
         of_pool: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)

@@ -68,7 +68,7 @@ def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
 
 
 def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
-    """Replace SQLAlchemy's pre-ping, which takes three round trips and has only the timeout of a statement."""
+    """Replace SQLAlchemy's pre-ping: it takes three round trips, and only the timeout of a statement limits it."""
 
     def ping(connection: AdaptedConnection) -> bool:
         try:

@@ -30,12 +30,12 @@ class _Session(Session):
             raise
 
     def flush(self, objects: Any = None) -> None:
-        with _stale_rows():
+        with _raise_stale_row():
             super().flush(objects)
 
 
 @contextmanager
-def _stale_rows() -> Iterator[None]:
+def _raise_stale_row() -> Iterator[None]:
     try:
         yield
     except StaleRow:

@@ -190,7 +190,7 @@ def _expire(waiter: asyncio.Future[Slot]) -> None:
 
 
 def _add_to_record(slot: Slot) -> Slot:
-    """The slot, after it was added to the record of this context."""
+    """Add the slot to the record of this context, and return it."""
     if slot.priority is Priority.READ:  # a read opens no session while it holds its connection
         return slot
     record = _record.get()

@@ -54,7 +54,7 @@ class RelatedRows:
         association = set() if prop.secondary is None else {*iterate_tables(prop.secondary)}
         if any(getattr(each, "element", None) not in association for each in self._association_tables):
             raise ViewCompileError(path, "its join condition has columns of a table that it doesn't join")
-        self.has_each_once = isinstance(prop.entity, Mapper) and _has_each_once(prop)
+        self.has_no_duplicates = isinstance(prop.entity, Mapper) and _has_no_duplicates(prop)
         """Whether the query returns each row at most once."""
 
     def can_be_absent(self) -> bool:
@@ -67,7 +67,7 @@ class RelatedRows:
     def has_at_most_one(self) -> bool:
         """Whether there is never more than one related row."""
         return (
-            self.has_each_once
+            self.has_no_duplicates
             and self._prop.direction is RelationshipDirection.MANYTOONE
             and (_is_foreign_key(self._prop) or self._prop.remote_side.issuperset(self._prop.mapper.primary_key))
         )
@@ -116,7 +116,7 @@ def _reject_inexact_relationship(prop: Property, path: str) -> None:
             )
 
 
-def _has_each_once(prop: Property) -> bool:
+def _has_no_duplicates(prop: Property) -> bool:
     """Whether no row is returned twice.
 
     That is so without an association table, or if all columns of one of its unique keys are joined.

@@ -32,7 +32,7 @@ from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from howdah._keys import get_key_attributes
-from howdah._reads.json_values import JsonValues, or_empty_list
+from howdah._reads.json_values import JsonValues, coalesce_to_empty_list
 from howdah._reads.nullability import can_be_null
 from howdah._reads.relationships import RelatedRows, iterate_tables
 from howdah._reads.row_filters import RowFilter, check_row_filter
@@ -196,16 +196,16 @@ class Renderer:
             if not related.has_at_most_one():
                 one = one.order_by(*related.get_order()).limit(1)
             return one.scalar_subquery()
-        if related.has_each_once:
+        if related.has_no_duplicates:
             ordered = related.select(columns, row_filters).order_by(*related.get_order()).subquery(_ROW)
-            return select(or_empty_list(func.json_agg(_WHOLE_ROW))).select_from(ordered).scalar_subquery()
+            return select(coalesce_to_empty_list(func.json_agg(_WHOLE_ROW))).select_from(ordered).scalar_subquery()
         # The association may have several rows for one target. SQLAlchemy loads it once, at its first position.
         copy = func.row_number().over(partition_by=get_key_attributes(target), order_by=related.get_order())
         position = func.row_number().over(order_by=related.get_order())
         numbered = [_build_json_object(columns, target).label("item"), copy.label("copy"), position.label("position")]
         rows = related.select(numbered, row_filters).subquery(_ROW)
         items = func.json_agg(aggregate_order_by(rows.c.item, rows.c.position))
-        return select(or_empty_list(items)).where(rows.c.copy == literal_column("1")).scalar_subquery()
+        return select(coalesce_to_empty_list(items)).where(rows.c.copy == literal_column("1")).scalar_subquery()
 
     def _render_value(self, value: ColumnElement[Any], node: Any, place: _Place) -> ColumnElement[Any]:
         """The value of a column, in a form that `row_to_json` writes as the model does."""

@@ -7,8 +7,8 @@ Three places in this module decide the order of NULLs, and they must agree:
 - `SortKey.to_order_by` writes that order.
 - `SortKey.is_after` is the condition for the rows after a NULL, and for the NULLs after a value.
 
-A comparison with NULL is NULL in SQL, so a row with a NULL satisfies neither `>` nor `<`. All NULLs are equal in an
-order. `howdah._reads.nullability` decides which sort keys can be NULL at all.
+A comparison with NULL is NULL in SQL, so a row with a NULL satisfies neither `>` nor `<`. ORDER BY treats all NULLs as
+equal. `howdah._reads.nullability` decides which sort keys can be NULL at all.
 """
 
 from __future__ import annotations

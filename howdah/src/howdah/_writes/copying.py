@@ -180,7 +180,7 @@ async def _copy_groups(
 
 
 def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
-    """Raise `_CopyRejected` if it is known without an attempt that COPY isn't possible."""
+    """Raise `_CopyRejected` if COPY is certainly impossible, so that no attempt is made."""
     options = connection.get_execution_options()
     if (
         not options.get(COPY_OPTION, True)

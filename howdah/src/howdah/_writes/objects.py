@@ -102,7 +102,7 @@ def _get_writable_state(model: type[DeclarativeBase], row: DeclarativeBase) -> I
 
 
 def _find_unclear_names(row: object) -> Iterator[str]:
-    """The attributes of a mapped dataclass for which it isn't known whether the value was passed or is the default.
+    """The attributes of a mapped dataclass whose values may have been passed, or may be defaults.
 
     The key isn't one of them, because an update doesn't change it.
     """

@@ -73,8 +73,8 @@ async def _update_all(
 ) -> bool:
     """Update the rows, which have different keys, by one statement. Raises `StaleRow`.
 
-    Returns True if all keys have a row. Returns False if some have none, and also if the rows have only keys: then
-    there is nothing to write, and it isn't known which keys have a row.
+    Returns True if all keys have a row, and False if some keys have none. It also returns False if the rows have only
+    keys: nothing is written then, and it isn't known which keys have a row.
     """
     mapper: Mapper[Any] = inspect(model)
     sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {

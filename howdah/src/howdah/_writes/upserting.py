@@ -59,7 +59,7 @@ _SAME_ROW_TWICE: Final = "21000"
 _NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
 # A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. It would
-# split a larger one, but doesn't say at which row.
+# split a larger statement, but doesn't report the rows of each part.
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
@@ -209,7 +209,7 @@ class Upsert:
         elif self.update_names:
             written = await self._insert_or_update(source)
         else:
-            written = await self._insert_or_leave(source)
+            written = await self._insert_or_skip(source)
         is_complete = written.created + written.updated == source.size
         if not is_complete and await self._has_hidden_duplicates(source, written.suppressed):
             raise _HiddenDuplicates
@@ -227,7 +227,7 @@ class Upsert:
             raise _UncountedConflicts
         return written
 
-    async def _insert_or_leave(self, source: _InsertSource) -> UpsertCounts:
+    async def _insert_or_skip(self, source: _InsertSource) -> UpsertCounts:
         statement = source.statement.on_conflict_do_nothing(index_elements=self._get_target_columns())
         # A view has no `tableoid`. The statement fails for it, and `write` runs again with `locks_first`.
         written = await self._execute(source, statement, literal_column("(tableoid IS NOT NULL)", Boolean))
