@@ -199,7 +199,7 @@ async def test_objects_without_known_changes_are_rejected(session: AsyncSession)
     user.name = "Two"
     with pytest.raises(TypeError, match="this User is in a session, which writes its changes on flush"):
         await bulk.update_many(session, User, [user])
-    with pytest.raises(TypeError, match="was loaded from the database, and its changes alone don't make"):
+    with pytest.raises(TypeError, match="was loaded from the database, so it isn't known which attributes to update"):
         await bulk.upsert_many(session, User, [user], on=["email"])
     assert await bulk.upsert_many(session, User, [user], on=["email"], update=["name"]) == UpsertResult(0, 0, 1)
     session.expunge(user)

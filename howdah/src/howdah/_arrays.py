@@ -23,8 +23,8 @@ class Array(AsyncpgARRAY):
     """The type of an array parameter.
 
     The parameter is cast to the type of its items without their length. A cast to `VARCHAR(5)[]` would silently
-    truncate a longer text. Without a length, the column rejects that text, and a comparison finds it different. If an
-    item is a list (a JSON value), it is still one item, and not a second dimension of the array.
+    truncate a longer text. Without a length the whole text is sent: the column rejects it, and a comparison with it is
+    false. If an item is a list (a JSON value), it is still one item, and not a second dimension of the array.
     """
 
     def __init__(self, item_type: TypeEngine[Any]) -> None:
@@ -92,11 +92,11 @@ def fits_in_array(column: Column[Any]) -> bool:
 def unnest_arrays(
     columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, name: str = "howdah_values"
 ) -> tuple[TableValuedAlias, dict[str, Any]]:
-    """A table with the values (`unnest` of arrays), and by name the expressions that a statement writes or compares.
+    """A table of the values (`unnest` of arrays), and for each name an expression for use in the statement.
 
-    `columns` has, by name, a column whose type is used, and the values. Each becomes a column of the table with that
-    name. If the values are an `itertools.repeat`, the same value is written to all rows: the expression is then a
-    parameter, and not a column of the table. `name` is the name of the table.
+    `columns` maps each name to a mapped column, whose type is used, and to the values. The expression for a name is
+    usually a column of the table. If the values are an `itertools.repeat`, all rows have the same value: the expression
+    is then a parameter, and the table has no such column. `name` is the name of the table.
     """
     varying = {name: (each, values) for name, (each, values) in columns.items() if not isinstance(values, repeat)}
     arrays = [build_array(values, each.type) for each, values in varying.values()]

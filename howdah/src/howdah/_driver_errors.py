@@ -49,8 +49,8 @@ def message_field(error: BaseException, name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def timeout_that_closed(error: BaseException) -> str | None:
-    """A text about the server's timeout that closed the connection; None if the error doesn't tell.
+def describe_closing_timeout(error: BaseException) -> str | None:
+    """A text that names the server's timeout that closed the connection, for certain or likely. None for other errors.
 
     The driver doesn't keep a message that the server sends while no statement runs.
     """

@@ -1,4 +1,4 @@
-"""Which error of `howdah.errors` an error of the driver becomes."""
+"""The translation of the driver's errors into the errors of `howdah.errors`."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def translate(context: ExceptionContext) -> DatabaseError | None:
     )
 
 
-def raise_as_of_a_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
-    """Raise the error that SQLAlchemy would raise if it had sent the statement that failed with this driver's error."""
+def raise_for_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
+    """Raise the driver's error as SQLAlchemy would raise it. The statement was sent without SQLAlchemy."""
     adapted: Any = connection.connection.dbapi_connection
     try:
         raise_adapted(adapted, error)

@@ -39,7 +39,7 @@ def get_key(instance: object) -> Any:
 
 
 def build_key(values: Sequence[Any]) -> Any:
-    """The key with these column values: the only value, or a tuple of them."""
+    """Build a key from the values of its columns: for one column the value itself, otherwise a tuple."""
     return values[0] if len(values) == 1 else tuple(values)
 
 
@@ -68,9 +68,9 @@ def normalize_key(model: type[Any], key: Any) -> Any:
 def has_exact_keys(model: type[Any]) -> bool:
     """Whether two results of `normalize_key` are equal in Python if and only if they are equal in PostgreSQL.
 
-    For all other types only PostgreSQL can decide which row a key belongs to. 'Abc' and 'ABC' are the same key in a
-    citext column, and 'a' and 'a  ' in a CHAR column. The same holds for an enum member and its name, and for a UUID
-    and its text in a custom type.
+    This is so for integers and UUIDs. For other types only PostgreSQL can decide which row a key belongs to. 'Abc' and
+    'ABC' are the same key in a citext column, and 'a' and 'a  ' in a CHAR column. An enum member and its name are the
+    same key, and so are a UUID and its text in a custom type.
     """
     return all(_get_exact_types(column.type) for column in inspect(model).primary_key)
 
@@ -158,7 +158,7 @@ def build_key_condition(model: type[Any]) -> tuple[ColumnElement[bool], Callable
 
 
 def find_free_name(model: type[Any], name: str) -> str:
-    """The name, with underscores added if an attribute or a table of the model or of its metadata has that name."""
+    """Add underscores to the name, until no attribute of the model and no table of the model or its metadata has it."""
     mapper: Mapper[Any] = inspect(model).mapper
     tables = [table.name for table in mapper.tables]
     while name in tables or name in mapper.column_attrs or name in mapper.registry.metadata.tables:
@@ -214,9 +214,9 @@ def _apply_bind_expression(attribute: QueryableAttribute[Any], value: Any) -> An
 
 
 def _get_exact_types(kind: TypeEngine[Any]) -> frozenset[type]:
-    """The Python types of which two values are equal in Python if and only if they are equal in PostgreSQL.
+    """The Python types whose values are equal in Python if and only if they are equal in a column of this type.
 
-    Empty for a column type for which no such Python type is known.
+    The result is empty if no such Python type is known.
     """
     if not type(kind).__module__.startswith("sqlalchemy."):
         return _NO_TYPES  # a custom type may convert values in any way

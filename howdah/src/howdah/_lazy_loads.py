@@ -1,10 +1,10 @@
 """Reading an attribute that isn't loaded.
 
-It is an error with `lazy="raise"` and `raiseload=True`, and outside of SQLAlchemy's awaited calls. The error says how
-to load the attribute.
+This raises an error if the attribute has `lazy="raise"` or `raiseload=True`, or if it is read outside of an awaited
+call of SQLAlchemy. The error says how to load the attribute.
 
 During a flush the attribute is loaded instead. The unit of work reads relationships to put deletes in the right order.
-It runs in an awaited call, and the caller couldn't know what to load for it.
+This works because a flush runs in an awaited call. The caller couldn't know which attributes a flush needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def explain_raising_loads(_class: type[Any], _key: str, attribute: QueryableAttr
             try:
                 return load(state, passive)
             except InvalidRequestError as error:
-                if type(error) is not InvalidRequestError:  # an error of a load that was allowed
+                if type(error) is not InvalidRequestError:  # the load was allowed, and has failed
                     raise
                 raise InvalidRequestError(f"{error}: {remedy}") from None
 
@@ -49,8 +49,8 @@ def explain_missing_await(error: MissingGreenlet) -> None:
 
 
 def _remedy(attribute: QueryableAttribute[Any]) -> str | None:
-    """How to load an attribute that raises when it isn't loaded; None for other attributes."""
-    prop: Any = attribute.comparator.prop  # `attribute.property` would configure the mappers, which is going on now
+    """A text that says how to load the attribute, if reading it raises an error. None for other attributes."""
+    prop: Any = attribute.comparator.prop  # `attribute.property` would start to configure the mappers again
     if isinstance(prop, RelationshipProperty) and prop.lazy in {"raise", "raise_on_sql"}:
         name = f"{attribute.class_.__name__}.{attribute.key}"
         return (

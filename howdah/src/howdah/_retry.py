@@ -1,4 +1,4 @@
-"""Retries with random delays, by tenacity. It isn't called unless the first attempt fails."""
+"""Retries with random delays. They use tenacity, which is imported only after a first attempt has failed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Final, TypeVar
 
 ResultT = TypeVar("ResultT")
 
+# The limits of the first and of the longest random delay. A conflict usually ends within milliseconds.
 _FIRST_WAIT_SECONDS: Final = 0.01
 _LONGEST_WAIT_SECONDS: Final = 1.0
 
 
-async def retried(
+async def call_with_retries(
     once: Callable[[], Awaitable[ResultT]],
     *,
     on: tuple[type[Exception], ...],
@@ -21,9 +22,9 @@ async def retried(
 ) -> ResultT:
     """The result of `once`, which is called again if it raises one of the errors `on`.
 
-    It is called at most `attempts` times, and not again later than `timeout` seconds after the first start. Then the
-    last error is raised. Before each retry there is a random delay of up to 10 ms, 20 ms, 40 ms … 1 s ("full jitter",
-    <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+    `once` is called at most `attempts` times. No retry starts later than `timeout` seconds after the first start. After
+    the last attempt its error is raised. Before each retry there is a random delay of up to 10 ms, 20 ms, 40 ms … 1 s
+    ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
     """
     started = time.monotonic()
     failed: Exception | None

@@ -1,7 +1,7 @@
 """All private and undocumented names of SQLAlchemy, Pydantic and asyncpg that this library uses.
 
-Each function says why there is no public way, or the comment of its section does. `tests/test_sqlalchemy.py` checks
-each of them on every supported version, and that no other module uses such a name.
+The docstring of each name, or the comment of its section, says why there is no public way. `tests/test_sqlalchemy.py`
+checks each of them on every supported version, and that no other module uses such a name.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def has_distinct_on(statement: Select[Any]) -> bool:
 
 
 def has_joins(statement: Select[Any]) -> bool:
-    """Whether `join()` or `select_from()` was called. `get_final_froms()` doesn't tell."""
+    """Whether `join()` or `select_from()` was called. `get_final_froms()` doesn't show that."""
     return bool(statement._setup_joins or statement._from_obj)
 
 
@@ -102,9 +102,9 @@ def is_flushing(session: Session) -> bool:
 
 
 def wrap_loader(attribute: QueryableAttribute[Any], wrap: Callable[[Loader], Loader]) -> None:
-    """Replace the function that loads an attribute which isn't loaded, if there is one.
+    """Replace the function that loads a missing attribute with `wrap(function)`, if the attribute has such a function.
 
-    It is in the undocumented object `attribute.impl`. The loader strategy whose method it is has no public name.
+    The function is a method of SQLAlchemy's loader strategy. It can only be found in the undocumented `attribute.impl`.
     """
     impl: Any = getattr(attribute, "impl", None)
     load = getattr(impl, "callable_", None)
@@ -134,7 +134,7 @@ class PoolWithReturnHook(AsyncAdaptedQueuePool):
         super()._do_return_conn(record)
 
     def close_record(self, record: ConnectionPoolEntry) -> None:
-        """Close a connection instead. After it the pool may open another one."""
+        """Close a connection instead of putting it back. After that the pool may open another one."""
         try:
             record.close()
         finally:
@@ -156,7 +156,7 @@ def raise_adapted(adapted_connection: Any, error: Exception) -> NoReturn:
 def raise_handled(connection: Connection, error: BaseException, statement: str) -> NoReturn:
     """Raise a DBAPI error as the error of this statement: SQLAlchemy calls `handle_error` and may invalidate the pool.
 
-    It does so only for statements that it executes itself.
+    SQLAlchemy does this only for statements that it executes itself.
     """
     connection._handle_dbapi_exception(error, statement, None, None, None)
     raise AssertionError("unreachable") from error

@@ -10,9 +10,10 @@ the input, from 0. Deferred constraints are checked by COMMIT, and such an error
 None is written as NULL; it isn't replaced by a default. (In a JSON column it is JSON's null unless the type has
 `none_as_null`, as everywhere in SQLAlchemy.)
 
-What is written to an existing row depends on the type of the input row. For a Pydantic model (or an SQLModel) and for a
-new mapped object these are the attributes that were passed to it, for a dataclass all fields, and for a detached object
-the changed attributes. An object is rejected if it isn't known which of its attributes were passed.
+The attributes that are written to an existing row depend on the type of the input row. A mapping writes all its names.
+A Pydantic model (or an SQLModel) and a new mapped object write the attributes that were set. A dataclass writes all
+fields. A detached object writes the changed attributes. An object is rejected if it doesn't show which attributes were
+set.
 
 If the session has objects of changed rows, they are refreshed; their relationships must be loaded again. Objects of
 deleted rows are expunged.
@@ -86,8 +87,9 @@ class InsertResult:
 class MatchResult:
     """The number of requested keys that have a row, and the keys without a row in the order of the input.
 
-    PostgreSQL decides which keys are equal. In a function that counts each key once, two spellings of a key ('Abc' and
-    'ABC' in a citext column) are one row. `missing` has the keys as the caller has spelled them.
+    PostgreSQL decides which keys are equal. `update_by_key` and `delete_many` count each row once, even if it was
+    requested by two spellings of its key ('Abc' and 'ABC' in a citext column). `missing` has the keys as the caller has
+    spelled them.
     """
 
     count: int
@@ -98,7 +100,8 @@ class MatchResult:
 class UpsertResult:
     """The number of input rows that were inserted, that changed an existing row, and that left it unchanged.
 
-    A `suppressed` row wasn't written, because a BEFORE INSERT trigger returned NULL for it, and has no existing row.
+    A row is `suppressed` if it has no existing row, and a BEFORE INSERT trigger returned NULL for it, so it wasn't
+    written.
     """
 
     created: int
@@ -118,9 +121,9 @@ async def insert_many(
     """Insert the rows. If a row doesn't name an attribute, the default of Python or of the database applies.
 
     Twenty rows or more are sent by COPY if that is possible, otherwise by INSERT. With COPY, a default of `utcnow` is
-    called once for many rows. `keys=False` doesn't return the keys, for inputs whose keys alone need too much memory.
-    Values are read from mapped objects, but the objects aren't added to the session. Joined-table inheritance is
-    supported. Every row is written as a `model`, not as a subclass of it.
+    called once for many rows. With `keys=False` the result has no keys. Use it if the keys alone would need too much
+    memory. Values are read from mapped objects, but the objects aren't added to the session. Joined-table inheritance
+    is supported. Every row is written as a `model`, not as a subclass of it.
 
     `model` may be a `Table`, such as the `secondary` of a relationship. Rows then name columns by their `key`. The keys
     of a table without a primary key aren't returned.
@@ -128,8 +131,8 @@ async def insert_many(
     Rows that a BEFORE INSERT trigger suppresses aren't counted, and the result has no key for them. There is one
     exception: if the rows name their keys and the trigger suppresses a row because its key exists, that row is counted.
 
-    By a foreign key that the model declares, a row may refer to any other row of its chunk, in any order. A reference
-    to a row of a later chunk raises `ForeignKeyViolation`.
+    A row may refer to any other row of its chunk by a foreign key that the model declares. The order of these rows
+    doesn't matter. A reference to a row of a later chunk raises `ForeignKeyViolation`.
     """
     if isinstance(model, Table):
         mapped: type[Any] = map_table(model)
@@ -165,7 +168,8 @@ async def _insert_chunk(
 
     `first` is the position of the chunk's first row in the input.
     """
-    # Two rows can refer to each other. PostgreSQL checks foreign keys at the end of a statement, and a COPY is one.
+    # Two rows can refer to each other. A COPY is one statement, and PostgreSQL checks foreign keys at the end of a
+    # statement.
     if len(chunk) >= (2 if references else MIN_COPY_ROWS):
         copy = await copy_rows(session, model, chunk, keys=keys)
         if copy.is_written:
@@ -249,9 +253,8 @@ async def update_many(
             values = normalize_changes(model, chunk, first=count)
             columns = transpose_input_rows(values, get_key_names(model), first=count)
             _reject_non_array_columns(model, columns)
-            extract_keys(
-                model, columns, first=count
-            )  # for the errors of invalid keys, with their position in the input
+            # An invalid key raises its error here, with its position in the input.
+            extract_keys(model, columns, first=count)
             write, positions = partial(update_rows, session, model), range(count, count + len(values))
             matches = await write_or_locate_rejected_row(session, values, write, positions)
             await refresh_objects(session, model, matches.row_keys)

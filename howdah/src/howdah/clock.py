@@ -1,4 +1,4 @@
-"""The time of the database's clock, without a query for it."""
+"""The time of PostgreSQL's clock, computed without a query."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class DatabaseClock:
     """PostgreSQL's time, computed from the last `clock_timestamp()`. The wall clock of the process isn't used.
 
     Pass the value of `clock_timestamp()` to `learn`. `now` is that value plus the time since then by the monotonic
-    clock. It is behind PostgreSQL's clock at least by the time that the result took to arrive. It is ahead only if
-    PostgreSQL's clock was set back, or after a failover. So a statement that writes this time should compare it with
-    `clock_timestamp()`. If the time was rejected, call `forget`, and then `learn` with the time that the statement
-    returned.
+    clock. It lags behind PostgreSQL's clock, at least by the time in which the result was sent to this process. It is
+    ahead only if PostgreSQL's clock was set back, or after a failover. So a statement that writes this time should
+    compare it with `clock_timestamp()`. If the time was rejected, call `forget`, and then `learn` with the time that
+    the statement returned.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +30,7 @@ class DatabaseClock:
     def learn(self, at: datetime) -> None:
         """Set the time. `at` is the `clock_timestamp()` of a statement whose result has just arrived.
 
-        It is ignored if `now` is later, because then the earlier result took less time to arrive.
+        `at` is ignored if `now` is later. Then `now` is closer to PostgreSQL's clock than `at` is.
         """
         known = self.now()
         if known is None or known < at:
@@ -41,7 +41,7 @@ class DatabaseClock:
         self._learned = None
 
     def now(self) -> datetime | None:
-        """The database's time. None without a call of `learn` in the last 60 seconds: read `clock_timestamp()` then."""
+        """The database's time. None if no time was set in the last 60 seconds: then read `clock_timestamp()`."""
         if self._learned is None:
             return None
         at, then = self._learned

@@ -7,9 +7,9 @@
     async with Coalescer(prices, key=lambda sku: sku) as coalescer:
         price = await coalescer.submit("A-1")  # in many tasks concurrently
 
-There is no timer. If nothing is running, an item is sent immediately. While a batch is running, the next one collects.
-So an idle system adds no latency, and the batches grow with the load. PostgreSQL's group commit does the same with its
-log (<https://www.postgresql.org/docs/current/wal-configuration.html>).
+There is no timer. If nothing is running, an item is sent immediately. While a batch is running, new items are collected
+for the next one. So an idle system adds no latency, and the batches grow with the load. PostgreSQL's group commit does
+the same with its log (<https://www.postgresql.org/docs/current/wal-configuration.html>).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from howdah._connections.slots import new_batch_context
-from howdah._retry import retried
+from howdah._retry import call_with_retries
 from howdah._tracing import batch_span, current_link
 from howdah.errors import BatchAbandoned, CoalescerClosed, ConnectionFailed, QueueFull, TransactionConflict, Unavailable
 
@@ -31,7 +31,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
-# Nothing has been done after these errors, so the batch can be applied again.
+# These errors mean that nothing was written, so `apply` can be called again with the same batch.
 _RETRIED: Final = (TransactionConflict, ConnectionFailed)
 
 # With `split_between_workers`, a batch isn't split into parts smaller than this: the fixed cost of a batch would exceed
@@ -56,7 +56,7 @@ class CoalescerStatus:
     batch_size_histogram: Mapping[int, int]
     """The number of calls of `apply` by size. A key is an upper limit; the lower limit is half of it."""
     wait_histogram: Mapping[float, int]
-    """The number of tasks by seconds until their batch started. The keys are limits as above."""
+    """The number of tasks by their wait in seconds, until their batch started. A key is an upper limit, as above."""
     wait_seconds_sum: float
     """The sum of these waits."""
 
@@ -85,15 +85,15 @@ class Coalescer(Generic[ItemT, ResultT]):
       error.
     - With `bisect_on_error`, a batch that fails (other than with `Unavailable` or `TransactionConflict`) is split in
       two and retried, until only the faulty items fail. `apply` must be all or nothing.
-    - A call that takes longer than `batch_timeout` seconds is cancelled. Its waiters get `BatchAbandoned`: as after a
-      lost connection, its changes may have been written.
+    - A call that takes longer than `batch_timeout` seconds is cancelled. Its waiters get `BatchAbandoned`. Its changes
+      may have been written, as after a lost connection.
     - If a waiter is cancelled, other waiters aren't affected. An item without waiters is removed from the queue, but
       not from a running batch.
     - If `max_waiting` tasks are waiting, `submit` raises `QueueFull` immediately.
 
-    A waiter always gets a result or an error, after the batches before it, each of which is limited by `batch_timeout`
-    and `max_attempts`. Leaving `async with` waits for the items in the queue; new ones are rejected with
-    `CoalescerClosed`. A coalescer belongs to the event loop that uses it first.
+    Each waiter gets a result or an error. Its wait has a limit, because `batch_timeout` and `max_attempts` limit each
+    earlier batch. The end of the `async with` block waits until all accepted items have a result. New items are then
+    rejected with `CoalescerClosed`. A coalescer belongs to the event loop that uses it first.
 
     A task may submit while it holds a transaction open, because some connections of the pool are reserved for batches.
     The transaction keeps its locks in the meantime. A batch that needs one of them fails with `LockTimeout` after
@@ -209,7 +209,7 @@ class Coalescer(Generic[ItemT, ResultT]):
     def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a worker if one is idle and the queue is at least as long as the running batches.
 
-        Otherwise the load would be split into many small batches, instead of making the batches larger.
+        With more workers the batches would be smaller, and each batch has a fixed cost.
 
         The worker starts in the next iteration of the event loop, so its batch includes all items that are submitted in
         this iteration.
@@ -229,7 +229,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         while self._queue:
             batch = self._next_batch(loop)
             self._running_items += len(batch)
-            self._start_worker(loop)  # for items that exceeded `max_batch_size`
+            self._start_worker(loop)  # for the items beyond `max_batch_size`
             try:
                 await self._run(batch)
             finally:
@@ -245,7 +245,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                 worker.get_loop().call_exception_handler(
                     {"message": "a batch of a Coalescer failed", "exception": error, "task": worker}
                 )
-            self._start_worker(worker.get_loop())  # for items that came after its last look
+            self._start_worker(worker.get_loop())  # for items that were submitted after it found the queue empty
             return
         # The event loop or the process is ending, so no further worker can run.
         self._is_worker_starting = False
@@ -258,7 +258,8 @@ class Coalescer(Generic[ItemT, ResultT]):
     def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[_QueuedItem[ItemT, ResultT]]:
         """Take the next batch from the queue, and count how long its tasks have waited."""
         waiting = len(self._queue)
-        idle = self._workers - len(self._running) + 1 if self._split_between_workers else 1  # with this worker
+        # This worker is in `_running`, but it is idle.
+        idle = self._workers - len(self._running) + 1 if self._split_between_workers else 1
         share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]
         now = loop.time()
@@ -278,7 +279,7 @@ class Coalescer(Generic[ItemT, ResultT]):
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            _fail(batch, BatchAbandoned("a call that the batch waited for was cancelled; it may have been written"))
+            _fail(batch, BatchAbandoned("a call in `apply` was cancelled; the batch may have been written"))
         except Exception as error:
             if self._bisect_on_error and len(batch) > 1 and not isinstance(error, Unavailable | TransactionConflict):
                 half = len(batch) // 2
@@ -301,7 +302,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                         waiter.set_result(result)
 
     async def _apply_with_retries(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        return await retried(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
+        return await call_with_retries(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
 
     async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         """Call `apply` within `batch_timeout`, and count the call."""
@@ -321,7 +322,7 @@ class Coalescer(Generic[ItemT, ResultT]):
 
 
 class _QueuedItem(Generic[ItemT, ResultT]):
-    """An item of the queue. `waiters` has the time since which each one waits."""
+    """An item of the queue. `waiters` has the futures of the waiting tasks, each with the time of its `submit`."""
 
     __slots__ = ("item", "links", "waiters")
 
@@ -332,7 +333,7 @@ class _QueuedItem(Generic[ItemT, ResultT]):
 
 
 def _fail(batch: Sequence[_QueuedItem[Any, Any]], error: Exception) -> None:
-    """Raise the error for all waiters without a result, for each one a copy."""
+    """Raise the error for all waiters that have no result. If there are several, each one gets a copy."""
     if isinstance(error, StopIteration):  # raised into a coroutine, it would look like the coroutine's return
         wrapped = RuntimeError("apply failed with StopIteration")
         wrapped.__cause__ = error

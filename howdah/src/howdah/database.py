@@ -62,20 +62,21 @@ class PoolStatus:
 
 
 class Database:
-    """The primary: an engine on asyncpg, its pool, and the sessions on it.
+    """A database on the primary server: the engine (asyncpg), the pool and the sessions.
 
-    Use it as an async context manager: leaving closes the pool. Nothing connects before the first statement.
+    Use it as an async context manager. The end of the block closes the pool. No connection is opened before the first
+    statement.
 
     All sessions are in UTC. The default isolation level is READ COMMITTED. Timeouts are in seconds. None leaves the
     setting of the server as it is.
 
-    - `pool_timeout` limits the wait for a free connection. Then `PoolExhausted` is raised.
+    - `pool_timeout` limits the wait for a free connection (`PoolExhausted`).
     - `connect_timeout` limits the opening of a connection and the ping of an idle one (`ConnectionFailed`).
     - `lock_timeout` limits the wait for a row lock (`LockTimeout`).
-    - `statement_timeout` limits a statement (`StatementTimeout`). If the server doesn't answer, `ConnectionLost` is
-      raised 5 s later.
-    - `idle_in_transaction_timeout` limits the time in which a transaction does nothing. Then the server closes the
-      connection, so a forgotten transaction can't hold its locks for ever.
+    - `statement_timeout` limits the run time of a statement (`StatementTimeout`). If the server doesn't answer,
+      `ConnectionLost` is raised 5 s later.
+    - `idle_in_transaction_timeout` limits the time between two statements of a transaction. After that time the server
+      closes the connection, so a forgotten transaction can't hold its locks for ever.
 
     A URL without a driver (`postgresql://`) means asyncpg. These parameters of libpq are supported: `host`, `port`,
     `application_name`, `connect_timeout`, `target_session_attrs`, and those of TLS (`sslmode`, `sslrootcert`, …). They
@@ -86,13 +87,15 @@ class Database:
     was caught. The commit raises the error again, or SQLAlchemy's `PendingRollbackError` if a flush raised it.
     (PostgreSQL itself would answer such a COMMIT with a ROLLBACK and no error.)
 
-    JSON is written and read by orjson. NaN, infinities and integers beyond 64 bits raise `InvalidValue`, and so does a
-    fraction for an integer type. Integers beyond 64 bits in stored JSON are read as floats.
+    JSON is written and read by orjson. In a value that is written as JSON, NaN, infinities and integers beyond 64 bits
+    raise `InvalidValue`. In stored JSON, integers beyond 64 bits are read as floats.
+
+    A fraction for a column of an integer type raises `InvalidValue`.
 
     The pool opens at most `pool_size + max_overflow` connections. Waiting tasks are served in order of arrival. A
     quarter of `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve
-    reads and views, batches, `autocommit`, and sessions that a task opens while it holds a connection. So a task that
-    has a session open can wait for any of these. A pool of one connection has no reserve.
+    reads and views, batches, `autocommit`, and sessions that a task opens while it holds a connection. So tasks with
+    open sessions can't use up the connections that they wait for. A pool of one connection has no reserve.
 
     `pooler="transaction"` is for a pooler that can give each transaction another server connection, such as PgBouncer
     with `pool_mode = transaction`. The settings above are then sent with each BEGIN. Statements are prepared for each
@@ -244,14 +247,15 @@ class Database:
                 await session.commit()
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
-        """Call `work` with a connection in autocommit, for statements that only read, and return its result.
+        """Call `work` with an autocommit connection, and return the result of `work`. `work` must only read.
 
         Up to one fifth of `pool_size` is kept open between reads and released when the pool is empty, so that a read is
         one round trip. Session settings (`SET`) stay on a kept connection. If a kept connection is broken, it is
         replaced and `work` is called a second time.
 
-        If the application listens to one of the events that `shares_reads` names, each read checks out a connection in
-        the caller's context. If it listens to the engine's `begin`, each read is a transaction.
+        If the application listens to one of the events that are listed in `shares_reads`, no connection is kept. Each
+        read then checks out a connection in the context of its caller. If the application listens to the engine's
+        `begin`, each read is a transaction.
         """
         self._check_is_open()
         if isinstance(self._bind, AsyncConnection):
@@ -263,7 +267,7 @@ class Database:
 
         It is False if the application listens to the pool's `checkout`, `checkin` or `reset`, or to the engine's
         `begin`, `engine_connect`, `before_execute` or `before_cursor_execute`: such a listener may set something on the
-        connection that is for one caller only. Listeners of known tracing packages don't count.
+        connection for one caller only, for example a tenant. Listeners of known tracing packages don't count.
         """
         return self._kept.is_shared()
 
@@ -273,10 +277,10 @@ class Database:
 
         A write is committed when its statement returns.
 
-        The connection may be a kept one, on which session settings (`SET`) stay. It isn't pinged if it was used in the
-        last second, so `ConnectionLost` is a little more likely. A write isn't retried.
+        The connection may be a kept connection. Session settings (`SET`) stay on it. It isn't pinged if it was used in
+        the last second, so `ConnectionLost` is a little more likely. A write isn't retried.
 
-        A `bound_to` database yields its open connection in a savepoint.
+        With a database from `bound_to`, this is its open connection, in a savepoint.
         """
         self._check_is_open()
         if isinstance(self._bind, AsyncConnection):

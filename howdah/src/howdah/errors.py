@@ -53,7 +53,7 @@ import asyncpg
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
-from howdah._driver_errors import message_field, root_error, timeout_that_closed
+from howdah._driver_errors import describe_closing_timeout, message_field, root_error
 
 
 class HowdahError(Exception):
@@ -116,7 +116,7 @@ class EmbeddedPostgresError(HowdahError, RuntimeError):
 
 
 class InvalidCursor(HowdahError, ValueError):
-    """A page cursor is damaged, of another version, or of another list query.
+    """A page cursor is damaged, has another version, or was made for another list query.
 
     A cursor is bound to the order and the filters of its list query. Start again with the first page.
     """
@@ -133,7 +133,7 @@ class NestedTransaction(HowdahError, sa.InvalidRequestError):
 class StaleRow(HowdahError, orm.StaleDataError):
     """A row was changed or deleted by another transaction after it was read. Read it again and decide again.
 
-    `keys` are the keys of the stale rows if a bulk write found them. The bulk write has then written nothing.
+    If a bulk write raises this error, `keys` has the keys of the stale rows, and nothing was written.
     """
 
     def __init__(self, message: str, keys: Sequence[Any] = ()) -> None:
@@ -146,7 +146,7 @@ class Unavailable(HowdahError):
 
 
 class PoolExhausted(Unavailable, sa.TimeoutError):
-    """All connections that this use may have were in use for the whole `pool_timeout`. Nothing was sent.
+    """No connection was released within `pool_timeout`. Nothing was sent.
 
     Hold sessions for a shorter time, or raise `pool_size`.
     """
@@ -157,9 +157,9 @@ class QueueFull(Unavailable):
 
 
 class BatchAbandoned(Unavailable):
-    """A batch took longer than `batch_timeout`, or was cancelled, for example with its event loop.
+    """A batch took longer than `batch_timeout`, or was cancelled, for example because its event loop ended.
 
-    The outcome is unknown: before a retry, read whether the changes were written.
+    The outcome is unknown. Before a retry, check in the database whether the changes were written.
     """
 
 
@@ -171,9 +171,9 @@ class DatabaseError(HowdahError, sa.DBAPIError):
     """PostgreSQL rejected a statement, or the driver refused to send it.
 
     `sqlstate` is None if PostgreSQL sent no error: the driver rejected a value, or the connection broke. `constraint`,
-    `table` and `column` are the names in PostgreSQL's error, or None. `reason` is its DETAIL line. It may contain
-    values of the row, so don't show it to clients. `row_index` is the position in the input, from 0, of the row that
-    made a bulk write fail.
+    `table` and `column` are the names in PostgreSQL's error, or None. `reason` is the DETAIL line of that error. It may
+    contain values of the row, so don't show it to clients. `row_index` is the position in the input, from 0, of the row
+    that made a bulk write fail.
 
     The error's text contains no values of the statement, unless the engine has `hide_parameters=False`. The text of its
     `__cause__`, the driver's error, may contain them. So may a log of the traceback.
@@ -202,9 +202,9 @@ class DatabaseError(HowdahError, sa.DBAPIError):
         return f"({code}) {error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        made_of = super().__reduce__()
-        assert isinstance(made_of, tuple)
-        return (*made_of[:2], {**self.__dict__, "args": self.args})
+        reduced = super().__reduce__()
+        assert isinstance(reduced, tuple)
+        return (*reduced[:2], {**self.__dict__, "args": self.args})
 
 
 class ConnectionFailed(Unavailable, DatabaseError, sa.OperationalError):
@@ -217,12 +217,13 @@ class ConnectionFailed(Unavailable, DatabaseError, sa.OperationalError):
 class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.InterfaceError):
     """The connection broke while it was in use. If that was in COMMIT, the outcome is unknown.
 
-    If a timeout of the server closed the connection, the message names the timeout. The driver doesn't keep a message
-    that the server sends while no statement runs. `idle_in_transaction_timeout` is then only the likely cause.
+    If a timeout of the server closed the connection, the message names the timeout. If no statement was running, the
+    message names `idle_in_transaction_timeout` only as a likely cause, because the driver doesn't keep the server's
+    message.
     """
 
     def _describe(self, orig: BaseException) -> str:
-        cause = timeout_that_closed(orig)
+        cause = describe_closing_timeout(orig)
         return super()._describe(orig) + (f": {cause}" if cause else "")
 
 
@@ -313,7 +314,7 @@ class RefusedValue(ValueError):
 
 
 class RefusedTime(RefusedValue, OverflowError):
-    """A time that couldn't be read back. The caller gets an `OutOfRange` with this text."""
+    """A time is rejected, because it couldn't be read back exactly. The caller gets an `OutOfRange` with this text."""
 
 
 class UnreadableTime(asyncpg.InterfaceError, RefusedTime):  # type: ignore[misc]  # asyncpg has no types

@@ -35,7 +35,7 @@ class Match(NamedTuple):
     position: int
     """Its position among the requested keys, from 0."""
     occurrence: int
-    """How many of the requested keys before it belong to the same row."""
+    """The number of earlier requested keys that belong to the same row."""
     key: Any
     """The key as the row has it."""
 
@@ -97,7 +97,7 @@ async def _lock_and_read(
 async def _lock_then_read(
     session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
 ) -> tuple[Sequence[ModelT], Sequence[Any]]:
-    """As `_lock_and_read`, but lock first, also in the tables of subclasses, and then read with another statement."""
+    """As `_lock_and_read`, but also lock rows in the tables of subclasses, and read with one more statement."""
     mapper: Mapper[Any] = inspect(model)
     matches = await lock_matches(session, model, keys, nowait=nowait, skip_locked=skip_locked)
     present = [keys[match.position] for match in matches if match.occurrence == 0]
@@ -107,7 +107,7 @@ async def _lock_then_read(
             of_class = await lock_matches(session, each.class_, present, nowait=nowait, skip_locked=skip_locked)
             keys_by_mapper[each] = {match.key for match in of_class}
     found = (await session.scalars(_select_refreshed(model).where(has_key_in(model, present)))).unique()
-    # With `skip_locked`, the row in the table of a subclass may not be locked. Such an object isn't returned.
+    # With `skip_locked`, the row in the table of a subclass may have been skipped. Then the object isn't returned.
     objects = [one for one in found if get_key(one) in keys_by_mapper.get(inspect(one).mapper, (get_key(one),))]
     return objects, find_missing_keys(keys, {match.position for match in matches})
 
@@ -149,7 +149,7 @@ def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
 
 
 def lock_cte(model: type[Any], criterion: ColumnElement[bool]) -> _LockCTE:
-    """Build a CTE that locks the rows that the criterion finds, in key order, each one before it is written."""
+    """Build a CTE that locks the rows that match the criterion, in key order, each one before it is written."""
     columns = get_key_attributes(model)
     keys = _lock_select(model, select(*columns).where(criterion)).cte(find_free_name(model, "howdah_locked"))
     return _LockCTE(keys, [attribute == keys.c[attribute.key] for attribute in columns])

@@ -75,7 +75,7 @@ class AwareDateTime(TypeDecorator[datetime]):
         return value
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
-        """The type of the other operand: this type for a time, otherwise that of the value, such as an interval."""
+        """The type of the other operand: this type for a `datetime`, a `date` or None, otherwise that of the value."""
         return self if isinstance(value, date | None) else self.impl_instance.coerce_compared_value(op, value)
 
 
@@ -86,8 +86,7 @@ def text_enum(members: type[StrEnum], *, name: str, length: int) -> Enum:
     `ck_accounts_state_is_known`, by `NAMING_CONVENTION`. Values that are read are members. Raises `ValueError` if a
     value is longer than `length`.
 
-    A migration adds or removes members by replacing the constraint. From an enum type of PostgreSQL no value can be
-    removed.
+    A migration adds or removes members by replacing the constraint. PostgreSQL can't remove a value from an enum type.
     """
     return Enum(
         members,
@@ -104,11 +103,12 @@ class Base(DeclarativeBase):
     """The base of mapped classes.
 
     - Constraints and indexes get names from `NAMING_CONVENTION`, so that migrations and errors can name them.
-    - `Mapped[datetime]` is `timestamptz` and rejects naive values (`AwareDateTime`). So are the items of
-      `Mapped[list[datetime]]` and the bounds of `Mapped[Range[datetime]]` and `Mapped[MultiRange[datetime]]`.
+    - `Mapped[datetime]` is `timestamptz` and rejects naive values (`AwareDateTime`). The same holds for the items of
+      `Mapped[list[datetime]]`, and for the bounds of `Mapped[Range[datetime]]` and `Mapped[MultiRange[datetime]]`.
     - A relationship is `lazy="raise"` unless it names another strategy. A lazy load can't work under asyncio, so it
-      raises an error that says how to load the relationship. `lazy="select"` is SQLAlchemy's default, and counts as no
-      strategy. Write `lazy=True` to get it (for `AsyncAttrs`). During a flush, relationships are loaded as needed.
+      raises an error that says how to load the relationship. `lazy="select"`, which is SQLAlchemy's default, is also
+      replaced by `lazy="raise"`. Write `lazy=True` to get SQLAlchemy's lazy loads (for `AsyncAttrs`). During a flush,
+      relationships are loaded as needed.
     - Values that the server computes are read by the flush (`eager_defaults`), never by a later lazy load.
 
     For a second, separate `MetaData`, derive an `__abstract__` class with a `metadata` of its own. A class with
@@ -129,7 +129,8 @@ class Base(DeclarativeBase):
     }
 
 
-# Listeners, because a class with its own __mapper_args__ would lose those of the base.
+# Listeners set these options. A class with a `__mapper_args__` of its own would lose those in `__mapper_args__` of the
+# base.
 @event.listens_for(Base, "instrument_class", propagate=True)
 def _set_mapper_options(mapper: Mapper[Any], class_: type[Any]) -> None:
     """Set `eager_defaults`, and the version column of a `Versioned` class."""

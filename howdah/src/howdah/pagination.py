@@ -58,12 +58,13 @@ async def paginate(
 
     The page has at most `limit` rows (1 to 1,000) after the cursor `after` or before the cursor `before`. The order may
     mix `asc()`, `desc()`, `nulls_first()` and `nulls_last()`. If rows are inserted or deleted between two pages, no
-    other row is repeated or skipped. A row whose sort key changes in between may be repeated or skipped. With `count` a
-    second statement counts all rows of the list query. If `count` is an integer, it stops there.
+    other row is repeated or skipped. A row whose sort key changes in between may be repeated or skipped. With
+    `count=True`, a second statement counts all rows of the list query. With an integer, it stops at that number.
 
     A join must not repeat an object: filter by `User.orders.any(...)`. A cursor isn't valid if the value of a filter
-    differs from request to request, such as `now() - 1 day` computed in Python. An empty page after a cursor has a
-    `previous` that leads back and includes the cursor's own row. An empty page before a cursor has such a `next`.
+    differs from request to request, such as `now() - 1 day` computed in Python. If the page after a cursor is empty,
+    its `previous` leads to the page that ends with the cursor's own row. If the page before a cursor is empty, its
+    `next` leads to the page that begins with that row.
 
     The order may be any expression of columns, because a cursor holds its value as PostgreSQL's text. These can't be
     used: `money`, rows, text search types, types of extensions that the mapping doesn't name, and functions such as
@@ -85,7 +86,7 @@ async def paginate_as(
     before: str | None,
     count: bool | int,
 ) -> Page[Any]:
-    """As `paginate`, but the items are the values of the expression `item`. None: the objects that are selected."""
+    """As `paginate`, but the items are the values of the expression `item`, or objects if it is None."""
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
     if after is not None and before is not None:
@@ -95,26 +96,27 @@ async def paginate_as(
     keys = _get_sort_keys(statement)
     cursors = Cursors(statement, keys)
     is_backward = before is not None
-    # A page before a cursor is read in the opposite order, and its rows are turned around.
+    # A page before a cursor is read in the opposite order, and then its rows are reversed.
     directed_keys = [key.reverse() for key in keys] if is_backward else keys
     cursor = before if is_backward else after
     position = None if cursor is None else cursors.decode(cursor)
     page_query = _select_page(item, statement, keys)
     if position is not None:
         is_behind = is_after_position(directed_keys, position.values, inclusive=position.inclusive)
-        # a condition on an aggregate belongs into HAVING
+        # with GROUP BY the sort key may be an aggregate, which is compared in HAVING
         page_query = page_query.having(is_behind) if has_group_by(statement) else page_query.where(is_behind)
-    # One row more than the page has shows whether there is another page.
+    # One extra row is read. It shows whether there is another page.
     page_query = page_query.order_by(*(key.to_order_by() for key in directed_keys)).limit(limit + 1)
     found, row_count = await _execute(session, page_query, position)
     has_more = len(found) > limit or (row_count > limit and _can_repeat_objects(statement))
     rows = found[:limit]
     if is_backward:
         rows.reverse()
-    # Both are computed even if no cursor is returned, so that an unsupported order raises an error on the first page.
+    # Both positions are computed even if no cursor is returned, so that an unsupported order raises an error on the
+    # first page.
     first, last = await _get_end_positions(session, keys, rows, position)
     total, total_capped = (None, False) if count is False else await _count_with_cap(session, statement, count)
-    # In the other direction there is at least the row that the cursor was made from, or the position of that row.
+    # On the side of the cursor there is always a page. It has the cursor's own row, unless that was deleted.
     has_next = has_more or is_backward
     has_previous = has_more if is_backward else position is not None
     return Page(
@@ -137,8 +139,8 @@ def _select_page(item: ColumnElement[Any] | None, statement: Select[Any], keys: 
     return query
 
 
-# SQLSTATEs if a text of the cursor isn't a value of its type, or if the sort key has another type now: class 22
-# (values) and class 42 (types and operators).
+# The SQLSTATEs of errors that a cursor can cause. Class 22: a text of the cursor isn't a value of its type. Class 42:
+# the sort key has another type now.
 _UNREADABLE_SQLSTATES: Final = frozenset(
     {"22003", "22007", "22008", "22009", "22015", "22021", "22023", "22P02", "22P05", "2202E", "22000"}
     | {"42704", "42804", "42846", "42883"}
@@ -193,8 +195,9 @@ async def _get_end_positions(
 ) -> tuple[Position | None, Position | None]:
     """The positions of the first and the last row.
 
-    Without rows, both are the position of the cursor, and `inclusive`: a page in either direction includes the cursor's
-    own row if that row exists. Without a cursor as well, the list is empty and there are no positions.
+    If the page has no rows, both are the position of the cursor, with `inclusive=True`. So the next page in either
+    direction includes the cursor's own row if that row exists. Both are None if there is no cursor either: then the
+    list is empty.
     """
     if not rows:
         if position is None:
@@ -240,7 +243,7 @@ def with_total_order(statement: Select[Any]) -> Select[Any]:
 async def count_rows(
     session: AsyncSession | AsyncConnection, statement: Select[Any], *, at_most: int | None = None
 ) -> int:
-    """The number of rows of the statement, with its LIMIT and DISTINCT. `at_most` ends the count at that number."""
+    """The number of rows of the statement, with its LIMIT and DISTINCT. The count stops at `at_most`."""
     counted = statement.order_by(None).subquery()
     if at_most is not None:
         counted = select(literal(1)).select_from(counted).limit(literal(at_most, BigInteger)).subquery()
@@ -294,8 +297,9 @@ def _contains(columns: Sequence[ColumnElement[Any]], column: ColumnElement[Any])
 def _get_not_null_columns(entity: Any) -> list[ColumnElement[Any]]:
     """The NOT NULL columns of the entity's own tables.
 
-    A column of another table may be NULL because of an outer join. If the class is mapped to a union or a subquery, its
-    columns are those that can't be NULL in any of its SELECTs. If it is aliased to one, they may all be NULL.
+    A column of another table may be NULL because of an outer join. For a class that is mapped to a union or a subquery,
+    these are the columns that aren't NULL in any of its SELECTs. For a class that is aliased to a union or a subquery
+    there are none, because every column may be NULL.
     """
     inspected = inspect(entity)
     mapped = [mapper.local_table for mapper in inspected.mapper.iterate_to_root()]

@@ -50,10 +50,10 @@ class AsyncRepository(Generic[ModelT]):
     key is composite, or a mapping of the key's attribute names to values. PostgreSQL decides which row a key belongs
     to.
 
-    As the session, a repository can be used by one task at a time.
+    A repository can be used by one task at a time, like its session.
     """
 
-    _declared_model: ClassVar[Any] = ModelT  # type: ignore[misc]  # the model, or the type parameter that stands for it
+    _declared_model: ClassVar[Any] = ModelT  # type: ignore[misc]  # the model, or a TypeVar in a generic subclass
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -119,7 +119,7 @@ class AsyncRepository(Generic[ModelT]):
         limit: int | None = 100,
         load: LoadOptions = (),
     ) -> list[ModelT]:
-        """The objects in a total order: that of the statement, then the key, in the direction of the last sort key.
+        """The objects in the order of the statement, then of the key, in the direction of the last sort key.
 
         `limit=None` returns all rows. If a join returns an object several times, it is in the result once, but `limit`
         counts each row. A high offset is slow, and rows are skipped or repeated if others are inserted or deleted
@@ -170,7 +170,8 @@ class AsyncRepository(Generic[ModelT]):
             raise ValueError(f"batch must be at least 1, not {batch}")
         list_query = with_total_order(self._build_list_query(statement))
         options = [*options_of(list_query), *load]
-        if not any(isinstance(option, LoaderOption) for option in options):  # two options would conflict
+        # A second option for the same relationship would conflict with the first.
+        if not any(isinstance(option, LoaderOption) for option in options):
             list_query = list_query.options(*_build_collection_options(list_query))
         list_query = self._add_load_options(list_query, load).execution_options(yield_per=batch)
         result = await self.session.stream_scalars(list_query)

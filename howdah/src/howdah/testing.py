@@ -72,8 +72,9 @@ _numbers: Final = count(1)
 _own_databases: Final[set[str]] = set()
 
 _NOT_COUNTED: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ")
-# Full pages in the WAL protect from the same crash as fsync does.
+# Without fsync, `full_page_writes` has no use: both protect the data in a crash of the machine.
 _SETTINGS: Final = {"fsync": "off", "full_page_writes": "off"}
+# The limit of the wait for another test run that starts the server. It is the default of `start_timeout`.
 _START_SECONDS: Final = 60.0
 
 
@@ -189,7 +190,7 @@ def _embedded_server(version: int) -> Iterator[EmbeddedPostgres]:
     prepare_parent(data_dir, server_user())
     with hold_lock(sibling(data_dir, "testing"), time.monotonic() + _START_SECONDS):
         # Without fsync, a crash of the machine may damage the data. A server that wasn't shut down has left its pid
-        # file. It starts with new data, because it has only the databases of tests.
+        # file. Its data is deleted, because it has only the databases of tests.
         if server.pid is None and (data_dir / "postmaster.pid").exists():
             shutil.rmtree(data_dir)
         server.start()
@@ -212,8 +213,11 @@ def _new_database(postgres_url: str, template: str) -> Iterator[str]:
 
 @cache
 def _strategy(url: str) -> str:
-    """How databases are cloned. A copy of the files takes a third of the time (55 instead of 150 ms) if the two
-    checkpoints that belong to it don't wait for the disk, and ten times as long if they do."""
+    """The STRATEGY clause of CREATE DATABASE.
+
+    FILE_COPY copies the files between two checkpoints. It takes a third of the time (55 instead of 150 ms) if fsync is
+    off, and ten times as long if fsync is on.
+    """
     query = "SELECT current_setting('fsync') = 'off' AND current_setting('server_version_num')::int >= 150000"
     return " STRATEGY FILE_COPY" if _run(url, query)[0][0] else ""
 

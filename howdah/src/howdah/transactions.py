@@ -11,7 +11,7 @@ from typing import TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah._retry import retried
+from howdah._retry import call_with_retries
 from howdah.database import Database, IsolationLevel
 from howdah.errors import NestedTransaction, TransactionConflict
 
@@ -24,7 +24,7 @@ class _Run:
     is_over = False
 
 
-# The call whose work this context is part of.
+# The call of `run_transaction` whose `work` runs in this context.
 _run: ContextVar[_Run | None] = ContextVar("howdah_run", default=None)
 
 
@@ -39,9 +39,9 @@ async def run_transaction(
     """Run `work(session)` in its own transaction, commit, and return the result of `work`.
 
     If PostgreSQL rolls the transaction back because of a concurrent one (`TransactionConflict`: 40001, 40P01), the
-    whole of `work` is run again in a new session. It is run at most `max_attempts` times, and not again later than
-    `timeout` seconds after the first start. Then the last error is raised. Before each retry there is a random delay of
-    up to 10 ms, 20 ms, 40 ms … 1 s ("full jitter",
+    whole of `work` is run again in a new session. `work` is run at most `max_attempts` times. No retry starts later
+    than `timeout` seconds after the first start. After the last attempt its error is raised. Before each retry there is
+    a random delay of up to 10 ms, 20 ms, 40 ms … 1 s ("full jitter",
     <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
 
     So `work` may run several times. It must not do anything outside the database that can't be repeated, and must not
@@ -73,9 +73,9 @@ async def run_transaction(
     run = _Run()
     token = _run.set(run)
     try:
-        return await retried(run_once, on=(TransactionConflict,), attempts=max_attempts, timeout=timeout)
+        return await call_with_retries(run_once, on=(TransactionConflict,), attempts=max_attempts, timeout=timeout)
     finally:
-        run.is_over = True  # tasks that the work has started inherit this context
+        run.is_over = True  # a task that `work` has started still has this run in its context
         _run.reset(token)
 
 
@@ -95,9 +95,8 @@ async def savepoint(session: AsyncSession) -> AsyncIterator[None]:
 async def advisory_lock(session: AsyncSession, *name: object) -> None:
     """Wait for the advisory lock with this name, and hold it until the transaction ends.
 
-    Use it if there is no row to lock. The parts of the name are hashed to 64 bits, the key of PostgreSQL's advisory
-    locks. Two names with the same hash only wait for each other. Raises `LockTimeout` after the session's
-    `lock_timeout`.
+    Use it if there is no row to lock. The parts of the name are hashed to a key of 64 bits, the size that PostgreSQL
+    requires. Two names with the same hash have the same lock. Raises `LockTimeout` after the session's `lock_timeout`.
     """
     await session.execute(select(func.pg_advisory_xact_lock(_lock_key(name))))
 

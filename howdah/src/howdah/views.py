@@ -77,9 +77,10 @@ class JsonView(Generic[ModelT]):
     Code that runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their
     values. The constructor then raises `ViewCompileError` with the field and the reason.
 
-    Related rows are those that SQLAlchemy loads, each once. A field must be Optional if its expression can be NULL or
-    if its row can be absent. Only a foreign key with NOT NULL columns guarantees that the row exists. Nothing is
-    validated: values that violate a constraint of the schema, or JSON values of another shape, are written as they are.
+    A relationship has the rows that SQLAlchemy would load, each once. A field must be Optional if its expression can be
+    NULL, or if its related row may not exist. Only a foreign key with NOT NULL columns guarantees that the row exists.
+    Nothing is validated: values that violate a constraint of the schema, or JSON values of another shape, are written
+    as they are.
 
     A view makes no objects. Events of SQLAlchemy's `Session` (`do_orm_execute`, `after_begin`) run only for `stream`.
 
@@ -104,7 +105,7 @@ class JsonView(Generic[ModelT]):
         )
         """The expression of a row's JSON as bytes, for use in your own `select()`."""
         self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.get_row_filters(model)
-        """The row filters of the model, for the same `select()`."""
+        """The row filters of the model. Add them to a `select()` that uses `body`."""
 
     def open(
         self, database: Database, *, workers: int = 2, max_batch_size: int = 100, max_waiting: int = 10_000
@@ -146,7 +147,7 @@ class JsonViewReader(Generic[ModelT]):
             self._read,
             # Two keys may be equal in Python but different in PostgreSQL.
             key=(lambda key: key) if self._has_exact_keys else (lambda key: (key, repr(key))),
-            bisect_on_error=True,  # a key that can't be sent, or a row that can't be written, fails only its own read
+            bisect_on_error=True,  # a key or a row that causes an error fails only its own read
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
@@ -189,7 +190,7 @@ class JsonViewReader(Generic[ModelT]):
         """
         keys = normalize_keys(self._view.model, collect_keys(self._view.model, ids))
         found = await self._find(deduplicate(keys) if self._has_exact_keys else keys)
-        # Keys of the same row have the same body, the identical object.
+        # Keys of the same row have the identical body object, so the row is returned once.
         return [*{id(body): body for body in found if body is not None}.values()]
 
     async def page(
@@ -203,7 +204,7 @@ class JsonViewReader(Generic[ModelT]):
     ) -> Page[bytes]:
         """A keyset page of a `select()` of the model, with bytes as its items; see `howdah.pagination.paginate`.
 
-        It is one statement, and another one to count. Raises `ValueError` for a `select()` with `options()`,
+        It sends one statement, and with `count` a second one. Raises `ValueError` for a `select()` with `options()`,
         `execution_options()` or `with_for_update()`.
         """
         list_query = self._build_list_query(statement)
@@ -227,7 +228,8 @@ class JsonViewReader(Generic[ModelT]):
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
             try:
                 async for body in result:
-                    yield body.replace(b"\n", b" ") + b"\n"  # a newline between tokens; within a text it is \\n
+                    # In JSON a newline is only between tokens; in a text it is escaped.
+                    yield body.replace(b"\n", b" ") + b"\n"
             finally:
                 await result.close()
 
@@ -258,7 +260,7 @@ class JsonViewReader(Generic[ModelT]):
         ]
 
     async def _find(self, keys: Sequence[Any]) -> Sequence[JsonBytes | None]:
-        """A body or None for each key; for keys of the same row the same body."""
+        """The body for each key, or None. Keys of the same row have the identical body object."""
         if len(keys) == 1:
             rows = await self._fetch(self._select_one, self._bind_one(keys[0]))
             return [_make_body(*rows[0]) if rows else None]

@@ -1,4 +1,4 @@
-"""Errors that abort a transaction. They can't be lost by catching them.
+"""Errors that abort a transaction. If the caller catches such an error, the commit raises it again.
 
 After an error PostgreSQL rejects every statement until the end of the transaction. It answers COMMIT with a ROLLBACK
 and no error, so a caller that has caught the error would take the transaction for committed.
@@ -15,7 +15,7 @@ from howdah._connections.options import COMMIT_EACH
 from howdah._error_translation import translate
 from howdah.errors import DatabaseError
 
-# The key in the connection's `info` of the error that has aborted its transaction.
+# A key in the connection's `info`. Its value is the error that has aborted the transaction.
 _ABORTED_BY: Final = "howdah_aborted_by"
 
 

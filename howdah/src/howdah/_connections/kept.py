@@ -57,10 +57,12 @@ class KeptConnections:
     the listener has an effect.
     """
 
-    def __init__(self, engine: AsyncEngine, single: Mapping[str, Any], *, keep: int, recycle: float) -> None:
+    def __init__(
+        self, engine: AsyncEngine, autocommit_options: Mapping[str, Any], *, keep: int, recycle: float
+    ) -> None:
         self._transactional = engine
         self._sync_engine = engine.sync_engine
-        self._engine = engine.execution_options(**single)
+        self._engine = engine.execution_options(**autocommit_options)
         self._keep, self._recycle = keep, recycle
         self._idle: list[_KeptConnection] = []
         self._closed = False
@@ -81,8 +83,8 @@ class KeptConnections:
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """Call `work`, which must only read, and return its result.
 
-        If a kept connection turns out to be lost, or has plans from before a migration, `work` is called again on
-        another connection.
+        If a kept connection was lost, or if a table was altered after its statements were prepared, `work` is called
+        again on another connection.
         """
         if self._has_begin_listener():
             async with self._slot(Priority.READ) as slot:
@@ -101,7 +103,7 @@ class KeptConnections:
                 async with self._until_done(kept) as connection:
                     return await work(connection)
             except (ConnectionLost, TransactionConflict):
-                # The others were opened before the same restart or migration.
+                # The other idle connections have the same fault: they are older than the restart or the migration.
                 await self._release_all()
         async with self._slot(Priority.READ) as slot, self._until_done(await self._connect(slot)) as connection:
             return await work(connection)
@@ -142,7 +144,7 @@ class KeptConnections:
             self._pool.state.slots.release(slot)
 
     async def _take_idle(self, slot: Slot) -> _KeptConnection | None:
-        """An idle connection, to which the slot is assigned; None if there is none that can be used."""
+        """Take an idle connection and assign the slot to it. None if no idle connection can be used."""
         if not self._idle:
             return None
         kept, now = self._idle.pop(), time.monotonic()
@@ -163,7 +165,7 @@ class KeptConnections:
         """Use the connection. After that it is idle, or is returned to the pool."""
         try:
             yield kept.connection
-            if kept.connection.in_transaction():  # for SQLAlchemy; PostgreSQL is in a transaction only behind a pooler
+            if kept.connection.in_transaction():  # a transaction of SQLAlchemy; PostgreSQL has one only with a pooler
                 await kept.connection.commit()
         except BaseException:
             await _close(kept.connection)
@@ -188,7 +190,7 @@ class KeptConnections:
         )
 
     def _is_prepared_for_each_use(self) -> bool:
-        """Whether the application listens to each use of a connection, or to each statement."""
+        """Whether the application has a listener that runs at each use of a connection, or at each statement."""
         engine = self._sync_engine
         pool, sent = engine.pool.dispatch, engine.dispatch
         of_pool: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)

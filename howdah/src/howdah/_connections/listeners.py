@@ -23,7 +23,7 @@ class ListenerCheck:
     """
 
     def __init__(self) -> None:
-        # It is called several times for each read.
+        # The results are cached, because the check is made several times for each read.
         self._is_one_of_application = lru_cache(maxsize=64)(_is_one_of_application)
 
     def has_application_listener(self, listeners: Collection[Callable[..., Any]]) -> bool:
@@ -40,7 +40,8 @@ def _is_observer(listener: Any) -> bool:
     module = str(getattr(function, "__module__", ""))
     package = module.partition(".")[0]
     if package == "sqlalchemy":
-        # A listener of SQLAlchemy, or its wrapper of another listener, which is in the wrapper's closure.
+        # The function is SQLAlchemy's own listener, or its wrapper of a listener. The closure of a wrapper has the
+        # listener.
         cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
         return all(_is_observer(content) for content in cells if inspect.isroutine(content))
     return package in _OBSERVERS or module in _OWN_MODULES

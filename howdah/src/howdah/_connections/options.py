@@ -68,7 +68,7 @@ def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
 
 
 def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
-    """Replace SQLAlchemy's pre-ping, which takes three round trips and only ends with the timeout of a statement."""
+    """Replace SQLAlchemy's pre-ping: it takes three round trips, and only the timeout of a statement limits it."""
 
     def ping(connection: AdaptedConnection) -> bool:
         try:
@@ -88,7 +88,7 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     after that. So the settings are sent with each BEGIN, and statements are prepared without a name, for one execution.
     """
     settings = arguments["server_settings"]
-    # By `set_config`, as the driver sends settings: SET would take the list 'a, b' as one name.
+    # `set_config` reads a value as the driver would send it. SET would read the quoted list 'a, b' as a single name.
     local = "".join(
         f" SELECT pg_catalog.set_config({_literal(name)}, {_literal(value)}, true);"
         for name, value in settings.items()

@@ -1,4 +1,4 @@
-"""The connection pool: SQLAlchemy's, in which each connection in use has a slot."""
+"""The connection pool. It is SQLAlchemy's pool, in which each connection in use also has a slot."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class IdleConnections(Protocol):
 
 @dataclass(slots=True)
 class PoolState:
-    """The state that a pool has in common with those that replace it after `engine.dispose()`."""
+    """The state of an engine's pool. A pool that replaces this one after `engine.dispose()` gets the same state."""
 
     slots: Slots
     kept: IdleConnections
     is_transaction_pooled: bool
     """Whether a pooler gives each transaction another connection to the server."""
     pool: BoundedPool
-    """The engine's pool now."""
+    """The current pool of the engine."""
     listeners: ListenerCheck = field(default_factory=ListenerCheck)
 
     @property
     def claimed(self) -> int:
-        """The number of connections that are in use, of all pools, and of idle ones outside of the pool."""
+        """The number of connections in use, those of replaced pools included, plus the idle kept connections."""
         return self.slots.in_use + self.kept.idle_count
 
 
@@ -123,14 +123,15 @@ class BoundedPool(PoolWithReturnHook):
             else:
                 super().return_record(record)
         finally:
-            # After the connection is back: otherwise the next use could find the pool full and wait for `pool_timeout`.
+            # The slot is released after the connection was returned. Otherwise the next use could find no connection in
+            # the pool and wait for `pool_timeout`.
             if slot is not None:
                 self.state.slots.release(slot)
 
     def _check_out(self, slot: Slot) -> PoolProxiedConnection:
         """A connection with this slot. The slot is released if that fails."""
         try:
-            # The slot is among the claimed ones already. Its connection must not be one too many.
+            # `claimed` includes this slot. If it exceeds the total, an idle kept connection must be returned first.
             if self.checkedin() == 0 and self.state.claimed > self.state.slots.total:
                 self.state.kept.release_idle()
             connection = super().connect()
@@ -153,7 +154,7 @@ def assign_slot(connection: ManagesConnection, slot: Slot) -> None:
 def release_slot(connection: ManagesConnection, slots: Slots) -> None:
     """Release the slot of a connection that stays checked out."""
     slot = _pop_slot(connection)
-    if slot is not None:  # not that of this use, if the connection was lost and opened again
+    if slot is not None:  # that of a newer checkout, if the connection was lost and opened again
         slots.release(slot)
 
 

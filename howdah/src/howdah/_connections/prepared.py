@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah._driver_errors import DRIVER_ERRORS
-from howdah._error_translation import raise_as_of_a_statement
+from howdah._error_translation import raise_for_statement
 
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
@@ -43,7 +43,7 @@ class PreparedSelect:
             rows: Sequence[Sequence[Any]] = await raw.driver_connection.fetch(self._compiled.text, *values)
         except _DRIVER_ERRORS as error:
             text, failed = self._compiled.text, error
-            return await connection.run_sync(lambda sync: raise_as_of_a_statement(sync, text, failed))
+            return await connection.run_sync(lambda sync: raise_for_statement(sync, text, failed))
         except BaseException:
             # The task was cancelled. The driver may still wait for a result, so the connection can't be used any more.
             await asyncio.shield(asyncio.ensure_future(connection.invalidate()))

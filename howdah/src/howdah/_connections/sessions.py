@@ -26,16 +26,16 @@ class _Session(Session):
         try:
             super().commit()
         except BaseException:
-            self.rollback()  # close() doesn't, so a connection of the caller would stay in the failed transaction
+            self.rollback()  # close() doesn't roll back a connection that the caller has opened (`bound_to`)
             raise
 
     def flush(self, objects: Any = None) -> None:
-        with _stale_rows():
+        with _raise_stale_row():
             super().flush(objects)
 
 
 @contextmanager
-def _stale_rows() -> Iterator[None]:
+def _raise_stale_row() -> Iterator[None]:
     try:
         yield
     except StaleRow:
@@ -52,7 +52,7 @@ def new_session_factory(bind: AsyncEngine | AsyncConnection, **options: Any) -> 
 
 
 def set_read_only(_session: Session, _transaction: Any, connection: Connection) -> None:
-    """Make a transaction that is a savepoint read-only. Call it in a listener for the session's event `after_begin`.
+    """Make a session's savepoint read-only. Call this in a listener for the session's event `after_begin`.
 
     PostgreSQL undoes the setting when the savepoint ends.
     """

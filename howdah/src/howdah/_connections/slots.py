@@ -16,10 +16,11 @@ from enum import IntEnum
 
 
 class Priority(IntEnum):
-    """The use of a connection. A use only waits for uses of the same or a higher priority.
+    """The priority of a use of a connection.
 
-    The highest priority waits for nothing else while it holds a connection. So uses of different priorities can't wait
-    for each other.
+    A task that holds a connection can wait for a further one, which has the same or a higher priority. A task that
+    holds a connection of the highest priority doesn't wait for a further one. So tasks whose connections have different
+    priorities can't wait for each other.
     """
 
     SESSION = 0
@@ -33,7 +34,7 @@ class Priority(IntEnum):
 
 
 class Slot:
-    """The right to use one connection, for a use of this priority. `supply` is the supply that it belongs to."""
+    """The right to use one connection. `priority` is that of the use. `supply` is the supply that the slot is from."""
 
     __slots__ = ("is_released", "priority", "supply")
 
@@ -69,7 +70,8 @@ class _SlotRecord:
 # The lowest priority of a checkout in this context. `current_priority` raises it if the context holds a connection.
 _lowest_priority: ContextVar[Priority] = ContextVar("howdah_lowest_priority", default=Priority.SESSION)
 
-# The slots of this context. A task inherits the record of the task that started it, because that one may await it.
+# The slots of this context. A task inherits the record of the task that started it, because the starting task may await
+# the new one.
 _record: ContextVar[_SlotRecord | None] = ContextVar("howdah_slot_record", default=None)
 
 # The slot for the next checkout in this context. Without one, a checkout takes a slot itself.
@@ -111,7 +113,7 @@ def use_slot(slot: Slot) -> Iterator[None]:
 
 
 def pop_slot_to_use() -> Slot | None:
-    """The slot of `use_slot`, once."""
+    """Return the slot of `use_slot`, and forget it. None if there is none."""
     slot = _next_slot.get()
     if slot is not None:
         _next_slot.set(None)
@@ -119,7 +121,7 @@ def pop_slot_to_use() -> Slot | None:
 
 
 class Slots:
-    """One slot for each connection that the pool may open, in a supply for all uses and three reserves.
+    """One slot for each connection that the pool may open. One supply is for all uses, and three are reserves.
 
     A use takes a slot from the reserves that its priority allows, then from the supply for all uses. If there is none,
     it waits. Waiters are served in order of arrival.
@@ -152,14 +154,14 @@ class Slots:
         for supply in reversed(Priority):
             if supply <= priority and self._free[supply] > 0:
                 self._free[supply] -= 1
-                return _recorded(Slot(supply, priority))
+                return _add_to_record(Slot(supply, priority))
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
         entry = (priority, waiter)
         self._waiting.append(entry)
         expiry = loop.call_later(timeout, _expire, waiter)
         try:
-            return _recorded(await waiter)
+            return _add_to_record(await waiter)
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.release(waiter.result())  # the waiter got a slot just before the task was cancelled
@@ -187,8 +189,8 @@ def _expire(waiter: asyncio.Future[Slot]) -> None:
         waiter.set_exception(TimeoutError())
 
 
-def _recorded(slot: Slot) -> Slot:
-    """The slot, after it was added to the record of this context."""
+def _add_to_record(slot: Slot) -> Slot:
+    """Add the slot to the record of this context, and return it."""
     if slot.priority is Priority.READ:  # a read opens no session while it holds its connection
         return slot
     record = _record.get()

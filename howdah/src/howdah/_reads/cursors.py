@@ -60,7 +60,7 @@ class Cursors:
             ) from error
         if version != self._VERSION or seal != self._seal(payload):
             raise InvalidCursor(
-                "the cursor is damaged, of another version, or belongs to a list query with another order or other "
+                "the cursor is damaged, has another version, or belongs to a list query with another order or other "
                 "filters: start from the first page"
             )
         try:
@@ -84,5 +84,5 @@ def _check_value(text: Any, oid: Any) -> SortValue:
 
 
 def _format_parameter(value: Any) -> str:
-    """A parameter as text, the same in every process: the values of an IN have no order."""
+    """A parameter as text. The values of an IN are sorted, because the order of a set differs between processes."""
     return repr(sorted(map(repr, value))) if isinstance(value, list | tuple | set | frozenset) else repr(value)

@@ -24,36 +24,36 @@ _PLAIN_JSON: Final = frozenset(
 
 
 class JsonValues:
-    """Renders the values of JSON columns. Raises `ViewCompileError` for a field that runs in Python."""
+    """Renders the values of JSON columns. Raises `ViewCompileError` for a field that needs code in Python."""
 
     def __init__(self, nodes: SchemaNodes) -> None:
         self._nodes = nodes
         self._checked: set[int] = set()
 
     def render(
-        self, value: ColumnElement[Any], node: Any, path: str, above: tuple[type[Any], ...] = ()
+        self, value: ColumnElement[Any], node: Any, path: str, enclosing_models: tuple[type[Any], ...] = ()
     ) -> ColumnElement[Any]:
-        """The value of a JSON column. Of a model only its fields are written, with defaults for missing ones."""
+        """The value of a JSON column. For a model only its fields are written, with defaults for missing ones."""
         node = self._nodes.unwrap_optional(node, path)[1]
         # `json` has no operators for its members, so it is converted. Its text is written unchanged below.
         stored, value = value, value if isinstance(value.type, JSONB) else cast(value, JSONB)
         if node["type"] == "model":
-            return self._render_model(value, node, path, above)
+            return self._render_model(value, node, path, enclosing_models)
         if node["type"] == "list" and self._nodes.unwrap_optional(node["items_schema"], path)[1]["type"] == "model":
             each = func.jsonb_array_elements(value).table_valued("value", with_ordinality="place").render_derived()
-            item = self.render(each.c.value, node["items_schema"], path, above)
+            item = self.render(each.c.value, node["items_schema"], path, enclosing_models)
             every = select(func.json_agg(aggregate_order_by(item, each.c.place)))
-            items = or_empty_list(every.select_from(each).scalar_subquery())
+            items = coalesce_to_empty_list(every.select_from(each).scalar_subquery())
             return case((func.jsonb_typeof(value) == "array", items), else_=null())
         self._reject_python_code(node, path)
         return stored
 
     def _render_model(
-        self, value: ColumnElement[Any], node: Any, path: str, above: tuple[type[Any], ...]
+        self, value: ColumnElement[Any], node: Any, path: str, enclosing_models: tuple[type[Any], ...]
     ) -> ColumnElement[Any]:
-        """A JSON object with the model's fields. `above` has the models that contain it."""
+        """A JSON object with the model's fields. `enclosing_models` has the models that contain it."""
         model = self._nodes.unwrap_model(node, path)
-        if model["cls"] in above:
+        if model["cls"] in enclosing_models:
             raise ViewCompileError(path, f"{model['cls'].__name__} contains itself, so the JSON would never end")
         if model.get("config", {}).get("extra_fields_behavior") == "allow":
             raise ViewCompileError(
@@ -69,7 +69,7 @@ class JsonValues:
             *preferred, last = field.source_names
             alternatives = [(_has_key(value, each), value[each]) for each in preferred]
             source = case(*alternatives, else_=value[last]) if alternatives else value[last]
-            member = self.render(source, field.schema, here, (*above, model["cls"]))
+            member = self.render(source, field.schema, here, (*enclosing_models, model["cls"]))
             pairs += [
                 literal_column(quote_literal(field.json_name)),
                 self._add_default(value, field, member, here),
@@ -108,7 +108,7 @@ class JsonValues:
             self._reject_python_code(part[0] if isinstance(part, tuple) else part, path)
 
 
-def or_empty_list(items: ColumnElement[Any]) -> ColumnElement[Any]:
+def coalesce_to_empty_list(items: ColumnElement[Any]) -> ColumnElement[Any]:
     """The aggregated array, or an empty one: PostgreSQL's aggregates return NULL for no rows."""
     return func.coalesce(items, to_json_literal([]))
 

@@ -1,4 +1,4 @@
-"""Whether the value of an SQL expression can be NULL. If that isn't certain, it can.
+"""Whether the value of an SQL expression can be NULL. The result is False only if NULL is certainly excluded.
 
 Pages use this for sort keys (how NULLs are ordered is in `howdah._reads.sort_keys`), and views for required fields.
 """
@@ -107,13 +107,13 @@ def _function_can_be_null(function: Any, sources: Sequence[FromClause]) -> bool:
         return all(can_be_null(each, sources) for each in arguments)
     if name in _STRICT_FUNCTIONS:
         if name in {"lower", "upper"} and not all(isinstance(each.type, String) for each in arguments):
-            return True  # the bound of a range, which may have none
+            return True  # lower() and upper() of a range, which may have no such bound
         return any(can_be_null(each, sources) for each in arguments)
     return name not in _NEVER_NULL_FUNCTIONS
 
 
 def _subquery_can_be_null(select: Any) -> bool:
-    """Whether a scalar subquery can be NULL. It is NULL without a row; only an aggregate of all rows always has one."""
+    """Whether a scalar subquery can be NULL. It is NULL without a row. An aggregate of all rows always has one."""
     if not isinstance(select, Select) or len(select.selected_columns) != 1:
         return True
     if has_group_by(select) or has_having(select) or has_limit(select):

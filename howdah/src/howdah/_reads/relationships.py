@@ -33,13 +33,13 @@ Property = RelationshipProperty[Any]
 class RelatedRows:
     """The rows that a relationship has for one row of `entity`, a mapped class or an alias of one.
 
-    `target` is the entity to select columns from. Raises `ViewCompileError` if the relationship can't be followed
-    exactly.
+    `target` is the entity to select columns from. Raises `ViewCompileError` if SQL might select other rows than
+    SQLAlchemy loads.
     """
 
     def __init__(self, entity: Any, prop: Property, path: str) -> None:
         self._entity, self._prop = entity, prop
-        _reject_inexact(prop, path)
+        _reject_inexact_relationship(prop, path)
         # The target is aliased, so that the same table can occur at several depths of one statement.
         related = getattr(entity, prop.key)
         if isinstance(prop.entity, Mapper):
@@ -54,7 +54,7 @@ class RelatedRows:
         association = set() if prop.secondary is None else {*iterate_tables(prop.secondary)}
         if any(getattr(each, "element", None) not in association for each in self._association_tables):
             raise ViewCompileError(path, "its join condition has columns of a table that it doesn't join")
-        self.has_each_once = isinstance(prop.entity, Mapper) and _has_each_once(prop)
+        self.has_no_duplicates = isinstance(prop.entity, Mapper) and _has_no_duplicates(prop)
         """Whether the query returns each row at most once."""
 
     def can_be_absent(self) -> bool:
@@ -67,7 +67,7 @@ class RelatedRows:
     def has_at_most_one(self) -> bool:
         """Whether there is never more than one related row."""
         return (
-            self.has_each_once
+            self.has_no_duplicates
             and self._prop.direction is RelationshipDirection.MANYTOONE
             and (_is_foreign_key(self._prop) or self._prop.remote_side.issuperset(self._prop.mapper.primary_key))
         )
@@ -94,7 +94,7 @@ def _adapt(clause: Any, selectables: Sequence[Any]) -> Any:
     return clause
 
 
-def _reject_inexact(prop: Property, path: str) -> None:
+def _reject_inexact_relationship(prop: Property, path: str) -> None:
     """Raise `ViewCompileError` if the relationship's rows in SQL might differ from those that SQLAlchemy loads."""
     if prop.lazy in {"dynamic", "write_only"} or (prop.uselist and prop.collection_class not in {None, list}):
         raise ViewCompileError(
@@ -116,7 +116,7 @@ def _reject_inexact(prop: Property, path: str) -> None:
             )
 
 
-def _has_each_once(prop: Property) -> bool:
+def _has_no_duplicates(prop: Property) -> bool:
     """Whether no row is returned twice.
 
     That is so without an association table, or if all columns of one of its unique keys are joined.
@@ -137,7 +137,7 @@ def _has_each_once(prop: Property) -> bool:
 
 
 def _is_foreign_key(prop: Property) -> bool:
-    """Whether the condition is exactly a foreign key to the target's table, and each row of that table is a target."""
+    """Whether the condition is exactly a foreign key to the target's table, all of whose rows belong to the target."""
     if prop.direction is not RelationshipDirection.MANYTOONE or not isinstance(prop.entity, Mapper):
         return False
     pairs = {*prop.local_remote_pairs}

@@ -32,7 +32,7 @@ from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from howdah._keys import get_key_attributes
-from howdah._reads.json_values import JsonValues, or_empty_list
+from howdah._reads.json_values import JsonValues, coalesce_to_empty_list
 from howdah._reads.nullability import can_be_null
 from howdah._reads.relationships import RelatedRows, iterate_tables
 from howdah._reads.row_filters import RowFilter, check_row_filter
@@ -45,7 +45,7 @@ from howdah.errors import ViewCompileError
 _MAX_NAME_BYTES: Final = 63
 
 _ROW: Final = "howdah_row"
-# Without `.*`, PostgreSQL would take a field that is named like the row.
+# With `.*` this is the row, even if one of its fields has the same name.
 _WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")
 
 # The types that a config with `ser_json_temporal` writes in another form.
@@ -95,7 +95,8 @@ class Renderer:
             elif inspect(model).isa(mapper):
                 # The filter of a subclass can't apply to rows that are read as the base class.
                 raise ViewCompileError(
-                    f"where[{model.__name__}]", f"its rows are read as {mapper.class_.__name__}, too: filter that class"
+                    f"where[{model.__name__}]",
+                    f"its rows are read as {mapper.class_.__name__}, too: put the filter on that class",
                 )
         return criteria
 
@@ -180,7 +181,7 @@ class Renderer:
             )
         if any(target is each for each in place.entities):
             raise ViewCompileError(
-                place.path, "it is nested in rows of the same aliased class: make it a relationship to another alias"
+                place.path, "it is nested in rows of the same aliased class: use a relationship to another alias"
             )
         row_filters = self.get_row_filters(target)
         for criterion in row_filters:
@@ -195,16 +196,16 @@ class Renderer:
             if not related.has_at_most_one():
                 one = one.order_by(*related.get_order()).limit(1)
             return one.scalar_subquery()
-        if related.has_each_once:
+        if related.has_no_duplicates:
             ordered = related.select(columns, row_filters).order_by(*related.get_order()).subquery(_ROW)
-            return select(or_empty_list(func.json_agg(_WHOLE_ROW))).select_from(ordered).scalar_subquery()
+            return select(coalesce_to_empty_list(func.json_agg(_WHOLE_ROW))).select_from(ordered).scalar_subquery()
         # The association may have several rows for one target. SQLAlchemy loads it once, at its first position.
         copy = func.row_number().over(partition_by=get_key_attributes(target), order_by=related.get_order())
         position = func.row_number().over(order_by=related.get_order())
         numbered = [_build_json_object(columns, target).label("item"), copy.label("copy"), position.label("position")]
         rows = related.select(numbered, row_filters).subquery(_ROW)
         items = func.json_agg(aggregate_order_by(rows.c.item, rows.c.position))
-        return select(or_empty_list(items)).where(rows.c.copy == literal_column("1")).scalar_subquery()
+        return select(coalesce_to_empty_list(items)).where(rows.c.copy == literal_column("1")).scalar_subquery()
 
     def _render_value(self, value: ColumnElement[Any], node: Any, place: _Place) -> ColumnElement[Any]:
         """The value of a column, in a form that `row_to_json` writes as the model does."""
@@ -231,7 +232,7 @@ class Renderer:
     def _render_array(
         self, value: ColumnElement[Any], kind: ARRAY[Any], node: Any, place: _Place
     ) -> ColumnElement[Any]:
-        """The value of an array column. Its items must be such that PostgreSQL writes them as the model does."""
+        """The value of an array column. PostgreSQL must write its items in the same way as the model."""
         path = place.path
         items, dimensions = node, 0
         while items["type"] == "list":

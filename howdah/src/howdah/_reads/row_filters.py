@@ -67,8 +67,8 @@ def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
 def _evaluate_watched(row_filter: RowFilter, entity: Any) -> tuple[Any, list[str]]:
     """The criterion, and the context variables and clocks that were read to make it.
 
-    A profile function sees every call of a function that is written in C, as these are. A criterion doesn't show where
-    its values came from.
+    A criterion doesn't show where its values came from, so the calls are watched. A profile function sees every call of
+    a function that is written in C, and the functions of clocks and context variables are written in C.
     """
     volatile_inputs: list[str] = []
 
@@ -87,7 +87,7 @@ def _evaluate_watched(row_filter: RowFilter, entity: Any) -> tuple[Any, list[str
 
 
 def _describe_volatile(function: Any) -> str | None:
-    """What a call of this function reads, if that is a context variable or a clock; otherwise None."""
+    """A text for a function that reads a context variable or a clock, otherwise None."""
     owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
     if isinstance(owner, contextvars.ContextVar):
         return f"the context variable {owner.name!r}" if name == "get" else None

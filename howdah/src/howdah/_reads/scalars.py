@@ -49,7 +49,7 @@ _DIALECT: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 _OTHER_WAY: Final = "map the column with another type, or read the row with a repository"
 
-# Methods of a type that convert values, in Python after reading or in SQL.
+# The methods with which a type converts the values that are read, in Python or in SQL.
 _CONVERSIONS: Final = ("column_expression", "process_result_value", "result_processor")
 
 
@@ -85,7 +85,7 @@ def quote_literal(text: str) -> str:
 
 
 def _is_overridden(kind: type[Any], name: str) -> bool:
-    """Whether the method isn't SQLAlchemy's own."""
+    """Whether a class outside of SQLAlchemy defines the method."""
     method = getattr(kind, name, None)
     return method is not None and not (method.__module__ or "").startswith("sqlalchemy.")
 
@@ -244,7 +244,7 @@ def _render_float(
     if isinstance(kind, Float):
         if not is_float(kind):
             return None
-        return value if isinstance(value.type, Double) else cast(value, Double)  # Python has the digits of a double
+        return value if isinstance(value.type, Double) else cast(value, Double)  # with as many digits as in Python
     return value if isinstance(kind, Numeric | Integer) else None
 
 

@@ -1,4 +1,4 @@
-"""The core schema of a Pydantic model, as far as a view can follow it. Parts that run in Python are rejected.
+"""The parts of a Pydantic model's core schema that a view supports. Parts that run in Python are rejected.
 
 Pydantic builds the core schema from annotations, constraints, validators and serializers. It is a tree with a few dozen
 types of nodes.
@@ -33,7 +33,7 @@ class SchemaNodes:
         self._definitions: dict[str, Any] = {}
 
     def unwrap_model(self, node: Any, path: str) -> Any:
-        """The node of a model. Raises `ViewCompileError` for another node, or a model with more than plain fields."""
+        """The node of a model. Raises `ViewCompileError` for another node, or if the model has code in Python."""
         node = self._unwrap(node, path)
         if node["type"] != "model" or node.get("root_model"):
             raise ViewCompileError(path, f"a {node['type']} isn't a Pydantic model: nest a model with fields")
@@ -53,7 +53,7 @@ class SchemaNodes:
         return node
 
     def iterate_fields(self, model: Any, path: str) -> Iterator[ModelField]:
-        """The fields of a model that are written. Raises `ViewCompileError` for one whose name depends on the data."""
+        """The fields of a model that are written. Raises `ViewCompileError` for `exclude_if` or a complex alias."""
         config = model.get("config", {})
         for name, field in model["schema"]["fields"].items():
             if field.get("serialization_exclude"):

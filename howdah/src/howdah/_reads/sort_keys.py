@@ -1,14 +1,14 @@
 """Sort keys: the order of a page, and the condition for the rows after a position in that order.
 
-How NULLs are ordered is decided here, in three places that must agree:
+Three places in this module decide the order of NULLs, and they must agree:
 
 - `parse_order` reads `nulls_first()` and `nulls_last()`. Without them PostgreSQL's default applies: NULLs come last in
   an ascending order, and first in a descending one.
 - `SortKey.to_order_by` writes that order.
 - `SortKey.is_after` is the condition for the rows after a NULL, and for the NULLs after a value.
 
-A comparison with NULL is NULL in SQL, so a row with a NULL satisfies neither `>` nor `<`. All NULLs are equal in an
-order. `howdah._reads.nullability` decides which sort keys can be NULL at all.
+A comparison with NULL is NULL in SQL, so a row with a NULL satisfies neither `>` nor `<`. ORDER BY treats all NULLs as
+equal. `howdah._reads.nullability` decides which sort keys can be NULL at all.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def parse_order(clause: ColumnElement[Any]) -> list[SortKey]:
 
 
 def reject_unstable_order(keys: Sequence[SortKey]) -> None:
-    """Raise `ValueError` for an order that a later page can't compare with, or that may change between two pages."""
+    """Raise `ValueError` for a sort key that can't be compared with a cursor, or that may change between two pages."""
     for key in keys:
         for part in visitors.iterate(key.column):
             if isinstance(part, _UNCOMPARABLE):
@@ -146,7 +146,7 @@ def is_after_position(keys: Sequence[SortKey], values: Sequence[SortValue], *, i
 
     PostgreSQL can use an index for a comparison of rows, but not for an OR. So the first keys that have the same
     direction and can't be NULL are compared as one row. If these are all keys, that is the whole condition. Otherwise
-    it limits the index scan, and the OR is added.
+    the OR is added, and the comparison of rows limits the index scan.
     """
     width = _count_row_keys(keys, values)
     if width == len(keys):
@@ -160,7 +160,8 @@ def is_after_position(keys: Sequence[SortKey], values: Sequence[SortValue], *, i
         alternatives.append(and_(*(key.is_equal(value) for key, value in pairs)))
     if width == 0:
         return or_(*alternatives)
-    # Rows that are equal in the first keys may follow by a later key, so the row comparison includes them.
+    # The row comparison includes rows that are equal in the first keys, because a later key may put them after the
+    # position.
     return and_(_compare_as_row(keys[:width], values[:width], or_equal=True), or_(*alternatives))
 
 

@@ -137,11 +137,14 @@ class SortValues(FunctionElement[Any]):
 
 
 def _select_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
-    """For a mapped type without a fixed OID: NULL if the column is cast to it, otherwise the OID of the column's type.
+    """An expression for the OID of the type to cast to, or `null()` for a mapped type with a fixed OID.
 
-    It is cast to the mapped type if PostgreSQL sorts and compares the column as that type. The result of `nullif` has
-    the type that `=` compares. If an extension's type is outside of the search_path, it is sorted as itself but
-    compared as text. For all other types the result is `null()`, and `_compile_sort_values` writes `pg_typeof` instead.
+    For `null()`, `_compile_sort_values` writes `pg_typeof(column)`.
+
+    The expression is NULL if the text can be cast to the mapped type, otherwise the OID of the column's type. The cast
+    is right if PostgreSQL sorts and compares the column as the mapped type. `nullif` shows that, because its result has
+    the type that `=` compares. For example, an extension's type outside of the search_path is sorted as itself, but
+    compared as text.
     """
     if not _lacks_fixed_oid(kind):
         return null()
@@ -178,7 +181,7 @@ def cast_text(value: SortValue, kind: TypeEngine[Any]) -> ColumnElement[Any]:
 
 
 def has_allowed_type(value: SortValue, kind: TypeEngine[Any]) -> bool:
-    """Whether a cursor for this sort key may have the value's type, the only part of a cursor that becomes SQL text."""
+    """Whether a cursor for this sort key may have this type. Only the type becomes a part of the SQL text."""
     return _lacks_fixed_oid(kind) if value.oid is None else value.oid in _TYPES
 
 

@@ -10,8 +10,8 @@ multiranges. They apply to every statement of a `Database`'s engine whose parame
 - All other values that `int()` accepts are rejected with `InvalidValue`: fractions, NaN, infinities, and objects that
   aren't equal to their integer, such as a `UUID`.
 
-Not checked, so that the driver truncates: a parameter without a type, such as that of a `text()` without `bindparams`,
-and a parameter of a `DOMAIN` of integers.
+Two kinds of parameters aren't checked, so the driver truncates their values: parameters without a type, such as those
+of a `text()` without `bindparams`, and parameters of a `DOMAIN` of integers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def use_exact_integers(engine: Engine) -> None:
 
 
 def is_exact_integer_type(kind: TypeEngine[Any]) -> bool:
-    """Whether this is an integer type of this module, for which `bind_processor` changes no `int` and no None."""
+    """Whether this is an integer type of this module. Its `bind_processor` returns every `int` and None unchanged."""
     return isinstance(kind, _ExactIntegerType)
 
 
@@ -116,7 +116,7 @@ class RefusedInteger(RefusedValue, OverflowError):
 
 
 class _ExactIntegerType:
-    """Mixin of an integer type that rejects values which it would change."""
+    """Mixin of an integer type. It rejects a value that would be stored as a different number."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         return to_exact_integer

@@ -14,7 +14,7 @@ from howdah.errors import RefusedValue
 
 
 def dump_json(value: Any) -> str:
-    """The JSON text of a value. Raises `RefusedValue` for a type that JSON doesn't have, NaN and infinities."""
+    """The JSON text of a value. Raises `RefusedValue` for NaN, infinities and types that JSON doesn't have."""
     try:
         dumped = orjson.dumps(value, default=_to_text)
     except orjson.JSONEncodeError as error:

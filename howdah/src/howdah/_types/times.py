@@ -37,7 +37,7 @@ from howdah.errors import RefusedTime, RefusedValue, UnreadableTime
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH: Final = _EPOCH.replace(tzinfo=None)
 _EPOCH_ORDINAL: Final = _EPOCH.toordinal()
-_DAY_MICROSECONDS: Final = 24 * 60 * 60 * 1_000_000  # in microseconds
+_DAY_MICROSECONDS: Final = 24 * 60 * 60 * 1_000_000
 
 _MAX_DATETIME: Final = datetime.max.replace(tzinfo=UTC)
 _MIN_DATETIME: Final = datetime.min.replace(tzinfo=UTC)
@@ -247,7 +247,7 @@ def _count_microseconds(value: time) -> int:
 
 
 def _to_time(microseconds: int) -> time:
-    """The time of day that is so many microseconds after midnight."""
+    """The time of day at this number of microseconds after midnight."""
     if microseconds >= _DAY_MICROSECONDS:
         raise UnreadableTime("a time in the database can't be read: Python has no 24:00")
     seconds, microsecond = divmod(microseconds, 1_000_000)

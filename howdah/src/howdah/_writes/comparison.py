@@ -1,4 +1,4 @@
-"""How the values of a column compare in Python, and whether PostgreSQL compares them in the same way."""
+"""Comparisons of column values in Python, and whether PostgreSQL would have the same result."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 An INSERT sends a value as the type of the model's column (`$1::FLOAT`), and PostgreSQL converts it to the type of the
 column in the database. COPY has no such conversion: the driver encodes the value for the column in the database. If the
 two types differ, the driver may convert the value differently. For an integer column the driver truncates 1.7 to 1, but
-PostgreSQL rounds it to 2. The driver interprets a naive time in the local time zone, but PostgreSQL in the session's.
+PostgreSQL rounds it to 2. The driver interprets a naive time in the local time zone, but PostgreSQL uses the session's
+time zone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def is_encoded_as_inserted(kind: TypeEngine[Any], found: str, dialect: Dialect) 
     """Whether the driver encodes a value of type `kind` for a column of type `found` as PostgreSQL would convert it.
 
     `kind` is the type of the model's column. `found` is the name in `pg_type` of the column's type in the database; for
-    an array it is the name of the item type and `[]`. Also true if the driver rejects every value of another type.
+    an array it is the name of the item type and `[]`. It is also true if the driver rejects a value of the wrong type
+    for `found`, instead of converting it.
     """
     plain = unwrap_type(kind, dialect)
     if not plain.render_bind_cast:  # an INSERT has no cast either, so it also uses the type in the database

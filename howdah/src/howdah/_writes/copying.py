@@ -58,8 +58,9 @@ COPY_OPTION: Final = "howdah_copy"
 # An execution option of the COPY statement: its rows.
 _ROWS_OPTION: Final = "howdah_copied_rows"
 
-# How long rows are inserted after PostgreSQL has rejected COPY for a table. Each further attempt writes an error to the
-# server's log. But a table for which COPY is possible again is written more slowly until the next attempt.
+# The time for which INSERT is used after PostgreSQL has rejected COPY for a table. Each attempt of COPY writes an error
+# to the server's log, so the time is not short. It is not long either, because COPY may be possible again, and INSERT
+# is slower.
 _RETRY_SECONDS: Final = 60.0
 
 _log: Final = logging.getLogger(__name__)
@@ -161,7 +162,10 @@ def _disabled_tables(dialect: Dialect) -> _DisabledTables:
 async def _copy_groups(
     session: AsyncSession, model: type[Any], groups: Sequence[Sequence[object]], keys: bool
 ) -> InsertedRows:
-    """Write each group by one COPY. Its rows name the same attributes. The keys are in the order of the groups."""
+    """Write each group by one COPY. The keys of the result are in the order of the groups.
+
+    The rows of a group name the same attributes.
+    """
     count = 0
     generated_keys: list[Any] = []
     async with session.begin_nested():
@@ -176,7 +180,7 @@ async def _copy_groups(
 
 
 def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
-    """Raise `_CopyRejected` if it is known without an attempt that COPY isn't possible."""
+    """Raise `_CopyRejected` if COPY is certainly impossible, so that no attempt is made."""
     options = connection.get_execution_options()
     if (
         not options.get(COPY_OPTION, True)
@@ -207,7 +211,7 @@ def _copy(connection: Connection, table: Table, source: _CopySource) -> None:
 def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) -> bool:
     """Run a statement that has rows to copy: a listener for the dialect's `do_execute`. True means that it ran here.
 
-    So SQLAlchemy handles COPY as every statement: it calls the engine's listeners, writes the log and translates
+    So SQLAlchemy handles COPY like any other statement: it calls the engine's listeners, writes the log and translates
     errors.
     """
     source: _CopySource | None = context.execution_options.get(_ROWS_OPTION)
@@ -247,7 +251,7 @@ async def _send(driver: Any, statement: str, source: _CopySource, dialect: Diale
 
 
 def _is_alive(adapted: Any) -> bool:
-    """Whether the connection still works. If the backend is being terminated, the driver doesn't send anything."""
+    """Whether the connection still works. On a connection that is closing, the driver raises an error."""
     try:
         adapted.run_async(lambda driver: driver.execute("SELECT 1"))
     except asyncpg.PostgresError:
@@ -260,7 +264,10 @@ def _is_alive(adapted: Any) -> bool:
 def _convert_first_batch(
     model: type[Any], rows: Sequence[object], dialect: Dialect, keys: list[Any] | None
 ) -> _CopySource:
-    """The rows, the first batch converted. Raises `_CopyRejected` for an invalid row; INSERT then raises its error."""
+    """The rows, with the first batch converted.
+
+    Raises `_CopyRejected` for an invalid row. The caller's INSERT then raises the error of that row.
+    """
     try:
         return _CopySource(model, rows, dialect, keys)
     except (UnevenRows, ColumnarUnsupported):

@@ -1,4 +1,4 @@
-"""INSERT of many rows, for few rows or if COPY isn't possible. An error has the position of the rejected row."""
+"""INSERT of a few rows, or of many rows if COPY isn't possible. An error has the position of the rejected row."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def insert_rows(
 
 
 async def find_present_keys(session: AsyncSession, model: type[Any], keys: Sequence[Any]) -> InsertedRows:
-    """The keys that have a row now. For rows that a trigger may have suppressed, or inserted elsewhere.
+    """The keys that have a row now, after an INSERT in which a trigger may have suppressed or redirected rows.
 
     A row may have been inserted into a child table (`INHERITS`). The INSERT doesn't count it, but a SELECT finds it.
     """

@@ -66,7 +66,7 @@ def get_set_names(model: type[DeclarativeBase], row: DeclarativeBase) -> frozens
     state = _get_writable_state(model, row)
     if state.key is not None:
         raise TypeError(
-            f"this {model.__name__} was loaded from the database, and its changes alone don't make a new row: pass "
+            f"this {model.__name__} was loaded from the database, so it isn't known which attributes to update: pass "
             f"`update`, or {_ALTERNATIVE}"
         )
     if isinstance(row, BaseModel):
@@ -102,7 +102,7 @@ def _get_writable_state(model: type[DeclarativeBase], row: DeclarativeBase) -> I
 
 
 def _find_unclear_names(row: object) -> Iterator[str]:
-    """The attributes of a mapped dataclass for which it isn't known whether the value was passed or is the default.
+    """The attributes of a mapped dataclass whose values may have been passed, or may be defaults.
 
     The key isn't one of them, because an update doesn't change it.
     """

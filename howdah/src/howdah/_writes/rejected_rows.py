@@ -1,4 +1,4 @@
-"""Which row of a multi-row write PostgreSQL or a type has rejected."""
+"""The search for the row that PostgreSQL or a type has rejected in a multi-row write."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ async def write_or_locate_rejected_row(
 ) -> ResultT:
     """Write all items and return the result of `write`. If an item is rejected, raise its error with its position.
 
-    `positions` are the positions of the items in the input, one for each item. The error has that of the rejected item
-    as `row_index`. To find the item, the items are written again in ever smaller parts. Call this in a savepoint: it
-    undoes the parts that were written before the error.
+    `positions` are the positions of the items in the input, one for each item. The `row_index` of the error is the
+    position of the rejected item. To find the item, the items are written again in ever smaller parts. Call this in a
+    savepoint: it undoes the parts that were written before the error.
     """
     start, end = 0, len(items)  # a rejected item is in items[start:end]
     stop = end

@@ -83,7 +83,7 @@ def normalize_rows(model: type[DeclarativeBase], rows: Sequence[object], *, firs
 
 
 def normalize_changes(model: type[DeclarativeBase], rows: Sequence[object], *, first: int) -> Sequence[dict[str, Any]]:
-    """As `normalize_rows`, but for a write of existing rows: a mapped object gives only what the caller has set.
+    """As `normalize_rows`, but for an update of existing rows: only the attributes that were set in a mapped object.
 
     For a new object these are the attributes that were passed to it. For a detached object they are the key, the
     version and the changed attributes. Raises `TypeError` if it isn't known which attributes of an object were set.
@@ -107,7 +107,8 @@ def find_names_to_update(
             names = get_set_names(model, row) & every if isinstance(row, model) else every
             if names != (common := names if common is None else common):
                 raise TypeError(
-                    f"it sets other attributes than row {first} (pass `update`): {', '.join(sorted(names ^ common))}"
+                    f"it sets other attributes than row {first}: pass `update`, or set the same ones (the difference "
+                    f"is {', '.join(sorted(names ^ common))})"
                 )
         except TypeError as error:
             _note_position(error, position)

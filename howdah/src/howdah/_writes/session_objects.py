@@ -1,4 +1,4 @@
-"""The session's objects of rows that a bulk write has changed or deleted."""
+"""Objects in the session whose rows a bulk write has changed or deleted."""
 
 from __future__ import annotations
 

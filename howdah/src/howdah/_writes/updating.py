@@ -25,8 +25,8 @@ _POSITION: Final = Column("position", Integer)
 class KeyMatches:
     """Which of the requested keys have a row.
 
-    `row_keys` are the keys of the found rows, as the rows have them; a row that was requested twice is in it twice.
-    `row_count` counts each row once. `missing` are the requested keys without a row, in the order of the request.
+    `row_keys` has the row's key for each requested key that has a row, so a key can be in it twice. `row_count` counts
+    each row once. `missing` are the requested keys without a row, in the order of the request.
     """
 
     row_keys: Sequence[Any]
@@ -40,7 +40,7 @@ class KeyMatches:
 
     @classmethod
     def from_matches(cls, keys: Sequence[Any], matches: Sequence[Match]) -> KeyMatches:
-        """The result for any keys, of which these have a row."""
+        """The result for these keys. `matches` has the keys that have a row."""
         return cls(
             row_keys=[match.key for match in matches],
             row_count=sum(match.occurrence == 0 for match in matches),
@@ -73,8 +73,8 @@ async def _update_all(
 ) -> bool:
     """Update the rows, which have different keys, by one statement. Raises `StaleRow`.
 
-    Returns True if all keys have a row. Returns False if some have none, and also if the rows have only keys: then
-    there is nothing to write, and it isn't known which keys have a row.
+    Returns True if all keys have a row, and False if some keys have none. It also returns False if the rows have only
+    keys: nothing is written then, and it isn't known which keys have a row.
     """
     mapper: Mapper[Any] = inspect(model)
     sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {
@@ -100,7 +100,7 @@ async def _update_all(
     written = {*(await session.execute(statement, execution_options=UNSYNCHRONIZED)).scalars()}
     if len(written) == len(rows):
         return True
-    # A key that isn't written has no row, or a row with another version.
+    # If a row of the input wasn't written, its key has no row, or a row with another version.
     stale = [
         keys[match.position] for match in await lock_matches(session, model, keys) if match.position not in written
     ]

@@ -59,7 +59,7 @@ _SAME_ROW_TWICE: Final = "21000"
 _NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
 # A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. It would
-# split a larger one, but doesn't say at which row.
+# split a larger statement, but doesn't report the rows of each part.
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
@@ -102,7 +102,8 @@ class Upsert:
 
     With `returns_keys` the result has the keys of changed rows. With `counts_conflicts` the condition of DO UPDATE
     counts the conflicts. With `locks_first` one statement inserts the new rows and locks and counts the existing ones,
-    and a second one updates these. This needs no `xmax`, and it also counts if there is nothing to update.
+    and a second one updates these. It is for tables without `xmax`, and it counts the conflicts if `update_names` is
+    empty.
     """
 
     session: AsyncSession
@@ -208,7 +209,7 @@ class Upsert:
         elif self.update_names:
             written = await self._insert_or_update(source)
         else:
-            written = await self._insert_or_leave(source)
+            written = await self._insert_or_skip(source)
         is_complete = written.created + written.updated == source.size
         if not is_complete and await self._has_hidden_duplicates(source, written.suppressed):
             raise _HiddenDuplicates
@@ -226,7 +227,7 @@ class Upsert:
             raise _UncountedConflicts
         return written
 
-    async def _insert_or_leave(self, source: _InsertSource) -> UpsertCounts:
+    async def _insert_or_skip(self, source: _InsertSource) -> UpsertCounts:
         statement = source.statement.on_conflict_do_nothing(index_elements=self._get_target_columns())
         # A view has no `tableoid`. The statement fails for it, and `write` runs again with `locks_first`.
         written = await self._execute(source, statement, literal_column("(tableoid IS NOT NULL)", Boolean))
@@ -321,8 +322,8 @@ class Upsert:
     async def _has_hidden_duplicates(self, source: _InsertSource, suppressed: int) -> bool:
         """Whether rows with different targets in Python may have conflicted with the same existing row.
 
-        If so, it isn't known in which order they were written: the statement sorts by the target, which PostgreSQL
-        finds equal.
+        Then the order in which they were written isn't known: the statement sorts by the target, and PostgreSQL finds
+        these targets equal.
         """
         if source.size == 1:
             return False

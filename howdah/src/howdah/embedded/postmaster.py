@@ -1,4 +1,4 @@
-"""The server process: started, found again, awaited and shut down."""
+"""The server process: how it is started, found, awaited and shut down."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Postmaster:
         self._log_start = 0
 
     def ensure_running(self, user: ServerUser, programs: Path, deadline: float) -> Path:
-        """Return the directory of the socket when the server accepts connections."""
+        """Start the server unless it runs. Return the directory of its socket when it accepts connections."""
         check_data_dir(self.data_dir, user)  # again, because now the lock is held
         check_version(self.data_dir, self.version, self._wheel)
         if data_version(self.data_dir) is None:

@@ -38,7 +38,7 @@ def command_line(process: psutil.Process, uid: int) -> list[str]:
 
 
 def served_directory(command: list[str]) -> str | None:
-    """The data directory in a postmaster's arguments, "" without one; None for other programs."""
+    """The data directory in the arguments of a postmaster, or "" if it isn't there. None for another program."""
     if not command or Path(command[0]).name not in {"postgres", "postmaster"} or command[0].startswith("postgres: "):
         return None
     return command[command.index("-D") + 1] if "-D" in command[:-1] else ""

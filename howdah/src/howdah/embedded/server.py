@@ -49,14 +49,14 @@ _logger = logging.getLogger("howdah.embedded")
 class EmbeddedPostgres:
     """A PostgreSQL server from a wheel, shared by all processes that use the same data directory.
 
-    The first `start()` starts the server, and the last `stop()` stops it, counted over all processes and objects. A
-    process that exits without `stop()` is counted as stopped. If a process is killed, the server may be left without
-    users. The next `start()` finds and uses it. A forked child isn't a user until it calls `start()`. The users must
-    see each other's processes, so hosts or containers can't share a data directory.
+    The first `start()` starts the server, and the last `stop()` stops it. The calls of all processes and objects are
+    counted together. A process that exits without `stop()` is counted as stopped. If a process is killed, the server
+    may be left without users. The next `start()` finds and uses it. A forked child isn't a user until it calls
+    `start()`. The users must see each other's processes, so hosts or containers can't share a data directory.
 
-    Every process that can enter the directory of the socket (that of its owner or of root) can connect as the superuser
-    `postgres`, without a password. PostgreSQL can't run as root. If this process is root's, the server runs as the
-    system user `howdah`, which is created if it doesn't exist.
+    Only the owner of the data directory and root can enter the directory of the socket. Their processes can connect as
+    the superuser `postgres`, without a password. PostgreSQL can't run as root. If this process is root's, the server
+    runs as the system user `howdah`, which is created if it doesn't exist.
     """
 
     data_dir: Path
@@ -80,8 +80,8 @@ class EmbeddedPostgres:
 
         `version=None` means the version of the data directory, and 18 for a new one. `settings` take precedence over
         `DEFAULT_SETTINGS`. They are passed to the server when it starts, so a server that already runs keeps its own.
-        `start_timeout`, in seconds, limits all waiting of a start: for another process's start or stop, for initdb, and
-        for crash recovery.
+        `start_timeout` limits the total wait of a start in seconds: for a start or stop by another process, for initdb,
+        and for crash recovery.
         """
         if sys.platform == "win32":
             raise EmbeddedPostgresError("the embedded PostgreSQL runs on Linux and macOS only: use another server")
@@ -180,9 +180,9 @@ class EmbeddedPostgres:
         process = self._postmaster.process()
         return None if process is None else int(process.pid)
 
-    # Two file locks count the users. The lock is held exclusively during a start or stop. Each user holds the lease
-    # shared. The kernel releases both if a process ends. The files are next to the data directory, because initdb
-    # requires an empty one.
+    # Two file locks count the users. The one called lock is exclusive, and is held during a start or stop. The one
+    # called lease is shared, and is held by each user. The kernel releases both if a process ends. The files are next
+    # to the data directory, because initdb requires an empty one.
 
     def _sibling(self, kind: str) -> Path:
         return sibling(self.data_dir, kind)
@@ -191,7 +191,8 @@ class EmbeddedPostgres:
         if self._lease is None:
             self._lease = open_lock(self._sibling("users"))
             _started.add(self)
-            fcntl.flock(self._lease, fcntl.LOCK_SH)  # it doesn't wait: it is only held exclusively under the lock
+            # This doesn't wait: an exclusive lease is only taken by a process that holds the lock.
+            fcntl.flock(self._lease, fcntl.LOCK_SH)
 
     def _leave(self) -> None:
         """Drop the lease, and shut the server down if there is no other user."""
@@ -217,7 +218,7 @@ class EmbeddedPostgres:
             os.close(lease)
 
     def _after_fork(self) -> None:
-        """In the child. It shares the parent's lock, so the lease must be closed without unlocking it."""
+        """Called in a forked child. It shares the lease with the parent, so it must close it without unlocking it."""
         self._close_lease()
         self._mutex = threading.Lock()
 

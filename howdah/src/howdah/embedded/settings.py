@@ -11,8 +11,8 @@ from typing import Final
 
 from howdah.errors import EmbeddedPostgresError
 
-# They are passed on the command line at each start. So they depend on the version of this library, and not on the time
-# of initdb.
+# They are passed on the command line at each start. So an existing data directory gets the settings of the current
+# version of this library.
 DEFAULT_SETTINGS: Mapping[str, str] = {
     "checkpoint_timeout": "15min",
     "jit": "off",
@@ -30,7 +30,7 @@ SOCKET: Final = ".s.PGSQL.5432"
 # The size of `sun_path` without its NUL: 103 on macOS, 107 on Linux.
 _SOCKET_PATH_BYTES: Final = 103
 # PostgreSQL reads the directories of sockets from a list with separators, and drivers read them from a URL. These
-# characters mean themselves in both.
+# characters have no special meaning in either.
 _PLAIN_PATH: Final = re.compile(r"[\w/. +@-]+", re.ASCII)
 
 

@@ -18,8 +18,8 @@ _DATE_TIME: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
     re.ASCII,
 )
-# Only for the message of a text that was already rejected. The first pattern that matches is used. Longer texts get no
-# hint, because these patterns take quadratic time. The longest valid text has 32 characters.
+# The hint for a rejected text is that of the first pattern that matches. Longer texts get no hint, because these
+# patterns take quadratic time. The longest valid text has 32 characters.
 _MAX_HINTED_LENGTH: Final = 50
 _HINTS: Final = tuple(
     (re.compile(pattern, re.ASCII), hint)

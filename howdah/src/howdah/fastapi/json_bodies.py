@@ -14,10 +14,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-# Of a name in an error response. A name may be as long as the body.
+# An error response shows this much of a name, because a name may be as long as the body.
 _MAX_SHOWN_CHARACTERS: Final = 100
 
-# The value of a body that hasn't been parsed yet. None is the value of the body `null`.
+# A body that hasn't been parsed yet. This isn't None, because None is the value of the body `null`.
 _NO_VALUE: Final = object()
 
 

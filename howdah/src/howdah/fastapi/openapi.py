@@ -128,7 +128,7 @@ def _iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
 
 
 def _has_page_parameters(dependant: Dependant) -> bool:
-    """Whether it is, or takes, `PageParameters`, whose cursor can be invalid (400)."""
+    """Whether the dependency is `PageParameters`, or has a parameter of that type. Its cursor can be invalid (400)."""
     types = [dependant.call, *(parameter.field_info.annotation for parameter in dependant.query_params)]
     return any(isinstance(each, type) and issubclass(each, PageParameters) for each in types)
 
@@ -149,7 +149,7 @@ def _insert_models(description: dict[str, Any]) -> None:
     }
     if not used_names:
         return
-    # FastAPI's own schemas may have names that these schemas have, too. Then these are renamed, unless they are equal.
+    # FastAPI's own schemas may have the names of these schemas. If two schemas with one name differ, these are renamed.
     references, generated = models_json_schema(
         [_referenced[name] for name in sorted(used_names)], ref_template=REF_PREFIX + "{model}"
     )

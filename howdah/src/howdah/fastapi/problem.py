@@ -16,8 +16,8 @@ from howdah import errors
 
 PROBLEM_JSON: Final = "application/problem+json"
 
-# The only place that assigns statuses. The first class in the error's MRO that is listed here counts. An error that
-# isn't listed is a bug of the application, and the response is 500.
+# The only place that assigns statuses. An error has the status of the first class in its MRO that is listed here. An
+# error that isn't listed is a bug of the application, and the response is 500.
 HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.InvalidCursor: HTTPStatus.BAD_REQUEST,

@@ -112,7 +112,7 @@ _checked_routes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 def _reject_late_commit(connection: HTTPConnection) -> None:
     """Raise `RuntimeError` if the route has a committing session without `scope="function"`. Checks each route once."""
-    # FastAPI keeps what `include_router` adds to an HTTP route in a context of its own.
+    # For an HTTP route of an included router, this context has the route's complete dependencies.
     included = connection.scope.get("fastapi", {}).get("effective_route_context")
     route = included if getattr(included, "dependant", None) else connection.scope.get("route")
     dependant = getattr(route, "dependant", None)
