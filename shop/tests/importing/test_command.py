@@ -266,4 +266,7 @@ async def test_an_import_whose_turn_does_not_come_is_one_line(
     async with another_import():
         result = await asyncio.to_thread(shop_import, path, database_url=committed_url)
     assert result.exit_code == 1
-    assert result.stderr == "a lock wasn't released in time, maybe by another import: run the command again to finish\n"
+    assert (
+        result.stderr
+        == "another transaction, perhaps another import, held a lock for too long: run the command again to finish\n"
+    )

@@ -1,6 +1,6 @@
 """The history of the schema, and the revision of a database.
 
-Alembic is imported where it is used: the service asks only for the revision of its database.
+The functions that need Alembic import it, so that an import of this module is fast.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ _FOLDER: Final = Path(__file__).parent
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database's schema to `revision`. Safe to call from several processes at once: the others wait.
+    """Bring the database's schema to `revision`.
 
-    Blocks, and must not be called from a running event loop.
+    If several processes call this at the same time, one of them migrates and the others wait. Blocks, and must not be
+    called from a running event loop.
     """
     from alembic import command
 
@@ -81,7 +82,7 @@ async def current(database: Database) -> str | None:
 
 
 async def find_revision_problem(database: Database) -> str | None:
-    """Why the service isn't ready: the database isn't at the newest revision. None if it is."""
+    """The reason why the service isn't ready, if the database isn't at the newest revision. Otherwise None."""
     found = await current(database)
     return None if found == head() else f"the schema is at {found}, not at {head()}: run shop migrate"
 

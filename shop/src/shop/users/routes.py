@@ -36,7 +36,7 @@ from shop.users.schemas import (
     UserOut,
     UserPageParameters,
 )
-from shop.web.lines import JSON, NDJSON, rows
+from shop.web.lines import JSON, NDJSON, read_rows
 from shop.web.problems import RejectedLine
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
@@ -74,7 +74,7 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
 
     async def users() -> AsyncIterator[dict[str, Any]]:
         nonlocal read
-        async for number, user in rows(request, UserIn):
+        async for number, user in read_rows(request, UserIn):
             lines.append(number)
             read += 1
             yield user.model_dump()

@@ -1,4 +1,4 @@
-"""Process a request of any number of lines in parts, at constant memory."""
+"""Process a request with any number of lines part by part, with constant memory use."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import IO, Any, Final, TypeVar
 
 BATCH_LINES: Final = 500
-LINES_BETWEEN_OTHERS: Final = 50
-"""After this many lines the reader lets other tasks run, such as the one that processes the previous part."""
+"""Lines of one part. Each part is one transaction."""
+LINES_BETWEEN_PAUSES: Final = 50
+"""After this many lines, the reader lets other tasks run. One of them processes the previous part."""
+# A larger response is written to a temporary file.
 _SPOOL_BYTES: Final = 1_048_576
-_PART_BYTES: Final = 65_536
+_CHUNK_BYTES: Final = 65_536
 
 PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
 
 
-async def answered_in_parts(
+async def process_in_parts(
     parts: AsyncIterator[PartT],
-    carry_out: Callable[[PartT], Coroutine[Any, Any, ResultT]],
+    process: Callable[[PartT], Coroutine[Any, Any, ResultT]],
     write: Callable[[PartT, ResultT, IO[bytes]], None],
 ) -> AsyncIterator[bytes]:
-    """Carry out the parts in order, and return what `write` writes for each part and its result.
+    """Process the parts in order, and return the response. `write` writes the lines for a part and its result.
 
-    While one part is carried out, the next one is read and the previous one is written. The responses are spooled to
-    disk, because a client may send its whole request before it reads anything.
+    While a part is processed, the next part is read, and the lines for the previous part are written. The response is
+    spooled to disk, because a client may send its whole request before it reads anything.
     """
     answers = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed after it has been sent
     running: tuple[PartT, asyncio.Task[ResultT]] | None = None
@@ -35,7 +37,7 @@ async def answered_in_parts(
             if finished is not None:
                 write(*finished, answers)
             finished = None if running is None else (running[0], await running[1])
-            running = part, asyncio.create_task(carry_out(part))
+            running = part, asyncio.create_task(process(part))
         if finished is not None:
             write(*finished, answers)
         if running is not None:
@@ -46,12 +48,12 @@ async def answered_in_parts(
         answers.close()
         raise
     answers.seek(0)
-    return _sent(answers)
+    return _read_chunks(answers)
 
 
-async def _sent(answers: IO[bytes]) -> AsyncIterator[bytes]:
+async def _read_chunks(answers: IO[bytes]) -> AsyncIterator[bytes]:
     try:
-        while part := await asyncio.to_thread(answers.read, _PART_BYTES):
-            yield part
+        while chunk := await asyncio.to_thread(answers.read, _CHUNK_BYTES):
+            yield chunk
     finally:
         answers.close()

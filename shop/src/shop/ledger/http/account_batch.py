@@ -13,7 +13,7 @@ from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.ledger.transfer_schemas import encode_json
-from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
+from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 
 # The fields of `AccountLineOut`, in the order in which they are written.
@@ -34,14 +34,14 @@ async def open_account_lines(
             return []
         return await run_transaction(database, lambda session: open_accounts(session, requests))
 
-    return await answered_in_parts(_split_into_chunks(lines, caller), open_chunk, _write_results)
+    return await process_in_parts(_split_into_chunks(lines, caller), open_chunk, _write_results)
 
 
 async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) -> AsyncIterator[_Chunk]:
     """The parsed lines, `BATCH_LINES` at a time. Each chunk is one transaction."""
     chunk: _Chunk = {}
     async for number, line in lines:
-        if number % LINES_BETWEEN_OTHERS == 0:
+        if number % LINES_BETWEEN_PAUSES == 0:
             await asyncio.sleep(0)  # parsing takes time: let other tasks run
         chunk[number] = _parse_line(line, caller)
         if len(chunk) >= BATCH_LINES:

@@ -18,7 +18,7 @@ from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
 from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
-from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, answered_in_parts
+from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, first_fault
 
 _LINKED_LINE_INVALID: Final = "linked: a line that this one is linked with is invalid"
@@ -43,7 +43,7 @@ async def post_transfer_lines(
     def post_chunk(chunk: _Chunk) -> Coroutine[Any, Any, list[TransferResult]]:
         return ledger.submit_many([request for request in chunk.values() if not isinstance(request, str)])
 
-    return await answered_in_parts(_read_chunks(lines, db, caller), post_chunk, _write_results)
+    return await process_in_parts(_read_chunks(lines, db, caller), post_chunk, _write_results)
 
 
 async def _read_chunks(
@@ -63,7 +63,7 @@ async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]]) -> 
     chain: list[int] = []
     reason = ""
     async for number, line in lines:
-        if number % LINES_BETWEEN_OTHERS == 0:
+        if number % LINES_BETWEEN_PAUSES == 0:
             await asyncio.sleep(0)  # parsing takes time: let other tasks run
         parsed, is_linked = _parse_line(line, in_chain=bool(chain or reason))
         is_invalid = isinstance(parsed, str)
