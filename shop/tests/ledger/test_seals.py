@@ -169,7 +169,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
         ),
         pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an account more"),
         *(
-            pytest.param("seals don't follow from the seal before", f"UPDATE seals SET {change}", id=change)
+            pytest.param("seals disagree with the previous seal", f"UPDATE seals SET {change}", id=change)
             for change in (
                 "created_at = created_at + interval '1 us' WHERE position = 2",
                 "hash = sha256('other') WHERE position = 2",
@@ -245,7 +245,7 @@ async def test_a_ledger_that_was_rolled_back_whole_is_found_by_a_seal_that_was_w
             raise LookupError
     assert (await check_ledger(session)).faults == {}
     report = await check_ledger(session, since=written)
-    assert report.faults == {"the chain of seals doesn't have this seal": [str(written)]}
+    assert report.faults == {"the chain of seals doesn't contain this seal": [str(written)]}
     # the same position, another past
     await post_transfers(session, [TransferRequest(world, rich, 2)])
     await session.execute(text("SELECT link_seals(1000)"))
