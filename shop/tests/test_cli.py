@@ -158,7 +158,7 @@ def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
     finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(
-        "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore what"
+        "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore"
     )
     assert "Traceback" not in finished.stderr
 

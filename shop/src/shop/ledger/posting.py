@@ -126,7 +126,7 @@ class PostingContext:
                 results[position] = result
                 return results
             results.append(result)
-        self._apply(trial)
+        self._apply_trial(trial)
         return results
 
     def _copy_for(self, chain: Iterable[TransferRequest]) -> PostingContext:
@@ -143,7 +143,7 @@ class PostingContext:
             pending=_copy_rows(self.pending, transfer_ids),
         )
 
-    def _apply(self, trial: PostingContext) -> None:
+    def _apply_trial(self, trial: PostingContext) -> None:
         self.accounts.update(trial.accounts)
         self.reversible.update(trial.reversible)
         self.pending.update(trial.pending)

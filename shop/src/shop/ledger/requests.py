@@ -169,11 +169,10 @@ class TransferRequest(NamedTuple):
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
 
 
-_ORIGINAL_FIELDS: Final = {
-    *("from_account_id", "to_account_id", "amount", "currency", "description", "reverses"),  # always included
-    *("key", "scope", "linked"),  # never included
-}
-_LATER_FIELDS: Final = tuple(name for name in TransferRequest._fields if name not in _ORIGINAL_FIELDS)
+# The fields of the first version are always in the fingerprint. The fields of the key never are.
+_FIRST_FIELDS: Final = ("from_account_id", "to_account_id", "amount", "currency", "description", "reverses")
+_KEY_FIELDS: Final = ("key", "scope", "linked")
+_LATER_FIELDS: Final = tuple(name for name in TransferRequest._fields if name not in (*_FIRST_FIELDS, *_KEY_FIELDS))
 _later_values: Final = attrgetter(*_LATER_FIELDS)
 
 

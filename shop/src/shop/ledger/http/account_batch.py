@@ -1,4 +1,4 @@
-"""Open the accounts of an NDJSON body of any length, at constant memory."""
+"""Open the accounts of an NDJSON body of any length, with constant memory use."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _parse_line(line: bytes | None, caller: str) -> OpeningRequest | str:
 
 
 def _write_results(chunk: _Chunk, results: list[OpeningResult], output: IO[bytes]) -> None:
-    """Write a line for each line of the chunk. `results` has no elements for invalid lines."""
+    """Write a line for each line of the chunk. Invalid lines have no element in `results`."""
     remaining = iter(results)
     for number, request in chunk.items():
         if isinstance(request, str):
