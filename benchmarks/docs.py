@@ -15,8 +15,8 @@ README: Final = Path("README.md")
 START: Final = "<!-- figures: made by `make bench-docs` from benchmarks/results/latest.json -->"
 END: Final = "<!-- end of figures -->"
 
-# The goals that the README shows: comparison, contender, and the contender that it is compared with. Include one goal
-# that isn't met.
+# The goals that the README shows. Each is the name of the comparison, the contender, and the contender with which it is
+# compared. Include a goal that isn't met.
 HEADLINES: Final[Sequence[tuple[str, str, str | None]]] = (
     ("bulk-create", "howdah create_many", "advanced-alchemy add_many"),
     ("upsert", "howdah upsert_many", "advanced-alchemy upsert_many"),
@@ -42,7 +42,7 @@ def all_figures(run: dict[str, Any]) -> str:
 
 
 def headline_figures(run: dict[str, Any]) -> str:
-    """The figures in the README: the ratios of `HEADLINES`. Raises `ValueError` if the run doesn't have one of them."""
+    """The figures in the README: the ratios of `HEADLINES`. Raises `ValueError` if one is missing."""
     goals = {
         (comparison["name"], goal["contender"], goal["against"]): (comparison, goal)
         for comparison in run["comparisons"]

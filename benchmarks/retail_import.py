@@ -22,7 +22,7 @@ SHOP, COPY = "shop import", "asyncpg COPY of ready-made tuples"
 class RetailImport(Comparison):
     name = "import"
     description = (
-        "import the {size} accepted lines of a retail file into Shop's tables; the peak is that of the whole process"
+        "import the {size} accepted lines of a retail file into Shop's tables; the peak memory includes the interpreter"
     )
     unit = "lines"
     has_warm_up = False

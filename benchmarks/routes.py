@@ -1,7 +1,7 @@
 """The routes that `get-user` compares: `GET /<contender>/<user id>` returns the user with their orders.
 
-Each is the only route of its own application: FastAPI tries the routes of an application one after the other, so later
-ones would be slower.
+Each route has its own application. FastAPI tries the routes of an application one after the other, so with a single
+application, later routes would be slower.
 
 `python -m benchmarks.routes URL PORT` serves them like `shop serve`.
 """
@@ -60,7 +60,7 @@ class UserService(SQLAlchemyAsyncRepositoryService[User]):
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
-    """The dependency of the reference."""
+    """The session dependency of the reference examples."""
     async with request.state.sessions() as session:
         try:
             yield session

@@ -146,7 +146,7 @@ def test_names_the_orders_that_have_another_total(
     assert result.exit_code == 0
     assert figures(result.stdout)["with another total"] == 12
     named = ", ".join(f"retail:{n}" for n in range(100, 110))
-    assert f"\nwith another total, not changed: {named} and 2 more\n" in result.stdout
+    assert f"\norders with another total, which were not changed: {named} and 2 more\n" in result.stdout
 
 
 @pytest.mark.parametrize(

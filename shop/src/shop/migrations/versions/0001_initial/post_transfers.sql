@@ -21,7 +21,7 @@ DECLARE
     latest CONSTANT timestamptz := (SELECT max(created_at) FROM added);
     created bigint;
 BEGIN
-    -- One second is allowed for a clock that was set back during the transaction. After a failover, the new clock may be
+    -- One second is allowed for a clock that was set back during the transaction. After a failover, the clock may be
     -- behind updated_at of an account. Then the next transfers of the account have the time of updated_at.
     IF latest > clock_timestamp() + interval '1 second' AND latest > (
         SELECT max(updated_at) + interval '1 second' FROM accounts WHERE id = ANY (account_ids)
