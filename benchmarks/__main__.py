@@ -59,6 +59,7 @@ async def _run(server: EmbeddedPostgres, kinds: Sequence[type[Comparison]], opti
 
 
 def main() -> None:
+    """Run the command."""
     names = [each.name for each in COMPARISONS]
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="NAME[,NAME]", default=",".join(names), help=", ".join(names))

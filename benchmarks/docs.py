@@ -85,6 +85,7 @@ def _skipped(run: dict[str, Any]) -> Iterator[str]:
 
 
 def _comparisons(run: dict[str, Any]) -> Iterator[str]:
+    """The description, the table and the notes of each comparison, in Markdown."""
     for comparison in run["comparisons"]:
         yield ""
         measured = f" (measured {comparison['measured_at'][:10]})" if "measured_at" in comparison else ""
@@ -108,6 +109,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="benchmarks.docs", description=__doc__)
     parser.add_argument("--figures", type=Path, default=FIGURES, metavar="JSON")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the pages don't match the figures")

@@ -240,6 +240,7 @@ class HttpServer:
     async def _run_wrk(
         self, prefix: str, connections: int, seconds: int, *, is_post: bool, counts_statuses: bool = False
     ) -> dict[str, Any]:
+        """Run wrk for some seconds, and return its summary. Raises `ContenderFailed` if it fails."""
         environment = {"IDS": str(self._ids), "PREFIX": prefix, "METHOD": "POST" if is_post else "GET"}
         if counts_statuses:
             environment["COUNT_STATUSES"] = "1"

@@ -144,6 +144,7 @@ def merge(file: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comparison(result: Result) -> dict[str, Any]:
+    """The JSON of one comparison."""
     comparison = result.comparison
     return {
         "name": comparison.name,

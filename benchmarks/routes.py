@@ -74,6 +74,8 @@ Db = Annotated[AsyncSession, Depends(get_db)]
 
 
 def create_app(url: str) -> ASGIApp:
+    """An ASGI application that calls the FastAPI application of the contender in the path."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         engine = create_async_engine(url, pool_size=20, max_overflow=10, pool_pre_ping=True, pool_recycle=3600)

@@ -123,6 +123,7 @@ async def _tear_down(comparison: Comparison, display: Display, *, has_failed: bo
 
 
 def _print_summary(run: Mapping[str, Any], display: Display) -> bool:
+    """Print the number of goals that were met, and the failures. Returns whether there were no failures."""
     goals = [goal for comparison in run["comparisons"] for goal in comparison["goals"]]
     met = sum(goal["is_met"] is True for goal in goals)
     missing = sum(goal["is_met"] is None for goal in goals)

@@ -146,6 +146,7 @@ class _LedgerComparison(Comparison):
             check_equal(name, total, self._totals[name])
 
     async def _read_totals(self) -> dict[str, Any]:
+        """The values that no run may change."""
         async with connect_driver(self.url) as connection:
             return {
                 **{
@@ -238,6 +239,8 @@ class Transfers(_LedgerComparison):
         return lambda: self.measure_load(kind, distribution, tasks, self.seconds)
 
     def _pgbench_load(self, distribution: str, script: str) -> Callable[[], Awaitable[Measured]]:
+        """A run of pgbench with the number of clients that was fastest in short trials."""
+
         async def run() -> Measured:
             clients = self._best_clients.get((distribution, script))
             if clients is None:
@@ -252,6 +255,7 @@ class Transfers(_LedgerComparison):
         return run
 
     async def _pgbench(self, distribution: str, script: str, clients: int, seconds: int) -> Measured:
+        """Run a script with pgbench, and read the latency of each transfer from its log."""
         url = make_url(self.url)
         with TemporaryDirectory() as folder:
             file = Path(folder, "script.sql")

@@ -58,6 +58,7 @@ def read_lines(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[pl.Data
 
 
 def _parquet_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """`read_lines` for a Parquet file."""
     rows = pl.scan_parquet(path, glob=False)
     schema = rows.collect_schema()
     names = _names_in(path, schema.names())
@@ -79,6 +80,7 @@ def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
 
 
 def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """`read_lines` for a CSV file."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         records = _csv_records(file)
         _, header = next(records, (1, []))

@@ -35,6 +35,7 @@ def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
 
 
 def _rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
+    """The label, the count and the amount of each row of the report."""
     yield "lines of the file", summary.lines, ""
     yield "  of sales", summary.sale_lines, ""
     yield "  of cancellations", summary.cancellation_lines, ""

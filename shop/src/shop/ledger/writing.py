@@ -195,6 +195,7 @@ _check_fields(Hold, _NEW_HOLD)
 
 
 def _key_values(context: PostingContext) -> dict[str, list[Any]]:
+    """The parameters with the idempotency keys to write, sorted by scope and key."""
     outcomes = sorted(context.keys.items())  # sorted, because otherwise two transactions could deadlock
     results = [outcome.result for _, outcome in outcomes]
     return _KEY.values(

@@ -36,6 +36,7 @@ def _run(connection: Connection) -> None:
 
 
 async def _migrate(url: str) -> None:
+    """Open a connection without timeouts, and run the migrations with it."""
     # A migration has no timeouts. The lock is released when the connection is closed.
     async with (
         Database(

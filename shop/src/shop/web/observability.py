@@ -40,6 +40,7 @@ class Observability:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request: add its id to the response, log it, and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
