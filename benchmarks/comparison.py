@@ -55,8 +55,13 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`contender` must be at least `bound` times as fast as `against`, or take at most `bound` of its time or of its
-    median latency, or stay within `bound` MB."""
+    """What `contender` must reach. The meaning of `bound` depends on `kind`.
+
+    - `times as fast`: the contender is at least `bound` times as fast as `against`.
+    - `of the time`: it takes at most `bound` times the time of `against`.
+    - `of the p50`: its median latency is at most `bound` times that of `against`.
+    - `MB`: its peak memory is at most `bound` MB.
+    """
 
     contender: str
     kind: GoalKind

@@ -194,7 +194,7 @@ def _without_timestamps(value: Any) -> Any:
 class Servers(_HttpComparison):
     name = "servers"
     description = (
-        "the requests of get-user, to the view and to the empty route, over 64 connections, with each kind of server"
+        "the requests of get-user over 64 connections, to the view and to the empty route, with different servers"
     )
 
     _KINDS: Final = {

@@ -21,7 +21,7 @@ from benchmarks.comparison import ContenderFailed, Measured
 from benchmarks.processes import run_process
 
 WINDOW_SECONDS: Final = 5
-"""The length of a measurement. In one second, a slow contender would answer no request of 256 connections."""
+"""The length of a measurement. Within one second, a slow contender would answer none of 256 concurrent requests."""
 QUICK_WINDOW_SECONDS: Final = 1
 
 _WARM_UP_SECONDS: Final = 1

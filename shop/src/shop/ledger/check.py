@@ -207,8 +207,8 @@ _CHECKS: Final = {
         ) AS rows
         WHERE at > clock_timestamp()
         """,
-    # A key is written in the same transaction as its transfer or account, with the same time. A transfer is later than
-    # its key only if `updated_at` of one of its accounts was later.
+    # A key is written in the same transaction as its transfer or account, and has the same time. A posted transfer has
+    # a later time than its key if `updated_at` of one of its accounts was ahead of the clock.
     "idempotency keys": """
         SELECT fault, format('key %s', k.key) AS finding
         FROM idempotency_keys k

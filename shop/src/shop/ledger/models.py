@@ -73,9 +73,9 @@ class Account(UUIDv7PrimaryKey, Base):
 
     `entry_count` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of
     the balance that pending transfers reserve; `shop.ledger` changes it. The available balance is never below
-    `-overdraft_limit`, unless the account has `allows_negative`, as the accounts have through which money enters and
-    leaves the ledger. The balance never exceeds `balance_limit`. The balances of all accounts of a currency sum to
-    zero. There is at most one account for each purpose and currency.
+    `-overdraft_limit`, unless the account has `allows_negative`. Money enters and leaves the ledger through such
+    accounts. The balance never exceeds `balance_limit`. The balances of all accounts of a currency sum to zero. There
+    is at most one account for each purpose and currency.
 
     `revision` is incremented by a trigger on every change that creates no entry. Other triggers reject a change of the
     balance without a transfer, a new account with a balance, deletion, and a change of currency.

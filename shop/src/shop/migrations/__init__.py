@@ -41,8 +41,9 @@ def downgrade(url: str, revision: str) -> None:
 def write_revision(url: str, message: str) -> Path:
     """Write the first version of a migration, and return its path.
 
-    Alembic compares the models with the database at `url`, which must be at the newest revision. The .sql files that
-    differ from their newest copy in a migration's folder are copied into the folder of the new migration.
+    Alembic compares the models with the database at `url`, which must be at the newest revision. Each migration has a
+    folder with copies of the .sql files that it changed. Files that differ from their newest copy are copied into the
+    folder of the new migration.
     """
     from alembic import command
     from alembic.script import Script
