@@ -81,7 +81,7 @@ def _check_kind(request: TransferRequest) -> None:
             raise _wrong_type(name, value, _A_UUID)
     kinds = (request.pending_seconds, request.posts, request.voids, request.reverses)
     if sum(kind is not None for kind in kinds) > 1:
-        raise ValueError("pending_seconds, posts, voids and reverses can't be combined: pass at most one of them")
+        raise ValueError("pending_seconds, posts, voids and reverses can't be combined: pass only one of them")
     seconds = request.pending_seconds
     if seconds is not None:
         if type(seconds) is not int:
