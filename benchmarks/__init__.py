@@ -1,1 +1,1 @@
-"""Every speed claim, measured together with its peers in one run: `make bench`. See docs/benchmarks.md."""
+"""Measure every claim about speed, together with other libraries, in one run: `make bench`. See docs/benchmarks.md."""

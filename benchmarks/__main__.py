@@ -48,7 +48,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
 )
 
 LARGE: Final = 10_000_000
-"""Rows of `memory` with `--large`."""
+"""The number of rows of the comparison `memory` with `--large`."""
 
 
 async def _run(server: EmbeddedPostgres, kinds: Sequence[type[Comparison]], options: Options) -> bool:
@@ -59,32 +59,37 @@ async def _run(server: EmbeddedPostgres, kinds: Sequence[type[Comparison]], opti
 
 
 def main() -> None:
+    """Run the command."""
     names = [each.name for each in COMPARISONS]
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="NAME[,NAME]", default=",".join(names), help=", ".join(names))
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, short windows, one round; not to be published"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="for each comparison; noisy ones run a multiple of it")
-    parser.add_argument("--size", metavar="N[,N]", default="", help="instead of each comparison's own")
-    parser.add_argument("--large", action="store_true", help=f"memory with {LARGE:,} rows")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of a comparison; noisy comparisons run more")
+    parser.add_argument("--size", metavar="N[,N]", default="", help="sizes to use instead of the comparisons' own")
+    parser.add_argument("--large", action="store_true", help=f"run the comparison memory with {LARGE:,} rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     parser.add_argument(
-        "--with", type=Path, metavar="FILE", dest="merge_with", help="add this file's figures of all other comparisons"
+        "--with",
+        type=Path,
+        metavar="FILE",
+        dest="merge_with",
+        help="keep this file's figures of all other comparisons",
     )
     parser.add_argument("--verbose", action="store_true", help="show the tracebacks of failures")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
     unknown = [name for name in chosen if name not in names]
     if unknown:
-        parser.error(f"no such comparison: {', '.join(unknown)}; there are {', '.join(names)}")
+        parser.error(f"no such comparison: {', '.join(unknown)}; choose from {', '.join(names)}")
     if arguments.rounds < 1:
-        parser.error(f"--rounds {arguments.rounds}: at least 1")
+        parser.error(f"--rounds {arguments.rounds}: must be at least 1")
     if arguments.quick and (arguments.merge_with or arguments.large):
         parser.error("--quick can't be combined with --with or --large")
     sizes = [int(size.replace("_", "")) for size in arguments.size.split(",") if size]
     if any(size < 1 for size in sizes):
-        parser.error(f"--size {arguments.size}: at least 1")
+        parser.error(f"--size {arguments.size}: must be at least 1")
     options = Options(
         sizes={Memory.name: LARGE} if arguments.large else sizes,
         rounds=arguments.rounds,
@@ -93,9 +98,9 @@ def main() -> None:
         merge_with=arguments.merge_with,
     )
     logging.basicConfig(level=logging.ERROR)
-    if arguments.verbose:  # not the root logger: a statement is slower while its engine's logger is active
+    if arguments.verbose:  # not the root logger, because an active logger of an engine slows down its statements
         logging.getLogger("benchmarks").setLevel(logging.INFO)
-    # Container images often set this. Each process of a comparison would compile all modules again, for seconds.
+    # Container images often set this. Then each process would compile all modules again, which takes seconds.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     kinds = [each for each in COMPARISONS if each.name in chosen]
     try:

@@ -50,11 +50,11 @@ class BulkCreate(Comparison):
         return max(self.requested_rounds, min(50, 20_000 // self.count))
 
     def rounds(self) -> int:
-        return max(3 * self.requested_rounds, self._slow_rounds)  # a run of half a second is noisy
+        return max(3 * self.requested_rounds, self._slow_rounds)  # a run is short (0.5 s), so it is noisy
 
     async def reset(self, contender: Contender) -> None:
         await table_data.empty_tables(self.connections.driver)
-        if contender.role == "baseline":  # it must not spend time on making the tuples
+        if contender.role == "baseline":  # the tuples are built here, so that the measured time doesn't include it
             now = utcnow()
             self.tuples = [(uuid7(), row["email"], row["name"], row["country"], now, now, 1) for row in self.rows]
 

@@ -1,7 +1,7 @@
-"""A comparison: contenders that do the same work in turn, and the goals for the ratios of their figures.
+"""A comparison: contenders that take turns at the same work, and goals for the ratios of their figures.
 
-A contender that raises, takes too long or returns a wrong result has a failure instead of further figures. It never
-ends the run, and the figures of the others stay.
+If a contender raises an error, takes too long or returns a wrong result, the failure is recorded, and it
+isn't run again. The other contenders are not affected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Role: TypeAlias = Literal["howdah", "baseline", "reference", "peer"]
 GoalKind: TypeAlias = Literal["times as fast", "of the time", "of the p50", "MB"]
 
 MAX_TEXT_LENGTH: Final = 200
-"""Of a failure, in characters, so that it fits into a table."""
+"""The largest number of characters of a failure's text, which must fit into a table."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +55,13 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`contender` must be at least `bound` times as fast as `against`, or take at most `bound` of its time or of its
-    median latency, or stay within `bound` MB."""
+    """What `contender` must reach. The meaning of `bound` depends on `kind`.
+
+    - `times as fast`: the contender is at least `bound` times as fast as `against`.
+    - `of the time`: it takes at most `bound` times the time of `against`.
+    - `of the p50`: its median latency is at most `bound` times that of `against`.
+    - `MB`: its peak memory is at most `bound` MB.
+    """
 
     contender: str
     kind: GoalKind
@@ -71,7 +76,7 @@ class Measured:
     seconds: float
     megabytes: float | None = None
     latency: tuple[float, float] | None = None
-    """p50 and p99 of its units, in seconds."""
+    """The p50 and the p99 of the time per unit, in seconds."""
 
 
 @dataclass(slots=True)
@@ -86,7 +91,7 @@ class Figures:
     latencies: list[tuple[float, float]] = field(default_factory=list)
     """The p50 and the p99 of each round, in seconds."""
     failure: str | None = None
-    """The reason why the contender has no further rounds. The rounds before the failure decide no goal."""
+    """The reason why the contender has no further rounds. The rounds before the failure don't count for any goal."""
 
     @property
     def median(self) -> float | None:
@@ -133,8 +138,8 @@ class Comparison(ABC):
     has_warm_up: ClassVar[bool] = True
     """Whether each contender runs once before the first round."""
     max_seconds: ClassVar[float] = 120.0
-    """Time limit for one run at `size`, with its reset and its verification; a larger size has proportionally more.
-    A run is cancelled, so it ends where it awaits something."""
+    """The time limit for one run at `size`, including its reset and its verification. For a larger size the limit is
+    proportionally longer. At the limit the run is cancelled, which takes effect at its next await."""
 
     def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
         self.connections = connections
@@ -148,15 +153,15 @@ class Comparison(ABC):
 
     @abstractmethod
     async def set_up(self) -> None:
-        """Make the data. Called once, in a database with empty tables."""
+        """Insert the data. Called once, in a database with empty tables."""
 
     @abstractmethod
     def contenders(self) -> Sequence[Contender]:
-        """Called once, after `set_up`."""
+        """The contenders. Called once, after `set_up`."""
 
     @abstractmethod
     def goals(self) -> Sequence[Goal]:
-        """Must not depend on `set_up`: if that fails, the goals are reported as not measured."""
+        """The goals. Must not depend on `set_up`: if `set_up` fails, the goals are reported as not measured."""
 
     @abstractmethod
     async def reset(self, contender: Contender) -> None:
@@ -167,7 +172,7 @@ class Comparison(ABC):
         """Raise `WrongResult` if the run returned or wrote something wrong. Not timed."""
 
     async def tear_down(self) -> None:  # noqa: B027  # most comparisons start nothing
-        """Stop what `set_up` has started, also if `set_up` failed half-way."""
+        """Stop everything that `set_up` has started. Also called if `set_up` has failed."""
 
     async def skip_reason(self) -> str | None:
         """The reason why the comparison can't run here, or None."""
@@ -200,7 +205,7 @@ async def measure(
             figures[contender.name].failure = failure_text(error)
         try:
             await comparison.connections.recover()
-        except Exception as error:  # the next contender fails by itself, and says why
+        except Exception as error:  # then the next contender fails, and its failure shows the reason
             _log.info("recovering after %s failed", contender.name, exc_info=error)
         return None
 
@@ -209,8 +214,8 @@ async def measure(
             show_progress(f"warm-up: {contender.name}")
             await run(contender)
     for number in range(rounds):
-        for place in range(len(contenders)):
-            contender = contenders[(number + place) % len(contenders)]
+        for offset in range(len(contenders)):
+            contender = contenders[(number + offset) % len(contenders)]
             own = figures[contender.name]
             if own.failure is not None or (contender.rounds is not None and number >= contender.rounds):
                 continue
@@ -243,7 +248,7 @@ async def _run_once(comparison: Comparison, contender: Contender) -> Measured:
             raise
         raise ContenderFailed(f"not finished in {comparison.time_limit:g} s") from error
     measured = returned if isinstance(returned, Measured) else Measured(seconds)
-    # Ratios divide by all of these.
+    # The ratios divide by these numbers, so none may be zero.
     if measured.seconds <= 0 or contender.units <= 0:
         raise ContenderFailed(f"nothing measured: {contender.units:,} units in {measured.seconds:g} s")
     if measured.latency is not None and measured.latency[0] <= 0:
@@ -252,7 +257,7 @@ async def _run_once(comparison: Comparison, contender: Contender) -> Measured:
 
 
 def evaluate_goal(goal: Goal, figures: Mapping[str, Figures]) -> GoalResult:
-    """The goal's ratio in each round; both figures of a ratio are from the same round."""
+    """The goal's ratio in each round. Both figures of a ratio are from the same round."""
     for name in (goal.contender, goal.against):
         if name is None:
             continue
@@ -272,7 +277,7 @@ def evaluate_goal(goal: Goal, figures: Mapping[str, Figures]) -> GoalResult:
         else:
             times = [
                 (mine / ours.units) / (other / theirs.units)
-                for mine, other in zip(ours.seconds, theirs.seconds, strict=False)  # a slow one has fewer rounds
+                for mine, other in zip(ours.seconds, theirs.seconds, strict=False)  # a slow contender has fewer rounds
             ]
             values = [1 / each for each in times] if goal.kind == "times as fast" else times
     return GoalResult(goal, values) if values else GoalResult(goal, failure="no figures")

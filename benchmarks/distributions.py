@@ -1,4 +1,4 @@
-"""The random distributions by which the accounts of a transfer are chosen."""
+"""The random distributions from which the accounts of a transfer are drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ZIPF: Final = "zipf"
 HOT: Final = "hot"
 
 ACCOUNTS: Final = {UNIFORM: 1_000, ZIPF: 100_000, HOT: 1_000}
-"""The number of accounts that take part. In `hot` one of them is in every transfer."""
+"""The number of accounts in each distribution. In `hot`, every transfer uses the same first account."""
 
 PLAIN_SCHEMA: Final = "plain"
 """The schema of the contenders that move money without Shop: the same tables and indexes, without Shop's triggers.

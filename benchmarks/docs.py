@@ -15,8 +15,8 @@ README: Final = Path("README.md")
 START: Final = "<!-- figures: made by `make bench-docs` from benchmarks/results/latest.json -->"
 END: Final = "<!-- end of figures -->"
 
-# The goals that the README shows: comparison, contender, and the contender that it is compared with. Include one goal
-# that isn't met.
+# The goals that the README shows. Each is the name of the comparison, the contender, and the contender with which it is
+# compared. Include a goal that isn't met.
 HEADLINES: Final[Sequence[tuple[str, str, str | None]]] = (
     ("bulk-create", "howdah create_many", "advanced-alchemy add_many"),
     ("upsert", "howdah upsert_many", "advanced-alchemy upsert_many"),
@@ -42,7 +42,7 @@ def all_figures(run: dict[str, Any]) -> str:
 
 
 def headline_figures(run: dict[str, Any]) -> str:
-    """The figures in the README: the ratios of `HEADLINES`. Raises `ValueError` if the run doesn't have one of them."""
+    """The figures in the README: the ratios of `HEADLINES`. Raises `ValueError` if one is missing."""
     goals = {
         (comparison["name"], goal["contender"], goal["against"]): (comparison, goal)
         for comparison in run["comparisons"]
@@ -85,6 +85,7 @@ def _skipped(run: dict[str, Any]) -> Iterator[str]:
 
 
 def _comparisons(run: dict[str, Any]) -> Iterator[str]:
+    """The description, the table and the notes of each comparison, in Markdown."""
     for comparison in run["comparisons"]:
         yield ""
         measured = f" (measured {comparison['measured_at'][:10]})" if "measured_at" in comparison else ""
@@ -108,6 +109,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="benchmarks.docs", description=__doc__)
     parser.add_argument("--figures", type=Path, default=FIGURES, metavar="JSON")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the pages don't match the figures")

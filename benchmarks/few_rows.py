@@ -1,4 +1,4 @@
-"""few-rows: from how many rows COPY is faster than INSERT, the reason for `MIN_COPY_ROWS`."""
+"""few-rows: measure from which number of rows COPY is faster than INSERT. `MIN_COPY_ROWS` is set from this."""
 
 from __future__ import annotations
 

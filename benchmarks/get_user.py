@@ -1,6 +1,6 @@
-"""get-user: a user with ten orders over HTTP, with each kind of route.
+"""get-user: get a user with ten orders over HTTP, from routes that are written with different libraries.
 
-servers: the same requests with each kind of server.
+servers: send the same requests to different servers.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class GetUser(_HttpComparison):
         return QUICK_CONNECTIONS if self.is_quick else CONNECTIONS
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        """Compare answers of the route with the database, once for all numbers of connections."""
+        """Compare responses of the route with the database: once per route, not for each number of connections."""
         route = next(each for each in _ROUTES if contender.name in {_name(each, count) for count in self._connections})
         if route is _EMPTY:
             return
@@ -169,7 +169,7 @@ class GetUser(_HttpComparison):
             }
 
     async def _check_responses(self, route: _Route) -> None:
-        """Raise `WrongResult` if an answer isn't the expected one."""
+        """Raise `WrongResult` if a response isn't the expected one."""
         verifies_all = route is _VIEW and not self.is_quick
         ids = iter(list(self.expected)[: None if verifies_all else VERIFIED_PEER_RESPONSES])
 
@@ -194,7 +194,7 @@ def _without_timestamps(value: Any) -> Any:
 class Servers(_HttpComparison):
     name = "servers"
     description = (
-        "the requests of get-user, to the view and to the empty route, over 64 connections, with each kind of server"
+        "the requests of get-user over 64 connections, to the view and to the empty route, with different servers"
     )
 
     _KINDS: Final = {
@@ -238,7 +238,7 @@ class Servers(_HttpComparison):
         return []
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        """`measure_load` has raised if an answer was an error. `get-user` compares the answers."""
+        """`measure_load` raises an error if a request fails. `get-user` compares the responses."""
 
     def _load(self, server: HttpServer, route: _Route) -> Callable[[], Awaitable[Measured]]:
         return lambda: server.measure_load(f"/{route.path}/", self._CONNECTIONS)

@@ -21,7 +21,7 @@ from benchmarks.comparison import ContenderFailed, Measured
 from benchmarks.processes import run_process
 
 WINDOW_SECONDS: Final = 5
-"""The length of a measurement. In one second, a slow peer answers nothing at 256 connections."""
+"""The length of a measurement. Within one second, a slow contender would answer none of 256 concurrent requests."""
 QUICK_WINDOW_SECONDS: Final = 1
 
 _WARM_UP_SECONDS: Final = 1
@@ -33,12 +33,12 @@ _IDLE_SECONDS: Final = 10.0
 """Time for a server to finish the requests of the previous window. After that it is replaced."""
 _IDLE_SAMPLE_SECONDS: Final = 0.2
 _IDLE_CPU_SECONDS: Final = 0.02
-"""Two ticks of the kernel's clock: a server that uses no more in a sample is idle."""
+"""A server is idle if it uses at most this CPU time during a sample: two ticks of the kernel's clock."""
 
-# Each request draws its ids anew. The summary is printed as one line of JSON.
+# Each request uses new random ids. The summary is printed as one line of JSON.
 #
-# The hook `response` costs wrk a call of Lua per answer. So the statuses are counted only after a failure, in a short
-# additional run.
+# With the hook `response`, wrk calls Lua for each response, which is slow. So the statuses are counted only after a
+# failure, in a short additional run.
 _SCRIPT: Final = """
 local ids = {}
 for line in io.lines(os.getenv("IDS")) do ids[#ids + 1] = line end
@@ -89,9 +89,9 @@ def skip_reason() -> str | None:
 class HttpServer:
     """`python COMMAND …` in another process, and the requests to it.
 
-    `{url}` and `{port}` in the command are replaced; the URL of the database is in the environment, too. The process
-    starts with the first request. After a failed measurement it is replaced by a new one, so that a contender that
-    crashes the server, or keeps it busy, doesn't affect the next one.
+    `{url}` and `{port}` in the command are replaced. The URL of the database is also in the environment. The process
+    is started before the first request. After a failed measurement it is replaced by a new process. So a contender that
+    crashes the server, or keeps it busy, doesn't affect the next contender.
     """
 
     def __init__(self, *command: str, url: str, ids: Sequence[Any], window_seconds: int = WINDOW_SECONDS) -> None:
@@ -130,7 +130,7 @@ class HttpServer:
             with contextlib.suppress(OSError):
                 (await asyncio.open_connection("127.0.0.1", self._port))[1].close()
                 return
-            await asyncio.sleep(0.05)  # nothing tells when the server listens
+            await asyncio.sleep(0.05)  # the server doesn't report when it listens
         state = "doesn't listen" if self._process.returncode is None else "ended"
         await self.stop_process()
         raise ContenderFailed(f"the server {state}: {self._last_log_line()}")
@@ -144,7 +144,7 @@ class HttpServer:
         process, self._process = self._process, None
         if process is None:
             return
-        # A server with several processes may be killed before it has stopped them.
+        # A server may be killed before it has stopped its child processes.
         children = []
         if process.returncode is None:
             with contextlib.suppress(psutil.Error):
@@ -166,12 +166,12 @@ class HttpServer:
         await self.start()
         try:
             yield
-        except BaseException:  # a time limit cancels the block
+        except BaseException:  # including the cancellation by a time limit
             await self.stop_process()
             raise
 
     async def get_body(self, path: str) -> bytes:
-        """The body of one answer. Raises `ContenderFailed` if its status isn't 200."""
+        """The body of one response. Raises `ContenderFailed` if its status isn't 200."""
         async with self.replaced_on_failure():
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             try:
@@ -185,8 +185,11 @@ class HttpServer:
             return body
 
     async def measure_load(self, prefix: str, connections: int, *, is_post: bool = False) -> Measured:
-        """GET `prefix` plus a random id, again and again, over this many connections; or POST transfers between two
-        random ids to `prefix`. Raises `ContenderFailed` if a request failed or nothing was answered."""
+        """Send requests over this many connections for the length of the window: GET requests to `prefix` plus a random
+        id, or POST requests to `prefix` with a transfer between two random ids.
+
+        Raises `ContenderFailed` if a request failed, or if there was no response.
+        """
         async with self.replaced_on_failure():
             try:
                 await self._warm_up(prefix, connections, is_post=is_post)
@@ -200,7 +203,7 @@ class HttpServer:
                 raise
 
     async def _raise_if_ended(self, cause: ContenderFailed) -> None:
-        """If the server has crashed, this is the reason for the failure, and not the requests without an answer."""
+        """If the server has crashed, raise a `ContenderFailed` that says so, instead of the missing responses."""
         if self._process is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -209,7 +212,7 @@ class HttpServer:
                 raise ContenderFailed(f"the server ended with exit code {code}: {self._last_log_line()}") from cause
 
     async def _warm_up(self, prefix: str, connections: int, *, is_post: bool) -> None:
-        """Send requests that don't count, before the first window; and wait until earlier requests are finished."""
+        """Wait until earlier requests are finished. Before the first measurement, send unmeasured requests."""
         if not await self._is_idle():
             await self.stop_process()
             await self.start()
@@ -219,14 +222,14 @@ class HttpServer:
             await self._is_idle()
 
     async def _is_idle(self) -> bool:
-        """Wait until the server uses no CPU time. Returns whether it does.
+        """Wait until the server uses no CPU time. Returns whether that happened within `_IDLE_SECONDS`.
 
         wrk drops its connections at the end of a window. The server still processes the requests that it has received,
         and would slow down the next contender.
         """
         assert self._process is not None
         deadline = time.monotonic() + _IDLE_SECONDS
-        with contextlib.suppress(psutil.Error):  # the process has ended: the next request notices it
+        with contextlib.suppress(psutil.Error):  # the process has ended; the next request will fail
             while time.monotonic() < deadline:
                 before = _cpu_seconds(self._process.pid)
                 await asyncio.sleep(_IDLE_SAMPLE_SECONDS)
@@ -237,12 +240,13 @@ class HttpServer:
     async def _run_wrk(
         self, prefix: str, connections: int, seconds: int, *, is_post: bool, counts_statuses: bool = False
     ) -> dict[str, Any]:
+        """Run wrk for some seconds, and return its summary. Raises `ContenderFailed` if it fails."""
         environment = {"IDS": str(self._ids), "PREFIX": prefix, "METHOD": "POST" if is_post else "GET"}
         if counts_statuses:
             environment["COUNT_STATUSES"] = "1"
         output = await run_process(
             *("wrk", "wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"),
-            # By default wrk counts an answer after 2 s as failed. Slow answers are figures, too.
+            # By default wrk counts a response after 2 s as an error. Here slow responses must be measured, too.
             *("--timeout", f"{seconds + 5}s", "--script", str(self._script), self.address),
             env=os.environ | environment,
         )
@@ -267,7 +271,7 @@ def read_summary(summary: Mapping[str, Any], seconds: int, connections: int) -> 
         raise ContenderFailed(f"no answer in {seconds} s {where}{f' ({socket_errors})' if sockets else ''}")
     failed = summary["status"] + sum(sockets.values())
     if failed:
-        # An answer that came too late was answered nevertheless; the other socket errors have no answer.
+        # A request with a timeout has a late response, so it is in `answered`. Other socket errors have no response.
         sent = answered + sum(count for kind, count in sockets.items() if kind != "timeout")
         statuses = (summary.get("statuses") or "status of 400 or more") if summary["status"] else ""
         reasons = ", ".join(filter(None, (statuses, socket_errors)))
@@ -276,7 +280,7 @@ def read_summary(summary: Mapping[str, Any], seconds: int, connections: int) -> 
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process and its children so far."""
+    """The CPU time that a process and its children have used."""
     process = psutil.Process(pid)
     times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
     return float(sum(each.user + each.system for each in times))

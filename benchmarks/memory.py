@@ -1,4 +1,4 @@
-"""memory: peak memory while a million rows are written from a generator and read as a stream."""
+"""memory: the peak memory when a million rows are written from a generator, and when they are read as a stream."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Memory(Comparison):
         return await run_module(__name__, "create", self.connections.url, str(self.count), str(self.user_id))
 
     async def run_stream(self) -> Measured:
-        """Reads the rows that `create` wrote, so it fails if that has failed."""
+        """Read the rows that `run_create` has written. Fails if `run_create` has failed."""
         return await run_module(__name__, "stream", self.connections.url, str(self.count), str(self.user_id))
 
     async def verify(self, contender: Contender, returned: Any) -> None:

@@ -37,7 +37,7 @@ class Overhead(Comparison):
         ]
 
     def rounds(self) -> int:
-        return 30 * self.requested_rounds  # the differences are a few per cent
+        return 30 * self.requested_rounds  # the differences are only a few percent
 
     async def run_howdah(self) -> int:
         total = 0

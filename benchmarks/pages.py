@@ -27,8 +27,8 @@ ORDERS: dict[str, Select[Any]] = {
 class Pages(Comparison):
     name = "pages"
     description = (
-        f"read a page of {LIMIT} orders, the first one and the one after {{size}} rows, ordered by (created_at, id) "
-        "and by the total, which many orders have in common"
+        f"read the first page of {LIMIT} orders, and the page after {{size}} rows; ordered by (created_at, id), and by "
+        "the total, which many orders share"
     )
     unit = "pages"
     size = 1_000_000
@@ -47,8 +47,8 @@ class Pages(Comparison):
     async def _cursor(self, query: Select[Any]) -> str:
         """The cursor of the page after `size` rows.
 
-        A cursor contains only the values of the row before the page. So a table with just that row and the next one
-        gives the same cursor, without reading all pages before.
+        A cursor contains only the values of the last row before the page. So the cursor can be taken from a table that
+        has only that row and the next one, and the earlier pages need not be read.
         """
         two = query.order_by(Order.id).offset(self.count - 1).limit(2).with_only_columns(Order.id)
         async with self.connections.database.session() as session:

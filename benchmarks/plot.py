@@ -19,11 +19,11 @@ _DASHES: Final = ("-", "--", ":", "-.")
 
 
 def draw(run: dict[str, Any], name: str, file: Path) -> None:
-    """Rows per second of each contender at each size. The bars reach from the slowest round to the fastest."""
+    """Plot the rows per second of each contender at each size. The bars show the slowest and the fastest round."""
     comparisons = sorted((each for each in run["comparisons"] if each["name"] == name), key=lambda each: each["size"])
     if not comparisons:
         raise SystemExit(f"the file has no figures of {name}")
-    mpl.rcParams["svg.hashsalt"] = name  # otherwise the same figures make another file each time
+    mpl.rcParams["svg.hashsalt"] = name  # otherwise the file would be different each time
     mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()

@@ -38,17 +38,17 @@ class NotDurable(Exception):
 
 
 class Connections:
-    """The database of a run, as each kind of contender uses it. All are connected before the first measurement."""
+    """Connections to the database of a run, for each kind of contender. All are opened before the first measurement."""
 
     def __init__(self, url: str, database: Database, engine: AsyncEngine, driver: Any) -> None:
         self.url = url
         self.database = database
-        """Howdah's."""
+        """For contenders that use Howdah."""
         self.engine = engine
         self.sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
         """SQLAlchemy's own sessions, with the options of the reference."""
         self.driver = driver
-        """A connection of asyncpg: for hand-written baselines, and for everything that isn't timed."""
+        """A connection of asyncpg, for hand-written baselines and for everything that isn't timed."""
 
     async def recover(self) -> None:
         """Remove what a failed contender may have left: an aborted transaction, running statements, locks."""

@@ -1,6 +1,6 @@
-"""Work in other processes, for example so that its memory is measured alone: `python -m benchmarks.memory …`.
+"""Run contenders in other processes (`python -m benchmarks.memory …`), for example to measure their memory.
 
-Such a process prints one JSON object at the end; `run_module` reads it.
+Such a process prints one JSON object at the end. `run_module` reads it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ async def run_process(
 ) -> str:
     """Run a command and return its output.
 
-    If its exit code isn't 0, `ContenderFailed` has the first or the last line of its errors: Python writes the reason
-    into the last one.
+    If the exit code isn't 0, it raises `ContenderFailed` with the first or the last line of standard error (`reason`).
+    Python writes the reason in the last line.
 
     If the caller is cancelled, for example by a time limit, the process is killed.
     """
@@ -50,7 +50,7 @@ async def run_process(
 
 
 async def run_module(module: str, *arguments: str) -> Measured:
-    """Run `python -m module arguments…` and return what its `measure_block` measured."""
+    """Run `python -m module arguments…` and return the figures that its `measure_block` has printed."""
     output = await run_process(module, sys.executable, "-m", module, *arguments)
     try:
         return Measured(**json.loads(output.rstrip().rpartition("\n")[2]))
@@ -60,8 +60,8 @@ async def run_module(module: str, *arguments: str) -> Measured:
 
 @asynccontextmanager
 async def measure_block(*, from_zero: bool = False) -> AsyncIterator[Callable[[], None]]:
-    """Print the seconds that the block takes, and its peak of resident memory: above the level at the start of the
-    block, or from zero. A call of the yielded function starts the seconds anew."""
+    """Print the seconds that the block takes, and the peak of resident memory. The memory at the start of the block is
+    subtracted from the peak, unless `from_zero` is true. A call of the yielded function restarts the clock."""
     process = psutil.Process()
     peak = start = process.memory_info().rss
 
@@ -88,7 +88,7 @@ async def measure_block(*, from_zero: bool = False) -> AsyncIterator[Callable[[]
 
 
 def _reset_kernel_peak() -> bool:
-    """Make Linux record the peak from now on. False on systems where the peak must be sampled."""
+    """Make Linux record the peak from now on. Returns false on other systems, where the peak must be sampled."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         _kernel_peak()

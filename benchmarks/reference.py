@@ -25,7 +25,7 @@ async def bulk_create_users(db: AsyncSession, users_data: list[dict[str, Any]], 
 
 
 async def bulk_update_status(db: AsyncSession, order_ids: Sequence[UUID], new_status: str) -> int:
-    """Also increments the version, so that all contenders do the same work. The model of the reference has none."""
+    """Also increments the version, so that all contenders do the same work. The original model has no version."""
     result = await db.execute(
         update(Order).where(Order.id.in_(order_ids)).values(status=new_status, version=Order.version + 1)
     )

@@ -1,4 +1,4 @@
-"""The texts and tables of a comparison, made from its JSON. The terminal and the documentation show the same."""
+"""Create the texts and tables of a comparison from its JSON. The terminal and the documentation show the same ones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def goals_table(comparison: Mapping[str, Any]) -> TextTable:
 
 
 def contenders_table(comparison: Mapping[str, Any]) -> TextTable:
-    """One row per contender. Columns without information are left out: the units if all are 1, and the peak, the
-    latencies and the failures if no contender has any."""
+    """One row per contender. The column of the units is left out if all are 1. The columns of the peak, the
+    latencies and the failures are left out if they are empty."""
     contenders, unit = comparison["contenders"], comparison["unit"]
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "contender": lambda each: each["name"],

@@ -24,7 +24,7 @@ PUBLISHED: Final = Path("benchmarks/results")
 
 
 class NotPublishable(Exception):
-    """These figures must not get into the published results."""
+    """These figures must not become part of the published results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def check_mergeable(file: Path, environment: Mapping[str, Any]) -> None:
 
 
 def merge(file: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """The run, plus the comparisons of the file that this run doesn't contain."""
+    """Add the comparisons of the file to the run, except those that the run contains itself."""
     if not file.exists():
         return run
     if run["is_quick"]:
@@ -144,6 +144,7 @@ def merge(file: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comparison(result: Result) -> dict[str, Any]:
+    """The JSON of one comparison."""
     comparison = result.comparison
     return {
         "name": comparison.name,

@@ -48,6 +48,7 @@ async def copy(url: str, file: Path) -> None:
 
 
 def _tuples(retail: RetailFile) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of each table, ready for COPY."""
     now = utcnow()
     users = {customer.number: uuid7() for customer in retail.customers}
     invoices = [invoice for batch in retail.batches() for invoice in batch]

@@ -1,7 +1,7 @@
 """The routes that `get-user` compares: `GET /<contender>/<user id>` returns the user with their orders.
 
-Each is the only route of its own application: FastAPI tries the routes of an application one after the other, so later
-ones would be slower.
+Each route has its own application. FastAPI tries the routes of an application one after the other, so with a single
+application, later routes would be slower.
 
 `python -m benchmarks.routes URL PORT` serves them like `shop serve`.
 """
@@ -60,7 +60,7 @@ class UserService(SQLAlchemyAsyncRepositoryService[User]):
 
 
 async def get_db(request: Request) -> AsyncIterator[AsyncSession]:
-    """The dependency of the reference."""
+    """The session dependency of the reference examples."""
     async with request.state.sessions() as session:
         try:
             yield session
@@ -74,6 +74,8 @@ Db = Annotated[AsyncSession, Depends(get_db)]
 
 
 def create_app(url: str) -> ASGIApp:
+    """An ASGI application that calls the FastAPI application of the contender in the path."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         engine = create_async_engine(url, pool_size=20, max_overflow=10, pool_pre_ping=True, pool_recycle=3600)

@@ -1,4 +1,4 @@
-"""Runs comparisons one after the other, shows them, and writes their figures to a file.
+"""Run comparisons one after the other, show them, and write their figures to a file.
 
 A comparison that fails is reported, and the next one runs. The file is written after each comparison, so that an
 interrupted run keeps its figures.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.postgres import Connections
 
 SET_UP_SECONDS: Final = 300.0
-"""Time limit for the data of a comparison, at its own size. Larger sizes have more."""
+"""The time limit of `set_up` at the comparison's own size. For larger sizes the limit is proportionally longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     sizes: Mapping[str, int] | Sequence[int] = ()
-    """Sizes by the name of the comparison, or several sizes for every comparison, instead of their own."""
+    """One size for some comparisons, by name, or several sizes for all comparisons. The default is their own size."""
     rounds: int = 5
     is_quick: bool = False
     file: Path | None = None
@@ -57,7 +57,7 @@ async def run_comparisons(
     options: Options,
     display: Display,
 ) -> bool:
-    """Returns whether everything was measured. A goal that is not met is a figure; a failure is not."""
+    """Run the comparisons. Returns false if a comparison or a contender failed. A goal that isn't met is no failure."""
     if options.merge_with is not None:
         results.check_mergeable(options.merge_with, environment.to_json())
     display.print_line("Ratios are medians over the rounds, with the minimum and the maximum in brackets.")
@@ -84,7 +84,7 @@ async def run_comparisons(
 
 
 async def _run_comparison(comparison: Comparison, display: Display) -> results.Result:
-    """All rounds of a comparison. Whatever it raises becomes the failure of its result."""
+    """Run all rounds of a comparison. An error becomes the failure of the result."""
     from benchmarks.table_data import empty_tables
 
     figures: Mapping[str, Figures] = {}
@@ -100,7 +100,7 @@ async def _run_comparison(comparison: Comparison, display: Display) -> results.R
             except TimeoutError as error:
                 if not scope.expired():
                     raise
-                raise ContenderFailed(f"its data was not made in {limit:g} s") from error
+                raise ContenderFailed(f"its data was not inserted within {limit:g} s") from error
             rounds = 1 if comparison.is_quick else comparison.rounds()
             figures = await measure(comparison, rounds=rounds, show_progress=show_progress)
         except Exception as error:
@@ -112,17 +112,18 @@ async def _run_comparison(comparison: Comparison, display: Display) -> results.R
 
 
 async def _tear_down(comparison: Comparison, display: Display, *, has_failed: bool) -> None:
-    """Stop everything, so that the next comparison runs alone. An error here doesn't change any figure."""
+    """Stop what the comparison has started, so that the next one runs alone. An error here affects no figures."""
     try:
         await comparison.tear_down()
         if has_failed:
             await comparison.connections.recover()
     except Exception as error:
         _log.info("stopping %s failed", comparison.name, exc_info=error)
-        display.print_line(f"{comparison.name}: stopping it failed: {failure_text(error)}")
+        display.print_line(f"{comparison.name}: tear_down failed: {failure_text(error)}")
 
 
 def _print_summary(run: Mapping[str, Any], display: Display) -> bool:
+    """Print the number of goals that were met, and the failures. Returns whether there were no failures."""
     goals = [goal for comparison in run["comparisons"] for goal in comparison["goals"]]
     met = sum(goal["is_met"] is True for goal in goals)
     missing = sum(goal["is_met"] is None for goal in goals)

@@ -1,6 +1,6 @@
 """Users and orders as models of SQLModel.
 
-SQLModel can't read annotations that are strings, so `from __future__ import annotations` is missing here.
+`from __future__ import annotations` must not be used here, because SQLModel can't read annotations that are strings.
 """
 
 from datetime import datetime

@@ -14,7 +14,7 @@ from benchmarks.tables import Order, User
 from howdah import AsyncRepository
 
 SUMMARIES_PER_RUN = {10: 100, 1_000: 50, 100_000: 2}
-"""By the number of the user's orders."""
+"""The number of summaries in a run, by the number of the user's orders."""
 QUICK_SUMMARIES_PER_RUN = {10: 20, 1_000: 10}
 
 

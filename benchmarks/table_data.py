@@ -1,4 +1,4 @@
-"""The rows of the tables: generated, inserted, restored before each run, and checked after it."""
+"""Generate and insert the rows of the tables, restore them before each run, and check them after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def user_rows(count: int, *, first: int = 0) -> list[dict[str, Any]]:
 
 
 def shuffle(items: Sequence[Any]) -> list[Any]:
-    """In random order, which is the same in every run."""
+    """The items in a random order that is the same in every run."""
     return random.Random(7).sample(items, len(items))
 
 

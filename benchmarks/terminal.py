@@ -15,7 +15,7 @@ from benchmarks import report
 
 _COLOURS = {"met": "green", "not met": "red", "not measured": "yellow"}
 _WIDTH_OF_FILES = 140
-"""In a file or a pipe, where the console has no width of its own."""
+"""The width of the output to a file or a pipe, which has no width of its own."""
 
 
 class Terminal:
@@ -40,14 +40,14 @@ class Terminal:
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[str], None]]:
         """A line with the current step. The yielded function changes it."""
-        with self._console.status(f"{name}: making the data") as status:
+        with self._console.status(f"{name}: inserting the data") as status:
             yield lambda text: status.update(f"{name}: {escape(text)}")
 
 
 def _rich_table(table: report.TextTable) -> Table:
     rich = Table(box=SIMPLE_HEAD)
     for heading in table.headings:
-        # Figures are never wrapped; a long failure or contender is.
+        # Figures are never wrapped. Long failures and names of contenders are.
         is_numeric = heading in table.numeric
         rich.add_column(heading, justify="right" if is_numeric else "left", no_wrap=is_numeric)
     for row in table.rows:

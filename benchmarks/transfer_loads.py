@@ -79,7 +79,7 @@ async def fill(url: str, account_count: int) -> None:
 
 
 async def load(transfer: Transfer, distribution: str, task_count: int, seconds: float) -> None:
-    """Run `task_count` tasks for `seconds`, each of which makes one transfer after the other. Prints the figures."""
+    """Run `task_count` tasks for `seconds`, and print the figures. Each task posts one transfer after the other."""
     choose = account_chooser(distribution, seed=7)
     # The first transfers open connections, compile statements and prepare them.
     await asyncio.gather(*(transfer(*choose()) for _ in range(min(task_count, 10))))
@@ -156,7 +156,8 @@ async def with_same_statements(url: str, distribution: str, task_count: int, sec
 async def with_one_statement(url: str, distribution: str, task_count: int, seconds: float) -> None:
     """The statement of optimistic posting, sent through asyncpg, with an account cache.
 
-    Only for one task: with several, the cache would be stale, and there is no second attempt with locks.
+    This works only for one task. With several tasks the cache would be stale, and there is no second attempt with
+    locks.
     """
     write = _Statement(WRITE_IF_UNCHANGED)
     entry_counts: dict[UUID, int] = {}

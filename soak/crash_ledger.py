@@ -3,8 +3,8 @@
     python -m soak.crash_ledger --kills 50        (about two minutes)
 
 Clients post transfers over HTTP, each with its own idempotency key. If a client gets no response or a 5xx response, it
-sends the same request again until it gets another response. Meanwhile SIGKILL ends processes at random: the service, a
-backend of PostgreSQL (then PostgreSQL recovers), or the postmaster.
+sends the same request again, until it gets a response below 500. Meanwhile SIGKILL ends processes at random: the
+service, a backend of PostgreSQL (then PostgreSQL recovers), or the postmaster.
 
 The run passes if all these conditions are met. Otherwise the exit code is 1.
 
@@ -116,7 +116,7 @@ def kill_postmaster(server: EmbeddedPostgres) -> None:
 async def post_and_kill(
     server: EmbeddedPostgres, service: Service, responses: Responses, options: argparse.Namespace
 ) -> Counter[str]:
-    """Let the clients post until `options.kills` processes were killed. Return the number of each kind."""
+    """Let the clients post transfers, and kill `options.kills` processes. Return how many of each kind were killed."""
     await service.wait_until_ready()
     async with httpx.AsyncClient(base_url=service.address, timeout=10) as client:
         accounts = await open_funded_accounts(client, ACCOUNTS, BALANCE)

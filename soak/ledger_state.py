@@ -21,7 +21,7 @@ _BALANCE_TOTAL = text("SELECT sum(balance) FROM accounts")
 
 @dataclass(frozen=True)
 class LedgerState:
-    """The counters and sums that a run must not change, and the faults."""
+    """The number of deadlocks, the sum of all balances, and the faults. After a correct run all are zero or empty."""
 
     deadlocks: int
     """The number since the server was started. A crash of PostgreSQL resets it."""

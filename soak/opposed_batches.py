@@ -2,9 +2,8 @@
 
     python -m soak.opposed_batches --seconds 60
 
-Each process posts batches of 20 to 200 requests. A batch uses 2 to 50 accounts, which all processes share. Half of the
-clients post through a `Ledger`, and half in their own transactions. Several processes use some of the same idempotency
-keys.
+Each process posts batches of 20 to 200 requests. A batch uses 2 to 50 accounts. All processes use the same accounts,
+and some of the same idempotency keys. Half of the clients post through a `Ledger`, and half in their own transactions.
 
 The run passes if PostgreSQL counted no deadlock, there was no error, the balances sum to zero and `shop check` finds no
 fault. Otherwise the exit code is 1. `--unordered` is the control run: one process locks the accounts in the order of
@@ -53,11 +52,11 @@ class Load:
     clients: int
     accounts: Sequence[UUID]
     unordered: bool
-    """Lock the accounts in the order of the requests (the control run)."""
+    """For the control run: lock the accounts in the order of the requests."""
 
 
 def draw_batch(rng: random.Random, accounts: Sequence[UUID], seed: int) -> list[TransferRequest]:
-    """Random requests. One batch in four uses only 2 to 4 accounts, so that some batches have no account in common.
+    """Random requests. One batch in four uses only 2 to 4 accounts, so some pairs of batches share no account.
 
     Half of the batches are sorted. Processes with an even and with an odd seed sort them in opposite orders.
     """

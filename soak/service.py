@@ -25,7 +25,7 @@ _STOP_TIMEOUT_SECONDS = 60
 
 
 class Service:
-    """`shop serve` on a free port. A restarted service has the same port."""
+    """`shop serve` on a free port. After a restart the port is the same."""
 
     def __init__(self, database_url: str, log: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:

@@ -144,7 +144,7 @@ def test_check_compares_the_ledger_with_an_earlier_seal(committed_url: str) -> N
     assert shop("check", "--seal", seal, DATABASE_URL=committed_url).exit_code == 0
     finished = shop("check", "--seal", f"1{seal}", DATABASE_URL=committed_url)
     assert finished.exit_code == 1
-    assert f"the chain of seals doesn't have this seal:\n  1{seal}\n" in finished.stderr
+    assert f"the chain of seals doesn't contain this seal:\n  1{seal}\n" in finished.stderr
 
 
 def test_an_invalid_seal_is_reported_before_the_database_is_read() -> None:
@@ -158,7 +158,7 @@ def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
     finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(
-        "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore what"
+        "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore"
     )
     assert "Traceback" not in finished.stderr
 
@@ -176,4 +176,4 @@ def test_check_continues_if_a_function_or_table_is_missing(committed_url: str, c
     finished = shop("check", "--seal", "1:" + 64 * "a", DATABASE_URL=committed_url)
     assert finished.exit_code == 1
     assert missing in finished.stderr
-    assert "the chain of seals doesn't have this seal:" in finished.stderr
+    assert "the chain of seals doesn't contain this seal:" in finished.stderr

@@ -1,4 +1,4 @@
-"""The composition root: it creates the application from the features. Nothing is created at import."""
+"""Create the application from all features. An import of this module creates nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class State(TypedDict):
 
 
 def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
-    """The service on this database, whose schema must be current. The pool is open while the application runs."""
+    """Create the application for this database, whose schema must be current.
+
+    The connection pool is opened at startup, and closed at shutdown.
+    """
     chosen = settings if settings is not None else Settings()
 
     @asynccontextmanager
@@ -85,7 +88,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
 
 
 def _get_queues(request: Request) -> dict[str, CoalescerStatus]:
-    """The coalescers that `/metrics` shows, by the value of the label `queue`."""
+    """The status of each coalescer, by the value that it has in the label `queue` of `/metrics`."""
     state = request.state
     return {
         "user": state.user_orders.with_orders.status(),

@@ -1,4 +1,4 @@
-"""What PostgreSQL's system catalogs say about a schema, and how two schemas differ."""
+"""Read the definitions of a schema's objects from PostgreSQL's system catalogs, and compare two schemas."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from howdah import Database
 class CatalogEntry:
     """A table, column, constraint, index, trigger, policy, function or setting.
 
-    `problem` says why it has no effect (`disabled`, `not valid`); None if it has. `is_guarded` is false if no rule of
-    the data depends on it, as for an index that isn't unique.
+    `problem` is the reason why the object has no effect (`disabled`, `not valid`). It is None if the object has an
+    effect. `is_guarded` is false for an object that enforces no rule, such as an index that isn't unique.
     """
 
     definition: str
@@ -29,9 +29,9 @@ class CatalogEntry:
 
 
 async def read_catalog(db: AsyncSession, tables: Collection[str] | None = None) -> dict[str, CatalogEntry]:
-    """The entries by name, for `tables` and all functions of the current schema; for every table if it is None.
+    """The entries of the current schema, by name: those of `tables`, and all functions. None means all tables.
 
-    One query, which takes some milliseconds.
+    This is one query. It takes a few milliseconds.
     """
     rows = await db.execute(text(_query()), {"tables": None if tables is None else list(tables)})
     return {row.name: CatalogEntry(row.definition, row.problem, row.is_guarded) for row in rows}
@@ -50,9 +50,10 @@ def read_whole_catalog(url: str) -> dict[str, CatalogEntry]:
 def compare_catalogs(
     found: Mapping[str, CatalogEntry], expected: Mapping[str, CatalogEntry], *, show_changes: bool = False
 ) -> Iterator[str]:
-    """A line for each difference: the name of the entry, a colon, and `missing`, its problem, `changed` or `unknown`.
+    """Describe each difference in a line such as `table accounts: missing`.
 
-    With `show_changes`, the changed lines of the definition follow.
+    After the name and the colon, the line has `missing`, `unknown` (not expected), `changed`, or the problem of the
+    found entry. With `show_changes`, the changed lines of the definition follow.
     """
     for name in sorted({*found, *expected}):
         if name not in found:

@@ -1,8 +1,8 @@
--- What the schema has: tables, columns, constraints, indexes, triggers, policies and functions. For each its definition,
--- and the problem with it, if it has no effect. The schema's own name is left out. :tables are the tables of interest,
--- NULL for all.
+-- List the objects of the current schema: tables, columns, constraints, indexes, triggers, policies, functions and
+-- settings. Each has a definition, which doesn't contain the name of the schema. `problem` is the reason why an object
+-- has no effect. The parameter :tables limits the list to these tables. NULL means all tables.
 --
--- is_guarded is false if no rule of the data depends on the entry, as for an index that isn't unique.
+-- is_guarded is false for an object that enforces no rule, such as an index that isn't unique.
 WITH schema AS (
     SELECT oid, quote_ident(nspname) AS name FROM pg_namespace WHERE nspname = current_schema()
 ), kept AS (
@@ -107,7 +107,7 @@ WHERE NOT EXISTS (
     SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
 )
 UNION ALL
--- with which no trigger fires: in this session, or in the sessions of a role or a database
+-- With this setting no trigger fires. It may be set in this session, for a role, or for a database.
 SELECT 9, '', 'setting session_replication_role', 'replica', NULL, true
 WHERE current_setting('session_replication_role') = 'replica'
 UNION ALL

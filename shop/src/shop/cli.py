@@ -46,16 +46,17 @@ def serve(
     from shop.app import create_app
     from shop.ledger import schema
     from shop.memory import collect_less_often, freeze_loaded_objects
-    from shop.postgres import located
+    from shop.postgres import open_location
     from shop.settings import Settings
     from shop.web.observability import configure_logging
 
     settings = Settings()
     configure_logging(settings.log_format)
-    # Uvicorn stops gracefully, and then sends itself the signal again. This handler leaves the blocks below.
+    # Uvicorn stops gracefully, and then sends itself the signal again. With this handler that signal ends the `with`
+    # block below, which stops an embedded server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
-    with suppress(KeyboardInterrupt), _listening(address, port) as listening, located(settings) as location:
+    with suppress(KeyboardInterrupt), _bind(address, port) as bound_socket, open_location(settings) as location:
         migrations.upgrade(location.url)
         schema.verify_schema(location.url)
         config = uvicorn.Config(
@@ -65,27 +66,27 @@ def serve(
             timeout_graceful_shutdown=settings.shutdown_timeout,
         )
         _out.print(f"data:  {location.where}", highlight=False)
-        _out.print(f"docs:  http://{address}:{listening.getsockname()[1]}/docs", highlight=False)
+        _out.print(f"docs:  http://{address}:{bound_socket.getsockname()[1]}/docs", highlight=False)
         freeze_loaded_objects()
         collect_less_often()
         server = uvicorn.Server(config)
-        server.run(sockets=[listening])
+        server.run(sockets=[bound_socket])
         if not server.started:
             raise typer.Exit(1)
 
 
-def _listening(address: str, port: int) -> socket.socket:
-    """A bound socket, so that a used port is reported before the migration. Uvicorn accepts connections later."""
-    listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # asyncio sets this only for sockets that it creates. Without it each response on a kept connection waits 40 ms.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _bind(address: str, port: int) -> socket.socket:
+    """Bind a socket before the migration, so that a used port is reported first. Uvicorn accepts connections later."""
+    bound_socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # asyncio sets this only for sockets that it creates. Without it, a response on a reused connection is 40 ms late.
+    bound_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        listening.bind((address, port))
+        bound_socket.bind((address, port))
     except OSError as error:
-        listening.close()
+        bound_socket.close()
         raise CannotListen(f"can't listen on {address}, port {port}: {error.strerror}") from error
-    return listening
+    return bound_socket
 
 
 @app.command()
@@ -111,7 +112,7 @@ def migrate(
     ] = None,
     write_catalog: Annotated[
         bool,
-        typer.Option("--write-catalog", help="Write ledger/catalog.txt, with which the service compares its database"),
+        typer.Option("--write-catalog", help="Write ledger/catalog.txt, the schema that the service expects"),
     ] = False,
 ) -> None:
     """Bring the schema up to date."""
@@ -119,12 +120,12 @@ def migrate(
     from shop.catalog import read_whole_catalog
     from shop.ledger import schema
     from shop.migrations.comparison import find_differences
-    from shop.postgres import located, scratch
+    from shop.postgres import create_scratch_database, open_location
     from shop.settings import Settings
 
     settings = Settings()
     if check:
-        with scratch(settings) as migrated, scratch(settings) as created:
+        with create_scratch_database(settings) as migrated, create_scratch_database(settings) as created:
             differences = find_differences(migrated, created)
         for title, lines in differences.items():
             _err.print("\n  ".join([f"{title}:", *lines]), highlight=False, markup=False)
@@ -133,18 +134,18 @@ def migrate(
         _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree", highlight=False)
         return
     if write_catalog:
-        with scratch(settings) as url:
+        with create_scratch_database(settings) as url:
             tables.create_tables(url)
             described = schema.describe_catalog(read_whole_catalog(url))
         schema.CATALOG_FILE.write_text(described, encoding="utf-8")
         _out.print(f"written: {schema.CATALOG_FILE}", highlight=False)
         return
     if new is not None:
-        with scratch(settings) as url:
+        with create_scratch_database(settings) as url:
             migrations.upgrade(url)
             _out.print(f"written: {migrations.write_revision(url, new)}", highlight=False)
         return
-    with located(settings) as location:
+    with open_location(settings) as location:
         if downgrade is not None:
             migrations.downgrade(location.url, downgrade)
         else:
@@ -157,7 +158,7 @@ def check(
     seal: Annotated[
         str | None,
         typer.Option(
-            metavar="POSITION:HASH", help="A seal that an earlier check printed. The ledger must still have it"
+            metavar="POSITION:HASH", help="A seal that an earlier check printed. It must still be in the ledger"
         ),
     ] = None,
 ) -> None:
@@ -167,7 +168,7 @@ def check(
     from shop import migrations
     from shop.ledger.check import STEPS, check_ledger
     from shop.ledger.seals import Link, link_seals
-    from shop.postgres import located, open_database
+    from shop.postgres import open_database, open_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -193,7 +194,7 @@ def check(
         progress.update(task, description="checked", completed=len(STEPS))
         return report
 
-    with located(settings) as location:
+    with open_location(settings) as location:
         migrations.upgrade(location.url)
         with progress_bar() as progress:
             report = asyncio.run(run(location.url, progress))
@@ -219,7 +220,7 @@ def create_demo_command(
     """Create users, orders, accounts and transfers with random data."""
     from shop import migrations
     from shop.demo import create_demo
-    from shop.postgres import located, open_database
+    from shop.postgres import open_database, open_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -229,7 +230,7 @@ def create_demo_command(
         async with open_database(url, settings, application_name="shop create-demo") as database:
             return await create_demo(database, users=users, seed=seed, advance=lambda n: progress.advance(task, n))
 
-    with located(settings) as location:
+    with open_location(settings) as location:
         migrations.upgrade(location.url)
         with progress_bar() as progress:
             created = asyncio.run(run(location.url, progress))

@@ -1,4 +1,4 @@
-"""Random data, which is the same for the same seed."""
+"""Create random data. The same seed creates the same data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _COUNTRIES: Final = ("France", "Germany", "Netherlands", "United Kingdom")
 _PRODUCTS: Final = (("TEAPOT", "Brown teapot", 1295), ("LANTERN", "Storm lantern", 2150), ("CANDLE", "Candle", 85))
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _ORDERS_PER_USER: Final = 10
-_BATCH: Final = 500
+_BATCH_SIZE: Final = 500
 
 
 async def create_demo(
@@ -58,12 +58,12 @@ async def create_demo(
 ) -> int:
     """Create this many users, each with ten orders and an account with money. Returns how many users were new.
 
-    Users of this seed that exist already are not changed, and neither are their orders and accounts. 500 users are one
-    transaction; then `advance` is called with their number.
+    Existing users of this seed, their orders and their accounts are not changed. Each transaction creates up to 500
+    users. After each transaction, `advance` is called with the number of its users.
     """
     created = 0
-    for first in range(0, users, _BATCH):
-        numbers = range(first, min(first + _BATCH, users))
+    for first in range(0, users, _BATCH_SIZE):
+        numbers = range(first, min(first + _BATCH_SIZE, users))
 
         async def create(session: AsyncSession, numbers: range = numbers) -> int:
             return await _create_batch(session, seed, numbers)
@@ -74,7 +74,10 @@ async def create_demo(
 
 
 async def _create_batch(session: AsyncSession, seed: int, numbers: range) -> int:
-    """Create the users with these numbers, if they don't exist, with their orders and accounts. Returns how many."""
+    """Create the users with these numbers, their orders and their accounts, unless they exist.
+
+    Returns how many users were created.
+    """
     randoms = {f"demo-{seed}-{number}@shop.example": Random(f"{seed}-{number}") for number in numbers}  # noqa: S311
     existing = set(await session.scalars(select(User.email).where(User.email.in_(randoms))))
     new = {email: random for email, random in randoms.items() if email not in existing}

@@ -53,7 +53,7 @@ def correctable_errors() -> tuple[type[Exception], ...]:
 def explain(error: Exception) -> str:
     """The message of one of `correctable_errors()` in one line, without the texts that SQLAlchemy and Pydantic add.
 
-    Settings have the names of their environment variables. Their values are left out, because a URL may contain a
+    An invalid setting is named by its environment variable. Its value is not shown, because a URL may contain a
     password.
     """
     from pydantic import ValidationError
@@ -65,7 +65,9 @@ def explain(error: Exception) -> str:
             messages = (f"SHOP_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
             problem = "; ".join(messages)
         case LockTimeout():
-            problem = "a lock wasn't released in time, maybe by another import: run the command again to finish"
+            problem = (
+                "another transaction, perhaps another import, held a lock for too long: run the command again to finish"
+            )
         case ConnectionLost():
             problem = (
                 f"the connection to the database is lost ({_driver_message(error)}): run the command again to finish"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
+# Lengths in characters, except `MAX_METADATA`, which is a number of names.
 MAX_DESCRIPTION: Final = 500
 MAX_METADATA: Final = 50
 MAX_METADATA_NAME: Final = 40

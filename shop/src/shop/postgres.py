@@ -1,4 +1,4 @@
-"""The PostgreSQL server of the service: the operator's, or an embedded one."""
+"""The PostgreSQL server of the service: an existing server, or an embedded one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _DATABASE = "shop"
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A database. `where` describes to people where its data is stored."""
+    """A database. `where` is text for the operator: the server and database, or the directory with the data."""
 
     url: str
     where: str
 
 
 @contextmanager
-def located(settings: Settings) -> Iterator[Location]:
-    """The database of these settings, reachable inside the block.
+def open_location(settings: Settings) -> Iterator[Location]:
+    """The database of these settings. It can be reached inside the `with` block.
 
-    An embedded server is started if it isn't running. It is stopped at the end unless another process uses it.
+    Without `database_url`, the embedded server is started if it isn't running. It is stopped at the end of the block,
+    unless another process uses it.
     """
     if settings.database_url is not None:
         url = make_url(settings.database_url)
@@ -57,18 +58,20 @@ def open_database(url: str, settings: Settings, *, application_name: str = "shop
 
 
 @contextmanager
-def scratch(settings: Settings) -> Iterator[str]:
-    """The URL of a new, empty database on the same server. It is dropped at the end."""
-    with located(settings) as location:
+def create_scratch_database(settings: Settings) -> Iterator[str]:
+    """Create an empty database on the same server, and yield its URL. It is dropped at the end of the `with` block."""
+    with open_location(settings) as location:
         name = f"shop_scratch_{uuid4().hex}"
-        _administer(location.url, f'CREATE DATABASE "{name}"')
+        _execute(location.url, f'CREATE DATABASE "{name}"')
         try:
             yield make_url(location.url).set(database=name).render_as_string(hide_password=False)
         finally:
-            _administer(location.url, f'DROP DATABASE "{name}" WITH (FORCE)')
+            _execute(location.url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-def _administer(url: str, statement: str) -> None:
+def _execute(url: str, statement: str) -> None:
+    """Execute a statement that can't run in a transaction."""
+
     async def run() -> None:
         engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         async with engine.connect() as connection:

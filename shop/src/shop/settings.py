@@ -12,7 +12,9 @@ from sqlalchemy.exc import ArgumentError
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable `SHOP_<NAME>`. An empty one counts as not set. Times are in seconds."""
+    """Each field is set by the environment variable `SHOP_<NAME>`. An empty variable counts as not set. Times are in
+    seconds.
+    """
 
     model_config = SettingsConfigDict(env_prefix="SHOP_", env_ignore_empty=True, frozen=True)
 
@@ -26,8 +28,10 @@ class Settings(BaseSettings):
     pool_timeout: float = Field(default=5.0, gt=0)
     statement_timeout: float | None = Field(default=30.0, gt=0)
     lock_timeout: float = Field(default=5.0, gt=0)
-    key_retention_days: float = Field(default=30.0, ge=1, description="How long idempotency keys are kept at least")
-    shutdown_timeout: int = Field(default=30, ge=0, description="The time for running requests to finish")
+    key_retention_days: float = Field(
+        default=30.0, ge=1, description="The minimum time for which idempotency keys are kept"
+    )
+    shutdown_timeout: int = Field(default=30, ge=0, description="How long a shutdown waits for requests")
 
     @field_validator("database_url")
     @classmethod

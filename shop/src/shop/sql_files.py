@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-# Comments, dollar-quoted bodies and texts may contain semicolons.
+# Comments, dollar-quoted bodies and string literals may contain semicolons.
 _STATEMENT: Final = re.compile(r"(?:--[^\n]*|\$\$.*?\$\$|'[^']*'|[^;])+", re.DOTALL)
 _COMMENTS: Final = re.compile(r"--[^\n]*")
 
@@ -17,7 +17,7 @@ _COMMENTS: Final = re.compile(r"--[^\n]*")
 def execute_sql_files(connection: Connection, folder: Path) -> None:
     """Execute every statement of the folder's .sql files, in the order of their names.
 
-    One by one, because asyncpg takes no more than one statement at a time.
+    The statements are sent one by one, because asyncpg accepts only one statement per call.
     """
     for statement in read_statements(folder):
         connection.exec_driver_sql(statement)

@@ -144,7 +144,7 @@ def test_orders_with_another_total_are_listed(shop_import: Import, committed_url
     assert result.exit_code == 0
     assert numbers_by_label(result.stdout)["with another total"] == 12
     named = ", ".join(f"retail:{n}" for n in range(100, 110))
-    assert f"\nwith another total, not changed: {named} and 2 more\n" in result.stdout
+    assert f"\norders with another total, which were not changed: {named} and 2 more\n" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -264,4 +264,7 @@ async def test_a_lock_timeout_is_reported_in_one_line(
     async with another_import():
         result = await asyncio.to_thread(shop_import, path, database_url=committed_url)
     assert result.exit_code == 1
-    assert result.stderr == "a lock wasn't released in time, maybe by another import: run the command again to finish\n"
+    assert (
+        result.stderr
+        == "another transaction, perhaps another import, held a lock for too long: run the command again to finish\n"
+    )

@@ -51,12 +51,12 @@ async def test_an_empty_ledger_is_correct(session: AsyncSession) -> None:
             id="two balances that cancel out",
         ),
         pytest.param(
-            {"balances differ from the last entry", "entry balances don't follow from the entry before"},
+            {"balances differ from the last entry", "entry balances disagree with the previous entry"},
             ["UPDATE entries SET balance_after = balance_after + 1 WHERE account_id = :rich AND entry_number = 3"],
             id="the last entry's balance",
         ),
         pytest.param(
-            {"entry balances don't follow from the entry before"},
+            {"entry balances disagree with the previous entry"},
             ["UPDATE entries SET balance_after = 9223372036854775807 WHERE account_id = :rich AND entry_number = 1"],
             id="an earlier entry's balance",
         ),
@@ -136,7 +136,7 @@ async def test_an_empty_ledger_is_correct(session: AsyncSession) -> None:
         ),
         pytest.param(
             {
-                "entries are older than the entry before",
+                "entries are older than the previous entry",
                 "entries have another time than their transfer",
                 "entries have a time in the future",
             },

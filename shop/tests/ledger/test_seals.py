@@ -171,7 +171,7 @@ async def tamper(session: AsyncSession, statements: str) -> None:
         ),
         pytest.param("accounts are not sealed", _ADDED_ACCOUNT, id="an additional account"),
         *(
-            pytest.param("seals don't follow from the seal before", f"UPDATE seals SET {change}", id=change)
+            pytest.param("seals disagree with the previous seal", f"UPDATE seals SET {change}", id=change)
             for change in (
                 "created_at = created_at + interval '1 us' WHERE position = 2",
                 "hash = sha256('other') WHERE position = 2",
@@ -247,7 +247,7 @@ async def test_a_restored_old_ledger_is_found_by_a_recorded_seal(
             raise LookupError
     assert (await check_ledger(session)).faults == {}
     report = await check_ledger(session, since=written)
-    assert report.faults == {"the chain of seals doesn't have this seal": [str(written)]}
+    assert report.faults == {"the chain of seals doesn't contain this seal": [str(written)]}
     # a seal with the same position and another hash
     await post_transfers(session, [TransferRequest(world, rich, 2)])
     await session.execute(text("SELECT link_seals(1000)"))

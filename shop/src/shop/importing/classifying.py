@@ -1,4 +1,4 @@
-"""Classify every line as a sale, a cancellation or rejected, with the reason."""
+"""Parse every line. It is a sale, a cancellation, or rejected for a reason."""
 
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from enum import StrEnum
@@ -12,17 +12,17 @@ from shop.importing.time_formats import parse_time
 LARGEST_QUANTITY = 2**31 - 1  # PostgreSQL's integer
 LARGEST_CENTS = 2**63 - 1  # PostgreSQL's bigint
 
-# The columns of users and orders are this long. A reference is the invoice's code with a prefix.
+# The lengths of the columns of users and orders. The column of references is longer, for a prefix before the code.
 LONGEST_CODE = 50
 LONGEST_DESCRIPTION = 500
 LONGEST_COUNTRY = 100
 
 
 class Reason(StrEnum):
-    """Why a line is rejected. The first reason in this order that applies. The codes are stable."""
+    """Why a line is rejected. If several reasons apply, the first one in this order counts. The codes are stable."""
 
     MALFORMED_RECORD = "malformed-record"
-    """A CSV record with too few or too many fields, or with broken quotes. The detail is its text."""
+    """A CSV record with too few or too many fields, or with broken quotes. The detail has the problem and the text."""
     UNREADABLE_VALUE = "unreadable-value"
     """A value is not a number, a date or a code, or is too long. The detail names its column."""
     NO_INVOICE = "no-invoice"
@@ -48,12 +48,12 @@ REASON_TYPE = pl.Enum([reason.value for reason in Reason])
 _INVOICE, _STOCK_CODE, _DESCRIPTION, _QUANTITY, _DATE, _PRICE, _CUSTOMER, _COUNTRY = map(pl.col, COLUMNS)
 _NUMBERS = ("Quantity", "Price", "Customer ID")
 
-# A spreadsheet or pandas writes a whole number in a column with gaps as 13085.0.
+# If a column has gaps, a spreadsheet or pandas writes its whole numbers as floats, such as 13085.0.
 _WHOLE_NUMBER = r"^(-?[0-9]+)(?:\.0*)?$"
 _CUSTOMER_NUMBER = r"^([0-9]{1,18})(?:\.0*)?$"
 _DECIMAL_NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
-# U+FFFD replaces invalid UTF-8, so different codes may become equal. PostgreSQL can't store U+0000.
-_BROKEN_CODE = "[\ufffd\x00]"
+# U+FFFD replaces bytes that aren't UTF-8, so two different codes could become equal. PostgreSQL can't store U+0000.
+_INVALID_IN_CODE = "[\ufffd\x00]"
 
 
 def classify(lines: pl.DataFrame, times: TimeFormat) -> pl.DataFrame:
@@ -70,16 +70,16 @@ def classify(lines: pl.DataFrame, times: TimeFormat) -> pl.DataFrame:
     PostgreSQL can't store becomes U+FFFD in a description or a country.
     """
     values = lines.with_columns(pl.col(COLUMNS).str.strip_chars()).with_columns(
-        pl.when(_present(name)).then(pl.col(name)) for name in COLUMNS
+        pl.when(_is_present(name)).then(pl.col(name)) for name in COLUMNS
     )
     parsed = values.with_columns(
         _CUSTOMER.str.extract(_CUSTOMER_NUMBER).cast(pl.Int64).alias("customer"),
-        _storable(pl.when(_is_within(_COUNTRY, LONGEST_COUNTRY)).then(_COUNTRY)).alias("country"),
+        _replace_nul(pl.when(_is_within(_COUNTRY, LONGEST_COUNTRY)).then(_COUNTRY)).alias("country"),
         _INVOICE.alias("invoice"),
         _INVOICE.str.starts_with("C").alias("is_cancellation"),
         parse_time(_DATE, times).alias("placed_at"),
         _STOCK_CODE.alias("stock_code"),
-        _storable(_DESCRIPTION).alias("description"),
+        _replace_nul(_DESCRIPTION).alias("description"),
         _QUANTITY.str.extract(_WHOLE_NUMBER).cast(pl.Int64, strict=False).alias("signed_quantity"),
         _cents(values["Price"]).alias("unit_price_cents"),
     )
@@ -102,8 +102,8 @@ def classify(lines: pl.DataFrame, times: TimeFormat) -> pl.DataFrame:
 def price_in_cents(text: str) -> int | None:
     """A price in whole pence, with half a penny rounded up. None if it exceeds PostgreSQL's bigint.
 
-    Computed in decimals. A float is passed as its shortest decimal text, so 1.005 is 101 pence, although the float is a
-    little less.
+    The price is computed as a decimal number. A float must be passed as its shortest decimal text. So 1.005 is 101
+    pence, although the float 1.005 is slightly less than the decimal number.
     """
     try:
         cents = int(Decimal(text).quantize(Decimal("0.01"), ROUND_HALF_UP).scaleb(2))
@@ -140,7 +140,7 @@ def _with_reason(parsed: pl.DataFrame) -> pl.DataFrame:
         Reason.NO_PRICE: _PRICE.is_null() | (_PRICE.cast(pl.Float64, strict=False) <= 0),
         Reason.SALE_NOT_POSITIVE: ~is_cancellation & (quantity <= 0),
         Reason.CANCELLATION_NOT_NEGATIVE: is_cancellation & (quantity >= 0),
-        # A number that is too large is null here. The division checks whether quantity × cents would overflow.
+        # A number that was too large to parse is null. The division detects that quantity × cents would overflow.
         Reason.OUT_OF_RANGE: quantity.is_null()
         | ~quantity.is_between(-LARGEST_QUANTITY, LARGEST_QUANTITY)
         | cents.is_null()
@@ -165,13 +165,13 @@ def _with_reason(parsed: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _present(name: str) -> pl.Expr:
+def _is_present(name: str) -> pl.Expr:
     value = pl.col(name)
     return value.str.to_lowercase().is_in(["", "nan"]).not_() if name in _NUMBERS else value != ""
 
 
 def _is_code(value: pl.Expr) -> pl.Expr:
-    return _is_within(value, LONGEST_CODE) & ~value.str.contains(_BROKEN_CODE)
+    return _is_within(value, LONGEST_CODE) & ~value.str.contains(_INVALID_IN_CODE)
 
 
 def _is_within(text: pl.Expr, longest: int) -> pl.Expr:
@@ -183,7 +183,7 @@ def _unreadable(name: str, is_readable: pl.Expr, what: str) -> pl.Expr:
     return pl.when(value.is_not_null() & ~is_readable).then(pl.format(f"{name}: '{{}}' is {what}", value))
 
 
-def _storable(text: pl.Expr) -> pl.Expr:
+def _replace_nul(text: pl.Expr) -> pl.Expr:
     return text.str.replace_all("\x00", "\ufffd", literal=True)
 
 

@@ -41,13 +41,13 @@ def import_retail(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="CSV of the rejected lines, with reasons. Always written, at least its header",
+            help="Write the rejected lines and the reasons to this CSV file. It is also written if no line is rejected",
             show_default="FILE.rejects.csv in the current directory",
         ),
     ] = None,
     times: Annotated[
         TimeFormat | None,
-        typer.Option(help="The format of the file's times", show_default="the format that all lines fit"),
+        typer.Option(help="The format of the file's times", show_default="the only format that all lines fit"),
     ] = None,
 ) -> None:
     """Create users from the customers of a retail file, and orders from its invoices.
@@ -69,7 +69,7 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
     from shop.importing.report import report
     from shop.importing.retail import read_retail
     from shop.memory import freeze_loaded_objects
-    from shop.postgres import located
+    from shop.postgres import open_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -78,7 +78,7 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
         retail = read_retail(file, times)
         retail.write_rejects(rejects)
         progress.update(task, description="preparing the database")
-        with located(settings) as location:
+        with open_location(settings) as location:
             asyncio.run(_check_connection(location.url, settings))
             migrations.upgrade(location.url)
             progress.remove_task(task)
@@ -105,7 +105,7 @@ async def _load(url: str, settings: Settings, retail: RetailFile, progress: Prog
 
     task = progress.add_task("importing lines", total=_accepted_lines(retail))
     async with open_database(url, settings, application_name="shop import") as database:
-        progress.advance(task, 0)  # starts the measurement of the rate, which the first batch completes
+        progress.advance(task, 0)  # starts the measurement of the rate
         return await load(database, retail, advance=lambda lines: progress.advance(task, lines))
 
 
@@ -116,7 +116,7 @@ def _accepted_lines(retail: RetailFile) -> int:
 def _progress_bar() -> Progress:
     """A progress bar with the rate and the elapsed and remaining time, on standard error if that is a terminal.
 
-    It is removed at the end, so that an error message is the only line.
+    It disappears at the end, so that an error message is the only output.
     """
     return Progress(
         TextColumn("{task.description}"),

@@ -45,11 +45,12 @@ def reject_in_context(accepted: pl.DataFrame) -> pl.DataFrame:
 
 
 def group_into_invoices(accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The invoices, and their lines in the order of the invoices and then of the file.
+    """The invoices, and their lines. Lines are ordered by invoice, and within an invoice as in the file.
 
-    Invoices: `position` (by `placed_at`, sales first, then `invoice`), `invoice`, `customer`, `placed_at` (that of the
-    earliest line), `is_cancellation`, `item_count`, `cancels` (an `invoice`), `is_whole` (see `link_cancellations`).
-    Lines: `position`, `stock_code`, `description`, `quantity`, `unit_price_cents`.
+    The columns of invoices are `position` (the order by `placed_at`, with sales before cancellations, then by
+    `invoice`), `invoice`, `customer`, `placed_at` (the time of the earliest line), `is_cancellation`, `item_count`,
+    `cancels` (the `invoice` of the cancelled sale) and `is_whole` (whether it cancels the whole sale). The columns of
+    lines are `position`, `stock_code`, `description`, `quantity` and `unit_price_cents`.
     """
     invoices = (
         accepted.lazy()

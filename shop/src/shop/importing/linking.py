@@ -13,32 +13,35 @@ _Product: TypeAlias = tuple[int, str, int]
 
 
 def link_cancellations(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
-    """The cancellations whose sale was found: `position`, `sale` (its position), `is_whole` (it reverses all of it).
+    """The cancellations whose sale was found. The columns are `position`, `sale` and `is_whole`.
+
+    `sale` is the position of the sale. `is_whole` is true if the cancellation reverses the whole sale.
 
     `invoices` has `position`, `customer` and `is_cancellation`; `lines` has `position`, `stock_code`,
-    `unit_price_cents` and `quantity`. A sale's position is below that of any cancellation at its time or later.
+    `unit_price_cents` and `quantity`. The position of a sale is lower than the positions of all
+    cancellations at the same time or later.
 
     A sale matches if it has the same customer, is before the cancellation, and has at least the quantity of every
     product (stock code and unit price) of the cancellation. If several sales match, none is linked, because the file
     doesn't say which one is meant. Cancellations are processed by position. Each one reduces the quantities of the sale
     that it is linked to, so together they never exceed a sale.
     """
-    wanted = _quantities_by_product(_cancelled(invoices, lines).collect())
-    left = _quantities_by_product(_sold(invoices, lines).collect(engine="streaming"))
+    cancelled = _quantities_by_product(_cancelled(invoices, lines).collect())
+    remaining = _quantities_by_product(_sold(invoices, lines).collect(engine="streaming"))
     sales_with = defaultdict[_Product, list[int]](list)
-    for sale in sorted(left):
-        for product in left[sale]:
+    for sale in sorted(remaining):
+        for product in remaining[sale]:
             sales_with[product].append(sale)
     quantities = dict(lines.group_by("position").agg(_total_quantity()).iter_rows())
 
     links: list[tuple[int, int, bool]] = []
-    for position in sorted(wanted):
-        products = wanted[position]
-        scarcest = min((sales_with[product] for product in products), key=len)
-        earlier = takewhile(position.__gt__, scarcest)
-        match list(islice((sale for sale in earlier if products <= left[sale]), 2)):
+    for position in sorted(cancelled):
+        products = cancelled[position]
+        candidates = min((sales_with[product] for product in products), key=len)
+        earlier = takewhile(position.__gt__, candidates)
+        match list(islice((sale for sale in earlier if products <= remaining[sale]), 2)):
             case [sale]:
-                left[sale].subtract(products)
+                remaining[sale].subtract(products)
                 links.append((position, sale, quantities[position] == quantities[sale]))
     return pl.DataFrame(links, schema=_LINK, orient="row")
 
@@ -49,7 +52,7 @@ def _cancelled(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
 
 
 def _sold(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
-    """The sold lines whose product the same customer cancelled at some time."""
+    """The lines of sales, but only those of products that the same customer has cancelled."""
     sales = invoices.lazy().filter(~pl.col("is_cancellation")).select("position", "customer")
     return lines.lazy().join(sales, on="position").join(_cancelled(invoices, lines), on=_PRODUCT, how="semi")
 

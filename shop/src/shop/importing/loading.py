@@ -20,7 +20,7 @@ from shop.users.models import User
 CURRENCY: Final = "GBP"
 
 _LOCK: Final = "shop import retail"
-_CUSTOMERS_AT_A_TIME: Final = 1000
+_CUSTOMER_BATCH_SIZE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +50,15 @@ async def load(
     number of its lines. If an import is interrupted, each invoice is in the database as a whole or not at all. Run the
     import again to add the rest.
 
-    Concurrent imports lock each other out for one batch at a time, and skip the rows of the other import. `LockTimeout`
-    is raised if the lock isn't available within the lock timeout. Without advisory locks (some databases have none)
-    the unique references are a second guard: the slower import raises `UniqueViolation`, and no order is stored twice.
+    Each batch takes an advisory lock, so concurrent imports take turns, and each skips the rows of the other.
+    `LockTimeout` is raised if the lock isn't available within the lock timeout. Some databases that speak PostgreSQL's
+    protocol have no advisory locks. There the slower import raises `UniqueViolation`, because references are unique,
+    and no order is stored twice.
     """
     user_ids: dict[int, UUID] = {}
     users_created = 0
-    for first in range(0, len(retail.customers), _CUSTOMERS_AT_A_TIME):
-        customers = retail.customers[first : first + _CUSTOMERS_AT_A_TIME]
+    for first in range(0, len(retail.customers), _CUSTOMER_BATCH_SIZE):
+        customers = retail.customers[first : first + _CUSTOMER_BATCH_SIZE]
         created, ids = await run_transaction(database, partial(_add_users, customers=customers))
         users_created += created
         user_ids |= ids
@@ -81,7 +82,7 @@ async def load(
 
 
 async def _add_users(session: AsyncSession, *, customers: Sequence[Customer]) -> tuple[int, dict[int, UUID]]:
-    """Create missing users. Returns how many were created, and the ids of all by the customer's number."""
+    """Create missing users. Returns how many were created, and the ids of all users, by customer number."""
     await advisory_lock(session, _LOCK)
     numbers = {customer.email: customer.number for customer in customers}
     rows = ({"email": each.email, "name": each.name, "country": each.country} for each in customers)
@@ -112,7 +113,7 @@ async def _add_orders(
 
 
 def _is_one_of(column: InstrumentedAttribute[Any], texts: Iterable[str]) -> ColumnElement[bool]:
-    """Like `in_`, but all texts are one parameter, an array. So their number has no limit."""
+    """Like `in_`, but all texts are sent as one array parameter, so there may be any number of them."""
     return column == any_(literal(list(texts), ARRAY(String)))
 
 

@@ -32,19 +32,20 @@ class UnreadableFile(Exception):
 
 
 def read_lines(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[pl.DataFrame]:
-    """The file's lines in order, `LINES_AT_A_TIME` in a frame: `line`, `malformed` and the eight columns as text, or
-    those of them in `columns`.
+    """Read the file in frames of `LINES_AT_A_TIME` lines, in order. Raises `UnreadableFile`.
 
-    `malformed` says why a record doesn't have eight columns, and is null otherwise. There is at least one frame, which
-    may be empty. The first bytes decide whether a file is Parquet, whatever its name.
-    Parquet rows are numbered from 1, and a float becomes its shortest decimal text. A CSV record has the number of the
-    line on which it starts, the header being line 1; blank lines are no records. CSV is read as UTF-8, and bytes that
-    aren't become U+FFFD. Columns may be in any order, and other columns are ignored. `Invoice`, `Price` and
-    `Customer ID` may also be named `InvoiceNo`, `UnitPrice` and `CustomerID`. A Parquet column of times with a time
-    zone becomes ISO times in UTC that end in Z. Raises `UnreadableFile`.
+    A frame has the columns `line`, `malformed` and `columns`. The values of `columns` are text. `malformed` says why a
+    record doesn't have eight columns; otherwise it is null. There is at least one frame, which may be empty.
 
-    If a stray quote is closed by a stray quote on a later line, all text between them is one field with line breaks, as
-    the format defines. The lines between them then become part of one record. This can't be detected.
+    In the file, columns may be in any order, and other columns are ignored. `Invoice`, `Price` and `Customer ID` may
+    also be named `InvoiceNo`, `UnitPrice` and `CustomerID`. The first bytes decide whether a file is Parquet or CSV.
+
+    Parquet: rows are numbered from 1. A float becomes its shortest decimal text. A time with a time zone becomes an ISO
+    time in UTC that ends in Z.
+
+    CSV: a record has the number of its first line. The header is line 1. Blank lines are skipped. The file is read as
+    UTF-8, and invalid bytes become U+FFFD. If two stray quotes are on different lines, the format defines all text
+    between them as one field. The lines between them then belong to one record. This can't be detected.
     """
     try:
         with path.open("rb") as file:
@@ -120,10 +121,11 @@ def _names_in(path: Path, names: list[str]) -> dict[str, str]:
 
 
 def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
-    """The number of each record's first line, and its fields, or the error and the text of the line.
+    """Yield the number of each record's first line, and the list of its fields.
 
-    If a record can't be read, only its first line is skipped, and reading continues with the second one. Otherwise a
-    quote that is never closed would also skip the valid lines after it, up to the reader's limit for one field.
+    If a record can't be read, the error and the text of its first line are yielded instead of the list. Then
+    reading continues with the second line of the record. Otherwise a quote that is never closed would also skip the
+    valid lines after it, up to the reader's limit for one field.
     """
     lines = _Lines(file)
     reader = csv.reader(lines, strict=True)

@@ -25,10 +25,10 @@ class UnwritableFile(Exception):
 def write_rejects(source: Path, rejects: pl.DataFrame, target: Path) -> None:
     """Write a CSV file with the line number, reason and detail of each rejected line, and its eight columns.
 
-    The source is read a second time, which needs less memory than the text of every rejected line. The target is
-    replaced as a whole, or not changed: a temporary file in its directory is renamed at the end. Without rejected lines
-    the target has only a header. A malformed record has no columns; its text is in the detail. Raises `UnwritableFile`,
-    and `UnreadableFile` for the source.
+    The source is read a second time, because keeping the text of all rejected lines would need more memory. The lines
+    are written to a temporary file, which then replaces the target. After an error the target is unchanged. Without
+    rejected lines the target has only a header. A malformed record has no columns; its text is in the detail. Raises
+    `UnwritableFile` for the target, and `UnreadableFile` for the source.
     """
     try:
         _check_target(target, source)

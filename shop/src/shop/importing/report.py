@@ -11,19 +11,20 @@ from shop.importing.options import TimeFormat
 from shop.importing.retail import Summary
 from shop.importing.time_formats import SHOP_TIME_ZONE
 
-_REFERENCES_NAMED: Final = 10
+_MAX_REFERENCES: Final = 10
 
 
 def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
-    """The report as text. Amounts are those of the file, whether its orders were created now or existed already."""
+    """The report as text. Amounts are sums over all invoices of the file, whether their orders are new or not."""
     rows = [(label, f"{count:,}", amount) for label, count, amount in _rows(summary, loaded)]
     label_width = max(len(label) for label, _, _ in rows)
     count_width = max(len(count) for _, count, _ in rows)
     lines = [f"{label:{label_width}}  {count:>{count_width}}  {amount}".rstrip() for label, count, amount in rows]
     if loaded.differing:
-        named = ", ".join(loaded.differing[:_REFERENCES_NAMED])
-        more = len(loaded.differing) - _REFERENCES_NAMED
-        lines += ["", f"with another total, not changed: {named}{f' and {more:,} more' if more > 0 else ''}"]
+        named = ", ".join(loaded.differing[:_MAX_REFERENCES])
+        more = len(loaded.differing) - _MAX_REFERENCES
+        others = f" and {more:,} more" if more > 0 else ""
+        lines += ["", f"orders with another total, which were not changed: {named}{others}"]
     lines += [
         "",
         _times(summary.times),

@@ -24,11 +24,11 @@ Status = Literal["delivered", "cancelled", "refunded"]
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """A customer in the file, even if only on rejected lines."""
+    """A customer of the file. All lines of the customer may be rejected ones."""
 
     number: int
     country: str | None
-    """The country in the customer's last line that has one."""
+    """The last country that the customer's lines have."""
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class Customer:
 
 
 class Item(NamedTuple):
-    """A line of an invoice. A tuple, because a file has hundreds of thousands, and tuples are small and fast."""
+    """A line of an invoice. A tuple needs less memory than an object, and a file has hundreds of thousands of lines."""
 
     line_no: int
     """From 1 within the invoice, in the order of the file, without rejected lines."""
@@ -54,7 +54,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """A sale or a cancellation, with its accepted lines, at least one."""
+    """A sale or a cancellation, with its accepted lines. It has at least one."""
 
     reference: str
     """`retail:` and the invoice's code, the same in every import."""
@@ -82,7 +82,7 @@ class Summary:
     sale_lines: int
     cancellation_lines: int
     rejected: dict[Reason, int]
-    """Only the reasons that occur, in their order."""
+    """The number of lines by reason, in the order of `Reason`. Reasons that don't occur are left out."""
     customers: int
     sales: int
     sales_cents: int
@@ -121,9 +121,10 @@ class RetailFile:
         self._lines = lines
 
     def batches(self, *, items: int = 10_000) -> Iterator[list[Invoice]]:
-        """All invoices, in lists of whole invoices with about `items` items. The lists are the same every time.
+        """Lists of invoices with about `items` items each. All calls return the same lists.
 
-        Ordered by `placed_at`, then sales before cancellations, then by code. So a sale comes before its cancellation.
+        The invoices are ordered by `placed_at`, with sales before cancellations, then by code. So a sale comes before
+        its cancellation.
         """
         items_before = pl.col("item_count").cum_sum() - pl.col("item_count")
         numbered = self._invoices.with_columns((items_before // items).alias("batch"))
@@ -139,11 +140,11 @@ class RetailFile:
 
 
 def read_retail(path: Path, times: TimeFormat | None = None) -> RetailFile:
-    """Read a whole file. `times` is the format of its times; by default `find_time_format` determines it.
+    """Read a whole file. `times` is the format of the file's times. By default `find_time_format` determines it.
 
-    Raises `UnreadableFile` if it isn't a retail file, or if the format of its times can't be determined. A single
-    unreadable line doesn't stop it. Every line is a sale, a cancellation or a reject. Exact copies of a line count
-    separately.
+    Raises `UnreadableFile` if it isn't a retail file, or if the format of its times can't be determined. An unreadable
+    line is rejected, and reading continues. Every line is a sale, a cancellation or a reject. Identical lines are all
+    counted.
     """
     accepted_parts, rejects_parts, customers_parts = [], [], []
     line_count = 0

@@ -24,12 +24,12 @@ class NoTimeFormat(Exception):
 def find_time_format(frames: Iterable[pl.DataFrame], chosen: TimeFormat | None = None) -> TimeFormat | None:
     """The format that every readable time fits; None if no line has a time. `frames` have `line` and `InvoiceDate`.
 
-    A time is readable if it fits at least one format. Times that fit none are ignored here, however many there are: the
-    import rejects their lines. But every readable time counts, because a file may consist of two exports. Then `5/6/11`
-    would be a day in June in one of them, and a day in May in the other.
+    A time is readable if it fits at least one format. Unreadable times are ignored here; the import rejects their
+    lines. All readable times must fit the same format, because a file may consist of two exports. Then `5/6/11` could
+    be a day in June in one of them, and a day in May in the other.
 
-    Raises `NoTimeFormat` if no time is readable, no format fits all readable times, or more than one does (no day is
-    after the 12th). With `chosen` it raises only if that format fits no time at all.
+    Raises `NoTimeFormat` if no time is readable, if no format fits all readable times, or if several formats fit all of
+    them (no day is after the 12th). With `chosen`, it raises only if no time fits that format.
     """
     first_time: str | None = None
     fitting: dict[TimeFormat, str] = {}
@@ -66,17 +66,17 @@ def find_time_format(frames: Iterable[pl.DataFrame], chosen: TimeFormat | None =
         raise NoTimeFormat(f"no time in it can be read, such as {first_time}: write all times as one of {known}")
     described = ", ".join(f"{misfits[each]} is not {each}" for each in fitting)
     raise NoTimeFormat(
-        f"its times have more than one format: {described}. Write all in one format, or choose one with --times, and "
-        "lines with other times are rejected"
+        f"its times have more than one format: {described}. Write all in one format, or choose one with --times: lines "
+        "with other times are then rejected"
     )
 
 
 def parse_time(text: pl.Expr, form: TimeFormat) -> pl.Expr:
     """Convert the shop's local time to UTC. Null if a text doesn't have this format. An ISO time that ends in Z is UTC.
 
-    A time that occurs twice in October is read as the first of the two (summer time). A time that is skipped in March
-    is read as winter time, as shown by a clock that wasn't put forward. Polars has its own time zones, so the machine
-    needs no time zone database.
+    When summer time ends, an hour occurs twice: a time in it is read as summer time. When summer time begins, an hour
+    is skipped: a time in it is read as winter time, because a clock that wasn't put forward shows such times. Polars
+    has its own time zones, so the machine needs no time zone database.
     """
     if form is not TimeFormat.ISO:
         return _local_to_utc(_slashed_clock(text, form))

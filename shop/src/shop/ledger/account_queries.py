@@ -59,10 +59,12 @@ class AccountRepository(AsyncRepository[Account]):
 def entry_number_at(
     account_id: UUID, at: datetime, *, inclusive: bool = True, name: str = "search"
 ) -> ScalarSelect[int]:
-    """The number of the account's last entry posted at or before `at` (if not `inclusive`: before `at`), or 0.
+    """The number of the account's last entry posted at or before `at`; 0 if there is none.
 
-    An account's entries are in the order of time, so this is a binary search by the primary key, with 20 steps for a
-    million entries. An index by time would make each insert of an entry a fifth slower.
+    If `inclusive` is false, only entries posted before `at` count.
+
+    An account's entries are in the order of time, so this is a binary search by the primary key. It takes 20 steps for
+    a million entries. An index on the time would make each insert of an entry 20 % slower.
 
     `name` is the name of the CTE, which must be unique in a statement.
     """
@@ -71,7 +73,7 @@ def entry_number_at(
     )
     search = start.cte(name, recursive=True)
     low, high = search.c.low, search.c.high
-    # rounded up, so that `low` grows when `high` is `low + 1`
+    # Rounded up: otherwise `low` would not increase when `high` is `low + 1`.
     interval = select(low, high, ((low + high + 1) // 2).label("middle")).where(low < high).subquery()
     is_in_time = Entry.created_at <= at if inclusive else Entry.created_at < at
     step = (
@@ -99,7 +101,7 @@ def posted_between(
 
 
 def _select_accounts() -> Subquery:
-    """The columns of `accounts`, with `held` less expired holds, and `available`."""
+    """The columns of `accounts`, and `available`. Expired holds are subtracted from `held`."""
     columns = Account.__table__.c
     expired = (
         select(func.coalesce(func.sum(PendingTransfer.amount), 0))
@@ -110,7 +112,7 @@ def _select_accounts() -> Subquery:
         .correlate(Account.__table__)
         .scalar_subquery()
     )
-    # Most accounts have no held amount. The CASE doesn't read their holds.
+    # The CASE avoids reading the holds of accounts without a held amount. Most accounts have none.
     held = case((columns.held > 0, columns.held - cast(expired, BigInteger)), else_=columns.held)
     unexpired = select(held.label("held")).correlate(Account.__table__).lateral("unexpired")
     other_columns = [

@@ -42,8 +42,8 @@ class AccountIn(BaseModel):
     allows_negative: bool = Field(
         default=False,
         strict=True,
-        description="Allow any balance below zero, for accounts through which money enters or leaves the ledger. "
-        "The default is true for the purposes `cash_in` and `cash_out`",
+        description="Whether the balance may go below zero without limit. This is for accounts through which money "
+        "enters or leaves the ledger. The default is true for the purposes `cash_in` and `cash_out`",
     )
     overdraft_limit: OverdraftLimit = 0
     balance_limit: BalanceLimit | None = Field(
@@ -83,7 +83,7 @@ class AccountChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # A default factory makes a field optional, without null as one of its values.
+    # A default makes a field optional. With `default=None` null would be a valid value, so the default is a factory.
     name: AccountName = Field(default_factory=str)
     state: AccountState = Field(default_factory=lambda: AccountState.OPEN, examples=["open"])
     overdraft_limit: OverdraftLimit = Field(default_factory=int)
@@ -103,7 +103,7 @@ class AccountOut(BaseModel):
     purpose: AccountPurpose | None
     state: AccountState
     balance: int = Field(description="The sum of the account's entries, in the currency's smallest unit")
-    held: int = Field(description="The amount that pending transfers reserve. Expired ones reserve nothing")
+    held: int = Field(description="The amount that pending transfers reserve. Expired holds reserve nothing")
     available: int = Field(description="`balance` less `held`, without the overdraft limit")
     allows_negative: bool
     overdraft_limit: int

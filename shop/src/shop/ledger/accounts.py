@@ -31,21 +31,22 @@ class AccountUnchangeable(ValueError):
         super().__init__(f"account {account.id} can't be changed: {reason}")
 
 
-# Money enters and leaves the ledger through these accounts, so their balances mirror those of all other accounts.
+# The balances of a currency sum to zero. So where other accounts have money, the accounts through which it entered are
+# negative.
 _NEGATIVE_BY_DEFAULT: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
 
 
 async def open_account(db: AsyncSession, account: AccountIn, *, id_: UUID | None = None) -> Account:
     """Open an account with the balance 0.
 
-    A `cash_in` or `cash_out` account has `allows_negative` by default. Raises `ForeignKeyViolation` for an unknown user
-    and `UniqueViolation` for a purpose and currency that have an account.
+    A `cash_in` or `cash_out` account has `allows_negative` by default. Raises `ForeignKeyViolation` if the user doesn't
+    exist, and `UniqueViolation` if there is an account with this purpose and currency.
     """
     return await AccountRepository(db).create(**build_account_values(account, id_=id_))
 
 
 def build_account_values(account: AccountIn, *, id_: UUID | None = None) -> dict[str, Any]:
-    """The attributes of a new account. The others have defaults; the database sets the times."""
+    """The attributes with which an account is created. The other attributes have defaults."""
     values = account.model_dump()
     values["details"] = sort_like_jsonb(values.pop("metadata"))
     if account.purpose in _NEGATIVE_BY_DEFAULT and "allows_negative" not in account.model_fields_set:
@@ -62,7 +63,7 @@ async def change_account(
 ) -> Account:
     """Change the fields that are set in `change`.
 
-    The account is locked, so the change and the account's transfers wait for each other.
+    The account is locked until the transaction ends. Transfers of the account wait for this lock.
 
     `precondition` is called with the locked account before the change. Its errors are passed on. Raises `NotFound` and
     `AccountUnchangeable`.
@@ -111,7 +112,7 @@ def _require_limits(account: Account, *, overdraft_limit: int, balance_limit: in
 
 
 async def get_or_open_system_account(db: AsyncSession, purpose: AccountPurpose, currency: str) -> Account:
-    """The system account with this purpose and currency. It is opened, with `allows_negative`, if there is none.
+    """The system account with this purpose and currency. If there is none, it is opened with `allows_negative`.
 
     Concurrent calls return the same account.
     """

@@ -22,11 +22,11 @@ from shop.ledger.schema import compare_schema
 from shop.ledger.seals import Link
 
 _MAX_FINDINGS: Final = 20
-"""The number of findings of each kind that a report has."""
+"""The largest number of findings of each kind in a report."""
 
-# No timeout, and memory that doesn't grow with the ledger: PostgreSQL writes the rest to temporary files. With a small
-# `effective_cache_size` the planner avoids plans that read the entries one by one in the order of their key, many of
-# them from disk.
+# Without a timeout, and with memory use that doesn't grow with the ledger: PostgreSQL writes what exceeds `work_mem` to
+# temporary files. `effective_cache_size` is small, so that the planner avoids index scans, which would read many
+# entries one by one from disk.
 _SETTINGS: Final = {
     "statement_timeout": "0",
     "work_mem": "'64MB'",
@@ -36,7 +36,7 @@ _SETTINGS: Final = {
     "effective_cache_size": "'64MB'",
 }
 
-# Each query returns a row for each violation: the kind of fault, and a finding, which is one line of text.
+# Each query returns a row for each violation: the kind of fault, and a finding in one line of text.
 _CHECKS: Final = {
     "accounts": """
         SELECT fault, finding
@@ -103,11 +103,11 @@ _CHECKS: Final = {
                 )
             ),
             (
-                'entry balances don''t follow from the entry before', e.wrong_entry IS NOT NULL,
+                'entry balances disagree with the previous entry', e.wrong_entry IS NOT NULL,
                 format('account %s: entry %s', e.account_id, e.wrong_entry)
             ),
             (
-                'entries are older than the entry before', e.older_entry IS NOT NULL,
+                'entries are older than the previous entry', e.older_entry IS NOT NULL,
                 format('account %s: entry %s', e.account_id, e.older_entry)
             )
         ) AS rules (fault, is_violated, finding)
@@ -207,8 +207,8 @@ _CHECKS: Final = {
         ) AS rows
         WHERE at > clock_timestamp()
         """,
-    # A key is written in the same transaction as its transfer or account, with the same time. A transfer is later than
-    # its key only if `updated_at` of one of its accounts was later.
+    # A key is written in the same transaction as its transfer or account, and has the same time. A posted transfer has
+    # a later time than its key if `updated_at` of one of its accounts was ahead of the clock.
     "idempotency keys": """
         SELECT fault, format('key %s', k.key) AS finding
         FROM idempotency_keys k
@@ -249,7 +249,8 @@ class LedgerReport:
     """The result of a check: the numbers of rows, and the faults.
 
     `faults` has up to 20 findings of each kind. It is empty if the ledger is correct. `seal` is the last link of the
-    chain. A later check of this link (`since`) shows whether anything before it was changed.
+    chain. Pass it as `since` to a later check, which then finds any change of the rows that were sealed up to this
+    link.
     """
 
     accounts: int
@@ -268,8 +269,8 @@ async def check_ledger(
     may have been changed after it was sealed. The chain of seals must have the link `since`.
 
     The session must read from one snapshot (`isolation_level="REPEATABLE READ"`). Otherwise concurrent transfers would
-    look like faults. Until its transaction ends it has no statement timeout and little `work_mem`. `begin` is called
-    with each of `STEPS` when that step begins.
+    look like faults. Until the transaction ends, the session has no statement timeout and little `work_mem`. `begin` is
+    called with each of `STEPS` when that step begins.
     """
     begin(_SCHEMA)
     schema = await compare_schema(db)
@@ -292,7 +293,7 @@ async def check_ledger(
             faults[fault].append(finding)
     begin(_COUNTING)
     if since is not None and (schema.lacks_seals or not await seals.has_link(db, since)):
-        faults["the chain of seals doesn't have this seal"].append(str(since))
+        faults["the chain of seals doesn't contain this seal"].append(str(since))
 
     async def count(table: type[Account | Transfer | Entry]) -> int:
         return await db.scalar(select(func.count()).select_from(table)) or 0

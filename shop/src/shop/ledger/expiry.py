@@ -1,4 +1,4 @@
-"""Expired holds. They reserve nothing and count as voided, even if their rows still say `pending`."""
+"""Expired holds. They reserve nothing and count as voided, even if the stored state is still `pending`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class AccountAfterVoiding(NamedTuple):
 async def void_expired_holds(
     session: AsyncSession, account_ids: Sequence[UUID], at: datetime | None = None
 ) -> list[AccountAfterVoiding]:
-    """Void the holds of these accounts that have expired at `at` (default: now), and return the accounts that had one.
+    """Void the expired holds of these accounts, and return the accounts that had one. `at` is the current time by
+    default.
 
     This transaction must have locked the accounts.
     """
@@ -56,33 +57,34 @@ async def void_expired_holds(
     return accounts
 
 
-def has_expired(stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
+def has_expired(stored_state: _Column, expires_at: _Column) -> ColumnElement[bool]:
     """Whether a hold with this stored state has expired and isn't voided yet."""
-    return _is_stored_as(TransferState.PENDING, stored) & (expires_at <= func.statement_timestamp())
+    return _is_stored_as(TransferState.PENDING, stored_state) & (expires_at <= func.statement_timestamp())
 
 
-def has_state(state: TransferState, stored: _Column, expires_at: _Column) -> ColumnElement[bool]:
-    """Whether the current state of a hold is `state`. An expired hold is voided, even if its row says `pending`."""
-    is_stored = _is_stored_as(state, stored)
+def has_state(state: TransferState, stored_state: _Column, expires_at: _Column) -> ColumnElement[bool]:
+    """Whether the current state of a hold is `state`. An expired hold counts as voided, even if the stored state is
+    `pending`."""
+    is_stored = _is_stored_as(state, stored_state)
     match state:
         case TransferState.PENDING:
             return is_stored & (expires_at > func.statement_timestamp())
         case TransferState.POSTED:
             return is_stored
         case TransferState.VOIDED:
-            return is_stored | has_expired(stored, expires_at)
+            return is_stored | has_expired(stored_state, expires_at)
         case _:
             assert_never(state)
 
 
-def current_state(stored: _Column, expires_at: _Column) -> ColumnElement[Any]:
+def current_state(stored_state: _Column, expires_at: _Column) -> ColumnElement[Any]:
     """The state of a hold at the time of the statement; see `has_state`."""
     voided: ColumnElement[Any] = literal_column(f"CAST('{TransferState.VOIDED}' AS varchar)")
-    return case((not_(has_expired(stored, expires_at)), stored), else_=voided)
+    return case((not_(has_expired(stored_state, expires_at)), stored_state), else_=voided)
 
 
-def _is_stored_as(state: TransferState, stored: _Column) -> ColumnElement[bool]:
-    return stored == literal_column(f"'{state.value}'")  # a literal, so that PostgreSQL can use partial indexes
+def _is_stored_as(state: TransferState, stored_state: _Column) -> ColumnElement[bool]:
+    return stored_state == literal_column(f"'{state.value}'")  # a literal, so that PostgreSQL can use partial indexes
 
 
 ACCOUNTS_WITH_EXPIRED_HOLDS: Final = (

@@ -28,26 +28,28 @@ from shop.ledger.snapshots import PostingAccount
 from shop.ledger.validation import check_request, validate_requests
 from shop.ledger.writing import KeyInUse, expected_values, values_to_write, write_if_unchanged
 
-# After `KeyInUse` the next attempt sees the other transaction's keys. Each further one needs another such transaction.
+# After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
+# Limits the memory of the cache.
 _MAX_CACHED_ACCOUNTS: Final = 100_000
+# After conflicts at most 63 batches use locks: one less than this.
 _MAX_BACKOFF: Final = 64
 # Refusals that a held amount can cause. The hold may have expired in the meantime.
 _REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
 ResultT = TypeVar("ResultT")
 _Item: TypeAlias = Sequence[TransferRequest]
-# For the task that submitted the item: the results, or the exception to raise.
+# What `submit` of an item returns, or the exception that it raises.
 _Answer: TypeAlias = list[TransferResult] | Exception
 
 
 class Ledger:
     """Posts transfers and commits them before it returns the result. Concurrent requests share a transaction.
 
-    Account states are cached. A batch is decided on the cache while the previous one is being written, and posted
-    optimistically: one statement, which does nothing if an account's entry count or revision has changed. After a
-    version conflict, and for all requests that are not basic, the batch is decided under locks. After consecutive
-    conflicts the next 1, 3, 7 … 63 batches use locks.
+    Account states are cached. A batch is decided on the cached states while the previous batch is being written. Then
+    it is posted optimistically, by one statement that writes nothing if an account's entry count or revision has
+    changed (a version conflict). After a version conflict the batch is decided again, under locks. After consecutive
+    conflicts the next 1, 3, 7 … 63 batches use locks, too. A batch with a request that isn't basic always uses locks.
 
     All times are those of the database's clock. The wall clock of this process isn't used.
 
@@ -100,7 +102,7 @@ class Ledger:
         await self._blocked_queue.aclose()
 
     def status(self) -> CoalescerStatus:
-        """Figures of the shared transactions."""
+        """The status of the queue and of the batches."""
         return self._coalescer.status()
 
     async def submit(self, request: TransferRequest) -> TransferResult:
@@ -116,8 +118,8 @@ class Ledger:
     async def submit_many(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
         """Post the requests in order, in one transaction. Other waiting requests may share it.
 
-        Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself. Then none is
-        posted.
+        Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself. In this case no
+        request is posted.
         """
         item = validate_requests(requests)
         if not item:
@@ -143,8 +145,8 @@ class Ledger:
                 self._has_no_submits.set()
 
     async def _post_batch(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
-        """Post a batch of the first queue. Items whose accounts another transaction has locked are `BLOCKED`. They go
-        to the blocked queue, so that they don't delay the others."""
+        """Post a batch of the first queue. The result of an item is `BLOCKED` if another transaction has locked one of
+        its accounts. `_submit` then moves it to the blocked queue, so that it doesn't delay other items."""
         requests = _flatten(items)
         try:
             if self._account_cache.take_optimistic_slot() and all(request.is_basic for request in requests):
@@ -156,7 +158,7 @@ class Ledger:
         return await self._post_unblocked(items)
 
     async def _post_blocked(self, items: Sequence[_Item]) -> Sequence[_Answer]:
-        """Post a batch of the blocked queue. It waits for locks, but only if an account is still locked."""
+        """Post a batch of the blocked queue. Items whose accounts are still locked wait for the locks."""
         answers = await self._post_unblocked(items)
         blocked = [item for item, answer in zip(items, answers, strict=True) if answer is BLOCKED]
         try:
@@ -164,13 +166,13 @@ class Ledger:
         except ConnectionLost as lost:
             waited = await self._recover(blocked, lost)
         except LockTimeout as timeout:
-            # The timeout is that of one lock. Items that don't need this lock must not fail with it.
+            # The batch waited too long for one lock. Items that don't need this lock must not fail.
             retried = await self._post_unblocked(blocked)
             waited = [timeout if isinstance(answer, Blocked) else answer for answer in retried]
         return _replace_blocked(answers, waited)
 
     async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
-        """Post the items whose accounts no other transaction has locked. The others are `BLOCKED`."""
+        """Post the items whose accounts no other transaction has locked. The result of the other items is `BLOCKED`."""
         try:
             async with self._write_lock:  # otherwise two batches of this process could block each other
                 return await self._commit(lambda session: post_skip_locked(session, items))
@@ -184,11 +186,11 @@ class Ledger:
         return group_results(items, await self._commit(lambda session: post_with_locks(session, requests)))
 
     async def _recover(self, items: Sequence[_Item], lost: ConnectionLost) -> list[_Answer]:
-        """Answer a batch whose connection broke, so that its outcome is unknown. Items with keys are looked up and
-        posted if they were not committed. The others fail with `lost`.
+        """Find the results of a batch whose connection broke during the commit. If all requests of an item have keys,
+        they are looked up, and posted if they were not committed. Other items fail with `lost`.
 
-        Must not raise: the coalescer would retry the whole batch, including requests without keys, and could post those
-        twice.
+        This method must not raise. Otherwise the coalescer would retry the whole batch, and could post requests without
+        keys twice.
         """
         answers: list[_Answer] = [lost] * len(items)
         positions = [n for n, item in enumerate(items) if all(request.key is not None for request in item)]
@@ -202,14 +204,14 @@ class Ledger:
         return answers
 
     async def _post_optimistic(self, requests: Sequence[TransferRequest]) -> list[TransferResult] | None:
-        """Post the requests on the account cache. Return None if nothing was written, because the cache is incomplete
-        or stale, or another transaction has locked an account or used a key."""
+        """Post the requests optimistically. Return None if nothing was written: the cache is incomplete or stale, or
+        another transaction has locked an account or used a key."""
         ids = collect_account_ids(requests)
         async with self._database.autocommit() as connection:
             await self._load_accounts(connection, ids)
             try:
-                # No await between the decision and the request for the write lock. So the statements are sent in the
-                # order of the decisions, each of which assumes the ones before it.
+                # There must be no other await between the decision and the request for the write lock. Each decision
+                # assumes that the decisions before it are written, so their statements must be sent in the same order.
                 decision = self._decide_on_cache(requests, ids)
                 if decision is None:
                     return None
@@ -221,7 +223,7 @@ class Ledger:
                 raise
 
     async def _load_accounts(self, connection: AsyncConnection, ids: Collection[UUID]) -> None:
-        """Add the missing ones of these accounts to the cache, and read the database's clock if that is too old."""
+        """Load the accounts that are not in the cache. Read the database's clock if its last reading is too old."""
         cached = self._account_cache.find(ids)
         if len(cached) < len(ids) or self._clock.now() is None:
             loaded, at = await read_accounts(connection, [id_ for id_ in ids if id_ not in cached])
@@ -229,14 +231,14 @@ class Ledger:
             self._account_cache.add(loaded)
 
     def _decide_on_cache(self, requests: Sequence[TransferRequest], ids: Collection[UUID]) -> _Decision | None:
-        """Decide on the cached accounts, and show the decision in the cache. Return None, and leave the cache as it is,
-        if it is incomplete or if an expired hold may have caused a refusal."""
+        """Decide the requests on the cached accounts, and store the new states in the cache. Return None, without a
+        change of the cache, if an account is missing, or if an expired hold may have caused a refusal."""
         accounts, now = self._account_cache.find(ids), self._clock.now()
-        if len(accounts) < len(ids) or now is None:  # it doesn't exist, or the cache was invalidated after loading
+        if len(accounts) < len(ids) or now is None:  # an account doesn't exist, or the cache was invalidated
             return None
         expected = expected_values(accounts.values())
         has_holds = any(account.held for account in accounts.values())
-        if has_holds:  # decided on copies: if the decision is dropped, the cache must not show it
+        if has_holds:  # on copies, so that a dropped decision doesn't change the cache
             accounts = {id_: copy(account) for id_, account in accounts.items()}
         context = PostingContext(accounts=accounts, at=now)
         results = context.decide(requests)
@@ -247,17 +249,17 @@ class Ledger:
 
     async def _write(self, connection: AsyncConnection, decision: _Decision) -> bool:
         """Write the decision, and return whether it was written. This process must hold the write lock."""
-        if decision.epoch != self._account_cache.epoch:  # it assumes an earlier decision that was not written
+        if decision.epoch != self._account_cache.epoch:  # it assumes a decision that was not written
             return False
         try:
             is_written, at = await write_if_unchanged(connection, decision.values)
         except KeyInUse:
             is_written = False
         else:
-            if not is_written:  # the decision's time may have been the reason
+            if not is_written:  # the estimated time may have been wrong
                 self._clock.forget()
             self._clock.learn(at)
-        # before the write lock is released: the next decision must not be sent if this one was not written
+        # The write lock is still held, because a conflict must prevent the next statement from being sent.
         if is_written:
             self._account_cache.record_success()
         else:
@@ -269,7 +271,7 @@ class Ledger:
         for attempt in range(1, _MAX_KEY_ATTEMPTS + 1):
             try:
                 result, locked = await run_transaction(self._database, work)
-            except KeyInUse:  # the other transaction has ended: its keys are visible now, or free
+            except KeyInUse:  # the other transaction has ended, so its keys are now stored or unused
                 if attempt == _MAX_KEY_ATTEMPTS:
                     raise
             else:
@@ -280,7 +282,7 @@ class Ledger:
 
 
 class _Decision(NamedTuple):
-    """What was decided on the account cache: the results, the parameters of the statement, and the cache's epoch."""
+    """A decision on cached accounts: the results, the parameters of the statement, and the epoch of the cache."""
 
     results: list[TransferResult]
     values: dict[str, Any]
@@ -289,7 +291,7 @@ class _Decision(NamedTuple):
 
 @dataclass(slots=True)
 class _AccountCache:
-    """The states of accounts after all decisions of this process, including those that are still to be written.
+    """The states of accounts after all decisions of this process, including decisions that are not written yet.
 
     `epoch` counts invalidations. A decision of an earlier epoch must not be written.
     """
@@ -300,15 +302,15 @@ class _AccountCache:
     _locked_batches_left: int = 0
 
     def take_optimistic_slot(self) -> bool:
-        """Whether the next batch may be posted optimistically. After a conflict this counts the batches that use
-        locks, so call it once for each batch."""
+        """Whether the next batch may be posted optimistically. Call this once for each batch, because it also counts
+        the batches that use locks after a conflict."""
         if self._locked_batches_left == 0:
             return True
         self._locked_batches_left -= 1
         return False
 
     def find(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
-        """Those of these accounts that are cached."""
+        """The accounts with these ids that are in the cache."""
         return {id_: account for id_ in ids if (account := self.accounts.get(id_)) is not None}
 
     def add(self, accounts: Mapping[UUID, PostingAccount]) -> None:
@@ -316,7 +318,7 @@ class _AccountCache:
         if len(self.accounts) > _MAX_CACHED_ACCOUNTS:
             self.invalidate()
         for id_, account in accounts.items():
-            # another batch may have added it, and decided on it, in the meantime
+            # another batch may have added and changed it in the meantime
             self.accounts.setdefault(id_, account)
 
     def replace(self, accounts: Mapping[UUID, PostingAccount]) -> None:
@@ -341,7 +343,7 @@ class _AccountCache:
 def _may_have_expired(
     requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, PostingAccount]
 ) -> bool:
-    """Whether a held amount may have caused a refusal. Then the hold may have expired."""
+    """Whether a held amount may have caused a refusal. The cache doesn't know whether a hold has expired."""
     return any(
         result.refusal in _REFUSALS_BY_HOLDS and accounts[request.from_account_id].held
         for request, result in zip(requests, results, strict=True)
@@ -354,6 +356,6 @@ def _flatten(items: Sequence[_Item]) -> list[TransferRequest]:
 
 
 def _replace_blocked(answers: Sequence[_Answer | Blocked], replacements: Sequence[_Answer]) -> list[_Answer]:
-    """The answers, with the replacements in the places of those that are `BLOCKED`, in order."""
+    """The answers, with each `BLOCKED` replaced by the next replacement."""
     remaining = iter(replacements)
     return [next(remaining) if isinstance(answer, Blocked) else answer for answer in answers]

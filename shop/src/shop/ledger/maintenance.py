@@ -55,7 +55,7 @@ async def void_expired(database: Database, ledger: Ledger) -> int:
     Accounts that another transaction has locked are skipped until the next run.
     """
     voided, processed = 0, set[UUID]()
-    is_unprocessed = PendingTransfer.from_account_id != all_(_processed_ids)  # or locked accounts would be found again
+    is_unprocessed = PendingTransfer.from_account_id != all_(_processed_ids)  # don't find locked accounts again
     batch = ACCOUNTS_WITH_EXPIRED_HOLDS.where(is_unprocessed).limit(_BATCH_SIZE)
     while True:
         async with database.autocommit() as connection:
@@ -105,7 +105,7 @@ async def _run_jobs(database: Database, ledger: Ledger, retention: timedelta) ->
             with _log_failure("delete_old_keys"):
                 if deleted := await delete_old_keys(database, retention):
                     _log.info("old idempotency keys deleted", count=deleted)
-                # inside the block: after a failure the keys stay due
+                # not after a failure, so that the next run tries again
                 key_deletion_due = time.monotonic() + _KEY_DELETION_INTERVAL_SECONDS
         await asyncio.sleep(INTERVAL_SECONDS)
 

@@ -69,18 +69,18 @@ class Direction(StrEnum):
 
 
 class Account(UUIDv7PrimaryKey, Base):
-    """Money of one currency, in its smallest unit.
+    """An account in one currency. Amounts are in the currency's smallest unit.
 
     `entry_count` is the number of entries. A trigger on new transfers changes it and `balance`. `held` is the part of
-    the balance that pending transfers reserve; `shop.ledger` changes it. The available balance stays at
-    `-overdraft_limit` or more, and the balance never exceeds `balance_limit`. The accounts through which money enters
-    and leaves the ledger have `allows_negative`, so every currency sums to zero. There is one account for each purpose
-    and currency.
+    the balance that pending transfers reserve; `shop.ledger` changes it. The available balance is never below
+    `-overdraft_limit`, unless the account has `allows_negative`. Money enters and leaves the ledger through such
+    accounts. The balance never exceeds `balance_limit`. The balances of all accounts of a currency sum to zero. There
+    is at most one account for each purpose and currency.
 
     `revision` is incremented by a trigger on every change that creates no entry. Other triggers reject a change of the
     balance without a transfer, a new account with a balance, deletion, and a change of currency.
 
-    `created_at` and `updated_at` are times of PostgreSQL's clock, not of a process's.
+    `created_at` and `updated_at` are read from PostgreSQL's clock.
     """
 
     __tablename__ = "accounts"
@@ -131,11 +131,12 @@ class Account(UUIDv7PrimaryKey, Base):
 
 
 class Entry(Base):
-    """One side of a transfer. `amount` is positive for a credit, negative for a debit. Never changed, never deleted.
+    """One side of a transfer. `amount` is positive for a credit, negative for a debit. Entries are never changed or
+    deleted.
 
     `entry_number` numbers the entries of an account from 1 without gaps. No entry is older than the one before it.
     `balance_after` is the balance of the account after the entry. There are no foreign keys: a trigger creates the
-    entries of new transfers, and another one rejects every entry from elsewhere.
+    entries of new transfers, and another trigger rejects all other inserts.
     """
 
     __tablename__ = "entries"
@@ -153,7 +154,7 @@ class Entry(Base):
 
 
 class TransferState(StrEnum):
-    """A pending transfer becomes posted or voided, and stays it."""
+    """A pending transfer becomes posted or voided. Then its state never changes again."""
 
     PENDING = "pending"
     POSTED = "posted"
@@ -161,15 +162,16 @@ class TransferState(StrEnum):
 
 
 class Transfer(UUIDv7PrimaryKey, Base):
-    """A posted transfer between two accounts, in the smallest unit of their currency. Never changed, never deleted.
+    """A posted transfer between two accounts, in the smallest unit of their currency. It is never changed or deleted.
 
     A trigger creates its two entries: in `from_account_id` with the number `from_entry_number`, and in `to_account_id`
     with the number `to_entry_number`. Both numbers must continue the entries of the account. `effective_at` is when the
     transfer takes effect, which may differ from `created_at`, when it was posted. The transfers of a linked chain share
     a `group_id`.
 
-    A reversal returns a part or all of the transfer `reverses_id`. `reversed_total` is the amount that has been
-    returned with it: a running total, so that two reversals can't return the same money.
+    A reversal returns a part or all of the transfer `reverses_id`. `reversed_total` is a running total: the amount
+    returned by this reversal and all earlier ones of that transfer. A unique index prevents two concurrent reversals
+    from returning the same money.
     """
 
     __tablename__ = "transfers"
@@ -178,7 +180,7 @@ class Transfer(UUIDv7PrimaryKey, Base):
         CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
         CheckConstraint("(reverses_id IS NULL) = (reversed_total IS NULL)", name="reversal_has_reversed_total"),
         CheckConstraint("reversed_total >= amount", name="reversed_total_includes_amount"),
-        # partial, because nearly no transfer is a reversal
+        # partial, because few transfers are reversals
         Index(
             "uq_transfers_reverses_id_reversed_total",
             "reverses_id",
@@ -220,12 +222,12 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     """A hold on `from_account_id`. The amount is still part of that account's balance, but not of its available
     balance, and not yet part of the other account's balance.
 
-    It is posted, whole or in part, as the `Transfer` with the same id, or voided. `from_account_id` is locked while its
-    state changes. A trigger ensures that it changes only once.
+    It is either voided, or posted as a `Transfer` with the same id and the same or a smaller amount. The account
+    `from_account_id` is locked while the state changes. A trigger ensures that the state changes only once.
 
     It expires at `expires_at`, by the database's clock. From then on it can't be posted, reserves nothing and is shown
-    as voided. Its row says `pending` until its account is next locked, or `shop.ledger.maintenance` voids it (see
-    `shop.ledger.expiry`).
+    as voided. The stored state stays `pending` until a transaction locks the account, or `shop.ledger.maintenance`
+    voids the transfer (see `shop.ledger.expiry`).
     """
 
     __tablename__ = "pending_transfers"
@@ -234,7 +236,7 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
         CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
         CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="settled_has_settled_at"),
         Index("ix_pending_transfers_expires_at", "expires_at", postgresql_where="state = 'pending'"),
-        # with `expires_at`: each transaction that locks an account looks for its expired holds, and it may have many
+        # Each transaction that locks an account looks for its expired holds. `expires_at` excludes its other holds.
         Index(
             "ix_pending_transfers_from_account_id_expires_at",
             "from_account_id",
@@ -269,8 +271,8 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
 
 
 class AnswerKind(StrEnum):
-    """The kind of the first answer under an idempotency key: the state in which a transfer was returned, a refusal, or
-    a new account."""
+    """The kind of answer that is stored with an idempotency key: the state of the transfer in that answer, a refusal,
+    or a new account."""
 
     POSTED = "posted"
     PENDING = "pending"
@@ -282,10 +284,10 @@ class AnswerKind(StrEnum):
 class IdempotencyKey(Base):
     """The answer to the first request under a key: a transfer, a refusal, or an account.
 
-    Written in the transaction of the transfer or account, so one never exists without the other. `answer` is stored
-    because it can't be derived: one transfer can be the answer to a hold, and later to its posting. `fingerprint` is
-    a digest of the request; a different request with the same key is refused. `shop.ledger.maintenance` deletes old
-    keys.
+    The key is written in the transaction of the transfer or account, so one never exists without the other. `answer` is
+    stored because the transfer doesn't show it: the same transfer is first the answer to a hold, and later to the
+    posting of the hold. `fingerprint` is a digest of the request; a different request with the same key is refused.
+    `shop.ledger.maintenance` deletes old keys.
     """
 
     __tablename__ = "idempotency_keys"
@@ -295,7 +297,8 @@ class IdempotencyKey(Base):
             "AND (account_id IS NOT NULL) = (answer = 'opened')",
             name="exactly_one_result",
         ),
-        # to delete old keys; BRIN, because keys of one time are stored together: 1 % of the size of a B-tree index
+        # To delete old keys. Keys of one time are stored together, so a BRIN index works. It has 1 % of the size of a
+        # B-tree.
         Index("ix_idempotency_keys_created_at", "created_at", postgresql_using="brin"),
     )
 
@@ -304,7 +307,7 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
     transfer_id: Mapped[UUID | None]
     refusal: Mapped[str | None] = mapped_column(String(40))
-    account_id: Mapped[UUID | None]  # no foreign key: PostgreSQL would queue its check for every new key, even for NULL
+    account_id: Mapped[UUID | None]  # no foreign key: PostgreSQL would queue a check for every new row
     answer: Mapped[AnswerKind] = mapped_column(text_enum(AnswerKind, name="answer_is_known", length=10))
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
 
@@ -316,9 +319,9 @@ class Seal(Base):
     from 1 without gaps, and `hash`, which is computed from the previous hash and the rest of the row. Both are NULL
     until then. Nothing else of a seal ever changes.
 
-    `revisions` and `previous_digests` are for rows that can change. `revisions` are the accounts' revisions; for
-    pending transfers 0, and 1 once they are posted or voided. `previous_digests` are the digests before the change.
-    Idempotency keys are sealed without `ids`, because old keys are deleted.
+    `revisions` and `previous_digests` are set for rows that can change. The revision of an account is its `revision`.
+    The revision of a pending transfer is 0, and 1 when it is posted or voided. `previous_digests` are the digests
+    before the change. Idempotency keys are sealed without `ids`, because old keys are deleted.
     """
 
     __tablename__ = "seals"
@@ -345,7 +348,7 @@ LEDGER_TABLES: Final = frozenset(
 
 @event.listens_for(Base.metadata, "after_create")
 def _create_triggers(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
-    """Tables from `Base.metadata.create_all` have their triggers, like migrated ones."""
+    """Create the triggers after `Base.metadata.create_all`."""
     if not LEDGER_TABLES.isdisjoint(table.name for table in tables):
         create_triggers(connection)
 

@@ -1,4 +1,4 @@
-"""Open accounts under idempotency keys: one, or many with a few statements."""
+"""Open one account, or many with a few statements. Each request may have an idempotency key."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ async def open_account_once(db: AsyncSession, request: OpeningRequest) -> Openin
 
     Concurrent requests with the same key wait until the first one has been committed or rolled back.
 
-    The only refusal is `KEY_REUSED`. Raises `ForeignKeyViolation` for an unknown user and `UniqueViolation` for a
-    purpose and currency that have an account. Then roll back the session, which releases the key, too.
+    The only refusal is `KEY_REUSED`. Raises `ForeignKeyViolation` if the user doesn't exist, and `UniqueViolation` if
+    there is an account with this purpose and currency. Roll back the session after such an error. This releases the
+    key, too.
     """
     if request.key is None:
         return OpeningResult(await open_account(db, request.account))
@@ -83,7 +84,8 @@ async def open_accounts(db: AsyncSession, requests: Sequence[OpeningRequest]) ->
     A refused request doesn't affect the others, and stores nothing under its key. The accounts in the results are not
     in the session.
 
-    The first request with each key is executed, and decides the results of the later ones with the same key.
+    If several requests have the same key, the first one is executed. Equal requests get its result. A different request
+    gets `KEY_REUSED`, or is executed if the first one was refused.
     """
     results: dict[int, OpeningResult] = {}
     undecided = list(range(len(requests)))
@@ -105,13 +107,13 @@ async def open_accounts(db: AsyncSession, requests: Sequence[OpeningRequest]) ->
                 results[position] = result._replace(replayed=result.account is not None)
             elif result.account is not None:
                 results[position] = OpeningResult(refusal=OpeningRefusal.KEY_REUSED)
-            else:  # the first request was refused and stored nothing, so this one is executed in the next round
+            else:  # the first request was refused, so this one is executed in the next round
                 undecided.append(position)
     return [results[position] for position in range(len(requests))]
 
 
 class _Claim(NamedTuple):
-    """The account to store under a key."""
+    """The id and the request of an account that is to be stored with an idempotency key."""
 
     account_id: UUID
     account: AccountIn
@@ -162,8 +164,8 @@ async def _release_keys(db: AsyncSession, keys: Sequence[ScopedKey]) -> None:
 async def _insert_accounts(db: AsyncSession, accounts: Mapping[UUID, AccountIn]) -> dict[UUID, OpeningRefusal]:
     """Insert the accounts, and return the refusals by the ids of the accounts that were not inserted.
 
-    System accounts are inserted in sorted order: concurrent inserts of the same purpose and currency wait for each
-    other, and with different orders they could deadlock.
+    System accounts are inserted in the order of purpose and currency. Concurrent inserts of the same purpose and
+    currency wait for each other, so inserts in different orders could deadlock.
     """
     users = await _lock_users(db, {each.user_id for each in accounts.values() if each.user_id is not None})
     refusals = {
@@ -233,7 +235,7 @@ def _replay(account: AccountIn, stored: StoredAnswer, opening_times: Mapping[UUI
 def _build_new_account(id_: UUID, account: AccountIn, at: datetime) -> Account:
     """The account as it was when this request opened it at the time `at`.
 
-    All values of a new account follow from the request and the time, so they are not stored for replays.
+    All values of a new account are determined by the request and the time, so they need not be stored for a replay.
     """
     times = {"created_at": at, "updated_at": at}
     return Account(

@@ -26,9 +26,9 @@ from shop.ledger.snapshots import Hold, PostingAccount, Reversible
 
 MAX_BALANCE: Final = 2**63 - 1  # a bigint
 
-# `_Record.__new__(_Record, ...)` takes keywords as fast as positional arguments (CPython 3.11 to 3.13).
-# `TransferRecord(...)` passes them on in a dict, which takes 0.5 µs more, a tenth of a decision. So does every call
-# with more than 15 keywords, except that of a method if its object isn't an imported name: hence this alias.
+# With `_Record.__new__(_Record, ...)` keywords are as fast as positional arguments (CPython 3.11 to 3.13).
+# `TransferRecord(...)` passes the keywords on in a dict, which takes 0.5 µs more: 10 % of a decision. A call with more
+# than 15 keywords also builds a dict, unless it calls a method of a name that isn't imported. So this alias is needed.
 _Record: Final = TransferRecord
 
 RowT = TypeVar("RowT")
@@ -43,13 +43,15 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True)
 class PostingContext:
-    """The rows on which a list of requests is decided, and the rows to write: the new `transfers`, `holds` and `keys`.
+    """The working set of a batch: the rows that decisions read, and the new rows to write (`transfers`, `holds`,
+    `keys`).
 
-    `decide` also changes `accounts`, `reversible` and `pending`. `stored_outcomes` are those of the keys that were used
-    in earlier transactions.
+    `decide` also changes `accounts`, `reversible` and `pending`. `stored_outcomes` has the results of earlier
+    transactions, by idempotency key.
 
-    `at` is the current time by the database's clock. The time of a transfer is `at`, or the `updated_at` of one of its
-    accounts if that is later (the clock was set back). So an account's entries are in the order of time.
+    `at` is the current time by the database's clock. The time of a transfer is `at`. If the clock was set back,
+    `updated_at` of an account may be later; then the transfer has that time. So an account's entries are always in the
+    order of time.
     """
 
     accounts: dict[UUID, PostingAccount]
@@ -78,7 +80,7 @@ class PostingContext:
         return [self.accounts[id_] for id_ in ids]
 
     def decide(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
-        """Decide the requests in order, each on the balances that the ones before it left. Return a result for each."""
+        """Decide the requests in order, each on the balances after the requests before it. Return a result for each."""
         results: list[TransferResult] = []
         for chain in split_into_chains(requests):
             if len(chain) == 1:
@@ -99,7 +101,7 @@ class PostingContext:
         return result
 
     def _decide_chain(self, chain: Sequence[TransferRequest]) -> list[TransferResult]:
-        """The results of a chain of several requests: stored ones if its keys were used, else new ones."""
+        """The results of a chain of several requests. If its keys were used before, these are the stored results."""
         fingerprints = compute_fingerprints(chain)
         scoped_keys = [None if request.key is None else (request.scope, request.key) for request in chain]
         earlier = [None if key is None else self.keys.get(key) or self.stored_outcomes.get(key) for key in scoped_keys]
@@ -113,7 +115,8 @@ class PostingContext:
         return results
 
     def _decide_linked(self, chain: Sequence[TransferRequest]) -> list[TransferResult]:
-        """Decide a chain on copies of the rows that it can change. If all requests succeed, take over the copies."""
+        """Decide a chain on copies of the rows that it can change. If no request is refused, the copies replace the
+        rows."""
         trial, group_id = self._copy_for(chain), uuid7()
         results: list[TransferResult] = []
         for position, request in enumerate(chain):
@@ -123,11 +126,11 @@ class PostingContext:
                 results[position] = result
                 return results
             results.append(result)
-        self._take_over(trial)
+        self._apply_trial(trial)
         return results
 
     def _copy_for(self, chain: Iterable[TransferRequest]) -> PostingContext:
-        """A context with copies of the rows that these requests name. They can change no other rows."""
+        """A context with copies of the rows that these requests name. The requests can't change other rows."""
         account_ids: set[UUID] = set()
         transfer_ids: set[UUID | None] = set()
         for request in chain:
@@ -140,7 +143,7 @@ class PostingContext:
             pending=_copy_rows(self.pending, transfer_ids),
         )
 
-    def _take_over(self, trial: PostingContext) -> None:
+    def _apply_trial(self, trial: PostingContext) -> None:
         self.accounts.update(trial.accounts)
         self.reversible.update(trial.reversible)
         self.pending.update(trial.pending)
@@ -155,7 +158,7 @@ class PostingContext:
         amount = request.amount
         if amount is None or not 1 <= amount <= MAX_AMOUNT:
             return TransferResult(refusal=Refusal.AMOUNT_OUT_OF_RANGE)
-        return self._move(request, amount, group_id)
+        return self._post_or_hold(request, amount, group_id)
 
     def _reverse(self, request: TransferRequest, group_id: UUID | None) -> TransferResult:
         """Return `amount`, or all that isn't reversed yet, to the account from which the original took it."""
@@ -176,7 +179,7 @@ class PostingContext:
             return TransferResult(refusal=Refusal.EXCEEDS_REVERSIBLE_AMOUNT)
         if request.effective_at is not None and request.effective_at < original.effective_at:
             return TransferResult(refusal=Refusal.REVERSAL_BEFORE_ORIGINAL)
-        result = self._move(request, amount, group_id, original=original)
+        result = self._post_or_hold(request, amount, group_id, original=original)
         if result.refusal is None:
             original.reversed_amount += amount
         return result
@@ -194,7 +197,7 @@ class PostingContext:
         if hold.has_expired and request.posts is not None:
             return TransferResult(refusal=Refusal.PENDING_EXPIRED)
         if hold.has_expired and hold.settled_at == self.at and not hold.is_expiry_reported:
-            hold.is_expiry_reported = True  # this transaction voided it, before it decided the requests
+            hold.is_expiry_reported = True  # this transaction has just voided it
             return TransferResult(hold.to_record(TransferState.VOIDED))
         if hold.state is not TransferState.PENDING:
             is_posted = hold.state is TransferState.POSTED
@@ -214,8 +217,8 @@ class PostingContext:
         if amount > hold.amount:
             return TransferResult(refusal=Refusal.EXCEEDS_HELD_AMOUNT)
         account = self.accounts[hold.from_account_id]
-        account.held -= hold.amount  # first, so that the hold itself doesn't make the funds insufficient
-        result = self._move(request, amount, hold.group_id or group_id, hold=hold)
+        account.held -= hold.amount  # release the hold first, because the transfer needs its amount
+        result = self._post_or_hold(request, amount, hold.group_id or group_id, hold=hold)
         if result.refusal is not None:
             account.held += hold.amount
             return result
@@ -230,7 +233,7 @@ class PostingContext:
         )
         return result
 
-    def _move(
+    def _post_or_hold(
         self,
         request: TransferRequest,
         amount: int,
@@ -238,8 +241,8 @@ class PostingContext:
         original: Reversible | None = None,
         hold: Hold | None = None,
     ) -> TransferResult:
-        """Post the transfer, or create the hold, if both accounts allow it. `original` is the transfer that it
-        reverses, `hold` the hold that it posts."""
+        """Post the transfer, or create the hold, if both accounts allow it. `original` is the transfer that the request
+        reverses. `hold` is the hold that it posts."""
         debit, credit = self.accounts.get(request.from_account_id), self.accounts.get(request.to_account_id)
         if request.from_account_id == request.to_account_id:
             return TransferResult(refusal=Refusal.SAME_ACCOUNT)
@@ -312,7 +315,8 @@ class PostingContext:
 
 
 def _replay_chain(earlier: Sequence[Outcome | None], fingerprints: Sequence[bytes]) -> list[TransferResult]:
-    """The results for a chain with a used key: the stored results if the chain is the same, else refusals."""
+    """The results of a chain if one of its keys was used: the stored results if the chain is the same, else
+    refusals."""
     pairs = list(zip(earlier, fingerprints, strict=True))
     replays = [
         outcome.result.as_replay()
@@ -322,7 +326,7 @@ def _replay_chain(earlier: Sequence[Outcome | None], fingerprints: Sequence[byte
     if len(replays) == len(pairs):
         return replays
     is_reused = [outcome is not None and outcome.fingerprint != fingerprint for outcome, fingerprint in pairs]
-    if not any(is_reused):  # the keys of only a part of the chain were used, or two of its requests have the same key
+    if not any(is_reused):  # only some keys of the chain were used, or two requests have the same key
         is_reused = [True] * len(pairs)
     return [
         TransferResult(refusal=Refusal.KEY_REUSED if each else Refusal.LINKED_TRANSFER_FAILED) for each in is_reused

@@ -1,4 +1,4 @@
-"""Read and lock the rows on which requests are decided: a few statements for any number of requests."""
+"""Read and lock the rows that decisions need, with a few statements for any number of requests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StoredAnswer(NamedTuple):
 
 
 class AccountsAt(NamedTuple):
-    """The accounts' states at the time `at`, by the database's clock."""
+    """The states of accounts, and the time `at` at which they were read, by the database's clock."""
 
     accounts: dict[UUID, PostingAccount]
     at: datetime
@@ -59,7 +59,7 @@ class TransferRepository(AsyncRepository[Transfer]):
     async def lock_accounts_skip_locked(self, ids: set[UUID]) -> tuple[AccountsAt, set[UUID]]:
         """Lock the accounts that no other transaction has locked, until the transaction ends. Waits for no lock.
 
-        Return these accounts, and the ids of those that another transaction has locked.
+        Return these accounts, and the ids of the accounts that another transaction has locked.
         """
         locked = _accounts_at(await self.session.execute(_LOCK_SKIP_LOCKED, {"ids": list(ids)}))
         missing = ids - locked.accounts.keys()
@@ -69,7 +69,7 @@ class TransferRepository(AsyncRepository[Transfer]):
         return locked, set(existing)
 
     async def find_answers(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
-        """The stored answers of those keys that were used. There may be any number of keys."""
+        """The stored answers, by key. Unused keys are left out. There may be any number of keys."""
         if not keys:
             return {}
         rows = await self.session.execute(
@@ -83,28 +83,28 @@ class TransferRepository(AsyncRepository[Transfer]):
         return answers
 
     async def find_posted(self, transfer_ids: Collection[UUID]) -> dict[UUID, TransferRecord]:
-        """The posted ones of these transfers, as they were when they were posted."""
+        """The posted transfers with these ids, as they were returned when they were posted."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_POSTED, {"ids": list(transfer_ids)})
         return {row.id: TransferRecord(**row._asdict()) for row in rows}
 
     async def find_holds(self, transfer_ids: Collection[UUID]) -> dict[UUID, Hold]:
-        """Those of these transfers that are or were pending, as they are stored."""
+        """The rows of `pending_transfers` with these ids. They may be posted or voided by now."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_HOLDS, {"ids": list(transfer_ids)})
         return {row.id: Hold(**row._asdict()) for row in rows}
 
     async def find_named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
-        """Those of these transfers that exist in any state, with their accounts. Takes one statement."""
+        """The transfers with these ids, in any state, with their accounts. This is one statement."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_NAMED, {"ids": list(transfer_ids)})
         return {row.id: NamedTransfer(**row._asdict()) for row in rows}
 
     async def find_reversible(self, transfer_ids: Collection[UUID]) -> dict[UUID, Reversible]:
-        """The posted ones of these transfers, and how much of each has been reversed."""
+        """The posted transfers with these ids, and how much of each has been reversed."""
         if not transfer_ids:
             return {}
         rows = await self.session.execute(_REVERSIBLE, {"ids": list(transfer_ids)})
@@ -112,12 +112,12 @@ class TransferRepository(AsyncRepository[Transfer]):
 
 
 async def read_accounts(connection: AsyncConnection, ids: Sequence[UUID]) -> AccountsAt:
-    """The current states of the accounts that exist, without locks. Another transaction may change them at once."""
+    """The current states of the accounts that exist, without locks. Another transaction may change them at any time."""
     return _accounts_at(await connection.execute(_ACCOUNTS_AT, {"ids": list(ids)}))
 
 
 def _accounts_at(rows: Result[Any]) -> AccountsAt:
-    """The accounts, and the time in the last row. Each row has the time at which its account was locked."""
+    """The accounts and the time. Each row has the time at which its account was locked; the last one is returned."""
     accounts: dict[UUID, PostingAccount] = {}
     names = tuple(rows.keys())
     for row in rows:
@@ -134,7 +134,8 @@ _ids: Final = any_(bindparam("ids", type_=ARRAY(Uuid())))
 def _with_time(accounts: Select[Any]) -> Select[Any]:
     """The accounts with the current time in the column `at`. If there is no account, there is one row with the time.
 
-    The time is read outside of the locking SELECT, whose columns are computed before it waits for the lock.
+    The time is not a column of the locking SELECT, because PostgreSQL computes its columns before it waits for the
+    lock.
     """
     found, one = accounts.cte("found"), select(literal_column("1")).subquery("one")
     return select(func.clock_timestamp().label("at"), *found.c).select_from(one.outerjoin(found, true()))
@@ -162,8 +163,8 @@ _NAMED: Final = union_all(
 def balance_after(account_id: SQLColumnExpression[UUID], entry_number: SQLColumnExpression[int]) -> ScalarSelect[int]:
     """The account's balance after the entry with this number.
 
-    A scalar subquery makes PostgreSQL find each entry by the primary key. For a join, without statistics of a new
-    table, it may compare all transfers with all entries of their accounts.
+    With a scalar subquery PostgreSQL finds each entry by the primary key. With a join, and while a new table has no
+    statistics, it might compare all transfers with all entries of their accounts.
     """
     entry = aliased(Entry)
     return (

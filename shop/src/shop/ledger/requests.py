@@ -14,9 +14,9 @@ import orjson
 
 from shop.ledger.models import TransferState
 
-MAX_AMOUNT: Final = 2**62  # half the range of a bigint
+MAX_AMOUNT: Final = 2**62  # half of the largest bigint
 MAX_LINKED: Final = 100
-MAX_PENDING_SECONDS: Final = 30 * 86_400
+MAX_PENDING_SECONDS: Final = 30 * 86_400  # 30 days
 
 ScopedKey: TypeAlias = tuple[str, str]
 
@@ -63,7 +63,7 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
         "the accounts, or the order and the accounts, have different currencies: use accounts of one currency"
     ),
     Refusal.INSUFFICIENT_FUNDS: (
-        "the available balance plus the overdraft limit is less than the amount: fund the account, then send the "
+        "the amount is more than the available balance plus the overdraft limit: fund the account, then send the "
         "request with a new idempotency key"
     ),
     Refusal.BALANCE_OUT_OF_RANGE: "a balance would be outside the range of 64-bit integers: send a smaller amount",
@@ -109,14 +109,16 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
 class TransferRequest(NamedTuple):
     """A request to transfer, hold, post, void or reverse an amount.
 
-    `amount` is in the currency's smallest unit. If `currency` is set, it must be that of both accounts. `effective_at`
-    is the time when the transfer takes effect, now by default. The transfer is posted now in any case.
+    `amount` is in the currency's smallest unit. If `currency` is set, both accounts must have it. `effective_at` is the
+    time when the transfer takes effect, by default now. The transfer is posted immediately, whatever its `effective_at`
+    is.
 
-    A request has at most one of these: `pending_seconds` holds the amount for at most that time, until it is posted or
-    voided. `posts` and `voids` name a pending transfer. `reverses` names a transfer that this one returns, in the
-    opposite direction. To post or reverse without an `amount` means the whole amount that is left. A reversal takes
-    effect now, or together with the transfer that it reverses if that is later. It is refused if its `effective_at` is
-    before that of the reversed transfer.
+    At most one of the following fields may be set. `pending_seconds` makes the request a hold, which expires after this
+    time unless it is posted or voided. `posts` or `voids` is the id of the pending transfer to post or void. `reverses`
+    is the id of the transfer to reverse; the accounts of the request are in the opposite direction. A request that
+    posts or reverses may leave out `amount`: then it posts the whole hold, or reverses all that isn't reversed yet. By
+    default a reversal takes effect now, or at the `effective_at` of the reversed transfer if that is later. It is
+    refused if its own `effective_at` is earlier.
 
     `linked`: this request and the next one of the list are posted together or not at all. `key` is the idempotency key,
     `scope` is its owner.
@@ -138,9 +140,10 @@ class TransferRequest(NamedTuple):
     linked: bool = False
 
     def fingerprint_fields(self) -> list[object]:
-        """The contents of the fingerprint: all fields but the key, its owner and `linked`.
+        """The fields from which the fingerprint is computed: all except `key`, `scope` and `linked`.
 
-        Fields that were added later are included only if set, so that fingerprints stored earlier still match.
+        A field that was added to the class later is included only if it is set, so that older stored fingerprints stay
+        valid.
         """
         contents: list[object] = [
             self.from_account_id,
@@ -166,11 +169,10 @@ class TransferRequest(NamedTuple):
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
 
 
-_NOT_LATER: Final = {
-    *("from_account_id", "to_account_id", "amount", "currency", "description", "reverses"),  # always included
-    *("key", "scope", "linked"),  # never included
-}
-_LATER_FIELDS: Final = tuple(name for name in TransferRequest._fields if name not in _NOT_LATER)
+# The fields of the first version are always in the fingerprint. The fields of the key never are.
+_FIRST_FIELDS: Final = ("from_account_id", "to_account_id", "amount", "currency", "description", "reverses")
+_KEY_FIELDS: Final = ("key", "scope", "linked")
+_LATER_FIELDS: Final = tuple(name for name in TransferRequest._fields if name not in (*_FIRST_FIELDS, *_KEY_FIELDS))
 _later_values: Final = attrgetter(*_LATER_FIELDS)
 
 
@@ -182,7 +184,7 @@ class NamedTransfer(NamedTuple):
     to_account_id: UUID
 
     def posting(self, amount: int | None = None, *, key: str | None = None, scope: str = "") -> TransferRequest:
-        """The request that posts it: `amount`, or the whole hold."""
+        """The request to post this transfer: `amount`, or the whole hold."""
         return TransferRequest(
             from_account_id=self.from_account_id,
             to_account_id=self.to_account_id,
@@ -193,7 +195,7 @@ class NamedTransfer(NamedTuple):
         )
 
     def voiding(self, *, key: str | None = None, scope: str = "") -> TransferRequest:
-        """The request that voids it."""
+        """The request to void this transfer."""
         return TransferRequest(
             from_account_id=self.from_account_id,
             to_account_id=self.to_account_id,
@@ -212,7 +214,7 @@ class NamedTransfer(NamedTuple):
         key: str | None = None,
         scope: str = "",
     ) -> TransferRequest:
-        """The request that reverses it: `amount`, or all that isn't reversed yet."""
+        """The request to reverse this transfer: `amount`, or all that isn't reversed yet."""
         return TransferRequest(
             from_account_id=self.to_account_id,
             to_account_id=self.from_account_id,
@@ -226,14 +228,15 @@ class NamedTransfer(NamedTuple):
 
 
 class TransferRecord(NamedTuple):
-    """A transfer's row. It is not a mapped object: to create one would take most of the time of a decision.
+    """A transfer's row. It isn't a mapped object, because creating a mapped object would take longer than the rest of a
+    decision.
 
     It has a field for each mapped column of `shop.ledger.models.Transfer`, with the attribute's name. The fields
     without a default are required, so that mypy finds the places that create a record when a field is added.
 
     A pending or voided transfer has no entry numbers. `from_balance` and `to_balance` are the balances of its accounts
     after its entries. `held_amount` is the amount that the transfer held or still holds, None if it was never pending.
-    `reversed_amount` is the part of it that has been reversed. It is 0 in the result of the request that created the
+    `reversed_amount` is the part of it that has been reversed. It is 0 in the result of the request that posted the
     transfer, and in every replay.
     """
 
@@ -311,7 +314,7 @@ def split_into_chains(requests: Sequence[TransferRequest]) -> Iterator[Sequence[
             chain = requests[first:number]
             if len({each.key is None for each in chain}) > 1:
                 raise ValueError(
-                    "key: only some of the linked transfers have one, so the chain couldn't be sent again safely; "
+                    "key: only some of the linked transfers have a key, so sending the chain again could post twice; "
                     "give a key to all of them or to none"
                 )
             yield chain
@@ -325,19 +328,20 @@ def chain_keys(key: str) -> list[str]:
 
     The key and the number are separated by a space, which a client's key can't have.
     """
-    return [key, *(f"{key} {place}" for place in range(1, MAX_LINKED))]
+    return [key, *(f"{key} {position}" for position in range(1, MAX_LINKED))]
 
 
 def compute_fingerprints(chain: Sequence[TransferRequest]) -> list[bytes]:
-    """The fingerprint of each request of the chain. In a chain of several it covers all of them and the position."""
+    """The fingerprint of each request of the chain. If there are several, each fingerprint depends on all requests and
+    on the position."""
     if len(chain) == 1:
         return [hashlib.sha256(_to_json(chain[0].fingerprint_fields())).digest()]
     together = _to_json([request.fingerprint_fields() for request in chain])
-    return [hashlib.sha256(together + b"%d" % place).digest() for place in range(len(chain))]
+    return [hashlib.sha256(together + b"%d" % position).digest() for position in range(len(chain))]
 
 
 def _number_text(number: int) -> str:
-    """Hexadecimal for a large number: Python doesn't write more than 4,300 decimal digits."""
+    """The number as text. A large number is hexadecimal, because Python raises an error above 4,300 decimal digits."""
     return str(number) if number.bit_length() < 10_000 else hex(number)
 
 

@@ -1,8 +1,8 @@
-"""Compare the ledger's tables, functions and triggers in a database with what they must be.
+"""Compare the ledger's tables, functions and triggers in a database with `catalog.txt`.
 
-`catalog.txt` lists what a database has that was created from the models and from the files in `sql/`.
-`shop migrate --write-catalog` writes it, `shop migrate --check` and a test compare it.
-`shop check`, `shop serve` and /readyz compare databases with it, because they can't create one each time.
+`catalog.txt` describes a database that was created from the models and from the files in `sql/`.
+`shop migrate --write-catalog` writes the file. `shop migrate --check` and a test compare it with such a database.
+`shop check`, `shop serve` and `/readyz` compare the database of the service with the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _PREFACE: Final = """\
 The ledger's tables with their columns, constraints, unique indexes and triggers, and its functions, as PostgreSQL
 describes them. Generated: change models.py or sql/, then run `shop migrate --write-catalog`.
 """
-# A database may have more functions, columns and indexes. These change what the ledger's statements do.
+# A database may have other functions, columns and indexes. Other objects of these kinds could change how the ledger's
+# statements work, so they are reported.
 _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
 
 
@@ -36,8 +37,8 @@ _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
 class SchemaReport:
     """How a database differs from `catalog.txt`.
 
-    `missing` are the parts that are missing, disabled, not valid, or changed. `unknown` are triggers, policies and
-    settings that the ledger doesn't have.
+    `missing` has the objects of `catalog.txt` that are missing, disabled, not valid, or changed. `unknown` has
+    triggers, policies and settings that are not in `catalog.txt`.
     """
 
     missing: list[str]
@@ -49,7 +50,7 @@ class SchemaReport:
 
     @property
     def lacks_seals(self) -> bool:
-        """Whether the seals can't be checked, because a table, a column or a digest function is missing."""
+        """Whether the seals can't be checked, because their table, a column or a digest function is missing."""
         needed = ("column ", "table seals", "function digest_of_", "function hash_of_seal")
         return any(each.startswith(needed) and each.endswith(": missing") for each in self.missing)
 
@@ -63,13 +64,14 @@ class SchemaMismatch(Exception):
     def __init__(self, report: SchemaReport) -> None:
         self.report = report
         super().__init__(
-            f"the database differs from the ledger's schema: {report}. Restore what {CATALOG_FILE} shows"
-            " (a disabled trigger: ALTER TABLE … ENABLE TRIGGER …), then run shop check"
+            f"the database differs from the ledger's schema: {report}. Restore the definitions of "
+            f"{CATALOG_FILE} (enable a disabled trigger with ALTER TABLE … ENABLE TRIGGER …), then run shop check"
         )
 
 
 async def compare_schema(db: AsyncSession) -> SchemaReport:
-    """Compare the ledger's part of the database with `catalog.txt`. One query, which takes some milliseconds."""
+    """Compare the ledger's part of the database with `catalog.txt`. This is one query, which takes a few
+    milliseconds."""
     missing: list[str] = []
     unknown: list[str] = []
     for line in compare_catalogs(await read_catalog(db, LEDGER_TABLES), expected_catalog()):
@@ -93,7 +95,7 @@ def verify_schema(url: str) -> None:
 
 
 async def find_schema_problem(database: Database) -> str | None:
-    """Why the service isn't ready: how the database differs from `catalog.txt`. None if it doesn't."""
+    """The reason why the service isn't ready, if the database differs from `catalog.txt`. Otherwise None."""
     async with database.session(read_only=True) as session:
         report = await compare_schema(session)
     return (
@@ -102,7 +104,7 @@ async def find_schema_problem(database: Database) -> str | None:
 
 
 def describe_catalog(found: Mapping[str, CatalogEntry]) -> str:
-    """The text of `catalog.txt` for a whole catalog: the guarded entries of the ledger's tables and functions."""
+    """The text of `catalog.txt`: the entries of the ledger's tables and functions that have `is_guarded`."""
     functions = set(function_names())
     sections: list[str] = []
     for name, entry in found.items():
@@ -116,7 +118,7 @@ def describe_catalog(found: Mapping[str, CatalogEntry]) -> str:
 
 
 def find_catalog_differences(found: Mapping[str, CatalogEntry]) -> list[str]:
-    """How `catalog.txt` differs from a whole catalog: the lines to remove and to add."""
+    """The lines to remove from `catalog.txt` and to add to it, so that it describes this catalog."""
     old, new = CATALOG_FILE.read_text(encoding="utf-8"), describe_catalog(found)
     return list(unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
 

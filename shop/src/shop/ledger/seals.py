@@ -1,6 +1,6 @@
 """The chain of seals: link new seals to it, and check rows against their seals.
 
-A function of the database computes the links. The hash of a link depends on all seals up to it.
+The SQL function `link_seals` numbers the seals and computes their hashes. A hash depends on all seals up to its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from howdah import Database
 from shop.ledger.models import Seal
 
 _BATCH_SIZE: Final = 10_000
-"""Seals that one transaction links."""
+"""The largest number of seals that one transaction links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,10 @@ async def has_link(db: AsyncSession, link: Link) -> bool:
 
 
 def _check_changeable_rows(name: str, table: str, revision: str) -> str:
-    """The query for rows that can change: each seal continues the seal before, and the last seal agrees with the row.
+    """The query that checks rows that can change. Each seal of a row must continue the previous seal of that row, and
+    the row must agree with its last seal.
 
-    `revision` is an SQL expression. `name` is the singular of the rows in findings.
+    `revision` is an SQL expression. `name` is the word for one row in the findings.
     """
     return f"""
         SELECT fault, finding
@@ -104,8 +105,8 @@ def _check_changeable_rows(name: str, table: str, revision: str) -> str:
         """  # noqa: S608  # made of the constants below
 
 
-# Queries like those of `shop.ledger.check`. The database's functions compute the digests. `shop.ledger.schema`
-# compares these functions with their definitions.
+# Each query returns a row for each violation, as in `shop.ledger.check`. SQL functions compute the digests.
+# `shop.ledger.schema` compares these functions with their definitions.
 CHECKS: Final = {
     "chain of seals": """
         SELECT fault, finding
@@ -120,7 +121,7 @@ CHECKS: Final = {
                 format('seal %s comes after %s', position, position_before)
             ),
             (
-                'seals don''t follow from the seal before', hash <> expected_hash,
+                'seals disagree with the previous seal', hash <> expected_hash,
                 format('seal %s', position)
             )
         ) AS rules (fault, is_violated, finding)

@@ -33,7 +33,7 @@ from shop.ledger.writing import write
 
 
 class Blocked(Enum):
-    """Instead of results: another transaction has locked one of the accounts, and nothing was posted."""
+    """The result if another transaction has locked one of the accounts, and nothing was posted."""
 
     BLOCKED = "blocked"
 
@@ -44,14 +44,14 @@ BLOCKED: Final = Blocked.BLOCKED
 async def post_transfers(session: AsyncSession, requests: Sequence[TransferRequest]) -> list[TransferResult]:
     """Decide the requests in order, and write the transfers. Return a result for each request, in the same order.
 
-    Each request is decided on the balances that the ones before it left. A refusal is a result. It affects only the
-    requests that are linked with it. Everything is part of the caller's transaction: report no result before it is
-    committed. One statement locks the accounts in key order, and another one writes transfers, entries, balances and
-    idempotency keys. So concurrent calls wait for each other and can't deadlock.
+    Each request is decided on the balances after the requests before it. A refusal is a result. It affects only the
+    requests that are linked with the refused one. Everything is part of the caller's transaction. Don't report a result
+    before the transaction is committed. One statement locks the accounts in key order, and another one writes
+    transfers, entries, balances and idempotency keys. So concurrent calls wait for each other and can't deadlock.
 
-    Requests with the same key lock the same accounts, so the second one waits and then reads the stored result. If they
-    lock different accounts (another body, or accounts that don't exist), writing may raise `KeyInUse`. Then roll back
-    the whole transaction; it may be repeated.
+    Requests with the same key usually lock the same accounts, so the second one waits and then reads the stored result.
+    If the bodies differ or the accounts don't exist, they may lock different accounts. Then the second one may raise
+    `KeyInUse`. After this error, roll back the whole transaction. It may be repeated.
 
     Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself.
     """
@@ -61,7 +61,7 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
 async def post_with_locks(
     session: AsyncSession, requests: Sequence[TransferRequest]
 ) -> tuple[list[TransferResult], AccountsAt]:
-    """Like `post_transfers`. Also return the accounts as they are after the commit."""
+    """Like `post_transfers`, but also return the accounts as they are after the commit."""
     validated = validate_requests(requests)
     locked = await TransferRepository(session).lock_accounts(collect_account_ids(validated))
     return await _post(session, locked, validated), locked
@@ -70,7 +70,7 @@ async def post_with_locks(
 async def post_skip_locked(
     session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
 ) -> tuple[list[list[TransferResult] | Blocked], AccountsAt]:
-    """Like `post_with_locks`, for several lists, and without waiting for locks. The result of a list is `BLOCKED` if
+    """Like `post_with_locks`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
     another transaction has locked one of its accounts."""
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
     locked, blocked_ids = await TransferRepository(session).lock_accounts_skip_locked(ids)
@@ -86,14 +86,14 @@ async def post_skip_locked(
 def group_results(
     lists: Sequence[Sequence[TransferRequest]], results: Sequence[TransferResult]
 ) -> list[list[TransferResult]]:
-    """The results of all requests of the lists, as one list for each list."""
+    """Split the results of all requests into one list for each list of requests."""
     remaining = iter(results)
     return [[next(remaining) for _ in requests] for requests in lists]
 
 
 async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
-    """Void the expired holds of those of these accounts that no other transaction has locked. Return the number of
-    holds, and the accounts."""
+    """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds,
+    and these accounts."""
     locked, _ = await TransferRepository(session).lock_accounts_skip_locked(set(account_ids))
     return await _void_expired(session, locked), locked
 
@@ -113,14 +113,14 @@ async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:
 
 async def _post(session: AsyncSession, locked: AccountsAt, requests: Sequence[TransferRequest]) -> list[TransferResult]:
     """Decide the requests on the locked accounts, and write the decision."""
-    await _void_expired(session, locked)  # before the decision: expired holds must not cause a refusal
+    await _void_expired(session, locked)  # first, because an expired hold must not cause a refusal
     repository = TransferRepository(session)
     reversed_ids = {request.reverses for request in requests if request.reverses is not None}
     settled_ids = {hold_id for request in requests if (hold_id := request.posts or request.voids) is not None}
     stored_outcomes = await _find_outcomes(repository, requests)
     reversible = await repository.find_reversible(reversed_ids)
-    # for the right refusal: holds that requests reverse but that aren't posted, and transfers that requests post or
-    # void but that were never pending
+    # For the correct refusals, also read holds that a request reverses although they aren't posted, and transfers that
+    # a request posts or voids although they were never pending.
     pending = await repository.find_holds(settled_ids | (reversed_ids - reversible.keys()))
     reversible |= await repository.find_reversible(settled_ids - pending.keys())
     context = PostingContext(
@@ -144,19 +144,20 @@ def collect_account_ids(requests: Sequence[TransferRequest]) -> set[UUID]:
 
 
 async def post(session: AsyncSession, request: TransferRequest) -> TransferRecord:
-    """`post_transfers` with one request; raises `TransferRefused`."""
+    """Post one request with `post_transfers`. Raises `TransferRefused`."""
     return (await post_transfers(session, [request]))[0].unwrap()
 
 
 async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> TransferRecord:
-    """Move `amount` of the accounts' smallest unit. Raises `TransferRefused`, a `ValueError`, and moves nothing then.
+    """Move `amount`, in the smallest unit of the accounts' currency. If it raises `TransferRefused` (a `ValueError`),
+    no money was moved.
 
     If the session has a transaction, the transfer is part of it, and the caller commits. Otherwise this function begins
     and commits a transaction.
     """
     async with db.begin_nested() if db.in_transaction() else db.begin():
         [result] = await post_transfers(db, [TransferRequest(from_account_id, to_account_id, amount)])
-    return result.unwrap()  # after the savepoint, so that expired holds stay voided
+    return result.unwrap()  # outside of the block, so that voided holds aren't rolled back
 
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> TransferRecord:
@@ -175,8 +176,8 @@ def as_linked_chain(key: str, requests: Sequence[TransferRequest]) -> list[Trans
         raise ValueError(f"linked: a chain of {len(requests)} transfers is too long; link at most {MAX_LINKED}")
     last = len(requests) - 1
     return [
-        request._replace(key=own_key, linked=place < last)
-        for place, (own_key, request) in enumerate(zip(chain_keys(key)[: len(requests)], requests, strict=True))
+        request._replace(key=request_key, linked=position < last)
+        for position, (request_key, request) in enumerate(zip(chain_keys(key)[: len(requests)], requests, strict=True))
     ]
 
 
@@ -218,13 +219,13 @@ async def find_named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTrans
 
 
 async def find_named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
-    """Those of the transfers that exist, in any state, with their accounts. Takes at most one statement."""
+    """The transfers with these ids, in any state, with their accounts. Takes at most one statement."""
     return await TransferRepository(db).find_named(transfer_ids)
 
 
 async def find_replay(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
-    """The stored result of this request's key as a replay. None if the key is unused; the refusal `key_reused` if it
-    was used for another request."""
+    """The stored result of this request's key, as a replay. None if the key is unused. The refusal `key_reused` if the
+    key was used for another request."""
     check_request(request)
     assert request.key is not None
     outcome = (await _find_outcomes(TransferRepository(session), [request])).get((request.scope, request.key))
@@ -238,8 +239,8 @@ async def find_replay(session: AsyncSession, request: TransferRequest) -> Transf
 async def _find_outcomes(
     repository: TransferRepository, requests: Sequence[TransferRequest]
 ) -> dict[ScopedKey, Outcome]:
-    """The stored results of those of the requests' keys that were used. Raises `LookupError` if the transfer of a key
-    is missing."""
+    """The stored results, by idempotency key. Unused keys are left out. Raises `LookupError` if a stored answer names a
+    transfer that doesn't exist."""
     answers = await repository.find_answers({(each.scope, each.key) for each in requests if each.key is not None})
     ids: dict[AnswerKind, list[UUID]] = {kind: [] for kind in AnswerKind}
     for stored in answers.values():

@@ -1,4 +1,4 @@
-"""The rows in memory on which requests are decided: accounts, holds, and transfers that are to be reversed."""
+"""The rows that decisions read and change in memory: accounts, holds, and transfers to reverse."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ class Reversible:
 class Hold:
     """A row of `pending_transfers`, and two flags that are not stored.
 
-    `has_new_state`: a decision has changed `state`, and it must be written. `is_expiry_reported`: the hold had expired,
-    and the first request of this transaction to void it got the result `voided`.
+    `has_new_state` is true after a decision has changed `state`, so the row must be written. `is_expiry_reported` is
+    true after a request to void an expired hold got the result `voided`. Only the first such request in the transaction
+    that voids the hold gets it.
     """
 
     id: UUID
@@ -66,7 +67,7 @@ class Hold:
 
     @property
     def has_expired(self) -> bool:
-        """Whether it was voided at or after its expiry. Expired holds are voided before any request is decided."""
+        """Whether the hold was voided because it expired. Expired holds are voided before any request is decided."""
         return self.state is TransferState.VOIDED and self.settled_at is not None and self.settled_at >= self.expires_at
 
     def to_record(self, state: TransferState) -> TransferRecord:

@@ -42,12 +42,12 @@ from shop.web.fields import ListOrder
 
 _Columns: TypeAlias = Mapping[str, Any]
 
-# Literals, not parameters: PostgreSQL then skips the branch of a union whose constant contradicts a filter.
+# Literals, not parameters, so that PostgreSQL can skip a branch of a union if its constant contradicts a filter.
 _POSTED_STATE: Final = literal_column("CAST('posted' AS varchar)", PendingTransfer.state.type)
 _NO_TIME: Final = literal_column("CAST(NULL AS timestamptz)", AwareDateTime())
 _NO_NUMBER: Final = literal_column("CAST(NULL AS bigint)", BigInteger())
-# Both tables have the columns `_SHARED`, and holds have NULL for those of `_ONLY_POSTED`. The two times of a hold are
-# computed in another way.
+# Both tables have the columns `_SHARED`. Only `transfers` has the columns `_ONLY_POSTED`: for holds they are NULL. The
+# columns `effective_at` and `created_at` are in neither, because the queries compute them.
 _SHARED: Final = tuple(
     name
     for name in Transfer.__mapper__.columns.keys()  # noqa: SIM118  # iteration would give the columns
@@ -62,7 +62,7 @@ _IS_UNPOSTED: Final = PendingTransfer.state != literal_column("'posted'", Pendin
 
 
 def _hold_columns(state: SQLColumnExpression[Any], expires_at: SQLColumnExpression[Any]) -> _Columns:
-    """The columns of a hold: as stored (`hold_…`), and the current ones."""
+    """The current state and expiry of a hold, and the stored ones (`hold_…`)."""
     is_pending = has_state(TransferState.PENDING, state, expires_at)
     return {
         "state": current_state(state, expires_at),
@@ -73,7 +73,7 @@ def _hold_columns(state: SQLColumnExpression[Any], expires_at: SQLColumnExpressi
 
 
 def _select_labeled(columns: _Columns) -> Select[Any]:
-    """Select the columns in the order of their names, as the branches of a union need the same order."""
+    """Select the columns in the order of their names, because all branches of a union need the same order."""
     return select(*(column.label(name) for name, column in sorted(columns.items())))
 
 
@@ -100,8 +100,8 @@ def _select_all_transfers() -> Subquery:
 def _select_transfers_by_account() -> Subquery:
     """Two rows for each transfer, one for each of its accounts.
 
-    The ids come from entries and holds. They are sorted before the transfers are read, so that a page reads only its
-    own transfers.
+    The ids come from entries and holds. PostgreSQL sorts the ids before it reads the transfers, so it reads only the
+    transfers of the page.
     """
     sides = union_all(
         select(
@@ -142,7 +142,7 @@ def _select_transfers_by_account() -> Subquery:
 class _SnapshotColumns:
     """The columns of a `TransferRecord`.
 
-    Values that only the rows of the page need are scalar subqueries, which PostgreSQL evaluates after LIMIT.
+    Some values are scalar subqueries. PostgreSQL evaluates these after LIMIT, so only for the rows of the page.
     """
 
     __table__: ClassVar[Any]
@@ -230,7 +230,7 @@ def select_transfers(
     """Transfers in any state in the order of their ids. A filter that is None is not applied.
 
     A transfer keeps its id, and so its place in the list, when it is posted or voided. `idempotency_key` is a key of
-    the client `scope`. A list by account sorts the ids of all the account's entries for each page, or of the entries
+    the client `scope`. For each page, a list by account sorts the ids of the account's entries: all of them, or those
     between `created_from` and `created_before`.
     """
     model: Any = TransferSnapshot
@@ -244,7 +244,7 @@ def select_transfers(
             conditions.append(or_(~model.is_posted, and_(*entry_conditions)))
         if account_id is None:
             conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)
-        if state is not None:  # follows from `has_state`, but lets PostgreSQL skip either the entries or the holds
+        if state is not None:  # redundant, but lets PostgreSQL skip the entries or the holds
             conditions.append(model.is_posted if state is TransferState.POSTED else ~model.is_posted)
     for column, value in (
         (model.from_account_id, from_account_id),

@@ -50,7 +50,7 @@ class TransferIn(BaseModel):
     description: Description | None = Field(default=None, examples=["rent for May"])
     metadata: Metadata | None = None
     effective_at: Moment | None = Field(
-        default=None, description="When the transfer takes effect; by default now. It is posted now in any case"
+        default=None, description="When the transfer takes effect; by default now. It is always posted now"
     )
     pending_seconds: Annotated[int, Field(ge=1, le=MAX_PENDING_SECONDS, strict=True)] | None = Field(
         default=None,
@@ -88,7 +88,7 @@ class ReverseIn(BaseModel):
 
 
 class VoidIn(BaseModel):
-    """An empty object: a pending transfer can only be voided as a whole. To release a part, post the rest."""
+    """An empty object: a pending transfer can only be voided as a whole. To release a part, post the other part."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -118,7 +118,7 @@ _REFERENCE_FIELDS: Final = ("posts", "voids", "reverses")
 def _validate_by_reference(*models: type[BaseModel]) -> WrapValidator:
     """Validate with the model whose reference field is present (`posts`, `voids` or `reverses`), or as a new transfer.
 
-    So the errors are those of one model. A union would report the errors of all models.
+    So only the errors of that model are reported. A union would report the errors of all models.
     """
     transfer_model = next(model for model in models if issubclass(model, TransferIn))
     model_by_reference = {name: model for model in models for name in _REFERENCE_FIELDS if name in model.model_fields}
@@ -134,7 +134,7 @@ def _validate_by_reference(*models: type[BaseModel]) -> WrapValidator:
         reference = references[0]
         model = model_by_reference[reference]
         fields = model.model_fields.keys()
-        # Only fields of the other models are listed here. The model itself rejects unknown fields.
+        # Fields of the other models. The model itself rejects fields that no model has.
         excluded = [name for name in content if name in all_fields and name not in fields]
         if excluded:
             allowed = ", ".join(name for name in fields if name != reference)
@@ -184,7 +184,7 @@ class TransferOut(BaseModel):
     group_id: UUID | None = Field(description="The group of linked transfers, which are posted together")
     reverses_id: UUID | None = Field(description="For a reversal: the transfer that it reverses")
     reversed_total: int | None = Field(
-        description="For a reversal: how much of the original transfer is reversed by it and the reversals before it"
+        description="For a reversal: the amount reversed by this and all earlier reversals of the original transfer"
     )
     reversed_amount: int = Field(
         description="How much of this transfer has been reversed; 0 in the response to its POST, and in replays"
@@ -218,7 +218,7 @@ class LinkedOut(BaseModel):
 class TransferPageParameters(PageParameters):
     """Page and filters. A transfer must match all filters.
 
-    `get_metadata_filter` of the routes reads `metadata[name]=value`.
+    The parameters `metadata[name]=value` are read by `get_metadata_filter`.
     """
 
     order: ListOrder = Field(default="oldest", description="The order of the ids")
@@ -278,7 +278,8 @@ class BatchLineIn(
         Annotated[AnyLineIn, _validate_by_reference(TransferLineIn, PostingLineIn, VoidingLineIn, ReversalLineIn)],
     ]
 ):
-    """A line of a batch: a transfer, or one to post (`posts`), void (`voids`) or reverse (`reverses`)."""
+    """A line of a batch: a new transfer, or the id of a transfer to post (`posts`), void (`voids`) or reverse
+    (`reverses`)."""
 
 
 class BatchLineOut(BaseModel):
@@ -321,5 +322,5 @@ def serialize_transfer(transfer: TransferRecord) -> dict[str, Any]:
 
 
 def encode_json(content: dict[str, Any]) -> bytes:
-    """JSON as Pydantic would write it, in a fifth of the time."""
+    """The same JSON as Pydantic writes, in a fifth of the time."""
     return orjson.dumps(content, default=str, option=orjson.OPT_UTC_Z)  # asyncpg has its own UUID class: use `str`

@@ -20,7 +20,8 @@ def create_triggers(connection: Connection) -> None:
 
 
 def drop_functions(connection: Connection) -> None:
-    """Drop the functions, with their triggers. The tables can be dropped then: some functions take a row of a table."""
+    """Drop the functions and their triggers. After that the tables can be dropped: some functions depend on their row
+    types."""
     for name in function_names():
         connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {name} CASCADE")
 

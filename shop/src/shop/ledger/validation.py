@@ -31,9 +31,9 @@ def validate_requests(requests: Iterable[TransferRequest]) -> tuple[TransferRequ
 def check_request(request: TransferRequest) -> None:
     """Raise `TypeError` if a field has the wrong type, and `ValueError` if a value can't be stored.
 
-    The types are exact: a `bool` or a `Decimal` as an amount would be compared like an `int`, and stored as another
-    number. An amount that is out of range, an unknown account or a wrong currency is not an error here: the request is
-    refused later.
+    The types must match exactly. A `bool` or a `Decimal` as the amount, for example, would be compared like an `int`
+    but stored as another number. An amount that is out of range, an unknown account or a wrong currency is not an error
+    here. Such a request is refused later.
     """
     if not isinstance(request, TransferRequest):
         raise TypeError(f"a TransferRequest is expected, not {type(request).__name__}; pass several requests as a list")
@@ -81,7 +81,7 @@ def _check_kind(request: TransferRequest) -> None:
             raise _wrong_type(name, value, _A_UUID)
     kinds = (request.pending_seconds, request.posts, request.voids, request.reverses)
     if sum(kind is not None for kind in kinds) > 1:
-        raise ValueError("a request has only one of pending_seconds, posts, voids and reverses: leave out the others")
+        raise ValueError("pending_seconds, posts, voids and reverses can't be combined: pass only one of them")
     seconds = request.pending_seconds
     if seconds is not None:
         if type(seconds) is not int:
@@ -92,10 +92,12 @@ def _check_kind(request: TransferRequest) -> None:
         for name in ("description", "metadata", "effective_at"):
             if getattr(request, name) is not None:
                 raise ValueError(
-                    f"{name}: a request that posts or voids keeps the {name} of the pending transfer; leave it out"
+                    f"{name}: a request that posts or voids keeps the {name} of the pending transfer; don't pass {name}"
                 )
     if request.voids is not None and request.amount is not None:
-        raise ValueError("amount: a pending transfer is voided whole; leave it out, or post a part to release the rest")
+        raise ValueError(
+            "amount: a pending transfer can only be voided as a whole; don't pass amount, or post a part instead"
+        )
 
 
 def _check_text(name: str, value: str, max_length: int) -> None:
@@ -131,7 +133,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
 
 
 def _check_time(moment: datetime) -> None:
-    if type(moment) is not datetime:  # a subclass may be more exact than the column: pandas.Timestamp has nanoseconds
+    if type(moment) is not datetime:  # a subclass may be more precise than the column, as pandas.Timestamp is
         raise _wrong_type("effective_at", moment, "pass a datetime.datetime with a time zone")
     if moment.utcoffset() is None:
         raise ValueError(

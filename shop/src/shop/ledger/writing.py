@@ -29,7 +29,7 @@ class KeyInUse(Exception):
 
 
 class WriteResult(NamedTuple):
-    """Whether the statement wrote anything, and the database's time."""
+    """Whether the statement wrote the decision, and the time by the database's clock."""
 
     is_written: bool
     at: datetime
@@ -38,21 +38,21 @@ class WriteResult(NamedTuple):
 async def write(session: AsyncSession, context: PostingContext) -> None:
     """Write what was decided under locks.
 
-    Raises `KeyInUse` if another transaction has used one of the keys, and it didn't lock the same accounts.
+    Raises `KeyInUse` if another transaction has used one of the keys without locking the same accounts.
     """
-    if settled := context.settled_holds():  # first: a new transfer may spend the amounts that they release
+    if settled := context.settled_holds():  # first, because a new transfer may need the released amounts
         values = {"settled": [hold.id for hold in settled], "states": [hold.state.value for hold in settled]}
         await _write_holds(session, context, settled, _SETTLE_HOLDS, values)
     with _raise_key_in_use():
         await session.execute(WRITE, values_to_write(context))
-    if context.holds:  # last: a new hold may reserve amounts that the new transfers bring
+    if context.holds:  # last, because a new hold may reserve amounts of the new transfers
         await _write_holds(session, context, context.holds, _INSERT_HOLDS, _hold_values(context.holds))
     for account in context.changed_accounts():
         update_loaded_account(session, account, ("balance", "held", "entry_count", "revision", "updated_at"))
 
 
 def expected_values(accounts: Collection[PostingAccount]) -> dict[str, Any]:
-    """The parameters of `write_if_unchanged` that say how the accounts are expected to be. Read them before the
+    """The parameters of `write_if_unchanged` with the expected entry counts and revisions. Call this before the
     decision, which changes the accounts."""
     fields: dict[str, Sequence[Any]] = {
         "id": [account.id for account in accounts],
@@ -63,10 +63,11 @@ def expected_values(accounts: Collection[PostingAccount]) -> dict[str, Any]:
 
 
 def values_to_write(context: PostingContext) -> dict[str, Any]:
-    """The parameters that say what to write. Read them right after the decision, because the next decision changes the
-    accounts.
+    """The parameters with the rows to write. Call this directly after the decision, because the next decision changes
+    the accounts.
 
-    The context's time and a currency that all transfers have are sent once, and as None in the arrays.
+    Two values are sent once instead of in the arrays, where they are None: the time of the context, and the currency if
+    all transfers have the same one.
     """
     fields: dict[str, Sequence[Any]] = dict.fromkeys(TransferRecord._fields, ())
     if context.transfers:
@@ -82,11 +83,11 @@ def values_to_write(context: PostingContext) -> dict[str, Any]:
 
 
 async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, Any]) -> WriteResult:
-    """Write an optimistic decision by one statement, which waits for no account. It writes nothing unless
+    """Write an optimistic decision by one statement, which doesn't wait for locks. The statement writes nothing unless
 
     - all accounts still have the expected entry counts and revisions,
     - no other transaction has locked one of them,
-    - the decision's time isn't ahead of the database's clock, nor more than ten seconds behind.
+    - the time of the decision is at most ten seconds behind the database's clock, and not ahead of it.
 
     Raises `KeyInUse`.
     """
@@ -96,7 +97,7 @@ async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, A
 
 
 def update_loaded_account(session: AsyncSession, account: Any, names: Iterable[str]) -> None:
-    """Copy these attributes to the session's object of this account, if it has one. They are what was written."""
+    """If the session has an object of this account, set these attributes to the written values."""
     loaded = session.identity_map
     if loaded and (instance := loaded.get(identity_key(Account, account.id))) is not None:
         for name in names:
@@ -158,23 +159,24 @@ def _attribute_names(model: type[Base]) -> list[str]:
 
 
 def _element_type(column: Column[Any]) -> TypeEngine[Any]:
-    """The type in which a column's values are sent: that of the column.
+    """The type in which the values of a column are sent.
 
-    Text, enums and JSON are sent as text without a length, because PostgreSQL silently shortens what is cast to
-    `varchar(3)[]`. The statement converts JSON.
+    Text, enums and JSON are sent as text without a length, because a cast to `varchar(3)[]` would silently shorten the
+    values. The statement converts JSON. Other values have the type of the column.
     """
     return String() if isinstance(column.type, String | JSON) else column.type
 
 
 def _omit_nulls(values: Sequence[Any]) -> list[Any]:
-    """An empty list if all values are None: `unnest` pads it with NULLs, and the driver has fewer values to encode."""
+    """Replace a list of None by an empty list. `unnest` pads it with NULLs, and the driver has fewer values to
+    encode."""
     return list(values) if values.count(None) < len(values) else []
 
 
 _TRANSFER: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
 _EXPECTED: Final = _ArrayParameters("a", Account, ("id", "entry_count", "revision"))
 _KEY: Final = _ArrayParameters("k", IdempotencyKey, ("scope", "key", "fingerprint", "transfer_id", "refusal", "answer"))
-# The statement sets `state` and `created_at` of new holds. `settled_at` is NULL.
+# Without the columns that the statement itself sets (`state`, `created_at`), and `settled_at`, which is NULL.
 _NEW_HOLD: Final = _ArrayParameters(
     "h",
     PendingTransfer,
@@ -193,7 +195,8 @@ _check_fields(Hold, _NEW_HOLD)
 
 
 def _key_values(context: PostingContext) -> dict[str, list[Any]]:
-    outcomes = sorted(context.keys.items())  # in one order: otherwise two transactions could wait for each other
+    """The parameters with the idempotency keys to write, sorted by scope and key."""
+    outcomes = sorted(context.keys.items())  # sorted, because otherwise two transactions could deadlock
     results = [outcome.result for _, outcome in outcomes]
     return _KEY.values(
         {
@@ -208,7 +211,8 @@ def _key_values(context: PostingContext) -> dict[str, list[Any]]:
 
 
 def _unusual_answer(result: TransferResult) -> str | None:
-    """The kind of the answer. None for a posted transfer and for a refusal, which the statement derives."""
+    """The kind of the answer. None for the two frequent kinds, a posted transfer and a refusal: the statement derives
+    these."""
     transfer = result.transfer
     return None if transfer is None or transfer.state is TransferState.POSTED else transfer.state.value
 
@@ -223,7 +227,7 @@ def _to_json(details: Mapping[str, str] | None) -> str | None:
     return orjson.dumps(dict(details)).decode() if details else None
 
 
-# How the statements store a column that isn't sent as it is stored.
+# SQL expressions for the columns whose values are converted or completed by the statement.
 _STORED_AS: Final = {
     "currency": "coalesce(currency, :currency)",
     "metadata": "metadata::jsonb",
@@ -249,7 +253,7 @@ _COMPARISON: Final = f"""
                 AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp() AS is_unchanged
             FROM locked JOIN {_EXPECTED.unnest("expected")} ON locked.id = expected.id
                 AND locked.entry_count = expected.entry_count AND locked.revision = coalesce(expected.revision, 0)
-        ),"""  # noqa: S608  # of names from above
+        ),"""  # noqa: S608  # built from constants
 
 
 def _write_statement(*, if_unchanged: bool) -> Any:
@@ -266,7 +270,7 @@ def _write_statement(*, if_unchanged: bool) -> Any:
             FROM {_KEY.unnest("input")} WHERE {condition}
         )
         SELECT {condition} AS is_written, clock_timestamp() AS at
-        """).bindparams(  # noqa: S608  # of names from above
+        """).bindparams(  # noqa: S608  # built from constants
         *_TRANSFER.bindparams,
         *_KEY.bindparams,
         *(_EXPECTED.bindparams if if_unchanged else ()),
@@ -281,13 +285,14 @@ WRITE_IF_UNCHANGED: Final = _write_statement(if_unchanged=True)
 
 
 def _hold_statement(change: str, *, condition: str, parameters: Sequence[Any]) -> Any:
-    """A statement that changes pending transfers, and sets `held` of their accounts where the condition is true."""
+    """A statement that changes pending transfers, and then sets `held` of the accounts for which the condition is
+    true."""
     return text(f"""
         WITH changed_holds AS ({change})
         UPDATE {Account.__tablename__} AS account SET held = input.held, updated_at = :at
         FROM unnest(:a_id, :a_held) AS input (id, held) WHERE account.id = input.id AND {condition}
         RETURNING account.id, revision, account.updated_at
-        """).bindparams(  # noqa: S608  # of names from above
+        """).bindparams(  # noqa: S608  # built from constants
         *parameters,
         bindparam("a_id", type_=ARRAY(Uuid())),
         bindparam("a_held", type_=ARRAY(BigInteger())),
@@ -299,8 +304,8 @@ _SETTLE_HOLDS: Final = _hold_statement(
     f"""
         UPDATE {PendingTransfer.__tablename__} AS hold SET state = input.state, settled_at = :at
         FROM unnest(:settled, :states) AS input (id, state) WHERE hold.id = input.id
-        """,  # noqa: S608  # of names from above
-    # `held` is the amount after all decisions. If it is higher than before, `_INSERT_HOLDS` sets it.
+        """,  # noqa: S608  # built from constants
+    # `held` is the amount after all decisions. This statement only lowers it; `_INSERT_HOLDS` raises it.
     condition="input.held < account.held",
     parameters=[bindparam("settled", type_=ARRAY(Uuid())), bindparam("states", type_=ARRAY(String()))],
 )
@@ -310,7 +315,7 @@ _INSERT_HOLDS: Final = _hold_statement(
         SELECT {", ".join("metadata::jsonb" if name == "metadata" else name for name in _NEW_HOLD.columns)},
             'pending', :at
         FROM {_NEW_HOLD.unnest("input")}
-        """,  # noqa: S608  # of names from above
+        """,  # noqa: S608  # built from constants
     condition="input.held > account.held",
     parameters=_NEW_HOLD.bindparams,
 )

@@ -1,6 +1,6 @@
 """The history of the schema, and the revision of a database.
 
-Alembic is imported where it is used: the service asks only for the revision of its database.
+The functions that need Alembic import it, so that an import of this module is fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FOLDER: Final = Path(__file__).parent
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database's schema to `revision`. Safe to call from several processes at once: the others wait.
+    """Bring the database's schema to `revision`.
 
     Blocks, and must not be called from a running event loop. Raises Alembic's `CommandError` if the database is at a
     revision that this version of Shop doesn't have.
@@ -51,8 +51,9 @@ def downgrade(url: str, revision: str) -> None:
 def write_revision(url: str, message: str) -> Path:
     """Write the first version of a migration, and return its path.
 
-    Alembic compares the models with the database at `url`, which must be at the newest revision. The .sql files that
-    differ from their newest copy in a migration's folder are copied into the folder of the new migration.
+    Alembic compares the models with the database at `url`, which must be at the newest revision. Each migration has a
+    folder with copies of the .sql files that it changed. Files that differ from their newest copy are copied into the
+    folder of the new migration.
     """
     from alembic import command
     from alembic.script import Script
@@ -92,7 +93,7 @@ async def current(database: Database) -> str | None:
 
 
 async def find_revision_problem(database: Database) -> str | None:
-    """Why the service isn't ready: the database isn't at the newest revision. None if it is."""
+    """The reason why the service isn't ready, if the database isn't at the newest revision. Otherwise None."""
     found = await current(database)
     return None if found == head() else f"the schema is at {found}, not at {head()}: run shop migrate"
 

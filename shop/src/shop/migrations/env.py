@@ -1,4 +1,4 @@
-"""Run by Alembic, for the URL that `shop.migrations` hands it."""
+"""Alembic runs this module to migrate the database whose URL `shop.migrations` has set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from howdah import AwareDateTime, Database
 from shop.tables import Base
 
-# Held for as long as a migration runs, so that of several processes that start together one migrates.
+# An advisory lock for the whole migration. If several processes start together, one migrates and the others wait.
 _LOCK = 0x686F_7764_6168
 
 
@@ -36,7 +36,8 @@ def _run(connection: Connection) -> None:
 
 
 async def _migrate(url: str) -> None:
-    # as long as it takes; closing the connection frees the lock
+    """Open a connection without timeouts, and run the migrations with it."""
+    # A migration has no timeouts. The lock is released when the connection is closed.
     async with (
         Database(
             url,

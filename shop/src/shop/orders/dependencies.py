@@ -1,4 +1,4 @@
-"""What the routes of orders take from a request."""
+"""FastAPI dependencies of the routes of orders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from shop.orders.service import OrderViews
 
 
-# async, because FastAPI calls other functions in a thread
+# `async`, because FastAPI would call a plain function in a thread.
 async def get_order_views(request: Request) -> OrderViews:
     views: OrderViews = request.state.orders
     return views

@@ -24,15 +24,15 @@ class OrderStatus(StrEnum):
 
     @property
     def counts_as_sale(self) -> bool:
-        """Whether the order counts as a sale."""
+        """True unless the order is cancelled or refunded."""
         return self not in (OrderStatus.CANCELLED, OrderStatus.REFUNDED)
 
 
 class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
     """An order. `total_cents` is the sum of its items, in the smallest unit of `currency`.
 
-    `reference` is the number of the order in another system, such as that of an imported invoice. An order that cancels
-    another one (`cancels_id`) has the status `cancelled` if it cancels all of it, and `refunded` otherwise.
+    `reference` is the number of the order in another system, such as that of an imported invoice. An order with
+    `cancels_id` cancels that order. It has the status `cancelled` if it cancels the whole order, otherwise `refunded`.
     """
 
     __tablename__ = "orders"

@@ -1,4 +1,4 @@
-"""The problems that answer the errors of orders."""
+"""Problem responses for the errors of orders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shop.orders.service import OrderNotPayable
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer the errors that `shop.orders.service` raises."""
+    """Register a handler for each error of `shop.orders.service`."""
 
     @app.exception_handler(OrderNotPayable)
     async def handle_not_payable(request: Request, error: OrderNotPayable) -> Response:

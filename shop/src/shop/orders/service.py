@@ -75,7 +75,7 @@ async def change_status(db: AsyncSession, order_ids: Iterable[UUID], new_status:
 
 
 async def bulk_update_status(db: AsyncSession, order_ids: Iterable[UUID], new_status: str) -> int:
-    """`change_status`, with the number of the orders as the result."""
+    """Call `change_status`, and return only the number of orders."""
     return (await change_status(db, order_ids, new_status)).count
 
 

@@ -1,4 +1,4 @@
-"""What the routes of users with their orders take from a request."""
+"""FastAPI dependencies of the routes of users with their orders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from shop.user_orders.service import UserOrderViews
 
 
-# async, because FastAPI calls other functions in a thread
+# `async`, because FastAPI would call a plain function in a thread.
 async def get_user_order_views(request: Request) -> UserOrderViews:
     views: UserOrderViews = request.state.user_orders
     return views

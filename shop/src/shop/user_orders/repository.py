@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from shop.orders import models as _orders  # noqa: F401  # it declares `User.orders`
+from shop.orders import models as _orders  # noqa: F401  # sets `User.orders`
 from shop.users.models import User
 from shop.users.repository import UserRepository
 

@@ -46,7 +46,6 @@ class OrderSummaryOut(BaseModel):
         examples=[{"cancelled": {"orders": 1, "total_cents": 700}, "paid": {"orders": 3, "total_cents": 4500}}]
     )
     by_month: dict[str, TotalsOut] = Field(
-        description="By the month in which the orders were placed, in UTC, in the order of time. Months without orders "
-        "are left out",
+        description="The totals of each month in UTC, oldest first. Months without orders are left out",
         examples=[{"2026-09": {"orders": 1, "total_cents": 500}, "2026-11": {"orders": 2, "total_cents": 4000}}],
     )

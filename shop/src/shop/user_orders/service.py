@@ -35,8 +35,8 @@ async def get_user_order_summary(db: AsyncSession, user_id: UUID) -> dict[str, A
     """The user and the totals of their orders. None if there is no such user.
 
     `total_orders`, `total_spent_cents`, `avg_order_cents` and `by_month` leave out cancelled and refunded orders.
-    `by_status` has all orders. The keys of `by_month` are the months in UTC in which orders were placed (`2026-11`), in
-    the order of time. All totals come from one statement, and so from one snapshot. No order is loaded.
+    `by_status` has all orders. The keys of `by_month` are months in UTC (`2026-11`), oldest first. Months without
+    orders are left out. All totals come from one statement, and so from one snapshot. No order is loaded.
     """
     user = await db.get(User, user_id)
     if user is None:

@@ -1,4 +1,4 @@
-"""What the routes of users take from a request."""
+"""FastAPI dependencies of the routes of users."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from shop.users.service import UserViews
 
 
-# async, because FastAPI calls other functions in a thread
+# `async`, because FastAPI would call a plain function in a thread.
 async def get_user_views(request: Request) -> UserViews:
     views: UserViews = request.state.users
     return views

@@ -11,12 +11,12 @@ from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned
 
 
 class User(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
-    """A customer. `email` is stored in lower case, so that it is unique in upper and lower case."""
+    """A customer. `email` is stored in lower case, so that two addresses can't differ only in upper and lower case."""
 
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_is_lower_case"),
-        # With any collation of the database, a search by prefix uses this index.
+        # `text_pattern_ops` lets a search by prefix use this index with any collation of the database.
         Index("ix_users_email_prefix", "email", postgresql_ops={"email": "text_pattern_ops"}),
         Index("ix_users_country_id", "country", "id"),
         Index("ix_users_created_at", "created_at"),

@@ -33,7 +33,7 @@ class UserChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # A default makes a field optional. `default=None` would also make null a valid value, so it is a factory.
+    # A default makes a field optional. With `default=None` null would be a valid value, so the default is a factory.
     email: Email = Field(default_factory=str)
     name: Name = Field(default_factory=str)
     country: Country | None = None

@@ -28,7 +28,7 @@ async def open_user_views(database: Database) -> AsyncIterator[UserViews]:
 
 
 async def bulk_create_users(db: AsyncSession, users_data: Iterable[Mapping[str, Any]], chunk_size: int = 1000) -> int:
-    """Insert all users or none, and return their number. The session holds no objects of them.
+    """Insert all users or none, and return their number. No `User` objects are added to the session.
 
     `users_data` may be any iterable. At most `chunk_size` rows are in memory at a time. Email addresses are converted
     to lower case. Raises `IntegrityViolation`, such as `UniqueViolation`, with the `row_index` of the rejected row.

@@ -1,4 +1,4 @@
-"""Process a request of any number of lines in parts, at constant memory."""
+"""Process a request with any number of lines part by part, with constant memory use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import IO, Any, Final, TypeVar
 
 BATCH_LINES: Final = 500
-LINES_BETWEEN_OTHERS: Final = 50
-"""After this many lines the reader lets other tasks run, such as the one that processes the previous part."""
+"""Lines of one part. Each part is one transaction."""
+LINES_BETWEEN_PAUSES: Final = 50
+"""After this many lines, the reader lets other tasks run. One of them processes the previous part."""
+# A larger response is written to a temporary file.
 _SPOOL_BYTES: Final = 1_048_576
-_PART_BYTES: Final = 65_536
+_CHUNK_BYTES: Final = 65_536
 
 PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
@@ -51,7 +53,7 @@ async def process_in_parts(
 
 async def _read_and_close(results: IO[bytes]) -> AsyncIterator[bytes]:
     try:
-        while part := await asyncio.to_thread(results.read, _PART_BYTES):
+        while part := await asyncio.to_thread(results.read, _CHUNK_BYTES):
             yield part
     finally:
         results.close()

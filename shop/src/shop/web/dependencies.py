@@ -1,4 +1,4 @@
-"""What routes of every feature take from a request."""
+"""FastAPI dependencies of the routes of every feature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses with any number of rows as NDJSON or CSV, which are sent while the rows are read."""
+"""Responses with any number of rows, as NDJSON or CSV. Each batch of rows is sent before the next one is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shop.web.fields import ExportFormat
 from shop.web.lines import NDJSON
 
 CSV: Final = "text/csv"
-# As long as `idle_in_transaction_timeout`, with which PostgreSQL closes the connection if no row is read.
+# The same as `idle_in_transaction_timeout`, after which PostgreSQL closes a connection that reads no rows.
 CLIENT_SEND_TIMEOUT_SECONDS = 60.0
 _BATCH_ROWS: Final = 500
 
@@ -31,14 +31,15 @@ async def export_response(
 ) -> StreamingResponse:
     """A response with the rows of a SELECT of columns. `name` is the name of the file, without its extension.
 
-    Memory use doesn't depend on the number of rows: a batch is read when the client has received the one before. All
+    Memory use doesn't depend on the number of rows: a batch is read when the client has received the previous one. All
     rows come from one statement, and so from one snapshot. `db` is a `ReadDbSession`. Its connection stays in use until
     the last row has been sent or the client disconnects. A client that receives nothing for
     `CLIENT_SEND_TIMEOUT_SECONDS` is disconnected.
 
     The first batch is read before the response starts, so that an error of the statement becomes a problem. An error
     after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that the
-    response is incomplete. HTTP/1.0 has no chunks: a proxy must use HTTP/1.1 to the service.
+    response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to
+    connect to the service.
     """
     result = await db.stream(columns.execution_options(yield_per=_BATCH_ROWS))
     names = list(result.keys())
@@ -69,7 +70,7 @@ class _TimedResponse(StreamingResponse):
             async with asyncio.timeout(CLIENT_SEND_TIMEOUT_SECONDS):
                 await send(message)
 
-        with suppress(ClientDisconnect):  # also raised after the timeout; neither is a fault of the service
+        with suppress(ClientDisconnect):  # no fault of the service; the timeout raises it, too
             await super().__call__(scope, receive, send_in_time)
 
 
@@ -87,7 +88,7 @@ def _ndjson_encoder(names: Sequence[str]) -> Callable[[Iterable[Sequence[Any]]],
 def _encode_csv(rows: Iterable[Sequence[Any]]) -> bytes:
     """Lines by RFC 4180. NULL is an empty field, and a time is written as in JSON.
 
-    Texts are not changed. So a spreadsheet may interpret a text that begins with `=` as a formula.
+    Text is written unchanged. A spreadsheet may interpret text that begins with `=` as a formula.
     """
     lines = StringIO(newline="")
     csv.writer(lines).writerows(map(_to_csv_fields, rows))

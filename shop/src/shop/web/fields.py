@@ -21,7 +21,9 @@ _Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_N
 Metadata: TypeAlias = Annotated[
     dict[_Name, _Text],
     Field(
-        max_length=MAX_METADATA, description="Names and values of the client, up to 50", examples=[{"region": "north"}]
+        max_length=MAX_METADATA,
+        description="Up to 50 names with values, chosen by the client",
+        examples=[{"region": "north"}],
     ),
 ]
 

@@ -23,7 +23,8 @@ TOO_LONG: Final = f"longer than {MAX_LINE_BYTES} bytes"
 async def read_ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
     """The lines of the body as they arrive, each with its number, from 1. Blank lines are left out.
 
-    A line that is longer than `MAX_LINE_BYTES` is None. Raises `UnsupportedMediaType` if the body isn't NDJSON.
+    Instead of a line that is longer than `MAX_LINE_BYTES`, None is yielded. Raises `UnsupportedMediaType` if the body
+    isn't NDJSON.
     """
     if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
@@ -42,8 +43,8 @@ async def read_ndjson_lines(request: Request) -> AsyncIterator[tuple[int, bytes 
 async def read_rows(request: Request, model: type[ModelT]) -> AsyncIterator[tuple[int, ModelT]]:
     """The rows of a body, each with the number of its line (NDJSON) or of its element (JSON array), from 1.
 
-    NDJSON is read as it arrives, in constant memory. An array is read as a whole. Raises `InvalidLine` for the first
-    row that the model rejects, and `UnsupportedMediaType` if the content type is neither.
+    NDJSON is read as it arrives, with constant memory use. An array is read as a whole. Raises `InvalidLine` for the
+    first row that the model rejects. Raises `UnsupportedMediaType` if the body is neither NDJSON nor JSON.
     """
     if _get_media_type(request) == NDJSON:
         async for number, line in read_ndjson_lines(request):

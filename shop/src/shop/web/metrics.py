@@ -39,7 +39,7 @@ def metrics_router(get_queues: GetQueues) -> APIRouter:
         _pool.labels("in_use").set(status.in_use)
         _pool.labels("idle").set(status.idle)
         _pool.labels("limit").set(status.size + status.max_overflow)
-        # a registry per request, because the queues belong to the application and the default registry to the process
+        # A new registry, because the queues belong to the application. The default registry belongs to the process.
         registry = CollectorRegistry()
         registry.register(_QueueCollector(get_queues(request)))
         return Response(generate_latest() + generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

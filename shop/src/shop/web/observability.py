@@ -20,7 +20,7 @@ from howdah.fastapi import problem_response
 REQUEST_ID_HEADER: Final = b"x-request-id"
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-# The label of any other method is `any`: a client can send any text, and each one would be a new time series.
+# Other methods have the label `any`. A client can send any text as the method, and each would be a new time series.
 _METHODS: Final = frozenset(HTTPMethod)
 
 _requests: Final = Counter("shop_requests_total", "Requests by route and status", ["method", "route", "status"])
@@ -33,7 +33,7 @@ class Observability:
     """ASGI middleware: the request id, the log line and the metrics of each request.
 
     The request id is the client's `X-Request-ID` if it consists of 1 to 128 letters, digits and `._:-`. Otherwise it is
-    a new UUID. Every log line of the request and its response have it, also the response to an unexpected error.
+    a new UUID. The response and every log line of the request contain it, even after an unexpected error.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -69,7 +69,7 @@ class Observability:
                 self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        # The pattern of the route, not the path: otherwise each id would be a new time series.
+        # The pattern of the route is the label, because each path with another id would be a new time series.
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if route != "unmatched" and scope["method"] in _METHODS else "any"
         _requests.labels(method, route, status or "none").inc()
@@ -120,7 +120,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
             processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
             logger_factory=structlog.stdlib.LoggerFactory(),
         )
-    else:  # written to the stream directly: a line takes a quarter of the time that it takes through `logging`
+    else:  # directly to the stream, because that takes a quarter of the time of `logging`
         structlog.configure(
             processors=[*shared, *rendered[:-1], structlog.processors.JSONRenderer(orjson.dumps, default=str)],
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),

@@ -1,6 +1,6 @@
-"""Errors of requests that concern no single feature, and the problems that answer them.
+"""Errors of requests to any feature, and their problem responses.
 
-Each feature has such a module for its own errors. `howdah.fastapi.add_error_handlers` answers the library's errors.
+Each feature has a module `problems` for its own errors. `howdah.fastapi.add_error_handlers` handles Howdah's errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class UnsupportedMediaType(Exception):
 
     def __init__(self, *accepted: str) -> None:
         self.accepted = accepted
-        super().__init__(f"the body must be {' or '.join(accepted)}: set Content-Type to its type")
+        super().__init__(f"the body must be {' or '.join(accepted)}: set Content-Type accordingly")
 
 
 class InvalidLine(ValueError):
@@ -44,7 +44,7 @@ class RejectedLine(Exception):
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer the errors of this module, and disconnected clients."""
+    """Register handlers for the errors of this module and for disconnected clients."""
 
     @app.exception_handler(UnsupportedMediaType)
     async def handle_unsupported_media_type(request: Request, error: UnsupportedMediaType) -> Response:

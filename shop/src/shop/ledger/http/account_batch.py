@@ -1,4 +1,4 @@
-"""Open the accounts of an NDJSON body of any length, at constant memory."""
+"""Open the accounts of an NDJSON body of any length, with constant memory use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.ledger.transfer_schemas import encode_json
-from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, process_in_parts
+from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 
 # The fields of `AccountLineOut`, in the order in which they are written.
@@ -41,7 +41,7 @@ async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]], cal
     """The parsed lines, `BATCH_LINES` at a time. Each chunk is one transaction."""
     chunk: _Chunk = {}
     async for number, line in lines:
-        if number % LINES_BETWEEN_OTHERS == 0:
+        if number % LINES_BETWEEN_PAUSES == 0:
             await asyncio.sleep(0)  # parsing takes time: let other tasks run
         chunk[number] = _parse_line(line, caller)
         if len(chunk) >= BATCH_LINES:
@@ -65,7 +65,7 @@ def _parse_line(line: bytes | None, caller: str) -> OpeningRequest | str:
 
 
 def _write_results(chunk: _Chunk, results: list[OpeningResult], output: IO[bytes]) -> None:
-    """Write a line for each line of the chunk. `results` has no elements for invalid lines."""
+    """Write a line for each line of the chunk. Invalid lines have no element in `results`."""
     remaining = iter(results)
     for number, request in chunk.items():
         if isinstance(request, str):

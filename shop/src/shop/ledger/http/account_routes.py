@@ -100,7 +100,7 @@ async def create_accounts(
     Each line of the body has an account and its own idempotency key. The response has a line for each of them, in the
     same order.
 
-    Each 500 lines are one transaction. A refused line doesn't affect the others, and stores nothing under its key. The
+    Every 500 lines are one transaction. A refused line doesn't affect the others, and stores nothing under its key. The
     response starts when the last account has been opened. If the connection breaks before that, some accounts may have
     been opened. It is safe to send all lines again.
     """
@@ -111,7 +111,7 @@ async def create_accounts(
 async def list_accounts(
     parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession
 ) -> Page[AccountSnapshot]:
-    """List accounts in the order of their opening. The filters are the user, the purpose and the currency."""
+    """List accounts, oldest first. The filters are the user, the purpose and the currency."""
     filters = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
     query = select(AccountSnapshot).filter_by(**filters).order_by(AccountSnapshot.id)
     return await paginate(db, query, limit=parameters.limit, after=parameters.after, before=parameters.before)
@@ -152,8 +152,8 @@ async def get_balance(
     A past balance is the balance after an entry (`entry_number`), at a posting time (`at`), or at an effective time
     (`effective_at`). Only the current balance comes with `held` and `available`.
 
-    A balance by `effective_at` is a report. It may be below zero although the account's balance never was, because a
-    transfer can have an earlier `effective_at` than the money for it.
+    A balance by `effective_at` is a report. It may be below zero although the account's balance never was: a debit may
+    have an earlier `effective_at` than the credit that paid for it.
     """
     entry_number: int | None = None
     held = available = None

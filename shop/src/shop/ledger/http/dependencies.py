@@ -1,4 +1,4 @@
-"""What the routes of the ledger, and of features that post transfers, take from a request."""
+"""FastAPI dependencies of the ledger's routes, and of other routes that post transfers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.transfer_schemas import Key
 
 
-# async, because FastAPI calls other functions in a thread
+# `async`, because FastAPI would call a plain function in a thread.
 async def get_ledger(request: Request) -> Ledger:
     ledger: Ledger = request.state.ledger
     return ledger
@@ -20,4 +20,4 @@ async def get_ledger(request: Request) -> Ledger:
 CurrentLedger = Annotated[Ledger, Depends(get_ledger)]
 IdempotencyKey = Annotated[str | None, single_header("Idempotency-Key", Key)]
 RequiredIdempotencyKey = Annotated[str, single_header("Idempotency-Key", Key, required=True)]
-"""For requests that move money, so that they can be sent again safely."""
+"""The key is required for requests that move money, so that they can be sent again safely."""

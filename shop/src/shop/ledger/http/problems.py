@@ -1,4 +1,4 @@
-"""The problems that answer the ledger's errors."""
+"""Problem responses for the ledger's errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def refusal_response(code: Refusal, *, replayed: bool = False, **members: Any) -
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer the errors that the ledger raises."""
+    """Register a handler for each error of the ledger."""
 
     @app.exception_handler(TransferRefused)
     async def handle_refusal(request: Request, error: TransferRefused) -> Response:

@@ -1,4 +1,4 @@
-"""Post the transfers of an NDJSON body of any length, at constant memory."""
+"""Post the transfers of an NDJSON body of any length, with constant memory use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
 from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
-from shop.web.batches import BATCH_LINES, LINES_BETWEEN_OTHERS, process_in_parts
+from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 
-_LINKED_LINE_INVALID: Final = "linked: a line that this one is linked with is invalid"
-_LINKED_TRANSFER_UNKNOWN: Final = "linked: a line that this one is linked with names a transfer that doesn't exist"
-_CHAIN_UNFINISHED: Final = "linked: there is no next line to link this one to"
+_LINKED_LINE_INVALID: Final = "linked: another line of this chain is invalid"
+_LINKED_TRANSFER_UNKNOWN: Final = "linked: another line of this chain names a transfer that doesn't exist"
+_CHAIN_UNFINISHED: Final = "linked: this is the last line, so there is no line to link it with"
 _CHAIN_TOO_LONG: Final = f"linked: at most {MAX_LINKED} transfers can be linked"
 
 # The fields of `BatchLineOut`, in the order in which they are written.
@@ -54,16 +54,16 @@ async def _read_chunks(
 
 
 async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]]) -> AsyncIterator[_ParsedChunk]:
-    """The parsed lines, `BATCH_LINES` at a time, or more so that a chunk doesn't end inside a chain.
+    """Parse the lines, and split them into chunks of `BATCH_LINES`. A chunk is longer if it would end inside a chain.
 
-    If one line of a chain is invalid, all its lines are. `chain` has the line numbers of the current chain until one of
-    its lines is invalid. From then on `reason` is set, until the chain ends.
+    If one line of a chain is invalid, all lines of the chain are invalid. `chain` has the line numbers of the current
+    chain. When one of its lines is invalid, `chain` is emptied, and `reason` is set until the chain ends.
     """
     chunk: _ParsedChunk = {}
     chain: list[int] = []
     reason = ""
     async for number, line in lines:
-        if number % LINES_BETWEEN_OTHERS == 0:
+        if number % LINES_BETWEEN_PAUSES == 0:
             await asyncio.sleep(0)  # parsing takes time: let other tasks run
         parsed, is_linked = _parse_line(line, in_chain=bool(chain or reason))
         is_invalid = isinstance(parsed, str)
@@ -96,7 +96,7 @@ async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, caller: str) ->
     ids = {id_ for line in naming_lines if (id_ := get_named_id(line)) is not None}
     if ids:
         transfers_by_id = await find_named_transfers(db, ids)
-        await db.commit()  # gives the connection back while other lines are posted
+        await db.commit()  # releases the connection while other lines are posted
     requests: _Chunk = {}
     chain: list[int] = []
     has_unknown = False
@@ -136,7 +136,7 @@ def _parse_line(line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str,
 def _validate_line(line: bytes) -> AnyLineIn:
     content = parse_json(line)
     try:
-        return TransferLineIn.model_validate(content)  # for most lines, and in a third of the time
+        return TransferLineIn.model_validate(content)  # valid for most lines, and three times as fast
     except ValidationError:
         return BatchLineIn.model_validate(content).root
 
@@ -147,7 +147,7 @@ def _may_be_linked(line: bytes, *, in_chain: bool) -> bool:
     If that is unclear, the result is true: then the next line isn't posted either, so no chain is posted in part.
     """
     try:
-        content = json.loads(line, object_pairs_hook=tuple)  # a dict would keep only the last of equal names
+        content = json.loads(line, object_pairs_hook=tuple)  # a dict would drop repeated names
     except (ValueError, RecursionError):
         return in_chain or b"linked" in line
     if not isinstance(content, tuple):
@@ -156,14 +156,14 @@ def _may_be_linked(line: bytes, *, in_chain: bool) -> bool:
 
 
 def _invalidate(chunk: _ParsedChunk | _Chunk, chain: list[int], reason: str) -> None:
-    """Replace the lines of the chain by the reason. A line that is invalid by itself keeps its own reason."""
+    """Mark the lines of the chain as invalid for this reason. A line that is already invalid keeps its own reason."""
     for number in chain:
         if not isinstance(chunk[number], str):
             chunk[number] = reason
 
 
 def _write_results(chunk: _Chunk, results: list[TransferResult], output: IO[bytes]) -> None:
-    """Write a line for each line of the chunk. `results` has no elements for invalid lines."""
+    """Write a line for each line of the chunk. Invalid lines have no element in `results`."""
     remaining = iter(results)
     for number, request in chunk.items():
         if isinstance(request, str):

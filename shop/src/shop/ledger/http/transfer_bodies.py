@@ -1,4 +1,4 @@
-"""Convert the body of an HTTP request, or an element or line of it, to a request to the ledger."""
+"""Convert the body of an HTTP request, or one element or line of it, to a `TransferRequest`."""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ _METADATA_PARAMETER: Final = {
     "name": "metadata",
     "in": "query",
     "required": False,
-    "description": "A name and value of the metadata: `metadata[region]=north`. A transfer must match all of them",
+    "description": "A name and value of the metadata: `metadata[region]=north`. May be repeated with other names: a "
+    "transfer must match all of them",
     "style": "deepObject",
     "explode": True,
     "schema": _METADATA.json_schema(),
@@ -100,7 +101,7 @@ async def create_linked_transfers(
     transfers_by_id = await find_named_transfers(
         db, {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None}
     )
-    await db.commit()  # gives the connection back: the ledger has its own transaction
+    await db.commit()  # releases the connection: the ledger has its own transaction
     requests = [build_request(each, transfers_by_id, key=None, scope=caller) for each in body.transfers]
     results = await ledger.submit_many(as_linked_chain(idempotency_key, requests))
     for index, result in enumerate(results):
@@ -135,8 +136,8 @@ async def create_transfers(
     A line may also have the id of a transfer to post (`posts`), void (`voids`) or reverse (`reverses`). A line that
     names an unknown transfer is `invalid`.
 
-    The lines are decided in order. Each 500 lines, and lines that are linked to them, are one transaction. A refused
-    line doesn't affect lines that it isn't linked with. The response starts when the last line has been decided. If the
+    The lines are decided in order. Every 500 lines, and the lines linked to them, are one transaction. A refused line
+    affects only the lines that are linked with it. The response starts when the last line has been decided. If the
     connection breaks before that, some lines may have been posted. It is safe to send all lines again.
     """
     return StreamingResponse(
@@ -150,7 +151,7 @@ async def get_metadata_filter(request: Request) -> dict[str, str]:
     for parameter, value in request.query_params.multi_items():
         if match := METADATA_PARAMETER.fullmatch(parameter):
             values_by_name.setdefault(match[1], []).append(value)
-    # A list of values isn't a string, so validation rejects a repeated name.
+    # A repeated name has a list as its value. Validation rejects it, because the value must be a string.
     metadata = {name: values[0] if len(values) == 1 else values for name, values in values_by_name.items()}
     try:
         return _METADATA.validate_python(metadata)
@@ -206,7 +207,7 @@ async def post_pending_transfer(
 ) -> Response:
     """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released."""
     request = await posting_request(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
-    await db.commit()  # gives the connection back: the ledger has its own transaction
+    await db.commit()  # releases the connection: the ledger has its own transaction
     return _build_response(await ledger.submit(request))
 
 

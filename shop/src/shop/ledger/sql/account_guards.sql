@@ -37,8 +37,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION reject_identity_change();
 CREATE OR REPLACE FUNCTION increment_revision() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.revision := OLD.revision + 1;
-    -- It never decreases, because the order of the account's entries in time depends on it, and is never set ahead of
-    -- the clock.
+    -- updated_at never decreases, because no later entry of the account may be older. It is never ahead of the clock.
     NEW.updated_at := greatest(OLD.updated_at, least(NEW.updated_at, clock_timestamp()));
     RETURN NEW;
 END

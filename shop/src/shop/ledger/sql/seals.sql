@@ -1,5 +1,6 @@
 -- Each statement that writes rows of the ledger seals them: a trigger inserts one row into seals, with their ids and
--- digests. Later link_seals() numbers the seals and chains their hashes. Nobody else writes seals.
+-- digests. Later link_seals() numbers the seals and chains their hashes. All other writes to seals are
+-- rejected.
 
 -- digests and random ids can't be compressed
 ALTER TABLE seals
@@ -19,7 +20,7 @@ $$;
 CREATE OR REPLACE TRIGGER seal_transfers AFTER INSERT ON transfers REFERENCING NEW TABLE AS added
 FOR EACH STATEMENT EXECUTE FUNCTION seal_transfers();
 
--- Without ids: old keys are deleted, and a digest identifies its key.
+-- Without ids, because old keys are deleted, and a key can be found by its digest.
 CREATE OR REPLACE FUNCTION seal_idempotency_keys() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO seals (subject, digests)
@@ -72,7 +73,7 @@ $$;
 CREATE OR REPLACE TRIGGER seal_accounts AFTER INSERT ON accounts REFERENCING NEW TABLE AS added
 FOR EACH STATEMENT EXECUTE FUNCTION seal_accounts();
 
--- Only if the digests differ: a change of the held amount increments the revision, too.
+-- Seals the change only if the digests differ. A change of the held amount increments the revision, but isn't sealed.
 CREATE OR REPLACE FUNCTION seal_changed_account() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     before CONSTANT bytea := digest_of_account(OLD);
@@ -91,7 +92,7 @@ $$;
 CREATE OR REPLACE TRIGGER seal_changed_account BEFORE UPDATE ON accounts
 FOR EACH ROW WHEN (NEW.revision <> OLD.revision) EXECUTE FUNCTION seal_changed_account();
 
--- Returns how many seals it linked, at most max_seals. The advisory lock is held until the end of the transaction,
+-- Links up to max_seals seals, and returns their number. The advisory lock is held until the end of the transaction,
 -- because two runs at the same time would give the same position twice. A seal that is committed during a run is linked
 -- by the next one.
 CREATE OR REPLACE FUNCTION link_seals(max_seals integer) RETURNS integer LANGUAGE plpgsql AS $$
@@ -115,7 +116,7 @@ BEGIN
 END
 $$;
 
--- A temporary table named seals must not take the place of the ledger's. (See post_transfers.sql.)
+-- With this search_path, a temporary table named seals can't replace the ledger's table. (See post_transfers.sql.)
 DO $$
 DECLARE
     name text;

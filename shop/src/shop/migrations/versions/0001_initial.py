@@ -1,6 +1,6 @@
 """Users, orders, accounts, transfers, pending transfers, entries, idempotency keys and seals.
 
-The folder of this name has the functions and triggers.
+The .sql files in the folder `0001_initial` create the functions and triggers.
 """
 
 from pathlib import Path
@@ -400,7 +400,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for function in _FUNCTIONS:  # first, because some take a row of a table; with their triggers
+    # Before the tables, because some functions have a parameter of a table's row type. CASCADE drops the triggers.
+    for function in _FUNCTIONS:
         op.execute(f"DROP FUNCTION {function} CASCADE")
     for table in _TABLES:
         op.drop_table(table)

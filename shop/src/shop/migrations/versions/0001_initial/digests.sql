@@ -1,14 +1,15 @@
 -- The digests of the sealed rows, and the hash that links the seals. Seals and `shop check` compute them with these
 -- functions.
 --
--- `record_send` writes each value with its type and length, NULL as the length -1, and times as integers. Texts are
--- converted to bytes first, because it would write them in the client's encoding. So no session setting changes a
--- digest, and neither does a new length of a column.
+-- `record_send` writes each value with its type and length. NULL has the length -1. Times are integers. Text is
+-- converted to bytes first, because `record_send` would write it in the client's encoding. So a digest depends neither
+-- on settings of the session nor on the declared length of a column.
 --
--- A changed function makes all earlier seals wrong. Append a new column only where it isn't NULL, so that the digests
--- of old rows stay valid: `|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(t.added)) END`.
+-- Do not change these functions: all existing seals would become wrong. For a new column, append an expression that
+-- leaves the digests of old rows as they are:
+-- `|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(t.added)) END`.
 --
--- The functions have no SET clause: PostgreSQL couldn't inline them then.
+-- The functions have no SET clause, because PostgreSQL can't inline a function with a SET clause.
 
 CREATE OR REPLACE FUNCTION digest_of_transfer(t transfers) RETURNS bytea LANGUAGE sql STABLE AS $$
 SELECT substr(sha256(record_send(ROW(
@@ -33,7 +34,7 @@ SELECT substr(sha256(record_send(ROW(
 ))), 1, 16)
 $$;
 
--- Without balance, held, entry_count and updated_at: `shop check` compares them with entries and pending transfers.
+-- Without balance, held, entry_count and updated_at, which `shop check` compares with entries and pending transfers.
 CREATE OR REPLACE FUNCTION digest_of_account(t accounts) RETURNS bytea LANGUAGE sql STABLE AS $$
 SELECT substr(sha256(record_send(ROW(
     t.id, t.user_id, convert_to(t.name, 'UTF8'), convert_to(t.currency, 'UTF8'), convert_to(t.purpose, 'UTF8'),

@@ -1,4 +1,4 @@
--- A pending transfer is posted or voided once. Nothing else of it changes, and it is never deleted.
+-- A pending transfer is posted or voided once. No other column changes, and the row is never deleted.
 
 CREATE OR REPLACE FUNCTION check_new_pending_transfers() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -22,7 +22,7 @@ BEGIN
     THEN
         RETURN NEW;
     END IF;
-    RAISE EXCEPTION 'a pending transfer is posted or voided once, and never changed otherwise or deleted'
+    RAISE EXCEPTION 'pending transfers are never deleted, and changed only once: when they are posted or voided'
         USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Void it while it is pending, and create another one.';
 END

@@ -8,21 +8,21 @@
 -- The CHECK constraints of accounts compare the new balances with the limits.
 
 CREATE OR REPLACE FUNCTION post_transfers() RETURNS trigger LANGUAGE plpgsql
--- Only hash joins, and accounts by their key. A connection plans the statement once, perhaps for one transfer, and then
--- uses this plan for a thousand transfers.
+-- These settings allow only hash joins, and find accounts by their key. A connection plans the statement once, perhaps
+-- for one transfer, and may use the plan for a thousand transfers later.
 SET enable_seqscan = off
 SET enable_nestloop = off
 SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    -- one for each entry to create, so an account may be in it several times
+    -- has an element for each entry to create, so it may contain an account several times
     account_ids CONSTANT uuid[] := ARRAY(SELECT from_account_id FROM added UNION ALL SELECT to_account_id FROM added);
     latest CONSTANT timestamptz := (SELECT max(created_at) FROM added);
     created bigint;
 BEGIN
-    -- One second is allowed for a clock that was set back during the transaction. After a failover to a server whose
-    -- clock is behind, updated_at of accounts may be ahead of it: then the next transfers have that time.
+    -- One second is allowed for a clock that was set back during the transaction. After a failover, the clock may be
+    -- behind updated_at of an account. Then the next transfers of the account have the time of updated_at.
     IF latest > clock_timestamp() + interval '1 second' AND latest > (
         SELECT max(updated_at) + interval '1 second' FROM accounts WHERE id = ANY (account_ids)
     ) THEN
@@ -68,8 +68,9 @@ BEGIN
 END
 $$;
 
--- A temporary table named accounts or entries must not take the place of the ledger's. The name of the schema is known
--- only here: `SET search_path FROM CURRENT` would store a path without pg_temp, which PostgreSQL searches first then.
+-- With this search_path, a temporary table named accounts or entries can't replace the ledger's table. The name of the
+-- schema is known only when this file is executed. `SET search_path FROM CURRENT` would store a path without pg_temp.
+-- PostgreSQL searches pg_temp first if the path doesn't contain it.
 DO $$
 BEGIN
     EXECUTE format('ALTER FUNCTION post_transfers SET search_path = %I, pg_temp', current_schema());
