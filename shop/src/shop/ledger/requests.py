@@ -60,7 +60,8 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.SAME_ACCOUNT: "both accounts are the same: name two different accounts",
     Refusal.UNKNOWN_ACCOUNT: "one of the accounts doesn't exist: check both account ids",
     Refusal.CURRENCY_MISMATCH: (
-        "the accounts, or the order and the accounts, have different currencies: use accounts of one currency"
+        "the accounts have different currencies, or the order has another currency than the accounts: use other "
+        "accounts"
     ),
     Refusal.INSUFFICIENT_FUNDS: (
         "the amount is more than the available balance plus the overdraft limit: fund the account, then send the "
