@@ -38,7 +38,7 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows, Join
 
 from howdah._sqlalchemy import has_group_by, has_having, has_limit
 
-# Their result is NULL only if an operand is.
+# The result of these operators is NULL only if an operand is NULL.
 _STRICT_OPERATORS: Final = frozenset(
     {operators.add, operators.sub, operators.mul, operators.truediv, operators.mod, operators.neg, operators.inv}
     | {operators.eq, operators.ne, operators.lt, operators.le, operators.gt, operators.ge, operators.concat_op}
@@ -172,7 +172,7 @@ def _iterate_union(element: Any) -> Iterator[Any]:
 
 
 def _iterate_tables(source: Any, *, is_outer: bool = False) -> Iterator[tuple[Any, bool]]:
-    """The tables that a FROM element joins, each with whether an outer join can fill its columns with NULL."""
+    """The tables that a FROM element joins. The flag says whether an outer join can set the table's columns to NULL."""
     if isinstance(source, Join):
         yield from _iterate_tables(source.left, is_outer=is_outer or source.full)
         yield from _iterate_tables(source.right, is_outer=is_outer or source.full or source.isouter)

@@ -58,8 +58,8 @@ _SAME_ROW_TWICE: Final = "21000"
 # SQLSTATEs for a missing system column: a view has none, and a partitioned table has no `xmax`.
 _NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
-# A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. It would
-# split a larger statement, but doesn't report the rows of each part.
+# A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. SQLAlchemy
+# would split a larger statement, but doesn't report the rows of each part.
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
@@ -101,9 +101,9 @@ class Upsert:
     """An upsert of rows of a model: insert a row, or set `update_names` on the existing row with the same `target`.
 
     With `returns_keys` the result has the keys of changed rows. With `counts_conflicts` the condition of DO UPDATE
-    counts the conflicts. With `locks_first` one statement inserts the new rows and locks and counts the existing ones,
-    and a second one updates these. It is for tables without `xmax`, and it counts the conflicts if `update_names` is
-    empty.
+    counts the conflicts. With `locks_first` the first statement inserts the new rows, and locks and counts the existing
+    ones. A second statement updates the existing rows. This is for tables without `xmax`, and to count conflicts if
+    `update_names` is empty.
     """
 
     session: AsyncSession
@@ -322,8 +322,8 @@ class Upsert:
     async def _has_hidden_duplicates(self, source: _InsertSource, suppressed: int) -> bool:
         """Whether rows with different targets in Python may have conflicted with the same existing row.
 
-        Then the order in which they were written isn't known: the statement sorts by the target, and PostgreSQL finds
-        these targets equal.
+        Then the order in which they were written isn't known, because the statement sorts by targets that are equal in
+        PostgreSQL.
         """
         if source.size == 1:
             return False

@@ -22,7 +22,7 @@ from howdah.errors import EmbeddedPostgresError
 with contextlib.suppress(ImportError):  # without the extra; wheel_folder() then raises an error that names it
     import psutil
 
-# A log that is larger is replaced at a start.
+# If the log is larger than this, a start renames it to server.log.1 and begins a new one.
 _LOG_BYTES: Final = 10_000_000
 # The length of the log's end that an error shows.
 _LOG_TAIL_BYTES: Final = 3_000
@@ -172,7 +172,7 @@ class Postmaster:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         found = folder.lstat()
-        if user.is_stand_in and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+        if user.is_other_user and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
             os.chown(folder, user.uid, user.gid)
             found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != user.uid or found.st_mode & 0o077:

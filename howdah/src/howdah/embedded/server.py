@@ -218,7 +218,7 @@ class EmbeddedPostgres:
             os.close(lease)
 
     def _after_fork(self) -> None:
-        """Called in a forked child. It shares the lease with the parent, so it must close it without unlocking it."""
+        """Close the lease in a forked child, but don't unlock it: the parent still holds the same lock."""
         self._close_lease()
         self._mutex = threading.Lock()
 

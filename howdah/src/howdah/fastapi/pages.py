@@ -52,7 +52,7 @@ class PageOut(BaseModel, Generic[ItemT]):
         default=False, description="Whether there are more than `total`; only if they were counted"
     )
 
-    # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
+    # The return type is not annotated, because Pydantic would use it as the JSON schema instead of the page's fields.
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         return omit_missing_total(self.total, serialize(self))

@@ -128,6 +128,6 @@ def _get_members(error: Exception) -> dict[str, Any]:
 
 
 def to_problem_code(name: str) -> str:
-    """`UniqueViolation` and `Not Found` as `unique-violation` and `not-found`."""
+    """Convert a name to a code: `UniqueViolation` to `unique-violation`, and `Not Found` to `not-found`."""
     words = "".join(f" {letter}" if letter.isupper() else letter for letter in name.replace("-", " ")).split()
     return "-".join(words).lower()
