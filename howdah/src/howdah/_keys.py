@@ -158,7 +158,7 @@ def build_key_condition(model: type[Any]) -> tuple[ColumnElement[bool], Callable
 
 
 def find_free_name(model: type[Any], name: str) -> str:
-    """Add underscores to the name until it is free. The names of attributes, and of tables in the metadata, are taken."""
+    """Add underscores to the name until no attribute of the model and no table of its metadata has the same name."""
     mapper: Mapper[Any] = inspect(model).mapper
     tables = [table.name for table in mapper.tables]
     while name in tables or name in mapper.column_attrs or name in mapper.registry.metadata.tables:

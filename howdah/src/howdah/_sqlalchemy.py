@@ -154,9 +154,9 @@ def raise_adapted(adapted_connection: Any, error: Exception) -> NoReturn:
 
 
 def raise_handled(connection: Connection, error: BaseException, statement: str) -> NoReturn:
-    """Raise a DBAPI error as SQLAlchemy does for its own statements: it calls `handle_error`, and may invalidate the pool.
+    """Raise a DBAPI error as SQLAlchemy does for its own statements.
 
-    There is no public function for a statement that was sent without SQLAlchemy.
+    SQLAlchemy calls the listeners of `handle_error`, and may invalidate the pool. There is no public function for a statement that was sent without SQLAlchemy.
     """
     connection._handle_dbapi_exception(error, statement, None, None, None)
     raise AssertionError("unreachable") from error

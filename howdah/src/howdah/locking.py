@@ -63,8 +63,8 @@ async def lock(
     `with_polymorphic`, a subquery as `column_property`), a second statement reads it after the lock.
 
     Raises `NotFound` with all missing keys, as they were requested. Raises `LockTimeout` after the session's
-    `lock_timeout`, or immediately with `nowait`. With `skip_locked`, the result leaves out locked rows and missing rows,
-    and `NotFound` isn't raised.
+    `lock_timeout`, or immediately with `nowait`. With `skip_locked`, the result leaves out locked rows and missing
+    rows, and `NotFound` isn't raised.
     """
     if nowait and skip_locked:
         raise ValueError("lock() takes either nowait or skip_locked, not both: choose one")
@@ -97,7 +97,7 @@ async def _lock_and_read(
 async def _lock_then_read(
     session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
 ) -> tuple[Sequence[ModelT], Sequence[Any]]:
-    """Lock the rows, also those in the tables of subclasses, and then read them. Returns the same as `_lock_and_read`."""
+    """Lock the rows, also in the tables of subclasses, and then read them. Returns the same as `_lock_and_read`."""
     mapper: Mapper[Any] = inspect(model)
     matches = await lock_matches(session, model, keys, nowait=nowait, skip_locked=skip_locked)
     present = [keys[match.position] for match in matches if match.occurrence == 0]

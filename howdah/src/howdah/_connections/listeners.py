@@ -19,8 +19,8 @@ _OWN_MODULES: Final = frozenset({"howdah._connections.aborted_transactions", "ho
 class ListenerCheck:
     """Finds the application's listeners.
 
-    Each engine has its own check. A cache for all engines would keep the listeners alive, and with them the engines that
-    they refer to.
+    Each engine has its own check. A cache for all engines would keep the listeners alive, and with them the engines
+    that they refer to.
     """
 
     def __init__(self) -> None:

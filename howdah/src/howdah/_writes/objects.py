@@ -1,6 +1,7 @@
 """The values of a mapped object for a bulk write: all values for an INSERT, only those that were set for an UPDATE.
 
-The values differ if a constructor sets defaults: that of a dataclass, of a Pydantic model, or of the class itself. In an UPDATE such defaults would overwrite values that the caller didn't want to change.
+The values differ if a constructor sets defaults: that of a dataclass, of a Pydantic model, or of the class itself. In
+an UPDATE such defaults would overwrite values that the caller didn't want to change.
 """
 
 from __future__ import annotations
