@@ -156,7 +156,8 @@ def raise_adapted(adapted_connection: Any, error: Exception) -> NoReturn:
 def raise_handled(connection: Connection, error: BaseException, statement: str) -> NoReturn:
     """Raise a DBAPI error as SQLAlchemy does for its own statements.
 
-    SQLAlchemy calls the listeners of `handle_error`, and may invalidate the pool. There is no public function for a statement that was sent without SQLAlchemy.
+    SQLAlchemy calls the listeners of `handle_error`, and may invalidate the pool. There is no public function for a
+    statement that was sent without SQLAlchemy.
     """
     connection._handle_dbapi_exception(error, statement, None, None, None)
     raise AssertionError("unreachable") from error

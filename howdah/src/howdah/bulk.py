@@ -10,10 +10,14 @@ the input, from 0. Deferred constraints are checked by COMMIT, and such an error
 None is written as NULL; it isn't replaced by a default. (In a JSON column it is JSON's null unless the type has
 `none_as_null`, as everywhere in SQLAlchemy.)
 
-The attributes that are written to an existing row depend on the type of the input row. A mapping writes all its names.
-A Pydantic model (or an SQLModel) and a new mapped object write the attributes that were set. A dataclass writes all
-fields. A detached object writes the changed attributes. An object is rejected if it doesn't show which attributes were
-set.
+The attributes that are written to an existing row depend on the type of the input row:
+
+- mapping: all its names
+- dataclass: all fields
+- Pydantic model (or SQLModel), or new mapped object: the attributes that were set
+- detached object: the changed attributes
+
+An object is rejected if it doesn't show which attributes were set.
 
 If the session has objects of changed rows, they are refreshed; their relationships must be loaded again. Objects of
 deleted rows are expunged.

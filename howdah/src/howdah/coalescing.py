@@ -70,8 +70,8 @@ class Coalescer(Generic[ItemT, ResultT]):
     At most `workers` calls run at a time, each with at most `max_batch_size` items. Another call starts only when the
     queue is at least as long as the running batches.
 
-    With `key`, waiting items with the same key are sent once and share the result, which is the same object. Use it for
-    reads.
+    With `key`, waiting items with the same key are sent as one item, and their waiters get the same result object. Use
+    it for reads.
 
     With `split_between_workers`, the queue is divided evenly among the idle workers, so that one batch can be prepared
     while another one is being written. Use it if part of `apply` is serialized.

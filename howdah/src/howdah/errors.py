@@ -175,8 +175,8 @@ class DatabaseError(HowdahError, sa.DBAPIError):
     contain values of the row, so don't show it to clients. `row_index` is the position in the input, from 0, of the row
     that made a bulk write fail.
 
-    The error's text contains no values of the statement, unless the engine has `hide_parameters=False`. The text of its
-    `__cause__`, the driver's error, may contain them. So may a log of the traceback.
+    The error's text contains no values of the statement, unless the engine has `hide_parameters=False`. The text of the
+    driver's error, which is its `__cause__`, may contain them. A log of the traceback contains that text.
     """
 
     row_index: int | None = None

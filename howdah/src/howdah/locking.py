@@ -144,7 +144,7 @@ async def lock_matches(
 
 
 def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
-    """The keys that have no row. `found` has the positions of the keys that have one."""
+    """The keys that have no row. `found` has the positions of the keys that have a row."""
     return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
@@ -174,7 +174,7 @@ def _add_for_update(model: type[Any], statement: Select[Any], *, nowait: bool, s
 def _depends_on_own_row_only(mapper: Mapper[Any]) -> bool:
     """Whether all values of an object come from the rows that are locked.
 
-    A statement that waits for a lock reads the locked rows again. It reads other rows as they were when it started.
+    After the wait for a lock, PostgreSQL reads the locked rows again. It reads other rows as of the statement's start.
     """
     polymorphic = [mapper, *mapper.with_polymorphic_mappers]
     if not all({*mapper.tables}.issuperset(each.tables) for each in polymorphic):

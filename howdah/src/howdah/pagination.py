@@ -61,7 +61,7 @@ async def paginate(
     other row is repeated or skipped. A row whose sort key changes in between may be repeated or skipped. With
     `count=True`, a second statement counts all rows of the list query. With an integer, it stops at that number.
 
-    A join must not repeat an object: filter by `User.orders.any(...)`. A cursor isn't valid if the value of a filter
+    A join must not repeat an object: use `User.orders.any(...)` instead. A cursor isn't valid if the value of a filter
     differs from request to request, such as `now() - 1 day` computed in Python. If the page after a cursor is empty,
     its `previous` leads to the page that ends with the cursor's own row. If the page before a cursor is empty, its
     `next` leads to the page that begins with that row.

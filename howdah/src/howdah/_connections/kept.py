@@ -165,7 +165,8 @@ class KeptConnections:
         """Use the connection. After that it is idle, or is returned to the pool."""
         try:
             yield kept.connection
-            if kept.connection.in_transaction():  # a transaction of SQLAlchemy; PostgreSQL has one only with a pooler
+            # SQLAlchemy has begun a transaction. PostgreSQL has one only behind a pooler.
+            if kept.connection.in_transaction():
                 await kept.connection.commit()
         except BaseException:
             await _close(kept.connection)

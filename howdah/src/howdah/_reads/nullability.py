@@ -1,6 +1,6 @@
 """Whether the value of an SQL expression can be NULL. The result is False only if NULL is certainly excluded.
 
-Pages use this for sort keys (how NULLs are ordered is in `howdah._reads.sort_keys`), and views for required fields.
+Pages use this for sort keys, and views use it for required fields. `howdah._reads.sort_keys` decides how NULLs sort.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ def _function_can_be_null(function: Any, sources: Sequence[FromClause]) -> bool:
 
 
 def _subquery_can_be_null(select: Any) -> bool:
-    """Whether a scalar subquery can be NULL. It is NULL without a row. An aggregate of all rows always has one."""
+    """Whether a scalar subquery can be NULL.
+
+    A subquery without a row is NULL. A SELECT of an aggregate without GROUP BY always has one row.
+    """
     if not isinstance(select, Select) or len(select.selected_columns) != 1:
         return True
     if has_group_by(select) or has_having(select) or has_limit(select):

@@ -3,10 +3,11 @@
 An existing row is updated only if its stored values change. PostgreSQL compares the binary images (`*<>`). So another
 case in a citext column or another scale of a numeric is a change, and types without an operator `=` can be compared.
 
-RETURNING shows whether a written row is new. From PostgreSQL 18 on it uses `old`, before that `xmax`, which is 0 only
-in a row version that no transaction has locked or replaced. Rows that weren't written aren't returned. They exist
-unchanged, or a BEFORE INSERT trigger has suppressed them. If the table has such a trigger, the savepoint is rolled back
-and the rows are written again. The condition of DO UPDATE then counts the conflicts in a setting of the transaction.
+RETURNING shows whether a written row is new. From PostgreSQL 18 on, the expression uses `old`. Before that it uses
+`xmax`, which is 0 only in a row version that no transaction has locked or replaced. Rows that weren't written aren't
+returned. They exist unchanged, or a BEFORE INSERT trigger has suppressed them. If the table has such a trigger, the
+savepoint is rolled back and the rows are written again. The condition of DO UPDATE then counts the conflicts in a
+setting of the transaction.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class Postmaster:
             pid, _, _, _, found_dir, _, _, status = self._pid_file()
             if pid != str(postmaster.pid) or status not in {"ready", "standby"}:
                 return False
-            # The file isn't enough: during the recovery after the crash of a backend it keeps its former status.
+            # The status in the file isn't enough: it doesn't change during the recovery after the crash of a backend.
             probe = (programs / "pg_isready", "--timeout=1", "-h", found_dir, "-U", "postgres")
             return user.run(*probe, deadline=deadline + 2).returncode == 0
 
@@ -144,7 +144,7 @@ class Postmaster:
         return [line.strip() for line in [*text.split("\n"), *[""] * 8][:8]]
 
     def _end_orphans(self, user: ServerUser, deadline: float) -> None:
-        """End the processes of a server without a valid postmaster.pid: it was killed, or its files were deleted."""
+        """End the processes of a server that was killed or whose files were deleted. No postmaster.pid names them."""
         title = f"postgres: {cluster_name(self.data_dir)}: "
         orphans = []
         for process in running_processes():

@@ -131,7 +131,7 @@ class EmbeddedPostgres:
         return self
 
     def stop(self) -> None:
-        """End this object's use. If it was the last one, shut the server down and wait until it has ended.
+        """End this object's use. If it was the last user, shut the server down and wait until the process has ended.
 
         A second call does nothing.
         """

@@ -49,7 +49,7 @@ class PageOut(BaseModel, Generic[ItemT]):
     previous: str | None = Field(description="The cursor for `before`; null on the first page")
     total: int | None = Field(default=None, description="The number of all items; only if they were counted")
     total_capped: bool = Field(
-        default=False, description="Whether there are more than `total`; only if they were counted"
+        default=False, description="Whether there are more items than `total`; only if they were counted"
     )
 
     # The return type is not annotated, because Pydantic would use it as the JSON schema instead of the page's fields.

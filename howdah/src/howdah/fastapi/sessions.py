@@ -48,8 +48,8 @@ async def get_db(
     Declare it as `DbSession`. Without `scope="function"` FastAPI would commit after it has sent the response. A route
     without that scope raises `RuntimeError` at its first request.
 
-    A response that streams from the database needs `ReadDbSession`, because this session is already closed and raises
-    an error. On a WebSocket this session would be one transaction for all messages. Use the `Database` there
+    A response that streams from the database needs `ReadDbSession`, because this session is already closed when the
+    response is sent. On a WebSocket this session would be one transaction for all messages. Use the `Database` there
     (`get_database`), and open a session for each message.
     """
     async with _open_committing_session(connection, database) as session:
