@@ -70,4 +70,5 @@ _header_dependencies: WeakSet[Any] = WeakSet()
 
 def is_single_header(dependency: Any) -> bool:
     """Whether the dependency is one that `single_header` made."""
-    return any(dependency is each for each in _header_dependencies)  # not `in`: a dependency may be unhashable
+    # compared by identity, because a dependency may be unhashable
+    return any(dependency is each for each in _header_dependencies)

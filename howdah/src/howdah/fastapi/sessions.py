@@ -98,7 +98,8 @@ _other_database_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_databas
 
 def is_committing_session(dependency: Callable[..., Any] | None) -> bool:
     """Whether the dependency is a session that commits: `get_db`, or one that `session_dependency` made."""
-    return any(dependency is each for each in _committing_dependencies)  # not `in`: a dependency may be unhashable
+    # compared by identity, because a dependency may be unhashable
+    return any(dependency is each for each in _committing_dependencies)
 
 
 def is_database_dependency(dependency: Callable[..., Any] | None) -> bool:
