@@ -83,8 +83,8 @@ def writes_by_expression(kind: TypeEngine[Any]) -> bool:
 def fits_in_array(column: Column[Any]) -> bool:
     """Whether the column's values can be items of an array parameter.
 
-    Arrays can't, because `unnest` would flatten them. Neither can values that the column's type writes by an SQL
-    expression.
+    Arrays can't be items, because `unnest` would flatten them. Values that the column's type writes by an SQL
+    expression can't be items either.
     """
     return not isinstance(resolve_postgresql_type(column.type), ARRAY) and not writes_by_expression(column.type)
 

@@ -50,14 +50,14 @@ def message_field(error: BaseException, name: str) -> str | None:
 
 
 def describe_closing_timeout(error: BaseException) -> str | None:
-    """A text that names the server's timeout that closed the connection, for certain or likely. None for other errors.
+    """A text that names the timeout that has closed the connection, or probably has. None for other errors.
 
     The driver doesn't keep a message that the server sends while no statement runs.
     """
     driver = root_error(error)
     if driver is None:
         return None
-    # The driver raises just these classes, not a subclass, if the connection is closed or being closed.
+    # If the connection is closed or being closed, the driver raises exactly these classes, and no subclass.
     if type(driver) in _REFUSED_BY_DRIVER or isinstance(driver.__cause__, BrokenPipeError):
         return _CLOSED_WHILE_IDLE
     return _TIMEOUTS.get(message_field(error, "sqlstate") or "")

@@ -70,7 +70,7 @@ def has_exact_keys(model: type[Any]) -> bool:
 
     This is so for integers and UUIDs. For other types only PostgreSQL can decide which row a key belongs to. 'Abc' and
     'ABC' are the same key in a citext column, and 'a' and 'a  ' in a CHAR column. An enum member and its name are the
-    same key, and so are a UUID and its text in a custom type.
+    same key. In a custom type, a UUID and its text may be the same key.
     """
     return all(_get_exact_types(column.type) for column in inspect(model).primary_key)
 
@@ -158,7 +158,7 @@ def build_key_condition(model: type[Any]) -> tuple[ColumnElement[bool], Callable
 
 
 def find_free_name(model: type[Any], name: str) -> str:
-    """Add underscores to the name, until no attribute of the model and no table of the model or its metadata has it."""
+    """Add underscores to the name until no attribute of the model and no table of its metadata has the same name."""
     mapper: Mapper[Any] = inspect(model).mapper
     tables = [table.name for table in mapper.tables]
     while name in tables or name in mapper.column_attrs or name in mapper.registry.metadata.tables:
@@ -208,7 +208,7 @@ def _join_key_table(
 
 
 def _apply_bind_expression(attribute: QueryableAttribute[Any], value: Any) -> Any:
-    """The SQL expression with which the column's type writes the value, or the value if the type has none."""
+    """The value in the SQL expression of the column's type, or the value itself if the type has no such expression."""
     expression = attribute.type.bind_expression(value)
     return value if expression is None else expression
 

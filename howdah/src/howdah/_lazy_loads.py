@@ -31,7 +31,7 @@ def explain_raising_loads(_class: type[Any], _key: str, attribute: QueryableAttr
             try:
                 return load(state, passive)
             except InvalidRequestError as error:
-                if type(error) is not InvalidRequestError:  # the load was allowed, and has failed
+                if type(error) is not InvalidRequestError:  # another error, raised during a load that was allowed
                     raise
                 raise InvalidRequestError(f"{error}: {remedy}") from None
 

@@ -20,7 +20,7 @@ async def call_with_retries(
     attempts: int,
     timeout: float | None = None,  # noqa: ASYNC109  # limits the start of a retry, not the work
 ) -> ResultT:
-    """The result of `once`, which is called again if it raises one of the errors `on`.
+    """Call `once`, and return its result. If it raises one of the errors `on`, it is called again.
 
     `once` is called at most `attempts` times. No retry starts later than `timeout` seconds after the first start. After
     the last attempt its error is raised. Before each retry there is a random delay of up to 10 ms, 20 ms, 40 ms … 1 s
@@ -33,7 +33,7 @@ async def call_with_retries(
     except on as error:
         failed = error
 
-    # here, so that a process in which nothing fails never imports it
+    # imported here, so that only processes with a failure load it
     from tenacity import (
         AsyncRetrying,
         retry_if_exception_type,

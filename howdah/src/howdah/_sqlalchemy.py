@@ -154,9 +154,10 @@ def raise_adapted(adapted_connection: Any, error: Exception) -> NoReturn:
 
 
 def raise_handled(connection: Connection, error: BaseException, statement: str) -> NoReturn:
-    """Raise a DBAPI error as the error of this statement: SQLAlchemy calls `handle_error` and may invalidate the pool.
+    """Raise a DBAPI error as SQLAlchemy does for its own statements.
 
-    SQLAlchemy does this only for statements that it executes itself.
+    SQLAlchemy calls the listeners of `handle_error`, and may invalidate the pool. There is no public function for a
+    statement that was sent without SQLAlchemy.
     """
     connection._handle_dbapi_exception(error, statement, None, None, None)
     raise AssertionError("unreachable") from error
@@ -168,8 +169,8 @@ def raise_handled(connection: Connection, error: BaseException, statement: str) 
 def is_email_validator(function: object) -> bool:
     """Whether a function of a core schema is the validator of `EmailStr`.
 
-    `EmailStr` has no documented marker in the core schema. A subclass of it has the same function in another bound
-    method.
+    `EmailStr` has no documented marker in the core schema. A subclass of it has another bound method,
+    but the function of that method is the same.
     """
     validate: Any = EmailStr._validate  # type: ignore[attr-defined]
     return getattr(function, "__func__", None) is validate.__func__

@@ -10,10 +10,9 @@ the input, from 0. Deferred constraints are checked by COMMIT, and such an error
 None is written as NULL; it isn't replaced by a default. (In a JSON column it is JSON's null unless the type has
 `none_as_null`, as everywhere in SQLAlchemy.)
 
-The attributes that are written to an existing row depend on the type of the input row. A mapping writes all its names.
-A Pydantic model (or an SQLModel) and a new mapped object write the attributes that were set. A dataclass writes all
-fields. A detached object writes the changed attributes. An object is rejected if it doesn't show which attributes were
-set.
+The attributes that are written to an existing row depend on the type of the input row: all names of a mapping, all
+fields of a dataclass, the attributes that were set in a Pydantic model (or an SQLModel) or in a new mapped object, and
+the changed attributes of a detached object. An object is rejected if it doesn't show which attributes were set.
 
 If the session has objects of changed rows, they are refreshed; their relationships must be loaded again. Objects of
 deleted rows are expunged.

@@ -16,11 +16,11 @@ _RATE: Final = 0.999
 class DatabaseClock:
     """PostgreSQL's time, computed from the last `clock_timestamp()`. The wall clock of the process isn't used.
 
-    Pass the value of `clock_timestamp()` to `learn`. `now` is that value plus the time since then by the monotonic
-    clock. It lags behind PostgreSQL's clock, at least by the time in which the result was sent to this process. It is
-    ahead only if PostgreSQL's clock was set back, or after a failover. So a statement that writes this time should
-    compare it with `clock_timestamp()`. If the time was rejected, call `forget`, and then `learn` with the time that
-    the statement returned.
+    Pass the value of `clock_timestamp()` to `learn`. `now` adds the time that has passed since then on the monotonic
+    clock. The result lags behind PostgreSQL's clock by at least the time that the value took to reach this process. It
+    is ahead only if PostgreSQL's clock was set back, or after a failover. So a statement that writes this time should
+    compare it with `clock_timestamp()`. If the statement rejects the time, call `forget`, and then `learn` with the
+    time that the statement returned.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:

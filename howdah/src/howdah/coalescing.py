@@ -70,8 +70,8 @@ class Coalescer(Generic[ItemT, ResultT]):
     At most `workers` calls run at a time, each with at most `max_batch_size` items. Another call starts only when the
     queue is at least as long as the running batches.
 
-    With `key`, waiting items with the same key are sent once and share the result, which is the same object. Use it for
-    reads.
+    With `key`, waiting items with the same key are sent as one item, and their waiters get the same result object. Use
+    it for reads.
 
     With `split_between_workers`, the queue is divided evenly among the idle workers, so that one batch can be prepared
     while another one is being written. Use it if part of `apply` is serialized.
@@ -84,15 +84,15 @@ class Coalescer(Generic[ItemT, ResultT]):
     - Any other error of `apply` is raised for every waiter of the batch. Each one gets a copy, whose cause is the
       error.
     - With `bisect_on_error`, a batch that fails (other than with `Unavailable` or `TransactionConflict`) is split in
-      two and retried, until only the faulty items fail. `apply` must be all or nothing.
+      two and retried, until only the faulty items fail. `apply` must write all items of a batch or none.
     - A call that takes longer than `batch_timeout` seconds is cancelled. Its waiters get `BatchAbandoned`. Its changes
       may have been written, as after a lost connection.
     - If a waiter is cancelled, other waiters aren't affected. An item without waiters is removed from the queue, but
       not from a running batch.
     - If `max_waiting` tasks are waiting, `submit` raises `QueueFull` immediately.
 
-    Each waiter gets a result or an error. Its wait has a limit, because `batch_timeout` and `max_attempts` limit each
-    earlier batch. The end of the `async with` block waits until all accepted items have a result. New items are then
+    Each waiter gets a result or an error. No wait is endless, because `batch_timeout` and `max_attempts` limit the
+    earlier batches. The end of the `async with` block waits until all accepted items have a result. New items are then
     rejected with `CoalescerClosed`. A coalescer belongs to the event loop that uses it first.
 
     A task may submit while it holds a transaction open, because some connections of the pool are reserved for batches.
@@ -177,7 +177,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                 if not entry.waiters:
                     del self._queue[key]
             if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # otherwise asyncio would log that it was never retrieved
+                waiter.exception()  # otherwise asyncio would log that the error was never retrieved
             raise
 
     def status(self) -> CoalescerStatus:
@@ -245,7 +245,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                 worker.get_loop().call_exception_handler(
                     {"message": "a batch of a Coalescer failed", "exception": error, "task": worker}
                 )
-            self._start_worker(worker.get_loop())  # for items that were submitted after it found the queue empty
+            self._start_worker(worker.get_loop())  # for items that came after the worker found the queue empty
             return
         # The event loop or the process is ending, so no further worker can run.
         self._is_worker_starting = False
@@ -334,7 +334,7 @@ class _QueuedItem(Generic[ItemT, ResultT]):
 
 def _fail(batch: Sequence[_QueuedItem[Any, Any]], error: Exception) -> None:
     """Raise the error for all waiters that have no result. If there are several, each one gets a copy."""
-    if isinstance(error, StopIteration):  # raised into a coroutine, it would look like the coroutine's return
+    if isinstance(error, StopIteration):  # a Future doesn't accept StopIteration
         wrapped = RuntimeError("apply failed with StopIteration")
         wrapped.__cause__ = error
         error = wrapped

@@ -26,7 +26,7 @@ HowdahError
     │   ├── OutOfRange              22003, 22008, 22015
     │   ├── TooLong                 22001
     │   └── InvalidText             22P02, 22021, 22P05, 22007
-    ├── TransactionConflict         rolled back for a concurrent one: run it again      (also OperationalError)
+    ├── TransactionConflict         rolled back after a conflict: run it again          (also OperationalError)
     │   ├── SerializationFailure    40001
     │   ├── DeadlockDetected        40P01
     │   └── SchemaChanged           the table of a prepared statement was altered       (also NotSupportedError)
@@ -125,8 +125,8 @@ class InvalidCursor(HowdahError, ValueError):
 class NestedTransaction(HowdahError, sa.InvalidRequestError):
     """`run_transaction` was called inside the work of another `run_transaction`. Nothing was sent.
 
-    If the outer work is run again, the changes that the inner one committed would be made twice. Pass the outer session
-    to the inner function instead.
+    A retry of the outer work would repeat the changes that the inner call has committed. Pass the outer session to the
+    inner function instead.
     """
 
 
@@ -175,8 +175,8 @@ class DatabaseError(HowdahError, sa.DBAPIError):
     contain values of the row, so don't show it to clients. `row_index` is the position in the input, from 0, of the row
     that made a bulk write fail.
 
-    The error's text contains no values of the statement, unless the engine has `hide_parameters=False`. The text of its
-    `__cause__`, the driver's error, may contain them. So may a log of the traceback.
+    The error's text contains no values of the statement, unless the engine has `hide_parameters=False`. The text of the
+    driver's error, which is its `__cause__`, may contain them. A log of the traceback contains that text.
     """
 
     row_index: int | None = None
@@ -307,7 +307,7 @@ class ServerFault(DatabaseError, sa.InternalError):
 
 
 class RefusedValue(ValueError):
-    """A column's type of this library rejects a value. The text says why, without the value.
+    """A column type of this library has rejected a value. The text gives the reason, but not the value.
 
     The caller gets an `InvalidValue` with this text.
     """

@@ -63,8 +63,8 @@ async def lock(
     `with_polymorphic`, a subquery as `column_property`), a second statement reads it after the lock.
 
     Raises `NotFound` with all missing keys, as they were requested. Raises `LockTimeout` after the session's
-    `lock_timeout`, or immediately with `nowait`. With `skip_locked`, rows that other transactions have locked and
-    missing rows are left out of the result, and `NotFound` isn't raised.
+    `lock_timeout`, or immediately with `nowait`. With `skip_locked`, the result leaves out locked rows and missing
+    rows, and `NotFound` isn't raised.
     """
     if nowait and skip_locked:
         raise ValueError("lock() takes either nowait or skip_locked, not both: choose one")
@@ -97,15 +97,15 @@ async def _lock_and_read(
 async def _lock_then_read(
     session: AsyncSession, model: type[ModelT], keys: Sequence[Any], nowait: bool, skip_locked: bool
 ) -> tuple[Sequence[ModelT], Sequence[Any]]:
-    """As `_lock_and_read`, but also lock rows in the tables of subclasses, and read with one more statement."""
+    """Lock the rows, also in the tables of subclasses, and then read them. Returns the same as `_lock_and_read`."""
     mapper: Mapper[Any] = inspect(model)
     matches = await lock_matches(session, model, keys, nowait=nowait, skip_locked=skip_locked)
     present = [keys[match.position] for match in matches if match.occurrence == 0]
     keys_by_mapper: dict[Mapper[Any], set[Any]] = {}
     for each in mapper.with_polymorphic_mappers:
         if not {*mapper.tables}.issuperset(each.tables):
-            of_class = await lock_matches(session, each.class_, present, nowait=nowait, skip_locked=skip_locked)
-            keys_by_mapper[each] = {match.key for match in of_class}
+            subclass_matches = await lock_matches(session, each.class_, present, nowait=nowait, skip_locked=skip_locked)
+            keys_by_mapper[each] = {match.key for match in subclass_matches}
     found = (await session.scalars(_select_refreshed(model).where(has_key_in(model, present)))).unique()
     # With `skip_locked`, the row in the table of a subclass may have been skipped. Then the object isn't returned.
     objects = [one for one in found if get_key(one) in keys_by_mapper.get(inspect(one).mapper, (get_key(one),))]
@@ -144,7 +144,7 @@ async def lock_matches(
 
 
 def find_missing_keys(keys: Sequence[Any], found: Collection[int]) -> list[Any]:
-    """The keys that have no row. `found` has the positions of the keys that have one."""
+    """The keys that have no row. `found` has the positions of the keys that have a row."""
     return [key for position, key in enumerate(keys) if position not in found] if len(found) < len(keys) else []
 
 
@@ -174,7 +174,7 @@ def _add_for_update(model: type[Any], statement: Select[Any], *, nowait: bool, s
 def _depends_on_own_row_only(mapper: Mapper[Any]) -> bool:
     """Whether all values of an object come from the rows that are locked.
 
-    A statement that waits for a lock reads the locked rows again. It reads other rows as they were when it started.
+    After the wait for a lock, PostgreSQL reads the locked rows again. It reads other rows as of the statement's start.
     """
     polymorphic = [mapper, *mapper.with_polymorphic_mappers]
     if not all({*mapper.tables}.issuperset(each.tables) for each in polymorphic):

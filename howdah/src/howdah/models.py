@@ -129,8 +129,8 @@ class Base(DeclarativeBase):
     }
 
 
-# Listeners set these options. A class with a `__mapper_args__` of its own would lose those in `__mapper_args__` of the
-# base.
+# These options are set by listeners. If they were in the `__mapper_args__` of the base, a class with its own
+# `__mapper_args__` would lose them.
 @event.listens_for(Base, "instrument_class", propagate=True)
 def _set_mapper_options(mapper: Mapper[Any], class_: type[Any]) -> None:
     """Set `eager_defaults`, and the version column of a `Versioned` class."""

@@ -61,7 +61,7 @@ async def paginate(
     other row is repeated or skipped. A row whose sort key changes in between may be repeated or skipped. With
     `count=True`, a second statement counts all rows of the list query. With an integer, it stops at that number.
 
-    A join must not repeat an object: filter by `User.orders.any(...)`. A cursor isn't valid if the value of a filter
+    A join must not repeat an object: use `User.orders.any(...)` instead. A cursor isn't valid if the value of a filter
     differs from request to request, such as `now() - 1 day` computed in Python. If the page after a cursor is empty,
     its `previous` leads to the page that ends with the cursor's own row. If the page before a cursor is empty, its
     `next` leads to the page that begins with that row.
@@ -116,7 +116,7 @@ async def paginate_as(
     # first page.
     first, last = await _get_end_positions(session, keys, rows, position)
     total, total_capped = (None, False) if count is False else await _count_with_cap(session, statement, count)
-    # On the side of the cursor there is always a page. It has the cursor's own row, unless that was deleted.
+    # The page on the other side of the cursor has the cursor's own row. (It may be empty if that row was deleted.)
     has_next = has_more or is_backward
     has_previous = has_more if is_backward else position is not None
     return Page(
@@ -182,8 +182,8 @@ async def _execute(
 def _can_repeat_objects(statement: Select[Any]) -> bool:
     """Whether a join in the statement itself may repeat an object.
 
-    If a collection is loaded by a join as well, the two kinds of repeated rows look the same. The page then has a
-    cursor to a next page, which may be empty.
+    If a collection is loaded by a join as well, it isn't known which of the two joins has repeated a row. The page then
+    has a cursor to a further page, which may be empty.
     """
     if has_group_by(statement) or has_distinct(statement):
         return False

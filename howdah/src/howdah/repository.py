@@ -45,10 +45,10 @@ class AsyncRepository(Generic[ModelT]):
         orders = AsyncRepository(session, Order)
 
     Methods that read take a `Select` of the model. Without one they read all rows. `load` contains relationships to
-    load with the rows (`load=[User.orders]`, with one more statement for each), or loader options of SQLAlchemy, which
-    can also load the relationships of related objects. A key is the value of the primary key, a tuple if the primary
-    key is composite, or a mapping of the key's attribute names to values. PostgreSQL decides which row a key belongs
-    to.
+    load with the rows (`load=[User.orders]`); each takes one more statement. It may also contain loader options of
+    SQLAlchemy, which can load the relationships of related objects too. A key is the value of the primary key, a tuple
+    if the primary key is composite, or a mapping of the key's attribute names to values. PostgreSQL decides which row a
+    key belongs to.
 
     A repository can be used by one task at a time, like its session.
     """
@@ -119,11 +119,13 @@ class AsyncRepository(Generic[ModelT]):
         limit: int | None = 100,
         load: LoadOptions = (),
     ) -> list[ModelT]:
-        """The objects in the order of the statement, then of the key, in the direction of the last sort key.
+        """The objects in the order of the statement, then of the key.
+
+        The order of the key has the direction of the last sort key.
 
         `limit=None` returns all rows. If a join returns an object several times, it is in the result once, but `limit`
-        counts each row. A high offset is slow, and rows are skipped or repeated if others are inserted or deleted
-        between two calls: use `page` to read a long list.
+        counts each row. A high offset is slow. Rows are skipped or repeated if others are inserted or deleted
+        between two calls. So use `page` to read a long list.
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset and limit must not be negative, but are {offset} and {limit}")

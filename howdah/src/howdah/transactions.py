@@ -54,8 +54,8 @@ async def run_transaction(
     uncommitted changes of the other session. The wait for a connection ends with `PoolExhausted` after `pool_timeout`.
     The wait for a row that the other session has locked ends with `LockTimeout` after `lock_timeout`.
 
-    Raises `NestedTransaction` inside the `work` of another `run_transaction`: if the outer work is run again, the
-    changes that the inner one committed would be made twice.
+    Raises `NestedTransaction` inside the `work` of another `run_transaction`: a retry of the outer work would
+    repeat the changes that the inner call has committed.
     """
     if max_attempts < 1:
         raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
@@ -81,7 +81,9 @@ async def run_transaction(
 
 @asynccontextmanager
 async def savepoint(session: AsyncSession) -> AsyncIterator[None]:
-    """`async with savepoint(session):` rolls back to here if its block raises an error. The transaction stays usable.
+    """`async with savepoint(session):` undoes the changes of its block if the block raises an error.
+
+    The transaction stays usable.
 
     An error of the database that is caught inside the block is raised at its end, because PostgreSQL has undone the
     earlier statements of the block too. A rollback expires the objects that were changed in the block: call

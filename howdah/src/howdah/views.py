@@ -173,7 +173,7 @@ class JsonViewReader(Generic[ModelT]):
         """The row with this key. Raises `NotFound` if there is none, or if a row filter hides it.
 
         Concurrent calls share a statement (unless the application's event listeners prevent it; see
-        `Database.shares_reads`). If one of them fails, the others don't.
+        `Database.shares_reads`). An error of one call doesn't affect the others.
         """
         key = normalize_key(self._view.model, id)
         if not self._database.shares_reads():  # a listener may set something on the connection for one caller

@@ -1,7 +1,7 @@
 """Errors that abort a transaction. If the caller catches such an error, the commit raises it again.
 
 After an error PostgreSQL rejects every statement until the end of the transaction. It answers COMMIT with a ROLLBACK
-and no error, so a caller that has caught the error would take the transaction for committed.
+and no error, so a caller that has caught the error would believe that the transaction is committed.
 """
 
 from __future__ import annotations

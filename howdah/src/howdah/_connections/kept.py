@@ -77,7 +77,7 @@ class KeptConnections:
         start_slot_record()
         async with self._slot(Priority.BATCH) as slot:
             kept = await self._take_idle(slot) or await self._connect(slot)
-            async with self._until_done(kept) as connection:
+            async with self._use(kept) as connection:
                 yield connection
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
@@ -97,15 +97,15 @@ class KeptConnections:
         async with self._slot(Priority.READ) as slot:
             kept = await self._take_idle(slot)
             if kept is None:
-                async with self._until_done(await self._connect(slot)) as connection:
+                async with self._use(await self._connect(slot)) as connection:
                     return await work(connection)
             try:
-                async with self._until_done(kept) as connection:
+                async with self._use(kept) as connection:
                     return await work(connection)
             except (ConnectionLost, TransactionConflict):
                 # The other idle connections have the same fault: they are older than the restart or the migration.
                 await self._release_all()
-        async with self._slot(Priority.READ) as slot, self._until_done(await self._connect(slot)) as connection:
+        async with self._slot(Priority.READ) as slot, self._use(await self._connect(slot)) as connection:
             return await work(connection)
 
     def is_shared(self) -> bool:
@@ -161,11 +161,12 @@ class KeptConnections:
             return _KeptConnection(await self._engine.connect(), pool, now, now)
 
     @asynccontextmanager
-    async def _until_done(self, kept: _KeptConnection) -> AsyncIterator[AsyncConnection]:
+    async def _use(self, kept: _KeptConnection) -> AsyncIterator[AsyncConnection]:
         """Use the connection. After that it is idle, or is returned to the pool."""
         try:
             yield kept.connection
-            if kept.connection.in_transaction():  # a transaction of SQLAlchemy; PostgreSQL has one only with a pooler
+            # SQLAlchemy has begun a transaction. PostgreSQL has one only behind a pooler.
+            if kept.connection.in_transaction():
                 await kept.connection.commit()
         except BaseException:
             await _close(kept.connection)
@@ -192,10 +193,10 @@ class KeptConnections:
     def _is_prepared_for_each_use(self) -> bool:
         """Whether the application has a listener that runs at each use of a connection, or at each statement."""
         engine = self._sync_engine
-        pool, sent = engine.pool.dispatch, engine.dispatch
-        of_pool: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)
-        of_engine: tuple[Any, ...] = (sent.engine_connect, sent.before_execute, sent.before_cursor_execute)
-        return any(map(self._pool.state.listeners.has_application_listener, (*of_pool, *of_engine)))
+        pool, events = engine.pool.dispatch, engine.dispatch
+        pool_listeners: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)
+        engine_listeners: tuple[Any, ...] = (events.engine_connect, events.before_execute, events.before_cursor_execute)
+        return any(map(self._pool.state.listeners.has_application_listener, (*pool_listeners, *engine_listeners)))
 
     def _has_begin_listener(self) -> bool:
         return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)

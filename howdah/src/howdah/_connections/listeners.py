@@ -19,7 +19,8 @@ _OWN_MODULES: Final = frozenset({"howdah._connections.aborted_transactions", "ho
 class ListenerCheck:
     """Finds the application's listeners.
 
-    Each engine has its own, because its cache holds references to the listeners, and these may refer to the engine.
+    Each engine has its own check. A cache for all engines would keep the listeners alive, and with them the engines
+    that they refer to.
     """
 
     def __init__(self) -> None:
@@ -40,8 +41,8 @@ def _is_observer(listener: Any) -> bool:
     module = str(getattr(function, "__module__", ""))
     package = module.partition(".")[0]
     if package == "sqlalchemy":
-        # The function is SQLAlchemy's own listener, or its wrapper of a listener. The closure of a wrapper has the
-        # listener.
+        # The function is SQLAlchemy's own listener, or its wrapper of a listener. The closure of a wrapper
+        # contains the listener.
         cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
         return all(_is_observer(content) for content in cells if inspect.isroutine(content))
     return package in _OBSERVERS or module in _OWN_MODULES

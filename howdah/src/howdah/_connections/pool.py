@@ -145,7 +145,7 @@ class BoundedPool(PoolWithReturnHook):
 
 
 def assign_slot(connection: ManagesConnection, slot: Slot) -> None:
-    """Let the connection be used with this slot until it is returned to its pool."""
+    """Assign the slot to the connection. The slot is released when the connection is returned to its pool."""
     info = connection.record_info
     assert info is not None
     info[_SLOT] = slot
@@ -153,8 +153,9 @@ def assign_slot(connection: ManagesConnection, slot: Slot) -> None:
 
 def release_slot(connection: ManagesConnection, slots: Slots) -> None:
     """Release the slot of a connection that stays checked out."""
+    # If the connection was lost and opened again, this is the slot of the newer checkout. If it was lost, this is None.
     slot = _pop_slot(connection)
-    if slot is not None:  # that of a newer checkout, if the connection was lost and opened again
+    if slot is not None:
         slots.release(slot)
 
 

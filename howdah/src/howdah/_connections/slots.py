@@ -95,7 +95,7 @@ def start_slot_record() -> None:
 
 
 def current_priority() -> Priority:
-    """The priority of a session that is opened in this context: one above that of the connections it holds."""
+    """The priority of a session that is opened in this context: one above the connections that the context holds."""
     record = _record.get()
     highest = None if record is None else max(record.priorities(), default=None)
     nested = Priority.SESSION if highest is None else Priority(min(highest + 1, Priority.BATCH))
@@ -121,7 +121,7 @@ def pop_slot_to_use() -> Slot | None:
 
 
 class Slots:
-    """One slot for each connection that the pool may open. One supply is for all uses, and three are reserves.
+    """One slot for each connection that the pool may open. There are a supply for all uses and three reserves.
 
     A use takes a slot from the reserves that its priority allows, then from the supply for all uses. If there is none,
     it waits. Waiters are served in order of arrival.

@@ -1,6 +1,6 @@
 """Whether the value of an SQL expression can be NULL. The result is False only if NULL is certainly excluded.
 
-Pages use this for sort keys (how NULLs are ordered is in `howdah._reads.sort_keys`), and views for required fields.
+Pages use this for sort keys, and views use it for required fields. `howdah._reads.sort_keys` decides how NULLs sort.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows, Join
 
 from howdah._sqlalchemy import has_group_by, has_having, has_limit
 
-# Their result is NULL only if an operand is.
+# The result of these operators is NULL only if an operand is NULL.
 _STRICT_OPERATORS: Final = frozenset(
     {operators.add, operators.sub, operators.mul, operators.truediv, operators.mod, operators.neg, operators.inv}
     | {operators.eq, operators.ne, operators.lt, operators.le, operators.gt, operators.ge, operators.concat_op}
@@ -113,7 +113,10 @@ def _function_can_be_null(function: Any, sources: Sequence[FromClause]) -> bool:
 
 
 def _subquery_can_be_null(select: Any) -> bool:
-    """Whether a scalar subquery can be NULL. It is NULL without a row. An aggregate of all rows always has one."""
+    """Whether a scalar subquery can be NULL.
+
+    A subquery without a row is NULL. A SELECT of an aggregate without GROUP BY always has one row.
+    """
     if not isinstance(select, Select) or len(select.selected_columns) != 1:
         return True
     if has_group_by(select) or has_having(select) or has_limit(select):
@@ -172,7 +175,7 @@ def _iterate_union(element: Any) -> Iterator[Any]:
 
 
 def _iterate_tables(source: Any, *, is_outer: bool = False) -> Iterator[tuple[Any, bool]]:
-    """The tables that a FROM element joins, each with whether an outer join can fill its columns with NULL."""
+    """The tables that a FROM element joins. The flag says whether an outer join can set the table's columns to NULL."""
     if isinstance(source, Join):
         yield from _iterate_tables(source.left, is_outer=is_outer or source.full)
         yield from _iterate_tables(source.right, is_outer=is_outer or source.full or source.isouter)

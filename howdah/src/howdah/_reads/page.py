@@ -34,7 +34,7 @@ class Page(Generic[ItemT]):
         revalidate_instances="always", json_schema_extra={"description": "One page of a list."}
     )
 
-    # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
+    # The return type is not annotated, because Pydantic would use it as the JSON schema instead of the page's fields.
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         return omit_missing_total(self.total, serialize(self))

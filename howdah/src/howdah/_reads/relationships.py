@@ -119,7 +119,7 @@ def _reject_inexact_relationship(prop: Property, path: str) -> None:
 def _has_no_duplicates(prop: Property) -> bool:
     """Whether no row is returned twice.
 
-    That is so without an association table, or if all columns of one of its unique keys are joined.
+    This is true without an association table, or if the join uses all columns of one of its unique keys.
     """
     if prop.secondary is None:
         return True
@@ -137,7 +137,10 @@ def _has_no_duplicates(prop: Property) -> bool:
 
 
 def _is_foreign_key(prop: Property) -> bool:
-    """Whether the condition is exactly a foreign key to the target's table, all of whose rows belong to the target."""
+    """Whether the condition is exactly a foreign key, and each row of its table is a row of the target.
+
+    With single-table inheritance the table has rows of other classes, too.
+    """
     if prop.direction is not RelationshipDirection.MANYTOONE or not isinstance(prop.entity, Mapper):
         return False
     pairs = {*prop.local_remote_pairs}

@@ -123,8 +123,8 @@ class Renderer:
             if not existing and _has_attribute(class_, field.name):
                 raise ViewCompileError(
                     here.path,
-                    f"{class_.__name__} has no attribute {source!r}, which is its alias: with validate_by_name=True in "
-                    "the model_config it is read by its name, too",
+                    f"{class_.__name__} has no attribute {source!r}, which is its alias: set validate_by_name=True in "
+                    "the model_config to read the field by its name",
                 )
             columns.append(self._render_attribute(entity, source, field.schema, here).label(field.json_name))
         return columns
@@ -199,7 +199,7 @@ class Renderer:
         if related.has_no_duplicates:
             ordered = related.select(columns, row_filters).order_by(*related.get_order()).subquery(_ROW)
             return select(coalesce_to_empty_list(func.json_agg(_WHOLE_ROW))).select_from(ordered).scalar_subquery()
-        # The association may have several rows for one target. SQLAlchemy loads it once, at its first position.
+        # The association may have several rows for one target. SQLAlchemy loads the target once, at its first position.
         copy = func.row_number().over(partition_by=get_key_attributes(target), order_by=related.get_order())
         position = func.row_number().over(order_by=related.get_order())
         numbered = [_build_json_object(columns, target).label("item"), copy.label("copy"), position.label("position")]

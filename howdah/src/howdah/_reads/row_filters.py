@@ -77,7 +77,7 @@ def _evaluate_watched(row_filter: RowFilter, entity: Any) -> tuple[Any, list[str
         if volatile is not None:
             volatile_inputs.append(volatile)
 
-    previous = sys.getprofile()  # of a profiler or a coverage tool
+    previous = sys.getprofile()  # that of a profiler or a coverage tool
     sys.setprofile(watch)
     try:
         criterion = row_filter(entity)

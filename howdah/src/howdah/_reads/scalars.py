@@ -153,12 +153,15 @@ def _render_decimal(
 
 
 def is_decimal(kind: TypeEngine[Any]) -> bool:
-    """Whether its values are decimals in PostgreSQL and in Python."""
+    """Whether the values of this type are decimals in PostgreSQL and in Python."""
     return isinstance(kind, Numeric) and not isinstance(kind, Float) and kind.asdecimal
 
 
 def is_float(kind: TypeEngine[Any]) -> bool:
-    """Whether its values are floats in PostgreSQL and in Python. With `asdecimal` SQLAlchemy truncates their digits."""
+    """Whether the values of this type are floats in PostgreSQL and in Python.
+
+    With `asdecimal` SQLAlchemy truncates their digits.
+    """
     return isinstance(kind, Float) and not kind.asdecimal
 
 

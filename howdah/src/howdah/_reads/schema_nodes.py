@@ -22,7 +22,7 @@ class ModelField(NamedTuple):
     name: str
     json_name: str
     source_names: Sequence[str]
-    """The names of the attribute or member that it is read from. The first one that exists is used."""
+    """The names of the attribute or member that the field is read from. The first one that exists is used."""
     schema: Any
 
 

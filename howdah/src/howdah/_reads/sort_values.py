@@ -125,7 +125,7 @@ class SortValues(FunctionElement[Any]):
     """The column that a page selects in addition to each row.
 
     It is an array of the text and the type's OID of each sort key, followed by the settings on which the texts depend.
-    A single column, because SQLAlchemy takes three times as long to build one column for each value.
+    It is a single column, because SQLAlchemy takes three times as long to build one column for each value.
     """
 
     name = "sort_values"
@@ -142,8 +142,8 @@ def _select_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElem
     For `null()`, `_compile_sort_values` writes `pg_typeof(column)`.
 
     The expression is NULL if the text can be cast to the mapped type, otherwise the OID of the column's type. The cast
-    is right if PostgreSQL sorts and compares the column as the mapped type. `nullif` shows that, because its result has
-    the type that `=` compares. For example, an extension's type outside of the search_path is sorted as itself, but
+    is right if PostgreSQL sorts and compares the column as the mapped type. The result of `nullif` has the type that
+    PostgreSQL compares. For example, an extension's type outside of the search_path is sorted as itself, but
     compared as text.
     """
     if not _lacks_fixed_oid(kind):

@@ -100,7 +100,7 @@ def add_key_columns(
 ) -> dict[str, Sequence[Any]]:
     """The columns and the key columns, without the key columns that the database generates.
 
-    Raises `ColumnarUnsupported` if the database generates the values of some of the rows only.
+    Raises `ColumnarUnsupported` if the database generates a key column for some rows but not for all.
     """
     complete = {**columns, **keys}
     for name, values in keys.items():

@@ -38,19 +38,19 @@ def is_stored_differently(old: Iterable[Any], new: Iterable[Any]) -> ColumnEleme
 def count_conflict(number: int) -> ColumnElement[Any]:
     """An expression that adds one to a counter each time PostgreSQL evaluates it. It is never NULL.
 
-    The counter is a setting of the transaction. The setting contains the number of the statement and the count. If the
-    number is another one, counting starts at 1, so no statement has to reset the setting.
+    The counter is a setting of the transaction. The setting contains the number of the statement and the count. If it
+    contains the number of another statement, counting starts at 1. So no statement has to reset the setting.
     """
     current = f"current_setting('{_SETTING}', true)"
     token: ColumnElement[str] = bindparam("howdah_number", str(number), String)
-    is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == token
+    is_same_statement = literal_column(f"split_part({current}, ':', 1)", String) == token
     one_more = literal_column(f"(split_part({current}, ':', 2)::bigint + 1)::text", String)
-    value = case((is_this_one, one_more), else_=literal_column("'1'", String))
+    value = case((is_same_statement, one_more), else_=literal_column("'1'", String))
     return func.set_config(literal_column(f"'{_SETTING}'"), token + literal_column("':'", String) + value, true())
 
 
 def select_conflict_count(number: int) -> Select[tuple[int]]:
     """A SELECT of the number of rows that conflicted with an existing row in the statement with this number."""
     current = f"current_setting('{_SETTING}', true)"
-    is_this_one = literal_column(f"split_part({current}, ':', 1)", String) == str(number)
-    return select(case((is_this_one, literal_column(f"split_part({current}, ':', 2)::bigint", Integer)), else_=0))
+    is_same_statement = literal_column(f"split_part({current}, ':', 1)", String) == str(number)
+    return select(case((is_same_statement, literal_column(f"split_part({current}, ':', 2)::bigint", Integer)), else_=0))

@@ -25,7 +25,7 @@ _FLOAT: Final = frozenset({"float4", "float8"})
 
 
 def is_encoded_as_inserted(kind: TypeEngine[Any], found: str, dialect: Dialect) -> bool:
-    """Whether the driver encodes a value of type `kind` for a column of type `found` as PostgreSQL would convert it.
+    """Whether COPY into a column of type `found` stores a value of type `kind` as an INSERT would.
 
     `kind` is the type of the model's column. `found` is the name in `pg_type` of the column's type in the database; for
     an array it is the name of the item type and `[]`. It is also true if the driver rejects a value of the wrong type

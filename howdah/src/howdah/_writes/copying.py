@@ -3,7 +3,8 @@
 COPY accepts most rows that an INSERT accepts. Triggers run, but rules (`CREATE RULE`) don't. If COPY isn't possible,
 `copy_rows` writes nothing and its result says so. The caller then inserts the rows. COPY isn't possible for
 
-- a default that is an SQL expression, or a type that writes values by one,
+- a default that is an SQL expression,
+- a type that writes values by an SQL expression,
 - a model with joined-table inheritance,
 - a table for which PostgreSQL doesn't allow COPY (row-level security),
 - a column whose type in the database isn't the one in the model,
@@ -55,7 +56,7 @@ _COPY_BATCH_ROWS: Final = 1000
 # An execution option of the engine; False means that rows are always inserted.
 COPY_OPTION: Final = "howdah_copy"
 
-# An execution option of the COPY statement: its rows.
+# The execution option of the COPY statement that has its rows.
 _ROWS_OPTION: Final = "howdah_copied_rows"
 
 # The time for which INSERT is used after PostgreSQL has rejected COPY for a table. Each attempt of COPY writes an error
@@ -98,7 +99,7 @@ async def copy_rows(session: AsyncSession, model: type[Any], rows: Sequence[obje
         try:
             return CopyResult(is_written=True, rows=await _copy_groups(session, model, [rows], keys))
         except UnevenRows:
-            # Rows without a parent name fewer attributes. They go first, because other rows may refer to them.
+            # Rows without a parent name fewer attributes. They are written first, because other rows may refer to them.
             groups = sorted(_group_by_names(normalize_rows(model, rows, first=0)), key=lambda group: len(group[1][0]))
             written = await _copy_groups(session, model, [rows for _, rows in groups], keys)
             positions = chain.from_iterable(positions for positions, _ in groups)
@@ -126,7 +127,7 @@ class _DisabledTables:
     """The tables of one engine for which PostgreSQL has rejected COPY in the last minute.
 
     A table is identified by its name only. With another `search_path`, for another role or after a DROP, COPY may be
-    possible for a table with the same name. The rows of that table are inserted during that minute, too.
+    possible for a table with the same name. During that minute INSERT is used for that table, too.
     """
 
     def __init__(self) -> None:

@@ -109,7 +109,7 @@ async def _write_or_locate(
     write: Callable[[Sequence[ItemT]], Awaitable[ResultT]],
     positions: Sequence[int],
 ) -> ResultT:
-    """As `write_or_locate_rejected_row`, with one savepoint less if no row is rejected, which is the usual case."""
+    """As `write_or_locate_rejected_row`. In the usual case, without a rejected row, it needs one savepoint less."""
     if len(items) > 1:
         try:
             async with session.begin_nested():

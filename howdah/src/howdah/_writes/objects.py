@@ -1,7 +1,7 @@
 """The values of a mapped object for a bulk write: all values for an INSERT, only those that were set for an UPDATE.
 
-The two differ if the constructor sets defaults, as in a dataclass, in a Pydantic model, or in a constructor of the
-class. In an UPDATE such defaults would overwrite values that the caller didn't want to change.
+The values differ if a constructor sets defaults: that of a dataclass, of a Pydantic model, or of the class itself. In
+an UPDATE such defaults would overwrite values that the caller didn't want to change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ALTERNATIVE: Final = "pass mappings or Pydantic models with the values to write
 def get_insert_values(model: type[DeclarativeBase], row: DeclarativeBase, known: frozenset[str]) -> dict[str, Any]:
     """All values of the object's `known` attributes, for an INSERT.
 
-    If only the constructor has set an attribute to None, it is left out, so that the column's default applies. The ORM
+    An attribute that only the constructor has set to None is left out, so that the column's default applies. The ORM
     does the same.
     """
     state = _get_writable_state(model, row)

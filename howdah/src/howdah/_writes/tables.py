@@ -31,7 +31,7 @@ def map_table(table: Table) -> type[Any]:
 def _choose_key_columns(table: Table) -> list[Column[Any]]:
     """The primary key, or a column in its place, because SQLAlchemy needs a key.
 
-    That column must have no default: None in a key column would mean that the default makes the value.
+    None in a key column means that the default generates the value. So the chosen column must have no default.
     """
     if table.primary_key.columns:
         return [*table.primary_key.columns]

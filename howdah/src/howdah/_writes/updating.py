@@ -25,8 +25,8 @@ _POSITION: Final = Column("position", Integer)
 class KeyMatches:
     """Which of the requested keys have a row.
 
-    `row_keys` has the row's key for each requested key that has a row, so a key can be in it twice. `row_count` counts
-    each row once. `missing` are the requested keys without a row, in the order of the request.
+    For each requested key that has a row, `row_keys` has the key of that row. So it can have a key twice. `row_count`
+    counts each row once. `missing` are the requested keys without a row, in the order of the request.
     """
 
     row_keys: Sequence[Any]

@@ -3,10 +3,11 @@
 An existing row is updated only if its stored values change. PostgreSQL compares the binary images (`*<>`). So another
 case in a citext column or another scale of a numeric is a change, and types without an operator `=` can be compared.
 
-RETURNING shows whether a written row is new. From PostgreSQL 18 on it uses `old`, before that `xmax`, which is 0 only
-in a row version that no transaction has locked or replaced. Rows that weren't written aren't returned. They exist
-unchanged, or a BEFORE INSERT trigger has suppressed them. If the table has such a trigger, the savepoint is rolled back
-and the rows are written again. The condition of DO UPDATE then counts the conflicts in a setting of the transaction.
+RETURNING shows whether a written row is new. From PostgreSQL 18 on, the expression uses `old`. Before that it uses
+`xmax`, which is 0 only in a row version that no transaction has locked or replaced. Rows that weren't written aren't
+returned. They exist unchanged, or a BEFORE INSERT trigger has suppressed them. If the table has such a trigger, the
+savepoint is rolled back and the rows are written again. The condition of DO UPDATE then counts the conflicts in a
+setting of the transaction.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ _SAME_ROW_TWICE: Final = "21000"
 # SQLSTATEs for a missing system column: a view has none, and a partitioned table has no `xmax`.
 _NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
-# A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. It would
-# split a larger statement, but doesn't report the rows of each part.
+# A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. SQLAlchemy
+# would split a larger statement, but doesn't report the rows of each part.
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
@@ -101,9 +102,9 @@ class Upsert:
     """An upsert of rows of a model: insert a row, or set `update_names` on the existing row with the same `target`.
 
     With `returns_keys` the result has the keys of changed rows. With `counts_conflicts` the condition of DO UPDATE
-    counts the conflicts. With `locks_first` one statement inserts the new rows and locks and counts the existing ones,
-    and a second one updates these. It is for tables without `xmax`, and it counts the conflicts if `update_names` is
-    empty.
+    counts the conflicts. With `locks_first` the first statement inserts the new rows, and locks and counts the existing
+    ones. A second statement updates the existing rows. This is for tables without `xmax`, and to count conflicts if
+    `update_names` is empty.
     """
 
     session: AsyncSession
@@ -322,8 +323,8 @@ class Upsert:
     async def _has_hidden_duplicates(self, source: _InsertSource, suppressed: int) -> bool:
         """Whether rows with different targets in Python may have conflicted with the same existing row.
 
-        Then the order in which they were written isn't known: the statement sorts by the target, and PostgreSQL finds
-        these targets equal.
+        Then the order in which they were written isn't known, because the statement sorts by targets that are equal in
+        PostgreSQL.
         """
         if source.size == 1:
             return False

@@ -27,7 +27,7 @@ def hold_lock(path: Path, deadline: float) -> Iterator[None]:
     """Hold the lock of this file exclusively. The deadline is a time of `time.monotonic()`."""
     lock = open_lock(path)
 
-    def is_ours() -> bool:
+    def try_lock() -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -35,7 +35,7 @@ def hold_lock(path: Path, deadline: float) -> Iterator[None]:
         return True
 
     try:
-        if not wait_until(is_ours, deadline):
+        if not wait_until(try_lock, deadline):
             raise EmbeddedPostgresError(
                 f"the lock {path} is held by another process, which starts or stops the server, or hangs"
             )

@@ -22,7 +22,7 @@ from howdah.errors import EmbeddedPostgresError
 with contextlib.suppress(ImportError):  # without the extra; wheel_folder() then raises an error that names it
     import psutil
 
-# A log that is larger is replaced at a start.
+# If the log is larger than this, a start renames it to server.log.1 and begins a new one.
 _LOG_BYTES: Final = 10_000_000
 # The length of the log's end that an error shows.
 _LOG_TAIL_BYTES: Final = 3_000
@@ -121,7 +121,7 @@ class Postmaster:
             pid, _, _, _, found_dir, _, _, status = self._pid_file()
             if pid != str(postmaster.pid) or status not in {"ready", "standby"}:
                 return False
-            # The file isn't enough: during the recovery after the crash of a backend it keeps its former status.
+            # The status in the file isn't enough: it doesn't change during the recovery after the crash of a backend.
             probe = (programs / "pg_isready", "--timeout=1", "-h", found_dir, "-U", "postgres")
             return user.run(*probe, deadline=deadline + 2).returncode == 0
 
@@ -144,7 +144,7 @@ class Postmaster:
         return [line.strip() for line in [*text.split("\n"), *[""] * 8][:8]]
 
     def _end_orphans(self, user: ServerUser, deadline: float) -> None:
-        """End the processes of a server without a valid postmaster.pid: it was killed, or its files were deleted."""
+        """End the processes of a server that was killed or whose files were deleted. No postmaster.pid names them."""
         title = f"postgres: {cluster_name(self.data_dir)}: "
         orphans = []
         for process in running_processes():
@@ -172,7 +172,7 @@ class Postmaster:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         found = folder.lstat()
-        if user.is_stand_in and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+        if user.is_other_user and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
             os.chown(folder, user.uid, user.gid)
             found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != user.uid or found.st_mode & 0o077:

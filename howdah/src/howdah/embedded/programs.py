@@ -44,12 +44,14 @@ class ServerUser:
     gid: int
 
     @property
-    def is_stand_in(self) -> bool:
+    def is_other_user(self) -> bool:
         return self.uid != os.geteuid()
 
     def run(self, *command: str | Path, deadline: float) -> subprocess.CompletedProcess[str]:
         """Run a program as this user and wait for its end. The deadline is a time of `time.monotonic()`."""
-        identity: dict[str, Any] = {"user": self.uid, "group": self.gid, "extra_groups": []} if self.is_stand_in else {}
+        identity: dict[str, Any] = (
+            {"user": self.uid, "group": self.gid, "extra_groups": []} if self.is_other_user else {}
+        )
         try:
             return subprocess.run(
                 command,
@@ -105,7 +107,7 @@ def _create_system_user() -> pwd.struct_passwd:
 def prepare_parent(data_dir: Path, user: ServerUser) -> None:
     """Create the missing directories above the data directory. Existing ones are never changed."""
     existing = [folder for folder in reversed(data_dir.parents) if folder.exists()]
-    if user.is_stand_in and not user.can_enter(existing[-1]):
+    if user.is_other_user and not user.can_enter(existing[-1]):
         closed = next(folder for folder in existing if not user.can_enter(folder))
         raise EmbeddedPostgresError(
             f"PostgreSQL can't run as root, and the user that runs it instead, {user_name(user.uid)}, can't enter "
@@ -138,7 +140,7 @@ def runnable_programs(user: ServerUser, wheel: Path, bin_dir: Path, deadline: fl
         return "" if tried.returncode == 0 else tried.stderr or f"initdb exited with {tried.returncode}"
 
     problem = problem_with(bin_dir)
-    if problem and user.is_stand_in:
+    if problem and user.is_other_user:
         bin_dir = _world_readable_copy(wheel, bin_dir.parent, deadline) / "bin"
         problem = problem_with(bin_dir)
     if problem:

@@ -131,7 +131,7 @@ class EmbeddedPostgres:
         return self
 
     def stop(self) -> None:
-        """End this object's use. If it was the last one, shut the server down and wait until it has ended.
+        """End this object's use. If it was the last user, shut the server down and wait until the process has ended.
 
         A second call does nothing.
         """
@@ -218,7 +218,7 @@ class EmbeddedPostgres:
             os.close(lease)
 
     def _after_fork(self) -> None:
-        """Called in a forked child. It shares the lease with the parent, so it must close it without unlocking it."""
+        """Close the lease in a forked child, but don't unlock it: the parent still holds the same lock."""
         self._close_lease()
         self._mutex = threading.Lock()
 

@@ -58,7 +58,7 @@ def cluster_name(data_dir: Path) -> str:
 
 
 def socket_dir(data_dir: Path) -> Path:
-    """The data directory, or a directory with a short path if that of the data directory can't hold a socket."""
+    """The data directory, or a directory with a shorter path if the data directory's path can't hold a socket."""
     path = os.fsencode(data_dir / SOCKET)
     is_usable = len(path) <= _SOCKET_PATH_BYTES and bool(_PLAIN_PATH.fullmatch(str(data_dir)))
     return data_dir if is_usable else short_dir(data_dir)

@@ -18,8 +18,8 @@ _DATE_TIME: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
     re.ASCII,
 )
-# The hint for a rejected text is that of the first pattern that matches. Longer texts get no hint, because these
-# patterns take quadratic time. The longest valid text has 32 characters.
+# A rejected text gets the hint of the first pattern that matches it. Longer texts get no hint, because these patterns
+# take quadratic time. The longest valid text has 32 characters.
 _MAX_HINTED_LENGTH: Final = 50
 _HINTS: Final = tuple(
     (re.compile(pattern, re.ASCII), hint)
@@ -85,7 +85,7 @@ aware `datetime`.
 """
 
 DecimalDigits: Final = BeforeValidator(_parse_integer)
-"""Accepts an integer only as ASCII digits, with a minus sign or without: `Annotated[int, Field(ge=0), DecimalDigits]`.
+"""Accepts an integer only as ASCII digits, with an optional minus sign: `Annotated[int, Field(ge=0), DecimalDigits]`.
 
 Use it for query, path and header parameters, where Pydantic's `int` also reads "1.0", " 1", "+1" and "1_000". Write it
 after the bounds; otherwise the JSON schema lacks them. For a member of a JSON body use `StrictInt`, because this

@@ -45,9 +45,10 @@ def single_header(
 ) -> Any:
     """A dependency with the value of a header: `Annotated[str | None, single_header("X-Client-Id")]`.
 
-    `type_` is the type of the value, with its constraints; an invalid value is a 422. If the header isn't sent, the
-    value is `default`, or with `required` the request is rejected with `MissingHeader`. A header that is sent several
-    times is rejected with `RepeatedHeader`, because Starlette would use the first value and ignore the others.
+    `type_` is the type of the value, with its constraints. The response for an invalid value is 422. If the header
+    isn't sent, the value is `default`, or with `required` the request is rejected with `MissingHeader`. A header that
+    is sent several times is rejected with `RepeatedHeader`, because Starlette would use the first value and ignore the
+    others.
     """
     marker = Header(alias=name, description=description, examples=examples)
 
@@ -69,4 +70,5 @@ _header_dependencies: WeakSet[Any] = WeakSet()
 
 def is_single_header(dependency: Any) -> bool:
     """Whether the dependency is one that `single_header` made."""
-    return any(dependency is each for each in _header_dependencies)  # by identity: a dependency needn't be hashable
+    # compared by identity, because a dependency may be unhashable
+    return any(dependency is each for each in _header_dependencies)

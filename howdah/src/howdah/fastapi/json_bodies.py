@@ -72,7 +72,7 @@ def parse_json(content: bytes) -> Any:
 class StrictJSONRoute(APIRoute):
     """A route that reads a JSON body with `parse_json`: `APIRouter(route_class=StrictJSONRoute)`.
 
-    A body that it rejects gets the status 422, with the place in `errors` (see `add_error_handlers`). As in FastAPI,
+    A rejected body gets the status 422, with the place in `errors` (see `add_error_handlers`). As in FastAPI,
     the status is 400 if the body isn't UTF-8, is nested too deeply, or has a number of too many digits.
 
     A route that reads the body itself, such as a stream of lines, calls `parse_json`.
@@ -104,7 +104,7 @@ class _StrictRequest(Request):
 
 
 def _to_response_error(error: InvalidJSON) -> Exception:
-    """400 for the codes for which FastAPI's own parser raises a 400, otherwise 422 with the place."""
+    """A 400 if FastAPI's own parser would raise a 400, otherwise a 422 with the place."""
     if error.code in ("json_encoding", "json_depth", "json_number"):
         return HTTPException(HTTPStatus.BAD_REQUEST, str(error))
     return RequestValidationError([{"type": error.code, "loc": ("body", *error.loc), "msg": str(error), "input": None}])

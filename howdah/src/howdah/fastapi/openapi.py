@@ -105,7 +105,7 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
     parameters = {(each["in"], each["name"].lower()) for each in operation.get("parameters", ()) if "in" in each}
     dependants = list(_iterate_dependants(route.dependant))
     calls = [each.call for each in dependants]
-    # FastAPI answers 400 to a body that isn't UTF-8, for example, or that has a number of 5,000 digits.
+    # FastAPI answers 400 if, for example, the body isn't UTF-8 or has a number of 5,000 digits.
     has_pages = any(_has_page_parameters(each) for each in dependants)
     if route.body_field is not None or has_pages or any(map(is_single_header, calls)):
         yield HTTPStatus.BAD_REQUEST
@@ -149,7 +149,7 @@ def _insert_models(description: dict[str, Any]) -> None:
     }
     if not used_names:
         return
-    # FastAPI's own schemas may have the names of these schemas. If two schemas with one name differ, these are renamed.
+    # One of FastAPI's own schemas may have the same name. If the two schemas differ, the one that is added is renamed.
     references, generated = models_json_schema(
         [_referenced[name] for name in sorted(used_names)], ref_template=REF_PREFIX + "{model}"
     )

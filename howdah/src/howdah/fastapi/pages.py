@@ -49,10 +49,10 @@ class PageOut(BaseModel, Generic[ItemT]):
     previous: str | None = Field(description="The cursor for `before`; null on the first page")
     total: int | None = Field(default=None, description="The number of all items; only if they were counted")
     total_capped: bool = Field(
-        default=False, description="Whether there are more than `total`; only if they were counted"
+        default=False, description="Whether there are more items than `total`; only if they were counted"
     )
 
-    # Its return type is not annotated: Pydantic would make it the JSON schema, in place of the page's own.
+    # The return type is not annotated, because Pydantic would use it as the JSON schema instead of the page's fields.
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         return omit_missing_total(self.total, serialize(self))

@@ -57,8 +57,8 @@ class Precondition:
         If it wasn't sent, `RequiredIfMatch` raises `PreconditionRequired`. Lock the row before the check. Otherwise
         another transaction may change it between the check and the change.
 
-        A tag of several versions, such as `"7-3"`, names the first one. The tag of a `JsonView` has further parts,
-        because nested rows may change although the version of the row doesn't.
+        If a tag has several versions, such as `"7-3"`, only the first one is compared. The tag of a `JsonView` has
+        further parts, because nested rows may change although the version of the row doesn't.
         """
         if self._if_match is None:
             if self._required:
@@ -80,7 +80,10 @@ async def get_if_match(connection: HTTPConnection, if_match: Annotated[str | Non
 async def get_required_if_match(
     connection: HTTPConnection, if_match: Annotated[str | None, _header] = None
 ) -> Precondition:
-    """The precondition of a request that must have one. `check` raises if it has none, so that a 404 comes first."""
+    """The precondition of a request that must have one.
+
+    A missing header raises an error in `check`, not here. So a row that doesn't exist is a 404.
+    """
     return Precondition(_join(connection, if_match), required=True)
 
 
@@ -94,7 +97,7 @@ def make_etag(*versions: int) -> str:
 
 
 def _join(connection: HTTPConnection, if_match: str | None) -> str | None:
-    """Several headers are one list (RFC 9110, section 5.3)."""
+    """Join repeated headers, which are one list (RFC 9110, section 5.3)."""
     return None if if_match is None else ", ".join(connection.headers.getlist("if-match"))
 
 

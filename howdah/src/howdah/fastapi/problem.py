@@ -88,7 +88,7 @@ def problem_response(
         **({} if detail is None else {"detail": detail}),
         **members,
     }
-    # orjson doesn't accept some types that the encoder does, such as the driver's subclass of UUID
+    # The encoder accepts some types that orjson rejects, such as the driver's subclass of UUID.
     content = orjson.dumps(body, default=jsonable_encoder, option=orjson.OPT_NON_STR_KEYS)
     return Response(content, int(status), headers=headers, media_type=PROBLEM_JSON)
 
@@ -115,7 +115,9 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
 def _describe_for_client(error: Exception) -> str | None:
     """The text for the client. It never contains a statement or a row's values."""
     if isinstance(error, errors.IntegrityViolation):
-        return f"refused by {error.constraint}" if error.constraint else f"{error.column} must have a value"
+        if error.constraint:
+            return f"the constraint {error.constraint} rejected the row"
+        return f"{error.column} must have a value"
     if isinstance(error, errors.DatabaseError):
         return (type(error).__doc__ or "").split("\n")[0]
     return str(error)
@@ -128,6 +130,6 @@ def _get_members(error: Exception) -> dict[str, Any]:
 
 
 def to_problem_code(name: str) -> str:
-    """`UniqueViolation` and `Not Found` as `unique-violation` and `not-found`."""
+    """Convert a name to a code: `UniqueViolation` to `unique-violation`, and `Not Found` to `not-found`."""
     words = "".join(f" {letter}" if letter.isupper() else letter for letter in name.replace("-", " ")).split()
     return "-".join(words).lower()

@@ -48,8 +48,8 @@ async def get_db(
     Declare it as `DbSession`. Without `scope="function"` FastAPI would commit after it has sent the response. A route
     without that scope raises `RuntimeError` at its first request.
 
-    A response that streams from the database needs `ReadDbSession`, because this session is already closed and raises
-    an error. On a WebSocket this session would be one transaction for all messages. Use the `Database` there
+    A response that streams from the database needs `ReadDbSession`, because this session is already closed when the
+    response is sent. On a WebSocket this session would be one transaction for all messages. Use the `Database` there
     (`get_database`), and open a session for each message.
     """
     async with _open_committing_session(connection, database) as session:
@@ -98,7 +98,8 @@ _other_database_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_databas
 
 def is_committing_session(dependency: Callable[..., Any] | None) -> bool:
     """Whether the dependency is a session that commits: `get_db`, or one that `session_dependency` made."""
-    return any(dependency is each for each in _committing_dependencies)  # by identity: a dependency needn't be hashable
+    # compared by identity, because a dependency may be unhashable
+    return any(dependency is each for each in _committing_dependencies)
 
 
 def is_database_dependency(dependency: Callable[..., Any] | None) -> bool:
