@@ -9,7 +9,7 @@ service, a backend of PostgreSQL (then PostgreSQL recovers), or the postmaster.
 The run passes if all these conditions are met. Otherwise the exit code is 1.
 
 - Every acknowledged transfer is in the ledger once, with its amount.
-- No key of a refused transfer has a transfer.
+- A request that was refused has created no transfer under its key.
 - The ledger has no other transfers.
 - `shop check` finds no fault.
 

@@ -81,8 +81,10 @@ async def _create_batch(session: AsyncSession, seed: int, numbers: range) -> int
     randoms = {f"demo-{seed}-{number}@shop.example": Random(f"{seed}-{number}") for number in numbers}  # noqa: S311
     existing = set(await session.scalars(select(User.email).where(User.email.in_(randoms))))
     new = {email: random for email, random in randoms.items() if email not in existing}
-    ids = (await bulk.insert_many(session, User, (_user(email, random) for email, random in new.items()))).keys
-    orders = [order for user_id, random in zip(ids, new.values(), strict=True) for order in _orders(user_id, random)]
+    ids = (await bulk.insert_many(session, User, (_draw_user(email, random) for email, random in new.items()))).keys
+    orders = [
+        order for user_id, random in zip(ids, new.values(), strict=True) for order in _draw_orders(user_id, random)
+    ]
     await bulk.insert_many(session, Order, (order for order, _ in orders), keys=False)
     await bulk.insert_many(session, OrderItem, (item for _, items in orders for item in items), keys=False)
     if new:
@@ -102,12 +104,12 @@ async def _create_batch(session: AsyncSession, seed: int, numbers: range) -> int
     return len(new)
 
 
-def _user(email: str, random: Random) -> dict[str, Any]:
+def _draw_user(email: str, random: Random) -> dict[str, Any]:
     name = f"{random.choice(_FIRST_NAMES)} {random.choice(_LAST_NAMES)}"
     return {"email": email, "name": name, "country": random.choice(_COUNTRIES)}
 
 
-def _orders(user_id: UUID, random: Random) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _draw_orders(user_id: UUID, random: Random) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """The rows of a user's orders, each with the rows of its items."""
     for _ in range(_ORDERS_PER_USER):
         order_id = uuid7()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Final
 
-# Python's own thresholds are 700, 10, 10. With these, collections of a service that is under load are rare.
+# Python's own thresholds are 700, 10, 10. With these larger ones, collections are rare even under load.
 _THRESHOLDS: Final = (25_000, 20, 20)
 
 

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _is_postgresql(cls, url: str | None) -> str | None:
+    def _validate_database_url(cls, url: str | None) -> str | None:
         if url is None:
             return None
         try:

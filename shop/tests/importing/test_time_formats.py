@@ -131,7 +131,10 @@ def test_the_format_is_the_one_that_every_readable_time_matches(
             r"'12/13/10 8:26' on line 3 is not day-first. Write all in one format, or choose one with --times",
         ),
         (["2010-12-01 08:26", "12/13/10 8:26"], "'12/13/10 8:26' on line 3 is not iso"),
-        (["never", "6/20/11"], r"no time in it can be read, such as 'never' on line 2: write all times as one of YYYY"),
+        (
+            ["never", "6/20/11"],
+            r"none of its times can be read; the first is 'never' on line 2: write all times as one of YYYY",
+        ),
     ],
 )
 def test_a_file_without_a_single_format_of_times_is_rejected(times: list[str], message: str) -> None:
@@ -147,7 +150,7 @@ def test_an_operator_can_choose_the_format(chosen: TimeFormat) -> None:
     assert find_time_format([frame("12/13/10 8:26", "13/12/10 8:26")], chosen) == chosen
     assert find_time_format([frame(None)], chosen) is None
     with pytest.raises(
-        NoTimeFormat, match=f"no time in it is {chosen} .*, such as '2010-01-01 00:00' on line 2: choose"
+        NoTimeFormat, match=f"none of its times is {chosen} .*; the first is '2010-01-01 00:00' on line 2: choose"
     ):
         find_time_format([frame("2010-01-01 00:00")], chosen)
 
@@ -274,7 +277,7 @@ def test_a_parquet_column_of_times_is_read_exactly(
 def test_a_parquet_column_of_dates_without_times_is_rejected(write_parquet: WriteFile) -> None:
     path = write_parquet({})
     pl.read_parquet(path).with_columns(InvoiceDate=pl.date(2010, 1, 5)).write_parquet(path)
-    with pytest.raises(UnreadableFile, match="no time in it can be read, such as '2010-01-05' on line 1"):
+    with pytest.raises(UnreadableFile, match="none of its times can be read; the first is '2010-01-05' on line 1"):
         read_retail(path)
 
 

@@ -109,7 +109,7 @@ async def test_the_order_summary_is_an_index_only_scan(committed_database: Datab
             for statement in (*before, "VACUUM (ANALYZE) orders"):
                 await connection.execute(text(statement))
         async with committed_database.session() as session:
-            nodes = await explain(session, partial(OrderRepository(session).totals_of, user.id))
+            nodes = await explain(session, partial(OrderRepository(session).sum_totals, user.id))
             return [(node["Node Type"], node["Index Name"]) for node in nodes if "Index Name" in node]
 
     index = "ix_orders_user_id_placed_at_id"

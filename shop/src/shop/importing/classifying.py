@@ -1,4 +1,4 @@
-"""Parse every line. It is a sale, a cancellation, or rejected for a reason."""
+"""Parse every line, and classify it: as a sale, as a cancellation, or as rejected for a `Reason`."""
 
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from enum import StrEnum
@@ -81,7 +81,7 @@ def classify(lines: pl.DataFrame, times: TimeFormat) -> pl.DataFrame:
         _STOCK_CODE.alias("stock_code"),
         _replace_nul(_DESCRIPTION).alias("description"),
         _QUANTITY.str.extract(_WHOLE_NUMBER).cast(pl.Int64, strict=False).alias("signed_quantity"),
-        _cents(values["Price"]).alias("unit_price_cents"),
+        _parse_cents(values["Price"]).alias("unit_price_cents"),
     )
     return _with_reason(parsed).select(
         "line",
@@ -187,7 +187,7 @@ def _replace_nul(text: pl.Expr) -> pl.Expr:
     return text.str.replace_all("\x00", "\ufffd", literal=True)
 
 
-def _cents(prices: pl.Series) -> pl.Series:
+def _parse_cents(prices: pl.Series) -> pl.Series:
     """`price_in_cents` of each price that is a number. Equal prices are parsed once."""
     distinct = prices.filter(prices.str.contains(_DECIMAL_NUMBER)).unique()
     cents = pl.Series([price_in_cents(text) for text in distinct], dtype=pl.Int64)

@@ -47,10 +47,16 @@ def reject_in_context(accepted: pl.DataFrame) -> pl.DataFrame:
 def group_into_invoices(accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The invoices, and their lines. Lines are ordered by invoice, and within an invoice as in the file.
 
-    The columns of invoices are `position` (the order by `placed_at`, with sales before cancellations, then by
-    `invoice`), `invoice`, `customer`, `placed_at` (the time of the earliest line), `is_cancellation`, `item_count`,
-    `cancels` (the `invoice` of the cancelled sale) and `is_whole` (whether it cancels the whole sale). The columns of
-    lines are `position`, `stock_code`, `description`, `quantity` and `unit_price_cents`.
+    The columns of invoices are:
+
+    - `position`: the number in the order of `placed_at`, `is_cancellation` and `invoice`. So at the same time, sales
+      come before cancellations.
+    - `invoice`, `customer`, `is_cancellation`, `item_count`.
+    - `placed_at`: the time of the earliest line.
+    - `cancels`: the `invoice` of the cancelled sale.
+    - `is_whole`: whether the whole sale is cancelled.
+
+    The columns of lines are `position`, `stock_code`, `description`, `quantity` and `unit_price_cents`.
     """
     invoices = (
         accepted.lazy()

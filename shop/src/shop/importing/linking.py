@@ -18,16 +18,16 @@ def link_cancellations(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFr
     `sale` is the position of the sale. `is_whole` is true if the cancellation reverses the whole sale.
 
     `invoices` has `position`, `customer` and `is_cancellation`; `lines` has `position`, `stock_code`,
-    `unit_price_cents` and `quantity`. The position of a sale is lower than the positions of all
-    cancellations at the same time or later.
+    `unit_price_cents` and `quantity`. The position of a sale is lower than the positions of all cancellations at the
+    same time or later.
 
     A sale matches if it has the same customer, is before the cancellation, and has at least the quantity of every
     product (stock code and unit price) of the cancellation. If several sales match, none is linked, because the file
     doesn't say which one is meant. Cancellations are processed by position. Each one reduces the quantities of the sale
     that it is linked to, so together they never exceed a sale.
     """
-    cancelled = _quantities_by_product(_cancelled(invoices, lines).collect())
-    remaining = _quantities_by_product(_sold(invoices, lines).collect(engine="streaming"))
+    cancelled = _quantities_by_product(_cancelled_lines(invoices, lines).collect())
+    remaining = _quantities_by_product(_sold_lines(invoices, lines).collect(engine="streaming"))
     sales_with = defaultdict[_Product, list[int]](list)
     for sale in sorted(remaining):
         for product in remaining[sale]:
@@ -46,15 +46,15 @@ def link_cancellations(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFr
     return pl.DataFrame(links, schema=_LINK, orient="row")
 
 
-def _cancelled(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
+def _cancelled_lines(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
     cancellations = invoices.lazy().filter("is_cancellation").select("position", "customer")
     return lines.lazy().join(cancellations, on="position")
 
 
-def _sold(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
+def _sold_lines(invoices: pl.DataFrame, lines: pl.DataFrame) -> pl.LazyFrame:
     """The lines of sales, but only those of products that the same customer has cancelled."""
     sales = invoices.lazy().filter(~pl.col("is_cancellation")).select("position", "customer")
-    return lines.lazy().join(sales, on="position").join(_cancelled(invoices, lines), on=_PRODUCT, how="semi")
+    return lines.lazy().join(sales, on="position").join(_cancelled_lines(invoices, lines), on=_PRODUCT, how="semi")
 
 
 def _quantities_by_product(lines: pl.DataFrame) -> dict[int, Counter[_Product]]:

@@ -105,8 +105,8 @@ async def _add_orders(
     new = [invoice for invoice in invoices if invoice.reference not in existing]
     ids = {order.reference: order.id for order in found} | {invoice.reference: uuid7() for invoice in new}
 
-    order_rows = (_order(invoice, ids, user_ids) for invoice in new)
-    item_rows = (_order_item(item, ids[invoice.reference]) for invoice in new for item in invoice.items)
+    order_rows = (_build_order(invoice, ids, user_ids) for invoice in new)
+    item_rows = (_build_order_item(item, ids[invoice.reference]) for invoice in new for item in invoice.items)
     await bulk.insert_many(session, Order, order_rows, keys=False)
     await bulk.insert_many(session, OrderItem, item_rows, keys=False)
     return existing
@@ -117,7 +117,7 @@ def _is_one_of(column: InstrumentedAttribute[Any], texts: Iterable[str]) -> Colu
     return column == any_(literal(list(texts), ARRAY(String)))
 
 
-def _order(invoice: Invoice, ids: Mapping[str, UUID], user_ids: Mapping[int, UUID]) -> dict[str, Any]:
+def _build_order(invoice: Invoice, ids: Mapping[str, UUID], user_ids: Mapping[int, UUID]) -> dict[str, Any]:
     return {
         "id": ids[invoice.reference],
         "user_id": user_ids[invoice.customer_number],
@@ -130,7 +130,7 @@ def _order(invoice: Invoice, ids: Mapping[str, UUID], user_ids: Mapping[int, UUI
     }
 
 
-def _order_item(item: Item, order_id: UUID) -> dict[str, Any]:
+def _build_order_item(item: Item, order_id: UUID) -> dict[str, Any]:
     return {
         "order_id": order_id,
         "line_no": item.line_no,

@@ -44,8 +44,8 @@ def read_lines(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[pl.Data
     time in UTC that ends in Z.
 
     CSV: a record has the number of its first line. The header is line 1. Blank lines are skipped. The file is read as
-    UTF-8, and invalid bytes become U+FFFD. If two stray quotes are on different lines, the format defines all text
-    between them as one field. The lines between them then belong to one record. This can't be detected.
+    UTF-8, and invalid bytes become U+FFFD. In CSV a quoted field may contain line breaks. So all lines from a stray
+    quote to the next one are read as one record. This can't be detected.
     """
     try:
         with path.open("rb") as file:

@@ -16,7 +16,7 @@ _MAX_REFERENCES: Final = 10
 
 def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
     """The report as text. Amounts are sums over all invoices of the file, whether their orders are new or not."""
-    rows = [(label, f"{count:,}", amount) for label, count, amount in _rows(summary, loaded)]
+    rows = [(label, f"{count:,}", amount) for label, count, amount in _list_rows(summary, loaded)]
     label_width = max(len(label) for label, _, _ in rows)
     count_width = max(len(count) for _, count, _ in rows)
     lines = [f"{label:{label_width}}  {count:>{count_width}}  {amount}".rstrip() for label, count, amount in rows]
@@ -27,14 +27,14 @@ def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
         lines += ["", f"orders with another total, which were not changed: {named}{others}"]
     lines += [
         "",
-        _times(summary.times),
+        _describe_times(summary.times),
         "Each unit price is rounded to whole pence, half a penny up, and then multiplied by the quantity.",
         f"rejected lines, with reasons: {rejects}",
     ]
     return "\n".join(lines)
 
 
-def _rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
+def _list_rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
     """The label, the number and the amount of each line. Indented labels add up to the label above them."""
     yield "lines of the file", summary.lines, ""
     yield "  of sales", summary.sale_lines, ""
@@ -49,19 +49,19 @@ def _rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
     yield "  created", loaded.orders_created, ""
     yield "  existing", loaded.orders_existing, ""
     yield "    with another total", len(loaded.differing), ""
-    yield "sales", summary.sales, _money(summary.sales_cents)
-    yield "cancellations", summary.cancellations, _money(summary.cancellations_cents)
+    yield "sales", summary.sales, _format_money(summary.sales_cents)
+    yield "cancellations", summary.cancellations, _format_money(summary.cancellations_cents)
     yield "  of a whole sale: cancelled", summary.cancelled, ""
     yield "  of a part of a sale: refunded", summary.linked - summary.cancelled, ""
     yield "  of an unknown sale: refunded", summary.cancellations - summary.linked, ""
 
 
-def _times(times: TimeFormat | None) -> str:
+def _describe_times(times: TimeFormat | None) -> str:
     if times is None:
         return "No line has a time."
     return f"Times are read as {times.pattern} ({times}), in the time zone {SHOP_TIME_ZONE}."
 
 
-def _money(cents: int) -> str:
+def _format_money(cents: int) -> str:
     pounds, pence = divmod(cents, 100)
     return f"£{pounds:,}.{pence:02} ({cents:,} pence)"

@@ -24,7 +24,7 @@ Status = Literal["delivered", "cancelled", "refunded"]
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """A customer of the file. All lines of the customer may be rejected ones."""
+    """A customer of the file. A customer is included even if all of their lines are rejected."""
 
     number: int
     country: str | None
@@ -131,7 +131,7 @@ class RetailFile:
         start = 0
         for invoices in numbered.partition_by("batch", maintain_order=True):
             count = int(invoices["item_count"].sum())
-            yield list(_invoices(invoices, self._lines.slice(start, count)))
+            yield list(_build_invoices(invoices, self._lines.slice(start, count)))
             start += count
 
     def write_rejects(self, target: Path) -> None:
@@ -157,7 +157,7 @@ def read_retail(path: Path, times: TimeFormat | None = None) -> RetailFile:
         is_accepted = pl.col("reason").is_null()
         accepted_parts.append(lines.filter(is_accepted).drop("reason", "detail", "country"))
         rejects_parts.append(lines.filter(~is_accepted).select("line", "reason", "detail"))
-        customers_parts.append(_customers(lines))
+        customers_parts.append(_select_customers(lines))
     accepted = pl.concat(accepted_parts)
     accepted_parts.clear()
 
@@ -165,18 +165,18 @@ def read_retail(path: Path, times: TimeFormat | None = None) -> RetailFile:
     accepted = accepted.join(in_context, on="line", how="anti", maintain_order="left")
     rejects = pl.concat([*rejects_parts, in_context]).sort("line")
     invoices, lines = group_into_invoices(accepted)
-    customers = _customers(pl.concat(customers_parts)).sort("customer")
+    customers = _select_customers(pl.concat(customers_parts)).sort("customer")
     return RetailFile(
         path,
         customers=tuple(Customer(number, country) for number, country in customers.iter_rows()),
         invoices=invoices,
         lines=lines,
         rejects=rejects,
-        summary=_summary(invoices, lines, rejects, customers, times=times, line_count=line_count),
+        summary=_summarize(invoices, lines, rejects, customers, times=times, line_count=line_count),
     )
 
 
-def _customers(lines: pl.DataFrame) -> pl.DataFrame:
+def _select_customers(lines: pl.DataFrame) -> pl.DataFrame:
     """Every `customer` of the lines, with the last `country` that they have."""
     return (
         lines.filter(pl.col("customer").is_not_null())
@@ -185,7 +185,7 @@ def _customers(lines: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _summary(
+def _summarize(
     invoices: pl.DataFrame,
     lines: pl.DataFrame,
     rejects: pl.DataFrame,
@@ -211,19 +211,19 @@ def _summary(
         rejected={reason: found[reason] for reason in Reason if reason in found},
         customers=customers.height,
         sales=invoices.filter(~is_cancellation).height,
-        sales_cents=_total(sales),
+        sales_cents=_sum_amounts(sales),
         cancellations=invoices.filter(is_cancellation).height,
-        cancellations_cents=_total(cancellations),
+        cancellations_cents=_sum_amounts(cancellations),
         linked=linked.height,
         cancelled=linked.filter("is_whole").height,
     )
 
 
-def _total(amounts: pl.DataFrame) -> int:
+def _sum_amounts(amounts: pl.DataFrame) -> int:
     return int(amounts["cents"].cast(pl.Int128).sum())
 
 
-def _invoices(invoices: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Invoice]:
+def _build_invoices(invoices: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Invoice]:
     """The rows of `invoices`, with the rows of `lines`, which are in the same order."""
     counts = invoices["item_count"].to_list()
     line_numbers = chain.from_iterable(range(1, count + 1) for count in counts)
@@ -242,20 +242,20 @@ def _invoices(invoices: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Invoice]:
         strict=True,
     ):
         yield Invoice(
-            reference=_reference(code),
+            reference=_build_reference(code),
             customer_number=customer,
             placed_at=placed_at.replace(tzinfo=UTC),
-            status=_status(is_cancellation=is_cancellation, is_whole=is_whole),
-            cancels=None if cancels is None else _reference(cancels),
+            status=_derive_status(is_cancellation=is_cancellation, is_whole=is_whole),
+            cancels=None if cancels is None else _build_reference(cancels),
             items=tuple(islice(items, count)),
         )
 
 
-def _reference(invoice: str) -> str:
+def _build_reference(invoice: str) -> str:
     return f"retail:{invoice}"
 
 
-def _status(*, is_cancellation: bool, is_whole: bool | None) -> Status:
+def _derive_status(*, is_cancellation: bool, is_whole: bool | None) -> Status:
     if not is_cancellation:
         return "delivered"
     return "cancelled" if is_whole else "refunded"

@@ -40,10 +40,10 @@ def find_time_format(frames: Iterable[pl.DataFrame], chosen: TimeFormat | None =
             parse_time(pl.col("time"), each).is_not_null().alias(each) for each in TimeFormat
         )
         readable = times.filter(pl.any_horizontal(*TimeFormat))
-        first_time = first_time or _first(times)
+        first_time = first_time or _describe_first(times)
         for each in TimeFormat:
-            fitting |= _example(readable.filter(pl.col(each)), each, unless=fitting)
-            misfits |= _example(readable.filter(~pl.col(each)), each, unless=misfits)
+            fitting |= _find_example(readable.filter(pl.col(each)), each, unless=fitting)
+            misfits |= _find_example(readable.filter(~pl.col(each)), each, unless=misfits)
 
     if first_time is None:
         return None
@@ -51,7 +51,7 @@ def find_time_format(frames: Iterable[pl.DataFrame], chosen: TimeFormat | None =
         return chosen
     if chosen is not None:
         raise NoTimeFormat(
-            f"no time in it is {chosen} ({chosen.pattern}), such as {first_time}: choose another --times"
+            f"none of its times is {chosen} ({chosen.pattern}); the first is {first_time}: choose another --times"
         )
     match [each for each in fitting if each not in misfits]:
         case [found]:
@@ -63,7 +63,9 @@ def find_time_format(frames: Iterable[pl.DataFrame], chosen: TimeFormat | None =
             )
     if not fitting:
         known = ", ".join(each.pattern for each in TimeFormat)
-        raise NoTimeFormat(f"no time in it can be read, such as {first_time}: write all times as one of {known}")
+        raise NoTimeFormat(
+            f"none of its times can be read; the first is {first_time}: write all times as one of {known}"
+        )
     described = ", ".join(f"{misfits[each]} is not {each}" for each in fitting)
     raise NoTimeFormat(
         f"its times have more than one format: {described}. Write all in one format, or choose one with --times: lines "
@@ -92,7 +94,7 @@ def _local_to_utc(clock: pl.Expr) -> pl.Expr:
 
 def _iso_clock(text: pl.Expr) -> pl.Expr:
     to_the_second = pl.when(text.str.len_bytes() == _ISO_MINUTE_LENGTH).then(text + ":00").otherwise(text)
-    return _clock(pl.when(text.str.contains(_ISO_TIME)).then(to_the_second.str.replace("T", " ", literal=True)))
+    return _parse_clock(pl.when(text.str.contains(_ISO_TIME)).then(to_the_second.str.replace("T", " ", literal=True)))
 
 
 def _slashed_clock(text: pl.Expr, form: TimeFormat) -> pl.Expr:
@@ -104,19 +106,19 @@ def _slashed_clock(text: pl.Expr, form: TimeFormat) -> pl.Expr:
     century = pl.when(year.str.len_bytes() == 4).then(pl.lit("")).when(year >= "69").then(pl.lit("19"))
     date = pl.concat_str(century.otherwise(pl.lit("20")) + year, month, day, separator="-")
     time = pl.concat_str(part("hour").str.zfill(2), part("minute"), part("seconds").fill_null("00"), separator=":")
-    return _clock(date + " " + time)
+    return _parse_clock(date + " " + time)
 
 
-def _clock(text: pl.Expr) -> pl.Expr:
+def _parse_clock(text: pl.Expr) -> pl.Expr:
     return text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
 
 
-def _example(times: pl.DataFrame, form: TimeFormat, *, unless: dict[TimeFormat, str]) -> dict[TimeFormat, str]:
-    found = None if form in unless else _first(times)
+def _find_example(times: pl.DataFrame, form: TimeFormat, *, unless: dict[TimeFormat, str]) -> dict[TimeFormat, str]:
+    found = None if form in unless else _describe_first(times)
     return {} if found is None else {form: found}
 
 
-def _first(times: pl.DataFrame) -> str | None:
+def _describe_first(times: pl.DataFrame) -> str | None:
     if times.is_empty():
         return None
     line, time = times.row(0)[:2]

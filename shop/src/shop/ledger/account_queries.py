@@ -63,8 +63,8 @@ def entry_number_at(
 
     If `inclusive` is false, only entries posted before `at` count.
 
-    An account's entries are in the order of time, so this is a binary search by the primary key. It takes 20 steps for
-    a million entries. An index on the time would make each insert of an entry 20 % slower.
+    Later entries have larger numbers, so this is a binary search by the primary key. It takes 20 steps for a million
+    entries. An index on the time would make each insert of an entry 20 % slower.
 
     `name` is the name of the CTE, which must be unique in a statement.
     """
@@ -73,7 +73,7 @@ def entry_number_at(
     )
     search = start.cte(name, recursive=True)
     low, high = search.c.low, search.c.high
-    # Rounded up: otherwise `low` would not increase when `high` is `low + 1`.
+    # The middle is rounded up. If it were rounded down, `low` would not increase when `high` is `low + 1`.
     interval = select(low, high, ((low + high + 1) // 2).label("middle")).where(low < high).subquery()
     is_in_time = Entry.created_at <= at if inclusive else Entry.created_at < at
     step = (

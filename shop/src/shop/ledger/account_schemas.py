@@ -67,7 +67,7 @@ class OpeningRefusal(StrEnum):
 
     @property
     def explanation(self) -> str:
-        """A sentence for the client, which names the field."""
+        """The reason in words. It names the field of the request."""
         return _EXPLANATIONS[self]
 
 
@@ -83,7 +83,8 @@ class AccountChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # A default makes a field optional. With `default=None` null would be a valid value, so the default is a factory.
+    # Every field is optional. Only the fields that the client sent are used, so the defaults are never used. They are
+    # factories, because the OpenAPI document would show other defaults.
     name: AccountName = Field(default_factory=str)
     state: AccountState = Field(default_factory=lambda: AccountState.OPEN, examples=["open"])
     overdraft_limit: OverdraftLimit = Field(default_factory=int)
@@ -202,5 +203,5 @@ class BalanceOut(BaseModel):
     held: int | None = Field(description="The amount that pending transfers reserve; null for a past balance")
     available: int | None = Field(description="`balance` less `held`; null for a past balance")
     entry_number: int | None = Field(
-        description="The number of the last entry of this balance; null for a balance by `effective_at`"
+        description="The number of the last entry that this balance includes; null for a balance by `effective_at`"
     )

@@ -31,8 +31,8 @@ class AccountUnchangeable(ValueError):
         super().__init__(f"account {account.id} can't be changed: {reason}")
 
 
-# The balances of a currency sum to zero. So where other accounts have money, the accounts through which it entered are
-# negative.
+# The balances of a currency sum to zero. If other accounts have positive balances, the accounts through which the money
+# entered have negative ones.
 _NEGATIVE_BY_DEFAULT: Final = (AccountPurpose.CASH_IN, AccountPurpose.CASH_OUT)
 
 
@@ -133,7 +133,10 @@ async def read_account(db: AsyncSession, account_id: UUID) -> AccountSnapshot:
 
 
 async def read_balance_at(db: AsyncSession, account_id: UUID, at: datetime) -> tuple[int, int]:
-    """The balance at the time `at`, and the number of the last entry then (0 if there was none). Raises `NotFound`."""
+    """The balance at the time `at`, and the number of the last entry that it includes (0 if there is none).
+
+    Raises `NotFound`.
+    """
     accounts = AccountRepository(db)
     await accounts.get_one(account_id)
     entry_number = await accounts.find_last_entry_number(account_id, at)

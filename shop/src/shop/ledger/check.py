@@ -24,7 +24,7 @@ from shop.ledger.seals import Link
 _MAX_FINDINGS: Final = 20
 """The largest number of findings of each kind in a report."""
 
-# Without a timeout, and with memory use that doesn't grow with the ledger: PostgreSQL writes what exceeds `work_mem` to
+# A check has no timeout. Its memory use is limited by `work_mem`: PostgreSQL writes larger sorts and hash tables to
 # temporary files. `effective_cache_size` is small, so that the planner avoids index scans, which would read many
 # entries one by one from disk.
 _SETTINGS: Final = {
@@ -207,8 +207,8 @@ _CHECKS: Final = {
         ) AS rows
         WHERE at > clock_timestamp()
         """,
-    # A key is written in the same transaction as its transfer or account, and has the same time. A posted transfer has
-    # a later time than its key if `updated_at` of one of its accounts was ahead of the clock.
+    # A key is written in the same transaction as its transfer or account, and has the same time. A posted transfer
+    # has a later time than its key if `updated_at` of one of its accounts was later than the clock.
     "idempotency keys": """
         SELECT fault, format('key %s', k.key) AS finding
         FROM idempotency_keys k
@@ -249,7 +249,7 @@ class LedgerReport:
     """The result of a check: the numbers of rows, and the faults.
 
     `faults` has up to 20 findings of each kind. It is empty if the ledger is correct. `seal` is the last link of the
-    chain. Pass it as `since` to a later check, which then finds any change of the rows that were sealed up to this
+    chain. Pass it as `since` to a later check. That check finds any change of the rows that were sealed up to this
     link.
     """
 

@@ -32,9 +32,9 @@ from shop.ledger.writing import KeyInUse, expected_values, values_to_write, writ
 _MAX_KEY_ATTEMPTS: Final = 5
 # Limits the memory of the cache.
 _MAX_CACHED_ACCOUNTS: Final = 100_000
-# After conflicts at most 63 batches use locks: one less than this.
+# After a conflict `_backoff - 1` batches use locks. So this maximum means 63 batches.
 _MAX_BACKOFF: Final = 64
-# Refusals that a held amount can cause. The hold may have expired in the meantime.
+# Refusals that a held amount can cause. They may be wrong if the cached amount includes an expired hold.
 _REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
 ResultT = TypeVar("ResultT")
@@ -249,7 +249,7 @@ class Ledger:
 
     async def _write(self, connection: AsyncConnection, decision: _Decision) -> bool:
         """Write the decision, and return whether it was written. This process must hold the write lock."""
-        if decision.epoch != self._account_cache.epoch:  # it assumes a decision that was not written
+        if decision.epoch != self._account_cache.epoch:  # the decision depends on an earlier one that was not written
             return False
         try:
             is_written, at = await write_if_unchanged(connection, decision.values)
@@ -259,7 +259,7 @@ class Ledger:
             if not is_written:  # the estimated time may have been wrong
                 self._clock.forget()
             self._clock.learn(at)
-        # The write lock is still held, because a conflict must prevent the next statement from being sent.
+        # The caller still holds the write lock: after a conflict, `_write` must not send the next decision.
         if is_written:
             self._account_cache.record_success()
         else:

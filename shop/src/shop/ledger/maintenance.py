@@ -105,14 +105,14 @@ async def _run_jobs(database: Database, ledger: Ledger, retention: timedelta) ->
             with _log_failure("delete_old_keys"):
                 if deleted := await delete_old_keys(database, retention):
                     _log.info("old idempotency keys deleted", count=deleted)
-                # not after a failure, so that the next run tries again
+                # after a failure this line isn't reached, so the next run tries again
                 key_deletion_due = time.monotonic() + _KEY_DELETION_INTERVAL_SECONDS
         await asyncio.sleep(INTERVAL_SECONDS)
 
 
 @contextmanager
 def _log_failure(job: str) -> Iterator[None]:
-    """Log an error of the job, so that the other jobs run, too."""
+    """Catch and log an error of the job, so that it doesn't stop the other jobs."""
     try:
         yield
     except Exception:

@@ -236,14 +236,15 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
         CheckConstraint("from_account_id <> to_account_id", name="accounts_differ"),
         CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="settled_has_settled_at"),
         Index("ix_pending_transfers_expires_at", "expires_at", postgresql_where="state = 'pending'"),
-        # Each transaction that locks an account looks for its expired holds. `expires_at` excludes its other holds.
+        # Each transaction that locks an account looks for its expired holds. With `expires_at` in the index, PostgreSQL
+        # doesn't read the other holds.
         Index(
             "ix_pending_transfers_from_account_id_expires_at",
             "from_account_id",
             "expires_at",
             postgresql_where="state = 'pending'",
         ),
-        # for lists, which read posted holds from `transfers`
+        # for lists of transfers; posted holds are left out, because the lists read them from `transfers`
         Index("ix_pending_transfers_from_account_id_id", "from_account_id", "id", postgresql_where=_UNPOSTED),
         Index("ix_pending_transfers_to_account_id_id", "to_account_id", "id", postgresql_where=_UNPOSTED),
         Index("ix_pending_transfers_group_id", "group_id", postgresql_where="group_id IS NOT NULL"),
@@ -285,9 +286,9 @@ class IdempotencyKey(Base):
     """The answer to the first request under a key: a transfer, a refusal, or an account.
 
     The key is written in the transaction of the transfer or account, so one never exists without the other. `answer` is
-    stored because the transfer doesn't show it: the same transfer is first the answer to a hold, and later to the
-    posting of the hold. `fingerprint` is a digest of the request; a different request with the same key is refused.
-    `shop.ledger.maintenance` deletes old keys.
+    stored because the row of the transfer has only its current state. A replay of a request that created a hold is
+    answered with `pending`, even if another request has posted the hold. `fingerprint` is a digest of the request. A
+    different request with the same key is refused. `shop.ledger.maintenance` deletes old keys.
     """
 
     __tablename__ = "idempotency_keys"
@@ -297,8 +298,8 @@ class IdempotencyKey(Base):
             "AND (account_id IS NOT NULL) = (answer = 'opened')",
             name="exactly_one_result",
         ),
-        # To delete old keys. Keys of one time are stored together, so a BRIN index works. It has 1 % of the size of a
-        # B-tree.
+        # This index is for the deletion of old keys. Keys are stored in the order of time, so a BRIN index works. It
+        # has 1 % of the size of a B-tree.
         Index("ix_idempotency_keys_created_at", "created_at", postgresql_using="brin"),
     )
 

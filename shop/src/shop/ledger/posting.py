@@ -27,8 +27,9 @@ from shop.ledger.snapshots import Hold, PostingAccount, Reversible
 MAX_BALANCE: Final = 2**63 - 1  # a bigint
 
 # With `_Record.__new__(_Record, ...)` keywords are as fast as positional arguments (CPython 3.11 to 3.13).
-# `TransferRecord(...)` passes the keywords on in a dict, which takes 0.5 µs more: 10 % of a decision. A call with more
-# than 15 keywords also builds a dict, unless it calls a method of a name that isn't imported. So this alias is needed.
+# `TransferRecord(...)` passes the keywords on in a dict, which takes 0.5 µs more: 10 % of a decision. CPython also
+# builds a dict for more than 15 keywords, except in a method call on a name that isn't imported. So the class is
+# assigned to a new name.
 _Record: Final = TransferRecord
 
 RowT = TypeVar("RowT")
@@ -49,9 +50,9 @@ class PostingContext:
     `decide` also changes `accounts`, `reversible` and `pending`. `stored_outcomes` has the results of earlier
     transactions, by idempotency key.
 
-    `at` is the current time by the database's clock. The time of a transfer is `at`. If the clock was set back,
-    `updated_at` of an account may be later; then the transfer has that time. So an account's entries are always in the
-    order of time.
+    `at` is the current time by the database's clock. It is the time of new transfers. If the clock was set back,
+    `updated_at` of an account may be later than `at`. Then a transfer of this account gets that later time, so that the
+    entries of an account are always in the order of time.
     """
 
     accounts: dict[UUID, PostingAccount]
@@ -189,7 +190,7 @@ class PostingContext:
         hold_id = request.posts or request.voids
         assert hold_id is not None
         hold = self.pending.get(hold_id)
-        if hold is None:  # it may name a transfer that was posted without a hold
+        if hold is None:  # the id may be that of a transfer that was posted without a hold
             is_posted = _is_between(self.reversible.get(hold_id), request.from_account_id, request.to_account_id)
             return TransferResult(refusal=Refusal.ALREADY_POSTED if is_posted else Refusal.UNKNOWN_PENDING)
         if not _is_between(hold, request.from_account_id, request.to_account_id):
@@ -315,8 +316,10 @@ class PostingContext:
 
 
 def _replay_chain(earlier: Sequence[Outcome | None], fingerprints: Sequence[bytes]) -> list[TransferResult]:
-    """The results of a chain if one of its keys was used: the stored results if the chain is the same, else
-    refusals."""
+    """The results of a chain whose keys were used before, or that repeats a key.
+
+    If all requests equal the stored ones, these are the stored results. Otherwise every request is refused.
+    """
     pairs = list(zip(earlier, fingerprints, strict=True))
     replays = [
         outcome.result.as_replay()

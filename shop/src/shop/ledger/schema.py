@@ -28,8 +28,8 @@ _PREFACE: Final = """\
 The ledger's tables with their columns, constraints, unique indexes and triggers, and its functions, as PostgreSQL
 describes them. Generated: change models.py or sql/, then run `shop migrate --write-catalog`.
 """
-# A database may have other functions, columns and indexes. Other objects of these kinds could change how the ledger's
-# statements work, so they are reported.
+# Triggers, policies and settings that are not in `catalog.txt` are reported, because they could change how the ledger's
+# statements work. A database may have additional functions, columns and indexes.
 _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
 
 

@@ -119,8 +119,8 @@ async def _post(session: AsyncSession, locked: AccountsAt, requests: Sequence[Tr
     settled_ids = {hold_id for request in requests if (hold_id := request.posts or request.voids) is not None}
     stored_outcomes = await _find_outcomes(repository, requests)
     reversible = await repository.find_reversible(reversed_ids)
-    # For the correct refusals, also read holds that a request reverses although they aren't posted, and transfers that
-    # a request posts or voids although they were never pending.
+    # A request may reverse a hold that isn't posted, or post or void a transfer that was never pending. These rows are
+    # read, too. Otherwise the refusal would have the wrong code.
     pending = await repository.find_holds(settled_ids | (reversed_ids - reversible.keys()))
     reversible |= await repository.find_reversible(settled_ids - pending.keys())
     context = PostingContext(
@@ -157,7 +157,7 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
     """
     async with db.begin_nested() if db.in_transaction() else db.begin():
         [result] = await post_transfers(db, [TransferRequest(from_account_id, to_account_id, amount)])
-    return result.unwrap()  # outside of the block, so that voided holds aren't rolled back
+    return result.unwrap()  # an error inside the block would roll back the voiding of expired holds
 
 
 async def find_transfer(db: AsyncSession, transfer_id: UUID) -> TransferRecord:

@@ -45,8 +45,8 @@ class Hold:
     """A row of `pending_transfers`, and two flags that are not stored.
 
     `has_new_state` is true after a decision has changed `state`, so the row must be written. `is_expiry_reported` is
-    true after a request to void an expired hold got the result `voided`. Only the first such request in the transaction
-    that voids the hold gets it.
+    true after a request to void an expired hold got the result `voided`. In the transaction that voids the hold, only
+    the first such request gets this result. The others are refused.
     """
 
     id: UUID

@@ -230,8 +230,8 @@ def select_transfers(
     """Transfers in any state in the order of their ids. A filter that is None is not applied.
 
     A transfer keeps its id, and so its place in the list, when it is posted or voided. `idempotency_key` is a key of
-    the client `scope`. For each page, a list by account sorts the ids of the account's entries: all of them, or those
-    between `created_from` and `created_before`.
+    the client `scope`. With `account_id`, each page sorts the ids of all entries of the account. `created_from` and
+    `created_before` limit these entries.
     """
     model: Any = TransferSnapshot
     conditions: list[Any] = []

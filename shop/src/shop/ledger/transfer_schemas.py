@@ -134,7 +134,7 @@ def _validate_by_reference(*models: type[BaseModel]) -> WrapValidator:
         reference = references[0]
         model = model_by_reference[reference]
         fields = model.model_fields.keys()
-        # Fields of the other models. The model itself rejects fields that no model has.
+        # These fields belong to other models. A field that no model has is rejected by `model_validate` below.
         excluded = [name for name in content if name in all_fields and name not in fields]
         if excluded:
             allowed = ", ".join(name for name in fields if name != reference)

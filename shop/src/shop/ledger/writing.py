@@ -66,8 +66,8 @@ def values_to_write(context: PostingContext) -> dict[str, Any]:
     """The parameters with the rows to write. Call this directly after the decision, because the next decision changes
     the accounts.
 
-    Two values are sent once instead of in the arrays, where they are None: the time of the context, and the currency if
-    all transfers have the same one.
+    The time of the context is sent once, and None in the arrays stands for it. If all transfers have the same currency,
+    it is sent once and its array is empty.
     """
     fields: dict[str, Sequence[Any]] = dict.fromkeys(TransferRecord._fields, ())
     if context.transfers:
@@ -83,7 +83,7 @@ def values_to_write(context: PostingContext) -> dict[str, Any]:
 
 
 async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, Any]) -> WriteResult:
-    """Write an optimistic decision by one statement, which doesn't wait for locks. The statement writes nothing unless
+    """Write an optimistic decision by one statement, which doesn't wait for locks. The statement writes only if
 
     - all accounts still have the expected entry counts and revisions,
     - no other transaction has locked one of them,
@@ -176,7 +176,7 @@ def _omit_nulls(values: Sequence[Any]) -> list[Any]:
 _TRANSFER: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
 _EXPECTED: Final = _ArrayParameters("a", Account, ("id", "entry_count", "revision"))
 _KEY: Final = _ArrayParameters("k", IdempotencyKey, ("scope", "key", "fingerprint", "transfer_id", "refusal", "answer"))
-# Without the columns that the statement itself sets (`state`, `created_at`), and `settled_at`, which is NULL.
+# The statement sets `state` and `created_at`, and `settled_at` of a new hold is NULL. So no values are sent for them.
 _NEW_HOLD: Final = _ArrayParameters(
     "h",
     PendingTransfer,

@@ -87,5 +87,5 @@ class OrderItem(UUIDv7PrimaryKey, Base):
     order: Mapped[Order] = relationship(back_populates="items")
 
 
-# Here and not in `shop.users.models`, because orders import users.
+# This relationship can't be defined in `shop.users.models`, because orders import users.
 User.orders = relationship(Order, back_populates="user", order_by=(Order.placed_at, Order.id), passive_deletes="all")

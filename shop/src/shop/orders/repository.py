@@ -23,7 +23,7 @@ class Totals:
 
 
 class OrderRepository(AsyncRepository[Order]):
-    async def totals_of(self, user_id: UUID) -> dict[tuple[str, OrderStatus], Totals]:
+    async def sum_totals(self, user_id: UUID) -> dict[tuple[str, OrderStatus], Totals]:
         """The number and the total of a user's orders, by month and status. Months without orders are left out.
 
         A month is in UTC, as `YYYY-MM`. The result is in the order of the months.

@@ -43,7 +43,7 @@ async def get_user_order_summary(db: AsyncSession, user_id: UUID) -> dict[str, A
         return None
     by_status: defaultdict[OrderStatus, Totals] = defaultdict(Totals)
     by_month: defaultdict[str, Totals] = defaultdict(Totals)
-    for (month, status), totals in (await OrderRepository(db).totals_of(user_id)).items():
+    for (month, status), totals in (await OrderRepository(db).sum_totals(user_id)).items():
         by_status[status] += totals
         if status.counts_as_sale:
             by_month[month] += totals

@@ -33,7 +33,8 @@ class UserChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # A default makes a field optional. With `default=None` null would be a valid value, so the default is a factory.
+    # Every field is optional. Only the fields that the client sent are used, so the defaults are never used. They are
+    # factories, because the OpenAPI document would show other defaults.
     email: Email = Field(default_factory=str)
     name: Name = Field(default_factory=str)
     country: Country | None = None

@@ -24,7 +24,7 @@ async def process_in_parts(
     process: Callable[[PartT], Coroutine[Any, Any, ResultT]],
     write: Callable[[PartT, ResultT, IO[bytes]], None],
 ) -> AsyncIterator[bytes]:
-    """Process the parts in order. Returns what `write` writes for each part and its result.
+    """Process the parts in order. After each part `write` is called with it and its result. Returns the written bytes.
 
     While one part is processed, the next one is read and the result of the previous one is written. The results are
     stored in a temporary file, because a client may send its whole request before it reads the response.

@@ -38,8 +38,7 @@ async def export_response(
 
     The first batch is read before the response starts, so that an error of the statement becomes a problem. An error
     after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that the
-    response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to
-    connect to the service.
+    response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
     """
     result = await db.stream(columns.execution_options(yield_per=_BATCH_ROWS))
     names = list(result.keys())
@@ -63,14 +62,14 @@ async def export_response(
 
 
 class _TimedResponse(StreamingResponse):
-    """A stream to a client that must receive each part in time."""
+    """A streaming response that ends early if the client doesn't receive a part in time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
             async with asyncio.timeout(CLIENT_SEND_TIMEOUT_SECONDS):
                 await send(message)
 
-        with suppress(ClientDisconnect):  # no fault of the service; the timeout raises it, too
+        with suppress(ClientDisconnect):  # also raised after the timeout; neither is a fault of the service
             await super().__call__(scope, receive, send_in_time)
 
 

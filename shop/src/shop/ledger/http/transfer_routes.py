@@ -93,8 +93,8 @@ async def create_linked_transfers(
 ) -> Response:
     """Post 2 to 100 transfers under one key, all or none.
 
-    Each transfer is decided on the balances after the transfers before it. So one account can pay many, or money can
-    pass through an account. If a transfer is refused, the response has its `index`, from 0.
+    Each transfer is decided on the balances after the transfers before it. So a transfer can move money that the
+    previous one has credited. If a transfer is refused, the response has its `index`, from 0.
 
     An element is a transfer, or the id of a transfer to post (`posts`), void (`voids`) or reverse (`reverses`).
     """
