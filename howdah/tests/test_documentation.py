@@ -173,15 +173,26 @@ def test_every_test_in_the_table_of_faults_exists() -> None:
     assert missing == []
 
 
+_FILE = r"`([\w/]+(?:\.py|\.sql|/\w+))`"
+
+
 @pytest.mark.parametrize("source", ["howdah/src/howdah", "shop/src/shop"])
 def test_every_file_in_the_tables_of_contributing_exists(source: str) -> None:
     text = (PROJECT / "CONTRIBUTING.md").read_text()
     _, _, section = text.partition(f"in `{source}/`:\n\n")
     table = section.partition("\n\n")[0]
     cells = [line.split("|")[2] for line in table.splitlines()[2:]]
-    files = [name for cell in cells for name in re.findall(r"`([\w/]+(?:\.py|\.sql|/\w+))`", cell)]
+    files = [name for cell in cells for name in re.findall(_FILE, cell)]
     assert len(files) > 20
     assert [name for name in files if not (PROJECT / source / name).exists()] == []
+
+
+def test_every_file_that_a_new_field_of_transfers_changes_exists() -> None:
+    _, _, section = (PROJECT / "CONTRIBUTING.md").read_text().partition("### Add a field to transfers\n")
+    files = re.findall(_FILE, section)
+    assert len(files) > 8
+    sources = (PROJECT, PROJECT / "shop/src/shop")
+    assert [name for name in files if not any((source / name).is_file() for source in sources)] == []
 
 
 def test_every_function_that_the_architecture_names_is_in_the_file_of_its_link() -> None:
