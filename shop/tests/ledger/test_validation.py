@@ -204,6 +204,11 @@ async def unpaid_order(session: AsyncSession) -> Order:
     return await place_order(session, OrderIn.model_validate({"user_id": user.id, "items": items}))
 
 
+def test_every_field_of_a_request_has_its_types_in_this_file() -> None:
+    """The other tests give each of these fields a wrong value."""
+    assert tuple(TYPES) == TransferRequest._fields
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entry=st.sampled_from(list(ENTRIES)), wrong=WRONG)
 async def test_every_entry_point_rejects_a_wrong_type_or_value_by_name(
