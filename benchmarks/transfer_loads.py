@@ -29,7 +29,7 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
 from shop.ledger.repository import LOCK, OUTCOMES
 from shop.ledger.requests import TransferRequest
-from shop.ledger.writing import WRITE, WRITE_IF_UNCHANGED
+from shop.ledger.writing import TRANSFER_PARAMETERS, WRITE, WRITE_IF_UNCHANGED
 from shop.memory import collect_less_often, freeze_loaded_objects
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
@@ -191,27 +191,16 @@ async def _pool(url: str, size: int) -> AsyncIterator[Any]:
 
 def _parameters(source: UUID, target: UUID, entry_counts: dict[UUID, int], key: str) -> dict[str, Any]:
     """The parameters of the writing statements for one transfer with the amount 1."""
-    id, now = uuid7(), utcnow()
-    values: dict[str, Any] = {
-        "t_id": [id],
-        "t_from_account_id": [source],
-        "t_from_entry_number": [entry_counts[source] + 1],
-        "t_to_account_id": [target],
-        "t_to_entry_number": [entry_counts[target] + 1],
-        "t_amount": [1],
-        **dict.fromkeys(
-            f"t_{name}"
-            for name in (
-                "currency",
-                "created_at",
-                "description",
-                "metadata",
-                "effective_at",
-                "reverses_id",
-                "reversed_total",
-                "group_id",
-            )
-        ),
+    id = uuid7()
+    columns: dict[str, list[Any]] = dict.fromkeys(TRANSFER_PARAMETERS.names, []) | {
+        "id": [id],
+        "from_account_id": [source],
+        "from_entry_number": [entry_counts[source] + 1],
+        "to_account_id": [target],
+        "to_entry_number": [entry_counts[target] + 1],
+        "amount": [1],
+    }
+    return TRANSFER_PARAMETERS.values(columns) | {
         "k_scope": [],
         "k_key": [key],
         "k_fingerprint": [b"x" * 32],
@@ -219,9 +208,8 @@ def _parameters(source: UUID, target: UUID, entry_counts: dict[UUID, int], key: 
         "k_refusal": [],
         "k_answer": [],
         "currency": "GBP",
-        "at": now,
+        "at": utcnow(),
     }
-    return {name: [] if value is None else value for name, value in values.items()}
 
 
 class _Statement:

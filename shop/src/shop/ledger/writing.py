@@ -79,7 +79,7 @@ def values_to_write(context: PostingContext) -> dict[str, Any]:
     if len(currencies) == 1:
         fields["currency"] = []
     shared = {"currency": currencies.pop() if currencies else None, "at": context.at}
-    return _TRANSFER.values(fields) | _key_values(context) | shared
+    return TRANSFER_PARAMETERS.values(fields) | _key_values(context) | shared
 
 
 async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, Any]) -> WriteResult:
@@ -173,7 +173,7 @@ def _omit_nulls(values: Sequence[Any]) -> list[Any]:
     return list(values) if values.count(None) < len(values) else []
 
 
-_TRANSFER: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
+TRANSFER_PARAMETERS: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
 _EXPECTED: Final = _ArrayParameters("a", Account, ("id", "entry_count", "revision"))
 _KEY: Final = _ArrayParameters("k", IdempotencyKey, ("scope", "key", "fingerprint", "transfer_id", "refusal", "answer"))
 # The statement sets `state` and `created_at`, and `settled_at` of a new hold is NULL. So no values are sent for them.
@@ -190,7 +190,7 @@ def _check_fields(row: type[Any], parameters: _ArrayParameters) -> None:
         raise TypeError(f"{row.__name__} has no field for the columns {sorted(missing)}: add a field for each column")
 
 
-_check_fields(TransferRecord, _TRANSFER)
+_check_fields(TransferRecord, TRANSFER_PARAMETERS)
 _check_fields(Hold, _NEW_HOLD)
 
 
@@ -261,9 +261,9 @@ def _write_statement(*, if_unchanged: bool) -> Any:
     condition = "(SELECT is_unchanged FROM comparison)" if if_unchanged else "true"
     statement = text(f"""
         WITH {_COMPARISON if if_unchanged else ""} new_transfers AS (
-            INSERT INTO {Transfer.__tablename__} ({", ".join(_TRANSFER.columns)})
-            SELECT {", ".join(_STORED_AS.get(name, name) for name in _TRANSFER.columns)}
-            FROM {_TRANSFER.unnest("input")} WHERE {condition}
+            INSERT INTO {Transfer.__tablename__} ({", ".join(TRANSFER_PARAMETERS.columns)})
+            SELECT {", ".join(_STORED_AS.get(name, name) for name in TRANSFER_PARAMETERS.columns)}
+            FROM {TRANSFER_PARAMETERS.unnest("input")} WHERE {condition}
         ), new_keys AS (
             INSERT INTO {IdempotencyKey.__tablename__} ({", ".join(_KEY.columns)}, created_at)
             SELECT {", ".join(_KEY_STORED_AS.get(name, name) for name in _KEY.columns)}, :at
@@ -271,7 +271,7 @@ def _write_statement(*, if_unchanged: bool) -> Any:
         )
         SELECT {condition} AS is_written, clock_timestamp() AS at
         """).bindparams(  # noqa: S608  # built from constants
-        *_TRANSFER.bindparams,
+        *TRANSFER_PARAMETERS.bindparams,
         *_KEY.bindparams,
         *(_EXPECTED.bindparams if if_unchanged else ()),
         bindparam("currency", type_=String()),
