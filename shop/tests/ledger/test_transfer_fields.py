@@ -53,7 +53,7 @@ _NOT_IN_A_BODY: Final = {"key", "scope", "linked", "currency"}
 """The key, its owner and the links are no part of the body. A client names accounts, which have a currency."""
 
 
-@pytest.mark.parametrize(("kind", "values"), _BODIES, ids=lambda each: getattr(each, "__name__", ""))
+@pytest.mark.parametrize(("kind", "values"), _BODIES, ids=[kind.__name__ for kind, _ in _BODIES])
 def test_every_field_of_a_body_reaches_the_request(kind: type[AnyTransferIn], values: dict[str, Any]) -> None:
     assert set(values) == set(kind.model_fields), "give each field of the body a value here"
     request = build_request(kind(**values), {_NAMED.id: _NAMED}, key="k", scope="s")
@@ -114,6 +114,7 @@ async def digest(session: AsyncSession, table: Table, row: dict[str, Any]) -> by
         # A seal has the revision in a column of its own. `shop check` compares the others with entries and holds.
         (Account, {"balance", "held", "entry_count", "updated_at", "revision"}),
     ],
+    ids=["transfers", "pending transfers", "idempotency keys", "accounts"],
 )
 async def test_every_column_of_a_sealed_table_changes_the_digest(
     session: AsyncSession, model: type[Base], not_in_digest: set[str]
