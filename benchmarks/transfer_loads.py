@@ -9,7 +9,7 @@ import random
 import sys
 import time
 from bisect import bisect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import accumulate, count
 from typing import Any, Final
@@ -192,7 +192,7 @@ async def _pool(url: str, size: int) -> AsyncIterator[Any]:
 def _parameters(source: UUID, target: UUID, entry_counts: dict[UUID, int], key: str) -> dict[str, Any]:
     """The parameters of the writing statements for one transfer with the amount 1."""
     id = uuid7()
-    columns: dict[str, list[Any]] = dict.fromkeys(TRANSFER_PARAMETERS.names, []) | {
+    columns: dict[str, Sequence[Any]] = dict.fromkeys(TRANSFER_PARAMETERS.names, ()) | {
         "id": [id],
         "from_account_id": [source],
         "from_entry_number": [entry_counts[source] + 1],
