@@ -112,37 +112,37 @@ class ReversalIn(ReverseIn):
 
 
 # The fields that name the transfer to post, void or reverse. The first one that is present decides the model.
-_REFERENCE_FIELDS: Final = ("posts", "voids", "reverses")
+_NAMING_FIELDS: Final = ("posts", "voids", "reverses")
 
 
-def _validate_by_reference(*models: type[BaseModel]) -> WrapValidator:
-    """Validate with the model whose reference field is present (`posts`, `voids` or `reverses`), or as a new transfer.
+def _validate_by_naming_field(*models: type[BaseModel]) -> WrapValidator:
+    """Validate with the model whose naming field is present (`posts`, `voids` or `reverses`), or as a new transfer.
 
     So only the errors of that model are reported. A union would report the errors of all models.
     """
     transfer_model = next(model for model in models if issubclass(model, TransferIn))
-    model_by_reference = {name: model for model in models for name in _REFERENCE_FIELDS if name in model.model_fields}
+    model_by_naming_field = {name: model for model in models for name in _NAMING_FIELDS if name in model.model_fields}
     all_fields = {name for model in models for name in model.model_fields}
 
     def validate(content: Any, _handler: Any) -> BaseModel:
         """Choose the model, and validate with it instead of the union."""
         if isinstance(content, models):
             return content
-        references = [name for name in model_by_reference if name in content] if isinstance(content, dict) else []
-        if not references:
+        naming_fields = [name for name in model_by_naming_field if name in content] if isinstance(content, dict) else []
+        if not naming_fields:
             return transfer_model.model_validate(content)
-        reference = references[0]
-        model = model_by_reference[reference]
+        naming_field = naming_fields[0]
+        model = model_by_naming_field[naming_field]
         fields = model.model_fields.keys()
         # These fields belong to other models. A field that no model has is rejected by `model_validate` below.
         excluded = [name for name in content if name in all_fields and name not in fields]
         if excluded:
-            allowed = ", ".join(name for name in fields if name != reference)
+            allowed = ", ".join(name for name in fields if name != naming_field)
             raise PydanticCustomError(
                 "excluded",
                 "{name} and {excluded} can't be sent together: with {name}, send {allowed}",
                 {
-                    "name": reference,
+                    "name": naming_field,
                     "excluded": ", ".join(excluded),
                     "allowed": f"at most {allowed}" if allowed else "nothing else",
                 },
@@ -161,7 +161,7 @@ class LinkedIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     transfers: Annotated[
-        list[Annotated[AnyTransferIn, _validate_by_reference(TransferIn, PostingIn, VoidingIn, ReversalIn)]],
+        list[Annotated[AnyTransferIn, _validate_by_naming_field(TransferIn, PostingIn, VoidingIn, ReversalIn)]],
         Field(min_length=2, max_length=MAX_LINKED),
     ]
 
@@ -275,7 +275,7 @@ AnyLineIn = TransferLineIn | PostingLineIn | VoidingLineIn | ReversalLineIn
 
 class BatchLineIn(
     RootModel[
-        Annotated[AnyLineIn, _validate_by_reference(TransferLineIn, PostingLineIn, VoidingLineIn, ReversalLineIn)],
+        Annotated[AnyLineIn, _validate_by_naming_field(TransferLineIn, PostingLineIn, VoidingLineIn, ReversalLineIn)],
     ]
 ):
     """A line of a batch: a new transfer, or the id of a transfer to post (`posts`), void (`voids`) or reverse
