@@ -251,7 +251,7 @@ class Camel(BaseModel):
 
 def test_the_error_for_an_alias_without_an_attribute_says_how_to_use_the_name() -> None:
     with pytest.raises(
-        ViewCompileError, match=r"no attribute 'createdAt', .* with validate_by_name=True in the model_config"
+        ViewCompileError, match=r"no attribute 'createdAt', .*: set validate_by_name=True in the model_config"
     ):
         JsonView(Keyed, Camel)
 
