@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database
 from howdah.embedded import EmbeddedPostgres
 from howdah_tests.support.embedded_servers import open_folder, query
+from howdah_tests.support.moments import Separate as MomentsBase
 from howdah_tests.support.sample_models import UserRepository
 from howdah_tests.support.sample_rows import user_rows
 
@@ -32,6 +33,13 @@ def users(session: AsyncSession) -> UserRepository:
 async def twenty(users: UserRepository) -> list[UUID]:
     """The keys of twenty users, in key order."""
     return (await users.create_many(user_rows(20))).keys
+
+
+@pytest.fixture
+async def moments(session: AsyncSession) -> AsyncSession:
+    """A session with the table of `Moment`."""
+    await (await session.connection()).run_sync(MomentsBase.metadata.create_all)
+    return session
 
 
 @pytest.fixture

@@ -93,6 +93,30 @@ async def test_control_the_reference_dependency_answers_200_to_a_commit_that_fai
         assert await AsyncRepository(session, User).count() == 0  # nothing was saved
 
 
+async def test_control_advanced_alchemy_answers_201_to_a_commit_that_fails(
+    committed_database: Database, committed_url: str
+) -> None:
+    """Its `commit_mode="autocommit"` commits after the response was sent."""
+    peer = pytest.importorskip("advanced_alchemy.extensions.fastapi", reason="needs the dependency group bench")
+    await add_deferred_constraint(committed_database)
+    app = FastAPI()
+    config = peer.SQLAlchemyAsyncConfig(connection_string=committed_url, commit_mode="autocommit")
+    alchemy = peer.AdvancedAlchemy(config=config, app=app)
+
+    @app.post(USERS, status_code=201)
+    async def create(db: Annotated[AsyncSession, Depends(alchemy.provide_session())]) -> dict[str, str]:
+        await add_two_users_with_one_nickname(db)
+        return {"saved": "yes"}
+
+    try:
+        async with http_client(app) as client:
+            assert (await client.post(USERS)).status_code == 201
+    finally:
+        await config.get_engine().dispose()
+    async with committed_database.session() as session:
+        assert await AsyncRepository(session, User).count() == 0  # nothing was saved
+
+
 async def test_the_commit_is_visible_to_others_before_the_response_is_sent(committed_database: Database) -> None:
     app = create_app(committed_database)
     seen: list[int] = []

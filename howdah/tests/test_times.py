@@ -24,6 +24,8 @@ from howdah import (
 )
 from howdah_tests.support.moment_writes import WAYS, writable, write
 from howdah_tests.support.moments import (
+    AWARE,
+    NAIVE,
     GREATEST,
     LEAST,
     LOCAL_GREATEST,
@@ -37,14 +39,6 @@ from howdah_tests.support.moments import (
 )
 from howdah_tests.support.savepoints import rollback_at_end
 
-NAIVE = datetime(2026, 1, 1, 12)  # noqa: DTZ001
-AWARE = NAIVE.replace(tzinfo=UTC)
-
-
-@pytest.fixture
-async def moments(session: AsyncSession) -> AsyncSession:
-    await (await session.connection()).run_sync(Separate.metadata.create_all)
-    return session
 
 
 def in_utc(value: Any) -> Any:

@@ -14,16 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AwareDateTime, Database, InvalidValue, OutOfRange, utcnow
 from howdah_tests.support.moment_writes import WAYS, writable, write
-from howdah_tests.support.moments import GREATEST, LOCAL_GREATEST, LOCAL_LEAST, WITH_ZONE, Moment, Separate
+from howdah_tests.support.moments import AWARE, NAIVE, GREATEST, LOCAL_GREATEST, LOCAL_LEAST, WITH_ZONE, Moment, Separate
 
-NAIVE = datetime(2026, 1, 1, 12)  # noqa: DTZ001
-AWARE = NAIVE.replace(tzinfo=UTC)
-
-
-@pytest.fixture
-async def moments(session: AsyncSession) -> AsyncSession:
-    await (await session.connection()).run_sync(Separate.metadata.create_all)
-    return session
 
 
 def with_naive(name: str, value: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from howdah.errors import (
     NotNullViolation,
     OutOfRange,
     ReadOnly,
-    RefusedValue,
+    RejectedValue,
     SchemaChanged,
     SerializationFailure,
     ServerFault,
@@ -124,7 +124,7 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
     error = driver_error(original) or original
     if isinstance(error, asyncpg.InvalidCachedStatementError):
         return SchemaChanged
-    if isinstance(error, RefusedValue) and isinstance(error, OverflowError):
+    if isinstance(error, RejectedValue) and isinstance(error, OverflowError):
         return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # by the driver
         return OutOfRange

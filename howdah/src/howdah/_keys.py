@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapper, QueryableAttribute
 from sqlalchemy.types import TypeEngine
 
 from howdah._arrays import Array, build_array, resolve_postgresql_type
-from howdah.errors import InvalidValue, RefusedValue
+from howdah.errors import InvalidValue, RejectedValue
 
 _INTEGERS: Final = frozenset({int})
 _UUIDS: Final = frozenset({UUID, asyncpg.pgproto.pgproto.UUID})
@@ -158,7 +158,7 @@ def build_key_condition(model: type[Any]) -> tuple[ColumnElement[bool], Callable
 
 
 def find_free_name(model: type[Any], name: str) -> str:
-    """Add underscores to the name until no attribute of the model and no table of its metadata has the same name."""
+    """Add underscores to the name until no attribute or table of the model, and no table of its metadata, has it."""
     mapper: Mapper[Any] = inspect(model).mapper
     tables = [table.name for table in mapper.tables]
     while name in tables or name in mapper.column_attrs or name in mapper.registry.metadata.tables:
@@ -260,4 +260,4 @@ def _normalize_value(model: type[Any], column: Column[Any], value: Any) -> Any:
 
 def _build_error(model: type[Any], column: Column[Any], reason: str) -> InvalidValue:
     name = inspect(model).get_property_by_column(column).key
-    return InvalidValue(None, None, RefusedValue(f"a key was rejected: its value for {model.__name__}.{name} {reason}"))
+    return InvalidValue(None, None, RejectedValue(f"a key was rejected: its value for {model.__name__}.{name} {reason}"))

@@ -194,7 +194,7 @@ class DatabaseError(HowdahError, sa.DBAPIError):
         error = root_error(orig) or orig
         code = f"{type(error).__name__}, {self.sqlstate}" if self.sqlstate else type(error).__name__
         for each in (error, error.__cause__):  # the error of a codec is the cause of the driver's error
-            if isinstance(each, RefusedValue):
+            if isinstance(each, RejectedValue):
                 return str(each)
         if self.hide_parameters and isinstance(self, InvalidValue) and not isinstance(self, TooLong):
             return f"({code}) a value was rejected; it isn't shown because of hide_parameters=True"
@@ -306,16 +306,16 @@ class ServerFault(DatabaseError, sa.InternalError):
     """PostgreSQL found an internal error, or damaged data."""
 
 
-class RefusedValue(ValueError):
+class RejectedValue(ValueError):
     """A column type of this library has rejected a value. The text gives the reason, but not the value.
 
     The caller gets an `InvalidValue` with this text.
     """
 
 
-class RefusedTime(RefusedValue, OverflowError):
+class RejectedTime(RejectedValue, OverflowError):
     """A time is rejected, because it couldn't be read back exactly. The caller gets an `OutOfRange` with this text."""
 
 
-class UnreadableTime(asyncpg.InterfaceError, RefusedTime):  # type: ignore[misc]  # asyncpg has no types
+class UnreadableTime(asyncpg.InterfaceError, RejectedTime):  # type: ignore[misc]  # asyncpg has no types
     """A time in the database that Python's type can't hold. It is raised inside the driver while it reads a result."""

@@ -27,7 +27,7 @@ from uuid_utils import uuid7 as _uuid7
 from howdah._lazy_loads import explain_raising_loads
 from howdah._sqlalchemy import properties_of
 from howdah._types.times import describe_naive_value
-from howdah.errors import RefusedValue
+from howdah.errors import RejectedValue
 
 NAMING_CONVENTION: Final[dict[Any, str]] = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -71,7 +71,7 @@ class AwareDateTime(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
-            raise RefusedValue(describe_naive_value(value))
+            raise RejectedValue(describe_naive_value(value))
         return value
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:

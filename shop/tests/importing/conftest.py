@@ -13,19 +13,10 @@ import pytest
 from sqlalchemy import text
 
 from howdah import Database, advisory_lock
+from shop_tests.support.retail_lines import A_SALE
 
 BESIDE_THE_PROJECT = Path(__file__).parents[4] / "shared" / "data" / "online-retail-2009-2010.parquet"
 
-A_SALE = {
-    "Invoice": "500001",
-    "StockCode": "22111",
-    "Description": "SCOTTIE DOG",
-    "Quantity": "2",
-    "InvoiceDate": "2010-01-05 10:30:00",
-    "Price": "4.95",
-    "Customer ID": "13085.0",
-    "Country": "United Kingdom",
-}
 A_TYPED_SALE = A_SALE | {"Quantity": 2, "Price": 4.95, "Customer ID": 13085.0}
 Dump: TypeAlias = dict[str, list[tuple[Any, ...]]]
 

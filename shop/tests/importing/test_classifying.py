@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from shop.importing.classifying import LARGEST_CENTS, LARGEST_QUANTITY, Reason, classify, price_in_cents
 from shop.importing.options import TimeFormat
 from shop.importing.reading import COLUMNS
+from shop_tests.support.retail_lines import A_SALE
 
-A_SALE = {
-    "Invoice": "500001",
-    "StockCode": "22111",
-    "Description": "SCOTTIE DOG",
-    "Quantity": "2",
-    "InvoiceDate": "2010-01-05 10:30:00",
-    "Price": "4.95",
-    "Customer ID": "13085.0",
-    "Country": "United Kingdom",
-}
 Values = Mapping[str, str | None]
 
 

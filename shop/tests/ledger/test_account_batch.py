@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import Context
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +22,7 @@ from shop.web.batches import BATCH_LINES
 from shop.web.lines import MAX_LINE_BYTES
 from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
 from shop_tests.support.problems import assert_problem
+from shop_tests.support.transactions import in_own_transaction
 from shop_tests.support.waiting import until_waiting
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -41,11 +41,6 @@ async def batch(client: httpx.AsyncClient, *lines: str, **headers: str) -> list[
         answer["line"] for answer in answers
     ]
     return answers
-
-
-def in_own_transaction(work: Any) -> asyncio.Task[Any]:
-    """Run the work in a task that doesn't join the transaction of the current one."""
-    return asyncio.create_task(work, context=Context())
 
 
 async def count(database: Database, model: type[Any]) -> int:

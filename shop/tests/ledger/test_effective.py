@@ -20,7 +20,7 @@ from shop.ledger.models import Account, Transfer
 from shop.ledger.requests import Refusal, TransferRecord, TransferRequest
 from shop.ledger.service import post, reversal_request
 from shop_tests.support.factories import make_account
-from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.trigger_bypass import disable_triggers
 
@@ -54,11 +54,6 @@ async def reversal(
 async def effective(stored: Database, at: datetime, *accounts: UUID) -> list[int]:
     async with stored.session() as session:
         return [await read_effective_balance(session, account, at) for account in accounts]
-
-
-async def assert_ledger_is_correct(stored: Database) -> None:
-    async with stored.session() as session:
-        assert (await check_ledger(session)).faults == {}
 
 
 async def test_a_future_transfer_that_is_reversed_today_changes_no_effective_balance(

@@ -22,7 +22,7 @@ from shop.ledger.requests import TransferRequest
 from shop.ledger.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop.web.batches import BATCH_LINES
 from shop_tests.support.factories import balances, make_account, transfer
-from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.problems import assert_problem
 
 _numbers = count(1)
@@ -58,11 +58,6 @@ async def link(client: httpx.AsyncClient, *transfers: dict[str, Any], key: str |
 
 def outcomes_of(answers: list[dict[str, Any]]) -> list[str]:
     return [answer["refusal"] or answer["outcome"] for answer in answers]
-
-
-async def assert_ledger_is_correct(stored: Database) -> None:
-    async with stored.session() as session:
-        assert (await check_ledger(session)).faults == {}
 
 
 async def test_lines_post_void_and_reverse(client: httpx.AsyncClient, stored: Database) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextvars import Context
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +22,7 @@ from shop.ledger.service import find_replay
 from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
 from shop_tests.support.funded_accounts import open_accounts as funded
 from shop_tests.support.problems import assert_problem
+from shop_tests.support.transactions import in_own_transaction
 from shop_tests.support.waiting import until_waiting
 
 BODY = {"name": "Current account", "currency": "GBP"}
@@ -40,11 +40,6 @@ async def post(
 async def count_accounts(database: Database) -> int:
     async with database.session() as session:
         return await session.scalar(select(func.count()).select_from(Account)) or 0
-
-
-def in_own_transaction(work: Any) -> asyncio.Task[Any]:
-    """Run the work in a task that doesn't join the transaction of the current one."""
-    return asyncio.create_task(work, context=Context())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextvars import Context
 from itertools import permutations
 from random import Random
 from typing import Any
@@ -22,17 +21,13 @@ from shop.ledger.service import post_transfers, reversal_request, transfer_funds
 from shop.ledger.writing import KeyInUse
 from shop_tests.support import reference
 from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.transactions import in_own_transaction
 from shop_tests.support.waiting import until_waiting
 
 
 async def balances(database: Database, accounts: list[UUID]) -> list[int]:
     async with database.session() as session:
         return [(await session.get_one(Account, account)).balance for account in accounts]
-
-
-def in_own_transaction(work: Coroutine[Any, Any, TransferResult]) -> asyncio.Task[TransferResult]:
-    """Run the work in a task that doesn't join the transaction of the current one."""
-    return asyncio.create_task(work, context=Context())
 
 
 async def test_opposed_transfers_neither_deadlock_nor_lose_money(stored: Database) -> None:

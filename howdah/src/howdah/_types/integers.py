@@ -35,7 +35,7 @@ from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange, AbstractSi
 from sqlalchemy.types import TypeEngine
 
 from howdah._arrays import Array
-from howdah.errors import RefusedValue
+from howdah.errors import RejectedValue
 
 _INTEGER_OR_NULL: Final = frozenset({int, NoneType})
 
@@ -83,7 +83,7 @@ def has_only_integers(values: Sequence[Any]) -> bool:
 
 
 def to_exact_integer(value: Any) -> Any:
-    """The integer that is equal to the value. Raises `RefusedValue` if there is none.
+    """The integer that is equal to the value. Raises `RejectedValue` if there is none.
 
     None, and a value that the driver itself rejects, is returned unchanged.
     """
@@ -97,21 +97,21 @@ def to_exact_integer(value: Any) -> Any:
         return value
     name = type(value).__name__
     if isinstance(value, Decimal) and value.adjusted() >= _MAX_DIGITS:
-        raise RefusedInteger(f"a {name} of more than {_MAX_DIGITS} digits was rejected: an integer has at most 64 bits")
+        raise RejectedInteger(f"a {name} of more than {_MAX_DIGITS} digits was rejected: an integer has at most 64 bits")
     try:
         whole = int(value)
         is_equal = bool(whole == value)
     except (TypeError, ValueError, ArithmeticError):  # NaN and infinities
         is_equal = False
     if not is_equal:
-        raise RefusedValue(
+        raise RejectedValue(
             f"a {name} that isn't a whole number was rejected for an integer: pass an int, such as round(value), or "
             "use a column of type Numeric or Float"
         )
     return whole
 
 
-class RefusedInteger(RefusedValue, OverflowError):
+class RejectedInteger(RejectedValue, OverflowError):
     """A number beyond every integer type. The caller gets an `OutOfRange` with this text."""
 
 

@@ -10,18 +10,18 @@ from uuid import UUID
 import orjson
 
 from howdah._types.times import InfiniteDate
-from howdah.errors import RefusedValue
+from howdah.errors import RejectedValue
 
 
 def dump_json(value: Any) -> str:
-    """The JSON text of a value. Raises `RefusedValue` for NaN, infinities and types that JSON doesn't have."""
+    """The JSON text of a value. Raises `RejectedValue` for NaN, infinities and types that JSON doesn't have."""
     try:
         dumped = orjson.dumps(value, default=_to_text)
     except orjson.JSONEncodeError as error:
-        raise RefusedValue(f"a value can't be written as JSON: {error}") from error
+        raise RejectedValue(f"a value can't be written as JSON: {error}") from error
     # orjson writes NaN and infinities as null.
     if b"null" in dumped and not _has_only_finite_numbers(value):
-        raise RefusedValue("NaN or an infinity can't be written as JSON: store None or a text in its place")
+        raise RejectedValue("NaN or an infinity can't be written as JSON: store None or a text in its place")
     return dumped.decode()
 
 

@@ -32,7 +32,7 @@ from typing import Any, Final
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import AdaptedConnection
 
-from howdah.errors import RefusedTime, RefusedValue, UnreadableTime
+from howdah.errors import RejectedTime, RejectedValue, UnreadableTime
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH: Final = _EPOCH.replace(tzinfo=None)
@@ -89,7 +89,7 @@ def _encode_timestamptz(value: Any) -> tuple[int, ...]:
         since = value - _EPOCH
         microseconds: int = since.days * _DAY_MICROSECONDS + since.seconds * 1_000_000 + since.microseconds
     except (TypeError, AttributeError):
-        raise RefusedValue(describe_naive_value(value)) from None
+        raise RejectedValue(describe_naive_value(value)) from None
     return (microseconds,) if _MIN_MICROSECONDS < microseconds < _MAX_MICROSECONDS else _encode_infinity(microseconds)
 
 
@@ -104,10 +104,10 @@ def _encode_timestamp(value: Any) -> tuple[int, ...]:
     """Microseconds since 2000."""
     if not isinstance(value, datetime):
         if not isinstance(value, date):
-            raise RefusedValue(f"a {type(value).__name__} was rejected for a timestamp: pass a datetime")
+            raise RejectedValue(f"a {type(value).__name__} was rejected for a timestamp: pass a datetime")
         value = datetime.combine(value, time())
     if value.tzinfo is not None:
-        raise RefusedValue(
+        raise RejectedValue(
             "a datetime with a time zone was rejected for a timestamp without time zone: use timestamptz "
             "(Mapped[datetime], or cast(..., AwareDateTime) around an expression such as func.now())"
         )
@@ -126,7 +126,7 @@ def _decode_timestamp(parts: tuple[int, ...]) -> datetime:
 def _encode_date(value: Any) -> tuple[int, ...]:
     """Days since 2000."""
     if isinstance(value, datetime) or not isinstance(value, date):
-        raise RefusedValue(
+        raise RejectedValue(
             f"a {type(value).__name__} was rejected for a date: use its .date() in the time zone that you mean"
         )
     if isinstance(value, InfiniteDate):
@@ -149,7 +149,7 @@ def _encode_time(value: Any) -> tuple[int, ...]:
     """Microseconds since midnight."""
     if not isinstance(value, time) or value.tzinfo is not None:
         with_zone = " with a time zone" if isinstance(value, time) else ""
-        raise RefusedValue(
+        raise RejectedValue(
             f"a {type(value).__name__}{with_zone} was rejected for a time without time zone: pass a naive time"
         )
     return (_count_microseconds(value),)
@@ -163,12 +163,12 @@ def _encode_timetz(value: Any) -> tuple[int, ...]:
     """Microseconds since midnight, and the seconds to add to get UTC."""
     offset = value.utcoffset() if isinstance(value, time) else None
     if offset is None:
-        raise RefusedValue(
+        raise RejectedValue(
             f"a {type(value).__name__} without an offset was rejected for a time with time zone: use "
             ".replace(tzinfo=timezone(...)). The offset of a ZoneInfo depends on the date, so it can't be used"
         )
     if offset.microseconds:
-        raise RefusedValue(
+        raise RejectedValue(
             "a time with a fraction of a second in its offset was rejected: PostgreSQL's offsets are whole seconds"
         )
     return _count_microseconds(value), -(offset.days * 86_400 + offset.seconds)
@@ -181,7 +181,7 @@ def _decode_timetz(parts: tuple[int, ...]) -> time:
 def _encode_interval(value: Any) -> tuple[int, ...]:
     """Months, days and microseconds."""
     if not isinstance(value, timedelta):
-        raise RefusedValue(f"a {type(value).__name__} was rejected for an interval: pass a timedelta")
+        raise RejectedValue(f"a {type(value).__name__} was rejected for an interval: pass a timedelta")
     return 0, value.days, value.seconds * 1_000_000 + value.microseconds
 
 
@@ -222,7 +222,7 @@ def _encode_infinity(microseconds: int) -> tuple[int]:
         return (_INT64_MAX,)
     if microseconds == _MIN_MICROSECONDS:
         return (-_INT64_MAX - 1,)
-    raise RefusedTime(
+    raise RejectedTime(
         f"a datetime was rejected: in UTC it is outside of the range that can be read, because {_YEAR_RANGE}"
     )
 

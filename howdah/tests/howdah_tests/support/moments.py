@@ -18,6 +18,8 @@ from howdah._types.times import INFINITY, MINUS_INFINITY
 
 GREATEST, LEAST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 LOCAL_GREATEST, LOCAL_LEAST = datetime.max, datetime.min  # noqa: DTZ901
+NAIVE = datetime(2026, 1, 1, 12)  # noqa: DTZ001
+AWARE = NAIVE.replace(tzinfo=UTC)
 
 
 class Separate(Base):

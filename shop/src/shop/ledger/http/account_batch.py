@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import IO, Any, Final
+from functools import partial
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -12,7 +13,7 @@ from howdah import Database, run_transaction
 from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
-from shop.ledger.transfer_schemas import encode_json
+from shop.ledger.http.result_lines import write_result_lines
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 
@@ -34,7 +35,8 @@ async def open_account_lines(
             return []
         return await run_transaction(database, lambda session: open_accounts(session, requests))
 
-    return await process_in_parts(_split_into_chunks(lines, caller), open_chunk, _write_results)
+    write = partial(write_result_lines, empty_result=_EMPTY_RESULT, serialize=_serialize_result)
+    return await process_in_parts(_split_into_chunks(lines, caller), open_chunk, write)
 
 
 async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]], caller: str) -> AsyncIterator[_Chunk]:
@@ -62,17 +64,6 @@ def _parse_line(line: bytes | None, caller: str) -> OpeningRequest | str:
     # without defaults, because `build_account_values` must know which fields the client has sent
     account = body.model_dump(exclude={"idempotency_key"}, exclude_unset=True)
     return OpeningRequest(AccountIn.model_construct(**account), body.idempotency_key, caller)
-
-
-def _write_results(chunk: _Chunk, results: list[OpeningResult], output: IO[bytes]) -> None:
-    """Write a line for each line of the chunk. Invalid lines have no element in `results`."""
-    remaining = iter(results)
-    for number, request in chunk.items():
-        if isinstance(request, str):
-            content: dict[str, Any] = {"outcome": "invalid", "detail": request}
-        else:
-            content = _serialize_result(next(remaining))
-        output.write(encode_json({"line": number, **_EMPTY_RESULT, **content}) + b"\n")
 
 
 def _serialize_result(result: OpeningResult) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
-from typing import IO, Any, Final
+from functools import partial
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -17,7 +18,8 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
-from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, encode_json, serialize_transfer
+from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, serialize_transfer
+from shop.ledger.http.result_lines import write_result_lines
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 
@@ -43,7 +45,8 @@ async def post_transfer_lines(
     def post_chunk(chunk: _Chunk) -> Coroutine[Any, Any, list[TransferResult]]:
         return ledger.submit_many([request for request in chunk.values() if not isinstance(request, str)])
 
-    return await process_in_parts(_read_chunks(lines, db, caller), post_chunk, _write_results)
+    write = partial(write_result_lines, empty_result=_EMPTY_RESULT, serialize=_serialize_result)
+    return await process_in_parts(_read_chunks(lines, db, caller), post_chunk, write)
 
 
 async def _read_chunks(
@@ -160,17 +163,6 @@ def _invalidate(chunk: _ParsedChunk | _Chunk, chain: list[int], reason: str) -> 
     for number in chain:
         if not isinstance(chunk[number], str):
             chunk[number] = reason
-
-
-def _write_results(chunk: _Chunk, results: list[TransferResult], output: IO[bytes]) -> None:
-    """Write a line for each line of the chunk. Invalid lines have no element in `results`."""
-    remaining = iter(results)
-    for number, request in chunk.items():
-        if isinstance(request, str):
-            content: dict[str, Any] = {"outcome": "invalid", "detail": request}
-        else:
-            content = _serialize_result(next(remaining))
-        output.write(encode_json({"line": number, **_EMPTY_RESULT, **content}) + b"\n")
 
 
 def _serialize_result(result: TransferResult) -> dict[str, Any]:

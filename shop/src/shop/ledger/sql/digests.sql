@@ -7,9 +7,10 @@
 --
 -- Do not change these functions: all existing seals would become wrong. For a new column, append an expression that
 -- leaves the digests of old rows as they are:
--- `|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(t.added)) END`.
--- For text and JSON, the expression also converts the value:
--- `|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(convert_to(t.added::text, 'UTF8'))) END`.
+-- `|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(1, t.added)) END`.
+-- The number is different for each appended column of a table. Without it, a value that moves from one appended column
+-- to another would not change the digest. For text and JSON, the expression also converts the value:
+-- `|| CASE WHEN t.added IS NULL THEN '' ELSE record_send(ROW(1, convert_to(t.added::text, 'UTF8'))) END`.
 --
 -- The functions have no SET clause, because PostgreSQL can't inline a function with a SET clause.
 
