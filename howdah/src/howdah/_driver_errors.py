@@ -50,7 +50,7 @@ def message_field(error: BaseException, name: str) -> str | None:
 
 
 def describe_closing_timeout(error: BaseException) -> str | None:
-    """A text that names the timeout that has closed the connection, or probably has. None for other errors.
+    """A text that names the timeout that closed the connection, or the likely one. None for other errors.
 
     The driver doesn't keep a message that the server sends while no statement runs.
     """

@@ -126,7 +126,7 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
         return SchemaChanged
     if isinstance(error, RejectedValue) and isinstance(error, OverflowError):
         return OutOfRange
-    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # by the driver
+    if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, OverflowError):  # raised by the driver
         return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, UnicodeError):
         return InvalidText
@@ -138,5 +138,5 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
     if context.is_disconnect or isinstance(error, OSError):
         return ConnectionLost
     if context.sqlalchemy_exception is not None and isinstance(error, ValueError | TypeError | LookupError):
-        return InvalidValue  # by the column's type, before sending
+        return InvalidValue  # rejected by the column's type, before sending
     return None

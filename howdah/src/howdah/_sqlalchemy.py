@@ -43,7 +43,7 @@ def has_limit(statement: Select[Any]) -> bool:
 
 
 def has_distinct(statement: Select[Any]) -> bool:
-    """Whether the SELECT has DISTINCT, or DISTINCT ON in SQLAlchemy 2.0."""
+    """Whether the SELECT has DISTINCT. In SQLAlchemy 2.0 this includes DISTINCT ON."""
     return bool(statement._distinct)
 
 

@@ -99,8 +99,8 @@ class MatchResult:
 class UpsertResult:
     """The number of input rows that were inserted, that changed an existing row, and that left it unchanged.
 
-    A row is `suppressed` if it has no existing row, and a BEFORE INSERT trigger returned NULL for it, so it wasn't
-    written.
+    A row counts as `suppressed` if a BEFORE INSERT trigger returned NULL for it, and no existing row has its `on`
+    values. Such a row wasn't written.
     """
 
     created: int

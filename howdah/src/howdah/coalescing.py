@@ -67,8 +67,8 @@ class Coalescer(Generic[ItemT, ResultT]):
     `apply` gets at least one item and returns one result for each, in the same order. It doesn't see the context
     variables of the submitting tasks. If it writes, it must return after its commit.
 
-    At most `workers` calls run at a time, each with at most `max_batch_size` items. Another call starts only when the
-    queue is at least as long as the running batches.
+    At most `workers` calls run at a time, each with at most `max_batch_size` items. While calls are running, another
+    one starts only if the queue has at least as many items as the running batches together, or `max_batch_size` items.
 
     With `key`, waiting items with the same key are sent as one item, and their waiters get the same result object. Use
     it for reads.
@@ -207,9 +207,10 @@ class Coalescer(Generic[ItemT, ResultT]):
             )
 
     def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start a worker if one is idle and the queue is at least as long as the running batches.
+        """Start a worker if one is idle, and if the queue has enough items.
 
-        With more workers the batches would be smaller, and each batch has a fixed cost.
+        Enough is the number of items in the running batches, or `max_batch_size` if that is less. With more workers the
+        batches would be smaller, and each batch has a fixed cost.
 
         The worker starts in the next iteration of the event loop, so its batch includes all items that are submitted in
         this iteration.

@@ -93,9 +93,10 @@ class Database:
     A fraction for a column of an integer type raises `InvalidValue`.
 
     The pool opens at most `pool_size + max_overflow` connections. Waiting tasks are served in order of arrival. A
-    quarter of `pool_size` (at least three connections) is reserved: sessions never use these connections. They serve
-    reads and views, batches, `autocommit`, and sessions that a task opens while it holds a connection. So tasks with
-    open sessions can't use up the connections that they wait for. A pool of one connection has no reserve.
+    quarter of `pool_size` is reserved (at least three connections, but never all): sessions never use these
+    connections. They serve reads and views, batches, `autocommit`, and sessions that a task opens while it holds a
+    connection. So tasks with open sessions can't use up the connections that they wait for. A pool of one connection
+    has no reserve.
 
     `pooler="transaction"` is for a pooler that can give each transaction another server connection, such as PgBouncer
     with `pool_mode = transaction`. The settings above are then sent with each BEGIN. Statements are prepared for each

@@ -81,7 +81,7 @@ class NotFound(HowdahError):
 
 
 class UnknownAttribute(HowdahError, AttributeError):
-    """`model` has no mapped attribute of this name, or it can't be written. Nothing was sent to the database.
+    """`model` has no mapped attribute of this name, or the attribute can't be written. Nothing was sent.
 
     `known` are the names that can be used.
     """
@@ -318,4 +318,4 @@ class RejectedTime(RejectedValue, OverflowError):
 
 
 class UnreadableTime(asyncpg.InterfaceError, RejectedTime):  # type: ignore[misc]  # asyncpg has no types
-    """A time in the database that Python's type can't hold. It is raised inside the driver while it reads a result."""
+    """The database has a time that Python's type can't hold. The driver raises this error while it reads a result."""

@@ -121,7 +121,7 @@ class AsyncRepository(Generic[ModelT]):
     ) -> list[ModelT]:
         """The objects in the order of the statement, then of the key.
 
-        The order of the key has the direction of the last sort key.
+        The key is sorted in the direction of the last sort key.
 
         `limit=None` returns all rows. If a join returns an object several times, it is in the result once, but `limit`
         counts each row. A high offset is slow. Rows are skipped or repeated if others are inserted or deleted

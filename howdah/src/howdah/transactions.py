@@ -85,9 +85,9 @@ async def savepoint(session: AsyncSession) -> AsyncIterator[None]:
 
     The transaction stays usable.
 
-    An error of the database that is caught inside the block is raised at its end, because PostgreSQL has undone the
-    earlier statements of the block too. A rollback expires the objects that were changed in the block: call
-    `await session.refresh(object)` before you read one, otherwise SQLAlchemy raises `MissingGreenlet`.
+    An error of the database that is caught inside the block is raised again at the end of the block, because PostgreSQL
+    has undone the earlier statements of the block too. A rollback expires the objects that were changed in the block:
+    call `await session.refresh(object)` before you read one, otherwise SQLAlchemy raises `MissingGreenlet`.
     """
     async with session.begin_nested():
         yield

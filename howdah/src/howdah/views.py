@@ -70,9 +70,9 @@ class JsonView(Generic[ModelT]):
     The schema's fields are read from the mapped attributes of the same name (or `alias`): columns, `column_property`,
     hybrid expressions, synonyms, and relationships. Relationships may be nested to any depth. Each has its own order.
 
-    If the schema parses the bytes, the result equals `schema.model_validate(row)`. The keys, their order and the texts
-    are those of the schema's own JSON, with three exceptions. A duration is written in days and seconds. A decimal
-    never has an exponent. A float that is infinite or not a number is a text.
+    If the schema can parse the bytes, it returns an object that is equal to `schema.model_validate(row)`. The keys,
+    their order and the texts are those of the schema's own JSON, with three exceptions. A duration is written in days
+    and seconds. A decimal never has an exponent. A float that is infinite or not a number is a text.
 
     Code that runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their
     values. The constructor then raises `ViewCompileError` with the field and the reason.

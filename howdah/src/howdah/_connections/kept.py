@@ -83,8 +83,8 @@ class KeptConnections:
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """Call `work`, which must only read, and return its result.
 
-        If a kept connection was lost, or if a table was altered after its statements were prepared, `work` is called
-        again on another connection.
+        If a kept connection was lost, or after a `TransactionConflict` (for example, a table was altered after its
+        statements were prepared), `work` is called again on another connection.
         """
         if self._has_begin_listener():
             async with self._slot(Priority.READ) as slot:

@@ -25,14 +25,14 @@ class ListenerCheck:
 
     def __init__(self) -> None:
         # The results are cached, because the check is made several times for each read.
-        self._is_one_of_application = lru_cache(maxsize=64)(_is_one_of_application)
+        self._includes_application_listener = lru_cache(maxsize=64)(_includes_application_listener)
 
     def has_application_listener(self, listeners: Collection[Callable[..., Any]]) -> bool:
         """Whether one of the listeners may set something for a caller."""
-        return bool(listeners) and self._is_one_of_application(tuple(listeners))
+        return bool(listeners) and self._includes_application_listener(tuple(listeners))
 
 
-def _is_one_of_application(listeners: tuple[Callable[..., Any], ...]) -> bool:
+def _includes_application_listener(listeners: tuple[Callable[..., Any], ...]) -> bool:
     return not all(map(_is_observer, listeners))
 
 

@@ -88,7 +88,8 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     after that. So the settings are sent with each BEGIN, and statements are prepared without a name, for one execution.
     """
     settings = arguments["server_settings"]
-    # `set_config` reads a value as the driver would send it. SET would read the quoted list 'a, b' as a single name.
+    # `set_config` parses a list such as `a, b` as the startup message does, in which the driver sends the settings if
+    # there is no pooler. SET would take the quoted list 'a, b' for a single name.
     local = "".join(
         f" SELECT pg_catalog.set_config({_literal(name)}, {_literal(value)}, true);"
         for name, value in settings.items()

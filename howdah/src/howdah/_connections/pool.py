@@ -54,7 +54,7 @@ class PoolState:
 
     @property
     def claimed(self) -> int:
-        """The number of connections in use, those of replaced pools included, plus the idle kept connections."""
+        """The number of connections in use, including those of replaced pools, plus the idle kept connections."""
         return self.slots.in_use + self.kept.idle_count
 
 
@@ -153,7 +153,7 @@ def assign_slot(connection: ManagesConnection, slot: Slot) -> None:
 
 def release_slot(connection: ManagesConnection, slots: Slots) -> None:
     """Release the slot of a connection that stays checked out."""
-    # If the connection was lost and opened again, this is the slot of the newer checkout. If it was lost, this is None.
+    # A lost connection has no slot here. If it was opened again since, it has the slot of that later checkout.
     slot = _pop_slot(connection)
     if slot is not None:
         slots.release(slot)

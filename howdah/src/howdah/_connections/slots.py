@@ -18,9 +18,9 @@ from enum import IntEnum
 class Priority(IntEnum):
     """The priority of a use of a connection.
 
-    A task that holds a connection can wait for a further one, which has the same or a higher priority. A task that
-    holds a connection of the highest priority doesn't wait for a further one. So tasks whose connections have different
-    priorities can't wait for each other.
+    If a task that holds a connection opens another one, the second has a higher priority, or again `BATCH`. A task that
+    holds a connection for a `READ` opens no other one. So a task never waits for a connection of a lower priority, and
+    only tasks at `BATCH` can wait for each other's connections.
     """
 
     SESSION = 0

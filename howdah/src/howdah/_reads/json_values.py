@@ -35,7 +35,7 @@ class JsonValues:
     ) -> ColumnElement[Any]:
         """The value of a JSON column. For a model only its fields are written, with defaults for missing ones."""
         node = self._nodes.unwrap_optional(node, path)[1]
-        # `json` has no operators for its members, so it is converted. Its text is written unchanged below.
+        # Only `jsonb` has the operator `?`. A value that needs no changes is returned as it is stored, not converted.
         stored, value = value, value if isinstance(value.type, JSONB) else cast(value, JSONB)
         if node["type"] == "model":
             return self._render_model(value, node, path, enclosing_models)

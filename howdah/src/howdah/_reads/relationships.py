@@ -119,7 +119,7 @@ def _reject_inexact_relationship(prop: Property, path: str) -> None:
 def _has_no_duplicates(prop: Property) -> bool:
     """Whether no row is returned twice.
 
-    This is true without an association table, or if the join uses all columns of one of its unique keys.
+    This is true without an association table. With one, the join must use all columns of a key that is unique in it.
     """
     if prop.secondary is None:
         return True
@@ -137,9 +137,9 @@ def _has_no_duplicates(prop: Property) -> bool:
 
 
 def _is_foreign_key(prop: Property) -> bool:
-    """Whether the condition is exactly a foreign key, and each row of its table is a row of the target.
+    """Whether the join condition is exactly a foreign key, and each row of the referenced table is of the target class.
 
-    With single-table inheritance the table has rows of other classes, too.
+    With single-table inheritance the referenced table also has rows of other classes.
     """
     if prop.direction is not RelationshipDirection.MANYTOONE or not isinstance(prop.entity, Mapper):
         return False

@@ -45,7 +45,7 @@ from howdah.errors import ViewCompileError
 _MAX_NAME_BYTES: Final = 63
 
 _ROW: Final = "howdah_row"
-# With `.*` this is the row, even if one of its fields has the same name.
+# `howdah_row.*` is always the whole row. Without `.*` it would be a field of the row that is called `howdah_row`.
 _WHOLE_ROW: Final[ColumnElement[Any]] = literal_column(f"{_ROW}.*")
 
 # The types that a config with `ser_json_temporal` writes in another form.
@@ -264,7 +264,7 @@ def _correlate(expression: ColumnElement[Any], entity: Any) -> Any:
     """The expression, with its subqueries correlated to the entity's row.
 
     SQLAlchemy correlates them automatically only if the directly enclosing SELECT has the entity in its FROM. A
-    subquery within a subquery is correlated to that subquery, as in SQLAlchemy.
+    subquery within a subquery isn't changed here: SQLAlchemy correlates it to the outer subquery.
     """
     selectable = inspect(entity).selectable
     own = (selectable, *iterate_tables(selectable))

@@ -141,21 +141,21 @@ def _select_oid(column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElem
 
     For `null()`, `_compile_sort_values` writes `pg_typeof(column)`.
 
-    The expression is NULL if the text can be cast to the mapped type, otherwise the OID of the column's type. The cast
-    is right if PostgreSQL sorts and compares the column as the mapped type. The result of `nullif` has the type that
-    PostgreSQL compares. For example, an extension's type outside of the search_path is sorted as itself, but
-    compared as text.
+    The expression is NULL if the text can be cast to the mapped type, otherwise the OID of the column's type. A cast to
+    the mapped type is only right if PostgreSQL compares the column as a value of that type. `nullif` shows this: it
+    compares its arguments with `=`, and its result has the type in which they were compared. For example, an
+    extension's type outside of the search_path is sorted as itself, but compared as text.
     """
     if not _lacks_fixed_oid(kind):
         return null()
     is_other = func.pg_typeof(func.nullif(column, null())) != func.pg_typeof(cast(null(), kind))
     oid = cast(func.pg_typeof(column), OID)
     # A built-in type is cast without the length that the mapping may give it.
-    return case((or_(is_other, oid < _FIRST_OWN_OID), oid))
+    return case((or_(is_other, oid < _FIRST_USER_OID), oid))
 
 
 # Types with a lower OID are PostgreSQL's own (FirstNormalObjectId in its sources).
-_FIRST_OWN_OID: Final = 16_384
+_FIRST_USER_OID: Final = 16_384
 
 # The role, the database or the session may set these. The subquery evaluates them once for each statement.
 _SETTINGS: Final = ", ".join(

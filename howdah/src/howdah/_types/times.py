@@ -1,4 +1,4 @@
-"""The driver's codecs for types that contain a time, on every connection of a `Database`.
+"""Codecs for dates, times and intervals, in place of the driver's own, on every connection of a `Database`.
 
 They apply to all values: scalars, arrays, ranges, multiranges, composites and domains, with and without a mapped
 column.

@@ -16,7 +16,7 @@ def is_exact(column: Any) -> bool:
 
 
 def is_stored_unchanged(column: Any, values: Sequence[Any]) -> bool:
-    """Whether these values of the column differ in PostgreSQL if they differ in Python."""
+    """Whether PostgreSQL stores these values of the column unchanged. False if that isn't known."""
     kind = column.type
     if not isinstance(kind, String) or isinstance(kind, Enum | CHAR):
         return is_exact(column)

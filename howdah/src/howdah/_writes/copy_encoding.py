@@ -28,8 +28,8 @@ def is_encoded_as_inserted(kind: TypeEngine[Any], found: str, dialect: Dialect) 
     """Whether COPY into a column of type `found` stores a value of type `kind` as an INSERT would.
 
     `kind` is the type of the model's column. `found` is the name in `pg_type` of the column's type in the database; for
-    an array it is the name of the item type and `[]`. It is also true if the driver rejects a value of the wrong type
-    for `found`, instead of converting it.
+    an array it is the name of the item type and `[]`. The result is also true if the driver rejects values of a wrong
+    Python type for `found`. Then it stores no value that an INSERT would store differently.
     """
     plain = unwrap_type(kind, dialect)
     if not plain.render_bind_cast:  # an INSERT has no cast either, so it also uses the type in the database

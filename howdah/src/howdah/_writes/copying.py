@@ -118,7 +118,7 @@ class _CopyRejected(Exception):
 class _TableRejected(_CopyRejected):
     """COPY can't write any rows to the table. The argument is the reason.
 
-    Raise it `from None`: if the cause is the driver's error, an `handle_error` listener of the engine may conclude that
+    Raise it `from None`: if the cause is the driver's error, a `handle_error` listener of the engine may conclude that
     the connection is lost.
     """
 

@@ -70,7 +70,7 @@ class _Connection:
         match message["type"]:
             case "websocket.http.response.start":
                 if self._state == "closed":
-                    # raised while the error is handled, so that the server logs both
+                    # raised while the first error is handled, so that the server logs both errors
                     raise RuntimeError(
                         f"an error after the WebSocket was closed: the response {message['status']} can't be sent"
                     )
