@@ -11,8 +11,8 @@ minutes. Ten million entries need ten gigabytes of disk.
 
 The run passes if the first check finds no fault, the second one finds the changed entry, and both need at most
 `--megabytes` of memory. The limit applies to the memory of the `shop check` process. It also applies to the private
-memory of all PostgreSQL processes together, without shared buffers, which can be measured only on Linux. If the run
-doesn't pass, the exit code is 1. The size of the temporary files is printed, too.
+memory of all PostgreSQL processes together, without shared buffers. Private memory can be measured only on Linux. If
+the run doesn't pass, the exit code is 1. The size of the temporary files is printed, too.
 """
 
 from __future__ import annotations

@@ -129,9 +129,8 @@ async def post_and_kill(
     ]
     for _ in range(options.kills):
         before = len(responses.posted)
-        while len(responses.posted) < before + rng.randint(
-            20, 400
-        ):  # the clients must be at work at the time of the kill
+        # the clients must be at work at the time of the kill
+        while len(responses.posted) < before + rng.randint(20, 400):
             await asyncio.sleep(0.01)
         kind = rng.choice(("service", "backend", "postmaster"))
         if kind == "service":

@@ -58,7 +58,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        """Open the database and all that uses it, and close them in the reverse order when the application stops."""
+        """Open the database, the views and the ledger. They are closed in reverse order when the application stops."""
         async with (
             open_database(database_url, chosen) as database,
             open_user_views(database) as users,
@@ -88,7 +88,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
 
 
 def _get_queues(request: Request) -> dict[str, CoalescerStatus]:
-    """The status of each coalescer, by the value that it has in the label `queue` of `/metrics`."""
+    """The status of each coalescer. The names are the values of the label `queue` in `/metrics`."""
     state = request.state
     return {
         "user": state.user_orders.with_orders.status(),

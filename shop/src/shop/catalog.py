@@ -19,8 +19,8 @@ from howdah import Database
 class CatalogEntry:
     """A table, column, constraint, index, trigger, policy, function or setting.
 
-    `problem` is the reason why the object has no effect (`disabled`, `not valid`). It is None if the object has an
-    effect. `is_guarded` is false for an object that enforces no rule, such as an index that isn't unique.
+    `problem` is set for an object that is disabled or not valid. It is None for other objects.
+    `is_guarded` is false for an object that enforces no rule, such as an index that isn't unique.
     """
 
     definition: str
@@ -29,7 +29,9 @@ class CatalogEntry:
 
 
 async def read_catalog(db: AsyncSession, tables: Collection[str] | None = None) -> dict[str, CatalogEntry]:
-    """The entries of the current schema, by name: those of `tables`, and all functions. None means all tables.
+    """The entries of the current schema, by name. If `tables` isn't None, entries of other tables are left out.
+
+    Functions and settings are always included.
 
     This is one query. It takes a few milliseconds.
     """

@@ -1,6 +1,7 @@
 -- List the objects of the current schema: tables, columns, constraints, indexes, triggers, policies, functions and
--- settings. Each has a definition, which doesn't contain the name of the schema. `problem` is the reason why an object
--- has no effect. The parameter :tables limits the list to these tables. NULL means all tables.
+-- settings. Each has a definition, which doesn't contain the name of the schema. `problem` is set for an object that is
+-- disabled or not valid. With the parameter :tables, objects of other tables are left out. NULL means all tables.
+-- Functions and settings are always listed.
 --
 -- is_guarded is false for an object that enforces no rule, such as an index that isn't unique.
 WITH schema AS (

@@ -39,7 +39,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve. Refuses to start if a trigger of the ledger is missing, disabled or changed."""
+    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed."""
     import uvicorn
 
     from shop import migrations
@@ -76,7 +76,10 @@ def serve(
 
 
 def _bind(address: str, port: int) -> socket.socket:
-    """Bind a socket before the migration, so that a used port is reported first. Uvicorn accepts connections later."""
+    """Bind a socket. This is done before the migration, so that nothing is migrated if the port is in use.
+
+    Uvicorn accepts connections later.
+    """
     bound_socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # asyncio sets this only for sockets that it creates. Without it, a response on a reused connection is 40 ms late.

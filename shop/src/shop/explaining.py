@@ -45,7 +45,7 @@ class ExplainingGroup(TyperGroup):
 
 
 def correctable_errors() -> tuple[type[Exception], ...]:
-    """The classes of correctable errors. A module that isn't loaded can't have raised one."""
+    """The classes of correctable errors that are loaded. An error of another class can't have been raised."""
     loaded = ((name, sys.modules[module]) for name, module in _CORRECTABLE.items() if module in sys.modules)
     return CannotListen, *(getattr(module, name) for name, module in loaded)
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 
 class Settings(BaseSettings):
     """Each field is set by the environment variable `SHOP_<NAME>`. An empty variable counts as not set. Times are in
-    seconds.
+    seconds, except `key_retention_days`.
     """
 
     model_config = SettingsConfigDict(env_prefix="SHOP_", env_ignore_empty=True, frozen=True)

@@ -12,7 +12,8 @@ from shop.importing.time_formats import parse_time
 LARGEST_QUANTITY = 2**31 - 1  # PostgreSQL's integer
 LARGEST_CENTS = 2**63 - 1  # PostgreSQL's bigint
 
-# The lengths of the columns of users and orders. The column of references is longer, for a prefix before the code.
+# Texts of these lengths fit into the columns of users and orders. A code is shorter than its columns, because
+# `Order.reference` has a prefix before the code.
 LONGEST_CODE = 50
 LONGEST_DESCRIPTION = 500
 LONGEST_COUNTRY = 100

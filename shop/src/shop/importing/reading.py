@@ -34,8 +34,9 @@ class UnreadableFile(Exception):
 def read_lines(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[pl.DataFrame]:
     """Read the file in frames of `LINES_AT_A_TIME` lines, in order. Raises `UnreadableFile`.
 
-    A frame has the columns `line`, `malformed` and `columns`. The values of `columns` are text. `malformed` says why a
-    record doesn't have eight columns; otherwise it is null. There is at least one frame, which may be empty.
+    A frame has the columns `line`, `malformed` and `columns`. The values of `columns` are text. For a record that can't
+    be split into columns, `malformed` is the reason, and the values of `columns` are null. For other records
+    `malformed` is null. There is at least one frame, which may be empty.
 
     In the file, columns may be in any order, and other columns are ignored. `Invoice`, `Price` and `Customer ID` may
     also be named `InvoiceNo`, `UnitPrice` and `CustomerID`. The first bytes decide whether a file is Parquet or CSV.

@@ -35,7 +35,7 @@ def report(summary: Summary, loaded: Loaded, rejects: Path) -> str:
 
 
 def _list_rows(summary: Summary, loaded: Loaded) -> Iterator[tuple[str, int, str]]:
-    """The label, the number and the amount of each line. Indented labels add up to the label above them."""
+    """The label, the number and the amount of each line. An indented line counts a part of a line above it."""
     yield "lines of the file", summary.lines, ""
     yield "  of sales", summary.sale_lines, ""
     yield "  of cancellations", summary.cancellation_lines, ""

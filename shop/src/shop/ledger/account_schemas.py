@@ -67,7 +67,7 @@ class OpeningRefusal(StrEnum):
 
     @property
     def explanation(self) -> str:
-        """The reason in words. It names the field of the request."""
+        """The reason in words. If a field of the request is the cause, the text begins with its name."""
         return _EXPLANATIONS[self]
 
 
@@ -84,7 +84,7 @@ class AccountChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     # Every field is optional. Only the fields that the client sent are used, so the defaults are never used. They are
-    # factories, because the OpenAPI document would show other defaults.
+    # factories, because the OpenAPI document shows a default that is a value.
     name: AccountName = Field(default_factory=str)
     state: AccountState = Field(default_factory=lambda: AccountState.OPEN, examples=["open"])
     overdraft_limit: OverdraftLimit = Field(default_factory=int)

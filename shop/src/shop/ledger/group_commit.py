@@ -39,7 +39,7 @@ _REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALAN
 
 ResultT = TypeVar("ResultT")
 _Item: TypeAlias = Sequence[TransferRequest]
-# What `submit` of an item returns, or the exception that it raises.
+# The result of an item, or the exception that `submit` raises for it.
 _Answer: TypeAlias = list[TransferResult] | Exception
 
 
@@ -187,7 +187,7 @@ class Ledger:
 
     async def _recover(self, items: Sequence[_Item], lost: ConnectionLost) -> list[_Answer]:
         """Find the results of a batch whose connection broke during the commit. If all requests of an item have keys,
-        they are looked up, and posted if they were not committed. Other items fail with `lost`.
+        the keys are looked up, and the requests are posted if they were not committed. Other items fail with `lost`.
 
         This method must not raise. Otherwise the coalescer would retry the whole batch, and could post requests without
         keys twice.
@@ -210,8 +210,8 @@ class Ledger:
         async with self._database.autocommit() as connection:
             await self._load_accounts(connection, ids)
             try:
-                # There must be no other await between the decision and the request for the write lock. Each decision
-                # assumes that the decisions before it are written, so their statements must be sent in the same order.
+                # Nothing may be awaited between the decision and the request for the write lock. Each decision assumes
+                # that the decisions before it are written, so the statements must be sent in the order of decision.
                 decision = self._decide_on_cache(requests, ids)
                 if decision is None:
                     return None
@@ -248,7 +248,7 @@ class Ledger:
         return _Decision(results=results, values=expected | values_to_write(context), epoch=self._account_cache.epoch)
 
     async def _write(self, connection: AsyncConnection, decision: _Decision) -> bool:
-        """Write the decision, and return whether it was written. This process must hold the write lock."""
+        """Write the decision, and return whether it was written. The caller must hold the write lock."""
         if decision.epoch != self._account_cache.epoch:  # the decision depends on an earlier one that was not written
             return False
         try:
@@ -259,7 +259,8 @@ class Ledger:
             if not is_written:  # the estimated time may have been wrong
                 self._clock.forget()
             self._clock.learn(at)
-        # The caller still holds the write lock: after a conflict, `_write` must not send the next decision.
+        # This is recorded while the caller holds the write lock. So the next decision, which waits for the lock, is not
+        # sent after a conflict.
         if is_written:
             self._account_cache.record_success()
         else:

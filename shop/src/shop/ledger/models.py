@@ -285,10 +285,10 @@ class AnswerKind(StrEnum):
 class IdempotencyKey(Base):
     """The answer to the first request under a key: a transfer, a refusal, or an account.
 
-    The key is written in the transaction of the transfer or account, so one never exists without the other. `answer` is
-    stored because the row of the transfer has only its current state. A replay of a request that created a hold is
-    answered with `pending`, even if another request has posted the hold. `fingerprint` is a digest of the request. A
-    different request with the same key is refused. `shop.ledger.maintenance` deletes old keys.
+    The key is written in the transaction of the transfer or account, so neither is committed without the other.
+    `answer` is stored because the row of the transfer has only its current state. A replay of a request that created a
+    hold is answered with `pending`, even if another request has posted the hold. `fingerprint` is a digest of the
+    request. A different request with the same key is refused. `shop.ledger.maintenance` deletes old keys.
     """
 
     __tablename__ = "idempotency_keys"
@@ -317,8 +317,8 @@ class Seal(Base):
     """The digests of the rows that a statement wrote to the table `subject`, in the order of `ids`.
 
     Triggers insert a seal in the transaction that writes the rows. Later `link_seals` sets `position`, which counts
-    from 1 without gaps, and `hash`, which is computed from the previous hash and the rest of the row. Both are NULL
-    until then. Nothing else of a seal ever changes.
+    from 1 without gaps, and `hash`, which is computed from the previous hash and the other columns of the row, without
+    `position`. Both are NULL until then. Nothing else of a seal ever changes.
 
     `revisions` and `previous_digests` are set for rows that can change. The revision of an account is its `revision`.
     The revision of a pending transfer is 0, and 1 when it is posted or voided. `previous_digests` are the digests

@@ -122,7 +122,8 @@ class _Claim(NamedTuple):
 async def _open_distinct(db: AsyncSession, requests: Sequence[OpeningRequest]) -> list[OpeningResult]:
     """Open the accounts of requests with different keys.
 
-    Keys are claimed before accounts are inserted, and both are sorted, so that concurrent calls can't deadlock.
+    Keys are claimed before accounts are inserted. Keys and system accounts are sorted, so that concurrent calls can't
+    deadlock.
     """
     ids = [uuid7() for _ in requests]
     claims = {

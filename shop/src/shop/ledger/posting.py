@@ -27,9 +27,9 @@ from shop.ledger.snapshots import Hold, PostingAccount, Reversible
 MAX_BALANCE: Final = 2**63 - 1  # a bigint
 
 # With `_Record.__new__(_Record, ...)` keywords are as fast as positional arguments (CPython 3.11 to 3.13).
-# `TransferRecord(...)` passes the keywords on in a dict, which takes 0.5 µs more: 10 % of a decision. CPython also
-# builds a dict for more than 15 keywords, except in a method call on a name that isn't imported. So the class is
-# assigned to a new name.
+# `TransferRecord(...)` passes the keywords on in a dict, which takes 0.5 µs more: 10 % of a decision. For more than 15
+# keywords CPython builds a dict, too. Only method calls are exempt, and only if the object's name isn't an imported
+# one. So the class is assigned to a new name.
 _Record: Final = TransferRecord
 
 RowT = TypeVar("RowT")
@@ -162,7 +162,7 @@ class PostingContext:
         return self._post_or_hold(request, amount, group_id)
 
     def _reverse(self, request: TransferRequest, group_id: UUID | None) -> TransferResult:
-        """Return `amount`, or all that isn't reversed yet, to the account from which the original took it."""
+        """Reverse `amount`, or all that isn't reversed yet. The money returns to the account that was debited."""
         assert request.reverses is not None
         original = self.reversible.get(request.reverses)
         if original is None:

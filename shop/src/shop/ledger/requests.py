@@ -232,13 +232,13 @@ class TransferRecord(NamedTuple):
     """A transfer's row. It isn't a mapped object, because creating a mapped object would take longer than the rest of a
     decision.
 
-    It has a field for each mapped column of `shop.ledger.models.Transfer`, with the attribute's name. The fields
-    without a default are required, so that mypy finds the places that create a record when a field is added.
+    It has a field for each mapped column of `shop.ledger.models.Transfer`, with the attribute's name. These fields have
+    no defaults. So if a column is added, mypy reports each place that creates a record without it.
 
     A pending or voided transfer has no entry numbers. `from_balance` and `to_balance` are the balances of its accounts
     after its entries. `held_amount` is the amount that the transfer held or still holds, None if it was never pending.
-    `reversed_amount` is the part of it that has been reversed. It is 0 in the result of the request that posted the
-    transfer, and in every replay.
+    `reversed_amount` is the part of `amount` that has been reversed. It is 0 in the result of the request that posted
+    the transfer, and in every replay.
     """
 
     id: UUID

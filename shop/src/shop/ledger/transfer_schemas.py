@@ -82,8 +82,8 @@ class ReverseIn(BaseModel):
     )
     effective_at: Moment | None = Field(
         default=None,
-        description="When the reversal takes effect: not before the transfer that it reverses. By default now, or "
-        "together with that transfer if that is later",
+        description="When the reversal takes effect: not before the reversed transfer. By default now, or at the "
+        "`effective_at` of the reversed transfer if that is later",
     )
 
 

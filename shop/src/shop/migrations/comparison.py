@@ -1,4 +1,4 @@
-"""Compare what the migrations create with what the models and the .sql files define."""
+"""Compare the schema that the migrations create with the schema that the models and the .sql files define."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ depends_on = None
 
 def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
-    # the functions and triggers that have changed, if the folder of this migration's name has any
+    # the changed functions and triggers: the .sql files in the folder with this migration's name, if there is one
     execute_sql_files(op.get_bind(), Path(__file__).with_suffix(""))
 
 

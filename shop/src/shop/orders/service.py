@@ -101,8 +101,9 @@ async def pay_order(
     A refusal is a result, not an error. Commit it, because it is stored under the idempotency key.
 
     The order is locked. If it is paid twice at the same time, the second call waits for the first. With the same key
-    and accounts it replays the first result; otherwise it raises `OrderNotPayable`. Also raises `NotFound` and
-    `KeyInUse` (see `post_transfers`).
+    it replays the first result, or is refused with `key_reused` if its accounts differ. With another key or none, it
+    raises `OrderNotPayable` if the first call has paid the order. Also raises `NotFound` and `KeyInUse` (see
+    `post_transfers`).
     """
     order = (await lock(db, Order, [order_id]))[order_id]
     request = TransferRequest(

@@ -24,7 +24,7 @@ def select_users(
     created_from: datetime | None = None,
     created_before: datetime | None = None,
 ) -> Select[Any]:
-    """A list query: users in the order of their ids, which is that of their creation. None means no filter."""
+    """A list query: users in the order of their ids, so oldest first. None means no filter."""
     selected = select(User).order_by(User.id)
     if email_prefix is not None:
         selected = selected.where(User.email.startswith(email_prefix.lower(), autoescape=True))

@@ -34,7 +34,7 @@ class UserChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     # Every field is optional. Only the fields that the client sent are used, so the defaults are never used. They are
-    # factories, because the OpenAPI document would show other defaults.
+    # factories, because the OpenAPI document shows a default that is a value.
     email: Email = Field(default_factory=str)
     name: Name = Field(default_factory=str)
     country: Country | None = None

@@ -36,9 +36,9 @@ async def export_response(
     the last row has been sent or the client disconnects. A client that receives nothing for
     `CLIENT_SEND_TIMEOUT_SECONDS` is disconnected.
 
-    The first batch is read before the response starts, so that an error of the statement becomes a problem. An error
-    after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that the
-    response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
+    The first batch is read before the response starts, so that an error of the statement gets a problem response. An
+    error after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that
+    the response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
     """
     result = await db.stream(columns.execution_options(yield_per=_BATCH_ROWS))
     names = list(result.keys())
@@ -69,7 +69,8 @@ class _TimedResponse(StreamingResponse):
             async with asyncio.timeout(CLIENT_SEND_TIMEOUT_SECONDS):
                 await send(message)
 
-        with suppress(ClientDisconnect):  # also raised after the timeout; neither is a fault of the service
+        # Starlette raises this after a disconnect and after the timeout. Neither is an error of the service.
+        with suppress(ClientDisconnect):
             await super().__call__(scope, receive, send_in_time)
 
 

@@ -39,7 +39,8 @@ def metrics_router(get_queues: GetQueues) -> APIRouter:
         _pool.labels("in_use").set(status.in_use)
         _pool.labels("idle").set(status.idle)
         _pool.labels("limit").set(status.size + status.max_overflow)
-        # A new registry, because the queues belong to the application. The default registry belongs to the process.
+        # The default registry is for the whole process, and a process may have several applications. So the metrics of
+        # this application's queues are in their own registry.
         registry = CollectorRegistry()
         registry.register(_QueueCollector(get_queues(request)))
         return Response(generate_latest() + generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
