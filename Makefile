@@ -20,7 +20,7 @@ test: $(UV)
 	$(PYTEST) howdah/tests $(ARGS) $(ALLOW_NO_TESTS)
 	$(PYTEST) shop/tests $(ARGS) $(ALLOW_NO_TESTS)
 
-# The same tests with coverage, which takes over half as long again. Prints the files below 95 % and the total.
+# The same tests with coverage, which takes more than 1.5 times as long. Prints the files below 95 % and the total.
 coverage: $(UV)
 	@rm -f .coverage
 	$(PYTEST) --cov --cov-append --cov-report= howdah/tests

@@ -192,8 +192,8 @@ async def measure(
     """
     contenders = comparison.contenders()
     figures = {each.name: Figures(each.role, each.units, each.omission) for each in contenders}
-    # A garbage collection that scans all imported modules would hit whichever contender runs at that moment. A service
-    # excludes them after startup, too.
+    # Otherwise a garbage collection would scan all imported modules, and one contender would pay for that. `shop serve`
+    # freezes the modules, too, after its startup.
     gc.collect()
     gc.freeze()
 

@@ -203,7 +203,7 @@ class HttpServer:
                 raise
 
     async def _raise_if_ended(self, cause: ContenderFailed) -> None:
-        """If the server has crashed, raise a `ContenderFailed` that says so, instead of the missing responses."""
+        """If the server has crashed, raise a `ContenderFailed` with its exit code, which says more than `cause`."""
         if self._process is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -213,15 +213,15 @@ class HttpServer:
 
     async def _warm_up(self, prefix: str, connections: int, *, is_post: bool) -> None:
         """Wait until earlier requests are finished. Before the first measurement, send unmeasured requests."""
-        if not await self._is_idle():
+        if not await self._wait_until_idle():
             await self.stop_process()
             await self.start()
         if (prefix, connections) not in self._warm:
             await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, is_post=is_post)
             self._warm.add((prefix, connections))
-            await self._is_idle()
+            await self._wait_until_idle()
 
-    async def _is_idle(self) -> bool:
+    async def _wait_until_idle(self) -> bool:
         """Wait until the server uses no CPU time. Returns whether that happened within `_IDLE_SECONDS`.
 
         wrk drops its connections at the end of a window. The server still processes the requests that it has received,

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     sizes: Mapping[str, int] | Sequence[int] = ()
-    """One size for some comparisons, by name, or several sizes for all comparisons. The default is their own size."""
+    """One size for some comparisons, by name, or several sizes for all comparisons. By default each has its own."""
     rounds: int = 5
     is_quick: bool = False
     file: Path | None = None

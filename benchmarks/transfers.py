@@ -1,5 +1,5 @@
-"""transfers: post durable transfers, with two entries and an idempotency key each, with Shop's ledger, the reference,
-pgbench and asyncpg.
+"""transfers: post durable transfers by Shop's ledger, the reference, pgbench and asyncpg. Each transfer has two entries
+and an idempotency key, except with the reference and with the row locks of pgbench.
 
 transfers-http: post transfers over HTTP.
 """
@@ -32,7 +32,7 @@ _SECONDS: Final = 3
 _QUICK_SECONDS: Final = 1
 _PILOT_SECONDS: Final = 1
 _CLIENTS: Final = (8, 16, 32, 64, 128)
-"""Numbers of clients of pgbench. Before the first round each number is tried. All rounds use the fastest one."""
+"""Numbers of clients of pgbench. The first round tries each number for a second. All rounds measure the fastest one."""
 _QUICK_CLIENTS: Final = (32,)
 
 _BATCH_TIMEOUT_SECONDS: Final = 120

@@ -66,7 +66,7 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_do_not_deadlock(co
 async def test_two_updates_of_many_chunks_do_not_deadlock_if_their_inputs_are_lists_or_sorted(
     committed_database: Database,
 ) -> None:
-    """Control: with unsorted generators they can deadlock, as the module's docstring says."""
+    """Control: with unsorted generators they can deadlock, as the docstring of `howdah.bulk` says."""
     async with committed_database.begin() as session:
         keys = (await bulk.insert_many(session, Counter, ({"value": 0} for _ in range(200)))).keys
 

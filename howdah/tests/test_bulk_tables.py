@@ -173,7 +173,7 @@ def test_a_table_with_defaults_only_and_no_key_is_rejected() -> None:
         map_table(table)
 
 
-def test_a_table_is_mapped_to_one_class_and_a_copy_of_it_to_another() -> None:
+def test_a_table_is_always_mapped_to_the_same_class_and_its_copy_to_another_one() -> None:
     assert map_table(post_tags) is map_table(post_tags)
     copied = without_key.to_metadata(MetaData())
     assert map_table(copied) is not map_table(without_key)

@@ -1,4 +1,4 @@
-"""Rows are stored as by an INSERT after the type of a column has changed."""
+"""After the type of a column has changed, COPY stores the same values as INSERT."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ CHANGES = [
 
 @pytest.mark.usefixtures("far_from_utc")
 @pytest.mark.parametrize(("kind", "values", "statements"), CHANGES)
-async def test_after_a_type_change_rows_are_stored_as_by_an_insert_on_a_new_connection(
+async def test_after_a_type_change_the_stored_values_are_those_of_a_new_connection(
     committed_url: str, kind: Any, values: list[Any], statements: list[str]
 ) -> None:
     model = create_mapped_class(v=kind)

@@ -54,7 +54,7 @@ from howdah_tests.support.inexact_keys import (
 
 @pytest.fixture
 async def tables(session: AsyncSession) -> AsyncSession:
-    """The session, after all tables that this server supports were created."""
+    """Create all tables that this server supports, and return the session."""
     missing = []
     if await session.scalar(text("SELECT true FROM pg_available_extensions WHERE name = 'citext'")):
         await session.execute(text("CREATE EXTENSION citext"))
@@ -91,7 +91,7 @@ def key_of(instance: Any) -> Any:
 
 
 async def values_of(session: AsyncSession, case: Case) -> list[int]:
-    """The values of the row `stored` and of the row `second`, without deleted rows."""
+    """The values of the rows `stored` and `second`. A deleted row is left out."""
     found = dict[Any, int]()
     for instance in await session.scalars(select(case.model).execution_options(populate_existing=True)):
         found[key_of(instance)] = instance.value

@@ -91,7 +91,7 @@ class TestError:
         with pytest.raises(InvalidRequestError, match=r"raiseload=True: .*\.options\(undefer\(Writer\.notes\)\)"):
             _ = author.notes
 
-    async def test_of_an_attribute_that_an_await_would_load_says_so(self, book: Volume, session: AsyncSession) -> None:
+    async def test_of_an_attribute_that_refresh_loads_recommends_it(self, book: Volume, session: AsyncSession) -> None:
         author = (await session.scalars(select(Writer))).one()
         with pytest.raises(MissingGreenlet) as caught:
             _ = author.letters

@@ -28,7 +28,7 @@ from howdah_tests.support.sample_models import Order, Seat, Specimen, User
 
 @pytest.fixture
 async def users(session: AsyncSession) -> AsyncRepository[User]:
-    """Twenty users with ten different names, except for the case."""
+    """Twenty users with ten names. Five of the names are written `name …`, the other five `Name …`."""
     repository = AsyncRepository(session, User)
     await repository.create_many(
         {"email": f"{i:02}@example.org", "name": f"{'nN'[i % 2]}ame {i % 10}", "age": i} for i in range(20)
@@ -353,7 +353,7 @@ def test_a_cursor_is_the_same_in_every_process() -> None:
 
 
 async def make_sealed_cursor(content: Any, statement: Select[Any] = LIST_QUERY) -> str:
-    """A cursor with this content and a valid seal, as a client could make it who knows the list query."""
+    """A cursor with this content and a valid checksum. A client that knows the list query could make it, too."""
     payload = json.dumps(content).encode()
     raw = bytes([2]) + Cursors(statement, _get_sort_keys(statement))._seal(payload) + payload
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

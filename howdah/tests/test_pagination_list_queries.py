@@ -225,7 +225,7 @@ async def test_collections_that_are_loaded_by_a_join_do_not_change_the_pages(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
-async def test_a_join_that_returns_objects_twice_loses_none_if_collections_are_loaded_by_a_join(
+async def test_pages_lose_no_object_if_the_list_query_and_a_loaded_collection_use_joins(
     racks: AsyncRepository[Rack], limit: int
 ) -> None:
     """The last page may be an empty one."""

@@ -25,7 +25,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "big": st.integers(-(2**63), 2**63 - 1),
     "words": TEXT,
     "code": st.text("aÄ🐘 ", max_size=3),
-    # a day from the ends, since an offset would lead beyond them
+    # not the first and the last day, because an offset could lead out of the range
     "moment": st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=ZONES),  # noqa: DTZ001
     "day": st.dates(),
     "hour": st.times(),

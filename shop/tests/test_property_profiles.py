@@ -11,7 +11,7 @@ LIMIT = 100
 
 
 def examples(profile: str, database: ExampleDatabase, *, is_broken: bool = False) -> tuple[list[int], bool]:
-    """The examples that a test gets under a profile, and whether it passes. `is_broken`: it fails above the limit."""
+    """The examples of a test under a profile, and whether it passes. With `is_broken` it fails above the limit."""
     seen = []
 
     @settings(settings.get_profile(profile), database=database, max_examples=20)

@@ -110,7 +110,7 @@ def test_every_reason_that_a_single_line_can_have_is_tested() -> None:
 
 
 def test_the_first_reason_in_the_order_of_definition_is_given() -> None:
-    """A line with all faults, which are then removed one by one, the first reason first."""
+    """The line has all faults. They are removed one by one, in the order of the reasons."""
     faults: list[tuple[Reason, dict[str, str | None]]] = [
         (Reason.MALFORMED_RECORD, {"malformed": "broken"}),
         (Reason.UNREADABLE_VALUE, {"InvoiceDate": "never"}),

@@ -82,7 +82,7 @@ def test_an_invoice_belongs_to_the_customer_of_most_of_its_lines(write_csv: Writ
     assert_summary_is_correct(retail, 3)
 
 
-def test_an_invoice_with_as_many_lines_of_two_customers_belongs_to_the_first(write_csv: WriteFile) -> None:
+def test_an_invoice_with_equally_many_lines_of_two_customers_belongs_to_the_first(write_csv: WriteFile) -> None:
     retail = read_retail(write_csv({"Customer ID": "8"}, {"Customer ID": "7"}, {"Customer ID": ""}))
     assert [invoice.customer_number for invoice in invoices_of(retail)] == [8]
     assert reasons_of(retail) == {3: Reason.ANOTHER_CUSTOMER, 4: Reason.NO_CUSTOMER}

@@ -341,7 +341,7 @@ async def test_the_time_of_an_account_can_not_be_set_ahead(stored: Database) -> 
 
 
 async def test_accounts_with_a_time_ahead_of_the_server_can_still_transfer(stored: Database) -> None:
-    """Through every entry point, also from an account that is ahead to one that isn't, and from there to a third."""
+    """Every entry point transfers from an account that is ahead to one that isn't, and from there to a third one."""
     a, b, c = await open_accounts(stored, 100, 100, 0)
     await set_ahead(stored, a)
     for entry_point in ENTRY_POINTS:

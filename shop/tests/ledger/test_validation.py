@@ -117,7 +117,7 @@ WRONG_VALUES: Final[list[tuple[str, Any]]] = [
     ("effective_at", datetime(9999, 12, 31, tzinfo=timezone(timedelta(hours=-14)))),
     *[("pending_seconds", value) for value in (0, -1, 30 * 86_400 + 1)],
 ]
-"""Of the right type, and not to be stored."""
+"""Values that have the right type but can't be stored."""
 
 WRONG: Final = st.sampled_from(sorted(TYPES)).flatmap(
     lambda name: st.tuples(st.just(name), ANY.filter(lambda value: type(value) not in TYPES[name]))
