@@ -27,7 +27,7 @@ from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
-from shop.ledger.repository import LOCK, OUTCOMES
+from shop.ledger.repository import LOCK, STORED_ANSWERS
 from shop.ledger.requests import TransferRequest
 from shop.ledger.writing import TRANSFER_PARAMETERS, WRITE, WRITE_IF_UNCHANGED
 from shop.memory import collect_less_often, freeze_loaded_objects
@@ -138,7 +138,7 @@ async def with_reference(url: str, distribution: str, task_count: int, seconds: 
 
 async def with_same_statements(url: str, distribution: str, task_count: int, seconds: float) -> None:
     """The statements that `post_transfers` runs for one transfer, in a transaction of asyncpg."""
-    lock, outcomes, write = (_Statement(each) for each in (LOCK, OUTCOMES, WRITE))
+    lock, outcomes, write = (_Statement(each) for each in (LOCK, STORED_ANSWERS, WRITE))
 
     async with _pool(url, task_count) as pool:
 

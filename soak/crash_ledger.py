@@ -128,9 +128,9 @@ async def post_and_kill(
         for number in range(options.clients)
     ]
     for _ in range(options.kills):
-        before = len(responses.posted)
         # the clients must be at work at the time of the kill
-        while len(responses.posted) < before + rng.randint(20, 400):
+        target = len(responses.posted) + rng.randint(20, 400)
+        while len(responses.posted) < target:
             await asyncio.sleep(0.01)
         kind = rng.choice(("service", "backend", "postmaster"))
         if kind == "service":

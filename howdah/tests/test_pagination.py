@@ -352,20 +352,20 @@ def test_a_cursor_is_the_same_in_every_process() -> None:
     assert len(cursors) == 1
 
 
-async def make_sealed_cursor(content: Any, statement: Select[Any] = LIST_QUERY) -> str:
+async def make_cursor_with_checksum(content: Any, statement: Select[Any] = LIST_QUERY) -> str:
     """A cursor with this content and a valid checksum. A client that knows the list query could make it, too."""
     payload = json.dumps(content).encode()
-    raw = bytes([2]) + Cursors(statement, _get_sort_keys(statement))._seal(payload) + payload
+    raw = bytes([2]) + Cursors(statement, _get_sort_keys(statement))._checksum(payload) + payload
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-async def test_a_cursor_with_a_valid_seal_but_other_contents_is_rejected(users: AsyncRepository[User]) -> None:
+async def test_a_cursor_with_a_valid_checksum_but_other_contents_is_rejected(users: AsyncRepository[User]) -> None:
     name, key = ["a", 25], [str(uuid4()), 2950]
     contents: list[Any] = [[name], [False], [False, name], [False, name, key, key], [name, key], {}, 1, None, "", [[]]]
     wrong = [["x"], ["x", "uuid"], ["x", True], ["x", 2950.0], [1, 2950], [["x"], 2950], ["x", 790], ["x", 10**30]]
     contents += [[False, name, each] for each in (*wrong, ["x", None], ["x", 2206], {"text": "x"}, None, [])]
     for content in contents:
-        await assert_rejected(users, await make_sealed_cursor(content))
+        await assert_rejected(users, await make_cursor_with_checksum(content))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ async def test_a_cursor_with_a_valid_seal_but_other_contents_is_rejected(users: 
 async def test_a_cursor_with_text_that_postgresql_cannot_read_is_rejected(
     users: AsyncRepository[User], key: Any
 ) -> None:
-    cursor = await make_sealed_cursor([False, ["a", 25], key])
+    cursor = await make_cursor_with_checksum([False, ["a", 25], key])
     for side in ("after", "before"):
         with pytest.raises(InvalidCursor):
             async with users.session.begin_nested():

@@ -237,7 +237,7 @@ def test_a_url_is_understood_as_the_service_understands_it(
     assert differences(empty_url, created_catalog) == []
 
 
-def test_a_database_at_an_unknown_revision_is_refused_with_what_to_do(empty_url: str) -> None:
+def test_the_error_for_an_unknown_revision_says_what_to_do(empty_url: str) -> None:
     run(empty_url, "CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('9999')")
     with pytest.raises(CommandError, match="at revision 9999, which this version"):
         migrations.upgrade(empty_url)

@@ -18,7 +18,8 @@ from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, Transfer
 from shop.ledger.requests import Refusal, TransferRecord, TransferRequest
-from shop.ledger.service import post, reversal_request
+from shop.ledger.service import reversal_request
+from shop_tests.support.session_accounts import post_one
 from shop_tests.support.factories import make_account
 from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.problems import assert_problem
@@ -145,8 +146,8 @@ async def test_concurrent_reversals_in_two_processes_take_effect_with_the_origin
 async def test_a_reversal_in_the_callers_transaction_takes_effect_with_the_original(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with stored.begin() as session:
-        moved = await post(session, TransferRequest(a, b, 60, effective_at=year(2999)))
-        back = await post(session, await reversal_request(session, moved.id))
+        moved = await post_one(session, TransferRequest(a, b, 60, effective_at=year(2999)))
+        back = await post_one(session, await reversal_request(session, moved.id))
         assert back.effective_at == year(2999)
 
 
@@ -169,8 +170,8 @@ async def test_a_payment_may_take_effect_before_the_money_for_it(stored: Databas
 async def test_the_check_finds_a_reversal_that_takes_effect_before_its_original(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with stored.begin() as session:
-        moved = await post(session, TransferRequest(a, b, 60, effective_at=year(2030)))
-        back = await post(session, await reversal_request(session, moved.id))
+        moved = await post_one(session, TransferRequest(a, b, 60, effective_at=year(2030)))
+        back = await post_one(session, await reversal_request(session, moved.id))
         assert (await check_ledger(session)).faults == {}
         await disable_triggers(session)
         await session.execute(text("UPDATE transfers SET effective_at = now() WHERE id = :id"), {"id": back.id})

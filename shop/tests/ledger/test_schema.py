@@ -36,7 +36,7 @@ def test_a_changed_definition_makes_the_catalog_file_outdated(created_catalog: d
 
 async def test_a_migrated_database_has_the_schema_of_the_ledger(session: AsyncSession) -> None:
     report = await compare_schema(session)
-    assert (report.missing, report.unknown) == ([], [])
+    assert (report.defects, report.unknown) == ([], [])
 
 
 async def test_create_all_creates_the_triggers_and_drop_all_drops_the_functions(empty_url: str) -> None:
@@ -154,9 +154,9 @@ async def test_a_missing_disabled_or_changed_part_is_found(session: AsyncSession
         missing = missing.replace("transfers", "idempotency_keys")
     await session.execute(text(change))
     report = await compare_schema(session)
-    assert missing in {each.partition(": existing rows")[0] for each in report.missing}
+    assert missing in {each.partition(": existing rows")[0] for each in report.defects}
     found = await check_ledger(session)
-    assert report.missing[0] in found.faults["parts of the schema that are missing, disabled or changed"]
+    assert report.defects[0] in found.faults["parts of the schema that are missing, disabled or changed"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ async def test_additions_that_change_no_rule_of_the_ledger_are_no_differences(se
     ):
         await session.execute(text(change))
     report = await compare_schema(session)
-    assert (report.missing, report.unknown) == ([], [])
+    assert (report.defects, report.unknown) == ([], [])
 
 
 async def test_the_name_of_the_schema_does_not_matter(committed_database: Database) -> None:
@@ -204,6 +204,6 @@ async def test_the_name_of_the_schema_does_not_matter(committed_database: Databa
         await session.execute(text('SET LOCAL search_path = "Other schema"'))
         await session.execute(text('ALTER FUNCTION post_transfers SET search_path = "Other schema", pg_temp'))
         report = await compare_schema(session)
-        changed = [each for each in report.missing if "seal" not in each]
+        changed = [each for each in report.defects if "seal" not in each]
         assert (changed, report.unknown) == ([], [])
-        assert len(report.missing) > len(changed)  # functions whose search_path still names the old schema
+        assert len(report.defects) > len(changed)  # functions whose search_path still names the old schema

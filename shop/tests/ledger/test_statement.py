@@ -18,7 +18,8 @@ from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account, read_account
 from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
-from shop.ledger.service import find_transfer, post, transfer_funds
+from shop.ledger.service import find_transfer, transfer_funds
+from shop_tests.support.session_accounts import post_one
 from shop_tests.support.factories import create, make_account, transfer, walk, walk_back
 from shop_tests.support.large_ledger import create_large_ledger
 from shop_tests.support.problems import assert_problem
@@ -192,7 +193,7 @@ async def test_an_expired_hold_is_read_as_voided_before_it_is_voided(session: As
     account = await open_account(session, AccountIn(name="Account", currency="GBP"))
     await transfer_funds(session, world.id, account.id, 100)
     late, other = [
-        await post(session, TransferRequest(account.id, world.id, amount, pending_seconds=60)) for amount in (30, 5)
+        await post_one(session, TransferRequest(account.id, world.id, amount, pending_seconds=60)) for amount in (30, 5)
     ]
     assert ((await read_account(session, account.id)).held, (await find_transfer(session, late.id)).state) == (
         35,

@@ -26,7 +26,7 @@ from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, IdempotencyKey
 from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRequest
-from shop.ledger.service import as_linked_chain, post, post_transfers, post_with_locks, transfer_funds
+from shop.ledger.service import as_linked_chain, post_transfers, post_with_locks, transfer_funds
 from shop.limits import EARLIEST, LATEST
 from shop.orders.models import Order
 from shop.orders.schemas import OrderIn
@@ -146,10 +146,6 @@ async def post_all_with_locks(_: Ledger, session: AsyncSession, request: Transfe
     await post_with_locks(session, [request])
 
 
-async def post_one(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
-    await post(session, request)
-
-
 async def post_by_ids(_: Ledger, session: AsyncSession, request: TransferRequest, __: UUID) -> None:
     await transfer_funds(session, request.from_account_id, request.to_account_id, request.amount)  # type: ignore[arg-type]
 
@@ -172,7 +168,6 @@ ENTRIES: Final[dict[Entry, frozenset[str]]] = {
     submit_linked: ALL - {"linked"},
     post_in_session: ALL,
     post_all_with_locks: ALL,
-    post_one: ALL,
     post_by_ids: frozenset({"from_account_id", "to_account_id", "amount"}),
 }
 """The fields that each entry point takes."""

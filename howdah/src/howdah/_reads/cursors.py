@@ -1,6 +1,6 @@
 """Keyset cursors: the position at which a page starts or ends, as an opaque string for a URL.
 
-A cursor is the base64 of: the version (1 byte), the seal (9 bytes), and JSON (`[inclusive, [text, oid], …]`, with one
+A cursor is the base64 of: the version (1 byte), the checksum (9 bytes), and JSON (`[inclusive, [text, oid], …]`, with one
 pair for each sort key).
 """
 
@@ -30,8 +30,8 @@ class Position(NamedTuple):
 class Cursors:
     """Writes and reads the cursors of one list query.
 
-    A cursor is bound to the order, the filters and their values. The seal is a checksum that detects mistakes. It uses
-    no secret, so the contents of a cursor are checked before they become a part of a statement.
+    A cursor is bound to the order, the filters and their values. The checksum detects mistakes. It uses no secret, so
+    the contents of a cursor are checked before they become a part of a statement.
     """
 
     _VERSION: Final = 2  # version 1 held Python values
@@ -47,18 +47,18 @@ class Cursors:
     def encode(self, position: Position) -> str:
         """The cursor for this position."""
         payload = orjson.dumps([position.inclusive, *map(list, position.values)])
-        return base64.urlsafe_b64encode(bytes([self._VERSION]) + self._seal(payload) + payload).rstrip(b"=").decode()
+        return base64.urlsafe_b64encode(bytes([self._VERSION]) + self._checksum(payload) + payload).rstrip(b"=").decode()
 
     def decode(self, cursor: str) -> Position:
         """The position of a cursor. Raises `InvalidCursor` if it is damaged or was made for another list query."""
         try:
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-            version, seal, payload = raw[0], raw[1:10], raw[10:]
+            version, checksum, payload = raw[0], raw[1:10], raw[10:]
         except (ValueError, IndexError) as error:
             raise InvalidCursor(
                 "the cursor can't be decoded: pass the `next` or `previous` of a page unchanged"
             ) from error
-        if version != self._VERSION or seal != self._seal(payload):
+        if version != self._VERSION or checksum != self._checksum(payload):
             raise InvalidCursor(
                 "the cursor is damaged, has another version, or belongs to a list query with another order or other "
                 "filters: start from the first page"
@@ -73,7 +73,7 @@ class Cursors:
             raise InvalidCursor("the cursor has a value of another type than the sort key of the list query")
         return position
 
-    def _seal(self, payload: bytes) -> bytes:
+    def _checksum(self, payload: bytes) -> bytes:
         return hashlib.blake2b(payload, key=self._digest, digest_size=9).digest()
 
 

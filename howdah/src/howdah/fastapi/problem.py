@@ -117,7 +117,9 @@ def _describe_for_client(error: Exception) -> str | None:
     if isinstance(error, errors.IntegrityViolation):
         if error.constraint:
             return f"the constraint {error.constraint} rejected the row"
-        return f"{error.column} must have a value"
+        if error.column:
+            return f"{error.column} must have a value"
+        return "the database rejected the row"
     if isinstance(error, errors.DatabaseError):
         return (type(error).__doc__ or "").split("\n")[0]
     return str(error)

@@ -280,7 +280,7 @@ async def check_ledger(
     faults |= {
         kind: findings[:_MAX_FINDINGS]
         for kind, findings in (
-            ("parts of the schema that are missing, disabled or changed", schema.missing),
+            ("parts of the schema that are missing, disabled or changed", schema.defects),
             ("triggers, policies and settings that the ledger doesn't have", schema.unknown),
         )
         if findings

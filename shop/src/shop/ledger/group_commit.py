@@ -242,7 +242,7 @@ class Ledger:
             accounts = {id_: copy(account) for id_, account in accounts.items()}
         context = PostingContext(accounts=accounts, at=now)
         results = context.decide(requests)
-        if has_holds and _may_have_expired(requests, results, accounts):
+        if has_holds and _may_be_refused_by_expired_hold(requests, results, accounts):
             return None
         self._account_cache.replace(accounts)
         return _Decision(results=results, values=expected | values_to_write(context), epoch=self._account_cache.epoch)
@@ -341,7 +341,7 @@ class _AccountCache:
         self.epoch += 1
 
 
-def _may_have_expired(
+def _may_be_refused_by_expired_hold(
     requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, PostingAccount]
 ) -> bool:
     """Whether a held amount may have caused a refusal. The cache doesn't know whether a hold has expired."""

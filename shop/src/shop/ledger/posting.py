@@ -195,9 +195,9 @@ class PostingContext:
             return TransferResult(refusal=Refusal.ALREADY_POSTED if is_posted else Refusal.UNKNOWN_PENDING)
         if not _is_between(hold, request.from_account_id, request.to_account_id):
             return TransferResult(refusal=Refusal.UNKNOWN_PENDING)
-        if hold.has_expired and request.posts is not None:
+        if hold.is_voided_by_expiry and request.posts is not None:
             return TransferResult(refusal=Refusal.PENDING_EXPIRED)
-        if hold.has_expired and hold.settled_at == self.at and not hold.is_expiry_reported:
+        if hold.is_voided_by_expiry and hold.settled_at == self.at and not hold.is_expiry_reported:
             hold.is_expiry_reported = True  # this transaction has just voided it
             return TransferResult(hold.to_record(TransferState.VOIDED))
         if hold.state is not TransferState.PENDING:

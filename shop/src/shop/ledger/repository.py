@@ -73,7 +73,7 @@ class TransferRepository(AsyncRepository[Transfer]):
         if not keys:
             return {}
         rows = await self.session.execute(
-            OUTCOMES, {"scopes": [scope for scope, _ in keys], "keys": [key for _, key in keys]}
+            STORED_ANSWERS, {"scopes": [scope for scope, _ in keys], "keys": [key for _, key in keys]}
         )
         answers: dict[ScopedKey, StoredAnswer] = {}
         for row in rows:
@@ -206,6 +206,6 @@ _pairs: Final = (
     .table_valued(column("scope", String()), column("key", String()))
     .render_derived(name="input")
 )
-OUTCOMES: Final = select(
+STORED_ANSWERS: Final = select(
     IdempotencyKey.scope, IdempotencyKey.key, *(getattr(IdempotencyKey, name) for name in StoredAnswer._fields)
 ).join(_pairs, (IdempotencyKey.scope == _pairs.c.scope) & (IdempotencyKey.key == _pairs.c.key))

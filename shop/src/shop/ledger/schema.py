@@ -37,25 +37,25 @@ _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
 class SchemaReport:
     """How a database differs from `catalog.txt`.
 
-    `missing` has the objects of `catalog.txt` that are missing, disabled, not valid, or changed. `unknown` has
+    `defects` has the objects of `catalog.txt` that are missing, disabled, not valid, or changed. `unknown` has
     triggers, policies and settings that are not in `catalog.txt`.
     """
 
-    missing: list[str]
+    defects: list[str]
     unknown: list[str]
 
     @property
     def has_differences(self) -> bool:
-        return bool(self.missing or self.unknown)
+        return bool(self.defects or self.unknown)
 
     @property
     def lacks_seals(self) -> bool:
         """Whether the seals can't be checked, because their table, a column or a digest function is missing."""
         needed = ("column ", "table seals", "function digest_of_", "function hash_of_seal")
-        return any(each.startswith(needed) and each.endswith(": missing") for each in self.missing)
+        return any(each.startswith(needed) and each.endswith(": missing") for each in self.defects)
 
     def __str__(self) -> str:
-        return "; ".join([*self.missing, *self.unknown])
+        return "; ".join([*self.defects, *self.unknown])
 
 
 class SchemaMismatch(Exception):
@@ -72,14 +72,14 @@ class SchemaMismatch(Exception):
 async def compare_schema(db: AsyncSession) -> SchemaReport:
     """Compare the ledger's part of the database with `catalog.txt`. This is one query, which takes a few
     milliseconds."""
-    missing: list[str] = []
+    defects: list[str] = []
     unknown: list[str] = []
     for line in compare_catalogs(await read_catalog(db, LEDGER_TABLES), expected_catalog()):
         if not line.endswith(": unknown"):
-            missing.append(line)
+            defects.append(line)
         elif line.startswith(_UNKNOWN_KINDS):
             unknown.append(line)
-    return SchemaReport(missing, unknown)
+    return SchemaReport(defects, unknown)
 
 
 def verify_schema(url: str) -> None:

@@ -66,7 +66,7 @@ async def has_link(db: AsyncSession, link: Link) -> bool:
     return bool(await db.scalar(select(Seal.hash == link.hash).where(Seal.position == link.position)))
 
 
-def _check_changeable_rows(name: str, table: str, revision: str) -> str:
+def _build_changeable_rows_query(name: str, table: str, revision: str) -> str:
     """The query that checks rows that can change. Each seal of a row must continue the previous seal of that row, and
     the row must agree with its last seal.
 
@@ -140,10 +140,10 @@ CHECKS: Final = {
         ) s USING (id)
         WHERE t.digest IS DISTINCT FROM s.digest
         """,
-    "sealed pending transfers": _check_changeable_rows(
+    "sealed pending transfers": _build_changeable_rows_query(
         "pending transfer", "pending_transfers", "(state <> 'pending')::int::bigint"
     ),
-    "sealed accounts": _check_changeable_rows("account", "accounts", "revision"),
+    "sealed accounts": _build_changeable_rows_query("account", "accounts", "revision"),
     # A missing key isn't a fault, because old keys are deleted.
     "sealed idempotency keys": """
         SELECT 'idempotency keys are not sealed, or differ from their seal' AS fault, format('key %s', key) AS finding

@@ -143,11 +143,6 @@ def collect_account_ids(requests: Sequence[TransferRequest]) -> set[UUID]:
     return ids
 
 
-async def post(session: AsyncSession, request: TransferRequest) -> TransferRecord:
-    """Post one request with `post_transfers`. Raises `TransferRefused`."""
-    return (await post_transfers(session, [request]))[0].unwrap()
-
-
 async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int) -> TransferRecord:
     """Move `amount`, in the smallest unit of the accounts' currency. If it raises `TransferRefused` (a `ValueError`),
     no money was moved.

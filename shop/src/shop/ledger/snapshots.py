@@ -66,7 +66,7 @@ class Hold:
     is_expiry_reported: bool = False
 
     @property
-    def has_expired(self) -> bool:
+    def is_voided_by_expiry(self) -> bool:
         """Whether the hold was voided because it expired. Expired holds are voided before any request is decided."""
         return self.state is TransferState.VOIDED and self.settled_at is not None and self.settled_at >= self.expires_at
 

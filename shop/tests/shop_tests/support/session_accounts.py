@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import uuid7
 from shop.ledger.models import Account, Entry
-from shop.ledger.requests import TransferRequest, TransferResult
+from shop.ledger.requests import TransferRecord, TransferRequest, TransferResult
 from shop.ledger.service import post_transfers
 
 
@@ -31,3 +31,8 @@ async def entries_of(session: AsyncSession, account_id: UUID) -> list[tuple[int,
 
 async def post(session: AsyncSession, *requests: TransferRequest) -> list[TransferResult]:
     return await post_transfers(session, requests)
+
+
+async def post_one(session: AsyncSession, request: TransferRequest) -> TransferRecord:
+    """The transfer. Raises `TransferRefused`."""
+    return (await post_transfers(session, [request]))[0].unwrap()

@@ -52,10 +52,6 @@ def refusal_response(code: Refusal, *, replayed: bool = False, **members: Any) -
 def add_problem_handlers(app: FastAPI) -> None:
     """Register a handler for each error of the ledger."""
 
-    @app.exception_handler(TransferRefused)
-    async def handle_refusal(request: Request, error: TransferRefused) -> Response:
-        return refusal_response(error.code)
-
     @app.exception_handler(KeyInUse)
     async def handle_key_in_use(request: Request, error: KeyInUse) -> Response:
         return problem_response(

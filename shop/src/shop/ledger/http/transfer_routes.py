@@ -188,14 +188,14 @@ async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
 
 
 # The options of the routes that post, void or reverse a transfer.
-_SETTLEMENT: Final[dict[str, Any]] = {
+_FOLLOW_UP: Final[dict[str, Any]] = {
     "status_code": HTTPStatus.CREATED,
     "response_model": TransferOut,
     "responses": _REFUSALS,
 }
 
 
-@router.post("/{transfer_id}/post", **_SETTLEMENT)
+@router.post("/{transfer_id}/post", **_FOLLOW_UP)
 async def post_pending_transfer(
     *,
     transfer_id: UUID,
@@ -211,7 +211,7 @@ async def post_pending_transfer(
     return _build_response(await ledger.submit(request))
 
 
-@router.post("/{transfer_id}/void", **_SETTLEMENT)
+@router.post("/{transfer_id}/void", **_FOLLOW_UP)
 async def void_pending_transfer(
     *,
     transfer_id: UUID,
@@ -227,7 +227,7 @@ async def void_pending_transfer(
     return _build_response(await ledger.submit(request))
 
 
-@router.post("/{transfer_id}/reverse", **_SETTLEMENT)
+@router.post("/{transfer_id}/reverse", **_FOLLOW_UP)
 async def reverse_transfer(
     *,
     transfer_id: UUID,
