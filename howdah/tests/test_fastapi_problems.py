@@ -116,6 +116,18 @@ async def test_an_error_of_the_database_is_a_problem_without_values_and_sql(
     assert "INSERT" not in response.text
 
 
+async def test_an_integrity_error_without_constraint_and_column_has_a_detail(committed_database: Database) -> None:
+    app = create_app(committed_database)
+
+    @app.post(USERS)
+    async def create(db: DbSession) -> None:
+        await db.execute(text("DO $$ BEGIN RAISE 'secret' USING ERRCODE = 'unique_violation'; END $$"))
+
+    async with http_client(app) as client:
+        response = await client.post(USERS)
+    assert (response.status_code, response.json()["detail"]) == (409, "the database rejected the row")
+
+
 async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> None:
     async with Database(committed_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as database:
         app = create_app(database)
