@@ -85,9 +85,7 @@ async def test_values_that_are_lists_are_stored_unchanged(tables: AsyncSession, 
 
 
 @pytest.mark.parametrize("name", ["variant", "tags", "nested"])
-async def test_arrays_behind_variants_and_decorators_are_rejected_with_advice(
-    tables: AsyncSession, name: str
-) -> None:
+async def test_arrays_behind_variants_and_decorators_are_rejected_with_advice(tables: AsyncSession, name: str) -> None:
     """`unnest` would flatten the arrays, because PostgreSQL has no arrays of arrays."""
     rows = [{"id": n, name: ["a", "b"]} for n in range(3)]
     await bulk.insert_many(tables, ListColumns, rows)

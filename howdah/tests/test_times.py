@@ -25,20 +25,18 @@ from howdah import (
 from howdah_tests.support.moment_writes import WAYS, writable, write
 from howdah_tests.support.moments import (
     AWARE,
-    NAIVE,
     GREATEST,
     LEAST,
     LOCAL_GREATEST,
     LOCAL_LEAST,
+    NAIVE,
     ROWS,
     VALUES,
     WITH_ZONE,
     Moment,
     Period,
-    Separate,
 )
 from howdah_tests.support.savepoints import rollback_at_end
-
 
 
 def in_utc(value: Any) -> Any:

@@ -14,8 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import AwareDateTime, Database, InvalidValue, OutOfRange, utcnow
 from howdah_tests.support.moment_writes import WAYS, writable, write
-from howdah_tests.support.moments import AWARE, NAIVE, GREATEST, LOCAL_GREATEST, LOCAL_LEAST, WITH_ZONE, Moment, Separate
-
+from howdah_tests.support.moments import (
+    AWARE,
+    GREATEST,
+    LOCAL_GREATEST,
+    LOCAL_LEAST,
+    NAIVE,
+    WITH_ZONE,
+    Moment,
+)
 
 
 def with_naive(name: str, value: Any) -> dict[str, Any]:

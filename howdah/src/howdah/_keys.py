@@ -260,4 +260,6 @@ def _normalize_value(model: type[Any], column: Column[Any], value: Any) -> Any:
 
 def _build_error(model: type[Any], column: Column[Any], reason: str) -> InvalidValue:
     name = inspect(model).get_property_by_column(column).key
-    return InvalidValue(None, None, RejectedValue(f"a key was rejected: its value for {model.__name__}.{name} {reason}"))
+    return InvalidValue(
+        None, None, RejectedValue(f"a key was rejected: its value for {model.__name__}.{name} {reason}")
+    )

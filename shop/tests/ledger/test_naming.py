@@ -14,7 +14,6 @@ import pytest
 from sqlalchemy import event, func, select
 
 from howdah import Database
-from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http.transfer_batch import post_transfer_lines
 from shop.ledger.models import IdempotencyKey

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from itertools import permutations
 from random import Random
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -16,7 +14,7 @@ from howdah import Database, DeadlockDetected
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, Transfer
-from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.requests import Refusal, TransferRequest
 from shop.ledger.service import post_transfers, reversal_request, transfer_funds
 from shop.ledger.writing import KeyInUse
 from shop_tests.support import reference

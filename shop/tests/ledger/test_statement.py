@@ -19,11 +19,11 @@ from shop.ledger.accounts import open_account, read_account
 from shop.ledger.models import Account, PendingTransfer
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import find_transfer, transfer_funds
-from shop_tests.support.session_accounts import post_one
 from shop_tests.support.factories import create, make_account, transfer, walk, walk_back
 from shop_tests.support.large_ledger import create_large_ledger
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.query_plans import explain
+from shop_tests.support.session_accounts import post_one
 from shop_tests.support.trigger_bypass import disable_triggers
 
 

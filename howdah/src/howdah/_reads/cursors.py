@@ -1,7 +1,7 @@
 """Keyset cursors: the position at which a page starts or ends, as an opaque string for a URL.
 
-A cursor is the base64 of: the version (1 byte), the checksum (9 bytes), and JSON (`[inclusive, [text, oid], …]`, with one
-pair for each sort key).
+A cursor is the base64 of: the version (1 byte), the checksum (9 bytes), and JSON (`[inclusive, [text, oid], …]`, with
+one pair for each sort key).
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Cursors:
     def encode(self, position: Position) -> str:
         """The cursor for this position."""
         payload = orjson.dumps([position.inclusive, *map(list, position.values)])
-        return base64.urlsafe_b64encode(bytes([self._VERSION]) + self._checksum(payload) + payload).rstrip(b"=").decode()
+        return (
+            base64.urlsafe_b64encode(bytes([self._VERSION]) + self._checksum(payload) + payload).rstrip(b"=").decode()
+        )
 
     def decode(self, cursor: str) -> Position:
         """The position of a cursor. Raises `InvalidCursor` if it is damaged or was made for another list query."""

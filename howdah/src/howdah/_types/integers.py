@@ -97,7 +97,9 @@ def to_exact_integer(value: Any) -> Any:
         return value
     name = type(value).__name__
     if isinstance(value, Decimal) and value.adjusted() >= _MAX_DIGITS:
-        raise RejectedInteger(f"a {name} of more than {_MAX_DIGITS} digits was rejected: an integer has at most 64 bits")
+        raise RejectedInteger(
+            f"a {name} of more than {_MAX_DIGITS} digits was rejected: an integer has at most 64 bits"
+        )
     try:
         whole = int(value)
         is_equal = bool(whole == value)

@@ -30,7 +30,7 @@ def health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
 
     @router.get(
         "/readyz",
-        summary="The database is reachable, its schema is current, and nothing of the ledger's schema is missing, changed or disabled",
+        summary="The database is reachable, its schema is current, and the ledger's triggers and functions are intact",
         response_model=Health,
         responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE),
     )

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from howdah import Database, run_transaction
 from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
-from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.ledger.http.result_lines import write_result_lines
+from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 

@@ -15,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import NotFound
 from howdah.fastapi import InvalidJSON, parse_json
 from shop.ledger.group_commit import Ledger
+from shop.ledger.http.result_lines import write_result_lines
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
 from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, serialize_transfer
-from shop.ledger.http.result_lines import write_result_lines
 from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
 from shop.web.lines import TOO_LONG, describe_first_error
 
