@@ -21,7 +21,12 @@ from howdah_tests.support.embedded_servers import open_folder
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
-PAGES = ["howdah/README.md", "docs/examples.md", "docs/how-to.md"]
+PAGES = [
+    "howdah/README.md",
+    "docs/examples.md",
+    "docs/how-to.md",
+    *sorted(str(path.relative_to(PROJECT)) for path in PROJECT.glob("docs/guides/*.md")),
+]
 """Their snippets run in order. `DATABASE_URL` is the URL of an empty database."""
 
 MARKDOWN = sorted(
