@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import BigInteger, Integer, event, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import AwareDateTime, Database, LockTimeout, UniqueViolation
+from howdah import AwareDateTime, Database, LockTimeout, UniqueViolation, bulk
 from shop.importing import loading
 from shop.importing.classifying import (
     LARGEST_CENTS,
@@ -264,12 +265,18 @@ async def test_concurrent_imports_write_everything_once(
 async def test_without_the_advisory_lock_one_of_two_imports_fails_and_nothing_is_duplicated(
     committed_database: Database, retail: RetailFile, dump: TakeDump, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both_are_there = asyncio.Barrier(2)
+    both_have_looked = asyncio.Barrier(2)
+    insert_many = bulk.insert_many
 
-    async def meet(*_arguments: object) -> None:
-        await asyncio.wait_for(both_are_there.wait(), 10)
+    async def take_no_lock(*_arguments: object) -> None: ...
 
-    monkeypatch.setattr(loading, "advisory_lock", meet)
+    async def insert_when_both_have_looked(session: AsyncSession, model: Any, rows: Any, **options: Any) -> Any:
+        if model is Order:
+            await asyncio.wait_for(both_have_looked.wait(), 10)
+        return await insert_many(session, model, rows, **options)
+
+    monkeypatch.setattr(loading, "advisory_lock", take_no_lock)
+    monkeypatch.setattr(bulk, "insert_many", insert_when_both_have_looked)
     results = await asyncio.gather(*(load(committed_database, retail) for _ in range(2)), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["Loaded", UniqueViolation.__name__]
     assert await dump() == expected_dump(retail)
