@@ -7,7 +7,7 @@ PYTEST := $(RUN) pytest -n 2 --dist worksteal
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test coverage check format bench bench-plot bench-docs soak test-matrix test-wheel clean
+.PHONY: serve test coverage check docs format bench bench-plot bench-docs soak test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -33,6 +33,11 @@ check: $(UV)
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) shop migrate --check
+	$(RUN) --group docs python tools/build_docs.py
+
+# The documentation site in build/site. `make check` builds it, too, because the build checks every link.
+docs: $(UV)
+	$(RUN) --group docs python tools/build_docs.py
 
 format: $(UV)
 	$(RUN) ruff check --fix

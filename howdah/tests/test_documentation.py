@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -26,6 +27,7 @@ PAGES = [
     "docs/examples.md",
     "docs/how-to.md",
     *sorted(str(path.relative_to(PROJECT)) for path in PROJECT.glob("docs/guides/*.md")),
+    *sorted(str(path.relative_to(PROJECT)) for path in PROJECT.glob("docs/operations/*.md")),
 ]
 """Their snippets run in order. `DATABASE_URL` is the URL of an empty database."""
 
@@ -268,3 +270,23 @@ def test_the_reference_contains_every_public_name(module: str) -> None:
     assert names
     reference = set(re.findall(r"`(\w+)[`(]", (PROJECT / "docs/reference.md").read_text()))
     assert not {name for name in names if name not in reference}
+
+
+def test_the_check_of_the_site_finds_broken_links_and_external_resources(tmp_path: Path) -> None:
+    specification = importlib.util.spec_from_file_location("build_docs", PROJECT / "tools/build_docs.py")
+    assert specification is not None
+    assert specification.loader is not None
+    build_docs = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(build_docs)
+    (tmp_path / "other.html").write_text('<h2 id="known">Known</h2>')
+    (tmp_path / "page.html").write_text(
+        '<a href="other.html#known">a</a> <a href="other.html#unknown">b</a> <a href="missing.html">c</a>'
+        '<script src="https://example.com/a.js"></script>'
+    )
+    assert build_docs.find_broken_links(tmp_path) == [
+        "page.html: the link missing.html has no target",
+        "page.html: the link other.html#unknown has no target",
+    ]
+    assert build_docs.find_external_resources(tmp_path) == [
+        "page.html: https://example.com/a.js is loaded from another server"
+    ]
