@@ -109,6 +109,21 @@ async def test_an_unexpected_error_is_counted_and_logged_without_local_variables
     assert "private" not in logged
 
 
+async def test_a_request_of_a_mounted_application_has_one_id_and_one_log_entry(
+    real_database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outer, inner = create_app(), create_app()
+    outer.mount("/inner", inner)
+    async with client_of(outer, real_database) as client:
+        found = await client.get(f"/inner/users/{UUID(int=1)}", headers={"X-Request-ID": "found"})
+        broken = await client.get(f"/inner/users/{UUID(int=1)}/broken", headers={"X-Request-ID": "broken"})
+    assert (found.status_code, found.headers.get_list("x-request-id")) == (404, ["found"])
+    assert (broken.status_code, broken.headers.get_list("x-request-id")) == (500, ["broken"])
+    logged = capsys.readouterr().out
+    assert logged.count("request_id=found") == 1
+    assert logged.count("request_id=broken") == 2  # the error, and the request
+
+
 async def test_without_the_request_log_an_unexpected_error_is_raised_to_the_server_and_counted(
     real_database: Database,
 ) -> None:
@@ -154,6 +169,11 @@ async def test_the_service_is_ready_if_all_databases_are_reachable_and_the_check
             assert (await client.get("/readyz")).json()["detail"] == "ConnectionFailed"
             assert (await client.get("/healthz")).json() == {"status": "ok"}
     assert answers == [None]  # the check isn't called if a database can't be reached
+
+
+def test_the_fixture_client_needs_the_fixture_app(request: pytest.FixtureRequest) -> None:
+    with pytest.raises(pytest.UsageError, match="override the fixture `app`"):
+        request.getfixturevalue("app")
 
 
 async def test_parts_can_be_left_out(real_database: Database) -> None:
