@@ -389,6 +389,33 @@ async def test_concurrent_requests_of_the_client_are_handled_one_after_the_other
     assert {answer.status_code for answer in read} == {200}
 
 
+async def test_a_request_that_waits_for_a_later_one_is_refused_by_the_client_and_works_with_the_committed_client(
+    app: FastAPI,
+    client: httpx.AsyncClient,
+    committed_client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("howdah.testing.clients._MAX_WAIT_SECONDS", 0.05)
+    happened = asyncio.Event()
+
+    @app.get("/wait")
+    async def wait() -> None:
+        async with asyncio.timeout(0.5):
+            await happened.wait()
+
+    @app.get("/happen")
+    async def happen() -> None:
+        happened.set()
+
+    waiting = asyncio.create_task(client.get("/wait"))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="use `committed_client`"):
+        await client.get("/happen")
+    assert (await waiting).status_code == 500
+    both = await asyncio.gather(committed_client.get("/wait"), committed_client.get("/happen"))
+    assert [each.status_code for each in both] == [200, 200]
+
+
 async def test_one_request_of_the_client_may_use_its_session_and_views_concurrently(
     app: FastAPI, client: httpx.AsyncClient
 ) -> None:
