@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -14,9 +15,12 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import BaseModel
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Coalescer, Database, JsonView, JsonViewReader, Unavailable
+from howdah import Coalescer, Database, JsonView, JsonViewReader, Unavailable, UniqueViolation
 from howdah.fastapi import Resource, configure_app
+from howdah.logs import format_exception
 from howdah.metrics import BatchCollector, PoolCollector
 from howdah.testing.clients import open_client
 from howdah_tests.support.sample_models import User
@@ -107,6 +111,25 @@ async def test_an_unexpected_error_is_counted_and_logged_without_local_variables
     assert "mine" in logged
     assert "locals" not in logged
     assert "private" not in logged
+
+
+async def test_the_values_of_a_row_in_an_error_of_postgresql_are_not_logged(session: AsyncSession) -> None:
+    email = "\n".join(["ada@x", "y"])
+
+    async def add_twice() -> None:
+        try:
+            await session.execute(insert(User), [{"email": email, "name": "Ada"}] * 2)
+        except UniqueViolation:
+            raise ExceptionGroup("several", [LookupError()]) from None
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await add_twice()
+    assert f"Key (email)=({email})" in "".join(traceback.format_exception(raised.value.__context__))  # the control
+    raised.value.__suppress_context__ = False
+    text = format_exception(raised.value)
+    assert "DETAIL:  (not logged)" in text
+    assert "Key (email)" not in text
+    assert "LookupError" in text
 
 
 async def test_a_request_of_a_mounted_application_has_one_id_and_one_log_entry(
@@ -231,6 +254,10 @@ def fail(password):
     except LookupError:
         structlog.get_logger("mine").exception("failed")
 fail("se" + "cret")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("theirs").exception("failed")
 """
     finished = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     lines = [json.loads(line) for line in finished.stderr.splitlines()]
@@ -239,8 +266,10 @@ fail("se" + "cret")
         ("plain text", "theirs"),
         ("started", "uvicorn.error"),
         ("failed", "mine"),
+        ("failed", "theirs"),
     ]
     assert (lines[0]["trace_id"], lines[0]["span_id"], lines[0]["user"]) == ("0" * 31 + "1", "0" * 15 + "2", 1)
     assert "trace_id" not in lines[1]
     assert "LookupError: why" in lines[3]["exception"]
+    assert "ZeroDivisionError: division by zero" in lines[4]["exception"]
     assert "secret" not in finished.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import traceback
 from http import HTTPStatus
 from typing import Final
 
@@ -12,6 +11,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi.problem import problem_response
+from howdah.logs import format_exception
 from howdah.models import uuid7
 
 _REQUEST_ID_HEADER: Final = b"x-request-id"
@@ -61,7 +61,7 @@ class RequestLog:
                 # Handled here and not by Starlette, so that the response and the traceback have the request id. The
                 # traceback is formatted here, because structlog's default one shows local variables, which may hold
                 # personal data.
-                _log.error("unexpected error", exception="".join(traceback.format_exception(error)))
+                _log.error("unexpected error", exception=format_exception(error))
                 if status:  # the response has started
                     raise
                 response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
