@@ -194,6 +194,21 @@ async def test_the_service_is_ready_if_all_databases_are_reachable_and_the_check
     assert answers == [None]  # the check isn't called if a database can't be reached
 
 
+async def test_a_readiness_check_that_takes_too_long_is_a_503(
+    real_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("howdah.fastapi.health._MAX_SECONDS", 0.05)
+
+    async def check(database: Database) -> None:
+        await asyncio.Event().wait()
+
+    app = FastAPI()
+    configure_app(app, database=lambda: Database(NOWHERE), readiness_checks=[check])
+    async with client_of(app, real_database) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "TimeoutError")
+
+
 def test_the_fixture_client_needs_the_fixture_app(request: pytest.FixtureRequest) -> None:
     with pytest.raises(pytest.UsageError, match="override the fixture `app`"):
         request.getfixturevalue("app")
