@@ -18,6 +18,8 @@ from howdah.errors import (
     ExclusionViolation,
     ForeignKeyViolation,
     HowdahError,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
     IntegrityViolation,
     InvalidCursor,
     InvalidStatement,
@@ -43,6 +45,7 @@ from howdah.errors import (
     UnknownAttribute,
     ViewCompileError,
 )
+from howdah.idempotency import IdempotentRequest, delete_old_requests
 from howdah.locking import lock
 from howdah.models import (
     NAMING_CONVENTION,
@@ -81,6 +84,9 @@ __all__ = [
     "ExclusionViolation",
     "ForeignKeyViolation",
     "HowdahError",
+    "IdempotencyKeyInUse",
+    "IdempotencyKeyReused",
+    "IdempotentRequest",
     "InsertResult",
     "IntegrityViolation",
     "InvalidCursor",
@@ -119,6 +125,7 @@ __all__ = [
     "ViewCompileError",
     "advisory_lock",
     "bulk",
+    "delete_old_requests",
     "lock",
     "paginate",
     "run_transaction",
