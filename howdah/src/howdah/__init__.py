@@ -45,7 +45,7 @@ from howdah.errors import (
     UnknownAttribute,
     ViewCompileError,
 )
-from howdah.idempotency import IdempotentRequest, delete_old_requests
+from howdah.idempotency import IdempotentRequest, StoredAnswer, claim_request, delete_old_requests, store_answer
 from howdah.locking import lock
 from howdah.models import (
     NAMING_CONVENTION,
@@ -113,6 +113,7 @@ __all__ = [
     "ServerFault",
     "StaleRow",
     "StatementTimeout",
+    "StoredAnswer",
     "Timestamps",
     "TooLong",
     "TransactionConflict",
@@ -125,11 +126,13 @@ __all__ = [
     "ViewCompileError",
     "advisory_lock",
     "bulk",
+    "claim_request",
     "delete_old_requests",
     "lock",
     "paginate",
     "run_transaction",
     "savepoint",
+    "store_answer",
     "text_enum",
     "try_advisory_lock",
     "utcnow",

@@ -104,12 +104,12 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
 
 def _describe_replays(responses: dict[str, Any]) -> None:
     """Add the header of a replay to successful responses, and `Retry-After` to the 409 of a key that is in use."""
+    replayed = {"description": "`true` if this is a stored response", "required": False, "schema": {"type": "string"}}
     for status, response in responses.items():
         if status.startswith("2"):
-            described = {"description": "`true` if this is a stored response", "schema": {"type": "string"}}
-            response.setdefault("headers", {}).setdefault(REPLAYED_HEADER, described)
+            response.setdefault("headers", {}).setdefault(REPLAYED_HEADER, replayed)
         elif status == str(int(HTTPStatus.CONFLICT)):
-            response.setdefault("headers", {}).setdefault("Retry-After", _RETRY_AFTER)
+            response.setdefault("headers", {}).setdefault("Retry-After", _RETRY_AFTER | {"required": False})
 
 
 def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
