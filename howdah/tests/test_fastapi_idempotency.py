@@ -15,6 +15,7 @@ from starlette.background import BackgroundTask
 
 from howdah import Database, IntegrityViolation
 from howdah.fastapi import DbSession, IdempotentRoute, StrictJSONRoute, idempotency_key, session_dependency
+from howdah.testing import assert_statements
 from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.idempotent_app import (
     IdempotentRequest,
@@ -198,6 +199,12 @@ async def test_a_body_that_the_route_reads_in_parts_is_compared_to_its_end(
     assert is_replay(await post(client, path="/notes/lines", json=None, content=b"a\nb\n\nc\n"))
     assert (await post(client, path="/notes/lines", json=None, content=body(b"d\n"))).status_code == 422
     assert await count_notes(stored) == 2
+
+
+async def test_a_key_costs_two_statements_and_a_replay_takes_two(client: httpx.AsyncClient, stored: Database) -> None:
+    for key, statements in ((None, 1), ("k", 3), ("k", 2)):
+        with assert_statements(stored, statements):
+            assert (await post(client, key)).status_code == 201
 
 
 # The key
