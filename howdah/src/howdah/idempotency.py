@@ -42,6 +42,9 @@ from howdah.models import AwareDateTime
 MAX_SCOPE_CHARACTERS: Final = 255
 MAX_KEY_CHARACTERS: Final = 255
 
+# The maximum of `lock_timeout`, which is a 32-bit number of milliseconds.
+_MAX_WAIT_SECONDS: Final = 2_147_483
+
 # A claim is tried again only if the stored request was deleted between the claim and the read that followed it.
 _MAX_CLAIMS: Final = 5
 
@@ -81,10 +84,11 @@ async def claim_request(
     After None, the caller does its work and calls `store_answer`, before the transaction is committed. The caller
     compares the fingerprint of a stored answer.
 
-    If another transaction has claimed the key, this waits for its end, at most `max_wait_seconds` (between 1 ms and the
-    session's `statement_timeout`), and then raises `IdempotencyKeyInUse`. If the other transaction is rolled back, the
-    key is new.
+    If another transaction has claimed the key, this waits for its end, at most `max_wait_seconds`, and then raises
+    `IdempotencyKeyInUse`. The session's `statement_timeout` limits the wait, too (`StatementTimeout`). If the other
+    transaction is rolled back, the key is new.
     """
+    check_max_wait(max_wait_seconds)
     table = _get_table(model)
     parameters = {"of_scope": scope, "of_key": key, "max_wait": f"{max(1, round(max_wait_seconds * 1000))}ms"}
     bind = {"bind_arguments": {"mapper": inspect(model)}}
@@ -163,6 +167,12 @@ async def delete_old_requests(
         deleted += batch_count
         if batch_count < batch_size:
             return deleted
+
+
+def check_max_wait(seconds: float) -> None:
+    """Raise `ValueError` unless `lock_timeout` can have this value. Its 0 would be an unlimited wait."""
+    if not 0 < seconds <= _MAX_WAIT_SECONDS:
+        raise ValueError(f"max_wait_seconds must be more than 0 and at most {_MAX_WAIT_SECONDS}, not {seconds}")
 
 
 def _get_table(model: type[IdempotentRequest]) -> Table:

@@ -38,6 +38,7 @@ from howdah.idempotency import (
     MAX_SCOPE_CHARACTERS,
     IdempotentRequest,
     StoredAnswer,
+    check_max_wait,
     claim_request,
     store_answer,
 )
@@ -103,11 +104,10 @@ def idempotency_key(
     The dependency runs where it is declared. Dependencies before it, such as those of the router, run for each request.
     Those after it don't run for a replay. The dependency returns the key, or None.
     """
-    committing = get_db if session is None else session.dependency
-    if not is_committing_session(committing):
+    committing = get_db if session is None else getattr(session, "dependency", None)
+    if committing is None or not is_committing_session(committing):
         raise TypeError("session must be what session_dependency returned, or None for DbSession")
-    if not 0 < max_wait_seconds < float("inf"):
-        raise ValueError(f"max_wait_seconds must be more than 0 and finite, not {max_wait_seconds}")
+    check_max_wait(max_wait_seconds)
     description = (
         "The client chooses a new key for each request, such as a UUID, and sends the same key with each retry. "
         f"At most {MAX_KEY_CHARACTERS} visible ASCII characters"
