@@ -332,7 +332,7 @@ async def _with_session(db: DbSession) -> None: ...
 @pytest.mark.parametrize(
     ("endpoint", "options", "message"),
     [
-        (_stream, {}, "streams its response"),
+        (_stream, {"response_model": None}, "streams its response"),
         (_with_session, {"response_class": StreamingResponse, "response_model": None}, "streams its response"),
         (_with_session, {"response_class": FileResponse, "response_model": None}, "streams its response"),
         (_with_tasks, {}, "can't have background tasks"),
@@ -373,15 +373,15 @@ async def test_a_response_that_can_not_be_stored_is_an_error_that_rolls_back(
     ("endpoint", "route_class", "message"),
     [(_with_session, StrictJSONRoute, "route_class=IdempotentRoute"), (_without_session, IdempotentRoute, "no DbSess")],
 )
-async def test_the_dependencies_of_an_included_router_are_checked_at_the_first_request(
+async def test_the_dependencies_of_an_included_router_are_checked(
     stored: Database, endpoint: Callable[..., Any], route_class: type[Any], message: str
 ) -> None:
     router = APIRouter(route_class=route_class)
     router.post("/")(endpoint)
     app = create_bare_app(stored)
-    app.include_router(router, dependencies=[note_key])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         with pytest.raises(TypeError, match=message):
+            app.include_router(router, dependencies=[note_key])  # older versions of FastAPI make the route here
             await post(client, path="/")
 
 
