@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from random import Random
 from typing import Annotated, Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -201,6 +203,36 @@ async def test_a_body_that_the_route_reads_in_parts_is_compared_to_its_end(
     assert await count_notes(stored) == 2
 
 
+async def test_random_requests_get_what_a_model_of_the_keys_predicts(stored: Database) -> None:
+    """Callers, keys, bodies and outcomes are random. The model is a dictionary of stored responses."""
+    random = Random(8)
+    outcome = ""
+
+    async def endpoint(body: dict[str, str], db: DbSession) -> Response:
+        db.add(Note(text="a"))
+        if outcome == "raised":
+            raise HTTPException(409)
+        return Response(uuid4().hex, int(outcome))
+
+    model: dict[tuple[str, str], tuple[str, bytes]] = {}
+    effects = 0
+    async with asgi_client(serve(stored, endpoint)) as client:
+        for _ in range(100):
+            caller, key, item = random.choice("xy"), random.choice("abcde"), random.choice("12")
+            outcome = random.choice(["200", "404", "503", "429", "raised"])
+            answer = await post(client, key, "/", caller=caller, json={"item": item})
+            if stored_answer := model.get((caller, key)):
+                assert is_replay(answer) == (stored_answer[0] == item)
+                assert (answer.content == stored_answer[1]) == (stored_answer[0] == item)
+                assert is_replay(answer) or answer.status_code == 422
+                continue
+            assert (answer.status_code, is_replay(answer)) == (409 if outcome == "raised" else int(outcome), False)
+            if outcome in ("200", "404"):
+                model[caller, key] = item, answer.content
+                effects += 1
+    assert (await count_notes(stored), len(await read_stored(stored))) == (effects, len(model)) == (10, 10)
+
+
 async def test_a_key_costs_two_statements_and_a_replay_takes_two(client: httpx.AsyncClient, stored: Database) -> None:
     for key, statements in ((None, 1), ("k", 3), ("k", 2)):
         with assert_statements(stored, statements):
@@ -378,11 +410,16 @@ async def test_the_dependencies_of_an_included_router_are_checked(
 ) -> None:
     router = APIRouter(route_class=route_class)
     router.post("/")(endpoint)
-    app = create_bare_app(stored)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        with pytest.raises(TypeError, match=message):
-            app.include_router(router, dependencies=[note_key])  # older versions of FastAPI make the route here
+
+    async def include_and_post() -> None:
+        """Older versions of FastAPI make the route when the router is included."""
+        app = create_bare_app(stored)
+        app.include_router(router, dependencies=[note_key])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             await post(client, path="/")
+
+    with pytest.raises(TypeError, match=message):
+        await include_and_post()
 
 
 async def test_the_key_can_be_a_parameter_or_a_dependency_of_an_included_router(stored: Database) -> None:
