@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -123,6 +123,34 @@ def create_app(database: Database) -> FastAPI:
             session.add(IdempotentRequest(scope="", key=idempotency_key, status=201, body=b"created"))
         return Response(b"created", HTTPStatus.CREATED)
 
+    return app
+
+
+BODY = {"text": "a"}
+
+
+async def post(
+    client: httpx.AsyncClient, key: str | None = "k", path: str = "/notes", *, caller: str = "", **options: Any
+) -> httpx.Response:
+    headers = {"X-Caller": caller} | ({} if key is None else {"Idempotency-Key": key})
+    return await client.post(path, headers=headers | options.pop("headers", {}), **({"json": BODY} | options))
+
+
+def without_replayed(response: httpx.Response) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    headers = [each for each in response.headers.raw if each[0].lower() != b"idempotency-replayed"]
+    return response.status_code, headers, response.content
+
+
+def is_replay(response: httpx.Response) -> bool:
+    return "idempotency-replayed" in response.headers
+
+
+def serve(database: Database, endpoint: Callable[..., Any], **options: Any) -> FastAPI:
+    """An application with one idempotent route, `POST /`."""
+    router = APIRouter(route_class=IdempotentRoute)
+    router.post("/", **({"dependencies": [note_key]} | options))(endpoint)
+    app = create_bare_app(database)
+    app.include_router(router)
     return app
 
 
