@@ -82,7 +82,7 @@ def test_a_public_class_or_function_is_exported_or_is_used_by_another_module(nam
         assert "bulk" in howdah.__all__
         return
     exported = {each for module in WITH_ALL for each in module.__all__}
-    used = {each for path, tree in SOURCES.items() if path.stem != name for each in get_imports(tree)}
+    used = {each for path, tree in SOURCES.items() if path != Path(f"{name}.py") for each in get_imports(tree)}
     assert get_definitions(SOURCES[Path(f"{name}.py")]) <= exported | used
 
 

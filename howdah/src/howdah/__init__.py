@@ -18,6 +18,8 @@ from howdah.errors import (
     ExclusionViolation,
     ForeignKeyViolation,
     HowdahError,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
     IntegrityViolation,
     InvalidCursor,
     InvalidStatement,
@@ -43,6 +45,7 @@ from howdah.errors import (
     UnknownAttribute,
     ViewCompileError,
 )
+from howdah.idempotency import IdempotentRequest, StoredAnswer, claim_request, delete_old_requests, store_answer
 from howdah.locking import lock
 from howdah.models import (
     NAMING_CONVENTION,
@@ -81,6 +84,9 @@ __all__ = [
     "ExclusionViolation",
     "ForeignKeyViolation",
     "HowdahError",
+    "IdempotencyKeyInUse",
+    "IdempotencyKeyReused",
+    "IdempotentRequest",
     "InsertResult",
     "IntegrityViolation",
     "InvalidCursor",
@@ -107,6 +113,7 @@ __all__ = [
     "ServerFault",
     "StaleRow",
     "StatementTimeout",
+    "StoredAnswer",
     "Timestamps",
     "TooLong",
     "TransactionConflict",
@@ -119,10 +126,13 @@ __all__ = [
     "ViewCompileError",
     "advisory_lock",
     "bulk",
+    "claim_request",
+    "delete_old_requests",
     "lock",
     "paginate",
     "run_transaction",
     "savepoint",
+    "store_answer",
     "text_enum",
     "try_advisory_lock",
     "utcnow",

@@ -8,11 +8,13 @@ HowdahError
 ├── InvalidCursor                   a page cursor is damaged, or of another list query  (also ValueError)
 ├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
+├── IdempotencyKeyReused            an idempotency key was used for another request
 ├── Unavailable                     the request is correct: try again later
 │   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
 │   ├── QueueFull                   the queue of a Coalescer is full
 │   ├── BatchAbandoned              a batch was cancelled; it may have been written
 │   ├── CoalescerClosed             a Coalescer is closed, or closing
+│   ├── IdempotencyKeyInUse         the first request with this key is still running
 │   ├── ConnectionFailed            the server can't be reached, or rejects the login   (also DatabaseError)
 │   └── ConnectionLost              the connection broke; in COMMIT, outcome unknown    (also DatabaseError)
 └── DatabaseError                   PostgreSQL rejected a statement                     (also DBAPIError)
@@ -141,6 +143,19 @@ class StaleRow(HowdahError, orm.StaleDataError):
         self.keys = list(keys)
 
 
+class IdempotencyKeyReused(HowdahError):
+    """An idempotency key was sent with another request than the first one. Nothing was done for this request."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the idempotency key was used for another request: use a new key for each request, and send a retry with "
+            "the same method, path, query, Content-Type and body"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
 class Unavailable(HowdahError):
     """The database can't serve the request now. The request itself is correct, so a later retry may succeed."""
 
@@ -165,6 +180,16 @@ class BatchAbandoned(Unavailable):
 
 class CoalescerClosed(Unavailable):
     """An item was submitted to a Coalescer that is closed, or closing. It was not accepted."""
+
+
+class IdempotencyKeyInUse(Unavailable):
+    """Another request with the same idempotency key is still running. Send the request again later."""
+
+    def __init__(self) -> None:
+        super().__init__("a request with the same idempotency key is still running: send the request again later")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
 
 class DatabaseError(HowdahError, sa.DBAPIError):

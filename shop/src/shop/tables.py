@@ -6,12 +6,14 @@ from howdah import Base, Database
 from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User
+from shop.web.models import IdempotentRequest
 
 __all__ = [
     "Account",
     "Base",
     "Entry",
     "IdempotencyKey",
+    "IdempotentRequest",
     "Order",
     "OrderItem",
     "PendingTransfer",

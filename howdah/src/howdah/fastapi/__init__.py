@@ -17,6 +17,7 @@ from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
+from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
@@ -58,8 +59,10 @@ __all__ = [
     "RETRY_AFTER_SECONDS",
     "DbSession",
     "DecimalDigits",
+    "IdempotentRoute",
     "IfMatch",
     "InputError",
+    "InvalidIdempotencyKey",
     "InvalidJSON",
     "MissingHeader",
     "PageOut",
@@ -85,6 +88,7 @@ __all__ = [
     "get_db",
     "get_read_db",
     "get_schema_ref",
+    "idempotency_key",
     "json_response",
     "make_etag",
     "page_response",

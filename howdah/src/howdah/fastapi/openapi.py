@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from howdah.fastapi.headers import is_single_header
+from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.preconditions import get_required_if_match
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
@@ -25,6 +26,7 @@ from howdah.fastapi.sessions import is_committing_session, is_database_dependenc
 _referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
 
 _READ_ONLY_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_RETRY_AFTER: Final = {"description": "Seconds", "schema": {"type": "integer"}}
 _FASTAPI_422: Final = {"$ref": f"{REF_PREFIX}HTTPValidationError"}
 
 
@@ -50,9 +52,7 @@ def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "content": {PROBLEM_JSON: {"schema": get_schema_ref(Problem)}},
         }
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            responses[int(status)]["headers"] = {
-                "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
-            }
+            responses[int(status)]["headers"] = {"Retry-After": _RETRY_AFTER}
     return responses
 
 
@@ -97,7 +97,19 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
     for status in statuses:
         if not responses.keys() & {str(int(status)), f"{status // 100}XX", "default"}:
             responses |= {str(code): response for code, response in describe_problems(status).items()}
+    if route is not None and any(is_idempotency_key(each.call) for each in _iterate_dependants(route.dependant)):
+        _describe_replays(responses)
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _describe_replays(responses: dict[str, Any]) -> None:
+    """Add the header of a replay to successful responses, and `Retry-After` to the 409 of a key that is in use."""
+    replayed = {"description": "`true` if this is a stored response", "required": False, "schema": {"type": "string"}}
+    for status, response in responses.items():
+        if status.startswith("2"):
+            response.setdefault("headers", {}).setdefault(REPLAYED_HEADER, replayed)
+        elif status == str(int(HTTPStatus.CONFLICT)):
+            response.setdefault("headers", {}).setdefault("Retry-After", _RETRY_AFTER | {"required": False})
 
 
 def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:

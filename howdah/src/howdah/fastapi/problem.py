@@ -32,6 +32,8 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StatementTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.IdempotencyKeyInUse: HTTPStatus.CONFLICT,
+    errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -97,16 +99,18 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
     """The problem details for this error, with its status in `HTTP_STATUS_BY_ERROR`.
 
     `members` extend them, for example with the line of the input that caused the error. If `HTTP_STATUS_BY_ERROR` has
-    no status for the error, the error itself is raised. A 503 has the header `Retry-After`.
+    no status for the error, the error itself is raised. A 503 has the header `Retry-After`, and so has the 409 of
+    `IdempotencyKeyInUse`.
     """
     status = next((HTTP_STATUS_BY_ERROR[cls] for cls in type(error).__mro__ if cls in HTTP_STATUS_BY_ERROR), None)
     if status is None:
         raise error
+    is_temporary = status == HTTPStatus.SERVICE_UNAVAILABLE or isinstance(error, errors.IdempotencyKeyInUse)
     return problem_response(
         status,
         to_problem_code(type(error).__name__),
         detail=_describe_for_client(error),
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None,
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if is_temporary else None,
         **_get_members(error),
         **members,
     )

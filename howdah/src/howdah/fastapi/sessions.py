@@ -144,9 +144,7 @@ _checked_routes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 def _reject_late_commit(connection: HTTPConnection) -> None:
     """Raise `RuntimeError` if the route has a committing session without `scope="function"`. Checks each route once."""
-    # For an HTTP route of an included router, this context has the route's complete dependencies.
-    included = connection.scope.get("fastapi", {}).get("effective_route_context")
-    route = included if getattr(included, "dependant", None) else connection.scope.get("route")
+    route = _find_route(connection)
     dependant = getattr(route, "dependant", None)
     if not isinstance(dependant, Dependant) or id(route) in _checked_routes:
         return
@@ -160,3 +158,15 @@ def _reject_late_commit(connection: HTTPConnection) -> None:
             )
         unchecked += each.dependencies
     _checked_routes[id(route)] = route
+
+
+def find_dependant(connection: HTTPConnection) -> Dependant | None:
+    """The complete dependencies of the route that answers this request, with those that `include_router` added."""
+    dependant = getattr(_find_route(connection), "dependant", None)
+    return dependant if isinstance(dependant, Dependant) else None
+
+
+def _find_route(connection: HTTPConnection) -> Any:
+    # For an HTTP route of an included router, this context has the route's complete dependencies.
+    included = connection.scope.get("fastapi", {}).get("effective_route_context")
+    return included if getattr(included, "dependant", None) else connection.scope.get("route")

@@ -1,4 +1,4 @@
-"""Background jobs: void expired holds, link new seals to the chain, delete old idempotency keys.
+"""Background jobs: void expired holds, link new seals to the chain, delete old idempotency keys and stored responses.
 
 Any number of processes may run them at the same time.
 """
@@ -16,11 +16,12 @@ from uuid import UUID
 import structlog
 from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
-from howdah import Database
+from howdah import Database, delete_old_requests
 from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED_HOLDS
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import IdempotencyKey, PendingTransfer
 from shop.ledger.seals import link_seals
+from shop.web.models import IdempotentRequest
 
 INTERVAL_SECONDS: Final = 5.0
 _KEY_DELETION_INTERVAL_SECONDS: Final = 3_600.0
@@ -37,8 +38,8 @@ async def run_maintenance(database: Database, ledger: Ledger, *, key_retention_d
     """Run the jobs inside the `async with` block.
 
     Expired holds are voided and new seals are linked every five seconds. Keys that were first used more than
-    `key_retention_days` ago are deleted every hour. A failed job is logged and runs again five seconds later. It
-    doesn't stop the other jobs.
+    `key_retention_days` ago are deleted every hour, those of the ledger and those of other requests. A failed job is
+    logged and runs again five seconds later. It doesn't stop the other jobs.
     """
     task = asyncio.create_task(_run_jobs(database, ledger, timedelta(days=key_retention_days)))
     try:
@@ -103,7 +104,9 @@ async def _run_jobs(database: Database, ledger: Ledger, retention: timedelta) ->
             await link_seals(database)
         if time.monotonic() >= key_deletion_due:
             with _log_failure("delete_old_keys"):
-                if deleted := await delete_old_keys(database, retention):
+                deleted = await delete_old_keys(database, retention)
+                deleted += await delete_old_requests(database, IdempotentRequest, older_than=retention)
+                if deleted:
                     _log.info("old idempotency keys deleted", count=deleted)
                 # after a failure this line isn't reached, so the next run tries again
                 key_deletion_due = time.monotonic() + _KEY_DELETION_INTERVAL_SECONDS

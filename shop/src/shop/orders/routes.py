@@ -15,7 +15,6 @@ from howdah.fastapi import (
     DbSession,
     PageOut,
     ReadDbSession,
-    StrictJSONRoute,
     get_schema_ref,
     json_response,
     page_response,
@@ -40,12 +39,13 @@ from shop.orders.schemas import (
 from shop.orders.service import change_status, pay_order, place_order
 from shop.web.dependencies import Caller
 from shop.web.exports import CSV, export_response
+from shop.web.idempotency import StrictIdempotentRoute, request_key
 from shop.web.lines import NDJSON
 
-router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictJSONRoute)
+router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictIdempotentRoute)
 
 
-@router.post("", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut)
+@router.post("", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut, dependencies=[request_key])
 async def create_order(body: OrderIn, db: DbSession, response: Response) -> Order:
     """Place an order. Its total is computed from the items."""
     order = await place_order(db, body)

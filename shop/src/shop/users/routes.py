@@ -19,7 +19,6 @@ from howdah.fastapi import (
     IfMatch,
     PageOut,
     RequiredIfMatch,
-    StrictJSONRoute,
     describe_problems,
     get_schema_ref,
     make_etag,
@@ -35,15 +34,16 @@ from shop.users.schemas import (
     UserOut,
     UserPageParameters,
 )
+from shop.web.idempotency import StrictIdempotentRoute, request_key
 from shop.web.lines import JSON, NDJSON, read_rows
 from shop.web.problems import RejectedLine
 
-router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
+router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotentRoute)
 
 _CHUNK_ROWS: Final = 1000
 
 
-@router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut)
+@router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, dependencies=[request_key])
 async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     user = await UserRepository(db).create(**body.model_dump())
     response.headers["Location"] = f"/users/{user.id}"
@@ -54,6 +54,7 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
 @router.post(
     "/bulk",
     status_code=HTTPStatus.CREATED,
+    dependencies=[request_key],
     responses=describe_problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra={
         "requestBody": {

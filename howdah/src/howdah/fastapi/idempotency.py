@@ -1,0 +1,366 @@
+"""Idempotent requests: a route runs once for each `Idempotency-Key`, and a retry gets the stored response.
+
+order_key = idempotency_key(IdempotentRequest, scope=get_caller)
+router = APIRouter(route_class=IdempotentRoute)
+
+@router.post("/orders", dependencies=[order_key])
+async def create_order(body: OrderIn, db: DbSession) -> OrderOut: ...
+"""
+
+# No `from __future__ import annotations`: FastAPI can't resolve the name of a local type in a string.
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+from weakref import WeakKeyDictionary
+
+from fastapi import Depends, Request, Response
+from fastapi.datastructures import DefaultPlaceholder
+from fastapi.dependencies.models import Dependant
+from fastapi.params import Depends as DependsMarker
+from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope
+
+from howdah.errors import DatabaseError, IdempotencyKeyReused
+from howdah.fastapi.headers import single_header
+from howdah.fastapi.problem import ProblemException
+from howdah.fastapi.sessions import find_dependant, get_db, is_committing_session
+from howdah.idempotency import (
+    MAX_KEY_CHARACTERS,
+    MAX_SCOPE_CHARACTERS,
+    IdempotentRequest,
+    StoredAnswer,
+    check_max_wait,
+    claim_request,
+    store_answer,
+)
+
+REPLAYED_HEADER: Final = "Idempotency-Replayed"
+
+_KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_CHARACTERS}}}")
+_IN_FAILED_TRANSACTION: Final = "25P02"
+
+# A response with one of these statuses, or a 5xx, asks the client to send the request again. So it isn't stored.
+_RETRY_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+
+# The place of the `_Exchange` in the ASGI scope.
+_EXCHANGE: Final = "howdah.idempotency"
+
+# The dependencies that `idempotency_key` made, and the dependency of the session that each of them uses.
+_key_dependencies: WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = WeakKeyDictionary()
+
+
+class InvalidIdempotencyKey(ProblemException):
+    """The header `Idempotency-Key` is empty, too long, or has characters that aren't allowed (400)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.BAD_REQUEST,
+            "idempotency-key-invalid",
+            f"Idempotency-Key must have 1 to {MAX_KEY_CHARACTERS} visible ASCII characters, and no spaces",
+        )
+
+
+def idempotency_key(
+    model: type[IdempotentRequest],
+    *,
+    scope: Callable[..., Any],
+    required: bool = False,
+    session: Any = None,
+    max_wait_seconds: float = 5.0,
+    max_answer_bytes: int = 1_048_576,
+) -> Any:
+    """A dependency that makes a route idempotent: `@router.post("/orders", dependencies=[idempotency_key(...)])`.
+
+    The router needs `route_class=IdempotentRoute`, and the route needs `DbSession`. The first request with a key runs
+    the route. Its response is stored in the session's transaction, and is sent after the commit. A later request with
+    the key gets the stored status, headers and body, with `Idempotency-Replayed: true`.
+
+    - `model` is the table of stored requests: a class with the mixin `howdah.IdempotentRequest`.
+    - `scope` is a dependency that returns whose key it is, such as the id of the authenticated user: a `str` of at most
+      255 characters. Callers with different scopes never get each other's responses.
+    - A request without the header runs the route as often as it is sent. With `required` it is rejected with
+      `MissingHeader` (400).
+    - `session` is the route's session if it isn't `DbSession`: what `session_dependency` returned.
+    - While the first request with a key is running, others wait for `max_wait_seconds` at most. Then they get 409
+      (`IdempotencyKeyInUse`). Each waiting request holds a connection.
+    - A response of more than `max_answer_bytes` is an error of the application (500), and the route is rolled back.
+
+    A request with the same key and another method, path, query, `Content-Type` or body gets 422
+    (`IdempotencyKeyReused`). An empty, malformed or repeated key gets 400.
+
+    Every response that the route returns is stored, also a 4xx. An exception stores nothing: it rolls the session back,
+    and the key is free again. A 5xx, 408, 425 or 429 that the route returns asks for a retry, so it has the same
+    effect: the session is rolled back.
+
+    The dependency runs where it is declared. Dependencies before it, such as those of the router, run for each request.
+    Those after it don't run for a replay. The dependency returns the key, or None.
+    """
+    committing = get_db if session is None else getattr(session, "dependency", None)
+    if committing is None or not is_committing_session(committing):
+        raise TypeError("session must be what session_dependency returned, or None for DbSession")
+    check_max_wait(max_wait_seconds)
+    description = (
+        "The client chooses a new key for each request, such as a UUID, and sends the same key with each retry. "
+        f"At most {MAX_KEY_CHARACTERS} visible ASCII characters"
+    )
+    header = single_header(
+        "Idempotency-Key", required=required, description=description, examples=["6b3f1a52-0c7e-4c8a-9d5f-1f0e6a7b8c9d"]
+    )
+
+    async def get_idempotency_key(
+        request: Request,
+        caller: Annotated[Any, Depends(scope)],
+        key: Annotated[str | None, header],
+        db: Annotated[AsyncSession, Depends(committing, scope="function")],
+    ) -> str | None:
+        exchange = request.scope.get(_EXCHANGE)
+        if not isinstance(exchange, _Exchange):
+            raise TypeError(
+                f"{request.scope['path']} has an idempotency key, but doesn't store its response: "
+                "use APIRouter(route_class=IdempotentRoute)"
+            )
+        exchange.check(request)
+        if key is None:
+            return None
+        if not _KEY.fullmatch(key):
+            raise InvalidIdempotencyKey
+        _check_scope(caller, scope)
+        claim = _Claim(db, model, scope=caller, key=key, max_answer_bytes=max_answer_bytes)
+        stored = await claim_request(db, model, scope=caller, key=key, max_wait_seconds=max_wait_seconds)
+        if stored is not None:
+            if stored.fingerprint != await exchange.fingerprint():
+                raise IdempotencyKeyReused
+            raise _Replay(stored)
+        exchange.hold(claim)
+        return key
+
+    _key_dependencies[get_idempotency_key] = committing
+    return DependsMarker(get_idempotency_key)
+
+
+class IdempotentRoute(APIRoute):
+    """A route that stores its response if it has an `idempotency_key`: `APIRouter(route_class=IdempotentRoute)`.
+
+    Routes without an `idempotency_key` are not affected. It can be combined with other classes of routes:
+
+        class StrictIdempotentRoute(IdempotentRoute, StrictJSONRoute): ...
+
+    A route can't be idempotent if it has no `DbSession` or several of them, streams its response, or uses
+    `BackgroundTasks`. Such a route raises `TypeError` when it is declared, or at its first request. It also raises
+    `RuntimeError` if it commits the session itself.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, which stores the response or replaces it by a stored one."""
+        handle = super().get_route_handler()
+        _check_route(self.dependant, self)
+        is_checked = False
+
+        def check(request: Request) -> None:
+            """Check the dependencies that `include_router` has added, which aren't known before the first request."""
+            nonlocal is_checked
+            if not is_checked:
+                _check_route(find_dependant(request) or self.dependant, self)
+                is_checked = True
+
+        async def handle_once(request: Request) -> Response:
+            exchange = _Exchange(request, check)
+            request.scope[_EXCHANGE] = exchange
+            try:
+                # The class of the request is kept, because StrictJSONRoute has its own.
+                response = await handle(type(request)(request.scope, exchange.receive))
+            except _Replay as replay:
+                return replay.to_response()
+            return await exchange.store(response)
+
+        return handle_once
+
+
+class _Replay(Exception):
+    """Ends the request with the stored answer. The session is not rolled back, because the exception is caught."""
+
+    def __init__(self, answer: StoredAnswer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def to_response(self) -> Response:
+        response = Response(self.answer.body, self.answer.status)
+        headers = [*self.answer.headers, (REPLAYED_HEADER.lower(), "true")]
+        response.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        return response
+
+
+class _Claim:
+    """A claimed key. Until the answer is stored, the session can't be committed."""
+
+    def __init__(
+        self, session: AsyncSession, model: type[IdempotentRequest], *, scope: str, key: str, max_answer_bytes: int
+    ) -> None:
+        self._session = session
+        self._model = model
+        self._scope = scope
+        self._key = key
+        self._max_answer_bytes = max_answer_bytes
+
+    def forbid_commit(self) -> None:
+        event.listen(self._session.sync_session, "before_commit", _reject_commit)
+
+    async def store(self, response: Response, fingerprint: bytes) -> None:
+        """Add the answer to the transaction, which `DbSession` then commits. Or roll back, if a retry is asked for."""
+        event.remove(self._session.sync_session, "before_commit", _reject_commit)
+        if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status_code in _RETRY_STATUSES:
+            await self._session.rollback()
+            return
+        body = self._read_body(response)
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
+        answer = StoredAnswer(fingerprint, response.status_code, headers, body)
+        try:
+            await store_answer(self._session, self._model, answer, scope=self._scope, key=self._key)
+        except DatabaseError as error:
+            if error.sqlstate == _IN_FAILED_TRANSACTION:
+                # The route has caught the error that aborted its transaction. A commit raises that error again.
+                await self._session.commit()
+            raise
+
+    def _read_body(self, response: Response) -> bytes:
+        """The bytes of the response. Raises for a response that can't be replayed."""
+        body = getattr(response, "body", None)
+        if not isinstance(body, bytes | memoryview):
+            raise TypeError(
+                f"a {type(response).__name__} can't be stored for an idempotency key, because it has no body before it "
+                "is sent: return a Response with its content"
+            )
+        if response.background is not None:
+            raise TypeError(_NO_BACKGROUND_TASKS)
+        if len(body) > self._max_answer_bytes:
+            raise ValueError(
+                f"the response has {len(body)} bytes, and only {self._max_answer_bytes} are stored for an idempotency "
+                "key: return less, such as the id of what was created, or raise max_answer_bytes"
+            )
+        return bytes(body)
+
+
+class _Exchange:
+    """One request to an `IdempotentRoute`: the digest of what was read of it, and the claim of its key."""
+
+    def __init__(self, request: Request, check: Callable[[Request], None]) -> None:
+        self.check = check
+        self._receive: Receive = request.receive
+        self._digest = _start_digest(request.scope)
+        self._is_complete = False
+        self._claim: _Claim | None = None
+
+    async def receive(self) -> Message:
+        """The next message of the client. The body is hashed as the route reads it, so it may have any length."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._digest.update(message.get("body", b""))
+            self._is_complete = not message.get("more_body", False)
+        return message
+
+    async def fingerprint(self) -> bytes:
+        """The digest of the whole request. Reads the part of the body that the route hasn't read."""
+        while not self._is_complete:
+            if (await self.receive())["type"] == "http.disconnect":
+                raise ClientDisconnect
+        digest: bytes = self._digest.digest()
+        return digest
+
+    def hold(self, claim: _Claim) -> None:
+        self._claim = claim
+        claim.forbid_commit()
+
+    async def store(self, response: Response) -> Response:
+        if self._claim is not None:
+            await self._claim.store(response, await self.fingerprint())
+        return response
+
+
+_NO_BACKGROUND_TASKS: Final = (
+    "an idempotent route can't have background tasks, because they are lost if the process ends after the commit, and "
+    "a retry would not run them again: add a job to a queue in the route's transaction"
+)
+
+
+def is_idempotency_key(dependency: Any) -> bool:
+    """Whether the dependency is one that `idempotency_key` made."""
+    # compared by identity, because a dependency may be unhashable
+    return any(dependency is each for each in _key_dependencies)
+
+
+def _start_digest(scope: Scope) -> Any:
+    """A SHA-256 of the method, path, query and `Content-Type`, each with its length. The body follows."""
+    digest = hashlib.sha256()
+    content_types = [value for name, value in scope["headers"] if name == b"content-type"]
+    path = scope["path"].encode("utf-8", "surrogatepass")
+    for part in (scope["method"].encode(), path, scope.get("query_string", b""), b", ".join(content_types)):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest
+
+
+def _check_scope(caller: Any, scope: Callable[..., Any]) -> None:
+    """Raise if the scope can't tell the callers apart. None would be one scope for everybody who has no account."""
+    name = getattr(scope, "__name__", type(scope).__name__)
+    if not isinstance(caller, str):
+        raise TypeError(f"the scope of an idempotency key must be a str; {name} returned {type(caller).__name__}")
+    if len(caller) > MAX_SCOPE_CHARACTERS:
+        raise ValueError(
+            f"the scope of an idempotency key has at most {MAX_SCOPE_CHARACTERS} characters; "
+            f"{name} returned {len(caller)}"
+        )
+
+
+def _reject_commit(session: Session) -> None:
+    """Reject a commit by the route. The end of a savepoint is allowed."""
+    if not session.in_nested_transaction():
+        raise RuntimeError(
+            "an idempotent route must not commit its session: its effects would be stored without its response. "
+            "DbSession commits after the route has returned; use a savepoint for a part that may fail"
+        )
+
+
+def _check_route(dependant: Dependant, route: APIRoute) -> None:
+    """Raise `TypeError` if the route has an idempotency key, and its response can't be stored with its effects."""
+    each_dependant = list(_iterate_dependants(dependant))
+    keys = [each.call for each in each_dependant if is_idempotency_key(each.call)]
+    if not keys:
+        return
+    path = route.path_format
+    if len(keys) > 1:
+        raise TypeError(f"{path} has {len(keys)} idempotency keys: declare one, for the router or for the route")
+    sessions = {id(each.call): each.call for each in each_dependant if is_committing_session(each.call)}
+    if not sessions:
+        raise TypeError(
+            f"{path} has an idempotency key, but no DbSession: its response is stored in the transaction of its "
+            "effects. Add a parameter of the type DbSession, and write only with that session"
+        )
+    assert keys[0] is not None
+    if list(sessions.values()) != [_key_dependencies[keys[0]]]:
+        raise TypeError(
+            f"{path} has a session that isn't the one of its idempotency key: a route can commit its response with "
+            "one session only. Pass the marker of that session to idempotency_key(session=...)"
+        )
+    if any(each.background_tasks_param_name for each in each_dependant):
+        raise TypeError(f"{path}: {_NO_BACKGROUND_TASKS}")
+    is_generator = inspect.isasyncgenfunction(route.endpoint) or inspect.isgeneratorfunction(route.endpoint)
+    given = route.response_class
+    response_class = given.value if isinstance(given, DefaultPlaceholder) else given
+    if is_generator or issubclass(response_class, StreamingResponse | FileResponse):
+        raise TypeError(f"{path} streams its response, so the response can't be stored for an idempotency key")
+
+
+def _iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
+    """The dependencies of a route, without those of its idempotency key."""
+    yield dependant
+    if not is_idempotency_key(dependant.call):
+        for each in dependant.dependencies:
+            yield from _iterate_dependants(each)

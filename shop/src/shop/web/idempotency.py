@@ -1,0 +1,22 @@
+"""Idempotent routes for what isn't money: they run once for each `Idempotency-Key`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from howdah.fastapi import IdempotentRoute, StrictJSONRoute, idempotency_key
+from shop.web.dependencies import Caller
+from shop.web.models import IdempotentRequest
+
+
+class StrictIdempotentRoute(IdempotentRoute, StrictJSONRoute):
+    """The class of routes of which some are idempotent. Their JSON bodies are strict."""
+
+
+async def get_caller(caller: Caller) -> str:
+    """The scope of the keys."""
+    return caller
+
+
+request_key: Final[Any] = idempotency_key(IdempotentRequest, scope=get_caller)
+"""Add it to `dependencies` of a route that creates something: a retry with its key gets the first response again."""
