@@ -10,7 +10,6 @@ async with UserView.open(database) as users:  # as long as the application runs
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, overload
@@ -24,23 +23,20 @@ from typing_extensions import TypeVar
 
 from howdah._connections.prepared import PreparedSelect
 from howdah._keys import (
-    build_key,
-    build_key_condition,
-    build_key_list_condition,
-    build_requested_keys_join,
     collect_keys,
     deduplicate,
-    get_key_attributes,
     get_requested_keys_name,
     has_exact_keys,
     normalize_key,
     normalize_keys,
 )
+from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
+from howdah._reads.unsupported_parts import reject_unsupported_parts
 from howdah._reads.viewers import ViewerAttributes, ViewerColumns
-from howdah._sqlalchemy import has_distinct, has_for_update, options_of, order_by_of
+from howdah._sqlalchemy import has_distinct, order_by_of
 from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database
@@ -52,23 +48,6 @@ ViewerT = TypeVar("ViewerT", default=None)
 
 # A key, and the values of the viewer, or None if the view has no viewer.
 _Request: TypeAlias = tuple[Any, tuple[Any, ...] | None]
-
-
-class JsonBytes(bytes):
-    """A row's JSON in UTF-8. `version` is the row's version, or None if the model has none."""
-
-    version: Any = None
-
-    @property
-    def etag(self) -> str:
-        """The entity tag of these bytes (RFC 9110, section 8.8.3), with its quotes.
-
-        If the model has a version, the tag begins with it (`"7-…"`), so that an `If-Match` can be compared with a
-        locked row.
-        """
-        # 96 bits are enough to exclude that two bodies have the same tag by accident.
-        digest = hashlib.blake2b(self, digest_size=12).hexdigest()
-        return f'"{digest}"' if self.version is None else f'"{self.version}-{digest}"'
 
 
 class JsonView(Generic[ModelT, ViewerT]):
@@ -148,10 +127,6 @@ class JsonView(Generic[ModelT, ViewerT]):
         """
         self.criteria: Final[Sequence[ColumnElement[bool]]] = criteria
         """The row filters of the model. Add them to a `select()` that uses `body`. They need `parameters`, too."""
-        if self._viewer is not None:
-            columns = self._viewer.columns(get_requested_keys_name(model))
-            self._batch_columns: ViewerColumns = columns
-            self._batch_body, self._batch_criteria = self._render(columns)
 
     def parameters(self, viewer: ViewerT) -> dict[str, Any]:
         """The parameters of a statement that uses `body` and `criteria`: the values of this viewer.
@@ -201,24 +176,17 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     ) -> None:
         self._view, self._database = view, database
         self._viewer = view._viewer
+        self._has_exact_keys = has_exact_keys(view.model)
         version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
-        # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
-        body = select(version_column, view.body).select_from(view.model).where(*view.criteria)
-        has_key, self._bind_one = build_key_condition(view.model)
-        self._select_one = PreparedSelect(body.where(has_key))
-        self._has_exact_keys = has_exact_keys(view.model)
-        if self._has_exact_keys:
-            has_any_key, self._bind_many = build_key_list_condition(view.model)
-            self._select_many = PreparedSelect(body.add_columns(*get_key_attributes(view.model)).where(has_any_key))
-        else:
-            position, same_row, self._bind_many = build_requested_keys_join(view.model)
-            first = func.min(position).over(partition_by=get_key_attributes(view.model))
-            self._select_many = PreparedSelect(body.add_columns(position, first).where(same_row))
+        self._by_key = KeyLookups(view.model, [version_column, view.body], view.criteria)
+        self._select_one = PreparedSelect(self._by_key.one)
+        self._select_many = PreparedSelect(self._by_key.many)
         if self._viewer is not None:
-            position, same_row, self._bind_batch = build_requested_keys_join(view.model, view._batch_columns.arrays)
-            batch = select(version_column, view._batch_body, position).select_from(view.model)
-            self._select_batch = PreparedSelect(batch.where(*view._batch_criteria, same_row))
+            columns = self._viewer.columns(get_requested_keys_name(view.model))
+            body, criteria = view._render(columns)
+            self._by_viewer = ViewerLookup(view.model, [version_column, body], criteria, columns)
+            self._select_by_viewer = PreparedSelect(self._by_viewer.statement)
         self._coalescer: Coalescer[_Request, JsonBytes] = Coalescer(
             lambda requests: self._read(self._database, requests),
             key=self._identify,
@@ -389,7 +357,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             raise ValueError(
                 f"a list query of this view is a select({self._view.model.__name__}), not of another class or an alias"
             )
-        _reject_unsupported_parts(statement)
+        reject_unsupported_parts(statement)
         return statement.where(*self._view.criteria)
 
     async def _read(self, database: Database, requests: Sequence[_Request]) -> Sequence[JsonBytes | Exception]:
@@ -409,47 +377,19 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         """The body for each key, or None, for one viewer. Keys of the same row have the identical body object."""
         viewer = self._bind_viewer(values)
         if len(keys) == 1:
-            rows = await self._fetch(database, self._select_one, self._bind_one(keys[0]) | viewer)
-            return [_make_body(*rows[0]) if rows else None]
-        rows = await self._fetch(database, self._select_many, self._bind_many(keys) | viewer)
-        if self._has_exact_keys:
-            by_key = {build_key(key): _make_body(version, text) for version, text, *key in rows}
-            return [by_key.get(key) for key in keys]
-        by_position: dict[int, JsonBytes] = {}
-        by_row: dict[int, JsonBytes] = {}
-        for version, text, position, first in rows:
-            by_position[position] = by_row.setdefault(first, _make_body(version, text))
-        return [by_position.get(position) for position in range(1, len(keys) + 1)]
+            rows = await self._fetch(database, self._select_one, self._by_key.bind_one(keys[0]) | viewer)
+            return [make_body(*rows[0]) if rows else None]
+        rows = await self._fetch(database, self._select_many, self._by_key.bind_many(keys) | viewer)
+        return self._by_key.get_bodies(rows, keys)
 
     async def _find_for_viewers(
         self, database: Database, keys: Sequence[Any], viewers: Sequence[tuple[Any, ...]]
     ) -> Sequence[JsonBytes | None]:
         """The body for each key as its own viewer sees it, or None."""
-        parameters = self._bind_batch(keys) | self._view._batch_columns.bind(viewers)
-        rows = await self._fetch(database, self._select_batch, parameters)
-        by_position = {position: _make_body(version, text) for version, text, position in rows}
-        return [by_position.get(position) for position in range(1, len(keys) + 1)]
+        rows = await self._fetch(database, self._select_by_viewer, self._by_viewer.bind(keys, viewers))
+        return self._by_viewer.get_bodies(rows, len(keys))
 
     async def _fetch(
         self, database: Database, statement: PreparedSelect, parameters: Mapping[str, Any]
     ) -> Sequence[Sequence[Any]]:
         return await database.read(lambda connection: statement.rows(connection, parameters))
-
-
-def _make_body(version: Any, text: bytes) -> JsonBytes:
-    body = JsonBytes(text)
-    body.version = version
-    return body
-
-
-def _reject_unsupported_parts(statement: Select[Any]) -> None:
-    """Raise `ValueError` for parts of a statement that a view can't apply to its JSON."""
-    if options_of(statement):
-        raise ValueError(
-            "a view's statement takes no options(): they wouldn't apply to nested rows. The schema decides what is "
-            "loaded; filter by where() or by the view's `where`"
-        )
-    if statement.get_execution_options():
-        raise ValueError("a view's statement takes no execution_options(): the view sets its own")
-    if has_for_update(statement):
-        raise ValueError("a view's statement can't have with_for_update(): its locks end with the read. Use lock()")

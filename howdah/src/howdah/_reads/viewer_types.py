@@ -204,7 +204,7 @@ def _convert_integer(bits: int) -> Callable[[Any], int]:
 
 
 def _convert_enum(kind: Enum) -> Callable[[Any], str]:
-    process: Any = kind.bind_processor(_DIALECT)
+    process: Any = kind.bind_processor(_DIALECT)  # type: ignore[no-untyped-call]
 
     def convert(value: Any) -> str:
         text = value if process is None else process(value)

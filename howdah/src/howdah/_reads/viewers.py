@@ -88,7 +88,7 @@ class ViewerAttribute(ColumnOperators):
             "with ==, in_(), or_(), case() or cast()"
         )
 
-    __bool__ = __str__ = __iter__ = __contains__ = __hash__ = __format__ = _reject  # type: ignore[assignment]
+    __bool__ = __str__ = __iter__ = __contains__ = __hash__ = __format__ = _reject
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
@@ -283,6 +283,7 @@ def _iterate_uses(criterion: Any) -> Iterator[tuple[ViewerParameter, TypeEngine[
     for parent in visitors.iterate(criterion):
         if isinstance(parent, Grouping):  # parentheses
             continue
+        child: Any
         for child in parent.get_children():
             inner = _ungroup(child)
             if isinstance(inner, ViewerParameter) and not _is_collection(parent):
@@ -317,8 +318,9 @@ def _infer_type(parent: Any, child: Any) -> tuple[TypeEngine[Any] | None, bool]:
     return _split_list(other.type) if is_custom and isinstance(other.type, ARRAY) else (None, False)
 
 
-def _get_other(parent: BinaryExpression[Any], child: Any) -> ColumnElement[Any]:
-    return parent.right if parent.left is child else parent.left
+def _get_other(parent: Any, child: Any) -> ColumnElement[Any]:
+    other: ColumnElement[Any] = parent.right if parent.left is child else parent.left
+    return other
 
 
 def _is_collection(element: Any) -> bool:
