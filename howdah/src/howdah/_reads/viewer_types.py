@@ -29,11 +29,12 @@ from sqlalchemy import (
     String,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.dialects.postgresql import CITEXT, INTERVAL
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from howdah._arrays import Array, writes_by_expression
+from howdah._sqlalchemy import cache_key_of
 from howdah._types.integers import to_exact_integer
 from howdah.errors import InvalidValue, RejectedValue
 
@@ -59,7 +60,7 @@ class ViewerType:
     """Whether two converted values are equal in Python if and only if they are the same value for PostgreSQL."""
     is_list: bool = False
     source: object = None
-    """Two types with converters of their own (enums, custom types) are the same only if they have the same source."""
+    """What two types with converters of their own (enums, custom types) must share to be the same type."""
 
     @property
     def parameter_type(self) -> TypeEngine[Any]:
@@ -77,7 +78,9 @@ class ViewerType:
                 raise _Refused(f"is a {type(value).__name__}, not a list")
             return tuple(None if item is None else self.convert_item(item) for item in value)
         except Exception as error:  # a custom type may raise anything
-            reason = str(error) if isinstance(error, _Refused | RejectedValue) else f"isn't of type {self.kind!r}"
+            reason = str(error) if isinstance(error, _Refused) else f"isn't of type {self.kind!r}"
+            if isinstance(error, RejectedValue):
+                reason = f"isn't valid: {error}"
             raise InvalidValue(
                 None, None, RejectedValue(f"a viewer was rejected: its value for {name!r} {reason}")
             ) from error
@@ -85,7 +88,7 @@ class ViewerType:
 
 def merge_types(first: ViewerType, second: ViewerType) -> ViewerType | None:
     """The type for an attribute that is compared with both types. Integers have the larger one. None if they differ."""
-    if first.is_list is not second.is_list or first.source is not second.source:
+    if first.is_list is not second.is_list or first.source != second.source:
         return None
     if isinstance(first.kind, Integer) and isinstance(second.kind, Integer):
         return max(first, second, key=lambda each: _get_integer_bits(each.kind))
@@ -104,7 +107,11 @@ def find_viewer_type(kind: TypeEngine[Any], *, is_list: bool) -> ViewerType | No
         return None
     found = _find_plain_type(plain, original)
     if found is None or not decorators:
-        return None if found is None else ViewerType(*found, is_list=is_list, source=_get_source(plain))
+        return (
+            None
+            if found is None
+            else ViewerType(*found, is_list=is_list, source=cache_key_of(kind) if isinstance(plain, Enum) else None)
+        )
     sent, convert, is_exact = found
 
     def decorate(value: Any) -> Any:
@@ -112,11 +119,7 @@ def find_viewer_type(kind: TypeEngine[Any], *, is_list: bool) -> ViewerType | No
             value = decorator.process_bind_param(value, _DIALECT)
         return None if value is None else convert(value)
 
-    return ViewerType(sent, decorate, is_exact, is_list=is_list, source=decorators[0])
-
-
-def _get_source(plain: TypeEngine[Any]) -> object:
-    return plain.enum_class or tuple(plain.enums) if isinstance(plain, Enum) else None
+    return ViewerType(sent, decorate, is_exact, is_list=is_list, source=cache_key_of(kind))
 
 
 def _find_plain_type(
@@ -147,7 +150,7 @@ def _find_plain_type(
             return DateTime(timezone=plain.timezone), _convert_datetime(has_zone=plain.timezone), False
         case Date():
             return Date(), _to_date, False
-        case Interval():
+        case INTERVAL():
             return Interval(), _convert_instance(timedelta), False
         case LargeBinary():
             return LargeBinary(), _to_bytes, True
@@ -194,7 +197,7 @@ def _convert_integer(bits: int) -> Callable[[Any], int]:
 
     def convert(value: Any) -> int:
         whole = value if type(value) is int else to_exact_integer(value)
-        if not isinstance(whole, int) or isinstance(whole, bool):
+        if not isinstance(whole, int) or isinstance(value, bool):
             raise _Refused(f"is a {type(value).__name__}, not an integer")
         if not -bound <= whole < bound:
             raise _Refused(f"is an integer of more than {bits} bits")
