@@ -142,8 +142,10 @@ async def test_rows_of_several_viewers_are_found_by_the_index_of_the_primary_key
     )
     viewer = {"names": ["a"], "user_id": UUID(int=1), "totals": [1, 2], "name": "b", "numbers": [1, 2]}
     async with view.open(database) as reader:
-        asked = [(key, viewer | {"user_id": UUID(int=n), "name": f"{n}"}) for n, key in enumerate(keys)]
-        asked = [(key[0] if len(key) == 1 else tuple(key), viewer) for key, viewer in asked]
+        asked = [
+            (key[0] if len(key) == 1 else tuple(key), viewer | {"user_id": UUID(int=n), "name": f"{n}"})
+            for n, key in enumerate(keys)
+        ]
         for plan in await plans_of(session, reader, asked):
             scans = {node.get("Relation Name"): node for node in nodes_of(plan)}
             assert scans[model.__tablename__].get("Index Name") == f"pk_{model.__tablename__}", plan

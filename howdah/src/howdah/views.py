@@ -44,7 +44,7 @@ from howdah.errors import NotFound
 from howdah.pagination import get_entity, paginate_as, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
-ViewerT = TypeVar("ViewerT", default=None)
+ViewerT = TypeVar("ViewerT", default=Any)
 
 # A key, and the values of the viewer, or None if the view has no viewer.
 _Request: TypeAlias = tuple[Any, tuple[Any, ...] | None]
@@ -92,28 +92,12 @@ class JsonView(Generic[ModelT, ViewerT]):
     viewer, or with one that lacks an attribute or has a value of another type, raises an error before anything is sent.
     """
 
-    @overload
-    def __init__(
-        self: JsonView[ModelT, None],
-        model: type[ModelT],
-        schema: type[BaseModel],
-        *,
-        where: Mapping[type[Any], RowFilter] | None = None,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: JsonView[ModelT, Any],
-        model: type[ModelT],
-        schema: type[BaseModel],
-        *,
-        where: Mapping[type[Any], RowFilter | ViewerFilter],
-    ) -> None: ...
     def __init__(
         self,
         model: type[ModelT],
         schema: type[BaseModel],
         *,
-        where: Mapping[type[Any], Any] | None = None,
+        where: Mapping[type[Any], RowFilter | ViewerFilter] | None = None,
     ) -> None:
         self.model = model
         self.schema = schema
