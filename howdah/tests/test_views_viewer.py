@@ -272,6 +272,29 @@ async def test_a_wrong_viewer_fails_only_its_own_call(database: Database, owners
     assert found == [*(error for _, error in wrong), str(key)]
 
 
+async def test_two_views_that_differ_only_in_the_attribute_have_different_statements(
+    database: Database, owners: dict[UUID, UUID]
+) -> None:
+    """SQLAlchemy caches a statement's text by the structure of the statement."""
+
+    def make_view(name: str) -> JsonView[Order, dict[str, Any]]:
+        def row_filter(order: Any, viewer: Any) -> Any:
+            return (order.user_id == getattr(viewer, name)) | (
+                (order.user_id == viewer.other) & (order.total_cents < 0)
+            )
+
+        return JsonView(Order, OrderOut, where={Order: row_filter})
+
+    first, second, *_ = sorted({*owners.values()})
+    for _ in range(2):
+        for name, visible in (("user_id", first), ("other", second), ("user_id", first)):
+            async with make_view(name).open(database) as orders:
+                viewers = [{"user_id": first, "other": second}, {"user_id": None, "other": None}]
+                found = await asyncio.gather(*(try_get(orders, key, who) for key in owners for who in viewers))
+                assert found[::2] == [str(key) if owner == visible else None for key, owner in owners.items()]
+                assert {*found[1::2]} == {None}
+
+
 async def test_an_own_select_needs_the_parameters_of_a_viewer(session: AsyncSession, owners: dict[UUID, UUID]) -> None:
     (key, owner), *_ = owners.items()
     statement = select(OrderView.body).where(*OrderView.criteria, Order.total_cents == 0)
