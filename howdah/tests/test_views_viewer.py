@@ -301,5 +301,17 @@ async def test_an_own_select_needs_the_parameters_of_a_viewer(session: AsyncSess
     assert json.loads((await session.execute(statement, OrderView.parameters(Viewer(owner)))).scalar_one())[
         "id"
     ] == str(key)
-    with pytest.raises(StatementError, match="A value is required for bind parameter 'howdah_viewer_user_id'"):
-        await session.execute(statement)
+    for incomplete in (statement, select(OrderView.body), select(Order).where(*OrderView.criteria)):
+        with pytest.raises(StatementError, match="A value is required for bind parameter 'howdah_viewer_user_id'"):
+            await session.execute(incomplete)
+
+
+async def test_the_body_of_a_hidden_row_is_null_in_an_own_select(
+    session: AsyncSession, owners: dict[UUID, UUID]
+) -> None:
+    """Also if the statement lacks the criteria."""
+    for viewer in (Viewer(next(iter(owners.values()))), Viewer(None)):
+        rows = await session.execute(select(Order.id, OrderView.body), OrderView.parameters(viewer))
+        assert {id: body is not None for id, body in rows} == {
+            id: owner == viewer.user_id for id, owner in owners.items()
+        }

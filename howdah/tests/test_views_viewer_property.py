@@ -93,7 +93,7 @@ VIEWERS = st.lists(
 )
 ROWS = st.lists(st.tuples(st.integers(0, OWNERS - 1), st.sampled_from(Status)), min_size=1, max_size=6)
 fewer_examples = settings(
-    max_examples=settings().max_examples // 6,  # an example sends eleven statements
+    max_examples=settings().max_examples // 10,  # an example sends eleven statements
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, overload
 
 from pydantic import BaseModel
-from sqlalchemy import LargeBinary, Select, Text, cast, func, inspect, literal_column, null, select
+from sqlalchemy import LargeBinary, Select, Text, and_, case, cast, func, inspect, literal_column, null, select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
@@ -103,11 +103,15 @@ class JsonView(Generic[ModelT, ViewerT]):
         self.schema = schema
         self._row_filters = RowFilters(where or {})
         self._viewer: ViewerAttributes | None = self._row_filters.viewer
-        body, criteria = self._render(None)
-        self.body: Final[ColumnElement[bytes]] = body
+        self._body, criteria = self._render(None)
+        is_hidden_from_some = self._viewer is not None and bool(criteria)
+        self.body: Final[ColumnElement[bytes]] = (
+            case((and_(*criteria), self._body)) if is_hidden_from_some else self._body
+        )
         """The expression of a row's JSON as bytes, for use in your own `select()`.
 
-        If the view has a viewer, the statement needs `parameters(viewer)`; without them SQLAlchemy raises an error.
+        If the view has a viewer, the statement needs `parameters(viewer)`; without them SQLAlchemy raises an error. The
+        expression is then NULL for a row that the viewer must not see, even if the statement lacks the `criteria`.
         """
         self.criteria: Final[Sequence[ColumnElement[bool]]] = criteria
         """The row filters of the model. Add them to a `select()` that uses `body`. They need `parameters`, too."""
@@ -163,7 +167,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._has_exact_keys = has_exact_keys(view.model)
         version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
-        self._by_key = KeyLookups(view.model, [version_column, view.body], view.criteria)
+        self._by_key = KeyLookups(view.model, [version_column, view._body], view.criteria)
         self._select_one = PreparedSelect(self._by_key.one)
         self._select_many = PreparedSelect(self._by_key.many)
         if self._viewer is not None:
@@ -269,7 +273,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         list_query = self._build_list_query(statement)
         return await self._database.read(
             lambda connection: paginate_as(
-                self._view.body,
+                self._view._body,
                 connection,
                 list_query,
                 limit=limit,
@@ -300,7 +304,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         async with self._database.session(read_only=True) as session:
             # with DISTINCT, ORDER BY expressions must be selected
             order = [part for each in order_by_of(list_query) for part in unwrap_order_by(each)]
-            columns = [self._view.body, *(order if has_distinct(list_query) else ())]
+            columns = [self._view._body, *(order if has_distinct(list_query) else ())]
             bodies = list_query.with_only_columns(*columns, maintain_column_froms=True)
             result = await session.stream_scalars(bodies.execution_options(yield_per=batch), parameters)
             try:
