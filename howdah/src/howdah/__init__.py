@@ -1,7 +1,9 @@
 """Howdah: the data layer for async Python services on PostgreSQL."""
 
 from howdah import bulk
+from howdah._reads.filter_markers import Condition, Filter
 from howdah._reads.page import Page
+from howdah._reads.sort_markers import Sort
 from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah.bulk import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
@@ -43,6 +45,7 @@ from howdah.errors import (
     UnknownAttribute,
     ViewCompileError,
 )
+from howdah.filters import Filters
 from howdah.locking import lock
 from howdah.models import (
     NAMING_CONVENTION,
@@ -72,6 +75,7 @@ __all__ = [
     "Coalescer",
     "CoalescerClosed",
     "CoalescerStatus",
+    "Condition",
     "ConnectionFailed",
     "ConnectionLost",
     "Database",
@@ -79,6 +83,8 @@ __all__ = [
     "DatabaseError",
     "DeadlockDetected",
     "ExclusionViolation",
+    "Filter",
+    "Filters",
     "ForeignKeyViolation",
     "HowdahError",
     "InsertResult",
@@ -105,6 +111,7 @@ __all__ = [
     "SchemaChanged",
     "SerializationFailure",
     "ServerFault",
+    "Sort",
     "StaleRow",
     "StatementTimeout",
     "Timestamps",

@@ -20,6 +20,7 @@ from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
+from howdah.fastapi.parameters import RepeatedParameter
 from howdah.fastapi.preconditions import (
     NOT_MODIFIED,
     IfMatch,
@@ -69,6 +70,7 @@ __all__ = [
     "RFC3339Datetime",
     "ReadDbSession",
     "RepeatedHeader",
+    "RepeatedParameter",
     "RequiredIfMatch",
     "StrictJSONRoute",
     "add_error_handlers",
