@@ -29,6 +29,7 @@ from sqlalchemy import (
     FromClause,
     Join,
     Select,
+    SelectBase,
     select,
 )
 
@@ -38,7 +39,8 @@ from howdah._reads.filter_values import (
 )
 from howdah._reads.sort_markers import Sort
 
-StatementT = TypeVar("StatementT", bound=Select[Any])
+# Not `Select[Any]`: in SQLAlchemy 2.1 a `Select` of two columns has another type.
+StatementT = TypeVar("StatementT", bound=SelectBase)
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,20 @@ class Filters(BaseModel):
         The order replaces that of the statement, unless the value of the `Sort` is None. Raises `ValueError` if the
         statement doesn't select from the table of a declared column, because PostgreSQL would combine all rows.
         """
+        if not isinstance(statement, Select):
+            raise TypeError(f"filters apply to a select(), not to a {type(statement).__name__}")
         declared = get_declarations(type(self))
         _reject_missing_tables(type(self), declared, statement)
-        conditions = [
-            each.build_condition(value)
-            for name, each in declared.filters.items()
-            if (value := getattr(self, name)) is not None
-        ]
-        if conditions:
-            statement = statement.where(*conditions)
+        filtered: Any = statement
+        for name, each in declared.filters.items():
+            if (value := getattr(self, name)) is not None:
+                filtered = filtered.where(each.build_condition(value))
         if declared.sort is not None:
             name, sort = declared.sort
             if order := sort.build_order(getattr(self, name)):
-                statement = statement.order_by(None).order_by(*order)
-        return statement
+                filtered = filtered.order_by(None).order_by(*order)
+        result: StatementT = filtered
+        return result
 
 
 def get_declarations(model: type[Filters]) -> _Declarations:

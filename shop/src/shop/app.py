@@ -28,7 +28,6 @@ from shop.user_orders.routes import router as user_order_routes
 from shop.user_orders.service import UserOrderViews, open_user_order_views
 from shop.users.routes import router as user_routes
 from shop.users.service import UserViews, open_user_views
-from shop.web import problems as web_problems
 from shop.web.health import health_router
 from shop.web.metrics import metrics_router
 from shop.web.observability import Observability
@@ -81,7 +80,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     app.include_router(health_router([migrations.find_revision_problem, find_schema_problem]))
     app.include_router(metrics_router(_get_queues))
     add_error_handlers(app)
-    for problems in (web_problems, ledger_problems, order_problems):
+    for problems in (ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     app.add_middleware(Observability)
     return app

@@ -15,9 +15,21 @@ async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 from __future__ import annotations
 
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
+from howdah.fastapi.exports import CSV, NDJSON, ExportFormat, describe_export, export_response, ndjson_response
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
+from howdah.fastapi.line_results import answer_batches, answer_lines
+from howdah.fastapi.ndjson import (
+    MAX_LINE_BYTES,
+    BodyRows,
+    InvalidLine,
+    RejectedLine,
+    UnsupportedMediaType,
+    describe_rows_body,
+    parse_line,
+    read_lines,
+)
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
 from howdah.fastapi.parameters import RepeatedParameter
@@ -51,15 +63,21 @@ from howdah.fastapi.sessions import (
 from howdah.fastapi.view_responses import json_response, page_response
 
 __all__ = [
+    "CSV",
     "HTTP_STATUS_BY_ERROR",
+    "MAX_LINE_BYTES",
+    "NDJSON",
     "NOT_MODIFIED",
     "PROBLEM_JSON",
     "RETRY_AFTER_SECONDS",
+    "BodyRows",
     "DbSession",
     "DecimalDigits",
+    "ExportFormat",
     "IfMatch",
     "InputError",
     "InvalidJSON",
+    "InvalidLine",
     "MissingHeader",
     "PageOut",
     "PageParameters",
@@ -69,23 +87,33 @@ __all__ = [
     "Problem",
     "RFC3339Datetime",
     "ReadDbSession",
+    "RejectedLine",
     "RepeatedHeader",
     "RepeatedParameter",
     "RequiredIfMatch",
     "StrictJSONRoute",
+    "UnsupportedMediaType",
     "add_error_handlers",
+    "answer_batches",
+    "answer_lines",
     "database_from_state",
+    "describe_export",
     "describe_problems",
+    "describe_rows_body",
     "error_response",
+    "export_response",
     "get_database",
     "get_db",
     "get_read_db",
     "get_schema_ref",
     "json_response",
     "make_etag",
+    "ndjson_response",
     "page_response",
     "parse_json",
+    "parse_line",
     "problem_response",
+    "read_lines",
     "session_dependency",
     "single_header",
 ]

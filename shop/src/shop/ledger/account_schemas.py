@@ -160,14 +160,6 @@ class EntryPageParameters(PageParameters):
     kind: EntryKind | None = None
 
 
-class AccountPageParameters(PageParameters):
-    """Page and filters. An account must match all filters."""
-
-    user_id: UUID | None = None
-    currency: Currency | None = None
-    purpose: AccountPurpose | None = None
-
-
 class BalanceParameters(BaseModel):
     """At most one of these parameters. Without one, the response has the current balance."""
 

@@ -5,29 +5,28 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import select
 
-from howdah import DatabaseError
 from howdah.fastapi import (
+    BodyRows,
     DbSession,
     IfMatch,
     PageOut,
     RequiredIfMatch,
     StrictJSONRoute,
     describe_problems,
-    get_schema_ref,
+    describe_rows_body,
     make_etag,
     page_response,
 )
 from shop.users.dependencies import CurrentUserViews
 from shop.users.models import User
-from shop.users.repository import UserRepository, select_users
+from shop.users.repository import UserRepository
 from shop.users.schemas import (
     BulkCreatedOut,
     UserChange,
@@ -35,12 +34,8 @@ from shop.users.schemas import (
     UserOut,
     UserPageParameters,
 )
-from shop.web.lines import JSON, NDJSON, read_rows
-from shop.web.problems import RejectedLine
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
-
-_CHUNK_ROWS: Final = 1000
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut)
@@ -55,48 +50,20 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     "/bulk",
     status_code=HTTPStatus.CREATED,
     responses=describe_problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": {"type": "array", "items": get_schema_ref(UserIn, "validation")}},
-                NDJSON: {"schema": get_schema_ref(UserIn, "validation")},
-            },
-        }
-    },
+    openapi_extra=describe_rows_body(UserIn),
 )
 async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
     """Create many users, all or none. NDJSON may have any length, because it is written as it arrives."""
-    # The line numbers of one chunk. A chunk is written before the next one is read, so a rejected row is one of these.
-    lines: deque[int] = deque(maxlen=_CHUNK_ROWS)
-    read = 0
-
-    async def users() -> AsyncIterator[dict[str, Any]]:
-        nonlocal read
-        async for number, user in read_rows(request, UserIn):
-            lines.append(number)
-            read += 1
-            yield user.model_dump()
-
-    try:
-        created = await UserRepository(db).create_many(users(), chunk_size=_CHUNK_ROWS, keys=False)
-    except DatabaseError as error:
-        if error.row_index is None:
-            raise
-        raise RejectedLine(lines[error.row_index - read], error) from error
+    rows = BodyRows(request, UserIn)
+    with rows.locate_errors():
+        created = await UserRepository(db).create_many((user.model_dump() async for user in rows), keys=False)
     return BulkCreatedOut(created=created.count)
 
 
 @router.get("", response_model=PageOut[UserOut])
 async def list_users(parameters: Annotated[UserPageParameters, Query()], views: CurrentUserViews) -> Response:
     """Users in the order of their creation."""
-    selected = select_users(
-        email_prefix=parameters.email_prefix,
-        country=parameters.country,
-        created_from=parameters.created_from,
-        created_before=parameters.created_before,
-    )
-    page = await views.listed.page(selected, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page = await views.listed.page(parameters.apply(select(User)), **parameters.page_arguments)
     return page_response(page)
 
 
