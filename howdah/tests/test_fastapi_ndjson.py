@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
@@ -21,6 +21,7 @@ from howdah.fastapi import (
     NDJSON,
     BodyRows,
     DbSession,
+    StrictJSONRoute,
     answer_batches,
     answer_lines,
     describe_rows_body,
@@ -41,8 +42,9 @@ class UserIn(BaseModel):
 
 def create_app(database: Database | None = None) -> FastAPI:
     app = create_bare_app(database)
+    router = APIRouter(route_class=StrictJSONRoute)
 
-    @app.post("/bulk", openapi_extra=describe_rows_body(UserIn))
+    @router.post("/bulk", openapi_extra=describe_rows_body(UserIn))
     async def bulk(request: Request, db: DbSession) -> int:
         rows = BodyRows(request, UserIn)
         with rows.locate_errors():
@@ -51,13 +53,14 @@ def create_app(database: Database | None = None) -> FastAPI:
             )
         return created.count
 
-    @app.post("/lines", openapi_extra=describe_rows_body(UserIn, array=False))
+    @router.post("/lines", openapi_extra=describe_rows_body(UserIn, array=False))
     async def lines(request: Request) -> StreamingResponse:
         async def process(batch: Sequence[UserIn]) -> list[dict[str, Any]]:
             return [{"outcome": "created", "name": row.name, "size": len(batch)} for row in batch]
 
         return await answer_lines(request, UserIn, process, batch_lines=3)
 
+    app.include_router(router)
     return app
 
 

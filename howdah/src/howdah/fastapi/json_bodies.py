@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from howdah.fastapi.parameters import get_single_parameters, reject_repeated
+from howdah.fastapi.problem import ProblemException
 
 # An error response shows this much of a name, because a name may be as long as the body.
 _MAX_SHOWN_CHARACTERS: Final = 100
@@ -93,7 +94,7 @@ class StrictJSONRoute(APIRoute):
                 return await handle(_StrictRequest(request.scope, request.receive))
             except HTTPException as error:
                 # FastAPI turns any other error of `Request.json()` into a 400 without details.
-                if isinstance(error.__cause__, InvalidJSON):
+                if isinstance(error.__cause__, InvalidJSON) and not isinstance(error, ProblemException):
                     raise _to_response_error(error.__cause__) from error.__cause__
                 raise
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -37,6 +37,8 @@ from shop.users.schemas import (
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
 
+_CHUNK_ROWS: Final = 1000
+
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut)
 async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
@@ -56,7 +58,8 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
     """Create many users, all or none. NDJSON may have any length, because it is written as it arrives."""
     rows = BodyRows(request, UserIn)
     with rows.locate_errors():
-        created = await UserRepository(db).create_many((user.model_dump() async for user in rows), keys=False)
+        users = (user.model_dump() async for user in rows)
+        created = await UserRepository(db).create_many(users, chunk_size=_CHUNK_ROWS, keys=False)
     return BulkCreatedOut(created=created.count)
 
 
