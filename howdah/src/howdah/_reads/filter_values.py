@@ -79,11 +79,11 @@ def find_fault(annotation: Any, kind: TypeEngine[Any], operator: str, *, ignore_
         return f"the operator '{operator}' compares with one value, not with {_show(value)}: use 'in'"
     if operator == "full text":
         if not is_text(kind) and not isinstance(plain, TSVECTOR):
-            return f"the operator 'full text' needs a column of text or tsvector, not {plain!r}"
+            return f"the operator 'full text' needs a column of text or tsvector, not {kind!r}"
         return None if value is str else f"the operator 'full text' needs a str, not {_show(value)}"
     if (operator == "prefix" or ignore_case) and not is_text(kind):
         option = "ignore_case" if ignore_case else "the operator 'prefix'"
-        return f"{option} needs a column of text, not {plain!r}"
+        return f"{option} needs a column of text, not {kind!r}"
     if operator in _RANGE_OPERATORS and (isinstance(plain, Enum) or value is bool):
         return f"the operator '{operator}' needs values with an order, which {_show(value)} doesn't have"
     return _find_type_fault(value, kind, plain)
@@ -97,7 +97,7 @@ def _find_type_fault(value: Any, kind: TypeEngine[Any], plain: TypeEngine[Any]) 
     if column_type is datetime:
         expected: Any = AwareDatetime if getattr(plain, "timezone", False) else NaiveDatetime
         hint = "RFC3339Datetime or AwareDatetime" if expected is AwareDatetime else "NaiveDatetime"
-        return None if value is expected else f"declare {hint}, not {_show(value)}: the column is {plain!r}"
+        return None if value is expected else f"declare {hint}, not {_show(value)}: the column is {kind!r}"
     if column_type not in _SCALARS or writes_by_expression(kind):
         return f"values of {kind!r} can't be compared with a parameter: use Condition"
     kinds = {type(each) for each in get_args(value)} if get_origin(value) is Literal else {value}
@@ -106,7 +106,7 @@ def _find_type_fault(value: Any, kind: TypeEngine[Any], plain: TypeEngine[Any]) 
         is_wrong_subclass = (each is bool) is not (column_type is bool) or (each is datetime and column_type is date)
         is_exact = column_type is Decimal and each is int
         if is_wrong_subclass or not (is_exact or (isinstance(each, type) and issubclass(each, column_type))):
-            return f"declare {column_type.__name__}, not {_show(value)}: the column is {plain!r}"
+            return f"declare {column_type.__name__}, not {_show(value)}: the column is {kind!r}"
     return None
 
 
