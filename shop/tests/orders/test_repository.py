@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah.testing import assert_indexed
 from shop.orders.models import Order, OrderStatus
 from shop.orders.repository import OrderRepository
 from shop.orders.schemas import OrderFilters
@@ -63,3 +64,7 @@ async def test_each_filter_of_orders_uses_its_index(
     assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control
     assert not uses_index(await explain(session, page), index)
+
+
+async def test_an_index_supports_every_filter_and_order_of_the_list(session: AsyncSession) -> None:
+    await assert_indexed(session, OrderFilters)

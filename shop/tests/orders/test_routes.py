@@ -206,3 +206,14 @@ async def test_more_than_a_hundred_thousand_ids_are_rejected(client: httpx.Async
 async def test_the_first_twenty_of_many_validation_errors_are_returned(client: httpx.AsyncClient) -> None:
     response = await client.patch("/orders/status", json={"order_ids": [""] * 10_000, "status": "paid"})
     assert len(assert_problem(response, 422, "validation")["errors"]) == 20
+
+
+@pytest.mark.parametrize("sort", ["placed_at", "-placed_at", "total_cents", "-total_cents"])
+async def test_orders_are_listed_in_the_chosen_order(client: httpx.AsyncClient, sort: str) -> None:
+    user = await make_user(client)
+    for total in (300, 100, 200):
+        await make_order(client, user["id"], total)
+    listed = [order for page in await walk(client, "/orders", limit=1, sort=sort) for order in page]
+    values = [order[sort.removeprefix("-")] for order in listed]
+    assert len(values) == 3
+    assert values == sorted(values, reverse=sort.startswith("-"))

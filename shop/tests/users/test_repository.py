@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from howdah.testing import assert_indexed
 from shop.users.models import User
 from shop.users.repository import UserRepository
 from shop.users.schemas import UserPageParameters
@@ -63,3 +64,7 @@ async def test_each_filter_of_users_uses_its_index(
     assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control
     assert not uses_index(await explain(session, page), index)
+
+
+async def test_an_index_supports_every_filter_of_the_list(session: AsyncSession) -> None:
+    await assert_indexed(session, UserPageParameters)

@@ -38,7 +38,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     - 422 with parameters or a body,
     - 404 with a path parameter,
-    - 400 with `PageParameters`, a body, or a `single_header`,
+    - 400 with `PageParameters`, a body, a `single_header`, or a query parameter of a `StrictJSONRoute`,
     - 412 with an `If-Match` header, and 428 with `RequiredIfMatch`,
     - 503 with a session or the database,
     - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.
