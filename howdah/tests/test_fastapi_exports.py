@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Float, Select, cast, func, literal, literal_column, select, text
+from sqlalchemy import ColumnElement, Executable, Float, Select, cast, func, literal, literal_column, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from howdah import AsyncRepository, Database, JsonView
@@ -34,7 +34,7 @@ class UserOut(BaseModel):
     name: str
 
 
-def add_export(app: FastAPI, statement: Select[Any], **options: Any) -> FastAPI:
+def add_export(app: FastAPI, statement: Executable, **options: Any) -> FastAPI:
     @app.get("/export", response_class=StreamingResponse, responses=describe_export(UserOut))
     async def export(db: ReadDbSession, format: ExportFormat = ExportFormat.NDJSON) -> StreamingResponse:
         return await export_response(db, statement, format, name="rows", **options)

@@ -86,7 +86,8 @@ async def export_response(
             media_type, head, encode = CSV, _encode_csv([names]), _encode_csv
         case _:
             assert_never(export_format)
-    first = head + encode(await anext(batches, None) or ())
+    batch: Sequence[Sequence[Any]] | None = await anext(batches, None)
+    first = head + encode(batch or ())
 
     async def encode_batches() -> AsyncIterator[bytes]:
         yield first
