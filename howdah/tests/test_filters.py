@@ -11,13 +11,15 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
-from sqlalchemy import Column, Integer, MetaData, Select, String, Table, func, select
-from sqlalchemy.dialects.postgresql import CITEXT
+from pydantic import NaiveDatetime, ValidationError
+from sqlalchemy import Column, DateTime, Integer, MetaData, Select, String, Table, func, select
+from sqlalchemy.dialects.postgresql import CITEXT, asyncpg
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
+from sqlalchemy.ext.hybrid import Comparator, hybrid_property
+from sqlalchemy.orm import Mapped, aliased, mapped_column
 
-from howdah import AsyncRepository, Filter, Filters, InvalidCursor, Sort, paginate
+from howdah import AsyncRepository, Base, Filter, Filters, InvalidCursor, Sort, paginate
+from howdah.fastapi import RFC3339Datetime
 from howdah_tests.support.filter_models import (
     CODES,
     TIMES,
@@ -30,6 +32,7 @@ from howdah_tests.support.filter_models import (
     build_books,
     create_books,
 )
+from howdah_tests.support.sample_models import Loud
 
 Row = dict[str, Any]
 Predicate = Callable[[Row], bool]
@@ -260,7 +263,41 @@ async def test_the_largest_values_of_a_type_are_accepted(session: AsyncSession, 
     assert await find_ids(session, first_day.apply(select(Book))) == []
 
 
-_plain = Table("plain", MetaData(), Column("id", Integer), Column("name", String), Column("shelf", CITEXT))
+_plain = Table(
+    "plain",
+    MetaData(),
+    Column("id", Integer),
+    Column("name", String),
+    Column("shelf", CITEXT),
+    Column("at", DateTime),
+    Column("loud", Loud),
+)
+
+
+class CaseInsensitive(Comparator[str]):  # noqa: PLW1641
+    def __eq__(self, other: object) -> Any:
+        return func.lower(self.__clause_element__()) == func.lower(other)
+
+
+class Tag(Base):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Word(Tag):
+    __tablename__ = "words"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+
+    @hybrid_property
+    def insensitive(self) -> str:
+        return self.text.lower()
+
+    @insensitive.inplace.comparator
+    @classmethod
+    def _insensitive_comparator(cls) -> CaseInsensitive:
+        return CaseInsensitive(cls.text)
 
 
 WRONG: list[tuple[Any, Callable[[], Any], str]] = [
@@ -287,6 +324,9 @@ WRONG: list[tuple[Any, Callable[[], Any], str]] = [
     (list[str] | None, lambda: Filter(Book.title, "full text", config="english"), "use 'in'"),
     (str | None, lambda: Filter(Book.words), "can't be compared"),
     (int | str | None, lambda: Filter(Book.pages), "declare int"),
+    (RFC3339Datetime | None, lambda: Filter(_plain.c.at), "declare NaiveDatetime"),
+    (str | None, lambda: Filter(_plain.c.loud, "prefix"), "converts values"),
+    (str | None, lambda: Filter(_plain.c.loud, "=", ignore_case=True), "converts values"),
     (str, lambda: Sort({"pages": Book.pages}), "must be a Literal"),
     (Literal["id"], lambda: Sort({"pages": Book.pages}), "Sort has no column for 'id'"),
     (Literal["pages"], lambda: Sort({"pages": Book.pages, "id": Book.id}), "doesn't have 'id'"),
@@ -356,6 +396,25 @@ def test_a_column_of_a_table_without_a_class_can_be_declared() -> None:
         name: Annotated[str | None, Filter(_plain.c.name, "prefix")] = None
 
     assert "^@" in str(Parameters(name="x").apply(select(_plain)))
+
+
+def test_the_types_and_operators_of_the_column_are_used() -> None:
+    class Parameters(Filters):
+        at: Annotated[NaiveDatetime | None, Filter(_plain.c.at)] = None
+        loud: Annotated[str | None, Filter(_plain.c.loud)] = None
+        louds: Annotated[list[str] | None, Filter(_plain.c.loud, "in")] = None
+
+    class Words(Filters):
+        word: Annotated[str | None, Filter(Word.insensitive)] = None
+
+    statement = Parameters(loud="a", louds=["b"], at=datetime(2026, 1, 1)).apply(select(_plain))  # noqa: DTZ001
+    compiled: Any = statement.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
+    processed = [
+        process(compiled.params[name]) if (process := compiled._bind_processors.get(name)) else compiled.params[name]
+        for name in compiled.positiontup or ()
+    ]
+    assert processed == [datetime(2026, 1, 1), "A", ["B"]]  # noqa: DTZ001
+    assert "lower(words.text) = lower(" in str(Words(word="a").apply(select(Word)))
 
 
 def test_a_class_whose_types_are_defined_later_is_checked_when_it_is_used() -> None:

@@ -125,6 +125,8 @@ class Filter(FilterMarker):
         if config is not None and _CONFIG.fullmatch(config) is None:
             raise ValueError(f"{config!r} is not the name of a text search configuration, such as 'english'")
         self.column = require_column(column)
+        # Its operators may differ from those of the expression, as those of a hybrid with a comparator do.
+        self._attribute = column
         self.operator = operator
         self.ignore_case = ignore_case
         self.config = config
@@ -151,7 +153,7 @@ class Filter(FilterMarker):
 
     def build_condition(self, value: Any) -> ColumnElement[bool]:
         """The condition for a value that isn't None."""
-        column: Any = self.column
+        column: Any = self._attribute
         condition: ColumnElement[bool]
         match self.operator:
             case "=":
@@ -167,7 +169,7 @@ class Filter(FilterMarker):
             case "in":
                 # the order of a set differs between processes, and a cursor is bound to the values
                 values = value if isinstance(value, list) else sorted(value, key=repr)
-                condition = column == any_(build_array(values, column.type))
+                condition = column == any_(build_array(values, self.kind))
             case "prefix":
                 # Unlike LIKE, this operator has no wildcards. It uses the same indexes.
                 condition = self._fold(column).op("^@", is_comparison=True)(self._fold(literal(value, Text)))
@@ -218,7 +220,7 @@ class Condition(FilterMarker):
 
 def require_column(column: Any) -> ColumnElement[Any]:
     """The column. Raises `TypeError` for anything else, such as a relationship."""
-    if isinstance(getattr(column, "property", None), RelationshipProperty):
+    if isinstance(getattr(column, "comparator", None), RelationshipProperty.Comparator):
         raise TypeError(f"{column} is a relationship: use a column, or Condition with any() or has()")
     expression = column.__clause_element__() if hasattr(column, "__clause_element__") else column
     if not isinstance(expression, ColumnElement):

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, EmailStr, NaiveDatetime
 from pydantic_core import PydanticCustomError
-from sqlalchemy import BigInteger, DateTime, Enum, Integer, SmallInteger, String
+from sqlalchemy import BigInteger, DateTime, Enum, Integer, SmallInteger, String, TypeDecorator
 from sqlalchemy.dialects.postgresql import CITEXT, TSVECTOR
 from sqlalchemy.types import TypeEngine
 
@@ -61,6 +61,13 @@ def is_text(kind: TypeEngine[Any]) -> bool:
     return isinstance(plain, String) and not isinstance(plain, Enum | CITEXT)
 
 
+def _converts(kind: TypeEngine[Any]) -> bool:
+    """Whether the type converts parameters in Python."""
+    return isinstance(kind, TypeDecorator) and (
+        type(kind).process_bind_param is not TypeDecorator.process_bind_param or _converts(kind.impl_instance)
+    )
+
+
 def is_time(kind: TypeEngine[Any]) -> bool:
     return isinstance(resolve_postgresql_type(kind), DateTime)
 
@@ -77,6 +84,8 @@ def find_fault(annotation: Any, kind: TypeEngine[Any], operator: str, *, ignore_
         value = item
     elif item is not None:
         return f"the operator '{operator}' compares with one value, not with {_show(value)}: use 'in'"
+    if (operator in _TEXT_OPERATORS or ignore_case) and _converts(kind):
+        return f"{kind!r} converts values before they are stored, so a part of a text can't be compared: use Condition"
     if operator == "full text":
         if not is_text(kind) and not isinstance(plain, TSVECTOR):
             return f"the operator 'full text' needs a column of text or tsvector, not {kind!r}"
