@@ -428,5 +428,5 @@ def test_a_class_whose_types_are_defined_later_is_checked_when_it_is_used() -> N
 
 def test_the_rows_of_the_oracle_have_nulls_in_every_nullable_column() -> None:
     rows = build_books()
-    nullable = {column.name for column in Book.__table__.c if column.nullable} - {"words"}
+    nullable = {column.name for column in Book.__table__.c if column.nullable} - {"words", "isbn", "plain"}
     assert all(any(row[name] is None for row in rows) for name in nullable)

@@ -194,6 +194,9 @@ async def assert_indexed(
     checked. `statement` is needed if the indexes are partial: its conditions are added to each filter. `exclude` has
     the fields, and the members of the `Sort`, that need no index.
 
+    The index of a prefix must have `text_pattern_ops`, or its column the collation C. A plain index supports prefixes
+    only in a database with the collation C, which the database of a test may have and that of production may not.
+
     An index supports an order if it has the first of its columns, in the right direction and with its NULLs in the
     right place. It isn't checked whether one index supports several filters, or a filter and the order.
     """
@@ -204,7 +207,7 @@ async def assert_indexed(
         for name, each in declared.filters.items():
             if name in exclude or not isinstance(each, Filter):
                 continue
-            condition = each.build_condition(make_sample(filters.model_fields[name].annotation))
+            condition = each.build_indexed_condition(make_sample(filters.model_fields[name].annotation))
             if not await is_condition_indexed(session, statement, condition):
                 missing.append(f"{name}: {each.column} {each.operator}")
         if declared.sort is not None:

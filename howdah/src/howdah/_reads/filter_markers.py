@@ -33,6 +33,7 @@ Comparison: TypeAlias = Literal["=", "<", "<=", ">", ">=", "in", "is null", "is 
 Operator: TypeAlias = Comparison | Literal["prefix", "full text"]
 _Text: TypeAlias = SQLColumnExpression[str] | SQLColumnExpression[str | None]
 
+_BYTE_COLLATIONS: Final = ("C", "POSIX")
 _CONFIG: Final = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
 _DESCRIPTIONS: Final = {
     "=": "Equal to this value",
@@ -180,6 +181,19 @@ class Filter(FilterMarker):
             case _:
                 assert_never(self.operator)
         return condition
+
+    def build_indexed_condition(self, value: Any) -> ColumnElement[bool]:
+        """A condition that an index supports if and only if it supports this filter under any collation.
+
+        Under the collation C, a plain index supports a prefix. Another index has `text_pattern_ops`, whose operators
+        compare by bytes. `~>=~` is one of them.
+        """
+        if self.operator != "prefix" or getattr(self.kind, "collation", None) in _BYTE_COLLATIONS:
+            return self.build_condition(value)
+        compares: ColumnElement[bool] = self._fold(self._attribute).op("~>=~", is_comparison=True)(
+            self._fold(literal(value, Text))
+        )
+        return compares
 
     def _bind(self, value: Any) -> ColumnElement[Any]:
         return literal(value, WithoutLength(self.kind))

@@ -61,7 +61,9 @@ class Book(Shelved):
     __table_args__ = (
         Index("ix_books_title_prefix", "title", postgresql_ops={"title": "text_pattern_ops"}),
         Index(
-            "ix_books_lower_title", func.lower(literal_column("title")), postgresql_ops={"lower": "text_pattern_ops"}
+            "ix_books_lower_title",
+            func.lower(literal_column("title")).label("lower_title"),
+            postgresql_ops={"lower_title": "text_pattern_ops"},
         ),
         Index(
             "ix_books_summary",
@@ -70,6 +72,8 @@ class Book(Shelved):
         ),
         Index("ix_books_copies", "copies", postgresql_where=text("stars IS NULL")),
         Index("ix_books_genre", "genre"),
+        Index("ix_books_isbn", "isbn"),
+        Index("ix_books_plain", "plain"),
         Index("ix_books_pages_id", "pages", "id"),
         Index("ix_books_lent_at", "lent_at"),
     )
@@ -77,6 +81,8 @@ class Book(Shelved):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     title: Mapped[str] = mapped_column(String(30))
     summary: Mapped[str | None]
+    isbn: Mapped[str | None] = mapped_column(String(13, collation="C"))
+    plain: Mapped[str | None]
     words: Mapped[Any] = mapped_column(TSVECTOR, nullable=True)
     genre: Mapped[Genre | None] = mapped_column(text_enum(Genre, name="genre_is_known", length=10))
     binding: Mapped[Binding | None] = mapped_column(Enum(Binding, name="binding"))
