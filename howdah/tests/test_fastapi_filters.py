@@ -70,35 +70,33 @@ async def test_the_parameters_of_a_route_filter_and_sort_its_pages(database: Dat
     assert (other.status_code, other.json()["type"]) == (400, "urn:howdah:problem:invalid-cursor")
 
 
-@pytest.mark.parametrize(
-    ("query", "status", "fault"),
-    [
-        ("pages=3000000000", 422, "integers from -2147483648 to 2147483647"),
-        ("title=%00", 422, "U+0000"),
-        ("genre=drama", 422, "'novel', 'poetry' or 'science'"),
-        ("genres=novel&genres=drama", 422, "'novel', 'poetry' or 'science'"),
-        ("lent_from=2026-01-01T00:00:00", 422, "the offset is missing"),
-        ("sort=id", 422, "Input should be"),
-        ("sort=title&sort=-title", 422, "once"),
-        ("sort=title;drop table books", 422, "Input should be"),
-        ("colour=red", 422, "Extra inputs are not permitted"),
-        ("title__like=x", 422, "Extra inputs are not permitted"),
-        ("title=a&title=b", 400, "the parameter title was sent several times"),
-        ("limit=1&limit=2", 400, "the parameter limit was sent several times"),
-        ("title=%ff", 200, ""),  # read as U+FFFD, which is a character like any other
-    ],
-)
-async def test_a_wrong_parameter_is_a_problem_that_names_it(
-    database: Database, query: str, status: int, fault: str
-) -> None:
+WRONG = [
+    ("pages=3000000000", 422, "integers from -2147483648 to 2147483647"),
+    ("title=%00", 422, "U+0000"),
+    ("genre=drama", 422, "'novel', 'poetry' or 'science'"),
+    ("genres=novel&genres=drama", 422, "'novel', 'poetry' or 'science'"),
+    ("lent_from=2026-01-01T00:00:00", 422, "the offset is missing"),
+    ("sort=id", 422, "Input should be"),
+    ("sort=title&sort=-title", 422, "once"),
+    ("sort=title;drop table books", 422, "Input should be"),
+    ("colour=red", 422, "Extra inputs are not permitted"),
+    ("title__like=x", 422, "Extra inputs are not permitted"),
+    ("title=a&title=b", 400, "the parameter title was sent several times"),
+    ("limit=1&limit=2", 400, "the parameter limit was sent several times"),
+    ("title=%ff", 200, ""),  # read as U+FFFD, which is a character like any other
+]
+
+
+async def test_a_wrong_parameter_is_a_problem_that_names_it(database: Database) -> None:
     async with database.begin() as session:
         await create_books(session)
     async with asgi_client(create_app(database)) as client:
-        response = await client.get(f"/v1/books?{query}")
-    assert response.status_code == status
-    assert fault in response.text
-    if status == 422:
-        assert response.json()["errors"][0]["loc"][:2] == ["query", query.split("=", maxsplit=1)[0]]
+        for query, status, fault in WRONG:
+            response = await client.get(f"/v1/books?{query}")
+            assert response.status_code == status, query
+            assert fault in response.text, query
+            if status == 422:
+                assert response.json()["errors"][0]["loc"][:2] == ["query", query.split("=")[0]]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,10 @@ class EntryOut(BaseModel):
 
 
 class EntryPageParameters(PageParameters):
-    """Page and filters. An entry must match all filters."""
+    """Page and filters. An entry must match all filters.
+
+    They aren't declared with `Filter`, because `select_entries` finds the posting times by binary search.
+    """
 
     order: ListOrder = Field(default="oldest", description="The order of `entry_number`")
     created_from: RFC3339Datetime | None = Field(default=None, description="Posted at or after this time")
