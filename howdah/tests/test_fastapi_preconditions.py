@@ -1,4 +1,4 @@
-"""`If-Match`: `IfMatch`, `RequiredIfMatch` and `Precondition.check`."""
+"""`If-Match` and `If-None-Match`: `IfMatch`, `RequiredIfMatch`, `IfNoneMatch` and their `check`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi import Response
 from howdah.fastapi import (
     NOT_MODIFIED,
     IfMatch,
+    IfNoneMatch,
     Precondition,
     PreconditionFailed,
     PreconditionRequired,
@@ -26,6 +27,11 @@ def create_app() -> Any:
     async def change(if_match: RequiredIfMatch, response: Response) -> None:
         if_match.check(1)
         response.headers["ETag"] = make_etag(2)
+
+    @app.get("/", responses=NOT_MODIFIED)
+    async def read(if_none_match: IfNoneMatch) -> dict[str, int]:
+        if_none_match.check(make_etag(7, 3))
+        return {"version": 7}
 
     @app.delete("/")
     async def delete(if_match: IfMatch) -> None:
@@ -81,6 +87,28 @@ def test_the_header_and_its_problems_are_described() -> None:
     description = create_app().openapi()["paths"]["/"]
     assert list(description["patch"]["responses"]) == ["200", "304", "412", "422", "428"]
     assert list(description["delete"]["responses"]) == ["200", "412", "422"]
-    for operation in description.values():
-        [parameter] = operation["parameters"]
-        assert (parameter["name"], parameter["in"], parameter["required"]) == ("If-Match", "header", False)
+    assert list(description["get"]["responses"]) == ["200", "304", "422"]
+    for method, name in (("patch", "If-Match"), ("delete", "If-Match"), ("get", "If-None-Match")):
+        [parameter] = description[method]["parameters"]
+        assert (parameter["name"], parameter["in"], parameter["required"]) == (name, "header", False)
+
+
+@pytest.mark.parametrize(
+    ("if_none_match", "status"),
+    [
+        ([], 200),
+        (['"7"'], 200),
+        (['"7-4"'], 200),
+        (["7-3"], 200),
+        (['"7-3"'], 304),
+        (['W/"7-3"'], 304),
+        (['"1", "7-3"'], 304),
+        (['"1"', '"7-3"'], 304),
+        (["*"], 304),
+    ],
+)
+async def test_a_response_that_the_client_has_is_not_sent_again(if_none_match: list[str], status: int) -> None:
+    async with asgi_client(create_app()) as client:
+        response = await client.get("/", headers=[("If-None-Match", each) for each in if_none_match])
+    assert (response.status_code, response.headers["etag"]) == (status, '"7-3"')
+    assert response.content == (b"" if status == 304 else b'{"version":7}')

@@ -1,8 +1,10 @@
 """Howdah: the data layer for async Python services on PostgreSQL."""
 
 from howdah import bulk
+from howdah._reads.filter_markers import Condition, Filter
 from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
+from howdah._reads.sort_markers import Sort
 from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah.bulk import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
@@ -46,6 +48,7 @@ from howdah.errors import (
     UnknownAttribute,
     ViewCompileError,
 )
+from howdah.filters import Filters
 from howdah.idempotency import IdempotentRequest, StoredAnswer, claim_request, delete_old_requests, store_answer
 from howdah.locking import lock
 from howdah.models import (
@@ -76,6 +79,7 @@ __all__ = [
     "Coalescer",
     "CoalescerClosed",
     "CoalescerStatus",
+    "Condition",
     "ConnectionFailed",
     "ConnectionLost",
     "Database",
@@ -83,6 +87,8 @@ __all__ = [
     "DatabaseError",
     "DeadlockDetected",
     "ExclusionViolation",
+    "Filter",
+    "Filters",
     "ForeignKeyViolation",
     "HowdahError",
     "IdempotencyKeyInUse",
@@ -112,6 +118,7 @@ __all__ = [
     "SchemaChanged",
     "SerializationFailure",
     "ServerFault",
+    "Sort",
     "StaleRow",
     "StatementTimeout",
     "StoredAnswer",

@@ -44,9 +44,33 @@ class Array(AsyncpgARRAY):
         return items
 
 
+class WithoutLength(TypeEngine[Any]):
+    """The type of a parameter that is compared with a column: the column's type without its length or precision.
+
+    SQLAlchemy casts a parameter to the whole type. A cast to `NUMERIC(10, 2)` would round 9.991 to 9.99 before the
+    comparison, and a cast to `CHAR(5)` would truncate a text.
+    """
+
+    render_bind_cast = True
+
+    def __init__(self, item_type: TypeEngine[Any]) -> None:
+        self.item_type = item_type
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        return self.item_type.dialect_impl(dialect).bind_processor(dialect)
+
+
+@compiles(WithoutLength, "postgresql")
+def _compile_item_without_length(type_: WithoutLength, compiler: Any, **options: Any) -> str:
+    return _remove_length(compiler.process(type_.item_type.dialect_impl(compiler.dialect), **options))
+
+
 @compiles(Array, "postgresql")
 def _compile_without_length(array: Array, compiler: Any, **options: Any) -> str:
-    text: str = compiler.visit_ARRAY(array, **options)
+    return _remove_length(compiler.visit_ARRAY(array, **options))
+
+
+def _remove_length(text: str) -> str:
     if '"' in text:  # a quoted name may contain parentheses itself
         return text
     text = re.sub(r"\(\d+(, ?\d+)?\)", "", text)

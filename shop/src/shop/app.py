@@ -28,7 +28,6 @@ from shop.user_orders.dependencies import user_with_orders_reader
 from shop.user_orders.routes import router as user_order_routes
 from shop.users.dependencies import user_reader
 from shop.users.routes import router as user_routes
-from shop.web import problems as web_problems
 
 _DESCRIPTION = """
 Users, orders, accounts and transfers. Amounts are integers in the currency's smallest unit; times are RFC 3339, in UTC.
@@ -67,6 +66,6 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     )
     for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
-    for problems in (web_problems, ledger_problems, order_problems):
+    for problems in (ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app

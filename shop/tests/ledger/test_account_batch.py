@@ -14,12 +14,12 @@ import pytest
 from sqlalchemy import event, func, select
 
 from howdah import Database
+from howdah.fastapi import MAX_LINE_BYTES
+from howdah.fastapi.line_results import BATCH_LINES
 from shop.ledger.account_schemas import AccountIn, AccountLineOut, OpeningRefusal
 from shop.ledger.models import Account, AccountPurpose, IdempotencyKey
 from shop.ledger.opening import OpeningRefused, OpeningRequest, OpeningResult, open_accounts
 from shop.users.models import User
-from shop.web.batches import BATCH_LINES
-from shop.web.lines import MAX_LINE_BYTES
 from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.transactions import in_own_transaction

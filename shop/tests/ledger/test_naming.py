@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from itertools import count
 from random import Random
 from typing import Any
@@ -11,15 +10,16 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from fastapi import Request
 from sqlalchemy import event, func, select
+from starlette.types import Message
 
 from howdah import Database
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.transfer_batch import post_transfer_lines
+from shop.ledger.http.transfer_batch import BATCH_LINES, post_transfer_lines
 from shop.ledger.models import IdempotencyKey
 from shop.ledger.requests import TransferRequest
 from shop.ledger.transfer_schemas import LinkedIn, PostingIn, VoidingIn
-from shop.web.batches import BATCH_LINES
 from shop_tests.support.factories import balances, make_account, transfer
 from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.problems import assert_problem
@@ -313,9 +313,14 @@ async def test_the_error_of_a_void_or_reversal_lists_the_excluded_field(client: 
     assert answer["detail"].startswith(f"{name} and {next(iter(excluded))} can't be sent together")
 
 
-async def lines_of(*lines: dict[str, Any]) -> AsyncIterator[tuple[int, bytes | None]]:
-    for number, line in enumerate(lines, start=1):
-        yield number, json.dumps(line).encode()
+def make_request(*lines: dict[str, Any]) -> Request:
+    """A request whose body is these lines."""
+    body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request({"type": "http", "headers": [(b"content-type", b"application/x-ndjson")]}, receive)
 
 
 async def test_the_transfers_of_a_batch_of_lines_are_looked_up_by_one_statement(stored: Database) -> None:
@@ -334,10 +339,10 @@ async def test_the_transfers_of_a_batch_of_lines_are_looked_up_by_one_statement(
         ]
         event.listen(stored.engine.sync_engine, "before_cursor_execute", note)
         try:
-            answers = await post_transfer_lines(lines_of(*lines), session, ledger, "")
+            answers = await post_transfer_lines(make_request(*lines), session, ledger, "")
         finally:
             event.remove(stored.engine.sync_engine, "before_cursor_execute", note)
-        body = b"".join([part async for part in answers])
+        body = b"".join([part async for part in answers.body_iterator if isinstance(part, bytes)])
     outcomes = [json.loads(line)["outcome"] for line in body.splitlines()]
     assert outcomes == ["voided", "posted"] * BATCH_LINES
     assert sum("UNION ALL" in each and "pending_transfers" in each for each in statements) == 2

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from howdah import Database
+from howdah.fastapi import MAX_LINE_BYTES
 from shop.ledger.check import check_ledger
+from shop.ledger.http.transfer_batch import BATCH_LINES
 from shop.ledger.transfer_schemas import BatchLineOut
-from shop.web.batches import BATCH_LINES
-from shop.web.lines import MAX_LINE_BYTES
 from shop_tests.support.factories import balances, make_account, transfer
 from shop_tests.support.problems import assert_problem
 

@@ -162,7 +162,7 @@ async def test_an_invalid_query_is_rejected(client: httpx.AsyncClient, query: st
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 async def test_a_time_that_has_no_utc_form_is_rejected(client: httpx.AsyncClient, time: str) -> None:
-    assert_problem(await client.get("/orders", params={"placed_from": time}), 422, "out-of-range")
+    assert_problem(await client.get("/orders", params={"placed_from": time}), 422, "validation")
 
 
 async def test_the_status_of_many_orders_is_set_and_unknown_ids_are_returned(client: httpx.AsyncClient) -> None:
@@ -206,3 +206,14 @@ async def test_more_than_a_hundred_thousand_ids_are_rejected(client: httpx.Async
 async def test_the_first_twenty_of_many_validation_errors_are_returned(client: httpx.AsyncClient) -> None:
     response = await client.patch("/orders/status", json={"order_ids": [""] * 10_000, "status": "paid"})
     assert len(assert_problem(response, 422, "validation")["errors"]) == 20
+
+
+@pytest.mark.parametrize("sort", ["placed_at", "-placed_at", "total_cents", "-total_cents"])
+async def test_orders_are_listed_in_the_chosen_order(client: httpx.AsyncClient, sort: str) -> None:
+    user = await make_user(client)
+    for total in (300, 100, 200):
+        await make_order(client, user["id"], total)
+    listed = [order for page in await walk(client, "/orders", limit=1, sort=sort) for order in page]
+    values = [order[sort.removeprefix("-")] for order in listed]
+    assert len(values) == 3
+    assert values == sorted(values, reverse=sort.startswith("-"))

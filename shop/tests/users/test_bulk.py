@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from howdah import Database
-from shop.web.lines import MAX_LINE_BYTES
+from howdah.fastapi import MAX_LINE_BYTES
 from shop_tests.support.factories import make_user, walk
 from shop_tests.support.http_service import client_of, run_shop_serve
 from shop_tests.support.problems import assert_problem

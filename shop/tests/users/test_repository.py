@@ -7,10 +7,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shop.users.repository import UserRepository, select_users
+from howdah.testing import assert_indexed
+from shop.users.models import User
+from shop.users.repository import UserRepository
+from shop.users.schemas import UserPageParameters
 from shop_tests.support.query_plans import explain, uses_index
 
 
@@ -56,8 +59,12 @@ async def crowd(session: AsyncSession) -> None:
 async def test_each_filter_of_users_uses_its_index(
     session: AsyncSession, filters: dict[str, Any], index: str, found: int
 ) -> None:
-    page = partial(UserRepository(session).page, select_users(**filters), limit=50)
+    page = partial(UserRepository(session).page, UserPageParameters(**filters).apply(select(User)), limit=50)
     assert len((await page()).items) == found
     assert uses_index(await explain(session, page), index)
     await session.execute(text(f"DROP INDEX {index}"))  # the control
     assert not uses_index(await explain(session, page), index)
+
+
+async def test_an_index_supports_every_filter_of_the_list(session: AsyncSession) -> None:
+    await assert_indexed(session, UserPageParameters)

@@ -14,16 +14,32 @@ from __future__ import annotations
 
 from howdah.fastapi.application import configure_app
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
+from howdah.fastapi.exports import CSV, NDJSON, ExportFormat, describe_export, export_response, ndjson_response
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
+from howdah.fastapi.line_results import answer_batches, answer_lines
+from howdah.fastapi.ndjson import (
+    MAX_LINE_BYTES,
+    BodyRows,
+    InvalidLine,
+    RejectedLine,
+    UnsupportedMediaType,
+    describe_rows_body,
+    parse_line,
+    read_lines,
+)
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
+from howdah.fastapi.parameters import RepeatedParameter
 from howdah.fastapi.preconditions import (
     NOT_MODIFIED,
+    CacheCondition,
     IfMatch,
+    IfNoneMatch,
+    NotModified,
     Precondition,
     PreconditionFailed,
     PreconditionRequired,
@@ -53,18 +69,27 @@ from howdah.fastapi.sessions import (
 from howdah.fastapi.view_responses import json_response, page_response
 
 __all__ = [
+    "CSV",
     "HTTP_STATUS_BY_ERROR",
+    "MAX_LINE_BYTES",
+    "NDJSON",
     "NOT_MODIFIED",
     "PROBLEM_JSON",
     "RETRY_AFTER_SECONDS",
+    "BodyRows",
+    "CacheCondition",
     "DbSession",
     "DecimalDigits",
+    "ExportFormat",
     "IdempotentRoute",
     "IfMatch",
+    "IfNoneMatch",
     "InputError",
     "InvalidIdempotencyKey",
     "InvalidJSON",
+    "InvalidLine",
     "MissingHeader",
+    "NotModified",
     "PageOut",
     "PageParameters",
     "Precondition",
@@ -74,16 +99,24 @@ __all__ = [
     "RFC3339Datetime",
     "ReadDbSession",
     "ReadinessCheck",
+    "RejectedLine",
     "RepeatedHeader",
+    "RepeatedParameter",
     "RequiredIfMatch",
     "Resource",
     "StrictJSONRoute",
+    "UnsupportedMediaType",
     "add_error_handlers",
+    "answer_batches",
+    "answer_lines",
     "configure_app",
     "database_dependency",
     "database_from_state",
+    "describe_export",
     "describe_problems",
+    "describe_rows_body",
     "error_response",
+    "export_response",
     "get_database",
     "get_db",
     "get_read_db",
@@ -91,9 +124,12 @@ __all__ = [
     "idempotency_key",
     "json_response",
     "make_etag",
+    "ndjson_response",
     "page_response",
     "parse_json",
+    "parse_line",
     "problem_response",
+    "read_lines",
     "session_dependency",
     "single_header",
 ]

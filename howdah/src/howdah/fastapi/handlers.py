@@ -10,21 +10,26 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.utils import is_body_allowed_for_status_code
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from howdah import errors
+from howdah.fastapi.ndjson import RejectedLine
 from howdah.fastapi.openapi import add_problem_descriptions
 from howdah.fastapi.problem import ProblemException, error_response, problem_response, to_problem_code
 from howdah.fastapi.websockets import WebSocketErrors
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
 _MAX_SHOWN_ERRORS: Final = 20
+# No client reads this status. In the log and the metrics it separates disconnected clients from faults of the service.
+_CLIENT_CLOSED_REQUEST: Final = 499
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of this application with problem details.
 
     Howdah's errors get the status in `HTTP_STATUS_BY_ERROR`, with `Retry-After` if a retry may help. FastAPI's
-    validation errors and `HTTPException` keep their status. Any other exception is a 500 without details.
+    validation errors and `HTTPException` keep their status. A request whose client disconnected while it sent the body
+    is logged with the status 499. Any other exception is a 500 without details.
 
     On an accepted WebSocket an error closes the connection, with the problem's `type` as the reason. The close code is
     1013 if a retry may help, 1008 for an error of the client, and 1011 for an error of the application.
@@ -33,7 +38,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     - 422 with parameters or a body,
     - 404 with a path parameter,
-    - 400 with `PageParameters`, a body, or a `single_header`,
+    - 400 with `PageParameters`, a body, a `single_header`, or a query parameter of a `StrictJSONRoute`,
     - 400, 409 and 422 with an `idempotency_key`,
     - 412 with an `If-Match` header, and 428 with `RequiredIfMatch`,
     - 503 with a session or the database,
@@ -48,6 +53,8 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(WebSocketRequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(RejectedLine, _handle_rejected_line)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
     app.add_exception_handler(Exception, _handle_unexpected_error)
     app.add_middleware(WebSocketErrors)
     add_problem_descriptions(app)
@@ -82,7 +89,17 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
         detail=detail if isinstance(detail, str) and detail else None,
         headers=error.headers,
         **({} if detail is None or isinstance(detail, str) else {"errors": jsonable_encoder(detail)}),
+        **(error.members if isinstance(error, ProblemException) else {}),
     )
+
+
+async def _handle_rejected_line(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RejectedLine)
+    return error_response(error.error, line=error.line)
+
+
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _handle_unexpected_error(request: Request, error: Exception) -> Response:

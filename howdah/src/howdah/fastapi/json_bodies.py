@@ -14,6 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from howdah.fastapi.parameters import get_single_parameters, reject_repeated
+from howdah.fastapi.problem import ProblemException
+
 # An error response shows this much of a name, because a name may be as long as the body.
 _MAX_SHOWN_CHARACTERS: Final = 100
 
@@ -72,6 +75,8 @@ def parse_json(content: bytes) -> Any:
 class StrictJSONRoute(APIRoute):
     """A route that reads a JSON body with `parse_json`: `APIRouter(route_class=StrictJSONRoute)`.
 
+    A query parameter that has one value and is sent several times is rejected, too (`RepeatedParameter`, 400).
+
     A rejected body gets the status 422, with the place in `errors` (see `add_error_handlers`). As in FastAPI,
     the status is 400 if the body isn't UTF-8, is nested too deeply, or has a number of too many digits.
 
@@ -81,13 +86,15 @@ class StrictJSONRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, with requests whose `json()` is strict."""
         handle = super().get_route_handler()
+        single = get_single_parameters(self.dependant)
 
         async def handle_strictly(request: Request) -> Response:
+            reject_repeated(request.query_params, single)
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
             except HTTPException as error:
                 # FastAPI turns any other error of `Request.json()` into a 400 without details.
-                if isinstance(error.__cause__, InvalidJSON):
+                if isinstance(error.__cause__, InvalidJSON) and not isinstance(error, ProblemException):
                     raise _to_response_error(error.__cause__) from error.__cause__
                 raise
 

@@ -17,7 +17,9 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from howdah.fastapi.headers import is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
+from howdah.fastapi.json_bodies import StrictJSONRoute
 from howdah.fastapi.pages import PageParameters
+from howdah.fastapi.parameters import get_single_parameters
 from howdah.fastapi.preconditions import get_required_if_match
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
@@ -119,7 +121,9 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
     calls = [each.call for each in dependants]
     # FastAPI answers 400 if, for example, the body isn't UTF-8 or has a number of 5,000 digits.
     has_pages = any(_has_page_parameters(each) for each in dependants)
-    if route.body_field is not None or has_pages or any(map(is_single_header, calls)):
+    is_strict = isinstance(getattr(route, "original_route", route), StrictJSONRoute)
+    has_single = is_strict and bool(get_single_parameters(route.dependant))  # a repeated one is rejected
+    if route.body_field is not None or has_pages or has_single or any(map(is_single_header, calls)):
         yield HTTPStatus.BAD_REQUEST
     if any(place == "path" for place, _ in parameters):
         yield HTTPStatus.NOT_FOUND

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Annotated, Generic, Self, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from howdah._reads.page import omit_missing_total
 from howdah.fastapi.exact_types import DecimalDigits
+from howdah.filters import Filters
 from howdah.pagination import MAX_LIMIT
 
 ItemT = TypeVar("ItemT")
 
 
-class PageParameters(BaseModel):
-    """The query parameters of a list route, as `Annotated[PageParameters, Query()]`. Subclass it to add filters.
+class PageArguments(TypedDict):
+    """The arguments of `paginate`, `AsyncRepository.page` and `JsonViewReader.page`."""
 
-    Unknown parameters are rejected.
+    limit: int
+    after: str | None
+    before: str | None
+
+
+class PageParameters(Filters):
+    """The query parameters of a list route, as `Annotated[PageParameters, Query()]`.
+
+    Subclass it, and declare filters and the order with `Filter`, `Condition` and `Sort`. Then the page is
+    `paginate(db, parameters.apply(select(Order)), **parameters.page_arguments)`. Unknown parameters are rejected.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     limit: Annotated[int, DecimalDigits] = Field(
         default=50, ge=1, le=MAX_LIMIT, description="The maximum number of items"
@@ -32,6 +40,11 @@ class PageParameters(BaseModel):
         if self.after is not None and self.before is not None:
             raise ValueError("after and before can't both be given: pass one of them")
         return self
+
+    @property
+    def page_arguments(self) -> PageArguments:
+        """`limit`, `after` and `before`."""
+        return {"limit": self.limit, "after": self.after, "before": self.before}
 
 
 class PageOut(BaseModel, Generic[ItemT]):

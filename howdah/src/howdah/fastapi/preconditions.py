@@ -1,10 +1,16 @@
-"""`ETag` and `If-Match` (RFC 9110, section 13.1.1) for the `version` of a row.
+"""`ETag`, `If-Match` and `If-None-Match` (RFC 9110, sections 13.1.1 and 13.1.2) for the `version` of a row.
 
 @router.patch("/users/{user_id}")
 async def change_user(user_id: UUID, body: UserChange, db: DbSession, if_match: RequiredIfMatch) -> User:
     user = (await lock(db, User, [user_id]))[user_id]
     if_match.check(user.version)
     ...
+
+@router.get("/users/{user_id}", responses=NOT_MODIFIED)
+async def get_user(user_id: UUID, db: ReadDbSession, if_none_match: IfNoneMatch) -> User:
+    user = await AsyncRepository(db, User).get_one(user_id)
+    if_none_match.check(make_etag(user.version))
+    return user
 """
 
 from __future__ import annotations
@@ -12,7 +18,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from howdah.fastapi.problem import ProblemException
@@ -69,6 +76,32 @@ class Precondition:
             raise PreconditionFailed
 
 
+class NotModified(HTTPException):
+    """`If-None-Match` has the current `ETag` (304, without a body)."""
+
+    def __init__(self, etag: str) -> None:
+        super().__init__(HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
+
+
+class CacheCondition:
+    """The `If-None-Match` of a request. `IfNoneMatch` is a dependency that returns it."""
+
+    def __init__(self, if_none_match: str | None, response: Response) -> None:
+        self._if_none_match = if_none_match
+        self._response = response
+
+    def check(self, etag: str) -> None:
+        """Set the header `ETag` of the response. Raise `NotModified` if `If-None-Match` has this tag, or is `*`.
+
+        The tag must change whenever the response changes. The version of a row is such a tag if the response has
+        nothing but this row. If the response has other rows, name their versions, too: `make_etag(7, 3)`. The tag of a
+        `JsonView` has a digest of the response, and `json_response` compares it.
+        """
+        if has_tag(self._if_none_match, etag):
+            raise NotModified(etag)
+        self._response.headers["ETag"] = etag
+
+
 _header = Header(alias="If-Match", description="The ETag that the change is based on", examples=['"1"'])
 
 
@@ -87,6 +120,19 @@ async def get_required_if_match(
     return Precondition(_join(connection, if_match), required=True)
 
 
+async def get_if_none_match(
+    connection: HTTPConnection,
+    response: Response,
+    if_none_match: Annotated[
+        str | None, Header(alias="If-None-Match", description="The ETag that the client has", examples=['"1"'])
+    ] = None,
+) -> CacheCondition:
+    """The condition of a request whose response the client may have already."""
+    joined = None if if_none_match is None else ",".join(connection.headers.getlist("if-none-match"))
+    return CacheCondition(joined, response)
+
+
+IfNoneMatch = Annotated[CacheCondition, Depends(get_if_none_match)]
 IfMatch = Annotated[Precondition, Depends(get_if_match)]
 RequiredIfMatch = Annotated[Precondition, Depends(get_required_if_match)]
 
@@ -94,6 +140,13 @@ RequiredIfMatch = Annotated[Precondition, Depends(get_required_if_match)]
 def make_etag(*versions: int) -> str:
     """An `ETag` of one or more versions. `Precondition.check` compares only the first one."""
     return f'"{"-".join(map(str, versions))}"'
+
+
+def has_tag(if_none_match: str | None, etag: str) -> bool:
+    """Whether the header is `*` or has this tag, by the weak comparison of RFC 9110, section 13.1.2."""
+    if if_none_match is None:
+        return False
+    return if_none_match.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
 
 
 def _join(connection: HTTPConnection, if_match: str | None) -> str | None:

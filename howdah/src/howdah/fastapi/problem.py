@@ -42,11 +42,20 @@ RETRY_AFTER_SECONDS: Final = 1
 
 
 class ProblemException(HTTPException):
-    """An `HTTPException` whose problem has the type `urn:howdah:problem:<code>`."""
+    """An `HTTPException` whose problem has the type `urn:howdah:problem:<code>`; `members` extend the problem."""
 
-    def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
-        super().__init__(status, detail)
+    def __init__(
+        self,
+        status: HTTPStatus,
+        code: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers)
         self.code = code
+        self.members = {} if members is None else dict(members)
 
 
 class InputError(BaseModel):

@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
+from howdah.fastapi.preconditions import has_tag
 
 
 def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Response:
@@ -23,8 +24,7 @@ def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Res
     """
     etag = body.etag
     if_none_match = "" if request is None else ",".join(request.headers.getlist("if-none-match"))
-    # weak comparison: RFC 9110, section 13.1.2
-    if if_none_match == "*" or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+    if has_tag(if_none_match, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     return Response(bytes(body), headers={"ETag": etag}, media_type="application/json")
 

@@ -30,13 +30,14 @@ Fixtures. Override any of them:
 - `committed_client`: the same on `committed_database`, for example for tests of concurrent requests.
 - `databases`: override it if `app` has further databases. It returns a `Database` for each name.
 
-`assert_statements` checks the number of statements.
+`assert_statements` checks the number of statements. `assert_indexed` checks that indexes support declared filters.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "app",
+    "assert_indexed",
     "assert_statements",
     "client",
     "committed_client",
@@ -58,7 +59,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
@@ -68,10 +69,13 @@ import asyncpg
 import psutil
 import pytest
 import pytest_asyncio
-from sqlalchemy import event, make_url
+from sqlalchemy import Select, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from howdah._reads.filter_markers import Filter
+from howdah._reads.filter_plans import is_condition_indexed, is_order_indexed, make_sample, prefer_indexes
 from howdah.database import Database
+from howdah.filters import Filters, get_declarations
 from howdah.models import Base
 from howdah.testing.clients import open_client
 
@@ -220,6 +224,47 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
     if len(sent) != expected:
         listed = "\n".join(f"{i}. {statement}" for i, statement in enumerate(sent, start=1))
         pytest.fail(f"{len(sent)} statements instead of {expected}:\n{listed}")
+
+
+async def assert_indexed(
+    session: AsyncSession,
+    filters: type[Filters],
+    statement: Select[Any] | None = None,
+    *,
+    exclude: Collection[str] = (),
+) -> None:
+    """Fail unless an index supports each declared filter and each order of the `Sort`, on its own.
+
+    It reads the plans with sequential scans and sorts disabled, so the tables may be empty. A `Condition` isn't
+    checked. `statement` is needed if the indexes are partial: its conditions are added to each filter. `exclude` has
+    the fields, and the members of the `Sort`, that need no index.
+
+    The index of a prefix must have `text_pattern_ops`, or its column the collation C. A plain index supports prefixes
+    only in a database with the collation C, which the database of a test may have and that of production may not.
+
+    An index supports an order if it has the first of its columns, in the right direction and with its NULLs in the
+    right place. It isn't checked whether one index supports several filters, or a filter and the order.
+    """
+    declared = get_declarations(filters)
+    missing: list[str] = []
+    async with session.begin_nested() as savepoint:
+        await prefer_indexes(session)
+        for name, each in declared.filters.items():
+            if name in exclude or not isinstance(each, Filter):
+                continue
+            condition = each.build_indexed_condition(make_sample(filters.model_fields[name].annotation))
+            if not await is_condition_indexed(session, statement, condition):
+                missing.append(f"{name}: {each.column} {each.operator}")
+        if declared.sort is not None:
+            field, sort = declared.sort
+            for member in sort.get_members(filters.model_fields[field].annotation):
+                order, tables = sort.build_order(member), declared.tables[field]
+                if member not in exclude and not await is_order_indexed(session, statement, tables, order):
+                    missing.append(f"{field}={member}")
+        await savepoint.rollback()
+    if missing:
+        listed = "".join(f"\n- {each}" for each in missing)
+        pytest.fail(f"no index supports these filters of {filters.__name__}: create one, or exclude them{listed}")
 
 
 @contextmanager

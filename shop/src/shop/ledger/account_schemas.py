@@ -148,7 +148,10 @@ class EntryOut(BaseModel):
 
 
 class EntryPageParameters(PageParameters):
-    """Page and filters. An entry must match all filters."""
+    """Page and filters. An entry must match all filters.
+
+    They aren't declared with `Filter`, because `select_entries` finds the posting times by binary search.
+    """
 
     order: ListOrder = Field(default="oldest", description="The order of `entry_number`")
     created_from: RFC3339Datetime | None = Field(default=None, description="Posted at or after this time")
@@ -158,14 +161,6 @@ class EntryPageParameters(PageParameters):
     counterparty_account_id: UUID | None = Field(default=None, description="The other account of the transfer")
     direction: Direction | None = Field(default=None, description="`debit`: money went out. `credit`: money came in")
     kind: EntryKind | None = None
-
-
-class AccountPageParameters(PageParameters):
-    """Page and filters. An account must match all filters."""
-
-    user_id: UUID | None = None
-    currency: Currency | None = None
-    purpose: AccountPurpose | None = None
 
 
 class BalanceParameters(BaseModel):

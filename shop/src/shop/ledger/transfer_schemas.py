@@ -218,6 +218,7 @@ class LinkedOut(BaseModel):
 class TransferPageParameters(PageParameters):
     """Page and filters. A transfer must match all filters.
 
+    They aren't declared with `Filter`, because `select_transfers` chooses the tables to read by them.
     The parameters `metadata[name]=value` are read by `get_metadata_filter`.
     """
 

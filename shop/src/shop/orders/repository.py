@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import func, select
 
 from howdah import AsyncRepository
 from shop.orders.models import Order, OrderStatus
@@ -41,29 +39,3 @@ class OrderRepository(AsyncRepository[Order]):
             (placed.isoformat()[:7], status): Totals(orders, int(total_cents))
             for placed, status, orders, total_cents in rows
         }
-
-
-def select_orders(
-    *,
-    user_id: UUID | None = None,
-    status: OrderStatus | None = None,
-    placed_from: datetime | None = None,
-    placed_before: datetime | None = None,
-    total_from: int | None = None,
-    total_to: int | None = None,
-) -> Select[Any]:
-    """A list query: orders by the time when they were placed. None means no filter."""
-    selected = select(Order).order_by(Order.placed_at, Order.id)
-    if user_id is not None:
-        selected = selected.where(Order.user_id == user_id)
-    if status is not None:
-        selected = selected.where(Order.status == status)
-    if placed_from is not None:
-        selected = selected.where(Order.placed_at >= placed_from)
-    if placed_before is not None:
-        selected = selected.where(Order.placed_at < placed_before)
-    if total_from is not None:
-        selected = selected.where(Order.total_cents >= total_from)
-    if total_to is not None:
-        selected = selected.where(Order.total_cents <= total_to)
-    return selected

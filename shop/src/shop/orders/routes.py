@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import Select
+from sqlalchemy import select
 
 from howdah.fastapi import (
     NOT_MODIFIED,
     DbSession,
     PageOut,
     ReadDbSession,
-    get_schema_ref,
+    describe_export,
+    export_response,
     json_response,
     page_response,
 )
@@ -24,10 +25,8 @@ from shop.ledger.http.problems import refusal_response
 from shop.ledger.writing import KeyInUse
 from shop.orders.dependencies import OrderReader, OrderWithItemsReader
 from shop.orders.models import Order
-from shop.orders.repository import select_orders
 from shop.orders.schemas import (
     OrderExportParameters,
-    OrderFilters,
     OrderIn,
     OrderOut,
     OrderPageParameters,
@@ -38,9 +37,7 @@ from shop.orders.schemas import (
 )
 from shop.orders.service import change_status, pay_order, place_order
 from shop.web.dependencies import Caller
-from shop.web.exports import CSV, export_response
 from shop.web.idempotency import StrictIdempotentRoute, request_key
-from shop.web.lines import NDJSON
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictIdempotentRoute)
 
@@ -56,34 +53,18 @@ async def create_order(body: OrderIn, db: DbSession, response: Response) -> Orde
 @router.get("", response_model=PageOut[OrderOut])
 async def list_orders(parameters: Annotated[OrderPageParameters, Query()], orders: OrderReader) -> Response:
     """Orders by the time when they were placed."""
-    page = await orders.page(
-        _select_filtered(parameters), limit=parameters.limit, after=parameters.after, before=parameters.before
-    )
+    page = await orders.page(parameters.apply(select(Order)), **parameters.page_arguments)
     return page_response(page)
 
 
-@router.get(
-    "/export",
-    response_class=StreamingResponse,
-    responses={
-        int(HTTPStatus.OK): {
-            "description": "One order per line",
-            "content": {
-                NDJSON: {"schema": get_schema_ref(OrderOut)},
-                CSV: {"schema": {"type": "string"}},
-            },
-        }
-    },
-)
+@router.get("/export", response_class=StreamingResponse, responses=describe_export(OrderOut))
 async def export_orders(parameters: Annotated[OrderExportParameters, Query()], db: ReadDbSession) -> StreamingResponse:
     """All orders that match the filters, by the time when they were placed, as NDJSON or as CSV with a header line.
 
     The response is one snapshot. If an error occurs before its end, the connection is closed without the final chunk.
     """
-    columns = (getattr(Order, name) for name in OrderOut.model_fields)
-    return await export_response(
-        db, _select_filtered(parameters).with_only_columns(*columns), parameters.format, name="orders"
-    )
+    columns = [getattr(Order, name) for name in OrderOut.model_fields]
+    return await export_response(db, parameters.apply(select(Order)), parameters.format, columns=columns, name="orders")
 
 
 @router.patch("/status")
@@ -122,14 +103,3 @@ async def pay(
     if payment.result.replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return payment.order
-
-
-def _select_filtered(filters: OrderFilters) -> Select[Any]:
-    return select_orders(
-        user_id=filters.user_id,
-        status=filters.status,
-        placed_from=filters.placed_from,
-        placed_before=filters.placed_before,
-        total_from=filters.total_from,
-        total_to=filters.total_to,
-    )

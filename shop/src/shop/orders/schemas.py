@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
-from shop.orders.models import OrderStatus
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Currency, ExportFormat
+from howdah import Filter, Filters, Sort
+from howdah.fastapi import DecimalDigits, ExportFormat, PageParameters, RFC3339Datetime
+from shop.orders.models import Order, OrderStatus
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Currency
 
 Total = Annotated[int, Field(ge=0, le=2**63 - 1), DecimalDigits]
 
@@ -68,15 +69,21 @@ class OrderWithItemsOut(OrderOut):
     items: list[OrderItemOut]
 
 
-class OrderFilters(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    user_id: UUID | None = None
-    status: OrderStatus | None = None
-    placed_from: RFC3339Datetime | None = Field(default=None, description="Placed at this time or later")
-    placed_before: RFC3339Datetime | None = Field(default=None, description="Placed before this time")
-    total_from: Total | None = Field(default=None, description="At least this, in the currency's smallest unit")
-    total_to: Total | None = Field(default=None, description="At most this, in the currency's smallest unit")
+class OrderFilters(Filters):
+    user_id: Annotated[UUID | None, Filter(Order.user_id)] = None
+    status: Annotated[OrderStatus | None, Filter(Order.status)] = None
+    placed_from: Annotated[RFC3339Datetime | None, Filter(Order.placed_at, ">=")] = None
+    placed_before: Annotated[RFC3339Datetime | None, Filter(Order.placed_at, "<")] = None
+    total_from: Annotated[Total | None, Filter(Order.total_cents, ">=")] = Field(
+        default=None, description="At least this, in the currency's smallest unit"
+    )
+    total_to: Annotated[Total | None, Filter(Order.total_cents, "<=")] = Field(
+        default=None, description="At most this, in the currency's smallest unit"
+    )
+    sort: Annotated[
+        Literal["placed_at", "-placed_at", "total_cents", "-total_cents"],
+        Sort({"placed_at": Order.placed_at, "total_cents": Order.total_cents}),
+    ] = "placed_at"
 
 
 class OrderPageParameters(OrderFilters, PageParameters):

@@ -5,28 +5,27 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import select
 
-from howdah import DatabaseError
 from howdah.fastapi import (
+    BodyRows,
     DbSession,
     IfMatch,
     PageOut,
     RequiredIfMatch,
     describe_problems,
-    get_schema_ref,
+    describe_rows_body,
     make_etag,
     page_response,
 )
 from shop.users.dependencies import UserReader
 from shop.users.models import User
-from shop.users.repository import UserRepository, select_users
+from shop.users.repository import UserRepository
 from shop.users.schemas import (
     BulkCreatedOut,
     UserChange,
@@ -35,8 +34,6 @@ from shop.users.schemas import (
     UserPageParameters,
 )
 from shop.web.idempotency import StrictIdempotentRoute, request_key
-from shop.web.lines import JSON, NDJSON, read_rows
-from shop.web.problems import RejectedLine
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotentRoute)
 
@@ -56,48 +53,21 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     status_code=HTTPStatus.CREATED,
     dependencies=[request_key],
     responses=describe_problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": {"type": "array", "items": get_schema_ref(UserIn, "validation")}},
-                NDJSON: {"schema": get_schema_ref(UserIn, "validation")},
-            },
-        }
-    },
+    openapi_extra=describe_rows_body(UserIn),
 )
 async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
     """Create many users, all or none. NDJSON may have any length, because it is written as it arrives."""
-    # The line numbers of one chunk. A chunk is written before the next one is read, so a rejected row is one of these.
-    lines: deque[int] = deque(maxlen=_CHUNK_ROWS)
-    read = 0
-
-    async def users() -> AsyncIterator[dict[str, Any]]:
-        nonlocal read
-        async for number, user in read_rows(request, UserIn):
-            lines.append(number)
-            read += 1
-            yield user.model_dump()
-
-    try:
-        created = await UserRepository(db).create_many(users(), chunk_size=_CHUNK_ROWS, keys=False)
-    except DatabaseError as error:
-        if error.row_index is None:
-            raise
-        raise RejectedLine(lines[error.row_index - read], error) from error
+    rows = BodyRows(request, UserIn)
+    with rows.locate_errors():
+        users = (user.model_dump() async for user in rows)
+        created = await UserRepository(db).create_many(users, chunk_size=_CHUNK_ROWS, keys=False)
     return BulkCreatedOut(created=created.count)
 
 
 @router.get("", response_model=PageOut[UserOut])
 async def list_users(parameters: Annotated[UserPageParameters, Query()], users: UserReader) -> Response:
     """Users in the order of their creation."""
-    selected = select_users(
-        email_prefix=parameters.email_prefix,
-        country=parameters.country,
-        created_from=parameters.created_from,
-        created_before=parameters.created_before,
-    )
-    page = await users.page(selected, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page = await users.page(parameters.apply(select(User)), **parameters.page_arguments)
     return page_response(page)
 
 

@@ -8,7 +8,9 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 
+from howdah import Filter
 from howdah.fastapi import PageParameters, RFC3339Datetime
+from shop.users.models import User
 from shop.web.fields import STORABLE
 
 Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=255, examples=["ada@example.com"])]
@@ -53,12 +55,13 @@ class UserOut(BaseModel):
 
 
 class UserPageParameters(PageParameters):
-    email_prefix: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=STORABLE)] | None = Field(
-        default=None, description="The beginning of the address, in upper or lower case"
-    )
-    country: Annotated[str, StringConstraints(max_length=100, pattern=STORABLE)] | None = None
-    created_from: RFC3339Datetime | None = Field(default=None, description="Created at this time or later")
-    created_before: RFC3339Datetime | None = Field(default=None, description="Created before this time")
+    email_prefix: Annotated[
+        Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(str.lower)] | None,
+        Filter(User.email, "prefix"),
+    ] = Field(default=None, description="The beginning of the address, in upper or lower case")
+    country: Annotated[Annotated[str, StringConstraints(max_length=100)] | None, Filter(User.country)] = None
+    created_from: Annotated[RFC3339Datetime | None, Filter(User.created_at, ">=")] = None
+    created_before: Annotated[RFC3339Datetime | None, Filter(User.created_at, "<")] = None
 
 
 class BulkCreatedOut(BaseModel):

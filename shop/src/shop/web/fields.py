@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -42,14 +41,3 @@ Moment = Annotated[RFC3339Datetime, AfterValidator(_in_utc)]
 
 ListOrder: TypeAlias = Literal["oldest", "newest"]
 """The order of a list: the parameter `order` of its route."""
-
-
-class ExportFormat(StrEnum):
-    """The format of an export.
-
-    It is a parameter of the query, not `Accept`. So a link to the export can be stored and opened in a browser, and an
-    unknown format is a validation error.
-    """
-
-    NDJSON = "ndjson"
-    CSV = "csv"

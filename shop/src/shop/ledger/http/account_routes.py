@@ -12,12 +12,14 @@ from sqlalchemy import select
 
 from howdah import Database, Page, paginate
 from howdah.fastapi import (
+    NDJSON,
     DbSession,
     PageOut,
     ReadDbSession,
     RequiredIfMatch,
     StrictJSONRoute,
     describe_problems,
+    describe_rows_body,
     get_database,
     get_schema_ref,
     make_etag,
@@ -29,7 +31,6 @@ from shop.ledger.account_schemas import (
     AccountLineIn,
     AccountLineOut,
     AccountOut,
-    AccountPageParameters,
     BalanceOut,
     BalanceParameters,
     EntryOut,
@@ -43,13 +44,13 @@ from shop.ledger.accounts import (
     read_effective_balance,
 )
 from shop.ledger.http.account_batch import open_account_lines
+from shop.ledger.http.account_parameters import AccountPageParameters
 from shop.ledger.http.dependencies import IdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.requests import Refusal
 from shop.web.dependencies import Caller
-from shop.web.lines import NDJSON, read_ndjson_lines
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
@@ -85,12 +86,7 @@ async def create_account(
         200: {"content": {NDJSON: {"schema": get_schema_ref(AccountLineOut)}}},
         **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {NDJSON: {"schema": get_schema_ref(AccountLineIn, "validation")}},
-        }
-    },
+    openapi_extra=describe_rows_body(AccountLineIn, array=False),
 )
 async def create_accounts(
     request: Request, database: Annotated[Database, Depends(get_database)], caller: Caller
@@ -104,7 +100,7 @@ async def create_accounts(
     response starts when the last account has been opened. If the connection breaks before that, some accounts may have
     been opened. It is safe to send all lines again.
     """
-    return StreamingResponse(await open_account_lines(read_ndjson_lines(request), database, caller), media_type=NDJSON)
+    return await open_account_lines(request, database, caller)
 
 
 @router.get("", response_model=PageOut[AccountOut])
@@ -112,9 +108,7 @@ async def list_accounts(
     parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession
 ) -> Page[AccountSnapshot]:
     """List accounts, oldest first. The filters are the user, the purpose and the currency."""
-    filters = parameters.model_dump(include={"user_id", "currency", "purpose"}, exclude_none=True)
-    query = select(AccountSnapshot).filter_by(**filters).order_by(AccountSnapshot.id)
-    return await paginate(db, query, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    return await paginate(db, parameters.apply(select(AccountSnapshot)), **parameters.page_arguments)
 
 
 @router.get("/{account_id}", response_model=AccountOut)

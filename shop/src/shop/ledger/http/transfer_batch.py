@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
+from fastapi import Request
+from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
-from howdah.fastapi import InvalidJSON, parse_json
+from howdah.fastapi import InvalidJSON, InvalidLine, answer_batches, parse_json, parse_line, read_lines
 from shop.ledger.group_commit import Ledger
-from shop.ledger.http.result_lines import write_result_lines
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
 from shop.ledger.transfer_schemas import AnyLineIn, BatchLineIn, TransferLineIn, serialize_transfer
-from shop.web.batches import BATCH_LINES, LINES_BETWEEN_PAUSES, process_in_parts
-from shop.web.lines import TOO_LONG, describe_first_error
 
 _LINKED_LINE_INVALID: Final = "linked: another line of this chain is invalid"
 _LINKED_TRANSFER_UNKNOWN: Final = "linked: another line of this chain names a transfer that doesn't exist"
@@ -31,29 +29,30 @@ _CHAIN_TOO_LONG: Final = f"linked: at most {MAX_LINKED} transfers can be linked"
 # The fields of `BatchLineOut`, in the order in which they are written.
 _EMPTY_RESULT: Final = {"outcome": "", "transfer": None, "refusal": None, "replayed": False, "detail": None}
 
+BATCH_LINES: Final = 500
+
 _ParsedChunk = dict[int, AnyLineIn | str]
 """By line number: the line, or the reason why it is invalid."""
 _Chunk = dict[int, TransferRequest | str]
 """By line number: the request to the ledger, or the reason why the line is invalid."""
 
 
-async def post_transfer_lines(
-    lines: AsyncIterator[tuple[int, bytes | None]], db: AsyncSession, ledger: Ledger, caller: str
-) -> AsyncIterator[bytes]:
-    """Post the lines as they arrive, and return the lines of the response. `db` is only used to read."""
-
-    def post_chunk(chunk: _Chunk) -> Coroutine[Any, Any, list[TransferResult]]:
-        return ledger.submit_many([request for request in chunk.values() if not isinstance(request, str)])
-
-    write = partial(write_result_lines, empty_result=_EMPTY_RESULT, serialize=_serialize_result)
-    return await process_in_parts(_read_chunks(lines, db, caller), post_chunk, write)
+async def post_transfer_lines(request: Request, db: AsyncSession, ledger: Ledger, caller: str) -> StreamingResponse:
+    """Post the lines as they arrive, and answer with a line for each. `db` is only used to read."""
+    batches = _read_batches(request, db, caller)
+    return await answer_batches(
+        batches, ledger.submit_many, serialize=_serialize_result, invalid=_describe_invalid_line
+    )
 
 
-async def _read_chunks(
-    lines: AsyncIterator[tuple[int, bytes | None]], db: AsyncSession, caller: str
-) -> AsyncIterator[_Chunk]:
-    async for chunk in _split_into_chunks(lines):
-        yield await _build_requests(chunk, db, caller)
+async def _read_batches(
+    request: Request, db: AsyncSession, caller: str
+) -> AsyncIterator[dict[int, TransferRequest | InvalidLine]]:
+    async for chunk in _split_into_chunks(read_lines(request)):
+        requests = await _build_requests(chunk, db, caller)
+        yield {
+            number: InvalidLine(number, each) if isinstance(each, str) else each for number, each in requests.items()
+        }
 
 
 async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]]) -> AsyncIterator[_ParsedChunk]:
@@ -66,9 +65,7 @@ async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]]) -> 
     chain: list[int] = []
     reason = ""
     async for number, line in lines:
-        if number % LINES_BETWEEN_PAUSES == 0:
-            await asyncio.sleep(0)  # parsing takes time: let other tasks run
-        parsed, is_linked = _parse_line(line, in_chain=bool(chain or reason))
+        parsed, is_linked = _parse_line(number, line, in_chain=bool(chain or reason))
         is_invalid = isinstance(parsed, str)
         chunk[number] = reason if reason and not is_invalid else parsed
         chain.append(number)
@@ -121,27 +118,24 @@ async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, caller: str) ->
     return requests
 
 
-def _parse_line(line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str, bool]:
+def _parse_line(number: int, line: bytes | None, *, in_chain: bool) -> tuple[AnyLineIn | str, bool]:
     """The line, or the reason why it is invalid, and whether it is linked to the next line.
 
     An invalid line that may be linked is treated as linked, so that its chain is rejected as a whole. A line that is
     None was too long.
     """
-    if line is None:
-        return TOO_LONG, in_chain
     try:
-        body = _validate_line(line)
-    except (InvalidJSON, ValidationError) as error:
-        return describe_first_error(error), _may_be_linked(line, in_chain=in_chain)
+        body = _validate_line(number, line)
+    except InvalidLine as error:
+        return error.reason, in_chain if line is None else _may_be_linked(line, in_chain=in_chain)
     return body, body.linked
 
 
-def _validate_line(line: bytes) -> AnyLineIn:
-    content = parse_json(line)
-    try:
-        return TransferLineIn.model_validate(content)  # valid for most lines, and three times as fast
-    except ValidationError:
-        return BatchLineIn.model_validate(content).root
+def _validate_line(number: int, line: bytes | None) -> AnyLineIn:
+    if line is not None:
+        with suppress(InvalidJSON, ValidationError):
+            return TransferLineIn.model_validate(parse_json(line))  # valid for most lines, and three times as fast
+    return parse_line(number, line, BatchLineIn).root
 
 
 def _may_be_linked(line: bytes, *, in_chain: bool) -> bool:
@@ -165,8 +159,13 @@ def _invalidate(chunk: _ParsedChunk | _Chunk, chain: list[int], reason: str) -> 
             chunk[number] = reason
 
 
+def _describe_invalid_line(reason: str) -> dict[str, Any]:
+    return {**_EMPTY_RESULT, "outcome": "invalid", "detail": reason}
+
+
 def _serialize_result(result: TransferResult) -> dict[str, Any]:
     if result.refusal is not None:
-        return {"outcome": "refused", "refusal": result.refusal, "replayed": result.replayed}
+        return {**_EMPTY_RESULT, "outcome": "refused", "refusal": result.refusal, "replayed": result.replayed}
     transfer = result.unwrap()
-    return {"outcome": transfer.state, "transfer": serialize_transfer(transfer), "replayed": result.replayed}
+    members = {"outcome": transfer.state, "transfer": serialize_transfer(transfer), "replayed": result.replayed}
+    return {**_EMPTY_RESULT, **members}

@@ -12,7 +12,15 @@ from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
 from howdah import paginate
-from howdah.fastapi import PageOut, ReadDbSession, StrictJSONRoute, describe_problems, get_schema_ref
+from howdah.fastapi import (
+    NDJSON,
+    PageOut,
+    ReadDbSession,
+    StrictJSONRoute,
+    describe_problems,
+    describe_rows_body,
+    get_schema_ref,
+)
 from shop.ledger.http.dependencies import CurrentLedger, RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.http.transfer_batch import post_transfer_lines
@@ -44,7 +52,6 @@ from shop.ledger.transfer_schemas import (
 )
 from shop.web.dependencies import Caller
 from shop.web.fields import Metadata
-from shop.web.lines import JSON, NDJSON, read_ndjson_lines
 
 router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
 
@@ -118,12 +125,7 @@ async def create_linked_transfers(
         200: {"content": {NDJSON: {"schema": get_schema_ref(BatchLineOut)}}},
         **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {NDJSON: {"schema": get_schema_ref(BatchLineIn, "validation")}},
-        }
-    },
+    openapi_extra=describe_rows_body(BatchLineIn, array=False),
 )
 async def create_transfers(
     request: Request, db: ReadDbSession, ledger: CurrentLedger, caller: Caller
@@ -140,9 +142,7 @@ async def create_transfers(
     affects only the lines that are linked with it. The response starts when the last line has been decided. If the
     connection breaks before that, some lines may have been posted. It is safe to send all lines again.
     """
-    return StreamingResponse(
-        await post_transfer_lines(read_ndjson_lines(request), db, ledger, caller), media_type=NDJSON
-    )
+    return await post_transfer_lines(request, db, ledger, caller)
 
 
 async def get_metadata_filter(request: Request) -> dict[str, str]:
@@ -174,9 +174,9 @@ async def list_transfers(
     the account, or the entries between `created_from` and `created_before`. `GET /accounts/{account_id}/entries` reads
     only the entries of the page.
     """
-    filters = parameters.model_dump(exclude={"limit", "after", "before"})
-    query = select_transfers(scope=caller, metadata=metadata, **filters)
-    page = await paginate(db, query, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page_arguments = parameters.page_arguments
+    filters = parameters.model_dump(exclude={*page_arguments})
+    page = await paginate(db, select_transfers(scope=caller, metadata=metadata, **filters), **page_arguments)
     items = [serialize_transfer(transfer.as_record()) for transfer in page.items]
     return _json_response(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
@@ -270,4 +270,4 @@ def _json_response(
     headers = {} if location is None else {"Location": location}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(encode_json(content), status, headers, JSON)
+    return Response(encode_json(content), status, headers, "application/json")

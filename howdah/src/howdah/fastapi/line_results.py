@@ -1,0 +1,145 @@
+"""Responses to an NDJSON body with one line for each of its lines. An invalid line doesn't affect the others."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import IO, Any, Final, TypeAlias, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from howdah.fastapi.exports import NDJSON, encode_line
+from howdah.fastapi.ndjson import InvalidLine, parse_line, read_lines
+
+BATCH_LINES: Final = 500
+"""The lines of one batch, if `batch_lines` isn't set."""
+# A larger response is written to a temporary file.
+_SPOOL_BYTES: Final = 1_048_576
+_CHUNK_BYTES: Final = 65_536
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+RowT = TypeVar("RowT")
+ResultT = TypeVar("ResultT")
+Batch: TypeAlias = Mapping[int, RowT | InvalidLine]
+"""By line number: the row, or the reason why the line is invalid."""
+
+
+def describe_invalid_line(reason: str) -> dict[str, Any]:
+    """The members of an invalid line, if `invalid` isn't set."""
+    return {"outcome": "invalid", "detail": reason}
+
+
+def copy_result(result: Any) -> Mapping[str, Any]:
+    """The result itself, if `serialize` isn't set."""
+    members: Mapping[str, Any] = result
+    return members
+
+
+async def answer_lines(
+    request: Request,
+    model: type[ModelT],
+    process: Callable[[list[ModelT]], Awaitable[Sequence[ResultT]]],
+    *,
+    serialize: Callable[[ResultT], Mapping[str, Any]] = copy_result,
+    invalid: Callable[[str], Mapping[str, Any]] = describe_invalid_line,
+    batch_lines: int = BATCH_LINES,
+) -> StreamingResponse:
+    """Process an NDJSON body of any length in batches, and answer with a line for each line, in the same order.
+
+    `process` gets the rows of `batch_lines` lines and returns a result for each, in order. Each batch is usually one
+    transaction. A line of the response is `{"line": 1, **serialize(result)}`. Without `serialize` the results are
+    mappings. For a line that the model rejects it is `{"line": 1, **invalid(reason)}`.
+
+    Memory use is constant. The response starts when the last line has been processed, because a client may send its
+    whole body before it reads the response. If `process` fails, the response is that error, and the batches before it
+    stay committed. So a client must be able to send all lines again, for example with a key on each line.
+    """
+    batches = _read_batches(request, model, batch_lines)
+    return await answer_batches(batches, process, serialize=serialize, invalid=invalid)
+
+
+async def answer_batches(
+    batches: AsyncIterator[Batch[RowT]],
+    process: Callable[[list[RowT]], Awaitable[Sequence[ResultT]]],
+    *,
+    serialize: Callable[[ResultT], Mapping[str, Any]] = copy_result,
+    invalid: Callable[[str], Mapping[str, Any]] = describe_invalid_line,
+) -> StreamingResponse:
+    """As `answer_lines`, for batches that the caller has read with `read_lines` and `parse_line`.
+
+    A batch maps the number of each line to its row, or to the `InvalidLine`. The caller decides where a batch ends, and
+    may convert the rows.
+    """
+
+    async def process_rows(batch: Batch[RowT]) -> Sequence[ResultT]:
+        rows = [row for row in batch.values() if not isinstance(row, InvalidLine)]
+        results = await process(rows) if rows else []
+        if len(results) != len(rows):
+            raise ValueError(f"process returned {len(results)} results for {len(rows)} rows: return one for each")
+        return results
+
+    def write(batch: Batch[RowT], results: Sequence[ResultT], output: IO[bytes]) -> None:
+        remaining = iter(results)
+        for number, row in batch.items():
+            members = invalid(row.reason) if isinstance(row, InvalidLine) else serialize(next(remaining))
+            output.write(encode_line({"line": number, **members}))
+
+    return StreamingResponse(await _process_batches(batches, process_rows, write), media_type=NDJSON)
+
+
+async def _read_batches(request: Request, model: type[ModelT], batch_lines: int) -> AsyncIterator[Batch[ModelT]]:
+    """The parsed lines, `batch_lines` at a time."""
+    batch: dict[int, ModelT | InvalidLine] = {}
+    async for number, line in read_lines(request):
+        try:
+            batch[number] = parse_line(number, line, model)
+        except InvalidLine as error:
+            batch[number] = error
+        if len(batch) >= batch_lines:
+            yield batch
+            batch = {}
+    if batch:
+        yield batch
+
+
+async def _process_batches(
+    batches: AsyncIterator[Batch[RowT]],
+    process: Callable[[Batch[RowT]], Coroutine[Any, Any, Sequence[ResultT]]],
+    write: Callable[[Batch[RowT], Sequence[ResultT], IO[bytes]], None],
+) -> AsyncIterator[bytes]:
+    """Process the batches in order. After each batch `write` is called with it and its results.
+
+    Returns the written bytes. While one batch is processed, the next one is read and the results of the previous one
+    are written. The results are stored in a temporary file.
+    """
+    output = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed by _read_and_close
+    running: tuple[Batch[RowT], asyncio.Task[Sequence[ResultT]]] | None = None
+    finished: tuple[Batch[RowT], Sequence[ResultT]] | None = None
+    try:
+        async for batch in batches:
+            if finished is not None:
+                write(*finished, output)
+            finished = None if running is None else (running[0], await running[1])
+            running = batch, asyncio.create_task(process(batch))
+        if finished is not None:
+            write(*finished, output)
+        if running is not None:
+            write(running[0], await running[1], output)
+    except BaseException:
+        if running is not None:
+            await asyncio.wait([running[1]])
+        output.close()
+        raise
+    output.seek(0)
+    return _read_and_close(output)
+
+
+async def _read_and_close(output: IO[bytes]) -> AsyncIterator[bytes]:
+    try:
+        while part := await asyncio.to_thread(output.read, _CHUNK_BYTES):
+            yield part
+    finally:
+        output.close()

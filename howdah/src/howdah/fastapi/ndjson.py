@@ -1,0 +1,214 @@
+"""Request bodies with many rows: NDJSON, or a JSON array. Every error names its line.
+
+@router.post("/issues/bulk", openapi_extra=describe_rows_body(IssueIn))
+async def create_issues(request: Request, db: DbSession) -> Created:
+    rows = BodyRows(request, IssueIn)
+    with rows.locate_errors():
+        created = await AsyncRepository(db, Issue).create_many((row.model_dump() async for row in rows), keys=False)
+    return Created(created=created.count)
+
+- `howdah.fastapi.line_results`: a response with one line for each line of the body.
+- `howdah.fastapi.exports`: responses with any number of rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, Final, Generic, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from howdah.errors import DatabaseError
+from howdah.fastapi.exports import NDJSON
+from howdah.fastapi.json_bodies import InvalidJSON, parse_json
+from howdah.fastapi.openapi import get_schema_ref
+from howdah.fastapi.problem import ProblemException
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+JSON: Final = "application/json"
+MAX_LINE_BYTES: Final = 65_536
+# After this many lines, other tasks run, because it takes time to parse them. One task may process earlier lines.
+_LINES_BETWEEN_PAUSES: Final = 50
+# Blank lines shift the numbers of the rows behind them. Only the last shifts are kept, so memory use is constant: a
+# bulk write reports a row that it has read recently.
+_MAX_SHIFTS: Final = 10_000
+
+
+class UnsupportedMediaType(ProblemException):
+    """The `Content-Type` of the body is none of `accepted` (415, `unsupported-media-type`, with `Accept-Post`)."""
+
+    def __init__(self, *accepted: str) -> None:
+        self.accepted = accepted
+        super().__init__(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "unsupported-media-type",
+            f"the body must be {' or '.join(accepted)}: set Content-Type accordingly",
+            headers={"Accept-Post": ", ".join(accepted)},
+        )
+
+
+class InvalidLine(ProblemException):
+    """A line of an NDJSON body, or an element of an array, is invalid (422, `invalid-line`, with the member `line`)."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        self.line = line
+        self.reason = reason
+        super().__init__(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-line", f"line {line}: {reason}", members={"line": line}
+        )
+
+
+class RejectedLine(Exception):
+    """PostgreSQL rejected the row on this line of the body.
+
+    The problem details are those of `error`, with the member `line`.
+    """
+
+    def __init__(self, line: int, error: DatabaseError) -> None:
+        self.line = line
+        self.error = error
+        super().__init__(f"line {line}: {error}")
+
+
+async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
+    """The lines of an NDJSON body as they arrive, each with its number, from 1. Blank lines are left out.
+
+    Instead of a line that is longer than `MAX_LINE_BYTES`, None is yielded. Raises `UnsupportedMediaType` if the body
+    isn't NDJSON.
+    """
+    if _get_media_type(request) != NDJSON:
+        raise UnsupportedMediaType(NDJSON)
+    number, rest = 0, b""
+    async for part in request.stream():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            number += 1
+            if number % _LINES_BETWEEN_PAUSES == 0:
+                await asyncio.sleep(0)
+            if content := _strip(number, line):
+                yield number, content if len(content) <= MAX_LINE_BYTES else None
+        rest = rest[: MAX_LINE_BYTES + 1]  # enough to tell that it is too long
+    if content := _strip(number + 1, rest):
+        yield number + 1, content if len(content) <= MAX_LINE_BYTES else None
+
+
+def parse_line(number: int, line: bytes | None, model: type[ModelT]) -> ModelT:
+    """The row of a line that `read_lines` has yielded. Raises `InvalidLine`."""
+    if line is None:
+        raise InvalidLine(number, f"longer than {MAX_LINE_BYTES} bytes")
+    try:
+        return model.model_validate(parse_json(line))
+    except (InvalidJSON, ValidationError) as error:
+        raise InvalidLine(number, _describe_first_error(error)) from error
+
+
+class BodyRows(Generic[ModelT]):
+    """The rows of a body, as an asynchronous iterable that can be iterated once: `async for row in rows`.
+
+    NDJSON is read as it arrives, with constant memory use, so the body may have any length. An array is read as a
+    whole. Iterating raises `InvalidLine` for the first row that the model rejects, with the number of its line (NDJSON)
+    or of its element (JSON array), from 1. It raises `UnsupportedMediaType` if the body is neither NDJSON nor JSON.
+    """
+
+    def __init__(self, request: Request, model: type[ModelT]) -> None:
+        self._request, self._model = request, model
+        self._count = 0
+        # the index of the first row of a run of consecutive lines, and the difference to its line
+        self._shifts: deque[tuple[int, int]] = deque(maxlen=_MAX_SHIFTS)
+
+    def __aiter__(self) -> AsyncIterator[ModelT]:
+        return self._read()
+
+    @contextmanager
+    def locate_errors(self) -> Iterator[None]:
+        """Raise `RejectedLine` instead of a `DatabaseError` with a `row_index`.
+
+        Use it for one bulk write that gets all rows of the body in their order.
+        """
+        try:
+            yield
+        except DatabaseError as error:
+            line = None if error.row_index is None else self._find_line(error.row_index)
+            if line is None:
+                raise
+            raise RejectedLine(line, error) from error
+
+    async def _read(self) -> AsyncIterator[ModelT]:
+        media_type = _get_media_type(self._request)
+        if media_type not in (JSON, NDJSON):
+            raise UnsupportedMediaType(JSON, NDJSON)
+        rows = self._read_array() if media_type == JSON else self._read_ndjson()
+        async for number, row in rows:
+            shift = number - self._count
+            if not self._shifts or self._shifts[-1][1] != shift:
+                self._shifts.append((self._count, shift))
+            self._count += 1
+            yield row
+
+    async def _read_ndjson(self) -> AsyncIterator[tuple[int, ModelT]]:
+        async for number, line in read_lines(self._request):
+            yield number, parse_line(number, line, self._model)
+
+    async def _read_array(self) -> AsyncIterator[tuple[int, ModelT]]:
+        body = await self._request.body()
+        try:
+            elements = parse_json(body)
+        except InvalidJSON as error:
+            raise InvalidLine(_find_position(error, body), _describe_first_error(error)) from error
+        if not isinstance(elements, list):
+            raise InvalidLine(1, f"a JSON array is expected, or {NDJSON}")
+        for number, element in enumerate(elements, start=1):
+            try:
+                row = self._model.model_validate(element)
+            except ValidationError as error:
+                raise InvalidLine(number, _describe_first_error(error)) from error
+            yield number, row
+
+    def _find_line(self, index: int) -> int | None:
+        """The line of the row, or None if too many blank lines came after it."""
+        position = bisect_right(self._shifts, index, key=lambda shift: shift[0]) - 1
+        return None if position < 0 else index + self._shifts[position][1]
+
+
+def describe_rows_body(model: type[BaseModel], *, array: bool = True) -> dict[str, Any]:
+    """The OpenAPI description of the body, for `openapi_extra` of a route: NDJSON, and with `array` a JSON array."""
+    schema = get_schema_ref(model, "validation")
+    content = {NDJSON: {"schema": schema}}
+    if array:
+        content = {JSON: {"schema": {"type": "array", "items": schema}}, **content}  # type: ignore[dict-item]
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _describe_first_error(error: ValidationError | InvalidJSON) -> str:
+    """The first fault and its place, without the rejected value."""
+    if isinstance(error, InvalidJSON):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _find_position(error: InvalidJSON, body: bytes) -> int:
+    """The number of the element, from 1. If the body isn't JSON, the number of the line."""
+    match error.code, error.loc:
+        case "json_duplicate_name", (int(index), *_):
+            return index + 1
+        case "json_invalid", (int(position),):
+            return body.decode().count("\n", 0, position) + 1
+    return 1
+
+
+def _get_media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _strip(number: int, line: bytes) -> bytes:
+    return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()

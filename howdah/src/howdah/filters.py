@@ -1,0 +1,185 @@
+"""Filters and sorting of a list, declared on the fields of a Pydantic model.
+
+class OrderFilters(Filters):
+    user_id: Annotated[UUID | None, Filter(Order.user_id)] = None
+    status: Annotated[list[OrderStatus] | None, Filter(Order.status, "in")] = None
+    placed_from: Annotated[RFC3339Datetime | None, Filter(Order.placed_at, ">=")] = None
+    sort: Annotated[Literal["placed_at", "-placed_at"], Sort({"placed_at": Order.placed_at})] = "-placed_at"
+
+statement = filters.apply(select(Order))
+
+The model is the whole grammar: its fields are the names that a client may send, each with one column and one operator.
+`howdah.fastapi.PageParameters` is such a model, so these declarations work on the parameters of a list route.
+
+- `howdah._reads.filter_markers`: `Filter` and `Condition`, and what each operator means.
+- `howdah._reads.sort_markers`: `Sort`.
+- `howdah._reads.filter_values`: which types a column can be compared with, and which values PostgreSQL accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+from sqlalchemy import (
+    FromClause,
+    Join,
+    Select,
+    SelectBase,
+    select,
+)
+
+from howdah._reads.filter_markers import Condition, Filter, FilterMarker
+from howdah._reads.filter_values import (
+    iterate_nested,
+)
+from howdah._reads.sort_markers import Sort
+
+# Not `Select[Any]`: in SQLAlchemy 2.1 a `Select` of two columns has another type.
+StatementT = TypeVar("StatementT", bound=SelectBase)
+
+
+@dataclass(frozen=True)
+class _Declarations:
+    """The filters of a class by the name of their field, and its `Sort`."""
+
+    filters: Mapping[str, Filter | Condition]
+    sort: tuple[str, Sort] | None
+
+    @cached_property
+    def tables(self) -> dict[str, Sequence[FromClause]]:
+        """The tables of each field's columns."""
+        # not computed when the class is created, because its mapped classes may be incomplete then
+        fields: dict[str, FilterMarker] = {**self.filters, **({} if self.sort is None else dict([self.sort]))}
+        return {
+            name: select(*columns).get_final_froms()
+            for name, marker in fields.items()
+            if (columns := [*marker.get_columns()])
+        }
+
+
+class Filters(BaseModel):
+    """A model whose fields are filters of a list: `filters.apply(select(Order))`.
+
+    A field is a filter if it is declared with `Filter` or `Condition`, and the order if it is declared with `Sort`.
+    Other fields are left to the caller. Unknown names are rejected. The declarations are checked when the class is
+    created: `TypeError` names the field whose type, column or operator don't fit.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    _declared: ClassVar[_Declarations | None] = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        cls._declared = None
+        if cls.__pydantic_complete__:  # otherwise a type isn't defined yet
+            get_declarations(cls)
+
+    def apply(self, statement: StatementT) -> StatementT:
+        """The statement with the conditions of all fields whose value isn't None, and with the order of the `Sort`.
+
+        The order replaces that of the statement, unless the value of the `Sort` is None. Raises `ValueError` if the
+        statement doesn't select from the table of a declared column, because PostgreSQL would combine all rows.
+        """
+        if not isinstance(statement, Select):
+            raise TypeError(f"filters apply to a select(), not to a {type(statement).__name__}")
+        declared = get_declarations(type(self))
+        _reject_missing_tables(type(self), declared, statement)
+        filtered: Any = statement
+        for name, each in declared.filters.items():
+            if (value := getattr(self, name)) is not None:
+                filtered = filtered.where(each.build_condition(value))
+        if declared.sort is not None:
+            name, sort = declared.sort
+            if order := sort.build_order(getattr(self, name)):
+                filtered = filtered.order_by(None).order_by(*order)
+        result: StatementT = filtered
+        return result
+
+
+def get_declarations(model: type[Filters]) -> _Declarations:
+    """The declarations of the class. Raises `TypeError` if one of them is wrong."""
+    declared = model.__dict__.get("_declared")
+    if declared is None:
+        declared = model._declared = _read_declarations(model)
+    assert isinstance(declared, _Declarations)
+    return declared
+
+
+def _read_declarations(model: type[Filters]) -> _Declarations:
+    """Find and check the declarations, and describe their fields."""
+    if model.model_config.get("extra") != "forbid":
+        raise TypeError(f"{model.__name__}: extra must be 'forbid', because other names would be ignored")
+    filters: dict[str, Filter | Condition] = {}
+    sorts: list[tuple[str, Sort]] = []
+    for name, field in model.model_fields.items():
+        marker = _find_marker(model, name, field)
+        match marker:
+            case Filter() | Condition():
+                filters[name] = marker
+            case Sort():
+                sorts.append((name, marker))
+            case _:
+                continue
+        if (fault := marker.find_fault(field.annotation)) is not None:
+            raise TypeError(f"{model.__name__}.{name}: {fault}")
+        if field.description is None:  # FastAPI reads it from here
+            field.description = marker.describe()
+    if len(sorts) > 1:
+        raise TypeError(f"{model.__name__} has more than one Sort: {', '.join(name for name, _ in sorts)}")
+    _reject_duplicates(model, filters)
+    return _Declarations(filters, sorts[0] if sorts else None)
+
+
+def _find_marker(model: type[Filters], name: str, field: FieldInfo) -> FilterMarker | None:
+    markers = [each for each in field.metadata if isinstance(each, FilterMarker)]
+    nested = [each for each in iterate_nested(field.annotation) if isinstance(each, FilterMarker)]
+    if nested:
+        raise TypeError(
+            f"{model.__name__}.{name}: {type(nested[0]).__name__} must be in the outermost Annotated, as in "
+            "Annotated[UUID | None, Filter(...)]"
+        )
+    if len(markers) > 1:
+        raise TypeError(f"{model.__name__}.{name} has {len(markers)} declarations: a field has one")
+    return markers[0] if markers else None
+
+
+def _reject_duplicates(model: type[Filters], filters: Mapping[str, Filter | Condition]) -> None:
+    """Raise `TypeError` if two fields are the same filter. One of them is probably a mistake."""
+    plain = [(name, each) for name, each in filters.items() if isinstance(each, Filter)]
+    for index, (name, each) in enumerate(plain):
+        for other_name, other in plain[:index]:
+            same = (each.operator, each.ignore_case, each.config) == (other.operator, other.ignore_case, other.config)
+            if same and each.column.compare(other.column):
+                raise TypeError(
+                    f"{model.__name__}.{name} is the same filter as {other_name}: {each.column} {each.operator}"
+                )
+
+
+def _reject_missing_tables(model: type[Filters], declared: _Declarations, statement: Select[Any]) -> None:
+    """Raise `ValueError` if a declared column belongs to a table that the statement doesn't select from."""
+    tables = {each for from_clause in statement.columns_clause_froms for each in _split_joins(from_clause)}
+    if all(each in tables for froms in declared.tables.values() for each in froms):
+        return
+    # It takes 0.3 ms to find the joins.
+    tables = {each for from_clause in statement.get_final_froms() for each in _split_joins(from_clause)}
+    for name, froms in declared.tables.items():
+        for each in froms:
+            if each not in tables:
+                raise ValueError(
+                    f"{model.__name__}.{name} needs {each.description}, which the statement doesn't select from: join "
+                    "it, or use Condition with any() or has()"
+                )
+
+
+def _split_joins(from_clause: FromClause) -> Iterator[FromClause]:
+    yield from_clause
+    if isinstance(from_clause, Join):
+        yield from _split_joins(from_clause.left)
+        yield from _split_joins(from_clause.right)

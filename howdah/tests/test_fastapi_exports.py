@@ -1,0 +1,199 @@
+"""Responses with any number of rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import socket
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, Executable, Float, Select, cast, func, literal, literal_column, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from howdah import AsyncRepository, Database, JsonView
+from howdah.fastapi import ExportFormat, ReadDbSession, describe_export, export_response, ndjson_response
+from howdah_tests.support.fastapi_apps import asgi_client, create_app, create_bare_app, http_client
+from howdah_tests.support.sample_models import Order, Status, User
+from howdah_tests.support.sample_rows import user_rows
+from howdah_tests.support.waiting import until
+
+MANY = 30_000  # rows of 1 KiB: more than the buffers hold between PostgreSQL and a client that has stopped reading
+
+
+class UserOut(BaseModel):
+    email: str
+    name: str
+
+
+def add_export(app: FastAPI, statement: Executable, **options: Any) -> FastAPI:
+    @app.get("/export", response_class=StreamingResponse, responses=describe_export(UserOut))
+    async def export(db: ReadDbSession, format: ExportFormat = ExportFormat.NDJSON) -> StreamingResponse:
+        return await export_response(db, statement, format, name="rows", **options)
+
+    return app
+
+
+def select_numbers(count: int) -> Select[Any]:
+    return select(func.repeat("x", 1_000).label("text"), func.generate_series(1, count).label("n"))
+
+
+async def test_rows_are_written_in_the_order_of_the_list_query(database: Database) -> None:
+    async with database.begin() as session:
+        await AsyncRepository(session, User).create_many(user_rows(700))
+    statement = select(User).order_by(User.name.desc())
+    app = add_export(create_bare_app(database), statement, columns=[User.id, User.email])
+    async with asgi_client(app) as client:
+        ndjson, table = await client.get("/export"), await client.get("/export?format=csv")
+        unknown = await client.get("/export?format=xml")
+    async with database.session() as session:
+        users = await AsyncRepository(session, User).list(statement.order_by(User.id.desc()), limit=None)
+    assert [json.loads(line) for line in ndjson.content.splitlines()] == [
+        {"id": str(user.id), "email": user.email} for user in users
+    ]
+    assert [row["email"] for row in csv.DictReader(io.StringIO(table.text, newline=""))] == [u.email for u in users]
+    assert ndjson.headers["content-disposition"] == 'attachment; filename="rows.ndjson"'
+    assert table.headers["content-type"] == "text/csv; charset=utf-8"
+    assert unknown.status_code == 422
+
+
+async def test_values_of_every_type_are_written_exactly_or_are_an_error(database: Database) -> None:
+    columns: dict[str, Any] = {
+        "time": literal(datetime(2026, 1, 1, 12, tzinfo=UTC)),
+        "number": literal(Decimal("1.10")),
+        "flag": literal(True),
+        "nothing": literal_column("NULL"),
+        "quoted": literal('a "b", c\r\nd'),
+        "status": literal(Status.PAID, Order.status.type),
+        "json": cast(literal('{"a": [1]}'), JSONB),
+    }
+    app = add_export(create_bare_app(database), select(*(value.label(name) for name, value in columns.items())))
+    async with asgi_client(app) as client:
+        [line] = (await client.get("/export")).text.splitlines()
+        [header, row] = csv.reader(io.StringIO((await client.get("/export?format=csv")).text, newline=""))
+    expected = {
+        "time": "2026-01-01T12:00:00Z",
+        "number": "1.10",
+        "flag": True,
+        "nothing": None,
+        "quoted": 'a "b", c\r\nd',
+        "status": "paid",
+    }
+    document = json.loads(line)
+    assert {name: document[name] for name in expected} == expected
+    assert row[:-1] == ["true" if each is True else "" if each is None else each for each in expected.values()]
+    assert header == [*columns]
+
+    values: list[ColumnElement[Any]] = [
+        cast(literal("NaN"), Float),
+        cast(literal("infinity"), Float),
+        func.decode("ff", "hex"),
+    ]
+    for value in values:
+        failing = add_export(create_bare_app(database), select(value.label("value")))
+        async with asgi_client(failing) as client:
+            assert (await client.get("/export")).status_code == 500
+
+
+async def test_an_export_without_rows_has_only_the_header_of_csv(database: Database) -> None:
+    app = add_export(create_bare_app(database), select(User.id, User.email))
+    async with asgi_client(app) as client:
+        assert (await client.get("/export")).content == b""
+        assert (await client.get("/export?format=csv")).text == "id,email\r\n"
+
+
+async def test_an_error_before_the_first_row_is_a_problem(database: Database) -> None:
+    app = add_export(create_bare_app(database), select(cast(literal("x"), JSONB).label("value")))
+    async with asgi_client(app) as client:
+        response = await client.get("/export")
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_wrong_file_name_is_an_error(database: Database) -> None:
+    async with database.session() as session:
+        with pytest.raises(ValueError, match="is not the name of a file"):
+            await export_response(session, select(User.id), ExportFormat.CSV, name='a"; x="')
+
+
+async def test_the_lines_of_a_view_are_a_response(database: Database) -> None:
+    async with database.begin() as session:
+        await AsyncRepository(session, User).create_many(user_rows(3))
+    app = create_bare_app(database)
+    async with JsonView(User, UserOut).open(database) as view:
+
+        @app.get("/view")
+        async def export() -> StreamingResponse:
+            return await ndjson_response(view.stream(select(User).order_by(User.email)), name="users")
+
+        async with asgi_client(app) as client:
+            response = await client.get("/view")
+    assert [json.loads(line).keys() for line in response.content.splitlines()] == [{"email", "name"}] * 3
+    assert response.headers["content-disposition"] == 'attachment; filename="users.ndjson"'
+
+
+async def is_idle(database: Database) -> bool:
+    return database.pool_status().in_use == 0
+
+
+def slow_client_of(client: httpx.AsyncClient) -> httpx.AsyncClient:
+    """A client with small buffers between itself and the service."""
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)]
+    return httpx.AsyncClient(
+        base_url=client.base_url, transport=httpx.AsyncHTTPTransport(socket_options=small), timeout=20
+    )
+
+
+async def read(parts: AsyncIterator[bytes]) -> int:
+    return sum([len(part) async for part in parts])
+
+
+@pytest.mark.parametrize("ending", ["slow", "disconnected", "failed", "complete"])
+async def test_an_export_that_ends_early_releases_its_connection_and_is_incomplete(
+    real_database: Database, ending: str
+) -> None:
+    """Control: a client that reads gets all rows."""
+    timeout = 0.3 if ending == "slow" else 60
+    app = add_export(create_app(real_database), select_numbers(MANY), send_timeout=timeout)
+    async with (
+        http_client(app) as client,
+        slow_client_of(client) as slow,
+        slow.stream("GET", "/export") as response,
+    ):
+        parts = response.aiter_raw()
+        first = await anext(parts)
+        if ending == "complete":
+            assert (len(first) + await read(parts)) > MANY * 1_000
+        elif ending == "disconnected":
+            await response.aclose()
+        else:
+            if ending == "failed":
+                async with real_database.engine.connect() as connection:
+                    await connection.execute(
+                        text("""
+                            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                            WHERE query LIKE '%repeat(%' AND pid <> pg_backend_pid()
+                              AND datname = current_database()
+                            """)
+                    )
+
+            async def is_released() -> bool:
+                return await is_idle(real_database)
+
+            if ending == "slow":
+                await until(is_released)
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                await read(parts)
+
+        async def is_released_at_the_end() -> bool:
+            return await is_idle(real_database)
+
+        await until(is_released_at_the_end)
