@@ -27,30 +27,31 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement, Table, delete, inspect, select
+from sqlalchemy import ColumnElement, Table, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
 
-from howdah._arrays import fits_in_array
 from howdah._keys import (
     build_key,
-    collect_keys,
     deduplicate,
     get_key_attributes,
     get_key_names,
     has_exact_keys,
     has_key_in,
-    normalize_keys,
 )
 from howdah._writes.columns import extract_keys, get_version_name, transpose_input_rows
 from howdah._writes.copying import MIN_COPY_ROWS, copy_rows
+from howdah._writes.deleting import count_deleted_rows, delete_rows, expunge_deleted
+from howdah._writes.inputs import check_update_values, collect_keys_of_rows, prepare_keys, reject_joined_tables
 from howdah._writes.inserting import find_present_keys, insert_rows
 from howdah._writes.references import SelfReference, find_self_references
 from howdah._writes.rejected_rows import write_or_locate_rejected_row
+from howdah._writes.results import InsertResult as InsertResult
+from howdah._writes.results import MatchResult as MatchResult
+from howdah._writes.results import UpsertResult as UpsertResult
 from howdah._writes.rows import (
     LIST_CHUNK_ROWS,
     InsertedRows,
@@ -69,44 +70,6 @@ from howdah.locking import Match, find_missing_keys, lock_cte, lock_matches
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
 Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
-
-
-@dataclass(frozen=True, slots=True)
-class InsertResult:
-    """The number of inserted rows, and their keys in the order of the input.
-
-    `keys` is empty if it wasn't requested.
-    """
-
-    count: int
-    keys: list[Any] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class MatchResult:
-    """The number of requested keys that have a row, and the keys without a row in the order of the input.
-
-    PostgreSQL decides which keys are equal. `update_by_key` and `delete_many` count each row once, even if it was
-    requested by two spellings of its key ('Abc' and 'ABC' in a citext column). `missing` has the keys as the caller has
-    spelled them.
-    """
-
-    count: int
-    missing: list[Any] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class UpsertResult:
-    """The number of input rows that were inserted, that changed an existing row, and that left it unchanged.
-
-    A row counts as `suppressed` if a BEFORE INSERT trigger returned NULL for it, and no existing row has its `on`
-    values. Such a row wasn't written.
-    """
-
-    created: int
-    updated: int
-    unchanged: int
-    suppressed: int = 0
 
 
 async def insert_many(
@@ -198,7 +161,7 @@ async def upsert_many(
     In a view, and before PostgreSQL 18 in a partitioned table, one statement locks the existing rows and another one
     updates them. BEFORE INSERT triggers can then run twice.
     """
-    _reject_joined_tables(model)
+    reject_joined_tables(model)
     if isinstance(on, str) or isinstance(update, str):
         raise TypeError("`on` and `update` must be lists of attribute names, not one name")
     names, version = get_key_names(model), get_version_name(model)
@@ -239,19 +202,17 @@ async def update_many(
 
     All rows must name the same attributes. `onupdate` columns and `version` are updated too. If the rows name their
     `version`, it must be the current one. Otherwise `StaleRow` is raised with the keys of the chunk's stale rows.
-    Arrays can't be set, nor columns whose type writes values by an SQL expression. Rows with the same key are written
-    one after the other.
+    Rows with the same key are written one after the other.
     """
-    _reject_joined_tables(model)
+    reject_joined_tables(model)
     count = 0
     missing: list[Any] = []
     async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
-                await lock_matches(session, model, _collect_all_keys(model, rows, len(chunk)))
+                await lock_matches(session, model, collect_keys_of_rows(model, rows, len(chunk)))
             values = normalize_changes(model, chunk, first=count)
             columns = transpose_input_rows(values, get_key_names(model), first=count)
-            _reject_non_array_columns(model, columns)
             # An invalid key raises its error here, with its position in the input.
             extract_keys(model, columns, first=count)
             write, positions = partial(update_rows, session, model), range(count, count + len(values))
@@ -270,7 +231,7 @@ async def update_by_key(
     There may be any number of keys; each counts once. The rows are locked in key order first. `onupdate` columns and
     `version` are updated too.
     """
-    _check_values(model, values)
+    check_update_values(model, values)
     is_exact = has_exact_keys(model)
 
     async def write(keys: Sequence[Any]) -> KeyMatches:
@@ -282,7 +243,7 @@ async def update_by_key(
             await execute_update(session, statement)
         return KeyMatches.from_matches(keys, matches)
 
-    keys, positions = _prepare_keys(model, ids)
+    keys, positions = prepare_keys(model, ids)
     if not keys:
         return MatchResult(0, [])
     async with session.begin_nested():
@@ -298,7 +259,7 @@ async def update_where(
 
     The rows are locked in key order first. `onupdate` columns and `version` are updated too.
     """
-    _check_values(model, values)
+    check_update_values(model, values)
     async with session.begin_nested():
         if not values:  # nothing to set, but the rows are locked and counted
             keys = lock_cte(model, criterion).keys
@@ -318,27 +279,22 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     There may be any number of keys; each counts once. The rows are locked in key order first. The cascades of the
     database apply. Those of the ORM don't.
     """
-    _reject_joined_tables(model)
+    reject_joined_tables(model)
     is_exact = has_exact_keys(model)
 
     async def write(keys: Sequence[Any]) -> tuple[list[Match], list[tuple[Any, Any]], list[Any]]:
         await session.flush()
         matches = [] if is_exact else await lock_matches(session, model, keys)
         objects = await find_objects(session, model, keys if is_exact else [match.key for match in matches])
-        same_row = lock_cte(model, has_key_in(model, keys)).same_row
-        statement = delete(model).where(*same_row).returning(*get_key_attributes(model))
-        deleted = [build_key(row) for row in await session.execute(statement, execution_options=UNSYNCHRONIZED)]
-        return matches, objects, deleted
+        return matches, objects, await delete_rows(session, model, has_key_in(model, keys))
 
-    keys, positions = _prepare_keys(model, ids)
+    keys, positions = prepare_keys(model, ids)
     if not keys:
         return MatchResult(0, [])
     async with session.begin_nested():
         matches, objects, deleted_keys = await write_or_locate_rejected_row(session, keys, write, positions)
     deleted = {*deleted_keys}
-    for instance, key in objects:
-        if key in deleted and instance in session:  # a cascade of another expunge may have removed it
-            session.expunge(instance)
+    expunge_deleted(session, objects, deleted)
     if is_exact:
         missing = [key for key in keys if key not in deleted] if len(deleted) < len(keys) else []
     else:
@@ -346,53 +302,22 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
     return MatchResult(len(deleted_keys), missing)
 
 
-def _reject_joined_tables(model: type[Any]) -> None:
-    tables = [str(table) for table in inspect(model).tables]
-    if len(tables) > 1:
-        raise TypeError(
-            f"{model.__name__} is stored in several tables ({', '.join(tables)}), which only insert_many can write: "
-            "change its rows one by one, through the session"
-        )
+async def delete_where(session: AsyncSession, model: type[ModelT], criterion: ColumnElement[bool]) -> int:
+    """Delete every row that the criterion finds. Returns the number of rows.
 
-
-def _check_values(model: type[Any], values: Mapping[str, Any]) -> None:
-    """Raise an error if an UPDATE of many rows can't set these values."""
-    _reject_joined_tables(model)
-    reject_non_columns(model, values)
-    if not {*get_key_names(model), get_version_name(model)}.isdisjoint(values):
-        raise ValueError(
-            f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(values)}"
-        )
-
-
-def _reject_non_array_columns(model: type[Any], names: Iterable[str]) -> None:
-    for name in names:
-        if not fits_in_array(inspect(model).columns[name]):
-            raise TypeError(
-                f"update_many can't set {model.__name__}.{name}, because it is an array or its type writes values by "
-                "an SQL expression: update such rows one by one"
-            )
-
-
-def _collect_all_keys(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:
-    """The keys of all rows of the input. The rows are normalized chunk by chunk, to bound the memory."""
-    keys: list[Any] = []
-    for first in range(0, len(rows), chunk_size):
-        part = normalize_changes(model, rows[first : first + chunk_size], first=first)
-        keys += extract_keys(model, transpose_input_rows(part, get_key_names(model), first=first), first=first)
-    return keys
-
-
-def _prepare_keys(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int]]:
-    """The keys to write, and the position of each in the input.
-
-    An exact key that occurs several times is returned once, with its first position. Other keys are all returned,
-    because only PostgreSQL knows which of them are equal.
+    The rows are locked in key order first. The cascades of the database apply. Those of the ORM don't.
     """
-    keys = normalize_keys(model, collect_keys(model, ids))
-    if not has_exact_keys(model) or len({*keys}) == len(keys):
-        return keys, range(len(keys))
-    positions: dict[Any, int] = {}
-    for position, key in enumerate(keys):
-        positions.setdefault(key, position)
-    return list(positions), list(positions.values())
+    reject_joined_tables(model)
+    async with session.begin_nested():
+        if not has_objects(session, model):
+            return await count_deleted_rows(session, model, criterion)
+        if has_exact_keys(model):
+            deleted = await delete_rows(session, model, criterion)
+            objects = await find_objects(session, model, deleted)
+        else:  # the session's objects must be found before their rows are deleted, because PostgreSQL compares the keys
+            locked = lock_cte(model, criterion).keys
+            keys = [build_key(row) for row in await session.execute(select(*locked.c))]
+            objects = await find_objects(session, model, keys)
+            deleted = await delete_rows(session, model, has_key_in(model, keys))
+    expunge_deleted(session, objects, {*deleted})
+    return len(deleted)

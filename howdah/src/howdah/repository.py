@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args, get_origin
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from sqlalchemy import BigInteger, ColumnElement, ScalarResult, Select, inspect, literal, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, QueryableAttribute, selectinload
+from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm.interfaces import LoaderOption
-from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
 from howdah._keys import (
@@ -24,15 +23,16 @@ from howdah._keys import (
     normalize_key,
     normalize_keys,
 )
+from howdah._reads.attributes import build_equality_conditions, reject_reserved_names
+from howdah._reads.loading import LoadOptions, add_load_options, build_collection_options, load_relationships
 from howdah._reads.page import Page
 from howdah._sqlalchemy import options_of
 from howdah._writes.rows import reject_unknown_names
-from howdah.errors import NotFound
+from howdah.errors import MultipleRowsFound, NotFound
 from howdah.locking import lock
 from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
-LoadOptions: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
 
 
 class AsyncRepository(Generic[ModelT]):
@@ -92,6 +92,26 @@ class AsyncRepository(Generic[ModelT]):
             raise NotFound(self.model, [id])
         return found
 
+    async def get_by(self, *, load: LoadOptions = (), **attributes: Any) -> ModelT | None:
+        """The object whose attributes have these values, or None. The value None means IS NULL.
+
+        PostgreSQL compares the values. Raises `MultipleRowsFound` if there are several rows, and `UnknownAttribute` for
+        a name that the model doesn't have. A related object can be passed, but a collection can't be compared.
+        """
+        reject_reserved_names(self.model, load=load)
+        matching = self._select_all().where(*build_equality_conditions(self.model, attributes)).limit(2)
+        found = (await self._fetch_objects(matching, load)).all()
+        if len(found) > 1:
+            raise MultipleRowsFound(self.model, [*attributes])
+        return found[0] if found else None
+
+    async def get_one_by(self, *, load: LoadOptions = (), **attributes: Any) -> ModelT:
+        """As `get_by`, but raises `NotFound` if there is no such row. Its text has the names, but not the values."""
+        found = await self.get_by(load=load, **attributes)
+        if found is None:
+            raise NotFound(self.model, [attributes])
+        return found
+
     async def get_by_ids(self, ids: Iterable[Any], *, load: LoadOptions = ()) -> list[ModelT]:
         """The objects with these keys, each once, in the order of the keys. Keys without a row are skipped.
 
@@ -106,7 +126,7 @@ class AsyncRepository(Generic[ModelT]):
             found = {get_key(row): row for row in rows}
             return [found[key] for key in keys if key in found]
         position, same_row = join_requested_keys(self.model, keys)
-        matching = self._add_load_options(self._select_all().add_columns(position).where(same_row), load)
+        matching = add_load_options(self._select_all().add_columns(position).where(same_row), load)
         matches = (await self.session.execute(matching)).unique().all()
         in_order = sorted(matches, key=lambda match: match[1])
         return [*{id(instance): instance for instance, _ in in_order}.values()]
@@ -147,7 +167,7 @@ class AsyncRepository(Generic[ModelT]):
         load: LoadOptions = (),
     ) -> Page[ModelT]:
         """One page by keyset pagination; see `howdah.pagination.paginate`."""
-        list_query = self._add_load_options(self._build_list_query(statement), load)
+        list_query = add_load_options(self._build_list_query(statement), load)
         return await paginate(self.session, list_query, limit=limit, after=after, before=before, count=count)
 
     async def count(self, statement: Select[Any] | None = None) -> int:
@@ -174,8 +194,8 @@ class AsyncRepository(Generic[ModelT]):
         options = [*options_of(list_query), *load]
         # A second option for the same relationship would conflict with the first.
         if not any(isinstance(option, LoaderOption) for option in options):
-            list_query = list_query.options(*_build_collection_options(list_query))
-        list_query = self._add_load_options(list_query, load).execution_options(yield_per=batch)
+            list_query = list_query.options(*build_collection_options(get_entity(list_query)))
+        list_query = add_load_options(list_query, load).execution_options(yield_per=batch)
         result = await self.session.stream_scalars(list_query)
         try:
             async for row in result:
@@ -183,12 +203,17 @@ class AsyncRepository(Generic[ModelT]):
         finally:
             await result.close()
 
-    async def create(self, **values: Any) -> ModelT:
-        """Create an object and flush. Raises `UnknownAttribute` before anything is sent, or a constraint's error."""
+    async def create(self, *, load: LoadOptions = (), **values: Any) -> ModelT:
+        """Create an object and flush. Raises `UnknownAttribute` before anything is sent, or a constraint's error.
+
+        With `load`, one more statement reads the row, and one each relationship.
+        """
+        reject_reserved_names(self.model, load=load)
         reject_unknown_names(self.model, values)
         instance = self.model(**values)
         self.session.add(instance)
         await self.session.flush()
+        await load_relationships(self.session, instance, load)
         return instance
 
     async def create_many(
@@ -197,17 +222,19 @@ class AsyncRepository(Generic[ModelT]):
         """Insert mappings, Pydantic models, dataclasses or mapped objects; see `howdah.bulk.insert_many`."""
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
 
-    async def update(self, instance: ModelT, **values: Any) -> ModelT:
-        """Set attributes of the object and flush.
+    async def update(self, instance: ModelT, *, load: LoadOptions = (), **values: Any) -> ModelT:
+        """Set attributes of the object and flush. `load` is that of `create`.
 
         Raises `UnknownAttribute` before any attribute is set. Raises `StaleRow` if the model is `Versioned` and the row
         has another version. Raises `InvalidRequestError` for an object that isn't in the repository's session.
         """
         self._reject_foreign(instance)
+        reject_reserved_names(type(instance), load=load)
         reject_unknown_names(type(instance), values)
         for name, value in values.items():
             setattr(instance, name, value)
         await self.session.flush()
+        await load_relationships(self.session, instance, load)
         return instance
 
     async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.MatchResult:
@@ -243,6 +270,10 @@ class AsyncRepository(Generic[ModelT]):
         """Delete the rows with these keys; see `howdah.bulk.delete_many`."""
         return await bulk.delete_many(self.session, self.model, ids)
 
+    async def delete_where(self, criterion: ColumnElement[bool]) -> int:
+        """Delete every row that the criterion finds; see `howdah.bulk.delete_where`."""
+        return await bulk.delete_where(self.session, self.model, criterion)
+
     async def lock(self, ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False) -> dict[Any, ModelT]:
         """Lock the rows in key order and refresh the objects; see `howdah.locking.lock`."""
         return await lock(self.session, self.model, ids, nowait=nowait, skip_locked=skip_locked)
@@ -268,20 +299,5 @@ class AsyncRepository(Generic[ModelT]):
             raise ValueError(f"this repository reads {self.model.__name__}: pass a select({self.model.__name__})")
         return statement
 
-    def _add_load_options(self, statement: Select[Any], load: LoadOptions) -> Select[Any]:
-        options = (selectinload(each) if isinstance(each, QueryableAttribute) else each for each in load)
-        return statement.options(*options)
-
     async def _fetch_objects(self, statement: Select[Any], load: LoadOptions) -> ScalarResult[ModelT]:
-        return (await self.session.scalars(self._add_load_options(statement, load))).unique()
-
-
-def _build_collection_options(statement: Select[Any]) -> Iterator[ExecutableOption]:
-    """`selectinload` for each collection that the mapping loads by a join.
-
-    With a join, the rows of one object could be in two batches.
-    """
-    entity = get_entity(statement)
-    for relationship in inspect(entity).mapper.relationships:
-        if relationship.uselist and relationship.lazy in ("joined", False):
-            yield selectinload(getattr(entity, relationship.key))
+        return (await self.session.scalars(add_load_options(statement, load))).unique()
