@@ -3,7 +3,7 @@
 from howdah import bulk
 from howdah._reads.page import Page
 from howdah._types.times import INFINITY, MINUS_INFINITY
-from howdah.bulk import InsertResult, MatchResult, UpsertResult
+from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel, PoolStatus

@@ -49,9 +49,7 @@ from howdah._writes.inputs import check_update_values, collect_keys_of_rows, pre
 from howdah._writes.inserting import find_present_keys, insert_rows
 from howdah._writes.references import SelfReference, find_self_references
 from howdah._writes.rejected_rows import write_or_locate_rejected_row
-from howdah._writes.results import InsertResult as InsertResult
-from howdah._writes.results import MatchResult as MatchResult
-from howdah._writes.results import UpsertResult as UpsertResult
+from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah._writes.rows import (
     LIST_CHUNK_ROWS,
     InsertedRows,

@@ -27,6 +27,7 @@ from howdah._reads.attributes import build_equality_conditions, reject_reserved_
 from howdah._reads.loading import LoadOptions, add_load_options, build_collection_options, load_relationships
 from howdah._reads.page import Page
 from howdah._sqlalchemy import options_of
+from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah._writes.rows import reject_unknown_names
 from howdah.errors import MultipleRowsFound, NotFound
 from howdah.locking import lock
@@ -216,9 +217,7 @@ class AsyncRepository(Generic[ModelT]):
         await load_relationships(self.session, instance, load)
         return instance
 
-    async def create_many(
-        self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True
-    ) -> bulk.InsertResult:
+    async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> InsertResult:
         """Insert mappings, Pydantic models, dataclasses or mapped objects; see `howdah.bulk.insert_many`."""
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
 
@@ -237,7 +236,7 @@ class AsyncRepository(Generic[ModelT]):
         await load_relationships(self.session, instance, load)
         return instance
 
-    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.MatchResult:
+    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> MatchResult:
         """Update each row to its own values. A row names its key; see `howdah.bulk.update_many`."""
         return await bulk.update_many(self.session, self.model, rows, chunk_size=chunk_size)
 
@@ -252,7 +251,7 @@ class AsyncRepository(Generic[ModelT]):
         on: Sequence[str] | None = None,
         update: Sequence[str] | None = None,
         chunk_size: int | None = None,
-    ) -> bulk.UpsertResult:
+    ) -> UpsertResult:
         """Insert rows, or update the existing ones; see `howdah.bulk.upsert_many`."""
         return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)
 
@@ -266,7 +265,7 @@ class AsyncRepository(Generic[ModelT]):
         await self.session.delete(instance)
         await self.session.flush()
 
-    async def delete_many(self, ids: Iterable[Any]) -> bulk.MatchResult:
+    async def delete_many(self, ids: Iterable[Any]) -> MatchResult:
         """Delete the rows with these keys; see `howdah.bulk.delete_many`."""
         return await bulk.delete_many(self.session, self.model, ids)
 
