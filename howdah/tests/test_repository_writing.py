@@ -221,11 +221,11 @@ async def test_nothing_is_committed(committed_database: Database) -> None:
 
 async def test_methods_for_many_rows_call_the_bulk_functions(users: UserRepository) -> None:
     created = await users.create_many(user_rows(3))
-    assert isinstance(created, bulk.InsertResult)
+    assert isinstance(created, InsertResult)
     matched = await users.update_many([{"id": created.keys[0], "age": 70}], chunk_size=1)
     assert (matched.count, matched.missing) == (1, [])
     upserted = await users.upsert_many([{"email": "user0@example.org", "age": 71, "name": "N"}], on=["email"])
-    assert upserted == bulk.UpsertResult(0, 1, 0)
+    assert upserted == UpsertResult(0, 1, 0)
     assert (await users.get_one(created.keys[0])).age == 71
     assert (await users.delete_many(created.keys)).count == 3
     assert (await users.create_many(user_rows(3), keys=False)).keys == []

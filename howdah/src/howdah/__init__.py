@@ -44,7 +44,7 @@ from howdah.errors import (
     UnknownAttribute,
     ViewCompileError,
 )
-from howdah.locking import lock
+from howdah.locking import lock, lock_next
 from howdah.models import (
     NAMING_CONVENTION,
     AwareDateTime,
@@ -124,6 +124,7 @@ __all__ = [
     "advisory_lock",
     "bulk",
     "lock",
+    "lock_next",
     "paginate",
     "run_transaction",
     "savepoint",

@@ -30,9 +30,9 @@ from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement, Table, inspect, select
+from sqlalchemy import ColumnElement, Table, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, QueryableAttribute
 
 from howdah._keys import (
     build_key,
@@ -43,26 +43,33 @@ from howdah._keys import (
     has_key_in,
 )
 from howdah._writes.columns import extract_keys, get_version_name, transpose_input_rows
+from howdah._writes.conflict_targets import ConflictOn, explain_missing_index
 from howdah._writes.copying import MIN_COPY_ROWS, copy_rows
 from howdah._writes.deleting import count_deleted_rows, delete_rows, expunge_deleted
-from howdah._writes.inputs import check_update_values, collect_keys_of_rows, prepare_keys, reject_joined_tables
+from howdah._writes.inputs import (
+    check_update_values,
+    check_upsert,
+    collect_keys_of_rows,
+    prepare_keys,
+    reject_joined_tables,
+)
 from howdah._writes.inserting import find_present_keys, insert_rows
+from howdah._writes.links import Pairs, find_link_table, get_association_table
 from howdah._writes.references import SelfReference, find_self_references
 from howdah._writes.rejected_rows import write_or_locate_rejected_row
-from howdah._writes.results import InsertResult, MatchResult, UpsertResult
+from howdah._writes.results import InsertResult, MatchResult, UpsertCounts, UpsertResult
 from howdah._writes.rows import (
     LIST_CHUNK_ROWS,
     InsertedRows,
     find_names_to_update,
     normalize_changes,
     normalize_rows,
-    reject_non_columns,
     split_into_chunks,
 )
 from howdah._writes.session_objects import find_objects, has_objects, refresh_objects
 from howdah._writes.tables import map_table
 from howdah._writes.updating import UNSYNCHRONIZED, KeyMatches, build_update, execute_update, update_rows
-from howdah._writes.upserting import Upsert, UpsertCounts
+from howdah._writes.upserting import Upsert
 from howdah.locking import Match, find_missing_keys, lock_cte, lock_matches
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -72,7 +79,7 @@ Rows: TypeAlias = Iterable[object] | AsyncIterable[object]
 
 async def insert_many(
     session: AsyncSession,
-    model: type[ModelT] | Table,
+    model: type[ModelT] | Table | QueryableAttribute[Any],
     rows: Rows,
     *,
     chunk_size: int | None = None,
@@ -85,8 +92,8 @@ async def insert_many(
     memory. Values are read from mapped objects, but the objects aren't added to the session. Joined-table inheritance
     is supported. Every row is written as a `model`, not as a subclass of it.
 
-    `model` may be a `Table`, such as the `secondary` of a relationship. Rows then name columns by their `key`. The keys
-    of a table without a primary key aren't returned.
+    `model` may be a `Table`, or a many-to-many relationship, such as `Post.tags`, for its association table. Rows then
+    name columns by their `key`. The keys of a table without a primary key aren't returned.
 
     Rows that a BEFORE INSERT trigger suppresses aren't counted, and the result has no key for them. There is one
     exception: if the rows name their keys and the trigger suppresses a row because its key exists, that row is counted.
@@ -94,6 +101,8 @@ async def insert_many(
     A row may refer to any other row of its chunk by a foreign key that the model declares. The order of these rows
     doesn't matter. A reference to a row of a later chunk raises `ForeignKeyViolation`.
     """
+    if isinstance(model, QueryableAttribute):
+        model = get_association_table(model)
     if isinstance(model, Table):
         mapped: type[Any] = map_table(model)
         keys = keys and bool(model.primary_key.columns)
@@ -142,15 +151,20 @@ async def upsert_many(
     model: type[ModelT],
     rows: Rows,
     *,
-    on: Sequence[str] | None = None,
+    on: ConflictOn | None = None,
     update: Sequence[str] | None = None,
     chunk_size: int | None = None,
 ) -> UpsertResult:
     """Insert the rows. If a row with the same `on` attributes exists, set the `update` attributes on it instead.
 
-    `on` defaults to the key. There must be a unique constraint or index on these attributes. A row with NULL in one of
-    them is always inserted. `update` defaults to all attributes that the rows name, except `on` and the key. The key
-    never changes. With `update=[]` existing rows stay unchanged.
+    `on` defaults to the key. It is a list of attributes that have a unique constraint or index, or such a constraint or
+    index itself, by its name or as an object. An index may be partial or have expressions. A row with NULL in a unique
+    column is always inserted, unless NULLs aren't distinct in the index. `update` defaults to all attributes that the
+    rows name, except `on` and the key. The key never changes. With `update=[]` existing rows stay unchanged.
+
+    A partial index finds only rows that meet its predicate. For a partial index, or one with expressions, one more
+    statement finds the equal rows of the input; if the table has BEFORE INSERT triggers, the rows are written one by
+    one.
 
     If the existing row has the same values, byte for byte, it isn't written, and its `updated_at` and `version` don't
     change. All rows must name the same attributes. They can't name `version`. If several rows of the input have the
@@ -159,38 +173,58 @@ async def upsert_many(
     In a view, and before PostgreSQL 18 in a partitioned table, one statement locks the existing rows and another one
     updates them. BEFORE INSERT triggers can then run twice.
     """
-    reject_joined_tables(model)
-    if isinstance(on, str) or isinstance(update, str):
-        raise TypeError("`on` and `update` must be lists of attribute names, not one name")
     names, version = get_key_names(model), get_version_name(model)
-    target = names if on is None else tuple(on)
-    if not target:
-        raise ValueError("`on` must name at least one attribute: leave it out to find rows by their key")
-    if inspect(model).local_table.description == "excluded":
-        raise TypeError(
-            "upsert_many can't write to a table named `excluded`: PostgreSQL uses that name for the new row"
-        )
-    reject_non_columns(model, (*target, *(update or ())))
-    if update is not None and not {*target, *names, version}.isdisjoint(update):
-        raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(update)}")
+    target = check_upsert(model, on, update)
     count, total = 0, UpsertCounts()
     async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             values = normalize_rows(model, chunk, first=count)
-            if version in transpose_input_rows(values, (*target, *(update or ())), first=count):
+            if version in transpose_input_rows(values, (*target.names, *(update or ())), first=count):
                 raise ValueError(f"upsert_many can't check a version: leave {version} out of the rows")
             if update is None:
                 set_names = find_names_to_update(model, chunk, values, first=count)
-                update_names = [name for name in set_names if name not in (*target, *names)]
+                update_names = [name for name in set_names if name not in (*target.names, *names)]
             else:
                 update_names = list(update)
             upsert = Upsert(session, model, target, update_names, returns_keys=has_objects(session, model))
             positions = range(count, count + len(values))
-            counts = await write_or_locate_rejected_row(session, values, upsert.write, positions)
+            with explain_missing_index(model, target):
+                counts = await write_or_locate_rejected_row(session, values, upsert.write, positions)
             await refresh_objects(session, model, counts.changed_keys)
             total, count = total + counts, count + len(values)
     unchanged = count - total.created - total.updated - total.suppressed
     return UpsertResult(total.created, total.updated, unchanged, total.suppressed)
+
+
+async def link(session: AsyncSession, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
+    """Insert links into the association table of a many-to-many relationship. Returns the number of new links.
+
+    `link(session, Post.tags, [(post.id, tag.id), ...])`: each pair has the key of a row of the relationship's own
+    model, then the key of a row of the other one. Links that exist stay unchanged. The table's other columns get their
+    defaults; to write them, use `insert_many(session, Post.tags, rows)`. The links need a unique constraint. A key
+    without a row raises `ForeignKeyViolation`, and nothing is written.
+
+    Loaded collections of this relationship are expired in the session, so they must be loaded again.
+    """
+    table = find_link_table(relationship)
+    await session.flush()
+    result = await upsert_many(session, table.model, table.build_rows(pairs), on=table.names, update=[])
+    table.expire_collections(session)
+    return result.created
+
+
+async def unlink(session: AsyncSession, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
+    """Delete links from the association table of a many-to-many relationship. Returns the number of deleted links.
+
+    The pairs are those of `link`. Links that don't exist are ignored. Collections are expired as by `link`.
+    """
+    table = find_link_table(relationship)
+    count = 0
+    async with session.begin_nested(), aclosing(split_into_chunks(table.build_rows(pairs))) as chunks:
+        async for chunk in chunks:
+            count += await count_deleted_rows(session, table.model, table.match(chunk))
+    table.expire_collections(session)
+    return count
 
 
 async def update_many(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from sqlalchemy import BigInteger, ColumnElement, ScalarResult, Select, inspect, literal, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, QueryableAttribute
 from sqlalchemy.orm.interfaces import LoaderOption
 
 from howdah import bulk
@@ -27,10 +27,13 @@ from howdah._reads.attributes import build_equality_conditions, reject_reserved_
 from howdah._reads.loading import LoadOptions, add_load_options, build_collection_options, load_relationships
 from howdah._reads.page import Page
 from howdah._sqlalchemy import options_of
+from howdah._writes.conflict_targets import ConflictOn
+from howdah._writes.links import Pairs
 from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah._writes.rows import reject_unknown_names
+from howdah._writes.single_row import check_unique_attributes, insert_or_find, upsert_row
 from howdah.errors import MultipleRowsFound, NotFound
-from howdah.locking import lock
+from howdah.locking import lock, lock_next
 from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -217,6 +220,25 @@ class AsyncRepository(Generic[ModelT]):
         await load_relationships(self.session, instance, load)
         return instance
 
+    async def get_or_create(
+        self, *, defaults: Mapping[str, Any] | None = None, load: LoadOptions = (), **attributes: Any
+    ) -> tuple[ModelT, bool]:
+        """The object whose attributes have these values, and whether it was created, with `defaults` in addition.
+
+        The model must declare a unique constraint on exactly these attributes; otherwise `ValueError` is raised. So
+        concurrent calls create one row, and all of them return it. At REPEATABLE READ and SERIALIZABLE a concurrent
+        call can raise `SerializationFailure`. Attributes are columns. The constructor isn't called.
+        """
+        values = defaults or {}
+        reject_reserved_names(self.model, load=load, defaults=defaults)
+        check_unique_attributes(self.model, attributes, values)
+        found = await self.get_by(load=load, **attributes)
+        if found is not None:
+            return found, False
+        instance, is_new = await insert_or_find(self.session, self.model, attributes, values)
+        await load_relationships(self.session, instance, load)
+        return instance, is_new
+
     async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> InsertResult:
         """Insert mappings, Pydantic models, dataclasses or mapped objects; see `howdah.bulk.insert_many`."""
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
@@ -244,11 +266,30 @@ class AsyncRepository(Generic[ModelT]):
         """Set the same values on every row that the criterion finds; see `howdah.bulk.update_where`."""
         return await bulk.update_where(self.session, self.model, criterion, values)
 
+    async def upsert(
+        self,
+        row: object,
+        *,
+        on: ConflictOn | None = None,
+        update: Sequence[str] | None = None,
+        load: LoadOptions = (),
+    ) -> tuple[ModelT, bool]:
+        """Insert one row, or update the existing one. Returns its object, and whether it is new.
+
+        The row, `on` and `update` are those of `howdah.bulk.upsert_many`. One statement is sent. If the existing row
+        has the same values, it isn't written, and a second statement reads it. Raises `NotFound` if a trigger has
+        suppressed the row. Views, and partitioned tables before PostgreSQL 18, are rejected by the database: use
+        `upsert_many`.
+        """
+        instance, is_new = await upsert_row(self.session, self.model, row, on, update)
+        await load_relationships(self.session, instance, load)
+        return instance, is_new
+
     async def upsert_many(
         self,
         rows: bulk.Rows,
         *,
-        on: Sequence[str] | None = None,
+        on: ConflictOn | None = None,
         update: Sequence[str] | None = None,
         chunk_size: int | None = None,
     ) -> UpsertResult:
@@ -276,6 +317,18 @@ class AsyncRepository(Generic[ModelT]):
     async def lock(self, ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False) -> dict[Any, ModelT]:
         """Lock the rows in key order and refresh the objects; see `howdah.locking.lock`."""
         return await lock(self.session, self.model, ids, nowait=nowait, skip_locked=skip_locked)
+
+    async def lock_next(self, limit: int, statement: Select[Any] | None = None) -> Sequence[ModelT]:
+        """Lock at most `limit` rows that nobody has locked, in the order of the statement; see `howdah.lock_next`."""
+        return await lock_next(self.session, self._build_list_query(statement), limit)
+
+    async def link(self, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
+        """Link rows by a many-to-many relationship; see `howdah.bulk.link`."""
+        return await bulk.link(self.session, relationship, pairs)
+
+    async def unlink(self, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
+        """Remove links of a many-to-many relationship; see `howdah.bulk.unlink`."""
+        return await bulk.unlink(self.session, relationship, pairs)
 
     def _reject_foreign(self, instance: ModelT) -> None:
         if not isinstance(instance, self.model):

@@ -9,6 +9,7 @@ from sqlalchemy import inspect
 
 from howdah._keys import collect_keys, get_key_names, has_exact_keys, normalize_keys
 from howdah._writes.columns import extract_keys, get_version_name, transpose_input_rows
+from howdah._writes.conflict_targets import ConflictOn, ConflictTarget, resolve_conflict_target
 from howdah._writes.rows import normalize_changes, reject_non_columns
 
 
@@ -30,6 +31,21 @@ def check_update_values(model: type[Any], values: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(values)}"
         )
+
+
+def check_upsert(model: type[Any], on: ConflictOn | None, update: Sequence[str] | None) -> ConflictTarget:
+    """Raise an error if an upsert can't use these arguments, and return the target that `on` names."""
+    reject_joined_tables(model)
+    if isinstance(update, str):
+        raise TypeError("`update` must be a list of attribute names, not one name")
+    if inspect(model).local_table.description == "excluded":
+        raise TypeError("an upsert can't write to a table named `excluded`: PostgreSQL uses that name for the new row")
+    target = resolve_conflict_target(model, on)
+    reject_non_columns(model, update or ())
+    fixed = {*get_key_names(model), get_version_name(model), *(target.names if target.is_plain else ())}
+    if update is not None and not fixed.isdisjoint(update):
+        raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(update)}")
+    return target
 
 
 def collect_keys_of_rows(model: type[Any], rows: Sequence[object], chunk_size: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The results of bulk writes."""
+"""The results of bulk writes, and the counts from which they are made."""
 
 from __future__ import annotations
 
@@ -42,3 +42,24 @@ class UpsertResult:
     updated: int
     unchanged: int
     suppressed: int = 0
+
+
+@dataclass
+class UpsertCounts:
+    """The number of rows that were inserted, that changed an existing row, and that a trigger suppressed.
+
+    `changed_keys` are the keys of the changed rows, if they were requested.
+    """
+
+    created: int = 0
+    updated: int = 0
+    suppressed: int = 0
+    changed_keys: list[Any] = field(default_factory=list)
+
+    def __add__(self, other: UpsertCounts) -> UpsertCounts:
+        return UpsertCounts(
+            self.created + other.created,
+            self.updated + other.updated,
+            self.suppressed + other.suppressed,
+            self.changed_keys + other.changed_keys,
+        )
