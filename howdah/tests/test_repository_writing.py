@@ -15,11 +15,11 @@ from howdah import (
     AsyncRepository,
     Database,
     ForeignKeyViolation,
+    InsertResult,
     NotNullViolation,
     StaleRow,
     UniqueViolation,
     UnknownAttribute,
-    bulk,
 )
 from howdah.testing import assert_statements
 from howdah_tests.support.reference_repository import ReferenceRepository

@@ -20,10 +20,13 @@ def build_equality_conditions(model: type[Any], values: Mapping[str, Any]) -> li
     if not values:
         raise TypeError(f"name at least one attribute of {model.__name__}, with the value to search for")
     known = _get_comparable_names(model)
-    for name in values:
-        if name not in known:
-            raise UnknownAttribute(model, name, sorted(known))
-    return [getattr(model, name) == value for name, value in values.items()]
+    conditions: list[ColumnElement[bool]] = []
+    for name, value in values.items():
+        condition: Any = getattr(model, name) == value if name in known else None
+        if not isinstance(condition, ColumnElement):  # a hybrid property may have no SQL expression
+            raise UnknownAttribute(model, name, sorted(known - {name}))
+        conditions.append(condition)
+    return conditions
 
 
 def _get_comparable_names(model: type[Any]) -> set[str]:

@@ -26,14 +26,20 @@ def add_load_options(statement: Select[Any], load: LoadOptions) -> Select[Any]:
 async def load_relationships(session: AsyncSession, instance: object, load: LoadOptions) -> None:
     """Load these relationships of an object whose row was written. Those that it has already are loaded again.
 
-    One statement reads the object's row, and one more is sent for each relationship.
+    One statement reads the object's row, and one more is sent for each relationship. If `load` has a loader option, all
+    other relationships of the object are expired too.
     """
     if not load:
         return
+    named = {each.key for each in load if isinstance(each, QueryableAttribute)}
+    relationships = inspect(instance).mapper.relationships.keys() if len(named) < len(load) else named
+    loaded = [name for name in relationships if name in inspect(instance).dict]
+    if loaded:  # an empty list would expire all attributes
+        session.expire(instance, loaded)
     model, key = type(instance), inspect(instance).identity
     conditions = (column == value for column, value in zip(get_key_attributes(model), key, strict=True))
     statement = add_load_options(select(model).where(*conditions), load)
-    found = (await session.scalars(statement, execution_options={"populate_existing": True})).unique().one_or_none()
+    found = (await session.scalars(statement)).unique().one_or_none()
     if found is None:
         raise NotFound(model, [build_key(key)])
     if found is not instance:

@@ -15,6 +15,7 @@ from howdah._keys import normalize_key
 from howdah._sqlalchemy import reverse_relationships_of
 from howdah._writes.conflict_targets import has_unique_constraint
 from howdah._writes.tables import map_table
+from howdah.errors import InvalidValue
 
 Pairs: TypeAlias = Iterable[tuple[Any, Any]] | AsyncIterable[tuple[Any, Any]]
 
@@ -41,7 +42,9 @@ class LinkTable:
             try:
                 own_key, other_key = pair
                 values = (*_to_values(normalize_key(own, own_key)), *_to_values(normalize_key(other, other_key)))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, InvalidValue) as error:
+                if isinstance(error, InvalidValue):
+                    error.row_index = position
                 error.add_note(f"in pair {position} of the input, counted from 0: it must be a tuple of two keys")
                 raise
             yield dict(zip(self.names, values, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, bindparam, inspect, select
+from sqlalchemy import Column, ColumnElement, bindparam, inspect, select
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import DBAPIError
@@ -85,8 +85,10 @@ def check_unique_attributes(model: type[Any], attributes: Mapping[str, Any], def
 async def _insert_or_find(session: AsyncSession, upsert: Upsert, values: dict[str, Any]) -> tuple[Any, bool]:
     await session.flush()
     statement = _build_statement(upsert)
+    keys = get_key_names(upsert.model)
+    row = {name: value for name, value in values.items() if value is not None or name not in keys}
     for _ in range(_MAX_ATTEMPTS):
-        returned = await _write(session, upsert, statement, values)
+        returned = await _write(session, upsert, statement, row)
         instance = await _find(session, upsert, values) if returned is None else returned[0]
         if instance is not None:
             await _refresh_other_objects(session, upsert.model, instance)
@@ -110,7 +112,10 @@ async def _write(
 ) -> tuple[Any, bool] | None:
     """Write the row. Returns its object and whether it is new, or None if nothing was written."""
     model = upsert.model
-    is_complete = depends_on_own_row_only(inspect(model))
+    mapper = inspect(model)
+    # SQLAlchemy leaves SQL expressions out of RETURNING.
+    has_expressions = any(not isinstance(each.columns[0], Column) for each in mapper.column_attrs)
+    is_complete = depends_on_own_row_only(mapper) and not has_expressions
     returned = (model,) if is_complete else get_key_attributes(model)
     is_new = await upsert.build_is_new()
     options = {**_REFRESH, "render_nulls": True}
@@ -121,7 +126,7 @@ async def _write(
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) in NO_SYSTEM_COLUMN:
             error.add_note(
-                f"{inspect(model).local_table} is a view or a partitioned table, for which this version of PostgreSQL "
+                f"{mapper.local_table} is a view or a partitioned table, for which this version of PostgreSQL "
                 "doesn't tell whether a row is new: use upsert_many"
             )
         raise
