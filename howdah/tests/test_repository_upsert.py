@@ -90,7 +90,7 @@ async def test_an_unchanged_row_is_not_written_but_read(pages: AsyncRepository[P
 async def test_only_one_statement_is_sent_and_no_savepoint(session: AsyncSession) -> None:
     """Control: `upsert_many` opens savepoints."""
     savepoints: list[str] = []
-    engine = session.get_bind().engine
+    engine = (await session.connection()).sync_engine  # the fixture's session begins with a savepoint
     event.listen(engine, "savepoint", lambda _, name: savepoints.append(name))
     with assert_statements(session, 1):
         await AsyncRepository(session, Seat).upsert({"row": "A", "number": 1, "taken_by": None})

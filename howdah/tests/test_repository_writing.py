@@ -20,6 +20,7 @@ from howdah import (
     StaleRow,
     UniqueViolation,
     UnknownAttribute,
+    UpsertResult,
 )
 from howdah.testing import assert_statements
 from howdah_tests.support.reference_repository import ReferenceRepository
@@ -40,7 +41,8 @@ async def test_create_inserts_a_row_with_its_defaults_in_one_statement(users: Us
 async def test_an_unknown_attribute_is_rejected_before_anything_is_sent(users: UserRepository, name: str) -> None:
     """Fault 10."""
     with assert_statements(users.session, 0), pytest.raises(UnknownAttribute, match=f"attribute {name!r}") as caught:
-        await users.create(**{"email": "a@example.org", "name": "A", name: "x"})
+        values: dict[str, Any] = {"email": "a@example.org", "name": "A", name: "x"}
+        await users.create(**values)
     assert (caught.value.model, caught.value.attribute) == (User, name)
     assert not users.session.new
 
@@ -62,8 +64,9 @@ async def test_attributes_that_the_database_or_a_method_computes_cannot_be_set(
     session: AsyncSession, name: str
 ) -> None:
     repository: AsyncRepository[Any] = AsyncRepository(session, User if name == "name_length" else Specimen)
+    values: dict[str, Any] = {name: 1}
     with pytest.raises(UnknownAttribute):
-        await repository.create(**{name: 1})
+        await repository.create(**values)
 
 
 async def test_a_view_only_relationship_cannot_be_set(session: AsyncSession) -> None:
