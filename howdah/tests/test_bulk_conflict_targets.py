@@ -58,7 +58,8 @@ async def members(session: AsyncSession) -> AsyncRepository[Member]:
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
     for index in table.indexes:
         await session.execute(text(f"DROP INDEX {index.name}"))
-    await session.execute(text("ALTER TABLE members DROP CONSTRAINT uq_members_parent"))
+    for constraint in ("uq_members_parent", "uq_members_deferrable"):
+        await session.execute(text(f"ALTER TABLE members DROP CONSTRAINT {constraint}"))
     return AsyncRepository(session, Member)
 
 
@@ -78,10 +79,9 @@ async def test_an_index_on_an_expression_finds_the_rows(members: AsyncRepository
     assert await members.upsert_many(first, on=on) == UpsertResult(25, 0, 0)
     again = [{"team": 1, "email": f"uSER{n}@x", "value": n * (n % 2)} for n in range(30)]
     assert await members.upsert_many(again, on=on) == UpsertResult(5, 12, 13)
-    assert (await rows(members, Member.email, Member.value, Member.version))[2:4] == [
-        ("User2@x", 0, 2),
-        ("User3@x", 3, 1),
-    ]
+    found = await rows(members, Member.email, Member.value, Member.version)
+    assert {("User2@x", 0, 2), ("User3@x", 3, 1)} <= {*found}
+    assert len(found) == 30
 
 
 async def test_equal_rows_of_the_input_are_written_one_after_the_other(members: AsyncRepository[Member]) -> None:
@@ -90,7 +90,7 @@ async def test_equal_rows_of_the_input_are_written_one_after_the_other(members: 
     chosen = random.Random(5)
     several = [
         {"team": chosen.randrange(2), "email": chosen.choice(["a", "A", "b", "B", "c"]), "value": chosen.randrange(3)}
-        for _ in range(200)
+        for _ in range(60)
     ]
     result = await members.upsert_many(several, on=BY_EMAIL)
     together = await rows(members, Member.team, Member.email, Member.value, Member.version)

@@ -40,8 +40,8 @@ async def test_create_inserts_a_row_with_its_defaults_in_one_statement(users: Us
 @pytest.mark.parametrize("name", ["emial", "metadata", "registry", "_sa_instance_state", "__dict__", "shout", "get"])
 async def test_an_unknown_attribute_is_rejected_before_anything_is_sent(users: UserRepository, name: str) -> None:
     """Fault 10."""
+    values: dict[str, Any] = {"email": "a@example.org", "name": "A", name: "x"}
     with assert_statements(users.session, 0), pytest.raises(UnknownAttribute, match=f"attribute {name!r}") as caught:
-        values: dict[str, Any] = {"email": "a@example.org", "name": "A", name: "x"}
         await users.create(**values)
     assert (caught.value.model, caught.value.attribute) == (User, name)
     assert not users.session.new
