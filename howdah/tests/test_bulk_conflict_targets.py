@@ -137,11 +137,10 @@ async def test_an_operator_expression_and_nulls_that_are_not_distinct(members: A
 
 
 async def test_a_constraint_can_be_named(session: AsyncSession) -> None:
-    rows = user_rows(3)
-    for on in (
-        "uq_users_email",
-        next(each for each in User.__table__.constraints if isinstance(each, UniqueConstraint)),
-    ):  # type: ignore[attr-defined]
+    rows, table = user_rows(3), User.metadata.tables["users"]
+    (constraint,) = (each for each in table.constraints if isinstance(each, UniqueConstraint))
+    targets: tuple[str | UniqueConstraint, ...] = ("uq_users_email", constraint)
+    for on in targets:
         await bulk.upsert_many(session, User, rows, on=on)
     assert await bulk.upsert_many(session, User, [{**rows[0], "age": 9}], on="uq_users_email") == UpsertResult(0, 1, 0)
     key = await session.scalar(select(User.id).where(User.age == 9))
@@ -158,7 +157,8 @@ async def test_one_row_can_be_upserted_by_every_kind_of_index(members: AsyncRepo
         with assert_statements(members.session, 1):
             same, is_new = await members.upsert({**row, **changed, "parent": member.id}, on=index)
         assert (same is member, is_new, member.parent) == (True, False, member.id)
-        for update in (None, []):
+        updates: tuple[list[str] | None, ...] = (None, [])
+        for update in updates:
             with assert_statements(members.session, 2):
                 same, is_new = await members.upsert({**row, **changed, "parent": member.id}, on=index, update=update)
             assert (same is member, is_new) == (True, False)

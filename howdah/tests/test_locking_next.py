@@ -163,7 +163,8 @@ async def test_an_index_on_the_order_is_used(jobs: AsyncRepository[Job]) -> None
 async def test_other_statements_are_rejected(jobs: AsyncRepository[Job]) -> None:
     other = aliased(Job)
     with assert_statements(jobs.session, 0):
-        for statement in (select(Job.id), select(Job, Job.id), select(other), select(func.count())):
+        statements: list[Any] = [select(Job.id), select(Job, Job.id), select(other), select(func.count())]
+        for statement in statements:
             with pytest.raises(ValueError, match=r"lock_next takes a select\(Model\)"):
                 await lock_next(jobs.session, statement, 1)
         with pytest.raises(ValueError, match="pass the limit as an argument"):

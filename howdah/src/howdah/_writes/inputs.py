@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import ARRAY, inspect
 
+from howdah._arrays import resolve_postgresql_type
 from howdah._keys import collect_keys, get_key_names, has_exact_keys, normalize_keys
 from howdah._writes.columns import extract_keys, get_version_name, transpose_input_rows
 from howdah._writes.conflict_targets import ConflictOn, ConflictTarget, resolve_conflict_target
@@ -31,6 +32,12 @@ def check_update_values(model: type[Any], values: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(values)}"
         )
+
+
+def reject_array_keys(model: type[Any]) -> None:
+    """Raise `TypeError` for a model with an array in its key: many such keys can't be sent as an array."""
+    if any(isinstance(resolve_postgresql_type(column.type), ARRAY) for column in inspect(model).primary_key):
+        raise TypeError(f"the key of {model.__name__} has an array, so its rows can't be updated together: update each")
 
 
 def check_upsert(model: type[Any], on: ConflictOn | None, update: Sequence[str] | None) -> ConflictTarget:
