@@ -45,8 +45,10 @@ BY_ALIAS = Index(
 BY_SUM = Index("uq_members_sum", Member.team + Member.value, unique=True)
 BY_PARENT = UniqueConstraint(Member.parent, Member.value, name="uq_members_parent", postgresql_nulls_not_distinct=True)
 DEFERRABLE = UniqueConstraint(Member.team, Member.email, Member.value, name="uq_members_deferrable", deferrable=True)
+BY_TEXT = Index("uq_members_text", text("lower(email)"), unique=True)
 NOT_UNIQUE = Index("ix_members_state", Member.state)
-Member.__table__.append_constraint(DEFERRABLE)  # type: ignore[attr-defined]
+for each in (DEFERRABLE, BY_TEXT):
+    Member.metadata.tables["members"].append_constraint(each)
 
 PENDING, PAID = Status.PENDING, Status.PAID
 
@@ -188,6 +190,8 @@ async def test_an_unknown_or_unsuitable_constraint_is_rejected(members: AsyncRep
             await members.upsert_many([row], on="email")
         with pytest.raises(ValueError, match="must be a unique constraint or a unique index of members"):
             await members.upsert_many([row], on=NOT_UNIQUE)
+        with pytest.raises(ValueError, match="uq_members_text names its columns in a text"):
+            await members.upsert_many([row], on=BY_TEXT)
         with pytest.raises(ValueError, match="of users"):
             await bulk.upsert_many(members.session, User, [row], on=BY_EMAIL)
         with pytest.raises(ValueError, match="uq_members_deferrable is deferrable"):

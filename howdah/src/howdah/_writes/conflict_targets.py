@@ -10,12 +10,14 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import (
     BindParameter,
     Column,
+    ColumnClause,
     ColumnElement,
     Index,
     Integer,
     PrimaryKeyConstraint,
     Select,
     Table,
+    TextClause,
     UnaryExpression,
     UniqueConstraint,
     func,
@@ -156,6 +158,8 @@ def _build_target(model: type[Any], unique: Unique) -> ConflictTarget:
     expressions: Iterable[Any] = unique.expressions if isinstance(unique, Index) else unique.columns
     elements = [*map(_without_direction, expressions)]
     columns = dict.fromkeys(part for element in elements for part in iterate(element) if isinstance(part, Column))
+    if any(isinstance(part, TextClause) or type(part) is ColumnClause for each in elements for part in iterate(each)):
+        raise ValueError(f"{unique.name} names its columns in a text: write its expressions with mapped columns")
     try:
         names = tuple(mapper.get_property_by_column(column).key for column in columns)
     except UnmappedColumnError as error:
