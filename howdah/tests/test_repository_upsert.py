@@ -10,7 +10,7 @@ from sqlalchemy import MetaData, event, func, select, text
 from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, undefer
 
 from howdah import (
     AsyncRepository,
@@ -220,3 +220,15 @@ async def test_concurrent_upserts_of_one_row_create_it_once(committed_database: 
             return is_new
 
     assert sorted(await asyncio.gather(*(upsert(age // 2) for age in range(6)))) == [False] * 5 + [True]
+
+
+async def test_a_deferred_attribute_is_never_stale(session: AsyncSession) -> None:
+    specimens = AsyncRepository(session, Specimen)
+    await specimens.create(id=1, notes="old", words="a")
+    specimen = await specimens.get_one(1, load=[undefer(Specimen.notes)])
+    assert specimen.notes == "old"
+    same, _ = await specimens.upsert({"id": 1, "notes": "new", "words": "b"})
+    await session.refresh(specimen, ["notes"])
+    assert (same is specimen, specimen.notes, specimen.words) == (True, "new", "b")
+    same, _ = await specimens.upsert({"id": 1, "notes": "newest"})
+    assert "notes" not in same.__dict__ or same.notes == "newest"
