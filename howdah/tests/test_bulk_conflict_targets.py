@@ -136,6 +136,8 @@ async def test_an_operator_expression_and_nulls_that_are_not_distinct(members: A
     for on in ("uq_members_parent", BY_PARENT):
         await members.delete_where(Member.value == 9)
         assert await members.upsert_many([row, {**row, "team": 6}], on=on) == UpsertResult(1, 1, 0)
+        assert not (await members.upsert({**row, "team": 6}, on=on))[1]
+        assert not (await members.upsert({**row, "team": 6}, on=on, update=[]))[1]
 
 
 async def test_a_constraint_can_be_named(session: AsyncSession) -> None:

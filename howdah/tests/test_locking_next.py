@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import ForeignKey, Index, MetaData, column, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, aliased, mapped_column, relationship, selectinload
+from sqlalchemy.orm import Mapped, aliased, mapped_column, relationship, selectinload, with_loader_criteria
 
 from howdah import AsyncRepository, Base, Database, UUIDv7PrimaryKey, Versioned, bulk, lock_next, utcnow
 from howdah.testing import assert_statements
@@ -126,6 +126,8 @@ async def test_an_object_that_depends_on_other_rows_is_read_after_the_lock(jobs:
     assert found[0].queue is not None
     assert found[0].queue.name == "mail"
     assert await jobs.lock_next(3, statement.where(Job.priority > 100)) == []
+    restricted = select(Job).options(with_loader_criteria(Job, Job.priority == 5)).order_by(Job.priority)
+    assert {job.priority for job in await jobs.lock_next(30, restricted)} == {5}
 
 
 async def test_keys_of_any_kind_and_subclasses(session: AsyncSession) -> None:

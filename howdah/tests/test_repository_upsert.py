@@ -200,9 +200,15 @@ async def test_a_view_is_rejected_with_advice(session: AsyncSession) -> None:
         __tablename__ = "some_seats"
         row: Mapped[str] = mapped_column(primary_key=True)
         number: Mapped[int] = mapped_column(primary_key=True)
+        taken_by: Mapped[str | None]
 
+    seats = AsyncRepository(session, SomeSeat)
+    row = {"row": "A", "number": 1, "taken_by": "Ada"}
+    for expected in (True, False):
+        _, is_new = await seats.upsert(row, update=[])
+        assert is_new is expected
     with pytest.raises(DBAPIError) as caught:
-        await AsyncRepository(session, SomeSeat).upsert({"row": "A", "number": 1}, update=[])
+        await seats.upsert(row)
     assert "use upsert_many" in "".join(getattr(caught.value, "__notes__", []))
 
 

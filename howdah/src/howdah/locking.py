@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import CTE, Column, ColumnElement, Select, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapper
+from sqlalchemy.orm.interfaces import CriteriaOption
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.sql.visitors import iterate
 
@@ -106,7 +107,9 @@ async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -
     if depends_on_own_row_only(inspect(entity)):
         return [*(await session.scalars(locking, execution_options={"populate_existing": True})).unique()]
     keys = locking.with_only_columns(*get_key_attributes(entity), maintain_column_froms=True)
-    locked = [build_key(row) for row in await session.execute(without_options(keys))]
+    # Loader options need the entity, but criteria decide which rows may be locked.
+    criteria = [option for option in options_of(statement) if isinstance(option, CriteriaOption)]
+    locked = [build_key(row) for row in await session.execute(without_options(keys).options(*criteria))]
     if not locked:
         return []
     reading = _select_refreshed(entity).options(*options_of(statement)).where(has_key_in(entity, locked))

@@ -106,7 +106,7 @@ def has_unique_constraint(model: type[Any], names: Iterable[str]) -> bool:
     """Whether the model declares a unique constraint or index on exactly these attributes, in any order."""
     columns = {inspect(model).columns[name] for name in names}
     for unique in _find_unique(model):
-        elements = unique.expressions if isinstance(unique, Index) else unique.columns
+        elements: Iterable[Any] = _get_elements(unique)
         is_whole = not isinstance(unique, Index) or unique.dialect_options["postgresql"]["where"] is None
         if is_whole and {*elements} == columns and not _is_deferrable(unique):
             return True
@@ -155,8 +155,7 @@ def _build_target(model: type[Any], unique: Unique) -> ConflictTarget:
             f"{unique.name} is deferrable, and PostgreSQL finds no conflicts by it: make it NOT DEFERRABLE"
         )
     options = unique.dialect_options["postgresql"]
-    expressions: Iterable[Any] = unique.expressions if isinstance(unique, Index) else unique.columns
-    elements = [*map(_without_direction, expressions)]
+    elements = _get_elements(unique)
     columns = dict.fromkeys(part for element in elements for part in iterate(element) if isinstance(part, Column))
     if any(isinstance(part, TextClause) or type(part) is ColumnClause for each in elements for part in iterate(each)):
         raise ValueError(f"{unique.name} names its columns in a text: write its expressions with mapped columns")
@@ -175,6 +174,11 @@ def _build_target(model: type[Any], unique: Unique) -> ConflictTarget:
         None if predicate is None else _with_literals(predicate),
         is_plain=not has_expressions and predicate is None and not options.get("nulls_not_distinct"),
     )
+
+
+def _get_elements(unique: Unique) -> list[ColumnElement[Any]]:
+    expressions: Iterable[Any] = unique.expressions if isinstance(unique, Index) else unique.columns
+    return [*map(_without_direction, expressions)]
 
 
 def _is_deferrable(unique: Unique) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, ColumnElement, bindparam, inspect, select
+from sqlalchemy import Column, ColumnElement, and_, bindparam, inspect, or_, select, true
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import DBAPIError
@@ -117,7 +117,8 @@ async def _write(
     has_expressions = any(not isinstance(each.columns[0], Column) for each in mapper.column_attrs)
     is_complete = depends_on_own_row_only(mapper) and not has_expressions
     returned = (model,) if is_complete else get_key_attributes(model)
-    is_new = await upsert.build_is_new()
+    # ON CONFLICT DO NOTHING returns only new rows.
+    is_new = await upsert.build_is_new() if upsert.update_names else true().label("is_new")
     options = {**_REFRESH, "render_nulls": True}
     try:
         with explain_missing_index(model, upsert.target):
@@ -145,8 +146,13 @@ async def _find(session: AsyncSession, upsert: Upsert, values: dict[str, Any]) -
     def bind(column: Any) -> ColumnElement[Any]:
         return bindparam(None, values[mapper.get_property_by_column(column).key], column.type, unique=True)
 
-    wanted = upsert.target.build_expressions(bind)
-    conditions = [element == value for element, value in zip(upsert.target.elements, wanted, strict=True)]
+    wanted: list[Any] = upsert.target.build_expressions(bind)
+    conditions: list[ColumnElement[bool]] = []
+    for element, value in zip(upsert.target.elements, wanted, strict=True):
+        if isinstance(element, Column):
+            conditions.append(element == value if value.value is not None else element.is_(None))
+        else:  # two NULLs are equal in an index with NULLS NOT DISTINCT
+            conditions.append(or_(element == value, and_(element.is_(None), value.is_(None))))
     if upsert.target.predicate is not None:
         conditions.append(upsert.target.predicate)
     return await _read(session, upsert.model, conditions)
