@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import MetaData, func
+from sqlalchemy import CHAR, MetaData, func
 from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.exc import InvalidRequestError, MultipleResultsFound
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -50,6 +50,16 @@ class Nick(Separate):
         primaryjoin="foreign(Nick.friend_of) == Nick.name", remote_side="Nick.friend_of"
     )
     friend_of: Mapped[str | None] = mapped_column(CITEXT)
+
+
+class Shelf(Separate):
+    __tablename__ = "shelves"
+
+    code: Mapped[str] = mapped_column(CHAR(3), primary_key=True)
+    part_of: Mapped[str | None] = mapped_column(CHAR(3))
+    parts: Mapped[list[Shelf]] = relationship(
+        primaryjoin="foreign(Shelf.part_of) == Shelf.code", remote_side="Shelf.part_of"
+    )
 
 
 async def test_get_by_returns_the_row_or_none(users: UserRepository) -> None:
@@ -151,16 +161,27 @@ async def test_an_option_whose_name_is_an_attribute_is_rejected(session: AsyncSe
         await repository.create(id=1, load=5)  # type: ignore[arg-type]
 
 
-async def test_a_key_that_is_stored_in_another_form_is_not_loaded_into_a_second_object(session: AsyncSession) -> None:
+async def test_inexact_keys_and_values_are_compared_by_postgresql(session: AsyncSession) -> None:
     await create_citext(session)
     await session.run_sync(lambda sync: Nick.__table__.create(sync.connection()))  # type: ignore[attr-defined]
     nicks = AsyncRepository(session, Nick)
     nick = await nicks.create(name="Ada", load=[Nick.friends])
     assert nick.friends == []
     assert (await nicks.get_one_by(name="ADA")) is nick
-    labels = AsyncRepository(session, Specimen)
-    await labels.create(id=1, code="a")
-    assert (await labels.get_one_by(code="a")).id == 1
+    specimens = AsyncRepository(session, Specimen)
+    await specimens.create(id=1, code="a")
+    assert (await specimens.get_one_by(code="a")).id == 1
+
+
+async def test_a_key_that_postgresql_pads_is_rejected_with_load(session: AsyncSession) -> None:
+    """The SELECT would create a second object of the row."""
+    await session.run_sync(lambda sync: Separate.metadata.tables["shelves"].create(sync.connection()))
+    shelves = AsyncRepository(session, Shelf)
+    assert (await shelves.create(code="abc", load=[Shelf.parts])).parts == []
+    with pytest.raises(InvalidRequestError, match="PostgreSQL stores the key of this Shelf in another form"):
+        await shelves.create(code="a", load=[Shelf.parts])
+    shelf = (await shelves.upsert({"code": "b"}, load=[Shelf.parts]))[0]
+    assert (shelf.code, shelf.parts) == ("b  ", [])
 
 
 async def test_an_object_of_another_session_is_not_loaded(session: AsyncSession) -> None:

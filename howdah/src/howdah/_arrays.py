@@ -22,6 +22,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal_column,
 )
 from sqlalchemy import values as values_table
 from sqlalchemy.dialects.postgresql import asyncpg
@@ -135,10 +136,8 @@ def list_values(
     """
     types = {key: each.type for key, (each, _) in columns.items()}
     rows = [
-        (
-            bindparam("howdah parameter", number, Integer, unique=True),
-            *map(_build_listed_value, row, types.values()),
-        )
+        # Most of the time is spent compiling, so the position is no parameter.
+        (literal_column(str(number), Integer), *map(_build_listed_value, row, types.values()))
         for number, row in enumerate(zip(*(items for _, items in columns.values()), strict=True))
     ]
     named = [column(position, Integer), *(column(key, kind) for key, kind in types.items())]
@@ -148,6 +147,8 @@ def list_values(
 
 def _build_listed_value(value: Any, kind: TypeEngine[Any]) -> ColumnElement[Any]:
     parameter = bindparam("howdah parameter", value, kind, unique=True)
-    plain = resolve_postgresql_type(kind)
+    if not isinstance(kind, TypeDecorator):
+        return parameter
     # SQLAlchemy adds no cast if a `TypeDecorator` is around another one.
-    return cast(parameter, Array(plain.item_type)) if isinstance(plain, ARRAY) and plain is not kind else parameter
+    plain = resolve_postgresql_type(kind)
+    return cast(parameter, Array(plain.item_type)) if isinstance(plain, ARRAY) else parameter

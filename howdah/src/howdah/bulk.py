@@ -236,7 +236,7 @@ async def update_many(
     All rows must name the same attributes. `onupdate` columns and `version` are updated too. If the rows name their
     `version`, it must be the current one. Otherwise `StaleRow` is raised with the keys of the chunk's stale rows.
     Rows with the same key are written one after the other. A statement that sets an array, or a column whose type
-    writes values by an SQL expression, has at most 1,000 rows and takes about 20 times as long per row.
+    writes values by an SQL expression, has at most 1,000 rows and takes about ten times as long per row.
     """
     reject_joined_tables(model)
     reject_array_keys(model)

@@ -82,7 +82,7 @@ async def _update_all(
     keys: nothing is written then, and it isn't known which keys have a row.
     """
     listed = sum(not fits_in_array(inspect(model).columns[name]) for name in rows[0])
-    size = min(_LISTED_ROWS, _LISTED_PARAMETERS // (listed + 1)) if listed else len(rows)
+    size = min(_LISTED_ROWS, _LISTED_PARAMETERS // listed) if listed else len(rows)
     if size < len(rows):  # each statement locks only its own rows in key order
         await lock_matches(session, model, keys)
     is_complete = True
