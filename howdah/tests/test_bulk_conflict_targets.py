@@ -92,7 +92,7 @@ async def test_equal_rows_of_the_input_are_written_one_after_the_other(members: 
     chosen = random.Random(5)
     several = [
         {"team": chosen.randrange(2), "email": chosen.choice(["a", "A", "b", "B", "c"]), "value": chosen.randrange(3)}
-        for _ in range(60)
+        for _ in range(40)
     ]
     result = await members.upsert_many(several, on=BY_EMAIL)
     together = await rows(members, Member.team, Member.email, Member.value, Member.version)

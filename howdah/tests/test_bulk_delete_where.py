@@ -77,7 +77,7 @@ async def test_two_deletes_in_opposite_order_do_not_deadlock(committed_database:
 
     async def delete_both(order: int, *, together: bool) -> int:
         async with committed_database.begin() as session:
-            await session.connection()
+            await session.execute(text("SET LOCAL deadlock_timeout = '20ms'"))
             await halfway.wait()
             if together:
                 return await bulk.delete_where(session, Counter, Counter.value > 0)
