@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import AsyncRepository, Base, Database, NotFound, UniqueViolation, UnknownAttribute, UUIDv7PrimaryKey
+from howdah._writes import single_row
 from howdah.testing import assert_statements
 from howdah_tests.support.sample_models import Counter, Engineer, Order, Seat, User, UserRepository
 from howdah_tests.support.sample_rows import user_rows
@@ -157,3 +158,23 @@ async def test_a_row_that_a_trigger_suppresses_is_not_found(users: UserRepositor
     with pytest.raises(NotFound) as caught:
         await users.get_or_create(email=EMAIL, defaults={"name": "Ada"})
     assert "a trigger has suppressed it" in caught.value.__notes__[0]
+
+
+async def test_a_row_that_is_deleted_between_the_insert_and_the_read_is_created_again(
+    users: UserRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await users.create(email=EMAIL, name="Old")
+    find, get_by = single_row._find, users.get_by
+
+    async def see_nothing(**_: Any) -> None:
+        """The row is inserted by another transaction after the first read."""
+        monkeypatch.setattr(users, "get_by", get_by)
+
+    async def delete_and_find(*arguments: Any) -> Any:
+        await users.delete_where(User.id == old.id)
+        return await find(*arguments)
+
+    monkeypatch.setattr(users, "get_by", see_nothing)
+    monkeypatch.setattr(single_row, "_find", delete_and_find)
+    user, is_new = await users.get_or_create(email=EMAIL, defaults={"name": "New"})
+    assert (user.name, is_new, user is old) == ("New", True, False)
