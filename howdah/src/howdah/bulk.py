@@ -163,9 +163,10 @@ async def upsert_many(
     column is always inserted, unless NULLs aren't distinct in the index. `update` defaults to all attributes that the
     rows name, except `on` and the key. The key never changes. With `update=[]` existing rows stay unchanged.
 
-    A partial index finds only rows that meet its predicate. For a partial index, or one with expressions, one more
-    statement finds the equal rows of the input; if the table has BEFORE INSERT triggers, the rows are written one by
-    one.
+    A partial index finds only rows that meet its predicate. `update` may name an attribute that is part of an index
+    expression, because its value may differ between rows that conflict. For a partial index, or one with expressions,
+    one more statement finds the equal rows of the input. If the table has BEFORE INSERT triggers, the rows are then
+    written one by one.
 
     If the existing row has the same values, byte for byte, it isn't written, and its `updated_at` and `version` don't
     change. All rows must name the same attributes. They can't name `version`. If several rows of the input have the
