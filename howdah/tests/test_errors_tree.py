@@ -33,6 +33,8 @@ UNMAPPED = """
     "error",
     [
         errors.NotFound(User, [1, 2, 3, 4, 5, 6, 7]),
+        errors.NotFound(User, [{"email": "a", "age": 1}]),
+        errors.MultipleRowsFound(User, ["email", "name"]),
         errors.UnknownAttribute(User, "mail", ["email", "name"]),
         errors.InvalidCursor("damaged"),
         errors.NestedTransaction("nested"),

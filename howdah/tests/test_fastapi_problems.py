@@ -183,6 +183,7 @@ def test_every_error_has_a_status_or_is_an_internal_error() -> None:
     internal_errors = {
         errors.HowdahError,
         errors.ViewCompileError,
+        errors.MultipleRowsFound,
         errors.UnknownAttribute,
         errors.NestedTransaction,
         errors.DatabaseError,

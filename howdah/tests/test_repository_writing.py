@@ -15,11 +15,12 @@ from howdah import (
     AsyncRepository,
     Database,
     ForeignKeyViolation,
+    InsertResult,
     NotNullViolation,
     StaleRow,
     UniqueViolation,
     UnknownAttribute,
-    bulk,
+    UpsertResult,
 )
 from howdah.testing import assert_statements
 from howdah_tests.support.reference_repository import ReferenceRepository
@@ -39,8 +40,9 @@ async def test_create_inserts_a_row_with_its_defaults_in_one_statement(users: Us
 @pytest.mark.parametrize("name", ["emial", "metadata", "registry", "_sa_instance_state", "__dict__", "shout", "get"])
 async def test_an_unknown_attribute_is_rejected_before_anything_is_sent(users: UserRepository, name: str) -> None:
     """Fault 10."""
+    values: dict[str, Any] = {"email": "a@example.org", "name": "A", name: "x"}
     with assert_statements(users.session, 0), pytest.raises(UnknownAttribute, match=f"attribute {name!r}") as caught:
-        await users.create(**{"email": "a@example.org", "name": "A", name: "x"})
+        await users.create(**values)
     assert (caught.value.model, caught.value.attribute) == (User, name)
     assert not users.session.new
 
@@ -62,8 +64,9 @@ async def test_attributes_that_the_database_or_a_method_computes_cannot_be_set(
     session: AsyncSession, name: str
 ) -> None:
     repository: AsyncRepository[Any] = AsyncRepository(session, User if name == "name_length" else Specimen)
+    values: dict[str, Any] = {name: 1}
     with pytest.raises(UnknownAttribute):
-        await repository.create(**{name: 1})
+        await repository.create(**values)
 
 
 async def test_a_view_only_relationship_cannot_be_set(session: AsyncSession) -> None:
@@ -221,11 +224,11 @@ async def test_nothing_is_committed(committed_database: Database) -> None:
 
 async def test_methods_for_many_rows_call_the_bulk_functions(users: UserRepository) -> None:
     created = await users.create_many(user_rows(3))
-    assert isinstance(created, bulk.InsertResult)
+    assert isinstance(created, InsertResult)
     matched = await users.update_many([{"id": created.keys[0], "age": 70}], chunk_size=1)
     assert (matched.count, matched.missing) == (1, [])
     upserted = await users.upsert_many([{"email": "user0@example.org", "age": 71, "name": "N"}], on=["email"])
-    assert upserted == bulk.UpsertResult(0, 1, 0)
+    assert upserted == UpsertResult(0, 1, 0)
     assert (await users.get_one(created.keys[0])).age == 71
     assert (await users.delete_many(created.keys)).count == 3
     assert (await users.create_many(user_rows(3), keys=False)).keys == []

@@ -6,7 +6,7 @@ from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
 from howdah._reads.sort_markers import Sort
 from howdah._types.times import INFINITY, MINUS_INFINITY
-from howdah.bulk import InsertResult, MatchResult, UpsertResult
+from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel, PoolStatus
@@ -29,6 +29,7 @@ from howdah.errors import (
     InvalidText,
     InvalidValue,
     LockTimeout,
+    MultipleRowsFound,
     NestedTransaction,
     NotFound,
     NotNullViolation,
@@ -50,11 +51,12 @@ from howdah.errors import (
 )
 from howdah.filters import Filters
 from howdah.idempotency import IdempotentRequest, StoredAnswer, claim_request, delete_old_requests, store_answer
-from howdah.locking import lock
+from howdah.locking import lock, lock_next
 from howdah.models import (
     NAMING_CONVENTION,
     AwareDateTime,
     Base,
+    BigIntPrimaryKey,
     Timestamps,
     UUIDv7PrimaryKey,
     Versioned,
@@ -75,6 +77,7 @@ __all__ = [
     "AwareDateTime",
     "Base",
     "BatchAbandoned",
+    "BigIntPrimaryKey",
     "CheckViolation",
     "Coalescer",
     "CoalescerClosed",
@@ -106,6 +109,7 @@ __all__ = [
     "JsonViewReader",
     "LockTimeout",
     "MatchResult",
+    "MultipleRowsFound",
     "NestedTransaction",
     "NotFound",
     "NotNullViolation",
@@ -137,6 +141,7 @@ __all__ = [
     "claim_request",
     "delete_old_requests",
     "lock",
+    "lock_next",
     "paginate",
     "run_transaction",
     "savepoint",

@@ -10,7 +10,21 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, BindParameter, Column, Dialect, TableValuedAlias, bindparam, column, func
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Column,
+    ColumnElement,
+    Dialect,
+    Integer,
+    TableValuedAlias,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+)
+from sqlalchemy import values as values_table
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgARRAY
 from sqlalchemy.ext.compiler import compiles
@@ -66,7 +80,8 @@ def _compile_item_without_length(type_: WithoutLength, compiler: Any, **options:
 
 
 @compiles(Array, "postgresql")
-def _compile_without_length(array: Array, compiler: Any, **options: Any) -> str:
+def compile_without_length(array: AsyncpgARRAY, compiler: Any, **options: Any) -> str:
+    """The name of the array's type without the length of its items, for the cast of a parameter."""
     return _remove_length(compiler.visit_ARRAY(array, **options))
 
 
@@ -108,7 +123,7 @@ def fits_in_array(column: Column[Any]) -> bool:
     """Whether the column's values can be items of an array parameter.
 
     Arrays can't be items, because `unnest` would flatten them. Values that the column's type writes by an SQL
-    expression can't be items either.
+    expression can't be items either. `list_values` sends both.
     """
     return not isinstance(resolve_postgresql_type(column.type), ARRAY) and not writes_by_expression(column.type)
 
@@ -133,3 +148,31 @@ def unnest_arrays(
         for name, (each, values) in columns.items()
     }
     return table, expressions
+
+
+def list_values(
+    columns: Mapping[str, tuple[Column[Any], Iterable[Any]]], *, position: str, name: str
+) -> dict[str, Any]:
+    """The columns, by name, of a table of values of any type (`VALUES`), with a parameter for each value.
+
+    There is also a column `position`, which counts the rows from 0. A statement can have at most 32,767
+    parameters.
+    """
+    types = {key: each.type for key, (each, _) in columns.items()}
+    rows = [
+        # Most of the time is spent compiling, so the position is no parameter.
+        (literal_column(str(number), Integer), *map(_build_listed_value, row, types.values()))
+        for number, row in enumerate(zip(*(items for _, items in columns.values()), strict=True))
+    ]
+    named = [column(position, Integer), *(column(key, kind) for key, kind in types.items())]
+    table = values_table(*named, name=name).data(rows)
+    return {key: table.c[key] for key in (position, *columns)}
+
+
+def _build_listed_value(value: Any, kind: TypeEngine[Any]) -> ColumnElement[Any]:
+    parameter = bindparam("howdah parameter", value, kind, unique=True)
+    if not isinstance(kind, TypeDecorator):
+        return parameter
+    # SQLAlchemy adds no cast if a `TypeDecorator` is around another one.
+    plain = resolve_postgresql_type(kind)
+    return cast(parameter, Array(plain.item_type)) if isinstance(plain, ARRAY) else parameter

@@ -12,7 +12,15 @@ from typing import Any, Final, NoReturn, TypeAlias
 from pydantic import EmailStr
 from sqlalchemy import Connection, GenerativeSelect, Select
 from sqlalchemy.engine import Result
-from sqlalchemy.orm import InstanceState, Mapper, MapperProperty, PassiveFlag, QueryableAttribute, Session
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapper,
+    MapperProperty,
+    PassiveFlag,
+    QueryableAttribute,
+    RelationshipProperty,
+    Session,
+)
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.sql.base import ExecutableOption
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement, _label_reference, _textual_label_reference
@@ -107,6 +115,11 @@ def requires_unique(result: Result[Any]) -> bool:
 def properties_of(mapper: Mapper[Any]) -> Sequence[MapperProperty[Any]]:
     """The properties of a mapper that is being configured. `mapper.attrs` would configure the mappers first."""
     return [*mapper._props.values()]
+
+
+def reverse_relationships_of(relationship: RelationshipProperty[Any]) -> Iterable[RelationshipProperty[Any]]:
+    """The relationships that SQLAlchemy keeps in sync with this one (`back_populates` and `backref`)."""
+    return {*relationship._reverse_property}
 
 
 def is_flushing(session: Session) -> bool:

@@ -2,6 +2,7 @@
 
 HowdahError
 ├── NotFound                        no row has this key
+├── MultipleRowsFound               several rows match where one was expected           (also MultipleResultsFound)
 ├── UnknownAttribute                the model has no such attribute                     (also AttributeError)
 ├── ViewCompileError                PostgreSQL can't write a field of a JsonView        (also TypeError)
 ├── EmbeddedPostgresError           the embedded server can't be used                   (also RuntimeError)
@@ -48,7 +49,7 @@ error, never by the text of a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -68,7 +69,8 @@ class HowdahError(Exception):
 class NotFound(HowdahError):
     """No row of `model` has these `keys`.
 
-    `keys` are all missing keys, in the order of the request.
+    `keys` are all missing keys, in the order of the request. If the row was searched by attributes, as by `get_one_by`,
+    it is a mapping of their names to values. The text has only the names.
     """
 
     def __init__(self, model: type[Any], keys: Sequence[Any]) -> None:
@@ -76,14 +78,35 @@ class NotFound(HowdahError):
         self.keys = list(keys)
         shown = ", ".join(str(key) for key in self.keys[:5])
         more = f" and {len(self.keys) - 5} more" if len(self.keys) > 5 else ""
-        super().__init__(f"no {model.__name__} with key {shown}{more}")
+        if len(self.keys) == 1 and isinstance(self.keys[0], Mapping):
+            super().__init__(f"no {model.__name__} with these values of {', '.join(self.keys[0])}")
+        else:
+            super().__init__(f"no {model.__name__} with key {shown}{more}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.model, self.keys)
 
 
+class MultipleRowsFound(HowdahError, sa.MultipleResultsFound):
+    """Several rows of `model` have the same values of `attributes`, where at most one was expected.
+
+    Name more attributes, so that a unique constraint covers them. To read several rows, use `list` with a `select`.
+    """
+
+    def __init__(self, model: type[Any], attributes: Sequence[str]) -> None:
+        self.model = model
+        self.attributes = list(attributes)
+        super().__init__(
+            f"several {model.__name__} rows have these values of {', '.join(attributes)}: name attributes that a "
+            "unique constraint covers, or read the rows with `list`"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model, self.attributes)
+
+
 class UnknownAttribute(HowdahError, AttributeError):
-    """`model` has no mapped attribute of this name, or the attribute can't be written. Nothing was sent.
+    """`model` has no mapped attribute of this name, or the call can't use the attribute. Nothing was sent.
 
     `known` are the names that can be used.
     """
@@ -92,7 +115,9 @@ class UnknownAttribute(HowdahError, AttributeError):
         self.model = model
         self.attribute = attribute
         self.known = list(known)
-        super().__init__(f"{model.__name__} has no writable attribute {attribute!r}; it has {', '.join(known)}")
+        super().__init__(
+            f"{model.__name__} has no attribute {attribute!r} that can be used here; it has {', '.join(known)}"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.model, self.attribute, self.known)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import CTE, Column, ColumnElement, Select, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapper
+from sqlalchemy.orm.interfaces import CriteriaOption
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.sql.visitors import iterate
 
@@ -24,6 +25,7 @@ from howdah._keys import (
     join_requested_keys,
     normalize_keys,
 )
+from howdah._sqlalchemy import has_limit, options_of, order_by_of, without_options
 from howdah.errors import NotFound
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -72,11 +74,57 @@ async def lock(
     if not keys:
         return {}
     await session.flush()
-    lock_and_read = _lock_and_read if _depends_on_own_row_only(inspect(model)) else _lock_then_read
+    lock_and_read = _lock_and_read if depends_on_own_row_only(inspect(model)) else _lock_then_read
     objects, missing = await lock_and_read(session, model, keys, nowait, skip_locked)
     if missing and not skip_locked:
         raise NotFound(model, deduplicate(missing))
     return {get_key(instance): instance for instance in objects}
+
+
+async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -> list[Any]:
+    """Lock at most `limit` rows of a `select(Model)` that no other transaction has locked, and return the objects.
+
+    Use it for a queue: several workers that call it at once get different rows, and none of them waits
+    (`FOR UPDATE SKIP LOCKED`). The rows are locked until the transaction ends, in the order of the statement, or of the
+    key if the statement has none. A row that another transaction has changed is compared with the statement's
+    conditions again. So the statement must exclude rows that are done:
+
+        jobs = await lock_next(session, select(Job).where(Job.done_at.is_(None)).order_by(Job.id), 10)
+
+    An index on the columns of the order, partial on the conditions, serves the statement without a sort. The order is
+    that of the rows when the statement started. Pending changes are flushed first, and the objects are refreshed. If an
+    object depends on more than its own row, as for `lock`, a second statement reads it.
+
+    Raises `ValueError` for a statement that has a limit of its own, or that selects anything but one mapped class.
+    """
+    entity = _get_lockable_entity(statement)
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    await session.flush()
+    if not order_by_of(statement):
+        statement = statement.order_by(*get_key_attributes(entity))
+    locking = _add_for_update(entity, statement.limit(limit), nowait=False, skip_locked=True)
+    if depends_on_own_row_only(inspect(entity)):
+        return [*(await session.scalars(locking, execution_options={"populate_existing": True})).unique()]
+    keys = locking.with_only_columns(*get_key_attributes(entity), maintain_column_froms=True)
+    # Loader options need the entity, but criteria decide which rows may be locked.
+    criteria = [option for option in options_of(statement) if isinstance(option, CriteriaOption)]
+    locked = [build_key(row) for row in await session.execute(without_options(keys).options(*criteria))]
+    if not locked:
+        return []
+    reading = _select_refreshed(entity).options(*options_of(statement)).where(has_key_in(entity, locked))
+    found = {get_key(instance): instance for instance in (await session.scalars(reading)).unique()}
+    return [found[key] for key in locked if key in found]
+
+
+def _get_lockable_entity(statement: Select[Any]) -> Any:
+    described = statement.column_descriptions
+    entity = described[0].get("entity")
+    if len(described) != 1 or entity is None or described[0]["expr"] is not entity or inspect(entity).is_aliased_class:
+        raise ValueError("lock_next takes a select(Model): it selects one mapped class, no alias, and nothing else")
+    if has_limit(statement):
+        raise ValueError("the statement can't have limit() or offset(): pass the limit as an argument of lock_next")
+    return entity
 
 
 async def _lock_and_read(
@@ -171,7 +219,7 @@ def _add_for_update(model: type[Any], statement: Select[Any], *, nowait: bool, s
     return statement.with_for_update(of=inspect(model).tables, nowait=nowait, skip_locked=skip_locked)
 
 
-def _depends_on_own_row_only(mapper: Mapper[Any]) -> bool:
+def depends_on_own_row_only(mapper: Mapper[Any]) -> bool:
     """Whether all values of an object come from the rows that are locked.
 
     After the wait for a lock, PostgreSQL reads the locked rows again. It reads other rows as of the statement's start.

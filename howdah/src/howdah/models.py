@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import asyncpg.pgproto.pgproto
-from sqlalchemy import Date, DateTime, Dialect, Enum, MetaData, Time, TypeDecorator, event
+from sqlalchemy import BigInteger, Date, DateTime, Dialect, Enum, Identity, MetaData, Time, TypeDecorator, event
 from sqlalchemy.dialects.postgresql import (
     ARRAY,
     DATEMULTIRANGE,
@@ -162,6 +162,20 @@ class UUIDv7PrimaryKey:
     """`id`: a UUIDv7, created by the application when the row is flushed, or passed to the constructor."""
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7, sort_order=-10)
+
+
+class BigIntPrimaryKey:
+    """`id`: a `bigint` that PostgreSQL generates (`GENERATED ALWAYS AS IDENTITY`).
+
+    Use it if keys must be short or readable. The key is known only after the INSERT, so prefer `UUIDv7PrimaryKey` if
+    rows refer to each other before they are written. The numbers have gaps. They don't define an order: a row with a
+    smaller number can be committed later. PostgreSQL rejects an INSERT with a key of the caller's own; such a key may
+    be generated later for another row.
+
+    A bulk insert returns the keys in the order of the input. Without keys (`keys=False`) it can use COPY.
+    """
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, sort_order=-10)
 
 
 class Timestamps:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args, get_origin
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from sqlalchemy import BigInteger, ColumnElement, ScalarResult, Select, inspect, literal, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, QueryableAttribute, selectinload
+from sqlalchemy.orm import DeclarativeBase, QueryableAttribute
 from sqlalchemy.orm.interfaces import LoaderOption
-from sqlalchemy.sql.base import ExecutableOption
 
 from howdah import bulk
 from howdah._keys import (
@@ -24,15 +23,20 @@ from howdah._keys import (
     normalize_key,
     normalize_keys,
 )
+from howdah._reads.attributes import build_equality_conditions, reject_reserved_names
+from howdah._reads.loading import LoadOptions, add_load_options, build_collection_options, load_relationships
 from howdah._reads.page import Page
 from howdah._sqlalchemy import options_of
+from howdah._writes.conflict_targets import ConflictOn
+from howdah._writes.links import Pairs
+from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah._writes.rows import reject_unknown_names
-from howdah.errors import NotFound
-from howdah.locking import lock
+from howdah._writes.single_row import check_unique_attributes, insert_or_find, upsert_row
+from howdah.errors import MultipleRowsFound, NotFound
+from howdah.locking import lock, lock_next
 from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
-LoadOptions: TypeAlias = Sequence[QueryableAttribute[Any] | ExecutableOption]
 
 
 class AsyncRepository(Generic[ModelT]):
@@ -92,6 +96,26 @@ class AsyncRepository(Generic[ModelT]):
             raise NotFound(self.model, [id])
         return found
 
+    async def get_by(self, *, load: LoadOptions = (), **attributes: Any) -> ModelT | None:
+        """The object whose attributes have these values, or None. The value None means IS NULL.
+
+        PostgreSQL compares the values. Raises `MultipleRowsFound` if there are several rows, and `UnknownAttribute` for
+        a name that the model doesn't have. A related object can be passed, but a collection can't be compared.
+        """
+        reject_reserved_names(self.model, load=load)
+        matching = self._select_all().where(*build_equality_conditions(self.model, attributes)).limit(2)
+        found = (await self._fetch_objects(matching, load)).all()
+        if len(found) > 1:
+            raise MultipleRowsFound(self.model, [*attributes])
+        return found[0] if found else None
+
+    async def get_one_by(self, *, load: LoadOptions = (), **attributes: Any) -> ModelT:
+        """As `get_by`, but raises `NotFound` if there is no such row. Its text has the names, but not the values."""
+        found = await self.get_by(load=load, **attributes)
+        if found is None:
+            raise NotFound(self.model, [attributes])
+        return found
+
     async def get_by_ids(self, ids: Iterable[Any], *, load: LoadOptions = ()) -> list[ModelT]:
         """The objects with these keys, each once, in the order of the keys. Keys without a row are skipped.
 
@@ -106,7 +130,7 @@ class AsyncRepository(Generic[ModelT]):
             found = {get_key(row): row for row in rows}
             return [found[key] for key in keys if key in found]
         position, same_row = join_requested_keys(self.model, keys)
-        matching = self._add_load_options(self._select_all().add_columns(position).where(same_row), load)
+        matching = add_load_options(self._select_all().add_columns(position).where(same_row), load)
         matches = (await self.session.execute(matching)).unique().all()
         in_order = sorted(matches, key=lambda match: match[1])
         return [*{id(instance): instance for instance, _ in in_order}.values()]
@@ -147,7 +171,7 @@ class AsyncRepository(Generic[ModelT]):
         load: LoadOptions = (),
     ) -> Page[ModelT]:
         """One page by keyset pagination; see `howdah.pagination.paginate`."""
-        list_query = self._add_load_options(self._build_list_query(statement), load)
+        list_query = add_load_options(self._build_list_query(statement), load)
         return await paginate(self.session, list_query, limit=limit, after=after, before=before, count=count)
 
     async def count(self, statement: Select[Any] | None = None) -> int:
@@ -174,8 +198,8 @@ class AsyncRepository(Generic[ModelT]):
         options = [*options_of(list_query), *load]
         # A second option for the same relationship would conflict with the first.
         if not any(isinstance(option, LoaderOption) for option in options):
-            list_query = list_query.options(*_build_collection_options(list_query))
-        list_query = self._add_load_options(list_query, load).execution_options(yield_per=batch)
+            list_query = list_query.options(*build_collection_options(get_entity(list_query)))
+        list_query = add_load_options(list_query, load).execution_options(yield_per=batch)
         result = await self.session.stream_scalars(list_query)
         try:
             async for row in result:
@@ -183,34 +207,58 @@ class AsyncRepository(Generic[ModelT]):
         finally:
             await result.close()
 
-    async def create(self, **values: Any) -> ModelT:
-        """Create an object and flush. Raises `UnknownAttribute` before anything is sent, or a constraint's error."""
+    async def create(self, *, load: LoadOptions = (), **values: Any) -> ModelT:
+        """Create an object and flush. Raises `UnknownAttribute` before anything is sent, or a constraint's error.
+
+        With `load`, one more statement reads the row, and one each relationship.
+        """
+        reject_reserved_names(self.model, load=load)
         reject_unknown_names(self.model, values)
         instance = self.model(**values)
         self.session.add(instance)
         await self.session.flush()
+        await load_relationships(self.session, instance, load)
         return instance
 
-    async def create_many(
-        self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True
-    ) -> bulk.InsertResult:
+    async def get_or_create(
+        self, *, defaults: Mapping[str, Any] | None = None, load: LoadOptions = (), **attributes: Any
+    ) -> tuple[ModelT, bool]:
+        """The object whose attributes have these values, and whether it was created, with `defaults` in addition.
+
+        The model must declare a unique constraint on exactly these attributes; otherwise `ValueError` is raised. So
+        concurrent calls create one row, and all of them return it. At REPEATABLE READ and SERIALIZABLE a concurrent
+        call can raise `SerializationFailure`. Attributes are columns. The constructor isn't called.
+        """
+        values = defaults or {}
+        reject_reserved_names(self.model, load=load, defaults=defaults)
+        check_unique_attributes(self.model, attributes, values)
+        found = await self.get_by(load=load, **attributes)
+        if found is not None:
+            return found, False
+        instance, is_new = await insert_or_find(self.session, self.model, attributes, values)
+        await load_relationships(self.session, instance, load)
+        return instance, is_new
+
+    async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> InsertResult:
         """Insert mappings, Pydantic models, dataclasses or mapped objects; see `howdah.bulk.insert_many`."""
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
 
-    async def update(self, instance: ModelT, **values: Any) -> ModelT:
-        """Set attributes of the object and flush.
+    async def update(self, instance: ModelT, *, load: LoadOptions = (), **values: Any) -> ModelT:
+        """Set attributes of the object and flush. `load` is that of `create`.
 
         Raises `UnknownAttribute` before any attribute is set. Raises `StaleRow` if the model is `Versioned` and the row
         has another version. Raises `InvalidRequestError` for an object that isn't in the repository's session.
         """
         self._reject_foreign(instance)
+        reject_reserved_names(type(instance), load=load)
         reject_unknown_names(type(instance), values)
         for name, value in values.items():
             setattr(instance, name, value)
         await self.session.flush()
+        await load_relationships(self.session, instance, load)
         return instance
 
-    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> bulk.MatchResult:
+    async def update_many(self, rows: bulk.Rows, *, chunk_size: int | None = None) -> MatchResult:
         """Update each row to its own values. A row names its key; see `howdah.bulk.update_many`."""
         return await bulk.update_many(self.session, self.model, rows, chunk_size=chunk_size)
 
@@ -218,14 +266,33 @@ class AsyncRepository(Generic[ModelT]):
         """Set the same values on every row that the criterion finds; see `howdah.bulk.update_where`."""
         return await bulk.update_where(self.session, self.model, criterion, values)
 
+    async def upsert(
+        self,
+        row: object,
+        *,
+        on: ConflictOn | None = None,
+        update: Sequence[str] | None = None,
+        load: LoadOptions = (),
+    ) -> tuple[ModelT, bool]:
+        """Insert one row, or update the existing one. Returns its object, and whether it is new.
+
+        The row, `on` and `update` are those of `howdah.bulk.upsert_many`. One statement is sent. If the existing row
+        has the same values, it isn't written, and a second statement reads it. Raises `NotFound` if a trigger has
+        suppressed the row. Views, and partitioned tables before PostgreSQL 18, are rejected by the database: use
+        `upsert_many`.
+        """
+        instance, is_new = await upsert_row(self.session, self.model, row, on, update)
+        await load_relationships(self.session, instance, load)
+        return instance, is_new
+
     async def upsert_many(
         self,
         rows: bulk.Rows,
         *,
-        on: Sequence[str] | None = None,
+        on: ConflictOn | None = None,
         update: Sequence[str] | None = None,
         chunk_size: int | None = None,
-    ) -> bulk.UpsertResult:
+    ) -> UpsertResult:
         """Insert rows, or update the existing ones; see `howdah.bulk.upsert_many`."""
         return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)
 
@@ -239,13 +306,29 @@ class AsyncRepository(Generic[ModelT]):
         await self.session.delete(instance)
         await self.session.flush()
 
-    async def delete_many(self, ids: Iterable[Any]) -> bulk.MatchResult:
+    async def delete_many(self, ids: Iterable[Any]) -> MatchResult:
         """Delete the rows with these keys; see `howdah.bulk.delete_many`."""
         return await bulk.delete_many(self.session, self.model, ids)
+
+    async def delete_where(self, criterion: ColumnElement[bool]) -> int:
+        """Delete every row that the criterion finds; see `howdah.bulk.delete_where`."""
+        return await bulk.delete_where(self.session, self.model, criterion)
 
     async def lock(self, ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False) -> dict[Any, ModelT]:
         """Lock the rows in key order and refresh the objects; see `howdah.locking.lock`."""
         return await lock(self.session, self.model, ids, nowait=nowait, skip_locked=skip_locked)
+
+    async def lock_next(self, limit: int, statement: Select[Any] | None = None) -> Sequence[ModelT]:
+        """Lock at most `limit` rows that nobody has locked, in the order of the statement; see `howdah.lock_next`."""
+        return await lock_next(self.session, self._build_list_query(statement), limit)
+
+    async def link(self, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
+        """Link rows by a many-to-many relationship; see `howdah.bulk.link`."""
+        return await bulk.link(self.session, relationship, pairs)
+
+    async def unlink(self, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
+        """Remove links of a many-to-many relationship; see `howdah.bulk.unlink`."""
+        return await bulk.unlink(self.session, relationship, pairs)
 
     def _reject_foreign(self, instance: ModelT) -> None:
         if not isinstance(instance, self.model):
@@ -268,20 +351,5 @@ class AsyncRepository(Generic[ModelT]):
             raise ValueError(f"this repository reads {self.model.__name__}: pass a select({self.model.__name__})")
         return statement
 
-    def _add_load_options(self, statement: Select[Any], load: LoadOptions) -> Select[Any]:
-        options = (selectinload(each) if isinstance(each, QueryableAttribute) else each for each in load)
-        return statement.options(*options)
-
     async def _fetch_objects(self, statement: Select[Any], load: LoadOptions) -> ScalarResult[ModelT]:
-        return (await self.session.scalars(self._add_load_options(statement, load))).unique()
-
-
-def _build_collection_options(statement: Select[Any]) -> Iterator[ExecutableOption]:
-    """`selectinload` for each collection that the mapping loads by a join.
-
-    With a join, the rows of one object could be in two batches.
-    """
-    entity = get_entity(statement)
-    for relationship in inspect(entity).mapper.relationships:
-        if relationship.uselist and relationship.lazy in ("joined", False):
-            yield selectinload(getattr(entity, relationship.key))
+        return (await self.session.scalars(add_load_options(statement, load))).unique()

@@ -238,7 +238,8 @@ async def test_without_the_precondition_the_later_change_undoes_the_earlier(
     for (name, country), change in zip(seen, ({"name": "Grace"}, {"country": "Spain"}), strict=True):
         async with stored.begin() as session:
             users = UserRepository(session)
-            await users.update((await users.lock([user_id]))[user_id], **({"name": name, "country": country} | change))
+            values: dict[str, Any] = {"name": name, "country": country} | change
+            await users.update((await users.lock([user_id]))[user_id], **values)
     user = (await client.get(f"/users/{user_id}")).json()
     assert (user["name"], user["country"]) == ("Ada", "Spain")  # Grace is lost
 

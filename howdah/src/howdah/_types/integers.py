@@ -32,9 +32,10 @@ from sqlalchemy.dialects.postgresql.asyncpg import (
     AsyncpgSmallInteger,
 )
 from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange, AbstractSingleRange
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeEngine
 
-from howdah._arrays import Array
+from howdah._arrays import Array, compile_without_length
 from howdah.errors import RejectedValue
 
 _INTEGER_OR_NULL: Final = frozenset({int, NoneType})
@@ -167,6 +168,11 @@ class _ExactItemsMixin:
 
 class _ExactARRAY(_ExactItemsMixin, AsyncpgARRAY):
     pass
+
+
+# SQLAlchemy casts a parameter to the type of its column. A cast to `VARCHAR(5)[]` would silently truncate a longer
+# text, without the error of the column.
+compiles(_ExactARRAY, "postgresql")(compile_without_length)
 
 
 class _ExactArray(_ExactItemsMixin, Array):

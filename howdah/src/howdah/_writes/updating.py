@@ -10,7 +10,7 @@ from sqlalchemy import Column, ColumnElement, CursorResult, Integer, Update, ins
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper
 
-from howdah._arrays import unnest_arrays
+from howdah._arrays import fits_in_array, list_values, unnest_arrays
 from howdah._keys import find_free_name, get_key_attributes, has_exact_keys, has_key_in
 from howdah._writes.columns import extract_keys, get_version_name, transpose_rows, with_version_increment
 from howdah.errors import StaleRow
@@ -19,6 +19,11 @@ from howdah.locking import Match, find_missing_keys, lock_cte, lock_matches
 # The caller refreshes the session's objects after the write.
 UNSYNCHRONIZED: Final = {"synchronize_session": False}
 _POSITION: Final = Column("position", Integer)
+
+# The limits of a statement with columns that can't be sent as arrays: a statement can have at most 32,767 parameters,
+# and SQLAlchemy compiles such a statement again each time, which takes longer per row if there are more rows.
+_LISTED_ROWS: Final = 1000
+_LISTED_PARAMETERS: Final = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +76,68 @@ async def update_rows(session: AsyncSession, model: type[Any], rows: Sequence[di
 async def _update_all(
     session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[dict[str, Any]]
 ) -> bool:
-    """Update the rows, which have different keys, by one statement. Raises `StaleRow`.
+    """Update the rows, which have different keys. Raises `StaleRow`.
 
     Returns True if all keys have a row, and False if some keys have none. It also returns False if the rows have only
     keys: nothing is written then, and it isn't known which keys have a row.
     """
-    mapper: Mapper[Any] = inspect(model)
-    sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {
-        name: (mapper.columns[name], each) for name, each in transpose_rows(rows).items()
-    }
-    version = get_version_name(model)
-    position = find_free_name(model, "howdah_position")
-    if version is not None and version in sent:
-        sent[position] = (_POSITION, range(len(rows)))
-    table, values = unnest_arrays(sent, name=find_free_name(model, "howdah_values"))
-    same_row = lock_cte(model, has_key_in(model, keys)).same_row
-    same_row += [attribute == values.pop(attribute.key) for attribute in get_key_attributes(model)]
-    if version is None or version not in values:
-        if not values:
-            return False
-        statement = update(model).where(*same_row).values(with_version_increment(model, values))
-        return await execute_update(session, statement) == len(rows)
-    same_row.append(mapper.columns[version] == values.pop(version))
-    del values[position]
-    statement = (
-        update(model).where(*same_row).values(with_version_increment(model, values)).returning(table.c[position])
-    )
-    written = {*(await session.execute(statement, execution_options=UNSYNCHRONIZED)).scalars()}
-    if len(written) == len(rows):
-        return True
-    # If a row of the input wasn't written, its key has no row, or a row with another version.
-    stale = [
-        keys[match.position] for match in await lock_matches(session, model, keys) if match.position not in written
-    ]
+    listed = sum(not fits_in_array(inspect(model).columns[name]) for name in rows[0])
+    size = min(_LISTED_ROWS, _LISTED_PARAMETERS // listed) if listed else len(rows)
+    if size < len(rows):  # each statement locks only its own rows in key order
+        await lock_matches(session, model, keys)
+    is_complete = True
+    stale: list[Any] = []
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        is_written, stale_keys = await _update_part(session, model, keys[part], rows[part])
+        is_complete = is_complete and is_written
+        stale += stale_keys
     if stale:
         shown = ", ".join(map(str, stale[:5])) + (", …" if len(stale) > 5 else "")
         message = (
             f"{len(stale)} {model.__name__} rows don't have the version that the input names; read them again: {shown}"
         )
         raise StaleRow(message, stale)
-    return False
+    return is_complete
+
+
+async def _update_part(
+    session: AsyncSession, model: type[Any], keys: Sequence[Any], rows: Sequence[dict[str, Any]]
+) -> tuple[bool, Sequence[Any]]:
+    """Update the rows by one statement. Returns the result of `_update_all`, and the keys of stale rows."""
+    mapper: Mapper[Any] = inspect(model)
+    columns: dict[str, tuple[Column[Any], Iterable[Any]]] = {
+        name: (mapper.columns[name], each) for name, each in transpose_rows(rows).items()
+    }
+    listed = {name: each for name, each in columns.items() if not fits_in_array(each[0])}
+    sent = {name: each for name, each in columns.items() if name not in listed}
+    version = get_version_name(model)
+    position = find_free_name(model, "howdah_position")
+    if listed or version in sent:
+        sent[position] = (_POSITION, range(len(rows)))
+    table, values = unnest_arrays(sent, name=find_free_name(model, "howdah_values"))
+    same_row = lock_cte(model, has_key_in(model, keys)).same_row
+    values.pop(position, None)
+    if listed:
+        listed_values = list_values(listed, position=position, name=find_free_name(model, "howdah_listed"))
+        same_row.append(listed_values.pop(position) == table.c[position])
+        values.update(listed_values)
+    same_row += [attribute == values.pop(attribute.key) for attribute in get_key_attributes(model)]
+    if version is None or version not in values:
+        if not values:
+            return False, ()
+        statement = update(model).where(*same_row).values(with_version_increment(model, values))
+        return await execute_update(session, statement) == len(rows), ()
+    same_row.append(mapper.columns[version] == values.pop(version))
+    statement = (
+        update(model).where(*same_row).values(with_version_increment(model, values)).returning(table.c[position])
+    )
+    written = {*(await session.execute(statement, execution_options=UNSYNCHRONIZED)).scalars()}
+    if len(written) == len(rows):
+        return True, ()
+    # If a row of the input wasn't written, its key has no row, or a row with another version.
+    matches = await lock_matches(session, model, keys)
+    return False, [keys[match.position] for match in matches if match.position not in written]
 
 
 def build_update(model: type[Any], criterion: ColumnElement[bool], values: Mapping[str, Any]) -> Update:

@@ -13,7 +13,7 @@ setting of the transaction.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count, groupby
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Executable,
+    Result,
     Table,
     and_,
     case,
@@ -51,13 +52,15 @@ from howdah._writes.columns import (
     with_version_increment,
 )
 from howdah._writes.comparison import build_sort_key, is_exact, is_stored_unchanged, to_hashable
+from howdah._writes.conflict_targets import ConflictTarget
 from howdah._writes.conflicts import count_conflict, is_stored_differently, select_conflict_count
+from howdah._writes.results import UpsertCounts
 from howdah._writes.rows import get_column_names, split_duplicate_keys
 
 # The SQLSTATE if two rows of one statement conflict with the same existing row (cardinality_violation).
 _SAME_ROW_TWICE: Final = "21000"
 # SQLSTATEs for a missing system column: a view has none, and a partitioned table has no `xmax`.
-_NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
+NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 
 # A statement can have at most 32,767 parameters, and SQLAlchemy sends at most 1,000 rows in one statement. SQLAlchemy
 # would split a larger statement, but doesn't report the rows of each part.
@@ -66,27 +69,6 @@ _VALUES_PARAMETERS: Final = 30_000
 
 # Each statement that counts its conflicts has its own number, because the counter is a setting of the transaction.
 _statement_numbers: Final = count(1)
-
-
-@dataclass
-class UpsertCounts:
-    """The number of rows that were inserted, that changed an existing row, and that a trigger suppressed.
-
-    `changed_keys` are the keys of the changed rows, if they were requested.
-    """
-
-    created: int = 0
-    updated: int = 0
-    suppressed: int = 0
-    changed_keys: list[Any] = field(default_factory=list)
-
-    def __add__(self, other: UpsertCounts) -> UpsertCounts:
-        return UpsertCounts(
-            self.created + other.created,
-            self.updated + other.updated,
-            self.suppressed + other.suppressed,
-            self.changed_keys + other.changed_keys,
-        )
 
 
 class _HiddenDuplicates(Exception):
@@ -99,7 +81,7 @@ class _UncountedConflicts(Exception):
 
 @dataclass(frozen=True)
 class Upsert:
-    """An upsert of rows of a model: insert a row, or set `update_names` on the existing row with the same `target`.
+    """An upsert of rows of a model: insert a row, or set `update_names` on the existing row with the same target.
 
     With `returns_keys` the result has the keys of changed rows. With `counts_conflicts` the condition of DO UPDATE
     counts the conflicts. With `locks_first` the first statement inserts the new rows, and locks and counts the existing
@@ -109,7 +91,7 @@ class Upsert:
 
     session: AsyncSession
     model: type[Any]
-    target: Sequence[str]
+    target: ConflictTarget
     update_names: Sequence[str]
     returns_keys: bool
     counts_conflicts: bool = False
@@ -120,7 +102,7 @@ class Upsert:
         written = UpsertCounts()
         try:
             async with self.session.begin_nested():
-                for part in self._split_into_parts(rows):
+                for part in await self._split_into_parts(rows):
                     written += await self._write_part(part)
         except _UncountedConflicts:
             counting = replace(self, counts_conflicts=bool(self.update_names), locks_first=not self.update_names)
@@ -129,7 +111,7 @@ class Upsert:
             pass
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None)
-            if state in _NO_SYSTEM_COLUMN and not self.locks_first:
+            if state in NO_SYSTEM_COLUMN and not self.locks_first:
                 return await replace(self, locks_first=True).write(rows)
             if state != _SAME_ROW_TWICE or len(rows) == 1:
                 raise
@@ -139,33 +121,54 @@ class Upsert:
         half = len(rows) // 2
         return await self.write(rows[:half]) + await self.write(rows[half:])
 
-    def _split_into_parts(self, rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
+    async def _split_into_parts(self, rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
         """Split the rows into parts that can each be written by one statement.
 
         A part has no two rows with the same target. A key column that the database generates for some rows is None in
         all rows of a part or in none. With `locks_first` the same applies to the columns of the target.
         """
         columns = transpose_rows(rows)
-        targets = [*map(to_hashable, zip(*(columns[name] for name in self.target), strict=True))]
-        rounds = [rows] if len({*targets}) == len(rows) else split_duplicate_keys(rows, self._get_target_values)
+        rounds = await self._split_into_rounds(rows, columns)
         partly_generated = find_partly_generated_keys(self.model, columns)
-        separated = dict.fromkeys((*partly_generated, *self.target) if self.locks_first else partly_generated)
+        separated = dict.fromkeys((*partly_generated, *self.target.names) if self.locks_first else partly_generated)
+        if not separated:
+            return rounds
 
         def get_none_pattern(row: dict[str, Any]) -> tuple[bool, ...]:
             return tuple(row[name] is None for name in separated)
 
+        parts: list[Sequence[dict[str, Any]]] = []
         for distinct_rows in rounds:
-            if not separated:
-                yield distinct_rows
-                continue
             # A row with None in the target conflicts with no row, so it may be written before or after the others.
-            is_sortable = separated.keys() <= {*self.target}
+            is_sortable = self.target.is_plain and separated.keys() <= {*self.target.names}
             ordered = sorted(distinct_rows, key=get_none_pattern) if is_sortable else distinct_rows
-            yield from ([*part] for _, part in groupby(ordered, get_none_pattern))
+            parts += ([*part] for _, part in groupby(ordered, get_none_pattern))
+        return parts
+
+    async def _split_into_rounds(
+        self, rows: Sequence[dict[str, Any]], columns: Mapping[str, Sequence[Any]]
+    ) -> Sequence[Sequence[dict[str, Any]]]:
+        """Split the rows into rounds without two rows of the same target. The rounds are written one after the other.
+
+        If the target isn't plain, PostgreSQL finds the equal targets.
+        """
+        if len(rows) == 1:
+            return [rows]
+        if self.target.is_plain:
+            targets = [*map(to_hashable, zip(*(columns[name] for name in self.target.names), strict=True))]
+            return [rows] if len({*targets}) == len(rows) else split_duplicate_keys(rows, self._get_target_values)
+        # A trigger may change the values before they are compared.
+        if not self.target.has_array_columns(self.model) or await self._has_trigger():
+            return [[row] for row in rows]
+        numbers = (await self._execute_select(self.target.select_occurrences(self.model, columns))).all()
+        rounds: dict[int, list[int]] = {}
+        for position, occurrence in sorted(tuple(each) for each in numbers):
+            rounds.setdefault(occurrence, []).append(position)
+        return [[rows[position] for position in rounds[occurrence]] for occurrence in sorted(rounds)]
 
     def _get_target_values(self, row: dict[str, Any]) -> Hashable:
         """The values of the target. A row with None in them gets a unique value, because it conflicts with no row."""
-        values = tuple(row[name] for name in self.target)
+        values = tuple(row[name] for name in self.target.names)
         return id(row) if None in values else to_hashable(values)
 
     async def _write_part(self, rows: Sequence[dict[str, Any]]) -> UpsertCounts:
@@ -185,8 +188,12 @@ class Upsert:
         if not all(map(fits_in_array, columns)):
             raise ColumnarUnsupported
         source, values = unnest_arrays({column.key: (column, each) for column, each in columns.items()})
-        keys = (mapper.columns[name].key for name in self.target if name in complete)
-        ordered_rows = select(*values.values()).select_from(source).order_by(*(source.c[key] for key in keys))
+        order: Iterable[Any] = ()
+        if self.target.is_plain:
+            order = (source.c[mapper.columns[name].key] for name in self.target.names if name in complete)
+        elif {*self.target.names} <= complete.keys():
+            order = self.target.build_expressions(lambda column: values[column.key])
+        ordered_rows = select(*values.values()).select_from(source).order_by(*order)
         return pg_insert(self._get_table()).from_select(list(values), ordered_rows, include_defaults=False)
 
     async def _write_values(self, rows: list[dict[str, Any]]) -> UpsertCounts:
@@ -194,7 +201,7 @@ class Upsert:
         # Two upserts can't deadlock if their rows are sorted. Without exact values, sorting might change the order of
         # rows that conflict with each other.
         if all(map(is_exact, self._get_target_columns())):
-            rows.sort(key=lambda row: [build_sort_key(row.get(name)) for name in self.target])
+            rows.sort(key=lambda row: [build_sort_key(row.get(name)) for name in self.target.names])
         size = max(1, min(_VALUES_ROWS, _VALUES_PARAMETERS // max(1, len(get_column_names(self.model)))))
         written = UpsertCounts()
         for start in range(0, len(rows), size):
@@ -218,8 +225,8 @@ class Upsert:
 
     async def _insert_or_update(self, source: _InsertSource) -> UpsertCounts:
         number = next(_statement_numbers)
-        statement = self._add_on_conflict(source.statement, count_conflict(number) if self.counts_conflicts else None)
-        written = await self._execute(source, statement, await self._build_is_new())
+        statement = self.add_on_conflict(source.statement, count_conflict(number) if self.counts_conflicts else None)
+        written = await self._execute(source, statement, await self.build_is_new())
         if written.created + written.updated == source.size:
             return written
         if self.counts_conflicts:
@@ -229,7 +236,7 @@ class Upsert:
         return written
 
     async def _insert_or_skip(self, source: _InsertSource) -> UpsertCounts:
-        statement = source.statement.on_conflict_do_nothing(index_elements=self._get_target_columns())
+        statement = source.statement.on_conflict_do_nothing(**self.target.get_arguments())
         # A view has no `tableoid`. The statement fails for it, and `write` runs again with `locks_first`.
         written = await self._execute(source, statement, literal_column("(tableoid IS NOT NULL)", Boolean))
         if written.created < source.size and await self._has_trigger():
@@ -247,7 +254,7 @@ class Upsert:
         element, *_ = self._get_target_columns()
         # The condition is never true: PostgreSQL locks a conflicting row to evaluate it, and doesn't update the row.
         statement = source.statement.on_conflict_do_update(
-            index_elements=self._get_target_columns(), set_={element: element}, where=count_conflict(number).is_(None)
+            **self.target.get_arguments(), set_={element: element}, where=count_conflict(number).is_(None)
         )
         new = await self._fetch_rows(source, statement.returning(*source.get_key_columns(self.model)))
         conflicts = await self._fetch_scalar(select_conflict_count(number))
@@ -256,7 +263,7 @@ class Upsert:
             return written
         number = next(_statement_numbers)
         is_old = ~has_key_in(self.model, [build_key(row) for row in new])
-        statement = self._add_on_conflict(source.statement, count_conflict(number), is_old)
+        statement = self.add_on_conflict(source.statement, count_conflict(number), is_old)
         old = await self._fetch_rows(source, statement.returning(*source.get_key_columns(self.model)))
         if await self._fetch_scalar(select_conflict_count(number)) != len(new) + conflicts:
             raise RuntimeError(
@@ -283,7 +290,7 @@ class Upsert:
         options = {"render_nulls": True}  # otherwise a column with None is left out, and its default applies
         return (await self.session.execute(statement, source.parameters, execution_options=options)).all()
 
-    def _add_on_conflict(
+    def add_on_conflict(
         self, statement: Insert, counted: ColumnElement[Any] | None, *criteria: ColumnElement[bool]
     ) -> Insert:
         """Add ON CONFLICT DO UPDATE, which writes only rows whose stored values differ and that meet the `criteria`.
@@ -312,9 +319,9 @@ class Upsert:
         where = and_(differs, *criteria)
         if counted is not None:
             where = case((counted.is_not(None), where))  # AND may skip the counter; CASE evaluates it first
-        return statement.on_conflict_do_update(index_elements=self._get_target_columns(), set_=set_to, where=where)
+        return statement.on_conflict_do_update(**self.target.get_arguments(), set_=set_to, where=where)
 
-    async def _build_is_new(self) -> ColumnElement[bool]:
+    async def build_is_new(self) -> ColumnElement[bool]:
         """The expression for RETURNING that is true for inserted rows. A table named `old` hides PostgreSQL's `old`."""
         version: Any = (await self._get_connection()).dialect.server_version_info
         has_old = version is not None and version >= (18,) and self._get_table().name != "old"
@@ -326,9 +333,9 @@ class Upsert:
         Then the order in which they were written isn't known, because the statement sorts by targets that are equal in
         PostgreSQL.
         """
-        if source.size == 1:
+        if source.size == 1 or not self.target.is_plain:
             return False
-        values = [source.columns.get(name, [None] * source.size) for name in self.target]
+        values = [source.columns.get(name, [None] * source.size) for name in self.target.names]
         targets = [row for row in zip(*values, strict=True) if None not in row]
         columns = self._get_target_columns()
         if all(map(is_stored_unchanged, columns, zip(*targets, strict=True))) and await compares_bytes(
@@ -353,10 +360,13 @@ class Upsert:
         return table
 
     def _get_target_columns(self) -> list[Any]:
-        return [inspect(self.model).columns[name] for name in self.target]
+        return [inspect(self.model).columns[name] for name in self.target.names]
+
+    async def _execute_select(self, statement: Executable) -> Result[Any]:
+        return await self.session.execute(statement, bind_arguments={"mapper": inspect(self.model)})
 
     async def _fetch_scalar(self, statement: Executable) -> Any:
-        return await self.session.scalar(statement, bind_arguments={"mapper": inspect(self.model)})
+        return (await self._execute_select(statement)).scalar()
 
     async def _get_connection(self) -> AsyncConnection:
         return await self.session.connection(bind_arguments={"mapper": inspect(self.model)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_type
 from uuid import UUID
@@ -64,7 +64,10 @@ async def reads(session: AsyncSession, id: UUID) -> None:
     assert_type(users.stream(), AsyncIterator[User])
     async for user in users.stream(select(User), batch=10, load=[User.orders]):
         assert_type(user, User)
+    assert_type(await users.get_by(email="a", age=None, load=[User.orders]), User | None)
+    assert_type(await users.get_one_by(email="a"), User)
     assert_type(await users.lock([id], nowait=True), dict[Any, User])
+    assert_type(await users.lock_next(5, select(User).order_by(User.age)), Sequence[User])
     assert_type(await users.get_by_email("a@example.org"), User | None)
 
 
@@ -73,6 +76,15 @@ async def writes(session: AsyncSession, user: User, id: UUID) -> None:
     assert_type(await users.create(email="a@example.org"), User)
     assert_type(await users.update(user, name="A"), User)
     assert_type(await users.delete(user), None)
+    assert_type(await users.create(email="a", load=[User.orders]), User)
+    assert_type(await users.update(user, name="A", load=[selectinload(User.orders)]), User)
+    assert_type(await users.get_or_create(email="a", defaults={"name": "A"}), tuple[User, bool])
+    assert_type(await users.upsert({"email": "a"}, on="uq_users_email", update=["name"]), tuple[User, bool])
+    assert_type(await users.upsert(user, on=["email"], load=[User.orders]), tuple[User, bool])
+    assert_type(await users.delete_where(User.age > 5), int)
+    assert_type(await users.link(User.orders, [(id, id)]), int)
+    assert_type(await users.unlink(User.orders, ((id, id) for _ in range(2))), int)
+    assert_type(await bulk.insert_many(session, User.orders, [{}]), InsertResult)
     assert_type(await users.create_many([{"email": "a"}, user]), InsertResult)
     assert_type(await users.create_many((user for _ in range(3)), keys=False, chunk_size=3), InsertResult)
     assert_type(await users.create_many(users.stream()), InsertResult)
