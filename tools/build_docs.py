@@ -28,7 +28,19 @@ OTHER_PAGES: Final = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
-MODULES: Final = ["howdah", "howdah.bulk", "howdah.embedded", "howdah.errors", "howdah.fastapi", "howdah.testing"]
+MODULES: Final = [
+    "howdah",
+    "howdah.alembic",
+    "howdah.bulk",
+    "howdah.embedded",
+    "howdah.errors",
+    "howdah.fastapi",
+    "howdah.logs",
+    "howdah.metrics",
+    "howdah.tenancy",
+    "howdah.testing",
+    "howdah.tracing",
+]
 
 _FENCE: Final = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 _LINK: Final = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")

@@ -25,7 +25,6 @@ README = PROJECT / "README.md"
 PAGES = [
     "howdah/README.md",
     "docs/examples.md",
-    "docs/how-to.md",
     *sorted(str(path.relative_to(PROJECT)) for path in PROJECT.glob("docs/guides/*.md")),
     *sorted(str(path.relative_to(PROJECT)) for path in PROJECT.glob("docs/operations/*.md")),
 ]
