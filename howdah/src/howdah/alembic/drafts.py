@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,11 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from howdah.alembic.differences import Schema, compare_schemas, read_schema, statements_after, statements_before
 from howdah.alembic.environment import Environment
 from howdah.alembic.operations import escape_colons
-from howdah.alembic.rendering import render_item
 from howdah.alembic.sql_files import read_statements
 
 if TYPE_CHECKING:
-    from alembic.autogenerate.api import AutogenContext
     from alembic.operations.ops import MigrateOperation, MigrationScript
     from alembic.runtime.migration import MigrationContext
 
@@ -130,17 +127,14 @@ class _Rehearsal:
 
     def _invoke(self, operation: MigrateOperation) -> None:
         """Execute the source of an operation, as the migration will. If it fails, it is kept, and noted."""
-        from alembic.autogenerate import render_python_code
-        from alembic.operations.ops import UpgradeOps
+        from alembic.autogenerate import render_op_text
+        from alembic.autogenerate.api import AutogenContext
 
         self.operations.append(operation)
-
-        def render(kind: str, item: Any, context: AutogenContext) -> str | Literal[False]:
-            source = render_item(kind, item, context)
-            self.imports |= context.imports
-            return source
-
-        source = render_python_code(UpgradeOps([operation]), render_item=render, migration_context=self._context)
+        context = AutogenContext(self._context)
+        context.imports = set()
+        source = render_op_text(context, operation)
+        self.imports |= context.imports
         try:
             with self._connection.begin_nested():
                 exec(_importable(source, self.imports), {})  # noqa: S102  # Alembic has just written it
@@ -150,7 +144,7 @@ class _Rehearsal:
 
 def _importable(source: str, imports: set[str]) -> str:
     head = ["import sqlalchemy as sa", "from alembic import op", "from sqlalchemy.dialects import postgresql"]
-    return "\n".join([*head, *sorted(imports), re.sub(r"^    ", "", source, flags=re.MULTILINE)])
+    return "\n".join([*head, *sorted(imports), source])
 
 
 def _flatten(operations: Sequence[MigrateOperation]) -> list[MigrateOperation]:

@@ -227,7 +227,8 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
         name = steps[progress.applied].revision.revision if steps else "?"
         raise MigrationBlocked(
             f"migration {name} {progress.outcome} after {progress.failures} attempts. Each waited "
-            f"{environment.locks.lock_timeout:g} s for a lock: {error.statement}. {describe_old_transactions(connection)}"
+            f"{environment.locks.lock_timeout:g} s for a lock: {error.statement}. "
+            f"{describe_old_transactions(connection)}"
         ) from error
     connection.commit()
 

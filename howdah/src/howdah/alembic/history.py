@@ -36,7 +36,8 @@ _ALEMBIC: Final = threading.RLock()
 class NewMigration:
     """A migration that was written.
 
-    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `is_empty` is true if the models and the .sql files need no migration.
+    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `is_empty` is true if the models
+    and the .sql files need no migration.
     """
 
     path: Path

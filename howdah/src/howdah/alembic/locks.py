@@ -114,11 +114,9 @@ class Progress:
     @property
     def outcome(self) -> str:
         """What happened to the migration that didn't get a lock."""
-        return (
-            "was committed in part, because it has an autocommit_block, and ended"
-            if self.commits
-            else "was rolled back"
-        )
+        if self.commits:
+            return "was committed in part, because it has an autocommit_block, and ended"
+        return "was rolled back"
 
 
 def retry_after_lock_timeout(
