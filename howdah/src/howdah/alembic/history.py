@@ -36,13 +36,14 @@ _ALEMBIC: Final = threading.RLock()
 class NewMigration:
     """A migration that was written.
 
-    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `is_empty` is true if the models
-    and the .sql files need no migration.
+    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `downgrade_problems`
+    says what a downgrade doesn't restore. `is_empty` is true if the models and the .sql files need no migration.
     """
 
     path: Path
     revision: str
     problems: list[str]
+    downgrade_problems: list[str]
     is_empty: bool
 
 
@@ -184,8 +185,8 @@ class Migrations:
                 path.with_suffix("").mkdir()
                 for name in draft.changed_files:
                     shutil.copyfile(environment.sql / name, path.with_suffix("") / name)
-            problems = [*draft.notes, *self._try(migrated, environment, expected)]
-        return NewMigration(path, revision, problems, draft.is_empty)
+            problems = [*draft.problems, *self._try(migrated, environment, expected)]
+        return NewMigration(path, revision, problems, draft.downgrade_problems, draft.is_empty)
 
     def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
         """Compare a migrated database with one that has the tables of the models and the .sql files, and lint.

@@ -25,7 +25,7 @@ def run_sql_files(folder: Path, *names: str) -> None:
 
     for statement in read_statements(folder, *names):
         if op.get_context().as_sql:
-            op.get_context().impl.static_output(f"{statement};\n")
+            op.get_context().impl.static_output(f"{statement};")
         else:
             op.get_bind().exec_driver_sql(statement)
 
