@@ -184,8 +184,10 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
 
     def remember(*, step: Any, **_: Any) -> None:
         progress.applied += 1
-        revision = step.up_revision_id if step.is_upgrade else step.down_revision_ids
-        call.applied.append(f"{'up' if step.is_upgrade else 'down'} to {revision or 'base'}")
+        if step.is_upgrade:
+            call.applied.append(f"upgraded to {step.up_revision_id}")
+        else:
+            call.applied.append(f"downgraded to {', '.join(step.down_revision_ids) or 'base'}")
 
     options: dict[str, Any] = {
         "connection": connection,

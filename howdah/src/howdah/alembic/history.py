@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from howdah.alembic.catalog import CatalogEntry
 from howdah.alembic.differences import compare_schemas, create_schema, read_schema_at
 from howdah.alembic.drafts import Draft
 from howdah.alembic.environment import CALL, Call, Environment, str_url
@@ -52,12 +53,14 @@ class CheckReport:
     """The result of a check.
 
     `differences` says how a migrated database differs from one with the tables of the models and the .sql files.
-    `findings` are statements that block a service. `unneeded` are accepted findings that don't occur.
+    `findings` are statements that block a service. `unneeded` are accepted findings that don't occur. `catalog`
+    describes the second database.
     """
 
     differences: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unneeded: list[str] = field(default_factory=list)
+    catalog: dict[str, CatalogEntry] = field(default_factory=dict, repr=False)
 
     @property
     def has_problems(self) -> bool:
@@ -198,13 +201,17 @@ class Migrations:
         with self._scratch(environment, server_url) as migrated, self._scratch(environment, server_url) as created:
             call = Call(url=migrated, on_connect=recorder.listen, on_step=recorder.start)
             self._migrate(call, "upgrade", "head")
-            differences = compare_schemas(read_schema_at(migrated, environment), create_schema(created, environment))
+            expected = create_schema(created, environment)
+            report = CheckReport(
+                compare_schemas(read_schema_at(migrated, environment), expected),
+                catalog={name: each.entry for name, each in expected.items()},
+            )
             if not is_linted:
-                return CheckReport(differences)
+                return report
             accepted, linted = self._accepted_findings(environment.linted_after)
             statements = {name: recorder.statements[name] for name in recorder.statements if name in linted}
             findings, unneeded = lint(statements, accepted, version=_server_version(migrated))
-        return CheckReport(differences, findings, unneeded)
+        return replace(report, findings=findings, unneeded=unneeded)
 
     def _try(self, url: str, environment: Environment, expected: Mapping[str, Any]) -> Iterator[str]:
         """Run the new migration. The problems are its error, or the differences that it leaves."""
@@ -255,7 +262,7 @@ class Migrations:
             with self._running(call) as config:
                 getattr(command, name)(config, revision)
         except CommandError as error:
-            if not isinstance(error.__cause__, ResolutionError):
+            if not isinstance(error.__cause__, ResolutionError) or error.__cause__.argument == revision:
                 raise
             raise CommandError(
                 f"the database is at revision {error.__cause__.argument}, which this version doesn't have. Run the "
