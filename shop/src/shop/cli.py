@@ -98,8 +98,8 @@ def migrate(
         bool,
         typer.Option(
             "--check",
-            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define, "
-            "and lint them",
+            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define "
+            "and block nobody",
         ),
     ] = False,
     downgrade: Annotated[
@@ -131,19 +131,14 @@ def migrate(
     with open_location(Settings()) as location:
         if check:
             report = HISTORY.check(server_url=location.url)
-            problems = [str(report)] if report.has_problems else []
+            lines = str(report).splitlines()
             if outdated := schema.find_catalog_differences(report.catalog):
-                problems.append(
-                    "\n  ".join(["ledger/catalog.txt is out of date, run shop migrate --write-catalog:", *outdated])
-                )
-            for problem in problems:
-                _err.print(problem, highlight=False, markup=False)
-            if problems:
+                lines += ["ledger/catalog.txt is out of date, run shop migrate --write-catalog:", *outdated]
+            for line in lines:
+                _err.print(line, highlight=False, markup=False)
+            if lines:
                 raise typer.Exit(1)
-            _out.print(
-                "migrations, models, ledger/sql and ledger/catalog.txt agree, and the linter found nothing",
-                highlight=False,
-            )
+            _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree and block nobody", highlight=False)
         elif write_catalog:
             with scratch_database(location.url) as url:
                 tables.create_tables(url)

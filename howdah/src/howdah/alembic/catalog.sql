@@ -222,11 +222,14 @@ SELECT
         ),
         E'\nAS $$', rtrim(prosrc), '$$'
     ), NULL, true,
-    NULL,
+    CASE WHEN prokind <> 'a' THEN replace(pg_get_functiondef(p.oid), format(' %s.%I(', schema.name, proname), format(' %s%I(', prefix, proname)) END,
     format(
         'DROP %s %s%I(%s)', CASE prokind WHEN 'p' THEN 'PROCEDURE' WHEN 'a' THEN 'AGGREGATE' ELSE 'FUNCTION' END,
         prefix, proname, pg_get_function_identity_arguments(p.oid)
-    ), NULL
+    ),
+    CASE WHEN prokind <> 'a' THEN ARRAY[
+        replace(pg_get_functiondef(p.oid), format(' %s.%I(', schema.name, proname), format(' %s%I(', prefix, proname))
+    ] END
 FROM schema JOIN pg_proc p ON p.pronamespace = schema.oid JOIN pg_language l ON l.oid = prolang
 WHERE NOT EXISTS (
     SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'

@@ -17,6 +17,7 @@ from howdah.alembic.locks import (
     migration_lock,
     retry_after_lock_timeout,
 )
+from howdah.alembic.operations import LOCK_TIMEOUT_OPTION
 from howdah.alembic.rendering import render_item
 from howdah.alembic.running import run_blocking
 from howdah.database import Database
@@ -145,6 +146,7 @@ def _write_sql(environment: Environment) -> None:
         literal_binds=True,
         transaction_per_migration=True,
         dialect_opts={"paramstyle": "named"},
+        **{LOCK_TIMEOUT_OPTION: environment.locks.milliseconds},
         **environment.options,
     )
     impl = context.get_context().impl

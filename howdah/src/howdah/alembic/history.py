@@ -20,7 +20,7 @@ from howdah.alembic.drafts import Draft
 from howdah.alembic.environment import CALL, Call, Environment, str_url
 from howdah.alembic.linting import Finding, StatementRecorder, lint
 from howdah.alembic.running import run_blocking
-from howdah.alembic.scratch import scratch_database
+from howdah.alembic.scratch import scratch_databases
 from howdah.database import Database
 from howdah.errors import HowdahError, InvalidStatement
 
@@ -177,7 +177,7 @@ class Migrations:
         change this migration.
         """
         environment = self.environment()
-        with self._scratch(environment, server_url) as migrated, self._scratch(environment, server_url) as created:
+        with self._scratch(environment, server_url) as (migrated, created):
             expected = create_schema(created, environment)
             versions = self._prepare_folder()
             if self._scripts().get_current_head() is not None:
@@ -198,7 +198,7 @@ class Migrations:
         """
         environment = self.environment()
         recorder = StatementRecorder()
-        with self._scratch(environment, server_url) as migrated, self._scratch(environment, server_url) as created:
+        with self._scratch(environment, server_url) as (migrated, created):
             call = Call(url=migrated, on_connect=recorder.listen, on_step=recorder.start)
             self._migrate(call, "upgrade", "head")
             expected = create_schema(created, environment)
@@ -306,16 +306,16 @@ class Migrations:
         return any(script.revision == revision for script in self._scripts().walk_revisions())
 
     @contextmanager
-    def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[str]:
-        """A scratch database on that server, on the server of `env.py`, or on the embedded server if both are None."""
+    def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[list[str]]:
+        """Two scratch databases on that server, on that of `env.py`, or on the embedded server if both are None."""
         url = server_url or environment.url
         if url is not None:
-            with scratch_database(url) as scratch:
+            with scratch_databases(url, 2) as scratch:
                 yield scratch
             return
         from howdah.embedded import EmbeddedPostgres
 
-        with EmbeddedPostgres() as server, scratch_database(server.url()) as scratch:
+        with EmbeddedPostgres() as server, scratch_databases(server.url(), 2) as scratch:
             yield scratch
 
 
