@@ -12,6 +12,7 @@ import pytest
 
 from howdah import CheckViolation
 from howdah.alembic import Finding
+from howdah.alembic.linting import LinterMissing, lint
 from howdah_tests.support.migration_projects import Project, empty_database, run
 
 CREATE = 'op.execute("CREATE TABLE issues (id int, title text, state varchar(10))")'

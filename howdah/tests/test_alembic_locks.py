@@ -22,15 +22,17 @@ from howdah_tests.support.waiting import until_waiting
 CREATE = 'op.execute("CREATE TABLE issues (id int)")'
 ALTER = 'op.execute("ALTER TABLE issues ADD COLUMN title text")'
 
-# Returns when two processes are connected. Then both would create the table, if nothing prevented it.
+# Returns when two sessions fulfil the condition, so both are in the migration, or one of them waits for the other.
 MEETING = '''op.execute("""
     DO $$ BEGIN
         WHILE (SELECT count(*) FROM pg_stat_activity
-               WHERE application_name = 'howdah migrate' AND datname = current_database()) < 2 LOOP
+               WHERE application_name = 'howdah migrate' AND datname = current_database() AND {condition}) < 2 LOOP
             PERFORM pg_sleep(0.01);
             PERFORM pg_stat_clear_snapshot();
         END LOOP;
     END $$""")'''
+BOTH_CONNECTED = MEETING.format(condition="true")
+BOTH_IN_THE_MIGRATION = MEETING.format(condition="query LIKE '%pg_sleep%'")
 
 
 @pytest.fixture
@@ -50,14 +52,16 @@ def upgrade_twice(project: Project, before: str = "") -> list[int]:
 
 def test_two_processes_do_not_migrate_at_once_even_if_an_index_is_built_concurrently(project: Project) -> None:
     """CREATE INDEX CONCURRENTLY would wait for a statement that waits for the lock."""
-    project.write_migration("0001", f"{MEETING}; {CREATE}")
+    project.write_migration("0001", f"{BOTH_CONNECTED}; {CREATE}")
     project.write_migration("0002", 'create_index_concurrently("ix_issues_id", "issues", ["id"])')
     assert upgrade_twice(project) == [0, 0]
     assert run(project.url, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
 def test_control_without_the_lock_one_of_two_processes_fails(project: Project) -> None:
-    project.write_migration("0001", f"{MEETING}; {CREATE}")
+    project.write_migration("0001", "pass")
+    project.migrations.upgrade()
+    project.write_migration("0002", f"{BOTH_IN_THE_MIGRATION}; {CREATE}")
     without = (
         "import howdah.alembic.environment as environment\n"
         "from contextlib import asynccontextmanager\n"
@@ -156,5 +160,5 @@ async def test_a_migration_that_was_committed_in_part_is_not_started_again(proje
     await asyncio.to_thread(project.migrations.upgrade, None, "0001")
     async with Database(project.url) as database, database.session() as session:
         await session.execute(text("LOCK TABLE issues IN ACCESS SHARE MODE"))  # has no snapshot: the index can be built
-        with pytest.raises(MigrationBlocked, match="committed in part, because .*, and ended after 1 attempts"):
+        with pytest.raises(MigrationBlocked, match=r"committed in part, because .*, and ended after 1 attempts"):
             await asyncio.to_thread(project.migrations.upgrade)

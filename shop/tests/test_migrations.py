@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -167,18 +165,6 @@ def test_the_migrations_agree_with_the_models_and_block_nobody(
     report = HISTORY.check(server_url=postgres_url)
     assert str(report) == ""
     assert report.catalog == created_catalog
-
-
-def test_processes_that_upgrade_at_once_wait_for_each_other(
-    empty_url: str, created_catalog: dict[str, CatalogEntry]
-) -> None:
-    code = "import sys; from shop import migrations; migrations.upgrade(sys.argv[1])"
-    upgrading = [
-        subprocess.Popen([sys.executable, "-c", code, empty_url], stderr=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    errors = [process.communicate(timeout=60)[1] for process in upgrading]
-    assert [process.returncode for process in upgrading] == [0, 0, 0], errors
-    assert differences(empty_url, created_catalog) == []
 
 
 def test_a_url_is_understood_as_the_service_understands_it(

@@ -140,15 +140,15 @@ def _write_sql(environment: Environment) -> None:
     """Write the SQL of the migrations instead of executing it."""
     from alembic import context
 
-    context.configure(
-        dialect_name="postgresql",
-        target_metadata=environment.metadata,
-        literal_binds=True,
-        transaction_per_migration=True,
-        dialect_opts={"paramstyle": "named"},
-        **{LOCK_TIMEOUT_OPTION: environment.locks.milliseconds},
-        **environment.options,
-    )
+    options: dict[str, Any] = {
+        "dialect_name": "postgresql",
+        "target_metadata": environment.metadata,
+        "literal_binds": True,
+        "transaction_per_migration": True,
+        "dialect_opts": {"paramstyle": "named"},
+        LOCK_TIMEOUT_OPTION: environment.locks.milliseconds,
+    }
+    context.configure(**{**options, **environment.options})
     impl = context.get_context().impl
     impl.static_output(f"SET lock_timeout = '{environment.locks.milliseconds}ms';\n")
     with context.begin_transaction():

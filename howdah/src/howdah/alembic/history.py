@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -158,15 +159,17 @@ class Migrations:
             return None
         return f"the schema is at {found}, not at {self.head}: run {self.command}"
 
-    def write_sql(self, revisions: str = "head", output: TextIO = sys.stdout) -> None:
+    def write_sql(self, revisions: str = "head", output: TextIO | None = None) -> None:
         """Write the SQL of migrations: of those up to a revision, or of a range such as `0003:head`.
+
+        By default it is written to standard output.
 
         Migrations that read from the database can't be written as SQL.
         """
         from alembic import command
 
         call = Call()
-        with self._running(call, output_buffer=output) as config:
+        with self._running(call, output_buffer=output or sys.stdout) as config:
             command.upgrade(config, revisions, sql=True)
 
     def new(self, message: str, *, server_url: str | URL | None = None) -> NewMigration:
@@ -282,6 +285,7 @@ class Migrations:
         from alembic.config import Config
         from alembic.util.exc import CommandError
 
+        options["cmd_opts"] = Namespace(quiet=True, x=None)
         if self._project is None:
             config = Config(**options)
             config.set_main_option("script_location", str(self.folder).replace("%", "%%"))
