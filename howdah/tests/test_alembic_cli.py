@@ -17,6 +17,19 @@ from howdah_tests.support.migration_projects import Project, empty_database
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "migrations.md"
 TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
+WITHOUT_URL = """
+from howdah import Base
+from howdah.alembic import run_migrations
+run_migrations(Base.metadata, url=None)
+"""
+OWN_BASE = """
+from sqlalchemy import MetaData
+from howdah import NAMING_CONVENTION
+class Base(Base):
+    __abstract__ = True
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+"""
+
 
 def migrate(project: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments, "--project", str(project)])
@@ -72,12 +85,7 @@ def test_the_check_reports_the_differences_and_fails(project: Project) -> None:
     [
         ({"pyproject.toml": ""}, "has no configuration of Alembic. Write this into pyproject.toml: [tool.alembic]"),
         ({"migrations/env.py": ""}, "env.py doesn't call run_migrations of howdah.alembic"),
-        (
-            {
-                "migrations/env.py": "from howdah.alembic import *\nfrom howdah import Base\nrun_migrations(Base.metadata, url=None)"
-            },
-            "env.py passes url=None to run_migrations, so pass --url",
-        ),
+        ({"migrations/env.py": WITHOUT_URL}, "env.py passes url=None to run_migrations, so pass --url"),
     ],
 )
 def test_a_wrong_set_up_is_explained(tmp_path: Path, planted: dict[str, str], message: str) -> None:
@@ -96,18 +104,9 @@ def test_the_project_of_the_guide_works(tmp_path: Path, postgres_url: str, monke
     later = {name: files.pop(name) for name in sorted(files) if "versions" in name}
     with empty_database(postgres_url) as url:
         settings = f"class Settings:\n    database_url = {url!r}\n"
-        # the models of this test must not be those of other tests
-        models = (
-            files["tracker/models.py"]
-            .replace(
-                "class Issue(",
-                "from sqlalchemy.orm import DeclarativeBase\nclass Base(DeclarativeBase):\n"
-                "    metadata = MetaData(naming_convention=NAMING_CONVENTION)\n    type_annotation_map = Shared.type_annotation_map\n\n\nclass Issue(",
-            )
-            .replace("import Base,", "import NAMING_CONVENTION, Base as Shared,")
-            .replace("import CheckConstraint,", "import CheckConstraint, MetaData,")
-        )
-        files |= {"tracker/models.py": models, "tracker/settings.py": settings, "tracker/__init__.py": ""}
+        files |= {"tracker/settings.py": settings, "tracker/__init__.py": ""}
+        # the models must not become those of `howdah.Base`, which other tests create
+        files["tracker/models.py"] = files["tracker/models.py"].replace("class State(", OWN_BASE + "class State(")
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
