@@ -147,7 +147,8 @@ def migrate(
             _out.print(f"written: {schema.CATALOG_FILE}", highlight=False)
         elif new is not None:
             written = HISTORY.new(new, server_url=location.url)
-            _out.print(f"written: {written.path}", highlight=False)
+            for path in written.paths:
+                _out.print(f"written: {path}", highlight=False)
             for problem in written.problems:
                 _err.print(problem, highlight=False, markup=False)
             if written.problems:

@@ -115,37 +115,65 @@ def compare_schemas(found: Schema, expected: Schema) -> list[str]:
     )
 
 
-def statements_before(found: Schema, expected: Schema) -> Iterator[str]:
-    """The statements to execute before tables are created or dropped: new types, and functions that are gone."""
-    yield from (
-        each.create_sql for each in _sorted(expected, _BEFORE_TABLES, without=found) if each.create_sql is not None
-    )
-    yield from (
-        each.drop_sql for each in reversed(_sorted(found, _BEFORE_DROPS, without=expected)) if each.drop_sql is not None
-    )
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A statement that creates, drops or alters an object. `definition` is None for a statement that drops."""
+
+    name: str
+    subject: str
+    sql: str
+    definition: str | None
+
+    @property
+    def kind(self) -> str:
+        """The kind of the object, such as `constraint`."""
+        return self.name.partition(" ")[0]
+
+    @property
+    def own_name(self) -> str:
+        """The name of a constraint or index, without its table."""
+        return self.name.removeprefix(f"{self.kind} ").removesuffix(f" on {self.subject}")
 
 
-def statements_after(found: Schema, expected: Schema) -> Iterator[str]:
-    """The statements that remove the differences that have statements: first drops, then changes, then new objects."""
+def changes_before(found: Schema, expected: Schema) -> Iterator[Change]:
+    """The changes to make before tables are created or dropped: new types, and functions that are gone."""
+    for name in _sorted(expected, _BEFORE_TABLES, without=found):
+        yield from _create(name, expected[name])
+    for name in reversed(_sorted(found, _BEFORE_DROPS, without=expected)):
+        yield from _drop(name, found[name])
+
+
+def changes_after(found: Schema, expected: Schema) -> Iterator[Change]:
+    """The changes that remove the differences, as far as there are statements: drops, alterations, new objects."""
     changed = {name for name, each in expected.items() if name in found and is_changed(found[name], each)}
     altered = {name for name in changed if expected[name].alter_sql}
     replaced = changed - altered
-    for each in reversed(_sorted({name: found[name] for name in found if name not in expected or name in replaced})):
-        if each.drop_sql is not None:
-            yield each.drop_sql
+    for name in reversed(_sorted({name: found[name] for name in found if name not in expected or name in replaced})):
+        yield from _drop(name, found[name])
     for name in sorted(altered):
-        yield from (line for line in expected[name].alter_sql if line not in found[name].alter_sql)
-    for each in _sorted({name: expected[name] for name in expected if name not in found or name in replaced}):
-        if each.create_sql is not None:
-            yield each.create_sql
+        for sql in expected[name].alter_sql:
+            if sql not in found[name].alter_sql:
+                yield Change(name, expected[name].subject, sql, expected[name].entry.definition)
+    for name in _sorted({name: expected[name] for name in expected if name not in found or name in replaced}):
+        yield from _create(name, expected[name])
 
 
-def _sorted(schema: Schema, kinds: Collection[str] = _KINDS, *, without: Schema | None = None) -> list[SchemaObject]:
-    """The objects of these kinds, in the order of their creation."""
+def _create(name: str, each: SchemaObject) -> Iterator[Change]:
+    if each.create_sql is not None:
+        yield Change(name, each.subject, each.create_sql, each.entry.definition)
+
+
+def _drop(name: str, each: SchemaObject) -> Iterator[Change]:
+    if each.drop_sql is not None:
+        yield Change(name, each.subject, each.drop_sql, None)
+
+
+def _sorted(schema: Schema, kinds: Collection[str] = _KINDS, *, without: Schema | None = None) -> list[str]:
+    """The names of the objects of these kinds, in the order of their creation."""
 
     def rank(name: str) -> tuple[int, bool, str]:
         definition = schema[name].entry.definition
         return _KINDS.index(name.partition(" ")[0]), definition.startswith("FOREIGN KEY"), name
 
     chosen = (name for name in schema if name.partition(" ")[0] in kinds and name not in (without or ()))
-    return [schema[name] for name in sorted(chosen, key=rank)]
+    return sorted(chosen, key=rank)

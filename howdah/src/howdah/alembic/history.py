@@ -36,14 +36,13 @@ _ALEMBIC: Final = threading.RLock()
 
 @dataclass(frozen=True, slots=True)
 class NewMigration:
-    """A migration that was written.
+    """A migration that was written. `paths` has a second file for constraints and indexes of existing tables.
 
     `problems` says what the migration doesn't do, or does wrong: complete it by hand. `downgrade_problems`
     says what a downgrade doesn't restore. `is_empty` is true if the models and the .sql files need no migration.
     """
 
-    path: Path
-    revision: str
+    paths: list[Path]
     problems: list[str]
     downgrade_problems: list[str]
     is_empty: bool
@@ -185,14 +184,16 @@ class Migrations:
             versions = self._prepare_folder()
             if self._scripts().get_current_head() is not None:
                 self.upgrade(migrated)
-            draft = Draft(environment, expected, _changed_files(versions, environment.sql))
-            path, revision = self._write_revision(migrated, message, draft)
+            revisions = self._next_revisions()
+            draft = Draft(environment, expected, _changed_files(versions, environment.sql), revisions[1])
+            paths = self._write_revision(migrated, message, revisions[0], draft)
             if draft.changed_files and environment.sql is not None:
-                path.with_suffix("").mkdir()
+                copies = paths[0].with_suffix("")
+                copies.mkdir()
                 for name in draft.changed_files:
-                    shutil.copyfile(environment.sql / name, path.with_suffix("") / name)
+                    shutil.copyfile(environment.sql / name, copies / name)
             problems = [*draft.problems, *self._try(migrated, environment, expected)]
-        return NewMigration(path, revision, problems, draft.downgrade_problems, draft.is_empty)
+        return NewMigration(paths, problems, draft.downgrade_problems, draft.is_empty)
 
     def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
         """Compare a migrated database with one that has the tables of the models and the .sql files, and lint.
@@ -233,18 +234,25 @@ class Migrations:
                 accepted[script.revision] = dict(getattr(script.module, "accepted_findings", {}))
         return accepted, set(accepted)
 
-    def _write_revision(self, url: str, message: str, draft: Draft) -> tuple[Path, str]:
-        from alembic import command
-        from alembic.script import Script
+    def _next_revisions(self) -> tuple[str, str]:
+        """The names of two more revisions: the next numbers, or Alembic's random ones if the newest is no number."""
+        from alembic.util import rev_id
 
-        head = self._scripts().get_current_head()
-        number = f"{int(head or 0) + 1:04d}" if head is None or head.isdigit() else None
+        head = self._scripts().get_current_head() or "0000"
+        if not head.isdigit():
+            return rev_id(), rev_id()
+        return f"{int(head) + 1:04d}", f"{int(head) + 2:04d}"
+
+    def _write_revision(self, url: str, message: str, revision: str, draft: Draft) -> list[Path]:
+        """Write the files, and return their paths."""
+        from alembic import command
+
         call = Call(url=url, on_revision=draft.complete)
         with self._running(call) as config:
-            script = command.revision(config, message, autogenerate=True, rev_id=number)
-        assert isinstance(script, Script)
+            written = command.revision(config, message, autogenerate=True, rev_id=revision)
         self._head = None
-        return Path(script.path), script.revision
+        scripts = written if isinstance(written, list) else [written]
+        return [Path(script.path) for script in scripts if script is not None]
 
     def _prepare_folder(self) -> Path:
         """Create `versions/` and the template of migrations if they don't exist, and return `versions/`."""

@@ -44,7 +44,8 @@ def new(message: str, project: Project = Path(), url: Server = None) -> None:
     with _migrations(project) as migrations:
         _print_server(migrations, url)
         written = migrations.new(message, server_url=url)
-    typer.echo(f"written: {written.path}")
+    for path in written.paths:
+        typer.echo(f"written: {path}")
     if written.is_empty and not written.problems:
         typer.echo("the models and the .sql files need no migration, so it is empty")
     for problem in written.downgrade_problems:
