@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -223,6 +225,25 @@ def test_alembics_own_autogenerate_is_refused(written: Written) -> None:
                 command.revision(config, "more", autogenerate=True)
         finally:
             project.set_options("")
+
+
+def test_a_view_of_the_sql_files_is_replaced_and_dropped(tmp_path: Path, postgres_url: str) -> None:
+    project = Project(tmp_path, postgres_url)
+    table = "class A(Base):\n    __tablename__ = 'a'\n    id: Mapped[int] = mapped_column(primary_key=True)\n"
+    project.write_models(table)
+    file = project.folder / "sql" / "view.sql"
+    file.write_text("DROP VIEW IF EXISTS v; CREATE VIEW v AS SELECT id FROM a")
+    assert project.migrations.new("first").problems == []
+    file.unlink()
+    written = project.migrations.new("second")
+    assert (written.problems, written.downgrade_problems) == ([], [])
+    assert "op.execute('DROP VIEW v')" in project.read_migration("0002")
+
+
+def test_an_import_of_the_package_does_not_import_alembic() -> None:
+    """A service reads the catalog and the revision, and its start should be fast."""
+    code = "import sys, howdah.alembic; sys.exit('alembic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_private_names_of_alembic_work() -> None:

@@ -98,7 +98,7 @@ def migrate(
         bool,
         typer.Option(
             "--check",
-            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define "
+            help="Only check, on a temporary database, that the migrations create what models and ledger/sql define "
             "and block nobody",
         ),
     ] = False,

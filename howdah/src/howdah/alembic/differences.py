@@ -24,6 +24,7 @@ _KINDS: Final = (
     "options",
     "storage",
     "function",
+    "view",
     "constraint",
     "index",
     "trigger",
@@ -34,7 +35,7 @@ _KINDS: Final = (
 # These are created before the tables that use them.
 _BEFORE_TABLES: Final = ("extension", "type", "sequence")
 # These are dropped before tables, because they may depend on them.
-_BEFORE_DROPS: Final = ("trigger", "policy", "function")
+_BEFORE_DROPS: Final = ("trigger", "policy", "view", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,11 @@ def read_schema(connection: Connection, environment: Environment) -> dict[str, S
     }
 
 
-def create_schema(url: str, environment: Environment) -> dict[str, SchemaObject]:
-    """Create in an empty database what the models and the .sql files define, and read it. Blocks."""
+def read_expected_schema(url: str, environment: Environment) -> dict[str, SchemaObject]:
+    """The schema that the models and the .sql files define. Blocks.
+
+    It is created in the empty database at `url`, read, and rolled back.
+    """
 
     def create(connection: Connection) -> dict[str, SchemaObject]:
         for schema in environment.schemas or ():
@@ -92,9 +96,9 @@ def _call(url: str, work: Callable[[Connection], dict[str, SchemaObject]]) -> di
     async def run() -> dict[str, SchemaObject]:
         async with (
             Database(str_url(url), pool_size=1, application_name="howdah migrate") as database,
-            database.engine.begin() as connection,
+            database.engine.connect() as connection,
         ):
-            return await connection.run_sync(work)
+            return await connection.run_sync(work)  # closing the connection rolls back
 
     return run_blocking(run())
 
