@@ -24,17 +24,25 @@ from howdah_tests.support.waiting import until_waiting
 CREATE = 'op.execute("CREATE TABLE issues (id int)")'
 ALTER = 'op.execute("ALTER TABLE issues ADD COLUMN title text")'
 
-# Returns when two sessions fulfil the condition, so both are in the migration, or one of them waits for the other.
-MEETING = '''op.execute("""
+WAIT = '''op.execute("""
     DO $$ BEGIN
-        WHILE (SELECT count(*) FROM pg_stat_activity
-               WHERE application_name = 'howdah migrate' AND datname = current_database() AND {condition}) < 2 LOOP
+        {first};
+        FOR attempt IN 1..2000 LOOP
+            EXIT WHEN ({condition});
             PERFORM pg_sleep(0.01);
             PERFORM pg_stat_clear_snapshot();
         END LOOP;
     END $$""")'''
-BOTH_CONNECTED = MEETING.format(condition="true")
-BOTH_IN_THE_MIGRATION = MEETING.format(condition="query LIKE '%pg_sleep%'")
+# Returns when the second process is connected. Then it waits for the lock.
+BOTH_CONNECTED = WAIT.format(
+    first="NULL",
+    condition="SELECT count(*) = 2 FROM pg_stat_activity "
+    "WHERE application_name = 'howdah migrate' AND datname = current_database()",
+)
+# Returns when both processes are in the migration.
+BOTH_IN_THE_MIGRATION = WAIT.format(
+    first="PERFORM nextval('arrivals')", condition="SELECT last_value >= 2 FROM arrivals"
+)
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ def test_two_processes_do_not_migrate_at_once_even_if_an_index_is_built_concurre
 
 
 def test_control_without_the_lock_one_of_two_processes_fails(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.write_migration("0001", "pass")
+    project.write_migration("0001", 'op.execute("CREATE SEQUENCE arrivals")')
     project.migrations.upgrade()
     project.write_migration("0002", f"{BOTH_IN_THE_MIGRATION}; {CREATE}")
     without = (
