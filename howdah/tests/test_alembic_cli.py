@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner, Result
 
 from howdah.cli.migrate import app
-from howdah_tests.support.migration_projects import Project, empty_database
+from howdah_tests.support.migration_projects import Project, clear, empty_database
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "migrations.md"
 TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.DOTALL | re.MULTILINE)
@@ -35,13 +35,21 @@ def migrate(project: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments, "--project", str(project)])
 
 
-@pytest.fixture
-def project(tmp_path: Path, postgres_url: str) -> Iterator[Project]:
+@pytest.fixture(scope="module")
+def database_of_module(postgres_url: str) -> Iterator[str]:
     with empty_database(postgres_url) as url:
-        project = Project(tmp_path, make_url(url).set(password="geheim").render_as_string(hide_password=False))
-        project.write_migration("0001", 'op.execute("CREATE TABLE issues (id int)")', 'op.execute("DROP TABLE issues")')
-        project.write_migration("0002", 'op.execute("CREATE TABLE more (id int)")', 'op.execute("DROP TABLE more")')
-        yield project
+        yield url
+
+
+@pytest.fixture
+def project(tmp_path: Path, database_of_module: str) -> Project:
+    clear(database_of_module)
+    project = Project(
+        tmp_path, make_url(database_of_module).set(password="geheim").render_as_string(hide_password=False)
+    )
+    project.write_migration("0001", 'op.execute("CREATE TABLE issues (id int)")', 'op.execute("DROP TABLE issues")')
+    project.write_migration("0002", 'op.execute("CREATE TABLE more (id int)")', 'op.execute("DROP TABLE more")')
+    return project
 
 
 def test_every_command_says_which_database_it_uses_without_the_password(project: Project) -> None:
@@ -112,7 +120,6 @@ def test_the_project_of_the_guide_works(tmp_path: Path, postgres_url: str, monke
             (tmp_path / name).write_text(text)
         try:
             assert migrate(tmp_path, "new", "issues").exit_code == 0
-            assert migrate(tmp_path, "check").exit_code == 0
             for name, text in later.items():
                 (tmp_path / name).write_text(text)
             result = migrate(tmp_path, "check")

@@ -13,7 +13,7 @@ import pytest
 from howdah import CheckViolation
 from howdah.alembic import Finding
 from howdah.alembic.linting import LinterMissing, lint
-from howdah_tests.support.migration_projects import Project, empty_database, run
+from howdah_tests.support.migration_projects import Project, clear, empty_database, run
 
 CREATE = 'op.execute("CREATE TABLE issues (id int, title text, state varchar(10))")'
 UNSAFE = [
@@ -65,12 +65,18 @@ def test_tables_that_the_migration_creates_are_not_reported(linted: dict[str, li
     assert "0001" not in linted
 
 
-@pytest.fixture
-def project(tmp_path: Path, postgres_url: str) -> Iterator[Project]:
+@pytest.fixture(scope="module")
+def database_of_module(postgres_url: str) -> Iterator[str]:
     with empty_database(postgres_url) as url:
-        project = Project(tmp_path, url)
-        project.write_migration("0001", CREATE)
-        yield project
+        yield url
+
+
+@pytest.fixture
+def project(tmp_path: Path, database_of_module: str) -> Project:
+    clear(database_of_module)
+    project = Project(tmp_path, database_of_module)
+    project.write_migration("0001", CREATE)
+    return project
 
 
 def test_the_safe_forms_have_no_findings_and_can_be_written_as_sql(project: Project) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from howdah import Database, LockTimeout
 from howdah.alembic import MigrationBlocked, environment
 from howdah.alembic.locks import LOCK_KEY
-from howdah_tests.support.migration_projects import Project, empty_database, run
+from howdah_tests.support.migration_projects import Project, clear, empty_database, run
 from howdah_tests.support.waiting import until_waiting
 
 CREATE = 'op.execute("CREATE TABLE issues (id int)")'
@@ -45,10 +45,16 @@ BOTH_IN_THE_MIGRATION = WAIT.format(
 )
 
 
-@pytest.fixture
-def project(tmp_path: Path, postgres_url: str) -> Iterator[Project]:
+@pytest.fixture(scope="module")
+def database_of_module(postgres_url: str) -> Iterator[str]:
     with empty_database(postgres_url) as url:
-        yield Project(tmp_path, url, "lock_timeout=0.1, lock_attempts=2")
+        yield url
+
+
+@pytest.fixture
+def project(tmp_path: Path, database_of_module: str) -> Project:
+    clear(database_of_module)
+    return Project(tmp_path, database_of_module, "lock_timeout=0.1, lock_attempts=2")
 
 
 def start_other_process(project: Project, before: str = "") -> subprocess.Popen[str]:

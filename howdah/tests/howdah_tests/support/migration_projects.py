@@ -95,6 +95,11 @@ def empty_database(server_url: str) -> Iterator[str]:
         run(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+def clear(url: str) -> None:
+    """Empty the database. This takes less time than a new one."""
+    run(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+
+
 def run(url: str, *statements: str) -> list[tuple[Any, ...]]:
     """Send the statements, each in its own transaction, and return the rows of the last one."""
 
