@@ -240,6 +240,24 @@ def test_a_view_of_the_sql_files_is_replaced_and_dropped(tmp_path: Path, postgre
     assert "op.execute('DROP VIEW v')" in project.read_migration("0002")
 
 
+def test_tables_of_other_schemas_are_created_and_those_of_unknown_schemas_are_left_alone(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    project = Project(tmp_path, postgres_url)
+    project.write_models(
+        "class A(Base):\n    __tablename__ = 'a'\n    id: Mapped[int] = mapped_column(primary_key=True)\n"
+        "class Log(Base):\n    __tablename__ = 'log'\n    __table_args__ = {'schema': 'audit'}\n"
+        "    id: Mapped[int] = mapped_column(primary_key=True)\n"
+        "    a_id: Mapped[int] = mapped_column(ForeignKey('a.id'), CheckConstraint('a_id > 0', name='x'), index=True)\n"
+    )
+    written = project.migrations.new("first")
+    assert (written.problems, written.downgrade_problems) == ([], ["schema audit: unknown"])
+    assert "op.execute('CREATE SCHEMA IF NOT EXISTS audit')" in project.read_migration("0001")
+    project.write_migration("0002", 'op.execute("CREATE SCHEMA other"); op.execute("CREATE TABLE other.b (id int)")')
+    assert project.migrations.check().differences == []
+    assert project.migrations.new("nothing").is_empty
+
+
 def test_an_import_of_the_package_does_not_import_alembic() -> None:
     """A service reads the catalog and the revision, and its start should be fast."""
     code = "import sys, howdah.alembic; sys.exit('alembic' in sys.modules)"

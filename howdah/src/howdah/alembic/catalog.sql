@@ -4,7 +4,7 @@
 -- such as an index that isn't unique. `subject` is the table, function or type to which the object belongs.
 --
 -- The parameter tables: objects of other tables are left out; NULL means all tables. Functions and settings are always listed
--- The parameter schemas: names of schemas; NULL means the current schema
+-- The parameter schemas: names of schemas; NULL or '' means the current schema
 --
 -- create_sql and drop_sql create and drop the object. alter_sql are statements that give an object of this name this
 -- definition; those that another definition has too needn't be executed. PostgreSQL computes these columns only if they
@@ -12,7 +12,9 @@
 WITH schema AS (
     SELECT oid, quote_ident(nspname) AS name, CASE WHEN nspname <> current_schema() THEN quote_ident(nspname) || '.' ELSE '' END AS prefix
     FROM pg_namespace
-    WHERE CASE WHEN CAST(:schemas AS text[]) IS NULL THEN nspname = current_schema() ELSE nspname = ANY (CAST(:schemas AS text[])) END
+    WHERE CASE WHEN CAST(:schemas AS text[]) IS NULL THEN nspname = current_schema()
+        ELSE nspname = ANY (CAST(:schemas AS text[])) OR ('' = ANY (CAST(:schemas AS text[])) AND nspname = current_schema())
+    END
 ), kept AS (
     SELECT c.*, prefix, prefix || relname AS label, prefix || quote_ident(relname) AS ident
     FROM pg_class c JOIN schema ON schema.oid = c.relnamespace
@@ -206,6 +208,9 @@ FROM schema JOIN pg_class s ON s.relnamespace = schema.oid AND s.relkind = 'S' J
 -- the sequence of an identity or serial column belongs to that column
 WHERE CAST(:tables AS text[]) IS NULL
     AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = s.oid AND deptype IN ('a', 'i', 'e'))
+UNION ALL
+SELECT 0, '', format('schema %s', name), 'a schema', NULL, true, format('CREATE SCHEMA IF NOT EXISTS %s', name), NULL, NULL
+FROM schema WHERE prefix <> ''
 UNION ALL
 SELECT 0, '', format('extension %s', extname), 'an extension', NULL, true, format('CREATE EXTENSION IF NOT EXISTS %I', extname), NULL, NULL
 FROM pg_extension WHERE extname <> 'plpgsql' AND CAST(:tables AS text[]) IS NULL

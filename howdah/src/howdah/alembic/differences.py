@@ -16,6 +16,7 @@ from howdah.database import Database
 
 # The order in which objects are created. They are dropped in the opposite order.
 _KINDS: Final = (
+    "schema",
     "extension",
     "type",
     "sequence",
@@ -33,7 +34,7 @@ _KINDS: Final = (
     "comment",
 )
 # These are created before the tables that use them.
-_BEFORE_TABLES: Final = ("extension", "type", "sequence")
+_BEFORE_TABLES: Final = ("schema", "extension", "type", "sequence")
 # These are dropped before tables, because they may depend on them.
 _BEFORE_DROPS: Final = ("trigger", "policy", "view", "function")
 
@@ -76,7 +77,8 @@ def read_expected_schema(url: str, environment: Environment) -> dict[str, Schema
 
     def create(connection: Connection) -> dict[str, SchemaObject]:
         for schema in environment.schemas or ():
-            connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+            if schema:
+                connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
         for extension in environment.extensions:
             connection.execute(text(f'CREATE EXTENSION IF NOT EXISTS "{extension}"'))
         environment.metadata.create_all(connection)

@@ -21,7 +21,7 @@ from howdah.alembic.operations import LOCK_TIMEOUT_OPTION
 from howdah.alembic.rendering import render_item
 from howdah.alembic.running import run_blocking
 from howdah.database import Database
-from howdah.errors import LockTimeout, MigrationBlocked
+from howdah.errors import DeadlockDetected, LockTimeout, MigrationBlocked
 
 if TYPE_CHECKING:
     from alembic.operations.ops import MigrationScript
@@ -46,9 +46,9 @@ class Environment:
 
     @property
     def schemas(self) -> list[str] | None:
-        """The schemas of the tables, or None if all are in the current one."""
-        named = {table.schema for table in self.metadata.tables.values()}
-        return None if named <= {None} else sorted(name for name in named if name is not None)
+        """The schemas of the tables, or None if all are in the current one, which is also the empty name."""
+        named = {table.schema or "" for table in self.metadata.tables.values()}
+        return None if named <= {""} else sorted({"", *named})
 
     def is_managed(self, subject: str) -> bool:
         """Whether the migrations manage this table, function or type."""
@@ -93,8 +93,9 @@ def run_migrations(
 
     - One process migrates a database at a time. Others wait for it, at most `wait` seconds: `MigrationBlocked`.
     - Each migration is a transaction. There is no timeout of statements.
-    - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then it
-      is rolled back, and started again after a pause. After `lock_attempts` attempts `MigrationBlocked` is raised.
+    - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then, or
+      after a deadlock, it is rolled back, and started again after a pause. After `lock_attempts` attempts
+      `MigrationBlocked` is raised.
 
     `extensions` are extensions of PostgreSQL that the tables need (`citext`); the migrations create them. `unmanaged`
     are patterns (`procrastinate_*`) of names of tables, functions and types that another project manages.
@@ -179,6 +180,8 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
     def include_name(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "table" and name is not None and not environment.is_managed(name):
             return False
+        if kind == "schema" and (name or "") not in (environment.schemas or [""]):
+            return False
         user = environment.options.get("include_name")
         return user is None or bool(user(name, kind, parents))
 
@@ -227,7 +230,7 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
 
     try:
         retry_after_lock_timeout(connection, attempt, progress, environment.locks)
-    except LockTimeout as error:
+    except (DeadlockDetected, LockTimeout) as error:
         name = steps[progress.applied].revision.revision if steps else "?"
         raise MigrationBlocked(
             f"migration {name} {progress.outcome} after {progress.failures} attempts. Each waited "

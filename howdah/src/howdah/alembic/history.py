@@ -89,6 +89,7 @@ class Migrations:
         self.command = command
         self._project: Path | None = None
         self._head: str | None = None
+        self._known: frozenset[str] | None = None
 
     @classmethod
     def of_project(cls, directory: Path | str = ".", *, command: str = "howdah migrate up") -> Migrations:
@@ -250,7 +251,7 @@ class Migrations:
         call = Call(url=url, on_revision=draft.complete)
         with self._running(call) as config:
             written = command.revision(config, message, autogenerate=True, rev_id=revision)
-        self._head = None
+        self._head = self._known = None
         scripts = written if isinstance(written, list) else [written]
         return [Path(script.path) for script in scripts if script is not None]
 
@@ -315,7 +316,9 @@ class Migrations:
             return ScriptDirectory.from_config(self._config())
 
     def _is_known(self, revision: str) -> bool:
-        return any(script.revision == revision for script in self._scripts().walk_revisions())
+        if self._known is None:
+            self._known = frozenset(script.revision for script in self._scripts().walk_revisions())
+        return revision in self._known
 
     @contextmanager
     def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[str]:

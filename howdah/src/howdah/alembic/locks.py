@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from howdah.errors import LockTimeout, MigrationBlocked
+from howdah.errors import DeadlockDetected, LockTimeout, MigrationBlocked
 
 # The key of the advisory lock of a database: "howdah" in hexadecimal.
 LOCK_KEY: Final = 0x686F_7764_6168
@@ -118,7 +118,7 @@ class Progress:
 def retry_after_lock_timeout(
     connection: Connection, attempt: Callable[[], None], progress: Progress, settings: LockSettings
 ) -> None:
-    """Call `attempt`, and call it again after a `LockTimeout`, up to `settings.attempts` times for one migration.
+    """Call `attempt`, and call it again if it didn't get a lock, up to `settings.attempts` times for one migration.
 
     A migration that has committed a part of its work, in an `autocommit_block`, isn't started again.
     """
@@ -131,7 +131,7 @@ def retry_after_lock_timeout(
     while True:
         try:
             attempt()
-        except LockTimeout:
+        except (DeadlockDetected, LockTimeout):
             connection.rollback()
             progress.failures = progress.failures + 1 if progress.applied == applied else 1
             applied = progress.applied
