@@ -336,8 +336,7 @@ class Migrations:
 
 def describe_url(url: str | URL) -> str:
     """The URL without its password."""
-    shown = make_url(url)
-    return shown.set(password=None).difference_update_query(["password"]).render_as_string()
+    return make_url(url).difference_update_query(["password"]).render_as_string(hide_password=True)
 
 
 def _changed_files(versions: Path, sql: Path | None) -> dict[str, Path | None]:

@@ -137,7 +137,7 @@ def _migrations(project: Path) -> Iterator[Migrations]:
     try:
         yield Migrations.of_project(project)
     except (CommandError, HowdahError, LinterMissing, ArgumentError, ValueError) as error:
-        _fail(str(error), cause=error)
+        _fail(str(error).partition("\n(Background on this error")[0], cause=error)
 
 
 def _read_current(migrations: Migrations, url: str | None) -> str | None:
