@@ -20,6 +20,7 @@ from howdah.alembic.differences import compare_schemas, read_expected_schema, re
 from howdah.alembic.drafts import Draft
 from howdah.alembic.environment import CALL, Call, Environment, str_url
 from howdah.alembic.linting import Finding, StatementRecorder, lint
+from howdah.alembic.programs import format_files
 from howdah.alembic.running import run_blocking
 from howdah.alembic.scratch import scratch_database
 from howdah.database import Database
@@ -188,6 +189,7 @@ class Migrations:
             revisions = self._next_revisions()
             draft = Draft(environment, expected, _changed_files(versions, environment.sql), revisions[1])
             paths = self._write_revision(url, message, revisions[0], draft)
+            format_files(paths)
             if draft.changed_files and environment.sql is not None:
                 copies = paths[0].with_suffix("")
                 copies.mkdir()

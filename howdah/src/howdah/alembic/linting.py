@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, event
+
+from howdah.alembic.programs import find_program
 
 _TIMEOUT_SECONDS: Final = 60.0
 
@@ -161,9 +160,8 @@ def _find_partial_commits(revision: str, listed: Sequence[tuple[str, bool]]) -> 
 
 
 def _find_squawk() -> str:
-    """The program of the package squawk-cli, in this environment or on the path."""
-    beside = Path(sys.executable).with_name("squawk")
-    found = str(beside) if beside.exists() else shutil.which("squawk")
+    """The program of the package squawk-cli."""
+    found = find_program("squawk")
     if found is None:
         raise LinterMissing("squawk isn't installed: add squawk-cli to the development dependencies, or use --no-lint")
     return found

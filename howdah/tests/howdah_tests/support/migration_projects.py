@@ -79,9 +79,10 @@ class Project:
         )
 
     def read_migration(self, revision: str) -> str:
-        """The source of a migration."""
+        """The source of a migration in one line, with single quotes: as it is without a formatter."""
         (file,) = (self.folder / "migrations" / "versions").glob(f"{revision}*.py")
-        return file.read_text()
+        source = " ".join(file.read_text().split()).replace('"', "'")
+        return source.replace("( ", "(").replace(", )", ")")
 
 
 @contextmanager
