@@ -10,6 +10,7 @@ HowdahError
 ├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
 ├── IdempotencyKeyReused            an idempotency key was used for another request
+├── MigrationBlocked                another migration, or a lock, was waited for in vain (also RuntimeError)
 ├── Unavailable                     the request is correct: try again later
 │   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
 │   ├── QueueFull                   the queue of a Coalescer is full
@@ -140,6 +141,10 @@ class ViewCompileError(HowdahError, TypeError):
 
 class EmbeddedPostgresError(HowdahError, RuntimeError):
     """The embedded server can't be started, stopped or used. The message says why, and what to do."""
+
+
+class MigrationBlocked(HowdahError, RuntimeError):
+    """A migration waited in vain: for another process that migrates the database, or for a lock. It was rolled back."""
 
 
 class InvalidCursor(HowdahError, ValueError):

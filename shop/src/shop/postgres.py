@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from uuid import uuid4
 
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy import make_url
 
 from howdah import Database
 from howdah.embedded import EmbeddedPostgres
@@ -55,26 +51,3 @@ def open_database(url: str, settings: Settings, *, application_name: str = "shop
         lock_timeout=settings.lock_timeout,
         application_name=application_name,
     )
-
-
-@contextmanager
-def create_scratch_database(settings: Settings) -> Iterator[str]:
-    """Create an empty database on the same server, and yield its URL. It is dropped at the end of the `with` block."""
-    with open_location(settings) as location:
-        name = f"shop_scratch_{uuid4().hex}"
-        _execute(location.url, f'CREATE DATABASE "{name}"')
-        try:
-            yield make_url(location.url).set(database=name).render_as_string(hide_password=False)
-        finally:
-            _execute(location.url, f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def _execute(url: str, statement: str) -> None:
-    """Execute a statement that can't run in a transaction."""
-
-    async def run() -> None:
-        engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
-            await connection.execute(text(statement))
-
-    asyncio.run(run())
