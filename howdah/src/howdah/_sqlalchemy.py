@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 from pydantic import EmailStr
-from sqlalchemy import Connection, GenerativeSelect, Select
+from sqlalchemy import Connection, GenerativeSelect, Select, Table
 from sqlalchemy.engine import Result
 from sqlalchemy.orm import InstanceState, Mapper, MapperProperty, PassiveFlag, QueryableAttribute, Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.base import ExecutableOption
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement, _label_reference, _textual_label_reference
 
@@ -118,6 +119,19 @@ def has_default_version_generator(mapper: Mapper[Any]) -> bool:
     It is a new function for each mapper, so it can only be recognized by its module.
     """
     return getattr(mapper.version_id_generator, "__module__", None) == "sqlalchemy.orm.mapper"
+
+
+class TableItem(SchemaItem):
+    """An item of `__table_args__`. SQLAlchemy has public events for the items that it knows, but none for other ones."""
+
+    def attach(self, table: Table) -> None:
+        """Called for each table that has the item."""
+        raise NotImplementedError
+
+    def _set_parent(self, parent: Any, **_options: Any) -> None:
+        if not isinstance(parent, Table):
+            raise TypeError(f"{self!r} belongs into __table_args__, not into a {type(parent).__name__}")
+        self.attach(parent)
 
 
 # --- SQLAlchemy: connections and their errors ------------------------------------------------------------------------

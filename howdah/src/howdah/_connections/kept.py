@@ -80,20 +80,40 @@ class KeptConnections:
             async with self._use(kept) as connection:
                 yield connection
 
+    @asynccontextmanager
+    async def connect_once(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """A connection of this engine, which has the same pool. It isn't kept."""
+        start_slot_record()
+        async with self._slot(Priority.BATCH) as slot:
+            with use_slot(slot):
+                connection = await engine.connect()
+            try:
+                yield connection
+                if connection.in_transaction():
+                    await connection.commit()
+            finally:
+                await _close(connection)
+
+    async def read_in_transaction(
+        self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[ResultT]]
+    ) -> ResultT:
+        """Call `work`, which must only read, in a transaction of this engine, which has the same pool."""
+        async with self._slot(Priority.READ) as slot:
+            with use_slot(slot):
+                connection = await engine.connect()
+            try:
+                return await work(connection)
+            finally:
+                await _close(connection)
+
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """Call `work`, which must only read, and return its result.
 
         If a kept connection was lost, or after a `TransactionConflict` (for example, a table was altered after its
         statements were prepared), `work` is called again on another connection.
         """
-        if self._has_begin_listener():
-            async with self._slot(Priority.READ) as slot:
-                with use_slot(slot):
-                    connection = await self._transactional.connect()
-                try:
-                    return await work(connection)
-                finally:
-                    await _close(connection)
+        if self.has_begin_listener():
+            return await self.read_in_transaction(self._transactional, work)
         async with self._slot(Priority.READ) as slot:
             kept = await self._take_idle(slot)
             if kept is None:
@@ -110,7 +130,11 @@ class KeptConnections:
 
     def is_shared(self) -> bool:
         """Whether all callers can use the same connection, because no listener prepares it for one of them."""
-        return not self._has_begin_listener() and not self._is_prepared_for_each_use()
+        return not self.has_begin_listener() and not self._is_prepared_for_each_use()
+
+    def has_begin_listener(self) -> bool:
+        """Whether the application listens to the engine's `begin`."""
+        return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)
 
     def release_idle(self) -> None:
         if self._idle:
@@ -197,9 +221,6 @@ class KeptConnections:
         pool_listeners: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)
         engine_listeners: tuple[Any, ...] = (events.engine_connect, events.before_execute, events.before_cursor_execute)
         return any(map(self._pool.state.listeners.has_application_listener, (*pool_listeners, *engine_listeners)))
-
-    def _has_begin_listener(self) -> bool:
-        return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)
 
     async def _release_all(self) -> None:
         while self._idle:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
-import asyncpg
 from sqlalchemy import URL, Connection, Engine, event, make_url
 from sqlalchemy.engine import AdaptedConnection, ExceptionContext
 
 from howdah._connections.pool import CONNECTION_ERRORS
+from howdah._connections.settings import SettingsConnection, quote_literal
 
 Pooler = Literal["transaction"]
 
@@ -81,6 +81,13 @@ def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
     engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
 
 
+def with_connection_class(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """These arguments of `asyncpg.connect`, for connections whose transactions can begin with settings."""
+    own = arguments.get("connection_class")
+    kind = SettingsConnection if own is None else type(own.__name__, (SettingsConnection, own), {})
+    return {**arguments, "connection_class": kind}
+
+
 def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """These arguments of `asyncpg.connect`, changed for a pooler in transaction mode.
 
@@ -91,37 +98,17 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     # `set_config` parses a list such as `a, b` as the startup message does, in which the driver sends the settings if
     # there is no pooler. SET would take the quoted list 'a, b' for a single name.
     local = "".join(
-        f" SELECT pg_catalog.set_config({_literal(name)}, {_literal(value)}, true);"
+        f"; SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
         for name, value in settings.items()
         if name.lower() not in _POOLED_SETTINGS
     )
-
-    class TransactionPooled(_TransactionPooled):
-        settings_sql = local
-
     return {
         **arguments,
         "server_settings": {name: value for name, value in settings.items() if name.lower() in _POOLED_SETTINGS},
-        "connection_class": TransactionPooled,
+        "connection_class": type("TransactionPooled", (arguments["connection_class"],), {"base_settings_sql": local}),
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
     }
-
-
-class _TransactionPooled(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection whose transactions begin with the session's settings, in the same round trip."""
-
-    settings_sql = ""
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
-        begins = not args and query.startswith("BEGIN") and bool(self.settings_sql)
-        try:
-            status: str = await super().execute(query + self.settings_sql if begins else query, *args, timeout=timeout)
-        except asyncpg.PostgresError:
-            if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
-                await super().execute("ROLLBACK")
-            raise
-        return status
 
 
 def listen_for_single_statements(engine: Engine) -> None:
@@ -146,7 +133,3 @@ def listen_for_single_statements(engine: Engine) -> None:
             return
         if connection.get_execution_options().get(COMMIT_EACH):
             connection.connection.rollback()
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
