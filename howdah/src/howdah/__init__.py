@@ -1,12 +1,13 @@
 """Howdah: the data layer for async Python services on PostgreSQL."""
 
 from howdah import bulk
+from howdah._connections.pool import PoolStatus
 from howdah._reads.page import Page
 from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah.bulk import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
-from howdah.database import Database, IsolationLevel, PoolStatus
+from howdah.database import Database, IsolationLevel
 from howdah.errors import (
     BatchAbandoned,
     CheckViolation,

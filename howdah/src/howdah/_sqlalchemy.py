@@ -122,7 +122,7 @@ def has_default_version_generator(mapper: Mapper[Any]) -> bool:
 
 
 class TableItem(SchemaItem):
-    """An item of `__table_args__`. SQLAlchemy has public events for the items that it knows, but none for other ones."""
+    """An item of `__table_args__`. SQLAlchemy has no public class for items that it doesn't know."""
 
     def attach(self, table: Table) -> None:
         """Called for each table that has the item."""

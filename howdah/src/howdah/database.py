@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar
 
@@ -26,12 +25,12 @@ from howdah._connections.options import (
     milliseconds,
     with_connection_class,
 )
-from howdah._connections.pool import BoundedPool, PoolState
+from howdah._connections.pool import BoundedPool, PoolState, PoolStatus
 from howdah._connections.sessions import new_session_factory, set_read_only
 from howdah._connections.settings import (
     SettingValue,
     TransactionSettings,
-    apply_in_savepoint,
+    apply_in_block,
     apply_in_session,
     listen_for_transactions,
     run_in_transaction,
@@ -59,16 +58,6 @@ _TEXT_SETTINGS: Final = {
     "intervalstyle": "postgres",
     "extra_float_digits": "1",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
-    """The current state of the pool. `size` and `max_overflow` are settings; `in_use + idle` connections are open."""
-
-    size: int
-    max_overflow: int
-    in_use: int
-    idle: int
 
 
 class Database:
@@ -219,7 +208,7 @@ class Database:
     async def close(self) -> None:
         """Close the pool. Connections in use are closed when they are returned. No new connection can be opened."""
         self._check_is_not_scoped()
-        self._root._closed = True
+        self._closed = True
         await self._kept.close()
         await self.engine.dispose()
 
@@ -230,7 +219,7 @@ class Database:
         if self._settings is None:
             return self._session_factory
         if isinstance(self._bind, AsyncConnection):
-            raise RuntimeError("a database with settings that is bound to a connection has no factory: use session()")
+            raise RuntimeError("bound_to() and with_settings() together have no factory: use session()")  # noqa: TRY004
         return new_session_factory(self.engine)
 
     def session(self, *, isolation_level: IsolationLevel | None = None, read_only: bool = False) -> AsyncSession:
@@ -297,7 +286,7 @@ class Database:
         if isinstance(self._bind, AsyncConnection):
             if settings is None:
                 return await work(self._bind)
-            async with _apply_settings(self._bind, settings):
+            async with apply_in_block(self._bind, settings):
                 return await work(self._bind)
         if settings is None:
             return await self._kept.read(work)
@@ -334,7 +323,7 @@ class Database:
                 async with self._bind.begin_nested():
                     yield self._bind
             else:
-                async with _apply_settings(self._bind, self._settings):
+                async with apply_in_block(self._bind, self._settings):
                     yield self._bind
         elif self._settings is not None:
             async with self._kept.connect_once(self._engine_with({COMMIT_EACH: True})) as connection:
@@ -420,18 +409,9 @@ class Database:
         return self._root is database._root and self._settings is not None
 
     def _check_is_open(self, *_event: object) -> None:
-        if self._root._closed:
+        if self._closed or self._root._closed:
             raise RuntimeError("this Database is closed: create a new one")
 
     def _check_is_not_scoped(self) -> None:
         if self._settings is not None:
             raise RuntimeError("a Database of with_settings() isn't opened or closed: it uses the pool of another one")
-
-
-@asynccontextmanager
-async def _apply_settings(connection: AsyncConnection, settings: TransactionSettings) -> AsyncIterator[None]:
-    """Apply the settings to the statements of a block, on the open connection of `bound_to`."""
-    async with connection.begin_nested():
-        restore = await connection.run_sync(apply_in_savepoint, settings)
-        yield
-        await connection.run_sync(lambda _connection: restore())

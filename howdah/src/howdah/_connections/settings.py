@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
@@ -21,6 +22,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from howdah._driver_errors import DRIVER_ERRORS
 from howdah._error_translation import raise_for_statement
+
+_DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
 ResultT = TypeVar("ResultT")
 SettingValue: TypeAlias = str | int | UUID
@@ -78,17 +81,14 @@ class TransactionSettings:
         """These settings with others, which replace those of the same name. Raises `TypeError` and `ValueError`."""
         if isinstance(search_path, str):
             raise TypeError(f"search_path must be a list of schemas, not the text {search_path!r}")
-        merged = {
-            **dict(self.values),
-            **{check_setting_name(name): _check_value(name, each) for name, each in values.items()},
-        }
+        checked = {check_setting_name(name): _check_value(name, each) for name, each in values.items()}
         for kind, names in (("role", [] if role is None else [role]), ("search_path", search_path)):
             for each in names:
                 check_identifier(kind, each)
         if role is not None and role.lower() == "none":
             raise ValueError("role can't be 'none': that is no role, but the one that has logged in")
         return TransactionSettings(
-            values=tuple(sorted(merged.items())),
+            values=tuple(sorted({**dict(self.values), **checked}.items())),
             role=self.role if role is None else role,
             search_path=tuple(search_path) or self.search_path,
             schema_translate_map=tuple(schema_translate_map.items()) or self.schema_translate_map,
@@ -98,9 +98,7 @@ class TransactionSettings:
         """The names and values for `set_config`, in the order in which they must be set."""
         found = list(self.values)
         if self.search_path:
-            found.append(
-                ("search_path", ", ".join(f'"{each.replace(chr(34), chr(34) * 2)}"' for each in self.search_path))
-            )
+            found.append(("search_path", ", ".join(map(_quote_identifier, self.search_path))))
         if self.role is not None:
             found.append(("role", self.role))
         return found
@@ -202,7 +200,7 @@ async def run_in_transaction(
 async def _send(connection: AsyncConnection, driver: Any, statement: str) -> None:
     try:
         await driver.execute(statement)
-    except (*DRIVER_ERRORS, OSError) as error:
+    except _DRIVER_ERRORS as error:
         failed = error
         await connection.run_sync(lambda sync: raise_for_statement(sync, statement.partition(";")[0], failed))
 
@@ -214,7 +212,7 @@ async def _end_failed(connection: AsyncConnection, driver: Any, error: BaseExcep
         if isinstance(error, Exception) and not driver.is_closed():
             await driver.execute("ROLLBACK")
             is_ended = True
-    except (*DRIVER_ERRORS, OSError):
+    except _DRIVER_ERRORS:
         pass  # the first error is raised
     finally:
         if not is_ended:
@@ -281,6 +279,15 @@ def _select(connection: Connection, expressions: str, parameters: Sequence[str])
 SETTINGS_COMMENT: Final = "/* howdah settings */ "
 
 
+@asynccontextmanager
+async def apply_in_block(connection: AsyncConnection, settings: TransactionSettings) -> AsyncIterator[None]:
+    """Apply the settings to the statements of a block, which is a savepoint of an open connection."""
+    async with connection.begin_nested():
+        restore = await connection.run_sync(apply_in_savepoint, settings)
+        yield
+        await connection.run_sync(lambda _connection: restore())
+
+
 # --- Names and values ------------------------------------------------------------------------------------------------
 
 
@@ -290,8 +297,12 @@ def quote_literal(value: str) -> str:
     return "E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
 
 
+def _quote_identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _quote_setting(name: str) -> str:
-    return ".".join(f'"{part}"' for part in name.split("."))
+    return ".".join(map(_quote_identifier, name.split(".")))
 
 
 def check_setting_name(name: object) -> str:

@@ -175,7 +175,7 @@ def _create_policies(table: Table, connection: Connection, **_options: Any) -> N
         return
     schemas = cast("Mapping[str | None, str | None]", connection.get_execution_options().get("schema_translate_map"))
     for statement in policy_statements(table, schema=(schemas or {}).get(table.schema)):
-        connection.execute(DDL(statement.replace("%", "%%")))
+        connection.execute(DDL(statement.replace("%", "%%")))  # type: ignore[no-untyped-call]
 
 
 def _compare(column: Column[Any], setting: str) -> str:
@@ -188,8 +188,8 @@ def _compare(column: Column[Any], setting: str) -> str:
     cast_to = _CASTS.get(written.partition("(")[0] if written.endswith(")") else written)
     if cast_to is None:
         raise ValueError(
-            f"TenantPolicy({column.name!r}): {written} of {column.table.name} can't be compared exactly with a setting; "
-            "use a UUID, an integer or a text without a collation, or declare a RowPolicy"
+            f"TenantPolicy({column.name!r}): {written} of {column.table.name} can't be compared with a setting. "
+            "Use a UUID, an integer or a text without a collation, or declare a RowPolicy"
         )
     value = f"NULLIF(current_setting({quote_literal(setting)}, true), '')"
     return f"{quote_name(column.name)} = {value if cast_to == 'text' else f'CAST({value} AS {cast_to})'}"
