@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias
 
 from sqlalchemy import DDL, Column, Connection, Table, event
 from sqlalchemy.dialects import postgresql
@@ -12,9 +12,6 @@ from howdah._connections.settings import check_setting_name, quote_literal
 from howdah._sqlalchemy import TableItem
 
 Command: TypeAlias = Literal["ALL", "SELECT", "INSERT", "UPDATE", "DELETE"]
-
-# The key in `Table.info` under which a table has its policies.
-_INFO: Final = "howdah_policies"
 
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
@@ -113,7 +110,7 @@ class TenantPolicy(TableItem):
 
 def policies_of(table: Table) -> Sequence[RowPolicy]:
     """The policies that are declared for the table. Raises `ValueError` if two have the same name."""
-    found = [policy.resolve(table) for policy in table.info.get(_INFO, ())]
+    found = [policy.resolve(table) for listener in _listeners(table) for policy in listener.policies]
     names = [policy.name for policy in found]
     if len({*names}) < len(names):
         raise ValueError(f"two policies of the table {table.fullname} have the same name: {', '.join(sorted(names))}")
@@ -162,20 +159,33 @@ def quote_table(name: str, schema: str | None) -> str:
     return quote_name(name) if schema is None else f"{quote_name(schema)}.{quote_name(name)}"
 
 
+class _PolicyCreation:
+    """Creates the policies after the table: a listener for the table's event `after_create`.
+
+    It also stores the policies of the table. A copy of the table (`to_metadata`) has the same listener. (Alembic writes
+    `Table.info` into migrations.)
+    """
+
+    def __init__(self) -> None:
+        self.policies: tuple[RowPolicy | TenantPolicy, ...] = ()
+
+    def __call__(self, table: Table, connection: Connection, **_options: Any) -> None:
+        if connection.dialect.name != "postgresql":
+            return
+        schemas: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
+        for statement in policy_statements(table, schema=schemas.get(table.schema)):
+            connection.execute(DDL(statement.replace("%", "%%")))  # type: ignore[no-untyped-call]
+
+
+def _listeners(table: Table) -> Sequence[_PolicyCreation]:
+    return [listener for listener in table.dispatch.after_create if isinstance(listener, _PolicyCreation)]
+
+
 def _add(table: Table, policy: RowPolicy | TenantPolicy) -> None:
-    declared = table.info.get(_INFO, ())
-    if not declared:
-        event.listen(table, "after_create", _create_policies)
-    table.info[_INFO] = (*declared, policy)
-
-
-def _create_policies(table: Table, connection: Connection, **_options: Any) -> None:
-    """Create the policies after the table: a listener for the table's event `after_create`."""
-    if connection.dialect.name != "postgresql":
-        return
-    schemas = cast("Mapping[str | None, str | None]", connection.get_execution_options().get("schema_translate_map"))
-    for statement in policy_statements(table, schema=(schemas or {}).get(table.schema)):
-        connection.execute(DDL(statement.replace("%", "%%")))  # type: ignore[no-untyped-call]
+    if not _listeners(table):
+        event.listen(table, "after_create", _PolicyCreation(), propagate=True)
+    (listener,) = _listeners(table)
+    listener.policies += (policy,)
 
 
 def _compare(column: Column[Any], setting: str) -> str:
