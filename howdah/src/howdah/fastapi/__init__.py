@@ -38,6 +38,7 @@ from howdah.fastapi.problem import (
     error_response,
     problem_response,
 )
+from howdah.fastapi.scoped_sessions import session_from
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
@@ -85,5 +86,6 @@ __all__ = [
     "parse_json",
     "problem_response",
     "session_dependency",
+    "session_from",
     "single_header",
 ]
