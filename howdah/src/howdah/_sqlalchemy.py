@@ -204,3 +204,12 @@ async def copy_in(connection: Any, statement: str, columns: Any, records: Iterab
     """
     status: str = await connection._protocol.copy_in(statement, None, None, records, columns._state, None)
     return int(status.rpartition(" ")[2])
+
+
+def forget_transaction(connection: Any) -> None:
+    """Make the driver's connection forget a transaction whose BEGIN was rolled back.
+
+    `Transaction.start` notes the transaction before it sends BEGIN, and keeps the note if that fails. The next
+    transaction of the connection would then be a savepoint.
+    """
+    connection._top_xact = None

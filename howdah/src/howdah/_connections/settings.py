@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from howdah._driver_errors import DRIVER_ERRORS
 from howdah._error_translation import raise_for_statement
+from howdah._sqlalchemy import forget_transaction
 
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
@@ -134,6 +135,7 @@ class SettingsConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
         except asyncpg.PostgresError:
             if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
                 await super().execute("ROLLBACK")
+                forget_transaction(self)
             raise
         return status
 
@@ -147,8 +149,8 @@ def listen_for_transactions(engine: Engine) -> None:
         if settings is None:
             _forget(driver)
             return
-        if not isinstance(driver, SettingsConnection):
-            raise RuntimeError(  # noqa: TRY004  # the engine is set up wrongly
+        if not _is_own(driver):
+            raise RuntimeError(
                 "with_settings() needs connections that the Database opens: remove async_creator and async_creator_fn"
             )
         if getattr(connection.connection.dbapi_connection, "isolation_level", None) == "autocommit":
@@ -168,8 +170,13 @@ def listen_for_transactions(engine: Engine) -> None:
         event.listen(engine, name, end)
 
 
+def _is_own(driver: Any) -> bool:
+    # not isinstance(): asyncpg's metaclass makes every connection an instance of each subclass
+    return issubclass(type(driver), SettingsConnection)
+
+
 def _forget(driver: Any) -> None:
-    if isinstance(driver, SettingsConnection) and driver.settings_sql:
+    if _is_own(driver) and driver.settings_sql:
         driver.settings_sql = ""
 
 
@@ -254,10 +261,12 @@ def apply_in_savepoint(connection: Connection, settings: TransactionSettings) ->
         connection.execution_options(schema_translate_map=dict(settings.schema_translate_map))
 
     def restore() -> None:
-        if connection.closed or connection.invalidated or not connection.in_transaction():
+        if connection.closed or connection.invalidated:
             return
         if settings.schema_translate_map:
             connection.execution_options(schema_translate_map=earlier_map)
+        if not connection.in_transaction():  # the session has ended the transaction itself, and with it the settings
+            return
         # in the reverse order: first the role, which may not be allowed to change the other settings
         _set_configs(connection, [(name, value or "") for name, value in zip(names, before, strict=True)][::-1])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from sqlalchemy import DDL, Column, Connection, Table, event
@@ -172,8 +172,7 @@ class _PolicyCreation:
     def __call__(self, table: Table, connection: Connection, **_options: Any) -> None:
         if connection.dialect.name != "postgresql":
             return
-        schemas: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
-        for statement in policy_statements(table, schema=schemas.get(table.schema)):
+        for statement in policy_statements(table, schema=connection.schema_for_object(table)):
             connection.execute(DDL(statement.replace("%", "%%")))  # type: ignore[no-untyped-call]
 
 
