@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+import weakref
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -64,3 +67,139 @@ async def test_control_a_session_level_setting_reaches_the_next_user_of_the_conn
             await session.execute(text(f"SELECT set_config('{SETTING}', '1', false)"))
             await session.commit()
         assert await read(database, notes) == {1}
+
+
+HOSTILE = [
+    "'; SELECT pg_sleep(60); --",
+    "\\'; DROP TABLE notes; --",
+    "a\\",
+    "it's",
+    '"',
+    "$1",
+    "%s",
+    "é\n;",
+    " ",
+    "1, 2",
+]
+
+
+async def test_a_value_may_be_any_text(tenants: Database) -> None:
+    current = text(f"SELECT current_setting('{SETTING}')")
+    for value in HOSTILE:
+        own = tenants.with_settings({SETTING: value})
+        async with own.session() as session:
+            assert await session.scalar(current) == value
+        assert await own.read(lambda connection: connection.scalar(current)) == value
+        async with own.autocommit() as connection:
+            assert await connection.scalar(current) == value
+        bound_to_all = tenants.with_settings({"app.a": value, "app.user.B_2$": value})
+        async with bound_to_all.session() as session:
+            both = text("SELECT current_setting('app.a'), current_setting('app.user.b_2$')")
+            assert (await session.execute(both)).one() == (value, value)
+    async with tenants.with_settings(search_path=HOSTILE).session() as session:
+        found = await session.scalar(text("SELECT current_setting('search_path')"))
+        quoted = (f'"{each.replace(chr(34), chr(34) * 2)}"' for each in HOSTILE)
+        assert found == ", ".join(quoted)
+
+
+@pytest.mark.parametrize("standard_conforming_strings", ["on", "off"])
+async def test_a_backslash_is_safe_whatever_the_servers_setting_is(
+    tenants_url: str, standard_conforming_strings: str
+) -> None:
+    settings = {"server_settings": {"standard_conforming_strings": standard_conforming_strings}}
+    async with Database(tenants_url, connect_args=settings) as database:
+        async with database.with_settings({SETTING: "\\'; SELECT 1; --"}).session() as session:
+            assert await session.scalar(text(f"SELECT current_setting('{SETTING}')")) == "\\'; SELECT 1; --"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({SETTING: None}, TypeError, "rejected before"),
+        ({SETTING: True}, TypeError, "rejected before"),
+        ({SETTING: 1.5}, TypeError, "must be a str, int or UUID"),
+        ({SETTING: ""}, ValueError, "is empty"),
+        ({SETTING: "a\x00b"}, ValueError, "NUL"),
+        ({SETTING: "\ud800"}, ValueError, "surrogate"),
+        ({"app.tenant id": 1}, ValueError, "name of a setting"),
+        ({"app.x = 1; --": 1}, ValueError, "name of a setting"),
+        ({"app.": 1}, ValueError, "name of a setting"),
+        ({"Role": "x"}, ValueError, "role="),
+        ({"search_path": "x"}, ValueError, "search_path="),
+        ({"TimeZone": "Europe/Berlin"}, ValueError, "UTC"),
+        ({"transaction_read_only": "on"}, ValueError, "read_only"),
+        ({}, ValueError, "needs a setting"),
+    ],
+)
+def test_a_wrong_setting_is_rejected_before_anything_is_sent(
+    settings: Mapping[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Database("postgresql://x").with_settings(settings)
+
+
+def test_a_wrong_role_or_search_path_is_rejected() -> None:
+    database = Database("postgresql://x")
+    for role in ("", "x" * 64, "None", "a\x00"):
+        with pytest.raises(ValueError, match="role"):
+            database.with_settings(role=role)
+    with pytest.raises(TypeError, match="list of schemas"):
+        database.with_settings(search_path="a, b")
+    with pytest.raises(ValueError, match="search_path"):
+        database.with_settings(search_path=["a", ""])
+
+
+def test_settings_are_added_to_those_of_an_earlier_scope() -> None:
+    first = Database("postgresql://x").with_settings({"app.a": 1, "app.b": 2}, role="r", search_path=["s"])
+    assert first._settings is not None
+    second = first.with_settings({"app.b": 3})
+    assert second._settings is not None
+    assert second._settings.values == (("app.a", "1"), ("app.b", "3"))
+    assert (second._settings.role, second._settings.search_path) == ("r", ("s",))
+
+
+async def test_a_scope_leaves_nothing_behind_and_does_not_close_the_pool(tenants: Database) -> None:
+    async with NoteView.open(tenants) as notes:
+        await in_a_session(*scoped(tenants, notes, 1))
+        engines = len(tenants._engines)
+        own = tenants.with_settings({SETTING: 2})
+        with pytest.raises(RuntimeError, match="isn't opened or closed"):
+            await own.close()
+        with pytest.raises(RuntimeError, match="isn't opened or closed"):
+            async with own:
+                pass
+        reference = weakref.ref(own)
+        del own
+        for tenant in range(100):
+            await in_a_session(*scoped(tenants, notes, tenant))
+        gc.collect()
+        assert reference() is None
+        assert len(tenants._engines) == engines
+        with pytest.raises(ValueError, match="its own Database"):
+            notes.scoped(tenants)
+        async with Database(tenants.engine.url) as other:
+            with pytest.raises(ValueError, match="its own Database"):
+                notes.scoped(other.with_settings({SETTING: 1}))
+        async with notes.scoped(tenants.with_settings({SETTING: 1})):
+            pass  # the end of this block doesn't close the reader that it was made from
+        await notes.get_many([1])
+    await tenants.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        tenants.with_settings({SETTING: 1}).session()
+
+
+async def test_begin_and_the_settings_are_one_message(tenants_url: str) -> None:
+    """The query logger of the driver doesn't see prepared statements."""
+    async with Database(tenants_url, pool_size=1, max_overflow=0, pool_pre_ping=False) as database:
+        own = database.with_settings({SETTING: 1})
+        await in_a_read(own, NoteView.open(own))
+        sent: list[str] = []
+        async with database.session() as session:
+            raw: Any = await (await session.connection()).get_raw_connection()
+            raw.driver_connection.add_query_logger(lambda query: sent.append(query.query))
+        await in_a_read(own, NoteView.open(own))
+        message = 'BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL "app"."tenant_id" = \'1\''
+        assert sent == [message, "COMMIT"]
+        sent.clear()
+        await in_a_session(own, NoteView.open(own))
+        assert sent == [message, "ROLLBACK;"]

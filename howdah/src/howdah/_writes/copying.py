@@ -202,9 +202,7 @@ def _copy(connection: Connection, table: Table, source: _CopySource) -> None:
     except _TableRejected as error:
         _disabled_tables(connection.dialect).add(quoted)
         reason = error.args[0]
-        _log.warning(
-            "COPY into %s isn't possible, so rows are inserted for %d s: %s", quoted, _RETRY_SECONDS, reason
-        )
+        _log.warning("COPY into %s isn't possible, so rows are inserted for %d s: %s", quoted, _RETRY_SECONDS, reason)
         raise
 
 
