@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -177,7 +178,7 @@ async def test_a_table_without_a_declared_policy_is_left_alone(connection: Any, 
         project.migrate(declare())
         sync.execute(text("CREATE POLICY by_hand ON tasks USING (true)"))
         project.run(command.check, declare())
-        with pytest.raises(command.util.CommandError):
+        with pytest.raises(CommandError):
             project.run(command.check, declare(RowPolicy("declared", using="true")))
 
     await connection.run_sync(check)

@@ -14,11 +14,12 @@ import howdah
 import howdah.bulk
 import howdah.embedded
 import howdah.fastapi
+import howdah.tenancy
 import howdah.testing
 
 DIRECTORY = Path(howdah.__file__).parent
 SOURCES = {path.relative_to(DIRECTORY): ast.parse(path.read_text()) for path in DIRECTORY.rglob("*.py")}
-WITH_ALL = [howdah, howdah.embedded, howdah.fastapi, howdah.testing]
+WITH_ALL = [howdah, howdah.embedded, howdah.fastapi, howdah.tenancy, howdah.testing]
 PUBLIC_MODULES = sorted(path.stem for path in SOURCES if len(path.parts) == 1 and not path.stem.startswith("_"))
 
 
@@ -55,7 +56,7 @@ def test_all_is_sorted_and_has_no_duplicates(module: ModuleType) -> None:
     assert kinds == sorted(set(kinds))
 
 
-@pytest.mark.parametrize("module", [howdah, howdah.embedded, howdah.fastapi], ids=get_name)
+@pytest.mark.parametrize("module", [howdah, howdah.embedded, howdah.fastapi, howdah.tenancy], ids=get_name)
 def test_all_of_a_package_equals_its_imports(module: ModuleType) -> None:
     assert get_imports(get_tree(module)) == set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
@@ -77,7 +78,7 @@ def test_a_public_class_or_function_is_exported_or_is_used_by_another_module(nam
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(module, name) for module in (howdah, howdah.embedded, howdah.fastapi) for name in module.__all__],
+    [(module, name) for module in (howdah, howdah.embedded, howdah.fastapi, howdah.tenancy) for name in module.__all__],
     ids=lambda value: value if isinstance(value, str) else get_name(value),
 )
 def test_every_public_name_has_a_docstring(module: ModuleType, name: str) -> None:

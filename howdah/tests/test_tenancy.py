@@ -107,9 +107,10 @@ async def test_a_backslash_is_safe_whatever_the_servers_setting_is(
     tenants_url: str, standard_conforming_strings: str
 ) -> None:
     settings = {"server_settings": {"standard_conforming_strings": standard_conforming_strings}}
-    async with Database(tenants_url, connect_args=settings) as database:
-        async with database.with_settings({SETTING: "\\'; SELECT 1; --"}).session() as session:
-            assert await session.scalar(text(f"SELECT current_setting('{SETTING}')")) == "\\'; SELECT 1; --"
+    value = "\\'; SELECT 1; --"
+    database = Database(tenants_url, connect_args=settings)
+    async with database, database.with_settings({SETTING: value}).session() as session:
+        assert await session.scalar(text(f"SELECT current_setting('{SETTING}')")) == value
 
 
 @pytest.mark.parametrize(

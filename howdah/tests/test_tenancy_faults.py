@@ -19,7 +19,6 @@ from howdah import (
     InvalidStatement,
     ReadOnly,
     bulk,
-    run_transaction,
 )
 from howdah_tests.support.pgbouncer import PROGRAM, run_pgbouncer
 from howdah_tests.support.tenants import (
@@ -233,11 +232,11 @@ async def test_a_connection_class_of_the_application_is_kept(tenants_url: str) -
     class Own(asyncpg.Connection):  # type: ignore[misc]
         pass
 
-    async with Database(tenants_url, connect_args={"connection_class": Own}) as database:
-        async with database.with_settings({SETTING: 1}).session() as session:
-            raw: Any = await (await session.connection()).get_raw_connection()
-            assert isinstance(raw.driver_connection, Own)
-            assert (await session.execute(CURRENT)).one()[0] == "1"
+    database = Database(tenants_url, connect_args={"connection_class": Own})
+    async with database, database.with_settings({SETTING: 1}).session() as session:
+        raw: Any = await (await session.connection()).get_raw_connection()
+        assert isinstance(raw.driver_connection, Own)
+        assert (await session.execute(CURRENT)).one()[0] == "1"
 
 
 async def test_the_begin_listener_of_an_application_is_called_too(one: Database) -> None:
@@ -273,8 +272,9 @@ async def test_writes_of_every_kind_are_limited_to_the_tenant(one: Database) -> 
         assert (await notes.update_many([{"id": n, "tenant_id": 1} for n in range(6)])).missing == [1, 3, 5]
         assert (await notes.delete_many([100, 1])).missing == [1]
     for rows in ([{"id": 200, "tenant_id": 2}], [{"id": n, "tenant_id": 2} for n in range(200, 240)]):
-        with pytest.raises(InvalidStatement):
-            await run_transaction(own, lambda session, rows=rows: bulk.insert_many(session, Note, rows))
+        async with own.session() as session:
+            with pytest.raises(InvalidStatement):
+                await bulk.insert_many(session, Note, rows)
     async with one.with_settings({SETTING: 2}).session() as session:
         assert set(await session.scalars(select(Note.id))) == {1, 3, 5}
 

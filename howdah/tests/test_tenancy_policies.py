@@ -58,7 +58,7 @@ class TenantOwned:
     tenant_id: Mapped[UUID] = mapped_column(index=True)
 
     @declared_attr.directive
-    def __table_args__(cls) -> tuple[Any, ...]:
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
         return (TenantPolicy("tenant_id"),)
 
 
@@ -292,7 +292,7 @@ async def test_on_a_bound_database_each_scope_has_its_own_settings(database: Dat
         assert list(await connection.scalars(select(Task.id))) == [1]
     with pytest.raises(InvalidStatement):
         await one.read(lambda connection: connection.execute(text("SELECT nothing")))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with two.begin() as session:
             await session.execute(select(1))
             raise ZeroDivisionError
