@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from howdah import Database
+from howdah import CoalescerClosed, Database, NotFound
+from howdah.testing import assert_statements
 from howdah_tests.support.tenants import (
     READS,
+    ROWS,
     SETTING,
     TENANTS,
+    NoteOut,
     NoteView,
     Read,
     by_view_key,
@@ -204,3 +207,41 @@ async def test_begin_and_the_settings_are_one_message(tenants_url: str) -> None:
         sent.clear()
         await in_a_session(own, NoteView.open(own))
         assert sent == [message, "ROLLBACK;"]
+
+
+async def test_view_reads_with_equal_settings_share_a_statement_and_others_do_not(tenants: Database) -> None:
+    async with NoteView.open(tenants) as notes:
+
+        async def get(tenant: int, note: int) -> int | None:
+            _, reader = scoped(tenants, notes, tenant)
+            try:
+                return NoteOut.model_validate_json(await reader.get(note)).tenant_id
+            except NotFound:
+                return None
+
+        calls = [(tenant, note) for note in range(ROWS) for tenant in TENANTS]
+        with assert_statements(tenants, len(TENANTS)) as sent:
+            found = await asyncio.gather(*(get(*call) for call in calls))
+        assert found == [tenant if TENANTS[note % 2] == tenant else None for tenant, note in calls]
+        assert len(set(sent)) == 1
+        assert len(notes._scopes) == 0
+        waiting = asyncio.create_task(get(1, 0))
+        await asyncio.sleep(0)
+        assert len(notes._scopes) == 1
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert len(notes._scopes) == 0
+        _, reader = scoped(tenants, notes, 1)
+    with pytest.raises(CoalescerClosed):
+        await reader.get(0)
+
+
+async def test_control_batches_without_the_scope_show_one_tenant_the_rows_of_another(
+    tenants: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Database, "scope_key", None)
+    async with NoteView.open(tenants) as notes:
+        readers = [scoped(tenants, notes, tenant)[1] for tenant in TENANTS]
+        own, foreign = await asyncio.gather(readers[0].get(0), readers[1].get(0))
+        assert own == foreign

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
@@ -301,9 +301,9 @@ class Database:
         `begin`, `engine_connect`, `before_execute` or `before_cursor_execute`: such a listener may set something on the
         connection for one caller only, for example a tenant. Listeners of known tracing packages don't count.
 
-        It is also False for a database of `with_settings`.
+        Callers with different settings (`with_settings`) never share a statement.
         """
-        return self._settings is None and self._kept.is_shared()
+        return self._kept.is_shared()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
@@ -381,7 +381,7 @@ class Database:
 
             scoped = database.with_settings({"app.tenant_id": tenant_id})
 
-        It has the same pool, and costs 20 µs, so that each request can have its own. Everything that it opens has the
+        It has the same pool and is cheap, so that each request can have its own. Everything that it opens has the
         settings: sessions, `begin`, `read`, `autocommit`, `engine`, `run_transaction`, and the readers of a view that
         are `scoped` to it. They are sent with BEGIN, in the same message (`SET LOCAL`). PostgreSQL undoes them at the
         end of the transaction, whatever that is. The values may be any text; they are quoted.
@@ -407,6 +407,11 @@ class Database:
     def is_scope_of(self, database: Database) -> bool:
         """Whether this is `database` with the settings of `with_settings`."""
         return self._root is database._root and self._settings is not None
+
+    @property
+    def scope_key(self) -> Hashable:
+        """A value that is equal for databases with equal settings."""
+        return self._settings
 
     def _check_is_open(self, *_event: object) -> None:
         if self._closed or self._root._closed:

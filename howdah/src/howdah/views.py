@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
@@ -38,6 +39,7 @@ from howdah._keys import (
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter
+from howdah._scoped_coalescing import Scope, ScopedCoalescers
 from howdah._sqlalchemy import has_distinct, has_for_update, options_of, order_by_of
 from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
@@ -130,7 +132,6 @@ class JsonViewReader(Generic[ModelT]):
         self, view: JsonView[ModelT], database: Database, *, workers: int, max_batch_size: int, max_waiting: int
     ) -> None:
         self._view, self._database = view, database
-        self._is_scoped = False
         version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
         # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
@@ -145,8 +146,8 @@ class JsonViewReader(Generic[ModelT]):
             position, same_row, self._bind_many = build_requested_keys_join(view.model)
             first = func.min(position).over(partition_by=get_key_attributes(view.model))
             self._select_many = PreparedSelect(body.add_columns(position, first).where(same_row))
-        self._coalescer: Coalescer[Any, JsonBytes] = Coalescer(
-            self._read,
+        create = partial(
+            Coalescer[Any, JsonBytes],
             # Two keys may be equal in Python but different in PostgreSQL.
             key=(lambda key: key) if self._has_exact_keys else (lambda key: (key, repr(key))),
             bisect_on_error=True,  # a key or a row that causes an error fails only its own read
@@ -154,16 +155,21 @@ class JsonViewReader(Generic[ModelT]):
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
         )
+        self._coalescer: Coalescer[Any, JsonBytes] = create(self._read)
+        self._scopes: ScopedCoalescers[Any, JsonBytes] = ScopedCoalescers(create)
+        self._scope: Scope[Any, JsonBytes] | None = None  # of a reader that `scoped` has made
 
     def scoped(self, database: Database) -> JsonViewReader[ModelT]:
-        """This reader for the settings of `database`, which `with_settings` has made from the reader's own.
+        """This reader with the settings of `database`, which `with_settings` has made from the reader's database.
 
-        It costs 2 µs, so that each request can have its own. Its reads share no statement with other readers.
+        It is cheap, so that each request can have its own. Its calls of `get` share a statement only with calls that
+        have equal settings. `workers`, `max_batch_size` and `max_waiting` then limit the calls with these settings.
         """
         if not database.is_scope_of(self._database):
             raise ValueError("a view reader can only be scoped to its own Database, after with_settings()")
         scoped = copy(self)
-        scoped._database, scoped._is_scoped = database, True
+        scoped._database = database
+        scoped._scope = Scope(self._scopes, database.scope_key, scoped._read)
         return scoped
 
     async def __aenter__(self) -> JsonViewReader[ModelT]:
@@ -179,11 +185,12 @@ class JsonViewReader(Generic[ModelT]):
 
         It does nothing for a reader that `scoped` has made, which uses the resources of another one.
         """
-        if not self._is_scoped:
+        if self._scope is None:
             await self._coalescer.aclose()
+            await self._scopes.aclose()
 
     def status(self) -> CoalescerStatus:
-        """The status of the coalescer that batches the calls of `get`."""
+        """The status of the coalescer that batches the calls of `get`, other than those of scoped readers."""
         return self._coalescer.status()
 
     async def get(self, id: Any) -> JsonBytes:
@@ -198,7 +205,7 @@ class JsonViewReader(Generic[ModelT]):
             if isinstance(body, Exception):
                 raise body
             return body
-        return await self._coalescer.submit(key)
+        return await (self._coalescer if self._scope is None else self._scope).submit(key)
 
     async def get_many(self, ids: Iterable[Any]) -> list[JsonBytes]:
         """The rows with these keys, each once, in the order of the keys. Missing ones are left out.
