@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar
 
 import orjson
@@ -17,6 +16,7 @@ from howdah._connections.aborted_transactions import raise_errors_again
 from howdah._connections.kept import KeptConnections
 from howdah._connections.options import (
     COMMIT_EACH,
+    EngineOptions,
     Pooler,
     asyncpg_url,
     behind_transaction_pooler,
@@ -33,7 +33,6 @@ from howdah._connections.settings import (
     apply_in_block,
     apply_in_session,
     listen_for_transactions,
-    run_in_transaction,
 )
 from howdah._connections.slots import Slots, start_slot_record
 from howdah._types.integers import use_exact_integers
@@ -157,7 +156,6 @@ class Database:
         self._ping_timeout = pool_timeout + connect_timeout
         self._closed = False
         self._root = self  # `with_settings` and `bound_to` make copies
-        self._is_transaction_pooled = pooler is not None
         self._settings: TransactionSettings | None = None
         self.engine: AsyncEngine = create_async_engine(
             parsed,
@@ -184,7 +182,7 @@ class Database:
         bound_pre_ping(self.engine.sync_engine, options["timeout"])
         event.listen(self.engine.sync_engine, "do_connect", self._check_is_open)
         self._bind: AsyncEngine | AsyncConnection = self.engine
-        self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
+        self._engines = EngineOptions(self.engine, is_transaction_pooled=pooler is not None)
         self._session_factory = new_session_factory(self.engine)
         single = {"isolation_level": "AUTOCOMMIT"} if pooler is None else {COMMIT_EACH: True}
         self._kept = KeptConnections(
@@ -245,17 +243,8 @@ class Database:
         return session
 
     def _engine_with(self, options: Mapping[str, Any]) -> AsyncEngine:
-        """The engine with these options, and with the settings of this database.
-
-        The options are few, so these engines are cached: SQLAlchemy takes 0.25 ms to make one. A copy with settings is
-        not cached.
-        """
-        key = frozenset(options.items())
-        if key not in self._engines:
-            self._engines[key] = self._root.engine.execution_options(**options)
-            if COMMIT_EACH in options and not self._is_transaction_pooled:
-                listen_for_single_statements(self._engines[key].sync_engine)
-        engine = self._engines[key]
+        """The engine with these options, and with the settings of this database."""
+        engine = self._engines.with_options(options)
         return engine if self._settings is None else self._settings.bind(engine)
 
     @asynccontextmanager
@@ -282,17 +271,12 @@ class Database:
         With the settings of `with_settings`, each read is a transaction of three round trips.
         """
         self._check_is_open()
-        settings = self._settings
-        if isinstance(self._bind, AsyncConnection):
-            if settings is None:
-                return await work(self._bind)
-            async with apply_in_block(self._bind, settings):
-                return await work(self._bind)
-        if settings is None:
-            return await self._kept.read(work)
-        if self._is_transaction_pooled or settings.schema_translate_map or self._kept.has_begin_listener():
-            return await self._kept.read_in_transaction(self.engine, work)
-        return await self._kept.read(partial(run_in_transaction, settings=settings, work=work))
+        if not isinstance(self._bind, AsyncConnection):
+            return await self._kept.read(work, self.engine, self._settings)
+        if self._settings is None:
+            return await work(self._bind)
+        async with apply_in_block(self._bind, self._settings):
+            return await work(self._bind)
 
     def shares_reads(self) -> bool:
         """Whether one statement may read for several callers.
@@ -319,12 +303,8 @@ class Database:
         """
         self._check_is_open()
         if isinstance(self._bind, AsyncConnection):
-            if self._settings is None:
-                async with self._bind.begin_nested():
-                    yield self._bind
-            else:
-                async with apply_in_block(self._bind, self._settings):
-                    yield self._bind
+            async with apply_in_block(self._bind, self._settings):
+                yield self._bind
         elif self._settings is not None:
             async with self._kept.connect_once(self._engine_with({COMMIT_EACH: True})) as connection:
                 yield connection
@@ -382,16 +362,13 @@ class Database:
             scoped = database.with_settings({"app.tenant_id": tenant_id})
 
         It has the same pool and is cheap, so that each request can have its own. Everything that it opens has the
-        settings: sessions, `begin`, `read`, `autocommit`, `engine`, `run_transaction`, and the readers of a view that
-        are `scoped` to it. They are sent with BEGIN, in the same message (`SET LOCAL`). PostgreSQL undoes them at the
-        end of the transaction, whatever that is. The values may be any text; they are quoted.
+        settings, and so have the readers of a view that are `scoped` to it. They are sent with BEGIN, in the same
+        message (`SET LOCAL`), and PostgreSQL undoes them at the end of the transaction. The values may be any text.
 
-        - `role` is the role of the transaction (`SET LOCAL ROLE`).
-        - `search_path` has the names of schemas. A name is never taken for a list.
-        - `schema_translate_map` is SQLAlchemy's execution option.
-
-        Settings of an earlier `with_settings` stay, unless they are given again. Raises `TypeError` and `ValueError`
-        for a value that is None or empty, and for a setting that this library relies on (`timezone`, …).
+        `role` is the role of the transaction (`SET LOCAL ROLE`), `search_path` has the names of schemas, each of which
+        is never taken for a list, and `schema_translate_map` is SQLAlchemy's execution option. Settings of an earlier
+        `with_settings` stay, unless they are given again. Raises `TypeError` and `ValueError` for a value that is None
+        or empty, and for a setting that this library relies on (`timezone`, …).
         """
         present = self._settings or TransactionSettings()
         merged = present.merge(settings or {}, role, search_path, schema_translate_map or {})

@@ -289,9 +289,12 @@ SETTINGS_COMMENT: Final = "/* howdah settings */ "
 
 
 @asynccontextmanager
-async def apply_in_block(connection: AsyncConnection, settings: TransactionSettings) -> AsyncIterator[None]:
-    """Apply the settings to the statements of a block, which is a savepoint of an open connection."""
+async def apply_in_block(connection: AsyncConnection, settings: TransactionSettings | None) -> AsyncIterator[None]:
+    """Apply the settings, if there are any, to the statements of a block: a savepoint of an open connection."""
     async with connection.begin_nested():
+        if settings is None:
+            yield
+            return
         restore = await connection.run_sync(apply_in_savepoint, settings)
         yield
         await connection.run_sync(lambda _connection: restore())
