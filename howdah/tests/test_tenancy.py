@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -30,10 +30,13 @@ from howdah_tests.support.tenants import (
 )
 
 
-@pytest.fixture
-async def tenants_url(committed_url: str) -> AsyncIterator[str]:
-    async with create_notes(committed_url) as url:
-        yield url
+@pytest.fixture(scope="module")
+def tenants_url(database_url: str) -> Iterator[str]:
+    """The tests of this module don't change the notes."""
+    with asyncio.Runner() as runner:
+        notes = create_notes(database_url)
+        yield runner.run(notes.__aenter__())
+        runner.run(notes.__aexit__(None, None, None))
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ async def create_notes(url: str) -> AsyncIterator[str]:
         async with owner.begin() as session:
             await session.execute(text(f'DROP OWNED BY "{role}"'))
             await session.execute(text(f'DROP ROLE "{role}"'))
+            await (await session.connection()).run_sync(Base.metadata.drop_all)
 
 
 def parse_tenant(body: bytes) -> int:
