@@ -381,13 +381,10 @@ class Database:
             scoped._bind = scoped.engine
         return scoped
 
-    def is_scope_of(self, database: Database) -> bool:
-        """Whether this is `database` with the settings of `with_settings`."""
-        return self._root is database._root and self._settings is not None
-
-    @property
-    def scope_key(self) -> Hashable:
-        """A value that is equal for databases with equal settings."""
+    def scope_key(self, database: Database) -> Hashable:
+        """A value that is equal for equal settings. Raises `ValueError` unless this is `database` with settings."""
+        if self._root is not database._root or self._settings is None:
+            raise ValueError("a view reader can only be scoped to its own Database, after with_settings()")
         return self._settings
 
     def _check_is_open(self, *_event: object) -> None:

@@ -165,11 +165,9 @@ class JsonViewReader(Generic[ModelT]):
         It is cheap, so that each request can have its own. Its calls of `get` share a statement only with calls that
         have equal settings. `workers`, `max_batch_size` and `max_waiting` then limit the calls with these settings.
         """
-        if not database.is_scope_of(self._database):
-            raise ValueError("a view reader can only be scoped to its own Database, after with_settings()")
         scoped = copy(self)
         scoped._database = database
-        scoped._scope = Scope(self._scopes, database.scope_key, scoped._read)
+        scoped._scope = Scope(self._scopes, database.scope_key(self._database), scoped._read)
         return scoped
 
     async def __aenter__(self) -> JsonViewReader[ModelT]:
