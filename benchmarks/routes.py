@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -52,6 +53,13 @@ FROM users u WHERE u.id = $1
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """The user who sends the request. Each request of the benchmark comes from another user."""
+
+    user_id: UUID
+
+
 class UserService(SQLAlchemyAsyncRepositoryService[User]):
     class Repository(SQLAlchemyAsyncRepository[User]):
         model_type = User
@@ -81,17 +89,27 @@ def create_app(url: str) -> ASGIApp:
         engine = create_async_engine(url, pool_size=20, max_overflow=10, pool_pre_ping=True, pool_recycle=3600)
         driver_url = make_url(url).set(drivername="postgresql").render_as_string(False)
         view = JsonView(User, UserOut)
+        own_view = JsonView(
+            User,
+            UserOut,
+            where={
+                User: lambda user, viewer: user.id == viewer.user_id,
+                Order: lambda order, viewer: order.user_id == viewer.user_id,
+            },
+        )
         async with (
             asyncpg.create_pool(driver_url, min_size=20, max_size=20) as pool,
             Database(url) as database,
             view.open(database) as users,
             view.open(database, workers=20, max_batch_size=1) as unbatched_users,
+            own_view.open(database) as own_users,
         ):
             yield {
                 "sessions": async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False),
                 "pool": pool,
                 "users": users,
                 "unbatched_users": unbatched_users,
+                "own_users": own_users,
             }
         await engine.dispose()
 
@@ -164,6 +182,10 @@ def create_app(url: str) -> ASGIApp:
     @get("view", response_model=UserOut)
     async def view(user_id: UUID, request: Request) -> Response:
         return json_response(await request.state.users.get(user_id), request)
+
+    @get("view-viewer", response_model=UserOut)
+    async def view_with_viewer(user_id: UUID, request: Request) -> Response:
+        return json_response(await request.state.own_users.get(user_id, viewer=Viewer(user_id)), request)
 
     return dispatch
 

@@ -14,7 +14,20 @@ from uuid import UUID
 import asyncpg
 import pytest
 from pydantic import BaseModel, EmailStr, TypeAdapter, field_validator
-from sqlalchemy import Column, Integer, MetaData, Select, Table, event, func, select, text, union
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    Select,
+    String,
+    Table,
+    TypeDecorator,
+    event,
+    func,
+    select,
+    text,
+    union,
+)
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
 from sqlalchemy.exc import ProgrammingError
@@ -62,6 +75,14 @@ class TestSelect:
     def test_a_part_is_found_only_if_the_statement_has_it(self, has_part: Any, statement: Select[Any]) -> None:
         assert has_part(statement)
         assert not has_part(select(User))
+
+    def test_types_are_compared_by_their_arguments(self) -> None:
+        class Custom(TypeDecorator[str]):
+            impl = String
+
+        assert private.cache_key_of(String(5)) == private.cache_key_of(String(5)) != private.cache_key_of(String(6))
+        custom = Custom()
+        assert private.cache_key_of(custom) is custom
 
     def test_only_a_select_has_a_group_by(self) -> None:
         assert not private.has_group_by(User.__table__)

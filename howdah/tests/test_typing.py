@@ -16,11 +16,16 @@ pytest.importorskip("mypy")
 TESTS = Path(__file__).parent
 WRONG = """
 from typing import assert_type
+from howdah import JsonViewReader
 from howdah_tests.support.sample_models import User, UserRepository
 
 async def wrong(users: UserRepository) -> None:
     assert_type(await users.get(1), User)
     (await users.list()).emial
+
+async def wrong_viewers(readers: JsonViewReader[User, int]) -> None:
+    await readers.get(1)
+    await readers.page(viewer="1")
 """
 
 
@@ -51,6 +56,6 @@ def test_the_api_has_the_declared_types(tmp_path: Path) -> None:
         check=False,
     )
     found = [line for line in checked.stdout.splitlines() if ": error: " in line]
-    assert [line.split(":")[0:2] for line in found] == [["wrong.py", "6"], ["wrong.py", "7"]], checked
+    assert [line.split(":")[0:2] for line in found] == [["wrong.py", n] for n in ("7", "8", "11", "12")], checked
     assert "assert-type" in found[0]
     assert "attr-defined" in found[1]

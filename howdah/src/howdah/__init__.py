@@ -2,6 +2,7 @@
 
 from howdah import bulk
 from howdah._connections.pool import PoolStatus
+from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
 from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah.bulk import InsertResult, MatchResult, UpsertResult
@@ -59,7 +60,7 @@ from howdah.models import (
 from howdah.pagination import paginate
 from howdah.repository import AsyncRepository
 from howdah.transactions import advisory_lock, run_transaction, savepoint, try_advisory_lock
-from howdah.views import JsonBytes, JsonView, JsonViewReader
+from howdah.views import JsonView, JsonViewReader
 
 __all__ = [
     "INFINITY",

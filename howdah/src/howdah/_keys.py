@@ -135,11 +135,16 @@ def build_key_list_condition(
 
 
 def build_requested_keys_join(
-    model: type[Any],
+    model: type[Any], columns: Mapping[str, TypeEngine[Any]] | None = None
 ) -> tuple[ColumnElement[int], ColumnElement[bool], Callable[[Sequence[Any]], dict[str, list[Any]]]]:
-    """`join_requested_keys` for keys that are bound at execution, and the function that makes the parameters."""
+    """`join_requested_keys` for keys that are bound at execution, and the function that makes the parameters.
+
+    The table of the keys is called `get_requested_keys_name(model)`. It may have further `columns`. Each is the
+    parameter `howdah_<column>`, an array of the column's type.
+    """
     arrays, bind = _build_bound_arrays(model)
-    return *_join_key_table(model, arrays), bind
+    further = {name: bindparam(f"howdah_{name}", type_=Array(kind)) for name, kind in (columns or {}).items()}
+    return *_join_key_table(model, arrays, further), bind
 
 
 def build_key_condition(model: type[Any]) -> tuple[ColumnElement[bool], Callable[[Any], dict[str, Any]]]:
@@ -194,13 +199,18 @@ def _is_in(columns: Sequence[QueryableAttribute[Any]], arrays: Sequence[ColumnEl
     return tuple_(*columns).in_(select(*map(_apply_bind_expression, columns, rows.c)))
 
 
+def get_requested_keys_name(model: type[Any]) -> str:
+    """The name of the table of the requested keys."""
+    return find_free_name(model, "howdah_requested")
+
+
 def _join_key_table(
-    model: type[Any], arrays: Sequence[ColumnElement[Any]]
+    model: type[Any], arrays: Sequence[ColumnElement[Any]], further: Mapping[str, ColumnElement[Any]] | None = None
 ) -> tuple[ColumnElement[int], ColumnElement[bool]]:
-    columns = get_key_attributes(model)
+    columns, further = get_key_attributes(model), further or {}
     names = [f"key{position}" for position in range(len(columns))]
-    table = func.unnest(*arrays).table_valued(*names, with_ordinality="position")
-    table = table.render_derived(name=find_free_name(model, "howdah_requested"))
+    table = func.unnest(*arrays, *further.values()).table_valued(*names, *further, with_ordinality="position")
+    table = table.render_derived(name=get_requested_keys_name(model))
     position: ColumnElement[int] = table.c.position
     return position, and_(
         *(each == _apply_bind_expression(each, table.c[name]) for each, name in zip(columns, names, strict=True))

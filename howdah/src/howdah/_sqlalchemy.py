@@ -17,6 +17,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.base import ExecutableOption
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement, _label_reference, _textual_label_reference
+from sqlalchemy.types import TypeEngine
 
 Loader: TypeAlias = Callable[[InstanceState[Any], PassiveFlag], Any]
 
@@ -77,6 +78,18 @@ def without_options(statement: Select[Any]) -> Select[Any]:
     bare = statement.where()
     bare._with_options = ()
     return bare
+
+
+def cache_key_of(kind: TypeEngine[Any]) -> object:
+    """A value that is equal for two types that convert values in the same way.
+
+    It is SQLAlchemy's key for its statement cache. A custom type without `cache_ok = True` has none, and is equal to
+    itself only. Types have no public comparison.
+    """
+    if getattr(kind, "cache_ok", True) is not True:  # SQLAlchemy would warn about None
+        return kind
+    key: object = kind._static_cache_key
+    return key if isinstance(key, tuple) else kind
 
 
 # `order_by` wraps its arguments in these classes. The public classes in `sqlalchemy` don't include them.

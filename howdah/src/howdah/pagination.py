@@ -12,7 +12,7 @@ filters and their values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
@@ -85,8 +85,12 @@ async def paginate_as(
     after: str | None,
     before: str | None,
     count: bool | int,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Page[Any]:
-    """As `paginate`, but the items are the values of the expression `item`, or objects if it is None."""
+    """As `paginate`, but the items are the values of the expression `item`, or objects if it is None.
+
+    `parameters` are values for parameters of the statement and of `item` that have none. A cursor is bound to them.
+    """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
     if after is not None and before is not None:
@@ -94,7 +98,7 @@ async def paginate_as(
     if count is not True and count < 0:
         raise ValueError(f"count must be True, False, or a maximum of at least 0, not {count}")
     keys = _get_sort_keys(statement)
-    cursors = Cursors(statement, keys)
+    cursors = Cursors(statement, keys, parameters)
     is_backward = before is not None
     # A page before a cursor is read in the opposite order, and then its rows are reversed.
     directed_keys = [key.reverse() for key in keys] if is_backward else keys
@@ -107,7 +111,7 @@ async def paginate_as(
         page_query = page_query.having(is_behind) if has_group_by(statement) else page_query.where(is_behind)
     # One extra row is read. It shows whether there is another page.
     page_query = page_query.order_by(*(key.to_order_by() for key in directed_keys)).limit(limit + 1)
-    found, row_count = await _execute(session, page_query, position)
+    found, row_count = await _execute(session, page_query, position, parameters)
     has_more = len(found) > limit or (row_count > limit and _can_repeat_objects(statement))
     rows = found[:limit]
     if is_backward:
@@ -115,7 +119,9 @@ async def paginate_as(
     # Both positions are computed even if no cursor is returned, so that an unsupported order raises an error on the
     # first page.
     first, last = await _get_end_positions(session, keys, rows, position)
-    total, total_capped = (None, False) if count is False else await _count_with_cap(session, statement, count)
+    total, total_capped = (None, False)
+    if count is not False:
+        total, total_capped = await _count_with_cap(session, statement, count, parameters)
     # The page on the other side of the cursor has the cursor's own row. (It may be empty if that row was deleted.)
     has_next = has_more or is_backward
     has_previous = has_more if is_backward else position is not None
@@ -148,7 +154,10 @@ _UNREADABLE_SQLSTATES: Final = frozenset(
 
 
 async def _execute(
-    session: AsyncSession | AsyncConnection, page_query: Select[Any], position: Position | None
+    session: AsyncSession | AsyncConnection,
+    page_query: Select[Any],
+    position: Position | None,
+    parameters: Mapping[str, Any] | None,
 ) -> tuple[list[Any], int]:
     """The rows, each once, and the number of rows that PostgreSQL returned.
 
@@ -156,7 +165,7 @@ async def _execute(
     the cursor's position.
     """
     try:
-        result = await session.execute(page_query)
+        result = await session.execute(page_query, parameters)
     except DBAPIError as error:
         if position is None or getattr(error, "sqlstate", None) not in _UNREADABLE_SQLSTATES:
             raise
@@ -241,14 +250,18 @@ def with_total_order(statement: Select[Any]) -> Select[Any]:
 
 
 async def count_rows(
-    session: AsyncSession | AsyncConnection, statement: Select[Any], *, at_most: int | None = None
+    session: AsyncSession | AsyncConnection,
+    statement: Select[Any],
+    *,
+    at_most: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> int:
     """The number of rows of the statement, with its LIMIT and DISTINCT. The count stops at `at_most`."""
     counted = statement.order_by(None).subquery()
     if at_most is not None:
         counted = select(literal(1)).select_from(counted).limit(literal(at_most, BigInteger)).subquery()
     rows = select(func.count()).select_from(counted).options(*_get_criteria_options(statement))
-    return int((await session.execute(rows)).scalar_one())
+    return int((await session.execute(rows, parameters)).scalar_one())
 
 
 async def has_rows(session: AsyncSession | AsyncConnection, statement: Select[Any]) -> bool:
@@ -263,12 +276,15 @@ def _get_criteria_options(statement: Select[Any]) -> list[CriteriaOption]:
 
 
 async def _count_with_cap(
-    session: AsyncSession | AsyncConnection, statement: Select[Any], count: bool | int
+    session: AsyncSession | AsyncConnection,
+    statement: Select[Any],
+    count: bool | int,
+    parameters: Mapping[str, Any] | None,
 ) -> tuple[int, bool]:
     """The number of rows, at most `count` if that is a number, and whether there are more."""
     if count is True:
-        return await count_rows(session, statement), False
-    total = await count_rows(session, statement, at_most=count + 1)
+        return await count_rows(session, statement, parameters=parameters), False
+    total = await count_rows(session, statement, at_most=count + 1, parameters=parameters)
     return min(total, count), total > count
 
 

@@ -10,37 +10,36 @@ async with UserView.open(database) as users:  # as long as the application runs
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, overload
 
 from pydantic import BaseModel
-from sqlalchemy import LargeBinary, Select, Text, cast, func, inspect, literal_column, null, select
+from sqlalchemy import LargeBinary, Select, Text, and_, case, cast, func, inspect, literal_column, null, select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
+from typing_extensions import TypeVar
 
 from howdah._connections.prepared import PreparedSelect
 from howdah._keys import (
-    build_key,
-    build_key_condition,
-    build_key_list_condition,
-    build_requested_keys_join,
     collect_keys,
     deduplicate,
-    get_key_attributes,
+    get_requested_keys_name,
     has_exact_keys,
     normalize_key,
     normalize_keys,
 )
+from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
-from howdah._reads.row_filters import RowFilter
+from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
+from howdah._reads.unsupported_parts import reject_unsupported_parts
+from howdah._reads.viewers import ViewerAttributes, ViewerColumns
 from howdah._scoped_coalescing import Scope, ScopedCoalescers
-from howdah._sqlalchemy import has_distinct, has_for_update, options_of, order_by_of
+from howdah._sqlalchemy import has_distinct, order_by_of
 from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database
@@ -48,26 +47,13 @@ from howdah.errors import NotFound
 from howdah.pagination import get_entity, paginate_as, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
+ViewerT = TypeVar("ViewerT", default=Any)
+
+# A key, and the values of the viewer, or None if the view has no viewer.
+_Request: TypeAlias = tuple[Any, tuple[Any, ...] | None]
 
 
-class JsonBytes(bytes):
-    """A row's JSON in UTF-8. `version` is the row's version, or None if the model has none."""
-
-    version: Any = None
-
-    @property
-    def etag(self) -> str:
-        """The entity tag of these bytes (RFC 9110, section 8.8.3), with its quotes.
-
-        If the model has a version, the tag begins with it (`"7-…"`), so that an `If-Match` can be compared with a
-        locked row.
-        """
-        # 96 bits are enough to exclude that two bodies have the same tag by accident.
-        digest = hashlib.blake2b(self, digest_size=12).hexdigest()
-        return f'"{digest}"' if self.version is None else f'"{self.version}-{digest}"'
-
-
-class JsonView(Generic[ModelT]):
+class JsonView(Generic[ModelT, ViewerT]):
     """Rows of `model` as JSON in the form of `schema`.
 
     The schema's fields are read from the mapped attributes of the same name (or `alias`): columns, `column_property`,
@@ -91,28 +77,70 @@ class JsonView(Generic[ModelT]):
 
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
 
-    A row filter is evaluated once, when the view is made, and is the same for every caller. It can't protect the rows
-    of one user or tenant from another. A filter that reads a context variable or the clock, or that differs between two
-    evaluations, raises `ViewCompileError`; use `func.now()` for the time. A subquery in an expression of the model
-    (`column_property`, hybrid property) isn't filtered.
+    A row filter is evaluated once, when the view is made. A filter that reads a context variable or the clock, or that
+    differs between two evaluations, raises `ViewCompileError`; use `func.now()` for the time. A subquery in an
+    expression of the model (`column_property`, hybrid property) isn't filtered.
+
+    A filter with a second parameter, the viewer, decides for each call. Then each call needs a `viewer`:
+
+        OrderView = JsonView(Order, OrderOut, where={Order: lambda order, viewer: order.user_id == viewer.user_id})
+        body = await orders.get(order_id, viewer=current_user)
+
+    In the filter, `viewer.user_id` is an SQL parameter. Its type is that of the column that it is compared with, or of
+    a `cast(viewer.user_id, Uuid)`. In `or_()`, `and_()` and `not_()` it is a boolean. `column.in_(viewer.team_ids)` is
+    for a list. The viewer of a call is any object with these attributes, or a mapping with these keys. An attribute
+    that is None is NULL in SQL, so it is equal to no value, and not to NULL either.
+
+    Calls of different viewers share a statement in which each requested key has its own viewer. A call without a
+    viewer, or with one that lacks an attribute or has a value of another type, raises an error before anything is sent.
     """
 
     def __init__(
-        self, model: type[ModelT], schema: type[BaseModel], *, where: Mapping[type[Any], RowFilter] | None = None
+        self,
+        model: type[ModelT],
+        schema: type[BaseModel],
+        *,
+        where: Mapping[type[Any], RowFilter | ViewerFilter] | None = None,
     ) -> None:
         self.model = model
         self.schema = schema
-        self._renderer = Renderer(schema, where or {})
-        self.body: Final[ColumnElement[bytes]] = func.convert_to(
-            cast(self._renderer.render_object(model), Text), literal_column("'UTF8'"), type_=LargeBinary
+        self._row_filters = RowFilters(where or {})
+        self._viewer: ViewerAttributes | None = self._row_filters.viewer
+        self._body, criteria = self._render(None)
+        is_hidden_from_some = self._viewer is not None and bool(criteria)
+        self.body: Final[ColumnElement[bytes]] = (
+            case((and_(*criteria), self._body)) if is_hidden_from_some else self._body
         )
-        """The expression of a row's JSON as bytes, for use in your own `select()`."""
-        self.criteria: Final[Sequence[ColumnElement[bool]]] = self._renderer.get_row_filters(model)
-        """The row filters of the model. Add them to a `select()` that uses `body`."""
+        """The expression of a row's JSON as bytes, for use in your own `select()`.
+
+        If the view has a viewer, the statement needs `parameters(viewer)`; without them SQLAlchemy raises an error. The
+        expression is then NULL for a row that the viewer must not see, even if the statement lacks the `criteria`.
+        """
+        self.criteria: Final[Sequence[ColumnElement[bool]]] = criteria
+        """The row filters of the model. Add them to a `select()` that uses `body`. They need `parameters`, too."""
+
+    def parameters(self, viewer: ViewerT) -> dict[str, Any]:
+        """The parameters of a statement that uses `body` and `criteria`: the values of this viewer.
+
+        Raises the errors of a read with this viewer. Raises `TypeError` if the view has no viewer.
+        """
+        if self._viewer is None:
+            raise TypeError("this view has no viewer: its row filters have one parameter")
+        return self._viewer.bind(self._viewer.read(viewer))
+
+    def _render(self, columns: ViewerColumns | None) -> tuple[ColumnElement[bytes], Sequence[ColumnElement[bool]]]:
+        """The expression of the JSON, and the row filters of the model.
+
+        With `columns` they refer to a table with one viewer for each requested key.
+        """
+        renderer = Renderer(self.schema, self._row_filters, columns=columns)
+        text = cast(renderer.render_object(self.model), Text)
+        body: ColumnElement[bytes] = func.convert_to(text, literal_column("'UTF8'"), type_=LargeBinary)
+        return body, renderer.get_row_filters(self.model)
 
     def open(
         self, database: Database, *, workers: int = 2, max_batch_size: int = 100, max_waiting: int = 10_000
-    ) -> JsonViewReader[ModelT]:
+    ) -> JsonViewReader[ModelT, ViewerT]:
         """A reader of the view for one database. The other arguments are those of its `Coalescer`.
 
         At most `workers` statements of `get` run at a time, each with at most `max_batch_size` keys. A call raises
@@ -121,7 +149,7 @@ class JsonView(Generic[ModelT]):
         return JsonViewReader(self, database, workers=workers, max_batch_size=max_batch_size, max_waiting=max_waiting)
 
 
-class JsonViewReader(Generic[ModelT]):
+class JsonViewReader(Generic[ModelT, ViewerT]):
     """A reader of a view for one database and one event loop. Use `async with`, or call `aclose`.
 
     Any number of tasks may call it concurrently. Reads run outside of the caller's transaction. A read sees everything
@@ -129,48 +157,48 @@ class JsonViewReader(Generic[ModelT]):
     """
 
     def __init__(
-        self, view: JsonView[ModelT], database: Database, *, workers: int, max_batch_size: int, max_waiting: int
+        self,
+        view: JsonView[ModelT, ViewerT],
+        database: Database,
+        *,
+        workers: int,
+        max_batch_size: int,
+        max_waiting: int,
     ) -> None:
         self._view, self._database = view, database
+        self._viewer = view._viewer
+        self._has_exact_keys = has_exact_keys(view.model)
         version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
-        # A class may be mapped to a join of tables, and the body may name only some of them. So FROM names the class.
-        body = self._apply_row_filters(select(version_column, view.body).select_from(view.model))
-        has_key, self._bind_one = build_key_condition(view.model)
-        self._select_one = PreparedSelect(body.where(has_key))
-        self._has_exact_keys = has_exact_keys(view.model)
-        if self._has_exact_keys:
-            has_any_key, self._bind_many = build_key_list_condition(view.model)
-            self._select_many = PreparedSelect(body.add_columns(*get_key_attributes(view.model)).where(has_any_key))
-        else:
-            position, same_row, self._bind_many = build_requested_keys_join(view.model)
-            first = func.min(position).over(partition_by=get_key_attributes(view.model))
-            self._select_many = PreparedSelect(body.add_columns(position, first).where(same_row))
+        self._by_key = KeyLookups(view.model, [version_column, view._body], view.criteria)
+        self._select_one = PreparedSelect(self._by_key.one)
+        self._select_many = PreparedSelect(self._by_key.many)
+        if self._viewer is not None:
+            columns = self._viewer.columns(get_requested_keys_name(view.model))
+            body, criteria = view._render(columns)
+            self._by_viewer = ViewerLookup(view.model, [version_column, body], criteria, columns)
+            self._select_by_viewer = PreparedSelect(self._by_viewer.statement)
         create = partial(
-            Coalescer[Any, JsonBytes],
-            # Two keys may be equal in Python but different in PostgreSQL.
-            key=(lambda key: key) if self._has_exact_keys else (lambda key: (key, repr(key))),
+            Coalescer[_Request, JsonBytes],
+            key=self._identify,
             bisect_on_error=True,  # a key or a row that causes an error fails only its own read
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
         )
-        self._coalescer: Coalescer[Any, JsonBytes] = create(self._read)
-        self._scopes: ScopedCoalescers[Any, JsonBytes] = ScopedCoalescers(create)
-        self._scope: Scope[Any, JsonBytes] | None = None  # of a reader that `scoped` has made
+        self._coalescer, self._scopes = create(partial(self._read, database)), ScopedCoalescers(create)
+        self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
 
-    def scoped(self, database: Database) -> JsonViewReader[ModelT]:
+    def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
         """This reader with the settings of `database`, which `with_settings` has made from the reader's database.
 
-        It is cheap, so that each request can have its own. Its calls of `get` share a statement only with calls that
-        have equal settings. `workers`, `max_batch_size` and `max_waiting` then limit the calls with these settings.
+        Its calls of `get` share a statement only with calls that have equal settings. The limits of `open` apply to them.
         """
-        scoped = copy(self)
-        scoped._database = database
-        scoped._scope = Scope(self._scopes, database.scope_key(self._database), scoped._read)
+        key, scoped = database.scope_key(self._database), copy(self)
+        scoped._database, scoped._scope = database, Scope(self._scopes, key, partial(self._read, database))
         return scoped
 
-    async def __aenter__(self) -> JsonViewReader[ModelT]:
+    async def __aenter__(self) -> JsonViewReader[ModelT, ViewerT]:
         return self
 
     async def __aexit__(
@@ -179,10 +207,7 @@ class JsonViewReader(Generic[ModelT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Finish the submitted calls of `get`. Later ones raise `CoalescerClosed`.
-
-        It does nothing for a reader that `scoped` has made, which uses the resources of another one.
-        """
+        """Finish the submitted calls of `get`. Later ones raise `CoalescerClosed`. Does nothing for a scoped reader."""
         if self._scope is None:
             await self._coalescer.aclose()
             await self._scopes.aclose()
@@ -191,34 +216,65 @@ class JsonViewReader(Generic[ModelT]):
         """The status of the coalescer that batches the calls of `get`, other than those of scoped readers."""
         return self._coalescer.status()
 
-    async def get(self, id: Any) -> JsonBytes:
+    @overload
+    async def get(self: JsonViewReader[ModelT, None], id: Any) -> JsonBytes: ...
+    @overload
+    async def get(self, id: Any, *, viewer: ViewerT) -> JsonBytes: ...
+    async def get(self, id: Any, *, viewer: Any = None) -> JsonBytes:
         """The row with this key. Raises `NotFound` if there is none, or if a row filter hides it.
 
         Concurrent calls share a statement (unless the application's event listeners prevent it; see
-        `Database.shares_reads`). An error of one call doesn't affect the others.
+        `Database.shares_reads`). An error of one call doesn't affect the others. Each call has its own viewer.
         """
-        key = normalize_key(self._view.model, id)
+        request = normalize_key(self._view.model, id), self._read_viewer(viewer)
         if not self._database.shares_reads():  # a listener may set something on the connection for one caller
-            (body,) = await self._read([key])
+            (body,) = await self._read(self._database, [request])
             if isinstance(body, Exception):
                 raise body
             return body
-        return await (self._coalescer if self._scope is None else self._scope).submit(key)
+        return await (self._scope or self._coalescer).submit(request)
 
-    async def get_many(self, ids: Iterable[Any]) -> list[JsonBytes]:
-        """The rows with these keys, each once, in the order of the keys. Missing ones are left out.
+    @overload
+    async def get_many(self: JsonViewReader[ModelT, None], ids: Iterable[Any]) -> list[JsonBytes]: ...
+    @overload
+    async def get_many(self, ids: Iterable[Any], *, viewer: ViewerT) -> list[JsonBytes]: ...
+    async def get_many(self, ids: Iterable[Any], *, viewer: Any = None) -> list[JsonBytes]:
+        """The rows with these keys, each once, in the order of the keys. Missing and hidden ones are left out.
 
         There may be any number of keys. It is one statement, which is not shared with other calls.
         """
+        values = self._read_viewer(viewer)
         keys = normalize_keys(self._view.model, collect_keys(self._view.model, ids))
-        found = await self._find(deduplicate(keys) if self._has_exact_keys else keys)
+        found = await self._find(self._database, deduplicate(keys) if self._has_exact_keys else keys, values)
         # Keys of the same row have the identical body object, so the row is returned once.
         return [*{id(body): body for body in found if body is not None}.values()]
 
+    @overload
+    async def page(
+        self: JsonViewReader[ModelT, None],
+        statement: Select[Any] | None = None,
+        *,
+        limit: int = 50,
+        after: str | None = None,
+        before: str | None = None,
+        count: bool | int = False,
+    ) -> Page[bytes]: ...
+    @overload
     async def page(
         self,
         statement: Select[Any] | None = None,
         *,
+        viewer: ViewerT,
+        limit: int = 50,
+        after: str | None = None,
+        before: str | None = None,
+        count: bool | int = False,
+    ) -> Page[bytes]: ...
+    async def page(
+        self,
+        statement: Select[Any] | None = None,
+        *,
+        viewer: Any = None,
         limit: int = 50,
         after: str | None = None,
         before: str | None = None,
@@ -227,33 +283,70 @@ class JsonViewReader(Generic[ModelT]):
         """A keyset page of a `select()` of the model, with bytes as its items; see `howdah.pagination.paginate`.
 
         It sends one statement, and with `count` a second one. Raises `ValueError` for a `select()` with `options()`,
-        `execution_options()` or `with_for_update()`.
+        `execution_options()` or `with_for_update()`. Raises `InvalidCursor` for a cursor of a viewer with other values.
         """
+        parameters = self._bind_viewer(self._read_viewer(viewer))
         list_query = self._build_list_query(statement)
         return await self._database.read(
             lambda connection: paginate_as(
-                self._view.body, connection, list_query, limit=limit, after=after, before=before, count=count
+                self._view._body,
+                connection,
+                list_query,
+                limit=limit,
+                after=after,
+                before=before,
+                count=count,
+                parameters=parameters,
             )
         )
 
-    async def stream(self, statement: Select[Any] | None = None, *, batch: int = 500) -> AsyncIterator[bytes]:
+    @overload
+    def stream(
+        self: JsonViewReader[ModelT, None], statement: Select[Any] | None = None, *, batch: int = 500
+    ) -> AsyncIterator[bytes]: ...
+    @overload
+    def stream(
+        self, statement: Select[Any] | None = None, *, viewer: ViewerT, batch: int = 500
+    ) -> AsyncIterator[bytes]: ...
+    async def stream(
+        self, statement: Select[Any] | None = None, *, viewer: Any = None, batch: int = 500
+    ) -> AsyncIterator[bytes]:
         """Rows as lines of NDJSON, in the order of the statement and then of the key.
 
         `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does.
         """
+        parameters = self._bind_viewer(self._read_viewer(viewer))
         list_query = with_total_order(self._build_list_query(statement))
         async with self._database.session(read_only=True) as session:
             # with DISTINCT, ORDER BY expressions must be selected
             order = [part for each in order_by_of(list_query) for part in unwrap_order_by(each)]
-            columns = [self._view.body, *(order if has_distinct(list_query) else ())]
+            columns = [self._view._body, *(order if has_distinct(list_query) else ())]
             bodies = list_query.with_only_columns(*columns, maintain_column_froms=True)
-            result = await session.stream_scalars(bodies.execution_options(yield_per=batch))
+            result = await session.stream_scalars(bodies.execution_options(yield_per=batch), parameters)
             try:
                 async for body in result:
                     # In JSON a newline is only between tokens; in a text it is escaped.
                     yield body.replace(b"\n", b" ") + b"\n"
             finally:
                 await result.close()
+
+    def _read_viewer(self, viewer: Any) -> tuple[Any, ...] | None:
+        """The values of the viewer, or None if the view has no viewer. Raises `TypeError` for a missing viewer."""
+        if self._viewer is not None:
+            return self._viewer.read(viewer)
+        if viewer is not None:
+            raise TypeError("this view has no viewer, so its rows are the same for everyone: leave `viewer` out")
+        return None
+
+    def _bind_viewer(self, values: tuple[Any, ...] | None) -> dict[str, Any]:
+        return {} if self._viewer is None or values is None else self._viewer.bind(values)
+
+    def _identify(self, request: _Request) -> Hashable:
+        """A key that is equal for two requests only if they have the same answer."""
+        key, values = request
+        # Two keys may be equal in Python but different in PostgreSQL.
+        identity = key if self._has_exact_keys else (key, repr(key))
+        return identity if self._viewer is None or values is None else (identity, self._viewer.identify(values))
 
     def _build_list_query(self, statement: Select[Any] | None) -> Select[Any]:
         """The statement with the row filters; without a statement, a SELECT of all rows."""
@@ -263,57 +356,44 @@ class JsonViewReader(Generic[ModelT]):
                 "read them by key, or page and stream them with a repository"
             )
         if statement is None:
-            return self._apply_row_filters(select(self._view.model))
+            return select(self._view.model).where(*self._view.criteria)
         if get_entity(statement) is not self._view.model:
             raise ValueError(
                 f"a list query of this view is a select({self._view.model.__name__}), not of another class or an alias"
             )
-        _reject_unsupported_parts(statement)
-        return self._apply_row_filters(statement)
-
-    def _apply_row_filters(self, statement: Select[Any]) -> Select[Any]:
+        reject_unsupported_parts(statement)
         return statement.where(*self._view.criteria)
 
-    async def _read(self, keys: Sequence[Any]) -> Sequence[JsonBytes | Exception]:
-        """The results of one batch. A `NotFound` is the result of its own key."""
-        found = await self._find(keys)
+    async def _read(self, database: Database, requests: Sequence[_Request]) -> Sequence[JsonBytes | Exception]:
+        """The results of one batch. A `NotFound` is the result of its own request."""
+        keys = [key for key, _ in requests]
+        if self._viewer is None or len(requests) == 1:
+            found = await self._find(database, keys, requests[0][1])
+        else:
+            found = await self._find_for_viewers(database, keys, [values or () for _, values in requests])
         return [
             NotFound(self._view.model, [key]) if body is None else body for key, body in zip(keys, found, strict=True)
         ]
 
-    async def _find(self, keys: Sequence[Any]) -> Sequence[JsonBytes | None]:
-        """The body for each key, or None. Keys of the same row have the identical body object."""
+    async def _find(
+        self, database: Database, keys: Sequence[Any], values: tuple[Any, ...] | None
+    ) -> Sequence[JsonBytes | None]:
+        """The body for each key, or None, for one viewer. Keys of the same row have the identical body object."""
+        viewer = self._bind_viewer(values)
         if len(keys) == 1:
-            rows = await self._fetch(self._select_one, self._bind_one(keys[0]))
-            return [_make_body(*rows[0]) if rows else None]
-        rows = await self._fetch(self._select_many, self._bind_many(keys))
-        if self._has_exact_keys:
-            by_key = {build_key(key): _make_body(version, text) for version, text, *key in rows}
-            return [by_key.get(key) for key in keys]
-        by_position: dict[int, JsonBytes] = {}
-        by_row: dict[int, JsonBytes] = {}
-        for version, text, position, first in rows:
-            by_position[position] = by_row.setdefault(first, _make_body(version, text))
-        return [by_position.get(position) for position in range(1, len(keys) + 1)]
+            rows = await self._fetch(database, self._select_one, self._by_key.bind_one(keys[0]) | viewer)
+            return [make_body(*rows[0]) if rows else None]
+        rows = await self._fetch(database, self._select_many, self._by_key.bind_many(keys) | viewer)
+        return self._by_key.get_bodies(rows, keys)
 
-    async def _fetch(self, statement: PreparedSelect, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
-        return await self._database.read(lambda connection: statement.rows(connection, parameters))
+    async def _find_for_viewers(
+        self, database: Database, keys: Sequence[Any], viewers: Sequence[tuple[Any, ...]]
+    ) -> Sequence[JsonBytes | None]:
+        """The body for each key as its own viewer sees it, or None."""
+        rows = await self._fetch(database, self._select_by_viewer, self._by_viewer.bind(keys, viewers))
+        return self._by_viewer.get_bodies(rows, len(keys))
 
-
-def _make_body(version: Any, text: bytes) -> JsonBytes:
-    body = JsonBytes(text)
-    body.version = version
-    return body
-
-
-def _reject_unsupported_parts(statement: Select[Any]) -> None:
-    """Raise `ValueError` for parts of a statement that a view can't apply to its JSON."""
-    if options_of(statement):
-        raise ValueError(
-            "a view's statement takes no options(): they wouldn't apply to nested rows. The schema decides what is "
-            "loaded; filter by where() or by the view's `where`"
-        )
-    if statement.get_execution_options():
-        raise ValueError("a view's statement takes no execution_options(): the view sets its own")
-    if has_for_update(statement):
-        raise ValueError("a view's statement can't have with_for_update(): its locks end with the read. Use lock()")
+    async def _fetch(
+        self, database: Database, statement: PreparedSelect, parameters: Mapping[str, Any]
+    ) -> Sequence[Sequence[Any]]:
+        return await database.read(lambda connection: statement.rows(connection, parameters))

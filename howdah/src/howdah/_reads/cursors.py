@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -30,19 +30,23 @@ class Position(NamedTuple):
 class Cursors:
     """Writes and reads the cursors of one list query.
 
-    A cursor is bound to the order, the filters and their values. The checksum detects mistakes. It uses no secret, so
+    A cursor is bound to the order, the filters and their values. `parameters` has the values of those parameters that
+    have none in the statement. The checksum detects mistakes. It uses no secret, so
     the contents of a cursor are checked before they become a part of a statement.
     """
 
     _VERSION: Final = 2  # version 1 held Python values
 
-    def __init__(self, statement: Select[Any], keys: Sequence[SortKey]) -> None:
+    def __init__(
+        self, statement: Select[Any], keys: Sequence[SortKey], parameters: Mapping[str, Any] | None = None
+    ) -> None:
         self._keys = keys
         # the columns and relationships that are loaded don't matter for a cursor
         bare = without_options(statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True))
         compiled = bare.order_by(None).order_by(*(key.to_order_by() for key in keys)).compile(dialect=DIALECT)
-        parameters = sorted((name, _format_parameter(value)) for name, value in compiled.params.items())
-        self._digest = hashlib.blake2b(repr((str(compiled), parameters)).encode(), digest_size=9).digest()
+        values = {**compiled.params, **(parameters or {})}
+        parameter_texts = sorted((name, _format_parameter(values[name])) for name in compiled.params)
+        self._digest = hashlib.blake2b(repr((str(compiled), parameter_texts)).encode(), digest_size=9).digest()
 
     def encode(self, position: Position) -> str:
         """The cursor for this position."""

@@ -35,9 +35,10 @@ from howdah._keys import get_key_attributes
 from howdah._reads.json_values import JsonValues, coalesce_to_empty_list
 from howdah._reads.nullability import can_be_null
 from howdah._reads.relationships import RelatedRows, iterate_tables
-from howdah._reads.row_filters import RowFilter, check_row_filter
+from howdah._reads.row_filters import RowFilters
 from howdah._reads.scalars import SCALARS, get_stored_type, is_decimal, is_float
 from howdah._reads.schema_nodes import SchemaNodes, reject_text_changes
+from howdah._reads.viewers import ViewerColumns
 from howdah._sqlalchemy import is_auto_correlated
 from howdah.errors import ViewCompileError
 
@@ -68,15 +69,16 @@ class _Place(NamedTuple):
 
 
 class Renderer:
-    """Renders entities as a Pydantic model writes them. `where` has the row filters of some mapped classes.
+    """Renders entities as a Pydantic model writes them. Nested rows are filtered by the row filters.
 
-    Raises `ViewCompileError` for a row filter or a field that can't be rendered.
+    With `columns` the values of the viewer are columns of the table of requested keys, otherwise they are parameters.
+    Raises `ViewCompileError` for a field that can't be rendered.
     """
 
-    def __init__(self, schema: type[BaseModel], where: Mapping[type[Any], RowFilter]) -> None:
-        for model, row_filter in where.items():
-            check_row_filter(model, row_filter)
-        self._where = where
+    def __init__(
+        self, schema: type[BaseModel], row_filters: RowFilters, *, columns: ViewerColumns | None = None
+    ) -> None:
+        self._row_filters, self._columns = row_filters, columns
         self._nodes = SchemaNodes()
         self._json_values = JsonValues(self._nodes)
         self._schema = schema
@@ -88,17 +90,7 @@ class Renderer:
 
     def get_row_filters(self, entity: Any) -> list[ColumnElement[bool]]:
         """The row filters of the entity's class and of its base classes."""
-        mapper, criteria = inspect(entity).mapper, []
-        for model, row_filter in self._where.items():
-            if mapper.isa(inspect(model)):
-                criteria.append(_correlate(row_filter(entity), entity))
-            elif inspect(model).isa(mapper):
-                # The filter of a subclass can't apply to rows that are read as the base class.
-                raise ViewCompileError(
-                    f"where[{model.__name__}]",
-                    f"its rows are read as {mapper.class_.__name__}, too: put the filter on that class",
-                )
-        return criteria
+        return [_correlate(criterion, entity) for criterion in self._row_filters.get(entity, self._columns)]
 
     def _render_fields(self, entity: Any, node: Any, place: _Place) -> list[ColumnElement[Any]]:
         """An expression for each field, labelled with the field's name in the JSON."""

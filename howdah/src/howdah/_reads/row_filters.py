@@ -1,26 +1,34 @@
-"""Checks of a view's row filters. They are evaluated once, so they can't depend on the time or on a request."""
+"""The row filters of a view, and their checks.
+
+They are evaluated when the view is made, so they can't depend on the time. Values of a request come from the viewer.
+"""
 
 from __future__ import annotations
 
 import contextvars
+import inspect as python_inspect
 import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, ColumnElement, inspect, literal, select
+from sqlalchemy import BinaryExpression, BindParameter, ColumnElement, inspect, literal, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import visitors
 
+from howdah._reads.viewers import Viewer, ViewerAttributes, ViewerColumns, ViewerParameter
 from howdah.errors import ViewCompileError
 
 RowFilter = Callable[[Any], ColumnElement[bool]]
+ViewerFilter = Callable[[Any, Any], ColumnElement[bool]]
 
 _REMEDY: Final = (
     "`where` is evaluated once, when the view is made, and then holds for every caller. For a time use an SQL "
-    "expression, such as func.now(). `where` doesn't support values of a request, such as its user or tenant"
+    "expression, such as func.now(). For a value of a request, such as its user or tenant, use the filter's second "
+    "parameter, the viewer"
 )
 _DATE_CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 _TIME_CLOCKS: Final = frozenset({"gmtime", "localtime", "time", "time_ns"})
@@ -28,10 +36,81 @@ _TIME_CLOCKS: Final = frozenset({"gmtime", "localtime", "time", "time_ns"})
 # A literal time in the code has no microseconds. A recent time with microseconds comes from a clock.
 _RECENT_PERIOD: Final = timedelta(hours=1)
 
+_BOOL_OF_COMPARISON: Final = BinaryExpression.__bool__.__code__
+
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
-def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
+class RowFilters:
+    """The row filters of a view by class: functions of the entity, or of the entity and the viewer."""
+
+    def __init__(self, where: Mapping[type[Any], RowFilter | ViewerFilter]) -> None:
+        self._where = where
+        self._needs_viewer = {model: _needs_viewer(model, row_filter) for model, row_filter in where.items()}
+        self.viewer = ViewerAttributes() if any(self._needs_viewer.values()) else None
+        """The attributes of the viewer, or None if no filter has a viewer."""
+        for model in where:
+            _check_row_filter(model, partial(self._evaluate_first, model))
+
+    def get(self, entity: Any, columns: ViewerColumns | None) -> list[ColumnElement[bool]]:
+        """The criteria for the entity's class and its base classes.
+
+        The viewer's values are parameters, or with `columns` columns of the table of requested keys.
+        """
+        mapper, criteria = inspect(entity).mapper, []
+        for model in self._where:
+            if mapper.isa(inspect(model)):
+                criterion = self._evaluate(model, entity, columns)
+                criteria.append(criterion if self.viewer is None else self.viewer.finish(criterion, columns))
+            elif inspect(model).isa(mapper):
+                # The filter of a subclass can't apply to rows that are read as the base class.
+                raise ViewCompileError(
+                    f"where[{model.__name__}]",
+                    f"its rows are read as {mapper.class_.__name__}, too: put the filter on that class",
+                )
+        return criteria
+
+    def _evaluate_first(self, model: type[Any], entity: Any) -> Any:
+        """The criterion, for the checks. The viewer's attributes in it are collected."""
+        criterion = self._evaluate(model, entity, None)
+        if self.viewer is None or not isinstance(criterion, ColumnElement):
+            return criterion
+        self.viewer.collect(criterion, f"where[{model.__name__}]")
+        return self.viewer.finish(criterion, None)
+
+    def _evaluate(self, model: type[Any], entity: Any, columns: ViewerColumns | None) -> Any:
+        row_filter: Any = self._where[model]
+        if not self._needs_viewer[model]:
+            return row_filter(entity)
+        criterion = row_filter(entity, Viewer(columns))
+        # `viewer.is_admin` alone is a criterion
+        return criterion.__clause_element__() if hasattr(criterion, "__clause_element__") else criterion
+
+
+def _needs_viewer(model: type[Any], row_filter: Any) -> bool:
+    """Whether the filter has two parameters. Raises `ViewCompileError` for any other number but one."""
+    try:
+        parameters = python_inspect.signature(row_filter).parameters.values()
+    except (TypeError, ValueError):  # a function that is written in C
+        return False
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    required = [each for each in positional if each.default is each.empty]
+    for each in parameters:
+        is_keyword_only = each.kind is each.KEYWORD_ONLY and each.default is each.empty
+        if is_keyword_only or (each.name == "viewer" and each not in required):
+            raise ViewCompileError(
+                f"where[{model.__name__}]",
+                f"its parameter {each.name!r} must be positional and have no default: write "
+                "`lambda order, viewer: ...` for a filter that needs a viewer",
+            )
+    if len(required) > 2:
+        raise ViewCompileError(
+            f"where[{model.__name__}]", "it has more than two parameters: the class, and the viewer if it needs one"
+        )
+    return len(required) == 2
+
+
+def _check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
     """Raise `ViewCompileError` for a row filter that depends on the time or on the context, if that can be detected.
 
     It is detected if the filter reads a clock or a context variable, or if two evaluations differ. A variable that
@@ -45,7 +124,7 @@ def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
     entity: Any = aliased(model)
     criterion, volatile_inputs = _evaluate_watched(row_filter, entity)
     if volatile_inputs:
-        raise make_error(f"it reads {volatile_inputs[0]}")
+        raise make_error(volatile_inputs[0])
     if not isinstance(criterion, ColumnElement) and not hasattr(criterion, "__clause_element__"):
         raise make_error(f"it returns {criterion!r}, which isn't an SQL expression")
     try:
@@ -57,7 +136,7 @@ def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
     if not is_same:
         raise make_error("two evaluations return different criteria")
     for part in visitors.iterate(select(literal(1)).where(criterion)):
-        if isinstance(part, BindParameter):
+        if isinstance(part, BindParameter) and not isinstance(part, ViewerParameter):
             if part.callable is not None or (part.required and part.value is None):
                 raise make_error(f"its parameter {part.key!r} has no value yet")
             if _is_recent(part.value):
@@ -65,17 +144,24 @@ def check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
 
 
 def _evaluate_watched(row_filter: RowFilter, entity: Any) -> tuple[Any, list[str]]:
-    """The criterion, and the context variables and clocks that were read to make it.
+    """The criterion, and what is wrong with the calls that made it, such as one that reads a context variable.
 
     A criterion doesn't show where its values came from, so the calls are watched. A profile function sees every call of
-    a function that is written in C, and the functions of clocks and context variables are written in C.
+    a function that is written in C, and the functions of clocks and context variables are written in C. It also sees
+    that Python decides on a comparison with the viewer: SQLAlchemy answers `if viewer.role == "admin"` with False.
     """
     volatile_inputs: list[str] = []
 
-    def watch(_frame: Any, event: str, function: Any) -> None:
-        volatile = _describe_volatile(function) if event == "c_call" else None
-        if volatile is not None:
-            volatile_inputs.append(volatile)
+    def watch(frame: Any, event: str, function: Any) -> None:
+        if event == "c_call":
+            volatile = _describe_volatile(function)
+            if volatile is not None:
+                volatile_inputs.append(f"it reads {volatile}")
+        elif event == "call" and frame.f_code is _BOOL_OF_COMPARISON and _is_decision_on_viewer(frame):
+            volatile_inputs.append(
+                "it uses a comparison with the viewer as a Python condition, but the viewer has no values yet: write "
+                "or_(), and_() or case() instead of `if`, `or`, `and` and `in`"
+            )
 
     previous = sys.getprofile()  # that of a profiler or a coverage tool
     sys.setprofile(watch)
@@ -84,6 +170,15 @@ def _evaluate_watched(row_filter: RowFilter, entity: Any) -> tuple[Any, list[str
     finally:
         sys.setprofile(previous)
     return criterion, volatile_inputs
+
+
+def _is_decision_on_viewer(frame: Any) -> bool:
+    """Whether the row filter's own code, and not SQLAlchemy's, calls `bool()` of a comparison with the viewer."""
+    caller = frame.f_back
+    is_internal = caller is None or caller.f_globals.get("__name__", "").partition(".")[0] == "sqlalchemy"
+    return not is_internal and any(
+        isinstance(part, ViewerParameter) for part in visitors.iterate(frame.f_locals["self"])
+    )
 
 
 def _describe_volatile(function: Any) -> str | None:

@@ -9,8 +9,8 @@ import orjson
 from fastapi import Response
 from starlette.requests import HTTPConnection
 
+from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
-from howdah.views import JsonBytes
 
 
 def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Response:

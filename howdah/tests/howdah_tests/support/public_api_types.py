@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, TypeVar, assert_type
 from uuid import UUID
 
+from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
@@ -15,6 +17,9 @@ from howdah import (
     Base,
     Database,
     InsertResult,
+    JsonBytes,
+    JsonView,
+    JsonViewReader,
     MatchResult,
     Page,
     UpsertResult,
@@ -95,3 +100,34 @@ async def functions(database: Database, session: AsyncSession, id: UUID) -> None
     assert_type(await run_transaction(database, names), list[str])
     async with database.begin() as begun:
         assert_type(begun, AsyncSession)
+
+
+class OrderOut(BaseModel):
+    id: UUID
+
+
+@dataclass
+class Viewer:
+    user_id: UUID
+
+
+async def views(database: Database, viewer: Viewer, id: UUID) -> None:
+    plain = JsonView(Order, OrderOut, where={Order: lambda order: order.total_cents > 0})
+    async with plain.open(database) as orders:
+        assert_type(orders, JsonViewReader[Order])
+        assert_type(await orders.get(id), JsonBytes)
+        assert_type(await orders.page(), Page[bytes])
+    anyone = JsonView(Order, OrderOut, where={Order: lambda order, viewer: order.user_id == viewer.user_id})
+    async with anyone.open(database) as orders:
+        assert_type(await orders.get(id, viewer=viewer), JsonBytes)
+    own: JsonView[Order, Viewer] = JsonView(
+        Order, OrderOut, where={Order: lambda order, viewer: order.user_id == viewer.user_id}
+    )
+    async with own.open(database) as own_orders:
+        assert_type(own_orders, JsonViewReader[Order, Viewer])
+        assert_type(await own_orders.get(id, viewer=viewer), JsonBytes)
+        assert_type(await own_orders.get_many([id], viewer=viewer), list[JsonBytes])
+        assert_type(await own_orders.page(select(Order), viewer=viewer, limit=5), Page[bytes])
+        async for line in own_orders.stream(viewer=viewer):
+            assert_type(line, bytes)
+    assert_type(own.parameters(viewer), dict[str, Any])
