@@ -192,7 +192,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
         """This reader with the settings of `database`, which `with_settings` has made from the reader's database.
 
-        Its calls of `get` share a statement only with calls that have equal settings. The limits of `open` are for these.
+        Its calls of `get` share a statement only with calls of equal settings. The limits of `open` are for these.
         """
         key, scoped = database.scope_key(self._database), copy(self)
         scoped._database, scoped._scope = database, Scope(self._scopes, key, partial(self._read, database))
