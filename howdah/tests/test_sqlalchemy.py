@@ -11,9 +11,23 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 from pydantic import BaseModel, EmailStr, TypeAdapter, field_validator
-from sqlalchemy import Integer, Select, String, TypeDecorator, event, func, select, text, union
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    Select,
+    String,
+    Table,
+    TypeDecorator,
+    event,
+    func,
+    select,
+    text,
+    union,
+)
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
 from sqlalchemy.exc import ProgrammingError
@@ -264,6 +278,36 @@ async def test_copy_encodes_for_the_columns_of_a_prepared_statement(real_databas
         statement = "COPY numbers (n, half) FROM STDIN (FORMAT binary)"
         assert await private.copy_in(driver, statement, columns, [(1, 0.5), (2, 1.0)]) == 2
         assert (await connection.execute(text("SELECT n, half FROM numbers"))).all() == [(1, 0.5), (2, 1.0)]
+
+
+async def test_a_transaction_whose_begin_failed_can_be_forgotten(real_database: Database) -> None:
+    async with real_database.autocommit() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        failed = driver.transaction(isolation="read_committed")
+        await driver.execute("BEGIN")
+        with pytest.raises(asyncpg.InterfaceError):  # the driver finds a transaction that it hasn't begun
+            await failed.start()
+        driver._top_xact = failed
+        await driver.execute("ROLLBACK")
+        private.forget_transaction(driver)
+        async with driver.transaction():
+            assert driver.is_in_transaction()
+
+
+def test_an_item_of_a_table_is_attached_to_it() -> None:
+    class Item(private.TableItem):
+        def attach(self, table: Table) -> None:
+            attached.append(table.name)
+
+    attached: list[str] = []
+    item = Item()
+    Table("one", MetaData(), item)
+    Table("two", MetaData(), Column("id", Integer), item)
+    assert attached == ["one", "two"]
+    with pytest.raises(TypeError, match="__table_args__"):
+        Column("id", Integer, item)
+    with pytest.raises(NotImplementedError):
+        Table("three", MetaData(), private.TableItem())
 
 
 def _modules() -> Iterator[tuple[Path, ast.Module]]:

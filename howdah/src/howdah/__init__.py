@@ -2,6 +2,7 @@
 
 from howdah import bulk
 from howdah._reads.filter_markers import Condition, Filter
+from howdah._connections.pool import PoolStatus
 from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
 from howdah._reads.sort_markers import Sort
@@ -9,7 +10,7 @@ from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
-from howdah.database import Database, IsolationLevel, PoolStatus
+from howdah.database import Database, IsolationLevel
 from howdah.errors import (
     BatchAbandoned,
     CheckViolation,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 from pydantic import EmailStr
-from sqlalchemy import Connection, GenerativeSelect, Select
+from sqlalchemy import Connection, GenerativeSelect, Select, Table
 from sqlalchemy.engine import Result
 from sqlalchemy.orm import (
     InstanceState,
@@ -22,6 +22,7 @@ from sqlalchemy.orm import (
     Session,
 )
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.base import ExecutableOption
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement, _label_reference, _textual_label_reference
 from sqlalchemy.types import TypeEngine
@@ -146,6 +147,19 @@ def has_default_version_generator(mapper: Mapper[Any]) -> bool:
     return getattr(mapper.version_id_generator, "__module__", None) == "sqlalchemy.orm.mapper"
 
 
+class TableItem(SchemaItem):
+    """An item of `__table_args__`. SQLAlchemy has no public class for items that it doesn't know."""
+
+    def attach(self, table: Table) -> None:
+        """Called for each table that has the item."""
+        raise NotImplementedError
+
+    def _set_parent(self, parent: Any, **_options: Any) -> None:
+        if not isinstance(parent, Table):
+            raise TypeError(f"{self!r} belongs into __table_args__, not into a {type(parent).__name__}")
+        self.attach(parent)
+
+
 # --- SQLAlchemy: connections and their errors ------------------------------------------------------------------------
 
 
@@ -216,3 +230,12 @@ async def copy_in(connection: Any, statement: str, columns: Any, records: Iterab
     """
     status: str = await connection._protocol.copy_in(statement, None, None, records, columns._state, None)
     return int(status.rpartition(" ")[2])
+
+
+def forget_transaction(connection: Any) -> None:
+    """Make the driver's connection forget a transaction whose BEGIN was rolled back.
+
+    `Transaction.start` notes the transaction before it sends BEGIN, and keeps the note if that fails. The next
+    transaction of the connection would then be a savepoint.
+    """
+    connection._top_xact = None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeVar
 
 import orjson
@@ -17,15 +16,24 @@ from howdah._connections.aborted_transactions import raise_errors_again
 from howdah._connections.kept import KeptConnections
 from howdah._connections.options import (
     COMMIT_EACH,
+    EngineOptions,
     Pooler,
     asyncpg_url,
     behind_transaction_pooler,
     bound_pre_ping,
     listen_for_single_statements,
     milliseconds,
+    with_connection_class,
 )
-from howdah._connections.pool import BoundedPool, PoolState
+from howdah._connections.pool import BoundedPool, PoolState, PoolStatus
 from howdah._connections.sessions import new_session_factory, set_read_only
+from howdah._connections.settings import (
+    SettingValue,
+    TransactionSettings,
+    apply_in_block,
+    apply_in_session,
+    listen_for_transactions,
+)
 from howdah._connections.slots import Slots, start_slot_record
 from howdah._types.integers import use_exact_integers
 from howdah._types.json_encoding import dump_json
@@ -49,16 +57,6 @@ _TEXT_SETTINGS: Final = {
     "intervalstyle": "postgres",
     "extra_float_digits": "1",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
-    """The current state of the pool. `size` and `max_overflow` are settings; `in_use + idle` connections are open."""
-
-    size: int
-    max_overflow: int
-    in_use: int
-    idle: int
 
 
 class Database:
@@ -151,11 +149,14 @@ class Database:
             **options,
             "server_settings": settings,
         }
+        arguments = with_connection_class(arguments)
         if pooler is not None:
             arguments = behind_transaction_pooler(arguments)
         self._max_overflow = max_overflow
         self._ping_timeout = pool_timeout + connect_timeout
         self._closed = False
+        self._root = self  # `with_settings` and `bound_to` make copies
+        self._settings: TransactionSettings | None = None
         self.engine: AsyncEngine = create_async_engine(
             parsed,
             poolclass=BoundedPool,
@@ -173,6 +174,7 @@ class Database:
             **engine_options,
         )
         raise_errors_again(self.engine.sync_engine)
+        listen_for_transactions(self.engine.sync_engine)
         use_exact_times(self.engine.sync_engine)
         use_exact_integers(self.engine.sync_engine)
         if pooler is not None:
@@ -180,7 +182,7 @@ class Database:
         bound_pre_ping(self.engine.sync_engine, options["timeout"])
         event.listen(self.engine.sync_engine, "do_connect", self._check_is_open)
         self._bind: AsyncEngine | AsyncConnection = self.engine
-        self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
+        self._engines = EngineOptions(self.engine, is_transaction_pooled=pooler is not None)
         self._session_factory = new_session_factory(self.engine)
         single = {"isolation_level": "AUTOCOMMIT"} if pooler is None else {COMMIT_EACH: True}
         self._kept = KeptConnections(
@@ -195,6 +197,7 @@ class Database:
         )
 
     async def __aenter__(self) -> Self:
+        self._check_is_not_scoped()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -202,6 +205,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the pool. Connections in use are closed when they are returned. No new connection can be opened."""
+        self._check_is_not_scoped()
         self._closed = True
         await self._kept.close()
         await self.engine.dispose()
@@ -210,32 +214,38 @@ class Database:
     def session_factory(self) -> async_sessionmaker[AsyncSession]:
         """The factory of sessions, with `expire_on_commit=False`. A closed session can't be used again."""
         self._check_is_open()
-        return self._session_factory
+        if self._settings is None:
+            return self._session_factory
+        if isinstance(self._bind, AsyncConnection):
+            raise RuntimeError("bound_to() and with_settings() together have no factory: use session()")  # noqa: TRY004
+        return new_session_factory(self.engine)
 
     def session(self, *, isolation_level: IsolationLevel | None = None, read_only: bool = False) -> AsyncSession:
         """A new session. `async with` closes it, which rolls back changes that weren't committed.
 
         With `read_only` PostgreSQL rejects writes (`ReadOnly`). A session is for one task at a time.
         """
-        factory = self.session_factory
+        self._check_is_open()
+        factory = self._session_factory
         options: dict[str, Any] = {}
         if isolation_level is not None:
             options["isolation_level"] = isolation_level
         if read_only:
             options["postgresql_readonly"] = True
         if isinstance(self._bind, AsyncEngine):
-            return factory(bind=self._engine_with(options)) if options else factory()
+            has_options = bool(options) or self._settings is not None
+            return factory(bind=self._engine_with(options)) if has_options else factory()
         session = factory()
+        if self._settings is not None:
+            apply_in_session(session.sync_session, self._settings)
         if read_only:
             event.listen(session.sync_session, "after_begin", set_read_only)
         return session
 
     def _engine_with(self, options: Mapping[str, Any]) -> AsyncEngine:
-        """The engine with these options. It is cached, because SQLAlchemy takes 0.25 ms to make it."""
-        key = frozenset(options.items())
-        if key not in self._engines:
-            self._engines[key] = self.engine.execution_options(**options)
-        return self._engines[key]
+        """The engine with these options, and with the settings of this database."""
+        engine = self._engines.with_options(options)
+        return engine if self._settings is None else self._settings.bind(engine)
 
     @asynccontextmanager
     async def begin(
@@ -257,11 +267,16 @@ class Database:
         If the application listens to one of the events that are listed in `shares_reads`, no connection is kept. Each
         read then checks out a connection in the context of its caller. If the application listens to the engine's
         `begin`, each read is a transaction.
+
+        With the settings of `with_settings`, each read is a transaction of three round trips.
         """
         self._check_is_open()
-        if isinstance(self._bind, AsyncConnection):
+        if not isinstance(self._bind, AsyncConnection):
+            return await self._kept.read(work, self.engine, self._settings)
+        if self._settings is None:
             return await work(self._bind)
-        return await self._kept.read(work)
+        async with apply_in_block(self._bind, self._settings):
+            return await work(self._bind)
 
     def shares_reads(self) -> bool:
         """Whether one statement may read for several callers.
@@ -269,6 +284,8 @@ class Database:
         It is False if the application listens to the pool's `checkout`, `checkin` or `reset`, or to the engine's
         `begin`, `engine_connect`, `before_execute` or `before_cursor_execute`: such a listener may set something on the
         connection for one caller only, for example a tenant. Listeners of known tracing packages don't count.
+
+        Callers with different settings (`with_settings`) never share a statement.
         """
         return self._kept.is_shared()
 
@@ -281,12 +298,16 @@ class Database:
         The connection may be a kept connection. Session settings (`SET`) stay on it. It isn't pinged if it was used in
         the last second, so `ConnectionLost` is a little more likely. A write isn't retried.
 
-        With a database from `bound_to`, this is its open connection, in a savepoint.
+        With a database from `bound_to`, this is its open connection, in a savepoint. With the settings of
+        `with_settings`, each statement is three round trips.
         """
         self._check_is_open()
         if isinstance(self._bind, AsyncConnection):
-            async with self._bind.begin_nested():
+            async with apply_in_block(self._bind, self._settings):
                 yield self._bind
+        elif self._settings is not None:
+            async with self._kept.connect_once(self._engine_with({COMMIT_EACH: True})) as connection:
+                yield connection
         else:
             async with self._kept.acquire() as connection:
                 yield connection
@@ -328,6 +349,48 @@ class Database:
         bound._session_factory = new_session_factory(connection, join_transaction_mode="create_savepoint")
         return bound
 
+    def with_settings(
+        self,
+        settings: Mapping[str, SettingValue] | None = None,
+        *,
+        role: str | None = None,
+        search_path: Sequence[str] = (),
+        schema_translate_map: Mapping[str | None, str | None] | None = None,
+    ) -> Database:
+        """This database with settings that apply to each of its transactions, for example a tenant.
+
+            scoped = database.with_settings({"app.tenant_id": tenant_id})
+
+        It has the same pool and is cheap, so that each request can have its own. Everything that it opens has the
+        settings, and so have the readers of a view that are `scoped` to it. They are sent with BEGIN, in the same
+        message (`SET LOCAL`), and PostgreSQL undoes them at the end of the transaction. The values may be any text.
+
+        `role` is the role of the transaction (`SET LOCAL ROLE`), `search_path` has the names of schemas, each of which
+        is never taken for a list, and `schema_translate_map` is SQLAlchemy's execution option. Settings of an earlier
+        `with_settings` stay, unless they are given again. Raises `TypeError` and `ValueError` for a value that is None
+        or empty, and for a setting that this library relies on (`timezone`, …).
+        """
+        present = self._settings or TransactionSettings()
+        merged = present.merge(settings or {}, role, search_path, schema_translate_map or {})
+        if merged == TransactionSettings():
+            raise ValueError("with_settings() needs a setting, a role or schemas: use the Database itself without them")
+        scoped = copy(self)
+        scoped._settings = merged
+        scoped.engine = scoped._engine_with({})
+        if isinstance(self._bind, AsyncEngine):
+            scoped._bind = scoped.engine
+        return scoped
+
+    def scope_key(self, database: Database) -> Hashable:
+        """A value that is equal for equal settings. Raises `ValueError` unless this is `database` with settings."""
+        if self._root is not database._root or self._settings is None:
+            raise ValueError("a view reader can only be scoped to its own Database, after with_settings()")
+        return self._settings
+
     def _check_is_open(self, *_event: object) -> None:
-        if self._closed:
+        if self._closed or self._root._closed:
             raise RuntimeError("this Database is closed: create a new one")
+
+    def _check_is_not_scoped(self) -> None:
+        if self._settings is not None:
+            raise RuntimeError("a Database of with_settings() isn't opened or closed: it uses the pool of another one")

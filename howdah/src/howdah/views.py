@@ -11,6 +11,8 @@ async with UserView.open(database) as users:  # as long as the application runs
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
+from copy import copy
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, overload
 
@@ -36,6 +38,7 @@ from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
 from howdah._reads.unsupported_parts import reject_unsupported_parts
 from howdah._reads.viewers import ViewerAttributes, ViewerColumns
+from howdah._scoped_coalescing import Scope, ScopedCoalescers
 from howdah._sqlalchemy import has_distinct, order_by_of
 from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer, CoalescerStatus
@@ -175,14 +178,25 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             body, criteria = view._render(columns)
             self._by_viewer = ViewerLookup(view.model, [version_column, body], criteria, columns)
             self._select_by_viewer = PreparedSelect(self._by_viewer.statement)
-        self._coalescer: Coalescer[_Request, JsonBytes] = Coalescer(
-            lambda requests: self._read(self._database, requests),
+        create = partial(
+            Coalescer[_Request, JsonBytes],
             key=self._identify,
             bisect_on_error=True,  # a key or a row that causes an error fails only its own read
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
         )
+        self._coalescer, self._scopes = create(partial(self._read, database)), ScopedCoalescers(create)
+        self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
+
+    def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
+        """This reader with the settings of `database`, which `with_settings` has made from the reader's database.
+
+        Its calls of `get` share a statement only with calls of equal settings. The limits of `open` are for these.
+        """
+        key, scoped = database.scope_key(self._database), copy(self)
+        scoped._database, scoped._scope = database, Scope(self._scopes, key, partial(self._read, database))
+        return scoped
 
     async def __aenter__(self) -> JsonViewReader[ModelT, ViewerT]:
         return self
@@ -193,11 +207,13 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Finish the submitted calls of `get`. Later ones raise `CoalescerClosed`."""
-        await self._coalescer.aclose()
+        """Finish the submitted calls of `get`. Later ones raise `CoalescerClosed`. Does nothing for a scoped reader."""
+        if self._scope is None:
+            await self._coalescer.aclose()
+            await self._scopes.aclose()
 
     def status(self) -> CoalescerStatus:
-        """The status of the coalescer that batches the calls of `get`."""
+        """The status of the coalescer that batches the calls of `get`, other than those of scoped readers."""
         return self._coalescer.status()
 
     @overload
@@ -216,7 +232,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             if isinstance(body, Exception):
                 raise body
             return body
-        return await self._coalescer.submit(request)
+        return await (self._scope or self._coalescer).submit(request)
 
     @overload
     async def get_many(self: JsonViewReader[ModelT, None], ids: Iterable[Any]) -> list[JsonBytes]: ...

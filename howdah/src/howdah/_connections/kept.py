@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from howdah._connections.pool import BoundedPool, assign_slot, release_slot
+from howdah._connections.settings import TransactionSettings, run_in_transaction
 from howdah._connections.slots import Priority, Slot, start_slot_record, use_slot
 from howdah.errors import ConnectionLost, TransactionConflict
 
@@ -60,7 +62,6 @@ class KeptConnections:
     def __init__(
         self, engine: AsyncEngine, autocommit_options: Mapping[str, Any], *, keep: int, recycle: float
     ) -> None:
-        self._transactional = engine
         self._sync_engine = engine.sync_engine
         self._engine = engine.execution_options(**autocommit_options)
         self._keep, self._recycle = keep, recycle
@@ -80,20 +81,37 @@ class KeptConnections:
             async with self._use(kept) as connection:
                 yield connection
 
-    async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+    @asynccontextmanager
+    async def connect_once(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """A connection of this engine, which has the same pool. It isn't kept."""
+        start_slot_record()
+        async with self._slot(Priority.BATCH) as slot:
+            with use_slot(slot):
+                connection = await engine.connect()
+            try:
+                yield connection
+                if connection.in_transaction():
+                    await connection.commit()
+            finally:
+                await _close(connection)
+
+    async def read(
+        self,
+        work: Callable[[AsyncConnection], Awaitable[ResultT]],
+        engine: AsyncEngine,
+        settings: TransactionSettings | None,
+    ) -> ResultT:
         """Call `work`, which must only read, and return its result.
+
+        With settings it is called in a transaction. `engine` is the engine with these settings.
 
         If a kept connection was lost, or after a `TransactionConflict` (for example, a table was altered after its
         statements were prepared), `work` is called again on another connection.
         """
-        if self._has_begin_listener():
-            async with self._slot(Priority.READ) as slot:
-                with use_slot(slot):
-                    connection = await self._transactional.connect()
-                try:
-                    return await work(connection)
-                finally:
-                    await _close(connection)
+        if self._has_begin_listener() or (settings is not None and not self._can_begin_by_driver(settings)):
+            return await self._read_in_transaction(engine, work)
+        if settings is not None:
+            work = partial(run_in_transaction, settings=settings, work=work)
         async with self._slot(Priority.READ) as slot:
             kept = await self._take_idle(slot)
             if kept is None:
@@ -111,6 +129,10 @@ class KeptConnections:
     def is_shared(self) -> bool:
         """Whether all callers can use the same connection, because no listener prepares it for one of them."""
         return not self._has_begin_listener() and not self._is_prepared_for_each_use()
+
+    def _has_begin_listener(self) -> bool:
+        """Whether the application listens to the engine's `begin`."""
+        return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)
 
     def release_idle(self) -> None:
         if self._idle:
@@ -198,8 +220,21 @@ class KeptConnections:
         engine_listeners: tuple[Any, ...] = (events.engine_connect, events.before_execute, events.before_cursor_execute)
         return any(map(self._pool.state.listeners.has_application_listener, (*pool_listeners, *engine_listeners)))
 
-    def _has_begin_listener(self) -> bool:
-        return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)
+    async def _read_in_transaction(
+        self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[ResultT]]
+    ) -> ResultT:
+        """Call `work` in a transaction of this engine, which has the same pool."""
+        async with self._slot(Priority.READ) as slot:
+            with use_slot(slot):
+                connection = await engine.connect()
+            try:
+                return await work(connection)
+            finally:
+                await _close(connection)
+
+    def _can_begin_by_driver(self, settings: TransactionSettings) -> bool:
+        """Whether a kept connection can be used with these settings, in a transaction of the driver."""
+        return not self._pool.state.is_transaction_pooled and not settings.schema_translate_map
 
     async def _release_all(self) -> None:
         while self._idle:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
-import asyncpg
 from sqlalchemy import URL, Connection, Engine, event, make_url
 from sqlalchemy.engine import AdaptedConnection, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from howdah._connections.pool import CONNECTION_ERRORS
+from howdah._connections.settings import SettingsConnection, quote_literal
 
 Pooler = Literal["transaction"]
 
@@ -81,6 +82,13 @@ def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
     engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
 
 
+def with_connection_class(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """These arguments of `asyncpg.connect`, for connections whose transactions can begin with settings."""
+    own = arguments.get("connection_class")
+    kind = SettingsConnection if own is None else type(own.__name__, (SettingsConnection, own), {})
+    return {**arguments, "connection_class": kind}
+
+
 def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """These arguments of `asyncpg.connect`, changed for a pooler in transaction mode.
 
@@ -91,37 +99,17 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     # `set_config` parses a list such as `a, b` as the startup message does, in which the driver sends the settings if
     # there is no pooler. SET would take the quoted list 'a, b' for a single name.
     local = "".join(
-        f" SELECT pg_catalog.set_config({_literal(name)}, {_literal(value)}, true);"
+        f"; SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
         for name, value in settings.items()
         if name.lower() not in _POOLED_SETTINGS
     )
-
-    class TransactionPooled(_TransactionPooled):
-        settings_sql = local
-
     return {
         **arguments,
         "server_settings": {name: value for name, value in settings.items() if name.lower() in _POOLED_SETTINGS},
-        "connection_class": TransactionPooled,
+        "connection_class": type("TransactionPooled", (arguments["connection_class"],), {"base_settings_sql": local}),
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
     }
-
-
-class _TransactionPooled(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection whose transactions begin with the session's settings, in the same round trip."""
-
-    settings_sql = ""
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
-        begins = not args and query.startswith("BEGIN") and bool(self.settings_sql)
-        try:
-            status: str = await super().execute(query + self.settings_sql if begins else query, *args, timeout=timeout)
-        except asyncpg.PostgresError:
-            if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
-                await super().execute("ROLLBACK")
-            raise
-        return status
 
 
 def listen_for_single_statements(engine: Engine) -> None:
@@ -148,5 +136,20 @@ def listen_for_single_statements(engine: Engine) -> None:
             connection.connection.rollback()
 
 
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+class EngineOptions:
+    """An engine with execution options. There are few sets of them, so each is cached: SQLAlchemy takes 0.25 ms."""
+
+    def __init__(self, engine: AsyncEngine, *, is_transaction_pooled: bool) -> None:
+        self._engine, self._is_transaction_pooled = engine, is_transaction_pooled
+        self._engines: dict[frozenset[tuple[str, Any]], AsyncEngine] = {}
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def with_options(self, options: Mapping[str, Any]) -> AsyncEngine:
+        key = frozenset(options.items())
+        if key not in self._engines:
+            self._engines[key] = self._engine.execution_options(**options)
+            if COMMIT_EACH in options and not self._is_transaction_pooled:  # a pooler's engine has these listeners
+                listen_for_single_statements(self._engines[key].sync_engine)
+        return self._engines[key]

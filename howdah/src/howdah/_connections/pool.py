@@ -58,6 +58,16 @@ class PoolState:
         return self.slots.in_use + self.kept.idle_count
 
 
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The current state of the pool. `size` and `max_overflow` are settings; `in_use + idle` connections are open."""
+
+    size: int
+    max_overflow: int
+    in_use: int
+    idle: int
+
+
 class BoundedPool(PoolWithReturnHook):
     """The pool of one `Database`. `state` must be set before the first checkout."""
 

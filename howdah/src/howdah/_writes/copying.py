@@ -185,9 +185,8 @@ def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
     options = connection.get_execution_options()
     if (
         not options.get(COPY_OPTION, True)
-        or options.get("schema_translate_map")
         or not isinstance(table, Table)
-        or table.fullname in _disabled_tables(connection.dialect)
+        or _quote_table(connection, table) in _disabled_tables(connection.dialect)
     ):
         raise _CopyRejected
 
@@ -195,18 +194,23 @@ def _check_copy_allowed(connection: Connection, table: FromClause) -> None:
 def _copy(connection: Connection, table: Table, source: _CopySource) -> None:
     """Write the rows of `source` by one COPY."""
     preparer = connection.dialect.identifier_preparer
-    quoted, names = preparer.format_table(table), ", ".join(map(preparer.format_column, source.columns))
+    quoted, names = _quote_table(connection, table), ", ".join(map(preparer.format_column, source.columns))
     statement = f"COPY {quoted} ({names}) FROM STDIN (FORMAT binary)"
     source.type_query = f"SELECT {names} FROM {quoted}"  # noqa: S608  # quoted
     try:
         connection.exec_driver_sql(statement, execution_options={_ROWS_OPTION: source})
     except _TableRejected as error:
-        _disabled_tables(connection.dialect).add(table.fullname)
+        _disabled_tables(connection.dialect).add(quoted)
         reason = error.args[0]
-        _log.warning(
-            "COPY into %s isn't possible, so rows are inserted for %d s: %s", table.fullname, _RETRY_SECONDS, reason
-        )
+        _log.warning("COPY into %s isn't possible, so rows are inserted for %d s: %s", quoted, _RETRY_SECONDS, reason)
         raise
+
+
+def _quote_table(connection: Connection, table: Table) -> str:
+    """The table's name, in the schema that `schema_translate_map` gives it."""
+    preparer = connection.dialect.identifier_preparer
+    schema, name = connection.schema_for_object(table), preparer.format_table(table, use_schema=False)
+    return name if schema is None else f"{preparer.quote_schema(schema)}.{name}"
 
 
 def _execute_copy(_cursor: Any, statement: str, _parameters: Any, context: Any) -> bool:

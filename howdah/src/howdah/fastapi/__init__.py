@@ -56,6 +56,7 @@ from howdah.fastapi.problem import (
     problem_response,
 )
 from howdah.fastapi.resources import Resource
+from howdah.fastapi.scoped_sessions import session_from
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
@@ -131,5 +132,6 @@ __all__ = [
     "problem_response",
     "read_lines",
     "session_dependency",
+    "session_from",
     "single_header",
 ]

@@ -72,6 +72,7 @@ import pytest_asyncio
 from sqlalchemy import Select, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from howdah._connections.settings import SETTINGS_COMMENT
 from howdah._reads.filter_markers import Filter
 from howdah._reads.filter_plans import is_condition_indexed, is_order_indexed, make_sample, prefer_indexes
 from howdah.database import Database
@@ -91,7 +92,7 @@ _numbers: Final = count(1)
 # The databases that this process has created and not yet dropped.
 _own_databases: Final[set[str]] = set()
 
-_NOT_COUNTED: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ")
+_NOT_COUNTED: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ", SETTINGS_COMMENT)
 # Without fsync, `full_page_writes` has no use: both protect the data in a crash of the machine.
 _SETTINGS: Final = {"fsync": "off", "full_page_writes": "off"}
 # The limit of the wait for another test run that starts the server. It is the default of `start_timeout`.
@@ -209,7 +210,8 @@ def assert_statements(target: Database | AsyncEngine | AsyncSession, expected: i
     if isinstance(target, AsyncSession):
         engine = target.get_bind().engine
     else:
-        engine = (target.engine if isinstance(target, Database) else target).sync_engine
+        # with_settings() makes a copy of the Database; all copies count
+        engine = (target._root.engine if isinstance(target, Database) else target).sync_engine
     sent: list[str] = []
 
     def remember(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:

@@ -1,0 +1,360 @@
+"""Settings of one transaction: `SET LOCAL`, in the same message as BEGIN.
+
+An engine's execution option has the settings. The listener for `begin` gives them to the driver's connection, which
+appends them to its BEGIN. PostgreSQL undoes them at the end of the transaction, so that no connection keeps them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.orm import Session, SessionTransaction
+
+from howdah._driver_errors import DRIVER_ERRORS
+from howdah._error_translation import raise_for_statement
+from howdah._sqlalchemy import forget_transaction
+
+_DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
+
+ResultT = TypeVar("ResultT")
+SettingValue: TypeAlias = str | int | UUID
+
+# The execution option of an engine whose transactions begin with settings.
+SETTINGS_OPTION: Final = "howdah_settings"
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*")
+_BY_KEYWORD: Final = {"role": "role=...", "search_path": "search_path=[...]"}
+_BY_METHOD: Final = "session(isolation_level=..., read_only=...)"
+# Settings that this library relies on, and settings that switch a protection off.
+_REJECTED: Final = {
+    **dict.fromkeys(
+        ("client_encoding", "datestyle", "extra_float_digits", "intervalstyle", "standard_conforming_strings"),
+        "values are read in its present form",
+    ),
+    "timezone": "all sessions are in UTC",
+    "row_security": "it would turn row-level security off or into an error",
+    "session_authorization": "use role=... instead",
+    "session_replication_role": "it would switch off triggers and foreign keys",
+    "transaction_isolation": f"use {_BY_METHOD}",
+    "transaction_read_only": f"use {_BY_METHOD}",
+    "transaction_deferrable": f"use {_BY_METHOD}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionSettings:
+    """Settings by name, the role, and the schemas of one transaction. All values have been checked."""
+
+    values: tuple[tuple[str, str], ...] = ()
+    role: str | None = None
+    search_path: tuple[str, ...] = ()
+    schema_translate_map: tuple[tuple[str | None, str | None], ...] = ()
+    sql: str = field(init=False, compare=False, repr=False)
+    """The statements that apply the settings in an open transaction."""
+
+    def __post_init__(self) -> None:
+        # SET takes no snapshot, unlike SELECT set_config(...). So LOCK TABLE can still be the first statement of a
+        # REPEATABLE READ transaction.
+        parts = [f"SET LOCAL {_quote_setting(name)} = {quote_literal(value)}" for name, value in self.values]
+        if self.search_path:
+            parts.append(f"SET LOCAL search_path = {', '.join(map(quote_literal, self.search_path))}")
+        if self.role is not None:  # last, because the role may not be allowed to change the other settings
+            parts.append(f"SET LOCAL role = {quote_literal(self.role)}")
+        object.__setattr__(self, "sql", "".join(f"; {part}" for part in parts))
+
+    def merge(
+        self,
+        values: Mapping[str, SettingValue],
+        role: str | None,
+        search_path: Sequence[str],
+        schema_translate_map: Mapping[str | None, str | None],
+    ) -> TransactionSettings:
+        """These settings with others, which replace those of the same name. Raises `TypeError` and `ValueError`."""
+        if isinstance(search_path, str):
+            raise TypeError(f"search_path must be a list of schemas, not the text {search_path!r}")
+        checked = {check_setting_name(name): _check_value(name, each) for name, each in values.items()}
+        for kind, names in (("role", [] if role is None else [role]), ("search_path", search_path)):
+            for each in names:
+                check_identifier(kind, each)
+        if role is not None and role.lower() == "none":
+            raise ValueError("role can't be 'none': that is no role, but the one that has logged in")
+        return TransactionSettings(
+            values=tuple(sorted({**dict(self.values), **checked}.items())),
+            role=self.role if role is None else role,
+            search_path=tuple(search_path) or self.search_path,
+            schema_translate_map=tuple(schema_translate_map.items()) or self.schema_translate_map,
+        )
+
+    def configs(self) -> Sequence[tuple[str, str]]:
+        """The names and values for `set_config`, in the order in which they must be set."""
+        found = list(self.values)
+        if self.search_path:
+            found.append(("search_path", ", ".join(map(_quote_identifier, self.search_path))))
+        if self.role is not None:
+            found.append(("role", self.role))
+        return found
+
+    def bind(self, engine: AsyncEngine) -> AsyncEngine:
+        """A copy of the engine whose transactions begin with the settings. It has the same pool and the same events.
+
+        Nothing refers to it afterwards. It takes a small part of the time of `execution_options()`.
+        """
+        sync = copy(engine.sync_engine)
+        options: dict[str, Any] = {SETTINGS_OPTION: self}
+        if self.schema_translate_map:
+            options["schema_translate_map"] = dict(self.schema_translate_map)
+        sync.update_execution_options(**options)
+        return AsyncEngine(sync)
+
+
+class SettingsConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A driver's connection whose transactions begin with settings, in the same round trip."""
+
+    base_settings_sql = ""
+    """The settings of each transaction: behind a pooler, those of the connection."""
+    settings_sql = ""
+    """The settings of the current transaction of SQLAlchemy, which may begin more than one of PostgreSQL."""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
+        settings = self.base_settings_sql + self.settings_sql
+        begins = not args and bool(settings) and query.startswith("BEGIN")
+        try:
+            status: str = await super().execute(
+                query.rstrip("; ") + settings if begins else query, *args, timeout=timeout
+            )
+        except asyncpg.PostgresError:
+            if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
+                await super().execute("ROLLBACK")
+                forget_transaction(self)
+            raise
+        return status
+
+
+def listen_for_transactions(engine: Engine) -> None:
+    """Give the settings of each transaction to the driver's connection, and take them away at its end."""
+
+    def begin(connection: Connection, *_xid: object) -> None:
+        settings: TransactionSettings | None = connection.get_execution_options().get(SETTINGS_OPTION)
+        driver: Any = connection.connection.driver_connection
+        if settings is None:
+            _forget(driver)
+            return
+        if not _is_own(driver):
+            raise RuntimeError(
+                "with_settings() needs connections that the Database opens: remove async_creator and async_creator_fn"
+            )
+        if getattr(connection.connection.dbapi_connection, "isolation_level", None) == "autocommit":
+            raise RuntimeError(
+                "a session with settings can't be in AUTOCOMMIT, because the settings belong to a transaction: "
+                "use Database.autocommit()"
+            )
+        driver.settings_sql = settings.sql
+
+    def end(connection: Connection, *_two_phase: object) -> None:
+        if not connection.invalidated and not connection.closed:
+            _forget(connection.connection.driver_connection)
+
+    for name in ("begin", "begin_twophase"):
+        event.listen(engine, name, begin)
+    for name in ("commit", "rollback"):
+        event.listen(engine, name, end)
+
+
+def _is_own(driver: Any) -> bool:
+    # not isinstance(): asyncpg's metaclass makes every connection an instance of each subclass
+    return issubclass(type(driver), SettingsConnection)
+
+
+def _forget(driver: Any) -> None:
+    if _is_own(driver) and driver.settings_sql:
+        driver.settings_sql = ""
+
+
+async def run_in_transaction(
+    connection: AsyncConnection,
+    *,
+    settings: TransactionSettings,
+    work: Callable[[AsyncConnection], Awaitable[ResultT]],
+) -> ResultT:
+    """Call `work` in a transaction with the settings, on a connection that SQLAlchemy has in AUTOCOMMIT.
+
+    The transaction is the driver's. So the connection can be a kept one, and `PreparedSelect` can bypass SQLAlchemy.
+    """
+    raw: Any = await connection.get_raw_connection()
+    driver = raw.driver_connection
+    if not isinstance(driver, asyncpg.Connection):
+        raise TypeError(f"with_settings() needs a connection of asyncpg, not a {type(driver).__name__}")
+    try:
+        await _send(connection, driver, "BEGIN ISOLATION LEVEL READ COMMITTED" + settings.sql)
+        result = await work(connection)
+        await _send(connection, driver, "COMMIT")
+    except BaseException as error:
+        await _end_failed(connection, driver, error)
+        raise
+    return result
+
+
+async def _send(connection: AsyncConnection, driver: Any, statement: str) -> None:
+    try:
+        await driver.execute(statement)
+    except _DRIVER_ERRORS as error:
+        failed = error
+        await connection.run_sync(lambda sync: raise_for_statement(sync, statement.partition(";")[0], failed))
+
+
+async def _end_failed(connection: AsyncConnection, driver: Any, error: BaseException) -> None:
+    """Roll back, or close the connection if that isn't certain to work: nothing may stay on it."""
+    is_ended = False
+    try:
+        if isinstance(error, Exception) and not driver.is_closed():
+            await driver.execute("ROLLBACK")
+            is_ended = True
+    except _DRIVER_ERRORS:
+        pass  # the first error is raised
+    finally:
+        if not is_ended:
+            await asyncio.shield(asyncio.ensure_future(connection.invalidate()))
+
+
+# --- A database that is bound to one open connection (`Database.bound_to`) -------------------------------------------
+
+
+def apply_in_session(session: Session, settings: TransactionSettings) -> None:
+    """Apply the settings in each transaction of a session that joins the transaction of an open connection.
+
+    The session's transaction is a savepoint. PostgreSQL keeps the settings of a released savepoint, so they are
+    restored at its end.
+    """
+    restores: list[Callable[[], None]] = []
+
+    def after_begin(_session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        if transaction.parent is None:
+            restores.append(apply_in_savepoint(connection, settings))
+
+    def after_end(_session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            while restores:
+                restores.pop()()
+
+    event.listen(session, "after_begin", after_begin)
+    event.listen(session, "after_transaction_end", after_end)
+
+
+def apply_in_savepoint(connection: Connection, settings: TransactionSettings) -> Callable[[], None]:
+    """Apply the settings on an open connection, and return a function that restores the earlier ones."""
+    configs = settings.configs()
+    names = [name for name, _ in configs]
+    before = _select(connection, ", ".join(f"current_setting(${n + 1}, true)" for n in range(len(names))), names)
+    _set_configs(connection, configs)
+    earlier_map = connection.get_execution_options().get("schema_translate_map")
+    if settings.schema_translate_map:
+        connection.execution_options(schema_translate_map=dict(settings.schema_translate_map))
+
+    def restore() -> None:
+        if connection.closed or connection.invalidated:
+            return
+        if settings.schema_translate_map:
+            connection.execution_options(schema_translate_map=earlier_map)
+        if not connection.in_transaction():  # the session has ended the transaction itself, and with it the settings
+            return
+        # in the reverse order: first the role, which may not be allowed to change the other settings
+        _set_configs(connection, [(name, value or "") for name, value in zip(names, before, strict=True)][::-1])
+
+    return restore
+
+
+def _set_configs(connection: Connection, configs: Sequence[tuple[str, str]]) -> None:
+    calls = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, true)" for n in range(len(configs)))
+    _select(connection, calls, [part for config in configs for part in config])
+
+
+def _select(connection: Connection, expressions: str, parameters: Sequence[str]) -> Sequence[Any]:
+    if not parameters:
+        return ()
+    # The comment excludes the statement from those that `howdah.testing.assert_statements` counts.
+    return connection.exec_driver_sql(f"{SETTINGS_COMMENT}SELECT {expressions}", tuple(parameters)).one()
+
+
+SETTINGS_COMMENT: Final = "/* howdah settings */ "
+
+
+@asynccontextmanager
+async def apply_in_block(connection: AsyncConnection, settings: TransactionSettings | None) -> AsyncIterator[None]:
+    """Apply the settings, if there are any, to the statements of a block: a savepoint of an open connection."""
+    async with connection.begin_nested():
+        if settings is None:
+            yield
+            return
+        restore = await connection.run_sync(apply_in_savepoint, settings)
+        yield
+        await connection.run_sync(lambda _connection: restore())
+
+
+# --- Names and values ------------------------------------------------------------------------------------------------
+
+
+def quote_literal(value: str) -> str:
+    """The value as a constant of SQL, whatever `standard_conforming_strings` is."""
+    quoted = "'" + value.replace("'", "''") + "'"
+    return "E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
+
+
+def _quote_identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _quote_setting(name: str) -> str:
+    return ".".join(map(_quote_identifier, name.split(".")))
+
+
+def check_setting_name(name: object) -> str:
+    """The name in lower case. Raises `ValueError` for a name that isn't one, or that can't be set."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} isn't the name of a setting: use letters, digits and '_', such as 'app.tenant_id'")
+    folded = name.lower()
+    if folded in _BY_KEYWORD:
+        raise ValueError(f"{name!r} can't be set here: pass {_BY_KEYWORD[folded]} to with_settings()")
+    if folded in _REJECTED:
+        raise ValueError(f"{name!r} can't be set for a transaction: {_REJECTED[folded]}")
+    return folded
+
+
+def _check_value(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | UUID):
+        raise TypeError(
+            f"the setting {name!r} must be a str, int or UUID, not {type(value).__name__}: a caller without a tenant "
+            "must be rejected before with_settings()"
+        )
+    text = str(value)
+    if not text and "." in name:
+        raise ValueError(f"the setting {name!r} is empty, which PostgreSQL can't tell from a setting that isn't set")
+    _check_text(f"the setting {name!r}", text)
+    return text
+
+
+def check_identifier(kind: str, value: object) -> None:
+    """Raise `TypeError` or `ValueError` if the value can't be the name of a role or a schema."""
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a name, not a {type(value).__name__}")
+    if not value or len(value.encode(errors="replace")) > 63:
+        raise ValueError(f"{kind} must be a name of 1 to 63 bytes, not {value!r}")
+    _check_text(kind, value)
+
+
+def _check_text(what: str, text: str) -> None:
+    if "\x00" in text:
+        raise ValueError(f"{what} contains a NUL character, which PostgreSQL can't store")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} isn't valid Unicode: it contains a surrogate") from error

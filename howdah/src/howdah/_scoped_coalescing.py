@@ -1,0 +1,60 @@
+"""Request batching for scopes: calls share a batch only if they have the same scope, for example the same tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+from howdah.coalescing import Apply, Coalescer
+from howdah.errors import CoalescerClosed
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class ScopedCoalescers(Generic[ItemT, ResultT]):
+    """A coalescer for each scope that is in use. One that nobody waits for is dropped, so they don't grow in number.
+
+    `create` makes a coalescer for a function `apply`, which reads in one scope. The limits are those of each coalescer.
+    """
+
+    def __init__(self, create: Callable[[Apply[ItemT, ResultT]], Coalescer[ItemT, ResultT]]) -> None:
+        self._create = create
+        self._by_scope: dict[Hashable, Coalescer[ItemT, ResultT]] = {}
+        self._users: dict[Hashable, int] = {}
+        self._closed = False
+
+    def __len__(self) -> int:
+        """The number of scopes in use."""
+        return len(self._by_scope)
+
+    async def submit(self, scope: Hashable, apply: Apply[ItemT, ResultT], item: ItemT) -> ResultT:
+        """Submit the item to the coalescer of the scope. `apply` must do the same for equal scopes."""
+        if self._closed:
+            raise CoalescerClosed("the view reader is closed")
+        coalescer = self._by_scope.get(scope)
+        if coalescer is None:
+            coalescer = self._by_scope[scope] = self._create(apply)
+        self._users[scope] = self._users.get(scope, 0) + 1
+        try:
+            return await coalescer.submit(item)
+        finally:
+            self._users[scope] -= 1
+            if not self._users[scope]:
+                del self._users[scope], self._by_scope[scope]
+
+    async def aclose(self) -> None:
+        """Reject new items, and wait until all others have a result."""
+        self._closed = True
+        for coalescer in [*self._by_scope.values()]:
+            await coalescer.aclose()
+
+
+class Scope(Generic[ItemT, ResultT]):
+    """The coalescer of one scope: it has the methods that a view reader uses."""
+
+    def __init__(self, all_scopes: ScopedCoalescers[ItemT, ResultT], scope: Hashable, apply: Apply[Any, Any]) -> None:
+        self._all_scopes, self._scope, self._apply = all_scopes, scope, apply
+
+    async def submit(self, item: ItemT) -> ResultT:
+        return await self._all_scopes.submit(self._scope, self._apply, item)

@@ -1,0 +1,32 @@
+"""Row-level security: policies next to the model, the application's role, and checks of both.
+
+    class Order(Base):
+        __tablename__ = "orders"
+        __table_args__ = (TenantPolicy("tenant_id"),)
+        id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+        tenant_id: Mapped[UUID] = mapped_column(index=True)
+
+    async with database.with_settings({"app.tenant_id": tenant_id}).begin() as session:
+        ...  # PostgreSQL shows the rows of this tenant, and rejects rows of another one
+
+A transaction without the setting sees no row.
+"""
+
+from __future__ import annotations
+
+from howdah.tenancy.checks import NotIsolated, TenantTable, check_role, check_tenant_tables
+from howdah.tenancy.policies import RowPolicy, TenantPolicy, policies_of, policy_statements
+from howdah.tenancy.roles import application_role_statements, create_application_role
+
+__all__ = [
+    "NotIsolated",
+    "RowPolicy",
+    "TenantPolicy",
+    "TenantTable",
+    "application_role_statements",
+    "check_role",
+    "check_tenant_tables",
+    "create_application_role",
+    "policies_of",
+    "policy_statements",
+]

@@ -1,0 +1,190 @@
+"""Checks that row-level security separates the tenants: of the application's role, and of all tables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah.database import Database
+from howdah.errors import HowdahError, InvalidStatement
+from howdah.tenancy.policies import quote_table
+
+_NO_RIGHTS: Final = "42501"
+
+_ROLE: Final = text(
+    """
+    SELECT current_user,
+        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+        EXISTS (SELECT FROM pg_roles WHERE (rolbypassrls OR rolsuper) AND pg_has_role(current_user, oid, 'MEMBER')),
+        ARRAY(
+            SELECT CAST(oid AS regclass)::text FROM pg_class
+            WHERE pg_has_role(current_user, relowner, 'MEMBER') AND relkind IN ('r', 'p', 'v', 'm', 'f')
+              AND relpersistence <> 't'
+            ORDER BY 1 LIMIT 5
+        )
+    """
+)
+
+_TABLES: Final = text(
+    """
+    SELECT nspname, relname, relkind::text AS kind, relrowsecurity AS is_enabled, relforcerowsecurity AS is_forced,
+        coalesce(reloptions, '{}') && ARRAY['security_invoker=true', 'security_invoker=on', 'security_invoker=1',
+            'security_invoker=yes'] AS is_invoker,
+        EXISTS (SELECT FROM pg_policy WHERE polrelid = pg_class.oid) AS has_policy,
+        format_type(atttypid, NULL) AS type
+    FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE attname = :column AND NOT attisdropped AND relkind IN ('r', 'p', 'v', 'm', 'f') AND relpersistence <> 't'
+      AND nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'
+    ORDER BY 1, 2
+    """
+)
+
+
+class NotIsolated(HowdahError):
+    """A role or a table that lets the rows of one tenant reach another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantTable:
+    """A table that was checked."""
+
+    name: str
+    """With its schema."""
+    is_probed: bool
+    """Whether it has rows that a query of another tenant could have shown. An empty table proves nothing."""
+
+
+async def check_role(database: Database) -> str:
+    """The role of this database's transactions. Raises `NotIsolated` if the policies might not apply to it.
+
+    They don't apply to a superuser, to a role with BYPASSRLS, and to a member of such a role, which can use its rights.
+    A role that owns tables, or is a member of their owner, could change the policies.
+    """
+    async with database.session(read_only=True) as session:
+        role, is_superuser, can_bypass, owned = (await session.execute(_ROLE)).one()
+    check_attributes(role, is_superuser, can_bypass)
+    if owned:
+        raise NotIsolated(
+            f"the role {role!r} owns {', '.join(owned)} and could change their policies: run the service as a role "
+            "that owns nothing (create_application_role)"
+        )
+    return str(role)
+
+
+def check_attributes(role: str, is_superuser: bool, can_bypass: bool) -> None:
+    if is_superuser:
+        raise NotIsolated(f"the role {role!r} is a superuser, and policies don't apply to it: use an application role")
+    if can_bypass:
+        raise NotIsolated(
+            f"the role {role!r} has BYPASSRLS or is a member of a role with it, so policies don't apply to it: use an "
+            "application role"
+        )
+
+
+async def check_tenant_tables(
+    database: Database,
+    *,
+    role: str | None = None,
+    column: str = "tenant_id",
+    setting: str = "app.tenant_id",
+    exempt: Collection[str] = (),
+) -> Sequence[TenantTable]:
+    """Check that no table with a tenant column shows rows of another tenant. Use it in a test. It writes nothing.
+
+    It checks every table, partition and view of the database that has `column`: row-level security is enabled and
+    forced, there is a policy, and a view is a `security_invoker`. Then it reads each of them as `role` without a
+    filter: without the setting, for a tenant without rows, and for two tenants that have rows.
+
+    The database may log in as any role that may use `role`; a superuser also finds the tenants to probe. Without `role`
+    the login itself is the application's role. `exempt` has the names of tables (`schema.table`) that aren't checked.
+    Raises `NotIsolated` with everything that was found.
+    """
+    as_role = database if role is None else database.with_settings(role=role)
+    await check_role(as_role)
+    async with database.session(read_only=True) as session:
+        tables = (await session.execute(_TABLES, {"column": column})).all()
+    if not tables:
+        raise NotIsolated(f"no table has a column {column!r}: pass the name of the tenants' column")
+    faults: list[str] = []
+    checked: list[TenantTable] = []
+    for table in tables:
+        name = f"{table.nspname}.{table.relname}"
+        if name in exempt:
+            continue
+        found = _find_missing_parts(table)
+        probe = _Probe(quote_table(table.relname, table.nspname), quote_table(column, None), setting)
+        async with database.session(read_only=True) as session:
+            tenants = await probe.tenants(session)
+        found += await probe.find_leaks(as_role, [*tenants, _other_tenant(table.type)])
+        faults += [f"{name}: {each}" for each in found]
+        checked.append(TenantTable(name, bool(tenants)))
+    if faults:
+        raise NotIsolated("tenants aren't separated:\n" + "\n".join(faults))
+    return checked
+
+
+def _find_missing_parts(table: Any) -> list[str]:
+    """What the catalog lacks for this table."""
+    if table.kind == "v":
+        return [] if table.is_invoker else ["the view reads with its owner's rights: WITH (security_invoker = true)"]
+    if table.kind in ("m", "f"):
+        return ["PostgreSQL has no policies for a materialized view or a foreign table: exempt it or revoke its rights"]
+    missing = []
+    if not table.is_enabled:
+        missing.append("row-level security isn't enabled: declare a TenantPolicy")
+    elif not table.has_policy:
+        missing.append("there is no policy: declare a TenantPolicy")
+    if not table.is_forced:
+        missing.append("row-level security isn't forced, so it doesn't apply to the owner")
+    return missing
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """The queries of one table. `table` and `column` are quoted."""
+
+    table: str
+    column: str
+    setting: str
+
+    async def tenants(self, session: AsyncSession) -> list[str]:
+        """Two tenants with rows, as far as the login of the session can see them."""
+        statement = f"SELECT DISTINCT {self.column}::text FROM {self.table} WHERE {self.column} IS NOT NULL LIMIT 2"  # noqa: S608
+        try:
+            return [*await session.scalars(text(statement.replace(":", "\\:")))]
+        except InvalidStatement as error:
+            if error.sqlstate != _NO_RIGHTS:
+                raise
+            return []
+
+    async def find_leaks(self, as_role: Database, tenants: Sequence[str]) -> list[str]:
+        """The faults that reading the table as the application's role shows."""
+        anything = f"SELECT EXISTS (SELECT FROM {self.table})"  # noqa: S608
+        foreign = f"SELECT EXISTS (SELECT FROM {self.table} WHERE {self.column}::text IS DISTINCT FROM $1)"  # noqa: S608
+        leaks = []
+        try:
+            if await _ask(as_role, anything):
+                leaks.append(f"a transaction without {self.setting} sees rows")
+            for tenant in tenants:
+                if await _ask(as_role.with_settings({self.setting: tenant}), foreign, tenant):
+                    leaks.append(f"the tenant {tenant!r} sees rows of others")
+        except InvalidStatement as error:
+            if error.sqlstate != _NO_RIGHTS:  # a role that may not read the table sees nothing of it
+                raise
+        return leaks
+
+
+async def _ask(database: Database, statement: str, *parameters: str) -> bool:
+    async with database.session(read_only=True) as session:
+        found = await (await session.connection()).exec_driver_sql(statement, parameters or None)
+        return bool(found.scalar_one())
+
+
+def _other_tenant(type_name: str) -> str:
+    """A tenant that has no rows."""
+    return "-31999" if type_name in ("smallint", "integer", "bigint") else str(uuid4())
