@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import event, insert, select, text
+from sqlalchemy.exc import InterfaceError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -20,6 +21,7 @@ from howdah import (
     ReadOnly,
     bulk,
 )
+from howdah._connections import settings
 from howdah_tests.support.pgbouncer import PROGRAM, run_pgbouncer
 from howdah_tests.support.tenants import (
     READS,
@@ -304,3 +306,25 @@ async def test_other_settings_apply_to_one_scope_only(one: Database) -> None:
         assert await lock_timeout_of(session) == "123ms"
     async with one.session() as session:
         assert await lock_timeout_of(session) == "5s"
+
+
+async def test_control_a_connection_that_keeps_the_settings_shows_the_rows_of_the_last_tenant(
+    one: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the listeners for the end and the begin of a transaction prevent."""
+    monkeypatch.setattr(settings, "_forget", lambda driver: None)
+    notes = NoteView.open(one)
+    assert await in_a_session(one.with_settings({SETTING: 1}), notes) == {1}
+    assert await in_a_session(one, notes) == {1}
+
+
+async def test_control_a_failed_read_without_a_rollback_leaves_its_transaction_on_the_connection(
+    one: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_arguments: object) -> None: ...
+
+    monkeypatch.setattr(settings, "_end_failed", nothing)
+    with pytest.raises(StaleDataError):
+        await fail_in_python_in_a_read(one.with_settings({SETTING: 1}))
+    with pytest.raises(InterfaceError, match="manually started transaction"):
+        await find_left_over(one)

@@ -240,8 +240,6 @@ async def test_roles_that_could_bypass_the_policies_are_found(owner: Database, r
 async def test_a_table_that_is_not_protected_is_found(database: Database, change: str, message: str) -> None:
     """In one transaction, which is rolled back, the role included."""
     async with database.begin() as session:
-        await session.execute(text("DROP SCHEMA public CASCADE"))
-        await session.execute(text("CREATE SCHEMA public"))
         await create_application_role(session, APP)
         await create(await session.connection())
         await add_rows(session)
@@ -254,8 +252,6 @@ async def test_a_table_that_is_not_protected_is_found(database: Database, change
 
 async def test_a_security_invoker_view_and_exempt_tables_are_accepted(database: Database) -> None:
     async with database.begin() as session:
-        await session.execute(text("DROP SCHEMA public CASCADE"))
-        await session.execute(text("CREATE SCHEMA public"))
         with pytest.raises(NotIsolated, match="superuser"):
             await check_tenant_tables(database)
         await create_application_role(session, APP)
