@@ -34,6 +34,7 @@ WITH_ALL = [
     howdah.testing,
     howdah.tracing,
 ]
+PACKAGES = [howdah, howdah.alembic, howdah.embedded, howdah.fastapi, howdah.tenancy]
 PUBLIC_MODULES = sorted(path.stem for path in SOURCES if len(path.parts) == 1 and not path.stem.startswith("_"))
 
 
@@ -70,7 +71,9 @@ def test_all_is_sorted_and_has_no_duplicates(module: ModuleType) -> None:
     assert kinds == sorted(set(kinds))
 
 
-@pytest.mark.parametrize("module", [howdah, howdah.alembic, howdah.embedded, howdah.fastapi, howdah.tenancy], ids=get_name)
+@pytest.mark.parametrize(
+    "module", [howdah, howdah.alembic, howdah.embedded, howdah.fastapi, howdah.tenancy], ids=get_name
+)
 def test_all_of_a_package_equals_its_imports(module: ModuleType) -> None:
     assert get_imports(get_tree(module)) == set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
@@ -92,7 +95,7 @@ def test_a_public_class_or_function_is_exported_or_is_used_by_another_module(nam
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(module, name) for module in (howdah, howdah.alembic, howdah.embedded, howdah.fastapi, howdah.tenancy) for name in module.__all__],
+    [(module, name) for module in PACKAGES for name in module.__all__],
     ids=lambda value: value if isinstance(value, str) else get_name(value),
 )
 def test_every_public_name_has_a_docstring(module: ModuleType, name: str) -> None:

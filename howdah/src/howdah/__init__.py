@@ -1,8 +1,8 @@
 """Howdah: the data layer for async Python services on PostgreSQL."""
 
 from howdah import bulk
-from howdah._reads.filter_markers import Condition, Filter
 from howdah._connections.pool import PoolStatus
+from howdah._reads.filter_markers import Condition, Filter
 from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
 from howdah._reads.sort_markers import Sort
