@@ -46,7 +46,7 @@ def serve(
     from shop.app import create_app
     from shop.ledger import schema
     from shop.memory import collect_less_often, freeze_loaded_objects
-    from shop.postgres import open_location
+    from shop.postgres import open_location, report_location
     from shop.settings import Settings
     from shop.web.observability import configure_logging
 
@@ -57,6 +57,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
     with suppress(KeyboardInterrupt), _bind(address, port) as bound_socket, open_location(settings) as location:
+        report_location(settings)
         migrations.upgrade(location.url)
         schema.verify_schema(location.url)
         config = uvicorn.Config(
@@ -65,8 +66,7 @@ def serve(
             access_log=False,
             timeout_graceful_shutdown=settings.shutdown_timeout,
         )
-        _out.print(f"data:  {location.where}", highlight=False)
-        _out.print(f"docs:  http://{address}:{bound_socket.getsockname()[1]}/docs", highlight=False)
+        _out.print(f"docs: http://{address}:{bound_socket.getsockname()[1]}/docs", highlight=False)
         freeze_loaded_objects()
         collect_less_often()
         server = uvicorn.Server(config)
@@ -123,10 +123,11 @@ def migrate(
     from shop.catalog import read_whole_catalog
     from shop.ledger import schema
     from shop.migrations.comparison import find_differences
-    from shop.postgres import create_scratch_database, open_location
+    from shop.postgres import create_scratch_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
+    report_location(settings)
     if check:
         with create_scratch_database(settings) as migrated, create_scratch_database(settings) as created:
             differences = find_differences(migrated, created)
@@ -148,7 +149,7 @@ def migrate(
             migrations.upgrade(url)
             _out.print(f"written: {migrations.write_revision(url, new)}", highlight=False)
         return
-    with open_location(settings) as location:
+    with open_running_location(settings) as location:
         if downgrade is not None:
             migrations.downgrade(location.url, downgrade)
         else:
@@ -171,10 +172,11 @@ def check(
     from shop import migrations
     from shop.ledger.check import STEPS, check_ledger
     from shop.ledger.seals import Link, link_seals
-    from shop.postgres import open_database, open_location
+    from shop.postgres import open_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
+    report_location(settings)
     try:
         since = None if seal is None else Link.parse(seal)
     except ValueError as error:
@@ -197,7 +199,7 @@ def check(
         progress.update(task, description="checked", completed=len(STEPS))
         return report
 
-    with open_location(settings) as location:
+    with open_running_location(settings) as location:
         migrations.upgrade(location.url)
         with progress_bar() as progress:
             report = asyncio.run(run(location.url, progress))
@@ -223,21 +225,23 @@ def create_demo_command(
     """Create users, orders, accounts and transfers with random data."""
     from shop import migrations
     from shop.demo import create_demo
-    from shop.postgres import open_database, open_location
+    from shop.postgres import open_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
+    report_location(settings)
 
     async def run(url: str, progress: Progress) -> int:
         task = progress.add_task("users", total=users)
         async with open_database(url, settings, application_name="shop create-demo") as database:
             return await create_demo(database, users=users, seed=seed, advance=lambda n: progress.advance(task, n))
 
-    with open_location(settings) as location:
+    with open_running_location(settings) as location:
         migrations.upgrade(location.url)
         with progress_bar() as progress:
             created = asyncio.run(run(location.url, progress))
     _out.print(f"{created:,} users created, {users - created:,} existed already", highlight=False)
+    _out.print(f"database: {location.where}", highlight=False)
 
 
 def progress_bar() -> Progress:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from sqlalchemy import make_url
 
-from howdah.cli.reporting import CommandError, report_database
+from howdah.cli.reporting import CommandError
 
 if TYPE_CHECKING:
     from howdah.embedded import EmbeddedPostgres
