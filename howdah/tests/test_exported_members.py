@@ -14,11 +14,12 @@ import howdah
 import howdah.bulk
 import howdah.embedded
 import howdah.fastapi
+import howdah.metrics
 import howdah.testing
 
 DIRECTORY = Path(howdah.__file__).parent
 SOURCES = {path.relative_to(DIRECTORY): ast.parse(path.read_text()) for path in DIRECTORY.rglob("*.py")}
-WITH_ALL = [howdah, howdah.embedded, howdah.fastapi, howdah.testing]
+WITH_ALL = [howdah, howdah.embedded, howdah.fastapi, howdah.metrics, howdah.testing]
 PUBLIC_MODULES = sorted(path.stem for path in SOURCES if len(path.parts) == 1 and not path.stem.startswith("_"))
 
 

@@ -1,22 +1,22 @@
 """FastAPI: sessions that commit before the response is sent, and errors as problem details (RFC 9457).
 
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Database]]:
-    async with Database(url) as database:
-        yield {"database": database}
+def create_app() -> FastAPI:
+    app = FastAPI()
+    configure_app(app, database=lambda: Database(url))  # lifespan, errors, /healthz, /readyz, /metrics, request log
+    app.include_router(router)
+    return app
 
-app = FastAPI(lifespan=lifespan)
-add_error_handlers(app)
-
-@app.post("/users")
+@router.post("/users")
 async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 """
 
 from __future__ import annotations
 
+from howdah.fastapi.application import configure_app
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
+from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
@@ -38,9 +38,11 @@ from howdah.fastapi.problem import (
     error_response,
     problem_response,
 )
+from howdah.fastapi.resources import Resource
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
+    database_dependency,
     database_from_state,
     get_database,
     get_db,
@@ -68,10 +70,14 @@ __all__ = [
     "Problem",
     "RFC3339Datetime",
     "ReadDbSession",
+    "ReadinessCheck",
     "RepeatedHeader",
     "RequiredIfMatch",
+    "Resource",
     "StrictJSONRoute",
     "add_error_handlers",
+    "configure_app",
+    "database_dependency",
     "database_from_state",
     "describe_problems",
     "error_response",

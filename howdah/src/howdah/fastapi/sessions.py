@@ -14,17 +14,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from howdah.database import Database
+from howdah.fastapi.resources import Resource, find_named_database
 
 
 def database_from_state(connection: HTTPConnection) -> Database:
-    """The `Database` that the application's lifespan yielded as `{"database": …}`.
+    """The `Database` of the application: that of `configure_app`, or what its lifespan yielded as `{"database": …}`.
 
-    Raises `RuntimeError` if it yielded none.
+    Raises `RuntimeError` if there is none.
     """
     database = getattr(connection.state, "database", None)
     if not isinstance(database, Database):
         raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
-            'the application has no database: its lifespan must yield {"database": Database(...)}'
+            "the application has no open database: call configure_app(app, database=...), or its lifespan must yield "
+            '{"database": Database(...)}; and the lifespan must have run'
         )
     return database
 
@@ -69,16 +71,41 @@ DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
 ReadDbSession = Annotated[AsyncSession, Depends(get_read_db, scope="request")]
 
 
-def session_dependency(find: Callable[[HTTPConnection], Database]) -> Any:
-    """`DbSession` for another database: `Annotated[AsyncSession, session_dependency(lambda c: c.state.reports)]`.
+def database_dependency(name: str) -> Any:
+    """A further database of the application: `Annotated[Database, database_dependency("reports")]`.
 
-    `find` returns the `Database` for a request or a WebSocket.
+    The name is that in `configure_app(..., databases={"reports": ...})`.
     """
+
+    async def get_named_database(connection: HTTPConnection) -> Database:
+        return find_named_database(connection, name)
+
+    _other_database_dependencies.add(get_named_database)
+    return DependsMarker(get_named_database)
+
+
+def session_dependency(database: str | Callable[[HTTPConnection], Database], *, read_only: bool = False) -> Any:
+    """`DbSession` for another database: `Annotated[AsyncSession, session_dependency("reports")]`.
+
+    `database` is a name in `configure_app(..., databases={"reports": ...})`, or a function that returns the `Database`
+    for a request or a WebSocket. The session is committed before the response is sent. With `read_only` it is a
+    `ReadDbSession`: PostgreSQL rejects writes, and it is open until the response has been sent.
+    """
+
+    def find(connection: HTTPConnection) -> Database:
+        return find_named_database(connection, database) if isinstance(database, str) else database(connection)
 
     async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
         async with _open_committing_session(connection, find(connection)) as session:
             yield session
 
+    async def get_read_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+        async with find(connection).session(read_only=True) as session:
+            yield session
+
+    if read_only:
+        _other_database_dependencies.add(get_read_session)
+        return DependsMarker(get_read_session, scope="request")
     _committing_dependencies.add(get_session)
     return DependsMarker(get_session, scope="function")
 
@@ -103,8 +130,12 @@ def is_committing_session(dependency: Callable[..., Any] | None) -> bool:
 
 
 def is_database_dependency(dependency: Callable[..., Any] | None) -> bool:
-    """Whether the dependency is a session or the `Database`."""
-    return is_committing_session(dependency) or any(dependency is each for each in _other_database_dependencies)
+    """Whether the dependency is a session, a `Database`, or a resource, which uses one."""
+    return (
+        isinstance(dependency, Resource)
+        or is_committing_session(dependency)
+        or any(dependency is each for each in _other_database_dependencies)
+    )
 
 
 # The routes that have been checked. By id, because routes can't be hashed.

@@ -21,6 +21,12 @@ Fixtures. Override any of them:
 - `committed_database`: a `Database` on a new copy of the template, with real commits and a real pool, for example for
   tests of races.
 - `committed_url`: the URL of that copy.
+- `app`: override it. It returns a FastAPI application that `howdah.fastapi.configure_app` has set up.
+- `client`: an `httpx.AsyncClient` of `app`, which uses `database` instead of its own. What a request commits is rolled
+  back at the end of the test. Views and sessions see what the test and earlier requests have written. Concurrent
+  requests are handled one after the other, because they share a connection. The application's lifespan runs.
+- `committed_client`: the same on `committed_database`, for example for tests of concurrent requests.
+- `databases`: override it if `app` has further databases. It returns a `Database` for each name.
 
 `assert_statements` checks the number of statements.
 """
@@ -28,11 +34,15 @@ Fixtures. Override any of them:
 from __future__ import annotations
 
 __all__ = [
+    "app",
     "assert_statements",
+    "client",
+    "committed_client",
     "committed_database",
     "committed_url",
     "database",
     "database_url",
+    "databases",
     "migrate",
     "postgres_url",
     "session",
@@ -46,7 +56,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
@@ -61,8 +71,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from howdah.database import Database
 from howdah.models import Base
+from howdah.testing.clients import open_client
 
 if TYPE_CHECKING:
+    import httpx
+    from fastapi import FastAPI
+
     from howdah.embedded import EmbeddedPostgres
 
 # The names of databases contain the host, because the process ids in them are only valid on this host.
@@ -148,6 +162,35 @@ def committed_url(postgres_url: str, template: str) -> Iterator[str]:
 async def committed_database(committed_url: str) -> AsyncIterator[Database]:
     async with Database(committed_url) as database:
         yield database
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    raise pytest.UsageError(
+        "the fixture `client` needs your application: override the fixture `app`, and return the FastAPI application "
+        "that configure_app has set up"
+    )
+
+
+@pytest.fixture
+def databases() -> Mapping[str, Database]:
+    return {}
+
+
+@pytest_asyncio.fixture
+async def client(
+    app: FastAPI, database: Database, databases: Mapping[str, Database]
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(app, {**databases, "main": database}, is_serial=True) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def committed_client(
+    app: FastAPI, committed_database: Database, databases: Mapping[str, Database]
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(app, {**databases, "main": committed_database}, is_serial=False) as client:
+        yield client
 
 
 @contextmanager

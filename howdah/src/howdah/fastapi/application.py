@@ -1,0 +1,238 @@
+"""Set up an application in one place: its databases, resources, errors, probes, metrics and log.
+
+def create_app(settings: Settings) -> FastAPI:
+    app = FastAPI(title="tracker")
+    configure_app(app, database=lambda: Database(settings.database_url), resources=[issue_reader])
+    app.include_router(router)
+    return app
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib.util import find_spec
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from howdah.database import Database
+from howdah.fastapi.handlers import add_error_handlers
+from howdah.fastapi.health import ReadinessCheck, build_health_router
+from howdah.fastapi.openapi import iterate_dependants, iterate_routes
+from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
+
+# The attribute of `app.state` that has the application's configuration.
+_CONFIGURATION_KEY: Final = "howdah_configuration"
+
+# The key of the lifespan's state that has the state of each application: of this one, and of those mounted in it.
+_STATES_KEY: Final = "howdah_states"
+_DATABASE_KEY: Final = "database"
+
+
+def configure_app(
+    app: FastAPI,
+    *,
+    database: Callable[[], Database],
+    databases: Mapping[str, Callable[[], Database]] | None = None,
+    resources: Iterable[Resource[Any]] = (),
+    readiness_checks: Iterable[ReadinessCheck] = (),
+    health: bool = True,
+    metrics: bool = True,
+    request_log: bool = True,
+) -> None:
+    """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
+
+    Nothing is opened by this call. When the application starts, its databases are opened, then its resources in their
+    order, then the lifespans of mounted applications that are configured, too, and then the application's own lifespan.
+    At shutdown, or if the startup fails, what was opened is closed in reverse order.
+
+    - `database` returns the `Database` of `DbSession`, `ReadDbSession` and `get_database`. `databases` are further
+      ones by name, for `database_dependency` and `session_dependency`.
+    - `resources` are opened for routes; see `Resource`.
+    - `readiness_checks` are called by `/readyz`, after it has reached every database.
+    - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
+
+    Call it once, and not `add_error_handlers`, which it calls. Add your own middleware before the call if its log
+    entries shall have the request id. Raises `ValueError` if two resources have the same name.
+    """
+    if hasattr(app.state, _CONFIGURATION_KEY):
+        raise RuntimeError("configure_app was already called for this application: call it once, with everything")
+    configuration = _Configuration(
+        database=database, databases=databases or {}, resources=[*resources], lifespan=app.router.lifespan_context
+    )
+    _require_extra(metrics, "metrics", "prometheus_client", "metrics")
+    _require_extra(request_log, "request_log", "structlog", "logging")
+    setattr(app.state, _CONFIGURATION_KEY, configuration)
+    app.router.lifespan_context = configuration.run
+    add_error_handlers(app)
+    app.add_middleware(_OwnState)
+    if health:
+        app.include_router(build_health_router([*readiness_checks]))
+    if request_log:
+        from howdah.fastapi.request_log import RequestLog
+
+        app.add_middleware(RequestLog)
+    if metrics:
+        from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
+
+        request_metrics = RequestMetrics()
+        app.include_router(build_metrics_router(request_metrics))
+        app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
+
+
+@contextmanager
+def replace_databases(app: FastAPI, databases: Mapping[str, Database]) -> Iterator[None]:
+    """Let the application use these databases if it starts inside the `with` block. It doesn't close them.
+
+    The keys are the names of further databases, and "main". So tests can use the application on their own database.
+    Starting an application that has a database with another name raises `RuntimeError`.
+    """
+    configuration = getattr(app.state, _CONFIGURATION_KEY, None)
+    if not isinstance(configuration, _Configuration):
+        raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
+            "the application was not set up by configure_app, so its databases can't be replaced"
+        )
+    replaced = [*_iterate_configurations(app)]
+    for each in replaced:
+        each.replacements = databases
+    try:
+        yield
+    finally:
+        for each in replaced:
+            each.replacements = None
+
+
+class _Configuration:
+    """The arguments of `configure_app`, and the lifespan that the application had before."""
+
+    def __init__(
+        self,
+        *,
+        database: Callable[[], Database],
+        databases: Mapping[str, Callable[[], Database]],
+        resources: list[Resource[Any]],
+        lifespan: Callable[[Any], Any],
+    ) -> None:
+        if MAIN_DATABASE in databases:
+            raise ValueError(f"{MAIN_DATABASE!r} is the name of the argument `database`: use another name in databases")
+        self._factories = {MAIN_DATABASE: database, **databases}
+        for name, factory in self._factories.items():
+            if not callable(factory):
+                raise TypeError(
+                    f"the database {name!r} must be a function that returns a Database, not {factory!r}: write "
+                    "lambda: Database(url), so that it is created when the application starts"
+                )
+        names = [resource.name for resource in resources]
+        for resource in resources:
+            if names.count(resource.name) > 1:
+                raise ValueError(f"two resources have the name {resource.name!r}: give each its own name")
+            if resource.database not in self._factories:
+                raise ValueError(
+                    f"the resource {resource.name!r} uses the database {resource.database!r}, which is not in "
+                    f"configure_app(..., databases={{...}})"
+                )
+        self._resources = resources
+        self._lifespan = lifespan
+        self.replacements: Mapping[str, Database] | None = None
+
+    @asynccontextmanager
+    async def run(self, app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        """The lifespan of the application. It yields the attributes of `request.state`."""
+        _reject_unknown_resources(app, {resource.key for resource in self._resources})
+        async with AsyncExitStack() as stack:
+            databases = {name: await self._open_database(stack, name) for name in self._factories}
+            values = {}
+            for resource in self._resources:
+                opening = resource.factory(databases[resource.database])
+                values[resource.key] = await stack.enter_async_context(opening)
+            names = {resource.key: resource.name for resource in self._resources}
+            states: dict[FastAPI, Mapping[str, Any]] = {}
+            for mounted, _ in _find_mounted(app):
+                mounted_state = await stack.enter_async_context(mounted.router.lifespan_context(mounted)) or {}
+                states |= mounted_state.get(_STATES_KEY, {})
+            user_state = dict(await stack.enter_async_context(self._lifespan(app)) or {})
+            if _DATABASE_KEY in user_state:
+                raise RuntimeError(
+                    "the application's lifespan yields a database, and so does configure_app: remove it from the "
+                    "lifespan, or pass it to configure_app(..., databases={...})"
+                )
+            own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names)}
+            states[app] = {**user_state, **own}
+            yield {**states[app], _STATES_KEY: states}
+
+    async def _open_database(self, stack: AsyncExitStack, name: str) -> Database:
+        if self.replacements is not None:
+            if name not in self.replacements:
+                raise RuntimeError(f"no database replaces the application's database {name!r}: add it to `databases`")
+            return self.replacements[name]
+        database = self._factories[name]()
+        if not isinstance(database, Database):
+            raise TypeError(f"the function for the database {name!r} must return a Database, not {database!r}")
+        return await stack.enter_async_context(database)
+
+
+class _OwnState:
+    """ASGI middleware: `request.state` has what this application has opened.
+
+    The server gives the state of the outermost application to every request. If this application is mounted in another
+    one, the routes would use the other one's database.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        outer = scope.get("state", {})
+        own = outer.get(_STATES_KEY, {}).get(scope["app"])
+        if own is None:  # the lifespan of this application has not run, so it has no database
+            own = {_DATABASE_KEY: None, OPENED_KEY: None}
+        scope["state"] = {**outer, **own}
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            scope["state"] = outer
+
+
+def _find_mounted(app: FastAPI) -> list[tuple[FastAPI, _Configuration]]:
+    """The applications that are mounted in this one and configured, each once."""
+    found: dict[FastAPI, _Configuration] = {}
+    for route in app.routes:
+        mounted = route.app if isinstance(route, Mount) else None
+        if isinstance(mounted, FastAPI):
+            configuration = getattr(mounted.state, _CONFIGURATION_KEY, None)
+            if isinstance(configuration, _Configuration):
+                found[mounted] = configuration
+    return [*found.items()]
+
+
+def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
+    """The configurations of this application and of all that are mounted in it."""
+    yield getattr(app.state, _CONFIGURATION_KEY)
+    for mounted, _ in _find_mounted(app):
+        yield from _iterate_configurations(mounted)
+
+
+def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
+    """Raise `RuntimeError` if a route depends on a resource that the application doesn't open."""
+    for route in iterate_routes(app):
+        for each in iterate_dependants(route.dependant):
+            if (
+                isinstance(each.call, Resource)
+                and each.call not in app.dependency_overrides
+                and each.call.key not in known
+            ):
+                raise RuntimeError(
+                    f"{route.path}: the application does not open the resource {each.call.name!r}: add it to "
+                    "configure_app(..., resources=[...])"
+                )
+
+
+def _require_extra(is_used: bool, option: str, module: str, extra: str) -> None:
+    if is_used and find_spec(module) is None:
+        raise ImportError(f"configure_app needs {module}: install howdah[{extra}], or pass {option}=False")

@@ -1,0 +1,65 @@
+"""Liveness and readiness, for probes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from typing import Final, TypeAlias
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from howdah.database import Database
+from howdah.errors import Unavailable
+from howdah.fastapi.openapi import describe_problems
+from howdah.fastapi.problem import RETRY_AFTER_SECONDS, problem_response
+from howdah.fastapi.resources import find_opened
+from howdah.fastapi.sessions import database_from_state
+
+ReadinessCheck: TypeAlias = Callable[[Database], Awaitable[str | None]]
+"""Gets the application's `Database`. Returns why the service isn't ready, or None. May raise `Unavailable`."""
+
+# The limit of all checks together. Each statement has a longer limit, and a probe gives up much earlier.
+_MAX_SECONDS: Final = 10.0
+
+
+class Health(BaseModel):
+    status: str
+
+
+def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
+    """`/healthz`, and `/readyz`: every database is reachable, and then these checks pass, in this order."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz", summary="The process is alive")
+    async def healthz() -> Health:
+        return Health(status="ok")
+
+    @router.get(
+        "/readyz",
+        summary="The service can handle requests: its databases are reachable and its checks pass",
+        response_model=Health,
+        responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE),
+    )
+    async def readyz(request: Request) -> Health | Response:
+        databases = find_opened(request, "the database").databases
+        try:
+            async with asyncio.timeout(_MAX_SECONDS):
+                for database in databases.values():
+                    await database.ping()
+                for check in checks:
+                    reason = await check(database_from_state(request))
+                    if reason is not None:
+                        return _not_ready(reason)
+        except (Unavailable, TimeoutError) as error:
+            return _not_ready(type(error).__name__)
+        return Health(status="ready")
+
+    return router
+
+
+def _not_ready(reason: str) -> Response:
+    return problem_response(
+        HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+    )

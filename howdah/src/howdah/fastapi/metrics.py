@@ -1,0 +1,132 @@
+"""`/metrics` for Prometheus: the requests, the pools and the batches of one application."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from http import HTTPMethod
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from howdah.coalescing import CoalescerStatus
+from howdah.fastapi.resources import Opened, find_opened
+from howdah.metrics import BatchCollector, PoolCollector
+
+# Other methods have the label `any`. A client can send any text as the method, and each would be a new time series.
+_METHODS: Final = frozenset(HTTPMethod)
+
+_UNMATCHED: Final = "unmatched"
+
+
+class RequestMetrics:
+    """The metrics of the requests of one application, in a registry of its own.
+
+    The default registry of prometheus_client is for the whole process, and a process may have several applications.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "howdah_requests_total",
+            "Requests by route and status",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "howdah_request_seconds", "Time until the response was sent", ["method", "route"], registry=self.registry
+        )
+
+    def record(self, *, method: str, route: str, status: int | None, seconds: float) -> None:
+        """Count one request. The status is None if there was no response, for example because the client has gone."""
+        if route == _UNMATCHED or method not in _METHODS:
+            method = "any"
+        self._requests.labels(method, route, status or "none").inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+
+class RequestMetricsMiddleware:
+    """ASGI middleware that records each HTTP request."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        application = scope["app"]
+        status: int | None = None
+        started = time.perf_counter()
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception:
+            status = status or 500  # Starlette answers outside of this middleware
+            raise
+        finally:
+            self._metrics.record(
+                method=scope["method"],
+                route=_find_route(application, scope),
+                status=status,
+                seconds=time.perf_counter() - started,
+            )
+
+
+def build_metrics_router(metrics: RequestMetrics) -> APIRouter:
+    """`/metrics`: the default registry of the process, and the metrics of this application."""
+    router = APIRouter(tags=["health"])
+
+    @router.get(
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def get_metrics(request: Request) -> Response:
+        opened = find_opened(request, "the database")
+        current = CollectorRegistry()
+        current.register(PoolCollector(opened.databases))
+        current.register(BatchCollector(_find_queues(opened)))
+        body = b"".join(map(generate_latest, (REGISTRY, metrics.registry, current)))
+        return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+def _find_queues(opened: Opened) -> dict[str, Any]:
+    """The resources that batch requests, by their names."""
+    return {opened.names[key]: value for key, value in opened.values.items() if _has_status(value)}
+
+
+def _has_status(value: Any) -> bool:
+    read_status = getattr(value, "status", None)
+    if not callable(read_status) or inspect.iscoroutinefunction(read_status):
+        return False
+    return isinstance(read_status(), CoalescerStatus)
+
+
+def _find_route(application: Any, scope: Scope) -> str:
+    """The path template of the route, because each path with another id would be a new time series."""
+    route = scope.get("route")
+    # In newer versions of FastAPI this context has the path with the prefixes of `include_router`.
+    included = scope.get("fastapi", {}).get("effective_route_context")
+    if getattr(included, "original_route", None) is route and route is not None:
+        path = getattr(included, "path", None)
+    else:
+        path = getattr(route, "path", None)
+    if scope["app"] is application:
+        return path or _UNMATCHED
+    # A mounted application has handled the request, and the route's path begins at the mount.
+    mounts = (each for each in application.routes if isinstance(each, Mount))
+    mount = next((each.path for each in mounts if each.path_regex.match(scope["path"])), "")
+    return f"{mount}{path}" if path else mount or _UNMATCHED

@@ -1,0 +1,81 @@
+"""A request id and a log entry for each request."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from howdah.fastapi.problem import problem_response
+from howdah.models import uuid7
+
+_REQUEST_ID_HEADER: Final = b"x-request-id"
+_VALID_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+_log: Final = structlog.get_logger("howdah.requests")
+
+
+class RequestLog:
+    """ASGI middleware: the request id and the log entry of each request.
+
+    The request id is the client's `X-Request-ID` if it consists of 1 to 128 letters, digits and `._:-`. Otherwise it is
+    a new UUID. The response and every log entry of the request have it, even after an unexpected error.
+
+    The entry has the method, the path, the status and the duration. It has no query, no headers, no body and no
+    address, because these may be personal data.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one request. An unexpected error is logged, and answered with a 500."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _get_request_id(scope)
+        status = 0
+        started = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (_REQUEST_ID_HEADER, request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                # Handled here and not by Starlette, so that the response and the traceback have the request id. The
+                # traceback is formatted here, because structlog's default one shows local variables, which may hold
+                # personal data.
+                _log.error("unexpected error", exception="".join(traceback.format_exception(error)))
+                if status:  # the response has started
+                    raise
+                response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
+                await response(scope, receive, send_with_id)
+            finally:
+                seconds = time.perf_counter() - started
+                _log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status or None,
+                    ms=round(seconds * 1000, 1),
+                )
+
+
+def _get_request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == _REQUEST_ID_HEADER:
+            request_id: str = value.decode("latin-1")
+            if _VALID_ID.fullmatch(request_id):
+                return request_id
+    return str(uuid7())

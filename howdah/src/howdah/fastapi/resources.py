@@ -1,0 +1,106 @@
+"""Resources: what an application opens once and its routes use, such as the reader of a view."""
+
+# Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of `__call__` as texts.
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from starlette.requests import HTTPConnection
+
+from howdah.database import Database
+
+ResourceT = TypeVar("ResourceT")
+
+MAIN_DATABASE: Final = "main"
+"""The name of an application's own database, next to the names of its further databases."""
+
+OPENED_KEY: Final = "howdah_opened"
+"""The attribute of `request.state` that has the `Opened` of the application."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an application has opened: its databases by name, and the values of its resources by `Resource.key`."""
+
+    databases: Mapping[str, Database]
+    values: Mapping[object, Any]
+    names: Mapping[object, str]
+
+
+class Resource(Generic[ResourceT]):
+    """Something that an application opens at startup, closes at shutdown, and gives to its routes.
+
+    It is a dependency of FastAPI, and it holds no state. So it may be a constant of a module:
+
+        order_reader = Resource("order", OrderView.open)
+        OrderReader = Annotated[JsonViewReader[Order], Depends(order_reader)]
+
+    `factory` is called with the application's `Database` when the application starts, and returns an async context
+    manager. `configure_app(app, resources=[order_reader], ...)` does this. `database` names one of the application's
+    further databases instead. If the opened object is a `Coalescer` or a view reader, `/metrics` has its figures with
+    the label `queue`, which is `name`.
+
+    A background job is a resource, too: its factory starts a task, and cancels it at the end of the block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        factory: Callable[[Database], AbstractAsyncContextManager[ResourceT]],
+        *,
+        database: str | None = None,
+    ) -> None:
+        if not callable(factory):
+            raise TypeError(f"the factory of the resource {name!r} must be a function of a Database, not {factory!r}")
+        self.name = name
+        self.factory = factory
+        self.database = MAIN_DATABASE if database is None else database
+        self.key: Final = object()
+
+    def using(self, factory: Callable[[Database], AbstractAsyncContextManager[ResourceT]]) -> "Resource[ResourceT]":
+        """The same resource with another factory, for `configure_app`, for example one that knows the settings."""
+        changed = copy(self)
+        changed.factory = factory
+        return changed
+
+    def __repr__(self) -> str:
+        return f"Resource({self.name!r})"
+
+    async def __call__(self, connection: HTTPConnection) -> ResourceT:
+        """The opened object of the application that handles this request or WebSocket. FastAPI calls this.
+
+        Raises `RuntimeError` if the application didn't open the resource.
+        """
+        opened = find_opened(connection, f"the resource {self.name!r}")
+        if self.key not in opened.values:
+            raise RuntimeError(
+                f"the application has not opened the resource {self.name!r}: add it to "
+                "configure_app(..., resources=[...])"
+            )
+        value: ResourceT = opened.values[self.key]
+        return value
+
+
+def find_opened(connection: HTTPConnection, wanted: str) -> Opened:
+    """What the application of this connection has opened. Raises `RuntimeError` if it was not started."""
+    opened = getattr(connection.state, OPENED_KEY, None)
+    if not isinstance(opened, Opened):
+        raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
+            f"{wanted} isn't open: the application must be set up by configure_app, and its lifespan must have run. "
+            "(A test client runs the lifespan only as a context manager. The lifespan of a mounted application runs "
+            "only if the outer application is set up by configure_app, too.)"
+        )
+    return opened
+
+
+def find_named_database(connection: HTTPConnection, name: str) -> Database:
+    """The database with this name in `configure_app(..., databases={...})`. Raises `RuntimeError` if there is none."""
+    databases = find_opened(connection, f"the database {name!r}").databases
+    if name not in databases:
+        raise RuntimeError(
+            f"the application has no database {name!r}: add it to configure_app(..., databases={{{name!r}: ...}})"
+        )
+    return databases[name]
