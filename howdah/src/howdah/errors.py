@@ -8,6 +8,7 @@ HowdahError
 ├── InvalidCursor                   a page cursor is damaged, or of another list query  (also ValueError)
 ├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
+├── MigrationBlocked                another migration, or a lock, was waited for in vain (also RuntimeError)
 ├── Unavailable                     the request is correct: try again later
 │   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
 │   ├── QueueFull                   the queue of a Coalescer is full
@@ -113,6 +114,10 @@ class ViewCompileError(HowdahError, TypeError):
 
 class EmbeddedPostgresError(HowdahError, RuntimeError):
     """The embedded server can't be started, stopped or used. The message says why, and what to do."""
+
+
+class MigrationBlocked(HowdahError, RuntimeError):
+    """A migration waited in vain: for another process that migrates the database, or for a lock. It was rolled back."""
 
 
 class InvalidCursor(HowdahError, ValueError):

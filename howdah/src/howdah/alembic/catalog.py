@@ -1,23 +1,29 @@
-"""Read the definitions of a schema's objects from PostgreSQL's system catalogs, and compare two schemas."""
+"""Read the definitions of a schema's objects from PostgreSQL's system catalogs, and compare two schemas.
+
+This module doesn't import Alembic, so a service may use it while it runs.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import unified_diff
 from functools import cache
 from pathlib import Path
+from typing import Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database
+from howdah.alembic.running import run_blocking
+from howdah.database import Database
+
+_DESCRIPTION: Final = "name, definition, problem, is_guarded"
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A table, column, constraint, index, trigger, policy, function or setting.
+    """A table, column, constraint, index, trigger, policy, view, type, sequence, function, comment or setting.
 
     `problem` is set for an object that is disabled or not valid. It is None for other objects.
     `is_guarded` is false for an object that enforces no rule, such as an index that isn't unique.
@@ -28,25 +34,31 @@ class CatalogEntry:
     is_guarded: bool = True
 
 
-async def read_catalog(db: AsyncSession, tables: Collection[str] | None = None) -> dict[str, CatalogEntry]:
-    """The entries of the current schema, by name. If `tables` isn't None, entries of other tables are left out.
+async def read_catalog(
+    db: AsyncSession, tables: Collection[str] | None = None, *, schemas: Collection[str] | None = None
+) -> dict[str, CatalogEntry]:
+    """The entries of the schemas, by name. `schemas=None` is the current schema.
 
-    Functions and settings are always included.
+    If `tables` isn't None, entries of other tables are left out. Functions and settings are always included. The tables
+    of extensions and Alembic's own table are left out.
 
     This is one query. It takes a few milliseconds.
     """
-    rows = await db.execute(text(_query()), {"tables": None if tables is None else list(tables)})
+    rows = await db.execute(catalog_query(_DESCRIPTION), catalog_parameters(tables, schemas))
     return {row.name: CatalogEntry(row.definition, row.problem, row.is_guarded) for row in rows}
 
 
-def read_whole_catalog(url: str) -> dict[str, CatalogEntry]:
+def read_whole_catalog(url: str, *, schemas: Collection[str] | None = None) -> dict[str, CatalogEntry]:
     """`read_catalog` for the database at `url`. Blocks."""
 
     async def read() -> dict[str, CatalogEntry]:
-        async with Database(url, pool_size=1, application_name="shop") as database, database.session() as session:
-            return await read_catalog(session)
+        async with (
+            Database(url, pool_size=1, application_name="howdah migrate") as database,
+            database.session() as session,
+        ):
+            return await read_catalog(session, schemas=schemas)
 
-    return asyncio.run(read())
+    return run_blocking(read())
 
 
 def compare_catalogs(
@@ -71,6 +83,19 @@ def compare_catalogs(
                 yield from (f"    {line}" for line in list(unified_diff(old, new, n=0, lineterm=""))[2:])
 
 
+def catalog_query(columns: str) -> TextClause:
+    """The query of `catalog.sql` with these columns."""
+    return _query(columns)
+
+
+def catalog_parameters(tables: Collection[str] | None, schemas: Collection[str] | None) -> dict[str, Any]:
+    """The parameters of `catalog_query`."""
+    return {
+        "tables": None if tables is None else list(tables),
+        "schemas": None if schemas is None else list(schemas),
+    }
+
+
 @cache
-def _query() -> str:
-    return Path(__file__).with_name("catalog.sql").read_text(encoding="utf-8")
+def _query(columns: str) -> TextClause:
+    return text(Path(__file__).with_name("catalog.sql").read_text(encoding="utf-8").replace("{columns}", columns))

@@ -1,0 +1,146 @@
+"""Find the statements that turn one schema into another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from howdah.alembic.catalog import CatalogEntry, catalog_parameters, catalog_query, compare_catalogs
+from howdah.alembic.environment import Environment, str_url
+from howdah.alembic.running import run_blocking
+from howdah.alembic.sql_files import execute_sql_files
+from howdah.database import Database
+
+# The order in which objects are created. They are dropped in the opposite order.
+_KINDS: Final = (
+    "extension",
+    "type",
+    "sequence",
+    "table",
+    "column",
+    "options",
+    "storage",
+    "constraint",
+    "index",
+    "function",
+    "trigger",
+    "firing",
+    "policy",
+    "comment",
+)
+# These are created before the tables that use them.
+_BEFORE_TABLES: Final = ("extension", "type", "sequence")
+# These are dropped before tables, because they may depend on them.
+_BEFORE_DROPS: Final = ("trigger", "policy", "function")
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaObject:
+    """An entry of the catalog, and the statements that create, drop or alter it."""
+
+    entry: CatalogEntry
+    subject: str
+    create_sql: str | None
+    drop_sql: str | None
+    alter_sql: tuple[str, ...]
+
+
+Schema = Mapping[str, SchemaObject]
+
+
+def read_schema(connection: Connection, environment: Environment) -> dict[str, SchemaObject]:
+    """The objects that the migrations manage, by name."""
+    rows = connection.execute(catalog_query("*"), catalog_parameters(None, environment.schemas))
+    return {
+        row.name: SchemaObject(
+            CatalogEntry(row.definition, row.problem, row.is_guarded),
+            row.subject,
+            row.create_sql,
+            row.drop_sql,
+            tuple(row.alter_sql or ()),
+        )
+        for row in rows
+        if environment.is_managed(row.subject)
+    }
+
+
+def create_schema(url: str, environment: Environment) -> dict[str, SchemaObject]:
+    """Create in an empty database what the models and the .sql files define, and read it. Blocks."""
+
+    def create(connection: Connection) -> dict[str, SchemaObject]:
+        for schema in environment.schemas or ():
+            connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+        for extension in environment.extensions:
+            connection.execute(text(f'CREATE EXTENSION IF NOT EXISTS "{extension}"'))
+        environment.metadata.create_all(connection)
+        if environment.sql is not None:
+            execute_sql_files(connection, environment.sql)
+        return read_schema(connection, environment)
+
+    return _call(url, create)
+
+
+def read_schema_at(url: str, environment: Environment) -> dict[str, SchemaObject]:
+    """`read_schema` for the database at `url`. Blocks."""
+    return _call(url, lambda connection: read_schema(connection, environment))
+
+
+def _call(url: str, work: Callable[[Connection], dict[str, SchemaObject]]) -> dict[str, SchemaObject]:
+    async def run() -> dict[str, SchemaObject]:
+        async with (
+            Database(str_url(url), pool_size=1, application_name="howdah migrate") as database,
+            database.engine.begin() as connection,
+        ):
+            return await connection.run_sync(work)
+
+    return run_blocking(run())
+
+
+def compare_schemas(found: Schema, expected: Schema) -> list[str]:
+    """The differences, as lines of `compare_catalogs` with the changed definitions."""
+    return list(
+        compare_catalogs(
+            {name: each.entry for name, each in found.items()},
+            {name: each.entry for name, each in expected.items()},
+            show_changes=True,
+        )
+    )
+
+
+def statements_before(found: Schema, expected: Schema) -> Iterator[str]:
+    """The statements to execute before tables are created or dropped: new types, and functions that are gone."""
+    yield from (
+        each.create_sql for each in _sorted(expected, _BEFORE_TABLES, without=found) if each.create_sql is not None
+    )
+    yield from (
+        each.drop_sql for each in reversed(_sorted(found, _BEFORE_DROPS, without=expected)) if each.drop_sql is not None
+    )
+
+
+def statements_after(found: Schema, expected: Schema) -> Iterator[str]:
+    """The statements that remove the differences that have statements: first drops, then changes, then new objects."""
+    changed = {name for name, each in expected.items() if name in found and found[name].entry != each.entry}
+    altered = {name for name in changed if expected[name].alter_sql}
+    replaced = changed - altered
+    for each in reversed(_sorted({name: found[name] for name in found if name not in expected or name in replaced})):
+        if each.drop_sql is not None:
+            yield each.drop_sql
+    for name in sorted(altered):
+        yield from (line for line in expected[name].alter_sql if line not in found[name].alter_sql)
+    for each in _sorted({name: expected[name] for name in expected if name not in found or name in replaced}):
+        if each.create_sql is not None:
+            yield each.create_sql
+
+
+def _sorted(schema: Schema, kinds: Collection[str] = _KINDS, *, without: Schema | None = None) -> list[SchemaObject]:
+    """The objects of these kinds, in the order of their creation."""
+
+    def rank(name: str) -> tuple[int, bool, str]:
+        definition = schema[name].entry.definition
+        return _KINDS.index(name.partition(" ")[0]), definition.startswith("FOREIGN KEY"), name
+
+    chosen = (name for name in schema if name.partition(" ")[0] in kinds and name not in (without or ()))
+    return [schema[name] for name in sorted(chosen, key=rank)]

@@ -1,0 +1,244 @@
+"""The work of `env.py`: connect, lock, and run what Alembic was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import URL, Connection, MetaData, make_url
+
+from howdah.alembic.locks import (
+    LockSettings,
+    Progress,
+    describe_old_transactions,
+    migration_lock,
+    retry_after_lock_timeout,
+)
+from howdah.alembic.rendering import render_item
+from howdah.alembic.running import run_blocking
+from howdah.database import Database
+from howdah.errors import LockTimeout, MigrationBlocked
+
+if TYPE_CHECKING:
+    from alembic.operations.ops import MigrationScript
+    from alembic.runtime.migration import MigrationContext
+
+# The key of the `Call` in the attributes of Alembic's configuration.
+CALL: Final = "howdah"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What `env.py` has passed to `run_migrations`."""
+
+    metadata: MetaData
+    url: str | URL | None
+    sql: Path | None
+    extensions: tuple[str, ...]
+    unmanaged: tuple[str, ...]
+    linted_after: str | None
+    locks: LockSettings
+    options: Mapping[str, Any]
+
+    @property
+    def schemas(self) -> list[str] | None:
+        """The schemas of the tables, or None if all are in the current one."""
+        named = {table.schema for table in self.metadata.tables.values()}
+        return None if named <= {None} else sorted(name for name in named if name is not None)
+
+    def is_managed(self, subject: str) -> bool:
+        """Whether the migrations manage this table, function or type."""
+        return not any(fnmatchcase(subject.rpartition(".")[2], pattern) for pattern in self.unmanaged)
+
+
+@dataclass(slots=True)
+class Call:
+    """What this library asks of `env.py`, and what `env.py` answers.
+
+    `run_migrations` finds it in the attributes of Alembic's configuration. With `is_question` it only stores the
+    environment.
+    """
+
+    url: str | None = None
+    is_question: bool = False
+    environment: Environment | None = None
+    applied: list[str] = field(default_factory=list)
+    on_connect: Callable[[Connection], None] | None = None
+    on_revision: Callable[[MigrationContext, Any, list[MigrationScript]], None] | None = None
+    on_step: Callable[[str], None] | None = None
+
+
+def run_migrations(
+    metadata: MetaData,
+    *,
+    url: str | URL | None,
+    sql: Path | None = None,
+    extensions: Collection[str] = (),
+    unmanaged: Collection[str] = (),
+    linted_after: str | None = None,
+    wait: float = 300.0,
+    lock_timeout: float = 2.0,
+    lock_attempts: int = 10,
+    **options: Any,
+) -> None:
+    """Do what Alembic was asked for. This call is the body of `env.py`.
+
+    `metadata` has the tables. `url` is the URL of the database, as `Database` takes it. None means that each command
+    gets a URL. `sql` is a folder of .sql files, which define functions, triggers and policies. Each of their statements
+    must be one that can be executed again.
+
+    - One process migrates a database at a time. Others wait for it, at most `wait` seconds: `MigrationBlocked`.
+    - Each migration is a transaction. There is no timeout of statements.
+    - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then it
+      is rolled back, and started again after a pause. After `lock_attempts` attempts `MigrationBlocked` is raised.
+
+    `extensions` are extensions of PostgreSQL that the tables need (`citext`); the migrations create them. `unmanaged`
+    are patterns (`procrastinate_*`) of names of tables, functions and types that another project manages.
+    The linter checks the migrations after the revision `linted_after`. Other options are passed to Alembic's
+    `context.configure`.
+    """
+    from alembic import context
+
+    settings = LockSettings(wait=wait, lock_timeout=lock_timeout, attempts=lock_attempts)
+    environment = Environment(
+        metadata=metadata,
+        url=url,
+        sql=sql,
+        extensions=tuple(extensions),
+        unmanaged=tuple(unmanaged),
+        linted_after=linted_after,
+        locks=settings,
+        options=options,
+    )
+    call = context.config.attributes.get(CALL)
+    if call is None:  # Alembic's own command
+        call = Call()
+    call.environment = environment
+    if call.is_question:
+        return
+    if context.is_offline_mode():
+        _write_sql(environment)
+        return
+    found = call.url or url
+    if found is None:
+        raise ValueError(
+            "run_migrations has url=None, so the command needs a URL: pass --url, or call howdah.alembic.Migrations"
+        )
+    run_blocking(_migrate(str_url(found), environment, call))
+
+
+def str_url(url: str | URL) -> str:
+    """The URL as text, with its password."""
+    return make_url(url).render_as_string(hide_password=False)
+
+
+def _write_sql(environment: Environment) -> None:
+    """Write the SQL of the migrations instead of executing it."""
+    from alembic import context
+
+    context.configure(
+        dialect_name="postgresql",
+        target_metadata=environment.metadata,
+        literal_binds=True,
+        transaction_per_migration=True,
+        dialect_opts={"paramstyle": "named"},
+        **environment.options,
+    )
+    impl = context.get_context().impl
+    impl.static_output(f"SET lock_timeout = '{environment.locks.milliseconds}ms';\n")
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def _migrate(url: str, environment: Environment, call: Call) -> None:
+    """Open a connection without timeouts, wait for the lock, and run the migrations."""
+    async with (
+        Database(
+            url,
+            pool_size=1,
+            statement_timeout=None,
+            lock_timeout=environment.locks.lock_timeout,
+            idle_in_transaction_timeout=None,
+            application_name="howdah migrate",
+        ) as database,
+        database.engine.connect() as connection,
+        migration_lock(connection, environment.locks),
+    ):
+        await connection.run_sync(_run, environment, call)
+
+
+def _run(connection: Connection, environment: Environment, call: Call) -> None:
+    """Run the migrations, each in a transaction of its own."""
+    from alembic import context
+
+    def include_name(name: str | None, kind: str, parents: Any) -> bool:
+        if kind == "table" and name is not None and not environment.is_managed(name):
+            return False
+        user = environment.options.get("include_name")
+        return user is None or bool(user(name, kind, parents))
+
+    progress = Progress()
+
+    def remember(*, step: Any, **_: Any) -> None:
+        progress.applied += 1
+        revision = step.up_revision_id if step.is_upgrade else step.down_revision_ids
+        call.applied.append(f"{'up' if step.is_upgrade else 'down'} to {revision or 'base'}")
+
+    options: dict[str, Any] = {
+        "connection": connection,
+        "target_metadata": environment.metadata,
+        "render_item": render_item,
+        "compare_server_default": True,
+        "include_schemas": environment.schemas is not None,
+        "transaction_per_migration": True,
+        "process_revision_directives": call.on_revision or _refuse_revision,
+        **environment.options,
+        "include_name": include_name,
+        "on_version_apply": remember,
+    }
+    if call.on_connect is not None:
+        call.on_connect(connection)
+    context.configure(**options)
+    find_steps = context.get_context().opts["fn"]
+    steps: list[Any] | None = None
+
+    def remaining(revision: Any, migration_context: Any) -> Any:
+        """The steps that are left. They are found once: `+1` and `-1` would mean other steps after the first one."""
+        nonlocal steps
+        if steps is None:
+            steps = list(find_steps(revision, migration_context))
+        for step in steps[progress.applied :]:
+            progress.commits = 0
+            if call.on_step is not None:
+                call.on_step(step.revision.revision)
+            yield step
+
+    def attempt() -> None:
+        context.configure(**options, fn=remaining)
+        with context.begin_transaction():
+            context.run_migrations()
+
+    try:
+        retry_after_lock_timeout(connection, attempt, progress, environment.locks)
+    except LockTimeout as error:
+        name = steps[progress.applied].revision.revision if steps else "?"
+        raise MigrationBlocked(
+            f"migration {name} {progress.outcome} after {progress.failures} attempts. Each waited "
+            f"{environment.locks.lock_timeout:g} s for a lock: {error.statement}. "
+            f"{describe_old_transactions(connection)}"
+        ) from error
+    connection.commit()
+
+
+def _refuse_revision(context: MigrationContext, _revision: Any, _scripts: list[MigrationScript]) -> None:
+    """Refuse `alembic revision --autogenerate`, which would silently drop constraints."""
+    from alembic.util.exc import CommandError
+
+    if context.config is not None and getattr(context.config.cmd_opts, "autogenerate", True):
+        raise CommandError(
+            "alembic revision --autogenerate leaves out CHECK constraints, functions and triggers: "
+            "run howdah migrate new MESSAGE"
+        )

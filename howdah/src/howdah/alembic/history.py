@@ -1,0 +1,337 @@
+"""The migrations of a project, and what can be done with them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from sqlalchemy import URL, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from howdah.alembic.differences import compare_schemas, create_schema, read_schema_at
+from howdah.alembic.drafts import Draft
+from howdah.alembic.environment import CALL, Call, Environment, str_url
+from howdah.alembic.linting import Finding, StatementRecorder, lint
+from howdah.alembic.running import run_blocking
+from howdah.alembic.scratch import scratch_database
+from howdah.database import Database
+from howdah.errors import HowdahError, InvalidStatement
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+_TEMPLATE: Final = Path(__file__).with_name("script.py.mako")
+# Alembic keeps the context of the running command in global variables.
+_ALEMBIC: Final = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class NewMigration:
+    """A migration that was written.
+
+    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `is_empty` is true if the models
+    and the .sql files need no migration.
+    """
+
+    path: Path
+    revision: str
+    problems: list[str]
+    is_empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The result of a check.
+
+    `differences` says how a migrated database differs from one with the tables of the models and the .sql files.
+    `findings` are statements that block a service. `unneeded` are accepted findings that don't occur.
+    """
+
+    differences: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    unneeded: list[str] = field(default_factory=list)
+
+    @property
+    def has_problems(self) -> bool:
+        """Whether the check has failed."""
+        return bool(self.differences or self.findings or self.unneeded)
+
+    def __str__(self) -> str:
+        sections = {
+            "the migrations don't create what the models and the .sql files define": self.differences,
+            "the linter's findings": [str(each) for each in self.findings],
+            "accepted findings that don't occur": self.unneeded,
+        }
+        return "\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items() if lines)
+
+
+class Migrations:
+    """The migrations in `folder`: the folder with `env.py` and `versions/`.
+
+    Every method that isn't `async` blocks. It may be called while an event loop runs, but better in a thread
+    (`asyncio.to_thread`). A URL that is None means the one that `env.py` passes to `run_migrations`.
+    `command` is the command that messages name.
+    """
+
+    def __init__(self, folder: Path | str, *, command: str = "howdah migrate") -> None:
+        self.folder: Path | None = Path(folder).resolve()
+        self.command = command
+        self._project: Path | None = None
+        self._head: str | None = None
+
+    @classmethod
+    def of_project(cls, directory: Path | str = ".", *, command: str = "howdah migrate") -> Migrations:
+        """The migrations of Alembic's configuration: `[tool.alembic]` in `pyproject.toml`, or `alembic.ini`."""
+        project = cls(directory, command=command)
+        project._project, project.folder = project.folder, None
+        return project
+
+    @property
+    def head(self) -> str:
+        """The newest revision. It is read once. Raises Alembic's `CommandError` if there is none, or more than one."""
+        from alembic.util.exc import CommandError
+
+        if self._head is None:
+            self._head = self._scripts().get_current_head()
+        if self._head is None:
+            raise CommandError(f"there is no migration yet: run {self.command} new MESSAGE")
+        return self._head
+
+    def environment(self) -> Environment:
+        """What `env.py` passes to `run_migrations`. No connection is opened."""
+        from alembic.util.exc import CommandError
+
+        call = Call(is_question=True)
+        with self._running(call) as config:
+            from alembic.runtime.environment import EnvironmentContext
+            from alembic.script import ScriptDirectory
+
+            scripts = ScriptDirectory.from_config(config)
+            with EnvironmentContext(config, scripts):
+                scripts.run_env()
+        if call.environment is None:
+            raise CommandError(f"{self._scripts().env_py_location} doesn't call run_migrations of howdah.alembic")
+        return call.environment
+
+    def upgrade(self, url: str | URL | None = None, revision: str = "head") -> list[str]:
+        """Apply the migrations up to `revision`, and return what was done, a text for each of them.
+
+        Raises `MigrationBlocked` if another process is migrating, or if a lock isn't released. Raises Alembic's
+        `CommandError` if the database is at a revision that doesn't exist in the folder.
+        """
+        return self._migrate(Call(url=None if url is None else str_url(url)), "upgrade", revision)
+
+    def downgrade(self, revision: str, url: str | URL | None = None) -> list[str]:
+        """Go back to `revision`; `base` is an empty database. Data of dropped tables and columns is lost."""
+        return self._migrate(Call(url=None if url is None else str_url(url)), "downgrade", revision)
+
+    async def current(self, database: Database) -> str | None:
+        """The revision of the database. None means that it was never migrated."""
+        async with database.session(read_only=True) as session:
+            try:
+                found = await session.scalars(text("SELECT version_num FROM alembic_version ORDER BY 1"))
+            except InvalidStatement as error:
+                if error.sqlstate == "42P01":  # no such table
+                    return None
+                raise
+            return ", ".join(found) or None
+
+    async def find_revision_problem(self, database: Database, *, allow_newer: bool = False) -> str | None:
+        """The reason why a service isn't ready, if the database isn't at the newest revision. Otherwise None.
+
+        With `allow_newer`, a revision that doesn't exist in the folder is no problem: during a deployment, the next
+        release has migrated the database, and this one still serves.
+        """
+        found = await self.current(database)
+        if found == self.head or (allow_newer and found is not None and not self._is_known(found)):
+            return None
+        return f"the schema is at {found}, not at {self.head}: run {self.command}"
+
+    def write_sql(self, revisions: str = "head", output: TextIO = sys.stdout) -> None:
+        """Write the SQL of migrations: of those up to a revision, or of a range such as `0003:head`.
+
+        Migrations that read from the database can't be written as SQL.
+        """
+        from alembic import command
+
+        call = Call()
+        with self._running(call, output_buffer=output) as config:
+            command.upgrade(config, revisions, sql=True)
+
+    def new(self, message: str, *, server_url: str | URL | None = None) -> NewMigration:
+        """Write the migration that brings the newest revision to the models and the .sql files.
+
+        It is written and then tested on scratch databases on the server of `server_url`; by default that of `env.py`.
+        Changed .sql files are copied into the folder with the migration's name, so that later changes of them don't
+        change this migration.
+        """
+        environment = self.environment()
+        with self._scratch(environment, server_url) as migrated, self._scratch(environment, server_url) as created:
+            expected = create_schema(created, environment)
+            versions = self._prepare_folder()
+            if self._scripts().get_current_head() is not None:
+                self.upgrade(migrated)
+            draft = Draft(environment, expected, _changed_files(versions, environment.sql))
+            path, revision = self._write_revision(migrated, message, draft)
+            if draft.changed_files and environment.sql is not None:
+                path.with_suffix("").mkdir()
+                for name in draft.changed_files:
+                    shutil.copyfile(environment.sql / name, path.with_suffix("") / name)
+            problems = [*draft.notes, *self._try(migrated, environment, expected)]
+        return NewMigration(path, revision, problems, draft.is_empty)
+
+    def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
+        """Compare a migrated database with one that has the tables of the models and the .sql files, and lint.
+
+        Both are scratch databases on the server of `server_url`; the URL of `env.py`, by default.
+        """
+        environment = self.environment()
+        recorder = StatementRecorder()
+        with self._scratch(environment, server_url) as migrated, self._scratch(environment, server_url) as created:
+            call = Call(url=migrated, on_connect=recorder.listen, on_step=recorder.start)
+            self._migrate(call, "upgrade", "head")
+            differences = compare_schemas(read_schema_at(migrated, environment), create_schema(created, environment))
+            if not is_linted:
+                return CheckReport(differences)
+            accepted, linted = self._accepted_findings(environment.linted_after)
+            statements = {name: recorder.statements[name] for name in recorder.statements if name in linted}
+            findings, unneeded = lint(statements, accepted, version=_server_version(migrated))
+        return CheckReport(differences, findings, unneeded)
+
+    def _try(self, url: str, environment: Environment, expected: Mapping[str, Any]) -> Iterator[str]:
+        """Run the new migration. The problems are its error, or the differences that it leaves."""
+        try:
+            self.upgrade(url)
+        except (SQLAlchemyError, HowdahError, NameError, ImportError, AttributeError, TypeError, SyntaxError) as error:
+            yield f"the migration fails: {error}"
+        else:
+            yield from compare_schemas(read_schema_at(url, environment), expected)
+
+    def _accepted_findings(self, after: str | None) -> tuple[dict[str, dict[str, str]], set[str]]:
+        """The accepted findings of each migration, and the revisions that are linted."""
+        accepted: dict[str, dict[str, str]] = {}
+        for script in self._scripts().walk_revisions(base=after or "base", head="heads"):
+            if script.revision != after:
+                accepted[script.revision] = dict(getattr(script.module, "accepted_findings", {}))
+        return accepted, set(accepted)
+
+    def _write_revision(self, url: str, message: str, draft: Draft) -> tuple[Path, str]:
+        from alembic import command
+        from alembic.script import Script
+
+        head = self._scripts().get_current_head()
+        number = f"{int(head or 0) + 1:04d}" if head is None or head.isdigit() else None
+        call = Call(url=url, on_revision=draft.complete)
+        with self._running(call) as config:
+            script = command.revision(config, message, autogenerate=True, rev_id=number)
+        assert isinstance(script, Script)
+        self._head = None
+        return Path(script.path), script.revision
+
+    def _prepare_folder(self) -> Path:
+        """Create `versions/` and the template of migrations if they don't exist, and return `versions/`."""
+        scripts = self._scripts()
+        folder = Path(scripts.dir)
+        versions = Path(scripts.version_locations[0] if scripts.version_locations else folder / "versions")
+        versions.mkdir(exist_ok=True)
+        if not (folder / _TEMPLATE.name).exists():
+            shutil.copyfile(_TEMPLATE, folder / _TEMPLATE.name)
+        return versions
+
+    def _migrate(self, call: Call, name: str, revision: str) -> list[str]:
+        from alembic import command
+        from alembic.script.revision import ResolutionError
+        from alembic.util.exc import CommandError
+
+        try:
+            with self._running(call) as config:
+                getattr(command, name)(config, revision)
+        except CommandError as error:
+            if not isinstance(error.__cause__, ResolutionError):
+                raise
+            raise CommandError(
+                f"the database is at revision {error.__cause__.argument}, which this version doesn't have. Run the "
+                "version that created it, or use a new database"
+            ) from error
+        return call.applied
+
+    @contextmanager
+    def _running(self, call: Call, **options: Any) -> Iterator[Config]:
+        """Alembic's configuration with this call. One thread at a time uses Alembic."""
+        with _ALEMBIC:
+            config = self._config(**options)
+            config.attributes[CALL] = call
+            yield config
+
+    def _config(self, **options: Any) -> Config:
+        from alembic.config import Config
+        from alembic.util.exc import CommandError
+
+        if self._project is None:
+            config = Config(**options)
+            config.set_main_option("script_location", str(self.folder).replace("%", "%%"))
+            return config
+        files = {"file_": self._project / "alembic.ini", "toml_file": self._project / "pyproject.toml"}
+        found: dict[str, Any] = {name: str(file) for name, file in files.items() if file.exists()}
+        config = Config(**found, **options)
+        if config.get_alembic_option("script_location") is None:
+            raise CommandError(
+                f"{self._project} has no configuration of Alembic. Write this into pyproject.toml: "
+                '[tool.alembic] script_location = "%(here)s/migrations"'
+            )
+        return config
+
+    def _scripts(self) -> ScriptDirectory:
+        from alembic.script import ScriptDirectory
+
+        with _ALEMBIC:
+            return ScriptDirectory.from_config(self._config())
+
+    def _is_known(self, revision: str) -> bool:
+        return any(script.revision == revision for script in self._scripts().walk_revisions())
+
+    @contextmanager
+    def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[str]:
+        """A scratch database on that server, on the server of `env.py`, or on the embedded server if both are None."""
+        url = server_url or environment.url
+        if url is not None:
+            with scratch_database(url) as scratch:
+                yield scratch
+            return
+        from howdah.embedded import EmbeddedPostgres
+
+        with EmbeddedPostgres() as server, scratch_database(server.url()) as scratch:
+            yield scratch
+
+
+def describe_url(url: str | URL) -> str:
+    """The URL without its password."""
+    shown = make_url(url)
+    return shown.set(password=None).difference_update_query(["password"]).render_as_string()
+
+
+def _changed_files(versions: Path, sql: Path | None) -> dict[str, Path | None]:
+    """The .sql files that differ from their newest copy, each with the folder of that copy. None means a new file."""
+    newest = {file.name: file for file in sorted(versions.glob("*/*.sql"))}
+    return {
+        file.name: newest[file.name].parent if file.name in newest else None
+        for file in (sorted(sql.glob("*.sql")) if sql is not None else ())
+        if file.name not in newest or newest[file.name].read_bytes() != file.read_bytes()
+    }
+
+
+def _server_version(url: str) -> int:
+    """The major version of the server."""
+
+    async def read() -> int:
+        async with Database(url, pool_size=1) as database, database.session() as session:
+            return int(await session.scalar(text("SELECT current_setting('server_version_num')::int / 10000")) or 0)
+
+    return run_blocking(read())

@@ -1,0 +1,153 @@
+"""One migration at a time, and short waits for the locks of tables."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from howdah.errors import LockTimeout, MigrationBlocked
+
+# The key of the advisory lock of a database: "howdah" in hexadecimal.
+LOCK_KEY: Final = 0x686F_7764_6168
+
+# The first and the longest pause between two attempts to get the advisory lock.
+_FIRST_POLL_SECONDS: Final = 0.02
+_LONGEST_POLL_SECONDS: Final = 1.0
+
+# The pause before a migration is started again is as long as it has waited, and at most this long. In it, the
+# transactions that queued behind the migration run.
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+
+_HOLDER: Final = """
+    SELECT format(
+        'process %s of application %s from %s, connected since %s',
+        pid, quote_literal(application_name), coalesce(client_addr::text, 'this machine'),
+        date_trunc('second', backend_start)
+    )
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32) | objid::bigint = :key
+"""
+_OLD_TRANSACTIONS: Final = """
+    SELECT format(
+        'process %s of application %s, %s for %s s', pid, quote_literal(application_name), state,
+        extract(epoch FROM clock_timestamp() - xact_start)::int
+    )
+    FROM pg_stat_activity
+    WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database()
+    ORDER BY xact_start LIMIT 5
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockSettings:
+    """The limits of the waits of a migration, in seconds."""
+
+    wait: float
+    lock_timeout: float
+    attempts: int
+
+    def __post_init__(self) -> None:
+        if self.wait < 0 or self.lock_timeout <= 0 or self.attempts < 1:
+            raise ValueError(
+                f"wait must be at least 0, lock_timeout more than 0, and lock_attempts at least 1, not {self.wait}, "
+                f"{self.lock_timeout}, {self.attempts}"
+            )
+
+    @property
+    def milliseconds(self) -> int:
+        """`lock_timeout` as PostgreSQL's setting."""
+        return max(1, round(self.lock_timeout * 1000))
+
+
+@asynccontextmanager
+async def migration_lock(connection: AsyncConnection, settings: LockSettings) -> AsyncIterator[None]:
+    """Hold the advisory lock of the database inside the block.
+
+    It is polled. A statement that waits for the lock would have a snapshot, and CREATE INDEX CONCURRENTLY of the
+    process that holds the lock would wait for that snapshot: a deadlock.
+    """
+    deadline = time.monotonic() + settings.wait
+    pause = _FIRST_POLL_SECONDS
+    while not await _call(connection, "pg_try_advisory_lock"):
+        if time.monotonic() + pause > deadline:
+            holders = (await connection.scalars(text(_HOLDER).bindparams(key=LOCK_KEY))).all()
+            raise MigrationBlocked(
+                f"another migration of this database didn't end within {settings.wait:g} s. It is run by "
+                f"{' and '.join(holders) or 'a process that has ended now'}. Nothing was migrated: "
+                "try again, or pass a longer wait to run_migrations"
+            )
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        # If the block fails, the transaction is rolled back, and closing the connection releases the lock.
+        if not connection.invalidated:
+            await connection.rollback()
+            await _call(connection, "pg_advisory_unlock")
+
+
+async def _call(connection: AsyncConnection, function: str) -> bool:
+    """Call a function of the lock, in a transaction that ends at once."""
+    result = await connection.scalar(text(f"SELECT {function}(:key)").bindparams(key=LOCK_KEY))
+    await connection.commit()
+    return bool(result)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a command has come: the applied migrations, the commits of the current one, and its failed attempts."""
+
+    applied: int = 0
+    commits: int = 0
+    failures: int = 0
+
+    @property
+    def outcome(self) -> str:
+        """What happened to the migration that didn't get a lock."""
+        if self.commits:
+            return "was committed in part, because it has an autocommit_block, and ended"
+        return "was rolled back"
+
+
+def retry_after_lock_timeout(
+    connection: Connection, attempt: Callable[[], None], progress: Progress, settings: LockSettings
+) -> None:
+    """Call `attempt`, and call it again after a `LockTimeout`, up to `settings.attempts` times for one migration.
+
+    A migration that has committed a part of its work, in an `autocommit_block`, isn't started again.
+    """
+
+    def count_commit(_connection: Connection) -> None:
+        progress.commits += 1
+
+    event.listen(connection, "commit", count_commit)
+    applied = progress.applied
+    while True:
+        try:
+            attempt()
+        except LockTimeout:
+            connection.rollback()
+            progress.failures = progress.failures + 1 if progress.applied == applied else 1
+            applied = progress.applied
+            if progress.failures >= settings.attempts or progress.commits:
+                raise
+            time.sleep(min(settings.lock_timeout, _LONGEST_PAUSE_SECONDS))
+        else:
+            return
+
+
+def describe_old_transactions(connection: Connection) -> str:
+    """The oldest transactions of the database, which may hold the lock."""
+    found = connection.execute(text(_OLD_TRANSACTIONS)).scalars().all()
+    connection.rollback()
+    return f"The oldest transactions: {'; '.join(found)}" if found else "No other transaction is open now"

@@ -1,0 +1,140 @@
+"""Operations of migrations that Alembic doesn't have: .sql files, and changes that block nobody for long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from howdah.alembic.sql_files import read_statements
+
+_IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+def run_sql_files(folder: Path, *names: str) -> None:
+    """Execute the statements of the folder's .sql files, in the order of their names; with `names` only of these.
+
+    A migration has the copies of the files that it changes in the folder with its own name:
+    `run_sql_files(Path(__file__).with_suffix(""))`.
+    """
+    from alembic import op
+
+    for statement in read_statements(folder, *names):
+        if op.get_context().as_sql:
+            op.get_context().impl.static_output(f"{statement};\n")
+        else:
+            op.get_bind().exec_driver_sql(statement)
+
+
+def create_index_concurrently(
+    name: str, table: str, columns: Sequence[Any], *, unique: bool = False, schema: str | None = None, **options: Any
+) -> None:
+    """Create an index while others write to the table.
+
+    The arguments are those of `op.create_index`. What the migration has done before is committed, because PostgreSQL
+    can't build such an index in a transaction. It waits for the end of all transactions that are older, without
+    `lock_timeout`. An index of this name that isn't valid, from a build that failed, is dropped first, and a valid one
+    is kept. So the migration can be run again after an error.
+    """
+    from alembic import op
+
+    with _outside_transaction():
+        if not op.get_context().as_sql and _is_invalid_index(name, schema):
+            op.drop_index(name, table_name=table, schema=schema, postgresql_concurrently=True)
+        op.create_index(
+            name,
+            table,
+            columns,
+            unique=unique,
+            schema=schema,
+            if_not_exists=True,
+            postgresql_concurrently=True,
+            **options,
+        )
+
+
+def drop_index_concurrently(name: str, table: str, *, schema: str | None = None) -> None:
+    """Drop an index without blocking the table. What the migration has done before is committed."""
+    from alembic import op
+
+    with _outside_transaction():
+        op.drop_index(name, table_name=table, schema=schema, if_exists=True, postgresql_concurrently=True)
+
+
+def add_constraint(name: str, table: str, definition: str, *, schema: str | None = None) -> None:
+    """Add a CHECK or FOREIGN KEY constraint without a long lock: NOT VALID first, and then VALIDATE.
+
+    `definition` is SQL, such as `CHECK (total >= 0)` or `FOREIGN KEY (user_id) REFERENCES users (id)`. What the
+    migration has done before is committed together with the constraint, which new rows have to meet from then on. The
+    existing rows are checked while others write to the table. If a row violates the constraint, the migration fails.
+    After the row is corrected, the migration can be run again: a constraint of this name is replaced.
+    """
+    from alembic import op
+
+    quoted_table = f"{_quote(schema)}.{_quote(table)}" if schema else _quote(table)
+    op.execute(text(f"ALTER TABLE {quoted_table} DROP CONSTRAINT IF EXISTS {_quote(name)}"))
+    op.execute(escape_colons(f"ALTER TABLE {quoted_table} ADD CONSTRAINT {_quote(name)} {definition} NOT VALID"))
+    with _outside_transaction():
+        op.execute(text(f"ALTER TABLE {quoted_table} VALIDATE CONSTRAINT {_quote(name)}"))
+
+
+def set_not_null(table: str, column: str, *, schema: str | None = None) -> None:
+    """Make a column NOT NULL without a long lock.
+
+    A CHECK constraint is validated as in `add_constraint`. With it, PostgreSQL doesn't read the table again.
+    """
+    from alembic import op
+
+    name = f"{table}_{column}_not_null"[:63]
+    add_constraint(name, table, f"CHECK ({_quote(column)} IS NOT NULL)", schema=schema)
+    op.alter_column(table, column, nullable=False, schema=schema)
+    op.drop_constraint(op.f(name), table, schema=schema)
+
+
+def escape_colons(sql: str) -> str:
+    """SQL for `op.execute`, which takes `:name` as a parameter."""
+    return re.sub(r"(?<![:\w\\]):(?=\w+(?!:))", r"\\:", sql)
+
+
+@contextmanager
+def _outside_transaction() -> Iterator[None]:
+    """Commit, and execute the statements of the block in autocommit mode, without `lock_timeout`.
+
+    `CREATE INDEX CONCURRENTLY` waits for the ends of other transactions, and blocks nobody meanwhile.
+    """
+    from alembic import op
+
+    context = op.get_context()
+    with context.autocommit_block():
+        if context.as_sql:
+            op.execute("SET lock_timeout = 0")
+            yield
+            op.execute("RESET lock_timeout")
+            return
+        bind = op.get_bind()
+        before = bind.scalar(text("SELECT current_setting('lock_timeout')"))
+        bind.execute(text("SET lock_timeout = 0"))
+        try:
+            yield
+        finally:
+            bind.execute(text("SELECT set_config('lock_timeout', :before, false)").bindparams(before=before))
+
+
+def _is_invalid_index(name: str, schema: str | None) -> bool:
+    from alembic import op
+
+    query = text(
+        "SELECT true FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE relname = :name AND NOT indisvalid "
+        "AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = coalesce(:schema, current_schema()))"
+    )
+    return bool(op.get_bind().scalar(query, {"name": name, "schema": schema}))
+
+
+def _quote(name: str | None) -> str:
+    """The name as an identifier of SQL."""
+    assert name is not None
+    return name if _IDENTIFIER.fullmatch(name) else '"' + name.replace('"', '""') + '"'
