@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from howdah.cli.database import commands as database_commands
+from howdah.cli.migrate import app as migrate_commands
 from howdah.cli.new import new
 from howdah.cli.reporting import ReportingGroup
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(database_commands, name="db")
+app.add_typer(migrate_commands, name="migrate")
 app.command()(new)
 
 
