@@ -8,16 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from howdah import Coalescer
-
-exported = InMemorySpanExporter()
-provider = TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(exported))
-trace.set_tracer_provider(provider)
+from howdah_tests.support.spans import exported
 
 
 async def test_a_batch_is_linked_to_the_spans_of_its_items_and_is_a_child_of_none() -> None:
@@ -42,6 +35,7 @@ async def test_a_batch_is_linked_to_the_spans_of_its_items_and_is_a_child_of_non
     assert [link.context.span_id for link in batches[0].links] == submitters
     assert batches[0].parent is None
     assert batches[1].links == ()
+    assert [dict(batch.attributes or {}) for batch in batches] == [{"howdah.batch.size": 3}, {"howdah.batch.size": 1}]
     assert spans["apply"].parent is not None
     assert spans["apply"].parent.span_id == batches[1].context.span_id
 

@@ -14,12 +14,22 @@ import howdah
 import howdah.bulk
 import howdah.embedded
 import howdah.fastapi
+import howdah.logs
 import howdah.metrics
 import howdah.testing
+import howdah.tracing
 
 DIRECTORY = Path(howdah.__file__).parent
 SOURCES = {path.relative_to(DIRECTORY): ast.parse(path.read_text()) for path in DIRECTORY.rglob("*.py")}
-WITH_ALL = [howdah, howdah.embedded, howdah.fastapi, howdah.metrics, howdah.testing]
+WITH_ALL = [
+    howdah,
+    howdah.embedded,
+    howdah.fastapi,
+    howdah.logs,
+    howdah.metrics,
+    howdah.testing,
+    howdah.tracing,
+]
 PUBLIC_MODULES = sorted(path.stem for path in SOURCES if len(path.parts) == 1 and not path.stem.startswith("_"))
 
 

@@ -106,7 +106,7 @@ async def test_a_killed_backend_fails_only_the_request_that_it_served(
         assert (await rename(client, user)).status_code == 200
 
         async def is_pool_unused() -> bool:
-            return 'shop_pool_connections{state="in_use"} 0.0' in (await client.get("/metrics")).text
+            return 'howdah_pool_connections{database="main",state="in_use"} 0.0' in (await client.get("/metrics")).text
 
         await until(is_pool_unused)  # a background job may use a connection just now
 

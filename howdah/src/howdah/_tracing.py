@@ -19,9 +19,15 @@ def current_link() -> Any:
     return trace.Link(context) if context.is_valid else None
 
 
-def batch_span(links: Iterable[Any]) -> AbstractContextManager[Any]:
-    """The span of a batch, with these links."""
-    return _tracer().start_as_current_span("howdah batch", links=list(links)) if _is_in_use() else nullcontext()
+def batch_span(size: int, links: Iterable[Any]) -> AbstractContextManager[Any]:
+    """The span of a batch of `size` items, with these links."""
+    if not _is_in_use():
+        return nullcontext()
+    attributes = {"howdah.batch.size": size}
+    # An exception isn't recorded, because its text may have the values of a row.
+    return _tracer().start_as_current_span(  # type: ignore[no-any-return]
+        "howdah batch", links=list(links), attributes=attributes, record_exception=False, set_status_on_exception=False
+    )
 
 
 def _is_in_use() -> bool:

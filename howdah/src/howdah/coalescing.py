@@ -274,7 +274,7 @@ class Coalescer(Generic[ItemT, ResultT]):
     async def _run(self, batch: Sequence[_QueuedItem[ItemT, ResultT]]) -> None:
         """Apply the batch, and give every waiter its result or its error."""
         try:
-            with batch_span(link for entry in batch for link in entry.links):
+            with batch_span(len(batch), (link for entry in batch for link in entry.links)):
                 results = await self._apply_with_retries([entry.item for entry in batch])
         except asyncio.CancelledError:
             task = asyncio.current_task()

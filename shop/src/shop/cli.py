@@ -42,13 +42,13 @@ def serve(
     """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed."""
     import uvicorn
 
+    from howdah.logs import configure_logging
     from shop import migrations
     from shop.app import create_app
     from shop.ledger import schema
     from shop.memory import collect_less_often, freeze_loaded_objects
     from shop.postgres import open_location, report_location
     from shop.settings import Settings
-    from shop.web.observability import configure_logging
 
     settings = Settings()
     configure_logging(settings.log_format)

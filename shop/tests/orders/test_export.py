@@ -150,7 +150,10 @@ def slow_client_of(service: str) -> httpx.AsyncClient:
 
 
 async def in_use(client: httpx.AsyncClient) -> bool:
-    return 'shop_pool_connections{state="in_use"} 0.0' not in (await client.get("/metrics")).text.splitlines()
+    return (
+        'howdah_pool_connections{database="main",state="in_use"} 0.0'
+        not in (await client.get("/metrics")).text.splitlines()
+    )
 
 
 def connections_released(client: httpx.AsyncClient, database: Database) -> Callable[[], Awaitable[bool]]:

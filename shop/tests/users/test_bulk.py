@@ -186,7 +186,7 @@ async def test_a_disconnected_client_inserts_nothing_and_its_connection_is_relea
 
     async def in_use() -> bool:
         metrics = (await client.get("/metrics")).text.splitlines()
-        return 'shop_pool_connections{state="in_use"} 0.0' not in metrics
+        return 'howdah_pool_connections{database="main",state="in_use"} 0.0' not in metrics
 
     url = client.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)

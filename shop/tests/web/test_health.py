@@ -149,11 +149,11 @@ async def test_the_metrics_name_routes_by_their_path_templates(client: httpx.Asy
         'method="any",route="unmatched",status="404"',
         'method="any",route="/users",status="405"',
     ):
-        assert metrics[f"shop_requests_total{{{labels}}}"] >= 1
-    assert metrics['shop_request_seconds_count{method="POST",route="/users"}'] >= 1
-    assert metrics['shop_pool_connections{state="limit"}'] == 30
-    assert metrics['shop_pool_connections{state="in_use"}'] == 0
-    assert metrics['shop_pool_connections{state="idle"}'] >= 1
+        assert metrics[f"howdah_requests_total{{{labels}}}"] >= 1
+    assert metrics['howdah_request_seconds_count{method="POST",route="/users"}'] >= 1
+    assert metrics['howdah_pool_connections{database="main",state="limit"}'] == 30
+    assert metrics['howdah_pool_connections{database="main",state="in_use"}'] == 0
+    assert metrics['howdah_pool_connections{database="main",state="idle"}'] >= 1
     assert user["id"] not in response.text
 
 
@@ -168,15 +168,15 @@ async def test_the_metrics_report_the_batches(client: httpx.AsyncClient) -> None
     await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(20)))
     after = await read_metrics()
 
-    trips = after['shop_batch_size_count{queue="user"}'] - before['shop_batch_size_count{queue="user"}']
+    trips = after['howdah_batch_size_count{queue="user"}'] - before['howdah_batch_size_count{queue="user"}']
     assert 1 <= trips <= 20
     for figure in ("size", "wait_seconds"):
-        buckets = [value for name, value in after.items() if name.startswith(f"shop_batch_{figure}_bucket")]
+        buckets = [value for name, value in after.items() if name.startswith(f"howdah_batch_{figure}_bucket")]
         assert buckets == sorted(buckets)
-        assert buckets[-1] == after[f'shop_batch_{figure}_count{{queue="user"}}']
-    assert after['shop_batch_wait_seconds_count{queue="user"}'] >= 20
-    assert after['shop_batch_waiters{queue="user"}'] == 0
-    assert after['shop_batch_rejections_total{queue="user"}'] == 0
+        assert buckets[-1] == after[f'howdah_batch_{figure}_count{{queue="user"}}']
+    assert after['howdah_batch_wait_seconds_count{queue="user"}'] >= 20
+    assert after['howdah_batch_waiters{queue="user"}'] == 0
+    assert after['howdah_batch_rejections_total{queue="user"}'] == 0
 
 
 def _lines(response: httpx.Response) -> list[str]:
@@ -185,7 +185,7 @@ def _lines(response: httpx.Response) -> list[str]:
 
 async def _in_use(client: httpx.AsyncClient, connections: int) -> None:
     async with asyncio.timeout(10):
-        while f'shop_pool_connections{{state="in_use"}} {float(connections)}' not in _lines(
+        while f'howdah_pool_connections{{database="main",state="in_use"}} {float(connections)}' not in _lines(
             await client.get("/metrics")
         ):
             await asyncio.sleep(0.005)

@@ -50,7 +50,7 @@ async def test_an_unexpected_error_is_a_problem_response_and_a_traceback_in_the_
     assert_problem(answer, 500, "internal-error")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] == "mine"
-    assert 'shop_requests_total{method="GET",route="/broken",status="500"}' in metrics
+    assert 'howdah_requests_total{method="GET",route="/broken",status="500"}' in metrics
     [logged] = [json.loads(record.message) for record in caplog.records if record.levelno == logging.ERROR]
     assert (logged["event"], logged["request_id"]) == ("unexpected error", "mine")
     assert "LookupError: a secret" in logged["exception"]

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 # Packages whose listeners only measure and trace, and modules of this library. They set nothing for a caller.
 _OBSERVERS: Final = frozenset({"ddtrace", "elasticapm", "newrelic", "opentelemetry", "sentry_sdk"})
-_OWN_MODULES: Final = frozenset({"howdah._connections.aborted_transactions", "howdah.testing"})
+_OWN_MODULES: Final = frozenset({"howdah._connections.aborted_transactions", "howdah.testing", "howdah.tracing"})
 
 
 class ListenerCheck:

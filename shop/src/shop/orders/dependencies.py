@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
-from shop.orders.service import OrderViews
+from howdah import JsonViewReader
+from howdah.fastapi import Resource
+from shop.orders.models import Order
+from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
 
+order_reader: Final = Resource("order_list", ORDER_VIEW.open)
+order_with_items_reader: Final = Resource("order", ORDER_WITH_ITEMS_VIEW.open)
 
-# `async`, because FastAPI would call a plain function in a thread.
-async def get_order_views(request: Request) -> OrderViews:
-    views: OrderViews = request.state.orders
-    return views
-
-
-CurrentOrderViews = Annotated[OrderViews, Depends(get_order_views)]
+OrderReader = Annotated[JsonViewReader[Order], Depends(order_reader)]
+OrderWithItemsReader = Annotated[JsonViewReader[Order], Depends(order_with_items_reader)]

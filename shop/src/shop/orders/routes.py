@@ -23,7 +23,7 @@ from howdah.fastapi import (
 from shop.ledger.http.dependencies import RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.writing import KeyInUse
-from shop.orders.dependencies import CurrentOrderViews
+from shop.orders.dependencies import OrderReader, OrderWithItemsReader
 from shop.orders.models import Order
 from shop.orders.repository import select_orders
 from shop.orders.schemas import (
@@ -54,9 +54,9 @@ async def create_order(body: OrderIn, db: DbSession, response: Response) -> Orde
 
 
 @router.get("", response_model=PageOut[OrderOut])
-async def list_orders(parameters: Annotated[OrderPageParameters, Query()], views: CurrentOrderViews) -> Response:
+async def list_orders(parameters: Annotated[OrderPageParameters, Query()], orders: OrderReader) -> Response:
     """Orders by the time when they were placed."""
-    page = await views.listed.page(
+    page = await orders.page(
         _select_filtered(parameters), limit=parameters.limit, after=parameters.after, before=parameters.before
     )
     return page_response(page)
@@ -94,9 +94,9 @@ async def change_order_status(body: StatusChangeIn, db: DbSession) -> StatusChan
 
 
 @router.get("/{order_id}", response_model=OrderWithItemsOut, responses=NOT_MODIFIED)
-async def get_order(order_id: UUID, request: Request, views: CurrentOrderViews) -> Response:
+async def get_order(order_id: UUID, request: Request, orders: OrderWithItemsReader) -> Response:
     """The order with its items."""
-    return json_response(await views.with_items.get(order_id), request)
+    return json_response(await orders.get(order_id), request)
 
 
 @router.post("/{order_id}/pay", response_model=OrderOut)

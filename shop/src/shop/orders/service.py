@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, JsonView, JsonViewReader, MatchResult, bulk, lock
+from howdah import JsonView, MatchResult, bulk, lock
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import find_replay, post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
 
-
-@dataclass(frozen=True, slots=True)
-class OrderViews:
-    """The JSON views of orders."""
-
-    with_items: JsonViewReader[Order]
-    listed: JsonViewReader[Order]
-
-
-@asynccontextmanager
-async def open_order_views(database: Database) -> AsyncIterator[OrderViews]:
-    async with (
-        JsonView(Order, OrderWithItemsOut).open(database) as with_items,
-        JsonView(Order, OrderOut).open(database) as listed,
-    ):
-        yield OrderViews(with_items, listed)
+ORDER_VIEW: Final = JsonView(Order, OrderOut)
+ORDER_WITH_ITEMS_VIEW: Final = JsonView(Order, OrderWithItemsOut)
 
 
 class OrderNotPayable(ValueError):

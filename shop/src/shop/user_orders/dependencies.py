@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
-from shop.user_orders.service import UserOrderViews
+from howdah import JsonViewReader
+from howdah.fastapi import Resource
+from shop.user_orders.service import USER_WITH_ORDERS_VIEW
+from shop.users.models import User
 
+user_with_orders_reader: Final = Resource("user", USER_WITH_ORDERS_VIEW.open)
 
-# `async`, because FastAPI would call a plain function in a thread.
-async def get_user_order_views(request: Request) -> UserOrderViews:
-    views: UserOrderViews = request.state.user_orders
-    return views
-
-
-CurrentUserOrderViews = Annotated[UserOrderViews, Depends(get_user_order_views)]
+UserWithOrdersReader = Annotated[JsonViewReader[User], Depends(user_with_orders_reader)]

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from howdah import NotFound
 from howdah.fastapi import NOT_MODIFIED, DbSession, StrictJSONRoute, json_response
-from shop.user_orders.dependencies import CurrentUserOrderViews
+from shop.user_orders.dependencies import UserWithOrdersReader
 from shop.user_orders.schemas import OrderSummaryOut, UserWithOrdersOut
 from shop.user_orders.service import get_user_order_summary
 from shop.users.models import User
@@ -21,10 +21,10 @@ router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
 
 
 @router.get("/{user_id}", response_model=UserWithOrdersOut, responses=NOT_MODIFIED)
-async def get_user(user_id: UUID, request: Request, views: CurrentUserOrderViews) -> Response:
+async def get_user(user_id: UUID, request: Request, users: UserWithOrdersReader) -> Response:
     """The user with their orders. Send the `ETag` as `If-None-Match` of a later read, or as `If-Match` of a change. A
     change is checked against the user's version only, not against the orders."""
-    return json_response(await views.with_orders.get(user_id), request)
+    return json_response(await users.get(user_id), request)
 
 
 @router.get("/{user_id}/order-summary", response_model=OrderSummaryOut)

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, JsonView, JsonViewReader
+from howdah import JsonView
 from shop.orders.models import OrderStatus
 from shop.orders.repository import OrderRepository, Totals
 from shop.user_orders.schemas import UserWithOrdersOut
 from shop.users.models import User
 
-
-@dataclass(frozen=True, slots=True)
-class UserOrderViews:
-    """The JSON views of users with their orders."""
-
-    with_orders: JsonViewReader[User]
-
-
-@asynccontextmanager
-async def open_user_order_views(database: Database) -> AsyncIterator[UserOrderViews]:
-    async with JsonView(User, UserWithOrdersOut).open(database) as with_orders:
-        yield UserOrderViews(with_orders)
+USER_WITH_ORDERS_VIEW: Final = JsonView(User, UserWithOrdersOut)
 
 
 async def get_user_order_summary(db: AsyncSession, user_id: UUID) -> dict[str, Any] | None:

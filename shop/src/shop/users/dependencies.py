@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
-from shop.users.service import UserViews
+from howdah import JsonViewReader
+from howdah.fastapi import Resource
+from shop.users.models import User
+from shop.users.service import USER_VIEW
 
+user_reader: Final = Resource("user_list", USER_VIEW.open)
 
-# `async`, because FastAPI would call a plain function in a thread.
-async def get_user_views(request: Request) -> UserViews:
-    views: UserViews = request.state.users
-    return views
-
-
-CurrentUserViews = Annotated[UserViews, Depends(get_user_views)]
+UserReader = Annotated[JsonViewReader[User], Depends(user_reader)]

@@ -25,7 +25,7 @@ from howdah.fastapi import (
     make_etag,
     page_response,
 )
-from shop.users.dependencies import CurrentUserViews
+from shop.users.dependencies import UserReader
 from shop.users.models import User
 from shop.users.repository import UserRepository, select_users
 from shop.users.schemas import (
@@ -88,7 +88,7 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
 
 
 @router.get("", response_model=PageOut[UserOut])
-async def list_users(parameters: Annotated[UserPageParameters, Query()], views: CurrentUserViews) -> Response:
+async def list_users(parameters: Annotated[UserPageParameters, Query()], users: UserReader) -> Response:
     """Users in the order of their creation."""
     selected = select_users(
         email_prefix=parameters.email_prefix,
@@ -96,7 +96,7 @@ async def list_users(parameters: Annotated[UserPageParameters, Query()], views: 
         created_from=parameters.created_from,
         created_before=parameters.created_before,
     )
-    page = await views.listed.page(selected, limit=parameters.limit, after=parameters.after, before=parameters.before)
+    page = await users.page(selected, limit=parameters.limit, after=parameters.after, before=parameters.before)
     return page_response(page)
 
 

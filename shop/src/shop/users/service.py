@@ -1,30 +1,17 @@
-"""The views of users, and bulk creation."""
+"""The view of users, and bulk creation."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, JsonView, JsonViewReader, bulk
+from howdah import JsonView, bulk
 from shop.users.models import User
 from shop.users.schemas import UserOut
 
-
-@dataclass(frozen=True, slots=True)
-class UserViews:
-    """The JSON views of users."""
-
-    listed: JsonViewReader[User]
-
-
-@asynccontextmanager
-async def open_user_views(database: Database) -> AsyncIterator[UserViews]:
-    async with JsonView(User, UserOut).open(database) as listed:
-        yield UserViews(listed)
+USER_VIEW: Final = JsonView(User, UserOut)
 
 
 async def bulk_create_users(db: AsyncSession, users_data: Iterable[Mapping[str, Any]], chunk_size: int = 1000) -> int:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
-from howdah.fastapi import single_header
+from howdah.fastapi import Resource, single_header
 from shop.ledger.group_commit import Ledger
 from shop.ledger.transfer_schemas import Key
 
+ledger: Final = Resource[Ledger]("transfer", Ledger)
 
-# `async`, because FastAPI would call a plain function in a thread.
-async def get_ledger(request: Request) -> Ledger:
-    ledger: Ledger = request.state.ledger
-    return ledger
-
-
-CurrentLedger = Annotated[Ledger, Depends(get_ledger)]
+CurrentLedger = Annotated[Ledger, Depends(ledger)]
 IdempotencyKey = Annotated[str | None, single_header("Idempotency-Key", Key)]
 RequiredIdempotencyKey = Annotated[str, single_header("Idempotency-Key", Key, required=True)]
 """The key is required for requests that move money, so that they can be sent again safely."""
