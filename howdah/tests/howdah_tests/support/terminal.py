@@ -15,6 +15,8 @@ from pathlib import Path
 from threading import Timer
 from typing import Final
 
+import psutil
+
 from howdah_tests.support.embedded_servers import open_folder
 
 PROJECT: Final = Path(__file__).parents[4]
@@ -48,6 +50,7 @@ class Terminal:
         self.home = home
         self.data_dir = home / "data"
         self.port = free_port()
+        self._server: int | None = None
         user_home = Path.home()
         dropped = ("VIRTUAL_ENV", "PYTHON", "HOWDAH_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS", *_OTHER_PROJECT)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
@@ -94,31 +97,40 @@ class Terminal:
         return output
 
     def serve(self, command: str) -> None:
-        """Run a command that serves on `port`, as in a second terminal, and wait until it listens."""
-        self.run(f"({command}) >{self.home}/server.log 2>&1 & server=$!")
+        """Run a command that serves on `port`, as in another terminal, and wait until it listens."""
+        # with job control the command has its own process group, as in a terminal
+        started = self.run(f"set -m; {{ {command}\n}} >{self.home}/server.log 2>&1 & set +m; echo $!")
+        self._server = int(started)
         deadline = time.monotonic() + _SERVER_SECONDS
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
             except OSError:
-                self.run("kill -0 $server" if time.monotonic() < deadline else f"cat {self.home}/server.log; false")
+                log = (self.home / "server.log").read_text()
+                assert psutil.pid_exists(self._server) and time.monotonic() < deadline, f"$ {command}\n{log}"
                 time.sleep(0.05)
             else:
                 return
 
     def interrupt(self) -> None:
-        """Press Ctrl-C in the terminal of the server."""
-        self.run("kill -INT $(pgrep -P $server || echo $server); wait $server || true")
+        """Press Ctrl-C in the terminal of the server, and wait until it has ended."""
+        assert self._server is not None
+        os.killpg(self._server, signal.SIGINT)
+        self.run(f"wait {self._server} || true")
+        self._server = None
 
     def close(self) -> None:
         """End the shell and what it has started, except servers of PostgreSQL."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._shell.pid, signal.SIGKILL)
+        for group in (self._server, self._shell.pid):
+            if group is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
         self._shell.communicate()
 
 
 @contextmanager
 def open_terminal() -> Iterator[Terminal]:
+    """A terminal in a new home directory. Its processes and files are removed at the end."""
     with open_folder() as folder:
         terminal = Terminal(folder)
         try:
