@@ -258,7 +258,9 @@ def test_the_list_of_decisions_contains_every_record_and_the_records_that_supers
     assert f"# {name[:4]} " in record
 
 
-@pytest.mark.parametrize("module", ["howdah", "howdah.bulk", "howdah.embedded", "howdah.fastapi", "howdah.testing"])
+@pytest.mark.parametrize(
+    "module", ["howdah", "howdah.alembic", "howdah.bulk", "howdah.embedded", "howdah.fastapi", "howdah.testing"]
+)
 def test_the_reference_contains_every_public_name(module: str) -> None:
     imported = importlib.import_module(module)
     functions = inspect.getmembers(imported, lambda member: inspect.isroutine(member) and member.__module__ == module)

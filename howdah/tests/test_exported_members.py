@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import howdah
+import howdah.alembic
 import howdah.bulk
 import howdah.embedded
 import howdah.fastapi
@@ -23,6 +24,7 @@ DIRECTORY = Path(howdah.__file__).parent
 SOURCES = {path.relative_to(DIRECTORY): ast.parse(path.read_text()) for path in DIRECTORY.rglob("*.py")}
 WITH_ALL = [
     howdah,
+    howdah.alembic,
     howdah.embedded,
     howdah.fastapi,
     howdah.logs,
@@ -66,7 +68,7 @@ def test_all_is_sorted_and_has_no_duplicates(module: ModuleType) -> None:
     assert kinds == sorted(set(kinds))
 
 
-@pytest.mark.parametrize("module", [howdah, howdah.embedded, howdah.fastapi], ids=get_name)
+@pytest.mark.parametrize("module", [howdah, howdah.alembic, howdah.embedded, howdah.fastapi], ids=get_name)
 def test_all_of_a_package_equals_its_imports(module: ModuleType) -> None:
     assert get_imports(get_tree(module)) == set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
@@ -88,7 +90,7 @@ def test_a_public_class_or_function_is_exported_or_is_used_by_another_module(nam
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(module, name) for module in (howdah, howdah.embedded, howdah.fastapi) for name in module.__all__],
+    [(module, name) for module in (howdah, howdah.alembic, howdah.embedded, howdah.fastapi) for name in module.__all__],
     ids=lambda value: value if isinstance(value, str) else get_name(value),
 )
 def test_every_public_name_has_a_docstring(module: ModuleType, name: str) -> None:

@@ -10,9 +10,9 @@ import pytest_asyncio
 import structlog
 
 from howdah import Database
+from howdah.alembic.catalog import CatalogEntry, read_whole_catalog
 from shop import migrations
 from shop.app import create_app
-from shop.catalog import CatalogEntry, read_whole_catalog
 from shop.tables import create_tables
 from shop_tests.support.empty_database import empty_database
 from shop_tests.support.http_service import client_of, serve_in_thread

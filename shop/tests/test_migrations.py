@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +11,13 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
+from howdah.alembic.catalog import CatalogEntry, compare_catalogs, read_catalog, read_whole_catalog
 from shop import migrations
-from shop.catalog import CatalogEntry, compare_catalogs, read_catalog, read_whole_catalog
 from shop.demo import create_demo
 from shop.ledger import schema
 from shop.ledger.check import LedgerReport, check_ledger
-from shop.ledger.triggers import SQL_FOLDER
-from shop.migrations.comparison import find_differences
-from shop_tests.support.empty_database import empty_database, run
+from shop.migrations import HISTORY
+from shop_tests.support.empty_database import run
 
 KINDS = {"table", "column", "constraint", "index", "trigger", "function"}
 
@@ -127,8 +122,8 @@ def test_every_foreign_key_has_an_index(committed_url: str) -> None:
 def test_an_empty_database_goes_up_down_and_up_again(empty_url: str, created_catalog: dict[str, CatalogEntry]) -> None:
     for _ in range(2):
         migrations.upgrade(empty_url)
-        assert run(empty_url, "SELECT version_num FROM alembic_version") == [[(migrations.head(),)]]
-        migrations.downgrade(empty_url, "base")
+        assert run(empty_url, "SELECT version_num FROM alembic_version") == [[(HISTORY.head,)]]
+        HISTORY.downgrade("base", empty_url)
         assert read_whole_catalog(empty_url) == {}
     migrations.upgrade(empty_url)
     migrations.upgrade(empty_url)
@@ -143,7 +138,7 @@ def test_a_filled_database_goes_down_and_up_again(committed_url: str, created_ca
                 return await check_ledger(session)
 
     assert asyncio.run(fill()).transfers == 5
-    migrations.downgrade(committed_url, "base")
+    HISTORY.downgrade("base", committed_url)
     assert read_whole_catalog(committed_url) == {}
     migrations.upgrade(committed_url)
     assert differences(committed_url, created_catalog) == []
@@ -151,82 +146,25 @@ def test_a_filled_database_goes_down_and_up_again(committed_url: str, created_ca
     assert (report.faults, report.transfers) == ({}, 5)
 
 
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """Copies of the folder of the migrations and of the ledger's .sql files, which `shop.migrations` uses."""
-    history, current = tmp_path / "migrations", tmp_path / "sql"
-    shutil.copytree(migrations._FOLDER, history, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(SQL_FOLDER, current)
-    monkeypatch.setattr(migrations, "_FOLDER", history)
-    monkeypatch.setattr(migrations, "SQL_FOLDER", current)
-    migrations.head.cache_clear()
-    yield history, current
-    migrations.head.cache_clear()
-
-
-def test_a_new_migration_has_copies_of_the_sql_files_that_have_changed(
-    empty_url: str, folders: tuple[Path, Path]
+def test_an_outdated_catalog_file_is_found(
+    created_catalog: dict[str, CatalogEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    history, current = folders
-    migrations.upgrade(empty_url)
-    following = f"{int(migrations.head()) + 1:04d}"
-    changed = current / "immutable_rows.sql"
-    changed.write_text(changed.read_text().replace("post a reversal", "reverse the transfer"))
-    migration = migrations.write_revision(empty_url, "another message")
-    assert migration == history / "versions" / f"{following}_another_message.py"
-    assert [file.name for file in migration.with_suffix("").iterdir()] == ["immutable_rows.sql"]
-    migrations.head.cache_clear()
-    assert migrations.head() == following
-    migrations.upgrade(empty_url)
-    [[(source,)]] = run(empty_url, "SELECT prosrc FROM pg_proc WHERE proname = 'reject_change'")
-    assert "reverse the transfer" in source
-
-
-def test_a_new_migration_without_changed_sql_files_has_no_folder(empty_url: str, folders: tuple[Path, Path]) -> None:
-    migrations.upgrade(empty_url)
-    previous = migrations.head()
-    assert not migrations.write_revision(empty_url, "nothing").with_suffix("").exists()
-    migrations.head.cache_clear()
-    migrations.upgrade(empty_url)
-    migrations.downgrade(empty_url, previous)
-
-
-def test_the_check_finds_what_the_migrations_lack_and_an_outdated_catalog_file(
-    empty_url: str, postgres_url: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    history, _current = folders
-    old = history / "versions" / "0001_initial" / "immutable_rows.sql"
-    old.write_text(old.read_text().replace("post a reversal", "reverse the transfer"))
+    assert schema.find_catalog_differences(created_catalog) == []
     file = tmp_path / "catalog.txt"
     file.write_text(schema.CATALOG_FILE.read_text().replace("character varying(260)", "character varying(255)"))
     monkeypatch.setattr(schema, "CATALOG_FILE", file)
-    with empty_database(postgres_url) as created_url:
-        found = find_differences(empty_url, created_url)
-    assert {title: [line for line in lines if "@@" not in line] for title, lines in found.items()} == {
-        "the migrations don't create what the models and ledger/sql define": [
-            "function reject_change(): changed",
-            "    -    RAISE EXCEPTION '% are never changed or deleted: to return the money, post a reversal', "
-            "TG_TABLE_NAME",
-            "    +    RAISE EXCEPTION '% are never changed or deleted: to return the money, reverse the transfer', "
-            "TG_TABLE_NAME",
-        ],
-        "ledger/catalog.txt is out of date, run shop migrate --write-catalog": [
-            "-character varying(255) NOT NULL",
-            "+character varying(260) NOT NULL",
-        ],
-    }
-
-
-def test_processes_that_upgrade_at_once_wait_for_each_other(
-    empty_url: str, created_catalog: dict[str, CatalogEntry]
-) -> None:
-    code = "import sys; from shop import migrations; migrations.upgrade(sys.argv[1])"
-    upgrading = [
-        subprocess.Popen([sys.executable, "-c", code, empty_url], stderr=subprocess.PIPE, text=True) for _ in range(3)
+    assert [line for line in schema.find_catalog_differences(created_catalog) if "@@" not in line] == [
+        "-character varying(255) NOT NULL",
+        "+character varying(260) NOT NULL",
     ]
-    errors = [process.communicate(timeout=60)[1] for process in upgrading]
-    assert [process.returncode for process in upgrading] == [0, 0, 0], errors
-    assert differences(empty_url, created_catalog) == []
+
+
+def test_the_migrations_agree_with_the_models_and_block_nobody(
+    postgres_url: str, created_catalog: dict[str, CatalogEntry]
+) -> None:
+    report = HISTORY.check(server_url=postgres_url)
+    assert str(report) == ""
+    assert report.catalog == created_catalog
 
 
 def test_a_url_is_understood_as_the_service_understands_it(
@@ -244,12 +182,12 @@ def test_the_error_for_an_unknown_revision_says_what_to_do(empty_url: str) -> No
 
 
 async def test_the_revision_of_a_database_is_read(empty_url: str, committed_database: Database) -> None:
-    assert await migrations.current(committed_database) == migrations.head()
+    assert await HISTORY.current(committed_database) == HISTORY.head
     assert await migrations.find_revision_problem(committed_database) is None
     async with Database(empty_url) as database:
-        assert await migrations.current(database) is None
+        assert await HISTORY.current(database) is None
         async with database.begin() as session:
             await session.execute(text("CREATE TABLE alembic_version (version_num text)"))
-        assert await migrations.current(database) is None
-        problem = f"the schema is at None, not at {migrations.head()}: run shop migrate"
+        assert await HISTORY.current(database) is None
+        problem = f"the schema is at None, not at {HISTORY.head}: run shop migrate"
         assert await migrations.find_revision_problem(database) == problem

@@ -98,7 +98,8 @@ def migrate(
         bool,
         typer.Option(
             "--check",
-            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define",
+            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define "
+            "and block nobody",
         ),
     ] = False,
     downgrade: Annotated[
@@ -119,42 +120,48 @@ def migrate(
     ] = False,
 ) -> None:
     """Bring the schema up to date."""
-    from shop import migrations, tables
-    from shop.catalog import read_whole_catalog
+    from howdah.alembic.catalog import read_whole_catalog
+    from howdah.alembic.scratch import scratch_database
+    from shop import tables
     from shop.ledger import schema
-    from shop.migrations.comparison import find_differences
-    from shop.postgres import create_scratch_database, open_running_location, report_location
+    from shop.migrations import HISTORY
+    from shop.postgres import open_location, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
     report_location(settings)
-    if check:
-        with create_scratch_database(settings) as migrated, create_scratch_database(settings) as created:
-            differences = find_differences(migrated, created)
-        for title, lines in differences.items():
-            _err.print("\n  ".join([f"{title}:", *lines]), highlight=False, markup=False)
-        if differences:
-            raise typer.Exit(1)
-        _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree", highlight=False)
-        return
-    if write_catalog:
-        with create_scratch_database(settings) as url:
-            tables.create_tables(url)
-            described = schema.describe_catalog(read_whole_catalog(url))
-        schema.CATALOG_FILE.write_text(described, encoding="utf-8")
-        _out.print(f"written: {schema.CATALOG_FILE}", highlight=False)
-        return
-    if new is not None:
-        with create_scratch_database(settings) as url:
-            migrations.upgrade(url)
-            _out.print(f"written: {migrations.write_revision(url, new)}", highlight=False)
-        return
-    with open_running_location(settings) as location:
-        if downgrade is not None:
-            migrations.downgrade(location.url, downgrade)
+    # the first three use scratch databases on the server, and not the data of a service
+    opened = open_location if check or write_catalog or new is not None else open_running_location
+    with opened(settings) as location:
+        if check:
+            report = HISTORY.check(server_url=location.url)
+            lines = str(report).splitlines()
+            if outdated := schema.find_catalog_differences(report.catalog):
+                lines += ["ledger/catalog.txt is out of date, run shop migrate --write-catalog:", *outdated]
+            for line in lines:
+                _err.print(line, highlight=False, markup=False)
+            if lines:
+                raise typer.Exit(1)
+            _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree and block nobody", highlight=False)
+        elif write_catalog:
+            with scratch_database(location.url) as url:
+                tables.create_tables(url)
+                described = schema.describe_catalog(read_whole_catalog(url))
+            schema.CATALOG_FILE.write_text(described, encoding="utf-8")
+            _out.print(f"written: {schema.CATALOG_FILE}", highlight=False)
+        elif new is not None:
+            written = HISTORY.new(new, server_url=location.url)
+            _out.print(f"written: {written.path}", highlight=False)
+            for problem in written.problems:
+                _err.print(problem, highlight=False, markup=False)
+            if written.problems:
+                raise typer.Exit(1)
         else:
-            migrations.upgrade(location.url)
-        _out.print(f"the schema is at {downgrade or migrations.head()}", highlight=False)
+            if downgrade is not None:
+                HISTORY.downgrade(downgrade, location.url)
+            else:
+                HISTORY.upgrade(location.url)
+            _out.print(f"the schema is at {downgrade or HISTORY.head}", highlight=False)
 
 
 @app.command()

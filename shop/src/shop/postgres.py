@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
-from howdah import Database
-from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_data_dirs
+from howdah import Database, HowdahError
+from howdah.embedded import EmbeddedPostgres, running_data_dirs
 from shop.settings import Settings
 
 _DATABASE = "shop"
@@ -99,10 +96,16 @@ def _has_database(data_dir: Path) -> bool:
     server = EmbeddedPostgres(data_dir)
     if server.pid is None:
         return False
+
+    async def run(url: str) -> bool:
+        async with Database(url, pool_size=1) as database, database.session(read_only=True) as session:
+            query = text("SELECT EXISTS (SELECT FROM pg_database WHERE datname = :name)")
+            return bool(await session.scalar(query, {"name": _DATABASE}))
+
     try:
         with server:
-            return bool(_execute(server.url(), f"SELECT 1 FROM pg_database WHERE datname = '{_DATABASE}'"))  # noqa: S608
-    except EmbeddedPostgresError:
+            return asyncio.run(run(server.url()))
+    except HowdahError:
         return False
 
 
@@ -116,27 +119,3 @@ def open_database(url: str, settings: Settings, *, application_name: str = "shop
         lock_timeout=settings.lock_timeout,
         application_name=application_name,
     )
-
-
-@contextmanager
-def create_scratch_database(settings: Settings) -> Iterator[str]:
-    """Create an empty database on the same server, and yield its URL. It is dropped at the end of the `with` block."""
-    with open_location(settings) as location:
-        name = f"shop_scratch_{uuid4().hex}"
-        _execute(location.url, f'CREATE DATABASE "{name}"')
-        try:
-            yield make_url(location.url).set(database=name).render_as_string(hide_password=False)
-        finally:
-            _execute(location.url, f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
-    """Execute a statement that can't run in a transaction, and return its rows."""
-
-    async def run() -> list[tuple[object, ...]]:
-        engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
-            result = await connection.execute(text(statement))
-            return [tuple(row) for row in result] if result.returns_rows else []
-
-    return asyncio.run(run())

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Base, Database
-from shop.catalog import CatalogEntry, read_catalog
+from howdah.alembic.catalog import CatalogEntry, read_catalog
 from shop.ledger.check import check_ledger
 from shop.ledger.models import LEDGER_TABLES
 from shop.ledger.schema import compare_schema, expected_catalog, find_catalog_differences, verify_schema

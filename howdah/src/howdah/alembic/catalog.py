@@ -5,6 +5,7 @@ This module doesn't import Alembic, so a service may use it while it runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -19,6 +20,13 @@ from howdah.alembic.running import run_blocking
 from howdah.database import Database
 
 _DESCRIPTION: Final = "name, definition, problem, is_guarded"
+# PostgreSQL shows `state IN ('a', 'b')` as ARRAY['a'::character varying, 'b'::character varying]::text[]. If this text
+# defines a constraint, it is shown with other casts. Each cast is from one type of text to another one.
+_TEXT_ARRAY: Final = re.compile(
+    r"ARRAY\[('(?:[^']|'')*'(?:::character varying|::text)*(?:, '(?:[^']|'')*'(?:::character varying|::text)*)*)\]"
+    r"(?:::text\[\]|::character varying\[\])*"
+)
+_QUOTED_OR_CAST: Final = re.compile(r"('(?:[^']|'')*')|::character varying|::text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +84,16 @@ def compare_catalogs(
             yield f"{name}: unknown"
         elif found[name].problem != expected[name].problem:
             yield f"{name}: {found[name].problem or 'enabled'}"
-        elif found[name].definition != expected[name].definition:
+        elif normalize(found[name].definition) != normalize(expected[name].definition):
             yield f"{name}: changed"
             if show_changes:
                 old, new = expected[name].definition.splitlines(), found[name].definition.splitlines()
                 yield from (f"    {line}" for line in list(unified_diff(old, new, n=0, lineterm=""))[2:])
+
+
+def normalize(definition: str) -> str:
+    """The definition without casts of the texts in an array, which PostgreSQL doesn't show in one way."""
+    return _TEXT_ARRAY.sub(lambda found: "ARRAY[" + _QUOTED_OR_CAST.sub(r"\1", found[1]) + "]", definition)
 
 
 def catalog_query(columns: str) -> TextClause:

@@ -23,9 +23,9 @@ _KINDS: Final = (
     "column",
     "options",
     "storage",
+    "function",
     "constraint",
     "index",
-    "function",
     "trigger",
     "firing",
     "policy",
@@ -99,6 +99,11 @@ def _call(url: str, work: Callable[[Connection], dict[str, SchemaObject]]) -> di
     return run_blocking(run())
 
 
+def is_changed(found: SchemaObject, expected: SchemaObject) -> bool:
+    """Whether the definitions differ."""
+    return any(compare_catalogs({"": found.entry}, {"": expected.entry}))
+
+
 def compare_schemas(found: Schema, expected: Schema) -> list[str]:
     """The differences, as lines of `compare_catalogs` with the changed definitions."""
     return list(
@@ -122,7 +127,7 @@ def statements_before(found: Schema, expected: Schema) -> Iterator[str]:
 
 def statements_after(found: Schema, expected: Schema) -> Iterator[str]:
     """The statements that remove the differences that have statements: first drops, then changes, then new objects."""
-    changed = {name for name, each in expected.items() if name in found and found[name].entry != each.entry}
+    changed = {name for name, each in expected.items() if name in found and is_changed(found[name], each)}
     altered = {name for name in changed if expected[name].alter_sql}
     replaced = changed - altered
     for each in reversed(_sorted({name: found[name] for name in found if name not in expected or name in replaced})):

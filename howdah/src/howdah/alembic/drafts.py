@@ -34,7 +34,8 @@ class Draft:
     environment: Environment
     expected: Schema
     changed_files: dict[str, Path | None]
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    downgrade_problems: list[str] = field(default_factory=list)
     is_empty: bool = False
 
     def complete(self, context: MigrationContext, _revision: Any, scripts: list[MigrationScript]) -> None:
@@ -44,19 +45,19 @@ class Draft:
         assert script.upgrade_ops is not None
         assert script.downgrade_ops is not None
         before = read_schema(connection, self.environment)
-        upgrade = _Rehearsal(connection, context, self.environment, self.notes)
+        upgrade = _Rehearsal(connection, context, self.environment)
         upgrade.run(_flatten(script.upgrade_ops.ops), before, self.expected, self._new_files())
-        downgrade = _Rehearsal(connection, context, self.environment, [])
-        after = read_schema(connection, self.environment)
-        downgrade.run(_flatten(script.downgrade_ops.ops), after, before, self._previous_files())
+        downgrade = _Rehearsal(connection, context, self.environment)
+        downgrade.run(_flatten(script.downgrade_ops.ops), upgrade.found, before, self._previous_files())
         connection.rollback()
         script.upgrade_ops.ops = upgrade.operations
         script.downgrade_ops.ops = downgrade.operations
         # a new set, because Alembic's default is shared by all scripts
         script.imports = {*script.imports, *upgrade.imports, *downgrade.imports}
         self.is_empty = not upgrade.operations
-        left = compare_schemas(downgrade.found, before)
-        self.notes += [f"the downgrade doesn't restore: {line}" for line in left if not line.startswith(" ")]
+        if compare_schemas(upgrade.found, self.expected):
+            self.problems += upgrade.failures
+        self.downgrade_problems += compare_schemas(downgrade.found, before)
 
     def _new_files(self) -> Iterator[tuple[str, str, list[str]]]:
         """The source that executes the changed files, the import that it needs, and the files' statements."""
@@ -75,13 +76,11 @@ class Draft:
 class _Rehearsal:
     """Executes the operations of a migration, one by one, and collects those that work and those that are missing."""
 
-    def __init__(
-        self, connection: Connection, context: MigrationContext, environment: Environment, notes: list[str]
-    ) -> None:
+    def __init__(self, connection: Connection, context: MigrationContext, environment: Environment) -> None:
         self._connection = connection
         self._context = context
         self._environment = environment
-        self._notes = notes
+        self.failures: list[str] = []
         self.operations: list[MigrateOperation] = []
         self.imports: set[str] = set()
         self.found: Schema = {}
@@ -121,16 +120,18 @@ class _Rehearsal:
                 for sql in statements:
                     self._connection.exec_driver_sql(sql)
         except SQLAlchemyError as error:
-            self._notes.append(f"{source} fails: {error}")
+            self.failures.append(f"{source} fails: {error}")
         self.imports.update({"from pathlib import Path", f"from howdah.alembic import {name}"})
         self.operations.append(source_operation(source))
 
     def _invoke(self, operation: MigrateOperation) -> None:
-        """Execute the source of an operation, as the migration will. If it fails, it is kept, and noted."""
+        """Execute the source of an operation, as the migration will, and add it.
+
+        An operation that fails is left out. The statements that are added later may make up for it.
+        """
         from alembic.autogenerate import render_op_text
         from alembic.autogenerate.api import AutogenContext
 
-        self.operations.append(operation)
         context = AutogenContext(self._context)
         context.imports = set()
         source = render_op_text(context, operation)
@@ -138,8 +139,15 @@ class _Rehearsal:
         try:
             with self._connection.begin_nested():
                 exec(_importable(source, self.imports), {})  # noqa: S102  # Alembic has just written it
-        except Exception as error:  # whatever a user's type raises
-            self._notes.append(f"an operation fails ({error}): {' '.join(source.split())}")
+        except Exception as error:  # whatever a type of the user raises
+            self.failures.append(f"an operation fails: {_first_line(error)}: {' '.join(source.split())}")
+        else:
+            self.operations.append(operation)
+
+
+def _first_line(error: Exception) -> str:
+    """The message of an error without the statement and the link that SQLAlchemy adds."""
+    return str(error).partition("\n")[0]
 
 
 def _importable(source: str, imports: set[str]) -> str:

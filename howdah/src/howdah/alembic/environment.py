@@ -17,6 +17,7 @@ from howdah.alembic.locks import (
     migration_lock,
     retry_after_lock_timeout,
 )
+from howdah.alembic.operations import LOCK_TIMEOUT_OPTION
 from howdah.alembic.rendering import render_item
 from howdah.alembic.running import run_blocking
 from howdah.database import Database
@@ -139,14 +140,15 @@ def _write_sql(environment: Environment) -> None:
     """Write the SQL of the migrations instead of executing it."""
     from alembic import context
 
-    context.configure(
-        dialect_name="postgresql",
-        target_metadata=environment.metadata,
-        literal_binds=True,
-        transaction_per_migration=True,
-        dialect_opts={"paramstyle": "named"},
-        **environment.options,
-    )
+    options: dict[str, Any] = {
+        "dialect_name": "postgresql",
+        "target_metadata": environment.metadata,
+        "literal_binds": True,
+        "transaction_per_migration": True,
+        "dialect_opts": {"paramstyle": "named"},
+        LOCK_TIMEOUT_OPTION: environment.locks.milliseconds,
+    }
+    context.configure(**{**options, **environment.options})
     impl = context.get_context().impl
     impl.static_output(f"SET lock_timeout = '{environment.locks.milliseconds}ms';\n")
     with context.begin_transaction():
@@ -184,8 +186,10 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
 
     def remember(*, step: Any, **_: Any) -> None:
         progress.applied += 1
-        revision = step.up_revision_id if step.is_upgrade else step.down_revision_ids
-        call.applied.append(f"{'up' if step.is_upgrade else 'down'} to {revision or 'base'}")
+        if step.is_upgrade:
+            call.applied.append(f"upgraded to {step.up_revision_id}")
+        else:
+            call.applied.append(f"downgraded to {', '.join(step.down_revision_ids) or 'base'}")
 
     options: dict[str, Any] = {
         "connection": connection,

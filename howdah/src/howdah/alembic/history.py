@@ -5,21 +5,23 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from howdah.alembic.catalog import CatalogEntry
 from howdah.alembic.differences import compare_schemas, create_schema, read_schema_at
 from howdah.alembic.drafts import Draft
 from howdah.alembic.environment import CALL, Call, Environment, str_url
 from howdah.alembic.linting import Finding, StatementRecorder, lint
 from howdah.alembic.running import run_blocking
-from howdah.alembic.scratch import scratch_database
+from howdah.alembic.scratch import scratch_databases
 from howdah.database import Database
 from howdah.errors import HowdahError, InvalidStatement
 
@@ -36,13 +38,14 @@ _ALEMBIC: Final = threading.RLock()
 class NewMigration:
     """A migration that was written.
 
-    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `is_empty` is true if the models
-    and the .sql files need no migration.
+    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `downgrade_problems`
+    says what a downgrade doesn't restore. `is_empty` is true if the models and the .sql files need no migration.
     """
 
     path: Path
     revision: str
     problems: list[str]
+    downgrade_problems: list[str]
     is_empty: bool
 
 
@@ -51,12 +54,14 @@ class CheckReport:
     """The result of a check.
 
     `differences` says how a migrated database differs from one with the tables of the models and the .sql files.
-    `findings` are statements that block a service. `unneeded` are accepted findings that don't occur.
+    `findings` are statements that block a service. `unneeded` are accepted findings that don't occur. `catalog`
+    describes the second database.
     """
 
     differences: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unneeded: list[str] = field(default_factory=list)
+    catalog: dict[str, CatalogEntry] = field(default_factory=dict, repr=False)
 
     @property
     def has_problems(self) -> bool:
@@ -154,15 +159,17 @@ class Migrations:
             return None
         return f"the schema is at {found}, not at {self.head}: run {self.command}"
 
-    def write_sql(self, revisions: str = "head", output: TextIO = sys.stdout) -> None:
+    def write_sql(self, revisions: str = "head", output: TextIO | None = None) -> None:
         """Write the SQL of migrations: of those up to a revision, or of a range such as `0003:head`.
+
+        By default it is written to standard output.
 
         Migrations that read from the database can't be written as SQL.
         """
         from alembic import command
 
         call = Call()
-        with self._running(call, output_buffer=output) as config:
+        with self._running(call, output_buffer=output or sys.stdout) as config:
             command.upgrade(config, revisions, sql=True)
 
     def new(self, message: str, *, server_url: str | URL | None = None) -> NewMigration:
@@ -173,7 +180,7 @@ class Migrations:
         change this migration.
         """
         environment = self.environment()
-        with self._scratch(environment, server_url) as migrated, self._scratch(environment, server_url) as created:
+        with self._scratch(environment, server_url) as (migrated, created):
             expected = create_schema(created, environment)
             versions = self._prepare_folder()
             if self._scripts().get_current_head() is not None:
@@ -184,8 +191,8 @@ class Migrations:
                 path.with_suffix("").mkdir()
                 for name in draft.changed_files:
                     shutil.copyfile(environment.sql / name, path.with_suffix("") / name)
-            problems = [*draft.notes, *self._try(migrated, environment, expected)]
-        return NewMigration(path, revision, problems, draft.is_empty)
+            problems = [*draft.problems, *self._try(migrated, environment, expected)]
+        return NewMigration(path, revision, problems, draft.downgrade_problems, draft.is_empty)
 
     def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
         """Compare a migrated database with one that has the tables of the models and the .sql files, and lint.
@@ -194,16 +201,20 @@ class Migrations:
         """
         environment = self.environment()
         recorder = StatementRecorder()
-        with self._scratch(environment, server_url) as migrated, self._scratch(environment, server_url) as created:
+        with self._scratch(environment, server_url) as (migrated, created):
             call = Call(url=migrated, on_connect=recorder.listen, on_step=recorder.start)
             self._migrate(call, "upgrade", "head")
-            differences = compare_schemas(read_schema_at(migrated, environment), create_schema(created, environment))
+            expected = create_schema(created, environment)
+            report = CheckReport(
+                compare_schemas(read_schema_at(migrated, environment), expected),
+                catalog={name: each.entry for name, each in expected.items()},
+            )
             if not is_linted:
-                return CheckReport(differences)
+                return report
             accepted, linted = self._accepted_findings(environment.linted_after)
             statements = {name: recorder.statements[name] for name in recorder.statements if name in linted}
             findings, unneeded = lint(statements, accepted, version=_server_version(migrated))
-        return CheckReport(differences, findings, unneeded)
+        return replace(report, findings=findings, unneeded=unneeded)
 
     def _try(self, url: str, environment: Environment, expected: Mapping[str, Any]) -> Iterator[str]:
         """Run the new migration. The problems are its error, or the differences that it leaves."""
@@ -254,7 +265,7 @@ class Migrations:
             with self._running(call) as config:
                 getattr(command, name)(config, revision)
         except CommandError as error:
-            if not isinstance(error.__cause__, ResolutionError):
+            if not isinstance(error.__cause__, ResolutionError) or error.__cause__.argument == revision:
                 raise
             raise CommandError(
                 f"the database is at revision {error.__cause__.argument}, which this version doesn't have. Run the "
@@ -274,6 +285,7 @@ class Migrations:
         from alembic.config import Config
         from alembic.util.exc import CommandError
 
+        options["cmd_opts"] = Namespace(quiet=True, x=None)
         if self._project is None:
             config = Config(**options)
             config.set_main_option("script_location", str(self.folder).replace("%", "%%"))
@@ -298,16 +310,16 @@ class Migrations:
         return any(script.revision == revision for script in self._scripts().walk_revisions())
 
     @contextmanager
-    def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[str]:
-        """A scratch database on that server, on the server of `env.py`, or on the embedded server if both are None."""
+    def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[list[str]]:
+        """Two scratch databases on that server, on that of `env.py`, or on the embedded server if both are None."""
         url = server_url or environment.url
         if url is not None:
-            with scratch_database(url) as scratch:
+            with scratch_databases(url, 2) as scratch:
                 yield scratch
             return
         from howdah.embedded import EmbeddedPostgres
 
-        with EmbeddedPostgres() as server, scratch_database(server.url()) as scratch:
+        with EmbeddedPostgres() as server, scratch_databases(server.url(), 2) as scratch:
             yield scratch
 
 

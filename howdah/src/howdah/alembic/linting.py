@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, event
+
+_TIMEOUT_SECONDS: Final = 60.0
+
+# The statements that a migration may commit before its end, because they can be executed again after an error.
+_REPEATABLE: Final = re.compile(
+    r"\bIF (NOT )?EXISTS\b|^\s*ALTER TABLE\s.*\sNOT VALID$|^\s*SET\b", re.IGNORECASE | re.DOTALL
+)
+COMMITTED_IN_PART: Final = "committed-in-part"
 
 # The rules of squawk that are about locks, rewrites of tables, and the release that still runs during a migration. Its
 # other rules are about style.
@@ -28,6 +37,7 @@ RULES: Final[Mapping[str, str]] = {
     "ban-truncate-cascade": "",
     "changing-column-type": "add a second column, copy the values in batches, then switch to it",
     "constraint-missing-not-valid": "use add_constraint of howdah.alembic",
+    COMMITTED_IN_PART: "move the concurrent operations into a migration of their own",
     "disallowed-unique-constraint": "create_index_concurrently with unique=True, then ADD CONSTRAINT … USING INDEX",
     "renaming-column": "add a second column and write both, because the running release uses the old name",
     "renaming-table": "keep the name, because the running release uses it",
@@ -36,7 +46,6 @@ RULES: Final[Mapping[str, str]] = {
     "require-concurrent-reindex": "write REINDEX CONCURRENTLY in an autocommit_block",
     "syntax-error": "",
 }
-_TIMEOUT_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ def lint(
     findings: list[Finding] = []
     unneeded: list[str] = []
     for revision, listed in statements.items():
-        found = list(_lint_one(program, revision, listed, version))
+        found = [*_find_partial_commits(revision, listed), *_lint_one(program, revision, listed, version)]
         rules = accepted.get(revision, {})
         findings += [each for each in found if each.rule not in rules]
         unneeded += [
@@ -137,6 +146,18 @@ def _lint_one(program: str, revision: str, listed: Sequence[tuple[str, bool]], v
         if each["rule_name"] in RULES:
             statement = next((text for end, text in ends if each["line"] < end), "")
             yield Finding(revision, each["rule_name"], each["message"], statement)
+
+
+def _find_partial_commits(revision: str, listed: Sequence[tuple[str, bool]]) -> Iterable[Finding]:
+    """Statements that are committed before a statement in autocommit mode, and can't be executed again.
+
+    If the later statement fails, the migration is neither applied nor can it be run again.
+    """
+    last = max((index for index, (_, is_autocommit) in enumerate(listed) if is_autocommit), default=0)
+    for statement, is_autocommit in listed[:last]:
+        if not is_autocommit and not _REPEATABLE.search(statement):
+            message = "A later statement runs outside the transaction. If it fails, this one can't be executed again."
+            yield Finding(revision, COMMITTED_IN_PART, message, statement)
 
 
 def _find_squawk() -> str:

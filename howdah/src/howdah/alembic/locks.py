@@ -87,13 +87,9 @@ async def migration_lock(connection: AsyncConnection, settings: LockSettings) ->
             )
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_POLL_SECONDS)
-    try:
-        yield
-    finally:
-        # If the block fails, the transaction is rolled back, and closing the connection releases the lock.
-        if not connection.invalidated:
-            await connection.rollback()
-            await _call(connection, "pg_advisory_unlock")
+    yield
+    # If the block fails, the connection is closed, which releases the lock.
+    await _call(connection, "pg_advisory_unlock")
 
 
 async def _call(connection: AsyncConnection, function: str) -> bool:

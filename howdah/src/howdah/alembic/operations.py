@@ -13,6 +13,10 @@ from sqlalchemy import text
 from howdah.alembic.sql_files import read_statements
 
 _IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]*")
+# The limit of the wait for the end of older transactions. Nobody is blocked meanwhile.
+_WAIT_SECONDS: Final = 600.0
+# The option of Alembic's context that holds `lock_timeout` in milliseconds.
+LOCK_TIMEOUT_OPTION: Final = "howdah_lock_timeout"
 
 
 def run_sql_files(folder: Path, *names: str) -> None:
@@ -25,24 +29,31 @@ def run_sql_files(folder: Path, *names: str) -> None:
 
     for statement in read_statements(folder, *names):
         if op.get_context().as_sql:
-            op.get_context().impl.static_output(f"{statement};\n")
+            op.get_context().impl.static_output(f"{statement};")
         else:
             op.get_bind().exec_driver_sql(statement)
 
 
 def create_index_concurrently(
-    name: str, table: str, columns: Sequence[Any], *, unique: bool = False, schema: str | None = None, **options: Any
+    name: str,
+    table: str,
+    columns: Sequence[Any],
+    *,
+    unique: bool = False,
+    schema: str | None = None,
+    wait: float = _WAIT_SECONDS,
+    **options: Any,
 ) -> None:
     """Create an index while others write to the table.
 
     The arguments are those of `op.create_index`. What the migration has done before is committed, because PostgreSQL
-    can't build such an index in a transaction. It waits for the end of all transactions that are older, without
-    `lock_timeout`. An index of this name that isn't valid, from a build that failed, is dropped first, and a valid one
+    can't build such an index in a transaction. It waits for the end of all older transactions, at most `wait` seconds
+    for each. An index of this name that isn't valid, from a build that failed, is dropped first, and a valid one
     is kept. So the migration can be run again after an error.
     """
     from alembic import op
 
-    with _outside_transaction():
+    with _outside_transaction(wait):
         if not op.get_context().as_sql and _is_invalid_index(name, schema):
             op.drop_index(name, table_name=table, schema=schema, postgresql_concurrently=True)
         op.create_index(
@@ -57,28 +68,34 @@ def create_index_concurrently(
         )
 
 
-def drop_index_concurrently(name: str, table: str, *, schema: str | None = None) -> None:
-    """Drop an index without blocking the table. What the migration has done before is committed."""
+def drop_index_concurrently(name: str, table: str, *, schema: str | None = None, wait: float = _WAIT_SECONDS) -> None:
+    """Drop an index without blocking the table. What the migration has done before is committed.
+
+    It waits for transactions that use the table, at most `wait` seconds for each.
+    """
     from alembic import op
 
-    with _outside_transaction():
+    with _outside_transaction(wait):
         op.drop_index(name, table_name=table, schema=schema, if_exists=True, postgresql_concurrently=True)
 
 
-def add_constraint(name: str, table: str, definition: str, *, schema: str | None = None) -> None:
+def add_constraint(
+    name: str, table: str, definition: str, *, schema: str | None = None, wait: float = _WAIT_SECONDS
+) -> None:
     """Add a CHECK or FOREIGN KEY constraint without a long lock: NOT VALID first, and then VALIDATE.
 
     `definition` is SQL, such as `CHECK (total >= 0)` or `FOREIGN KEY (user_id) REFERENCES users (id)`. What the
     migration has done before is committed together with the constraint, which new rows have to meet from then on. The
     existing rows are checked while others write to the table. If a row violates the constraint, the migration fails.
-    After the row is corrected, the migration can be run again: a constraint of this name is replaced.
+    After the row is corrected, the migration can be run again: a constraint of this name is replaced. The validation
+    waits for another change of the table, at most `wait` seconds.
     """
     from alembic import op
 
     quoted_table = f"{_quote(schema)}.{_quote(table)}" if schema else _quote(table)
     op.execute(text(f"ALTER TABLE {quoted_table} DROP CONSTRAINT IF EXISTS {_quote(name)}"))
     op.execute(escape_colons(f"ALTER TABLE {quoted_table} ADD CONSTRAINT {_quote(name)} {definition} NOT VALID"))
-    with _outside_transaction():
+    with _outside_transaction(wait):
         op.execute(text(f"ALTER TABLE {quoted_table} VALIDATE CONSTRAINT {_quote(name)}"))
 
 
@@ -101,27 +118,26 @@ def escape_colons(sql: str) -> str:
 
 
 @contextmanager
-def _outside_transaction() -> Iterator[None]:
-    """Commit, and execute the statements of the block in autocommit mode, without `lock_timeout`.
-
-    `CREATE INDEX CONCURRENTLY` waits for the ends of other transactions, and blocks nobody meanwhile.
-    """
+def _outside_transaction(wait: float) -> Iterator[None]:
+    """Commit, and execute the statements of the block in autocommit mode, with another `lock_timeout` in seconds."""
     from alembic import op
 
     context = op.get_context()
+    milliseconds = round(wait * 1000)
     with context.autocommit_block():
         if context.as_sql:
-            op.execute("SET lock_timeout = 0")
+            op.execute(f"SET lock_timeout = '{milliseconds}ms'")
             yield
-            op.execute("RESET lock_timeout")
+            op.execute(f"SET lock_timeout = '{context.opts[LOCK_TIMEOUT_OPTION]}ms'")
             return
         bind = op.get_bind()
         before = bind.scalar(text("SELECT current_setting('lock_timeout')"))
-        bind.execute(text("SET lock_timeout = 0"))
+        change = text("SELECT set_config('lock_timeout', :setting, false)")
+        bind.execute(change.bindparams(setting=f"{milliseconds}ms"))
         try:
             yield
         finally:
-            bind.execute(text("SELECT set_config('lock_timeout', :before, false)").bindparams(before=before))
+            bind.execute(change.bindparams(setting=before))
 
 
 def _is_invalid_index(name: str, schema: str | None) -> bool:

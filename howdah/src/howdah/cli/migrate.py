@@ -47,6 +47,8 @@ def new(message: str, project: Project = Path(), url: Server = None) -> None:
     typer.echo(f"written: {written.path}")
     if written.is_empty and not written.problems:
         typer.echo("the models and the .sql files need no migration, so it is empty")
+    for problem in written.downgrade_problems:
+        typer.echo(f"the downgrade doesn't restore: {problem}", err=True)
     for problem in written.problems:
         typer.echo(f"  {problem}", err=True)
     if written.problems:
@@ -66,7 +68,7 @@ def up(
             typer.echo(applied)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # `-1` is a revision
 def down(
     revision: Annotated[str, typer.Argument(help="A revision, base, or -1")],
     project: Project = Path(),

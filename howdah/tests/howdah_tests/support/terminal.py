@@ -68,7 +68,7 @@ class Terminal:
         }
         (home / "howdah").symlink_to(PROJECT)
         self._shell = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"],
+            ["/usr/bin/env", "bash", "--noprofile", "--norc"],
             cwd=home,
             env=environment,
             stdin=subprocess.PIPE,
@@ -107,7 +107,8 @@ class Terminal:
                 socket.create_connection(("127.0.0.1", self.port)).close()
             except OSError:
                 log = (self.home / "server.log").read_text()
-                assert psutil.pid_exists(self._server) and time.monotonic() < deadline, f"$ {command}\n{log}"
+                assert psutil.pid_exists(self._server), f"$ {command}\n{log}"
+                assert time.monotonic() < deadline, f"$ {command}\n{log}"
                 time.sleep(0.05)
             else:
                 return

@@ -18,7 +18,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from shop.catalog import CatalogEntry, compare_catalogs, read_catalog
+from howdah.alembic.catalog import CatalogEntry, compare_catalogs, read_catalog
 from shop.ledger.models import LEDGER_TABLES
 from shop.ledger.triggers import function_names
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from shop.sql_files import execute_sql_files, read_statements
+from howdah.alembic.sql_files import execute_sql_files, read_statements
 
 SQL_FOLDER: Final = Path(__file__).with_name("sql")
 _FUNCTION: Final = re.compile(r"CREATE OR REPLACE FUNCTION (\w+)")

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from shop.sql_files import execute_sql_files
+from howdah.alembic import run_sql_files
 
 revision = "0001"
 down_revision = None
@@ -396,7 +396,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where="state <> 'posted'",
     )
-    execute_sql_files(op.get_bind(), Path(__file__).with_suffix(""))
+    run_sql_files(Path(__file__).with_suffix(""))
 
 
 def downgrade() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shop.sql_files import read_statements
+from howdah.alembic.sql_files import read_statements
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,224 @@
+"""New migrations: they do all that the models and the .sql files need, or say what they don't do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import render_python_code
+from alembic.autogenerate.api import AutogenContext
+from alembic.config import Config
+from alembic.operations.ops import CreateTableOp, UpgradeOps
+from alembic.runtime.migration import MigrationContext
+from alembic.util.exc import CommandError
+from sqlalchemy import Column, MetaData, Table
+
+from howdah import AwareDateTime
+from howdah.alembic import NewMigration
+from howdah.alembic._private_names import render_type_by_alembic
+from howdah_tests.support.migration_projects import Project, empty_database, run
+
+FIRST = """
+from typing import Any
+from enum import StrEnum
+from sqlalchemy.dialects.postgresql import ARRAY, ENUM, JSONB, TSTZRANGE, DATEMULTIRANGE, ExcludeConstraint
+from howdah_tests.support.migrated_types import Money, Tsquery
+
+class State(StrEnum):
+    OPEN = "open"
+    CLOSED = "it's closed"
+
+class Issue(Base):
+    __tablename__ = "issues"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    title: Mapped[str] = mapped_column(String(100), comment="shown: always")
+    state: Mapped[Any] = mapped_column(text_enum(State, name="state_is_known", length=20))
+    price: Mapped[Any] = mapped_column(Money, CheckConstraint("price > 0", name="price_positive"))
+    created_at: Mapped[Any] = mapped_column(AwareDateTime)
+    times: Mapped[Any] = mapped_column(ARRAY(AwareDateTime))
+    prices: Mapped[Any] = mapped_column(ARRAY(Money(), dimensions=2))
+    labels: Mapped[Any] = mapped_column(ARRAY(String(20)))
+    states: Mapped[Any] = mapped_column(ARRAY(Enum("a+b", "c|d", native_enum=False, create_constraint=False, length=9)))
+    during: Mapped[Any] = mapped_column(TSTZRANGE)
+    days: Mapped[Any] = mapped_column(DATEMULTIRANGE)
+    query: Mapped[Any] = mapped_column(Tsquery)
+    details: Mapped[Any] = mapped_column(JSONB)
+    kind: Mapped[Any] = mapped_column(ENUM("bug", "wish", name="kind"))
+    rank: Mapped[int] = mapped_column(server_default=text("1"))
+    length: Mapped[int] = mapped_column(Computed("length(title)"))
+    __table_args__ = (
+        ExcludeConstraint(("during", "&&"), using="gist", name="no_overlap"),
+        Index("ix_issues_open", "title", postgresql_where=text("state = 'open'")),
+        CheckConstraint("length(title) > 0", name="title_not_empty"),
+        CheckConstraint("title ~ '^[^:]:x'", name="title_has_colon"),
+    )
+"""
+CHANGES = {
+    'CLOSED = "it\'s closed"': 'CLOSED = "it\'s closed"\n    LATE = "late"',
+    "always=True": "always=False",
+    'ENUM("bug", "wish", name="kind"))': 'ENUM("bug", "task", "wish", name="kind"))\n'
+    '    seen: Mapped[int] = mapped_column(CheckConstraint("seen > 0", name="seen_positive"), server_default="1")\n'
+    '    mood: Mapped[Any] = mapped_column(ENUM("good", "bad", name="mood"), nullable=True)',
+    'text("1")': 'text("2")',
+    'using="gist"': 'using="gist", where=text("title <> \'x\'")',
+    "state = 'open'\"": "state <> 'open'\"",
+    "length(title) > 0": "length(title) > 1",
+    '        CheckConstraint("title ~ \'^[^:]:x\'", name="title_has_colon"),\n': "",
+    "shown: always": "shown: often",
+}
+TOUCH = """
+CREATE OR REPLACE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.rank := 1; -- 1
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER touch BEFORE UPDATE ON issues FOR EACH ROW EXECUTE FUNCTION touch();
+"""
+GONE = "CREATE OR REPLACE FUNCTION gone() RETURNS int LANGUAGE sql AS $$ SELECT 1 $$;"
+
+
+def changed() -> str:
+    source = FIRST
+    for old, new in CHANGES.items():
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    return source
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> tuple[Project, NewMigration, NewMigration]:
+    """A project with two migrations: for all its tables, and for changes of everything."""
+    project = Project(tmp_path_factory.mktemp("project"), postgres_url)
+    project.write_models(FIRST)
+    (project.folder / "sql" / "touch.sql").write_text(TOUCH)
+    (project.folder / "sql" / "gone.sql").write_text(GONE)
+    first = project.migrations.new("first")
+    project.write_models(changed())
+    (project.folder / "sql" / "touch.sql").write_text(TOUCH.replace("NEW.rank := 1", "NEW.rank := 2"))
+    (project.folder / "sql" / "gone.sql").unlink()
+    return project, first, project.migrations.new("second one")
+
+
+Written = tuple[Project, NewMigration, NewMigration]
+
+
+def test_types_are_written_so_that_the_migration_can_import_them(written: Written) -> None:
+    project, first, _ = written
+    assert first.problems == []
+    source = project.read_migration("0001")
+    assert "from howdah_tests.support.migrated_types import Tsquery\n" in source
+    assert "sa.Column('created_at', sa.DateTime(timezone=True), nullable=False)" in source
+    assert "postgresql.ARRAY(sa.DateTime(timezone=True))" in source
+    assert "postgresql.ARRAY(sa.Numeric(precision=12, scale=2), dimensions=2)" in source
+    assert "howdah.models" not in source
+
+
+def test_control_without_the_library_a_migration_has_a_name_that_it_does_not_import() -> None:
+    table = Table("issues", MetaData(), Column("created_at", AwareDateTime()))
+    assert "howdah.models.AwareDateTime(" in render_python_code(UpgradeOps([CreateTableOp.from_table(table)]))
+
+
+def test_everything_that_autogenerate_leaves_out_is_written(written: Written) -> None:
+    project, first, second = written
+    assert "ADD CONSTRAINT ck_issues_price_positive CHECK" in project.read_migration("0001")
+    assert first.downgrade_problems == []
+    assert second.problems == []
+    assert second.downgrade_problems[0] == "type kind: changed"  # PostgreSQL can't remove the value
+    upgrade, _, downgrade = project.read_migration("0002").partition("def downgrade")
+    for each in (
+        "CREATE TYPE mood",
+        "ADD VALUE IF NOT EXISTS 'task' AFTER 'bug'",
+        "DROP CONSTRAINT ck_issues_title_has_colon",
+        "ADD CONSTRAINT ck_issues_title_not_empty",
+        "ADD CONSTRAINT ck_issues_state_is_known",
+        "ADD CONSTRAINT ck_issues_seen_positive",
+        "ADD CONSTRAINT no_overlap EXCLUDE USING gist (during WITH &&) WHERE",
+        "CREATE INDEX ix_issues_open",
+        "SET GENERATED BY DEFAULT",
+        "server_default=sa.text('2')",
+        "comment='shown: often'",
+        'run_sql_files(Path(__file__).with_suffix(""))',
+        "DROP FUNCTION gone()",
+    ):
+        assert each in upgrade, each
+    assert "run_sql_files(Path(__file__).with_name('0001_first'), 'touch.sql')" in downgrade
+
+
+def test_the_new_migration_has_copies_of_the_sql_files_that_have_changed(written: Written) -> None:
+    _, first, second = written
+    assert sorted(file.name for file in first.path.with_suffix("").iterdir()) == ["gone.sql", "touch.sql"]
+    assert [file.name for file in second.path.with_suffix("").iterdir()] == ["touch.sql"]
+    assert "rank := 1" in (first.path.with_suffix("") / "touch.sql").read_text()
+
+
+def test_the_check_passes_and_fails_if_a_statement_is_missing(written: Written) -> None:
+    project, _, second = written
+    assert project.migrations.check(is_linted=False).differences == []
+    source = second.path.read_text()
+    try:
+        second.path.write_text(
+            re.sub(r".*ADD CONSTRAINT (ck_issues_seen_positive|no_overlap).*\n", "", source, count=2)
+        )
+        assert project.migrations.check(is_linted=False).differences == [
+            "constraint ck_issues_seen_positive on issues: missing",
+            "constraint no_overlap on issues: missing",
+        ]
+    finally:
+        second.path.write_text(source)
+
+
+def test_a_database_goes_up_down_and_up_with_these_migrations(written: Written) -> None:
+    project, _, second = written
+    with empty_database(project.url) as url:
+        migrations = project.migrations
+        assert migrations.upgrade(url) == ["upgraded to 0001", "upgraded to 0002"]
+        assert run(url, "SELECT prosrc LIKE '%rank := 2%' FROM pg_proc WHERE proname = 'touch'") == [(True,)]
+        assert migrations.downgrade("-1", url) == ["downgraded to 0001"]
+        assert run(url, "SELECT prosrc LIKE '%rank := 1%' FROM pg_proc WHERE proname = 'touch'") == [(True,)]
+        assert migrations.downgrade("base", url) == ["downgraded to base"]
+        assert run(url, "SELECT count(*) FROM pg_class WHERE relname = 'issues'") == [(0,)]
+        migrations.upgrade(url)
+        assert migrations.head == second.revision == "0002"
+
+
+def test_what_cannot_be_written_is_reported(tmp_path: Path, postgres_url: str) -> None:
+    project = Project(tmp_path, postgres_url)
+    model = "class A(Base):\n    __tablename__ = 'a'\n    id: Mapped[int] = mapped_column(primary_key=True)\n"
+    computed = "    twice: Mapped[int] = mapped_column(Computed('id * 2'))\n"
+    project.write_models(model + computed)
+    assert project.migrations.new("first").problems == []
+    project.write_models(model + computed.replace("* 2", "* 3"))
+    with pytest.warns(UserWarning, match="Computed default on a.twice cannot be modified"):
+        problems = project.migrations.new("second").problems
+    assert problems[0] == "column twice of a: changed"
+
+
+def test_a_new_migration_without_changes_is_empty(tmp_path: Path, postgres_url: str) -> None:
+    project = Project(tmp_path, postgres_url)
+    written = project.migrations.new("nothing")
+    assert written.is_empty
+    assert written.problems == []
+    assert not written.path.with_suffix("").exists()
+
+
+def test_alembics_own_autogenerate_is_refused(written: Written) -> None:
+    project, _, _ = written
+    with empty_database(project.url) as url:
+        project.set_options("", url)
+        try:
+            config = Config(toml_file=str(project.folder / "pyproject.toml"))
+            command.upgrade(config, "head")
+            assert run(url, "SELECT version_num FROM alembic_version") == [("0002",)]
+            with pytest.raises(CommandError, match="run howdah migrate new MESSAGE"):
+                command.revision(config, "more", autogenerate=True)
+        finally:
+            project.set_options("")
+
+
+def test_the_private_names_of_alembic_work() -> None:
+    context = MigrationContext.configure(dialect_name="postgresql", opts={"target_metadata": MetaData()})
+    context.opts |= {"sqlalchemy_module_prefix": "sa.", "user_module_prefix": None}
+    autogenerate = AutogenContext(context)
+    assert render_type_by_alembic(AwareDateTime().impl_instance, autogenerate) == "sa.DateTime(timezone=True)"
