@@ -44,8 +44,8 @@ def start(data_dir: DataDir = None, database: DatabaseName = None) -> None:
 
     The server runs until `howdah db stop` or a restart of the machine.
     """
-    server = _find_server(data_dir).start()
     name = database or project_database()
+    server = _find_server(data_dir).start()
     try:
         server.ensure_database(name)
         url = _plain_url(server, name)

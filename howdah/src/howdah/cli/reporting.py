@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import typer
 from typer.core import TyperGroup
 
-from howdah.errors import HowdahError
+from howdah.errors import ConnectionFailed, HowdahError
+
+# The packages of the extra that only some commands import.
+_PACKAGES: Final = frozenset({"alembic", "mako"})
 
 
 class CommandError(Exception):
@@ -21,14 +24,23 @@ class ReportingGroup(TyperGroup):
     """
 
     def invoke(self, ctx: Any) -> Any:
+        cause: Exception
         try:
             return super().invoke(ctx)
         except (CommandError, HowdahError) as error:
-            typer.secho(f"error: {_first_message(error)}", err=True, fg="red")
-            raise typer.Exit(1) from error
+            message, cause = describe_error(error), error
+        except ModuleNotFoundError as error:
+            if error.name not in _PACKAGES:
+                raise
+            message, cause = f"this command needs the package {error.name}: pip install 'howdah[cli]'", error
+        typer.secho(f"error: {message}", err=True, fg="red")
+        raise typer.Exit(1) from cause
 
 
-def _first_message(error: Exception) -> str:
-    """The message of the driver, without the statement and the link that SQLAlchemy adds."""
-    original = getattr(error, "orig", None) or error
-    return str(original.__cause__ or original).strip() or type(error).__name__
+def describe_error(error: Exception) -> str:
+    """The message of an error. If the database can't be reached, it says so, and doesn't repeat SQLAlchemy's text."""
+    if not isinstance(error, ConnectionFailed):
+        return str(error)
+    driver_error = error.orig or error
+    reason = str(driver_error.__cause__ or driver_error).strip() or type(driver_error).__name__
+    return f"the database can't be reached: {reason}. howdah db start starts the embedded server"

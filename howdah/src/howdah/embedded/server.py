@@ -51,7 +51,8 @@ class EmbeddedPostgres:
 
     The first `start()` starts the server, and the last `stop()` stops it. The calls of all processes and objects are
     counted together. A process that exits without `stop()` is counted as stopped. If a process is killed, the server
-    may be left without users. The next `start()` finds and uses it. A forked child isn't a user until it calls
+    may be left without users. The next `start()` finds and uses it. After `detach()` the server runs without users, until
+    `shut_down()`. A forked child isn't a user until it calls
     `start()`. The users must see each other's processes, so hosts or containers can't share a data directory.
 
     Only the owner of the data directory and root can enter the directory of the socket. Their processes can connect as
