@@ -51,9 +51,9 @@ class EmbeddedPostgres:
 
     The first `start()` starts the server, and the last `stop()` stops it. The calls of all processes and objects are
     counted together. A process that exits without `stop()` is counted as stopped. If a process is killed, the server
-    may be left without users. The next `start()` finds and uses it. After `detach()` the server runs without users, until
-    `shut_down()`. A forked child isn't a user until it calls
-    `start()`. The users must see each other's processes, so hosts or containers can't share a data directory.
+    may be left without users. The next `start()` finds and uses it. After `detach()` the server also runs without
+    users, until `shut_down()`. A forked child isn't a user until it calls `start()`. The users must see each other's
+    processes, so hosts or containers can't share a data directory.
 
     Only the owner of the data directory and root can enter the directory of the socket. Their processes can connect as
     the superuser `postgres`, without a password. PostgreSQL can't run as root. If this process is root's, the server
