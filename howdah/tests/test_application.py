@@ -6,14 +6,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Self
 from uuid import UUID
 
+import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from pydantic import BaseModel
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import AsyncRepository, Database, JsonView, JsonViewReader
+from howdah import AsyncRepository, Database, JsonView, JsonViewReader, bulk
 from howdah.fastapi import (
     DbSession,
     Resource,
@@ -24,7 +25,9 @@ from howdah.fastapi import (
     json_response,
     session_dependency,
 )
+from howdah.testing.clients import open_client
 from howdah_tests.support.sample_models import User
+from howdah_tests.support.sample_rows import user_rows
 
 
 class UserOut(BaseModel):
@@ -386,7 +389,100 @@ async def test_concurrent_requests_of_the_client_are_handled_one_after_the_other
     assert {answer.status_code for answer in read} == {200}
 
 
+async def test_a_request_that_waits_for_a_later_one_is_refused_by_the_client_and_works_with_the_committed_client(
+    app: FastAPI,
+    client: httpx.AsyncClient,
+    committed_client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("howdah.testing.clients._MAX_WAIT_SECONDS", 0.05)
+    happened = asyncio.Event()
+
+    @app.get("/wait")
+    async def wait() -> None:
+        async with asyncio.timeout(0.5):
+            await happened.wait()
+
+    @app.get("/happen")
+    async def happen() -> None:
+        happened.set()
+
+    waiting = asyncio.create_task(client.get("/wait"))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="use `committed_client`"):
+        await client.get("/happen")
+    assert (await waiting).status_code == 500
+    both = await asyncio.gather(committed_client.get("/wait"), committed_client.get("/happen"))
+    assert [each.status_code for each in both] == [200, 200]
+
+
+async def test_one_request_of_the_client_may_use_its_session_and_views_concurrently(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    @app.post("/many")
+    async def use_both(db: DbSession, users: UserReader) -> tuple[int | None, int, int]:
+        ids = (await bulk.insert_many(db, User, user_rows(50))).keys
+        count, found, read = await asyncio.gather(
+            db.scalar(select(func.count()).select_from(User)),
+            users.get_many(ids),
+            asyncio.gather(*map(users.get, ids)),
+        )
+        return count, len(found), len(read)
+
+    assert (await client.post("/many")).json() == [50, 50, 50]
+
+
 async def test_the_committed_client_commits(committed_client: httpx.AsyncClient, committed_url: str) -> None:
     created = (await committed_client.post("/users?email=a@x")).json()
     async with Database(committed_url) as other, other.session() as session:
         assert await session.get(User, UUID(created)) is not None
+
+
+async def test_a_further_database_without_a_replacement_is_not_opened_in_a_test(real_database: Database) -> None:
+    """It would be the real one."""
+    app = FastAPI()
+    configure_app(
+        app, database=lambda: Database("postgresql://x"), databases={"reports": lambda: Database("postgresql://x")}
+    )
+
+    @app.get("/same")
+    async def compare(
+        main: Annotated[Database, Depends(get_database)], reports: Annotated[Database, database_dependency("reports")]
+    ) -> bool:
+        return main is reports
+
+    with pytest.raises(RuntimeError, match="no database replaces the application's database 'reports'"):
+        async with open_client(app, {"main": real_database}, is_serial=True):
+            pass
+    async with open_client(app, {"main": real_database, "reports": real_database}, is_serial=True) as client:
+        assert (await client.get("/same")).json() is True
+    assert real_database.session_factory  # it is not closed
+
+
+async def test_a_client_of_an_application_that_is_not_configured_is_rejected(real_database: Database) -> None:
+    with pytest.raises(RuntimeError, match="not set up by configure_app"):
+        async with open_client(FastAPI(), {"main": real_database}, is_serial=True):
+            pass
+
+
+@pytest.fixture
+async def client_with_task_group(real_database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    """pytest-asyncio begins and ends it in different tasks."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep_forever)
+            yield
+            group.cancel_scope.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+    configure_app(app, database=lambda: Database("postgresql://x"))
+    async with open_client(app, {"main": real_database}, is_serial=True) as client:
+        yield client
+
+
+async def test_a_lifespan_with_a_task_group_runs_in_a_task_of_its_own(
+    client_with_task_group: httpx.AsyncClient,
+) -> None:
+    assert (await client_with_task_group.get("/healthz")).status_code == 200

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -14,9 +15,12 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import BaseModel
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Coalescer, Database, JsonView, JsonViewReader, Unavailable
+from howdah import Coalescer, Database, JsonView, JsonViewReader, Unavailable, UniqueViolation
 from howdah.fastapi import Resource, configure_app
+from howdah.logs import format_exception
 from howdah.metrics import BatchCollector, PoolCollector
 from howdah.testing.clients import open_client
 from howdah_tests.support.sample_models import User
@@ -109,6 +113,40 @@ async def test_an_unexpected_error_is_counted_and_logged_without_local_variables
     assert "private" not in logged
 
 
+async def test_the_values_of_a_row_in_an_error_of_postgresql_are_not_logged(session: AsyncSession) -> None:
+    email = "\n".join(["ada@x", "y"])
+
+    async def add_twice() -> None:
+        try:
+            await session.execute(insert(User), [{"email": email, "name": "Ada"}] * 2)
+        except UniqueViolation:
+            raise ExceptionGroup("several", [LookupError()]) from None
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await add_twice()
+    assert f"Key (email)=({email})" in "".join(traceback.format_exception(raised.value.__context__))  # the control
+    raised.value.__suppress_context__ = False
+    text = format_exception(raised.value)
+    assert "DETAIL:  (not logged)" in text
+    assert "Key (email)" not in text
+    assert "LookupError" in text
+
+
+async def test_a_request_of_a_mounted_application_has_one_id_and_one_log_entry(
+    real_database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outer, inner = create_app(), create_app()
+    outer.mount("/inner", inner)
+    async with client_of(outer, real_database) as client:
+        found = await client.get(f"/inner/users/{UUID(int=1)}", headers={"X-Request-ID": "found"})
+        broken = await client.get(f"/inner/users/{UUID(int=1)}/broken", headers={"X-Request-ID": "broken"})
+    assert (found.status_code, found.headers.get_list("x-request-id")) == (404, ["found"])
+    assert (broken.status_code, broken.headers.get_list("x-request-id")) == (500, ["broken"])
+    logged = capsys.readouterr().out
+    assert logged.count("request_id=found") == 1
+    assert logged.count("request_id=broken") == 2  # the error, and the request
+
+
 async def test_without_the_request_log_an_unexpected_error_is_raised_to_the_server_and_counted(
     real_database: Database,
 ) -> None:
@@ -154,6 +192,26 @@ async def test_the_service_is_ready_if_all_databases_are_reachable_and_the_check
             assert (await client.get("/readyz")).json()["detail"] == "ConnectionFailed"
             assert (await client.get("/healthz")).json() == {"status": "ok"}
     assert answers == [None]  # the check isn't called if a database can't be reached
+
+
+async def test_a_readiness_check_that_takes_too_long_is_a_503(
+    real_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("howdah.fastapi.health._MAX_SECONDS", 0.05)
+
+    async def check(database: Database) -> None:
+        await asyncio.Event().wait()
+
+    app = FastAPI()
+    configure_app(app, database=lambda: Database(NOWHERE), readiness_checks=[check])
+    async with client_of(app, real_database) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "TimeoutError")
+
+
+def test_the_fixture_client_needs_the_fixture_app(request: pytest.FixtureRequest) -> None:
+    with pytest.raises(pytest.UsageError, match="override the fixture `app`"):
+        request.getfixturevalue("app")
 
 
 async def test_parts_can_be_left_out(real_database: Database) -> None:
@@ -211,6 +269,10 @@ def fail(password):
     except LookupError:
         structlog.get_logger("mine").exception("failed")
 fail("se" + "cret")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("theirs").exception("failed")
 """
     finished = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     lines = [json.loads(line) for line in finished.stderr.splitlines()]
@@ -219,8 +281,10 @@ fail("se" + "cret")
         ("plain text", "theirs"),
         ("started", "uvicorn.error"),
         ("failed", "mine"),
+        ("failed", "theirs"),
     ]
     assert (lines[0]["trace_id"], lines[0]["span_id"], lines[0]["user"]) == ("0" * 31 + "1", "0" * 15 + "2", 1)
     assert "trace_id" not in lines[1]
     assert "LookupError: why" in lines[3]["exception"]
+    assert "ZeroDivisionError: division by zero" in lines[4]["exception"]
     assert "secret" not in finished.stderr

@@ -11,9 +11,10 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from pydantic import BaseModel
-from sqlalchemy import event, select, text
+from sqlalchemy import Text, event, func, select, text
 
 from howdah import Database, JsonView, StatementTimeout, UniqueViolation, bulk
+from howdah._connections.prepared import PreparedSelect
 from howdah.tracing import trace_statements
 from howdah_tests.support.sample_models import User
 from howdah_tests.support.sample_rows import user_rows
@@ -134,6 +135,16 @@ async def test_the_statement_of_a_view_is_shared_and_is_a_child_of_its_batch(tra
     assert span.parent is not None
     assert span.parent.span_id == batch.context.span_id
     assert attributes(batch)["howdah.batch.size"] == 5
+
+
+async def test_a_failed_read_of_a_view_has_its_sqlstate(database_url: str) -> None:
+    async with Database(database_url, statement_timeout=0.05) as slow:
+        trace_statements(slow)
+        statement = PreparedSelect(select(func.pg_sleep(60).cast(Text)))
+        with pytest.raises(StatementTimeout):
+            await slow.read(lambda connection: statement.rows(connection, {}))
+    [span] = statements()
+    assert attributes(span)["error.type"] == "57014"
 
 
 async def test_a_statement_has_one_span_if_the_database_is_traced_twice_or_by_the_instrumentation(

@@ -6,7 +6,20 @@ import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Dialect
+
+
+class StatementSpans(Protocol):
+    """The spans of the statements of one engine; `howdah.tracing` implements it."""
+
+    def span(self, statement: str) -> AbstractContextManager[Any]: ...
+
+
+spans_by_dialect: Final[WeakKeyDictionary[Dialect, StatementSpans]] = WeakKeyDictionary()
+"""The engines that `howdah.tracing.trace_statements` traces. Each engine has a dialect of its own."""
 
 
 def current_link() -> Any:

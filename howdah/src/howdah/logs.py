@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+import traceback
+from collections.abc import Iterator, MutableMapping
 from typing import Any, Final, Literal
 
+import asyncpg
 import orjson
 import structlog
 
@@ -26,7 +28,8 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
     """Write all logs to standard error: readable text (`console`), or one JSON object per line (`json`).
 
     `auto` is `console` on a terminal and `json` elsewhere. Entries below INFO are left out. Tracebacks don't show local
-    variables, which may hold personal data. Uvicorn's log has the same form, and its access log is off.
+    variables or the DETAIL of PostgreSQL's errors, which may have personal data. Uvicorn's log has the same form, and
+    its access log is off.
     """
     for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
@@ -35,16 +38,18 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         structlog.stdlib.add_logger_name,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.ExceptionRenderer(lambda exc_info: format_exception(exc_info[1])),
     ]
-    rendered: list[Any] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    rendered: Any = (
+        # the entry's exception is a text already
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if for_people
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
+        else structlog.processors.JSONRenderer(_as_json)
     )
     unwrapped = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler = logging.StreamHandler()
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[unwrapped, *rendered])
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[unwrapped, rendered])
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     for name in _VERBOSE_LOGGERS:
@@ -61,9 +66,36 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         )
     else:  # directly to the stream, because that takes a quarter of the time of `logging`
         structlog.configure(
-            processors=[*shared, *rendered[:-1], structlog.processors.JSONRenderer(orjson.dumps, default=str)],
+            processors=[*shared, structlog.processors.JSONRenderer(orjson.dumps, default=str)],
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         )
+
+
+def format_exception(error: BaseException) -> str:
+    """The traceback, without local variables, and without the DETAIL of PostgreSQL's errors.
+
+    The DETAIL has the values of a row, for example `Key (email)=(ada@example.org) already exists.`.
+    """
+    text = "".join(traceback.format_exception(error))
+    for each in _iterate_chain(error):
+        if isinstance(each, asyncpg.PostgresError) and each.detail:
+            text = text.replace(each.detail, "(not logged)")
+    return text.rstrip("\n")
+
+
+def _iterate_chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, its causes and contexts, and the errors of groups, each once."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
 
 
 def _add_trace_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

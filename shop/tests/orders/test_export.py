@@ -166,7 +166,7 @@ def connections_released(client: httpx.AsyncClient, database: Database) -> Calla
 async def test_clients_that_disconnect_early_release_their_connections(
     service: str, client: httpx.AsyncClient, stored: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "shop.request")
+    caplog.set_level("INFO", "howdah.requests")
     await make_orders(stored, await make_user(client), MANY_ORDERS)
 
     async def all_stream() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 from sqlalchemy import Connection, Dialect, Select
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah._driver_errors import DRIVER_ERRORS
 from howdah._error_translation import raise_for_statement
+from howdah._tracing import spans_by_dialect
 
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
@@ -39,8 +41,10 @@ class PreparedSelect:
             result = await connection.execute(self._statement, parameters)
             return [*result]
         raw: Any = await connection.get_raw_connection()
+        spans = spans_by_dialect.get(sync.dialect)
         try:
-            rows: Sequence[Sequence[Any]] = await raw.driver_connection.fetch(self._compiled.text, *values)
+            with nullcontext() if spans is None else spans.span(self._compiled.text):
+                rows: Sequence[Sequence[Any]] = await raw.driver_connection.fetch(self._compiled.text, *values)
         except _DRIVER_ERRORS as error:
             text, failed = self._compiled.text, error
             return await connection.run_sync(lambda sync: raise_for_statement(sync, text, failed))
@@ -93,10 +97,12 @@ def _can_bypass(connection: Connection) -> bool:
     """Whether the statement can be sent without SQLAlchemy's listeners, log and transaction."""
     options = connection.get_execution_options()
     listeners = connection.dispatch
+    # `howdah.tracing` has one listener for each of these events. It isn't called for a statement that bypasses them.
+    own = int(connection.dialect in spans_by_dialect)
     return (
         options.get("isolation_level") == "AUTOCOMMIT"
         and not options.get("schema_translate_map")
         and not (listeners.before_execute or listeners.after_execute)
-        and not (listeners.before_cursor_execute or listeners.after_cursor_execute)
+        and len(listeners.before_cursor_execute) == len(listeners.after_cursor_execute) == own
         and not connection.engine.logger.isEnabledFor(logging.INFO)
     )

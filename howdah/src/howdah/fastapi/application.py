@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from howdah.database import Database
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
-from howdah.fastapi.openapi import iterate_dependants, iterate_routes
+from howdah.fastapi.openapi import _iterate_dependants, _iterate_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
 # The attribute of `app.state` that has the application's configuration.
@@ -220,8 +220,8 @@ def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
 
 def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
     """Raise `RuntimeError` if a route depends on a resource that the application doesn't open."""
-    for route in iterate_routes(app):
-        for each in iterate_dependants(route.dependant):
+    for route in _iterate_routes(app):
+        for each in _iterate_dependants(route.dependant):
             if (
                 isinstance(each.call, Resource)
                 and each.call not in app.dependency_overrides

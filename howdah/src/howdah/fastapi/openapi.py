@@ -74,7 +74,7 @@ def add_problem_descriptions(app: FastAPI) -> None:
 
 def _complete(description: dict[str, Any], app: FastAPI) -> None:
     """Add the problems and the models to a description. Remove FastAPI's error schemas if nothing refers to them."""
-    routes = {(route.path_format, method): route for route in iterate_routes(app) for method in route.methods}
+    routes = {(route.path_format, method): route for route in _iterate_routes(app) for method in route.methods}
     for path, operations in description.get("paths", {}).items():
         for method, operation in operations.items():
             if isinstance(operation, dict) and "responses" in operation:
@@ -103,7 +103,7 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
 def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
     """The statuses that follow from the route's parameters; `add_error_handlers` documents the rule."""
     parameters = {(each["in"], each["name"].lower()) for each in operation.get("parameters", ()) if "in" in each}
-    dependants = list(iterate_dependants(route.dependant))
+    dependants = list(_iterate_dependants(route.dependant))
     calls = [each.call for each in dependants]
     # FastAPI answers 400 if, for example, the body isn't UTF-8 or has a number of 5,000 digits.
     has_pages = any(_has_page_parameters(each) for each in dependants)
@@ -121,10 +121,10 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
         yield HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
+def _iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
     for each in dependant.dependencies:
-        yield from iterate_dependants(each)
+        yield from _iterate_dependants(each)
 
 
 def _has_page_parameters(dependant: Dependant) -> bool:
@@ -133,7 +133,7 @@ def _has_page_parameters(dependant: Dependant) -> bool:
     return any(isinstance(each, type) and issubclass(each, PageParameters) for each in types)
 
 
-def iterate_routes(app: FastAPI) -> Iterator[Any]:
+def _iterate_routes(app: FastAPI) -> Iterator[Any]:
     """The routes of the description, with the prefixes and dependencies that `include_router` adds."""
     # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
     iterate = getattr(routing, "iter_route_contexts", iter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import traceback
 from http import HTTPStatus
 from typing import Final
 
@@ -12,9 +11,11 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi.problem import problem_response
+from howdah.logs import format_exception
 from howdah.models import uuid7
 
 _REQUEST_ID_HEADER: Final = b"x-request-id"
+_REQUEST_ID_KEY: Final = "howdah.request_id"  # in the ASGI scope
 _VALID_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log: Final = structlog.get_logger("howdah.requests")
@@ -28,6 +29,8 @@ class RequestLog:
 
     The entry has the method, the path, the status and the duration. It has no query, no headers, no body and no
     address, because these may be personal data.
+
+    If a mounted application has this middleware, too, the outer one makes the id and the entry.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -38,7 +41,8 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _get_request_id(scope)
+        is_outermost = _REQUEST_ID_KEY not in scope
+        request_id: str = scope.setdefault(_REQUEST_ID_KEY, _get_request_id(scope))
         status = 0
         started = time.perf_counter()
 
@@ -46,7 +50,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (_REQUEST_ID_HEADER, request_id.encode())]
+                if is_outermost:
+                    message["headers"] = [*message["headers"], (_REQUEST_ID_HEADER, request_id.encode())]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -56,20 +61,21 @@ class RequestLog:
                 # Handled here and not by Starlette, so that the response and the traceback have the request id. The
                 # traceback is formatted here, because structlog's default one shows local variables, which may hold
                 # personal data.
-                _log.error("unexpected error", exception="".join(traceback.format_exception(error)))
+                _log.error("unexpected error", exception=format_exception(error))
                 if status:  # the response has started
                     raise
                 response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
                 await response(scope, receive, send_with_id)
             finally:
-                seconds = time.perf_counter() - started
-                _log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status or None,
-                    ms=round(seconds * 1000, 1),
-                )
+                if is_outermost:
+                    milliseconds = round((time.perf_counter() - started) * 1000, 1)
+                    _log.info(
+                        "request",
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=status or None,
+                        ms=milliseconds,
+                    )
 
 
 def _get_request_id(scope: Scope) -> str:

@@ -23,8 +23,10 @@ Fixtures. Override any of them:
 - `committed_url`: the URL of that copy.
 - `app`: override it. It returns a FastAPI application that `howdah.fastapi.configure_app` has set up.
 - `client`: an `httpx.AsyncClient` of `app`, which uses `database` instead of its own. What a request commits is rolled
-  back at the end of the test. Views and sessions see what the test and earlier requests have written. Concurrent
-  requests are handled one after the other, because they share a connection. The application's lifespan runs.
+  back at the end of the test. Views and sessions see what the test and earlier requests have written. The application's
+  lifespan runs. Concurrent requests are handled one after the other, because they share a connection. For the same
+  reason a request can't have two transactions open at once, and a background job can't run: leave it out in `app`.
+  After an error of PostgreSQL in a view or in `Database.read`, no further statement is possible in the test.
 - `committed_client`: the same on `committed_database`, for example for tests of concurrent requests.
 - `databases`: override it if `app` has further databases. It returns a `Database` for each name.
 

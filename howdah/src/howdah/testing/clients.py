@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from howdah.database import Database
 
 _BASE_URL: Final = "http://test"
+# A request may wait for a lock (`lock_timeout`, 5 s) or a statement (`statement_timeout`, 30 s).
+_MAX_WAIT_SECONDS: Final = 40.0
 
 
 @asynccontextmanager
@@ -32,19 +34,33 @@ async def open_client(
 
     lock = asyncio.Lock()
 
-    def handle() -> AbstractAsyncContextManager[Any]:
-        return lock if is_serial else nullcontext()
-
     with replace_databases(app, databases):
         async with _run_lifespan(app) as state:
 
             async def app_with_state(scope: Scope, receive: Receive, send: Send) -> None:
-                async with handle():
+                async with _wait_for(lock) if is_serial else nullcontext():
                     await app({**scope, "state": state.copy()}, receive, send)
 
             transport = httpx.ASGITransport(app_with_state)
             async with httpx.AsyncClient(transport=transport, base_url=_BASE_URL) as client:
                 yield client
+
+
+@asynccontextmanager
+async def _wait_for(lock: asyncio.Lock) -> AsyncIterator[None]:
+    """Hold the lock. Raises `RuntimeError` if the request that holds it doesn't end, for example if it waits for us."""
+    try:
+        async with asyncio.timeout(_MAX_WAIT_SECONDS):
+            await lock.acquire()
+    except TimeoutError as error:
+        raise RuntimeError(
+            f"a request of `client` has waited {_MAX_WAIT_SECONDS:g} s for an earlier one, because requests share the "
+            "connection of `database`: use `committed_client` if they must run at the same time"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @asynccontextmanager
