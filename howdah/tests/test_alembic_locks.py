@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from alembic.util.exc import CommandError
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from howdah import Database, LockTimeout
-from howdah.alembic import MigrationBlocked
+from howdah.alembic import MigrationBlocked, environment
 from howdah.alembic.locks import LOCK_KEY
 from howdah_tests.support.migration_projects import Project, empty_database, run
 from howdah_tests.support.waiting import until_waiting
@@ -22,17 +24,25 @@ from howdah_tests.support.waiting import until_waiting
 CREATE = 'op.execute("CREATE TABLE issues (id int)")'
 ALTER = 'op.execute("ALTER TABLE issues ADD COLUMN title text")'
 
-# Returns when two sessions fulfil the condition, so both are in the migration, or one of them waits for the other.
-MEETING = '''op.execute("""
+WAIT = '''op.execute("""
     DO $$ BEGIN
-        WHILE (SELECT count(*) FROM pg_stat_activity
-               WHERE application_name = 'howdah migrate' AND datname = current_database() AND {condition}) < 2 LOOP
+        {first};
+        FOR attempt IN 1..2000 LOOP
+            EXIT WHEN ({condition});
             PERFORM pg_sleep(0.01);
             PERFORM pg_stat_clear_snapshot();
         END LOOP;
     END $$""")'''
-BOTH_CONNECTED = MEETING.format(condition="true")
-BOTH_IN_THE_MIGRATION = MEETING.format(condition="query LIKE '%pg_sleep%'")
+# Returns when the second process is connected. Then it waits for the lock.
+BOTH_CONNECTED = WAIT.format(
+    first="NULL",
+    condition="SELECT count(*) = 2 FROM pg_stat_activity "
+    "WHERE application_name = 'howdah migrate' AND datname = current_database()",
+)
+# Returns when both processes are in the migration.
+BOTH_IN_THE_MIGRATION = WAIT.format(
+    first="PERFORM nextval('arrivals')", condition="SELECT last_value >= 2 FROM arrivals"
+)
 
 
 @pytest.fixture
@@ -41,35 +51,43 @@ def project(tmp_path: Path, postgres_url: str) -> Iterator[Project]:
         yield Project(tmp_path, url, "lock_timeout=0.1, lock_attempts=2")
 
 
-def upgrade_twice(project: Project, before: str = "") -> list[int]:
-    """The exit codes of two processes that upgrade at the same time."""
+def start_other_process(project: Project, before: str = "") -> subprocess.Popen[str]:
+    """Another process that upgrades."""
     code = f"{before}\nfrom howdah.alembic import Migrations\nMigrations.of_project({str(project.folder)!r}).upgrade()"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, cwd=project.folder) for _ in range(2)
-    ]
-    return sorted(process.wait(timeout=60) for process in processes)
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_do_not_migrate_at_once_even_if_an_index_is_built_concurrently(project: Project) -> None:
     """CREATE INDEX CONCURRENTLY would wait for a statement that waits for the lock."""
     project.write_migration("0001", f"{BOTH_CONNECTED}; {CREATE}")
     project.write_migration("0002", 'create_index_concurrently("ix_issues_id", "issues", ["id"])')
-    assert upgrade_twice(project) == [0, 0]
+    with start_other_process(project) as other:
+        applied = project.migrations.upgrade()
+        _, errors = other.communicate(timeout=60)
+    assert (other.returncode, errors) == (0, "")
+    assert len(applied) in (0, 2)  # all by one process
     assert run(project.url, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
-def test_control_without_the_lock_one_of_two_processes_fails(project: Project) -> None:
-    project.write_migration("0001", "pass")
+def test_control_without_the_lock_one_of_two_processes_fails(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write_migration("0001", 'op.execute("CREATE SEQUENCE arrivals")')
     project.migrations.upgrade()
     project.write_migration("0002", f"{BOTH_IN_THE_MIGRATION}; {CREATE}")
     without = (
-        "import howdah.alembic.environment as environment\n"
-        "from contextlib import asynccontextmanager\n"
-        "@asynccontextmanager\n"
-        "async def no_lock(*_):\n    yield\n"
-        "environment.migration_lock = no_lock"
+        "import howdah.alembic.environment as environment, contextlib\n"
+        "environment.migration_lock = lambda *_: contextlib.nullcontext()"
     )
-    assert upgrade_twice(project, without) == [0, 1]
+    monkeypatch.setattr(environment, "migration_lock", lambda *_: nullcontext())
+    outcomes: list[bool] = []
+    with start_other_process(project, without) as other:
+        try:
+            project.migrations.upgrade()
+            outcomes.append(True)
+        except (IntegrityError, ProgrammingError):
+            outcomes.append(False)
+        outcomes.append(other.wait(timeout=60) == 0)
+        other.communicate()
+    assert sorted(outcomes) == [False, True]
 
 
 async def test_the_wait_for_another_migration_is_bounded_and_the_error_says_who_migrates(project: Project) -> None:
@@ -89,6 +107,16 @@ async def test_a_migration_can_be_started_while_an_event_loop_runs(project: Proj
     assert project.migrations.upgrade() == ["upgraded to 0001"]
     async with Database(project.url) as database:
         assert await project.migrations.current(database) == "0001"
+        assert await project.migrations.find_revision_problem(database) is None
+        project.write_migration("0002", "pass")
+        problem = await project.migrations.find_revision_problem(database, allow_newer=True)
+        assert problem == "the schema is at 0001, not at 0002: run howdah migrate up"
+        async with database.begin() as session:
+            await session.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+        assert await project.migrations.find_revision_problem(database, allow_newer=True) is None
+        assert await project.migrations.find_revision_problem(database) is not None
+        with pytest.raises(CommandError, match="at revision 0003, which this version doesn't have"):
+            project.migrations.upgrade()
 
 
 @asynccontextmanager

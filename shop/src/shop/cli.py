@@ -98,7 +98,7 @@ def migrate(
         bool,
         typer.Option(
             "--check",
-            help="Only check, on temporary databases, that the migrations create what the models and ledger/sql define "
+            help="Only check, on a temporary database, that the migrations create what models and ledger/sql define "
             "and block nobody",
         ),
     ] = False,
@@ -151,7 +151,8 @@ def migrate(
             _out.print(f"written: {schema.CATALOG_FILE}", highlight=False)
         elif new is not None:
             written = HISTORY.new(new, server_url=location.url)
-            _out.print(f"written: {written.path}", highlight=False)
+            for path in written.paths:
+                _out.print(f"written: {path}", highlight=False)
             for problem in written.problems:
                 _err.print(problem, highlight=False, markup=False)
             if written.problems:

@@ -141,8 +141,11 @@ SELECT
 FROM kept JOIN pg_trigger ON tgrelid = kept.oid
 WHERE NOT tgisinternal AND tgenabled = 'A'
 UNION ALL
-SELECT 7, label, format('view %s', label), pg_get_viewdef(oid, true), NULL, false, NULL, NULL, NULL
-FROM kept WHERE relkind IN ('v', 'm')
+SELECT
+    7, label, format('view %s', label), pg_get_viewdef(oid, true), NULL, false,
+    format('CREATE %s %s AS %s', kind, ident, rtrim(pg_get_viewdef(oid, true), ';')), format('DROP %s %s', kind, ident), NULL
+FROM kept CROSS JOIN LATERAL (SELECT CASE relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END AS kind) named
+WHERE relkind IN ('v', 'm')
 UNION ALL
 SELECT
     7, label, format('comment on %s%s', attname || ' of ', label), description, NULL, false,

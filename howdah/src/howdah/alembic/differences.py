@@ -24,6 +24,7 @@ _KINDS: Final = (
     "options",
     "storage",
     "function",
+    "view",
     "constraint",
     "index",
     "trigger",
@@ -34,7 +35,7 @@ _KINDS: Final = (
 # These are created before the tables that use them.
 _BEFORE_TABLES: Final = ("extension", "type", "sequence")
 # These are dropped before tables, because they may depend on them.
-_BEFORE_DROPS: Final = ("trigger", "policy", "function")
+_BEFORE_DROPS: Final = ("trigger", "policy", "view", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,11 @@ def read_schema(connection: Connection, environment: Environment) -> dict[str, S
     }
 
 
-def create_schema(url: str, environment: Environment) -> dict[str, SchemaObject]:
-    """Create in an empty database what the models and the .sql files define, and read it. Blocks."""
+def read_expected_schema(url: str, environment: Environment) -> dict[str, SchemaObject]:
+    """The schema that the models and the .sql files define. Blocks.
+
+    It is created in the empty database at `url`, read, and rolled back.
+    """
 
     def create(connection: Connection) -> dict[str, SchemaObject]:
         for schema in environment.schemas or ():
@@ -92,9 +96,9 @@ def _call(url: str, work: Callable[[Connection], dict[str, SchemaObject]]) -> di
     async def run() -> dict[str, SchemaObject]:
         async with (
             Database(str_url(url), pool_size=1, application_name="howdah migrate") as database,
-            database.engine.begin() as connection,
+            database.engine.connect() as connection,
         ):
-            return await connection.run_sync(work)
+            return await connection.run_sync(work)  # closing the connection rolls back
 
     return run_blocking(run())
 
@@ -115,37 +119,65 @@ def compare_schemas(found: Schema, expected: Schema) -> list[str]:
     )
 
 
-def statements_before(found: Schema, expected: Schema) -> Iterator[str]:
-    """The statements to execute before tables are created or dropped: new types, and functions that are gone."""
-    yield from (
-        each.create_sql for each in _sorted(expected, _BEFORE_TABLES, without=found) if each.create_sql is not None
-    )
-    yield from (
-        each.drop_sql for each in reversed(_sorted(found, _BEFORE_DROPS, without=expected)) if each.drop_sql is not None
-    )
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A statement that creates, drops or alters an object. `definition` is None for a statement that drops."""
+
+    name: str
+    subject: str
+    sql: str
+    definition: str | None
+
+    @property
+    def kind(self) -> str:
+        """The kind of the object, such as `constraint`."""
+        return self.name.partition(" ")[0]
+
+    @property
+    def own_name(self) -> str:
+        """The name of a constraint or index, without its table."""
+        return self.name.removeprefix(f"{self.kind} ").removesuffix(f" on {self.subject}")
 
 
-def statements_after(found: Schema, expected: Schema) -> Iterator[str]:
-    """The statements that remove the differences that have statements: first drops, then changes, then new objects."""
+def changes_before(found: Schema, expected: Schema) -> Iterator[Change]:
+    """The changes to make before tables are created or dropped: new types, and functions that are gone."""
+    for name in _sorted(expected, _BEFORE_TABLES, without=found):
+        yield from _create(name, expected[name])
+    for name in reversed(_sorted(found, _BEFORE_DROPS, without=expected)):
+        yield from _drop(name, found[name])
+
+
+def changes_after(found: Schema, expected: Schema) -> Iterator[Change]:
+    """The changes that remove the differences, as far as there are statements: drops, alterations, new objects."""
     changed = {name for name, each in expected.items() if name in found and is_changed(found[name], each)}
     altered = {name for name in changed if expected[name].alter_sql}
     replaced = changed - altered
-    for each in reversed(_sorted({name: found[name] for name in found if name not in expected or name in replaced})):
-        if each.drop_sql is not None:
-            yield each.drop_sql
+    for name in reversed(_sorted({name: found[name] for name in found if name not in expected or name in replaced})):
+        yield from _drop(name, found[name])
     for name in sorted(altered):
-        yield from (line for line in expected[name].alter_sql if line not in found[name].alter_sql)
-    for each in _sorted({name: expected[name] for name in expected if name not in found or name in replaced}):
-        if each.create_sql is not None:
-            yield each.create_sql
+        for sql in expected[name].alter_sql:
+            if sql not in found[name].alter_sql:
+                yield Change(name, expected[name].subject, sql, expected[name].entry.definition)
+    for name in _sorted({name: expected[name] for name in expected if name not in found or name in replaced}):
+        yield from _create(name, expected[name])
 
 
-def _sorted(schema: Schema, kinds: Collection[str] = _KINDS, *, without: Schema | None = None) -> list[SchemaObject]:
-    """The objects of these kinds, in the order of their creation."""
+def _create(name: str, each: SchemaObject) -> Iterator[Change]:
+    if each.create_sql is not None:
+        yield Change(name, each.subject, each.create_sql, each.entry.definition)
+
+
+def _drop(name: str, each: SchemaObject) -> Iterator[Change]:
+    if each.drop_sql is not None:
+        yield Change(name, each.subject, each.drop_sql, None)
+
+
+def _sorted(schema: Schema, kinds: Collection[str] = _KINDS, *, without: Schema | None = None) -> list[str]:
+    """The names of the objects of these kinds, in the order of their creation."""
 
     def rank(name: str) -> tuple[int, bool, str]:
         definition = schema[name].entry.definition
         return _KINDS.index(name.partition(" ")[0]), definition.startswith("FOREIGN KEY"), name
 
     chosen = (name for name in schema if name.partition(" ")[0] in kinds and name not in (without or ()))
-    return [schema[name] for name in sorted(chosen, key=rank)]
+    return sorted(chosen, key=rank)

@@ -16,12 +16,12 @@ from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from howdah.alembic.catalog import CatalogEntry
-from howdah.alembic.differences import compare_schemas, create_schema, read_schema_at
+from howdah.alembic.differences import compare_schemas, read_expected_schema, read_schema_at
 from howdah.alembic.drafts import Draft
 from howdah.alembic.environment import CALL, Call, Environment, str_url
 from howdah.alembic.linting import Finding, StatementRecorder, lint
 from howdah.alembic.running import run_blocking
-from howdah.alembic.scratch import scratch_databases
+from howdah.alembic.scratch import scratch_database
 from howdah.database import Database
 from howdah.errors import HowdahError, InvalidStatement
 
@@ -36,14 +36,13 @@ _ALEMBIC: Final = threading.RLock()
 
 @dataclass(frozen=True, slots=True)
 class NewMigration:
-    """A migration that was written.
+    """A migration that was written. `paths` has a second file for constraints and indexes of existing tables.
 
     `problems` says what the migration doesn't do, or does wrong: complete it by hand. `downgrade_problems`
     says what a downgrade doesn't restore. `is_empty` is true if the models and the .sql files need no migration.
     """
 
-    path: Path
-    revision: str
+    paths: list[Path]
     problems: list[str]
     downgrade_problems: list[str]
     is_empty: bool
@@ -53,9 +52,9 @@ class NewMigration:
 class CheckReport:
     """The result of a check.
 
-    `differences` says how a migrated database differs from one with the tables of the models and the .sql files.
+    `differences` says how the migrated schema differs from that of the models and the .sql files.
     `findings` are statements that block a service. `unneeded` are accepted findings that don't occur. `catalog`
-    describes the second database.
+    describes the latter schema.
     """
 
     differences: list[str] = field(default_factory=list)
@@ -82,17 +81,17 @@ class Migrations:
 
     Every method that isn't `async` blocks. It may be called while an event loop runs, but better in a thread
     (`asyncio.to_thread`). A URL that is None means the one that `env.py` passes to `run_migrations`.
-    `command` is the command that messages name.
+    `command` is the command that applies migrations, for messages.
     """
 
-    def __init__(self, folder: Path | str, *, command: str = "howdah migrate") -> None:
+    def __init__(self, folder: Path | str, *, command: str = "howdah migrate up") -> None:
         self.folder: Path | None = Path(folder).resolve()
         self.command = command
         self._project: Path | None = None
         self._head: str | None = None
 
     @classmethod
-    def of_project(cls, directory: Path | str = ".", *, command: str = "howdah migrate") -> Migrations:
+    def of_project(cls, directory: Path | str = ".", *, command: str = "howdah migrate up") -> Migrations:
         """The migrations of Alembic's configuration: `[tool.alembic]` in `pyproject.toml`, or `alembic.ini`."""
         project = cls(directory, command=command)
         project._project, project.folder = project.folder, None
@@ -106,7 +105,7 @@ class Migrations:
         if self._head is None:
             self._head = self._scripts().get_current_head()
         if self._head is None:
-            raise CommandError(f"there is no migration yet: run {self.command} new MESSAGE")
+            raise CommandError("there is no migration yet: run howdah migrate new MESSAGE")
         return self._head
 
     def environment(self) -> Environment:
@@ -175,45 +174,47 @@ class Migrations:
     def new(self, message: str, *, server_url: str | URL | None = None) -> NewMigration:
         """Write the migration that brings the newest revision to the models and the .sql files.
 
-        It is written and then tested on scratch databases on the server of `server_url`; by default that of `env.py`.
+        It is written and then tested on a scratch database on the server of `server_url`; by default that of `env.py`.
         Changed .sql files are copied into the folder with the migration's name, so that later changes of them don't
         change this migration.
         """
         environment = self.environment()
-        with self._scratch(environment, server_url) as (migrated, created):
-            expected = create_schema(created, environment)
+        with self._scratch(environment, server_url) as url:
+            expected = read_expected_schema(url, environment)
             versions = self._prepare_folder()
             if self._scripts().get_current_head() is not None:
-                self.upgrade(migrated)
-            draft = Draft(environment, expected, _changed_files(versions, environment.sql))
-            path, revision = self._write_revision(migrated, message, draft)
+                self.upgrade(url)
+            revisions = self._next_revisions()
+            draft = Draft(environment, expected, _changed_files(versions, environment.sql), revisions[1])
+            paths = self._write_revision(url, message, revisions[0], draft)
             if draft.changed_files and environment.sql is not None:
-                path.with_suffix("").mkdir()
+                copies = paths[0].with_suffix("")
+                copies.mkdir()
                 for name in draft.changed_files:
-                    shutil.copyfile(environment.sql / name, path.with_suffix("") / name)
-            problems = [*draft.problems, *self._try(migrated, environment, expected)]
-        return NewMigration(path, revision, problems, draft.downgrade_problems, draft.is_empty)
+                    shutil.copyfile(environment.sql / name, copies / name)
+            problems = [*draft.problems, *self._try(url, environment, expected)]
+        return NewMigration(paths, problems, draft.downgrade_problems, draft.is_empty)
 
     def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
-        """Compare a migrated database with one that has the tables of the models and the .sql files, and lint.
+        """Compare the migrated schema with that of the models and the .sql files, and lint the migrations.
 
-        Both are scratch databases on the server of `server_url`; the URL of `env.py`, by default.
+        Both are created in a scratch database on the server of `server_url`; the URL of `env.py`, by default.
         """
         environment = self.environment()
         recorder = StatementRecorder()
-        with self._scratch(environment, server_url) as (migrated, created):
-            call = Call(url=migrated, on_connect=recorder.listen, on_step=recorder.start)
+        with self._scratch(environment, server_url) as url:
+            expected = read_expected_schema(url, environment)
+            call = Call(url=url, on_connect=recorder.listen, on_step=recorder.start)
             self._migrate(call, "upgrade", "head")
-            expected = create_schema(created, environment)
             report = CheckReport(
-                compare_schemas(read_schema_at(migrated, environment), expected),
+                compare_schemas(read_schema_at(url, environment), expected),
                 catalog={name: each.entry for name, each in expected.items()},
             )
             if not is_linted:
                 return report
             accepted, linted = self._accepted_findings(environment.linted_after)
             statements = {name: recorder.statements[name] for name in recorder.statements if name in linted}
-            findings, unneeded = lint(statements, accepted, version=_server_version(migrated))
+            findings, unneeded = lint(statements, accepted, version=_server_version(url))
         return replace(report, findings=findings, unneeded=unneeded)
 
     def _try(self, url: str, environment: Environment, expected: Mapping[str, Any]) -> Iterator[str]:
@@ -233,18 +234,25 @@ class Migrations:
                 accepted[script.revision] = dict(getattr(script.module, "accepted_findings", {}))
         return accepted, set(accepted)
 
-    def _write_revision(self, url: str, message: str, draft: Draft) -> tuple[Path, str]:
-        from alembic import command
-        from alembic.script import Script
+    def _next_revisions(self) -> tuple[str, str]:
+        """The names of two more revisions: the next numbers, or Alembic's random ones if the newest is no number."""
+        from alembic.util import rev_id
 
-        head = self._scripts().get_current_head()
-        number = f"{int(head or 0) + 1:04d}" if head is None or head.isdigit() else None
+        head = self._scripts().get_current_head() or "0000"
+        if not head.isdigit():
+            return rev_id(), rev_id()
+        return f"{int(head) + 1:04d}", f"{int(head) + 2:04d}"
+
+    def _write_revision(self, url: str, message: str, revision: str, draft: Draft) -> list[Path]:
+        """Write the files, and return their paths."""
+        from alembic import command
+
         call = Call(url=url, on_revision=draft.complete)
         with self._running(call) as config:
-            script = command.revision(config, message, autogenerate=True, rev_id=number)
-        assert isinstance(script, Script)
+            written = command.revision(config, message, autogenerate=True, rev_id=revision)
         self._head = None
-        return Path(script.path), script.revision
+        scripts = written if isinstance(written, list) else [written]
+        return [Path(script.path) for script in scripts if script is not None]
 
     def _prepare_folder(self) -> Path:
         """Create `versions/` and the template of migrations if they don't exist, and return `versions/`."""
@@ -310,16 +318,16 @@ class Migrations:
         return any(script.revision == revision for script in self._scripts().walk_revisions())
 
     @contextmanager
-    def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[list[str]]:
-        """Two scratch databases on that server, on that of `env.py`, or on the embedded server if both are None."""
+    def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[str]:
+        """A scratch database on that server, on that of `env.py`, or on the embedded server if both are None."""
         url = server_url or environment.url
         if url is not None:
-            with scratch_databases(url, 2) as scratch:
+            with scratch_database(url) as scratch:
                 yield scratch
             return
         from howdah.embedded import EmbeddedPostgres
 
-        with EmbeddedPostgres() as server, scratch_databases(server.url(), 2) as scratch:
+        with EmbeddedPostgres() as server, scratch_database(server.url()) as scratch:
             yield scratch
 
 

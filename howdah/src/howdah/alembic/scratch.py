@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -13,35 +13,27 @@ from howdah.database import Database
 
 
 @contextmanager
-def scratch_databases(server_url: str | URL, count: int) -> Iterator[list[str]]:
-    """Create empty databases on the server of `server_url`, and yield their URLs. They are dropped at the end. Blocks.
+def scratch_database(server_url: str | URL) -> Iterator[str]:
+    """Create an empty database on the server of `server_url`, and yield its URL. It is dropped at the end. Blocks.
 
     The database of `server_url` must exist, and its role must be allowed to create databases.
     """
-    names = [f"howdah_scratch_{uuid4().hex}" for _ in range(count)]
+    name = f"howdah_scratch_{uuid4().hex}"
+    _execute(server_url, f'CREATE DATABASE "{name}"')
     try:
-        _execute(server_url, [f'CREATE DATABASE "{name}"' for name in names])
-        yield [make_url(server_url).set(database=name).render_as_string(hide_password=False) for name in names]
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:
-        _execute(server_url, [f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)' for name in names])
+        _execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-@contextmanager
-def scratch_database(server_url: str | URL) -> Iterator[str]:
-    """Create one empty database, and yield its URL."""
-    with scratch_databases(server_url, 1) as (url,):
-        yield url
-
-
-def _execute(url: str | URL, statements: Sequence[str]) -> None:
-    """Execute statements that can't run in a transaction."""
+def _execute(url: str | URL, statement: str) -> None:
+    """Execute a statement that can't run in a transaction."""
 
     async def run() -> None:
         async with (
             Database(url, pool_size=1, application_name="howdah migrate") as database,
             database.autocommit() as connection,
         ):
-            for statement in statements:
-                await connection.execute(text(statement))
+            await connection.execute(text(statement))
 
     run_blocking(run())

@@ -34,7 +34,7 @@ Server = Annotated[
     str | None,
     typer.Option(
         "--url",
-        help="A URL of the server for scratch databases. By default that of env.py, or the embedded server",
+        help="A URL of the server for the scratch database. By default that of env.py, or the embedded server",
         show_default=False,
     ),
 ]
@@ -42,11 +42,12 @@ Server = Annotated[
 
 @app.command()
 def new(message: str, project: Project = Path(), url: Server = None) -> None:
-    """Write a migration for the changes of the models and .sql files, and test it on scratch databases."""
+    """Write a migration for the changes of the models and .sql files, and test it on a scratch database."""
     with _migrations(project) as migrations:
         _print_server(migrations, url)
         written = migrations.new(message, server_url=url)
-    typer.echo(f"written: {written.path}")
+    for path in written.paths:
+        typer.echo(f"written: {path}")
     if written.is_empty and not written.problems:
         typer.echo("the models and the .sql files need no migration, so it is empty")
     for problem in written.downgrade_problems:
@@ -89,7 +90,7 @@ def check(
     url: Server = None,
     no_lint: Annotated[bool, typer.Option("--no-lint", help="Don't look for statements that block a service")] = False,
 ) -> None:
-    """Compare the migrations with the models and .sql files, on scratch databases, and lint the migrations."""
+    """Compare the migrations with the models and .sql files, on a scratch database, and lint the migrations."""
     with _migrations(project) as migrations:
         _print_server(migrations, url)
         report = migrations.check(server_url=url, is_linted=not no_lint)
@@ -168,12 +169,12 @@ def _print_database(migrations: Migrations, url: str | None) -> str:
 
 
 def _print_server(migrations: Migrations, url: str | None) -> None:
-    """Say on standard error where the scratch databases are created."""
+    """Say on standard error where the scratch database is created."""
     from howdah.alembic.history import describe_url
 
     used = url or migrations.environment().url
     where = "the embedded server" if used is None else f"the server of {describe_url(used)}"
-    typer.echo(f"scratch databases: on {where}", err=True)
+    typer.echo(f"scratch database: on {where}", err=True)
 
 
 def _fail(message: str, *, cause: BaseException | None = None) -> None:
