@@ -26,12 +26,13 @@ _SERVER_SECONDS: Final = 60.0
 _OTHER_PROJECT: Final = ("UV_PYTHON", "UV_PROJECT", "UV_SYSTEM", "UV_NO_", "UV_FROZEN", "UV_LOCKED", "CONDA_")
 
 
-def find_uv() -> str:
-    """uv runs `make test`, and it is the only program of the documentation that a machine may lack."""
-    local = PROJECT / ".uv/bin/uv"
-    found = os.environ.get("UV") or shutil.which("uv") or (str(local) if local.exists() else None)
-    assert found is not None, "these tests need uv: run make test"
-    return found
+def find_uv() -> Path:
+    """The path of uv. It runs `make test`, which sets the variable `UV`."""
+    for candidate in (os.environ.get("UV"), "uv", PROJECT / ".uv/bin/uv"):
+        found = shutil.which(candidate) if candidate else None
+        if found is not None:
+            return Path(found).absolute()
+    raise AssertionError("these tests need uv: install it, or run make test")
 
 
 def free_port() -> int:
@@ -64,7 +65,7 @@ class Terminal:
             "HOWDAH_DATA_DIR": str(self.data_dir),
             "UVICORN_PORT": str(self.port),
             "PORT": str(self.port),
-            "PATH": os.pathsep.join([str(Path(find_uv()).parent), f"{sys.base_prefix}/bin", os.environ["PATH"]]),
+            "PATH": os.pathsep.join([f"{sys.base_prefix}/bin", str(find_uv().parent), *_path_of_the_user()]),
         }
         (home / "howdah").symlink_to(PROJECT)
         self._shell = subprocess.Popen(
@@ -84,16 +85,18 @@ class Terminal:
         assert self._shell.stdout is not None
         self._shell.stdin.write(f"{{ {command}\n}} </dev/null; printf '\\n{_END} %s\\n' $?\n")
         self._shell.stdin.flush()
-        limit = Timer(timeout, self.close)
+        limit = Timer(timeout, self._kill)
         limit.start()
         lines: list[str] = []
+        end = "the shell was killed: the command took too long"
         for line in self._shell.stdout:
             if line.startswith(_END):
+                end = line
                 break
             lines.append(line)
         limit.cancel()
-        output = "".join(lines).removesuffix("\n").rstrip("\n")
-        assert line == f"{_END} 0\n", f"$ {command}\n{output}\n{line}"
+        output = "".join(lines).rstrip("\n")
+        assert end == f"{_END} 0\n", f"$ {command}\n{output}\n{end}"
         return output
 
     def serve(self, command: str) -> None:
@@ -122,11 +125,19 @@ class Terminal:
 
     def close(self) -> None:
         """End the shell and what it has started, except servers of PostgreSQL."""
+        self._kill()
+        self._shell.communicate()
+
+    def _kill(self) -> None:
         for group in (self._server, self._shell.pid):
             if group is not None:
                 with suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
-        self._shell.communicate()
+
+
+def _path_of_the_user() -> list[str]:
+    """The directories of programs, without the environment that runs the tests."""
+    return [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != f"{sys.prefix}/bin"]
 
 
 @contextmanager
