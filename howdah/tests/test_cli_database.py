@@ -123,6 +123,14 @@ def test_without_the_extra_the_command_says_what_to_install() -> None:
     assert finished.stderr == "the command howdah needs the package typer: pip install 'howdah[cli]'\n"
 
 
+def test_a_command_without_its_package_says_what_to_install() -> None:
+    code = "import sys; sys.modules['alembic'] = None; from howdah.cli import main; main()"
+    command = [sys.executable, "-c", code, "migrate", "current"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 1
+    assert finished.stderr == "error: this command needs the package alembic: pip install 'howdah[cli]'\n"
+
+
 def test_help_imports_only_what_it_needs() -> None:
     code = "import sys; from howdah.cli.application import app; app(['--help'], standalone_mode=False)"
     code += "; print(*sys.modules)"

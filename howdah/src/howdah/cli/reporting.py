@@ -30,9 +30,10 @@ class ReportingGroup(TyperGroup):
         except (CommandError, HowdahError) as error:
             message, cause = describe_error(error), error
         except ModuleNotFoundError as error:
-            if error.name not in _PACKAGES:
+            package = (error.name or "").partition(".")[0]
+            if package not in _PACKAGES:
                 raise
-            message, cause = f"this command needs the package {error.name}: pip install 'howdah[cli]'", error
+            message, cause = f"this command needs the package {package}: pip install 'howdah[cli]'", error
         typer.secho(f"error: {message}", err=True, fg="red")
         raise typer.Exit(1) from cause
 
