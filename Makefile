@@ -7,7 +7,7 @@ PYTEST := $(RUN) pytest -n 2 --dist worksteal
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test coverage check docs format bench bench-plot bench-docs soak test-matrix test-wheel clean
+.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -42,6 +42,11 @@ docs: $(UV)
 format: $(UV)
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
+
+# The library's wheel, in dist/.
+wheel: $(UV)
+	@$(UV) build --quiet --wheel --package howdah --out-dir dist
+	@ls $(CURDIR)/dist/howdah-*.whl
 
 # Every speed claim, compared with its peers: make bench ONLY=bulk-create,pages ARGS="--rounds 3 --json figures.json"
 # A first look at everything, in under 3 minutes: make bench ARGS=--quick

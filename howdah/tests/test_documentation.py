@@ -96,21 +96,6 @@ def test_every_snippet_runs(page: str, postgres_url: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-def test_the_tutorial_runs_in_an_empty_directory() -> None:
-    with open_folder() as folder:
-        page = with_own_server((PROJECT / "docs/tutorial.md").read_text(), folder)
-        (folder / "tutorial.md").write_text(page)
-        finished = subprocess.run(
-            [sys.executable, "-c", RUNNER, "tutorial.md"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-    assert finished.returncode == 0, finished.stderr
-
-
 def test_the_readmes_program_runs_in_an_empty_directory() -> None:
     (program,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
     with open_folder() as folder:

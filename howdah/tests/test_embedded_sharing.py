@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_data_dirs
 from howdah.embedded.postmaster import Postmaster
 from howdah_tests.support.embedded_servers import TIMEOUT_SECONDS, OtherProcess, is_dead, query
 
@@ -145,3 +145,45 @@ def test_a_server_that_does_not_answer_is_an_error_until_it_answers(used_data: P
             os.kill(server.pid, signal.SIGCONT)
         with EmbeddedPostgres(used_data) as found:
             assert found.pid == server.pid
+
+
+def test_a_detached_server_runs_until_it_is_shut_down(used_data: Path) -> None:
+    server = EmbeddedPostgres(used_data).start()
+    pid = server.pid
+    server.detach()
+    with OtherProcess(used_data) as other:  # this user is the last one, and doesn't stop the server
+        assert other.receive() == pid
+        other.finish()
+    assert server.pid == pid
+    assert used_data in running_data_dirs()
+    assert server.shut_down()
+    assert server.pid is None
+    assert is_dead(pid)
+    assert used_data not in running_data_dirs()
+    assert server.shut_down()
+
+
+def test_the_last_user_of_a_detached_server_stops_it_after_a_shut_down(used_data: Path) -> None:
+    EmbeddedPostgres(used_data).start().detach()
+    with EmbeddedPostgres(used_data) as user:
+        pid = user.pid
+        assert not EmbeddedPostgres(used_data).shut_down()
+        assert user.pid == pid
+    assert is_dead(pid)
+
+
+def test_a_server_that_was_started_after_a_crash_is_not_detached(used_data: Path) -> None:
+    server = EmbeddedPostgres(used_data).start()
+    server.detach()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    with EmbeddedPostgres(used_data) as restarted:
+        assert restarted.pid is not None
+    assert restarted.pid is None
+
+
+def test_a_server_is_detached_and_shut_down_only_in_the_right_state(used_data: Path) -> None:
+    with pytest.raises(EmbeddedPostgresError, match=r"before start\(\)"):
+        EmbeddedPostgres(used_data).detach()
+    with EmbeddedPostgres(used_data) as server, pytest.raises(EmbeddedPostgresError, match=r"call stop\(\) first"):
+        server.shut_down()

@@ -47,7 +47,7 @@ def serve(
     from shop.app import create_app
     from shop.ledger import schema
     from shop.memory import collect_less_often, freeze_loaded_objects
-    from shop.postgres import open_location
+    from shop.postgres import open_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -57,6 +57,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
     with suppress(KeyboardInterrupt), _bind(address, port) as bound_socket, open_location(settings) as location:
+        report_location(settings)
         migrations.upgrade(location.url)
         schema.verify_schema(location.url)
         config = uvicorn.Config(
@@ -65,8 +66,7 @@ def serve(
             access_log=False,
             timeout_graceful_shutdown=settings.shutdown_timeout,
         )
-        _out.print(f"data:  {location.where}", highlight=False)
-        _out.print(f"docs:  http://{address}:{bound_socket.getsockname()[1]}/docs", highlight=False)
+        _out.print(f"docs: http://{address}:{bound_socket.getsockname()[1]}/docs", highlight=False)
         freeze_loaded_objects()
         collect_less_often()
         server = uvicorn.Server(config)
@@ -125,10 +125,14 @@ def migrate(
     from shop import tables
     from shop.ledger import schema
     from shop.migrations import HISTORY
-    from shop.postgres import open_location
+    from shop.postgres import open_location, open_running_location, report_location
     from shop.settings import Settings
 
-    with open_location(Settings()) as location:
+    settings = Settings()
+    report_location(settings)
+    # the first three use scratch databases on the server, and not the data of a service
+    opened = open_location if check or write_catalog or new is not None else open_running_location
+    with opened(settings) as location:
         if check:
             report = HISTORY.check(server_url=location.url)
             lines = str(report).splitlines()
@@ -176,10 +180,11 @@ def check(
     from shop import migrations
     from shop.ledger.check import STEPS, check_ledger
     from shop.ledger.seals import Link, link_seals
-    from shop.postgres import open_database, open_location
+    from shop.postgres import open_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
+    report_location(settings)
     try:
         since = None if seal is None else Link.parse(seal)
     except ValueError as error:
@@ -202,7 +207,7 @@ def check(
         progress.update(task, description="checked", completed=len(STEPS))
         return report
 
-    with open_location(settings) as location:
+    with open_running_location(settings) as location:
         migrations.upgrade(location.url)
         with progress_bar() as progress:
             report = asyncio.run(run(location.url, progress))
@@ -228,21 +233,23 @@ def create_demo_command(
     """Create users, orders, accounts and transfers with random data."""
     from shop import migrations
     from shop.demo import create_demo
-    from shop.postgres import open_database, open_location
+    from shop.postgres import open_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
+    report_location(settings)
 
     async def run(url: str, progress: Progress) -> int:
         task = progress.add_task("users", total=users)
         async with open_database(url, settings, application_name="shop create-demo") as database:
             return await create_demo(database, users=users, seed=seed, advance=lambda n: progress.advance(task, n))
 
-    with open_location(settings) as location:
+    with open_running_location(settings) as location:
         migrations.upgrade(location.url)
         with progress_bar() as progress:
             created = asyncio.run(run(location.url, progress))
     _out.print(f"{created:,} users created, {users - created:,} existed already", highlight=False)
+    _out.print(f"database: {location.where}", highlight=False)
 
 
 def progress_bar() -> Progress:

@@ -21,6 +21,7 @@ class CannotListen(Exception):
 _CORRECTABLE: Final = {
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
+    "OtherServerRuns": "shop.postgres",
     "SchemaMismatch": "shop.ledger.schema",
     "UnreadableFile": "shop.importing.reading",
     "UnwritableFile": "shop.importing.rejects",

@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 from howdah import Database
 from shop.cli import app
 from shop.importing import command
+from shop.postgres import describe_location
+from shop.settings import Settings
 
 WriteFile = Callable[..., Path]
 Import = Callable[..., Result]
@@ -84,7 +86,9 @@ def test_the_summary_accounts_for_every_line(shop_import: Import, committed_url:
         "Each unit price is rounded to whole pence, half a penny up, and then multiplied by the quantity.\n"
         f"rejected lines, with reasons: {REJECTS}\n"
     )
-    assert re.fullmatch(r"4 lines in [\d.]+ s, [\d,]+ lines/s\n", result.stderr)
+    database, speed = result.stderr.splitlines()
+    assert database == f"database: {describe_location(Settings(database_url=committed_url))}"
+    assert re.fullmatch(r"4 lines in [\d.]+ s, [\d,]+ lines/s", speed)
 
 
 def test_rejected_lines_are_written_to_the_current_directory_with_number_and_reason(
@@ -232,11 +236,14 @@ def test_an_unreachable_database_is_reported_in_one_line(
     missing = shop_import(path, database_url=committed_url.replace("howdah_test", "no_howdah_test"))
     assert missing.exit_code == 1
     assert re.fullmatch(
-        r"the database can't be reached: database \"no_howdah_test\w+\" does not exist\n", missing.stderr
+        r"database: no_howdah_test.*\nthe database can't be reached: database \"no_howdah_test\w+\" does not exist\n",
+        missing.stderr,
     )
-    refused = shop_import(path, database_url="postgresql://shop@127.0.0.1:1/shop")
+    refused = shop_import(path, database_url="postgresql://shop:secret@127.0.0.1:1/shop")
     assert refused.exit_code == 1
-    assert re.fullmatch(r"the database can't be reached: .*Connect call failed.*\n", refused.stderr)
+    assert re.fullmatch(
+        r"database: shop on 127\.0\.0\.1:1\nthe database can't be reached: .*Connect call failed.*\n", refused.stderr
+    )
 
 
 async def test_an_error_of_the_database_is_reported_in_one_line(
@@ -248,7 +255,9 @@ async def test_an_error_of_the_database_is_reported_in_one_line(
     result = await asyncio.to_thread(shop_import, path, database_url=committed_url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.fullmatch(
-        r"the database rejected a statement, .* rolled back: .*violates check constraint \"no_dogs\"\n", result.stderr
+        r"database: .*\nthe database rejected a statement, .* rolled back: "
+        r".*violates check constraint \"no_dogs\"\n",
+        result.stderr,
     )
 
 
@@ -264,7 +273,6 @@ async def test_a_lock_timeout_is_reported_in_one_line(
     async with another_import():
         result = await asyncio.to_thread(shop_import, path, database_url=committed_url)
     assert result.exit_code == 1
-    assert (
-        result.stderr
-        == "another transaction, perhaps another import, held a lock for too long: run the command again to finish\n"
-    )
+    assert result.stderr.splitlines()[1:] == [
+        "another transaction, perhaps another import, held a lock for too long: run the command again to finish"
+    ]

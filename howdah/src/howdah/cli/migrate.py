@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from howdah.cli.reporting import describe_error
+
 if TYPE_CHECKING:
     from howdah.alembic.history import Migrations
 
@@ -137,7 +139,7 @@ def _migrations(project: Path) -> Iterator[Migrations]:
     try:
         yield Migrations.of_project(project)
     except (CommandError, HowdahError, LinterMissing, ArgumentError, ValueError) as error:
-        _fail(str(error).partition("\n(Background on this error")[0], cause=error)
+        _fail(describe_error(error), cause=error)
 
 
 def _read_current(migrations: Migrations, url: str | None) -> str | None:

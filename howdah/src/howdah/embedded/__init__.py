@@ -6,8 +6,16 @@ fsync is on.
 """
 
 from howdah.embedded.data_directory import DEFAULT_VERSION, default_data_dir
+from howdah.embedded.processes import running_data_dirs
 from howdah.embedded.server import EmbeddedPostgres
 from howdah.embedded.settings import DEFAULT_SETTINGS
 from howdah.errors import EmbeddedPostgresError
 
-__all__ = ["DEFAULT_SETTINGS", "DEFAULT_VERSION", "EmbeddedPostgres", "EmbeddedPostgresError", "default_data_dir"]
+__all__ = [
+    "DEFAULT_SETTINGS",
+    "DEFAULT_VERSION",
+    "EmbeddedPostgres",
+    "EmbeddedPostgresError",
+    "default_data_dir",
+    "running_data_dirs",
+]

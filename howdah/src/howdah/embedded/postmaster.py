@@ -37,7 +37,7 @@ _logger = logging.getLogger("howdah.embedded")
 class Postmaster:
     """The server process of one data directory.
 
-    `ensure_running` and `shut_down` must be called while the lock of the data directory is held.
+    All methods but `process` must be called while the lock of the data directory is held.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Postmaster:
         self._short_dir = short_dir(data_dir)
         self._start_timeout = start_timeout
         self._log_start = 0
+        self._detached_file = data_dir / "howdah.detached"
 
     def ensure_running(self, user: ServerUser, programs: Path, deadline: float) -> Path:
         """Start the server unless it runs. Return the directory of its socket when it accepts connections."""
@@ -78,6 +79,30 @@ class Postmaster:
         with contextlib.suppress(OSError):
             self._short_dir.rmdir()
         _logger.info("stopped PostgreSQL at %s", self.data_dir)
+
+    # The file names one process, so that a server which is started after a crash or a reboot isn't detached.
+
+    def mark_detached(self) -> None:
+        """Let the running server run without users."""
+        self._detached_file.unlink(missing_ok=True)  # never follow a link: the directory may belong to another user
+        with open(os.open(self._detached_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self._identity())
+
+    def clear_detached(self) -> None:
+        self._detached_file.unlink(missing_ok=True)
+
+    def is_detached(self) -> bool:
+        """Whether the running server was detached. A damaged file counts as absent."""
+        try:
+            with open(os.open(self._detached_file, os.O_RDONLY | os.O_NOFOLLOW), errors="replace") as file:
+                return file.read(100) == self._identity() != ""
+        except OSError:
+            return False
+
+    def _identity(self) -> str:
+        """The running server's process id and start time, because process ids are used again."""
+        pid, _, start_time, *_ = self._pid_file()
+        return "" if self.process() is None else f"{pid} {start_time}"
 
     def process(self) -> psutil.Process | None:
         """The process that postmaster.pid names, if it is a server of this data directory."""

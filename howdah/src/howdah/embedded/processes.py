@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 with contextlib.suppress(ImportError):  # without the extra; programs.wheel_folder() then raises an error that names it
     import psutil
+
+from howdah.embedded.settings import cluster_name
+
+
+def running_data_dirs() -> list[Path]:
+    """The data directories of the embedded servers that run now. Without root's rights: only those of this user."""
+    found = set()
+    for process in running_processes():
+        with contextlib.suppress(psutil.Error):
+            uid = process.uids().effective
+            command = command_line(process, uid) if os.geteuid() in {0, uid} else []
+            folder = served_directory(command)
+            if folder and f"cluster_name={cluster_name(Path(folder))}" in command:
+                found.add(Path(folder))
+    return sorted(found)
 
 
 def running_processes() -> Iterator[psutil.Process]:

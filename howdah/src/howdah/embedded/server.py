@@ -51,8 +51,9 @@ class EmbeddedPostgres:
 
     The first `start()` starts the server, and the last `stop()` stops it. The calls of all processes and objects are
     counted together. A process that exits without `stop()` is counted as stopped. If a process is killed, the server
-    may be left without users. The next `start()` finds and uses it. A forked child isn't a user until it calls
-    `start()`. The users must see each other's processes, so hosts or containers can't share a data directory.
+    may be left without users. The next `start()` finds and uses it. After `detach()` the server also runs without
+    users, until `shut_down()`. A forked child isn't a user until it calls `start()`. The users must see each other's
+    processes, so hosts or containers can't share a data directory.
 
     Only the owner of the data directory and root can enter the directory of the socket. Their processes can connect as
     the superuser `postgres`, without a password. PostgreSQL can't run as root. If this process is root's, the server
@@ -144,6 +145,38 @@ class EmbeddedPostgres:
             finally:
                 self._drop_lease()
 
+    def detach(self) -> None:
+        """End this object's use, but leave the server running until `shut_down()` or a restart of the machine.
+
+        After that the last `stop()` of another user doesn't shut this server down. Raises `EmbeddedPostgresError` if
+        the server wasn't started.
+        """
+        with self._mutex, _raise_as(f"PostgreSQL at {self.data_dir} can't be left running"):
+            if self._lease is None:
+                raise EmbeddedPostgresError("the server can't be left running before start(): call it first")
+            with hold_lock(self._sibling("lock"), time.monotonic() + STOP_SECONDS):
+                self._postmaster.mark_detached()
+                self._drop_lease()
+
+    def shut_down(self) -> bool:
+        """Shut a detached server down unless it has users. The last `stop()` of its users then shuts it down.
+
+        It also shuts a server down that a killed process has left. Returns whether no server runs now. This object
+        must not be started.
+        """
+        if self.pid is None:
+            return True
+        with self._mutex, _raise_as(f"PostgreSQL at {self.data_dir} can't be stopped"):
+            if self._lease is not None:
+                raise EmbeddedPostgresError("this object uses the server: call stop() first")
+            with hold_lock(self._sibling("lock"), time.monotonic() + STOP_SECONDS):
+                self._postmaster.clear_detached()
+                self._take_lease()
+                try:
+                    return self._leave()
+                finally:
+                    self._drop_lease()
+
     def url(self, database: str = "postgres") -> str:
         """The URL of a database of the started server, for `Database` and SQLAlchemy's `create_async_engine`."""
         if self._socket_dir is None:
@@ -194,15 +227,23 @@ class EmbeddedPostgres:
             # This doesn't wait: an exclusive lease is only taken by a process that holds the lock.
             fcntl.flock(self._lease, fcntl.LOCK_SH)
 
-    def _leave(self) -> None:
-        """Drop the lease, and shut the server down if there is no other user."""
+    def _leave(self) -> bool:
+        """Drop the lease, and shut the server down if it has no other user and isn't detached.
+
+        Returns whether it was shut down.
+        """
         assert self._lease is not None
         try:
             fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _logger.info("PostgreSQL at %s keeps running for its other users", self.data_dir)
+            return False
         else:
+            if self._postmaster.is_detached():
+                _logger.info("PostgreSQL at %s keeps running, because it is detached", self.data_dir)
+                return False
             self._postmaster.shut_down(time.monotonic() + STOP_SECONDS)
+            return True
         finally:
             self._drop_lease()
 

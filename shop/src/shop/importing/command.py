@@ -69,7 +69,7 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
     from shop.importing.report import report
     from shop.importing.retail import read_retail
     from shop.memory import freeze_loaded_objects
-    from shop.postgres import open_location
+    from shop.postgres import open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -78,7 +78,8 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
         retail = read_retail(file, times)
         retail.write_rejects(rejects)
         progress.update(task, description="preparing the database")
-        with open_location(settings) as location:
+        report_location(settings, _err.print)  # not directly on standard error, which has the progress bar
+        with open_running_location(settings) as location:
             asyncio.run(_check_connection(location.url, settings))
             migrations.upgrade(location.url)
             progress.remove_task(task)
