@@ -352,7 +352,7 @@ def test_a_wrong_declaration_is_an_error_that_names_the_field(
         (lambda: Filter(Book.title, "full text"), "needs a config"),  # type: ignore[call-overload]
         (lambda: Filter(Book.title, "prefix", config="english"), "needs a config"),  # type: ignore[call-overload]
         (lambda: Filter(Book.title, "full text", config="english'); drop"), "is not the name"),
-        (lambda: Sort({}), "needs the columns by name"),
+        (lambda: Sort({}), "needs at least one name"),
         (lambda: Sort({"-pages": Book.pages}), "begins with '-'"),
         (lambda: Sort({"pages": Book.pages.desc()}), "has a direction"),
     ],

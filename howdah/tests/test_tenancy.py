@@ -170,9 +170,9 @@ async def test_a_scope_leaves_nothing_behind_and_does_not_close_the_pool(tenants
         await in_a_session(*scoped(tenants, notes, 1))
         engines = len(tenants._engines)
         own = tenants.with_settings({SETTING: 2})
-        with pytest.raises(RuntimeError, match="isn't opened or closed"):
+        with pytest.raises(RuntimeError, match="can't be opened or closed"):
             await own.close()
-        with pytest.raises(RuntimeError, match="isn't opened or closed"):
+        with pytest.raises(RuntimeError, match="can't be opened or closed"):
             async with own:
                 pass
         reference = weakref.ref(own)

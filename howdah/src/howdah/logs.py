@@ -18,7 +18,7 @@ import structlog
 
 __all__ = ["configure_logging"]
 
-# Their messages of level INFO are for developers of migrations, and one for each closed pool.
+# At INFO, Alembic logs each step of a migration, and the pool logs each time that it is closed.
 _VERBOSE_LOGGERS: Final = ("alembic", "howdah._connections.pool")
 # Uvicorn gives these loggers handlers of its own. Its access log repeats the request log, with addresses and queries.
 _UVICORN_LOGGERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access")
@@ -31,7 +31,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
     variables or the DETAIL of PostgreSQL's errors, which may have personal data. Uvicorn's log has the same form, and
     its access log is off.
     """
-    for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         _add_trace_id,
@@ -43,7 +43,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
     rendered: Any = (
         # the entry's exception is a text already
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if for_people
+        if is_console
         else structlog.processors.JSONRenderer(_as_json)
     )
     unwrapped = structlog.stdlib.ProcessorFormatter.remove_processors_meta
@@ -59,7 +59,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
     structlog.configure(cache_logger_on_first_use=True)
-    if for_people:
+    if is_console:
         structlog.configure(
             processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
             logger_factory=structlog.stdlib.LoggerFactory(),

@@ -89,7 +89,8 @@ async def paginate_as(
 ) -> Page[Any]:
     """As `paginate`, but the items are the values of the expression `item`, or objects if it is None.
 
-    `parameters` are values for parameters of the statement and of `item` that have none. A cursor is bound to them.
+    `parameters` has the values of parameters that have no value in the statement and in `item`. A cursor is bound to
+    them.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")

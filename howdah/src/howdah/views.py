@@ -81,7 +81,7 @@ class JsonView(Generic[ModelT, ViewerT]):
     differs between two evaluations, raises `ViewCompileError`; use `func.now()` for the time. A subquery in an
     expression of the model (`column_property`, hybrid property) isn't filtered.
 
-    A filter with a second parameter, the viewer, decides for each call. Then each call needs a `viewer`:
+    A filter that depends on the caller has a second parameter, the viewer. Then each call needs a `viewer`:
 
         OrderView = JsonView(Order, OrderOut, where={Order: lambda order, viewer: order.user_id == viewer.user_id})
         body = await orders.get(order_id, viewer=current_user)
@@ -192,7 +192,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
         """This reader with the settings of `database`, which `with_settings` has made from the reader's database.
 
-        Its calls of `get` share a statement only with calls of equal settings. The limits of `open` are for these.
+        Its calls of `get` share a statement only with calls of equal settings. The limits of `open`
+        apply to each set of settings separately.
         """
         key, scoped = database.scope_key(self._database), copy(self)
         scoped._database, scoped._scope = database, Scope(self._scopes, key, partial(self._read, database))

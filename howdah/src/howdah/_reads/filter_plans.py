@@ -1,4 +1,4 @@
-"""Whether an index supports a condition or an order, as PostgreSQL's query plans show it."""
+"""Find out from PostgreSQL's query plans whether an index supports a condition or an order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _compile_explain(element: _Explain, compiler: Any, **options: Any) -> str:
 
 
 def make_sample(annotation: Any) -> Any:
-    """A value for a parameter with this annotation. Its plan is the same as that of other values in an empty table."""
+    """A value for a parameter with this annotation. In an empty table the plan doesn't depend on the value."""
     if (item := get_item(annotation)) is not None:
         return [make_sample(item)]
     kind = strip_optional(annotation)
@@ -60,13 +60,13 @@ def make_sample(annotation: Any) -> Any:
 
 
 async def prefer_indexes(session: AsyncSession) -> None:
-    """Until the transaction or the savepoint ends, use an index wherever one can be used, also in a small table."""
+    """Make PostgreSQL use an index wherever it can, even in a small table, until the transaction or savepoint ends."""
     for name in ("enable_seqscan", "enable_sort"):
         await session.execute(text("SELECT set_config(:name, 'off', true)"), {"name": name})
 
 
 async def is_condition_indexed(session: AsyncSession, base: Select[Any] | None, condition: ColumnElement[bool]) -> bool:
-    """Whether the condition is a part of an index condition, in addition to those of the statement `base`."""
+    """Whether the plan of `base` with the condition has an index condition that the plan of `base` alone lacks."""
     statement = select(literal_column("1")) if base is None else _select_nothing(base)
     before = [] if base is None else await _explain(session, statement)
     nodes = await _explain(session, statement.where(condition))

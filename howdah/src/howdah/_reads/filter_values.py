@@ -25,7 +25,7 @@ _NULL_OPERATORS: Final = frozenset({"is null", "is not null"})
 _TEXT_OPERATORS: Final = frozenset({"prefix", "full text"})
 
 _MAX_NUMERIC_DIGITS: Final = 131_072
-# The longest word of a tsquery. A longer one is an error of the statement.
+# PostgreSQL rejects a tsquery with a longer word.
 _MAX_QUERY_BYTES: Final = 2_046
 
 
@@ -136,7 +136,7 @@ def _get_python_type(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> Any:
             python_type = each.python_type
         except NotImplementedError:
             continue
-        if python_type is not object:  # what a TypeDecorator has by default
+        if python_type is not object:  # the default of a TypeDecorator
             return python_type
     return None
 
@@ -162,7 +162,7 @@ def _check_item(item: Any, get_type: Callable[[], TypeEngine[Any]], operator: st
     match item:
         case None | bool() | UUID():
             return
-        case PythonEnum():  # the column has its values
+        case PythonEnum():  # the annotation is the column's own enum, so every member is valid
             return
         case str():
             _check_text(item, operator)

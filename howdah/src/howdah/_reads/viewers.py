@@ -1,4 +1,4 @@
-"""The viewer of a view: `lambda order, viewer: order.user_id == viewer.user_id`.
+"""The viewer (who reads a view) in row filters: `lambda order, viewer: order.user_id == viewer.user_id`.
 
 A row filter is evaluated when the view is made, with a `Viewer` that has no values. Each `viewer.user_id` is an SQL
 parameter without a type. Its type is that of the expression that it is compared with. So the filter becomes SQL in two
@@ -51,7 +51,7 @@ _PATTERNS: Final = frozenset({operators.like_op, operators.not_like_op, operator
 
 
 class Viewer:
-    """What a row filter gets as its viewer. Any public attribute of it is a symbol for the value at a later call."""
+    """The viewer that a row filter is called with. Its attributes stand for values that a later read passes."""
 
     def __init__(self, columns: ViewerColumns | None = None) -> None:
         self._columns = columns
@@ -108,7 +108,7 @@ class ViewerParameter(BindParameter[Any]):
 
 
 class ViewerColumn(ViewerParameter):
-    """The value of an attribute, as a column of the table of requested keys. Its type has the text of the SQL."""
+    """The value of an attribute, as a column of the table of requested keys. Its type holds the SQL text."""
 
     inherit_cache = True
 
@@ -201,7 +201,7 @@ class ViewerAttributes:
         return criterion
 
     def read(self, viewer: Any) -> tuple[Any, ...]:
-        """The values of a viewer, in the form that is sent: an object with these attributes, or a mapping.
+        """The values of a viewer in the form that is sent. The viewer is an object with these attributes, or a mapping.
 
         Raises `TypeError` without a viewer or if it lacks an attribute. Raises `InvalidValue` for a wrong value.
         """
@@ -277,7 +277,7 @@ def _build_error(name: str, path: str = "where") -> ViewCompileError:
 
 
 def _iterate_uses(criterion: Any) -> Iterator[tuple[ViewerParameter, TypeEngine[Any] | None, bool]]:
-    """The viewer's attributes in a criterion, each with the type that it must have, and whether it is a list of it."""
+    """The viewer's attributes in a criterion. For each its type, and whether it is a list of this type."""
     if isinstance(_ungroup(criterion), ViewerParameter):
         yield _ungroup(criterion), Boolean(), False
     for parent in visitors.iterate(criterion):
@@ -294,7 +294,7 @@ def _iterate_uses(criterion: Any) -> Iterator[tuple[ViewerParameter, TypeEngine[
 
 
 def _infer_type(parent: Any, child: Any) -> tuple[TypeEngine[Any] | None, bool]:
-    """The type of an attribute from the expression that it is directly in, and whether it is a list of that type."""
+    """Infer the type of an attribute (`child`) from its parent expression, and whether it is a list of this type."""
     if isinstance(parent, Cast):
         return _split_list(parent.type)
     if isinstance(parent, BooleanClauseList) or (

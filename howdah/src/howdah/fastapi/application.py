@@ -27,7 +27,7 @@ from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 # The attribute of `app.state` that has the application's configuration.
 _CONFIGURATION_KEY: Final = "howdah_configuration"
 
-# The key of the lifespan's state that has the state of each application: of this one, and of those mounted in it.
+# The key in the lifespan's state for the states of all applications: this one, and those mounted in it.
 _STATES_KEY: Final = "howdah_states"
 _DATABASE_KEY: Final = "database"
 
@@ -46,8 +46,8 @@ def configure_app(
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
     Nothing is opened by this call. When the application starts, its databases are opened, then its resources in their
-    order, then the lifespans of mounted applications that are configured, too, and then the application's own lifespan.
-    At shutdown, or if the startup fails, what was opened is closed in reverse order.
+    order, then the lifespans of mounted applications that `configure_app` has set up, and then the application's own
+    lifespan. At shutdown, or if the startup fails, what was opened is closed in reverse order.
 
     - `database` returns the `Database` of `DbSession`, `ReadDbSession` and `get_database`. `databases` are further
       ones by name, for `database_dependency` and `session_dependency`.
@@ -55,8 +55,8 @@ def configure_app(
     - `readiness_checks` are called by `/readyz`, after it has reached every database.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
-    Call it once, and not `add_error_handlers`, which it calls. Add your own middleware before the call if its log
-    entries shall have the request id. Raises `ValueError` if two resources have the same name.
+    Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
+    before this call has the request id in its log entries. Raises `ValueError` if two resources have the same name.
     """
     if hasattr(app.state, _CONFIGURATION_KEY):
         raise RuntimeError("configure_app was already called for this application: call it once, with everything")
@@ -116,6 +116,7 @@ class _Configuration:
         resources: list[Resource[Any]],
         lifespan: Callable[[Any], Any],
     ) -> None:
+        """Check the arguments. Raises `ValueError` and `TypeError`."""
         if MAIN_DATABASE in databases:
             raise ValueError(f"{MAIN_DATABASE!r} is the name of the argument `database`: use another name in databases")
         self._factories = {MAIN_DATABASE: database, **databases}
@@ -175,7 +176,7 @@ class _Configuration:
 
 
 class _OwnState:
-    """ASGI middleware: `request.state` has what this application has opened.
+    """ASGI middleware that sets `request.state` to the state of this application.
 
     The server gives the state of the outermost application to every request. If this application is mounted in another
     one, the routes would use the other one's database.

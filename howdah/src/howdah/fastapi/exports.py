@@ -56,8 +56,9 @@ async def export_response(
 ) -> StreamingResponse:
     """A response with the rows of a SELECT. `name` is the name of the file, without its extension.
 
-    With `columns` the statement is a `select(Model)`, as a list route has it. The rows have these columns, in the order
-    of the statement and then of the primary key. Without `columns` the statement selects columns itself.
+    With `columns` the statement is a `select(Model)`, as a list route has it. The export has these columns. Its rows
+    are in the order of the statement and then of the primary key. Without `columns` the statement selects columns
+    itself.
 
     Memory use doesn't depend on the number of rows: a batch is read when the client has received the previous one. All
     rows come from one statement, and so from one snapshot. `db` is a `ReadDbSession`. Its connection stays in use until

@@ -85,11 +85,11 @@ def idempotency_key(
     the key gets the stored status, headers and body, with `Idempotency-Replayed: true`.
 
     - `model` is the table of stored requests: a class with the mixin `howdah.IdempotentRequest`.
-    - `scope` is a dependency that returns whose key it is, such as the id of the authenticated user: a `str` of at most
-      255 characters. Callers with different scopes never get each other's responses.
-    - A request without the header runs the route as often as it is sent. With `required` it is rejected with
-      `MissingHeader` (400).
-    - `session` is the route's session if it isn't `DbSession`: what `session_dependency` returned.
+    - `scope` is a dependency that identifies the caller, for example by the id of the authenticated user. It returns a
+      `str` of at most 255 characters. Callers with different scopes never get each other's responses.
+    - Without the header, every request runs the route, retries included. With `required`, a request without it is
+      rejected (`MissingHeader`, 400).
+    - `session` is needed if the route's session isn't `DbSession`. It is the result of `session_dependency`.
     - While the first request with a key is running, others wait for `max_wait_seconds` at most. Then they get 409
       (`IdempotencyKeyInUse`). Each waiting request holds a connection.
     - A response of more than `max_answer_bytes` is an error of the application (500), and the route is rolled back.
@@ -122,6 +122,7 @@ def idempotency_key(
         key: Annotated[str | None, header],
         db: Annotated[AsyncSession, Depends(committing, scope="function")],
     ) -> str | None:
+        """Claim the key of the request, or end the request with the stored answer."""
         exchange = request.scope.get(_EXCHANGE)
         if not isinstance(exchange, _Exchange):
             raise TypeError(
@@ -215,7 +216,7 @@ class _Claim:
         event.listen(self._session.sync_session, "before_commit", _reject_commit)
 
     async def store(self, response: Response, fingerprint: bytes) -> None:
-        """Add the answer to the transaction, which `DbSession` then commits. Or roll back, if a retry is asked for."""
+        """Add the answer to the transaction, which `DbSession` commits. Roll back if the status asks for a retry."""
         event.remove(self._session.sync_session, "before_commit", _reject_commit)
         if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status_code in _RETRY_STATUSES:
             await self._session.rollback()
@@ -250,7 +251,7 @@ class _Claim:
 
 
 class _Exchange:
-    """One request to an `IdempotentRoute`: the digest of what was read of it, and the claim of its key."""
+    """One request to an `IdempotentRoute`: the digest of its parts that were read so far, and the claim of its key."""
 
     def __init__(self, request: Request, check: Callable[[Request], None]) -> None:
         self.check = check
@@ -308,7 +309,7 @@ def _start_digest(scope: Scope) -> Any:
 
 
 def _check_scope(caller: Any, scope: Callable[..., Any]) -> None:
-    """Raise if the scope can't tell the callers apart. None would be one scope for everybody who has no account."""
+    """Raise if the scope can't tell the callers apart. All callers without an account would share None."""
     name = getattr(scope, "__name__", type(scope).__name__)
     if not isinstance(caller, str):
         raise TypeError(f"the scope of an idempotency key must be a str; {name} returned {type(caller).__name__}")
@@ -352,8 +353,8 @@ def _check_route(dependant: Dependant, route: APIRoute) -> None:
     if any(each.background_tasks_param_name for each in each_dependant):
         raise TypeError(f"{path}: {_NO_BACKGROUND_TASKS}")
     is_generator = inspect.isasyncgenfunction(route.endpoint) or inspect.isgeneratorfunction(route.endpoint)
-    given = route.response_class
-    response_class = given.value if isinstance(given, DefaultPlaceholder) else given
+    declared = route.response_class
+    response_class = declared.value if isinstance(declared, DefaultPlaceholder) else declared
     if is_generator or issubclass(response_class, StreamingResponse | FileResponse):
         raise TypeError(f"{path} streams its response, so the response can't be stored for an idempotency key")
 

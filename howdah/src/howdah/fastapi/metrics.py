@@ -55,6 +55,7 @@ class RequestMetricsMiddleware:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, and record the request even if it fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -71,7 +72,7 @@ class RequestMetricsMiddleware:
         try:
             await self._app(scope, receive, send_and_note)
         except Exception:
-            status = status or 500  # Starlette answers outside of this middleware
+            status = status or 500  # Starlette sends the response outside of this middleware
             raise
         finally:
             self._metrics.record(

@@ -35,10 +35,11 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 JSON: Final = "application/json"
 MAX_LINE_BYTES: Final = 65_536
-# After this many lines, other tasks run, because it takes time to parse them. One task may process earlier lines.
+# Parsing blocks the event loop, so other tasks get a turn after this many lines. One of them may be the task that
+# processes the previous batch.
 _LINES_BETWEEN_PAUSES: Final = 50
-# Blank lines shift the numbers of the rows behind them. Only the last shifts are kept, so memory use is constant: a
-# bulk write reports a row that it has read recently.
+# Blank lines make the number of a line differ from that of its row. Only the latest differences are kept, so that
+# memory use is constant. That is enough, because a bulk write reports a row that it has read recently.
 _MAX_SHIFTS: Final = 10_000
 
 
@@ -81,8 +82,7 @@ class RejectedLine(Exception):
 async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
     """The lines of an NDJSON body as they arrive, each with its number, from 1. Blank lines are left out.
 
-    Instead of a line that is longer than `MAX_LINE_BYTES`, None is yielded. Raises `UnsupportedMediaType` if the body
-    isn't NDJSON.
+    A line that is longer than `MAX_LINE_BYTES` is None. Raises `UnsupportedMediaType` if the body isn't NDJSON.
     """
     if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
@@ -121,7 +121,7 @@ class BodyRows(Generic[ModelT]):
     def __init__(self, request: Request, model: type[ModelT]) -> None:
         self._request, self._model = request, model
         self._count = 0
-        # the index of the first row of a run of consecutive lines, and the difference to its line
+        # the index of a row that follows blank lines, and the difference between its line and this index
         self._shifts: deque[tuple[int, int]] = deque(maxlen=_MAX_SHIFTS)
 
     def __aiter__(self) -> AsyncIterator[ModelT]:
@@ -158,6 +158,7 @@ class BodyRows(Generic[ModelT]):
             yield number, parse_line(number, line, self._model)
 
     async def _read_array(self) -> AsyncIterator[tuple[int, ModelT]]:
+        """The elements of a JSON array as rows, with their numbers from 1."""
         body = await self._request.body()
         try:
             elements = parse_json(body)
