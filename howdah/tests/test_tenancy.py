@@ -122,8 +122,8 @@ async def test_a_backslash_is_safe_whatever_the_servers_setting_is(
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({SETTING: None}, TypeError, "rejected before"),
-        ({SETTING: True}, TypeError, "rejected before"),
+        ({SETTING: None}, TypeError, "reject a caller"),
+        ({SETTING: True}, TypeError, "reject a caller"),
         ({SETTING: 1.5}, TypeError, "must be a str, int or UUID"),
         ({SETTING: ""}, ValueError, "is empty"),
         ({SETTING: "a\x00b"}, ValueError, "NUL"),

@@ -10,7 +10,7 @@ HowdahError
 ├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
 ├── IdempotencyKeyReused            an idempotency key was used for another request
-├── MigrationBlocked                another process migrates, or a lock isn't released   (also RuntimeError)
+├── MigrationBlocked                another process migrates, or a lock isn't released  (also RuntimeError)
 ├── Unavailable                     the request is correct: try again later
 │   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
 │   ├── QueueFull                   the queue of a Coalescer is full
