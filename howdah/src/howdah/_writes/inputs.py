@@ -28,9 +28,10 @@ def check_update_values(model: type[Any], values: Mapping[str, Any]) -> None:
     """Raise an error if an UPDATE of many rows can't set these values."""
     reject_joined_tables(model)
     reject_non_columns(model, values)
-    if not {*get_key_names(model), get_version_name(model)}.isdisjoint(values):
+    fixed = {*get_key_names(model), get_version_name(model)}
+    if rejected := [name for name in values if name in fixed]:
         raise ValueError(
-            f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(values)}"
+            f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(rejected)}"
         )
 
 
@@ -50,8 +51,8 @@ def check_upsert(model: type[Any], on: ConflictOn | None, update: Sequence[str] 
     target = resolve_conflict_target(model, on)
     reject_non_columns(model, update or ())
     fixed = {*get_key_names(model), get_version_name(model), *(target.names if target.is_plain else ())}
-    if update is not None and not fixed.isdisjoint(update):
-        raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(update)}")
+    if rejected := [name for name in update or () if name in fixed]:
+        raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(rejected)}")
     return target
 
 
