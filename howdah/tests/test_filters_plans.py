@@ -11,33 +11,39 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Condition, Filter, Filters, Sort
 from howdah._reads.filter_plans import _explain
 from howdah.testing import assert_indexed
-from howdah_tests.support.filter_models import Book, Genre, create_books
+from howdah_tests.support.filter_models import Genre, Tome, create_books
 
 
 class Indexed(Filters):
-    prefix: Annotated[str | None, Filter(Book.title, "prefix")] = None
-    prefix_any_case: Annotated[str | None, Filter(Book.title, "prefix", ignore_case=True)] = None
-    q: Annotated[str | None, Filter(Book.summary, "full text", config="english")] = None
-    genres: Annotated[list[Genre] | None, Filter(Book.genre, "in")] = None
-    pages_from: Annotated[int | None, Filter(Book.pages, ">=")] = None
-    is_lent: Annotated[bool | None, Filter(Book.lent_at, "is not null")] = None
-    isbn: Annotated[str | None, Filter(Book.isbn, "prefix")] = None
-    any_condition: Annotated[str | None, Condition(lambda name: Book.title == name)] = None
+    prefix: Annotated[str | None, Filter(Tome.title, "prefix")] = None
+    prefix_any_case: Annotated[str | None, Filter(Tome.title, "prefix", ignore_case=True)] = None
+    q: Annotated[str | None, Filter(Tome.summary, "full text", config="english")] = None
+    genres: Annotated[list[Genre] | None, Filter(Tome.genre, "in")] = None
+    pages_from: Annotated[int | None, Filter(Tome.pages, ">=")] = None
+    is_lent: Annotated[bool | None, Filter(Tome.lent_at, "is not null")] = None
+    isbn: Annotated[str | None, Filter(Tome.isbn, "prefix")] = None
+    any_condition: Annotated[str | None, Condition(lambda name: Tome.title == name)] = None
     sort: Annotated[
         list[Literal["pages", "-pages", "lent", "genre_pages"]],
-        Sort({"pages": Book.pages, "lent": Book.lent_at.nulls_last(), "genre_pages": (Book.genre, Book.pages)}),
+        Sort(
+            {
+                "pages": Tome.pages,
+                "lent": Tome.lent_at.nulls_last(),
+                "genre_pages": (Tome.genre, Tome.pages),
+            }
+        ),
     ] = ["pages"]  # noqa: RUF012
 
 
 class Unindexed(Filters):
-    q: Annotated[str | None, Filter(Book.summary, "full text", config="simple")] = None
-    copies: Annotated[int | None, Filter(Book.copies)] = None
-    summary: Annotated[str | None, Filter(Book.summary, "prefix")] = None
-    plain: Annotated[str | None, Filter(Book.plain, "prefix")] = None
-    has_no_summary: Annotated[bool | None, Filter(Book.summary, "is null")] = None
-    pages: Annotated[int | None, Filter(Book.pages)] = None
+    q: Annotated[str | None, Filter(Tome.summary, "full text", config="simple")] = None
+    copies: Annotated[int | None, Filter(Tome.copies)] = None
+    summary: Annotated[str | None, Filter(Tome.summary, "prefix")] = None
+    plain: Annotated[str | None, Filter(Tome.plain, "prefix")] = None
+    has_no_summary: Annotated[bool | None, Filter(Tome.summary, "is null")] = None
+    pages: Annotated[int | None, Filter(Tome.pages)] = None
     sort: Annotated[
-        Literal["copies", "lent", "-lent"], Sort({"copies": Book.copies, "lent": Book.lent_at.nulls_last()})
+        Literal["copies", "lent", "-lent"], Sort({"copies": Tome.copies, "lent": Tome.lent_at.nulls_last()})
     ] = "copies"
 
 
@@ -66,12 +72,12 @@ async def test_filters_and_orders_without_an_index_are_listed(session: AsyncSess
 
 async def test_a_partial_index_supports_a_filter_with_the_conditions_of_its_statement(session: AsyncSession) -> None:
     class Parameters(Filters):
-        copies: Annotated[int | None, Filter(Book.copies)] = None
+        copies: Annotated[int | None, Filter(Tome.copies)] = None
 
     await create_books(session)
     with pytest.raises(pytest.fail.Exception):
         await assert_indexed(session, Parameters)
-    await assert_indexed(session, Parameters, select(Book).where(Book.stars.is_(None)))
+    await assert_indexed(session, Parameters, select(Tome).where(Tome.stars.is_(None)))
 
 
 async def test_a_prefix_reads_the_index_of_a_large_table(session: AsyncSession) -> None:
@@ -81,9 +87,9 @@ async def test_a_prefix_reads_the_index_of_a_large_table(session: AsyncSession) 
         text("INSERT INTO books (id, title) SELECT n, 'title ' || n FROM generate_series(100, 20000) AS n")
     )
     await session.execute(text("ANALYZE books"))
-    statement = Indexed(prefix="title 123").apply(select(Book))
+    statement = Indexed(prefix="title 123").apply(select(Tome))
     for _ in range(7):
         nodes: list[dict[str, Any]] = await _explain(session, statement)
         assert any(each.get("Index Name") == "ix_books_title_prefix" and "Index Cond" in each for each in nodes)
-        found = [*await session.scalars(Indexed(prefix="title 123").apply(select(Book.id)))]
+        found = [*await session.scalars(Indexed(prefix="title 123").apply(select(Tome.id)))]
         assert len(found) == 111
