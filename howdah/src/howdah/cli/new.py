@@ -20,12 +20,12 @@ import typer
 
 from howdah.cli.reporting import CommandError
 
-# A service can't have the name of a package that it imports, or of one of its directories.
+# The names of packages that the service imports, or of its own directories.
 _TAKEN_NAMES: Final = frozenset(
     {"alembic", "asyncpg", "fastapi", "howdah", "httpx", "migrations", "mypy", "pydantic", "pydantic_settings"}
     | {"pytest", "pytest_asyncio", "sqlalchemy", "starlette", "test", "tests", "uvicorn"}
 )
-# PostgreSQL limits the name of a database to 63 bytes. No test database is named after it.
+# Names of databases have at most 63 bytes. The test databases of `howdah.testing` have their own names.
 _MAX_NAME_LENGTH: Final = 50
 _SUFFIX: Final = ".template"
 
