@@ -68,6 +68,12 @@ REJECTED: dict[str, tuple[Any, str]] = {
         lambda order, viewer: order.user_id == select(viewer.user_id).scalar_subquery(),
         "has no type",
     ),
+    "a CTE": (
+        lambda order, viewer: order.user_id.in_(
+            select(select(User.id).where(User.email == viewer.email).cte("mine").c.id)
+        ),
+        r"viewer.email is in a CTE, .*write subquery\(\), or cte\(nesting=True\)",
+    ),
     "a text and a UUID": (
         lambda order, viewer: or_(order.user_id == viewer.id, func.md5("a", type_=Text) == viewer.id),
         "is compared with two types",
