@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -12,7 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import NaiveDatetime, ValidationError
-from sqlalchemy import Column, DateTime, Integer, MetaData, Select, String, Table, func, select
+from sqlalchemy import (
+    REAL,
+    Column,
+    DateTime,
+    Float,
+    Integer,
+    MetaData,
+    Numeric,
+    Select,
+    String,
+    Table,
+    Time,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import CITEXT, asyncpg
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
@@ -238,6 +253,8 @@ def test_a_filter_of_a_table_that_the_statement_does_not_have_is_an_error() -> N
         ("author", "\0", r"U\+0000"),
         ("title_prefix", "\ud800", "surrogate|unicode"),
         ("q", "é" * 1024, "at most 2046 bytes"),
+        ("q", "a or b " + "-! " * 31, "at most 30 times '-'"),
+        ("price", Decimal("1e-16384"), "too many digits"),
         ("price", Decimal("1e200000"), "too many digits"),
         ("genre", "drama", "novel"),
         ("lent_from", datetime(2026, 1, 1), "offset|timezone"),  # noqa: DTZ001
@@ -271,6 +288,10 @@ _plain = Table(
     Column("shelf", CITEXT),
     Column("at", DateTime),
     Column("loud", Loud),
+    Column("ratio", Numeric(10, 2, asdecimal=False)),
+    Column("single", REAL),
+    Column("short", Float(24)),
+    Column("opens", Time),
 )
 
 
@@ -306,6 +327,7 @@ WRONG: list[tuple[Any, Callable[[], Any], str]] = [
     (int | None, lambda: Filter(Book.title), "declare str, not int"),
     (int | None, lambda: Filter(Book.signed), "declare bool, not int"),
     (float | None, lambda: Filter(Book.price), "declare Decimal, not float"),
+    (float | None, lambda: Filter(_plain.c.ratio), "declare Decimal, not float"),
     (Decimal | None, lambda: Filter(Book.pages), "declare int, not Decimal"),
     (str | None, lambda: Filter(Book.genre), "declare Genre, not str"),
     (Binding | None, lambda: Filter(Book.genre), "declare Genre, not Binding"),
@@ -415,6 +437,26 @@ def test_the_types_and_operators_of_the_column_are_used() -> None:
     ]
     assert processed == [datetime(2026, 1, 1), "A", ["B"]]  # noqa: DTZ001
     assert "lower(words.text) = lower(" in str(Words(word="a").apply(select(Word)))
+
+
+async def test_a_float_is_compared_in_the_precision_of_its_column(session: AsyncSession) -> None:
+    class Parameters(Filters):
+        single: Annotated[float | None, Filter(_plain.c.single)] = None
+        singles: Annotated[list[float] | None, Filter(_plain.c.single, "in")] = None
+        short_to: Annotated[float | None, Filter(_plain.c.short, "<=")] = None
+        shorts: Annotated[list[float] | None, Filter(_plain.c.short, "in")] = None
+        opens: Annotated[time | None, Filter(_plain.c.opens)] = None
+
+    await session.execute(text("CREATE TEMP TABLE plain (single real, short float(24))"))
+    await session.execute(text("INSERT INTO plain VALUES (0.1, 0.1)"))
+    for name, value in {"single": 0.1, "singles": [0.1], "short_to": 0.1, "shorts": [0.1]}.items():
+        statement = Parameters(**{name: value}).apply(select(_plain.c.single))
+        assert len((await session.execute(statement)).all()) == 1, name
+    # double precision, as SQLAlchemy sends it, is another number
+    assert (await session.execute(select(_plain.c.single).where(_plain.c.single == 0.1))).all() == []
+    for name, wrong in {"single": 1e39, "shorts": [-1e39], "opens": time(tzinfo=UTC)}.items():
+        with pytest.raises(ValidationError, match=r"too large for the column|without an offset"):
+            Parameters(**{name: wrong})
 
 
 def test_a_class_whose_types_are_defined_later_is_checked_when_it_is_used() -> None:
