@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Float,
+    ForeignKey,
     Integer,
     MetaData,
     Numeric,
@@ -31,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import CITEXT, asyncpg
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
-from sqlalchemy.orm import Mapped, aliased, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 from howdah import AsyncRepository, Base, Filter, Filters, InvalidCursor, Sort, paginate
 from howdah.fastapi import RFC3339Datetime
@@ -240,6 +241,34 @@ def test_a_filter_of_a_table_that_the_statement_does_not_have_is_an_error() -> N
             Parameters().apply(statement)  # also without a value, so that the first request shows it
 
 
+def test_a_column_of_a_subclass_whose_tables_are_joined_can_be_a_filter() -> None:
+    class Plain(DeclarativeBase):
+        pass
+
+    class Person(Plain):
+        __tablename__ = "persons"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Worker(Person):
+        __tablename__ = "workers"
+        id: Mapped[int] = mapped_column(ForeignKey(Person.id), primary_key=True)
+        pay: Mapped[int]
+
+    class Task(Plain):
+        __tablename__ = "tasks"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        worker_id: Mapped[int] = mapped_column(ForeignKey(Worker.id))
+
+    class Parameters(Filters):
+        pay: Annotated[int | None, Filter(Worker.pay)] = None
+
+    joined = select(Task).join(Worker, Worker.id == Task.worker_id)
+    for statement in (joined, select(Worker)):
+        assert "WHERE workers.pay = :" in str(Parameters(pay=1).apply(statement))
+    with pytest.raises(ValueError, match=r"Parameters\.pay needs persons and workers, which"):
+        Parameters().apply(select(Task))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -406,6 +435,12 @@ def test_two_declarations_that_contradict_each_other_are_an_error() -> None:
 
         class Nested(Filters):
             a: Annotated[int, Filter(Book.pages)] | None = None
+
+    for base in (BookFilters, BookPageParameters):
+        with pytest.raises(TypeError, match=r"Other\.pages: it is a filter in Book\w+, but not here"):
+            type("Other", (base,), {"__annotations__": {"pages": int}, "pages": 100})
+    with pytest.raises(TypeError, match=r"Other\.sort: it is a filter in"):
+        type("Other", (BookPageParameters,), {"__annotations__": {"sort": list[str]}, "sort": ["pages"]})
 
     with pytest.raises(TypeError, match=r"Lenient: extra must be 'forbid'"):
 

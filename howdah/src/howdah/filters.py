@@ -32,6 +32,7 @@ from sqlalchemy import (
     SelectBase,
     select,
 )
+from sqlalchemy.sql.selectable import FromGrouping
 
 from howdah._reads.filter_markers import Condition, Filter, FilterMarker
 from howdah._reads.filter_values import (
@@ -126,6 +127,7 @@ def _read_declarations(model: type[Filters]) -> _Declarations:
             case Sort():
                 sorts.append((name, marker))
             case _:
+                _reject_lost_marker(model, name)
                 continue
         if (fault := marker.find_fault(field.annotation)) is not None:
             raise TypeError(f"{model.__name__}.{name}: {fault}")
@@ -148,6 +150,17 @@ def _find_marker(model: type[Filters], name: str, field: FieldInfo) -> FilterMar
     if len(markers) > 1:
         raise TypeError(f"{model.__name__}.{name} has {len(markers)} declarations: a field has one")
     return markers[0] if markers else None
+
+
+def _reject_lost_marker(model: type[Filters], name: str) -> None:
+    """Raise `TypeError` if the field is a filter in a base class: a client could send it without an effect."""
+    for base in model.__mro__[1:]:
+        fields: Mapping[str, FieldInfo] = getattr(base, "__pydantic_fields__", {})
+        if name in fields and any(isinstance(each, FilterMarker) for each in fields[name].metadata):
+            raise TypeError(
+                f"{model.__name__}.{name}: it is a filter in {base.__name__}, but not here: repeat its "
+                "Filter, Condition or Sort, or use another name"
+            )
 
 
 def _reject_duplicates(model: type[Filters], filters: Mapping[str, Filter | Condition]) -> None:
@@ -173,13 +186,21 @@ def _reject_missing_tables(model: type[Filters], declared: _Declarations, statem
         for each in froms:
             if each not in tables:
                 raise ValueError(
-                    f"{model.__name__}.{name} needs {each.description}, which the statement doesn't select from: join "
+                    f"{model.__name__}.{name} needs {_describe(each)}, which the statement doesn't select from: join "
                     "it, or use Condition with any() or has()"
                 )
 
 
 def _split_joins(from_clause: FromClause) -> Iterator[FromClause]:
+    if isinstance(from_clause, FromGrouping):  # the tables of a subclass, in parentheses
+        from_clause = from_clause.element
     yield from_clause
     if isinstance(from_clause, Join):
         yield from _split_joins(from_clause.left)
         yield from _split_joins(from_clause.right)
+
+
+def _describe(from_clause: FromClause) -> str:
+    if isinstance(from_clause, Join):
+        return f"{_describe(from_clause.left)} and {_describe(from_clause.right)}"
+    return from_clause.description
