@@ -16,6 +16,7 @@ from sqlalchemy import (
     REAL,
     Column,
     DateTime,
+    Dialect,
     Float,
     ForeignKey,
     Integer,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     String,
     Table,
     Time,
+    TypeDecorator,
     func,
     select,
     text,
@@ -309,6 +311,14 @@ async def test_the_largest_values_of_a_type_are_accepted(session: AsyncSession, 
     assert await find_ids(session, first_day.apply(select(Book))) == []
 
 
+class Reversed(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return lambda value: value[::-1]
+
+
 _plain = Table(
     "plain",
     MetaData(),
@@ -321,6 +331,7 @@ _plain = Table(
     Column("single", REAL),
     Column("short", Float(24)),
     Column("opens", Time),
+    Column("reversed", Reversed),
 )
 
 
@@ -377,6 +388,7 @@ WRONG: list[tuple[Any, Callable[[], Any], str]] = [
     (int | str | None, lambda: Filter(Book.pages), "declare int"),
     (RFC3339Datetime | None, lambda: Filter(_plain.c.at), "declare NaiveDatetime"),
     (str | None, lambda: Filter(_plain.c.loud, "prefix"), "converts values"),
+    (str | None, lambda: Filter(_plain.c.reversed, "prefix"), "converts values"),
     (str | None, lambda: Filter(_plain.c.loud, "=", ignore_case=True), "converts values"),
     (str, lambda: Sort({"pages": Book.pages}), "must be a Literal"),
     (Literal["id"], lambda: Sort({"pages": Book.pages}), "Sort has no column for 'id'"),

@@ -72,7 +72,9 @@ def is_text(kind: TypeEngine[Any]) -> bool:
 def _converts(kind: TypeEngine[Any]) -> bool:
     """Whether the type converts parameters in Python."""
     return isinstance(kind, TypeDecorator) and (
-        type(kind).process_bind_param is not TypeDecorator.process_bind_param or _converts(kind.impl_instance)
+        type(kind).process_bind_param is not TypeDecorator.process_bind_param
+        or type(kind).bind_processor is not TypeDecorator.bind_processor
+        or _converts(kind.impl_instance)
     )
 
 
