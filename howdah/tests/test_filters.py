@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Time,
     TypeDecorator,
+    exists,
     func,
     select,
     text,
@@ -36,7 +37,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
-from howdah import AsyncRepository, Base, Filter, Filters, InvalidCursor, Sort, paginate
+from howdah import AsyncRepository, Base, Condition, Filter, Filters, InvalidCursor, Sort, paginate
 from howdah.fastapi import RFC3339Datetime
 from howdah_tests.support.filter_models import (
     CODES,
@@ -241,6 +242,24 @@ def test_a_filter_of_a_table_that_the_statement_does_not_have_is_an_error() -> N
     for statement in (select(Book), select(aliased(Author))):
         with pytest.raises(ValueError, match=r"Parameters\.author needs authors, .*join"):
             Parameters().apply(statement)  # also without a value, so that the first request shows it
+
+
+def test_a_condition_on_a_table_that_the_statement_does_not_have_is_an_error() -> None:
+    class Parameters(Filters):
+        author: Annotated[str | None, Condition(lambda name: Author.name == name)] = None
+        written: Annotated[str | None, Condition(lambda name: Book.author.has(Author.name == name))] = None
+        exists: Annotated[
+            str | None, Condition(lambda name: exists().where(Author.id == Book.author_id, Author.name == name))
+        ] = None
+        signed: Annotated[bool | None, Condition(lambda value: Book.signed)] = None
+        none: Annotated[bool | None, Condition(lambda value: None)] = None
+
+    assert "authors.name = " in str(Parameters(author="A").apply(select(Book).join(Book.author)))
+    assert "EXISTS" in str(Parameters(written="A", exists="A", signed=True).apply(select(Book)))
+    with pytest.raises(ValueError, match=r"Parameters\.author needs authors, .*join"):
+        Parameters(author="A").apply(select(Book))
+    with pytest.raises(TypeError, match="must return an SQL expression, not None"):
+        Parameters(none=True).apply(select(Book))
 
 
 def test_a_column_of_a_subclass_whose_tables_are_joined_can_be_a_filter() -> None:

@@ -86,16 +86,20 @@ class Filters(BaseModel):
         """The statement with the conditions of all fields whose value isn't None, and with the order of the `Sort`.
 
         The order replaces that of the statement, unless the value of the `Sort` is None. Raises `ValueError` if the
-        statement doesn't select from the table of a declared column, because PostgreSQL would combine all rows.
+        statement doesn't select from the table of a declared column or of a `Condition`, because PostgreSQL would
+        combine all rows.
         """
         if not isinstance(statement, Select):
             raise TypeError(f"filters apply to a select(), not to a {type(statement).__name__}")
         declared = get_declarations(type(self))
-        _reject_missing_tables(type(self), declared, statement)
+        _reject_missing_tables(type(self), declared.tables, statement)
         filtered: Any = statement
         for name, each in declared.filters.items():
             if (value := getattr(self, name)) is not None:
-                filtered = filtered.where(each.build_condition(value))
+                condition = each.build_condition(value)
+                if isinstance(each, Condition):
+                    _reject_missing_tables(type(self), {name: select(condition).get_final_froms()}, statement)
+                filtered = filtered.where(condition)
         if declared.sort is not None:
             name, sort = declared.sort
             if order := sort.build_order(getattr(self, name)):
@@ -175,14 +179,16 @@ def _reject_duplicates(model: type[Filters], filters: Mapping[str, Filter | Cond
                 )
 
 
-def _reject_missing_tables(model: type[Filters], declared: _Declarations, statement: Select[Any]) -> None:
-    """Raise `ValueError` if a declared column belongs to a table that the statement doesn't select from."""
+def _reject_missing_tables(
+    model: type[Filters], needed: Mapping[str, Sequence[FromClause]], statement: Select[Any]
+) -> None:
+    """Raise `ValueError` if a field needs a table that the statement doesn't select from."""
     tables = {each for from_clause in statement.columns_clause_froms for each in _split_joins(from_clause)}
-    if all(each in tables for froms in declared.tables.values() for each in froms):
+    if all(each in tables for froms in needed.values() for each in froms):
         return
     # It takes 0.3 ms to find the joins.
     tables = {each for from_clause in statement.get_final_froms() for each in _split_joins(from_clause)}
-    for name, froms in declared.tables.items():
+    for name, froms in needed.items():
         for each in froms:
             if each not in tables:
                 raise ValueError(
