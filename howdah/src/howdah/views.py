@@ -309,15 +309,19 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     def stream(
         self, statement: Select[Any] | None = None, *, viewer: ViewerT, batch: int = 500
     ) -> AsyncIterator[bytes]: ...
-    async def stream(
+    def stream(
         self, statement: Select[Any] | None = None, *, viewer: Any = None, batch: int = 500
     ) -> AsyncIterator[bytes]:
         """Rows as lines of NDJSON, in the order of the statement and then of the key.
 
-        `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does.
+        `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does. The
+        viewer is read by this call, and not when the first row is read.
         """
         parameters = self._bind_viewer(self._read_viewer(viewer))
-        list_query = with_total_order(self._build_list_query(statement))
+        return self._stream(with_total_order(self._build_list_query(statement)), parameters, batch)
+
+    async def _stream(self, list_query: Select[Any], parameters: Mapping[str, Any], batch: int) -> AsyncIterator[bytes]:
+        """Rows of the list query as lines of NDJSON."""
         async with self._database.session(read_only=True) as session:
             # with DISTINCT, ORDER BY expressions must be selected
             order = [part for each in order_by_of(list_query) for part in unwrap_order_by(each)]

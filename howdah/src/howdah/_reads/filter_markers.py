@@ -219,7 +219,7 @@ class Condition(FilterMarker):
     label: Annotated[str | None, Condition(lambda name: Issue.labels.any(Label.name == name))] = None
 
     The function isn't called for None. A condition on another table must be an EXISTS, such as `any()` and `has()`
-    build it, or the statement must join the table.
+    build it, or the statement must join the table; otherwise `apply` raises `ValueError`.
     """
 
     def __init__(self, build: Callable[[Any], ColumnElement[bool]]) -> None:
@@ -229,8 +229,11 @@ class Condition(FilterMarker):
         return make_value_check(Text, "=")(value) if _has_text(value) else value
 
     def build_condition(self, value: Any) -> ColumnElement[bool]:
-        """The condition for a value that isn't None."""
-        return self._build(value)
+        """The condition for a value that isn't None. Raises `TypeError` if the function returns anything else."""
+        condition: Any = self._build(value)
+        if not isinstance(condition, ColumnElement) and not hasattr(condition, "__clause_element__"):
+            raise TypeError(f"the function of a Condition must return an SQL expression, not {condition!r}")
+        return condition  # type: ignore[no-any-return]
 
 
 def require_column(column: Any) -> ColumnElement[Any]:

@@ -100,6 +100,8 @@ def find_viewer_type(kind: TypeEngine[Any], *, is_list: bool) -> ViewerType | No
     original, plain = kind, kind.dialect_impl(_DIALECT)
     decorators: list[TypeDecorator[Any]] = []
     while isinstance(plain, TypeDecorator):
+        if type(plain).bind_processor is not TypeDecorator.bind_processor:
+            return None  # a conversion that can't be called for one value
         if type(plain).process_bind_param is not TypeDecorator.process_bind_param:
             decorators.append(plain)
         original, plain = plain.impl_instance, plain.impl_instance.dialect_impl(_DIALECT)

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     BinaryExpression,
     BindParameter,
     Boolean,
@@ -159,6 +160,7 @@ class ViewerAttributes:
 
     def collect(self, criterion: Any, path: str) -> None:
         """Add the attributes of this criterion. Raises `ViewCompileError` if the type of one is unknown."""
+        _reject_common_table_expressions(criterion, path)
         for parameter, kind, is_list in _iterate_uses(criterion):
             name = parameter.attribute
             if kind is None or isinstance(kind, NullType):
@@ -274,6 +276,22 @@ def _build_error(name: str, path: str = "where") -> ViewCompileError:
         f"viewer.{name} has no type: compare it with a column (==, !=, <, in_()), combine a boolean with or_() and "
         f"and_(), or write its type, such as cast(viewer.{name}, Uuid)",
     )
+
+
+def _reject_common_table_expressions(criterion: Any, path: str) -> None:
+    """Raise `ViewCompileError` for a CTE with the viewer in it.
+
+    SQLAlchemy writes it at the beginning of the statement, where the table of requested keys can't be used.
+    """
+    for part in visitors.iterate(criterion):
+        if isinstance(part, CTE) and not part.nesting:
+            for inner in visitors.iterate(part.element):
+                if isinstance(inner, ViewerParameter):
+                    raise ViewCompileError(
+                        path,
+                        f"viewer.{inner.attribute} is in a CTE, which is the same for all viewers of a statement: "
+                        "write subquery(), or cte(nesting=True)",
+                    )
 
 
 def _iterate_uses(criterion: Any) -> Iterator[tuple[ViewerParameter, TypeEngine[Any] | None, bool]]:

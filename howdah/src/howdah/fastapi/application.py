@@ -9,19 +9,19 @@ def create_app(settings: Settings) -> FastAPI:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from typing import Any, Final
 
 from fastapi import FastAPI
-from starlette.routing import Mount
+from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
-from howdah.fastapi.openapi import _iterate_dependants, _iterate_routes
+from howdah.fastapi.openapi import _iterate_all_routes, _iterate_dependants
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
 # The attribute of `app.state` that has the application's configuration.
@@ -201,15 +201,28 @@ class _OwnState:
 
 
 def _find_mounted(app: FastAPI) -> list[tuple[FastAPI, _Configuration]]:
-    """The applications that are mounted in this one and configured, each once."""
+    """The applications that are mounted in this one and configured, each once.
+
+    They may be mounted in a router, or in an application that isn't configured.
+    """
     found: dict[FastAPI, _Configuration] = {}
-    for route in app.routes:
-        mounted = route.app if isinstance(route, Mount) else None
-        if isinstance(mounted, FastAPI):
-            configuration = getattr(mounted.state, _CONFIGURATION_KEY, None)
-            if isinstance(configuration, _Configuration):
-                found[mounted] = configuration
+    for mounted in _iterate_mounted(app.routes):
+        configuration = getattr(mounted.state, _CONFIGURATION_KEY, None)
+        if isinstance(configuration, _Configuration):
+            found[mounted] = configuration
+        else:
+            found |= dict(_find_mounted(mounted))
     return [*found.items()]
+
+
+def _iterate_mounted(routes: Sequence[Any]) -> Iterator[FastAPI]:
+    for each in _iterate_all_routes(routes):
+        route = getattr(each, "original_route", each)
+        if isinstance(route, Mount | Host):
+            if isinstance(route.app, FastAPI):
+                yield route.app
+            else:
+                yield from _iterate_mounted(route.routes)
 
 
 def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
@@ -220,9 +233,13 @@ def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
 
 
 def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
-    """Raise `RuntimeError` if a route depends on a resource that the application doesn't open."""
-    for route in _iterate_routes(app):
-        for each in _iterate_dependants(route.dependant):
+    """Raise `RuntimeError` if a route depends on a resource that the application doesn't open.
+
+    Routes of mounted applications that aren't configured use the resources of this one.
+    """
+    for route in _iterate_all_routes(app.routes):
+        dependant = getattr(route, "dependant", None)
+        for each in [] if dependant is None else _iterate_dependants(dependant):
             if (
                 isinstance(each.call, Resource)
                 and each.call not in app.dependency_overrides
@@ -232,6 +249,9 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
                     f"{route.path}: the application does not open the resource {each.call.name!r}: add it to "
                     "configure_app(..., resources=[...])"
                 )
+    for mounted in _iterate_mounted(app.routes):
+        if not hasattr(mounted.state, _CONFIGURATION_KEY):
+            _reject_unknown_resources(mounted, known)
 
 
 def _require_extra(is_used: bool, option: str, module: str, extra: str) -> None:
