@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Executable, Float, Select, cast, func, literal, literal_column, select, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from howdah import AsyncRepository, Database, JsonView
 from howdah.fastapi import ExportFormat, ReadDbSession, describe_export, export_response, ndjson_response
@@ -101,6 +101,9 @@ async def test_values_of_every_type_are_written_exactly_or_are_an_error(database
         failing = add_export(create_bare_app(database), select(value.label("value")))
         async with asgi_client(failing) as client:
             assert (await client.get("/export")).status_code == 500
+    nested = add_export(create_bare_app(database), select(cast(literal([float("nan")]), ARRAY(Float)).label("value")))
+    async with asgi_client(nested) as client:
+        assert [(await client.get(f"/export?format={each}")).status_code for each in ExportFormat] == [500, 500]
 
 
 async def test_an_export_without_rows_has_only_the_header_of_csv(database: Database) -> None:
