@@ -13,8 +13,9 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.exceptions import ResponseValidationError
 from prometheus_client import CollectorRegistry, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -130,6 +131,23 @@ async def test_the_values_of_a_row_in_an_error_of_postgresql_are_not_logged(sess
     assert "DETAIL:  (not logged)" in text
     assert "Key (email)" not in text
     assert "LookupError" in text
+
+
+async def test_values_in_nested_and_validation_errors_are_not_logged(session: AsyncSession) -> None:
+    email = "\n".join(["ada@x", "y".join("pq")])
+
+    with pytest.raises(UniqueViolation) as rejected:
+        await session.execute(insert(User), [{"email": email, "name": "Ada"}] * 2)
+    with pytest.raises(ValidationError) as invalid:
+        TypeAdapter(dict[str, int]).validate_python({"user": email})
+    response = ResponseValidationError([{"type": "int_type", "loc": ("response", "id"), "input": email}])
+    errors = [rejected.value, invalid.value, response]
+    nested = ExceptionGroup("several", [ExceptionGroup("inner", errors)])
+    assert "".join(traceback.format_exception(nested)).count("pyq") >= 3  # the control
+    text = format_exception(nested)
+    assert "pyq" not in text
+    assert "user: int_parsing (the values are not logged)" in text
+    assert "response.id: int_type (the values are not logged)" in text
 
 
 async def test_a_request_of_a_mounted_application_has_one_id_and_one_log_entry(
@@ -273,6 +291,11 @@ try:
     1 / 0
 except ZeroDivisionError:
     logging.getLogger("theirs").exception("failed")
+class Broken:
+    def __repr__(self):
+        raise LookupError
+structlog.get_logger("mine").info("odd", large=2**70, keys={1: 2}, half="\\ud800", broken=Broken(), plain=[1.5])
+logging.getLogger("theirs").info("\\ud800")
 """
     finished = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     lines = [json.loads(line) for line in finished.stderr.splitlines()]
@@ -282,9 +305,19 @@ except ZeroDivisionError:
         ("started", "uvicorn.error"),
         ("failed", "mine"),
         ("failed", "theirs"),
+        ("odd", "mine"),
+        ("\\ud800", "theirs"),
     ]
     assert (lines[0]["trace_id"], lines[0]["span_id"], lines[0]["user"]) == ("0" * 31 + "1", "0" * 15 + "2", 1)
     assert "trace_id" not in lines[1]
     assert "LookupError: why" in lines[3]["exception"]
     assert "ZeroDivisionError: division by zero" in lines[4]["exception"]
+    odd = {name: lines[5][name] for name in ("large", "keys", "half", "broken", "plain")}
+    assert odd == {
+        "large": str(2**70),
+        "keys": {"1": 2},
+        "half": "\\ud800",
+        "broken": "<Broken: LookupError>",
+        "plain": [1.5],
+    }
     assert "secret" not in finished.stderr
