@@ -106,6 +106,12 @@ async def test_values_of_every_type_are_written_exactly_or_are_an_error(database
         assert [(await client.get(f"/export?format={each}")).status_code for each in ExportFormat] == [500, 500]
 
 
+async def test_two_columns_with_the_same_name_are_an_error(database: Database) -> None:
+    app = add_export(create_bare_app(database), text("SELECT 1 AS a, 2 AS a"))
+    async with asgi_client(app) as client:
+        assert [(await client.get(f"/export?format={each}")).status_code for each in ExportFormat] == [500, 500]
+
+
 async def test_an_export_without_rows_has_only_the_header_of_csv(database: Database) -> None:
     app = add_export(create_bare_app(database), select(User.id, User.email))
     async with asgi_client(app) as client:

@@ -79,6 +79,8 @@ async def export_response(
     headers = _make_disposition(f"{name}.{export_format}")
     result = await db.stream(statement.execution_options(yield_per=_BATCH_ROWS))
     names = list(result.keys())
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns of an export have the same name: {', '.join(names)}; give each its own label")
     batches = result.partitions()
     match export_format:
         case ExportFormat.NDJSON:
