@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import httpx
@@ -80,6 +80,34 @@ async def test_metrics_of_two_applications_in_one_process_are_separate(real_data
     assert not any("/one" in name for name in other_metrics)
     assert other_metrics['howdah_batch_size_sum{queue="user"}'] == 0
     assert other_metrics['howdah_pool_connections{database="main",state="limit"}'] == 30
+
+
+class _Broken:
+    def status(self) -> str:
+        raise LookupError
+
+
+class _BrokenProperty:
+    @property
+    def status(self) -> str:
+        raise LookupError
+
+
+async def test_a_resource_with_another_status_has_no_metrics(real_database: Database) -> None:
+    @asynccontextmanager
+    async def open_broken(_database: Database) -> AsyncIterator[_Broken]:
+        yield _Broken()
+
+    @asynccontextmanager
+    async def open_property(_database: Database) -> AsyncIterator[_BrokenProperty]:
+        yield _BrokenProperty()
+
+    app = FastAPI()
+    resources: list[Resource[Any]] = [Resource("broken", open_broken), Resource("property", open_property), user_reader]
+    configure_app(app, database=lambda: Database(NOWHERE), resources=resources)
+    async with client_of(app, real_database) as client:
+        names = {name for name in await read_metrics(client) if name.startswith("howdah_batch_waiters")}
+    assert names == {'howdah_batch_waiters{queue="user"}'}
 
 
 async def test_routes_of_a_mounted_application_have_the_path_of_the_mount(real_database: Database) -> None:
