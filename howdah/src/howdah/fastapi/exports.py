@@ -142,7 +142,7 @@ class _TimedResponse(StreamingResponse):
     """A streaming response that ends early if the client doesn't receive a part in time."""
 
     def __init__(self, content: AsyncIterator[bytes], *, send_timeout: float | None, **options: Any) -> None:
-        super().__init__(content, **options)
+        super().__init__(_convert_os_errors(content), **options)
         self._send_timeout = CLIENT_SEND_TIMEOUT_SECONDS if send_timeout is None else send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,6 +153,15 @@ class _TimedResponse(StreamingResponse):
         # Starlette raises this after a disconnect and after the timeout. Neither is an error of the service.
         with suppress(ClientDisconnect):
             await super().__call__(scope, receive, send_in_time)
+
+
+async def _convert_os_errors(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same parts. Starlette takes an `OSError` for a disconnected client, so the error would not be logged."""
+    try:
+        async for part in content:
+            yield part
+    except OSError as error:
+        raise RuntimeError("the rows of the response could not be read") from error
 
 
 def _make_disposition(file_name: str) -> dict[str, str]:
