@@ -110,10 +110,14 @@ def _find_queues(opened: Opened) -> dict[str, Any]:
 
 
 def _has_status(value: Any) -> bool:
-    read_status = getattr(value, "status", None)
+    """Whether it batches requests. An object of the application may have another `status`, which may raise."""
+    read_status = getattr(type(value), "status", None)
     if not callable(read_status) or inspect.iscoroutinefunction(read_status):
         return False
-    return isinstance(read_status(), CoalescerStatus)
+    try:
+        return isinstance(read_status(value), CoalescerStatus)
+    except Exception:
+        return False
 
 
 def _find_route(application: Any, scope: Scope) -> str:

@@ -35,6 +35,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 JSON: Final = "application/json"
 MAX_LINE_BYTES: Final = 65_536
+# With a byte order mark and a CR. Longer lines are cut off while they are read, and a cut off line may look valid.
+_MAX_READ_BYTES: Final = MAX_LINE_BYTES + len(codecs.BOM_UTF8) + 1
 # Parsing blocks the event loop, so other tasks get a turn after this many lines. One of them may be the task that
 # processes the previous batch.
 _LINES_BETWEEN_PAUSES: Final = 50
@@ -93,11 +95,13 @@ async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]
             number += 1
             if number % _LINES_BETWEEN_PAUSES == 0:
                 await asyncio.sleep(0)
-            if content := _strip(number, line):
-                yield number, content if len(content) <= MAX_LINE_BYTES else None
-        rest = rest[: MAX_LINE_BYTES + 1]  # enough to tell that it is too long
-    if content := _strip(number + 1, rest):
-        yield number + 1, content if len(content) <= MAX_LINE_BYTES else None
+            content = _strip(number, line)
+            if content != b"":
+                yield number, content
+        rest = rest[: _MAX_READ_BYTES + 1]  # enough to tell that it is too long
+    content = _strip(number + 1, rest)
+    if content != b"":
+        yield number + 1, content
 
 
 def parse_line(number: int, line: bytes | None, model: type[ModelT]) -> ModelT:
@@ -211,5 +215,9 @@ def _get_media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _strip(number: int, line: bytes) -> bytes:
-    return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+def _strip(number: int, line: bytes) -> bytes | None:
+    """The line without its byte order mark and the spaces around it, or None if it is too long."""
+    if len(line) > _MAX_READ_BYTES:
+        return None
+    content = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+    return content if len(content) <= MAX_LINE_BYTES else None
