@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -37,10 +36,10 @@ class Sized(BigIntPrimaryKey, Separate):
 
 
 @pytest.fixture
-async def sized(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+async def sized(session: AsyncSession) -> AsyncSession:
     await session.execute(text("CREATE DOMAIN short_word AS varchar(3)"))
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
-    yield session
+    return session
 
 
 TOO_LONG: list[tuple[str, Any, type[DatabaseError]]] = [
@@ -81,7 +80,7 @@ async def test_a_value_that_is_too_long_is_rejected(
 
 
 async def test_a_comparison_uses_the_whole_value(sized: AsyncSession) -> None:
-    stored = {
+    stored: dict[str, Any] = {
         "price": Decimal("9.99"),
         "letter": "a",
         "code": "abc",
@@ -91,7 +90,7 @@ async def test_a_comparison_uses_the_whole_value(sized: AsyncSession) -> None:
         "days": timedelta(days=1),
         "small": 1.1,
     }
-    others = {
+    others: dict[str, Any] = {
         "price": Decimal("9.991"),
         "letter": "ab",
         "code": "abcd",
