@@ -206,7 +206,7 @@ async def link(session: AsyncSession, relationship: QueryableAttribute[Any], pai
     defaults; to write them, use `insert_many(session, Post.tags, rows)`. The links need a unique constraint. A key
     without a row raises `ForeignKeyViolation`, and nothing is written.
 
-    Loaded collections of this relationship are expired in the session, so they must be loaded again.
+    Loaded relationships that read the association table are expired in the session, so they must be loaded again.
     """
     table = find_link_table(relationship)
     await session.flush()
@@ -218,7 +218,7 @@ async def link(session: AsyncSession, relationship: QueryableAttribute[Any], pai
 async def unlink(session: AsyncSession, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
     """Delete links from the association table of a many-to-many relationship. Returns the number of deleted links.
 
-    The pairs are those of `link`. Links that don't exist are ignored. Collections are expired as by `link`.
+    The pairs are those of `link`. Links that don't exist are ignored. Relationships are expired as by `link`.
     """
     table = find_link_table(relationship)
     count = 0
