@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -217,7 +218,7 @@ async def test_the_existing_row_is_found_if_postgresql_compares_other_values(
         await session.execute(text(statement))
     weights = AsyncRepository(session, Weight)
     await weights.create(grams=Decimal("7.0"), name="other")
-    row = {"grams": Decimal("1.04"), "name": "ADA", "count": 1}
+    row: dict[str, Any] = {"grams": Decimal("1.04"), "name": "ADA", "count": 1}
     for update, is_created in ((["count"], True), (["count"], False), ([], False)):
         weight, is_new = await weights.upsert(row, on=[on], update=update)
         assert (weight.grams, weight.name, weight.version, is_new) == (Decimal("1.0"), "ada", 1, is_created)
