@@ -47,6 +47,7 @@ from howdah._writes.conflict_targets import ConflictOn, explain_missing_index
 from howdah._writes.copying import MIN_COPY_ROWS, copy_rows
 from howdah._writes.deleting import count_deleted_rows, delete_rows, expunge_deleted
 from howdah._writes.inputs import (
+    check_criterion,
     check_update_values,
     check_upsert,
     collect_keys_of_rows,
@@ -293,9 +294,11 @@ async def update_where(
 ) -> int:
     """Set the same `values` (or SQL expressions) on every row that the criterion finds. Returns the number of rows.
 
-    The rows are locked in key order first. `onupdate` columns and `version` are updated too.
+    The rows are locked in key order first. `onupdate` columns and `version` are updated too. The criterion and the
+    values can read other tables only in subqueries.
     """
     check_update_values(model, values)
+    check_criterion(model, criterion)
     async with session.begin_nested():
         if not values:  # nothing to set, but the rows are locked and counted
             keys = lock_cte(model, criterion).keys
@@ -341,9 +344,11 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
 async def delete_where(session: AsyncSession, model: type[ModelT], criterion: ColumnElement[bool]) -> int:
     """Delete every row that the criterion finds. Returns the number of rows.
 
-    The rows are locked in key order first. The cascades of the database apply. Those of the ORM don't.
+    The rows are locked in key order first. The cascades of the database apply. Those of the ORM don't. The criterion
+    can read other tables only in subqueries.
     """
     reject_joined_tables(model)
+    check_criterion(model, criterion)
     async with session.begin_nested():
         if not has_objects(session, model):
             return await count_deleted_rows(session, model, criterion)
