@@ -89,6 +89,7 @@ def is_recorded_conflict(number: int, table: str) -> ColumnElement[bool]:
     current = f"current_setting('{_SETTING}', true)"
     is_same_statement = literal_column(f"split_part({current}, ':', 1)", String) == str(number)
     # PostgreSQL reads the row by its place (a TID scan) only if the condition on `ctid` is a comparison of its own.
-    place = case((is_same_statement, literal_column(f"split_part({current}, ':', 3)::tid")), else_=null())
-    is_same_table = literal_column(f"{table}.tableoid = split_part({current}, ':', 2)::oid", Boolean)
+    # After the transaction that has set it, the setting is empty.
+    place = case((is_same_statement, literal_column(f"nullif(split_part({current}, ':', 3), '')::tid")), else_=null())
+    is_same_table = literal_column(f"{table}.tableoid = nullif(split_part({current}, ':', 2), '')::oid", Boolean)
     return and_(literal_column(f"{table}.ctid") == place, is_same_table)
