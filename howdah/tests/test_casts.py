@@ -7,8 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from asyncpg import BitString
 from sqlalchemy import ARRAY, CHAR, Float, MetaData, Numeric, String, any_, cast, insert, literal, select, text, update
-from sqlalchemy.dialects.postgresql import BIT, DOMAIN, INTERVAL, BitString
+from sqlalchemy.dialects.postgresql import BIT, DOMAIN, INTERVAL
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, mapped_column
 
