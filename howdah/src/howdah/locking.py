@@ -93,7 +93,9 @@ async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -
 
     An index on the columns of the order, partial on the conditions, serves the statement without a sort. The order is
     that of the rows when the statement started. Pending changes are flushed first, and the objects are refreshed. If an
-    object depends on more than its own row, as for `lock`, a second statement reads it.
+    object depends on more than its own row, as for `lock`, a second statement reads it. If a join returns a row several
+    times, it is in the result once, but `limit` counts each: use EXISTS instead (`any()`, `has()`). With joined-table
+    inheritance the tables of the selected class are locked, but not those of its subclasses.
 
     Raises `ValueError` for a statement that has a limit of its own, or that selects anything but one mapped class.
     """
