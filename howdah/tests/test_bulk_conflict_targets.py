@@ -43,6 +43,9 @@ BY_ALIAS = Index(
     postgresql_where=(Member.state == Status.PENDING) & (Member.email != FORBIDDEN),
 )
 BY_SUM = Index("uq_members_sum", Member.team + Member.value, unique=True)
+BY_COLLATION = Index(
+    "uq_members_collation", (Member.email + "@").collate("C"), func.lower(Member.alias).collate("C"), unique=True
+)
 BY_PARENT = UniqueConstraint(Member.parent, Member.value, name="uq_members_parent", postgresql_nulls_not_distinct=True)
 DEFERRABLE = UniqueConstraint(Member.team, Member.email, Member.value, name="uq_members_deferrable", deferrable=True)
 BY_TEXT = Index("uq_members_text", text("lower(email)"), unique=True)
@@ -118,6 +121,15 @@ async def test_a_partial_index_finds_only_rows_that_meet_its_predicate(members: 
     assert await members.upsert_many([{**row, "alias": None}] * 2, on=BY_ALIAS) == UpsertResult(2, 0, 0)
     assert await members.upsert_many([{**row, "team": 2}] * 3, on=BY_ALIAS, update=[]) == UpsertResult(0, 0, 3)
     assert [row[0] for row in await rows(members, Member.team)] == [0, 2, 1, 1, 1, 1, 1]
+
+
+async def test_an_index_with_collations_finds_the_rows(members: AsyncRepository[Member]) -> None:
+    await create(members, BY_COLLATION)
+    row = {"team": 1, "email": "a", "alias": "x"}
+    assert await members.upsert_many([row, {**row, "alias": "X"}], on=BY_COLLATION) == UpsertResult(1, 0, 1)
+    for alias in ("Y", "y"):
+        await members.upsert({**row, "alias": alias}, on=BY_COLLATION, update=[])
+    assert await rows(members, Member.alias) == [("x",), ("Y",)]
 
 
 async def test_an_operator_expression_and_nulls_that_are_not_distinct(members: AsyncRepository[Member]) -> None:

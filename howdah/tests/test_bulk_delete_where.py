@@ -6,10 +6,10 @@ import asyncio
 from uuid import UUID
 
 import pytest
-from sqlalchemy import MetaData, delete, func, select, text
+from sqlalchemy import MetaData, delete, func, select, text, true
 from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, aliased, mapped_column
 
 from howdah import AsyncRepository, Base, Database, DeadlockDetected, ForeignKeyViolation, bulk
 from howdah.testing import assert_statements
@@ -56,6 +56,30 @@ async def test_an_object_with_another_spelling_of_the_key_is_expunged(session: A
     assert await aliases.delete_where(Alias.name == "ada") == 1
     assert one not in session
     assert two in session
+
+
+async def test_a_criterion_that_would_find_all_rows_by_mistake_is_rejected(users: UserRepository) -> None:
+    """SQLAlchemy would combine each row with the rows of the other table. It takes True for all rows."""
+    await users.create_many([{"email": f"{n}@example.org", "name": "Ada", "age": n} for n in range(3)])
+    user = await users.get_one_by(age=1)
+    other = aliased(User)
+    with assert_statements(users.session, 0):
+        for criterion in (Order.total_cents > 0, other.age == 1, Order.user_id == User.id):
+            for write in (users.delete_where, users.update_where):
+                with pytest.raises(ValueError, match=r"can't join (orders|.* alias of users): use a subquery"):
+                    await write(criterion)
+        for mistake in (user.age == 1, User.age is None, None):
+            with pytest.raises(TypeError, match="the criterion must be an SQL condition"):
+                await users.delete_where(mistake)  # type: ignore[arg-type]
+        for value in (other.age, Order.total_cents + 1):
+            with pytest.raises(ValueError, match="can't join"):
+                await users.update_where(User.age == 1, age=value)
+            with pytest.raises(ValueError, match="can't join"):
+                await bulk.update_by_key(users.session, User, [user.id], {"age": value})
+    oldest = select(func.max(other.age)).scalar_subquery()
+    assert await users.update_where(~User.orders.any() & (User.age == oldest), age=oldest + 1) == 1
+    assert await users.delete_where(User.age == oldest) == 1
+    assert await users.delete_where(true()) == 2
 
 
 async def test_composite_keys_and_constraints(session: AsyncSession) -> None:

@@ -96,8 +96,18 @@ class Note(UUIDv7PrimaryKey, Separate):
     __tablename__ = "notes"
 
     topics: Mapped[list[Topic]] = relationship(secondary=post_topics, back_populates="posts")
+    first_topics: Mapped[list[Topic]] = relationship(
+        secondary=post_topics,
+        secondaryjoin=lambda: (Topic.id == post_topics.c.topic_id) & (Topic.id < 9),
+        viewonly=True,
+    )
+    topic_links: Mapped[list[TopicLink]] = relationship(viewonly=True)
     loose_topics: Mapped[list[Topic]] = relationship(secondary=loose, viewonly=False, overlaps="topics")
     named_topics: Mapped[list[Topic]] = relationship(secondary=by_name)
+
+
+class TopicLink(Separate):
+    __table__ = post_topics
 
 
 class Room(Separate):
@@ -144,17 +154,19 @@ async def test_the_pairs_may_come_from_the_other_side_and_from_an_async_iterable
     assert await bulk.unlink(linked, Topic.posts, pairs()) == 2
 
 
-async def test_loaded_collections_are_expired_on_both_sides(linked: AsyncSession) -> None:
+async def test_all_loaded_relationships_that_read_the_table_are_expired(linked: AsyncSession) -> None:
     (key,) = await make_notes(linked, 1)
-    note = await AsyncRepository(linked, Note).get_one(key, load=[Note.topics])
+    loaded = [Note.topics, Note.first_topics, Note.topic_links, Note.named_topics]
+    note = await AsyncRepository(linked, Note).get_one(key, load=loaded)
     topic = await AsyncRepository(linked, Topic).get_one(1, load=[Topic.posts])
     note.topics.append(await linked.get_one(Topic, 2))  # flushed before
     for change in (bulk.link, bulk.unlink):
         await change(linked, Note.topics, [(key, 1)])
-        for read in (lambda: note.topics, lambda: topic.posts):
+        for owner, name in ((note, "topics"), (note, "first_topics"), (note, "topic_links"), (topic, "posts")):
             with pytest.raises(InvalidRequestError, match="lazy='raise'"):
-                read()
-        await linked.refresh(note, ["topics"])
+                getattr(owner, name)
+        assert note.named_topics == []  # a relationship of another table
+        await linked.refresh(note, ["topics", "first_topics", "topic_links"])
         await linked.refresh(topic, ["posts"])
         assert [each.id for each in sorted(note.topics, key=lambda each: each.id)] == ([1, 2] if topic.posts else [2])
 

@@ -8,14 +8,27 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import ARRAY, Boolean, Integer, LargeBinary, MetaData, Numeric, String, Uuid, func, select, text
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    String,
+    Uuid,
+    func,
+    literal,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import DOMAIN, ENUM, INT4RANGE, JSONB, Range
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
-from howdah import AsyncRepository, Base, MatchResult, StaleRow, TooLong, Versioned, bulk
+from howdah import AsyncRepository, Base, InvalidValue, MatchResult, StaleRow, TooLong, Versioned, bulk
 from howdah._writes import updating
 from howdah.models import AwareDateTime
 from howdah.testing import assert_statements
@@ -158,6 +171,19 @@ async def test_a_text_that_is_too_long_is_rejected_and_not_truncated(tagged: Asy
     with pytest.raises(DBAPIError) as wrong:
         await bulk.update_many(tagged, Tagged, [{"code": "a", "number": 0, "tags": [5]}])
     assert "row 0 of the input" in wrong.value.__notes__[0]
+
+
+async def test_a_text_in_place_of_an_array_is_rejected_and_not_split_into_characters(tagged: AsyncSession) -> None:
+    await bulk.insert_many(tagged, Tagged, [{"code": "a", "number": 0}])
+    for write in (bulk.insert_many, bulk.update_many, bulk.upsert_many):
+        for count in (1, 25):
+            rows = [{"code": "a", "number": n, "tags": "word"} for n in range(count)]
+            with pytest.raises(InvalidValue, match="a str was rejected for an array: pass a list"):
+                await write(tagged, Tagged, rows)
+    with pytest.raises(InvalidValue):
+        await AsyncRepository(tagged, Tagged).exists(
+            select(Tagged).where(Tagged.tags == literal("word", ARRAY(String)))
+        )
 
 
 async def test_more_rows_than_one_statement_may_have(tagged: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:

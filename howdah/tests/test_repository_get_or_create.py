@@ -155,9 +155,11 @@ async def test_a_row_that_a_trigger_suppresses_is_not_found(users: UserRepositor
         "CREATE TRIGGER suppress BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION suppress()",
     ):
         await users.session.execute(text(statement))
-    with pytest.raises(NotFound) as caught:
-        await users.get_or_create(email=EMAIL, defaults={"name": "Ada"})
-    assert "a trigger has suppressed it" in caught.value.__notes__[0]
+    for earlier_record in ("", "0:5", "0:5:(0,1)"):  # of another transaction or statement
+        await users.session.execute(select(func.set_config("howdah.conflicts", earlier_record, True)))
+        with pytest.raises(NotFound) as caught:
+            await users.get_or_create(email=EMAIL, defaults={"name": "Ada"})
+        assert "a trigger has suppressed it" in caught.value.__notes__[0]
 
 
 async def test_a_row_that_is_deleted_between_the_insert_and_the_read_is_created_again(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import MetaData, event, func, select, text
+from sqlalchemy import MetaData, Numeric, event, func, literal, select, text
 from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,6 +25,9 @@ from howdah import (
     UnknownAttribute,
     Versioned,
 )
+from howdah._writes.conflict_targets import resolve_conflict_target
+from howdah._writes.conflicts import is_recorded_conflict, record_conflict
+from howdah._writes.upserting import Upsert
 from howdah.testing import assert_statements
 from howdah_tests.support.case_insensitive_types import create_citext
 from howdah_tests.support.sample_models import (
@@ -56,6 +61,16 @@ class PageIn(BaseModel):
     path: str
     title: str | None = None
     views: int = 5
+
+
+class Weight(Versioned, Separate):
+    """`grams` is rounded by its column, and `name` is changed by a trigger."""
+
+    __tablename__ = "Weights"  # a name in quotes
+
+    grams: Mapped[Decimal] = mapped_column(Numeric(6, 1), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    count: Mapped[int] = mapped_column(default=0)
 
 
 @pytest.fixture
@@ -187,6 +202,36 @@ async def test_a_row_of_another_class_is_not_changed(session: AsyncSession) -> N
         await AsyncRepository(session, Car).upsert({"id": vehicle.id, "wheels": 4, "doors": 5})
     assert "the existing row is of another class" in caught.value.__notes__[0]
     assert await session.scalar(select(Vehicle.wheels)) == 2
+
+
+@pytest.mark.parametrize("on", ["grams", "name"])
+async def test_the_existing_row_is_found_if_postgresql_compares_other_values(
+    pages: AsyncRepository[Page], on: str
+) -> None:
+    """If the existing row isn't written, it isn't searched by the values that were passed."""
+    session = pages.session
+    for statement in (
+        "CREATE FUNCTION fold() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN new.name = lower(new.name); RETURN new; END'",
+        'CREATE TRIGGER fold BEFORE INSERT OR UPDATE ON "Weights" FOR EACH ROW EXECUTE FUNCTION fold()',
+    ):
+        await session.execute(text(statement))
+    weights = AsyncRepository(session, Weight)
+    await weights.create(grams=Decimal("7.0"), name="other")
+    row: dict[str, Any] = {"grams": Decimal("1.04"), "name": "ADA", "count": 1}
+    for update, is_created in ((["count"], True), (["count"], False), ([], False)):
+        weight, is_new = await weights.upsert(row, on=[on], update=update)
+        assert (weight.grams, weight.name, weight.version, is_new) == (Decimal("1.0"), "ada", 1, is_created)
+    value = row.pop(on)
+    assert await weights.get_or_create(**{on: value}, defaults=row) == (weight, False)
+
+
+async def test_the_existing_row_is_read_by_its_place(pages: AsyncRepository[Page]) -> None:
+    name = await Upsert(pages.session, Page, resolve_conflict_target(Page, None), (), True).quote_table_name()
+    await pages.session.execute(select(record_conflict(7, "p")).select_from(text("pages p")))
+    statement = select(literal(1)).select_from(Page).where(is_recorded_conflict(7, name))
+    compiled = str(statement.compile(compile_kwargs={"literal_binds": True}))
+    assert "Tid Scan" in "".join(await pages.session.scalars(text(f"EXPLAIN {compiled}".replace(":", r"\:"))))
 
 
 async def test_a_view_is_rejected_with_advice(session: AsyncSession) -> None:

@@ -37,7 +37,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_
 import howdah
 from howdah import Database, InvalidStatement
 from howdah import _sqlalchemy as private
-from howdah_tests.support.sample_models import Album, Order, Track, User
+from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import new_user
 
 SOURCE = Path(inspect.getfile(howdah)).parent
@@ -131,11 +131,6 @@ def test_the_properties_of_a_mapper_are_known_while_it_is_configured() -> None:
     Local.registry.configure()
     assert [each.key for each in found] == ["id"]
     assert sa_inspect(Item).attrs.keys() == ["id"]
-
-
-def test_a_relationship_knows_its_reverse_sides() -> None:
-    assert {*private.reverse_relationships_of(Album.tracks.property)} == {Track.album.property}  # type: ignore[arg-type]
-    assert not {*private.reverse_relationships_of(Album.first_tracks.property)}  # type: ignore[arg-type]
 
 
 async def test_a_session_is_flushing_only_during_a_flush(session: AsyncSession) -> None:

@@ -31,6 +31,9 @@ from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgARRAY
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+# FLOAT(24) and FLOAT(53) are two types.
+_LENGTH: Final = re.compile(r'(?P<quoted>"(?:[^"]|"")*")|(?<!\bFLOAT) ?\(\d+(, ?-?\d+)?\)')
+
 _DIALECT: Final[Dialect] = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 _SINGLE_PRECISION: Final = re.compile(r"REAL|FLOAT\(([1-9]|1\d|2[0-4])\)")
@@ -64,8 +67,8 @@ class Array(AsyncpgARRAY):
 class WithoutLength(TypeEngine[Any]):
     """The type of a parameter that is compared with a column: the column's type without its length or precision.
 
-    SQLAlchemy casts a parameter to the whole type. A cast to `NUMERIC(10, 2)` would round 9.991 to 9.99 before the
-    comparison, and a cast to `CHAR(5)` would truncate a text.
+    A `Database` removes the length from every cast, but the engine may be another one. And SQLAlchemy casts a parameter
+    to VARCHAR for a column of type CHAR, so its index isn't used.
     """
 
     render_bind_cast = True
@@ -81,7 +84,7 @@ class WithoutLength(TypeEngine[Any]):
 def _compile_item_without_length(type_: WithoutLength, compiler: Any, **options: Any) -> str:
     if is_single_precision(type_.item_type):
         return "REAL"
-    return _remove_length(compiler.process(type_.item_type.dialect_impl(compiler.dialect), **options))
+    return remove_length(compiler.process(type_.item_type.dialect_impl(compiler.dialect), **options))
 
 
 @compiles(Array, "postgresql")
@@ -89,16 +92,16 @@ def compile_without_length(array: AsyncpgARRAY, compiler: Any, **options: Any) -
     """The name of the array's type without the length of its items, for the cast of a parameter."""
     if is_single_precision(array.item_type):
         return "REAL[]"
-    return _remove_length(compiler.visit_ARRAY(array, **options))
+    return remove_length(compiler.visit_ARRAY(array, **options))
 
 
-def _remove_length(text: str) -> str:
-    if '"' in text:  # a quoted name may contain parentheses itself
-        return text
-    text = re.sub(r"\(\d+(, ?\d+)?\)", "", text)
+def remove_length(text: str) -> str:
+    """The name of the type without its length, precision or fields. A name in quotes may have parentheses itself."""
+    text = _LENGTH.sub(lambda match: match["quoted"] or "", text)
     # Without a length, CHAR means one character, and BIT means one bit.
     text = re.sub(r"^CHAR\b", "BPCHAR", text)
-    return re.sub(r"^BIT\b(?! VARYING)", "BIT VARYING", text)
+    text = re.sub(r"^BIT\b(?! VARYING)", "pg_catalog.bit", text)
+    return re.sub(r"^INTERVAL( [A-Z]+)+", "INTERVAL", text)
 
 
 def build_array(values: Iterable[Any], item_type: TypeEngine[Any]) -> BindParameter[Any]:

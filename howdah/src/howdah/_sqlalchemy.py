@@ -18,7 +18,6 @@ from sqlalchemy.orm import (
     MapperProperty,
     PassiveFlag,
     QueryableAttribute,
-    RelationshipProperty,
     Session,
 )
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
@@ -116,11 +115,6 @@ def requires_unique(result: Result[Any]) -> bool:
 def properties_of(mapper: Mapper[Any]) -> Sequence[MapperProperty[Any]]:
     """The properties of a mapper that is being configured. `mapper.attrs` would configure the mappers first."""
     return [*mapper._props.values()]
-
-
-def reverse_relationships_of(relationship: RelationshipProperty[Any]) -> Iterable[RelationshipProperty[Any]]:
-    """The relationships that SQLAlchemy keeps in sync with this one (`back_populates` and `backref`)."""
-    return {*relationship._reverse_property}
 
 
 def is_flushing(session: Session) -> bool:

@@ -47,6 +47,7 @@ from howdah._writes.conflict_targets import ConflictOn, explain_missing_index
 from howdah._writes.copying import MIN_COPY_ROWS, copy_rows
 from howdah._writes.deleting import count_deleted_rows, delete_rows, expunge_deleted
 from howdah._writes.inputs import (
+    check_criterion,
     check_update_values,
     check_upsert,
     collect_keys_of_rows,
@@ -206,7 +207,7 @@ async def link(session: AsyncSession, relationship: QueryableAttribute[Any], pai
     defaults; to write them, use `insert_many(session, Post.tags, rows)`. The links need a unique constraint. A key
     without a row raises `ForeignKeyViolation`, and nothing is written.
 
-    Loaded collections of this relationship are expired in the session, so they must be loaded again.
+    Loaded relationships that read the association table are expired in the session, so they must be loaded again.
     """
     table = find_link_table(relationship)
     await session.flush()
@@ -218,7 +219,7 @@ async def link(session: AsyncSession, relationship: QueryableAttribute[Any], pai
 async def unlink(session: AsyncSession, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
     """Delete links from the association table of a many-to-many relationship. Returns the number of deleted links.
 
-    The pairs have the form of those of `link`. Links that don't exist are ignored. Collections are expired as by
+    The pairs have the form of those of `link`. Links that don't exist are ignored. Relationships are expired as by
     `link`.
     """
     table = find_link_table(relationship)
@@ -294,9 +295,11 @@ async def update_where(
 ) -> int:
     """Set the same `values` (or SQL expressions) on every row that the criterion finds. Returns the number of rows.
 
-    The rows are locked in key order first. `onupdate` columns and `version` are updated too.
+    The rows are locked in key order first. `onupdate` columns and `version` are updated too. The criterion and the
+    values can read other tables only in subqueries.
     """
     check_update_values(model, values)
+    check_criterion(model, criterion)
     async with session.begin_nested():
         if not values:  # nothing to set, but the rows are locked and counted
             keys = lock_cte(model, criterion).keys
@@ -342,9 +345,11 @@ async def delete_many(session: AsyncSession, model: type[ModelT], ids: Iterable[
 async def delete_where(session: AsyncSession, model: type[ModelT], criterion: ColumnElement[bool]) -> int:
     """Delete every row that the criterion finds. Returns the number of rows.
 
-    The rows are locked in key order first. The cascades of the database apply. Those of the ORM don't.
+    The rows are locked in key order first. The cascades of the database apply. Those of the ORM don't. The criterion
+    can read other tables only in subqueries.
     """
     reject_joined_tables(model)
+    check_criterion(model, criterion)
     async with session.begin_nested():
         if not has_objects(session, model):
             return await count_deleted_rows(session, model, criterion)

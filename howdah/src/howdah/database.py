@@ -35,6 +35,7 @@ from howdah._connections.settings import (
     listen_for_transactions,
 )
 from howdah._connections.slots import Slots, start_slot_record
+from howdah._types.casts import use_exact_casts
 from howdah._types.integers import use_exact_integers
 from howdah._types.json_encoding import dump_json
 from howdah._types.times import use_exact_times
@@ -89,6 +90,9 @@ class Database:
     raise `InvalidValue`. In stored JSON, integers beyond 64 bits are read as floats.
 
     A fraction for a column of an integer type raises `InvalidValue`.
+
+    A comparison or calculation uses the whole value, whatever the length or precision of the column: `9.991` isn't
+    equal to a `NUMERIC(10, 2)` of 9.99. SQLAlchemy alone would round it first.
 
     The pool opens at most `pool_size + max_overflow` connections. Waiting tasks are served in order of arrival. A
     quarter of `pool_size` is reserved (at least three connections, but never all): sessions never use these
@@ -177,6 +181,7 @@ class Database:
         listen_for_transactions(self.engine.sync_engine)
         use_exact_times(self.engine.sync_engine)
         use_exact_integers(self.engine.sync_engine)
+        use_exact_casts(self.engine.sync_engine)
         if pooler is not None:
             listen_for_single_statements(self.engine.sync_engine)
         bound_pre_ping(self.engine.sync_engine, options["timeout"])

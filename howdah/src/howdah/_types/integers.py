@@ -145,7 +145,7 @@ class _ExactOID(_ExactIntegerType, AsyncpgOID):
 
 
 class _ExactItemsMixin:
-    """Mixin of an array type.
+    """Mixin of an array type. It rejects a text.
 
     It checks a list of integers at once, because a call for each item is ten times slower.
     """
@@ -155,12 +155,13 @@ class _ExactItemsMixin:
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
         process: Callable[[Any], Any] | None = super().bind_processor(dialect)  # type: ignore[misc]
-        if not is_exact_integer_type(self.item_type.dialect_impl(dialect)) or self.dimensions not in {None, 1}:
-            return process
+        has_integers = is_exact_integer_type(self.item_type.dialect_impl(dialect)) and self.dimensions in {None, 1}
 
         def bind_items(values: Any) -> Any:
-            if isinstance(values, list | tuple) and has_only_integers(values):
+            if has_integers and isinstance(values, list | tuple) and has_only_integers(values):
                 return [*values]
+            if isinstance(values, str | bytes):  # SQLAlchemy would make an array of the characters
+                raise RejectedValue(f"a {type(values).__name__} was rejected for an array: pass a list")
             return values if process is None else process(values)
 
         return bind_items

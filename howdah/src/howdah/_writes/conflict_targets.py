@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
+    BinaryExpression,
     BindParameter,
     Column,
     ColumnClause,
@@ -168,8 +169,7 @@ def _build_target(model: type[Any], unique: Unique) -> ConflictTarget:
     has_expressions = not all(isinstance(element, Column) for element in elements)
     return ConflictTarget(
         names,
-        # An index expression other than a function call needs parentheses.
-        tuple(each if isinstance(each, Column) else _with_literals(each).self_group() for each in elements),
+        tuple(each if isinstance(each, Column) else _add_parentheses(_with_literals(each)) for each in elements),
         None if predicate is None else _with_literals(predicate),
         is_plain=not has_expressions and predicate is None and not options.get("nulls_not_distinct"),
     )
@@ -189,6 +189,15 @@ def _without_direction(element: ColumnElement[Any]) -> ColumnElement[Any]:
     while isinstance(element, UnaryExpression) and element.modifier in _DIRECTIONS:
         element = element.element
     return element
+
+
+def _add_parentheses(element: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The element in parentheses, unless it is a function call, or a column or function call with a collation."""
+    grouped: ColumnElement[Any] = element.self_group()
+    if isinstance(element, BinaryExpression) and element.operator is operators.collate:
+        # In `a || b COLLATE "C"` the collation is that of `b`, so it is a part of the expression.
+        return element if element.left.self_group() is element.left else grouped
+    return grouped
 
 
 def _with_literals(element: ColumnElement[Any]) -> Any:

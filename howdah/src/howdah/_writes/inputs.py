@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, inspect
+from sqlalchemy import ARRAY, ColumnElement, Select, inspect, select
+from sqlalchemy.orm import QueryableAttribute
 
 from howdah._arrays import resolve_postgresql_type
-from howdah._keys import collect_keys, get_key_names, has_exact_keys, normalize_keys
+from howdah._keys import collect_keys, get_key_attributes, get_key_names, has_exact_keys, normalize_keys
 from howdah._writes.columns import extract_keys, get_version_name, transpose_input_rows
 from howdah._writes.conflict_targets import ConflictOn, ConflictTarget, resolve_conflict_target
 from howdah._writes.rows import normalize_changes, reject_non_columns
@@ -24,14 +25,38 @@ def reject_joined_tables(model: type[Any]) -> None:
         )
 
 
+def check_criterion(model: type[Any], criterion: Any) -> None:
+    """Raise an error for a criterion that can't find rows of the model, and would find all rows or none instead."""
+    if criterion is None or isinstance(criterion, bool):
+        raise TypeError(
+            f"the criterion must be an SQL condition, not {criterion}: compare attributes of the class, such as "
+            f"{model.__name__}.id == id, with `==` or `.is_(None)`. For all rows pass sqlalchemy.true()"
+        )
+    _reject_other_tables(model, select(*get_key_attributes(model)).where(criterion))
+
+
 def check_update_values(model: type[Any], values: Mapping[str, Any]) -> None:
     """Raise an error if an UPDATE of many rows can't set these values."""
+    expressions: Any = [each for each in values.values() if isinstance(each, ColumnElement | QueryableAttribute)]
+    if expressions:
+        _reject_other_tables(model, select(*get_key_attributes(model), *expressions))
     reject_joined_tables(model)
     reject_non_columns(model, values)
     fixed = {*get_key_names(model), get_version_name(model)}
     if rejected := [name for name in values if name in fixed]:
         raise ValueError(
             f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(rejected)}"
+        )
+
+
+def _reject_other_tables(model: type[Any], statement: Select[Any]) -> None:
+    """Raise `ValueError` if another table is in the FROM: each row would be combined with the rows of that table."""
+    own = select(*get_key_attributes(model)).get_final_froms()
+    others = [str(each.description) for each in statement.get_final_froms() if each not in own]
+    if others:
+        raise ValueError(
+            f"a write to {model.__name__} can't join {', '.join(others)}: use a subquery, such as has() or any() of a "
+            f"relationship, or {model.__name__}.id.in_(select(...))"
         )
 
 

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Mapper, QueryableAttribute, RelationshipProperty
 
 from howdah._arrays import build_array
 from howdah._keys import normalize_key
-from howdah._sqlalchemy import reverse_relationships_of
 from howdah._writes.conflict_targets import has_unique_constraint
 from howdah._writes.tables import map_table
 from howdah.errors import InvalidValue
@@ -61,11 +60,20 @@ class LinkTable:
         return tuple_(*columns).in_(select(*keys.c))
 
     def expire_collections(self, session: AsyncSession) -> None:
-        """Expire the collections of the session's objects, in both directions, because links may have changed."""
-        for relationship in (self.relationship, *reverse_relationships_of(self.relationship)):
-            for instance in session.identity_map.values():
-                if isinstance(instance, relationship.parent.class_) and relationship.key in inspect(instance).dict:
-                    session.expire(instance, [relationship.key])
+        """Expire all loaded relationships of the session's objects that read this table, because links have changed.
+
+        They may be the other side, `viewonly`, or relationships with objects of the association table.
+        """
+        table = self.relationship.secondary
+        for instance in session.identity_map.values():
+            state = inspect(instance)
+            names = [
+                each.key
+                for each in state.mapper.relationships
+                if each.key in state.dict and (each.secondary is table or each.target is table)
+            ]
+            if names:  # an empty list would expire all attributes
+                session.expire(instance, names)
 
 
 def get_association_table(relationship: Any) -> Table:

@@ -15,19 +15,17 @@ from sqlalchemy.orm import DeclarativeBase
 from howdah._keys import get_key, get_key_attributes, get_key_names, has_exact_keys
 from howdah._writes.columns import get_version_name
 from howdah._writes.conflict_targets import ConflictOn, ConflictTarget, explain_missing_index, has_unique_constraint
+from howdah._writes.conflicts import is_recorded_conflict, record_conflict
 from howdah._writes.inputs import check_upsert, reject_joined_tables
 from howdah._writes.rows import find_names_to_update, normalize_rows, reject_non_columns
 from howdah._writes.session_objects import refresh_objects
-from howdah._writes.upserting import NO_SYSTEM_COLUMN, Upsert
+from howdah._writes.upserting import NO_SYSTEM_COLUMN, Upsert, statement_numbers
 from howdah.errors import NotFound
 from howdah.locking import depends_on_own_row_only
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 
 _REFRESH: Final = {"populate_existing": True}
-
-# The row may be deleted between the INSERT, which finds it, and the SELECT. Then the INSERT is tried again.
-_MAX_ATTEMPTS: Final = 5
 
 
 async def upsert_row(
@@ -83,29 +81,54 @@ def check_unique_attributes(model: type[Any], attributes: Mapping[str, Any], def
 
 
 async def _insert_or_find(session: AsyncSession, upsert: Upsert, values: dict[str, Any]) -> tuple[Any, bool]:
-    """Write the row, or read the row that it conflicts with. Returns its object, and whether it is new."""
+    """Insert the row, or find the existing one, and update it if the upsert sets attributes. Raises `NotFound`."""
     await session.flush()
-    statement = _build_statement(upsert)
     keys = get_key_names(upsert.model)
     row = {name: value for name, value in values.items() if value is not None or name not in keys}
-    for _ in range(_MAX_ATTEMPTS):
-        returned = await _write(session, upsert, statement, row)
-        instance = await _find(session, upsert, values) if returned is None else returned[0]
-        if instance is not None:
-            await _refresh_other_objects(session, upsert.model, instance)
-            return instance, returned is not None and bool(returned[1])
-        if upsert.update_names:
-            break
-    error = NotFound(upsert.model, [{name: values[name] for name in upsert.target.names}])
-    error.add_note("the row wasn't written: a trigger has suppressed it, or the existing row is of another class")
-    raise error
+    found = None if upsert.update_names else await _insert_or_read(session, upsert, row, values)
+    if found is None:
+        found = await _insert_or_lock(session, upsert, row)
+    if found is None:
+        error = NotFound(upsert.model, [{name: values[name] for name in upsert.target.names}])
+        error.add_note(
+            "the row wasn't written: a trigger has suppressed it, or the existing row is of "
+            "another class or hidden by row-level security"
+        )
+        raise error
+    await _refresh_other_objects(session, upsert.model, found[0])
+    return found
 
 
-def _build_statement(upsert: Upsert) -> Insert:
+async def _insert_or_read(
+    session: AsyncSession, upsert: Upsert, row: dict[str, Any], values: Mapping[str, Any]
+) -> tuple[Any, bool] | None:
+    """Insert the row, or read the existing one by its values, without locking it.
+
+    The result is None if the existing row was deleted before it was read, or if PostgreSQL has compared other values: a
+    column has rounded a value, or a trigger has changed it.
+    """
+    statement = pg_insert(upsert.model).on_conflict_do_nothing(**upsert.target.get_arguments())
+    written = await _write(session, upsert, statement, row)
+    instance = await _find(session, upsert, values) if written is None else written[0]
+    return None if instance is None else (instance, written is not None)
+
+
+async def _insert_or_lock(session: AsyncSession, upsert: Upsert, row: dict[str, Any]) -> tuple[Any, bool] | None:
+    """Insert the row, or lock the existing one, whatever its values are, and update it if its values differ."""
+    number, table = next(statement_numbers), await upsert.quote_table_name()
+    recorded = record_conflict(number, table)
     statement = pg_insert(upsert.model)
     if upsert.update_names:
-        return upsert.add_on_conflict(statement, None)
-    return statement.on_conflict_do_nothing(**upsert.target.get_arguments())
+        statement = upsert.add_on_conflict(statement, recorded)
+    else:
+        column = inspect(upsert.model).columns[upsert.target.names[0]]
+        arguments = {**upsert.target.get_arguments(), "set_": {column: column}, "where": recorded.is_(None)}
+        statement = statement.on_conflict_do_update(**arguments)  # the condition is never true
+    written = await _write(session, upsert, statement, row)
+    if written is not None:
+        return written
+    instance = await _read(session, upsert.model, [is_recorded_conflict(number, table)])
+    return None if instance is None else (instance, False)
 
 
 async def _write(
@@ -118,7 +141,7 @@ async def _write(
     has_expressions = any(not isinstance(each.columns[0], Column) for each in mapper.column_attrs)
     is_complete = depends_on_own_row_only(mapper) and not has_expressions
     returned = (model,) if is_complete else get_key_attributes(model)
-    # ON CONFLICT DO NOTHING returns only new rows.
+    # Without `update_names` only new rows are returned.
     is_new = await upsert.build_is_new() if upsert.update_names else true().label("is_new")
     options = {**_REFRESH, "render_nulls": True}
     try:
@@ -140,7 +163,7 @@ async def _write(
     return await _read(session, model, conditions), row[-1]
 
 
-async def _find(session: AsyncSession, upsert: Upsert, values: dict[str, Any]) -> Any:
+async def _find(session: AsyncSession, upsert: Upsert, values: Mapping[str, Any]) -> Any:
     """The existing row that the values conflict with. A new statement sees rows that were committed just now."""
     mapper = inspect(upsert.model)
 

@@ -67,8 +67,8 @@ NO_SYSTEM_COLUMN: Final = frozenset({"0A000", "XX000", "42703"})
 _VALUES_ROWS: Final = 1000
 _VALUES_PARAMETERS: Final = 30_000
 
-# Each statement that counts its conflicts has its own number, because the counter is a setting of the transaction.
-_statement_numbers: Final = count(1)
+# Each statement that records its conflicts has its own number, because the record is a setting of the transaction.
+statement_numbers: Final = count(1)
 
 
 class _HiddenDuplicates(Exception):
@@ -224,7 +224,7 @@ class Upsert:
         return written
 
     async def _insert_or_update(self, source: _InsertSource) -> UpsertCounts:
-        number = next(_statement_numbers)
+        number = next(statement_numbers)
         statement = self.add_on_conflict(source.statement, count_conflict(number) if self.counts_conflicts else None)
         written = await self._execute(source, statement, await self.build_is_new())
         if written.created + written.updated == source.size:
@@ -250,7 +250,7 @@ class Upsert:
                 f"{self._get_table()} is a view with an INSTEAD OF trigger, for which PostgreSQL finds no conflicts: "
                 "use upsert_many with the table behind it"
             )
-        number = next(_statement_numbers)
+        number = next(statement_numbers)
         element, *_ = self._get_target_columns()
         # The condition is never true: PostgreSQL locks a conflicting row to evaluate it, and doesn't update the row.
         statement = source.statement.on_conflict_do_update(
@@ -261,7 +261,7 @@ class Upsert:
         written = UpsertCounts(len(new), 0, source.size - len(new) - conflicts)
         if not self.update_names or not conflicts:
             return written
-        number = next(_statement_numbers)
+        number = next(statement_numbers)
         is_old = ~has_key_in(self.model, [build_key(row) for row in new])
         statement = self.add_on_conflict(source.statement, count_conflict(number), is_old)
         old = await self._fetch_rows(source, statement.returning(*source.get_key_columns(self.model)))
@@ -326,6 +326,10 @@ class Upsert:
         version: Any = (await self._get_connection()).dialect.server_version_info
         has_old = version is not None and version >= (18,) and self._get_table().name != "old"
         return literal_column("(old.tableoid IS NULL)" if has_old else "(xmax = 0)", Boolean)
+
+    async def quote_table_name(self) -> str:
+        """The name of the table in the statement, without its schema."""
+        return (await self._get_connection()).dialect.identifier_preparer.quote(self._get_table().name)
 
     async def _has_hidden_duplicates(self, source: _InsertSource, suppressed: int) -> bool:
         """Whether rows with different targets in Python may have conflicted with the same existing row.
