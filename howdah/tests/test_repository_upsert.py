@@ -206,7 +206,7 @@ async def test_a_row_of_another_class_is_not_changed(session: AsyncSession) -> N
 
 @pytest.mark.parametrize("on", ["grams", "name"])
 async def test_the_existing_row_is_found_if_postgresql_compares_other_values(
-    pages: AsyncRepository[Page], on: str
+    pages: AsyncRepository[WikiPage], on: str
 ) -> None:
     """If the existing row isn't written, it isn't searched by the values that were passed."""
     session = pages.session
@@ -226,10 +226,10 @@ async def test_the_existing_row_is_found_if_postgresql_compares_other_values(
     assert await weights.get_or_create(**{on: value}, defaults=row) == (weight, False)
 
 
-async def test_the_existing_row_is_read_by_its_place(pages: AsyncRepository[Page]) -> None:
-    name = await Upsert(pages.session, Page, resolve_conflict_target(Page, None), (), True).quote_table_name()
+async def test_the_existing_row_is_read_by_its_place(pages: AsyncRepository[WikiPage]) -> None:
+    name = await Upsert(pages.session, WikiPage, resolve_conflict_target(WikiPage, None), (), True).quote_table_name()
     await pages.session.execute(select(record_conflict(7, "p")).select_from(text("pages p")))
-    statement = select(literal(1)).select_from(Page).where(is_recorded_conflict(7, name))
+    statement = select(literal(1)).select_from(WikiPage).where(is_recorded_conflict(7, name))
     compiled = str(statement.compile(compile_kwargs={"literal_binds": True}))
     assert "Tid Scan" in "".join(await pages.session.scalars(text(f"EXPLAIN {compiled}".replace(":", r"\:"))))
 
