@@ -13,7 +13,7 @@ from sqlalchemy import select
 from howdah import Database, Page, paginate
 from howdah.fastapi import PageOut, PageParameters, ReadDbSession, StrictJSONRoute
 from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
-from howdah_tests.support.filter_models import Book, BookFilters, BookPageParameters, create_books
+from howdah_tests.support.filter_models import BookFilters, BookPageParameters, Opus, create_books
 
 
 class BookOut(BaseModel):
@@ -31,8 +31,8 @@ def create_app(database: Database | None = None) -> Any:
     router = APIRouter(route_class=StrictJSONRoute)
 
     @router.get("/books", response_model=PageOut[BookOut])
-    async def list_books(parameters: Annotated[BookPageParameters, Query()], db: ReadDbSession) -> Page[Book]:
-        return await paginate(db, parameters.apply(select(Book)), **parameters.page_arguments)
+    async def list_books(parameters: Annotated[BookPageParameters, Query()], db: ReadDbSession) -> Page[Opus]:
+        return await paginate(db, parameters.apply(select(Opus)), **parameters.page_arguments)
 
     @router.get("/aliased")
     async def aliased(parameters: Annotated[Aliased, Query()]) -> None: ...

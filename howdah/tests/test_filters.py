@@ -25,10 +25,10 @@ from howdah_tests.support.filter_models import (
     TIMES,
     Author,
     Binding,
-    Book,
     BookFilters,
     BookPageParameters,
     Genre,
+    Opus,
     build_books,
     create_books,
 )
@@ -85,46 +85,46 @@ CASES: list[tuple[str, Any, Predicate]] = [
 
 
 async def find_ids(session: AsyncSession, statement: Select[Any]) -> list[int]:
-    return [*(await session.scalars(statement.with_only_columns(Book.id)))]
+    return [*(await session.scalars(statement.with_only_columns(Opus.id)))]
 
 
 async def test_each_filter_finds_the_rows_that_a_predicate_finds(session: AsyncSession) -> None:
     rows = await create_books(session)
     for name, value, matches in CASES:
-        found = await find_ids(session, BookFilters(**{name: value}).apply(select(Book).order_by(Book.id)))
+        found = await find_ids(session, BookFilters(**{name: value}).apply(select(Opus).order_by(Opus.id)))
         assert found == [row["id"] for row in rows if matches(row)], (name, value)
     assert {name for name, *_ in CASES} >= BookFilters.model_fields.keys() - {"title_any_case", "title_prefix_any_case"}
 
 
 async def test_control_like_reads_wildcards_in_a_prefix(session: AsyncSession) -> None:
     rows = await create_books(session)
-    found = await find_ids(session, select(Book).where(Book.title.startswith("a_")).order_by(Book.id))
+    found = await find_ids(session, select(Opus).where(Opus.title.startswith("a_")).order_by(Opus.id))
     assert found != [row["id"] for row in rows if row["title"].startswith("a_")]
 
 
 async def test_upper_and_lower_case_are_ignored_as_postgresql_folds_them(session: AsyncSession) -> None:
     await create_books(session)
-    rows = await session.execute(select(Book.id, func.lower(Book.title)))
+    rows = await session.execute(select(Opus.id, func.lower(Opus.title)))
     folded = {row[0]: row[1] for row in rows}
     for value in ("EMMA", "émile", "STRASSE", "E", ""):
         lower = await session.scalar(select(func.lower(value)))
         assert lower is not None
-        equal = await find_ids(session, BookFilters(title_any_case=value).apply(select(Book)))
-        beginning = await find_ids(session, BookFilters(title_prefix_any_case=value).apply(select(Book)))
+        equal = await find_ids(session, BookFilters(title_any_case=value).apply(select(Opus)))
+        beginning = await find_ids(session, BookFilters(title_prefix_any_case=value).apply(select(Opus)))
         assert {*equal} == {id for id, text in folded.items() if text == lower}
         assert {*beginning} == {id for id, text in folded.items() if text.startswith(lower)}
-    assert len(await find_ids(session, BookFilters(title_any_case="EMMA").apply(select(Book)))) == 2
+    assert len(await find_ids(session, BookFilters(title_any_case="EMMA").apply(select(Opus)))) == 2
 
 
 async def test_filters_are_combined_and_a_filter_that_is_none_is_not_applied(session: AsyncSession) -> None:
     rows = await create_books(session)
-    both = BookFilters(pages_from=200, lent_before=TIMES[2]).apply(select(Book))
+    both = BookFilters(pages_from=200, lent_before=TIMES[2]).apply(select(Opus))
     expected = [
         row["id"] for row in rows if (row["pages"] or 0) >= 200 and row["lent_at"] and row["lent_at"] < TIMES[2]
     ]
     assert sorted(await find_ids(session, both)) == expected
     assert expected
-    assert len(await find_ids(session, BookFilters(pages=None).apply(select(Book)))) == len(rows)
+    assert len(await find_ids(session, BookFilters(pages=None).apply(select(Opus)))) == len(rows)
 
 
 _values = st.fixed_dictionaries(
@@ -146,7 +146,7 @@ async def test_pages_of_any_filters_and_order_have_every_row_once_in_the_order(s
     positions: dict[str, dict[Any, int]] = {}
     for name, column in columns.items():
         found = positions.setdefault(name, {})
-        for value in await session.scalars(select(getattr(Book, column)).order_by(getattr(Book, column))):
+        for value in await session.scalars(select(getattr(Opus, column)).order_by(getattr(Opus, column))):
             found.setdefault(value, len(found))
 
     def sort_key(name: str, row: Row) -> int:
@@ -175,7 +175,7 @@ async def test_pages_of_any_filters_and_order_have_every_row_once_in_the_order(s
         found: list[int] = []
         after = None
         while True:
-            page = await paginate(session, parameters.apply(select(Book)), limit=3, after=after)
+            page = await paginate(session, parameters.apply(select(Opus)), limit=3, after=after)
             found += [book.id for book in page.items]
             if (after := page.next) is None:
                 break
@@ -194,22 +194,22 @@ async def test_pages_of_any_filters_and_order_have_every_row_once_in_the_order(s
 
 async def test_a_cursor_belongs_to_its_filters_and_its_order(session: AsyncSession) -> None:
     await create_books(session)
-    users = AsyncRepository(session, Book)
+    users = AsyncRepository(session, Opus)
     parameters = BookPageParameters(genres=[Genre.NOVEL, Genre.POETRY], limit=1)
-    page = await users.page(parameters.apply(select(Book)), **parameters.page_arguments)
+    page = await users.page(parameters.apply(select(Opus)), **parameters.page_arguments)
     following = parameters.model_copy(update={"after": page.next})
-    assert (await users.page(following.apply(select(Book)), **following.page_arguments)).items
+    assert (await users.page(following.apply(select(Opus)), **following.page_arguments)).items
     for change in ({"genres": [Genre.NOVEL]}, {"sort": ["-title"]}, {"pages": 100}, {"title_prefix": "E"}):
         other = following.model_copy(update=change)
         with pytest.raises(InvalidCursor):
-            await users.page(other.apply(select(Book)), **other.page_arguments)
+            await users.page(other.apply(select(Opus)), **other.page_arguments)
 
 
 async def test_the_order_of_the_statement_stays_if_the_sort_is_none(session: AsyncSession) -> None:
     class Parameters(Filters):
-        sort: Annotated[Literal["pages"] | None, Sort({"pages": Book.pages})] = None
+        sort: Annotated[Literal["pages"] | None, Sort({"pages": Opus.pages})] = None
 
-    statement = select(Book).order_by(Book.title)
+    statement = select(Opus).order_by(Opus.title)
     assert "ORDER BY books.title" in str(Parameters().apply(statement))
     assert str(Parameters(sort="pages").apply(statement)).endswith("ORDER BY books.pages ASC")
 
@@ -218,9 +218,9 @@ def test_a_filter_of_a_table_that_the_statement_does_not_have_is_an_error() -> N
     class Parameters(Filters):
         author: Annotated[str | None, Filter(Author.name, "prefix")] = None
 
-    assert "^@" in str(Parameters(author="A").apply(select(Book).join(Book.author)))
+    assert "^@" in str(Parameters(author="A").apply(select(Opus).join(Opus.author)))
     assert "^@" in str(Parameters(author="A").apply(select(Author)))
-    for statement in (select(Book), select(aliased(Author))):
+    for statement in (select(Opus), select(aliased(Author))):
         with pytest.raises(ValueError, match=r"Parameters\.author needs authors, .*join"):
             Parameters().apply(statement)  # also without a value, so that the first request shows it
 
@@ -258,9 +258,9 @@ def test_a_value_that_the_column_can_not_have_is_a_validation_error(name: str, v
 async def test_the_largest_values_of_a_type_are_accepted(session: AsyncSession, bound: int) -> None:
     await create_books(session)
     longest = BookFilters(pages=bound, copies=2**63 - 1, stars=-(2**15), q="x" * 2_046, price=Decimal("9e99999"))
-    assert await find_ids(session, longest.apply(select(Book))) == []
+    assert await find_ids(session, longest.apply(select(Opus))) == []
     first_day = BookFilters(lent_before=datetime(1, 1, 1, tzinfo=UTC))
-    assert await find_ids(session, first_day.apply(select(Book))) == []
+    assert await find_ids(session, first_day.apply(select(Opus))) == []
 
 
 _plain = Table(
@@ -301,35 +301,39 @@ class Word(Tag):
 
 
 WRONG: list[tuple[Any, Callable[[], Any], str]] = [
-    (str | None, lambda: Filter(Book.pages), "declare int, not str"),
-    (bool | None, lambda: Filter(Book.pages), "declare int, not bool"),
-    (int | None, lambda: Filter(Book.title), "declare str, not int"),
-    (int | None, lambda: Filter(Book.signed), "declare bool, not int"),
-    (float | None, lambda: Filter(Book.price), "declare Decimal, not float"),
-    (Decimal | None, lambda: Filter(Book.pages), "declare int, not Decimal"),
-    (str | None, lambda: Filter(Book.genre), "declare Genre, not str"),
-    (Binding | None, lambda: Filter(Book.genre), "declare Genre, not Binding"),
-    (str | None, lambda: Filter(Book.code), "declare UUID, not str"),
-    (datetime | None, lambda: Filter(Book.lent_at, ">="), "declare RFC3339Datetime or AwareDatetime, not datetime"),
-    (datetime | None, lambda: Filter(Book.printed, ">="), "declare date, not datetime"),
-    (list[int] | None, lambda: Filter(Book.pages), "use 'in'"),
-    (int | None, lambda: Filter(Book.pages, "in"), "needs a list of values, such as list\\[int\\]"),
-    (list[str] | None, lambda: Filter(Book.pages, "in"), "declare int, not str"),
-    (int | None, lambda: Filter(Book.pages, "is null"), "needs a bool"),
-    (int | None, lambda: Filter(Book.pages, "prefix"), "needs a column of text"),  # type: ignore[call-overload]
-    (Genre | None, lambda: Filter(Book.genre, "prefix"), "needs a column of text"),
+    (str | None, lambda: Filter(Opus.pages), "declare int, not str"),
+    (bool | None, lambda: Filter(Opus.pages), "declare int, not bool"),
+    (int | None, lambda: Filter(Opus.title), "declare str, not int"),
+    (int | None, lambda: Filter(Opus.signed), "declare bool, not int"),
+    (float | None, lambda: Filter(Opus.price), "declare Decimal, not float"),
+    (Decimal | None, lambda: Filter(Opus.pages), "declare int, not Decimal"),
+    (str | None, lambda: Filter(Opus.genre), "declare Genre, not str"),
+    (Binding | None, lambda: Filter(Opus.genre), "declare Genre, not Binding"),
+    (str | None, lambda: Filter(Opus.code), "declare UUID, not str"),
+    (
+        datetime | None,
+        lambda: Filter(Opus.lent_at, ">="),
+        "declare RFC3339Datetime or AwareDatetime, not datetime",
+    ),
+    (datetime | None, lambda: Filter(Opus.printed, ">="), "declare date, not datetime"),
+    (list[int] | None, lambda: Filter(Opus.pages), "use 'in'"),
+    (int | None, lambda: Filter(Opus.pages, "in"), "needs a list of values, such as list\\[int\\]"),
+    (list[str] | None, lambda: Filter(Opus.pages, "in"), "declare int, not str"),
+    (int | None, lambda: Filter(Opus.pages, "is null"), "needs a bool"),
+    (int | None, lambda: Filter(Opus.pages, "prefix"), "needs a column of text"),  # type: ignore[call-overload]
+    (Genre | None, lambda: Filter(Opus.genre, "prefix"), "needs a column of text"),
     (str | None, lambda: Filter(_plain.c.shelf, "prefix"), "needs a column of text"),  # citext compares as text
-    (Genre | None, lambda: Filter(Book.genre, "<"), "needs values with an order"),
-    (int | None, lambda: Filter(Book.pages, "full text", config="english"), "needs a column of text or tsvector"),
-    (list[str] | None, lambda: Filter(Book.title, "full text", config="english"), "use 'in'"),
-    (str | None, lambda: Filter(Book.words), "can't be compared"),
-    (int | str | None, lambda: Filter(Book.pages), "declare int"),
+    (Genre | None, lambda: Filter(Opus.genre, "<"), "needs values with an order"),
+    (int | None, lambda: Filter(Opus.pages, "full text", config="english"), "needs a column of text or tsvector"),
+    (list[str] | None, lambda: Filter(Opus.title, "full text", config="english"), "use 'in'"),
+    (str | None, lambda: Filter(Opus.words), "can't be compared"),
+    (int | str | None, lambda: Filter(Opus.pages), "declare int"),
     (RFC3339Datetime | None, lambda: Filter(_plain.c.at), "declare NaiveDatetime"),
     (str | None, lambda: Filter(_plain.c.loud, "prefix"), "converts values"),
     (str | None, lambda: Filter(_plain.c.loud, "=", ignore_case=True), "converts values"),
-    (str, lambda: Sort({"pages": Book.pages}), "must be a Literal"),
-    (Literal["id"], lambda: Sort({"pages": Book.pages}), "Sort has no column for 'id'"),
-    (Literal["pages"], lambda: Sort({"pages": Book.pages, "id": Book.id}), "doesn't have 'id'"),
+    (str, lambda: Sort({"pages": Opus.pages}), "must be a Literal"),
+    (Literal["id"], lambda: Sort({"pages": Opus.pages}), "Sort has no column for 'id'"),
+    (Literal["pages"], lambda: Sort({"pages": Opus.pages, "id": Opus.id}), "doesn't have 'id'"),
 ]
 
 
@@ -344,17 +348,17 @@ def test_a_wrong_declaration_is_an_error_that_names_the_field(
 @pytest.mark.parametrize(
     ("declare", "message"),
     [
-        (lambda: Filter(Book.title, "like"), "'like' is not an operator"),  # type: ignore[call-overload]
-        (lambda: Filter(Book.author), "is a relationship"),
+        (lambda: Filter(Opus.title, "like"), "'like' is not an operator"),  # type: ignore[call-overload]
+        (lambda: Filter(Opus.author), "is a relationship"),
         (lambda: Filter("title"), "is not a column"),  # type: ignore[call-overload]
-        (lambda: Filter(Book), "is not a column"),  # type: ignore[call-overload]
-        (lambda: Filter(Book.pages, "<", ignore_case=True), "ignore_case is for"),  # type: ignore[call-overload]
-        (lambda: Filter(Book.title, "full text"), "needs a config"),  # type: ignore[call-overload]
-        (lambda: Filter(Book.title, "prefix", config="english"), "needs a config"),  # type: ignore[call-overload]
-        (lambda: Filter(Book.title, "full text", config="english'); drop"), "is not the name"),
+        (lambda: Filter(Opus), "is not a column"),  # type: ignore[call-overload]
+        (lambda: Filter(Opus.pages, "<", ignore_case=True), "ignore_case is for"),  # type: ignore[call-overload]
+        (lambda: Filter(Opus.title, "full text"), "needs a config"),  # type: ignore[call-overload]
+        (lambda: Filter(Opus.title, "prefix", config="english"), "needs a config"),  # type: ignore[call-overload]
+        (lambda: Filter(Opus.title, "full text", config="english'); drop"), "is not the name"),
         (lambda: Sort({}), "needs the columns by name"),
-        (lambda: Sort({"-pages": Book.pages}), "begins with '-'"),
-        (lambda: Sort({"pages": Book.pages.desc()}), "has a direction"),
+        (lambda: Sort({"-pages": Opus.pages}), "begins with '-'"),
+        (lambda: Sort({"pages": Opus.pages.desc()}), "has a direction"),
     ],
 )
 def test_a_declaration_that_can_never_be_right_is_an_error_at_once(declare: Callable[[], Any], message: str) -> None:
@@ -366,29 +370,29 @@ def test_two_declarations_that_contradict_each_other_are_an_error() -> None:
     with pytest.raises(TypeError, match=r"Twice\.b is the same filter as a: books\.pages ="):
 
         class Twice(Filters):
-            a: Annotated[int | None, Filter(Book.pages)] = None
-            b: Annotated[int | None, Filter(Book.pages)] = None
+            a: Annotated[int | None, Filter(Opus.pages)] = None
+            b: Annotated[int | None, Filter(Opus.pages)] = None
 
     with pytest.raises(TypeError, match=r"Both\.a has 2 declarations"):
 
         class Both(Filters):
-            a: Annotated[int | None, Filter(Book.pages), Filter(Book.pages, "<")] = None
+            a: Annotated[int | None, Filter(Opus.pages), Filter(Opus.pages, "<")] = None
 
     with pytest.raises(TypeError, match=r"Orders has more than one Sort: a, b"):
 
         class Orders(Filters):
-            a: Annotated[Literal["pages"], Sort({"pages": Book.pages})] = "pages"
-            b: Annotated[Literal["id"], Sort({"id": Book.id})] = "id"
+            a: Annotated[Literal["pages"], Sort({"pages": Opus.pages})] = "pages"
+            b: Annotated[Literal["id"], Sort({"id": Opus.id})] = "id"
 
     with pytest.raises(TypeError, match=r"Nested\.a: Filter must be in the outermost Annotated"):
 
         class Nested(Filters):
-            a: Annotated[int, Filter(Book.pages)] | None = None
+            a: Annotated[int, Filter(Opus.pages)] | None = None
 
     with pytest.raises(TypeError, match=r"Lenient: extra must be 'forbid'"):
 
         class Lenient(Filters, extra="ignore"):
-            a: Annotated[int | None, Filter(Book.pages)] = None
+            a: Annotated[int | None, Filter(Opus.pages)] = None
 
 
 def test_a_column_of_a_table_without_a_class_can_be_declared() -> None:
@@ -419,14 +423,14 @@ def test_the_types_and_operators_of_the_column_are_used() -> None:
 
 def test_a_class_whose_types_are_defined_later_is_checked_when_it_is_used() -> None:
     class Parameters(Filters):
-        pages: Annotated[Later | None, Filter(Book.pages)] = None  # type: ignore[name-defined]  # noqa: F821
+        pages: Annotated[Later | None, Filter(Opus.pages)] = None  # type: ignore[name-defined]  # noqa: F821
 
-    Parameters.model_rebuild(_types_namespace={"Later": str, "Filter": Filter, "Book": Book, "Annotated": Annotated})
+    Parameters.model_rebuild(_types_namespace={"Later": str, "Filter": Filter, "Opus": Opus, "Annotated": Annotated})
     with pytest.raises(TypeError, match=r"Parameters\.pages: declare int, not str"):
-        Parameters(pages="1").apply(select(Book))
+        Parameters(pages="1").apply(select(Opus))
 
 
 def test_the_rows_of_the_oracle_have_nulls_in_every_nullable_column() -> None:
     rows = build_books()
-    nullable = {column.name for column in Book.__table__.c if column.nullable} - {"words", "isbn", "plain"}
+    nullable = {column.name for column in Opus.__table__.c if column.nullable} - {"words", "isbn", "plain"}
     assert all(any(row[name] is None for row in rows) for name in nullable)

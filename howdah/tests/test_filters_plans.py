@@ -11,33 +11,39 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Condition, Filter, Filters, Sort
 from howdah._reads.filter_plans import _explain
 from howdah.testing import assert_indexed
-from howdah_tests.support.filter_models import Book, Genre, create_books
+from howdah_tests.support.filter_models import Genre, Opus, create_books
 
 
 class Indexed(Filters):
-    prefix: Annotated[str | None, Filter(Book.title, "prefix")] = None
-    prefix_any_case: Annotated[str | None, Filter(Book.title, "prefix", ignore_case=True)] = None
-    q: Annotated[str | None, Filter(Book.summary, "full text", config="english")] = None
-    genres: Annotated[list[Genre] | None, Filter(Book.genre, "in")] = None
-    pages_from: Annotated[int | None, Filter(Book.pages, ">=")] = None
-    is_lent: Annotated[bool | None, Filter(Book.lent_at, "is not null")] = None
-    isbn: Annotated[str | None, Filter(Book.isbn, "prefix")] = None
-    any_condition: Annotated[str | None, Condition(lambda name: Book.title == name)] = None
+    prefix: Annotated[str | None, Filter(Opus.title, "prefix")] = None
+    prefix_any_case: Annotated[str | None, Filter(Opus.title, "prefix", ignore_case=True)] = None
+    q: Annotated[str | None, Filter(Opus.summary, "full text", config="english")] = None
+    genres: Annotated[list[Genre] | None, Filter(Opus.genre, "in")] = None
+    pages_from: Annotated[int | None, Filter(Opus.pages, ">=")] = None
+    is_lent: Annotated[bool | None, Filter(Opus.lent_at, "is not null")] = None
+    isbn: Annotated[str | None, Filter(Opus.isbn, "prefix")] = None
+    any_condition: Annotated[str | None, Condition(lambda name: Opus.title == name)] = None
     sort: Annotated[
         list[Literal["pages", "-pages", "lent", "genre_pages"]],
-        Sort({"pages": Book.pages, "lent": Book.lent_at.nulls_last(), "genre_pages": (Book.genre, Book.pages)}),
+        Sort(
+            {
+                "pages": Opus.pages,
+                "lent": Opus.lent_at.nulls_last(),
+                "genre_pages": (Opus.genre, Opus.pages),
+            }
+        ),
     ] = ["pages"]  # noqa: RUF012
 
 
 class Unindexed(Filters):
-    q: Annotated[str | None, Filter(Book.summary, "full text", config="simple")] = None
-    copies: Annotated[int | None, Filter(Book.copies)] = None
-    summary: Annotated[str | None, Filter(Book.summary, "prefix")] = None
-    plain: Annotated[str | None, Filter(Book.plain, "prefix")] = None
-    has_no_summary: Annotated[bool | None, Filter(Book.summary, "is null")] = None
-    pages: Annotated[int | None, Filter(Book.pages)] = None
+    q: Annotated[str | None, Filter(Opus.summary, "full text", config="simple")] = None
+    copies: Annotated[int | None, Filter(Opus.copies)] = None
+    summary: Annotated[str | None, Filter(Opus.summary, "prefix")] = None
+    plain: Annotated[str | None, Filter(Opus.plain, "prefix")] = None
+    has_no_summary: Annotated[bool | None, Filter(Opus.summary, "is null")] = None
+    pages: Annotated[int | None, Filter(Opus.pages)] = None
     sort: Annotated[
-        Literal["copies", "lent", "-lent"], Sort({"copies": Book.copies, "lent": Book.lent_at.nulls_last()})
+        Literal["copies", "lent", "-lent"], Sort({"copies": Opus.copies, "lent": Opus.lent_at.nulls_last()})
     ] = "copies"
 
 
@@ -66,12 +72,12 @@ async def test_filters_and_orders_without_an_index_are_listed(session: AsyncSess
 
 async def test_a_partial_index_supports_a_filter_with_the_conditions_of_its_statement(session: AsyncSession) -> None:
     class Parameters(Filters):
-        copies: Annotated[int | None, Filter(Book.copies)] = None
+        copies: Annotated[int | None, Filter(Opus.copies)] = None
 
     await create_books(session)
     with pytest.raises(pytest.fail.Exception):
         await assert_indexed(session, Parameters)
-    await assert_indexed(session, Parameters, select(Book).where(Book.stars.is_(None)))
+    await assert_indexed(session, Parameters, select(Opus).where(Opus.stars.is_(None)))
 
 
 async def test_a_prefix_reads_the_index_of_a_large_table(session: AsyncSession) -> None:
@@ -81,9 +87,9 @@ async def test_a_prefix_reads_the_index_of_a_large_table(session: AsyncSession) 
         text("INSERT INTO books (id, title) SELECT n, 'title ' || n FROM generate_series(100, 20000) AS n")
     )
     await session.execute(text("ANALYZE books"))
-    statement = Indexed(prefix="title 123").apply(select(Book))
+    statement = Indexed(prefix="title 123").apply(select(Opus))
     for _ in range(7):
         nodes: list[dict[str, Any]] = await _explain(session, statement)
         assert any(each.get("Index Name") == "ix_books_title_prefix" and "Index Cond" in each for each in nodes)
-        found = [*await session.scalars(Indexed(prefix="title 123").apply(select(Book.id)))]
+        found = [*await session.scalars(Indexed(prefix="title 123").apply(select(Opus.id)))]
         assert len(found) == 111

@@ -52,13 +52,13 @@ class Nick(Separate):
     friend_of: Mapped[str | None] = mapped_column(CITEXT)
 
 
-class Shelf(Separate):
-    __tablename__ = "shelves"
+class BookShelf(Separate):
+    __tablename__ = "book_shelves"
 
     code: Mapped[str] = mapped_column(CHAR(3), primary_key=True)
     part_of: Mapped[str | None] = mapped_column(CHAR(3))
-    parts: Mapped[list[Shelf]] = relationship(
-        primaryjoin="foreign(Shelf.part_of) == Shelf.code", remote_side="Shelf.part_of"
+    parts: Mapped[list[BookShelf]] = relationship(
+        primaryjoin="foreign(BookShelf.part_of) == BookShelf.code", remote_side="BookShelf.part_of"
     )
 
 
@@ -175,12 +175,12 @@ async def test_inexact_keys_and_values_are_compared_by_postgresql(session: Async
 
 async def test_a_key_that_postgresql_pads_is_rejected_with_load(session: AsyncSession) -> None:
     """The SELECT would create a second object of the row."""
-    await session.run_sync(lambda sync: Separate.metadata.tables["shelves"].create(sync.connection()))
-    shelves = AsyncRepository(session, Shelf)
-    assert (await shelves.create(code="abc", load=[Shelf.parts])).parts == []
-    with pytest.raises(InvalidRequestError, match="PostgreSQL stores the key of this Shelf in another form"):
-        await shelves.create(code="a", load=[Shelf.parts])
-    shelf = (await shelves.upsert({"code": "b"}, load=[Shelf.parts]))[0]
+    await session.run_sync(lambda sync: Separate.metadata.tables["book_shelves"].create(sync.connection()))
+    shelves = AsyncRepository(session, BookShelf)
+    assert (await shelves.create(code="abc", load=[BookShelf.parts])).parts == []
+    with pytest.raises(InvalidRequestError, match="PostgreSQL stores the key of this BookShelf in another form"):
+        await shelves.create(code="a", load=[BookShelf.parts])
+    shelf = (await shelves.upsert({"code": "b"}, load=[BookShelf.parts]))[0]
     assert (shelf.code, shelf.parts) == ("b  ", [])
 
 

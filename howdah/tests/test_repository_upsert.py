@@ -44,7 +44,7 @@ class Separate(Base):
     metadata = MetaData()
 
 
-class Page(Timestamps, Versioned, Separate):
+class WikiPage(Timestamps, Versioned, Separate):
     __tablename__ = "pages"
 
     path: Mapped[str] = mapped_column(CITEXT, primary_key=True)
@@ -59,13 +59,13 @@ class PageIn(BaseModel):
 
 
 @pytest.fixture
-async def pages(session: AsyncSession) -> AsyncRepository[Page]:
+async def pages(session: AsyncSession) -> AsyncRepository[WikiPage]:
     await create_citext(session)
     await session.run_sync(lambda sync: Separate.metadata.create_all(sync.connection()))
-    return AsyncRepository(session, Page)
+    return AsyncRepository(session, WikiPage)
 
 
-async def test_one_statement_inserts_or_updates_and_returns_the_object(pages: AsyncRepository[Page]) -> None:
+async def test_one_statement_inserts_or_updates_and_returns_the_object(pages: AsyncRepository[WikiPage]) -> None:
     with assert_statements(pages.session, 1):
         page, is_new = await pages.upsert({"path": "/", "title": "Home"})
     assert (is_new, page.title, page.version, page.views) == (True, "Home", 1, 0)
@@ -79,7 +79,7 @@ async def test_one_statement_inserts_or_updates_and_returns_the_object(pages: As
     assert page.version == 3
 
 
-async def test_an_unchanged_row_is_not_written_but_read(pages: AsyncRepository[Page]) -> None:
+async def test_an_unchanged_row_is_not_written_but_read(pages: AsyncRepository[WikiPage]) -> None:
     await pages.upsert({"path": "/", "title": "Home"})
     pages.session.expunge_all()
     with assert_statements(pages.session, 2):
@@ -107,18 +107,18 @@ async def test_changes_of_the_object_are_written_before_and_the_object_is_refres
     assert (same is user, is_new, user.name, user.age, user.name_length) == (True, False, "New", 77, 3)
 
 
-async def test_update_and_the_type_of_the_row_choose_what_is_set(pages: AsyncRepository[Page]) -> None:
+async def test_update_and_the_type_of_the_row_choose_what_is_set(pages: AsyncRepository[WikiPage]) -> None:
     page, _ = await pages.upsert(PageIn(path="/"))
     assert (page.title, page.views) == (None, 0)  # `views` wasn't set
     await pages.upsert({"path": "/", "title": "Home", "views": 9}, update=["views"])
     assert (page.title, page.views) == (None, 9)
     _, is_new = await pages.upsert({"path": "/", "title": "Home", "views": 10}, update=[])
     assert (is_new, page.title, page.views) == (False, None, 9)
-    await pages.upsert(Page(path="/", title="Object"))
+    await pages.upsert(WikiPage(path="/", title="Object"))
     assert (page.title, page.views) == ("Object", 9)
 
 
-async def test_two_spellings_of_a_key_are_one_row(pages: AsyncRepository[Page]) -> None:
+async def test_two_spellings_of_a_key_are_one_row(pages: AsyncRepository[WikiPage]) -> None:
     """The object under the old spelling is refreshed too."""
     page, _ = await pages.upsert({"path": "/A", "title": "Old"})
     again, is_new = await pages.upsert({"path": "/a", "title": "New"})

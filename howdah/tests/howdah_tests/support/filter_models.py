@@ -56,7 +56,7 @@ class Author(Shelved):
     name: Mapped[str]
 
 
-class Book(Shelved):
+class Opus(Shelved):
     __tablename__ = "books"
     __table_args__ = (
         Index("ix_books_title_prefix", "title", postgresql_ops={"title": "text_pattern_ops"}),
@@ -100,37 +100,37 @@ class Book(Shelved):
 
 
 class BookFilters(Filters):
-    title: Annotated[str | None, Filter(Book.title)] = None
-    title_any_case: Annotated[str | None, Filter(Book.title, "=", ignore_case=True)] = None
-    title_prefix: Annotated[str | None, Filter(Book.title, "prefix")] = None
-    title_prefix_any_case: Annotated[str | None, Filter(Book.title, "prefix", ignore_case=True)] = None
-    titles: Annotated[list[str] | None, Filter(Book.title, "in")] = None
-    q: Annotated[str | None, Filter(Book.summary, "full text", config="english")] = None
-    words: Annotated[str | None, Filter(Book.words, "full text", config="simple")] = None
-    genre: Annotated[Genre | None, Filter(Book.genre)] = None
-    genres: Annotated[list[Genre] | None, Filter(Book.genre, "in")] = None
-    bindings: Annotated[set[Binding] | None, Filter(Book.binding, "in")] = None
-    binding: Annotated[Binding | None, Filter(Book.binding)] = None
-    pages: Annotated[int | None, Filter(Book.pages)] = None
-    pages_from: Annotated[int | None, Filter(Book.pages, ">=")] = None
-    pages_over: Annotated[int | None, Filter(Book.pages, ">")] = None
-    pages_below: Annotated[int | None, Filter(Book.pages, "<")] = None
-    pages_to: Annotated[int | None, Filter(Book.pages, "<=")] = None
-    page_counts: Annotated[list[int] | None, Filter(Book.pages, "in")] = None
-    copies: Annotated[int | None, Filter(Book.copies)] = None
-    stars: Annotated[int | None, Filter(Book.stars)] = None
-    price: Annotated[Decimal | None, Filter(Book.price)] = None
-    price_from: Annotated[int | None, Filter(Book.price, ">=")] = None
-    prices: Annotated[list[Decimal] | None, Filter(Book.price, "in")] = None
-    printed_from: Annotated[date | None, Filter(Book.printed, ">=")] = None
-    lent_from: Annotated[RFC3339Datetime | None, Filter(Book.lent_at, ">=")] = None
-    lent_before: Annotated[RFC3339Datetime | None, Filter(Book.lent_at, "<")] = None
-    is_lent: Annotated[bool | None, Filter(Book.lent_at, "is not null")] = None
-    has_no_genre: Annotated[bool | None, Filter(Book.genre, "is null")] = None
-    code: Annotated[UUID | None, Filter(Book.code)] = None
-    codes: Annotated[list[UUID] | None, Filter(Book.code, "in")] = None
-    signed: Annotated[bool | None, Filter(Book.signed)] = None
-    author: Annotated[str | None, Condition(lambda name: Book.author.has(Author.name == name))] = None
+    title: Annotated[str | None, Filter(Opus.title)] = None
+    title_any_case: Annotated[str | None, Filter(Opus.title, "=", ignore_case=True)] = None
+    title_prefix: Annotated[str | None, Filter(Opus.title, "prefix")] = None
+    title_prefix_any_case: Annotated[str | None, Filter(Opus.title, "prefix", ignore_case=True)] = None
+    titles: Annotated[list[str] | None, Filter(Opus.title, "in")] = None
+    q: Annotated[str | None, Filter(Opus.summary, "full text", config="english")] = None
+    words: Annotated[str | None, Filter(Opus.words, "full text", config="simple")] = None
+    genre: Annotated[Genre | None, Filter(Opus.genre)] = None
+    genres: Annotated[list[Genre] | None, Filter(Opus.genre, "in")] = None
+    bindings: Annotated[set[Binding] | None, Filter(Opus.binding, "in")] = None
+    binding: Annotated[Binding | None, Filter(Opus.binding)] = None
+    pages: Annotated[int | None, Filter(Opus.pages)] = None
+    pages_from: Annotated[int | None, Filter(Opus.pages, ">=")] = None
+    pages_over: Annotated[int | None, Filter(Opus.pages, ">")] = None
+    pages_below: Annotated[int | None, Filter(Opus.pages, "<")] = None
+    pages_to: Annotated[int | None, Filter(Opus.pages, "<=")] = None
+    page_counts: Annotated[list[int] | None, Filter(Opus.pages, "in")] = None
+    copies: Annotated[int | None, Filter(Opus.copies)] = None
+    stars: Annotated[int | None, Filter(Opus.stars)] = None
+    price: Annotated[Decimal | None, Filter(Opus.price)] = None
+    price_from: Annotated[int | None, Filter(Opus.price, ">=")] = None
+    prices: Annotated[list[Decimal] | None, Filter(Opus.price, "in")] = None
+    printed_from: Annotated[date | None, Filter(Opus.printed, ">=")] = None
+    lent_from: Annotated[RFC3339Datetime | None, Filter(Opus.lent_at, ">=")] = None
+    lent_before: Annotated[RFC3339Datetime | None, Filter(Opus.lent_at, "<")] = None
+    is_lent: Annotated[bool | None, Filter(Opus.lent_at, "is not null")] = None
+    has_no_genre: Annotated[bool | None, Filter(Opus.genre, "is null")] = None
+    code: Annotated[UUID | None, Filter(Opus.code)] = None
+    codes: Annotated[list[UUID] | None, Filter(Opus.code, "in")] = None
+    signed: Annotated[bool | None, Filter(Opus.signed)] = None
+    author: Annotated[str | None, Condition(lambda name: Opus.author.has(Author.name == name))] = None
 
 
 Name = Literal["title", "-title", "pages", "-pages", "lent", "-lent", "genre_pages", "-genre_pages"]
@@ -141,10 +141,10 @@ class BookPageParameters(BookFilters, PageParameters):
         list[Name],
         Sort(
             {
-                "title": Book.title,
-                "pages": Book.pages,
-                "lent": Book.lent_at.nulls_last(),
-                "genre_pages": (Book.genre, Book.pages),
+                "title": Opus.title,
+                "pages": Opus.pages,
+                "lent": Opus.lent_at.nulls_last(),
+                "genre_pages": (Opus.genre, Opus.pages),
             }
         ),
     ] = ["title"]  # noqa: RUF012
@@ -198,6 +198,6 @@ async def create_books(session: AsyncSession) -> list[dict[str, Any]]:
     await connection.run_sync(Shelved.metadata.create_all)
     rows = build_books()
     await connection.execute(insert(Author), [{"id": 1, "name": "Ada"}, {"id": 2, "name": "Bob"}])
-    await connection.execute(insert(Book), rows)
+    await connection.execute(insert(Opus), rows)
     await connection.exec_driver_sql("UPDATE books SET words = to_tsvector('simple', title)")
     return rows
