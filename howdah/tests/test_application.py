@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from pydantic import BaseModel
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.routing import Mount
 
 from howdah import AsyncRepository, Database, JsonView, JsonViewReader, bulk
 from howdah.fastapi import (
@@ -266,6 +267,51 @@ async def test_a_mounted_application_has_its_own_database_and_resources(recorder
     assert recorder.events[2:] == ["close inner", "close outer"]
     assert databases["inner"] is not databases["outer"]
     assert databases["plain"] is databases["outer"]
+
+
+async def test_an_application_in_a_router_or_in_another_mounted_application_is_opened(recorder: Recorder) -> None:
+    outer, in_router, in_mount, plain, in_plain, on_host = (FastAPI() for _ in range(6))
+    for name, app in {
+        "outer": outer,
+        "router": in_router,
+        "mount": in_mount,
+        "plain": in_plain,
+        "host": on_host,
+    }.items():
+        configure_app(app, database=recorder.database(name), metrics=False, request_log=False)
+    router = APIRouter()
+    router.mount("/inner", in_router)
+    outer.router.routes.append(Mount("/routes", routes=[Mount("/inner", app=in_mount)]))
+    outer.mount("/plain", plain)
+    plain.mount("/inner", in_plain)
+    outer.host("api.test", on_host)
+    outer.mount("/router", router)
+    async with running(outer) as client:
+        for path in ("/router/inner", "/routes/inner", "/plain/inner", "http://api.test"):
+            assert (await client.get(f"{path}/readyz")).status_code == 200, path
+    assert sorted(recorder.events[:5]) == ["open host", "open mount", "open outer", "open plain", "open router"]
+
+
+async def test_an_unknown_resource_of_a_websocket_or_a_mounted_application_is_found_at_startup(
+    recorder: Recorder,
+) -> None:
+    known, unknown = recorder.resource("known"), recorder.resource("unknown")
+    for is_websocket in (True, False):
+        app, inner = FastAPI(), FastAPI()
+        configure_app(app, database=recorder.database("main"), resources=[known], request_log=False)
+        if is_websocket:
+
+            @app.websocket("/ws")
+            async def talk(websocket: WebSocket, value: Annotated[str, Depends(unknown)]) -> None: ...
+        else:
+
+            @inner.get("/ws")
+            async def read(value: Annotated[str, Depends(unknown)], other: Annotated[str, Depends(known)]) -> None: ...
+
+            app.mount("/inner", inner)
+        with pytest.raises(RuntimeError, match=r"^/ws: the application does not open the resource 'unknown'"):
+            async with running(app):
+                raise AssertionError
 
 
 async def test_a_mounted_application_that_was_not_started_never_uses_the_outer_database(

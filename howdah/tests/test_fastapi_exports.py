@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Executable, Float, Select, cast, func, literal, literal_column, select, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from starlette.types import Receive, Scope, Send
 
 from howdah import AsyncRepository, Database, JsonView
 from howdah.fastapi import ExportFormat, ReadDbSession, describe_export, export_response, ndjson_response
@@ -101,6 +102,15 @@ async def test_values_of_every_type_are_written_exactly_or_are_an_error(database
         failing = add_export(create_bare_app(database), select(value.label("value")))
         async with asgi_client(failing) as client:
             assert (await client.get("/export")).status_code == 500
+    nested = add_export(create_bare_app(database), select(cast(literal([float("nan")]), ARRAY(Float)).label("value")))
+    async with asgi_client(nested) as client:
+        assert [(await client.get(f"/export?format={each}")).status_code for each in ExportFormat] == [500, 500]
+
+
+async def test_two_columns_with_the_same_name_are_an_error(database: Database) -> None:
+    app = add_export(create_bare_app(database), text("SELECT 1 AS a, 2 AS a"))
+    async with asgi_client(app) as client:
+        assert [(await client.get(f"/export?format={each}")).status_code for each in ExportFormat] == [500, 500]
 
 
 async def test_an_export_without_rows_has_only_the_header_of_csv(database: Database) -> None:
@@ -197,3 +207,23 @@ async def test_an_export_that_ends_early_releases_its_connection_and_is_incomple
             return await is_idle(real_database)
 
         await until(is_released_at_the_end)
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+async def test_an_error_of_the_operating_system_is_not_taken_for_a_disconnected_client(spec_version: str) -> None:
+    app = create_bare_app()
+
+    async def read_file() -> AsyncIterator[bytes]:
+        yield b"1\n"
+        raise FileNotFoundError
+
+    @app.get("/")
+    async def export() -> StreamingResponse:
+        return await ndjson_response(read_file())
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "asgi": {"version": "3.0", "spec_version": spec_version}}, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://test") as client:
+        with pytest.raises(RuntimeError, match="could not be read"):
+            await client.get("/")

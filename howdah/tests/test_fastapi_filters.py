@@ -124,7 +124,7 @@ def test_the_description_has_each_filter_with_its_meaning_and_its_values() -> No
     assert parameters.keys() == BookFilters.model_fields.keys() | {"sort", "limit", "after", "before"}
     assert parameters["title_prefix"]["description"] == "The text begins with this"
     assert parameters["lent_from"]["description"] == "At this time or later"
-    assert parameters["title_any_case"]["description"] == "Equal to this value, in upper or lower case"
+    assert parameters["title_any_case"]["description"] == "Equal to this value, ignoring case"
     assert parameters["sort"]["description"] == "The order; `-` means descending"
     assert set(parameters["sort"]["schema"]["items"]["enum"]) >= {"title", "-title", "lent"}
     assert parameters["sort"]["schema"]["default"] == ["title"]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.background import BackgroundTask
 
 from howdah import Database, IntegrityViolation
-from howdah.fastapi import DbSession, IdempotentRoute, StrictJSONRoute, idempotency_key, session_dependency
+from howdah.fastapi import DbSession, IdempotentRoute, StrictJSONRoute, get_db, idempotency_key, session_dependency
 from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.idempotent_app import (
     IdempotentRequest,
@@ -132,6 +135,11 @@ async def _with_tasks(db: DbSession, tasks: BackgroundTasks) -> None: ...
 async def _with_session(db: DbSession) -> None: ...
 
 
+async def _with_second_session(
+    db: DbSession, other: Annotated[AsyncSession, Depends(get_db, scope="function", use_cache=False)]
+) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("endpoint", "options", "message"),
     [
@@ -140,6 +148,7 @@ async def _with_session(db: DbSession) -> None: ...
         (_with_session, {"response_class": FileResponse, "response_model": None}, "streams its response"),
         (_with_tasks, {}, "can't have background tasks"),
         (_without_session, {}, "no DbSession"),
+        (_with_second_session, {}, "use_cache=False"),
         (_with_session, {"dependencies": [note_key, note_key]}, "2 idempotency keys"),
     ],
 )
@@ -233,6 +242,58 @@ async def test_idempotent_routes_can_read_strict_json(
         rejected = await post(chosen, json=None, content=b'{"text": "a", "text": "b"}', headers=headers)
         assert (rejected.status_code, rejected.json()["errors"][0]["type"]) == (422, "json_duplicate_name")
         assert [is_replay(await post(chosen)) for _ in range(2)] == [False, True]
+    assert await count_notes(stored) == 1
+
+
+class _Signed(APIRoute):
+    """Reads the body before the other classes, and again after them, for example for its signature and for a log."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def read_and_handle(request: Request) -> Response:
+            if "x-signature" in request.headers:
+                await request.body()
+            try:
+                return await handle(request)
+            except (RequestValidationError, ValueError):
+                return Response(await request.body(), 422)
+
+        return read_and_handle
+
+
+class _SignedOutside(_Signed, IdempotentRoute, StrictJSONRoute): ...
+
+
+class _SignedBetween(IdempotentRoute, _Signed, StrictJSONRoute): ...
+
+
+class _SignedInside(StrictJSONRoute, IdempotentRoute, _Signed): ...
+
+
+@pytest.mark.parametrize("route_class", [_SignedOutside, _SignedBetween, _SignedInside])
+async def test_another_class_of_routes_can_read_the_body_before_and_after(
+    stored: Database, route_class: type[APIRoute]
+) -> None:
+    async def endpoint(body: dict[str, int], db: DbSession) -> str:
+        db.add(Note(text="a"))
+        return "a" * 2_000_000 if "large" in body else ""
+
+    router = APIRouter(route_class=route_class)
+    router.post("/", dependencies=[note_key])(endpoint)
+    app = create_bare_app(stored)
+    app.include_router(router)
+    async with asgi_client(app) as client, asyncio.timeout(10):
+        for headers in ({}, {"X-Signature": "s"}):
+            invalid = await post(client, "invalid", "/", json={"a": "x"}, headers=headers)
+            assert (invalid.status_code, invalid.content) == (422, b'{"a":"x"}')
+            for key in ("large", "large"):  # the error is raised after the effect; "outside" makes it a response
+                rejected = await post(client, key, "/", json={"large": 1}, headers=headers)
+                assert rejected.status_code == (422 if route_class is _SignedOutside else 500)
+        signed = {"X-Signature": "s"}
+        answers = [await post(client, path="/", json={"a": 1}, headers=each) for each in (signed, signed, {})]
+        assert [(each.status_code, is_replay(each)) for each in answers] == [(200, False), (200, True), (200, True)]
+        assert (await post(client, path="/", json={"a": 2}, headers=signed)).status_code == 422
     assert await count_notes(stored) == 1
 
 

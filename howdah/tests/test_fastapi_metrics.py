@@ -7,14 +7,15 @@ import sys
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.exceptions import ResponseValidationError
 from prometheus_client import CollectorRegistry, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -81,6 +82,34 @@ async def test_metrics_of_two_applications_in_one_process_are_separate(real_data
     assert other_metrics['howdah_pool_connections{database="main",state="limit"}'] == 30
 
 
+class _Broken:
+    def status(self) -> str:
+        raise LookupError
+
+
+class _BrokenProperty:
+    @property
+    def status(self) -> str:
+        raise LookupError
+
+
+async def test_a_resource_with_another_status_has_no_metrics(real_database: Database) -> None:
+    @asynccontextmanager
+    async def open_broken(_database: Database) -> AsyncIterator[_Broken]:
+        yield _Broken()
+
+    @asynccontextmanager
+    async def open_property(_database: Database) -> AsyncIterator[_BrokenProperty]:
+        yield _BrokenProperty()
+
+    app = FastAPI()
+    resources: list[Resource[Any]] = [Resource("broken", open_broken), Resource("property", open_property), user_reader]
+    configure_app(app, database=lambda: Database(NOWHERE), resources=resources)
+    async with client_of(app, real_database) as client:
+        names = {name for name in await read_metrics(client) if name.startswith("howdah_batch_waiters")}
+    assert names == {'howdah_batch_waiters{queue="user"}'}
+
+
 async def test_routes_of_a_mounted_application_have_the_path_of_the_mount(real_database: Database) -> None:
     outer, inner = create_app(), create_app("/v1")
     outer.mount("/inner/{tenant}", inner)
@@ -130,6 +159,23 @@ async def test_the_values_of_a_row_in_an_error_of_postgresql_are_not_logged(sess
     assert "DETAIL:  (not logged)" in text
     assert "Key (email)" not in text
     assert "LookupError" in text
+
+
+async def test_values_in_nested_and_validation_errors_are_not_logged(session: AsyncSession) -> None:
+    email = "\n".join(["ada@x", "y".join("pq")])
+
+    with pytest.raises(UniqueViolation) as rejected:
+        await session.execute(insert(User), [{"email": email, "name": "Ada"}] * 2)
+    with pytest.raises(ValidationError) as invalid:
+        TypeAdapter(dict[str, int]).validate_python({"user": email})
+    response = ResponseValidationError([{"type": "int_type", "loc": ("response", "id"), "input": email}])
+    errors = [rejected.value, invalid.value, response]
+    nested = ExceptionGroup("several", [ExceptionGroup("inner", errors)])
+    assert "".join(traceback.format_exception(nested)).count("pyq") >= 3  # the control
+    text = format_exception(nested)
+    assert "pyq" not in text
+    assert "user: int_parsing (the values are not logged)" in text
+    assert "response.id: int_type (the values are not logged)" in text
 
 
 async def test_a_request_of_a_mounted_application_has_one_id_and_one_log_entry(
@@ -273,6 +319,11 @@ try:
     1 / 0
 except ZeroDivisionError:
     logging.getLogger("theirs").exception("failed")
+class Broken:
+    def __repr__(self):
+        raise LookupError
+structlog.get_logger("mine").info("odd", large=2**70, keys={1: 2}, half="\\ud800", broken=Broken(), plain=[1.5])
+logging.getLogger("theirs").info("\\ud800")
 """
     finished = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     lines = [json.loads(line) for line in finished.stderr.splitlines()]
@@ -282,9 +333,19 @@ except ZeroDivisionError:
         ("started", "uvicorn.error"),
         ("failed", "mine"),
         ("failed", "theirs"),
+        ("odd", "mine"),
+        ("\\ud800", "theirs"),
     ]
     assert (lines[0]["trace_id"], lines[0]["span_id"], lines[0]["user"]) == ("0" * 31 + "1", "0" * 15 + "2", 1)
     assert "trace_id" not in lines[1]
     assert "LookupError: why" in lines[3]["exception"]
     assert "ZeroDivisionError: division by zero" in lines[4]["exception"]
+    odd = {name: lines[5][name] for name in ("large", "keys", "half", "broken", "plain")}
+    assert odd == {
+        "large": str(2**70),
+        "keys": {"1": 2},
+        "half": "\\ud800",
+        "broken": "<Broken: LookupError>",
+        "plain": [1.5],
+    }
     assert "secret" not in finished.stderr

@@ -207,3 +207,38 @@ def test_the_description_has_the_body() -> None:
         NDJSON: {"schema": schema},
     }
     assert paths["/lines"]["post"]["requestBody"]["content"] == {NDJSON: {"schema": schema}}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b" " * MAX_LINE_BYTES * 2 + b'{"email": "a"}', b"\n"),
+        (b'{"email": "a", "name": "b"}' + b" " * MAX_LINE_BYTES * 2 + b"nonsense", b"\n"),
+        (b'{"email": "a", "name": "b"}' + b" " * MAX_LINE_BYTES, b" nonsense"),
+    ],
+)
+async def test_a_long_line_that_arrives_in_parts_is_neither_skipped_nor_cut_off(parts: tuple[bytes, ...]) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    async with asgi_client(create_app()) as client:
+        response = await client.post("/lines", content=body(), headers={"Content-Type": NDJSON})
+    [answer] = map(json.loads, response.text.splitlines())
+    assert answer == {"line": 1, "outcome": "invalid", "detail": f"longer than {MAX_LINE_BYTES} bytes"}
+
+
+async def test_a_result_that_json_can_not_hold_is_an_error() -> None:
+    """orjson would write null."""
+    app = create_bare_app()
+
+    @app.post("/")
+    async def post_lines(request: Request) -> StreamingResponse:
+        async def process(batch: Sequence[UserIn]) -> list[dict[str, Any]]:
+            return [{"score": {"parts": [1.5, None, float(row.name)]}} for row in batch]
+
+        return await answer_lines(request, UserIn, process)
+
+    assert (await post(app, "/", line(1, name="2.5"))).text == '{"line":1,"score":{"parts":[1.5,null,2.5]}}\n'
+    for name in ("nan", "-inf"):
+        assert (await post(app, "/", line(1, name=name))).status_code == 500

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -12,13 +12,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import NaiveDatetime, ValidationError
-from sqlalchemy import Column, DateTime, Integer, MetaData, Select, String, Table, func, select
+from sqlalchemy import (
+    REAL,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Numeric,
+    Select,
+    String,
+    Table,
+    Time,
+    TypeDecorator,
+    exists,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import CITEXT, asyncpg
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
-from sqlalchemy.orm import Mapped, aliased, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
-from howdah import AsyncRepository, Base, Filter, Filters, InvalidCursor, Sort, paginate
+from howdah import AsyncRepository, Base, Condition, Filter, Filters, InvalidCursor, Sort, paginate
 from howdah.fastapi import RFC3339Datetime
 from howdah_tests.support.filter_models import (
     CODES,
@@ -225,6 +244,52 @@ def test_a_filter_of_a_table_that_the_statement_does_not_have_is_an_error() -> N
             Parameters().apply(statement)  # also without a value, so that the first request shows it
 
 
+def test_a_condition_on_a_table_that_the_statement_does_not_have_is_an_error() -> None:
+    class Parameters(Filters):
+        author: Annotated[str | None, Condition(lambda name: Author.name == name)] = None
+        written: Annotated[str | None, Condition(lambda name: Opus.author.has(Author.name == name))] = None
+        exists: Annotated[
+            str | None, Condition(lambda name: exists().where(Author.id == Opus.author_id, Author.name == name))
+        ] = None
+        signed: Annotated[bool | None, Condition(lambda value: Opus.signed)] = None
+        none: Annotated[bool | None, Condition(lambda value: None)] = None
+
+    assert "authors.name = " in str(Parameters(author="A").apply(select(Opus).join(Opus.author)))
+    assert "EXISTS" in str(Parameters(written="A", exists="A", signed=True).apply(select(Opus)))
+    with pytest.raises(ValueError, match=r"Parameters\.author needs authors, .*join"):
+        Parameters(author="A").apply(select(Opus))
+    with pytest.raises(TypeError, match="must return an SQL expression, not None"):
+        Parameters(none=True).apply(select(Opus))
+
+
+def test_a_column_of_a_subclass_whose_tables_are_joined_can_be_a_filter() -> None:
+    class Plain(DeclarativeBase):
+        pass
+
+    class Person(Plain):
+        __tablename__ = "persons"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Worker(Person):
+        __tablename__ = "workers"
+        id: Mapped[int] = mapped_column(ForeignKey(Person.id), primary_key=True)
+        pay: Mapped[int]
+
+    class Task(Plain):
+        __tablename__ = "tasks"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        worker_id: Mapped[int] = mapped_column(ForeignKey(Worker.id))
+
+    class Parameters(Filters):
+        pay: Annotated[int | None, Filter(Worker.pay)] = None
+
+    joined = select(Task).join(Worker, Worker.id == Task.worker_id)
+    for statement in (joined, select(Worker)):
+        assert "WHERE workers.pay = :" in str(Parameters(pay=1).apply(statement))
+    with pytest.raises(ValueError, match=r"Parameters\.pay needs persons and workers, which"):
+        Parameters().apply(select(Task))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -238,6 +303,8 @@ def test_a_filter_of_a_table_that_the_statement_does_not_have_is_an_error() -> N
         ("author", "\0", r"U\+0000"),
         ("title_prefix", "\ud800", "surrogate|unicode"),
         ("q", "é" * 1024, "at most 2046 bytes"),
+        ("q", "a or b " + "-! " * 31, "at most 30 times '-'"),
+        ("price", Decimal("1e-16384"), "too many digits"),
         ("price", Decimal("1e200000"), "too many digits"),
         ("genre", "drama", "novel"),
         ("lent_from", datetime(2026, 1, 1), "offset|timezone"),  # noqa: DTZ001
@@ -263,6 +330,14 @@ async def test_the_largest_values_of_a_type_are_accepted(session: AsyncSession, 
     assert await find_ids(session, first_day.apply(select(Opus))) == []
 
 
+class Reversed(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return lambda value: value[::-1]
+
+
 _plain = Table(
     "plain",
     MetaData(),
@@ -271,6 +346,11 @@ _plain = Table(
     Column("shelf", CITEXT),
     Column("at", DateTime),
     Column("loud", Loud),
+    Column("ratio", Numeric(10, 2, asdecimal=False)),
+    Column("single", REAL),
+    Column("short", Float(24)),
+    Column("opens", Time),
+    Column("reversed", Reversed),
 )
 
 
@@ -306,15 +386,12 @@ WRONG: list[tuple[Any, Callable[[], Any], str]] = [
     (int | None, lambda: Filter(Opus.title), "declare str, not int"),
     (int | None, lambda: Filter(Opus.signed), "declare bool, not int"),
     (float | None, lambda: Filter(Opus.price), "declare Decimal, not float"),
+    (float | None, lambda: Filter(_plain.c.ratio), "declare Decimal, not float"),
     (Decimal | None, lambda: Filter(Opus.pages), "declare int, not Decimal"),
     (str | None, lambda: Filter(Opus.genre), "declare Genre, not str"),
     (Binding | None, lambda: Filter(Opus.genre), "declare Genre, not Binding"),
     (str | None, lambda: Filter(Opus.code), "declare UUID, not str"),
-    (
-        datetime | None,
-        lambda: Filter(Opus.lent_at, ">="),
-        "declare RFC3339Datetime or AwareDatetime, not datetime",
-    ),
+    (datetime | None, lambda: Filter(Opus.lent_at, ">="), "declare RFC3339Datetime or AwareDatetime, not datetime"),
     (datetime | None, lambda: Filter(Opus.printed, ">="), "declare date, not datetime"),
     (list[int] | None, lambda: Filter(Opus.pages), "use 'in'"),
     (int | None, lambda: Filter(Opus.pages, "in"), "needs a list of values, such as list\\[int\\]"),
@@ -330,10 +407,11 @@ WRONG: list[tuple[Any, Callable[[], Any], str]] = [
     (int | str | None, lambda: Filter(Opus.pages), "declare int"),
     (RFC3339Datetime | None, lambda: Filter(_plain.c.at), "declare NaiveDatetime"),
     (str | None, lambda: Filter(_plain.c.loud, "prefix"), "converts values"),
+    (str | None, lambda: Filter(_plain.c.reversed, "prefix"), "converts values"),
     (str | None, lambda: Filter(_plain.c.loud, "=", ignore_case=True), "converts values"),
     (str, lambda: Sort({"pages": Opus.pages}), "must be a Literal"),
     (Literal["id"], lambda: Sort({"pages": Opus.pages}), "Sort has no column for 'id'"),
-    (Literal["pages"], lambda: Sort({"pages": Opus.pages, "id": Opus.id}), "doesn't have 'id'"),
+    (Literal["pages"], lambda: Sort({"pages": Opus.pages, "id": Opus.id}), "Sort has 'id', which the Literal lacks"),
 ]
 
 
@@ -353,11 +431,11 @@ def test_a_wrong_declaration_is_an_error_that_names_the_field(
         (lambda: Filter("title"), "is not a column"),  # type: ignore[call-overload]
         (lambda: Filter(Opus), "is not a column"),  # type: ignore[call-overload]
         (lambda: Filter(Opus.pages, "<", ignore_case=True), "ignore_case is for"),  # type: ignore[call-overload]
-        (lambda: Filter(Opus.title, "full text"), "needs a config"),  # type: ignore[call-overload]
-        (lambda: Filter(Opus.title, "prefix", config="english"), "needs a config"),  # type: ignore[call-overload]
+        (lambda: Filter(Opus.title, "full text"), "needs config"),  # type: ignore[call-overload]
+        (lambda: Filter(Opus.title, "prefix", config="english"), "needs config"),  # type: ignore[call-overload]
         (lambda: Filter(Opus.title, "full text", config="english'); drop"), "is not the name"),
-        (lambda: Sort({}), "needs the columns by name"),
-        (lambda: Sort({"-pages": Opus.pages}), "begins with '-'"),
+        (lambda: Sort({}), "needs at least one name"),
+        (lambda: Sort({"-pages": Opus.pages}), "or begin with '-'"),
         (lambda: Sort({"pages": Opus.pages.desc()}), "has a direction"),
     ],
 )
@@ -389,6 +467,12 @@ def test_two_declarations_that_contradict_each_other_are_an_error() -> None:
         class Nested(Filters):
             a: Annotated[int, Filter(Opus.pages)] | None = None
 
+    for base in (BookFilters, BookPageParameters):
+        with pytest.raises(TypeError, match=r"Other\.pages: it is a filter in Opus\w+, but not here"):
+            type("Other", (base,), {"__annotations__": {"pages": int}, "pages": 100})
+    with pytest.raises(TypeError, match=r"Other\.sort: it is a filter in"):
+        type("Other", (BookPageParameters,), {"__annotations__": {"sort": list[str]}, "sort": ["pages"]})
+
     with pytest.raises(TypeError, match=r"Lenient: extra must be 'forbid'"):
 
         class Lenient(Filters, extra="ignore"):
@@ -419,6 +503,26 @@ def test_the_types_and_operators_of_the_column_are_used() -> None:
     ]
     assert processed == [datetime(2026, 1, 1), "A", ["B"]]  # noqa: DTZ001
     assert "lower(words.text) = lower(" in str(Words(word="a").apply(select(Word)))
+
+
+async def test_a_float_is_compared_in_the_precision_of_its_column(session: AsyncSession) -> None:
+    class Parameters(Filters):
+        single: Annotated[float | None, Filter(_plain.c.single)] = None
+        singles: Annotated[list[float] | None, Filter(_plain.c.single, "in")] = None
+        short_to: Annotated[float | None, Filter(_plain.c.short, "<=")] = None
+        shorts: Annotated[list[float] | None, Filter(_plain.c.short, "in")] = None
+        opens: Annotated[time | None, Filter(_plain.c.opens)] = None
+
+    await session.execute(text("CREATE TEMP TABLE plain (single real, short float(24))"))
+    await session.execute(text("INSERT INTO plain VALUES (0.1, 0.1)"))
+    for name, value in {"single": 0.1, "singles": [0.1], "short_to": 0.1, "shorts": [0.1]}.items():
+        statement = Parameters(**{name: value}).apply(select(_plain.c.single))
+        assert len((await session.execute(statement)).all()) == 1, name
+    # double precision, as SQLAlchemy sends it, is another number
+    assert (await session.execute(select(_plain.c.single).where(_plain.c.single == 0.1))).all() == []
+    for name, wrong in {"single": 1e39, "shorts": [-1e39], "opens": time(tzinfo=UTC)}.items():
+        with pytest.raises(ValidationError, match=r"too large for the column|without an offset"):
+            Parameters(**{name: wrong})
 
 
 def test_a_class_whose_types_are_defined_later_is_checked_when_it_is_used() -> None:

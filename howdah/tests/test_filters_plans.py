@@ -80,6 +80,25 @@ async def test_a_partial_index_supports_a_filter_with_the_conditions_of_its_stat
     await assert_indexed(session, Parameters, select(Opus).where(Opus.stars.is_(None)))
 
 
+async def test_an_index_that_begins_with_another_column_supports_no_filter(session: AsyncSession) -> None:
+    class Parameters(Filters):
+        plain: Annotated[str | None, Filter(Opus.plain)] = None
+        author: Annotated[int | None, Filter(Opus.author_id)] = None
+
+    await create_books(session)
+    await session.execute(text("TRUNCATE books"))
+    # The first column has the name of a type, and then of a value, in the condition of the second one.
+    for name in ("text", "a"):
+        await session.execute(text(f"ALTER TABLE books ADD {name} text"))
+        await session.execute(text(f"CREATE INDEX ON books ({name}, author_id, plain)"))
+    await session.execute(text("DROP INDEX ix_books_plain"))
+    with pytest.raises(pytest.fail.Exception, match=r"- plain: .*\n- author: "):
+        await assert_indexed(session, Parameters)
+    await session.execute(text("CREATE INDEX ON books (author_id, plain)"))
+    await assert_indexed(session, Parameters, exclude={"plain"})
+    await assert_indexed(session, Parameters, select(Opus).where(Opus.author_id == 1), exclude={"author"})
+
+
 async def test_a_prefix_reads_the_index_of_a_large_table(session: AsyncSession) -> None:
     """Without disabled scans, also after the sixth execution, when PostgreSQL considers a generic plan."""
     await create_books(session)

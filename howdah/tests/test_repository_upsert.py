@@ -163,7 +163,7 @@ async def test_wrong_arguments_are_rejected_before_anything_is_sent(users: UserR
     with assert_statements(users.session, 0):
         with pytest.raises(UnknownAttribute):
             await users.upsert({"email": "a", "colour": "red"}, on=["email"])
-        with pytest.raises(ValueError, match="the row must name email"):
+        with pytest.raises(ValueError, match="the row has no value for email"):
             await users.upsert({"name": "a"}, on=["email"])
         with pytest.raises(ValueError, match="leave version out of the row"):
             await orders.upsert({"id": "01890000-0000-7000-8000-000000000000", "version": 1})

@@ -284,7 +284,9 @@ async def test_a_page_can_be_a_response(session: AsyncSession, database: Databas
 async def test_a_list_query_of_another_model_is_rejected(session: AsyncSession, database: Database) -> None:
     """Its rows would be joined to all rows of the view."""
     async with JsonView(User, AliasedOut).open(database) as view:
-        for wrong in (select(aliased(User)), select(Order), select(User.id)):
+        union: Any = select(User).union(select(User))
+        text_query: Any = select(User).from_statement(text("SELECT * FROM users"))
+        for wrong in (select(aliased(User)), select(Order), select(User.id), union, text_query):
             with pytest.raises(ValueError, match=r"select\("):
                 await view.page(wrong)
             with pytest.raises(ValueError, match=r"select\("):

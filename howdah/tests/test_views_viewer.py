@@ -234,9 +234,11 @@ async def test_a_value_has_the_type_that_it_is_compared_with(
 async def test_a_view_with_a_viewer_refuses_a_call_without_one(database: Database) -> None:
     with assert_statements(database, 0):
         async with OrderView.open(database) as orders:
-            for call in (orders.get(UUID(int=1)), orders.get_many([]), orders.page(), anext(orders.stream())):
+            for call in (orders.get(UUID(int=1)), orders.get_many([]), orders.page()):
                 with pytest.raises(TypeError, match=r"needs a viewer \(with user_id\): pass viewer="):
                     await call
+            with pytest.raises(TypeError, match=r"needs a viewer \(with user_id\): pass viewer="):
+                orders.stream()
 
 
 async def test_a_view_without_a_viewer_refuses_one(database: Database) -> None:
@@ -247,10 +249,21 @@ async def test_a_view_without_a_viewer_refuses_one(database: Database) -> None:
                 orders.get(UUID(int=1), viewer=viewer),
                 orders.get_many([], viewer=viewer),
                 orders.page(viewer=viewer),
-                anext(orders.stream(viewer=viewer)),
             ):
                 with pytest.raises(TypeError, match="has no viewer"):
                     await call
+            with pytest.raises(TypeError, match="has no viewer"):
+                orders.stream(viewer=viewer)
+
+
+async def test_a_stream_has_the_rows_of_the_viewer_of_its_call(database: Database, owners: dict[UUID, UUID]) -> None:
+    """A response is sent after the route has returned. The viewer may be another one by then."""
+    first, second, *_ = sorted({*owners.values()})
+    viewer = Viewer(first)
+    async with OrderView.open(database) as orders:
+        lines = orders.stream(viewer=viewer)
+        viewer.user_id = second
+        assert [owners[UUID(json.loads(line)["id"])] async for line in lines] == [first] * 3
 
 
 async def test_a_wrong_viewer_fails_only_its_own_call(database: Database, owners: dict[UUID, UUID]) -> None:

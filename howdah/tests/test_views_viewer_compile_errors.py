@@ -55,6 +55,16 @@ class UserOut(Out):
     orders: list[OrderOut]
 
 
+class Prefixed(TypeDecorator[str]):
+    """The conversion isn't in `process_bind_param`, so it would be left out: 'p:a' would be equal to a stored 'a'."""
+
+    impl = String
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return lambda value: f"p:{value}"
+
+
 REJECTED: dict[str, tuple[Any, str]] = {
     "a function of it": (lambda order, viewer: func.lower(viewer.name) == "a", r"has no type: .* cast\(viewer.name, "),
     "a calculation": (lambda order, viewer: order.total_cents < viewer.a + 1, "has no type"),
@@ -68,6 +78,12 @@ REJECTED: dict[str, tuple[Any, str]] = {
         lambda order, viewer: order.user_id == select(viewer.user_id).scalar_subquery(),
         "has no type",
     ),
+    "a CTE": (
+        lambda order, viewer: order.user_id.in_(
+            select(select(User.id).where(User.email == viewer.email).cte("mine").c.id)
+        ),
+        r"viewer.email is in a CTE, .*write subquery\(\), or cte\(nesting=True\)",
+    ),
     "a text and a UUID": (
         lambda order, viewer: or_(order.user_id == viewer.id, func.md5("a", type_=Text) == viewer.id),
         "is compared with two types",
@@ -77,6 +93,10 @@ REJECTED: dict[str, tuple[Any, str]] = {
         "is compared with two types",
     ),
     "JSON": (lambda order, viewer: order.details == viewer.details, "can only be a UUID"),
+    "a type with its own bind_processor": (
+        lambda order, viewer: cast(order.id, Prefixed) == viewer.name,
+        "can only be a UUID",
+    ),
     "a float": (lambda order, viewer: literal(1.5, Float) < viewer.a, "can only be a UUID"),
     "a Python condition": (
         lambda order, viewer: true() if viewer.role != "guest" else order.total_cents == 0,

@@ -35,8 +35,8 @@ def test_a_command_without_the_services_data_dir_is_refused(service: EmbeddedPos
     assert finished.exit_code == 1
     assert finished.stderr.splitlines() == [
         f"database: shop in {default} (embedded PostgreSQL)",
-        f"no service runs on this database, but one runs on the database in {service.data_dir}: set "
-        f"SHOP_DATA_DIR={service.data_dir} to use that one, or SHOP_DATA_DIR={default} to use this one",
+        f"the default server isn't running, but a service uses the server in {service.data_dir}: set "
+        f"SHOP_DATA_DIR={service.data_dir} to use that one, or SHOP_DATA_DIR={default} for the default one",
     ]
     assert not default.exists()
 

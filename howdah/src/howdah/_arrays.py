@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    Float,
     Integer,
     TableValuedAlias,
     bindparam,
@@ -31,6 +32,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _DIALECT: Final[Dialect] = asyncpg.dialect()  # type: ignore[no-untyped-call]
+
+_SINGLE_PRECISION: Final = re.compile(r"REAL|FLOAT\(([1-9]|1\d|2[0-4])\)")
 
 
 class Array(AsyncpgARRAY):
@@ -76,12 +79,16 @@ class WithoutLength(TypeEngine[Any]):
 
 @compiles(WithoutLength, "postgresql")
 def _compile_item_without_length(type_: WithoutLength, compiler: Any, **options: Any) -> str:
+    if is_single_precision(type_.item_type):
+        return "REAL"
     return _remove_length(compiler.process(type_.item_type.dialect_impl(compiler.dialect), **options))
 
 
 @compiles(Array, "postgresql")
 def compile_without_length(array: AsyncpgARRAY, compiler: Any, **options: Any) -> str:
     """The name of the array's type without the length of its items, for the cast of a parameter."""
+    if is_single_precision(array.item_type):
+        return "REAL[]"
     return _remove_length(compiler.visit_ARRAY(array, **options))
 
 
@@ -109,6 +116,16 @@ def resolve_postgresql_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     while isinstance(plain, TypeDecorator):
         plain = plain.impl_instance
     return plain
+
+
+def is_single_precision(kind: TypeEngine[Any]) -> bool:
+    """Whether this is PostgreSQL's `real`: `REAL`, or a `Float` of at most 24 bits.
+
+    SQLAlchemy casts a parameter of such a type to `FLOAT`, which is double precision, and 0.1 is another number there.
+    """
+    if not isinstance(resolve_postgresql_type(kind), Float):
+        return False
+    return _SINGLE_PRECISION.fullmatch(kind.compile(dialect=_DIALECT)) is not None
 
 
 def writes_by_expression(kind: TypeEngine[Any]) -> bool:

@@ -13,9 +13,9 @@ ResultT = TypeVar("ResultT")
 
 
 class ScopedCoalescers(Generic[ItemT, ResultT]):
-    """A coalescer for each scope that is in use. One that nobody waits for is dropped, so they don't grow in number.
+    """A coalescer for each scope that is in use. Without waiters it is dropped, so that the number doesn't grow.
 
-    `create` makes a coalescer for a function `apply`, which reads in one scope. The limits are those of each coalescer.
+    `create` makes a coalescer for a function `apply`, which reads in one scope. Each coalescer has its own limits.
     """
 
     def __init__(self, create: Callable[[Apply[ItemT, ResultT]], Coalescer[ItemT, ResultT]]) -> None:

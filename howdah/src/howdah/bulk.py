@@ -160,7 +160,7 @@ async def upsert_many(
 
     `on` defaults to the key. It is a list of attributes that have a unique constraint or index, or such a constraint or
     index itself, by its name or as an object. An index may be partial or have expressions. A row with NULL in a unique
-    column is always inserted, unless NULLs aren't distinct in the index. `update` defaults to all attributes that the
+    column is always inserted, unless the index has NULLS NOT DISTINCT. `update` defaults to all attributes that the
     rows name, except `on` and the key. The key never changes. With `update=[]` existing rows stay unchanged.
 
     A partial index finds only rows that meet its predicate. `update` may name an attribute that is part of an index
@@ -218,7 +218,8 @@ async def link(session: AsyncSession, relationship: QueryableAttribute[Any], pai
 async def unlink(session: AsyncSession, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:
     """Delete links from the association table of a many-to-many relationship. Returns the number of deleted links.
 
-    The pairs are those of `link`. Links that don't exist are ignored. Collections are expired as by `link`.
+    The pairs have the form of those of `link`. Links that don't exist are ignored. Collections are expired as by
+    `link`.
     """
     table = find_link_table(relationship)
     count = 0

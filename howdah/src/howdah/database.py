@@ -365,8 +365,8 @@ class Database:
         settings, and so have the readers of a view that are `scoped` to it. They are sent with BEGIN, in the same
         message (`SET LOCAL`), and PostgreSQL undoes them at the end of the transaction. The values may be any text.
 
-        `role` is the role of the transaction (`SET LOCAL ROLE`), `search_path` has the names of schemas, each of which
-        is never taken for a list, and `schema_translate_map` is SQLAlchemy's execution option. Settings of an earlier
+        `role` is the role of the transaction (`SET LOCAL ROLE`), `search_path` has the names of schemas (a comma is a
+        part of a name), and `schema_translate_map` is SQLAlchemy's execution option. Settings of an earlier
         `with_settings` stay, unless they are given again. Raises `TypeError` and `ValueError` for a value that is None
         or empty, and for a setting that this library relies on (`timezone`, …).
         """
@@ -393,4 +393,4 @@ class Database:
 
     def _check_is_not_scoped(self) -> None:
         if self._settings is not None:
-            raise RuntimeError("a Database of with_settings() isn't opened or closed: it uses the pool of another one")
+            raise RuntimeError("a Database from with_settings() can't be opened or closed: open or close the original")

@@ -10,7 +10,7 @@ HowdahError
 ├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
 ├── IdempotencyKeyReused            an idempotency key was used for another request
-├── MigrationBlocked                another migration, or a lock, was waited for in vain (also RuntimeError)
+├── MigrationBlocked                another process migrates, or a lock isn't released  (also RuntimeError)
 ├── Unavailable                     the request is correct: try again later
 │   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
 │   ├── QueueFull                   the queue of a Coalescer is full
@@ -71,7 +71,7 @@ class NotFound(HowdahError):
     """No row of `model` has these `keys`.
 
     `keys` are all missing keys, in the order of the request. If the row was searched by attributes, as by `get_one_by`,
-    it is a mapping of their names to values. The text has only the names.
+    the only key is a mapping of names to values. The text has only the names.
     """
 
     def __init__(self, model: type[Any], keys: Sequence[Any]) -> None:
@@ -144,7 +144,10 @@ class EmbeddedPostgresError(HowdahError, RuntimeError):
 
 
 class MigrationBlocked(HowdahError, RuntimeError):
-    """A migration waited in vain: for another process that migrates the database, or for a lock. It was rolled back."""
+    """Another process migrates the database, or holds a lock that a migration needs, and the wait was too long.
+
+    The message says whether the migration was rolled back or, if it has an `autocommit_block`, committed in part.
+    """
 
 
 class InvalidCursor(HowdahError, ValueError):

@@ -54,7 +54,7 @@ class IdempotentRequest:
 
     The primary key is the caller's `scope` and the `key` that the caller chose. `fingerprint` is a digest of the
     request. `status`, `headers` and `body` are the answer; only a transaction that is still running has a row without
-    them. `created_at` is when the request began, by the database's clock. `delete_old_requests` deletes rows by it.
+    them. `created_at` is the time of the claim by the database's clock. `delete_old_requests` finds rows by it.
     """
 
     scope: Mapped[str] = mapped_column(String(MAX_SCOPE_CHARACTERS), primary_key=True)
@@ -145,7 +145,7 @@ async def delete_old_requests(
 
     The age is measured by the database's clock. Each batch is a transaction. Rows that another transaction has locked
     are skipped, so any number of processes may call this at the same time. After its row is deleted, a request with the
-    same key is new. So `older_than` must be longer than clients go on sending a request again.
+    same key is new. So `older_than` must be longer than the time in which clients retry a request.
     """
     if older_than <= timedelta(0) or batch_size < 1:
         raise ValueError(
@@ -170,7 +170,7 @@ async def delete_old_requests(
 
 
 def check_max_wait(seconds: float) -> None:
-    """Raise `ValueError` unless `lock_timeout` can have this value. Its 0 would be an unlimited wait."""
+    """Raise `ValueError` if `lock_timeout` can't have this value, or if it is 0, which means no limit."""
     if not 0 < seconds <= _MAX_WAIT_SECONDS:
         raise ValueError(f"max_wait_seconds must be more than 0 and at most {_MAX_WAIT_SECONDS}, not {seconds}")
 
@@ -194,7 +194,7 @@ def _build_claim(table: Table) -> Select[Any]:
     """Insert a row with the key unless it exists, and return whether it was inserted: one round trip.
 
     The insert waits for a transaction that has inserted the same key. `lock_timeout` limits that wait. It is set for
-    this statement alone. The last SELECT restores it, which it can do only after it has counted the inserted rows.
+    this statement alone. The last SELECT counts the inserted rows and then restores the setting.
     """
     setting = (
         select(

@@ -91,9 +91,9 @@ async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -
 
         jobs = await lock_next(session, select(Job).where(Job.done_at.is_(None)).order_by(Job.id), 10)
 
-    An index on the columns of the order, partial on the conditions, serves the statement without a sort. The order is
-    that of the rows when the statement started. Pending changes are flushed first, and the objects are refreshed. If an
-    object depends on more than its own row, as for `lock`, a second statement reads it.
+    A partial index on the columns of the order, with the conditions as its predicate, avoids a sort. The rows are
+    sorted by their values at the start of the statement. Pending changes are flushed first, and the objects are
+    refreshed. As in `lock`, a second statement reads the objects if they depend on more than their own rows.
 
     Raises `ValueError` for a statement that has a limit of its own, or that selects anything but one mapped class.
     """
@@ -107,7 +107,7 @@ async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -
     if depends_on_own_row_only(inspect(entity)):
         return [*(await session.scalars(locking, execution_options={"populate_existing": True})).unique()]
     keys = locking.with_only_columns(*get_key_attributes(entity), maintain_column_froms=True)
-    # Loader options need the entity, but criteria decide which rows may be locked.
+    # Loader options would fail without the entity. Criteria are kept, because they decide which rows may be locked.
     criteria = [option for option in options_of(statement) if isinstance(option, CriteriaOption)]
     locked = [build_key(row) for row in await session.execute(without_options(keys).options(*criteria))]
     if not locked:

@@ -7,6 +7,7 @@ both have the request id that `howdah.fastapi.configure_app` binds, and the id o
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator, MutableMapping
@@ -15,23 +16,25 @@ from typing import Any, Final, Literal
 import asyncpg
 import orjson
 import structlog
+from pydantic import ValidationError
 
 __all__ = ["configure_logging"]
 
-# Their messages of level INFO are for developers of migrations, and one for each closed pool.
+# At INFO, Alembic logs each step of a migration, and the pool logs each time that it is closed.
 _VERBOSE_LOGGERS: Final = ("alembic", "howdah._connections.pool")
 # Uvicorn gives these loggers handlers of its own. Its access log repeats the request log, with addresses and queries.
 _UVICORN_LOGGERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access")
+_MAX_SHOWN_ERRORS: Final = 20
 
 
 def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -> None:
     """Write all logs to standard error: readable text (`console`), or one JSON object per line (`json`).
 
     `auto` is `console` on a terminal and `json` elsewhere. Entries below INFO are left out. Tracebacks don't show local
-    variables or the DETAIL of PostgreSQL's errors, which may have personal data. Uvicorn's log has the same form, and
-    its access log is off.
+    variables, the DETAIL of PostgreSQL's errors, or invalid values, which may be personal data. Uvicorn's log has the
+    same form, and its access log is off.
     """
-    for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         _add_trace_id,
@@ -43,7 +46,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
     rendered: Any = (
         # the entry's exception is a text already
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if for_people
+        if is_console
         else structlog.processors.JSONRenderer(_as_json)
     )
     unwrapped = structlog.stdlib.ProcessorFormatter.remove_processors_meta
@@ -59,28 +62,50 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
     structlog.configure(cache_logger_on_first_use=True)
-    if for_people:
+    if is_console:
         structlog.configure(
             processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
             logger_factory=structlog.stdlib.LoggerFactory(),
         )
     else:  # directly to the stream, because that takes a quarter of the time of `logging`
         structlog.configure(
-            processors=[*shared, structlog.processors.JSONRenderer(orjson.dumps, default=str)],
+            processors=[*shared, structlog.processors.JSONRenderer(_dump)],
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         )
 
 
 def format_exception(error: BaseException) -> str:
-    """The traceback, without local variables, and without the DETAIL of PostgreSQL's errors.
+    """The traceback, without local variables, and without the values that PostgreSQL and Pydantic have rejected.
 
-    The DETAIL has the values of a row, for example `Key (email)=(ada@example.org) already exists.`.
+    The DETAIL of PostgreSQL has the values of a row, for example `Key (email)=(ada@example.org) already exists.`. The
+    text of a validation error of Pydantic or FastAPI has the invalid values.
     """
     text = "".join(traceback.format_exception(error))
     for each in _iterate_chain(error):
         if isinstance(each, asyncpg.PostgresError) and each.detail:
-            text = text.replace(each.detail, "(not logged)")
+            text = _replace_lines(text, each.detail, "(not logged)")
+        elif _is_validation_error(each):
+            text = _replace_lines(text, str(each), _describe_validation_error(each))
     return text.rstrip("\n")
+
+
+def _replace_lines(text: str, old: str, new: str) -> str:
+    """Replace a part of a traceback. In an exception group, each line of the part is indented with a bar."""
+    pattern = "[ |]*".join(re.escape(line) for line in old.splitlines(keepends=True))
+    return re.sub(pattern, lambda _: new, text)
+
+
+def _is_validation_error(error: BaseException) -> bool:
+    fastapi = sys.modules.get("fastapi.exceptions")
+    return isinstance(error, ValidationError) or (
+        fastapi is not None and isinstance(error, fastapi.ValidationException)
+    )
+
+
+def _describe_validation_error(error: Any) -> str:
+    """The places of the errors and their types."""
+    shown = (f"{'.'.join(map(str, each['loc']))}: {each['type']}" for each in error.errors()[:_MAX_SHOWN_ERRORS])
+    return f"{'; '.join(shown)} (the values are not logged)"
 
 
 def _iterate_chain(error: BaseException) -> Iterator[BaseException]:
@@ -111,4 +136,28 @@ def _add_trace_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -
 
 
 def _as_json(event: Any, **_options: Any) -> str:
-    return orjson.dumps(event, default=str).decode()
+    return _dump(event).decode()
+
+
+def _dump(event: Any, **_options: Any) -> bytes:
+    """The entry as JSON. A member that JSON can't hold becomes a text, because logging must not raise."""
+    try:
+        return orjson.dumps(event, default=str)
+    except TypeError:
+        return orjson.dumps({_to_text(name): _to_member(value) for name, value in event.items()})
+
+
+def _to_member(value: Any) -> Any:
+    """The value, or its `repr` if orjson rejects it: a large integer, half of a surrogate pair, an unusual key."""
+    try:
+        return orjson.Fragment(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
+    except TypeError:
+        return _to_text(value)
+
+
+def _to_text(value: Any) -> str:
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__}: {type(error).__name__}>"
+    return text.encode(errors="backslashreplace").decode()

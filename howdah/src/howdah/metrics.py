@@ -38,7 +38,7 @@ class PoolCollector(Collector):
         self._databases = databases
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now. prometheus_client calls this method."""
+        """The current metrics. prometheus_client calls this method."""
         labels = ["database", "state"]
         connections = GaugeMetricFamily("howdah_pool_connections", "Connections of the pool", labels=labels)
         for name, database in self._databases.items():

@@ -169,8 +169,8 @@ class BigIntPrimaryKey:
 
     Use it if keys must be short or readable. The key is known only after the INSERT, so prefer `UUIDv7PrimaryKey` if
     rows refer to each other before they are written. The numbers have gaps. They don't define an order: a row with a
-    smaller number can be committed later. PostgreSQL rejects an INSERT with a key of the caller's own; such a key may
-    be generated later for another row.
+    smaller number can be committed later. PostgreSQL rejects an INSERT that sets the key, because it may later generate
+    the same key for another row.
 
     A bulk insert returns the keys in the order of the input. Without keys (`keys=False`) it can use COPY.
     """

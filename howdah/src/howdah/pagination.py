@@ -17,7 +17,20 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Alias, BigInteger, ColumnElement, Join, Select, Subquery, Table, func, inspect, literal, select
+from sqlalchemy import (
+    Alias,
+    BigInteger,
+    ColumnElement,
+    Join,
+    Select,
+    SelectBase,
+    Subquery,
+    Table,
+    func,
+    inspect,
+    literal,
+    select,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm.interfaces import CriteriaOption
@@ -89,7 +102,8 @@ async def paginate_as(
 ) -> Page[Any]:
     """As `paginate`, but the items are the values of the expression `item`, or objects if it is None.
 
-    `parameters` are values for parameters of the statement and of `item` that have none. A cursor is bound to them.
+    `parameters` has the values of parameters that have no value in the statement and in `item`. A cursor is bound to
+    them.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
@@ -218,8 +232,13 @@ async def _get_end_positions(
     return Position([*map(SortValue, first[:-1:2], oids)]), Position([*map(SortValue, last[:-1:2], oids)])
 
 
-def get_entity(statement: Select[Any]) -> Any:
+def get_entity(statement: SelectBase) -> Any:
     """The mapped class, or the alias of one, that the statement selects. Raises `ValueError` if it selects more."""
+    if not isinstance(statement, Select):
+        raise ValueError(  # noqa: TRY004  # the same error as for another kind of SELECT
+            f"a list query is a select(Model), not a {type(statement).__name__}: select the keys in a subquery, as in "
+            "select(Model).where(Model.id.in_(...))"
+        )
     described = statement.column_descriptions
     entity = described[0].get("entity")
     if len(described) != 1 or entity is None or described[0]["expr"] is not entity:

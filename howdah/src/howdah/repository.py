@@ -210,7 +210,7 @@ class AsyncRepository(Generic[ModelT]):
     async def create(self, *, load: LoadOptions = (), **values: Any) -> ModelT:
         """Create an object and flush. Raises `UnknownAttribute` before anything is sent, or a constraint's error.
 
-        With `load`, one more statement reads the row, and one each relationship.
+        With `load`, one more statement reads the row, and one more is sent for each relationship.
         """
         reject_reserved_names(self.model, load=load)
         reject_unknown_names(self.model, values)
@@ -223,11 +223,12 @@ class AsyncRepository(Generic[ModelT]):
     async def get_or_create(
         self, *, defaults: Mapping[str, Any] | None = None, load: LoadOptions = (), **attributes: Any
     ) -> tuple[ModelT, bool]:
-        """The object whose attributes have these values, and whether it was created, with `defaults` in addition.
+        """Find the object with these attributes, or create it with `defaults` too. Returns it, and whether it is new.
 
         The model must declare a unique constraint on exactly these attributes; otherwise `ValueError` is raised. So
         concurrent calls create one row, and all of them return it. At REPEATABLE READ and SERIALIZABLE a concurrent
-        call can raise `SerializationFailure`. Attributes are columns. The constructor isn't called.
+        call can raise `SerializationFailure`. The attributes must be columns. A row is inserted without a call of the
+        model's constructor.
         """
         values = defaults or {}
         reject_reserved_names(self.model, load=load, defaults=defaults)
@@ -244,7 +245,7 @@ class AsyncRepository(Generic[ModelT]):
         return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
 
     async def update(self, instance: ModelT, *, load: LoadOptions = (), **values: Any) -> ModelT:
-        """Set attributes of the object and flush. `load` is that of `create`.
+        """Set attributes of the object and flush. `load` works as in `create`.
 
         Raises `UnknownAttribute` before any attribute is set. Raises `StaleRow` if the model is `Versioned` and the row
         has another version. Raises `InvalidRequestError` for an object that isn't in the repository's session.

@@ -21,7 +21,8 @@ from howdah.database import Database
 
 __all__ = ["trace_statements"]
 
-# The operation, and the table of a statement that changes one. A SELECT may have many tables, so it is named without.
+# The operation, and the table of a statement that changes rows. The name of a SELECT has no table, because it may read
+# many.
 _SUMMARY: Final = re.compile(
     r'\s*(?:(INSERT)\s+INTO|(DELETE)\s+FROM|(UPDATE|COPY))\s+([\w."]+)|\s*(\w+)', re.IGNORECASE
 )

@@ -81,7 +81,7 @@ class JsonView(Generic[ModelT, ViewerT]):
     differs between two evaluations, raises `ViewCompileError`; use `func.now()` for the time. A subquery in an
     expression of the model (`column_property`, hybrid property) isn't filtered.
 
-    A filter with a second parameter, the viewer, decides for each call. Then each call needs a `viewer`:
+    A filter that depends on the caller has a second parameter, the viewer. Then each call needs a `viewer`:
 
         OrderView = JsonView(Order, OrderOut, where={Order: lambda order, viewer: order.user_id == viewer.user_id})
         body = await orders.get(order_id, viewer=current_user)
@@ -192,7 +192,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
         """This reader with the settings of `database`, which `with_settings` has made from the reader's database.
 
-        Its calls of `get` share a statement only with calls of equal settings. The limits of `open` are for these.
+        Its calls of `get` share a statement only with calls of equal settings. The limits of `open`
+        apply to each set of settings separately.
         """
         key, scoped = database.scope_key(self._database), copy(self)
         scoped._database, scoped._scope = database, Scope(self._scopes, key, partial(self._read, database))
@@ -308,15 +309,19 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     def stream(
         self, statement: Select[Any] | None = None, *, viewer: ViewerT, batch: int = 500
     ) -> AsyncIterator[bytes]: ...
-    async def stream(
+    def stream(
         self, statement: Select[Any] | None = None, *, viewer: Any = None, batch: int = 500
     ) -> AsyncIterator[bytes]:
         """Rows as lines of NDJSON, in the order of the statement and then of the key.
 
-        `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does.
+        `batch` rows are in memory at a time. All rows are from one snapshot. Raises `ValueError` as `page` does. The
+        viewer is read by this call, and not when the first row is read.
         """
         parameters = self._bind_viewer(self._read_viewer(viewer))
-        list_query = with_total_order(self._build_list_query(statement))
+        return self._stream(with_total_order(self._build_list_query(statement)), parameters, batch)
+
+    async def _stream(self, list_query: Select[Any], parameters: Mapping[str, Any], batch: int) -> AsyncIterator[bytes]:
+        """Rows of the list query as lines of NDJSON."""
         async with self._database.session(read_only=True) as session:
             # with DISTINCT, ORDER BY expressions must be selected
             order = [part for each in order_by_of(list_query) for part in unwrap_order_by(each)]

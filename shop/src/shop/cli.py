@@ -98,8 +98,8 @@ def migrate(
         bool,
         typer.Option(
             "--check",
-            help="Only check, on a temporary database, that the migrations create what models and ledger/sql define "
-            "and block nobody",
+            help="Only check, on a temporary database: the migrations must create the schema of the models and "
+            "ledger/sql, and must not take long locks",
         ),
     ] = False,
     downgrade: Annotated[
@@ -142,7 +142,7 @@ def migrate(
                 _err.print(line, highlight=False, markup=False)
             if lines:
                 raise typer.Exit(1)
-            _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree and block nobody", highlight=False)
+            _out.print("migrations, models, ledger/sql and ledger/catalog.txt agree; no long locks", highlight=False)
         elif write_catalog:
             with scratch_database(location.url) as url:
                 tables.create_tables(url)

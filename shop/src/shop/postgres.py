@@ -70,15 +70,15 @@ def open_running_location(settings: Settings) -> Iterator[Location]:
         others = find_running_services() if default.pid is None else []
         if others:
             raise OtherServerRuns(
-                f"no service runs on this database, but one runs on the database in {others[0]}: set "
-                f"SHOP_DATA_DIR={others[0]} to use that one, or SHOP_DATA_DIR={default.data_dir} to use this one"
+                f"the default server isn't running, but a service uses the server in {others[0]}: set "
+                f"SHOP_DATA_DIR={others[0]} to use that one, or SHOP_DATA_DIR={default.data_dir} for the default one"
             )
     with open_location(settings) as location:
         yield location
 
 
 def describe_location(settings: Settings) -> str:
-    """`shop on db.example.com:5432`, or `shop in` the data directory of the embedded server, without the password."""
+    """A text without the password: `shop on db.example.com:5432`, or `shop in <data directory> (embedded …)`."""
     if settings.database_url is None:
         return f"{_DATABASE} in {EmbeddedPostgres(settings.data_dir).data_dir} (embedded PostgreSQL)"
     url = make_url(settings.database_url)

@@ -137,7 +137,7 @@ def listen_for_single_statements(engine: Engine) -> None:
 
 
 class EngineOptions:
-    """An engine with execution options. There are few sets of them, so each is cached: SQLAlchemy takes 0.25 ms."""
+    """Copies of an engine with execution options. They are cached, because SQLAlchemy takes 0.25 ms for a copy."""
 
     def __init__(self, engine: AsyncEngine, *, is_transaction_pooled: bool) -> None:
         self._engine, self._is_transaction_pooled = engine, is_transaction_pooled

@@ -97,7 +97,8 @@ def _can_bypass(connection: Connection) -> bool:
     """Whether the statement can be sent without SQLAlchemy's listeners, log and transaction."""
     options = connection.get_execution_options()
     listeners = connection.dispatch
-    # `howdah.tracing` has one listener for each of these events. It isn't called for a statement that bypasses them.
+    # `howdah.tracing` has one listener for each of these events. A statement that bypasses SQLAlchemy doesn't call this
+    # listener.
     own = int(connection.dialect in spans_by_dialect)
     return (
         options.get("isolation_level") == "AUTOCOMMIT"

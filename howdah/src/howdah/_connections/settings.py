@@ -1,7 +1,7 @@
 """Settings of one transaction: `SET LOCAL`, in the same message as BEGIN.
 
-An engine's execution option has the settings. The listener for `begin` gives them to the driver's connection, which
-appends them to its BEGIN. PostgreSQL undoes them at the end of the transaction, so that no connection keeps them.
+The settings are an execution option of the engine. The listener for `begin` gives them to the driver's connection,
+which appends them to its BEGIN. PostgreSQL undoes them at the end of the transaction, so that no connection keeps them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _BY_METHOD: Final = "session(isolation_level=..., read_only=...)"
 _REJECTED: Final = {
     **dict.fromkeys(
         ("client_encoding", "datestyle", "extra_float_digits", "intervalstyle", "standard_conforming_strings"),
-        "values are read in its present form",
+        "the library depends on its present value",
     ),
     "timezone": "all sessions are in UTC",
-    "row_security": "it would turn row-level security off or into an error",
+    "row_security": "it would disable row-level security, or make queries fail",
     "session_authorization": "use role=... instead",
     "session_replication_role": "it would switch off triggers and foreign keys",
     "transaction_isolation": f"use {_BY_METHOD}",
@@ -79,7 +79,7 @@ class TransactionSettings:
         search_path: Sequence[str],
         schema_translate_map: Mapping[str | None, str | None],
     ) -> TransactionSettings:
-        """These settings with others, which replace those of the same name. Raises `TypeError` and `ValueError`."""
+        """A copy with these settings added or replaced. Raises `TypeError` and `ValueError`."""
         if isinstance(search_path, str):
             raise TypeError(f"search_path must be a list of schemas, not the text {search_path!r}")
         checked = {check_setting_name(name): _check_value(name, each) for name, each in values.items()}
@@ -87,7 +87,7 @@ class TransactionSettings:
             for each in names:
                 check_identifier(kind, each)
         if role is not None and role.lower() == "none":
-            raise ValueError("role can't be 'none': that is no role, but the one that has logged in")
+            raise ValueError("role can't be 'none': PostgreSQL would use the login role. Leave role out instead")
         return TransactionSettings(
             values=tuple(sorted({**dict(self.values), **checked}.items())),
             role=self.role if role is None else role,
@@ -107,7 +107,7 @@ class TransactionSettings:
     def bind(self, engine: AsyncEngine) -> AsyncEngine:
         """A copy of the engine whose transactions begin with the settings. It has the same pool and the same events.
 
-        Nothing refers to it afterwards. It takes a small part of the time of `execution_options()`.
+        Nothing keeps a reference to the copy. Making it is much faster than `execution_options()`.
         """
         sync = copy(engine.sync_engine)
         options: dict[str, Any] = {SETTINGS_OPTION: self}
@@ -121,9 +121,9 @@ class SettingsConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
     """A driver's connection whose transactions begin with settings, in the same round trip."""
 
     base_settings_sql = ""
-    """The settings of each transaction: behind a pooler, those of the connection."""
+    """The settings of every transaction: behind a pooler, the `server_settings` of the connection. Otherwise empty."""
     settings_sql = ""
-    """The settings of the current transaction of SQLAlchemy, which may begin more than one of PostgreSQL."""
+    """The settings of SQLAlchemy's current transaction. During it, the driver may begin several transactions."""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
         settings = self.base_settings_sql + self.settings_sql
@@ -144,6 +144,7 @@ def listen_for_transactions(engine: Engine) -> None:
     """Give the settings of each transaction to the driver's connection, and take them away at its end."""
 
     def begin(connection: Connection, *_xid: object) -> None:
+        """Store the settings of the transaction on the driver's connection, or clear them."""
         settings: TransactionSettings | None = connection.get_execution_options().get(SETTINGS_OPTION)
         driver: Any = connection.connection.driver_connection
         if settings is None:
@@ -188,7 +189,8 @@ async def run_in_transaction(
 ) -> ResultT:
     """Call `work` in a transaction with the settings, on a connection that SQLAlchemy has in AUTOCOMMIT.
 
-    The transaction is the driver's. So the connection can be a kept one, and `PreparedSelect` can bypass SQLAlchemy.
+    The driver begins the transaction, and SQLAlchemy doesn't know of it. So the connection can be a kept one, and
+    `PreparedSelect` can bypass SQLAlchemy.
     """
     raw: Any = await connection.get_raw_connection()
     driver = raw.driver_connection
@@ -213,7 +215,7 @@ async def _send(connection: AsyncConnection, driver: Any, statement: str) -> Non
 
 
 async def _end_failed(connection: AsyncConnection, driver: Any, error: BaseException) -> None:
-    """Roll back, or close the connection if that isn't certain to work: nothing may stay on it."""
+    """Roll back, or close the connection if that may fail: no setting may stay on the connection."""
     is_ended = False
     try:
         if isinstance(error, Exception) and not driver.is_closed():
@@ -232,8 +234,8 @@ async def _end_failed(connection: AsyncConnection, driver: Any, error: BaseExcep
 def apply_in_session(session: Session, settings: TransactionSettings) -> None:
     """Apply the settings in each transaction of a session that joins the transaction of an open connection.
 
-    The session's transaction is a savepoint. PostgreSQL keeps the settings of a released savepoint, so they are
-    restored at its end.
+    The session's transaction is a savepoint. PostgreSQL keeps the settings of a released savepoint, so the earlier
+    values are restored at its end.
     """
     restores: list[Callable[[], None]] = []
 
@@ -281,7 +283,7 @@ def _set_configs(connection: Connection, configs: Sequence[tuple[str, str]]) -> 
 def _select(connection: Connection, expressions: str, parameters: Sequence[str]) -> Sequence[Any]:
     if not parameters:
         return ()
-    # The comment excludes the statement from those that `howdah.testing.assert_statements` counts.
+    # `howdah.testing.assert_statements` doesn't count a statement with this comment.
     return connection.exec_driver_sql(f"{SETTINGS_COMMENT}SELECT {expressions}", tuple(parameters)).one()
 
 
@@ -290,7 +292,7 @@ SETTINGS_COMMENT: Final = "/* howdah settings */ "
 
 @asynccontextmanager
 async def apply_in_block(connection: AsyncConnection, settings: TransactionSettings | None) -> AsyncIterator[None]:
-    """Apply the settings, if there are any, to the statements of a block: a savepoint of an open connection."""
+    """Run the block in a savepoint of an open connection. Apply the settings to it, if there are any."""
     async with connection.begin_nested():
         if settings is None:
             yield
@@ -304,7 +306,7 @@ async def apply_in_block(connection: AsyncConnection, settings: TransactionSetti
 
 
 def quote_literal(value: str) -> str:
-    """The value as a constant of SQL, whatever `standard_conforming_strings` is."""
+    """The value as an SQL string constant, which is valid with any `standard_conforming_strings`."""
     quoted = "'" + value.replace("'", "''") + "'"
     return "E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
 
@@ -318,7 +320,7 @@ def _quote_setting(name: str) -> str:
 
 
 def check_setting_name(name: object) -> str:
-    """The name in lower case. Raises `ValueError` for a name that isn't one, or that can't be set."""
+    """The name in lower case. Raises `ValueError` for an invalid name, or for a setting that can't be set."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} isn't the name of a setting: use letters, digits and '_', such as 'app.tenant_id'")
     folded = name.lower()
@@ -332,8 +334,8 @@ def check_setting_name(name: object) -> str:
 def _check_value(name: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | UUID):
         raise TypeError(
-            f"the setting {name!r} must be a str, int or UUID, not {type(value).__name__}: a caller without a tenant "
-            "must be rejected before with_settings()"
+            f"the setting {name!r} must be a str, int or UUID, not {type(value).__name__}: reject a caller without "
+            "a value before you call with_settings()"
         )
     text = str(value)
     if not text and "." in name:

@@ -13,7 +13,7 @@ from howdah.errors import UnknownAttribute
 
 
 def build_equality_conditions(model: type[Any], values: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    """A condition for each attribute: it has this value, or it is NULL if the value is None.
+    """For each attribute the condition that it equals the value, or IS NULL if the value is None.
 
     Raises `UnknownAttribute`. A collection can't be compared.
     """
@@ -47,5 +47,5 @@ def reject_reserved_names(model: type[Any], **options: Any) -> None:
         if value and name in inspect(model).all_orm_descriptors:
             raise TypeError(
                 f"{model.__name__} has an attribute {name!r}, so this call can't take `{name}`: use the session for "
-                f"this model, or give the attribute another name and keep the column's"
+                f"this model, or rename the attribute and pass the column's name to mapped_column()"
             )

@@ -30,9 +30,9 @@ class Position(NamedTuple):
 class Cursors:
     """Writes and reads the cursors of one list query.
 
-    A cursor is bound to the order, the filters and their values. `parameters` has the values of those parameters that
-    have none in the statement. The checksum detects mistakes. It uses no secret, so
-    the contents of a cursor are checked before they become a part of a statement.
+    A cursor is bound to the order, the filters and their values. `parameters` has the values that aren't in the
+    statement, such as those of a viewer. The checksum detects mistakes. It uses no secret, so the contents of a cursor
+    are checked before they become a part of a statement.
     """
 
     _VERSION: Final = 2  # version 1 held Python values

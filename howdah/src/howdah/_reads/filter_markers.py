@@ -1,4 +1,4 @@
-"""The declarations that a filter of a list is made of: what each operator means, and the base of all declarations."""
+"""Declare filters on the fields of a model: `Filter` with its operators, `Condition`, and their base class."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ _TIME_DESCRIPTIONS: Final = {
 
 
 class FilterMarker:
-    """Metadata of a field that adds a description and a check of the values to it."""
+    """Metadata of a field. It adds a description and a check of the values to the field."""
 
     def describe(self) -> str | None:
-        """The description of a field that has none."""
+        """The description for OpenAPI, if the field has none of its own."""
         return None
 
     def check(self, value: Any) -> Any:
-        """The value. Raises `PydanticCustomError` if it can't be used."""
+        """Return the value. Raises `PydanticCustomError` if PostgreSQL can't compare it with the column."""
         return value
 
     def get_columns(self) -> Iterator[ColumnElement[Any]]:
-        """The columns that the statement must have."""
+        """The columns whose tables the statement must select from."""
         yield from ()
 
     def find_fault(self, annotation: Any) -> str | None:
@@ -93,12 +93,13 @@ class Filter(FilterMarker):
 
     - "=", "<", "<=", ">", ">=": one value. A range is half-open with ">=" and "<".
     - "in": a list of any length. An empty list finds no rows.
-    - "prefix": the text begins with the value, which has no wildcards. An index with `text_pattern_ops` supports it.
+    - "prefix": the text begins with the value. `%` and `_` are ordinary characters. An index with `text_pattern_ops`
+      supports it.
     - "full text": the text matches the value in the syntax of `websearch_to_tsquery`. `config` is the text search
       configuration. An index on `to_tsvector('<config>', column)` supports it, or an index on a column of `TSVECTOR`.
 
-    Texts are compared in upper and lower case. With `ignore_case` "=" and "prefix" compare `lower(column)` with
-    `lower(value)`, as PostgreSQL's `lower` converts them. An index on `lower(column)` supports it.
+    Text comparison is case-sensitive. With `ignore_case` "=" and "prefix" compare `lower(column)` with `lower(value)`,
+    as PostgreSQL's `lower` converts them. An index on `lower(column)` supports it.
 
     A value that the column's type can't hold, such as a too large integer or a text with NUL, is a validation error.
     """
@@ -122,11 +123,11 @@ class Filter(FilterMarker):
         if ignore_case and operator not in ("=", "prefix"):
             raise ValueError(f"ignore_case is for the operators '=' and 'prefix', not for {operator!r}")
         if (config is not None) is not (operator == "full text"):
-            raise ValueError("the operator 'full text' needs a config, such as config='english'; the others have none")
+            raise ValueError("the operator 'full text' needs config, such as 'english'; other operators have no config")
         if config is not None and _CONFIG.fullmatch(config) is None:
             raise ValueError(f"{config!r} is not the name of a text search configuration, such as 'english'")
         self.column = require_column(column)
-        # Its operators may differ from those of the expression, as those of a hybrid with a comparator do.
+        # The attribute's operators may differ from those of its expression, for example in a hybrid with a comparator.
         self._attribute = column
         self.operator = operator
         self.ignore_case = ignore_case
@@ -141,7 +142,7 @@ class Filter(FilterMarker):
     def describe(self) -> str:
         if is_time(self.kind) and self.operator in _TIME_DESCRIPTIONS:
             return _TIME_DESCRIPTIONS[self.operator]
-        return _DESCRIPTIONS[self.operator] + (", in upper or lower case" if self.ignore_case else "")
+        return _DESCRIPTIONS[self.operator] + (", ignoring case" if self.ignore_case else "")
 
     def check(self, value: Any) -> Any:
         return self._check(value)
@@ -183,10 +184,10 @@ class Filter(FilterMarker):
         return condition
 
     def build_indexed_condition(self, value: Any) -> ColumnElement[bool]:
-        """A condition that an index supports if and only if it supports this filter under any collation.
+        """A condition to test whether an index supports this filter, independent of the database's collation.
 
-        Under the collation C, a plain index supports a prefix. Another index has `text_pattern_ops`, whose operators
-        compare by bytes. `~>=~` is one of them.
+        In a column with the collation C, a plain index supports prefixes. Under another collation the index needs
+        `text_pattern_ops`, whose operators compare by bytes. `~>=~` is one of them.
         """
         if self.operator != "prefix" or getattr(self.kind, "collation", None) in _BYTE_COLLATIONS:
             return self.build_condition(value)
@@ -202,7 +203,7 @@ class Filter(FilterMarker):
         return func.lower(expression) if self.ignore_case else expression
 
     def _search(self, value: str) -> ColumnElement[bool]:
-        # The configuration is a part of the SQL text, because an index on an expression has it as a constant.
+        # The configuration is a part of the SQL text, because an index on `to_tsvector` contains it as a constant.
         config: ColumnElement[Any] = literal_column(f"'{self.config}'::regconfig")
         is_vector = isinstance(resolve_postgresql_type(self.kind), TSVECTOR)
         vector: Any = self.column if is_vector else func.to_tsvector(config, self.column)
@@ -218,7 +219,7 @@ class Condition(FilterMarker):
     label: Annotated[str | None, Condition(lambda name: Issue.labels.any(Label.name == name))] = None
 
     The function isn't called for None. A condition on another table must be an EXISTS, such as `any()` and `has()`
-    build it, or the statement must join the table.
+    build it, or the statement must join the table; otherwise `apply` raises `ValueError`.
     """
 
     def __init__(self, build: Callable[[Any], ColumnElement[bool]]) -> None:
@@ -228,8 +229,11 @@ class Condition(FilterMarker):
         return make_value_check(Text, "=")(value) if _has_text(value) else value
 
     def build_condition(self, value: Any) -> ColumnElement[bool]:
-        """The condition for a value that isn't None."""
-        return self._build(value)
+        """The condition for a value that isn't None. Raises `TypeError` if the function returns anything else."""
+        condition: Any = self._build(value)
+        if not isinstance(condition, ColumnElement) and not hasattr(condition, "__clause_element__"):
+            raise TypeError(f"the function of a Condition must return an SQL expression, not {condition!r}")
+        return condition  # type: ignore[no-any-return]
 
 
 def require_column(column: Any) -> ColumnElement[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import types
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, time
@@ -12,11 +14,11 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, EmailStr, NaiveDatetime
 from pydantic_core import PydanticCustomError
-from sqlalchemy import BigInteger, DateTime, Enum, Integer, SmallInteger, String, TypeDecorator
+from sqlalchemy import BigInteger, DateTime, Enum, Float, Integer, Numeric, SmallInteger, String, TypeDecorator
 from sqlalchemy.dialects.postgresql import CITEXT, TSVECTOR
 from sqlalchemy.types import TypeEngine
 
-from howdah._arrays import resolve_postgresql_type, writes_by_expression
+from howdah._arrays import is_single_precision, resolve_postgresql_type, writes_by_expression
 
 _COLLECTIONS: Final = (list, set, frozenset)
 _SCALARS: Final = (bool, int, float, Decimal, str, UUID, datetime, date, time)
@@ -25,8 +27,14 @@ _NULL_OPERATORS: Final = frozenset({"is null", "is not null"})
 _TEXT_OPERATORS: Final = frozenset({"prefix", "full text"})
 
 _MAX_NUMERIC_DIGITS: Final = 131_072
-# The longest word of a tsquery. A longer one is an error of the statement.
+# PostgreSQL rejects a tsquery with a longer word.
 _MAX_QUERY_BYTES: Final = 2_046
+# PostgreSQL's parser of a tsquery holds at most 32 operators, and a further one is an internal error. Before a word,
+# two of them may be AND and OR, and each "-" is one. It skips other characters that aren't in a word.
+_MAX_MINUS_SIGNS: Final = 30
+_TOO_MANY_MINUS_SIGNS: Final = re.compile(rf'(?:-[^\w"-]*){{{_MAX_MINUS_SIGNS + 1}}}')
+# The largest number of digits after the decimal point in PostgreSQL's `numeric`.
+_MAX_NUMERIC_SCALE: Final = 16_383
 
 
 def strip_optional(annotation: Any) -> Any:
@@ -64,7 +72,9 @@ def is_text(kind: TypeEngine[Any]) -> bool:
 def _converts(kind: TypeEngine[Any]) -> bool:
     """Whether the type converts parameters in Python."""
     return isinstance(kind, TypeDecorator) and (
-        type(kind).process_bind_param is not TypeDecorator.process_bind_param or _converts(kind.impl_instance)
+        type(kind).process_bind_param is not TypeDecorator.process_bind_param
+        or type(kind).bind_processor is not TypeDecorator.bind_processor
+        or _converts(kind.impl_instance)
     )
 
 
@@ -131,12 +141,14 @@ def _find_enum_fault(value: Any, plain: Enum) -> str | None:
 
 
 def _get_python_type(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> Any:
+    if isinstance(plain, Numeric) and not isinstance(plain, Float):
+        return Decimal  # with asdecimal=False, too: a float is hardly ever equal to a decimal number
     for each in (kind, plain):
         try:
             python_type = each.python_type
         except NotImplementedError:
             continue
-        if python_type is not object:  # what a TypeDecorator has by default
+        if python_type is not object:  # the default of a TypeDecorator
             return python_type
     return None
 
@@ -162,7 +174,7 @@ def _check_item(item: Any, get_type: Callable[[], TypeEngine[Any]], operator: st
     match item:
         case None | bool() | UUID():
             return
-        case PythonEnum():  # the column has its values
+        case PythonEnum():  # the annotation is the column's own enum, so every member is valid
             return
         case str():
             _check_text(item, operator)
@@ -172,10 +184,30 @@ def _check_item(item: Any, get_type: Callable[[], TypeEngine[Any]], operator: st
                 raise PydanticCustomError(
                     "out_of_range", "the column holds integers from {low} to {high}", {"low": low, "high": high}
                 )
-        case Decimal() if item.is_finite() and not -_MAX_NUMERIC_DIGITS < item.adjusted() < _MAX_NUMERIC_DIGITS:
+        case float() if is_single_precision(get_type()) and not _fits_in_single_precision(item):
+            raise PydanticCustomError("out_of_range", "the number is too large for the column")
+        case Decimal() if item.is_finite() and not _fits_in_numeric(item):
             raise PydanticCustomError("out_of_range", "the number has too many digits")
+        case time() if (item.tzinfo is not None) is not getattr(resolve_postgresql_type(get_type()), "timezone", False):
+            raise PydanticCustomError(
+                "time_zone", "the column holds times " + ("without an offset" if item.tzinfo else "with an offset")
+            )
         case datetime() if item.utcoffset() is not None and not _fits(item):
             raise PydanticCustomError("out_of_range", "the time is outside of the years 1 to 9999 in UTC")
+
+
+def _fits_in_single_precision(number: float) -> bool:
+    try:
+        struct.pack("<f", number)  # without "<" a too large number becomes infinite
+    except OverflowError:
+        return False
+    return True
+
+
+def _fits_in_numeric(number: Decimal) -> bool:
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int)  # it is finite
+    return -_MAX_NUMERIC_DIGITS < number.adjusted() < _MAX_NUMERIC_DIGITS and exponent >= -_MAX_NUMERIC_SCALE
 
 
 def _check_text(text: str, operator: str) -> None:
@@ -190,6 +222,10 @@ def _check_text(text: str, operator: str) -> None:
     if operator == "full text" and length > _MAX_QUERY_BYTES:
         raise PydanticCustomError(
             "too_long", "a search can have at most {limit} bytes in UTF-8", {"limit": _MAX_QUERY_BYTES}
+        )
+    if operator == "full text" and _TOO_MANY_MINUS_SIGNS.search(text):
+        raise PydanticCustomError(
+            "too_many_signs", "a search can have at most {limit} times '-' without a word", {"limit": _MAX_MINUS_SIGNS}
         )
 
 

@@ -24,7 +24,7 @@ def add_load_options(statement: Select[Any], load: LoadOptions) -> Select[Any]:
 
 
 async def load_relationships(session: AsyncSession, instance: object, load: LoadOptions) -> None:
-    """Load these relationships of an object whose row was written. Those that it has already are loaded again.
+    """Load these relationships of an object whose row was written. Those that are loaded already are loaded again.
 
     One statement reads the object's row, and one more is sent for each relationship. If `load` has a loader option, all
     other relationships of the object are expired too.
@@ -44,7 +44,7 @@ async def load_relationships(session: AsyncSession, instance: object, load: Load
         raise NotFound(model, [build_key(key)])
     if found is not instance:
         raise InvalidRequestError(
-            f"PostgreSQL stores the key of this {model.__name__} in another form than it was passed, so its "
+            f"PostgreSQL stores the key of this {model.__name__} in another form than the one you passed, so its "
             "relationships can't be loaded: pass the key as it is stored, or `get` the object after the write"
         )
 

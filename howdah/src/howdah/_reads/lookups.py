@@ -1,4 +1,4 @@
-"""The statements that read the rows of a view by key, their parameters, and the bodies in their rows."""
+"""Read the rows of a view by key: the statements, their parameters, and the JSON from their results."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ _TIME_CLOCKS: Final = frozenset({"gmtime", "localtime", "time", "time_ns"})
 # A literal time in the code has no microseconds. A recent time with microseconds comes from a clock.
 _RECENT_PERIOD: Final = timedelta(hours=1)
 
+# Python calls this function for `if viewer.role == "admin"`.
 _BOOL_OF_COMPARISON: Final = BinaryExpression.__bool__.__code__
 
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -55,7 +56,7 @@ class RowFilters:
     def get(self, entity: Any, columns: ViewerColumns | None) -> list[ColumnElement[bool]]:
         """The criteria for the entity's class and its base classes.
 
-        The viewer's values are parameters, or with `columns` columns of the table of requested keys.
+        The viewer's values are parameters. With `columns` they are columns of the table of requested keys.
         """
         mapper, criteria = inspect(entity).mapper, []
         for model in self._where:
@@ -88,7 +89,7 @@ class RowFilters:
 
 
 def _needs_viewer(model: type[Any], row_filter: Any) -> bool:
-    """Whether the filter has two parameters. Raises `ViewCompileError` for any other number but one."""
+    """Whether the filter has two parameters. Raises `ViewCompileError` if it has neither one nor two."""
     try:
         parameters = python_inspect.signature(row_filter).parameters.values()
     except (TypeError, ValueError):  # a function that is written in C
@@ -144,11 +145,12 @@ def _check_row_filter(model: type[Any], row_filter: RowFilter) -> None:
 
 
 def _evaluate_watched(row_filter: RowFilter, entity: Any) -> tuple[Any, list[str]]:
-    """The criterion, and what is wrong with the calls that made it, such as one that reads a context variable.
+    """The criterion, and a text for each call that its function must not make, such as a read of the clock.
 
     A criterion doesn't show where its values came from, so the calls are watched. A profile function sees every call of
     a function that is written in C, and the functions of clocks and context variables are written in C. It also sees
-    that Python decides on a comparison with the viewer: SQLAlchemy answers `if viewer.role == "admin"` with False.
+    calls of `bool()` on a comparison with the viewer, such as `if viewer.role == "admin"`, for which SQLAlchemy would
+    return False.
     """
     volatile_inputs: list[str] = []
 

@@ -34,7 +34,7 @@ class Sort(FilterMarker):
 
     def __init__(self, columns: Mapping[str, SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]]) -> None:
         if not columns or any(not name or name.startswith("-") for name in columns):
-            raise ValueError("Sort needs the columns by name, and no name begins with '-'")
+            raise ValueError("Sort needs at least one name, and a name must not be empty or begin with '-'")
         self._columns = {
             name: [_parse_sort_column(each) for each in (value if isinstance(value, Sequence) else [value])]
             for name, value in columns.items()
@@ -46,7 +46,7 @@ class Sort(FilterMarker):
     def check(self, value: Any) -> Any:
         names = [each.removeprefix("-") for each in _to_names(value)]
         if len({*names}) < len(names):
-            raise PydanticCustomError("repeated_name", "a name can be in the order once")
+            raise PydanticCustomError("repeated_name", "each name can occur only once")
         return value
 
     def get_columns(self) -> Iterator[ColumnElement[Any]]:
@@ -60,7 +60,7 @@ class Sort(FilterMarker):
         if unknown := members - {sign + name for name in self._columns for sign in ("", "-")}:
             return f"Sort has no column for {', '.join(map(repr, sorted(unknown)))}"
         if unused := self._columns.keys() - {str(each).removeprefix("-") for each in members}:
-            return f"the Literal doesn't have {', '.join(map(repr, sorted(unused)))}, which Sort has"
+            return f"Sort has {', '.join(map(repr, sorted(unused)))}, which the Literal lacks"
         return None
 
     def get_members(self, annotation: Any) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class Sort(FilterMarker):
     def build_order(self, value: str | Sequence[str] | None) -> list[ColumnElement[Any]]:
         """The clauses for ORDER BY."""
         return [
-            _direct(column, nulls, is_descending=name.startswith("-"))
+            _build_clause(column, nulls, is_descending=name.startswith("-"))
             for name in _to_names(value)
             for column, nulls in self._columns[name.removeprefix("-")]
         ]
@@ -86,8 +86,8 @@ def _parse_sort_column(column: Any) -> tuple[ColumnElement[Any], Any]:
     return clause, nulls
 
 
-def _direct(column: ColumnElement[Any], nulls: Any, *, is_descending: bool) -> ColumnElement[Any]:
-    """The clause for ORDER BY. Declared NULLs stay where they are in both directions."""
+def _build_clause(column: ColumnElement[Any], nulls: Any, *, is_descending: bool) -> ColumnElement[Any]:
+    """The clause for ORDER BY. A declared place of NULLs is the same in both directions."""
     clause = column.desc() if is_descending else column.asc()
     match nulls:
         case None:

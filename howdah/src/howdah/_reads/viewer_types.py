@@ -1,4 +1,4 @@
-"""The types of a viewer's attributes. A value is converted exactly to the type that it is compared with, or refused.
+"""The types of a viewer's attributes. A value is converted exactly to the type of the compared column, or rejected.
 
 The conversion runs before anything is sent, so a wrong value fails only its own call. All values of one attribute have
 the same SQL type, without a length or precision: a cast to `VARCHAR(5)` would truncate a longer text.
@@ -60,7 +60,7 @@ class ViewerType:
     """Whether two converted values are equal in Python if and only if they are the same value for PostgreSQL."""
     is_list: bool = False
     source: object = None
-    """What two types with converters of their own (enums, custom types) must share to be the same type."""
+    """Identifies the converter of an enum or a custom type. Types with different sources are different types."""
 
     @property
     def parameter_type(self) -> TypeEngine[Any]:
@@ -68,7 +68,7 @@ class ViewerType:
         return Array(self.kind) if self.is_list else self.kind
 
     def convert(self, value: Any, name: str) -> Any:
-        """The value that is sent, a tuple if it is a list. Raises `InvalidValue` if the value isn't of this type."""
+        """The value for sending, with a tuple for a list. Raises `InvalidValue` if the value isn't of this type."""
         if value is None:
             return None  # SQL NULL, which is equal to nothing
         try:
@@ -87,7 +87,7 @@ class ViewerType:
 
 
 def merge_types(first: ViewerType, second: ViewerType) -> ViewerType | None:
-    """The type for an attribute that is compared with both types. Integers have the larger one. None if they differ."""
+    """The type of an attribute that is compared with both: for integers the larger one, None for different types."""
     if first.is_list is not second.is_list or first.source != second.source:
         return None
     if isinstance(first.kind, Integer) and isinstance(second.kind, Integer):
@@ -100,6 +100,8 @@ def find_viewer_type(kind: TypeEngine[Any], *, is_list: bool) -> ViewerType | No
     original, plain = kind, kind.dialect_impl(_DIALECT)
     decorators: list[TypeDecorator[Any]] = []
     while isinstance(plain, TypeDecorator):
+        if type(plain).bind_processor is not TypeDecorator.bind_processor:
+            return None  # a conversion that can't be called for one value
         if type(plain).process_bind_param is not TypeDecorator.process_bind_param:
             decorators.append(plain)
         original, plain = plain.impl_instance, plain.impl_instance.dialect_impl(_DIALECT)
@@ -125,7 +127,7 @@ def find_viewer_type(kind: TypeEngine[Any], *, is_list: bool) -> ViewerType | No
 def _find_plain_type(
     plain: TypeEngine[Any], original: TypeEngine[Any]
 ) -> tuple[TypeEngine[Any], Callable[[Any], Any], bool] | None:
-    """The type that is sent, the conversion of a value, and whether converted values are exact."""
+    """The type that is sent, the conversion of a value, and `has_exact_items`."""
     match plain:
         case Uuid() if plain.native_uuid:
             return Uuid(), _to_uuid, True

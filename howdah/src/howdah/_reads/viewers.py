@@ -1,4 +1,4 @@
-"""The viewer of a view: `lambda order, viewer: order.user_id == viewer.user_id`.
+"""The viewer (who reads a view) in row filters: `lambda order, viewer: order.user_id == viewer.user_id`.
 
 A row filter is evaluated when the view is made, with a `Viewer` that has no values. Each `viewer.user_id` is an SQL
 parameter without a type. Its type is that of the expression that it is compared with. So the filter becomes SQL in two
@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     BinaryExpression,
     BindParameter,
     Boolean,
@@ -51,7 +52,7 @@ _PATTERNS: Final = frozenset({operators.like_op, operators.not_like_op, operator
 
 
 class Viewer:
-    """What a row filter gets as its viewer. Any public attribute of it is a symbol for the value at a later call."""
+    """The viewer that a row filter is called with. Its attributes stand for values that a later read passes."""
 
     def __init__(self, columns: ViewerColumns | None = None) -> None:
         self._columns = columns
@@ -108,7 +109,7 @@ class ViewerParameter(BindParameter[Any]):
 
 
 class ViewerColumn(ViewerParameter):
-    """The value of an attribute, as a column of the table of requested keys. Its type has the text of the SQL."""
+    """The value of an attribute, as a column of the table of requested keys. Its type holds the SQL text."""
 
     inherit_cache = True
 
@@ -159,6 +160,7 @@ class ViewerAttributes:
 
     def collect(self, criterion: Any, path: str) -> None:
         """Add the attributes of this criterion. Raises `ViewCompileError` if the type of one is unknown."""
+        _reject_common_table_expressions(criterion, path)
         for parameter, kind, is_list in _iterate_uses(criterion):
             name = parameter.attribute
             if kind is None or isinstance(kind, NullType):
@@ -201,7 +203,7 @@ class ViewerAttributes:
         return criterion
 
     def read(self, viewer: Any) -> tuple[Any, ...]:
-        """The values of a viewer, in the form that is sent: an object with these attributes, or a mapping.
+        """The values of a viewer in the form that is sent. The viewer is an object with these attributes, or a mapping.
 
         Raises `TypeError` without a viewer or if it lacks an attribute. Raises `InvalidValue` for a wrong value.
         """
@@ -276,8 +278,24 @@ def _build_error(name: str, path: str = "where") -> ViewCompileError:
     )
 
 
+def _reject_common_table_expressions(criterion: Any, path: str) -> None:
+    """Raise `ViewCompileError` for a CTE with the viewer in it.
+
+    SQLAlchemy writes it at the beginning of the statement, where the table of requested keys can't be used.
+    """
+    for part in visitors.iterate(criterion):
+        if isinstance(part, CTE) and not part.nesting:
+            for inner in visitors.iterate(part.element):
+                if isinstance(inner, ViewerParameter):
+                    raise ViewCompileError(
+                        path,
+                        f"viewer.{inner.attribute} is in a CTE, which is the same for all viewers of a statement: "
+                        "write subquery(), or cte(nesting=True)",
+                    )
+
+
 def _iterate_uses(criterion: Any) -> Iterator[tuple[ViewerParameter, TypeEngine[Any] | None, bool]]:
-    """The viewer's attributes in a criterion, each with the type that it must have, and whether it is a list of it."""
+    """The viewer's attributes in a criterion. For each its type, and whether it is a list of this type."""
     if isinstance(_ungroup(criterion), ViewerParameter):
         yield _ungroup(criterion), Boolean(), False
     for parent in visitors.iterate(criterion):
@@ -294,7 +312,7 @@ def _iterate_uses(criterion: Any) -> Iterator[tuple[ViewerParameter, TypeEngine[
 
 
 def _infer_type(parent: Any, child: Any) -> tuple[TypeEngine[Any] | None, bool]:
-    """The type of an attribute from the expression that it is directly in, and whether it is a list of that type."""
+    """Infer the type of an attribute (`child`) from its parent expression, and whether it is a list of this type."""
     if isinstance(parent, Cast):
         return _split_list(parent.type)
     if isinstance(parent, BooleanClauseList) or (

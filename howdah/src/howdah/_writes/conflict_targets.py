@@ -51,7 +51,7 @@ class ConflictTarget:
 
     `names` are the attributes of the columns in the elements. If `is_plain` is true, a row has at most one row with
     equal values of these attributes, and none if one of them is NULL. Otherwise only PostgreSQL knows which rows
-    conflict: the index has expressions or a predicate, or finds NULLs equal.
+    conflict: the index has expressions, a predicate, or NULLS NOT DISTINCT.
     """
 
     names: tuple[str, ...]
@@ -68,7 +68,7 @@ class ConflictTarget:
         return all(fits_in_array(inspect(model).columns[name]) for name in self.names)
 
     def select_occurrences(self, model: type[Any], columns: Mapping[str, Sequence[Any]]) -> Select[Any]:
-        """A SELECT of the position of each row, and of the number of rows up to it that have an equal target."""
+        """A SELECT of each row's position, and of its number among the rows with an equal target, from 1."""
         sent: dict[str, tuple[Column[Any], Iterable[Any]]] = {}
         for name in self.names:
             column = inspect(model).columns[name]
@@ -147,18 +147,17 @@ def _find_by_name(model: type[Any], name: str) -> Unique:
 
 
 def _build_target(model: type[Any], unique: Unique) -> ConflictTarget:
+    """The target of a constraint or index. Raises `ValueError` if ON CONFLICT can't use it."""
     mapper: Mapper[Any] = inspect(model)
     if unique.table is not mapper.local_table or (isinstance(unique, Index) and not unique.unique):
         raise ValueError(f"`on` must be a unique constraint or a unique index of {mapper.local_table}, not {unique!r}")
     if _is_deferrable(unique):
-        raise ValueError(
-            f"{unique.name} is deferrable, and PostgreSQL finds no conflicts by it: make it NOT DEFERRABLE"
-        )
+        raise ValueError(f"{unique.name} is deferrable, so ON CONFLICT can't use it: make it NOT DEFERRABLE")
     options = unique.dialect_options["postgresql"]
     elements = _get_elements(unique)
     columns = dict.fromkeys(part for element in elements for part in iterate(element) if isinstance(part, Column))
     if any(isinstance(part, TextClause) or type(part) is ColumnClause for each in elements for part in iterate(each)):
-        raise ValueError(f"{unique.name} names its columns in a text: write its expressions with mapped columns")
+        raise ValueError(f"{unique.name} contains SQL text: write its expressions with mapped columns")
     try:
         names = tuple(mapper.get_property_by_column(column).key for column in columns)
     except UnmappedColumnError as error:
@@ -193,7 +192,7 @@ def _without_direction(element: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def _with_literals(element: ColumnElement[Any]) -> Any:
-    """The expression with its values as literals. PostgreSQL can't compare parameters with those of an index."""
+    """The expression with its values as literals. PostgreSQL doesn't match a parameter with a constant in an index."""
     return _replace_parts(
         element, lambda part: part.render_literal_execute() if isinstance(part, BindParameter) else None
     )
@@ -204,6 +203,6 @@ def _replace_columns(element: ColumnElement[Any], replace: Callable[[Column[Any]
 
 
 def _replace_parts(element: ColumnElement[Any], replace: Callable[[Any], Any]) -> Any:
-    """A copy of the expression in which each part for which `replace` doesn't return None is replaced."""
+    """A copy of the expression. Each part is replaced by the result of `replace`, unless that is None."""
     visit: Any = lambda part, **_: replace(part)  # noqa: E731  # SQLAlchemy's protocol for it is private
     return replacement_traverse(element, {}, visit)

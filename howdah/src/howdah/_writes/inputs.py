@@ -1,4 +1,4 @@
-"""The checks of a bulk write's arguments, and the keys in them."""
+"""Check the arguments of a bulk write, and collect their keys."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def check_update_values(model: type[Any], values: Mapping[str, Any]) -> None:
     """Raise an error if an UPDATE of many rows can't set these values."""
     reject_joined_tables(model)
     reject_non_columns(model, values)
-    if not {*get_key_names(model), get_version_name(model)}.isdisjoint(values):
+    fixed = {*get_key_names(model), get_version_name(model)}
+    if rejected := [name for name in values if name in fixed]:
         raise ValueError(
-            f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(values)}"
+            f"the key and the version of {model.__name__} rows can't be set, so leave them out: {', '.join(rejected)}"
         )
 
 
 def reject_array_keys(model: type[Any]) -> None:
     """Raise `TypeError` for a model with an array in its key: many such keys can't be sent as an array."""
     if any(isinstance(resolve_postgresql_type(column.type), ARRAY) for column in inspect(model).primary_key):
-        raise TypeError(f"the key of {model.__name__} has an array, so its rows can't be updated together: update each")
+        raise TypeError(f"the key of {model.__name__} has an array, so update_many can't be used: update each row")
 
 
 def check_upsert(model: type[Any], on: ConflictOn | None, update: Sequence[str] | None) -> ConflictTarget:
@@ -50,8 +51,8 @@ def check_upsert(model: type[Any], on: ConflictOn | None, update: Sequence[str] 
     target = resolve_conflict_target(model, on)
     reject_non_columns(model, update or ())
     fixed = {*get_key_names(model), get_version_name(model), *(target.names if target.is_plain else ())}
-    if update is not None and not fixed.isdisjoint(update):
-        raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(update)}")
+    if rejected := [name for name in update or () if name in fixed]:
+        raise ValueError(f"`update` can't name the key, the version or an attribute of `on`: {', '.join(rejected)}")
     return target
 
 
@@ -67,8 +68,8 @@ def collect_keys_of_rows(model: type[Any], rows: Sequence[object], chunk_size: i
 def prepare_keys(model: type[Any], ids: Iterable[Any]) -> tuple[Sequence[Any], Sequence[int]]:
     """The keys to write, and the position of each in the input.
 
-    An exact key that occurs several times is returned once, with its first position. Other keys are all returned,
-    because only PostgreSQL knows which of them are equal.
+    If the model has exact keys (see `has_exact_keys`), a key that occurs several times is returned once, with its first
+    position. Otherwise all keys are returned, because only PostgreSQL knows which of them are equal.
     """
     keys = normalize_keys(model, collect_keys(model, ids))
     if not has_exact_keys(model) or len({*keys}) == len(keys):

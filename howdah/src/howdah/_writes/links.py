@@ -69,7 +69,7 @@ class LinkTable:
 
 
 def get_association_table(relationship: Any) -> Table:
-    """The association table of a many-to-many relationship. Raises `TypeError`."""
+    """The association table of a many-to-many relationship. Raises `TypeError` if it has none."""
     prop = getattr(relationship, "property", None)
     if not isinstance(prop, RelationshipProperty) or not isinstance(prop.secondary, Table):
         raise TypeError(f"{relationship} has no association table: pass a many-to-many relationship, such as Post.tags")

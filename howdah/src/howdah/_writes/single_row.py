@@ -40,7 +40,7 @@ async def upsert_row(
     values = normalized[0]
     missing = [name for name in (*target.names, *(update or ())) if name not in values]
     if missing:
-        raise ValueError(f"the row must name {', '.join(missing)}")
+        raise ValueError(f"the row has no value for {', '.join(missing)}")
     version = get_version_name(model)
     if version in values:
         raise ValueError(f"an upsert can't check a version: leave {version} out of the row")
@@ -68,7 +68,7 @@ def check_unique_attributes(model: type[Any], attributes: Mapping[str, Any], def
     reject_non_columns(model, (*attributes, *defaults))
     both = attributes.keys() & defaults.keys()
     if both:
-        raise ValueError(f"{', '.join(sorted(both))} can't be in `defaults` too: the row is searched by it")
+        raise ValueError(f"{', '.join(sorted(both))} can't be in `defaults` too: pass it once")
     empty = [name for name, value in attributes.items() if value is None]
     if empty:
         raise ValueError(
@@ -83,6 +83,7 @@ def check_unique_attributes(model: type[Any], attributes: Mapping[str, Any], def
 
 
 async def _insert_or_find(session: AsyncSession, upsert: Upsert, values: dict[str, Any]) -> tuple[Any, bool]:
+    """Write the row, or read the row that it conflicts with. Returns its object, and whether it is new."""
     await session.flush()
     statement = _build_statement(upsert)
     keys = get_key_names(upsert.model)
@@ -140,7 +141,7 @@ async def _write(
 
 
 async def _find(session: AsyncSession, upsert: Upsert, values: dict[str, Any]) -> Any:
-    """The existing row that the values conflict with. A statement of its own sees rows that were committed just now."""
+    """The existing row that the values conflict with. A new statement sees rows that were committed just now."""
     mapper = inspect(upsert.model)
 
     def bind(column: Any) -> ColumnElement[Any]:

@@ -20,8 +20,8 @@ from howdah.locking import Match, find_missing_keys, lock_cte, lock_matches
 UNSYNCHRONIZED: Final = {"synchronize_session": False}
 _POSITION: Final = Column("position", Integer)
 
-# The limits of a statement with columns that can't be sent as arrays: a statement can have at most 32,767 parameters,
-# and SQLAlchemy compiles such a statement again each time, which takes longer per row if there are more rows.
+# The limits of a statement with columns that can't be sent as arrays. A statement can have at most 32,767 parameters.
+# SQLAlchemy compiles such a statement each time, and the time per row grows with the number of rows.
 _LISTED_ROWS: Final = 1000
 _LISTED_PARAMETERS: Final = 30_000
 

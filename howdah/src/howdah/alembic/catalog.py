@@ -20,8 +20,9 @@ from howdah.alembic.running import run_blocking
 from howdah.database import Database
 
 _DESCRIPTION: Final = "name, definition, problem, is_guarded"
-# PostgreSQL shows `state IN ('a', 'b')` as ARRAY['a'::character varying, 'b'::character varying]::text[]. If this text
-# defines a constraint, it is shown with other casts. Each cast is from one type of text to another one.
+# PostgreSQL shows `state IN ('a', 'b')` as ARRAY['a'::character varying, 'b'::character varying]::text[]. After a
+# constraint is created from this text, PostgreSQL shows other casts. All of them are casts between text types, so they
+# are ignored.
 _TEXT_ARRAY: Final = re.compile(
     r"ARRAY\[('(?:[^']|'')*'(?:::character varying|::text)*(?:, '(?:[^']|'')*'(?:::character varying|::text)*)*)\]"
     r"(?:::text\[\]|::character varying\[\])*"
@@ -92,7 +93,7 @@ def compare_catalogs(
 
 
 def normalize(definition: str) -> str:
-    """The definition without casts of the texts in an array, which PostgreSQL doesn't show in one way."""
+    """The definition without the casts of texts in an array, because PostgreSQL shows them in several ways."""
     return _TEXT_ARRAY.sub(lambda found: "ARRAY[" + _QUOTED_OR_CAST.sub(r"\1", found[1]) + "]", definition)
 
 

@@ -6,9 +6,9 @@
 -- The parameter tables: objects of other tables are left out; NULL means all tables. Functions and settings are always listed
 -- The parameter schemas: names of schemas; NULL or '' means the current schema
 --
--- create_sql and drop_sql create and drop the object. alter_sql are statements that give an object of this name this
--- definition; those that another definition has too needn't be executed. PostgreSQL computes these columns only if they
--- are selected.
+-- create_sql and drop_sql create and drop the object. alter_sql are the statements that give an existing object
+-- of this name this definition. A statement that is also in the alter_sql of the existing object can be skipped.
+-- PostgreSQL computes these columns only if they are selected.
 WITH schema AS (
     SELECT oid, quote_ident(nspname) AS name, CASE WHEN nspname <> current_schema() THEN quote_ident(nspname) || '.' ELSE '' END AS prefix
     FROM pg_namespace

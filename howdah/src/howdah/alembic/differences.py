@@ -35,7 +35,7 @@ _KINDS: Final = (
 )
 # These are created before the tables that use them.
 _BEFORE_TABLES: Final = ("schema", "extension", "type", "sequence")
-# These are dropped before tables, because they may depend on them.
+# These are dropped before tables, because an object of these kinds may depend on a table.
 _BEFORE_DROPS: Final = ("trigger", "policy", "view", "function")
 
 
@@ -142,7 +142,7 @@ class Change:
 
 
 def changes_before(found: Schema, expected: Schema) -> Iterator[Change]:
-    """The changes to make before tables are created or dropped: new types, and functions that are gone."""
+    """Changes to make before tables are created or dropped: create types and sequences, drop functions and views."""
     for name in _sorted(expected, _BEFORE_TABLES, without=found):
         yield from _create(name, expected[name])
     for name in reversed(_sorted(found, _BEFORE_DROPS, without=expected)):
@@ -150,7 +150,7 @@ def changes_before(found: Schema, expected: Schema) -> Iterator[Change]:
 
 
 def changes_after(found: Schema, expected: Schema) -> Iterator[Change]:
-    """The changes that remove the differences, as far as there are statements: drops, alterations, new objects."""
+    """The changes that remove the differences: drops, alterations, new objects. Not every change has a statement."""
     changed = {name for name, each in expected.items() if name in found and is_changed(found[name], each)}
     altered = {name for name in changed if expected[name].alter_sql}
     replaced = changed - altered

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Draft:
-    """A new migration, or two.
+    """A draft of one migration, or of two if constraints or indexes of existing tables change.
 
     Alembic compares the models with the database, and proposes operations. `complete` executes their source in a
     transaction, compares the catalog with the `expected` schema, and adds the statements that are missing. Constraints
@@ -108,7 +108,7 @@ def _new_script(message: str, revision: str) -> MigrationScript:
 
 
 def _flatten(operations: Sequence[MigrateOperation]) -> list[MigrateOperation]:
-    """The operations, with those of each table one by one."""
+    """The operations as a flat list. Alembic groups the operations of a table."""
     from alembic.operations.ops import ModifyTableOps
 
     return [

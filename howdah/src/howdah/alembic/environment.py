@@ -1,4 +1,4 @@
-"""The work of `env.py`: connect, lock, and run what Alembic was asked for."""
+"""`run_migrations`, the body of `env.py`: connect, lock, and run Alembic's command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CALL: Final = "howdah"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What `env.py` has passed to `run_migrations`."""
+    """The arguments that `env.py` has passed to `run_migrations`."""
 
     metadata: MetaData
     url: str | URL | None
@@ -46,7 +46,7 @@ class Environment:
 
     @property
     def schemas(self) -> list[str] | None:
-        """The schemas of the tables, or None if all are in the current one, which is also the empty name."""
+        """The schemas of the tables; '' is the current schema. None if all tables are in the current schema."""
         named = {table.schema or "" for table in self.metadata.tables.values()}
         return None if named <= {""} else sorted({"", *named})
 
@@ -57,7 +57,7 @@ class Environment:
 
 @dataclass(slots=True)
 class Call:
-    """What this library asks of `env.py`, and what `env.py` answers.
+    """A call of `env.py` by this library, with its arguments and results.
 
     `run_migrations` finds it in the attributes of Alembic's configuration. With `is_question` it only stores the
     environment.
@@ -85,14 +85,15 @@ def run_migrations(
     lock_attempts: int = 10,
     **options: Any,
 ) -> None:
-    """Do what Alembic was asked for. This call is the body of `env.py`.
+    """Run Alembic's current command. Call it in `env.py`.
 
     `metadata` has the tables. `url` is the URL of the database, as `Database` takes it. None means that each command
-    gets a URL. `sql` is a folder of .sql files, which define functions, triggers and policies. Each of their statements
-    must be one that can be executed again.
+    gets a URL. `sql` is a folder of .sql files, which define functions, triggers and policies. Each statement must be
+    repeatable, such as CREATE OR REPLACE FUNCTION.
 
-    - One process migrates a database at a time. Others wait for it, at most `wait` seconds: `MigrationBlocked`.
-    - Each migration is a transaction. There is no timeout of statements.
+    - One process migrates a database at a time. Other processes wait for it, and raise `MigrationBlocked` after `wait`
+      seconds.
+    - Each migration is a transaction. Its statements have no timeout.
     - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then, or
       after a deadlock, it is rolled back, and started again after a pause. After `lock_attempts` attempts
       `MigrationBlocked` is raised.
@@ -213,7 +214,7 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
     steps: list[Any] | None = None
 
     def remaining(revision: Any, migration_context: Any) -> Any:
-        """The steps that are left. They are found once: `+1` and `-1` would mean other steps after the first one."""
+        """The steps that are left. They are found only once, because `+1` and `-1` are relative to the revision."""
         nonlocal steps
         if steps is None:
             steps = list(find_steps(revision, migration_context))

@@ -1,4 +1,4 @@
-"""The migrations of a project, and what can be done with them."""
+"""The migrations of a project: write, check and apply them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _ALEMBIC: Final = threading.RLock()
 
 @dataclass(frozen=True, slots=True)
 class NewMigration:
-    """A migration that was written. `paths` has a second file for constraints and indexes of existing tables.
+    """A migration that was written. `paths` has a second file if constraints or indexes of existing tables change.
 
-    `problems` says what the migration doesn't do, or does wrong: complete it by hand. `downgrade_problems`
+    `problems` are errors and differences that remain after the migration: complete it by hand. `downgrade_problems`
     says what a downgrade doesn't restore. `is_empty` is true if the models and the .sql files need no migration.
     """
 
@@ -55,7 +55,7 @@ class CheckReport:
 
     `differences` says how the migrated schema differs from that of the models and the .sql files.
     `findings` are statements that block a service. `unneeded` are accepted findings that don't occur. `catalog`
-    describes the latter schema.
+    describes the schema of the models and the .sql files.
     """
 
     differences: list[str] = field(default_factory=list)
@@ -80,9 +80,9 @@ class CheckReport:
 class Migrations:
     """The migrations in `folder`: the folder with `env.py` and `versions/`.
 
-    Every method that isn't `async` blocks. It may be called while an event loop runs, but better in a thread
-    (`asyncio.to_thread`). A URL that is None means the one that `env.py` passes to `run_migrations`.
-    `command` is the command that applies migrations, for messages.
+    Every method that isn't `async` blocks. While an event loop runs, call it in a thread (`asyncio.to_thread`), because
+    it blocks the loop. If a URL is None, the URL is used that `env.py` passes to `run_migrations`. `command` is the
+    command that applies migrations, for messages.
     """
 
     def __init__(self, folder: Path | str, *, command: str = "howdah migrate up") -> None:
@@ -111,7 +111,7 @@ class Migrations:
         return self._head
 
     def environment(self) -> Environment:
-        """What `env.py` passes to `run_migrations`. No connection is opened."""
+        """The arguments that `env.py` passes to `run_migrations`. No connection is opened."""
         from alembic.util.exc import CommandError
 
         call = Call(is_question=True)
@@ -127,7 +127,7 @@ class Migrations:
         return call.environment
 
     def upgrade(self, url: str | URL | None = None, revision: str = "head") -> list[str]:
-        """Apply the migrations up to `revision`, and return what was done, a text for each of them.
+        """Apply the migrations up to `revision`. Returns a text for each applied migration.
 
         Raises `MigrationBlocked` if another process is migrating, or if a lock isn't released. Raises Alembic's
         `CommandError` if the database is at a revision that doesn't exist in the folder.
@@ -174,11 +174,11 @@ class Migrations:
             command.upgrade(config, revisions, sql=True)
 
     def new(self, message: str, *, server_url: str | URL | None = None) -> NewMigration:
-        """Write the migration that brings the newest revision to the models and the .sql files.
+        """Write a migration from the newest revision to the schema of the models and the .sql files.
 
-        It is written and then tested on a scratch database on the server of `server_url`; by default that of `env.py`.
-        Changed .sql files are copied into the folder with the migration's name, so that later changes of them don't
-        change this migration.
+        It is written and then tested on a scratch database on the server of `server_url`. By default this is the URL of
+        `env.py`. Changed .sql files are copied into the folder with the migration's name, so that later changes of them
+        don't change this migration.
         """
         environment = self.environment()
         with self._scratch(environment, server_url) as url:
@@ -201,7 +201,7 @@ class Migrations:
     def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
         """Compare the migrated schema with that of the models and the .sql files, and lint the migrations.
 
-        Both are created in a scratch database on the server of `server_url`; the URL of `env.py`, by default.
+        Both are created in a scratch database on the server of `server_url`. By default this is the URL of `env.py`.
         """
         environment = self.environment()
         recorder = StatementRecorder()
@@ -221,7 +221,7 @@ class Migrations:
         return replace(report, findings=findings, unneeded=unneeded)
 
     def _try(self, url: str, environment: Environment, expected: Mapping[str, Any]) -> Iterator[str]:
-        """Run the new migration. The problems are its error, or the differences that it leaves."""
+        """Run the new migration. Yields its error, or the differences that remain after it."""
         try:
             self.upgrade(url)
         except (SQLAlchemyError, HowdahError, NameError, ImportError, AttributeError, TypeError, SyntaxError) as error:
@@ -268,6 +268,7 @@ class Migrations:
         return versions
 
     def _migrate(self, call: Call, name: str, revision: str) -> list[str]:
+        """Run Alembic's command of this name. Explains the error if the database is at an unknown revision."""
         from alembic import command
         from alembic.script.revision import ResolutionError
         from alembic.util.exc import CommandError
@@ -293,6 +294,7 @@ class Migrations:
             yield config
 
     def _config(self, **options: Any) -> Config:
+        """Alembic's configuration. Raises `CommandError` if the project has none."""
         from alembic.config import Config
         from alembic.util.exc import CommandError
 

@@ -97,7 +97,7 @@ def lint(
 
     Each statement is a pair: its text, and whether it is executed in autocommit mode. `accepted` has the accepted rules
     of each revision with the reasons. `version` is the major version of PostgreSQL. Returns the findings that aren't
-    accepted, and for each acceptance that isn't needed a text. Raises `LinterMissing` if squawk isn't installed.
+    accepted, and a text for each accepted rule that isn't violated. Raises `LinterMissing` if squawk isn't installed.
     """
     program = _find_squawk()
     findings: list[Finding] = []

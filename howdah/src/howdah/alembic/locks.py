@@ -1,4 +1,4 @@
-"""One migration at a time, and short waits for the locks of tables."""
+"""Run one migration at a time, and limit its waits for the locks of tables."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LOCK_KEY: Final = 0x686F_7764_6168
 _FIRST_POLL_SECONDS: Final = 0.02
 _LONGEST_POLL_SECONDS: Final = 1.0
 
-# The pause before a migration is started again is as long as it has waited, and at most this long. In it, the
-# transactions that queued behind the migration run.
+# The pause before a migration is started again is as long as it has waited, and at most this long. During the pause,
+# the transactions that queued behind the migration run.
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
 _HOLDER: Final = """
@@ -49,7 +49,7 @@ _OLD_TRANSACTIONS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockSettings:
-    """The limits of the waits of a migration, in seconds."""
+    """The limits of a migration's waits, in seconds, and the number of its attempts."""
 
     wait: float
     lock_timeout: float
@@ -109,7 +109,7 @@ class Progress:
 
     @property
     def outcome(self) -> str:
-        """What happened to the migration that didn't get a lock."""
+        """The state of the migration that didn't get a lock, for a message."""
         if self.commits:
             return "was committed in part, because it has an autocommit_block, and ended"
         return "was rolled back"

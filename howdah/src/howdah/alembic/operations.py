@@ -1,4 +1,4 @@
-"""Operations of migrations that Alembic doesn't have: .sql files, and changes that block nobody for long."""
+"""Operations that Alembic doesn't have: run .sql files, and change tables without a long lock."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sqlalchemy import text
 from howdah.alembic.sql_files import read_statements
 
 _IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]*")
-# The limit of the wait for the end of older transactions. Nobody is blocked meanwhile.
+# The limit of the wait for the end of older transactions. During this wait other transactions aren't blocked.
 _WAIT_SECONDS: Final = 600.0
 # The option of Alembic's context that holds `lock_timeout` in milliseconds.
 LOCK_TIMEOUT_OPTION: Final = "howdah_lock_timeout"
 
 
 def run_sql_files(folder: Path, *names: str) -> None:
-    """Execute the statements of the folder's .sql files, in the order of their names; with `names` only of these.
+    """Execute the statements of the folder's .sql files, in the order of their names. With `names`, only these files.
 
-    A migration has the copies of the files that it changes in the folder with its own name:
+    A migration that changes .sql files has copies of them, in a folder with the migration's name:
     `run_sql_files(Path(__file__).with_suffix(""))`.
     """
     from alembic import op
@@ -46,9 +46,9 @@ def create_index_concurrently(
 ) -> None:
     """Create an index while others write to the table.
 
-    The arguments are those of `op.create_index`. What the migration has done before is committed, because PostgreSQL
-    can't build such an index in a transaction. It waits for the end of all older transactions, at most `wait` seconds
-    for each. An index of this name that isn't valid, from a build that failed, is dropped first, and a valid one
+    The arguments are those of `op.create_index`. The earlier operations of the migration are committed first, because
+    PostgreSQL can't build such an index in a transaction. It waits for the end of all older transactions, at most
+    `wait` seconds for each. If an earlier build failed, its invalid index is dropped first. A valid index of this name
     is kept. So the migration can be run again after an error.
     """
     from alembic import op
@@ -69,7 +69,7 @@ def create_index_concurrently(
 
 
 def drop_index_concurrently(name: str, table: str, *, schema: str | None = None, wait: float = _WAIT_SECONDS) -> None:
-    """Drop an index without blocking the table. What the migration has done before is committed.
+    """Drop an index without blocking the table. The earlier operations of the migration are committed first.
 
     It waits for transactions that use the table, at most `wait` seconds for each.
     """
@@ -84,11 +84,11 @@ def add_constraint(
 ) -> None:
     """Add a CHECK or FOREIGN KEY constraint without a long lock: NOT VALID first, and then VALIDATE.
 
-    `definition` is SQL, such as `CHECK (total >= 0)` or `FOREIGN KEY (user_id) REFERENCES users (id)`. What the
-    migration has done before is committed together with the constraint, which new rows have to meet from then on. The
-    existing rows are checked while others write to the table. If a row violates the constraint, the migration fails.
-    After the row is corrected, the migration can be run again: a constraint of this name is replaced. The validation
-    waits for another change of the table, at most `wait` seconds.
+    `definition` is SQL, such as `CHECK (total >= 0)` or `FOREIGN KEY (user_id) REFERENCES users (id)`. The constraint
+    is added and committed, together with the earlier operations of the migration. New rows must satisfy it from then
+    on. The existing rows are checked while others write to the table. If a row violates the constraint, the migration
+    fails. After the row is corrected, the migration can be run again: a constraint of this name is replaced. If another
+    transaction alters the table, the validation waits for it, at most `wait` seconds.
     """
     from alembic import op
 
@@ -119,7 +119,7 @@ def escape_colons(sql: str) -> str:
 
 @contextmanager
 def _outside_transaction(wait: float) -> Iterator[None]:
-    """Commit, and execute the statements of the block in autocommit mode, with another `lock_timeout` in seconds."""
+    """Commit, and execute the block in autocommit mode. `wait` is its `lock_timeout` in seconds."""
     from alembic import op
 
     context = op.get_context()

@@ -7,7 +7,7 @@
 `howdah migrate` doesn't need it: it compares the whole catalog, policies included.
 
 A table that declares policies declares all of them: another policy of that table is dropped. Tables without a declared
-policy are left alone. The migration has `op.execute` lines, which import nothing.
+policy are left alone. The migration gets `op.execute` calls, which need no imports.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CATALOG: Final = text(
 )
 _COMMANDS: Final = {"*": "ALL", "r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
 
-# What SQLAlchemy's text() takes for a parameter
+# A colon that SQLAlchemy's text() would read as the start of a parameter.
 _PARAMETER: Final = re.compile(r"(?<![:\w\\]):(?=\w+(?!:))")
 
 _is_registered = False
@@ -161,7 +161,7 @@ def _is_equal(connection: Connection, table: Table, declared: RowPolicy, found: 
 
 
 def _write_by_postgres(connection: Connection, table: Table, policy: RowPolicy) -> RowPolicy | None:
-    """The policy with the texts that PostgreSQL would store. None if the policy isn't possible for the present table.
+    """The policy with the texts that PostgreSQL would store. None if the present table doesn't allow the policy.
 
     It is created on an empty temporary copy of the table, which needs no lock of the table, and is rolled back.
     """

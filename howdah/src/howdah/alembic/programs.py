@@ -1,4 +1,4 @@
-"""Programs of development: the linter, and the formatter of new migrations."""
+"""Find and run development tools: the linter, and the formatter of new migrations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _TIMEOUT_SECONDS: Final = 60.0
 
 
 def find_program(name: str) -> str | None:
-    """The path of a program in this environment, or on the path."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else shutil.which(name)
+    """The path of a program in this Python environment, or in PATH."""
+    installed = Path(sys.executable).with_name(name)
+    return str(installed) if installed.exists() else shutil.which(name)
 
 
 def format_files(files: Sequence[Path]) -> None:

@@ -53,7 +53,7 @@ class Rehearsal:
     ) -> Schema:
         """Execute the proposed operations, the files, and the statements that are still missing after them.
 
-        Returns the schema after that. Changes that can be made concurrently are left out for these tables.
+        Returns the schema after that. For `concurrent_tables`, changes that can be made concurrently are left out.
         """
         for change in changes_before(before, expected):
             self._execute(change)
@@ -70,7 +70,7 @@ class Rehearsal:
     def run_concurrently(self, found: Schema, expected: Schema, tables: Collection[str]) -> Schema:
         """Execute the changes that `run` has left out, and add operations that make them without a long lock."""
         for change in changes_after(found, expected):
-            if is_concurrent(change, expected, tables) and self._works(change.sql):
+            if is_concurrent(change, expected, tables) and self._try_statements(change.sql):
                 source = self._concurrent_source(change)
                 if source is not None:
                     self.imports.add(f"from howdah.alembic import {source.partition('(')[0]}")
@@ -84,10 +84,10 @@ class Rehearsal:
         """Execute a statement, and add it. A statement that fails is left out; the comparison at the end reports it."""
         from alembic.operations.ops import ExecuteSQLOp
 
-        if self._works(change.sql):
+        if self._try_statements(change.sql):
             self.operations.append(ExecuteSQLOp(escape_colons(change.sql)))
 
-    def _works(self, *statements: str) -> bool:
+    def _try_statements(self, *statements: str) -> bool:
         try:
             with self._connection.begin_nested():
                 for sql in statements:
@@ -98,7 +98,7 @@ class Rehearsal:
         return True
 
     def _execute_files(self, call: FileCall) -> None:
-        self._works(*call.statements)
+        self._try_statements(*call.statements)
         self.imports |= {"from pathlib import Path", "from howdah.alembic import run_sql_files"}
         self.operations.append(source_operation(call.source))
 
@@ -117,7 +117,7 @@ class Rehearsal:
         try:
             with self._connection.begin_nested():
                 exec("\n".join([*_HEAD, *sorted(self.imports), source]), {})  # noqa: S102  # Alembic has just written it
-        except Exception as error:  # whatever a type of the user raises
+        except Exception as error:  # a custom type may raise anything
             self.failures.append(f"an operation fails: {_first_line(error)}: {' '.join(source.split())}")
         else:
             self.operations.append(operation)

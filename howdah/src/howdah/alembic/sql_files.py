@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-# What may contain a semicolon that doesn't end the statement: comments, dollar-quoted bodies, strings, quoted names.
+# A semicolon in one of these doesn't end the statement: comments, dollar-quoted bodies, strings, quoted names.
 _QUOTED: Final = (
     r"--[^\n]*"
     r"|/\*.*?\*/"
@@ -45,7 +45,7 @@ def read_statements(folder: Path, *names: str) -> Iterator[str]:
 
 
 def _split(file: Path) -> Iterator[str]:
-    """The statements of a file. A file ends its last statement, with or without a semicolon."""
+    """The statements of a file. The last statement needs no semicolon."""
     statement: list[str] = []
     code: list[str] = []  # the statement without comments and quoted texts
     for token in _TOKEN.finditer(file.read_text(encoding="utf-8") + "\n;"):

@@ -1,8 +1,8 @@
 """`howdah db`: an embedded PostgreSQL for development.
 
 One server is shared by all projects of the user. Each project has its own database, with the project's name. So a new
-project needs no other server and no port, and a data directory never has to be inside a project, where root's server
-couldn't enter it and where a clean-up would delete it.
+project needs no server or port of its own. The data directory is outside the project, because a server that root starts
+runs as another user, which may have no access to the project, and because a clean-up of the project would delete it.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def new(message: str, project: Project = Path(), url: Server = None) -> None:
     for path in written.paths:
         typer.echo(f"written: {path}")
     if written.is_empty and not written.problems:
-        typer.echo("the models and the .sql files need no migration, so it is empty")
+        typer.echo("the models and the .sql files have no changes, so the migration is empty")
     for problem in written.downgrade_problems:
         typer.echo(f"the downgrade doesn't restore: {problem}", err=True)
     for problem in written.problems:

@@ -95,7 +95,7 @@ def installed_requirement() -> str:
 
 
 def parse_requirement(text: str) -> str:
-    """The requirement without extras of a path, a URL or a version, which may follow the name `howdah`."""
+    """The requirement, without extras, for a path, a URL, or a version. The text may begin with `howdah`."""
     path = Path(text).expanduser()
     if path.exists():
         if not (path.suffix == ".whl" or (path / "pyproject.toml").is_file()):
@@ -115,6 +115,7 @@ def add_extras(requirement: str, extras: str) -> str:
 
 
 def _check_name(name: str) -> None:
+    """Raise `CommandError` if the service, its package and its database can't have this name."""
     problem = None
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         suggested = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -1,4 +1,4 @@
-"""What the commands print on standard error: the database that they use, and errors in one line."""
+"""Print the errors of the commands on standard error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ReportingGroup(TyperGroup):
 
 
 def describe_error(error: Exception) -> str:
-    """The message of an error. If the database can't be reached, it says so, and doesn't repeat SQLAlchemy's text."""
+    """The message of an error, without SQLAlchemy's link. For a failed connection it has the driver's reason."""
     if not isinstance(error, ConnectionFailed):
         return str(error).partition("\n(Background on this error")[0]
     driver_error = error.orig or error

@@ -159,10 +159,10 @@ class EmbeddedPostgres:
                 self._drop_lease()
 
     def shut_down(self) -> bool:
-        """Shut a detached server down unless it has users. The last `stop()` of its users then shuts it down.
+        """Shut a detached server down. If it has users, the last `stop()` of the users shuts it down instead.
 
-        It also shuts a server down that a killed process has left. Returns whether no server runs now. This object
-        must not be started.
+        It also shuts down a server that a killed process has left. Returns True if no server is running afterwards.
+        This object must not be started.
         """
         if self.pid is None:
             return True

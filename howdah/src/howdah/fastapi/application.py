@@ -9,25 +9,25 @@ def create_app(settings: Settings) -> FastAPI:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from typing import Any, Final
 
 from fastapi import FastAPI
-from starlette.routing import Mount
+from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
-from howdah.fastapi.openapi import _iterate_dependants, _iterate_routes
+from howdah.fastapi.openapi import _iterate_all_routes, _iterate_dependants
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
 # The attribute of `app.state` that has the application's configuration.
 _CONFIGURATION_KEY: Final = "howdah_configuration"
 
-# The key of the lifespan's state that has the state of each application: of this one, and of those mounted in it.
+# The key in the lifespan's state for the states of all applications: this one, and those mounted in it.
 _STATES_KEY: Final = "howdah_states"
 _DATABASE_KEY: Final = "database"
 
@@ -46,8 +46,8 @@ def configure_app(
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
     Nothing is opened by this call. When the application starts, its databases are opened, then its resources in their
-    order, then the lifespans of mounted applications that are configured, too, and then the application's own lifespan.
-    At shutdown, or if the startup fails, what was opened is closed in reverse order.
+    order, then the lifespans of mounted applications that `configure_app` has set up, and then the application's own
+    lifespan. At shutdown, or if the startup fails, what was opened is closed in reverse order.
 
     - `database` returns the `Database` of `DbSession`, `ReadDbSession` and `get_database`. `databases` are further
       ones by name, for `database_dependency` and `session_dependency`.
@@ -55,8 +55,8 @@ def configure_app(
     - `readiness_checks` are called by `/readyz`, after it has reached every database.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
-    Call it once, and not `add_error_handlers`, which it calls. Add your own middleware before the call if its log
-    entries shall have the request id. Raises `ValueError` if two resources have the same name.
+    Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
+    before this call has the request id in its log entries. Raises `ValueError` if two resources have the same name.
     """
     if hasattr(app.state, _CONFIGURATION_KEY):
         raise RuntimeError("configure_app was already called for this application: call it once, with everything")
@@ -116,6 +116,7 @@ class _Configuration:
         resources: list[Resource[Any]],
         lifespan: Callable[[Any], Any],
     ) -> None:
+        """Check the arguments. Raises `ValueError` and `TypeError`."""
         if MAIN_DATABASE in databases:
             raise ValueError(f"{MAIN_DATABASE!r} is the name of the argument `database`: use another name in databases")
         self._factories = {MAIN_DATABASE: database, **databases}
@@ -175,7 +176,7 @@ class _Configuration:
 
 
 class _OwnState:
-    """ASGI middleware: `request.state` has what this application has opened.
+    """ASGI middleware that sets `request.state` to the state of this application.
 
     The server gives the state of the outermost application to every request. If this application is mounted in another
     one, the routes would use the other one's database.
@@ -200,15 +201,28 @@ class _OwnState:
 
 
 def _find_mounted(app: FastAPI) -> list[tuple[FastAPI, _Configuration]]:
-    """The applications that are mounted in this one and configured, each once."""
+    """The applications that are mounted in this one and configured, each once.
+
+    They may be mounted in a router, or in an application that isn't configured.
+    """
     found: dict[FastAPI, _Configuration] = {}
-    for route in app.routes:
-        mounted = route.app if isinstance(route, Mount) else None
-        if isinstance(mounted, FastAPI):
-            configuration = getattr(mounted.state, _CONFIGURATION_KEY, None)
-            if isinstance(configuration, _Configuration):
-                found[mounted] = configuration
+    for mounted in _iterate_mounted(app.routes):
+        configuration = getattr(mounted.state, _CONFIGURATION_KEY, None)
+        if isinstance(configuration, _Configuration):
+            found[mounted] = configuration
+        else:
+            found |= dict(_find_mounted(mounted))
     return [*found.items()]
+
+
+def _iterate_mounted(routes: Sequence[Any]) -> Iterator[FastAPI]:
+    for each in _iterate_all_routes(routes):
+        route = getattr(each, "original_route", each)
+        if isinstance(route, Mount | Host):
+            if isinstance(route.app, FastAPI):
+                yield route.app
+            else:
+                yield from _iterate_mounted(route.routes)
 
 
 def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
@@ -219,9 +233,13 @@ def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
 
 
 def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
-    """Raise `RuntimeError` if a route depends on a resource that the application doesn't open."""
-    for route in _iterate_routes(app):
-        for each in _iterate_dependants(route.dependant):
+    """Raise `RuntimeError` if a route depends on a resource that the application doesn't open.
+
+    Routes of mounted applications that aren't configured use the resources of this one.
+    """
+    for route in _iterate_all_routes(app.routes):
+        dependant = getattr(route, "dependant", None)
+        for each in [] if dependant is None else _iterate_dependants(dependant):
             if (
                 isinstance(each.call, Resource)
                 and each.call not in app.dependency_overrides
@@ -231,6 +249,9 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
                     f"{route.path}: the application does not open the resource {each.call.name!r}: add it to "
                     "configure_app(..., resources=[...])"
                 )
+    for mounted in _iterate_mounted(app.routes):
+        if not hasattr(mounted.state, _CONFIGURATION_KEY):
+            _reject_unknown_resources(mounted, known)
 
 
 def _require_extra(is_used: bool, option: str, module: str, extra: str) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum, StrEnum
@@ -56,8 +57,9 @@ async def export_response(
 ) -> StreamingResponse:
     """A response with the rows of a SELECT. `name` is the name of the file, without its extension.
 
-    With `columns` the statement is a `select(Model)`, as a list route has it. The rows have these columns, in the order
-    of the statement and then of the primary key. Without `columns` the statement selects columns itself.
+    With `columns` the statement is a `select(Model)`, as a list route has it. The export has these columns. Its rows
+    are in the order of the statement and then of the primary key. Without `columns` the statement selects columns
+    itself.
 
     Memory use doesn't depend on the number of rows: a batch is read when the client has received the previous one. All
     rows come from one statement, and so from one snapshot. `db` is a `ReadDbSession`. Its connection stays in use until
@@ -78,6 +80,8 @@ async def export_response(
     headers = _make_disposition(f"{name}.{export_format}")
     result = await db.stream(statement.execution_options(yield_per=_BATCH_ROWS))
     names = list(result.keys())
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns of an export have the same name: {', '.join(names)}; give each its own label")
     batches = result.partitions()
     match export_format:
         case ExportFormat.NDJSON:
@@ -130,16 +134,16 @@ def describe_export(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 def encode_line(members: Mapping[str, Any]) -> bytes:
     """A line of NDJSON. Times are in UTC with `Z`, and a `Decimal` is a string, as Pydantic writes them.
 
-    Raises `TypeError` for a value that JSON can't hold.
+    Raises `TypeError` or `ValueError` for a value that JSON can't hold.
     """
-    return orjson.dumps(members, default=_encode_default, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    return _dump(members) + b"\n"
 
 
 class _TimedResponse(StreamingResponse):
     """A streaming response that ends early if the client doesn't receive a part in time."""
 
     def __init__(self, content: AsyncIterator[bytes], *, send_timeout: float | None, **options: Any) -> None:
-        super().__init__(content, **options)
+        super().__init__(_convert_os_errors(content), **options)
         self._send_timeout = CLIENT_SEND_TIMEOUT_SECONDS if send_timeout is None else send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,6 +156,15 @@ class _TimedResponse(StreamingResponse):
             await super().__call__(scope, receive, send_in_time)
 
 
+async def _convert_os_errors(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same parts. Starlette takes an `OSError` for a disconnected client, so the error would not be logged."""
+    try:
+        async for part in content:
+            yield part
+    except OSError as error:
+        raise RuntimeError("the rows of the response could not be read") from error
+
+
 def _make_disposition(file_name: str) -> dict[str, str]:
     if _FILE_NAME.fullmatch(file_name) is None:
         raise ValueError(f"{file_name!r} is not the name of a file: use ASCII letters, digits, '-', '_' and '.'")
@@ -162,7 +175,7 @@ def _make_ndjson_encoder(names: Sequence[str]) -> Callable[[Iterable[Sequence[An
     """A function that encodes rows as objects with these names, one per line."""
 
     def encode(rows: Iterable[Sequence[Any]]) -> bytes:
-        return b"".join([encode_line(dict(zip(names, map(_reject_non_finite, row), strict=True))) for row in rows])
+        return b"".join([encode_line(dict(zip(names, row, strict=True))) for row in rows])
 
     return encode
 
@@ -182,17 +195,37 @@ def _to_csv_field(value: Any) -> Any:
         case Enum():
             return value.value
         case dict() | list():
-            return orjson.dumps(value, default=_encode_default, option=orjson.OPT_UTC_Z).decode()
+            return _dump(value).decode()
         case bytes():
             raise TypeError("an export can't have bytes: select encode(column, 'base64')")
     return value
 
 
-def _reject_non_finite(value: Any) -> Any:
-    """The value. Raises `ValueError` for NaN and infinities, which JSON doesn't have: orjson would write null."""
-    if type(value) is float and not math.isfinite(value):
-        raise ValueError(f"JSON can't hold {value}: select nullif(column, 'NaN') or a cast to text")
-    return value
+def _dump(value: Any) -> bytes:
+    """The value as JSON. orjson writes NaN and infinities as null, so each null is checked."""
+    text = orjson.dumps(value, default=_encode_default, option=orjson.OPT_UTC_Z)
+    if b"null" in text:
+        _reject_non_finite(value)
+    return text
+
+
+def _reject_non_finite(value: Any) -> None:
+    """Raise `ValueError` if there is a NaN or an infinity in the value. JSON has none of them."""
+    match value:
+        case float():
+            if not math.isfinite(value):
+                raise ValueError(f"JSON can't hold {value}: select nullif(column, 'NaN') or a cast to text")
+        case dict():
+            for each in value.values():
+                _reject_non_finite(each)
+        case list() | tuple():
+            for each in value:
+                _reject_non_finite(each)
+        case BaseModel():
+            _reject_non_finite(value.model_dump())
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            for field in fields(value):
+                _reject_non_finite(getattr(value, field.name))
 
 
 def _encode_default(value: Any) -> Any:

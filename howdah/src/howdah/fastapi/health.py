@@ -20,7 +20,7 @@ from howdah.fastapi.sessions import database_from_state
 ReadinessCheck: TypeAlias = Callable[[Database], Awaitable[str | None]]
 """Gets the application's `Database`. Returns why the service isn't ready, or None. May raise `Unavailable`."""
 
-# The limit of all checks together. Each statement has a longer limit, and a probe gives up much earlier.
+# The limit of all checks together. It is shorter than `statement_timeout`. Most probes have a shorter timeout.
 _MAX_SECONDS: Final = 10.0
 
 
@@ -29,7 +29,7 @@ class Health(BaseModel):
 
 
 def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
-    """`/healthz`, and `/readyz`: every database is reachable, and then these checks pass, in this order."""
+    """The routes `/healthz` and `/readyz`. `/readyz` pings every database and then calls these checks in order."""
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", summary="The process is alive")
@@ -51,15 +51,15 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
                 for check in checks:
                     reason = await check(database_from_state(request))
                     if reason is not None:
-                        return _not_ready(reason)
+                        return _build_not_ready_response(reason)
         except (Unavailable, TimeoutError) as error:
-            return _not_ready(type(error).__name__)
+            return _build_not_ready_response(type(error).__name__)
         return Health(status="ready")
 
     return router
 
 
-def _not_ready(reason: str) -> Response:
+def _build_not_ready_response(reason: str) -> Response:
     return problem_response(
         HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
     )

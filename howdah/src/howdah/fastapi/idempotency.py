@@ -26,7 +26,6 @@ from fastapi.routing import APIRoute
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
 from howdah.errors import DatabaseError, IdempotencyKeyReused
@@ -85,11 +84,11 @@ def idempotency_key(
     the key gets the stored status, headers and body, with `Idempotency-Replayed: true`.
 
     - `model` is the table of stored requests: a class with the mixin `howdah.IdempotentRequest`.
-    - `scope` is a dependency that returns whose key it is, such as the id of the authenticated user: a `str` of at most
-      255 characters. Callers with different scopes never get each other's responses.
-    - A request without the header runs the route as often as it is sent. With `required` it is rejected with
-      `MissingHeader` (400).
-    - `session` is the route's session if it isn't `DbSession`: what `session_dependency` returned.
+    - `scope` is a dependency that identifies the caller, for example by the id of the authenticated user. It returns a
+      `str` of at most 255 characters. Callers with different scopes never get each other's responses.
+    - Without the header, every request runs the route, retries included. With `required`, a request without it is
+      rejected (`MissingHeader`, 400).
+    - `session` is needed if the route's session isn't `DbSession`. It is the result of `session_dependency`.
     - While the first request with a key is running, others wait for `max_wait_seconds` at most. Then they get 409
       (`IdempotencyKeyInUse`). Each waiting request holds a connection.
     - A response of more than `max_answer_bytes` is an error of the application (500), and the route is rolled back.
@@ -122,6 +121,7 @@ def idempotency_key(
         key: Annotated[str | None, header],
         db: Annotated[AsyncSession, Depends(committing, scope="function")],
     ) -> str | None:
+        """Claim the key of the request, or end the request with the stored answer."""
         exchange = request.scope.get(_EXCHANGE)
         if not isinstance(exchange, _Exchange):
             raise TypeError(
@@ -175,12 +175,16 @@ class IdempotentRoute(APIRoute):
         async def handle_once(request: Request) -> Response:
             exchange = _Exchange(request, check)
             request.scope[_EXCHANGE] = exchange
+            # Only `receive` is replaced. The object stays the same, because another class of routes may have read its
+            # body already, or reads it again for its log.
+            Request.__init__(request, request.scope, exchange.receive)
             try:
-                # The class of the request is kept, because StrictJSONRoute has its own.
-                response = await handle(type(request)(request.scope, exchange.receive))
+                return await exchange.store(await handle(request))
             except _Replay as replay:
                 return replay.to_response()
-            return await exchange.store(response)
+            except Exception:
+                await exchange.roll_back()
+                raise
 
         return handle_once
 
@@ -215,8 +219,8 @@ class _Claim:
         event.listen(self._session.sync_session, "before_commit", _reject_commit)
 
     async def store(self, response: Response, fingerprint: bytes) -> None:
-        """Add the answer to the transaction, which `DbSession` then commits. Or roll back, if a retry is asked for."""
-        event.remove(self._session.sync_session, "before_commit", _reject_commit)
+        """Add the answer to the transaction, which `DbSession` commits. Roll back if the status asks for a retry."""
+        self._allow_commit()
         if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status_code in _RETRY_STATUSES:
             await self._session.rollback()
             return
@@ -230,6 +234,15 @@ class _Claim:
                 # The route has caught the error that aborted its transaction. A commit raises that error again.
                 await self._session.commit()
             raise
+
+    async def roll_back(self) -> None:
+        """Undo the claim. `DbSession` would commit it if another class of routes turns the error into a response."""
+        self._allow_commit()
+        await self._session.rollback()
+
+    def _allow_commit(self) -> None:
+        if event.contains(self._session.sync_session, "before_commit", _reject_commit):
+            event.remove(self._session.sync_session, "before_commit", _reject_commit)
 
     def _read_body(self, response: Response) -> bytes:
         """The bytes of the response. Raises for a response that can't be replayed."""
@@ -250,11 +263,13 @@ class _Claim:
 
 
 class _Exchange:
-    """One request to an `IdempotentRoute`: the digest of what was read of it, and the claim of its key."""
+    """One request to an `IdempotentRoute`: the digest of its parts that were read so far, and the claim of its key."""
 
     def __init__(self, request: Request, check: Callable[[Request], None]) -> None:
         self.check = check
+        self._request = request
         self._receive: Receive = request.receive
+        self._received_count = 0
         self._digest = _start_digest(request.scope)
         self._is_complete = False
         self._claim: _Claim | None = None
@@ -263,15 +278,20 @@ class _Exchange:
         """The next message of the client. The body is hashed as the route reads it, so it may have any length."""
         message = await self._receive()
         if message["type"] == "http.request":
+            self._received_count += 1
             self._digest.update(message.get("body", b""))
             self._is_complete = not message.get("more_body", False)
         return message
 
     async def fingerprint(self) -> bytes:
         """The digest of the whole request. Reads the part of the body that the route hasn't read."""
-        while not self._is_complete:
-            if (await self.receive())["type"] == "http.disconnect":
-                raise ClientDisconnect
+        if not self._is_complete:
+            received_count = self._received_count
+            async for chunk in self._request.stream():
+                if self._received_count == received_count:  # another class of routes had read the body
+                    self._digest.update(chunk)
+                received_count = self._received_count
+            self._is_complete = True
         digest: bytes = self._digest.digest()
         return digest
 
@@ -283,6 +303,10 @@ class _Exchange:
         if self._claim is not None:
             await self._claim.store(response, await self.fingerprint())
         return response
+
+    async def roll_back(self) -> None:
+        if self._claim is not None:
+            await self._claim.roll_back()
 
 
 _NO_BACKGROUND_TASKS: Final = (
@@ -308,7 +332,7 @@ def _start_digest(scope: Scope) -> Any:
 
 
 def _check_scope(caller: Any, scope: Callable[..., Any]) -> None:
-    """Raise if the scope can't tell the callers apart. None would be one scope for everybody who has no account."""
+    """Raise if the scope can't tell the callers apart. All callers without an account would share None."""
     name = getattr(scope, "__name__", type(scope).__name__)
     if not isinstance(caller, str):
         raise TypeError(f"the scope of an idempotency key must be a str; {name} returned {type(caller).__name__}")
@@ -349,11 +373,16 @@ def _check_route(dependant: Dependant, route: APIRoute) -> None:
             f"{path} has a session that isn't the one of its idempotency key: a route can commit its response with "
             "one session only. Pass the marker of that session to idempotency_key(session=...)"
         )
+    if any(is_committing_session(each.call) and not each.use_cache for each in each_dependant):
+        raise TypeError(
+            f"{path} has a session with use_cache=False, which isn't that of its idempotency key: a route can commit "
+            "its response with one session only. Remove use_cache=False"
+        )
     if any(each.background_tasks_param_name for each in each_dependant):
         raise TypeError(f"{path}: {_NO_BACKGROUND_TASKS}")
     is_generator = inspect.isasyncgenfunction(route.endpoint) or inspect.isgeneratorfunction(route.endpoint)
-    given = route.response_class
-    response_class = given.value if isinstance(given, DefaultPlaceholder) else given
+    declared = route.response_class
+    response_class = declared.value if isinstance(declared, DefaultPlaceholder) else declared
     if is_generator or issubclass(response_class, StreamingResponse | FileResponse):
         raise TypeError(f"{path} streams its response, so the response can't be stored for an idempotency key")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -91,7 +91,7 @@ class StrictJSONRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             reject_repeated(request.query_params, single)
             try:
-                return await handle(_StrictRequest(request.scope, request.receive))
+                return await handle(_StrictRequest(request))
             except HTTPException as error:
                 # FastAPI turns any other error of `Request.json()` into a 400 without details.
                 if isinstance(error.__cause__, InvalidJSON) and not isinstance(error, ProblemException):
@@ -102,7 +102,19 @@ class StrictJSONRoute(APIRoute):
 
 
 class _StrictRequest(Request):
-    _strict_json: Any = _NO_VALUE
+    """Reads the body from the other request, which another class of routes may have read before, or may read again."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.scope, request.receive)
+        self._request = request
+        self._strict_json: Any = _NO_VALUE
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        async for chunk in self._request.stream():
+            yield chunk
+
+    async def body(self) -> bytes:
+        return await self._request.body()
 
     async def json(self) -> Any:
         if self._strict_json is _NO_VALUE:

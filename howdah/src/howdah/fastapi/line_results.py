@@ -1,4 +1,4 @@
-"""Responses to an NDJSON body with one line for each of its lines. An invalid line doesn't affect the others."""
+"""Answer an NDJSON body with one result line for each line of the body. An invalid line doesn't affect the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from howdah.fastapi.exports import NDJSON, encode_line
 from howdah.fastapi.ndjson import InvalidLine, parse_line, read_lines
 
 BATCH_LINES: Final = 500
-"""The lines of one batch, if `batch_lines` isn't set."""
+"""The number of lines in a batch, if `batch_lines` isn't set."""
 # A larger response is written to a temporary file.
 _SPOOL_BYTES: Final = 1_048_576
 _CHUNK_BYTES: Final = 65_536
@@ -28,12 +28,12 @@ Batch: TypeAlias = Mapping[int, RowT | InvalidLine]
 
 
 def describe_invalid_line(reason: str) -> dict[str, Any]:
-    """The members of an invalid line, if `invalid` isn't set."""
+    """The result line of an invalid line, if `invalid` isn't set."""
     return {"outcome": "invalid", "detail": reason}
 
 
-def copy_result(result: Any) -> Mapping[str, Any]:
-    """The result itself, if `serialize` isn't set."""
+def keep_result(result: Any) -> Mapping[str, Any]:
+    """The result, which is a mapping already, if `serialize` isn't set."""
     members: Mapping[str, Any] = result
     return members
 
@@ -43,7 +43,7 @@ async def answer_lines(
     model: type[ModelT],
     process: Callable[[list[ModelT]], Awaitable[Sequence[ResultT]]],
     *,
-    serialize: Callable[[ResultT], Mapping[str, Any]] = copy_result,
+    serialize: Callable[[ResultT], Mapping[str, Any]] = keep_result,
     invalid: Callable[[str], Mapping[str, Any]] = describe_invalid_line,
     batch_lines: int = BATCH_LINES,
 ) -> StreamingResponse:
@@ -65,7 +65,7 @@ async def answer_batches(
     batches: AsyncIterator[Batch[RowT]],
     process: Callable[[list[RowT]], Awaitable[Sequence[ResultT]]],
     *,
-    serialize: Callable[[ResultT], Mapping[str, Any]] = copy_result,
+    serialize: Callable[[ResultT], Mapping[str, Any]] = keep_result,
     invalid: Callable[[str], Mapping[str, Any]] = describe_invalid_line,
 ) -> StreamingResponse:
     """As `answer_lines`, for batches that the caller has read with `read_lines` and `parse_line`.

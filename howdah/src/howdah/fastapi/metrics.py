@@ -55,6 +55,7 @@ class RequestMetricsMiddleware:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, and record the request even if it fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -71,7 +72,7 @@ class RequestMetricsMiddleware:
         try:
             await self._app(scope, receive, send_and_note)
         except Exception:
-            status = status or 500  # Starlette answers outside of this middleware
+            status = status or 500  # Starlette sends the response outside of this middleware
             raise
         finally:
             self._metrics.record(
@@ -109,10 +110,14 @@ def _find_queues(opened: Opened) -> dict[str, Any]:
 
 
 def _has_status(value: Any) -> bool:
-    read_status = getattr(value, "status", None)
+    """Whether it batches requests. An object of the application may have another `status`, which may raise."""
+    read_status = getattr(type(value), "status", None)
     if not callable(read_status) or inspect.iscoroutinefunction(read_status):
         return False
-    return isinstance(read_status(), CoalescerStatus)
+    try:
+        return isinstance(read_status(value), CoalescerStatus)
+    except Exception:
+        return False
 
 
 def _find_route(application: Any, scope: Scope) -> str:

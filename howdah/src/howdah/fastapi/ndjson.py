@@ -35,10 +35,13 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 JSON: Final = "application/json"
 MAX_LINE_BYTES: Final = 65_536
-# After this many lines, other tasks run, because it takes time to parse them. One task may process earlier lines.
+# With a byte order mark and a CR. Longer lines are cut off while they are read, and a cut off line may look valid.
+_MAX_READ_BYTES: Final = MAX_LINE_BYTES + len(codecs.BOM_UTF8) + 1
+# Parsing blocks the event loop, so other tasks get a turn after this many lines. One of them may be the task that
+# processes the previous batch.
 _LINES_BETWEEN_PAUSES: Final = 50
-# Blank lines shift the numbers of the rows behind them. Only the last shifts are kept, so memory use is constant: a
-# bulk write reports a row that it has read recently.
+# Blank lines make the number of a line differ from that of its row. Only the latest differences are kept, so that
+# memory use is constant. That is enough, because a bulk write reports a row that it has read recently.
 _MAX_SHIFTS: Final = 10_000
 
 
@@ -81,8 +84,7 @@ class RejectedLine(Exception):
 async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
     """The lines of an NDJSON body as they arrive, each with its number, from 1. Blank lines are left out.
 
-    Instead of a line that is longer than `MAX_LINE_BYTES`, None is yielded. Raises `UnsupportedMediaType` if the body
-    isn't NDJSON.
+    A line that is longer than `MAX_LINE_BYTES` is None. Raises `UnsupportedMediaType` if the body isn't NDJSON.
     """
     if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
@@ -93,11 +95,13 @@ async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]
             number += 1
             if number % _LINES_BETWEEN_PAUSES == 0:
                 await asyncio.sleep(0)
-            if content := _strip(number, line):
-                yield number, content if len(content) <= MAX_LINE_BYTES else None
-        rest = rest[: MAX_LINE_BYTES + 1]  # enough to tell that it is too long
-    if content := _strip(number + 1, rest):
-        yield number + 1, content if len(content) <= MAX_LINE_BYTES else None
+            content = _strip(number, line)
+            if content != b"":
+                yield number, content
+        rest = rest[: _MAX_READ_BYTES + 1]  # enough to tell that it is too long
+    content = _strip(number + 1, rest)
+    if content != b"":
+        yield number + 1, content
 
 
 def parse_line(number: int, line: bytes | None, model: type[ModelT]) -> ModelT:
@@ -121,7 +125,7 @@ class BodyRows(Generic[ModelT]):
     def __init__(self, request: Request, model: type[ModelT]) -> None:
         self._request, self._model = request, model
         self._count = 0
-        # the index of the first row of a run of consecutive lines, and the difference to its line
+        # the index of a row that follows blank lines, and the difference between its line and this index
         self._shifts: deque[tuple[int, int]] = deque(maxlen=_MAX_SHIFTS)
 
     def __aiter__(self) -> AsyncIterator[ModelT]:
@@ -158,6 +162,7 @@ class BodyRows(Generic[ModelT]):
             yield number, parse_line(number, line, self._model)
 
     async def _read_array(self) -> AsyncIterator[tuple[int, ModelT]]:
+        """The elements of a JSON array as rows, with their numbers from 1."""
         body = await self._request.body()
         try:
             elements = parse_json(body)
@@ -210,5 +215,9 @@ def _get_media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _strip(number: int, line: bytes) -> bytes:
-    return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+def _strip(number: int, line: bytes) -> bytes | None:
+    """The line without its byte order mark and the spaces around it, or None if it is too long."""
+    if len(line) > _MAX_READ_BYTES:
+        return None
+    content = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+    return content if len(content) <= MAX_LINE_BYTES else None

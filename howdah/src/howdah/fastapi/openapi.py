@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -151,11 +151,15 @@ def _has_page_parameters(dependant: Dependant) -> bool:
 
 def _iterate_routes(app: FastAPI) -> Iterator[Any]:
     """The routes of the description, with the prefixes and dependencies that `include_router` adds."""
-    # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
-    iterate = getattr(routing, "iter_route_contexts", iter)
-    for route in iterate(app.routes):
+    for route in _iterate_all_routes(app.routes):
         if isinstance(getattr(route, "original_route", route), routing.APIRoute):
             yield route
+
+
+def _iterate_all_routes(routes: Sequence[Any]) -> Iterator[Any]:
+    """All routes, also WebSockets and mounts, with those of included routers. Each may have an `original_route`."""
+    # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
+    yield from getattr(routing, "iter_route_contexts", iter)(routes)
 
 
 def _insert_models(description: dict[str, Any]) -> None:

@@ -93,9 +93,9 @@ class CacheCondition:
     def check(self, etag: str) -> None:
         """Set the header `ETag` of the response. Raise `NotModified` if `If-None-Match` has this tag, or is `*`.
 
-        The tag must change whenever the response changes. The version of a row is such a tag if the response has
-        nothing but this row. If the response has other rows, name their versions, too: `make_etag(7, 3)`. The tag of a
-        `JsonView` has a digest of the response, and `json_response` compares it.
+        The tag must change whenever the response changes. If the response has only one row, its version is such a tag.
+        If the response has several rows, pass all their versions: `make_etag(7, 3)`. The tag of a `JsonView` has a
+        digest of the response, and `json_response` compares it.
         """
         if has_tag(self._if_none_match, etag):
             raise NotModified(etag)

@@ -1,4 +1,4 @@
-"""Resources: what an application opens once and its routes use, such as the reader of a view."""
+"""Resources: objects that an application opens once and its routes use, such as the reader of a view."""
 
 # Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of `__call__` as texts.
 
@@ -23,7 +23,7 @@ OPENED_KEY: Final = "howdah_opened"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What an application has opened: its databases by name, and the values of its resources by `Resource.key`."""
+    """The open objects of an application: databases by name, and the values of resources by `Resource.key`."""
 
     databases: Mapping[str, Database]
     values: Mapping[object, Any]
@@ -39,9 +39,9 @@ class Resource(Generic[ResourceT]):
         OrderReader = Annotated[JsonViewReader[Order], Depends(order_reader)]
 
     `factory` is called with the application's `Database` when the application starts, and returns an async context
-    manager. `configure_app(app, resources=[order_reader], ...)` does this. `database` names one of the application's
-    further databases instead. If the opened object is a `Coalescer` or a view reader, `/metrics` has its figures with
-    the label `queue`, which is `name`.
+    manager. `configure_app(app, resources=[order_reader], ...)` does this. With `database`, `factory` gets the further
+    database of this name instead. If the opened object is a `Coalescer` or a view reader, `/metrics` shows its metrics.
+    Their label `queue` is `name`.
 
     A background job is a resource, too: its factory starts a task, and cancels it at the end of the block.
     """
@@ -61,7 +61,7 @@ class Resource(Generic[ResourceT]):
         self.key: Final = object()
 
     def using(self, factory: Callable[[Database], AbstractAsyncContextManager[ResourceT]]) -> "Resource[ResourceT]":
-        """The same resource with another factory, for `configure_app`, for example one that knows the settings."""
+        """A copy with another factory, for `configure_app`. The new factory may, for example, use the settings."""
         changed = copy(self)
         changed.factory = factory
         return changed
@@ -85,7 +85,7 @@ class Resource(Generic[ResourceT]):
 
 
 def find_opened(connection: HTTPConnection, wanted: str) -> Opened:
-    """What the application of this connection has opened. Raises `RuntimeError` if it was not started."""
+    """The open objects of the application of this connection. Raises `RuntimeError` if it was not started."""
     opened = getattr(connection.state, OPENED_KEY, None)
     if not isinstance(opened, Opened):
         raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly

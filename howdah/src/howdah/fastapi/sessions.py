@@ -18,15 +18,15 @@ from howdah.fastapi.resources import Resource, find_named_database
 
 
 def database_from_state(connection: HTTPConnection) -> Database:
-    """The `Database` of the application: that of `configure_app`, or what its lifespan yielded as `{"database": …}`.
+    """The application's `Database`, from `configure_app` or from a lifespan that yielded `{"database": …}`.
 
     Raises `RuntimeError` if there is none.
     """
     database = getattr(connection.state, "database", None)
     if not isinstance(database, Database):
         raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
-            "the application has no open database: call configure_app(app, database=...), or its lifespan must yield "
-            '{"database": Database(...)}; and the lifespan must have run'
+            "the application has no open database: call configure_app(app, database=...), or yield "
+            '{"database": Database(...)} from its lifespan, and start the application with its lifespan'
         )
     return database
 
@@ -74,7 +74,7 @@ ReadDbSession = Annotated[AsyncSession, Depends(get_read_db, scope="request")]
 def database_dependency(name: str) -> Any:
     """A further database of the application: `Annotated[Database, database_dependency("reports")]`.
 
-    The name is that in `configure_app(..., databases={"reports": ...})`.
+    `name` is a key of `configure_app(..., databases={"reports": ...})`.
     """
 
     async def get_named_database(connection: HTTPConnection) -> Database:

@@ -1,4 +1,4 @@
-"""Checks that row-level security separates the tenants: of the application's role, and of all tables."""
+"""Check that row-level security separates the tenants. The application's role and all tables are checked."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def check_tenant_tables(
 
 
 def _find_missing_parts(table: Any) -> list[str]:
-    """What the catalog lacks for this table."""
+    """The parts of row-level security that this table lacks in the catalog."""
     if table.kind == "v":
         return [] if table.is_invoker else ["the view reads with its owner's rights: WITH (security_invoker = true)"]
     if table.kind in ("m", "f"):
@@ -163,7 +163,7 @@ class _Probe:
             return []
 
     async def find_leaks(self, as_role: Database, tenants: Sequence[str]) -> list[str]:
-        """The faults that reading the table as the application's role shows."""
+        """Read the table as the application's role. Returns a text for each leak."""
         anything = f"SELECT EXISTS (SELECT FROM {self.table})"  # noqa: S608
         foreign = f"SELECT EXISTS (SELECT FROM {self.table} WHERE {self.column}::text IS DISTINCT FROM $1)"  # noqa: S608
         leaks = []

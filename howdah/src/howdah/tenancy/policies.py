@@ -33,8 +33,8 @@ class RowPolicy(TableItem):
         __table_args__ = (RowPolicy("readers", using="is_public", command="SELECT", roles=["web"]),)
 
     `using` decides which rows are visible, and `with_check` which rows may be written; both are SQL. Without
-    `with_check`, PostgreSQL uses `using` for written rows, too. Without `roles` the policy is for all roles. A policy
-    that isn't `permissive` is one that all rows must satisfy; a row must satisfy at least one of the permissive ones.
+    `with_check`, PostgreSQL uses `using` for written rows, too. Without `roles` the policy is for all roles. A row must
+    satisfy at least one permissive policy, and every policy with `permissive=False`.
 
     `create_all` enables and forces row-level security for the table, and creates the policies. So they apply to the
     table's owner, too. They never apply to a superuser, nor to a role with BYPASSRLS.
@@ -118,7 +118,7 @@ def policies_of(table: Table) -> Sequence[RowPolicy]:
 
 
 def policy_statements(table: Table, *, schema: str | None = None) -> Sequence[str]:
-    """The statements that enable and force row-level security for the table, and create its policies; none without.
+    """The statements that enable and force row-level security and create the policies. Empty without a policy.
 
     `schema` replaces the schema of the table.
     """
@@ -162,8 +162,8 @@ def quote_table(name: str, schema: str | None) -> str:
 class _PolicyCreation:
     """Creates the policies after the table: a listener for the table's event `after_create`.
 
-    It also stores the policies of the table. A copy of the table (`to_metadata`) has the same listener. (Alembic writes
-    `Table.info` into migrations.)
+    It also stores the policies of the table. A copy of the table (`to_metadata`) has the same listener. `Table.info`
+    can't store them, because Alembic writes it into migrations.
     """
 
     def __init__(self) -> None:
@@ -190,8 +190,8 @@ def _add(table: Table, policy: RowPolicy | TenantPolicy) -> None:
 def _compare(column: Column[Any], setting: str) -> str:
     """The comparison of the column with the setting.
 
-    After the transaction that has set it, PostgreSQL returns the empty text for a setting. That isn't a value of most
-    types, and NULL equals nothing.
+    After a transaction with the setting, PostgreSQL returns '' for it in the same session. A cast of '' to most types
+    fails, so '' becomes NULL, which equals nothing.
     """
     written = column.type.compile(dialect=_DIALECT)
     cast_to = _CASTS.get(written.partition("(")[0] if written.endswith(")") else written)

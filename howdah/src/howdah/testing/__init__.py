@@ -22,11 +22,11 @@ Fixtures. Override any of them:
   tests of races.
 - `committed_url`: the URL of that copy.
 - `app`: override it. It returns a FastAPI application that `howdah.fastapi.configure_app` has set up.
-- `client`: an `httpx.AsyncClient` of `app`, which uses `database` instead of its own. What a request commits is rolled
-  back at the end of the test. Views and sessions see what the test and earlier requests have written. The application's
-  lifespan runs. Concurrent requests are handled one after the other, because they share a connection. For the same
-  reason a request can't have two transactions open at once, and a background job can't run: leave it out in `app`.
-  After an error of PostgreSQL in a view or in `Database.read`, no further statement is possible in the test.
+- `client`: an `httpx.AsyncClient` of `app`, which uses `database` instead of its own. The changes of requests are
+  rolled back at the end of the test. Views and sessions see what the test and earlier requests have written. The
+  application's lifespan runs. Concurrent requests are handled one after the other, because they share a connection. For
+  the same reason a request can't have two transactions open at once, and a background job can't run: leave it out in
+  `app`. After an error of PostgreSQL in a view or in `Database.read`, no further statement is possible in the test.
 - `committed_client`: the same on `committed_database`, for example for tests of concurrent requests.
 - `databases`: override it if `app` has further databases. It returns a `Database` for each name.
 
@@ -242,7 +242,8 @@ async def assert_indexed(
     the fields, and the members of the `Sort`, that need no index.
 
     The index of a prefix must have `text_pattern_ops`, or its column the collation C. A plain index supports prefixes
-    only in a database with the collation C, which the database of a test may have and that of production may not.
+    only in a database with the collation C. It isn't accepted, because the test database may have this collation while
+    the production database has another one.
 
     An index supports an order if it has the first of its columns, in the right direction and with its NULLs in the
     right place. It isn't checked whether one index supports several filters, or a filter and the order.

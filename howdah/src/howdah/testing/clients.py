@@ -48,7 +48,7 @@ async def open_client(
 
 @asynccontextmanager
 async def _wait_for(lock: asyncio.Lock) -> AsyncIterator[None]:
-    """Hold the lock. Raises `RuntimeError` if the request that holds it doesn't end, for example if it waits for us."""
+    """Hold the lock. Raises `RuntimeError` if the request that holds it doesn't end in time."""
     try:
         async with asyncio.timeout(_MAX_WAIT_SECONDS):
             await lock.acquire()

@@ -1,4 +1,4 @@
-"""Idempotent routes for what isn't money: they run once for each `Idempotency-Key`."""
+"""Idempotent routes that don't move money. A route runs once for each `Idempotency-Key`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shop.web.models import IdempotentRequest
 
 
 class StrictIdempotentRoute(IdempotentRoute, StrictJSONRoute):
-    """The class of routes of which some are idempotent. Their JSON bodies are strict."""
+    """A route that can be idempotent and that has a strict JSON body."""
 
 
 async def get_caller(caller: Caller) -> str:
