@@ -16,7 +16,7 @@ def test_a_new_service_passes_its_tests_and_checks_and_serves() -> None:
         terminal.run("uv build --quiet --wheel --package howdah --directory ~/howdah --out-dir ~/dist")
         terminal.run("mkdir notes notes/notes && cd notes/notes && uv venv --quiet && . .venv/bin/activate")
         terminal.run('uv pip install --quiet "$(ls ~/dist/howdah-*.whl)[cli]"')
-        _, _, section = TUTORIAL.read_text().partition("## 6. What `howdah new` would have given")
+        _, _, section = TUTORIAL.read_text().partition("## 6. Create a service with one command")
         steps = list(read_steps(section))
         assert [step.text for step in steps][1:] == ["howdah new tracker", "cd tracker", "make test"]
         for step in steps:

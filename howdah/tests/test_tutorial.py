@@ -13,7 +13,7 @@ from howdah_tests.support.tutorial import TUTORIAL, follow, read_steps
 @pytest.mark.timeout(300)
 def test_the_tutorial_works_as_printed() -> None:
     """The commands of its last section, about `howdah new`, are in `test_scaffold`."""
-    page, last_section, _ = TUTORIAL.read_text().partition("## 6. What `howdah new` would have given")
+    page, last_section, _ = TUTORIAL.read_text().partition("## 6. Create a service with one command")
     assert last_section
     steps = list(read_steps(page))
     with open_terminal() as terminal:

@@ -95,7 +95,7 @@ async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -
     sorted by their values at the start of the statement. Pending changes are flushed first, and the objects are
     refreshed. As in `lock`, a second statement reads the objects if they depend on more than their own rows. If a join
     returns a row several times, it is in the result once, but `limit` counts each: use EXISTS instead (`any()`,
-    `has()`). With joined-table inheritance the tables of the selected class are locked, but not those of its subclasses.
+    `has()`). With joined-table inheritance the tables of the selected class are locked, not those of its subclasses.
 
     Raises `ValueError` for a statement that has a limit of its own, or that selects anything but one mapped class.
     """
