@@ -232,6 +232,7 @@ async def test_roles_that_could_bypass_the_policies_are_found(owner: Database, r
             "CREATE POLICY open ON tasks USING (current_setting('app.tenant_id', true) <> '')",
             "tasks: the tenant '.*' sees rows of others",
         ),
+        ("CREATE POLICY open ON tasks FOR DELETE USING (true)", "every tenant may change all rows by the policy open"),
         ("CREATE TABLE notes (tenant_id uuid)", "notes: row-level security isn't enabled"),
         ("CREATE VIEW open AS SELECT * FROM tasks", "open: the view reads with its owner's rights"),
         ("CREATE MATERIALIZED VIEW copied AS SELECT * FROM tasks", "copied: PostgreSQL has no policies"),

@@ -176,7 +176,8 @@ async def test_after_an_error_a_bound_database_reads_the_schema_of_its_caller(da
 
         with pytest.raises(ZeroDivisionError):
             await scoped.read(fail)
-        assert not connection.sync_connection.get_execution_options().get("schema_translate_map")
+        options = await connection.run_sync(lambda sync: sync.get_execution_options())
+        assert not options.get("schema_translate_map")
 
 
 def translate(schema: str) -> Mapping[str | None, str | None]:

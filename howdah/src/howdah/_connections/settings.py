@@ -296,7 +296,7 @@ async def apply_in_block(connection: AsyncConnection, settings: TransactionSetti
         if settings is None:
             yield
             return
-        earlier_map = connection.sync_connection.get_execution_options().get("schema_translate_map")
+        earlier_map = await connection.run_sync(lambda sync: sync.get_execution_options().get("schema_translate_map"))
         restore = await connection.run_sync(apply_in_savepoint, settings)
         try:
             yield

@@ -45,6 +45,13 @@ _TABLES: Final = text(
         coalesce(reloptions, '{}') && ARRAY['security_invoker=true', 'security_invoker=on', 'security_invoker=1',
             'security_invoker=yes'] AS is_invoker,
         EXISTS (SELECT FROM pg_policy WHERE polrelid = pg_class.oid) AS has_policy,
+        ARRAY(
+            SELECT CAST(polname AS text) FROM pg_policy
+            WHERE polrelid = pg_class.oid AND polpermissive AND polcmd IN ('w', 'd')
+              AND pg_get_expr(polqual, polrelid) = 'true'
+              AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = pg_class.oid AND NOT polpermissive)
+            ORDER BY 1
+        ) AS open_policies,
         (SELECT format_type(coalesce(nullif(typbasetype, 0), oid), NULL) FROM pg_type WHERE oid = atttypid) AS type
     FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE attname = :column AND NOT attisdropped AND relkind IN ('r', 'p', 'v', 'm', 'f') AND relpersistence <> 't'
@@ -129,9 +136,9 @@ async def check_tenant_tables(
     """Check that no table with a tenant column shows rows of another tenant. Use it in a test. It writes nothing.
 
     It checks every table, partition and view of the database that has `column`: row-level security is enabled and
-    forced, there is a policy, and a view is a `security_invoker`. Then it reads each of them as `role` without a
-    filter: without the setting, for a tenant without rows, and for two tenants that have rows. Views without `column`
-    that read such tables, and that the role may read, must be `security_invoker`, too.
+    forced, there is a policy, no policy lets all rows be changed, and a view is a `security_invoker`. Then it reads
+    each of them as `role` without a filter: without the setting, for a tenant without rows, and for two tenants that
+    have rows. Views without `column` that read such tables, and that the role may read, must be `security_invoker`.
 
     The database may log in as any role that may use `role`; a superuser also finds the tenants to probe. Without `role`
     the login itself is the application's role. `exempt` has the names of tables (`schema.table`) that aren't checked.
@@ -173,6 +180,8 @@ def _find_missing_parts(table: Any) -> list[str]:
         missing.append("row-level security isn't enabled: declare a TenantPolicy")
     elif not table.has_policy:
         missing.append("there is no policy: declare a TenantPolicy")
+    if table.open_policies:  # reading doesn't show that
+        missing.append(f"every tenant may change all rows by the policy {', '.join(table.open_policies)}: USING (true)")
     if not table.is_forced:
         missing.append("row-level security isn't forced, so it doesn't apply to the owner")
     return missing
