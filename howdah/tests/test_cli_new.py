@@ -79,6 +79,9 @@ def test_a_new_service_is_complete_and_has_no_placeholder(folder: Path) -> None:
         ("json", "the service imports or contains another module of this name"),
         ("howdah", "the service imports or contains another module of this name"),
         ("tests", "the service imports or contains another module of this name"),
+        ("greenlet", "the service imports or contains another module of this name"),  # installed here
+        ("watchfiles", "the service imports or contains another module of this name"),
+        ("template1", "the server has a database of its own with it"),
         ("x" * 51, "more than 50 characters"),
     ],
 )

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from howdah.embedded import EmbeddedPostgres
+from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError, programs
 from howdah.embedded import postmaster as postmaster_module
+from howdah.embedded import server as server_module
+from howdah.embedded.postmaster import Postmaster
 from howdah_tests.support.embedded_servers import TIMEOUT_SECONDS, OtherProcess, is_dead, query
 
 GARBAGE = "\0not a pid\n"
@@ -131,3 +133,52 @@ pipe.recv()
         assert "File too large" in problem
         process.finish()
     assert not [path for path in home.iterdir() if path.is_dir()]
+
+
+@pytest.fixture
+def deleted_programs(used_data: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function that starts a detached server of a copy of the programs, and deletes the copy."""
+    wheel = programs.wheel_folder()
+    copy = home / "venv" / wheel.name
+    bin_dir = EmbeddedPostgres(used_data).bin_dir
+
+    def start_and_delete() -> None:
+        shutil.copytree(bin_dir.parent, copy / bin_dir.parent.name, ignore=shutil.ignore_patterns("include", "*.a"))
+        libraries = wheel.with_name(f"{wheel.name}.libs")
+        if libraries.exists():
+            (home / "venv" / libraries.name).symlink_to(libraries)
+        with monkeypatch.context() as patched:
+            patched.setattr(server_module, "wheel_folder", lambda: copy)
+            EmbeddedPostgres(used_data).start().detach()
+        shutil.rmtree(home / "venv")
+
+    return start_and_delete
+
+
+def test_a_server_whose_programs_were_deleted_is_restarted_and_stays_detached(
+    used_data: Path, deleted_programs: Callable[[], None]
+) -> None:
+    deleted_programs()
+    stale = EmbeddedPostgres(used_data).pid
+    with EmbeddedPostgres(used_data) as server:
+        assert is_dead(stale)
+        assert query(server, "do $$ begin end $$") == "DO"
+        assert query(server, "select n from kept") == "42"
+        restarted = server.pid
+        assert server.start().pid == restarted
+    assert server.pid == restarted
+    assert server.shut_down()
+
+
+def test_a_server_whose_programs_were_deleted_is_not_restarted_while_others_use_it(
+    used_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OtherProcess(used_data) as other:
+        stale = other.receive()
+        monkeypatch.setattr(Postmaster, "has_lost_programs", lambda self: EmbeddedPostgres(self.data_dir).pid == stale)
+        with pytest.raises(EmbeddedPostgresError, match="were deleted, and other processes still use it"):
+            EmbeddedPostgres(used_data, start_timeout=0.5).start()
+        assert not is_dead(stale)
+        other.finish()  # the server isn't locked, so its users can end their use
+    with EmbeddedPostgres(used_data) as server:
+        assert server.pid != stale

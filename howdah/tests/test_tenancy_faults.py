@@ -213,6 +213,18 @@ async def test_a_second_transaction_on_the_connection_of_a_session_has_the_setti
         assert (await connection.execute(CURRENT)).one()[0] == "1"
 
 
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_after_a_two_phase_transaction_a_read_of_another_tenant_has_its_own_settings(
+    one: Database, is_committed: bool
+) -> None:
+    async with one.with_settings({SETTING: 1}).engine.connect() as connection:
+        transaction = await connection.run_sync(lambda sync: sync.begin_twophase())
+        await connection.execute(CURRENT)
+        await connection.run_sync(lambda _: transaction.commit() if is_committed else transaction.rollback())
+    assert await in_a_read(one.with_settings({SETTING: 2}), NoteView.open(one)) == {2}
+    assert await find_left_over(one) == []
+
+
 async def test_a_session_in_autocommit_is_refused(one: Database) -> None:
     async with one.with_settings({SETTING: 1}).session() as session:
         with pytest.raises(RuntimeError, match="AUTOCOMMIT"):

@@ -232,9 +232,12 @@ async def test_roles_that_could_bypass_the_policies_are_found(owner: Database, r
             "CREATE POLICY open ON tasks USING (current_setting('app.tenant_id', true) <> '')",
             "tasks: the tenant '.*' sees rows of others",
         ),
+        ("CREATE POLICY open ON tasks FOR DELETE USING (true)", "every tenant may change all rows by the policy open"),
         ("CREATE TABLE notes (tenant_id uuid)", "notes: row-level security isn't enabled"),
         ("CREATE VIEW open AS SELECT * FROM tasks", "open: the view reads with its owner's rights"),
         ("CREATE MATERIALIZED VIEW copied AS SELECT * FROM tasks", "copied: PostgreSQL has no policies"),
+        ("CREATE VIEW open AS SELECT id FROM tasks", "open: the view reads with its owner's rights"),
+        ("CREATE MATERIALIZED VIEW copied AS SELECT id FROM tasks", "copied: the materialized view has rows of all"),
     ],
 )
 async def test_a_table_that_is_not_protected_is_found(database: Database, change: str, message: str) -> None:
@@ -248,6 +251,29 @@ async def test_a_table_that_is_not_protected_is_found(database: Database, change
         await session.execute(text(change))
     with pytest.raises(NotIsolated, match=message):
         await check_tenant_tables(database, role=APP)
+
+
+async def test_policies_that_raise_an_error_without_the_setting_and_other_types_are_accepted(
+    database: Database,
+) -> None:
+    value = f"current_setting('{SETTING}')"
+    async with database.begin() as session:
+        await session.execute(text("CREATE DOMAIN number AS int"))
+        for name, kind, values, condition in (
+            ("strict", "uuid", [str(uuid4()), str(uuid4())], f"{value}::uuid"),
+            ("domains", "number", ["1", "2"], f"{value}::int"),
+            ("texts", "text", ["", "x"], value),
+        ):
+            for statement in (
+                f"CREATE TABLE {name} (tenant_id {kind})",
+                f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
+                f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
+                f"CREATE POLICY own ON {name} USING (tenant_id = {condition} AND {value} <> '')",
+                *(f"INSERT INTO {name} VALUES ('{each}')" for each in values),
+            ):
+                await session.execute(text(statement.replace(":", "\\:")))
+        await create_application_role(session, APP)
+    assert all(table.is_probed for table in await check_tenant_tables(database, role=APP))
 
 
 async def test_a_security_invoker_view_and_exempt_tables_are_accepted(database: Database) -> None:

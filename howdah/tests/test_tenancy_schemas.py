@@ -166,6 +166,20 @@ async def test_a_bound_database_reads_and_writes_the_schema_of_its_session(datab
                 await session.execute(select(Item))
 
 
+async def test_after_an_error_a_bound_database_reads_the_schema_of_its_caller(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        bound = database.bound_to(connection)
+        scoped = bound.with_settings(schema_translate_map={None: SCHEMAS[0]})
+
+        async def fail(_connection: object) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await scoped.read(fail)
+        options = await connection.run_sync(lambda sync: sync.get_execution_options())
+        assert not options.get("schema_translate_map")
+
+
 def translate(schema: str) -> Mapping[str | None, str | None]:
     return {None: schema}
 

@@ -167,7 +167,7 @@ def listen_for_transactions(engine: Engine) -> None:
 
     for name in ("begin", "begin_twophase"):
         event.listen(engine, name, begin)
-    for name in ("commit", "rollback"):
+    for name in ("commit", "rollback", "commit_twophase", "rollback_twophase"):
         event.listen(engine, name, end)
 
 
@@ -196,6 +196,7 @@ async def run_in_transaction(
     driver = raw.driver_connection
     if not isinstance(driver, asyncpg.Connection):
         raise TypeError(f"with_settings() needs a connection of asyncpg, not a {type(driver).__name__}")
+    _forget(driver)  # those of another transaction would be appended, and would replace these
     try:
         await _send(connection, driver, "BEGIN ISOLATION LEVEL READ COMMITTED" + settings.sql)
         result = await work(connection)
@@ -297,8 +298,14 @@ async def apply_in_block(connection: AsyncConnection, settings: TransactionSetti
         if settings is None:
             yield
             return
+        earlier_map = await connection.run_sync(lambda sync: sync.get_execution_options().get("schema_translate_map"))
         restore = await connection.run_sync(apply_in_savepoint, settings)
-        yield
+        try:
+            yield
+        except BaseException:  # the rollback to the savepoint restores everything else
+            if settings.schema_translate_map:
+                await connection.execution_options(schema_translate_map=earlier_map)
+            raise
         await connection.run_sync(lambda _connection: restore())
 
 

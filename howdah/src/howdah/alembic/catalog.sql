@@ -52,10 +52,11 @@ SELECT
         CASE WHEN attcollation <> typcollation THEN ' COLLATE ' || attcollation::regcollation END,
         CASE WHEN attnotnull THEN ' NOT NULL' END,
         CASE WHEN attidentity <> '' THEN ' GENERATED ' || CASE attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END END,
+        ' (' || identity_options || ')',
         CASE attgenerated WHEN '' THEN ' DEFAULT ' WHEN 'v' THEN ' GENERATED VIRTUAL ' ELSE ' GENERATED ' END || pg_get_expr(adbin, adrelid)
     ), NULL, true,
     NULL, NULL,
-    CASE WHEN relkind IN ('r', 'p') AND attgenerated = '' THEN ARRAY[
+    CASE WHEN relkind IN ('r', 'p') AND attgenerated = '' THEN array_remove(ARRAY[
         format(
             'ALTER TABLE %s ALTER COLUMN %I TYPE %s%s', ident, attname, format_type(atttypid, atttypmod),
             CASE WHEN attcollation <> typcollation THEN ' COLLATE ' || attcollation::regcollation END
@@ -67,12 +68,29 @@ SELECT
                 ELSE coalesce('SET DEFAULT ' || pg_get_expr(adbin, adrelid), 'DROP DEFAULT')
             END
         ),
-        format('ALTER TABLE %s ALTER COLUMN %I %s NOT NULL', ident, attname, CASE WHEN attnotnull THEN 'SET' ELSE 'DROP' END)
-    ] END
+        format('ALTER TABLE %s ALTER COLUMN %I %s NOT NULL', ident, attname, CASE WHEN attnotnull THEN 'SET' ELSE 'DROP' END),
+        format('ALTER TABLE %s ALTER COLUMN %I ', ident, attname) || identity_alteration
+    ], NULL) END
 FROM kept
 JOIN pg_attribute ON attrelid = kept.oid AND attnum > 0 AND NOT attisdropped
 JOIN pg_type ON pg_type.oid = atttypid
 LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+LEFT JOIN LATERAL (
+    SELECT
+        nullif(concat_ws(
+            ' ', CASE WHEN seqstart <> 1 THEN 'START ' || seqstart END, CASE WHEN seqincrement <> 1 THEN 'INCREMENT ' || seqincrement END,
+            CASE WHEN seqmin <> 1 THEN 'MINVALUE ' || seqmin END,
+            CASE WHEN seqmax NOT IN (32767, 2147483647, 9223372036854775807) THEN 'MAXVALUE ' || seqmax END,
+            CASE WHEN seqcache <> 1 THEN 'CACHE ' || seqcache END, CASE WHEN seqcycle THEN 'CYCLE' END
+        ), '') AS identity_options,
+        format(
+            'SET INCREMENT BY %s SET MINVALUE %s SET MAXVALUE %s SET START WITH %s SET CACHE %s SET %s', seqincrement, seqmin, seqmax,
+            seqstart, seqcache, CASE WHEN seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END
+        ) AS identity_alteration
+    FROM pg_depend JOIN pg_sequence ON seqrelid = objid
+    WHERE attidentity <> '' AND classid = 'pg_class'::regclass AND deptype = 'i'
+        AND refclassid = 'pg_class'::regclass AND refobjid = attrelid AND refobjsubid = attnum
+) identity ON true
 UNION ALL
 SELECT
     3, label, format('constraint %s on %s', conname, label), pg_get_constraintdef(c.oid, true),
@@ -169,7 +187,10 @@ SELECT
             SELECT
                 enumsortorder,
                 format('ALTER TYPE %s%I ADD VALUE IF NOT EXISTS %L', prefix, typname, enumlabel)
-                || coalesce(format(' AFTER %L', lag(enumlabel) OVER (ORDER BY enumsortorder)), '') AS statement
+                || coalesce(
+                    ' AFTER ' || quote_literal(lag(enumlabel) OVER (ORDER BY enumsortorder)),
+                    ' BEFORE ' || quote_literal(lead(enumlabel) OVER (ORDER BY enumsortorder)), ''
+                ) AS statement
             FROM pg_enum WHERE enumtypid = t.oid
         ) added
     )
@@ -203,7 +224,14 @@ SELECT
     format(
         'CREATE SEQUENCE %s%I AS %s INCREMENT %s MINVALUE %s MAXVALUE %s START %s CACHE %s%s', prefix, s.relname,
         format_type(seqtypid, NULL), seqincrement, seqmin, seqmax, seqstart, seqcache, CASE WHEN seqcycle THEN ' CYCLE' END
-    ), format('DROP SEQUENCE %s%I', prefix, s.relname), NULL
+    ), format('DROP SEQUENCE %s%I', prefix, s.relname),
+    -- not dropped and created again, which would return numbers a second time
+    ARRAY[
+        format(
+            'ALTER SEQUENCE %s%I AS %s INCREMENT %s MINVALUE %s MAXVALUE %s START %s CACHE %s %sCYCLE', prefix, s.relname,
+            format_type(seqtypid, NULL), seqincrement, seqmin, seqmax, seqstart, seqcache, CASE WHEN NOT seqcycle THEN 'NO ' END
+        )
+    ]
 FROM schema JOIN pg_class s ON s.relnamespace = schema.oid AND s.relkind = 'S' JOIN pg_sequence ON seqrelid = s.oid
 -- the sequence of an identity or serial column belongs to that column
 WHERE CAST(:tables AS text[]) IS NULL

