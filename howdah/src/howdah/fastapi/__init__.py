@@ -52,6 +52,7 @@ from howdah.fastapi.problem import (
     RETRY_AFTER_SECONDS,
     InputError,
     Problem,
+    ProblemException,
     error_response,
     problem_response,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "PreconditionFailed",
     "PreconditionRequired",
     "Problem",
+    "ProblemException",
     "RFC3339Datetime",
     "ReadDbSession",
     "ReadinessCheck",

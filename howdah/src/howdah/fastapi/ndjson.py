@@ -61,9 +61,7 @@ class InvalidLine(ProblemException):
     def __init__(self, line: int, reason: str) -> None:
         self.line = line
         self.reason = reason
-        super().__init__(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-line", f"line {line}: {reason}", members={"line": line}
-        )
+        super().__init__(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-line", f"line {line}: {reason}", line=line)
 
 
 class RejectedLine(Exception):
