@@ -19,6 +19,7 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
+from howdah.fastapi.jobs import Job
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.line_results import answer_batches, answer_lines
 from howdah.fastapi.ndjson import (
@@ -90,6 +91,7 @@ __all__ = [
     "InvalidIdempotencyKey",
     "InvalidJSON",
     "InvalidLine",
+    "Job",
     "MissingHeader",
     "NotModified",
     "PageOut",

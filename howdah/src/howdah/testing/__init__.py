@@ -25,9 +25,9 @@ Fixtures. Override any of them:
 - `client`: an `httpx.AsyncClient` of `app`, which uses `database` instead of its own. What a request commits is rolled
   back at the end of the test. Views and sessions see what the test and earlier requests have written. The application's
   lifespan runs. Concurrent requests are handled one after the other, because they share a connection. For the same
-  reason a request can't have two transactions open at once, and a background job can't run: leave it out in `app`.
+  reason a request can't have two transactions open at once. The application's jobs don't run.
   After an error of PostgreSQL in a view or in `Database.read`, no further statement is possible in the test.
-- `committed_client`: the same on `committed_database`, for example for tests of concurrent requests.
+- `committed_client`: the same on `committed_database`, for example for tests of concurrent requests. Jobs don't run.
 - `databases`: override it if `app` has further databases. It returns a `Database` for each name.
 
 `assert_statements` checks the number of statements. `assert_indexed` checks that indexes support declared filters.
