@@ -27,6 +27,7 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.ForeignKeyViolation: HTTPStatus.CONFLICT,
     errors.CheckViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotNullViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.PolicyViolation: HTTPStatus.FORBIDDEN,
     errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TransactionConflict: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
