@@ -69,7 +69,7 @@ from howdah.fastapi.sessions import (
     get_read_db,
     session_dependency,
 )
-from howdah.fastapi.view_responses import json_response, page_response
+from howdah.fastapi.view_responses import json_response, list_response, page_response
 
 __all__ = [
     "CSV",
@@ -128,6 +128,7 @@ __all__ = [
     "get_schema_ref",
     "idempotency_key",
     "json_response",
+    "list_response",
     "make_etag",
     "ndjson_response",
     "page_response",
