@@ -89,7 +89,8 @@ def idempotency_key(
       255 characters. Callers with different scopes never get each other's responses.
     - A request without the header runs the route as often as it is sent. With `required` it is rejected with
       `MissingHeader` (400).
-    - `session` is the route's session if it isn't `DbSession`: what `session_dependency` returned.
+    - `session` is the route's session if it isn't `DbSession`: what `session_dependency` or `session_from` returned.
+      With `session_from` the row of the key is written with that database's settings, such as the tenant.
     - While the first request with a key is running, others wait for `max_wait_seconds` at most. Then they get 409
       (`IdempotencyKeyInUse`). Each waiting request holds a connection.
     - A response of more than `max_answer_bytes` is an error of the application (500), and the route is rolled back.
@@ -106,7 +107,7 @@ def idempotency_key(
     """
     committing = get_db if session is None else getattr(session, "dependency", None)
     if committing is None or not is_committing_session(committing):
-        raise TypeError("session must be what session_dependency returned, or None for DbSession")
+        raise TypeError("session must be what session_dependency or session_from returned, or None for DbSession")
     check_max_wait(max_wait_seconds)
     description = (
         "The client chooses a new key for each request, such as a UUID, and sends the same key with each retry. "

@@ -51,7 +51,7 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     "/bulk",
     status_code=HTTPStatus.CREATED,
     dependencies=[request_key],
-    responses=describe_problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
+    responses=describe_problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra=describe_rows_body(UserIn),
 )
 async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
