@@ -36,6 +36,15 @@ TABLES = (
     "INSERT INTO things VALUES (1, NULL, 1, 'a', '[1,9]')",
 )
 
+# A role without rights of its own may see the rows 2 to 4, and write the rows 1 to 4.
+POLICY = (
+    "INSERT INTO things (id) VALUES (3)",
+    "ALTER TABLE things ENABLE ROW LEVEL SECURITY",
+    "CREATE POLICY few ON things USING (id BETWEEN 2 AND 4) WITH CHECK (id BETWEEN 1 AND 4)",
+    "GRANT ALL ON things TO pg_monitor",
+    "SET LOCAL ROLE pg_monitor",
+)
+
 
 @dataclass(frozen=True)
 class ErrorCase:
@@ -113,6 +122,23 @@ ERROR_CASES = [
     error_case(errors.InvalidStatement, "42P01", "SELECT * FROM nowhere"),
     error_case(errors.InvalidStatement, "42703", "SELECT nothing FROM things"),
     error_case(errors.InvalidStatement, "42501", "SET LOCAL ROLE pg_monitor", "DELETE FROM things"),
+    error_case(errors.InvalidStatement, "42501", *POLICY, "SELECT * FROM parents"),
+    error_case(errors.InvalidStatement, "42501", "DO $$ BEGIN RAISE SQLSTATE '42501'; END $$"),
+    error_case(errors.PolicyViolation, "42501", *POLICY, "INSERT INTO things VALUES (9)"),
+    error_case(errors.PolicyViolation, "42501", *POLICY, "UPDATE things SET id = 9 WHERE id = 3"),
+    error_case(
+        errors.PolicyViolation,
+        "42501",
+        *POLICY,
+        "INSERT INTO things VALUES (1) ON CONFLICT (id) DO UPDATE SET name = 'b'",  # the policy hides row 1
+    ),
+    error_case(
+        errors.PolicyViolation,
+        "42501",
+        *POLICY,
+        "MERGE INTO things USING (SELECT 9 AS id) AS new ON new.id = things.id "
+        "WHEN NOT MATCHED THEN INSERT (id) VALUES (new.id)",
+    ),
     error_case(errors.InvalidStatement, "3F000", "CREATE TABLE nowhere.things (id int)"),
     error_case(errors.InvalidStatement, "3D000", "ALTER DATABASE nowhere SET work_mem = '4MB'"),
     error_case(errors.InvalidStatement, "0A000", "SELECT count(*) FROM things FOR UPDATE"),

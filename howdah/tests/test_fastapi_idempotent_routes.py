@@ -17,7 +17,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.background import BackgroundTask
 
 from howdah import Database, IntegrityViolation
-from howdah.fastapi import DbSession, IdempotentRoute, StrictJSONRoute, get_db, idempotency_key, session_dependency
+from howdah.fastapi import (
+    DbSession,
+    IdempotentRoute,
+    StrictJSONRoute,
+    get_database,
+    get_db,
+    idempotency_key,
+    session_dependency,
+    session_from,
+)
 from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.idempotent_app import (
     IdempotentRequest,
@@ -52,6 +61,16 @@ async def client(stored: Database) -> AsyncIterator[httpx.AsyncClient]:
 
 _reports = session_dependency(lambda connection: connection.app.state.reports)
 _ReportsSession = Annotated[AsyncSession, _reports]
+
+
+async def get_callers_database(
+    caller: Annotated[str, Depends(get_caller)], database: Annotated[Database, Depends(get_database)]
+) -> Database:
+    return database.with_settings({"app.caller": caller})
+
+
+_callers = session_from(get_callers_database)
+_CallersSession = Annotated[AsyncSession, _callers]
 
 
 async def test_a_route_can_not_commit_its_session(stored: Database) -> None:
@@ -117,6 +136,19 @@ async def test_the_session_of_another_database_is_named(stored: Database) -> Non
         serve(stored, endpoint)
     with pytest.raises(TypeError, match="session_dependency"):
         idempotency_key(IdempotentRequest, scope=get_caller, session=Depends(get_caller))
+
+
+async def test_the_key_is_stored_by_the_session_of_a_dependency(stored: Database) -> None:
+    async def endpoint(db: _CallersSession) -> str:
+        db.add(Note(text="a"))
+        return str(await db.scalar(text("SELECT current_setting('app.caller')")))
+
+    key = idempotency_key(IdempotentRequest, scope=get_caller, session=_callers)
+    async with asgi_client(serve(stored, endpoint, dependencies=[key])) as client:
+        answers = [await post(client, path="/", caller="ada") for _ in range(2)]
+    assert [is_replay(answer) for answer in answers] == [False, True]
+    assert [answer.json() for answer in answers] == ["ada", "ada"]
+    assert await count_notes(stored) == 1
 
 
 # Routes

@@ -207,6 +207,10 @@ def test_the_description_has_the_body() -> None:
         NDJSON: {"schema": schema},
     }
     assert paths["/lines"]["post"]["requestBody"]["content"] == {NDJSON: {"schema": schema}}
+    for path in ("/bulk", "/lines"):
+        unsupported = paths[path]["post"]["responses"]["415"]
+        assert unsupported["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert "Accept-Post" in unsupported["headers"]
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from unittest.mock import ANY
 from uuid import UUID
 
 import httpx
 import pytest
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field, field_validator
 from sqlalchemy import select
 
-from howdah import AsyncRepository, Database, JsonView, Page, paginate
-from howdah.fastapi import DbSession, PageOut, PageParameters, ReadDbSession, page_response
+from howdah import AsyncRepository, Database, Filter, JsonView, Page, Sort, paginate
+from howdah.fastapi import DbSession, PageOut, PageParameters, ReadDbSession, list_response, page_response
 from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import user_rows
@@ -300,3 +301,50 @@ async def test_a_page_with_loaded_relationships_is_written(database: Database) -
 
     async with asgi_client(app) as client:
         assert (await client.get("/")).json()["items"] == [{"orders": [{"total_cents": 5}, {"total_cents": 7}]}]
+
+
+class NamedOut(BaseModel):
+    name: str
+
+
+class NameParameters(PageParameters):
+    prefix: Annotated[str | None, Filter(User.name, "prefix")] = None
+    sort: Annotated[Literal["name", "-name"], Sort({"name": User.name})] = "name"
+
+
+async def test_a_list_response_has_the_filters_order_page_and_viewer_of_its_arguments(database: Database) -> None:
+    async with database.begin() as session:
+        names = ["ab", "aa", "ac", "b"]
+        rows = [{"email": f"{name}@x", "name": name, "age": age} for age, name in enumerate(names)]
+        await AsyncRepository(session, User).create_many(rows)
+    app = create_bare_app(database)
+    everyone: JsonView[User, None] = JsonView(User, NamedOut)
+    older: JsonView[User, dict[str, int]] = JsonView(
+        User, NamedOut, where={User: lambda user, viewer: user.age >= viewer.age}
+    )
+
+    @app.get("/users", response_model=PageOut[NamedOut])
+    async def list_users(parameters: Annotated[NameParameters, Query()]) -> Response:
+        async with everyone.open(database) as reader:
+            return await list_response(reader, parameters)
+
+    @app.get("/old", response_model=PageOut[NamedOut])
+    async def list_old(parameters: Annotated[NameParameters, Query()]) -> Response:
+        async with older.open(database) as reader:
+            statement = select(User).where(User.name != "ac")
+            return await list_response(reader, parameters, statement=statement, viewer={"age": 1}, count=True)
+
+    async def get(path: str) -> tuple[list[str], dict[str, Any]]:
+        body = (await client.get(path)).raise_for_status().json()
+        return [item["name"] for item in body.pop("items")], body
+
+    async with asgi_client(app) as client:
+        assert (await get("/users?prefix=a&sort=-name"))[0] == ["ac", "ab", "aa"]
+        first, rest = await get("/users?limit=3")
+        assert first == ["aa", "ab", "ac"]
+        assert await get(f"/users?limit=3&after={rest['next']}") == (["b"], {"next": None, "previous": ANY})
+        assert await get("/old") == (
+            ["aa", "b"],
+            {"next": None, "previous": None, "total": 2, "total_capped": False},
+        )
+        assert (await client.get("/users?unknown=1")).status_code == 422

@@ -9,12 +9,13 @@ from uuid import UUID
 import pytest
 from fastapi import HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from howdah import Database, NestedTransaction, errors, uuid7
 from howdah.fastapi import (
     HTTP_STATUS_BY_ERROR,
     DbSession,
+    ProblemException,
     problem_response,
 )
 from howdah_tests.support.fastapi_apps import USERS, asgi_client, create_app, create_bare_app, http_client
@@ -183,6 +184,7 @@ def test_every_error_has_a_status_or_is_an_internal_error() -> None:
     internal_errors = {
         errors.HowdahError,
         errors.ViewCompileError,
+        errors.MigrationBlocked,
         errors.MultipleRowsFound,
         errors.UnknownAttribute,
         errors.NestedTransaction,
@@ -196,3 +198,39 @@ def test_every_error_has_a_status_or_is_an_internal_error() -> None:
     all_errors = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
     with_status = {cls for cls in all_errors if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}
     assert all_errors - with_status == internal_errors
+
+
+async def test_a_raised_problem_rolls_back_and_a_returned_one_commits(database: Database) -> None:
+    app, key = create_bare_app(database), uuid7()
+
+    @app.post("/raise")
+    async def reject(db: DbSession) -> None:
+        db.add(User(email="raised@x", name="a"))
+        await db.flush()
+        raise ProblemException(409, "sold-out", "the item is sold out", headers={"Retry-After": "60"}, item=key)
+
+    @app.post("/return")
+    async def answer(db: DbSession) -> Response:
+        db.add(User(email="returned@x", name="a"))
+        return problem_response(409, "sold-out")
+
+    async with asgi_client(app) as client:
+        raised, returned = await client.post("/raise"), await client.post("/return")
+    assert (raised.status_code, returned.status_code) == (409, 409)
+    assert (raised.headers["retry-after"], raised.headers["content-type"]) == ("60", "application/problem+json")
+    assert raised.json() == {
+        "type": "urn:howdah:problem:sold-out",
+        "title": "Conflict",
+        "status": 409,
+        "detail": "the item is sold out",
+        "item": str(key),
+    }
+    async with database.session() as session:
+        assert (await session.scalars(select(User.email))).all() == ["returned@x"]
+
+
+def test_a_problem_needs_a_status_of_an_error_and_keeps_its_own_members() -> None:
+    with pytest.raises(ValueError, match="from 400 on, not 200"):
+        ProblemException(200, "fine", "it is fine")
+    with pytest.raises(TypeError, match="the member type"):
+        ProblemException(409, "sold-out", "it is sold out", type="about:blank")

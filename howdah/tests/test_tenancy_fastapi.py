@@ -74,7 +74,13 @@ async def test_a_route_reads_and_writes_the_rows_of_its_tenant(client: httpx.Asy
     assert created.status_code == 200
     assert (await client.get("/notes/100", headers=two)).json() == {"id": 100, "tenant_id": 2}
     foreign = await client.post("/notes", params={"note_id": 101, "tenant_id": 1}, headers=two)
-    assert foreign.status_code == 500  # the policy rejects the row: an error of the application
+    assert foreign.status_code == 403
+    assert foreign.json() == {
+        "type": "urn:howdah:problem:policy-violation",
+        "title": "Forbidden",
+        "status": 403,
+        "detail": "A row-level-security policy doesn't allow this row to be written.",
+    }
     assert (await client.get("/notes", headers=one)).json() == [1, 1, 1]
 
 

@@ -18,6 +18,7 @@ from howdah import (
     Database,
     DatabaseError,
     InvalidStatement,
+    PolicyViolation,
     ReadOnly,
     bulk,
 )
@@ -340,3 +341,11 @@ async def test_control_a_failed_read_without_a_rollback_leaves_its_transaction_o
         await fail_in_python_in_a_read(one.with_settings({SETTING: 1}))
     with pytest.raises(InterfaceError, match="manually started transaction"):
         await find_left_over(one)
+
+
+async def test_the_row_that_a_policy_rejects_is_named(one: Database) -> None:
+    rows = [{"id": 100 + n, "tenant_id": 2 if n == 3 else 1} for n in range(5)]
+    async with one.with_settings({SETTING: 1}).session() as session:
+        with pytest.raises(PolicyViolation) as caught:
+            await bulk.insert_many(session, Note, rows)
+    assert caught.value.row_index == 3

@@ -26,6 +26,7 @@ from howdah.errors import (
     LockTimeout,
     NotNullViolation,
     OutOfRange,
+    PolicyViolation,
     ReadOnly,
     RejectedValue,
     SchemaChanged,
@@ -82,6 +83,11 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "XX": ServerFault,
 }
 
+# A row that violates a policy and a missing GRANT have this SQLSTATE. This routine of PostgreSQL (15 to 18) checks each
+# row that is written, and raises it for policies only. The name of the routine is a field of the error.
+_NO_RIGHTS: Final = "42501"
+_CHECK_OF_POLICIES: Final = "ExecWithCheckOptions"
+
 
 def translate(context: ExceptionContext) -> DatabaseError | None:
     """The error to raise instead of SQLAlchemy's. Call it in a listener for the engine's event `handle_error`."""
@@ -133,6 +139,8 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
     if isinstance(error, asyncpg.ConnectionDoesNotExistError):
         return ConnectionLost
     sqlstate = message_field(error, "sqlstate")
+    if sqlstate == _NO_RIGHTS and message_field(error, "server_source_function") == _CHECK_OF_POLICIES:
+        return PolicyViolation
     if sqlstate is not None:
         return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or DatabaseError
     if context.is_disconnect or isinstance(error, OSError):

@@ -37,6 +37,7 @@ HowdahError
     ├── LockTimeout                 55P03: a lock wasn't released in time (or NOWAIT)   (also OperationalError)
     ├── StatementTimeout            57014: statement_timeout, or cancelled by an admin  (also OperationalError)
     ├── InvalidStatement            classes 42 and 0A: syntax, missing tables or rights (also ProgrammingError)
+    │   └── PolicyViolation         a row-level-security policy rejects the row
     ├── ReadOnly                    25006: a write, in a read-only transaction          (also InternalError)
     └── ServerFault                 class XX: an internal error of PostgreSQL           (also InternalError)
 
@@ -354,6 +355,15 @@ class StatementTimeout(DatabaseError, sa.OperationalError):
 
 class InvalidStatement(DatabaseError, sa.ProgrammingError):
     """The statement is wrong: its syntax, a name that doesn't exist, or a right that the role doesn't have."""
+
+
+class PolicyViolation(InvalidStatement):
+    """A row-level-security policy doesn't allow this row to be written.
+
+    PostgreSQL also raises it if an upsert finds a row that the policies hide. Rows that a policy hides from an UPDATE
+    or a DELETE raise no error: they aren't found. A missing GRANT has the same SQLSTATE, 42501, and is an
+    `InvalidStatement`. PostgreSQL's error names the routine that raised it, which tells the two apart.
+    """
 
 
 class ReadOnly(DatabaseError, sa.InternalError):

@@ -165,7 +165,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         max_batch_size: int,
         max_waiting: int,
     ) -> None:
-        self._view, self._database = view, database
+        self._view, self.model, self._database = view, view.model, database
         self._viewer = view._viewer
         self._has_exact_keys = has_exact_keys(view.model)
         version = get_version_name(view.model)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from howdah import Database
 from howdah.fastapi import configure_app, describe_problems
 from shop import migrations
-from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
 from shop.ledger.http.dependencies import ledger
 from shop.ledger.http.transfer_routes import router as transfer_routes
-from shop.ledger.maintenance import run_maintenance
+from shop.ledger.maintenance import build_jobs
 from shop.ledger.schema import find_schema_problem
 from shop.orders import problems as order_problems
 from shop.orders.dependencies import order_reader, order_with_items_reader
@@ -41,16 +37,6 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     The connection pool is opened at startup, and closed at shutdown.
     """
     chosen = settings if settings is not None else Settings()
-
-    @asynccontextmanager
-    async def open_ledger(database: Database) -> AsyncIterator[Ledger]:
-        """The ledger, with its background jobs."""
-        async with (
-            Ledger(database) as opened,
-            run_maintenance(database, opened, key_retention_days=chosen.key_retention_days),
-        ):
-            yield opened
-
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION)
     configure_app(
         app,
@@ -60,8 +46,9 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             order_reader,
             order_with_items_reader,
             user_with_orders_reader,
-            ledger.using(open_ledger),
+            ledger,
         ],
+        jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
         readiness_checks=[migrations.find_revision_problem, find_schema_problem],
     )
     for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):

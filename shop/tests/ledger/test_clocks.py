@@ -191,14 +191,14 @@ async def test_maintenance_uses_the_time_of_the_database(stored: Database, diffe
         await ledger.submit(TransferRequest(a, b, 1, key="k"))
         await ledger.submit(TransferRequest(a, b, 60, pending_seconds=30))
         with wall_clock_off_by(difference):
-            assert await void_expired(stored, ledger) == 0
+            assert await void_expired(ledger) == 0
             assert await delete_old_keys(stored, timedelta(minutes=30)) == 0
         async with stored.begin() as session:
             await disable_triggers(session)
             await session.execute(update(PendingTransfer).values(expires_at=PendingTransfer.expires_at - HOUR / 2))
             await session.execute(update(IdempotencyKey).values(created_at=IdempotencyKey.created_at - HOUR))
         with wall_clock_off_by(difference):
-            assert await void_expired(stored, ledger) == 1
+            assert await void_expired(ledger) == 1
             assert await delete_old_keys(stored, timedelta(minutes=30)) == 1
 
 

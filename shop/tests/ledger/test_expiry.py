@@ -302,8 +302,8 @@ async def test_maintenance_skips_locked_accounts(stored: Database) -> None:
     async with Ledger(stored) as ledger:
         async with stored.begin() as session:
             await session.execute(select(Account.id).where(Account.id == a).with_for_update())
-            assert await void_expired(stored, ledger) == 2
-        assert await void_expired(stored, ledger) == 550
+            assert await void_expired(ledger) == 2
+        assert await void_expired(ledger) == 550
     assert await balances_and_held_amounts(stored, a, b) == [(600, 0), (10, 0)]
 
 

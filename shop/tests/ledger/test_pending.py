@@ -14,7 +14,7 @@ from sqlalchemy import func, select, text
 from howdah import Database, DatabaseError
 from shop.ledger import maintenance
 from shop.ledger.group_commit import Ledger
-from shop.ledger.models import Account, PendingTransfer, Seal, Transfer, TransferState
+from shop.ledger.models import Account, PendingTransfer, Transfer, TransferState
 from shop.ledger.requests import Refusal, TransferRequest
 from shop_tests.support.factories import (
     balances,
@@ -171,9 +171,9 @@ async def test_several_processes_can_void_expired_holds(stored: Database) -> Non
     async with Ledger(stored) as ledger, Ledger(stored) as other:
         results = await ledger.submit_many([TransferRequest(a, b, 1, pending_seconds=60) for _ in range(1_100)])
         await expire(stored, *(result.unwrap().id for result in results[:-1]))
-        voided = await asyncio.gather(*(maintenance.void_expired(stored, each) for each in (ledger, other)))
+        voided = await asyncio.gather(*(maintenance.void_expired(each) for each in (ledger, other)))
         assert sum(voided) == 1_099
-        assert await maintenance.void_expired(stored, ledger) == 0
+        assert await maintenance.void_expired(ledger) == 0
     async with stored.session() as session:
         assert (await session.get_one(Account, a)).held == 1
     await assert_ledger_is_correct(stored)
@@ -222,21 +222,3 @@ async def test_old_keys_are_deleted_and_newer_ones_are_replayed(client: httpx.As
     assert (await transfer(client, a, b, 1, key="old"))["id"] != before["id"]
     async with stored.session() as session:
         assert await session.scalar(select(func.count()).select_from(Transfer)) == 4
-
-
-async def test_a_failed_maintenance_job_does_not_stop_the_others(
-    stored: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail(*_: object) -> int:
-        raise RuntimeError("no hold can be voided")
-
-    monkeypatch.setattr(maintenance, "void_expired", fail)
-    await open_accounts(stored, 100)
-    async with Ledger(stored) as ledger, maintenance.run_maintenance(stored, ledger, key_retention_days=30):
-
-        async def is_linked() -> bool:
-            async with stored.session() as session:
-                unlinked = select(func.count()).select_from(Seal).where(Seal.position.is_(None))
-                return await session.scalar(unlinked) == 0
-
-        await until(is_linked, seconds=10)

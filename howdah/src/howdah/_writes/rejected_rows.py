@@ -8,7 +8,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah.errors import DatabaseError
+from howdah.errors import DatabaseError, PolicyViolation
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -51,8 +51,8 @@ async def write_or_locate_rejected_row(
 
 
 def is_row_error(error: StatementError) -> bool:
-    """Whether a single row may have caused the error: a constraint, a type or a trigger rejected it."""
-    if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError | DataError):
+    """Whether a single row may have caused the error: a constraint, a type, a policy or a trigger rejected it."""
+    if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError | DataError | PolicyViolation):
         return True
     return (getattr(error.orig, "sqlstate", None) or "").startswith("P0")  # RAISE in a trigger
 

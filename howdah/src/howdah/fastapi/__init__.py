@@ -19,6 +19,7 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
+from howdah.fastapi.jobs import Job
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.line_results import answer_batches, answer_lines
 from howdah.fastapi.ndjson import (
@@ -52,6 +53,7 @@ from howdah.fastapi.problem import (
     RETRY_AFTER_SECONDS,
     InputError,
     Problem,
+    ProblemException,
     error_response,
     problem_response,
 )
@@ -67,7 +69,7 @@ from howdah.fastapi.sessions import (
     get_read_db,
     session_dependency,
 )
-from howdah.fastapi.view_responses import json_response, page_response
+from howdah.fastapi.view_responses import json_response, list_response, page_response
 
 __all__ = [
     "CSV",
@@ -89,6 +91,7 @@ __all__ = [
     "InvalidIdempotencyKey",
     "InvalidJSON",
     "InvalidLine",
+    "Job",
     "MissingHeader",
     "NotModified",
     "PageOut",
@@ -97,6 +100,7 @@ __all__ = [
     "PreconditionFailed",
     "PreconditionRequired",
     "Problem",
+    "ProblemException",
     "RFC3339Datetime",
     "ReadDbSession",
     "ReadinessCheck",
@@ -124,6 +128,7 @@ __all__ = [
     "get_schema_ref",
     "idempotency_key",
     "json_response",
+    "list_response",
     "make_etag",
     "ndjson_response",
     "page_response",

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from howdah.database import Database
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
+from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.openapi import _iterate_all_routes, _iterate_dependants
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
@@ -38,6 +39,7 @@ def configure_app(
     database: Callable[[], Database],
     databases: Mapping[str, Callable[[], Database]] | None = None,
     resources: Iterable[Resource[Any]] = (),
+    jobs: Iterable[Job] = (),
     readiness_checks: Iterable[ReadinessCheck] = (),
     health: bool = True,
     metrics: bool = True,
@@ -47,21 +49,27 @@ def configure_app(
 
     Nothing is opened by this call. When the application starts, its databases are opened, then its resources in their
     order, then the lifespans of mounted applications that `configure_app` has set up, and then the application's own
-    lifespan. At shutdown, or if the startup fails, what was opened is closed in reverse order.
+    lifespan. Then its jobs are started. At shutdown, or if the startup fails, everything is closed in reverse order.
 
     - `database` returns the `Database` of `DbSession`, `ReadDbSession` and `get_database`. `databases` are further
       ones by name, for `database_dependency` and `session_dependency`.
     - `resources` are opened for routes; see `Resource`.
+    - `jobs` run periodically; see `Job`. The test fixtures `client` and `committed_client` leave them out.
     - `readiness_checks` are called by `/readyz`, after it has reached every database.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
-    before this call has the request id in its log entries. Raises `ValueError` if two resources have the same name.
+    before this call has the request id in its log entries. Raises `ValueError` if two resources or two jobs have the
+    same name.
     """
     if hasattr(app.state, _CONFIGURATION_KEY):
         raise RuntimeError("configure_app was already called for this application: call it once, with everything")
     configuration = _Configuration(
-        database=database, databases=databases or {}, resources=[*resources], lifespan=app.router.lifespan_context
+        database=database,
+        databases=databases or {},
+        resources=[*resources],
+        jobs=[*jobs],
+        lifespan=app.router.lifespan_context,
     )
     _require_extra(metrics, "metrics", "prometheus_client", "metrics")
     _require_extra(request_log, "request_log", "structlog", "logging")
@@ -86,6 +94,8 @@ def configure_app(
 @contextmanager
 def replace_databases(app: FastAPI, databases: Mapping[str, Database]) -> Iterator[None]:
     """Let the application use these databases if it starts inside the `with` block. It doesn't close them.
+
+    It leaves out the jobs, because they would change the data of a test at any time.
 
     The keys are the names of further databases, and "main". So tests can use the application on their own database.
     Starting an application that has a database with another name raises `RuntimeError`.
@@ -114,6 +124,7 @@ class _Configuration:
         database: Callable[[], Database],
         databases: Mapping[str, Callable[[], Database]],
         resources: list[Resource[Any]],
+        jobs: list[Job],
         lifespan: Callable[[Any], Any],
     ) -> None:
         """Check the arguments. Raises `ValueError` and `TypeError`."""
@@ -135,7 +146,9 @@ class _Configuration:
                     f"the resource {resource.name!r} uses the database {resource.database!r}, which is not in "
                     f"configure_app(..., databases={{...}})"
                 )
+        _check_jobs(jobs, self._factories, {resource.key for resource in resources})
         self._resources = resources
+        self._jobs = jobs
         self._lifespan = lifespan
         self.replacements: Mapping[str, Database] | None = None
 
@@ -160,8 +173,10 @@ class _Configuration:
                     "the application's lifespan yields a database, and so does configure_app: remove it from the "
                     "lifespan, or pass it to configure_app(..., databases={...})"
                 )
-            own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names)}
+            jobs = [] if self.replacements is not None else build_runners(self._jobs, databases, values)
+            own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
+            await stack.enter_async_context(run_jobs(jobs))
             yield {**states[app], _STATES_KEY: states}
 
     async def _open_database(self, stack: AsyncExitStack, name: str) -> Database:
@@ -230,6 +245,23 @@ def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
     yield getattr(app.state, _CONFIGURATION_KEY)
     for mounted, _ in _find_mounted(app):
         yield from _iterate_configurations(mounted)
+
+
+def _check_jobs(jobs: list[Job], databases: Collection[str], resources: Collection[object]) -> None:
+    names = [job.name for job in jobs]
+    for job in jobs:
+        if names.count(job.name) > 1:
+            raise ValueError(f"two jobs have the name {job.name!r}: give each its own name")
+        if job.database not in databases:
+            raise ValueError(
+                f"the job {job.name!r} uses the database {job.database!r}, which is not in "
+                "configure_app(..., databases={...})"
+            )
+        if job.resource is not None and job.resource.key not in resources:
+            raise ValueError(
+                f"the job {job.name!r} uses the resource {job.resource.name!r}: add it to "
+                "configure_app(..., resources=[...])"
+            )
 
 
 def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:

@@ -88,7 +88,8 @@ def idempotency_key(
       `str` of at most 255 characters. Callers with different scopes never get each other's responses.
     - Without the header, every request runs the route, retries included. With `required`, a request without it is
       rejected (`MissingHeader`, 400).
-    - `session` is needed if the route's session isn't `DbSession`. It is the result of `session_dependency`.
+    - `session` is needed if the route's session isn't `DbSession`. It is the result of `session_dependency` or
+      `session_from`. With `session_from` the row of the key is written with the settings of that database.
     - While the first request with a key is running, others wait for `max_wait_seconds` at most. Then they get 409
       (`IdempotencyKeyInUse`). Each waiting request holds a connection.
     - A response of more than `max_answer_bytes` is an error of the application (500), and the route is rolled back.
@@ -105,7 +106,7 @@ def idempotency_key(
     """
     committing = get_db if session is None else getattr(session, "dependency", None)
     if committing is None or not is_committing_session(committing):
-        raise TypeError("session must be what session_dependency returned, or None for DbSession")
+        raise TypeError("session must be what session_dependency or session_from returned, or None for DbSession")
     check_max_wait(max_wait_seconds)
     description = (
         "The client chooses a new key for each request, such as a UUID, and sends the same key with each retry. "

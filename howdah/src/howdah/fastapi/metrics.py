@@ -1,18 +1,22 @@
-"""`/metrics` for Prometheus: the requests, the pools and the batches of one application."""
+"""`/metrics` for Prometheus: the requests, the pools, the batches and the jobs of one application."""
 
 from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Iterator, Sequence
 from http import HTTPMethod
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.coalescing import CoalescerStatus
+from howdah.fastapi.jobs import JobRunner
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, PoolCollector
 
@@ -98,10 +102,31 @@ def build_metrics_router(metrics: RequestMetrics) -> APIRouter:
         current = CollectorRegistry()
         current.register(PoolCollector(opened.databases))
         current.register(BatchCollector(_find_queues(opened)))
+        if opened.jobs:
+            current.register(_JobCollector(opened.jobs))
         body = b"".join(map(generate_latest, (REGISTRY, metrics.registry, current)))
         return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
+
+
+class _JobCollector(Collector):
+    """The runs of the application's jobs."""
+
+    def __init__(self, runners: Sequence[JobRunner]) -> None:
+        self._runners = runners
+
+    def collect(self) -> Iterator[Metric]:
+        runs = CounterMetricFamily("howdah_job_runs", "Runs of the jobs that have ended", labels=["job", "outcome"])
+        last_success = GaugeMetricFamily(
+            "howdah_job_last_success_timestamp_seconds", "The end of the last successful run", labels=["job"]
+        )
+        for runner in self._runners:
+            runs.add_metric([runner.name, "success"], runner.successes)
+            runs.add_metric([runner.name, "failure"], runner.failures)
+            if runner.last_success is not None:
+                last_success.add_metric([runner.name], runner.last_success)
+        yield from (runs, last_success)
 
 
 def _find_queues(opened: Opened) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 from howdah.errors import DatabaseError
 from howdah.fastapi.exports import NDJSON
 from howdah.fastapi.json_bodies import InvalidJSON, parse_json
-from howdah.fastapi.openapi import get_schema_ref
+from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.problem import ProblemException
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -64,9 +64,7 @@ class InvalidLine(ProblemException):
     def __init__(self, line: int, reason: str) -> None:
         self.line = line
         self.reason = reason
-        super().__init__(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-line", f"line {line}: {reason}", members={"line": line}
-        )
+        super().__init__(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-line", f"line {line}: {reason}", line=line)
 
 
 class RejectedLine(Exception):
@@ -184,12 +182,21 @@ class BodyRows(Generic[ModelT]):
 
 
 def describe_rows_body(model: type[BaseModel], *, array: bool = True) -> dict[str, Any]:
-    """The OpenAPI description of the body, for `openapi_extra` of a route: NDJSON, and with `array` a JSON array."""
+    """The OpenAPI description of the body, for `openapi_extra` of a route: NDJSON, and with `array` a JSON array.
+
+    It includes the 415 for a body of another media type.
+    """
     schema = get_schema_ref(model, "validation")
     content = {NDJSON: {"schema": schema}}
     if array:
         content = {JSON: {"schema": {"type": "array", "items": schema}}, **content}  # type: ignore[dict-item]
-    return {"requestBody": {"required": True, "content": content}}
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    unsupported = describe_problems(status)[status]
+    unsupported["headers"] = {"Accept-Post": {"description": "The accepted media types", "schema": {"type": "string"}}}
+    return {
+        "requestBody": {"required": True, "content": content},
+        "responses": {str(int(status)): unsupported},
+    }
 
 
 def _describe_first_error(error: ValidationError | InvalidJSON) -> str:

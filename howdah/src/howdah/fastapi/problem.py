@@ -27,6 +27,7 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.ForeignKeyViolation: HTTPStatus.CONFLICT,
     errors.CheckViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotNullViolation: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.PolicyViolation: HTTPStatus.FORBIDDEN,
     errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TransactionConflict: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -41,21 +42,29 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
 RETRY_AFTER_SECONDS: Final = 1
 
 
+# The members that RFC 9457 defines and that have arguments of their own, or follow from them.
+_OWN_MEMBERS: Final = frozenset({"title", "type"})
+
+
 class ProblemException(HTTPException):
-    """An `HTTPException` whose problem has the type `urn:howdah:problem:<code>`; `members` extend the problem."""
+    """Reject the request: the problem details have the type `urn:howdah:problem:<code>`, and `members` extend them.
+
+        raise ProblemException(409, "out-of-stock", f"{item} is sold out", item=item)
+
+    As every exception, it rolls the session of the request back. A returned `problem_response` commits it. `detail` is
+    for people. Clients branch on the type, so keep `code` stable. Raises `ValueError` if the status is below 400.
+    """
 
     def __init__(
-        self,
-        status: HTTPStatus,
-        code: str,
-        detail: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        members: Mapping[str, Any] | None = None,
+        self, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
     ) -> None:
+        if status < HTTPStatus.BAD_REQUEST:
+            raise ValueError(f"a problem has a status from 400 on, not {status}: return a response instead")
+        if reserved := sorted(_OWN_MEMBERS & members.keys()):
+            raise TypeError(f"a problem can't have the member {reserved[0]}: it follows from the status or the code")
         super().__init__(status, detail, headers)
         self.code = code
-        self.members = {} if members is None else dict(members)
+        self.members = members
 
 
 class InputError(BaseModel):

@@ -2,7 +2,7 @@
 
 # Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of `__call__` as texts.
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from dataclasses import dataclass
@@ -23,11 +23,15 @@ OPENED_KEY: Final = "howdah_opened"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The open objects of an application: databases by name, and the values of resources by `Resource.key`."""
+    """The open objects of an application: databases by name, and the values of resources by `Resource.key`.
+
+    `jobs` are the runners of its jobs (`howdah.fastapi.jobs.JobRunner`).
+    """
 
     databases: Mapping[str, Database]
     values: Mapping[object, Any]
     names: Mapping[object, str]
+    jobs: Sequence[Any]
 
 
 class Resource(Generic[ResourceT]):
@@ -43,7 +47,8 @@ class Resource(Generic[ResourceT]):
     database of this name instead. If the opened object is a `Coalescer` or a view reader, `/metrics` shows its metrics.
     Their label `queue` is `name`.
 
-    A background job is a resource, too: its factory starts a task, and cancels it at the end of the block.
+    Periodic work is a `Job`. A task that runs without a break, such as a listener, is a resource: its factory starts
+    the task, and cancels it at the end of the block.
     """
 
     def __init__(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import orjson
 from fastapi import Response
+from sqlalchemy import Select, select
 from starlette.requests import HTTPConnection
 
 from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
+from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.preconditions import has_tag
+from howdah.views import JsonViewReader
+
+ViewerT = TypeVar("ViewerT")
 
 
 def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Response:
@@ -27,6 +32,44 @@ def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Res
     if has_tag(if_none_match, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     return Response(bytes(body), headers={"ETag": etag}, media_type="application/json")
+
+
+@overload
+async def list_response(
+    reader: JsonViewReader[Any, None],
+    parameters: PageParameters,
+    *,
+    statement: Select[Any] | None = None,
+    count: bool | int = False,
+) -> Response: ...
+@overload
+async def list_response(
+    reader: JsonViewReader[Any, ViewerT],
+    parameters: PageParameters,
+    *,
+    statement: Select[Any] | None = None,
+    viewer: ViewerT,
+    count: bool | int = False,
+) -> Response: ...
+async def list_response(
+    reader: JsonViewReader[Any, Any],
+    parameters: PageParameters,
+    *,
+    statement: Select[Any] | None = None,
+    viewer: Any = None,
+    count: bool | int = False,
+) -> Response:
+    """A response with a page of the view: the rows, the order and the page that the query parameters choose.
+
+        @router.get("/orders", response_model=PageOut[OrderOut])
+        async def list_orders(parameters: Annotated[OrderParameters, Query()], orders: OrderReader) -> Response:
+            return await list_response(orders, parameters)
+
+    `statement` is a `select()` of the model. Its conditions are kept, and its order unless the parameters have a
+    `Sort`; without it the list has all rows. `viewer` and `count` are those of `JsonViewReader.page`.
+    """
+    chosen = parameters.apply(select(reader.model) if statement is None else statement)
+    return page_response(await reader.page(chosen, viewer=viewer, count=count, **parameters.page_arguments))
 
 
 def page_response(page: Page[bytes]) -> Response:

@@ -24,9 +24,9 @@ Fixtures. Override any of them:
 - `app`: override it. It returns a FastAPI application that `howdah.fastapi.configure_app` has set up.
 - `client`: an `httpx.AsyncClient` of `app`, which uses `database` instead of its own. The changes of requests are
   rolled back at the end of the test. Views and sessions see what the test and earlier requests have written. The
-  application's lifespan runs. Concurrent requests are handled one after the other, because they share a connection. For
-  the same reason a request can't have two transactions open at once, and a background job can't run: leave it out in
-  `app`. After an error of PostgreSQL in a view or in `Database.read`, no further statement is possible in the test.
+  application's lifespan runs, without its jobs. Concurrent requests are handled one after the other, because they share
+  a connection. For the same reason a request can't have two transactions open at once. After an error of PostgreSQL in
+  a view or in `Database.read`, no further statement is possible in the test.
 - `committed_client`: the same on `committed_database`, for example for tests of concurrent requests.
 - `databases`: override it if `app` has further databases. It returns a `Database` for each name.
 

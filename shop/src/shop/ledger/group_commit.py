@@ -66,7 +66,7 @@ class Ledger:
     def __init__(
         self, database: Database, *, workers: int = 2, max_batch_size: int = 500, max_waiting: int = 10_000
     ) -> None:
-        self._database = database
+        self.database: Final = database
         self._coalescer: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
             self._post_batch,
             workers=workers,
@@ -207,7 +207,7 @@ class Ledger:
         """Post the requests optimistically. Return None if nothing was written: the cache is incomplete or stale, or
         another transaction has locked an account or used a key."""
         ids = collect_account_ids(requests)
-        async with self._database.autocommit() as connection:
+        async with self.database.autocommit() as connection:
             await self._load_accounts(connection, ids)
             try:
                 # Nothing may be awaited between the decision and the request for the write lock. Each decision assumes
@@ -271,7 +271,7 @@ class Ledger:
         """Do the work in a transaction, and cache the accounts that it returns."""
         for attempt in range(1, _MAX_KEY_ATTEMPTS + 1):
             try:
-                result, locked = await run_transaction(self._database, work)
+                result, locked = await run_transaction(self.database, work)
             except KeyInUse:  # the other transaction has ended, so its keys are now stored or unused
                 if attempt == _MAX_KEY_ATTEMPTS:
                     raise

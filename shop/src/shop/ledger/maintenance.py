@@ -1,14 +1,10 @@
-"""Background jobs: void expired holds, link new seals to the chain, delete old idempotency keys and stored responses.
+"""Periodic jobs: void expired holds, link new seals to the chain, delete old idempotency keys and stored responses.
 
 Any number of processes may run them at the same time.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -17,14 +13,15 @@ import structlog
 from sqlalchemy import ARRAY, Uuid, all_, bindparam, delete, func, select, tuple_
 
 from howdah import Database, delete_old_requests
+from howdah.fastapi import Job, Resource
 from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED_HOLDS
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import IdempotencyKey, PendingTransfer
 from shop.ledger.seals import link_seals
 from shop.web.models import IdempotentRequest
 
-INTERVAL_SECONDS: Final = 5.0
-_KEY_DELETION_INTERVAL_SECONDS: Final = 3_600.0
+_INTERVAL: Final = timedelta(seconds=5)
+_KEY_DELETION_INTERVAL: Final = timedelta(hours=1)
 # Accounts or keys per transaction. A larger transaction would hold its locks for longer.
 _BATCH_SIZE: Final = 500
 
@@ -33,24 +30,23 @@ _processed_ids: Final = bindparam("processed_ids", type_=ARRAY(Uuid()))
 _log = structlog.get_logger("shop.maintenance")
 
 
-@asynccontextmanager
-async def run_maintenance(database: Database, ledger: Ledger, *, key_retention_days: float) -> AsyncIterator[None]:
-    """Run the jobs inside the `async with` block.
+def build_jobs(ledger: Resource[Ledger], *, key_retention_days: float) -> list[Job]:
+    """Expired holds are voided and new seals are linked every five seconds.
 
-    Expired holds are voided and new seals are linked every five seconds. Keys that were first used more than
-    `key_retention_days` ago are deleted every hour, those of the ledger and those of other requests. A failed job is
-    logged and runs again five seconds later. It doesn't stop the other jobs.
+    Keys that were first used more than `key_retention_days` ago are deleted every hour, those of the ledger and those
+    of other requests.
     """
-    task = asyncio.create_task(_run_jobs(database, ledger, timedelta(days=key_retention_days)))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    retention = timedelta(days=key_retention_days)
+    return [
+        Job("void-expired-holds", every=_INTERVAL, work=void_expired, resource=ledger),
+        Job("link-seals", every=_INTERVAL, work=link_seals),
+        Job(
+            "delete-old-keys", every=_KEY_DELETION_INTERVAL, work=lambda database: delete_old_keys(database, retention)
+        ),
+    ]
 
 
-async def void_expired(database: Database, ledger: Ledger) -> int:
+async def void_expired(ledger: Ledger) -> int:
     """Void all expired holds, and return their number.
 
     Accounts that another transaction has locked are skipped until the next run.
@@ -59,20 +55,22 @@ async def void_expired(database: Database, ledger: Ledger) -> int:
     is_unprocessed = PendingTransfer.from_account_id != all_(_processed_ids)  # don't find locked accounts again
     batch = ACCOUNTS_WITH_EXPIRED_HOLDS.where(is_unprocessed).limit(_BATCH_SIZE)
     while True:
-        async with database.autocommit() as connection:
+        async with ledger.database.autocommit() as connection:
             ids = set(await connection.scalars(batch, {"processed_ids": list(processed)}))
         if not ids:
+            if voided:
+                _log.info("expired holds voided", count=voided)
             return voided
         voided += await ledger.void_expired(ids)
         processed |= ids
 
 
 async def delete_old_keys(database: Database, retention: timedelta) -> int:
-    """Delete the idempotency keys that were first used longer ago than `retention`, and return their number.
+    """Delete the keys and stored responses that were first used longer ago than `retention`. Returns their number.
 
     The age is measured by the database's clock. Locked keys are skipped until the next run.
     """
-    deleted = 0
+    deleted = await delete_old_requests(database, IdempotentRequest, older_than=retention)
     old_keys = (
         select(IdempotencyKey.scope, IdempotencyKey.key)
         .where(IdempotencyKey.created_at < func.statement_timestamp() - retention)
@@ -90,33 +88,6 @@ async def delete_old_keys(database: Database, retention: timedelta) -> int:
             batch_count = len(result.all())
         deleted += batch_count
         if batch_count < _BATCH_SIZE:
+            if deleted:
+                _log.info("old idempotency keys deleted", count=deleted)
             return deleted
-
-
-async def _run_jobs(database: Database, ledger: Ledger, retention: timedelta) -> None:
-    """Run each job when it is due, until the task is cancelled."""
-    key_deletion_due = time.monotonic()
-    while True:
-        with _log_failure("void_expired"):
-            if voided := await void_expired(database, ledger):
-                _log.info("expired holds voided", count=voided)
-        with _log_failure("link_seals"):
-            await link_seals(database)
-        if time.monotonic() >= key_deletion_due:
-            with _log_failure("delete_old_keys"):
-                deleted = await delete_old_keys(database, retention)
-                deleted += await delete_old_requests(database, IdempotentRequest, older_than=retention)
-                if deleted:
-                    _log.info("old idempotency keys deleted", count=deleted)
-                # after a failure this line isn't reached, so the next run tries again
-                key_deletion_due = time.monotonic() + _KEY_DELETION_INTERVAL_SECONDS
-        await asyncio.sleep(INTERVAL_SECONDS)
-
-
-@contextmanager
-def _log_failure(job: str) -> Iterator[None]:
-    """Catch and log an error of the job, so that it doesn't stop the other jobs."""
-    try:
-        yield
-    except Exception:
-        _log.exception("maintenance job failed", job=job)

@@ -18,7 +18,7 @@ from howdah.fastapi import (
     describe_export,
     export_response,
     json_response,
-    page_response,
+    list_response,
 )
 from shop.ledger.http.dependencies import RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
@@ -53,8 +53,7 @@ async def create_order(body: OrderIn, db: DbSession, response: Response) -> Orde
 @router.get("", response_model=PageOut[OrderOut])
 async def list_orders(parameters: Annotated[OrderPageParameters, Query()], orders: OrderReader) -> Response:
     """Orders by the time when they were placed."""
-    page = await orders.page(parameters.apply(select(Order)), **parameters.page_arguments)
-    return page_response(page)
+    return await list_response(orders, parameters)
 
 
 @router.get("/export", response_class=StreamingResponse, responses=describe_export(OrderOut))

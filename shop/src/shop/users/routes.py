@@ -10,7 +10,6 @@ from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import select
 
 from howdah.fastapi import (
     BodyRows,
@@ -20,8 +19,8 @@ from howdah.fastapi import (
     RequiredIfMatch,
     describe_problems,
     describe_rows_body,
+    list_response,
     make_etag,
-    page_response,
 )
 from shop.users.dependencies import UserReader
 from shop.users.models import User
@@ -52,7 +51,7 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     "/bulk",
     status_code=HTTPStatus.CREATED,
     dependencies=[request_key],
-    responses=describe_problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
+    responses=describe_problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra=describe_rows_body(UserIn),
 )
 async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
@@ -67,8 +66,7 @@ async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
 @router.get("", response_model=PageOut[UserOut])
 async def list_users(parameters: Annotated[UserPageParameters, Query()], users: UserReader) -> Response:
     """Users in the order of their creation."""
-    page = await users.page(parameters.apply(select(User)), **parameters.page_arguments)
-    return page_response(page)
+    return await list_response(users, parameters)
 
 
 @router.patch("/{user_id}", response_model=UserOut)

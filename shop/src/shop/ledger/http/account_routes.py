@@ -84,7 +84,7 @@ async def create_account(
     response_class=StreamingResponse,
     responses={
         200: {"content": {NDJSON: {"schema": get_schema_ref(AccountLineOut)}}},
-        **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        **describe_problems(HTTPStatus.BAD_REQUEST),
     },
     openapi_extra=describe_rows_body(AccountLineIn, array=False),
 )

@@ -123,7 +123,7 @@ async def create_linked_transfers(
     response_class=StreamingResponse,
     responses={
         200: {"content": {NDJSON: {"schema": get_schema_ref(BatchLineOut)}}},
-        **describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        **describe_problems(HTTPStatus.BAD_REQUEST),
     },
     openapi_extra=describe_rows_body(BatchLineIn, array=False),
 )
