@@ -7,7 +7,7 @@ from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
 from howdah._reads.sort_markers import Sort
 from howdah._types.times import INFINITY, MINUS_INFINITY
-from howdah._writes.results import InsertResult, MatchResult, UpsertResult
+from howdah._writes.results import InsertResult, MatchResult, RejectedRow, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel
@@ -120,6 +120,7 @@ __all__ = [
     "PoolStatus",
     "QueueFull",
     "ReadOnly",
+    "RejectedRow",
     "SchemaChanged",
     "SerializationFailure",
     "ServerFault",

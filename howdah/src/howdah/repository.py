@@ -239,9 +239,13 @@ class AsyncRepository(Generic[ModelT]):
         await load_relationships(self.session, instance, load)
         return instance, is_new
 
-    async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> InsertResult:
+    async def create_many(
+        self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True, max_rejected: int = 0
+    ) -> InsertResult:
         """Insert mappings, Pydantic models, dataclasses or mapped objects; see `howdah.bulk.insert_many`."""
-        return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
+        return await bulk.insert_many(
+            self.session, self.model, rows, chunk_size=chunk_size, keys=keys, max_rejected=max_rejected
+        )
 
     async def update(self, instance: ModelT, *, load: LoadOptions = (), **values: Any) -> ModelT:
         """Set attributes of the object and flush. `load` is that of `create`.
@@ -292,9 +296,12 @@ class AsyncRepository(Generic[ModelT]):
         on: ConflictOn | None = None,
         update: Sequence[str] | None = None,
         chunk_size: int | None = None,
+        max_rejected: int = 0,
     ) -> UpsertResult:
         """Insert rows, or update the existing ones; see `howdah.bulk.upsert_many`."""
-        return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)
+        return await bulk.upsert_many(
+            self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size, max_rejected=max_rejected
+        )
 
     async def delete(self, instance: ModelT) -> None:
         """Delete the object's row and flush.
