@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import CheckConstraint, ForeignKey, MetaData, Select, event, select, text
+from sqlalchemy import CheckConstraint, ForeignKey, MetaData, event, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, mapped_column
@@ -69,7 +69,7 @@ async def as_stream(rows: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]
         yield row
 
 
-async def read_pairs(session: AsyncSession, statement: Select[tuple[Any, Any]]) -> dict[Any, Any]:
+async def read_pairs(session: AsyncSession, statement: Any) -> dict[Any, Any]:
     return {key: value for key, value in await session.execute(statement)}  # noqa: C416
 
 
