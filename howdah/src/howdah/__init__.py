@@ -52,7 +52,7 @@ from howdah.errors import (
 )
 from howdah.filters import Filters
 from howdah.idempotency import IdempotentRequest, StoredAnswer, claim_request, delete_old_requests, store_answer
-from howdah.locking import lock, lock_next
+from howdah.locking import lock, lock_next, lock_one
 from howdah.models import (
     NAMING_CONVENTION,
     AwareDateTime,
@@ -144,6 +144,7 @@ __all__ = [
     "delete_old_requests",
     "lock",
     "lock_next",
+    "lock_one",
     "paginate",
     "run_transaction",
     "savepoint",
