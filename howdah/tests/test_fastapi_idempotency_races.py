@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import timedelta
 
 import httpx
@@ -11,6 +12,7 @@ from sqlalchemy import func, select, text
 
 from howdah import Database, IdempotencyKeyInUse, delete_old_requests
 from howdah.idempotency import StoredAnswer, claim_request, store_answer
+from howdah.testing import _new_database, _with_database
 from howdah_tests.support.fastapi_apps import asgi_client, http_client
 from howdah_tests.support.idempotent_app import (
     COMMIT_LOCK,
@@ -29,8 +31,19 @@ STORED, STORED_LATER = "/notes", "/stored-later/notes"
 ANSWER = StoredAnswer(b"f", 201, [("a", "b")], b"body")
 
 
+@pytest.fixture(scope="module")
+def committed_url(postgres_url: str, template: str) -> Iterator[str]:
+    """One database for all tests, because a new one takes a second."""
+    with _new_database(postgres_url, template) as name:
+        yield _with_database(postgres_url, name)
+
+
 @pytest.fixture
 async def stored(committed_database: Database) -> Database:
+    """The database with new tables, and with no table, trigger or function of an earlier test."""
+    async with committed_database.begin() as session:
+        await session.execute(text("DROP SCHEMA public CASCADE"))
+        await session.execute(text("CREATE SCHEMA public"))
     await create_tables(committed_database)
     return committed_database
 
