@@ -212,7 +212,7 @@ async def test_the_search_takes_few_statements_and_the_errors_keep_no_rows(
     assert kept() is None
 
 
-@settings(max_examples=settings().max_examples // 8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     ages=st.lists(st.sampled_from([1, 2, 3, 40, 41, -1, 2**31]), max_size=45),
     is_upsert=st.booleans(),
