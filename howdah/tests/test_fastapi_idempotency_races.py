@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import timedelta
 
 import httpx
@@ -11,6 +12,7 @@ from sqlalchemy import func, select, text
 
 from howdah import Database, IdempotencyKeyInUse, delete_old_requests
 from howdah.idempotency import StoredAnswer, claim_request, store_answer
+from howdah.testing import _new_database, _with_database
 from howdah_tests.support.fastapi_apps import asgi_client, http_client
 from howdah_tests.support.idempotent_app import (
     COMMIT_LOCK,
@@ -29,8 +31,19 @@ STORED, STORED_LATER = "/notes", "/stored-later/notes"
 ANSWER = StoredAnswer(b"f", 201, [("a", "b")], b"body")
 
 
+@pytest.fixture(scope="module")
+def committed_url(postgres_url: str, template: str) -> Iterator[str]:
+    """One database for all tests, because a new one takes a second."""
+    with _new_database(postgres_url, template) as name:
+        yield _with_database(postgres_url, name)
+
+
 @pytest.fixture
 async def stored(committed_database: Database) -> Database:
+    """The database with new tables, and with no table, trigger or function of an earlier test."""
+    async with committed_database.begin() as session:
+        await session.execute(text("DROP SCHEMA public CASCADE"))
+        await session.execute(text("CREATE SCHEMA public"))
     await create_tables(committed_database)
     return committed_database
 
@@ -147,18 +160,22 @@ async def test_a_client_that_gives_up_before_the_commit_leaves_nothing_or_a_repl
     assert (await count_notes(stored), len(await read_stored(stored))) == (1, 1)
 
 
-async def test_two_processes_have_one_effect(stored: Database, committed_url: str) -> None:
-    async with run_in_process(committed_url) as (_, other), http_client(create_app(stored)) as client:
-        answers = await asyncio.gather(*(post(each) for each in [client, other] * 10))
+async def check_two_processes(database: Database, process: httpx.AsyncClient) -> None:
+    """Send the same request to this process and to the other one: it has one effect."""
+    async with http_client(create_app(database)) as own:
+        answers = await asyncio.gather(*(post(each) for each in [own, process] * 10))
     assert len({answer.content for answer in answers}) == 1
     assert sorted("idempotency-replayed" in answer.headers for answer in answers) == [False] + [True] * 19
-    assert await count_notes(stored) == 1
+    assert await count_notes(database) == 1
 
 
-async def kill_during_commit(database: Database, url: str) -> None:
+async def kill_during_commit(
+    database: Database, process: asyncio.subprocess.Process, client: httpx.AsyncClient
+) -> None:
     """Kill the process of the application in four COMMITs. Then two of them succeed, and two fail."""
     await wait_in_commit(database)
-    async with run_in_process(url) as (process, client), database.session() as blocker:
+    count = await count_notes(database)
+    async with database.session() as blocker:
         await blocker.execute(select(func.pg_advisory_xact_lock(COMMIT_LOCK)))
         requests = [asyncio.create_task(post(client, f"lost{path}", path, "lost")) for path in (STORED, STORED_LATER)]
         await until_waiting(database, 2)
@@ -173,18 +190,23 @@ async def kill_during_commit(database: Database, url: str) -> None:
             assert isinstance(outcome, httpx.HTTPError)
         for pid in lost:
             await kill(database, pid)
-    await until(lambda: has_notes(database, 2))
+    await until(lambda: has_notes(database, count + 2))
 
 
 async def has_notes(database: Database, count: int) -> bool:
     return await count_notes(database) == count
 
 
-async def test_a_process_that_is_killed_during_commit_has_stored_the_effect_and_the_response_or_neither(
+async def test_two_processes_have_one_effect_and_a_killed_one_has_stored_effect_and_response_or_neither(
     stored: Database, committed_url: str
 ) -> None:
-    """The control is a response that is stored after the commit, as in Redis. The retry then has a second effect."""
-    await kill_during_commit(stored, committed_url)
+    """The control is a response that is stored after the commit, as in Redis. The retry then has a second effect.
+
+    One test for both, because the start of a process takes a second.
+    """
+    async with run_in_process(committed_url) as (process, client):
+        await check_two_processes(stored, client)
+        await kill_during_commit(stored, process, client)
     async with asgi_client(create_app(stored)) as client:
         for path, replays, counts in ((STORED, ["kept"], (1, 1)), (STORED_LATER, [], (2, 1))):
             answers = {key: await post(client, f"{key}{path}", path, key) for key in ("kept", "lost")}

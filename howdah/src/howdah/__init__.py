@@ -7,7 +7,7 @@ from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
 from howdah._reads.sort_markers import Sort
 from howdah._types.times import INFINITY, MINUS_INFINITY
-from howdah._writes.results import InsertResult, MatchResult, UpsertResult
+from howdah._writes.results import InsertResult, MatchResult, RejectedRow, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer, CoalescerStatus
 from howdah.database import Database, IsolationLevel
@@ -53,7 +53,7 @@ from howdah.errors import (
 )
 from howdah.filters import Filters
 from howdah.idempotency import IdempotentRequest, StoredAnswer, claim_request, delete_old_requests, store_answer
-from howdah.locking import lock, lock_next
+from howdah.locking import lock, lock_next, lock_one
 from howdah.models import (
     NAMING_CONVENTION,
     AwareDateTime,
@@ -122,6 +122,7 @@ __all__ = [
     "PoolStatus",
     "QueueFull",
     "ReadOnly",
+    "RejectedRow",
     "SchemaChanged",
     "SerializationFailure",
     "ServerFault",
@@ -145,6 +146,7 @@ __all__ = [
     "delete_old_requests",
     "lock",
     "lock_next",
+    "lock_one",
     "paginate",
     "run_transaction",
     "savepoint",

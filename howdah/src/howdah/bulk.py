@@ -4,6 +4,20 @@ Every function runs in the session's transaction and never commits. If one row i
 the caller catches the error and continues. The error is that of the first rejected row; `row_index` is its position in
 the input, from 0. Deferred constraints are checked by COMMIT, and such an error has no `row_index`.
 
+With `max_rejected`, `insert_many` and `upsert_many` skip up to that many rejected rows, and write all others in the
+same transaction. `rejected` in the result has the position and the error of each skipped row. A row is rejected if
+PostgreSQL rejects it after the earlier accepted rows have been written. So of two rows with the same unique value the
+first is written. If more rows are rejected, the error of the next one is raised, and nothing is written. Memory use
+grows with the number of skipped rows, because an error has the statement and the values of its row. The search takes
+about 2 log2(n) statements for each rejected row, where n is the number of rows in its chunk.
+
+Only an `IntegrityViolation` or an `InvalidValue` is skipped, in a session of a `Database`. Any other error, such as a
+lock timeout, a conflict with another transaction, a lost connection, or an error that a trigger raises, is raised, and
+nothing is written. So is the error of a deferred constraint, by COMMIT. If a chunk has a rejected row, its rows are
+written in parts. A row that is valid only together with a later row can then be rejected. For an upsert, put parents
+before children. `insert_many` does so itself, but rows that refer to each other in a cycle can be rejected. The parts
+of an upsert lock existing rows in the order of the input, so two such upserts can deadlock.
+
 `chunk_size` is the number of rows that are held in memory and written together. The default is 20,000. For a list it is
 100,000, because its rows are in memory anyway.
 
@@ -58,7 +72,11 @@ from howdah._writes.inputs import (
 from howdah._writes.inserting import find_present_keys, insert_rows
 from howdah._writes.links import Pairs, find_link_table, get_association_table
 from howdah._writes.references import SelfReference, find_self_references
-from howdah._writes.rejected_rows import write_or_locate_rejected_row
+from howdah._writes.rejected_rows import (
+    RejectedRows,
+    write_and_skip_rejected_rows,
+    write_or_locate_rejected_row,
+)
 from howdah._writes.results import InsertResult, MatchResult, UpsertCounts, UpsertResult
 from howdah._writes.rows import (
     LIST_CHUNK_ROWS,
@@ -86,6 +104,7 @@ async def insert_many(
     *,
     chunk_size: int | None = None,
     keys: bool = True,
+    max_rejected: int = 0,
 ) -> InsertResult:
     """Insert the rows. If a row doesn't name an attribute, the default of Python or of the database applies.
 
@@ -102,6 +121,8 @@ async def insert_many(
 
     A row may refer to any other row of its chunk by a foreign key that the model declares. The order of these rows
     doesn't matter. A reference to a row of a later chunk raises `ForeignKeyViolation`.
+
+    Up to `max_rejected` rejected rows are skipped. The module's text says which errors these are.
     """
     if isinstance(model, QueryableAttribute):
         model = get_association_table(model)
@@ -113,17 +134,20 @@ async def insert_many(
     references = find_self_references(mapped)
     first = count = 0
     new_keys: list[Any] = []
-    # A single chunk needs no savepoint here, because its write opens one.
-    is_one_chunk = isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
+    rejected = RejectedRows(max_rejected)
+    # A single chunk needs no savepoint here, because its write opens one. With `max_rejected` it opens several.
+    is_one_chunk = not max_rejected and isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
     savepoint = nullcontext() if is_one_chunk else session.begin_nested()
     async with savepoint, aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
-            written = await _insert_chunk(session, mapped, chunk, references, first=first, keys=keys)
-            if written.count < len(chunk) and written.keys:  # a trigger has suppressed rows
+            skipped = len(rejected.rows)
+            written = await _insert_chunk(session, mapped, chunk, references, first=first, keys=keys, rejected=rejected)
+            accepted = len(chunk) - (len(rejected.rows) - skipped)
+            if written.count < accepted and written.keys:  # a trigger has suppressed rows
                 written = await find_present_keys(session, mapped, written.keys)
             new_keys += written.keys
             first, count = first + len(chunk), count + written.count
-    return InsertResult(count, new_keys)
+    return InsertResult(count, new_keys, rejected.in_input_order())
 
 
 async def _insert_chunk(
@@ -134,6 +158,7 @@ async def _insert_chunk(
     *,
     first: int,
     keys: bool,
+    rejected: RejectedRows,
 ) -> InsertedRows:
     """Insert the rows by COPY if that is possible and faster, otherwise by INSERT.
 
@@ -145,7 +170,7 @@ async def _insert_chunk(
         copy = await copy_rows(session, model, chunk, keys=keys)
         if copy.is_written:
             return copy.rows
-    return await insert_rows(session, model, chunk, references, first=first, keys=keys)
+    return await insert_rows(session, model, chunk, references, first=first, keys=keys, rejected=rejected)
 
 
 async def upsert_many(
@@ -156,6 +181,7 @@ async def upsert_many(
     on: ConflictOn | None = None,
     update: Sequence[str] | None = None,
     chunk_size: int | None = None,
+    max_rejected: int = 0,
 ) -> UpsertResult:
     """Insert the rows. If a row with the same `on` attributes exists, set the `update` attributes on it instead.
 
@@ -175,10 +201,12 @@ async def upsert_many(
 
     In a view, and before PostgreSQL 18 in a partitioned table, one statement locks the existing rows and another one
     updates them. BEFORE INSERT triggers can then run twice.
+
+    Up to `max_rejected` rejected rows are skipped. The module's text says which errors these are.
     """
     names, version = get_key_names(model), get_version_name(model)
     target = check_upsert(model, on, update)
-    count, total = 0, UpsertCounts()
+    count, total, rejected = 0, UpsertCounts(), RejectedRows(max_rejected)
     async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
         async for chunk in chunks:
             values = normalize_rows(model, chunk, first=count)
@@ -192,11 +220,15 @@ async def upsert_many(
             upsert = Upsert(session, model, target, update_names, returns_keys=has_objects(session, model))
             positions = range(count, count + len(values))
             with explain_missing_index(model, target):
-                counts = await write_or_locate_rejected_row(session, values, upsert.write, positions)
+                if max_rejected:
+                    parts = await write_and_skip_rejected_rows(session, values, upsert.write, positions, rejected)
+                    counts = sum((each for _, each in parts), UpsertCounts())
+                else:
+                    counts = await write_or_locate_rejected_row(session, values, upsert.write, positions)
             await refresh_objects(session, model, counts.changed_keys)
             total, count = total + counts, count + len(values)
-    unchanged = count - total.created - total.updated - total.suppressed
-    return UpsertResult(total.created, total.updated, unchanged, total.suppressed)
+    unchanged = count - total.created - total.updated - total.suppressed - len(rejected.rows)
+    return UpsertResult(total.created, total.updated, unchanged, total.suppressed, rejected.in_input_order())
 
 
 async def link(session: AsyncSession, relationship: QueryableAttribute[Any], pairs: Pairs) -> int:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import CTE, Column, ColumnElement, Select, func, inspect, select
+from sqlalchemy import CTE, Column, ColumnClause, ColumnElement, Select, TextClause, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapper
 from sqlalchemy.orm.interfaces import CriteriaOption
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.sql.visitors import iterate
 
@@ -23,6 +24,7 @@ from howdah._keys import (
     has_exact_keys,
     has_key_in,
     join_requested_keys,
+    normalize_key,
     normalize_keys,
 )
 from howdah._sqlalchemy import has_limit, options_of, order_by_of, without_options
@@ -81,6 +83,46 @@ async def lock(
     return {get_key(instance): instance for instance in objects}
 
 
+async def lock_one(
+    session: AsyncSession,
+    model: type[ModelT],
+    id: Any,
+    *,
+    where: ColumnElement[bool] | None = None,
+    nowait: bool = False,
+) -> ModelT:
+    """Lock the row with this key `FOR UPDATE` until the transaction ends, and return its refreshed object.
+
+    With `where`, the row must also meet this criterion, after the lock was acquired: a row that another transaction has
+    changed meanwhile is checked again. So a criterion that decides who may change a row is never checked on an old row.
+    A row that doesn't meet it isn't locked. If the criterion reads other rows (a subquery, a function), a second
+    statement checks it after the lock. The other rows aren't locked.
+
+    Pending changes are flushed first. Raises `NotFound` if there is no such row or if it doesn't meet `where`. Raises
+    `LockTimeout` like `lock`. To lock several rows, use `lock`: two calls can deadlock.
+    """
+    key = normalize_key(model, id)
+    if where is None:
+        return next(iter((await lock(session, model, [key], nowait=nowait)).values()))
+    await session.flush()
+    values = key if isinstance(key, tuple) else (key,)
+    same_key = [column == value for column, value in zip(get_key_attributes(model), values, strict=True)]
+    is_checked_by_lock = depends_on_own_row_only(inspect(model)) and _reads_own_columns_only(model, where)
+    if is_checked_by_lock:
+        reading = _add_for_update(model, _select_refreshed(model), nowait=nowait, skip_locked=False)
+    else:
+        keys = select(*get_key_attributes(model)).where(*same_key, where)
+        if (await session.execute(_lock_select(model, keys, nowait))).first() is None:
+            raise NotFound(model, [id])
+        if not depends_on_own_row_only(inspect(model)):
+            await lock(session, model, [key], nowait=nowait)  # locks the tables of subclasses, too
+        reading = _select_refreshed(model)
+    found: ModelT | None = (await session.scalars(reading.where(*same_key, where))).unique().one_or_none()
+    if found is None:
+        raise NotFound(model, [id])
+    return found
+
+
 async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -> list[Any]:
     """Lock at most `limit` rows of a `select(Model)` that no other transaction has locked, and return the objects.
 
@@ -117,6 +159,20 @@ async def lock_next(session: AsyncSession, statement: Select[Any], limit: int) -
     reading = _select_refreshed(entity).options(*options_of(statement)).where(has_key_in(entity, locked))
     found = {get_key(instance): instance for instance in (await session.scalars(reading)).unique()}
     return [found[key] for key in locked if key in found]
+
+
+def _reads_own_columns_only(model: type[Any], criterion: ColumnElement[bool]) -> bool:
+    """Whether the criterion is a comparison of columns of the locked row: no subquery, function, text or other table.
+
+    After the wait for a lock, PostgreSQL checks such a criterion again on the changed row.
+    """
+    tables = inspect(model).tables
+    for part in iterate(criterion):
+        if isinstance(part, SelectBase | FunctionElement | TextClause):
+            return False
+        if isinstance(part, ColumnClause) and part.table not in tables:
+            return False
+    return True
 
 
 def _get_lockable_entity(statement: Select[Any]) -> Any:

@@ -33,7 +33,7 @@ from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah._writes.rows import reject_unknown_names
 from howdah._writes.single_row import check_unique_attributes, insert_or_find, upsert_row
 from howdah.errors import MultipleRowsFound, NotFound
-from howdah.locking import lock, lock_next
+from howdah.locking import lock, lock_next, lock_one
 from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
@@ -240,9 +240,13 @@ class AsyncRepository(Generic[ModelT]):
         await load_relationships(self.session, instance, load)
         return instance, is_new
 
-    async def create_many(self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True) -> InsertResult:
+    async def create_many(
+        self, rows: bulk.Rows, *, chunk_size: int | None = None, keys: bool = True, max_rejected: int = 0
+    ) -> InsertResult:
         """Insert mappings, Pydantic models, dataclasses or mapped objects; see `howdah.bulk.insert_many`."""
-        return await bulk.insert_many(self.session, self.model, rows, chunk_size=chunk_size, keys=keys)
+        return await bulk.insert_many(
+            self.session, self.model, rows, chunk_size=chunk_size, keys=keys, max_rejected=max_rejected
+        )
 
     async def update(self, instance: ModelT, *, load: LoadOptions = (), **values: Any) -> ModelT:
         """Set attributes of the object and flush. `load` works as in `create`.
@@ -293,9 +297,12 @@ class AsyncRepository(Generic[ModelT]):
         on: ConflictOn | None = None,
         update: Sequence[str] | None = None,
         chunk_size: int | None = None,
+        max_rejected: int = 0,
     ) -> UpsertResult:
         """Insert rows, or update the existing ones; see `howdah.bulk.upsert_many`."""
-        return await bulk.upsert_many(self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size)
+        return await bulk.upsert_many(
+            self.session, self.model, rows, on=on, update=update, chunk_size=chunk_size, max_rejected=max_rejected
+        )
 
     async def delete(self, instance: ModelT) -> None:
         """Delete the object's row and flush.
@@ -318,6 +325,10 @@ class AsyncRepository(Generic[ModelT]):
     async def lock(self, ids: Iterable[Any], *, nowait: bool = False, skip_locked: bool = False) -> dict[Any, ModelT]:
         """Lock the rows in key order and refresh the objects; see `howdah.locking.lock`."""
         return await lock(self.session, self.model, ids, nowait=nowait, skip_locked=skip_locked)
+
+    async def lock_one(self, id: Any, *, where: ColumnElement[bool] | None = None, nowait: bool = False) -> ModelT:
+        """Lock one row and refresh its object, if the row meets the criterion; see `howdah.lock_one`."""
+        return await lock_one(self.session, self.model, id, where=where, nowait=nowait)
 
     async def lock_next(self, limit: int, statement: Select[Any] | None = None) -> Sequence[ModelT]:
         """Lock at most `limit` rows that nobody has locked, in the order of the statement; see `howdah.lock_next`."""

@@ -49,8 +49,7 @@ from howdah.pagination import get_entity, paginate_as, with_total_order
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 ViewerT = TypeVar("ViewerT", default=Any)
 
-# A key, and the values of the viewer, or None if the view has no viewer.
-_Request: TypeAlias = tuple[Any, tuple[Any, ...] | None]
+_Request: TypeAlias = tuple[Any, tuple[Any, ...] | None]  # a key, and the values of the viewer if the view has one
 
 
 class JsonView(Generic[ModelT, ViewerT]):
@@ -61,10 +60,9 @@ class JsonView(Generic[ModelT, ViewerT]):
 
     If the schema can parse the bytes, it returns an object that is equal to `schema.model_validate(row)`. The keys,
     their order and the texts are those of the schema's own JSON, with three exceptions. A duration is written in days
-    and seconds. A decimal never has an exponent. A float that is infinite or not a number is a text.
-
-    Code that runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their
-    values. The constructor then raises `ViewCompileError` with the field and the reason.
+    and seconds. A decimal never has an exponent. A float that is infinite or not a number is a text. Code that
+    runs in Python can't be rendered: validators, serializers, computed fields, and types that convert their values. The
+    constructor then raises `ViewCompileError` with the field and the reason.
 
     A relationship has the rows that SQLAlchemy would load, each once. A field must be Optional if its expression can be
     NULL, or if its related row may not exist. Only a foreign key with NOT NULL columns guarantees that the row exists.
@@ -72,7 +70,6 @@ class JsonView(Generic[ModelT, ViewerT]):
     as they are.
 
     A view makes no objects. Events of SQLAlchemy's `Session` (`do_orm_execute`, `after_begin`) run only for `stream`.
-
     `where` has row filters by class. They apply to every read of the view, for the model and for each nested class:
 
         JsonView(User, UserOut, where={Order: lambda order: order.deleted_at.is_(None)})
@@ -107,10 +104,8 @@ class JsonView(Generic[ModelT, ViewerT]):
         self._row_filters = RowFilters(where or {})
         self._viewer: ViewerAttributes | None = self._row_filters.viewer
         self._body, criteria = self._render(None)
-        is_hidden_from_some = self._viewer is not None and bool(criteria)
-        self.body: Final[ColumnElement[bytes]] = (
-            case((and_(*criteria), self._body)) if is_hidden_from_some else self._body
-        )
+        is_hidden = self._viewer is not None and bool(criteria)  # from some viewers
+        self.body: Final[ColumnElement[bytes]] = case((and_(*criteria), self._body)) if is_hidden else self._body
         """The expression of a row's JSON as bytes, for use in your own `select()`.
 
         If the view has a viewer, the statement needs `parameters(viewer)`; without them SQLAlchemy raises an error. The
@@ -118,6 +113,12 @@ class JsonView(Generic[ModelT, ViewerT]):
         """
         self.criteria: Final[Sequence[ColumnElement[bool]]] = criteria
         """The row filters of the model. Add them to a `select()` that uses `body`. They need `parameters`, too."""
+
+    def criterion_for(self, viewer: ViewerT) -> ColumnElement[bool]:
+        """The row filters of the model with this viewer's values, for `where` of `lock_one`. Errors as `parameters`."""
+        if self._viewer is None:
+            raise TypeError("this view has no viewer: use and_(*view.criteria)")
+        return self._row_filters.bind(self.model, viewer)
 
     def parameters(self, viewer: ViewerT) -> dict[str, Any]:
         """The parameters of a statement that uses `body` and `criteria`: the values of this viewer.

@@ -239,7 +239,7 @@ async def test_without_the_precondition_the_later_change_undoes_the_earlier(
         async with stored.begin() as session:
             users = UserRepository(session)
             values: dict[str, Any] = {"name": name, "country": country} | change
-            await users.update((await users.lock([user_id]))[user_id], **values)
+            await users.update(await users.lock_one(user_id), **values)
     user = (await client.get(f"/users/{user_id}")).json()
     assert (user["name"], user["country"]) == ("Ada", "Spain")  # Grace is lost
 

@@ -14,12 +14,19 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import BinaryExpression, BindParameter, ColumnElement, inspect, literal, select
+from sqlalchemy import BinaryExpression, BindParameter, ColumnElement, and_, inspect, literal, select, true
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import visitors
 
-from howdah._reads.viewers import Viewer, ViewerAttributes, ViewerColumns, ViewerParameter
+from howdah._reads.viewers import (
+    Viewer,
+    ViewerAttributes,
+    ViewerColumn,
+    ViewerColumns,
+    ViewerParameter,
+    ViewerValue,
+)
 from howdah.errors import ViewCompileError
 
 RowFilter = Callable[[Any], ColumnElement[bool]]
@@ -58,10 +65,23 @@ class RowFilters:
 
         The viewer's values are parameters. With `columns` they are columns of the table of requested keys.
         """
+        return self._get(entity, columns, ViewerParameter if columns is None else ViewerColumn)
+
+    def bind(self, entity: Any, viewer: Any) -> ColumnElement[bool]:
+        """The criteria, with the values of this viewer. Raises the errors of `ViewerAttributes.read`."""
+        assert self.viewer is not None
+        values = self.viewer.read(viewer)
+        criterion = and_(true(), *self._get(entity, None, ViewerValue))
+        self.viewer.set_values(criterion, values)
+        return criterion
+
+    def _get(
+        self, entity: Any, columns: ViewerColumns | None, element: type[ViewerParameter]
+    ) -> list[ColumnElement[bool]]:
         mapper, criteria = inspect(entity).mapper, []
         for model in self._where:
             if mapper.isa(inspect(model)):
-                criterion = self._evaluate(model, entity, columns)
+                criterion = self._evaluate(model, entity, element)
                 criteria.append(criterion if self.viewer is None else self.viewer.finish(criterion, columns))
             elif inspect(model).isa(mapper):
                 # The filter of a subclass can't apply to rows that are read as the base class.
@@ -73,17 +93,17 @@ class RowFilters:
 
     def _evaluate_first(self, model: type[Any], entity: Any) -> Any:
         """The criterion, for the checks. The viewer's attributes in it are collected."""
-        criterion = self._evaluate(model, entity, None)
+        criterion = self._evaluate(model, entity, ViewerParameter)
         if self.viewer is None or not isinstance(criterion, ColumnElement):
             return criterion
         self.viewer.collect(criterion, f"where[{model.__name__}]")
         return self.viewer.finish(criterion, None)
 
-    def _evaluate(self, model: type[Any], entity: Any, columns: ViewerColumns | None) -> Any:
+    def _evaluate(self, model: type[Any], entity: Any, element: type[ViewerParameter]) -> Any:
         row_filter: Any = self._where[model]
         if not self._needs_viewer[model]:
             return row_filter(entity)
-        criterion = row_filter(entity, Viewer(columns))
+        criterion = row_filter(entity, Viewer(element))
         # `viewer.is_admin` alone is a criterion
         return criterion.__clause_element__() if hasattr(criterion, "__clause_element__") else criterion
 

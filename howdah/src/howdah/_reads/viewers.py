@@ -54,25 +54,25 @@ _PATTERNS: Final = frozenset({operators.like_op, operators.not_like_op, operator
 class Viewer:
     """The viewer that a row filter is called with. Its attributes stand for values that a later read passes."""
 
-    def __init__(self, columns: ViewerColumns | None = None) -> None:
-        self._columns = columns
+    def __init__(self, element: type[ViewerParameter]) -> None:
+        self._element = element
 
     def __getattr__(self, name: str) -> ViewerAttribute:
         if name.startswith("_"):
             raise AttributeError(f"viewer.{name} can't be used in a row filter: its name begins with an underscore")
-        return ViewerAttribute(name, self._columns)
+        return ViewerAttribute(name, self._element)
 
 
 class ViewerAttribute(ColumnOperators):
     """`viewer.user_id` in a row filter: an SQL expression, which has no value yet."""
 
-    __slots__ = ("_columns", "_name")
+    __slots__ = ("_element", "_name")
 
-    def __init__(self, name: str, columns: ViewerColumns | None) -> None:
-        self._name, self._columns = name, columns
+    def __init__(self, name: str, element: type[ViewerParameter]) -> None:
+        self._name, self._element = name, element
 
     def __clause_element__(self) -> ViewerParameter:
-        return ViewerParameter(self._name) if self._columns is None else ViewerColumn(self._name)
+        return self._element(self._name)
 
     def operate(self, op: Any, *other: Any, **options: Any) -> Any:
         return op(self.__clause_element__(), *other, **options)
@@ -105,6 +105,16 @@ class ViewerParameter(BindParameter[Any]):
 
     def __init__(self, attribute: str) -> None:
         super().__init__(_PREFIX + attribute, type_=NullType(), required=True)
+        self.attribute = attribute
+
+
+class ViewerValue(ViewerParameter):
+    """The value of an attribute, as a parameter that has its value. A statement may have those of several viewers."""
+
+    inherit_cache = True
+
+    def __init__(self, attribute: str) -> None:
+        BindParameter.__init__(self, _PREFIX + attribute, None, type_=NullType(), unique=True)
         self.attribute = attribute
 
 
@@ -222,6 +232,13 @@ class ViewerAttributes:
             _PREFIX + name: [*value] if kind.is_list and value is not None else value
             for (name, kind), value in zip(self._types.items(), values, strict=True)
         }
+
+    def set_values(self, criterion: Any, values: Sequence[Any]) -> None:
+        """Set the values of one viewer, from the result of `read`, in a criterion of `ViewerValue`s."""
+        parameters = self.bind(values)
+        for part in visitors.iterate(criterion):
+            if isinstance(part, ViewerValue):
+                part.value = parameters[_PREFIX + part.attribute]
 
     def columns(self, table: str) -> ViewerColumns:
         return ViewerColumns(self._types, table)

@@ -48,8 +48,14 @@ from howdah._writes.columns import (
 )
 from howdah._writes.copy_encoding import unwrap_type
 from howdah._writes.references import SelfReference, order_parents_first
-from howdah._writes.rejected_rows import is_row_error, write_or_locate_rejected_row
+from howdah._writes.rejected_rows import (
+    RejectedRows,
+    is_row_error,
+    write_and_skip_rejected_rows,
+    write_or_locate_rejected_row,
+)
 from howdah._writes.rows import InsertedRows, normalize_rows
+from howdah.errors import InvalidValue
 
 # Only these types are sent as arrays: `unnest` would split an array of composites into columns, and the driver may not
 # know the array of another type.
@@ -67,10 +73,12 @@ async def insert_rows(
     *,
     first: int,
     keys: bool,
+    rejected: RejectedRows,
 ) -> InsertedRows:
     """Insert the rows of a chunk. The result has keys only if `keys` is true.
 
     `references` are the model's foreign keys to itself. `first` is the position of the chunk's first row in the input.
+    Rows that are skipped are added to `rejected`. If its limit isn't 0, call this in a savepoint.
     """
     rows = normalize_rows(model, chunk, first=first)
     new = generate_keys(model, {name: [row.get(name) for row in rows] for name in get_key_names(model)}, len(rows))
@@ -84,13 +92,44 @@ async def insert_rows(
     order = order_parents_first(references, complete) if references else range(len(rows))
     items = [complete[position] for position in order]
     write = partial(_insert, session, model, statement)
-    count, returned = await _write_or_locate(session, items, write, [first + position for position in order])
+    positions = [first + position for position in order]
+    if rejected.limit:
+
+        async def write_with_keys(part: Sequence[Mapping[str, Any]]) -> InsertedRows:
+            count, returned = await write(part)
+            return InsertedRows(count, _collect_keys(model, part, returned, has_all_keys) if keys else ())
+
+        return _join(await write_and_skip_rejected_rows(session, items, write_with_keys, positions, rejected))
+    count, returned = await _write_or_locate(session, items, write, positions)
     if has_all_keys:
         return InsertedRows(count, extract_keys(model, new, first=first) if keys else ())
     if count < len(rows):  # a trigger has suppressed some
         return InsertedRows(count, [build_key(row) for row in returned])
     in_input_order = sorted(zip(order, returned, strict=True), key=itemgetter(0))
     return InsertedRows(count, [build_key(row) for _, row in in_input_order])
+
+
+def _collect_keys(
+    model: type[Any], rows: Sequence[Mapping[str, Any]], returned: Sequence[Row[Any]], has_all_keys: bool
+) -> Sequence[Any]:
+    """The keys that the rows name, or those that the database has generated and returned."""
+    if not has_all_keys:
+        return [build_key(row) for row in returned]
+    try:
+        return extract_keys(model, {name: [row[name] for row in rows] for name in get_key_names(model)})
+    except InvalidValue as error:
+        error.__notes__.clear()  # the position among these rows isn't that in the input
+        raise
+
+
+def _join(parts: Sequence[tuple[Sequence[int], InsertedRows]]) -> InsertedRows:
+    """Join the results of parts, which have the positions of their rows. The keys are in the order of the input."""
+    count = sum(written.count for _, written in parts)
+    keys = [key for _, written in parts for key in written.keys]
+    positions = [position for each, _ in parts for position in each]
+    if len(keys) == len(positions):  # otherwise no keys were requested, or a trigger has suppressed rows
+        keys = [key for _, key in sorted(zip(positions, keys, strict=True), key=itemgetter(0))]
+    return InsertedRows(count, keys)
 
 
 async def find_present_keys(session: AsyncSession, model: type[Any], keys: Sequence[Any]) -> InsertedRows:

@@ -21,7 +21,7 @@ from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
 from howdah.fastapi.jobs import Job
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
-from howdah.fastapi.line_results import answer_batches, answer_lines
+from howdah.fastapi.line_results import answer_batches, answer_lines, describe_rejected_row
 from howdah.fastapi.ndjson import (
     MAX_LINE_BYTES,
     BodyRows,
@@ -119,6 +119,7 @@ __all__ = [
     "database_from_state",
     "describe_export",
     "describe_problems",
+    "describe_rejected_row",
     "describe_rows_body",
     "error_response",
     "export_response",

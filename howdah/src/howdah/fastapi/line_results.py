@@ -11,8 +11,10 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from howdah import RejectedRow
 from howdah.fastapi.exports import NDJSON, encode_line
 from howdah.fastapi.ndjson import InvalidLine, parse_line, read_lines
+from howdah.fastapi.problem import describe_error
 
 BATCH_LINES: Final = 500
 """The number of lines in a batch, if `batch_lines` isn't set."""
@@ -30,6 +32,14 @@ Batch: TypeAlias = Mapping[int, RowT | InvalidLine]
 def describe_invalid_line(reason: str) -> dict[str, Any]:
     """The result line of an invalid line, if `invalid` isn't set."""
     return {"outcome": "invalid", "detail": reason}
+
+
+def describe_rejected_row(row: RejectedRow) -> dict[str, Any]:
+    """The members of the line of a row that `create_many` or `upsert_many` has skipped.
+
+    `type` is that of the problem details for this error. The members contain no values of the row.
+    """
+    return {"outcome": "rejected", **describe_error(row.error)}
 
 
 def keep_result(result: Any) -> Mapping[str, Any]:
@@ -55,7 +65,9 @@ async def answer_lines(
 
     Memory use is constant. The response starts when the last line has been processed, because a client may send its
     whole body before it reads the response. If `process` fails, the response is that error, and the batches before it
-    stay committed. So a client must be able to send all lines again, for example with a key on each line.
+    stay committed. So that a rejected row doesn't make it fail, write with `max_rejected=len(rows)`, and use
+    `describe_rejected_row`. The import can still fail, so a client must be able to send all lines again, for example
+    with a key on each line.
     """
     batches = _read_batches(request, model, batch_lines)
     return await answer_batches(batches, process, serialize=serialize, invalid=invalid)

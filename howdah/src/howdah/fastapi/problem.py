@@ -134,6 +134,12 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
     )
 
 
+def describe_error(error: errors.HowdahError) -> dict[str, Any]:
+    """The members `type`, `detail` and `constraint` of the problem details for this error."""
+    code = to_problem_code(type(error).__name__)
+    return {"type": f"urn:howdah:problem:{code}", "detail": _describe_for_client(error), **_get_members(error)}
+
+
 def _describe_for_client(error: Exception) -> str | None:
     """The text for the client. It never contains a statement or a row's values."""
     if isinstance(error, errors.IntegrityViolation):

@@ -69,7 +69,7 @@ async def change_account(
     `AccountUnchangeable`.
     """
     accounts = AccountRepository(db)
-    account = (await accounts.lock([account_id]))[account_id]
+    account = await accounts.lock_one(account_id)
     precondition(account)
     values = change.model_dump(exclude_unset=True)
     if "metadata" in values:

@@ -75,7 +75,7 @@ async def change_user(
 ) -> User:
     """Change the fields that the body has. `If-Match` must have the user's current `ETag`."""
     users = UserRepository(db)
-    user = (await users.lock([user_id]))[user_id]
+    user = await users.lock_one(user_id)
     if_match.check(user.version)
     await users.update(user, **body.model_dump(exclude_unset=True))
     response.headers["ETag"] = make_etag(user.version)
@@ -86,6 +86,6 @@ async def change_user(
 async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)
-    user = (await users.lock([user_id]))[user_id]
+    user = await users.lock_one(user_id)
     if_match.check(user.version)
     await users.delete(user)
