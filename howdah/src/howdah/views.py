@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, overload
 
 from pydantic import BaseModel
-from sqlalchemy import LargeBinary, Select, Text, and_, case, cast, func, inspect, literal_column, null, select
+from sqlalchemy import LargeBinary, Select, Text, and_, case, cast, func, literal_column, null, select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
@@ -36,7 +36,7 @@ from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
-from howdah._reads.unsupported_parts import reject_unsupported_parts
+from howdah._reads.unsupported_parts import reject_unordered_model, reject_unsupported_parts
 from howdah._reads.viewers import ViewerAttributes, ViewerColumns
 from howdah._scoped_coalescing import Scope, ScopedCoalescers
 from howdah._sqlalchemy import has_distinct, order_by_of
@@ -356,11 +356,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
 
     def _build_list_query(self, statement: Select[Any] | None) -> Select[Any]:
         """The statement with the row filters; without a statement, a SELECT of all rows."""
-        if inspect(self._view.model).concrete:
-            raise ValueError(
-                f"a view can't order the rows of {self._view.model.__name__}, which are read from a union of tables: "
-                "read them by key, or page and stream them with a repository"
-            )
+        reject_unordered_model(self._view.model)
         if statement is None:
             return select(self._view.model).where(*self._view.criteria)
         if get_entity(statement) is not self._view.model:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select
+from sqlalchemy import Select, inspect
 
 from howdah._sqlalchemy import has_for_update, options_of
+
+
+def reject_unordered_model(model: type[Any]) -> None:
+    """Raise `ValueError` for a class whose rows a view can't order."""
+    if inspect(model).concrete:
+        raise ValueError(
+            f"a view can't order the rows of {model.__name__}, which are read from a union of tables: "
+            "read them by key, or page and stream them with a repository"
+        )
 
 
 def reject_unsupported_parts(statement: Select[Any]) -> None:
