@@ -26,7 +26,7 @@ from howdah.fastapi import (
     json_response,
     session_dependency,
 )
-from howdah.testing.clients import open_client
+from howdah.testing import open_client
 from howdah_tests.support.sample_models import User
 from howdah_tests.support.sample_rows import user_rows
 

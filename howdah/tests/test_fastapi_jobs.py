@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from howdah import Database
 from howdah.fastapi import Job, Resource, configure_app, jobs
-from howdah.testing.clients import open_client
+from howdah.testing import open_client
 
 SHORT = timedelta(milliseconds=5)
 

@@ -23,7 +23,7 @@ from howdah import Coalescer, Database, JsonView, JsonViewReader, Unavailable, U
 from howdah.fastapi import Resource, configure_app
 from howdah.logs import format_exception
 from howdah.metrics import BatchCollector, PoolCollector
-from howdah.testing.clients import open_client
+from howdah.testing import open_client
 from howdah_tests.support.sample_models import User
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"

@@ -30,7 +30,8 @@ Fixtures. Override any of them:
 - `committed_client`: the same on `committed_database`, for example for tests of concurrent requests.
 - `databases`: override it if `app` has further databases. It returns a `Database` for each name.
 
-`assert_statements` checks the number of statements. `assert_indexed` checks that indexes support declared filters.
+`open_client` opens a client like `client`, for a second application in a test. `assert_statements` checks the number of
+statements. `assert_indexed` checks that indexes support declared filters.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ __all__ = [
     "database_url",
     "databases",
     "migrate",
+    "open_client",
     "postgres_url",
     "session",
     "template",

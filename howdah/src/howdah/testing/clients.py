@@ -21,7 +21,7 @@ _MAX_WAIT_SECONDS: Final = 40.0
 
 @asynccontextmanager
 async def open_client(
-    app: FastAPI, databases: Mapping[str, Database], *, is_serial: bool
+    app: FastAPI, databases: Mapping[str, Database], *, is_serial: bool = False
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which uses these databases ("main", and further ones by name).
 
