@@ -86,7 +86,7 @@ def test_an_unreachable_database_is_reported_in_one_line(
 def test_serve_reports_an_unreachable_database_in_one_line() -> None:
     finished = shop_process("serve", "--port", "0", DATABASE_URL=NOWHERE)
     assert finished.returncode == 1
-    assert finished.stderr.splitlines()[0] == "database: shop on 127.0.0.1:1"
+    assert finished.stdout.splitlines() == ["database: shop on 127.0.0.1:1"]
     assert finished.stderr.splitlines()[-1].startswith("the database can't be reached: ")
     assert "Traceback" not in finished.stderr
     assert "secret" not in finished.stderr

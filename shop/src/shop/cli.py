@@ -57,7 +57,8 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
     with suppress(KeyboardInterrupt), _bind(address, port) as bound_socket, open_location(settings) as location:
-        report_location(settings)
+        # on standard output, because standard error has the log, whose lines may be JSON
+        report_location(settings, lambda line: _out.print(line, highlight=False))
         migrations.upgrade(location.url)
         schema.verify_schema(location.url)
         config = uvicorn.Config(
