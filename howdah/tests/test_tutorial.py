@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 
 import pytest
@@ -11,6 +12,7 @@ from howdah_tests.support.tutorial import TUTORIAL, follow, read_steps
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the tutorial sends its requests with curl")
 def test_the_tutorial_works_as_printed() -> None:
     """The commands of its last section, about `howdah new`, are in `test_scaffold`."""
     page, last_section, _ = TUTORIAL.read_text().partition("## 6. Create a service with one command")

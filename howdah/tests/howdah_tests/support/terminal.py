@@ -109,7 +109,8 @@ class Terminal:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
             except OSError:
-                log = (self.home / "server.log").read_text()
+                file = self.home / "server.log"  # the shell may not have created it yet
+                log = file.read_text() if file.exists() else ""
                 assert psutil.pid_exists(self._server), f"$ {command}\n{log}"
                 assert time.monotonic() < deadline, f"$ {command}\n{log}"
                 time.sleep(0.05)
