@@ -372,7 +372,7 @@ async def test_the_error_of_an_application_without_a_database_says_what_to_do() 
 
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
-        with pytest.raises(RuntimeError, match="lifespan must yield"):
+        with pytest.raises(RuntimeError, match=r"call configure_app\(app, database=...\)"):
             await client.get("/")
 
 
