@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from random import Random
 from typing import Any, Final, TypeVar, overload
 
 from howdah.database import Database
@@ -25,6 +25,9 @@ _FIRST_RETRY_SECONDS: Final = 60.0
 # A cancelled transaction is rolled back within milliseconds. A job that catches its cancellation must not block the
 # shutdown, because the service manager would kill the process.
 _MAX_SHUTDOWN_SECONDS: Final = 5.0
+
+# Not the generator of the module `random`, whose state belongs to the application.
+_random: Final = Random()  # noqa: S311
 
 _log = logging.getLogger("howdah.jobs")
 
@@ -112,7 +115,7 @@ class JobRunner:
 
     async def run(self) -> None:
         every = self._job.every.total_seconds()
-        await asyncio.sleep(min(every * _JITTER, _MAX_FIRST_DELAY_SECONDS) * random.random())  # noqa: S311
+        await asyncio.sleep(min(every * _JITTER, _MAX_FIRST_DELAY_SECONDS) * _random.random())
         while True:
             await self._run_once()
             if self._is_stopping:  # the work has caught its cancellation
@@ -140,7 +143,7 @@ class JobRunner:
         """The seconds until the next run."""
         if self._consecutive_failures:
             every = min(every, _FIRST_RETRY_SECONDS * 2 ** min(self._consecutive_failures - 1, 20))
-        return every * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        return every * _random.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 def build_runners(
